@@ -1,0 +1,289 @@
+//! Owns what a message is: its content, its limits, its bytes and its digest.
+//!
+//! A [`Message`] is exactly what the sender decided. It cannot be built from unchecked input: either
+//! [`Message::new`] checked a client's draft against the limits, or [`Message::decode`] read content that
+//! some node had checked before. After that nobody checks again. Nothing a server adds is part of it.
+//!
+//! Content bytes, version 1, big-endian:
+//! `version u8 = 1 | id 16 | has timestamp u8 | timestamp u64 (if it has) | sender length u16, sender |
+//! recipient length u16, recipient | text (the rest)`. A message is encoded in the oldest version that can
+//! express it and digested as received, so these bytes never change for a given message.
+
+use std::fmt;
+
+use uuid::Uuid;
+
+/// Text is 1 to this many bytes of UTF-8; longer text is refused with the field's name.
+pub const TEXT_BYTES_MAX: usize = 16_384;
+/// Sender and recipient are 1 to this many Unicode scalar values; longer names are refused.
+pub const NAME_CHARS_MAX: usize = 64;
+/// 9999-12-31T23:59:59Z, in seconds. Anything larger is refused: it is nearly always milliseconds.
+pub const TIMESTAMP_MAX: u64 = 253_402_300_799;
+/// The newest content version this program can read. Newer content is kept and passed on, not shown.
+pub const CONTENT_VERSION: u8 = 1;
+
+/// What a sender wrote, not yet checked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Draft {
+    /// Chosen by the first program that touched the message.
+    pub id: Uuid,
+    /// Who says it.
+    pub sender: String,
+    /// Whom it is for; by convention `#name` is a room.
+    pub recipient: String,
+    /// What is said.
+    pub text: String,
+    /// Whole Unix seconds, only if the sender gave them.
+    pub timestamp: Option<u64>,
+}
+
+/// A checked message. Not a place in a log: the same message may stand in several.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Message(Draft);
+
+/// Why a draft is not a message.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("`{field}` {why}")]
+pub struct Invalid {
+    /// The field that is wrong.
+    pub field: &'static str,
+    /// What is wrong with it, as the rest of a sentence.
+    pub why: String,
+}
+
+/// Why content bytes cannot be shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Unreadable {
+    /// Written by a newer ChatChain.
+    #[error("content version {0} is newer than this program")]
+    Version(u8),
+    /// Not the layout its version promises.
+    #[error("content does not have the layout of its version")]
+    Layout,
+}
+
+/// BLAKE3 of the content bytes. Together with the id it is a message's identity.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Digest(pub [u8; 32]);
+
+impl Digest {
+    /// The digest of these content bytes.
+    pub fn of(content: &[u8]) -> Self {
+        Digest(*blake3::hash(content).as_bytes())
+    }
+}
+
+impl fmt::Debug for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", blake3::Hash::from(self.0).to_hex())
+    }
+}
+
+impl Message {
+    /// Checks a draft against the limits.
+    pub fn new(draft: Draft) -> Result<Self, Invalid> {
+        check_name("sender", &draft.sender)?;
+        check_name("recipient", &draft.recipient)?;
+        check_text(&draft.text)?;
+        if let Some(timestamp) = draft.timestamp {
+            check_timestamp(timestamp)?;
+        }
+        Ok(Message(draft))
+    }
+
+    /// The checked fields.
+    pub fn fields(&self) -> &Draft {
+        &self.0
+    }
+
+    /// Gives the fields away.
+    pub fn into_fields(self) -> Draft {
+        self.0
+    }
+
+    /// The content bytes.
+    pub fn encode(&self) -> Vec<u8> {
+        let Draft { id, sender, recipient, text, timestamp } = &self.0;
+        let mut out = Vec::with_capacity(32 + sender.len() + recipient.len() + text.len());
+        out.push(1);
+        out.extend_from_slice(id.as_bytes());
+        out.push(u8::from(timestamp.is_some()));
+        if let Some(timestamp) = timestamp {
+            out.extend_from_slice(&timestamp.to_be_bytes());
+        }
+        for name in [sender, recipient] {
+            let len = u16::try_from(name.len()).expect("a checked name has at most 64 characters");
+            out.extend_from_slice(&len.to_be_bytes());
+            out.extend_from_slice(name.as_bytes());
+        }
+        out.extend_from_slice(text.as_bytes());
+        out
+    }
+
+    /// Reads content bytes. Limits are not asked again: what one node accepted, every node shows.
+    pub fn decode(content: &[u8]) -> Result<Self, Unreadable> {
+        let mut rest = Reader(content);
+        match rest.take::<1>()? {
+            [1] => {}
+            [newer] => return Err(Unreadable::Version(newer)),
+        }
+        let id = Uuid::from_bytes(rest.take()?);
+        let timestamp = match rest.take::<1>()? {
+            [0] => None,
+            [1] => Some(u64::from_be_bytes(rest.take()?)),
+            _ => return Err(Unreadable::Layout),
+        };
+        if timestamp.is_some_and(|seconds| seconds > TIMESTAMP_MAX) {
+            return Err(Unreadable::Layout); // no calendar date: it could not be shown
+        }
+        let sender = rest.name()?;
+        let recipient = rest.name()?;
+        let text = utf8(rest.0)?;
+        Ok(Message(Draft { id, sender, recipient, text, timestamp }))
+    }
+}
+
+/// A shrinking slice of content bytes.
+struct Reader<'a>(&'a [u8]);
+
+impl Reader<'_> {
+    fn take<const N: usize>(&mut self) -> Result<[u8; N], Unreadable> {
+        let (head, rest) = self.0.split_first_chunk::<N>().ok_or(Unreadable::Layout)?;
+        self.0 = rest;
+        Ok(*head)
+    }
+
+    fn name(&mut self) -> Result<String, Unreadable> {
+        let len = usize::from(u16::from_be_bytes(self.take()?));
+        let (name, rest) = self.0.split_at_checked(len).ok_or(Unreadable::Layout)?;
+        self.0 = rest;
+        utf8(name)
+    }
+}
+
+fn utf8(bytes: &[u8]) -> Result<String, Unreadable> {
+    std::str::from_utf8(bytes).map(str::to_owned).map_err(|_| Unreadable::Layout)
+}
+
+fn check_name(field: &'static str, name: &str) -> Result<(), Invalid> {
+    let invalid = |why: String| Err(Invalid { field, why });
+    if name.is_empty() {
+        return invalid("must not be empty".into());
+    }
+    // Bytes first: counting the characters of a huge name would be work for nothing.
+    if name.len() > 4 * NAME_CHARS_MAX || name.chars().count() > NAME_CHARS_MAX {
+        return invalid(format!("is longer than {NAME_CHARS_MAX} characters"));
+    }
+    if let Some(c) = name.chars().find(|c| c.is_control()) {
+        return invalid(format!("contains the control character U+{:04X}", u32::from(c)));
+    }
+    if name.trim() != name {
+        return invalid("starts or ends with white space".into());
+    }
+    Ok(())
+}
+
+fn check_text(text: &str) -> Result<(), Invalid> {
+    let invalid = |why: String| Err(Invalid { field: "text", why });
+    if text.is_empty() {
+        return invalid("must not be empty".into());
+    }
+    if text.len() > TEXT_BYTES_MAX {
+        return invalid(format!("is {} bytes long; the limit is {TEXT_BYTES_MAX}", text.len()));
+    }
+    if text.contains('\0') {
+        return invalid("contains the character U+0000".into());
+    }
+    Ok(())
+}
+
+fn check_timestamp(timestamp: u64) -> Result<(), Invalid> {
+    if timestamp > TIMESTAMP_MAX {
+        let why = format!(
+            "is {timestamp}, larger than {TIMESTAMP_MAX}: looks like milliseconds; give whole Unix seconds"
+        );
+        return Err(Invalid { field: "timestamp", why });
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn draft() -> Draft {
+        Draft {
+            id: Uuid::from_u128(0x0199_0000_0000_7000_8000_0000_0000_0001),
+            sender: "user1".into(),
+            recipient: "user2".into(),
+            text: "Hello world!".into(),
+            timestamp: Some(1_697_913_600),
+        }
+    }
+
+    #[track_caller]
+    fn check(change: impl FnOnce(&mut Draft), want: Result<(), &str>) {
+        let mut draft = draft();
+        change(&mut draft);
+        let got = Message::new(draft).map(|_| ()).map_err(|e| e.to_string());
+        match want {
+            Ok(()) => assert_eq!(got, Ok(())),
+            Err(part) => assert!(got.as_ref().is_err_and(|e| e.contains(part)), "{got:?} lacks {part:?}"),
+        }
+    }
+
+    #[test]
+    fn limits_hold_to_the_letter() {
+        check(|_| {}, Ok(()));
+        check(|d| d.text = "x".repeat(TEXT_BYTES_MAX), Ok(()));
+        check(|d| d.text = "x".repeat(TEXT_BYTES_MAX + 1), Err("`text` is 16385 bytes"));
+        check(|d| d.text = String::new(), Err("`text` must not be empty"));
+        check(|d| d.text = "a\0b".into(), Err("U+0000"));
+        check(|d| d.text = "\u{1b}[31m\n\t".into(), Ok(()));
+        check(|d| d.sender = "é".repeat(NAME_CHARS_MAX), Ok(()));
+        check(|d| d.sender = "é".repeat(NAME_CHARS_MAX + 1), Err("`sender` is longer"));
+        check(|d| d.recipient = "#ops".into(), Ok(()));
+        check(|d| d.recipient = " x".into(), Err("`recipient` starts or ends"));
+        check(|d| d.recipient = "a\u{7}".into(), Err("U+0007"));
+        check(|d| d.recipient = String::new(), Err("`recipient` must not be empty"));
+        check(|d| d.timestamp = Some(TIMESTAMP_MAX), Ok(()));
+        check(|d| d.timestamp = Some(TIMESTAMP_MAX + 1), Err("looks like milliseconds"));
+    }
+
+    /// Frozen: content bytes of version 1. May be added to, never changed.
+    #[test]
+    fn content_version_1_is_frozen() {
+        let content = Message::new(draft()).expect("valid").encode();
+        let hex: String = content.iter().map(|b| format!("{b:02x}")).collect();
+        assert_eq!(
+            hex,
+            "0101990000000070008000000000000001010000000065341b00000575736572310005757365723248656c6c6f20776f726c6421"
+        );
+        assert_eq!(
+            format!("{:?}", Digest::of(&content)),
+            "d73b985b90f5662813303e3a72854fd7eaeda0c105382669bafc9b9011c5b4c6"
+        );
+    }
+
+    #[test]
+    fn newer_and_broken_content_is_told_apart() {
+        assert_eq!(Message::decode(&[2, 9, 9]), Err(Unreadable::Version(2)));
+        assert_eq!(Message::decode(&[]), Err(Unreadable::Layout));
+        let content = Message::new(draft()).expect("valid").encode();
+        assert_eq!(Message::decode(&content[..20]), Err(Unreadable::Layout));
+    }
+
+    proptest! {
+        #[test]
+        fn decode_gives_back_what_was_encoded(
+            id: u128, sender in "[a-z]{1,64}", recipient in "#?\\w{1,60}", text in "[^\0]{1,200}",
+            timestamp in proptest::option::of(0..=TIMESTAMP_MAX),
+        ) {
+            let message = Message::new(Draft { id: Uuid::from_u128(id), sender, recipient, text, timestamp });
+            if let Ok(message) = message {
+                prop_assert_eq!(Message::decode(&message.encode()), Ok(message));
+            }
+        }
+    }
+}

@@ -1,0 +1,6 @@
+//! The pure core: messages, stamps, logs, vectors and the exchange. Values in, values out.
+//!
+//! Knows nothing of tokio, HTTP, redb, files, the wall clock or randomness: `now` and new names are
+//! arguments. That is what makes it possible to test it with a seed.
+
+pub mod message;

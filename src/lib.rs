@@ -1,0 +1,3 @@
+//! ChatChain: a chat and message log that keeps working while any one of its nodes does.
+
+pub mod chain;
