@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::{address::Addr, time::Time};
 
 /// Which node; the number by which people call it.
-pub type NodeId = u32;
+pub type NodeId = u16;
 
 /// Whether a server answers, as seen by whoever says so.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
