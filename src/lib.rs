@@ -2,3 +2,5 @@
 
 pub mod api;
 pub mod chain;
+pub mod cli;
+pub mod config;
