@@ -9,6 +9,8 @@ use std::path::PathBuf;
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use uuid::Uuid;
 
+use crate::api::network::NodeId;
+
 const EXAMPLES: &str = "\
 Try it:
   chatchain up                                   a whole network on this machine, in one terminal
@@ -130,7 +132,7 @@ Examples:
 pub struct Node {
     /// Which node of the network this is
     #[arg(long, value_name = "N")]
-    pub node_id: Option<u32>,
+    pub node_id: Option<NodeId>,
     /// Where to listen [default: the address of this node in `nodes`]
     #[arg(long, value_name = "ADDR")]
     pub listen: Option<String>,

@@ -11,13 +11,14 @@ use toml::{
 };
 
 use super::{Error, Given, keys};
+use crate::api::network::NodeId;
 
 /// What a configuration file says. All of it may be missing.
 #[derive(Debug, Default)]
 pub(super) struct Settings {
     pub network: Option<Given>,
     /// Node ids with their addresses.
-    pub nodes: Option<Vec<(u32, Given)>>,
+    pub nodes: Option<Vec<(NodeId, Given)>>,
     pub data_dir: Option<Given>,
     pub sync_interval: Option<Given>,
     pub proxy_listen: Option<Given>,
@@ -93,7 +94,7 @@ impl File<'_> {
     }
 
     /// `nodes` as an array, where the place is the node id, or as a table that names the ids.
-    fn nodes(&self, value: &Spanned<DeValue<'_>>) -> Result<Vec<(u32, Given)>, Error> {
+    fn nodes(&self, value: &Spanned<DeValue<'_>>) -> Result<Vec<(NodeId, Given)>, Error> {
         match value.get_ref() {
             DeValue::Array(array) => {
                 (0..).zip(array.iter()).map(|(id, value)| Ok((id, self.address(id, value)?))).collect()
@@ -113,7 +114,7 @@ impl File<'_> {
         }
     }
 
-    fn address(&self, id: u32, value: &Spanned<DeValue<'_>>) -> Result<Given, Error> {
+    fn address(&self, id: NodeId, value: &Spanned<DeValue<'_>>) -> Result<Given, Error> {
         match value.get_ref() {
             DeValue::String(text) => Ok(self.given(&format!("nodes.{id}"), text, &value.span())),
             _ => {

@@ -20,7 +20,10 @@ use std::{
 
 use jiff::fmt::friendly::SpanParser;
 
-use crate::{api::address::Addr, cli};
+use crate::{
+    api::{address::Addr, network::NodeId},
+    cli,
+};
 
 /// A network's name has 1 to this many characters; longer ones are refused.
 pub const NETWORK_CHARS_MAX: usize = 64;
@@ -41,7 +44,7 @@ const NODE_COUNT_DEFAULT: u16 = 4;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NodeConfig {
     /// Which node of the network this is.
-    pub node_id: u32,
+    pub node_id: NodeId,
     /// Nodes of another network are refused.
     pub network: String,
     /// Where to listen.
@@ -60,7 +63,7 @@ pub struct NodeConfig {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Peer {
     /// Its id, where the configuration says so. `--peers` does not.
-    pub node_id: Option<u32>,
+    pub node_id: Option<NodeId>,
     /// Where it listens.
     pub addr: Addr,
 }
@@ -252,7 +255,7 @@ impl Sources {
         name.ok_or_else(|| Error("nobody knows who sends: give --from NAME or set CHATCHAIN_USER".into()))
     }
 
-    fn node_id(&self, args: &cli::Node) -> Result<u32, Error> {
+    fn node_id(&self, args: &cli::Node) -> Result<NodeId, Error> {
         match (args.node_id, self.env("CHATCHAIN_NODE_ID")) {
             (Some(id), _) => Ok(id),
             (None, Some(given)) => given.text.parse().map_err(|_| given.error(&"give a number such as 0")),
@@ -292,8 +295,8 @@ impl Sources {
     }
 
     /// The nodes by id where environment or file names them.
-    fn listed_nodes(&self) -> Result<Option<BTreeMap<u32, Addr>>, Error> {
-        let listed: Vec<(u32, Given)> = match (self.env("CHATCHAIN_NODES"), &self.file.nodes) {
+    fn listed_nodes(&self) -> Result<Option<BTreeMap<NodeId, Addr>>, Error> {
+        let listed: Vec<(NodeId, Given)> = match (self.env("CHATCHAIN_NODES"), &self.file.nodes) {
             (Some(given), _) => (0..).zip(given.split()).collect(),
             (None, Some(nodes)) => nodes.clone(),
             (None, None) => return Ok(None),
@@ -392,7 +395,7 @@ fn local(port: u16) -> Addr {
     Addr::from(SocketAddr::from((Ipv4Addr::LOCALHOST, port)))
 }
 
-fn default_nodes() -> BTreeMap<u32, Addr> {
+fn default_nodes() -> BTreeMap<NodeId, Addr> {
     (0..).zip((1..=NODE_COUNT_DEFAULT).map(|offset| local(PROXY_PORT_DEFAULT + offset))).collect()
 }
 
@@ -401,9 +404,9 @@ fn reachable(addr: Addr) -> Addr {
     if addr.is_wildcard() { local(addr.port()) } else { addr }
 }
 
-fn not_listed(node_id: u32, listed: Option<&BTreeMap<u32, Addr>>) -> Error {
+fn not_listed(node_id: NodeId, listed: Option<&BTreeMap<NodeId, Addr>>) -> Error {
     let (which, nodes) = match listed {
-        Some(nodes) => ("`nodes`", nodes.keys().map(u32::to_string).collect::<Vec<_>>().join(", ")),
+        Some(nodes) => ("`nodes`", nodes.keys().map(NodeId::to_string).collect::<Vec<_>>().join(", ")),
         None => ("the default list", "0, 1, 2, 3".into()),
     };
     Error(format!(

@@ -45,7 +45,7 @@ fn addr(text: &str) -> Addr {
     text.parse().expect(text)
 }
 
-fn peers(config: &NodeConfig) -> Vec<(Option<u32>, String)> {
+fn peers(config: &NodeConfig) -> Vec<(Option<NodeId>, String)> {
     config.peers.iter().map(|peer| (peer.node_id, peer.addr.to_string())).collect()
 }
 
