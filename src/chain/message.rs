@@ -1,8 +1,8 @@
 //! Owns what a message is: its content, its limits, its bytes and its digest.
 //!
 //! A [`Message`] is exactly what the sender decided. It cannot be built from unchecked input: either
-//! [`Message::new`] checked a client's draft against the limits, or [`Message::decode`] read content that
-//! some node had checked before. After that nobody checks again. Nothing a server adds is part of it.
+//! [`Message::new`] checked a client's draft against the limits, or it is [`Content`], read from bytes
+//! that some node had checked before. After that nobody checks again. Nothing a server adds is part of it.
 //!
 //! Content bytes, version 1, big-endian:
 //! `version u8 = 1 | id 16 | has timestamp u8 | timestamp u64 (if it has) | sender length u16, sender |
@@ -119,9 +119,26 @@ impl Message {
         out.extend_from_slice(text.as_bytes());
         out
     }
+}
 
+/// A message as it stands in content bytes, borrowed from them. What a reader is shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Content<'a> {
+    /// See [`Draft`].
+    pub id: Uuid,
+    /// See [`Draft`].
+    pub sender: &'a str,
+    /// See [`Draft`].
+    pub recipient: &'a str,
+    /// See [`Draft`].
+    pub text: &'a str,
+    /// See [`Draft`].
+    pub timestamp: Option<u64>,
+}
+
+impl<'a> Content<'a> {
     /// Reads content bytes. Limits are not asked again: what one node accepted, every node shows.
-    pub fn decode(content: &[u8]) -> Result<Self, Unreadable> {
+    pub fn decode(content: &'a [u8]) -> Result<Self, Unreadable> {
         let mut rest = Reader(content);
         match rest.take::<1>()? {
             [1] => {}
@@ -139,21 +156,21 @@ impl Message {
         let sender = rest.name()?;
         let recipient = rest.name()?;
         let text = utf8(rest.0)?;
-        Ok(Message(Draft { id, sender, recipient, text, timestamp }))
+        Ok(Content { id, sender, recipient, text, timestamp })
     }
 }
 
 /// A shrinking slice of content bytes.
 struct Reader<'a>(&'a [u8]);
 
-impl Reader<'_> {
+impl<'a> Reader<'a> {
     fn take<const N: usize>(&mut self) -> Result<[u8; N], Unreadable> {
         let (head, rest) = self.0.split_first_chunk::<N>().ok_or(Unreadable::Layout)?;
         self.0 = rest;
         Ok(*head)
     }
 
-    fn name(&mut self) -> Result<String, Unreadable> {
+    fn name(&mut self) -> Result<&'a str, Unreadable> {
         let len = usize::from(u16::from_be_bytes(self.take()?));
         let (name, rest) = self.0.split_at_checked(len).ok_or(Unreadable::Layout)?;
         self.0 = rest;
@@ -161,8 +178,8 @@ impl Reader<'_> {
     }
 }
 
-fn utf8(bytes: &[u8]) -> Result<String, Unreadable> {
-    std::str::from_utf8(bytes).map(str::to_owned).map_err(|_| Unreadable::Layout)
+fn utf8(bytes: &[u8]) -> Result<&str, Unreadable> {
+    std::str::from_utf8(bytes).map_err(|_| Unreadable::Layout)
 }
 
 fn check_name(field: &'static str, name: &str) -> Result<(), Invalid> {
@@ -268,10 +285,10 @@ mod tests {
 
     #[test]
     fn newer_and_broken_content_is_told_apart() {
-        assert_eq!(Message::decode(&[2, 9, 9]), Err(Unreadable::Version(2)));
-        assert_eq!(Message::decode(&[]), Err(Unreadable::Layout));
+        assert_eq!(Content::decode(&[2, 9, 9]), Err(Unreadable::Version(2)));
+        assert_eq!(Content::decode(&[]), Err(Unreadable::Layout));
         let content = Message::new(draft()).expect("valid").encode();
-        assert_eq!(Message::decode(&content[..20]), Err(Unreadable::Layout));
+        assert_eq!(Content::decode(&content[..20]), Err(Unreadable::Layout));
     }
 
     proptest! {
@@ -282,7 +299,10 @@ mod tests {
         ) {
             let message = Message::new(Draft { id: Uuid::from_u128(id), sender, recipient, text, timestamp });
             if let Ok(message) = message {
-                prop_assert_eq!(Message::decode(&message.encode()), Ok(message));
+                let content = message.encode();
+                let read = Content::decode(&content).expect("encoded just now");
+                let Draft { id, sender, recipient, text, timestamp } = message.fields();
+                prop_assert_eq!(read, Content { id: *id, sender, recipient, text, timestamp: *timestamp });
             }
         }
     }

@@ -3,4 +3,8 @@
 //! Knows nothing of tokio, HTTP, redb, files, the wall clock or randomness: `now` and new names are
 //! arguments. That is what makes it possible to test it with a seed.
 
+pub mod clock;
+pub mod log;
 pub mod message;
+pub mod record;
+pub mod vector;

@@ -1,0 +1,226 @@
+//! Where a server listens or is found: `host:port`.
+//!
+//! The host is a name, an IPv4 or an `[IPv6]` address. Names are not resolved here: that happens at each
+//! connect, so that a moved machine is found again.
+
+use std::{
+    fmt,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    str::FromStr,
+};
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
+
+use super::refusal::quote;
+
+/// `host:port`. Compared as written, except that names are in lower case.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Addr {
+    host: Host,
+    port: u16,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+enum Host {
+    V4(Ipv4Addr),
+    V6(Ipv6Addr),
+    Name(String),
+}
+
+/// Why a text is not an address, as a sentence that contains the text.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{shown} is not an address: {why}")]
+pub struct InvalidAddr {
+    shown: String,
+    why: &'static str,
+}
+
+impl Addr {
+    /// What `--server` takes: `host:port`, or `http://host:port` with or without a slash at the end.
+    pub fn from_server_arg(text: &str) -> Result<Self, InvalidAddr> {
+        let invalid = |why| InvalidAddr { shown: quote(text), why };
+        if text.starts_with("https://") {
+            return Err(invalid("servers speak http, not https"));
+        }
+        match text.strip_prefix("http://") {
+            None => text.parse(),
+            Some(rest) => {
+                let rest = rest.strip_suffix('/').unwrap_or(rest);
+                if rest.contains('/') {
+                    return Err(invalid("a server's URL has no path"));
+                }
+                rest.parse().map_err(|e: InvalidAddr| invalid(e.why))
+            }
+        }
+    }
+
+    /// Whether listening here means every interface.
+    pub fn is_wildcard(&self) -> bool {
+        self.ip().is_some_and(|ip| ip.is_unspecified())
+    }
+
+    /// Whether only this machine can reach it. Of names, only `localhost` surely is.
+    pub fn is_loopback(&self) -> bool {
+        match &self.host {
+            Host::Name(name) => name == "localhost",
+            _ => self.ip().is_some_and(|ip| ip.is_loopback()),
+        }
+    }
+
+    /// The port. 0 asks the system for a free one.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// The host without brackets, as a resolver takes it.
+    pub fn host(&self) -> String {
+        match &self.host {
+            Host::V4(ip) => ip.to_string(),
+            Host::V6(ip) => ip.to_string(),
+            Host::Name(name) => name.clone(),
+        }
+    }
+
+    /// The same host with another port.
+    #[must_use]
+    pub fn with_port(mut self, port: u16) -> Self {
+        self.port = port;
+        self
+    }
+
+    fn ip(&self) -> Option<IpAddr> {
+        match self.host {
+            Host::V4(ip) => Some(ip.into()),
+            Host::V6(ip) => Some(ip.into()),
+            Host::Name(_) => None,
+        }
+    }
+}
+
+impl From<SocketAddr> for Addr {
+    fn from(addr: SocketAddr) -> Self {
+        let host = match addr.ip() {
+            IpAddr::V4(ip) => Host::V4(ip),
+            IpAddr::V6(ip) => Host::V6(ip),
+        };
+        Addr { host, port: addr.port() }
+    }
+}
+
+impl fmt::Display for Addr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.host {
+            Host::V4(ip) => write!(f, "{ip}:{}", self.port),
+            Host::V6(ip) => write!(f, "[{ip}]:{}", self.port),
+            Host::Name(name) => write!(f, "{name}:{}", self.port),
+        }
+    }
+}
+
+impl FromStr for Addr {
+    type Err = InvalidAddr;
+
+    fn from_str(text: &str) -> Result<Self, InvalidAddr> {
+        let invalid = |why| InvalidAddr { shown: quote(text), why };
+        let (host, port) = text.rsplit_once(':').ok_or_else(|| invalid("give host:port"))?;
+        // `parse` alone would take "+80".
+        let digits = !port.is_empty() && port.bytes().all(|b| b.is_ascii_digit());
+        let port = port.parse().ok().filter(|_| digits);
+        let port = port.ok_or_else(|| invalid("the port must be a number from 0 to 65535"))?;
+        let host = parse_host(host).map_err(invalid)?;
+        Ok(Addr { host, port })
+    }
+}
+
+fn parse_host(host: &str) -> Result<Host, &'static str> {
+    if let Some(inner) = host.strip_prefix('[') {
+        let inner = inner.strip_suffix(']').ok_or("the bracket is not closed")?;
+        return inner.parse().map(Host::V6).map_err(|_| "between the brackets must be an IPv6 address");
+    }
+    if host.contains(':') {
+        return Err("an IPv6 address goes in brackets: [::1]:8080");
+    }
+    if host.is_empty() {
+        return Err("the host is missing");
+    }
+    if host.bytes().all(|b| b.is_ascii_digit() || b == b'.') {
+        return host.parse().map(Host::V4).map_err(|_| "an IPv4 address has four numbers from 0 to 255");
+    }
+    // RFC 1123, and the underscore that container networks use in names.
+    let allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_');
+    if host.len() > 253 || !host.bytes().all(allowed) || host.starts_with(['-', '.']) {
+        return Err("the host is neither a name nor an IP address");
+    }
+    Ok(Host::Name(host.to_ascii_lowercase()))
+}
+
+impl Serialize for Addr {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Addr {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(text: &str, want: Result<&str, &str>) {
+        let got = Addr::from_server_arg(text).map(|addr| addr.to_string()).map_err(|e| e.to_string());
+        match want {
+            Ok(want) => assert_eq!(got.as_deref(), Ok(want)),
+            Err(part) => assert!(got.as_ref().is_err_and(|e| e.contains(part)), "{got:?} lacks {part:?}"),
+        }
+    }
+
+    #[test]
+    fn addresses_are_read_and_written_in_one_way() {
+        check("127.0.0.1:8080", Ok("127.0.0.1:8080"));
+        check("[::1]:8080", Ok("[::1]:8080"));
+        check("[0:0::0:1]:80", Ok("[::1]:80"));
+        check("Node-3.local:0", Ok("node-3.local:0"));
+        check("http://localhost:8080", Ok("localhost:8080"));
+        check("http://[::1]:8080/", Ok("[::1]:8080"));
+    }
+
+    #[test]
+    fn what_is_no_address_is_told_why() {
+        check("localhost", Err("`localhost` is not an address: give host:port"));
+        check("", Err("give host:port"));
+        check("localhost:", Err("the port must be"));
+        check("localhost:+80", Err("the port must be"));
+        check("localhost:65536", Err("the port must be"));
+        check(":8080", Err("the host is missing"));
+        check("::1:8080", Err("in brackets"));
+        check("[::1:8080", Err("not closed"));
+        check("[localhost]:80", Err("IPv6"));
+        check("300.1.1.1:80", Err("four numbers"));
+        check("user@host:80", Err("neither"));
+        check("http://host:80/messages", Err("`http://host:80/messages` is not an address: a server's URL"));
+        check("http://host", Err("`http://host` is not an address: give host:port"));
+        check("https://host:80", Err("not https"));
+    }
+
+    #[test]
+    fn loopback_and_wildcard_are_told_apart() {
+        let ask = |text: &str| {
+            let addr: Addr = text.parse().expect("valid");
+            (addr.is_loopback(), addr.is_wildcard())
+        };
+        for text in ["127.0.0.1:1", "127.9.9.9:1", "[::1]:1", "localhost:1", "LOCALHOST:1"] {
+            assert_eq!(ask(text), (true, false), "{text}");
+        }
+        for text in ["0.0.0.0:1", "[::]:1"] {
+            assert_eq!(ask(text), (false, true), "{text}");
+        }
+        for text in ["10.0.0.1:1", "example.org:1"] {
+            assert_eq!(ask(text), (false, false), "{text}");
+        }
+    }
+}

@@ -1,0 +1,362 @@
+//! What stands behind the `?`: read strictly, written back in one way.
+//!
+//! Unknown and repeated keys, empty values and values out of range are refused with the key's name, for a
+//! mistyped filter that is silently ignored would answer the wrong question.
+
+use std::{borrow::Cow, fmt::Write as _, time::Duration};
+
+use jiff::{SignedDuration, Timestamp};
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode, utf8_percent_encode};
+use uuid::Uuid;
+
+use super::{
+    error::{ErrorCode, Problem},
+    refusal::quote,
+};
+use crate::chain::message::TIMESTAMP_MAX;
+
+/// A page holds at most this many messages; a larger `limit` is refused.
+pub const LIMIT_MAX: u32 = 10_000;
+/// How long a send waits for its acks unless told otherwise.
+pub const ACKS_TIMEOUT_DEFAULT: Duration = Duration::from_secs(2);
+/// A longer `timeout` is refused.
+pub const ACKS_TIMEOUT_MAX: Duration = Duration::from_secs(20);
+
+/// From which message a page is counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Anchor {
+    /// Those just before it.
+    Before(Uuid),
+    /// Those just after it.
+    After(Uuid),
+}
+
+/// The query of `GET /messages`.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ListQuery {
+    /// Who said it.
+    pub sender: Option<String>,
+    /// Whom it is for.
+    pub recipient: Option<String>,
+    /// Either of the two.
+    pub user: Option<String>,
+    /// The other one; only together with `user`.
+    pub with: Option<String>,
+    /// Contained in the text, without regard to Unicode case.
+    pub text: Option<String>,
+    /// Inclusive, Unix seconds.
+    pub since: Option<u64>,
+    /// Exclusive, Unix seconds.
+    pub until: Option<u64>,
+    /// Without it, everything.
+    pub limit: Option<u32>,
+    /// Without it, the newest.
+    pub anchor: Option<Anchor>,
+}
+
+impl ListQuery {
+    /// Reads a raw query string (without the `?`).
+    pub fn parse(raw: &str) -> Result<Self, Problem> {
+        let mut query = Self::default();
+        for (key, value) in pairs(raw)? {
+            match key.as_ref() {
+                "sender" => query.sender = Some(given("sender", value)?),
+                "recipient" => query.recipient = Some(given("recipient", value)?),
+                "user" => query.user = Some(given("user", value)?),
+                "with" => query.with = Some(given("with", value)?),
+                "text" => query.text = Some(given("text", value)?),
+                "since" => query.since = Some(second("since", &value)?),
+                "until" => query.until = Some(second("until", &value)?),
+                "limit" => query.limit = Some(limit(&value)?),
+                "before" | "after" if query.anchor.is_some() => {
+                    return Err(invalid("`before` and `after` cannot be combined"));
+                }
+                "before" => query.anchor = Some(Anchor::Before(id("before", &value)?)),
+                "after" => query.anchor = Some(Anchor::After(id("after", &value)?)),
+                _ => {
+                    let known = "sender, recipient, user, with, text, since, until, limit, before, after";
+                    return Err(unknown(&key, known));
+                }
+            }
+        }
+        if query.with.is_some() && query.user.is_none() {
+            return Err(invalid("`with` needs `user`: they are the two sides of a conversation"));
+        }
+        Ok(query)
+    }
+
+    /// Writes it as a raw query string, empty if nothing is asked.
+    pub fn to_query_string(&self) -> String {
+        let mut out = String::new();
+        let names = [&self.sender, &self.recipient, &self.user, &self.with, &self.text];
+        for (key, value) in ["sender", "recipient", "user", "with", "text"].into_iter().zip(names) {
+            if let Some(value) = value {
+                push(&mut out, key, &utf8_percent_encode(value, RESERVED));
+            }
+        }
+        for (key, value) in
+            [("since", self.since), ("until", self.until), ("limit", self.limit.map(u64::from))]
+        {
+            if let Some(value) = value {
+                push(&mut out, key, &value);
+            }
+        }
+        match self.anchor {
+            Some(Anchor::Before(id)) => push(&mut out, "before", &id),
+            Some(Anchor::After(id)) => push(&mut out, "after", &id),
+            None => {}
+        }
+        out
+    }
+}
+
+/// The query of `POST /messages`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SendQuery {
+    /// How long to wait for the acks.
+    pub timeout: Duration,
+}
+
+impl SendQuery {
+    /// Reads a raw query string (without the `?`).
+    pub fn parse(raw: &str) -> Result<Self, Problem> {
+        let mut query = Self { timeout: ACKS_TIMEOUT_DEFAULT };
+        for (key, value) in pairs(raw)? {
+            match key.as_ref() {
+                "acks" => acks(&value)?,
+                "timeout" => query.timeout = timeout(&value)?,
+                _ => return Err(unknown(&key, "acks, timeout")),
+            }
+        }
+        Ok(query)
+    }
+}
+
+/// For endpoints that take no query.
+pub fn refuse_any(raw: Option<&str>) -> Result<(), Problem> {
+    match pairs(raw.unwrap_or(""))?.into_iter().next() {
+        None => Ok(()),
+        Some((key, _)) => Err(invalid(format!("{} is unknown: this path takes no query", quote(&key)))),
+    }
+}
+
+/// Reads the id in a path such as `/messages/{id}`. What is no UUID names no message.
+pub fn path_id(segment: &str) -> Result<Uuid, Problem> {
+    Uuid::try_parse(segment).map_err(|_| {
+        let detail = format!("{} is not a UUID, hence not the id of a message", quote(segment));
+        Problem::new(ErrorCode::NotFound, detail)
+    })
+}
+
+/// Everything that a form encodes, so that a value can stand in a `Link` header too.
+const RESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+
+fn push(out: &mut String, key: &str, value: &dyn std::fmt::Display) {
+    let separator = if out.is_empty() { "" } else { "&" };
+    write!(out, "{separator}{key}={value}").expect("writing to memory does not fail");
+}
+
+/// A decoded key and its value.
+type Pair<'a> = (Cow<'a, str>, Cow<'a, str>);
+
+/// All pairs of a query, no key twice.
+fn pairs(raw: &str) -> Result<Vec<Pair<'_>>, Problem> {
+    let mut pairs: Vec<Pair<'_>> = Vec::new();
+    for pair in raw.split('&').filter(|pair| !pair.is_empty()) {
+        let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+        let key = decode(key).ok_or_else(|| invalid("a key is not UTF-8"))?;
+        let value = decode(value).ok_or_else(|| invalid(format!("{} is not UTF-8", quote(&key))))?;
+        if pairs.iter().any(|(known, _)| *known == key) {
+            return Err(invalid(format!("{} is given twice", quote(&key))));
+        }
+        pairs.push((key, value));
+    }
+    Ok(pairs)
+}
+
+/// `+` is a space and `%XX` a byte; `None` if the bytes are not UTF-8.
+fn decode(text: &str) -> Option<Cow<'_, str>> {
+    if text.contains('+') {
+        let spaced = text.replace('+', " ");
+        return percent_decode(spaced.as_bytes())
+            .decode_utf8()
+            .ok()
+            .map(|text| Cow::Owned(text.into_owned()));
+    }
+    percent_decode(text.as_bytes()).decode_utf8().ok()
+}
+
+fn invalid(detail: impl Into<String>) -> Problem {
+    Problem::new(ErrorCode::InvalidQuery, detail)
+}
+
+fn unknown(key: &str, known: &str) -> Problem {
+    invalid(format!("{} is unknown; this path knows {known}", quote(key)))
+}
+
+fn given(key: &str, value: Cow<'_, str>) -> Result<String, Problem> {
+    if value.is_empty() {
+        return Err(invalid(format!("`{key}` must not be empty")));
+    }
+    Ok(value.into_owned())
+}
+
+fn id(key: &str, value: &str) -> Result<Uuid, Problem> {
+    Uuid::try_parse(value).map_err(|_| invalid(format!("`{key}` is {}, not a UUID", quote(value))))
+}
+
+fn limit(value: &str) -> Result<u32, Problem> {
+    let limit = value.parse().ok().filter(|limit| (1..=LIMIT_MAX).contains(limit));
+    limit.ok_or_else(|| invalid(format!("`limit` is {}, not a number from 1 to {LIMIT_MAX}", quote(value))))
+}
+
+/// Unix seconds or RFC 3339. Both bounds compare with whole seconds, so a fraction is rounded up for both:
+/// neither an inclusive nor an exclusive bound at 14.5 lets 14 in or keeps 15 out differently from one at 15.
+fn second(key: &str, value: &str) -> Result<u64, Problem> {
+    if let Ok(seconds) = value.parse::<u64>() {
+        if seconds > TIMESTAMP_MAX {
+            return Err(invalid(format!(
+                "`{key}` is {seconds}: looks like milliseconds; give whole seconds"
+            )));
+        }
+        return Ok(seconds);
+    }
+    let time: Timestamp = value.parse().map_err(|_| {
+        let hint = if value.contains(' ') { " (in a query, write `+` as `%2B`)" } else { "" };
+        invalid(format!("`{key}` is {}, neither Unix seconds nor an RFC 3339 time{hint}", quote(value)))
+    })?;
+    let seconds = time.as_second() + i64::from(time.subsec_nanosecond() > 0);
+    Ok(u64::try_from(seconds).unwrap_or(0)) // no message is older than 1970
+}
+
+fn acks(value: &str) -> Result<(), Problem> {
+    if value == "1" {
+        return Ok(());
+    }
+    Err(invalid(format!("`acks` is {}; waiting for more than 1 copy is not built yet", quote(value))))
+}
+
+fn timeout(value: &str) -> Result<Duration, Problem> {
+    let duration = value.parse::<SignedDuration>().ok().and_then(|signed| Duration::try_from(signed).ok());
+    duration.filter(|duration| *duration <= ACKS_TIMEOUT_MAX).ok_or_else(|| {
+        invalid(format!("`timeout` is {}, not a duration such as 500ms, up to 20s", quote(value)))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[track_caller]
+    fn check(raw: &str, want: Result<ListQuery, &str>) {
+        check_refusal(ListQuery::parse(raw), want);
+    }
+
+    #[track_caller]
+    fn check_refusal<T: PartialEq + std::fmt::Debug>(got: Result<T, Problem>, want: Result<T, &str>) {
+        match (got, want) {
+            (Err(problem), Err(part)) => {
+                assert_eq!(problem.code, ErrorCode::InvalidQuery);
+                assert!(problem.detail.contains(part), "{:?} lacks {part:?}", problem.detail);
+            }
+            (got, want) => assert_eq!(got.map_err(|problem| problem.detail), want.map_err(str::to_owned)),
+        }
+    }
+
+    #[test]
+    fn filters_are_decoded_as_forms_are() {
+        let some = |text: &str| Some(text.to_owned());
+        check("", Ok(ListQuery::default()));
+        check("&&", Ok(ListQuery::default()));
+        let user = ListQuery { user: some("a b"), with: some("ü&"), ..ListQuery::default() };
+        check("with=%C3%BC%26&user=a+b", Ok(user));
+        check("recipient=%23ops", Ok(ListQuery { recipient: some("#ops"), ..ListQuery::default() }));
+        check("text=1%2B1", Ok(ListQuery { text: some("1+1"), ..ListQuery::default() }));
+    }
+
+    #[test]
+    fn what_is_not_in_the_contract_is_refused_by_name() {
+        check("colour=red", Err("`colour` is unknown; this path knows sender"));
+        check("user=a&user=b", Err("`user` is given twice"));
+        check("user=%FF", Err("`user` is not UTF-8"));
+        check("user=", Err("`user` must not be empty"));
+        check("with=a", Err("`with` needs `user`"));
+        for value in ["0", "10001", "-1", "ten", "", "1.5", "99999999999999"] {
+            check(&format!("limit={value}"), Err("`limit` is"));
+        }
+        check("before=17", Err("`before` is `17`, not a UUID"));
+        let id = Uuid::max();
+        check(&format!("before={id}&after={id}"), Err("cannot be combined"));
+    }
+
+    #[test]
+    fn bounds_are_seconds_or_rfc_3339() {
+        let since = |since| Ok(ListQuery { since: Some(since), ..ListQuery::default() });
+        check("since=1697913600", since(1_697_913_600));
+        check("since=2023-10-21T18:40:00Z", since(1_697_913_600));
+        check("since=2023-10-21T20:40:00%2B02:00", since(1_697_913_600));
+        check("since=2023-10-21T18:39:59.5Z", since(1_697_913_600));
+        check("since=1950-01-01T00:00:00Z", since(0));
+        check("since=2023-10-21T20:40:00+02:00", Err("write `+` as `%2B`"));
+        check("since=1697913600000", Err("looks like milliseconds"));
+        check("since=yesterday", Err("neither Unix seconds"));
+        check("until=-1", Err("`until` is `-1`"));
+        check("until=", Err("`until` is ``"));
+    }
+
+    #[test]
+    fn a_send_waits_for_one_copy_and_at_most_twenty_seconds() {
+        let check = |raw: &str, want: Result<u64, &str>| {
+            check_refusal(SendQuery::parse(raw).map(|query| query.timeout), want.map(Duration::from_millis));
+        };
+        check("", Ok(2_000));
+        check("acks=1&timeout=500ms", Ok(500));
+        check("timeout=20s", Ok(20_000));
+        check("timeout=0s", Ok(0));
+        check("timeout=20001ms", Err("up to 20s"));
+        check("timeout=-1s", Err("up to 20s"));
+        check("timeout=5", Err("up to 20s"));
+        for value in ["0", "2", "quorum", "all", "many", ""] {
+            check(&format!("acks={value}"), Err("not built yet"));
+        }
+        check("limit=1", Err("`limit` is unknown"));
+    }
+
+    #[test]
+    fn paths_without_query_refuse_any() {
+        assert_eq!(refuse_any(None), Ok(()));
+        assert_eq!(refuse_any(Some("")), Ok(()));
+        check_refusal(refuse_any(Some("x=1")), Err("`x` is unknown"));
+        assert_eq!(path_id("x").expect_err("refused").code, ErrorCode::NotFound);
+    }
+
+    fn name() -> impl Strategy<Value = Option<String>> {
+        proptest::option::of("\\PC{1,20}|[+%&=# ]{1,5}")
+    }
+
+    prop_compose! {
+        fn query()(
+            names in (name(), name(), name(), name(), name()),
+            since in proptest::option::of(0..=TIMESTAMP_MAX), until in proptest::option::of(0..=TIMESTAMP_MAX),
+            limit in proptest::option::of(1..=LIMIT_MAX), anchor in proptest::option::of((any::<bool>(), any::<u128>())),
+        ) -> ListQuery {
+            let (sender, recipient, user, with, text) = names;
+            let with = with.filter(|_| user.is_some());
+            let anchor = anchor.map(|(before, id)| {
+                let id = Uuid::from_u128(id);
+                if before { Anchor::Before(id) } else { Anchor::After(id) }
+            });
+            ListQuery { sender, recipient, user, with, text, since, until, limit, anchor }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_written_is_read_back(query in query()) {
+            let raw = query.to_query_string();
+            prop_assert!(raw.is_ascii() && !raw.contains(['>', '"', ' ', '#']));
+            prop_assert_eq!(ListQuery::parse(&raw), Ok(query));
+        }
+    }
+}

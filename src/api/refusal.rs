@@ -1,0 +1,206 @@
+//! Says why a body is not a message: which field, and what is wrong with it.
+//!
+//! Read only after the fast way has refused a body, hence it accepts nothing and may be slow. It looks at raw
+//! JSON values, because numbers that fit no type and duplicate names must be told too. What it repeats of the
+//! request is cut short.
+
+use std::fmt;
+
+use serde::{
+    Deserialize, Deserializer,
+    de::{IgnoredAny, MapAccess, Visitor},
+};
+use serde_json::value::RawValue;
+use uuid::Uuid;
+
+use super::error::{ErrorCode, Problem};
+use crate::chain::message::TIMESTAMP_MAX;
+
+/// Of names and values that a refusal repeats, at most this much is shown; the rest becomes an ellipsis.
+const SHOWN_CHARS_MAX: usize = 64;
+
+/// A piece of a request, in backticks, cut short.
+pub fn quote(text: &str) -> String {
+    match text.char_indices().nth(SHOWN_CHARS_MAX) {
+        Some((end, _)) => format!("`{}…`", &text[..end]),
+        None => format!("`{text}`"),
+    }
+}
+
+/// Why `text` is not a send request, `error` being what serde found first.
+pub(super) fn explain(text: &str, error: &serde_json::Error) -> Problem {
+    if text.trim_ascii().is_empty() {
+        return Problem::new(ErrorCode::InvalidJson, "the body is empty; a message is a JSON object");
+    }
+    if let Err(syntax) = serde_json::from_str::<IgnoredAny>(text) {
+        return Problem::new(ErrorCode::InvalidJson, format!("the body is not JSON: {syntax}"));
+    }
+    let why = if text.trim_ascii_start().starts_with('{') {
+        match serde_json::from_str::<Fields>(text) {
+            Ok(Fields(fields)) => first_fault(&fields),
+            Err(_) => Some("a field's name is not valid Unicode".into()),
+        }
+    } else {
+        Some(format!("a message is a JSON object, not {}", kind(text.trim_ascii_start())))
+    };
+    Problem::new(ErrorCode::InvalidMessage, why.unwrap_or_else(|| error.to_string()))
+}
+
+/// The fields of an object in the order they came, doubles included.
+struct Fields<'a>(Vec<(String, &'a RawValue)>);
+
+impl<'de: 'a, 'a> Deserialize<'de> for Fields<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(FieldsVisitor)
+    }
+}
+
+struct FieldsVisitor;
+
+impl<'de> Visitor<'de> for FieldsVisitor {
+    type Value = Fields<'de>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+        let mut fields = Vec::new();
+        while let Some(field) = map.next_entry()? {
+            fields.push(field);
+        }
+        Ok(Fields(fields))
+    }
+}
+
+const KNOWN: [&str; 5] = ["sender", "recipient", "text", "timestamp", "id"];
+
+fn first_fault(fields: &[(String, &RawValue)]) -> Option<String> {
+    if let Some((name, _)) = fields.iter().find(|(name, _)| !KNOWN.contains(&name.as_str())) {
+        let known = KNOWN.join("`, `");
+        return Some(format!("the field {} is unknown; a message has `{known}`", quote(name)));
+    }
+    KNOWN.iter().find_map(|name| {
+        let mut values = fields.iter().filter(|(known, _)| known == name).map(|(_, value)| value.get());
+        let fault = match (values.next(), values.next()) {
+            (_, Some(_)) => Some("is given twice".into()),
+            (None, None) => required(name).then(|| "is missing".into()),
+            (Some(value), None) => fault_of(name, value),
+        };
+        fault.map(|why| format!("`{name}` {why}"))
+    })
+}
+
+fn required(name: &str) -> bool {
+    !matches!(name, "timestamp" | "id")
+}
+
+fn fault_of(name: &str, value: &str) -> Option<String> {
+    if value == "null" && !required(name) {
+        return None;
+    }
+    if name == "timestamp" {
+        return timestamp_fault(value);
+    }
+    if !value.starts_with('"') {
+        return Some(format!("must be a string, not {}", kind(value)));
+    }
+    let Ok(text) = serde_json::from_str::<String>(value) else {
+        return Some("is not valid Unicode: it has half of a surrogate pair".into());
+    };
+    (name == "id" && Uuid::try_parse(&text).is_err()).then(|| format!("is {}, not a UUID", quote(&text)))
+}
+
+fn timestamp_fault(value: &str) -> Option<String> {
+    if !value.starts_with(|c: char| c == '-' || c.is_ascii_digit()) {
+        return Some(format!("must be a number of whole Unix seconds, not {}", kind(value)));
+    }
+    if value.starts_with('-') {
+        return Some(format!("is {}, but must not be negative", quote(value)));
+    }
+    if value.contains(['.', 'e', 'E']) {
+        return Some(format!(
+            "is {}, but must be whole Unix seconds without fraction or exponent",
+            quote(value)
+        ));
+    }
+    value.parse::<u64>().is_err().then(|| {
+        let shown = quote(value);
+        format!("is {shown}, larger than {TIMESTAMP_MAX}: looks like milliseconds; give whole Unix seconds")
+    })
+}
+
+fn kind(value: &str) -> &'static str {
+    match value.as_bytes().first() {
+        Some(b'"') => "a string",
+        Some(b'{') => "an object",
+        Some(b'[') => "an array",
+        Some(b't' | b'f') => "a boolean",
+        Some(b'n') => "null",
+        _ => "a number",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::message::SendRequest, *};
+
+    #[track_caller]
+    fn check(body: &str, code: ErrorCode, part: &str) {
+        let problem = SendRequest::parse(body.as_bytes()).expect_err("refused");
+        assert_eq!(problem.code, code, "{problem}");
+        assert!(problem.detail.contains(part), "{:?} lacks {part:?}", problem.detail);
+        assert!(problem.detail.len() < 400, "a refusal is short");
+    }
+
+    /// A body in which one field is replaced by `field`.
+    fn with(field: &str) -> String {
+        let name = field.split(':').next().expect("a name");
+        let rest = [r#""sender":"a""#, r#""recipient":"b""#, r#""text":"c""#];
+        let mut fields: Vec<&str> = rest.into_iter().filter(|known| !known.starts_with(name)).collect();
+        fields.push(field);
+        format!("{{{}}}", fields.join(","))
+    }
+
+    #[test]
+    fn what_is_not_json_is_told_with_its_place() {
+        let code = ErrorCode::InvalidJson;
+        check("", code, "empty");
+        check("hello", code, "line 1 column 1");
+        check(r#"{"sender":"a","#, code, "EOF");
+        check(r#"{"sender":"a"} x"#, code, "trailing");
+        check("[1, 2", code, "EOF");
+        check("{\"text\":\"a\tb\"}", code, "control character");
+    }
+
+    #[test]
+    fn json_that_is_no_message_is_told_with_its_field() {
+        let code = ErrorCode::InvalidMessage;
+        check("[]", code, "not an array");
+        check(" 17", code, "not a number");
+        check("{}", code, "`sender` is missing");
+        check(r#"{"sender":"a","recipient":"b"}"#, code, "`text` is missing");
+        check(&with(r#""text":17"#), code, "`text` must be a string, not a number");
+        check(&with(r#""text":null"#), code, "`text` must be a string, not null");
+        check(&with(r#""text":"\ud800""#), code, "`text` is not valid Unicode");
+        check(&with(r#""colour":"red""#), code, "`colour` is unknown");
+        check(&with(&format!(r#""{}":1"#, "x".repeat(9999))), code, "x…` is unknown");
+        check(&with(r#""\ud800":1"#), code, "name is not valid Unicode");
+        check(r#"{"sender":"a","sender":"a","recipient":"b","text":"c"}"#, code, "`sender` is given twice");
+        check(&with(r#""id":"17""#), code, "`id` is `17`, not a UUID");
+        check(&with(r#""id":17"#), code, "`id` must be a string");
+        check(&with(&format!(r#""text":{}1{}"#, "[".repeat(9999), "]".repeat(9999))), code, "not an array");
+    }
+
+    #[test]
+    fn timestamps_are_whole_seconds() {
+        let code = ErrorCode::InvalidMessage;
+        check(&with(r#""timestamp":-1"#), code, "negative");
+        check(&with(r#""timestamp":1.0"#), code, "fraction");
+        check(&with(r#""timestamp":1e9"#), code, "exponent");
+        check(&with(r#""timestamp":1e999"#), code, "exponent");
+        check(&with(r#""timestamp":"2024""#), code, "not a string");
+        check(&with(r#""timestamp":99999999999999999999999"#), code, "looks like milliseconds");
+        check(&with(&format!(r#""timestamp":{}"#, "9".repeat(9999))), code, "looks like milliseconds");
+    }
+}

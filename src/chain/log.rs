@@ -1,0 +1,260 @@
+//! Owns the rules of the logs: which entry comes next, and which entry of a peer may be taken in.
+//!
+//! [`Logs`] is what a store knows of every log: its head and its range of stamps, and which origin this
+//! process may append to. It never continues a log it finds: [`Logs::assign`] appends only to an origin that
+//! was minted since the store was opened. So a restored backup, a rolled-back disk or a copied directory can
+//! never use a position twice. A clone is cheap, so a batch is decided on a clone and thrown away if its
+//! commit fails.
+
+use std::fmt;
+
+use super::clock::{Clock, Stamp};
+use super::message::Digest;
+use super::record::Record;
+use super::vector::{Head, Vector};
+
+/// The chain's hash is kept for every entry whose seq is a multiple of this, besides the head.
+pub const CHECKPOINT_EVERY: u64 = 1024;
+
+/// The random name of one append-only log. Not the name of a node: a node may have had many.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Origin(pub [u8; 16]);
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        uuid::Uuid::from_bytes(self.0).hyphenated().fmt(f)
+    }
+}
+
+impl fmt::Debug for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// A hash in the chain of a log.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ChainHash(pub [u8; 32]);
+
+impl fmt::Debug for ChainHash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", blake3::Hash::from(self.0).to_hex())
+    }
+}
+
+impl ChainHash {
+    /// `h(0)`, before the first entry.
+    pub fn genesis(origin: Origin) -> Self {
+        ChainHash(*blake3::hash(&origin.0).as_bytes())
+    }
+
+    /// `h(n)` from `h(n-1)` and entry `n`.
+    #[must_use]
+    pub fn next(self, seq: u64, stamp: Stamp, digest: Digest) -> Self {
+        let mut bytes = [0; 80];
+        bytes[..32].copy_from_slice(&self.0);
+        bytes[32..40].copy_from_slice(&seq.to_be_bytes());
+        bytes[40..48].copy_from_slice(&stamp.0.to_be_bytes());
+        bytes[48..].copy_from_slice(&digest.0);
+        ChainHash(*blake3::hash(&bytes).as_bytes())
+    }
+}
+
+/// Where an entry is shown: history is sorted by this.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Place {
+    /// When its origin accepted it.
+    pub stamp: Stamp,
+    /// Its log.
+    pub origin: Origin,
+    /// Its place in the log.
+    pub seq: u64,
+}
+
+/// The stamps of a log's first and last entry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StampRange {
+    /// Of entry 1.
+    pub first: Stamp,
+    /// Of the head.
+    pub last: Stamp,
+}
+
+/// All logs of one store. See the head of this file.
+#[derive(Debug, Clone, Default)]
+pub struct Logs {
+    vector: Vector,
+    stamps: imbl::OrdMap<Origin, StampRange>,
+    clock: Clock,
+    own: Option<Origin>,
+}
+
+/// Why an entry of a peer is not taken in. It concerns that log on that link, nothing else.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Refused {
+    /// Entries between the head and this one are missing.
+    #[error("entry {got} does not follow entry {head}")]
+    Gap {
+        /// What we have.
+        head: u64,
+        /// What came.
+        got: u64,
+    },
+    /// Stamps of a log only increase.
+    #[error("entry {0} is not stamped later than the one before it")]
+    Stamp(u64),
+    /// The content is not what the digest says.
+    #[error("entry {0} does not match its digest")]
+    Digest(u64),
+    /// The peer's chain says something else than ours at the same place.
+    #[error("the hash chains differ at entry {0}: the log is forked")]
+    Fork(u64),
+}
+
+impl Logs {
+    /// What was found in a store. Nothing of it will be appended to.
+    pub fn restore(found: impl IntoIterator<Item = (Origin, Head, StampRange)>, now_ms: u64) -> Self {
+        let mut logs = Logs::default();
+        for (origin, head, range) in found {
+            logs.vector.insert(origin, head);
+            logs.stamps.insert(origin, range);
+            logs.clock.adopt(range.last, now_ms);
+        }
+        logs
+    }
+
+    /// Gives a message of a client the next place in this process's own log. `mint` names a new log and is
+    /// called with the first message, and again if the wall clock was set far back.
+    pub fn assign(&mut self, digest: Digest, now_ms: u64, mint: impl FnOnce() -> Origin) -> Place {
+        let tick = self.clock.tick(now_ms);
+        let origin = match self.own {
+            Some(own) if !tick.set_back => own,
+            _ => *self.own.insert(mint()),
+        };
+        let seq = self.vector.seq(origin) + 1;
+        let place = Place { stamp: tick.stamp, origin, seq };
+        self.append(place, digest);
+        place
+    }
+
+    /// Takes in a peer's entry if it is the next one of its log. `Ok(false)`: we have that place already.
+    pub fn admit(&mut self, record: &Record<'_>, now_ms: u64) -> Result<bool, Refused> {
+        let head = self.vector.seq(record.origin);
+        if record.seq <= head {
+            return Ok(false);
+        }
+        if record.seq != head + 1 {
+            return Err(Refused::Gap { head, got: record.seq });
+        }
+        if self.stamps.get(&record.origin).is_some_and(|range| record.stamp <= range.last) {
+            return Err(Refused::Stamp(record.seq));
+        }
+        if !record.content_matches_digest() {
+            return Err(Refused::Digest(record.seq));
+        }
+        self.clock.adopt(record.stamp, now_ms);
+        self.append(Place { stamp: record.stamp, origin: record.origin, seq: record.seq }, record.digest);
+        Ok(true)
+    }
+
+    fn append(&mut self, place: Place, digest: Digest) {
+        let Place { stamp, origin, seq } = place;
+        let hash = self.vector.hash(origin).next(seq, stamp, digest);
+        self.vector.insert(origin, Head { seq, hash });
+        let first = self.stamps.get(&origin).map_or(stamp, |range| range.first);
+        self.stamps.insert(origin, StampRange { first, last: stamp });
+    }
+
+    /// The heads of all logs.
+    pub fn vector(&self) -> &Vector {
+        &self.vector
+    }
+
+    /// The stamps of a log, if it has entries.
+    pub fn stamps(&self, origin: Origin) -> Option<StampRange> {
+        self.stamps.get(&origin).copied()
+    }
+
+    /// All logs with their stamps, by origin.
+    pub fn ranges(&self) -> impl Iterator<Item = (Origin, StampRange)> + '_ {
+        self.stamps.iter().map(|(origin, range)| (*origin, *range))
+    }
+
+    /// The log this process appends to, once it accepted a message.
+    pub fn own(&self) -> Option<Origin> {
+        self.own
+    }
+
+    /// Leaves the own log: the next message begins another. For when what the store holds is in doubt.
+    pub fn leave_own(&mut self) {
+        self.own = None;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::chain::record::Kind;
+
+    const A: Origin = Origin([1; 16]);
+    const B: Origin = Origin([2; 16]);
+    const NOW: u64 = 1_700_000_000_000;
+
+    fn record(origin: Origin, seq: u64, stamp: u64) -> Record<'static> {
+        let content = b"content";
+        let digest = Digest::of(content);
+        Record { origin, seq, stamp: Stamp(stamp), digest, kind: Kind::Message, content }
+    }
+
+    #[test]
+    fn a_log_that_was_found_is_never_continued() {
+        let mut before = Logs::default();
+        before.assign(Digest::of(b"x"), NOW, || A);
+        let found = [(A, *before.vector().get(A).expect("has A"), before.stamps(A).expect("has A"))];
+        let mut after = Logs::restore(found, NOW);
+        let place = after.assign(Digest::of(b"y"), NOW, || B);
+        assert_eq!((place.origin, place.seq), (B, 1));
+        assert!(place.stamp > after.stamps(A).expect("has A").last, "found stamps are adopted");
+    }
+
+    #[test]
+    fn a_log_counts_without_gaps_and_its_stamps_increase() {
+        let mut logs = Logs::default();
+        let places: Vec<_> = (0..5).map(|_| logs.assign(Digest::of(b"x"), NOW, || A)).collect();
+        assert_eq!(places.iter().map(|p| p.seq).collect::<Vec<_>>(), [1, 2, 3, 4, 5]);
+        assert!(places.is_sorted_by(|a, b| a.stamp < b.stamp));
+    }
+
+    #[test]
+    fn a_clock_set_back_begins_a_new_log() {
+        let mut logs = Logs::default();
+        logs.assign(Digest::of(b"x"), NOW, || A);
+        let place = logs.assign(Digest::of(b"x"), NOW / 2, || B);
+        assert_eq!((place.origin, place.seq, place.stamp.ms()), (B, 1, NOW / 2));
+    }
+
+    #[test]
+    fn only_the_next_entry_of_a_peer_is_admitted() {
+        let mut logs = Logs::default();
+        assert_eq!(logs.admit(&record(A, 2, 9), NOW), Err(Refused::Gap { head: 0, got: 2 }));
+        assert_eq!(logs.admit(&record(A, 1, 9), NOW), Ok(true));
+        assert_eq!(logs.admit(&record(A, 1, 9), NOW), Ok(false));
+        assert_eq!(logs.admit(&record(A, 2, 9), NOW), Err(Refused::Stamp(2)));
+        let forged = Record { digest: Digest::of(b"other"), ..record(A, 2, 10) };
+        assert_eq!(logs.admit(&forged, NOW), Err(Refused::Digest(2)));
+        assert_eq!(logs.vector().seq(A), 1);
+    }
+
+    #[test]
+    fn equal_logs_have_equal_hashes_and_unequal_ones_do_not() {
+        let (mut left, mut right) = (Logs::default(), Logs::default());
+        for seq in 1..=3 {
+            left.admit(&record(A, seq, seq), NOW).expect("next");
+            right.admit(&record(A, seq, seq), NOW).expect("next");
+        }
+        assert_eq!(left.vector().digest(), right.vector().digest());
+        left.admit(&record(A, 4, 4), NOW).expect("next");
+        right.admit(&record(A, 4, 5), NOW).expect("next");
+        assert_ne!(left.vector().digest(), right.vector().digest());
+    }
+}

@@ -1,0 +1,183 @@
+//! Owns the bytes of an entry: the record, which stands for itself.
+//!
+//! The same bytes lie in the store, travel between nodes, and can be recognised in a raw file without the
+//! database around them. The check is verified by [`Record::parse`], and there is no other way to look inside
+//! a record; so damaged bytes are never served, synced or counted. The header is fixed for ever.
+//!
+//! Layout, big-endian, [`HEADER_BYTES`] + content + [`CHECK_BYTES`]:
+//! `magic 8 | version u8 | kind u8 | zero u16 | content length u32 | origin 16 | seq u64 | stamp u64 |
+//! digest 32 | content | XXH3-64 over all before it`.
+
+use twox_hash::XxHash3_64;
+
+use super::clock::Stamp;
+use super::log::Origin;
+use super::message::Digest;
+
+/// An entry with everything around it is at most this long; a longer one is damaged by definition.
+pub const RECORD_BYTES_MAX: usize = 64 * 1024;
+/// Bytes before the content.
+pub const HEADER_BYTES: usize = 80;
+/// Bytes after the content.
+pub const CHECK_BYTES: usize = 8;
+/// What every record begins with.
+pub const MAGIC: [u8; 8] = *b"\xc7ChatChn";
+const VERSION: u8 = 1;
+
+/// What a record carries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// A message's content.
+    Message,
+    /// Nothing: the body was erased, the place in the chain stays. Reserved; nothing writes it yet.
+    Erased,
+}
+
+/// A checked look at a record's bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Record<'a> {
+    /// The log it stands in.
+    pub origin: Origin,
+    /// Its place there, from 1.
+    pub seq: u64,
+    /// When the origin accepted it.
+    pub stamp: Stamp,
+    /// Digest of the content, also after the content was erased.
+    pub digest: Digest,
+    /// What it carries.
+    pub kind: Kind,
+    /// The content bytes.
+    pub content: &'a [u8],
+}
+
+/// Why bytes are not a record. They are damaged, or never were one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum NotARecord {
+    /// Shorter than they say they are.
+    #[error("the record is cut off")]
+    Short,
+    /// Another magic, version, kind or length than a record can have.
+    #[error("the record's header is not one")]
+    Header,
+    /// The check does not fit the bytes.
+    #[error("the record's check does not match its bytes")]
+    Check,
+}
+
+impl<'a> Record<'a> {
+    /// The bytes of this record.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut out = Vec::with_capacity(HEADER_BYTES + self.content.len() + CHECK_BYTES);
+        let length = u32::try_from(self.content.len()).expect("content is far below 4 GiB");
+        out.extend_from_slice(&MAGIC);
+        out.push(VERSION);
+        out.push(match self.kind {
+            Kind::Message => 1,
+            Kind::Erased => 2,
+        });
+        out.extend_from_slice(&[0, 0]);
+        out.extend_from_slice(&length.to_be_bytes());
+        out.extend_from_slice(&self.origin.0);
+        out.extend_from_slice(&self.seq.to_be_bytes());
+        out.extend_from_slice(&self.stamp.0.to_be_bytes());
+        out.extend_from_slice(&self.digest.0);
+        out.extend_from_slice(self.content);
+        let check = XxHash3_64::oneshot(&out);
+        out.extend_from_slice(&check.to_be_bytes());
+        out
+    }
+
+    /// Reads the record at the start of `bytes` and says how long it is.
+    pub fn parse(bytes: &'a [u8]) -> Result<(Self, usize), NotARecord> {
+        let (header, rest) = bytes.split_first_chunk::<HEADER_BYTES>().ok_or(NotARecord::Short)?;
+        let [kind_byte, zero_1, zero_2] = [header[9], header[10], header[11]];
+        let kind = match kind_byte {
+            1 => Kind::Message,
+            2 => Kind::Erased,
+            _ => return Err(NotARecord::Header),
+        };
+        let length = u32::from_be_bytes(part(header, 12)) as usize;
+        let is_header = header[..8] == MAGIC && header[8] == VERSION && zero_1 == 0 && zero_2 == 0;
+        if !is_header || HEADER_BYTES + length + CHECK_BYTES > RECORD_BYTES_MAX {
+            return Err(NotARecord::Header);
+        }
+        let (content, rest) = rest.split_at_checked(length).ok_or(NotARecord::Short)?;
+        let check = rest.first_chunk::<CHECK_BYTES>().ok_or(NotARecord::Short)?;
+        if XxHash3_64::oneshot(&bytes[..HEADER_BYTES + length]) != u64::from_be_bytes(*check) {
+            return Err(NotARecord::Check);
+        }
+        let record = Record {
+            origin: Origin(part(header, 16)),
+            seq: u64::from_be_bytes(part(header, 32)),
+            stamp: Stamp(u64::from_be_bytes(part(header, 40))),
+            digest: Digest(part(header, 48)),
+            kind,
+            content,
+        };
+        Ok((record, HEADER_BYTES + length + CHECK_BYTES))
+    }
+
+    /// Whether the content is what the digest says. The check already excludes accidents; this is asked where
+    /// a record comes from somebody else.
+    pub fn content_matches_digest(&self) -> bool {
+        match self.kind {
+            Kind::Message => Digest::of(self.content) == self.digest,
+            Kind::Erased => self.content.is_empty(),
+        }
+    }
+}
+
+fn part<const N: usize>(header: &[u8; HEADER_BYTES], at: usize) -> [u8; N] {
+    *header[at..].first_chunk().expect("offsets lie within the header")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn record(content: &[u8]) -> Record<'_> {
+        Record {
+            origin: Origin([7; 16]),
+            seq: 17,
+            stamp: Stamp(0x0102_0304_0506_0708),
+            digest: Digest::of(content),
+            kind: Kind::Message,
+            content,
+        }
+    }
+
+    /// Frozen: the bytes of a version 1 record. May be added to, never changed.
+    #[test]
+    fn record_version_1_is_frozen() {
+        let hex: String = record(b"hi").encode().iter().map(|b| format!("{b:02x}")).collect();
+        assert_eq!(
+            hex,
+            "c74368617443686e0101000000000002070707070707070707070707070707070000000000000011010203040506070885052e9aab1b67b6622d94a08441b09fd5b7aca61ee360416d70de5da67d86ca68695b46b346b41e4349"
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn parse_gives_back_what_was_encoded(content in proptest::collection::vec(any::<u8>(), 0..300)) {
+            let bytes = record(&content).encode();
+            prop_assert_eq!(Record::parse(&bytes), Ok((record(&content), bytes.len())));
+        }
+
+        #[test]
+        fn any_flipped_bit_is_noticed(content in proptest::collection::vec(any::<u8>(), 0..60), at: proptest::sample::Index) {
+            let mut bytes = record(&content).encode();
+            let bit = at.index(bytes.len() * 8);
+            bytes[bit / 8] ^= 1 << (bit % 8);
+            prop_assert!(Record::parse(&bytes).is_err());
+        }
+
+        #[test]
+        fn arbitrary_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+            let _ = Record::parse(&bytes);
+            let mut framed = MAGIC.to_vec();
+            framed.extend_from_slice(&bytes);
+            prop_assert!(Record::parse(&framed).is_err());
+        }
+    }
+}
