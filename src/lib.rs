@@ -2,5 +2,9 @@
 
 pub mod api;
 pub mod chain;
+pub mod cli;
+pub mod config;
+pub mod node;
+pub mod output;
 pub mod serve;
 pub mod store;

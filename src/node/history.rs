@@ -86,12 +86,12 @@ fn whole(node: &Node, query: &ListQuery, format: Format) -> Result<Response, Pro
     // The first chunk is read before the status is sent, so that a failure can still be one.
     let first = listing.next_chunk(CHUNK_COUNT)?;
     encoder.push_all(&first);
-    Ok(streamed(format, encoder, (listing, first.len()), |(mut listing, _), encoder| {
+    Ok(streamed(format, encoder, listing, |mut listing, encoder| {
         while !listing.is_done() {
             let entries = listing.next_chunk(CHUNK_COUNT)?;
             if !entries.is_empty() {
                 encoder.push_all(&entries);
-                return Ok(Some((listing, entries.len())));
+                return Ok(Some(listing));
             }
         }
         Ok(None)
@@ -141,7 +141,8 @@ fn page(node: &Node, query: &ListQuery, limit: usize, format: Format) -> Result<
     let (first, last) = (page.entries.first(), page.entries.last());
     let (nearest, farthest) = (first.map(|(place, _)| *place), last.map(|(place, _)| *place));
     let (near_id, far_id) = (id_at(node.store(), nearest)?, id_at(node.store(), farthest)?);
-    let beyond = go_on.then_some(listing.last_seen().filter(|_| page.entries.len() < limit).or(far_id)).flatten();
+    let beyond =
+        go_on.then_some(listing.last_seen().filter(|_| page.entries.len() < limit).or(far_id)).flatten();
     if forward {
         page.newer = beyond;
         page.older = near_id.filter(|_| is_beyond(node, query, nearest, true));
@@ -152,10 +153,11 @@ fn page(node: &Node, query: &ListQuery, limit: usize, format: Format) -> Result<
     }
     let links = links(query, &page);
     let places = page.entries.into_iter();
-    let mut response = streamed(format, Encoder::new(format), (node.clone(), places), |(node, mut places), encoder| {
-        let count = send_places(node.store(), &mut places, encoder)?;
-        Ok((count > 0).then_some((node, places)))
-    });
+    let mut response =
+        streamed(format, Encoder::new(format), (node.clone(), places), |(node, mut places), encoder| {
+            let count = send_places(node.store(), &mut places, encoder)?;
+            Ok((count > 0).then_some((node, places)))
+        });
     if let Some(links) = links {
         response.headers_mut().insert(header::LINK, links);
     }

@@ -162,9 +162,8 @@ impl Inbox {
 
     /// Waits for work, at most `idle` long.
     pub fn next(&self, idle: Duration) -> Next {
-        let nothing = |queues: &mut Queues| {
-            queues.sends.is_empty() && queues.admits.is_empty() && !queues.stopped
-        };
+        let nothing =
+            |queues: &mut Queues| queues.sends.is_empty() && queues.admits.is_empty() && !queues.stopped;
         let waited = self.wake.wait_timeout_while(self.lock(), idle, nothing);
         let (mut queues, _) = waited.unwrap_or_else(PoisonError::into_inner);
         let batch = queues.take();

@@ -103,7 +103,9 @@ pub fn view<'a>(content: &Content<'a>, place: Place) -> MessageView<'a> {
 
 fn problem(why: WhyNot) -> Problem {
     let (code, detail) = match why {
-        WhyNot::Conflict => (ErrorCode::IdConflict, "this id already stands for a message with other content"),
+        WhyNot::Conflict => {
+            (ErrorCode::IdConflict, "this id already stands for a message with other content")
+        }
         WhyNot::Overloaded => (ErrorCode::Overloaded, "too many messages wait to be written"),
         WhyNot::Full => (ErrorCode::StorageFull, "the disk of this node is nearly full"),
         WhyNot::Failed => (ErrorCode::StorageFailed, "this node cannot write to its disk"),

@@ -259,8 +259,14 @@ impl Draft<'_> {
         }
         let place = self.logs.assign(message.digest, self.now_ms, mint);
         let Place { origin, seq, stamp } = place;
-        let record =
-            Record { origin, seq, stamp, digest: message.digest, kind: Kind::Message, content: &message.content };
+        let record = Record {
+            origin,
+            seq,
+            stamp,
+            digest: message.digest,
+            kind: Kind::Message,
+            content: &message.content,
+        };
         batch.push(Standing { place, digest: message.digest });
         let (record, hash) = (record.encode(), self.logs.vector().hash(origin));
         self.entries.push(NewEntry { place, hash, record, known });
@@ -291,7 +297,7 @@ impl Draft<'_> {
     }
 
     fn admit_one(&mut self, job: &AdmitJob, record: &Record<'_>, bytes: &Bytes) -> Result<bool, AdmitError> {
-        let Record { origin, seq, stamp, digest, .. } = *record;
+        let Record { origin, seq, stamp, .. } = *record;
         if job.before.seq == self.logs.vector().seq(origin)
             && seq == job.before.seq + 1
             && job.before.hash != self.logs.vector().hash(origin)

@@ -1,0 +1,254 @@
+use std::collections::BTreeMap;
+
+use clap::Parser;
+
+use super::*;
+use crate::cli::{Cli, Command};
+
+const SHIPPED: &str = include_str!("../../config.toml");
+
+fn sources(env: &[(&str, &str)], file: Option<&str>) -> Result<Sources, Error> {
+    let env: BTreeMap<_, _> = env.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+    Sources::new(env, file.map(|text| (FILE_NAME.into(), text)))
+}
+
+/// What a command line resolves to; the parts as one debug text each, so that tests can name any of them.
+fn resolve(line: &str, env: &[(&str, &str)], file: Option<&str>) -> Result<String, Error> {
+    let cli = Cli::try_parse_from(format!("chatchain {line}").split(' ')).expect("the line is good usage");
+    let sources = sources(env, file)?;
+    Ok(match &cli.command {
+        Command::Node(args) => format!("{:?}", sources.node(args)?),
+        Command::Proxy(args) => format!("{:?}", sources.proxy(args)?),
+        Command::Up(args) => format!("{:?}", sources.up(args)?),
+        Command::Send(args) => sources.sender(args.from.as_deref())?,
+        Command::List(_) | Command::Status(_) => format!("{:?}", sources.client(&cli.common)?),
+    })
+}
+
+#[track_caller]
+fn check_error(line: &str, env: &[(&str, &str)], file: Option<&str>, parts: &[&str]) {
+    let error = resolve(line, env, file).expect_err(line).to_string();
+    for part in parts {
+        assert!(error.contains(part), "{error:?} lacks {part:?}");
+    }
+    assert!(!error.contains('\n'), "{error:?} is more than one line");
+}
+
+fn node(line: &str, env: &[(&str, &str)], file: Option<&str>) -> NodeConfig {
+    let cli =
+        Cli::try_parse_from(format!("chatchain node {line}").split(' ')).expect("the line is good usage");
+    let Command::Node(args) = cli.command else { unreachable!("the line says node") };
+    sources(env, file).and_then(|sources| sources.node(&args)).expect(line)
+}
+
+fn addr(text: &str) -> Addr {
+    text.parse().expect(text)
+}
+
+fn peers(config: &NodeConfig) -> Vec<(Option<NodeId>, String)> {
+    config.peers.iter().map(|peer| (peer.node_id, peer.addr.to_string())).collect()
+}
+
+#[test]
+fn shipped_file_says_what_holds_without_it() {
+    for line in ["proxy", "status", "up"] {
+        assert_eq!(resolve(line, &[], Some(SHIPPED)), resolve(line, &[], None), "{line}");
+    }
+    for id in 0..4 {
+        let line = format!("--node-id {id}");
+        let (with, without) = (node(&line, &[], Some(SHIPPED)), node(&line, &[], None));
+        assert_eq!(peers(&with).len(), 3, "the file names peers");
+        assert_eq!(NodeConfig { peers: Vec::new(), ..with }, without);
+    }
+}
+
+#[test]
+fn shipped_file_shows_every_key_with_its_default() {
+    let table: toml::Table = SHIPPED.parse().expect("the shipped file is TOML");
+    let mut shown: Vec<String> = Vec::new();
+    for (key, value) in &table {
+        match value {
+            toml::Value::Table(section) => shown.extend(section.keys().map(|inner| format!("{key}.{inner}"))),
+            _ => shown.push(key.clone()),
+        }
+    }
+    let mut known: Vec<&str> = keys::file_keys().collect();
+    known.sort_unstable();
+    shown.sort_unstable();
+    assert_eq!(shown, known);
+    for setting in keys::SETTINGS.iter().filter(|s| !s.key.is_empty() && s.key != "nodes") {
+        assert!(
+            SHIPPED.contains(&format!("= {:?}", setting.default)),
+            "{} = {}",
+            setting.key,
+            setting.default
+        );
+    }
+}
+
+#[test]
+fn node_needs_nothing_but_its_number() {
+    let config = node("--node-id 2", &[], None);
+    assert_eq!(
+        config,
+        NodeConfig {
+            node_id: 2,
+            network: "chatchain".into(),
+            listen: addr("127.0.0.1:8083"),
+            advertise: addr("127.0.0.1:8083"),
+            peers: Vec::new(),
+            store_dir: "data/node-2".into(),
+            sync_interval: Duration::from_secs(1),
+        }
+    );
+}
+
+#[test]
+fn flag_beats_environment_beats_file_beats_default() {
+    let file = Some("network = 'f'\nnodes = ['f:1']\n[node]\ndata_dir = 'f'\n[proxy]\nlisten = 'f:2'");
+    let env = &[
+        ("CHATCHAIN_NETWORK", "e"),
+        ("CHATCHAIN_NODES", "e:1,e:2"),
+        ("CHATCHAIN_NODE_DATA_DIR", "e"),
+        ("CHATCHAIN_PROXY_LISTEN", "e:3"),
+        ("CHATCHAIN_USER", ""),
+    ];
+    let flags = "--node-id 0 --data-dir g --peers g:1 --listen g:2";
+    let what = |c: NodeConfig| (c.network, c.listen.to_string(), c.store_dir.display().to_string());
+    assert_eq!(what(node("--node-id 0", &[], file)), ("f".into(), "f:1".into(), "f/node-0".into()));
+    assert_eq!(what(node("--node-id 0", env, file)), ("e".into(), "e:1".into(), "e/node-0".into()));
+    assert_eq!(what(node(flags, env, file)), ("e".into(), "g:2".into(), "g/node-0".into()));
+    assert_eq!(peers(&node(flags, env, file)), [(None, "g:1".into())]);
+    assert_eq!(peers(&node("--node-id 0", env, file)), [(Some(1), "e:2".into())]);
+    let servers = |env, file, line| resolve(line, env, file).expect("servers");
+    assert_eq!(
+        servers(env, file, "status"),
+        format!("{:?}", ClientConfig { servers: vec![addr("e:3"), addr("e:1"), addr("e:2")] })
+    );
+    assert_eq!(
+        servers(&[], file, "status"),
+        format!("{:?}", ClientConfig { servers: vec![addr("f:2"), addr("f:1")] })
+    );
+    assert_eq!(
+        servers(&[("CHATCHAIN_SERVER", "s:1,s:2")], file, "status --server t:1"),
+        format!("{:?}", ClientConfig { servers: vec![addr("t:1")] })
+    );
+}
+
+#[test]
+fn nodes_as_a_table_keep_their_numbers() {
+    let file = Some("nodes = { 0 = 'a:1', 3 = 'd:4' }");
+    let config = node("--node-id 3", &[], file);
+    assert_eq!(config.listen, addr("d:4"));
+    assert_eq!(peers(&config), [(Some(0), "a:1".into())]);
+    assert_eq!(peers(&node("--node-id 7 --listen g:8", &[], file)).len(), 2);
+    check_error("node --node-id 1", &[], file, &["holds the nodes 0, 3 and no node 1", "--listen ADDR"]);
+    check_error(
+        "node --node-id 4",
+        &[],
+        None,
+        &["the default list holds the nodes 0, 1, 2, 3 and no node 4"],
+    );
+}
+
+#[test]
+fn own_address_is_no_peer_and_no_peers_can_be_asked_for() {
+    let list = "--node-id 1 --peers 127.0.0.1:8081,127.0.0.1:8082,127.0.0.1:8081";
+    assert_eq!(peers(&node(list, &[], None)), [(None, "127.0.0.1:8081".into())]);
+    let cli = Cli::try_parse_from(["chatchain", "node", "--node-id", "1", "--peers", ""]).expect("usage");
+    let Command::Node(args) = cli.command else { unreachable!("the line says node") };
+    let config = sources(&[], Some(SHIPPED)).and_then(|sources| sources.node(&args)).expect("no peers");
+    assert_eq!(config.peers, []);
+}
+
+#[test]
+fn wildcard_needs_an_address_for_others() {
+    check_error(
+        "node --node-id 2 --listen 0.0.0.0:9",
+        &[],
+        None,
+        &["0.0.0.0:9", "--advertise 127.0.0.1:8083"],
+    );
+    check_error("node --node-id 2 --listen [::]:9", &[], None, &["--advertise"]);
+    check_error("node --node-id 2 --advertise 0.0.0.0:9", &[], None, &["--advertise"]);
+    let config = node("--node-id 2 --listen 0.0.0.0:9 --advertise x:9", &[], None);
+    assert_eq!((config.listen, config.advertise), (addr("0.0.0.0:9"), addr("x:9")));
+    let servers =
+        resolve("status", &[("CHATCHAIN_PROXY_LISTEN", "0.0.0.0:9"), ("CHATCHAIN_NODES", "x:1")], None);
+    assert_eq!(
+        servers,
+        Ok(format!("{:?}", ClientConfig { servers: vec![addr("127.0.0.1:9"), addr("x:1")] }))
+    );
+}
+
+#[test]
+fn mistakes_in_the_file_are_named_with_their_line() {
+    let file = |text, parts: &[&str]| check_error("proxy", &[], Some(text), parts);
+    file("\n\nnetwrk = 'x'", &["config.toml line 3", "`netwrk`", "did you mean `network`?"]);
+    file("[node]\nsync-interval = '1s'", &["line 2", "`node.sync-interval`", "`node.sync_interval`"]);
+    file("listen = '127.0.0.1:1'", &["line 1", "did you mean `proxy.listen`?"]);
+    file("[nodes]\n0 = 'a:1'\nx = 'b:1'", &["line 3", "`x`", "node ids"]);
+    file("nodes = 'a:1'", &["`nodes` must be an array"]);
+    file("nodes = [1]", &["node 0 must be text"]);
+    file("nodes = ['a:1', 'b']", &["`nodes.1` in config.toml line 1", "`b`"]);
+    file("nodes = ['a:1', 'a:1']", &["this is node 0 already"]);
+    file("nodes = []", &["no nodes to forward to", "--nodes"]);
+    file("node = 1", &["`node` is a table"]);
+    file("network = 7", &["`network` must be text", "integer"]);
+    file("network = ''", &["1 to 64 characters"]);
+    file("network = ", &["config.toml line 1", "not TOML"]);
+    file("[proxy]\nstrategy = 'hegde'", &["`proxy.strategy` in config.toml line 2", "did you mean hedge?"]);
+}
+
+#[test]
+fn mistakes_elsewhere_are_named_with_their_source() {
+    for text in ["5", "1ms", "2h", "-1s", "soon"] {
+        let env = &[("CHATCHAIN_NODE_SYNC_INTERVAL", text)];
+        check_error("node --node-id 0", env, None, &["CHATCHAIN_NODE_SYNC_INTERVAL is"]);
+    }
+    check_error("node", &[], None, &["--node-id N"]);
+    check_error("node --node-id 0 --listen nonsense", &[], None, &["--listen: `nonsense`"]);
+    check_error("node --node-id 0 --peers a:1,b", &[], None, &["--peers: `b`"]);
+    check_error("status --server x", &[], None, &["--server: `x`"]);
+    check_error(
+        "up --base-port 65472 --nodes 64 --data-dir x",
+        &[("CHATCHAIN_NETWORK", &"x".repeat(65))],
+        None,
+        &["ports above 65535"],
+    );
+}
+
+#[test]
+fn durations_are_written_as_people_write_them() {
+    for (text, want) in [("500ms", 500), ("2s", 2000), ("1m 30s", 90_000), ("1h", 3_600_000)] {
+        let file = format!("[node]\nsync_interval = '{text}'");
+        assert_eq!(node("--node-id 0", &[], Some(&file)).sync_interval, Duration::from_millis(want));
+    }
+}
+
+#[test]
+fn sender_is_the_flag_the_variable_or_the_login_name() {
+    let env = &[("CHATCHAIN_USER", "u"), ("USER", "login")];
+    assert_eq!(resolve("send --to x --from f hi", env, None), Ok("f".into()));
+    assert_eq!(resolve("send --to x hi", env, None), Ok("u".into()));
+    assert_eq!(resolve("send --to x hi", &env[1..], None), Ok("login".into()));
+    check_error("send --to x hi", &[], None, &["--from NAME", "CHATCHAIN_USER"]);
+}
+
+#[test]
+fn up_takes_the_ports_after_the_base_port() {
+    let config = resolve("up --nodes 2 --base-port 9000 --data-dir d", &[], None);
+    let want = UpConfig {
+        proxy: addr("127.0.0.1:9000"),
+        nodes: vec![addr("127.0.0.1:9001"), addr("127.0.0.1:9002")],
+        data_dir: "d".into(),
+    };
+    assert_eq!(config, Ok(format!("{want:?}")));
+}
+
+#[test]
+fn only_a_file_that_was_named_must_exist() {
+    let missing = cli::Common { config: Some("/nonexistent/chatchain.toml".into()), ..Default::default() };
+    let error = Sources::load(&missing).expect_err("it is missing").to_string();
+    assert!(error.contains("cannot read the configuration file /nonexistent/chatchain.toml"), "{error}");
+}

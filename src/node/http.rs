@@ -1,0 +1,19 @@
+//! Owns which path leads to which handler of a node. What is not here answers `not_found`.
+
+use axum::Router;
+use axum::routing::{get, post};
+
+use super::{Node, history, send, status};
+use crate::api::path;
+use crate::serve;
+
+/// All paths of a node.
+pub fn routes(node: Node) -> Router {
+    Router::new()
+        .route(path::MESSAGES, post(send::post).get(history::get))
+        .route("/messages/{id}", get(history::get_one))
+        .route(path::NODES, get(status::nodes))
+        .route(path::LIVEZ, get(serve::live))
+        .route(path::READYZ, get(status::ready))
+        .with_state(node)
+}

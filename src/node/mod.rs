@@ -1,0 +1,88 @@
+//! A node: its store, its one writer, its HTTP and its exchanges with peers.
+//!
+//! [`Node`] is what handlers hold: a small handle, cheap to clone. [`run`](run::run) starts everything and ends
+//! everything in order. The three flows here: a send goes http -> send -> writer -> store and back; a read goes
+//! http -> history -> store; an exchange goes replicate -> chain::sync -> writer.
+
+mod history;
+mod http;
+mod inbox;
+pub mod run;
+mod send;
+mod status;
+mod writer;
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use tokio::sync::watch;
+
+use crate::api::network::NodeId;
+use crate::chain::log::{Logs, Place};
+use crate::config::NodeConfig;
+use crate::serve::Budget;
+use crate::store::Store;
+use writer::Writer;
+
+pub use run::run;
+
+/// Why a node cannot run, or had to end.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Its store cannot be opened.
+    #[error(transparent)]
+    Open(#[from] crate::store::OpenError),
+    /// The system refused something at the start.
+    #[error("cannot start: {0}")]
+    Start(#[from] std::io::Error),
+    /// Something that must go on ended.
+    #[error("{0}")]
+    Ended(String),
+}
+
+/// A node as its handlers see it.
+#[derive(Clone)]
+pub struct Node {
+    config: Arc<NodeConfig>,
+    store: Arc<Store>,
+    writer: Writer,
+    logs: watch::Receiver<Arc<Logs>>,
+    budget: Budget,
+    started: Instant,
+}
+
+impl Node {
+    fn config(&self) -> &NodeConfig {
+        &self.config
+    }
+
+    fn store(&self) -> &Arc<Store> {
+        &self.store
+    }
+
+    fn writer(&self) -> &Writer {
+        &self.writer
+    }
+
+    /// The durable state of all logs.
+    fn logs(&self) -> Arc<Logs> {
+        self.logs.borrow().clone()
+    }
+
+    /// What all request bodies share.
+    fn budget(&self) -> &Budget {
+        &self.budget
+    }
+
+    /// The nodes that are known to have this entry on disk.
+    fn durable_on(&self, _place: Place) -> Vec<NodeId> {
+        vec![self.config.node_id]
+    }
+}
+
+/// The wall clock, in Unix milliseconds: the one place that reads it.
+#[expect(clippy::disallowed_methods, reason = "the licensed place: below, `now` is an argument")]
+fn now_ms() -> u64 {
+    let since_1970 = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    since_1970.map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+}

@@ -1,0 +1,349 @@
+//! The only printer: data on standard output, everything else on standard error.
+//!
+//! Owns the three formats, tables, colours, progress bars, and the escaping that keeps what strangers wrote from
+//! steering a terminal: no control, bidirectional or invisible format character of a message, a peer's warning or
+//! an error leaves here as itself, in JSON neither (there as `\u…`, which means the same). Knows nothing of what is
+//! printed. A reader that closes the pipe is [`io::ErrorKind::BrokenPipe`], which the program ends on quietly.
+
+use std::{
+    borrow::Cow,
+    env,
+    fmt::Write as _,
+    io::{self, IsTerminal, Write as _},
+};
+
+use clap::builder::styling::{AnsiColor, Color, Effects, Style};
+use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde::Serialize;
+
+use crate::cli::{Common, Format, When};
+
+/// Spaces between two columns.
+const COLUMN_GAP: u16 = 2;
+/// One colour after the other for whoever shares the terminal.
+const TAG_COLORS: [AnsiColor; 6] = [
+    AnsiColor::Cyan,
+    AnsiColor::Yellow,
+    AnsiColor::Green,
+    AnsiColor::Magenta,
+    AnsiColor::Blue,
+    AnsiColor::BrightRed,
+];
+
+/// Where and how to print.
+#[derive(Debug, Clone)]
+pub struct Output {
+    format: Format,
+    quiet: bool,
+    /// Colours on standard output and on standard error.
+    colors: (bool, bool),
+}
+
+/// How good or bad something is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Tone {
+    /// Nothing to say about it.
+    Plain,
+    /// As it should be.
+    Good,
+    /// Worth a look.
+    Doubtful,
+    /// Not as it should be.
+    Bad,
+}
+
+/// A row of a table, coloured as a whole.
+pub type Row = (Tone, Vec<String>);
+
+impl Output {
+    /// As the common flags and the terminal say.
+    pub fn new(common: &Common) -> Self {
+        let no_color = env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+        let color = |is_terminal: bool| match common.color {
+            When::Always => true,
+            When::Never => false,
+            When::Auto => is_terminal && !no_color,
+        };
+        let colors = (color(io::stdout().is_terminal()), color(io::stderr().is_terminal()));
+        Output { format: common.output, quiet: common.quiet, colors }
+    }
+
+    /// The format of data that was asked for.
+    pub fn format(&self) -> Format {
+        self.format
+    }
+
+    /// Whether standard error is coloured.
+    pub fn colors_errors(&self) -> bool {
+        self.colors.1
+    }
+
+    /// One line of data.
+    pub fn line(&self, text: &str) -> io::Result<()> {
+        data(&format!("{}\n", escape(text)))
+    }
+
+    /// One JSON value on a line of its own.
+    pub fn json(&self, value: &impl Serialize) -> io::Result<()> {
+        data(&format!("{}\n", json(value)?))
+    }
+
+    /// Many values: as a JSON array, or one per line.
+    pub fn json_list<T: Serialize>(&self, values: &[T]) -> io::Result<()> {
+        let mut out = io::BufWriter::new(io::stdout().lock());
+        let lines = self.format == Format::Ndjson;
+        for (i, value) in values.iter().enumerate() {
+            let before = if lines || i > 0 { "" } else { "[" };
+            let after = if lines || i + 1 == values.len() { "" } else { "," };
+            writeln!(out, "{before}{}{after}", json(value)?)?;
+        }
+        match (lines, values.is_empty()) {
+            (true, _) => {}
+            (false, true) => writeln!(out, "[]")?,
+            (false, false) => writeln!(out, "]")?,
+        }
+        out.flush()
+    }
+
+    /// Columns under a header (which may be empty: no header). Numbers stand to the right.
+    pub fn table(&self, header: &[&str], rows: &[Row]) -> io::Result<()> {
+        let table = columns(header, rows);
+        let header_count = usize::from(!header.is_empty());
+        let mut out = io::BufWriter::new(io::stdout().lock());
+        for (i, line) in table.lines().enumerate() {
+            let style = match i.checked_sub(header_count) {
+                None => Style::new().effects(Effects::BOLD),
+                Some(row) => style_of(rows.get(row).map_or(Tone::Plain, |(tone, _)| *tone)),
+            };
+            writeln!(out, "{}", paint(self.colors.0, style, line.trim_end()))?;
+        }
+        out.flush()
+    }
+
+    /// A sentence of data for people, coloured by its tone.
+    pub fn summary(&self, tone: Tone, text: &str) -> io::Result<()> {
+        data(&format!("{}\n", paint(self.colors.0, style_of(tone), &escape(text))))
+    }
+
+    /// Something good to know, unless only warnings are wanted. Not data, and lost if nobody reads it.
+    pub fn note(&self, text: &str) {
+        if !self.quiet {
+            aside(&escape(text));
+        }
+    }
+
+    /// Something that is not as it should be.
+    pub fn warn(&self, text: &str) {
+        self.labelled("warning", AnsiColor::Yellow, text);
+    }
+
+    /// What went wrong.
+    pub fn error(&self, text: &str) {
+        self.labelled("error", AnsiColor::Red, text);
+    }
+
+    /// A line that somebody else wrote, under the writer's tag. `index` chooses the tag's colour.
+    pub fn tagged(&self, index: usize, tag: &str, line: &str) {
+        let style = Style::new().fg_color(Some(Color::Ansi(TAG_COLORS[index % TAG_COLORS.len()])));
+        aside(&format!("{} {line}", paint(self.colors.1, style, &format!("{tag:>7} |"))));
+    }
+
+    /// A report of several lines, for whoever asked for details.
+    pub fn report(&self, report: &str) {
+        for line in report.lines() {
+            aside(&escape(line));
+        }
+    }
+
+    /// A bar over so many bytes, or a counter where nobody knows how many there are.
+    pub fn progress(&self, bytes: Option<u64>) -> Progress {
+        let hidden = self.quiet || !io::stderr().is_terminal();
+        let target = if hidden { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() };
+        let template = match bytes {
+            Some(_) => "{wide_bar} {percent:>3} %  {msg}  {elapsed} (left: {eta})",
+            None => "{spinner} {bytes}  {msg}  {elapsed}",
+        };
+        let style = ProgressStyle::with_template(template).expect("the template is well-formed");
+        Progress(ProgressBar::with_draw_target(bytes, target).with_style(style))
+    }
+
+    fn labelled(&self, label: &str, color: AnsiColor, text: &str) {
+        let style = Style::new().fg_color(Some(Color::Ansi(color))).effects(Effects::BOLD);
+        aside(&format!("{} {}", paint(self.colors.1, style, &format!("{label}:")), escape(text)));
+    }
+}
+
+/// A bar on standard error; invisible where no terminal shows it.
+#[derive(Debug)]
+pub struct Progress(ProgressBar);
+
+impl Progress {
+    /// Moves it on, with a few words beside it.
+    pub fn advance(&self, bytes: u64, message: String) {
+        self.0.inc(bytes);
+        self.0.set_message(message);
+    }
+
+    /// Prints in the middle of it without tearing it.
+    pub fn pause<T>(&self, print: impl FnOnce() -> T) -> T {
+        self.0.suspend(print)
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        self.0.finish_and_clear();
+    }
+}
+
+/// One JSON value on one line, without a character that could steer a terminal.
+fn json(value: &impl Serialize) -> io::Result<String> {
+    let text = serde_json::to_string(value)?;
+    if !text.chars().any(is_unsafe) {
+        return Ok(text);
+    }
+    let mut out = String::with_capacity(text.len() + 16);
+    for c in text.chars() {
+        // serde_json leaves such a character only inside a string, where an escape means the same.
+        if is_unsafe(c) {
+            for unit in c.encode_utf16(&mut [0; 2]) {
+                write!(out, "\\u{unit:04x}").expect("writing to memory does not fail");
+            }
+        } else {
+            out.push(c);
+        }
+    }
+    Ok(out)
+}
+
+/// The text with everything escaped that could steer a terminal or hide from its reader.
+pub fn escape(text: &str) -> Cow<'_, str> {
+    if !text.chars().any(is_unsafe) {
+        return Cow::Borrowed(text);
+    }
+    let mut out = String::with_capacity(text.len() + 16);
+    for c in text.chars() {
+        match c {
+            '\n' => out.push_str("\\n"),
+            '\r' => out.push_str("\\r"),
+            '\t' => out.push_str("\\t"),
+            c if is_unsafe(c) => {
+                write!(out, "\\u{{{:x}}}", u32::from(c)).expect("writing to memory does not fail");
+            }
+            c => out.push(c),
+        }
+    }
+    Cow::Owned(out)
+}
+
+/// Controls (C0, DEL, C1), and of Unicode's format characters (Cf) and separators all but the two joiners, which
+/// emoji and several scripts cannot be written without.
+fn is_unsafe(c: char) -> bool {
+    c.is_control()
+        || matches!(c,
+            '\u{ad}' | '\u{600}'..='\u{605}' | '\u{61c}' | '\u{6dd}' | '\u{70f}' | '\u{890}'..='\u{891}'
+            | '\u{8e2}' | '\u{180e}' | '\u{200b}' | '\u{200e}'..='\u{200f}' | '\u{2028}'..='\u{202e}'
+            | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{110bd}' | '\u{110cd}'
+            | '\u{13430}'..='\u{1343f}' | '\u{1bca0}'..='\u{1bca3}' | '\u{1d173}'..='\u{1d17a}'
+            | '\u{e0000}'..='\u{e007f}')
+}
+
+/// Lays out a table; every cell is escaped, so each row is one line.
+fn columns(header: &[&str], rows: &[Row]) -> Table {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
+    if !header.is_empty() {
+        table.set_header(header.iter().copied());
+    }
+    for (_, cells) in rows {
+        table.add_row(cells.iter().map(|cell| escape(cell).into_owned()));
+    }
+    let is_number = |i: usize| {
+        let cells = || rows.iter().filter_map(|(_, cells)| cells.get(i));
+        let number = |cell: &String| cell == "-" || cell.starts_with(|c: char| c.is_ascii_digit());
+        !header.is_empty() && i > 0 && cells().any(|cell| cell != "-") && cells().all(number)
+    };
+    for (i, column) in table.column_iter_mut().enumerate() {
+        column.set_padding((0, COLUMN_GAP));
+        if is_number(i) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    table
+}
+
+fn style_of(tone: Tone) -> Style {
+    let color = match tone {
+        Tone::Plain => return Style::new(),
+        Tone::Good => AnsiColor::Green,
+        Tone::Doubtful => AnsiColor::Yellow,
+        Tone::Bad => AnsiColor::Red,
+    };
+    Style::new().fg_color(Some(Color::Ansi(color)))
+}
+
+fn paint(colors: bool, style: Style, text: &str) -> String {
+    if colors { format!("{style}{text}{style:#}") } else { text.to_owned() }
+}
+
+/// To standard output, at once: whoever waits for it should not wait for a full buffer.
+fn data(text: &str) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    out.write_all(text.as_bytes())?;
+    out.flush()
+}
+
+/// To standard error. If nobody reads that, there is nobody to tell.
+fn aside(text: &str) {
+    let _ = writeln!(io::stderr().lock(), "{text}");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[track_caller]
+    fn check(text: &str, want: &str) {
+        assert_eq!(escape(text), want);
+    }
+
+    #[test]
+    fn nothing_that_steers_a_terminal_gets_through() {
+        check("plain, ünïcödé, 日本, 👩‍🚀", "plain, ünïcödé, 日本, 👩‍🚀");
+        check("\u{1b}[2J\u{7}", "\\u{1b}[2J\\u{7}");
+        check("a\r\n\tb", "a\\r\\n\\tb");
+        check("\u{9b}31m\u{7f}", "\\u{9b}31m\\u{7f}");
+        check("\u{202e}evil\u{2066}\u{200e}", "\\u{202e}evil\\u{2066}\\u{200e}");
+        check("\u{e0041}\u{feff}\u{ad}\u{2028}", "\\u{e0041}\\u{feff}\\u{ad}\\u{2028}");
+    }
+
+    #[test]
+    fn tables_have_straight_columns_even_with_wide_characters() {
+        let rows = [
+            (Tone::Good, vec!["0".into(), "日本".into(), "12".into()]),
+            (Tone::Bad, vec!["1".into(), "a\nb".into(), "-".into()]),
+        ];
+        let lines: Vec<_> = columns(&["NODE", "NAME", "COUNT"], &rows).lines().collect();
+        assert_eq!(
+            lines.iter().map(|line| line.trim_end()).collect::<Vec<_>>(),
+            ["NODE  NAME  COUNT", "0     日本     12", "1     a\\nb      -",]
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn escaped_json_means_the_same_and_steers_nothing(text: String, odd in "[\u{80}-\u{9f}\u{202a}-\u{202e}\u{e0001}]{0,3}") {
+            let text = text + &odd;
+            let json = json(&text).expect("a string serialises");
+            prop_assert!(!json.chars().any(is_unsafe));
+            prop_assert_eq!(serde_json::from_str::<String>(&json).expect("it parses"), text);
+        }
+
+        #[test]
+        fn escaped_text_steers_nothing(text: String) {
+            prop_assert!(!escape(&text).chars().any(is_unsafe));
+        }
+    }
+}

@@ -1,0 +1,304 @@
+//! A network of real processes: nodes, and a proxy if a test wants one, in a directory that cleans up after itself.
+//!
+//! All on one loopback IP of their own, so each keeps its address over restarts. Knows the command line and `/readyz` and
+//! `/nodes` of the contract, nothing else. A node that is down stays in its place; its directory stays as it was.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use super::eventually::eventually_blocking;
+use super::process::{Finished, Process, chatchain, run};
+use super::{address, http};
+
+/// Includes a rebuilt index; a process not ready after this fails its test.
+const READY_TIMEOUT: Duration = Duration::from_secs(60);
+/// Node N listens on this port + N.
+const NODE_PORT: u16 = 7100;
+const PROXY_PORT: u16 = 7099;
+
+/// Nodes 0 to n of one network and perhaps their proxy.
+pub struct Cluster {
+    ip: Ipv4Addr,
+    nodes: Vec<Node>,
+    proxy: Option<Process>,
+    /// Last, so that it is removed when the processes are gone.
+    dir: tempfile::TempDir,
+}
+
+struct Node {
+    peers: Vec<SocketAddr>,
+    process: Option<Process>,
+}
+
+impl Cluster {
+    /// A network of `n` nodes that know each other, all ready.
+    #[track_caller]
+    pub fn start(n: usize) -> Self {
+        let mut cluster = Self::prepare(n);
+        cluster.start_all();
+        cluster
+    }
+
+    /// The same, and a proxy in front of them.
+    #[track_caller]
+    pub fn start_with_proxy(n: usize) -> Self {
+        let mut cluster = Self::start(n);
+        cluster.start_proxy();
+        cluster
+    }
+
+    /// A network of `n` nodes that know each other, none started: `dir` may still get a `config.toml`.
+    #[track_caller]
+    pub fn prepare(n: usize) -> Self {
+        let ip = address::free_ip();
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let addrs: Vec<_> = (0..n).map(|i| node_addr(ip, i)).collect();
+        let peers = |own| addrs.iter().copied().filter(|addr| *addr != own).collect();
+        let nodes = addrs.iter().map(|own| Node { peers: peers(*own), process: None }).collect();
+        Cluster { ip, nodes, proxy: None, dir }
+    }
+
+    /// One more node that knows only these, started and ready. Gives its number.
+    #[track_caller]
+    pub fn join(&mut self, known: &[usize]) -> usize {
+        let peers = known.iter().map(|i| self.node(*i)).collect();
+        self.nodes.push(Node { peers, process: None });
+        self.start_node(self.nodes.len() - 1);
+        self.nodes.len() - 1
+    }
+
+    /// Starts all nodes that are down, together, and waits until they are ready.
+    #[track_caller]
+    pub fn start_all(&mut self) {
+        let down: Vec<_> = (0..self.nodes.len()).filter(|i| !self.is_up(*i)).collect();
+        for i in &down {
+            self.spawn_node(*i);
+        }
+        for i in down {
+            self.wait_ready(i);
+        }
+    }
+
+    /// Starts a node that is down and waits until it is ready.
+    #[track_caller]
+    pub fn start_node(&mut self, i: usize) {
+        self.spawn_node(i);
+        self.wait_ready(i);
+    }
+
+    /// Starts a node that is down, and does not wait.
+    #[track_caller]
+    pub fn spawn_node(&mut self, i: usize) {
+        assert!(!self.is_up(i), "node {i} is up already");
+        let command = self.node_command(i);
+        self.nodes[i].process = Some(Process::spawn(&format!("node {i}"), command));
+    }
+
+    /// Waits until a started node is ready.
+    #[track_caller]
+    pub fn wait_ready(&mut self, i: usize) {
+        let addr = self.node(i);
+        ready(self.process(i), addr, &format!("node {i} is ready"));
+    }
+
+    /// The command that runs this node.
+    pub fn node_command(&self, i: usize) -> Command {
+        let mut command = self.command();
+        let (id, addr) = (i.to_string(), self.node(i).to_string());
+        command.args(["node", "--node-id", &id, "--listen", &addr]);
+        if !self.nodes[i].peers.is_empty() {
+            command.args(["--peers", &join_addrs(&self.nodes[i].peers)]);
+        }
+        command.arg("--data-dir").arg(self.data_dir());
+        command
+    }
+
+    /// Starts the proxy, which knows the nodes there are now, and waits until it is ready.
+    #[track_caller]
+    pub fn start_proxy(&mut self) {
+        assert!(self.proxy.is_none(), "the proxy is up already");
+        let nodes: Vec<_> = (0..self.nodes.len()).map(|i| self.node(i)).collect();
+        let mut command = self.command();
+        command.args(["proxy", "--listen", &self.proxy().to_string(), "--nodes", &join_addrs(&nodes)]);
+        let proxy = self.proxy.insert(Process::spawn("proxy", command));
+        ready(proxy, (self.ip, PROXY_PORT).into(), "the proxy is ready");
+    }
+
+    /// Ends the proxy with SIGKILL.
+    #[track_caller]
+    pub fn kill9_proxy(&mut self) {
+        self.proxy.take().expect("the proxy is up").kill9();
+    }
+
+    /// Ends a node with SIGKILL.
+    #[track_caller]
+    pub fn kill9(&mut self, i: usize) {
+        self.process(i).kill9();
+        self.nodes[i].process = None;
+    }
+
+    /// Ends a node with SIGTERM. It must end in order.
+    #[track_caller]
+    pub fn stop(&mut self, i: usize) {
+        let status = self.process(i).stop();
+        assert_eq!(status.code(), Some(0), "node {i} was told to stop and ended with {status}");
+        self.nodes[i].process = None;
+    }
+
+    /// Starts a node again that was killed or stopped, in place and on what is in its directory now.
+    #[track_caller]
+    pub fn restart(&mut self, i: usize) {
+        self.start_node(i);
+    }
+
+    /// The process of a node that is up.
+    #[track_caller]
+    pub fn process(&mut self, i: usize) -> &mut Process {
+        self.nodes[i].process.as_mut().unwrap_or_else(|| panic!("node {i} is down"))
+    }
+
+    pub fn is_up(&self, i: usize) -> bool {
+        self.nodes[i].process.is_some()
+    }
+
+    /// How many nodes there are, up or down.
+    pub fn count(&self) -> usize {
+        self.nodes.len()
+    }
+
+    pub fn node(&self, i: usize) -> SocketAddr {
+        node_addr(self.ip, i)
+    }
+
+    /// Where the proxy listens, if it was started.
+    pub fn proxy(&self) -> SocketAddr {
+        (self.ip, PROXY_PORT).into()
+    }
+
+    /// The working directory of everything that runs here.
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// What `--data-dir` names.
+    pub fn data_dir(&self) -> PathBuf {
+        self.dir().join("data")
+    }
+
+    /// Where a node keeps its store.
+    pub fn node_dir(&self, i: usize) -> PathBuf {
+        self.data_dir().join(format!("node-{i}"))
+    }
+
+    /// The program, with nothing said yet, in the directory of this network.
+    pub fn command(&self) -> Command {
+        chatchain(self.dir())
+    }
+
+    /// Runs a client command against the proxy if there is one, else against the nodes in their order.
+    #[track_caller]
+    pub fn cli(&self, args: &[&str]) -> Finished {
+        self.cli_with_input(args, b"")
+    }
+
+    /// The same, with this standard input.
+    #[track_caller]
+    pub fn cli_with_input(&self, args: &[&str], input: &[u8]) -> Finished {
+        let nodes = (0..self.nodes.len()).map(|i| self.node(i));
+        let servers: Vec<_> = if self.proxy.is_some() { vec![self.proxy()] } else { nodes.collect() };
+        let mut command = self.command();
+        for server in servers {
+            command.args(["--server", &server.to_string()]);
+        }
+        command.args(args);
+        run(command, input)
+    }
+
+    /// What each node that is up says about itself (`GET /nodes`).
+    #[track_caller]
+    pub fn statuses(&self) -> Vec<serde_json::Value> {
+        let up = (0..self.nodes.len()).filter(|i| self.is_up(*i));
+        up.map(|i| {
+            let answer = http::get(self.node(i), "/nodes").unwrap_or_else(|e| panic!("node {i}: {e}"));
+            assert_eq!(answer.status(), 200, "node {i}: {}", answer.text());
+            answer.json()
+        })
+        .collect()
+    }
+
+    /// Waits until all nodes that are up report equal digests and `messages` messages each. Gives the digest.
+    #[track_caller]
+    pub fn converge(&self, timeout: Duration, messages: u64) -> String {
+        eventually_blocking(timeout, &format!("equal digests over {messages} messages"), || {
+            let statuses = self.statuses();
+            let seen: Vec<_> =
+                statuses.iter().map(|s| (s["digest"].as_str(), s["messages"].as_u64())).collect();
+            match seen.first() {
+                Some(first @ (Some(digest), Some(count)))
+                    if *count == messages && seen.iter().all(|s| s == first) =>
+                {
+                    Ok((*digest).to_owned())
+                }
+                _ => Err(format!("{seen:?}")),
+            }
+        })
+    }
+}
+
+fn node_addr(ip: Ipv4Addr, i: usize) -> SocketAddr {
+    (ip, NODE_PORT + u16::try_from(i).expect("few nodes")).into()
+}
+
+fn join_addrs(addrs: &[SocketAddr]) -> String {
+    addrs.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
+}
+
+/// Waits until it answers that it is ready. A process that ends instead fails the test at once.
+#[track_caller]
+fn ready(process: &mut Process, addr: SocketAddr, what: &str) {
+    eventually_blocking(READY_TIMEOUT, what, || {
+        if let Some(status) = process.ended() {
+            panic!("waiting for: {what}; but it ended with {status}");
+        }
+        match http::get(addr, "/readyz") {
+            Ok(answer) if answer.status() == 200 => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn args(command: &Command) -> String {
+        command.get_args().map(|arg| arg.to_string_lossy()).collect::<Vec<_>>().join(" ")
+    }
+
+    #[test]
+    fn a_node_is_started_as_the_contract_says() {
+        let cluster = Cluster::prepare(3);
+        let (a, b, c) = (cluster.node(0), cluster.node(1), cluster.node(2));
+        let data = cluster.data_dir();
+        let want = format!("node --node-id 1 --listen {b} --peers {a},{c} --data-dir {}", data.display());
+        assert_eq!(args(&cluster.node_command(1)), want);
+        let alone = Cluster::prepare(1);
+        assert!(!args(&alone.node_command(0)).contains("--peers"), "a lone node has no peers to name");
+    }
+
+    #[test]
+    fn two_clusters_never_share_an_address() {
+        let (one, two) = (Cluster::prepare(1), Cluster::prepare(1));
+        assert_ne!(one.node(0).ip(), two.node(0).ip());
+    }
+
+    #[test]
+    #[should_panic(expected = "waiting for: it is ready; but it ended with exit status: 4")]
+    fn a_process_that_ends_instead_of_getting_ready_fails_at_once() {
+        let mut command = Command::new("/bin/sh");
+        command.args(["-c", "exit 4"]);
+        ready(&mut Process::spawn("short", command), address::free_addr(), "it is ready");
+    }
+}

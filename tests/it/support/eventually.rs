@@ -1,0 +1,138 @@
+//! Waiting for something to become true: the one place in all tests that sleeps.
+//!
+//! An attempt answers `bool`, `Option` or `Result`. Waiting ends with the first success, or with a panic that says
+//! what was awaited and what the last attempt said. It is no retry of a test: only observing is repeated.
+
+use std::fmt::Debug;
+use std::panic::Location;
+use std::time::{Duration, Instant};
+
+/// Pauses double from the first to the last of these: quick things are seen quickly, slow ones cost little.
+const PAUSE_MIN: Duration = Duration::from_millis(1);
+const PAUSE_MAX: Duration = Duration::from_millis(50);
+
+/// What one attempt found: the value, or what is still missing.
+pub trait Outcome {
+    type Value;
+    fn settle(self) -> Result<Self::Value, String>;
+}
+
+impl Outcome for bool {
+    type Value = ();
+    fn settle(self) -> Result<(), String> {
+        if self { Ok(()) } else { Err("false".into()) }
+    }
+}
+
+impl<T> Outcome for Option<T> {
+    type Value = T;
+    fn settle(self) -> Result<T, String> {
+        self.ok_or_else(|| "nothing".into())
+    }
+}
+
+impl<T, E: Debug> Outcome for Result<T, E> {
+    type Value = T;
+    fn settle(self) -> Result<T, String> {
+        self.map_err(|e| format!("{e:?}"))
+    }
+}
+
+/// Attempts until one succeeds; for async tests. Panics after `timeout`.
+#[track_caller]
+pub fn eventually<O: Outcome, F: Future<Output = O>>(
+    timeout: Duration,
+    what: &str,
+    mut attempt: impl FnMut() -> F,
+) -> impl Future<Output = O::Value> {
+    let mut wait = Wait::new(timeout, what, Location::caller());
+    async move {
+        loop {
+            match attempt().await.settle() {
+                Ok(value) => return value,
+                Err(missing) => tokio::time::sleep(wait.pause(&missing)).await,
+            }
+        }
+    }
+}
+
+/// Attempts until one succeeds; for tests of real processes. Panics after `timeout`.
+#[track_caller]
+#[expect(clippy::disallowed_methods, reason = "the one place where tests sleep")]
+pub fn eventually_blocking<O: Outcome>(
+    timeout: Duration,
+    what: &str,
+    mut attempt: impl FnMut() -> O,
+) -> O::Value {
+    let mut wait = Wait::new(timeout, what, Location::caller());
+    loop {
+        match attempt().settle() {
+            Ok(value) => return value,
+            Err(missing) => std::thread::sleep(wait.pause(&missing)),
+        }
+    }
+}
+
+struct Wait {
+    what: String,
+    place: &'static Location<'static>,
+    began: Instant,
+    timeout: Duration,
+    pause: Duration,
+}
+
+impl Wait {
+    fn new(timeout: Duration, what: &str, place: &'static Location<'static>) -> Self {
+        Wait { what: what.into(), place, began: Instant::now(), timeout, pause: PAUSE_MIN }
+    }
+
+    /// How long to pause before the next attempt. An attempt that began in time may end late and still count.
+    fn pause(&mut self, missing: &str) -> Duration {
+        let Wait { what, place, timeout, .. } = self;
+        assert!(self.began.elapsed() < *timeout, "{place}: not within {timeout:?}: {what}; last: {missing}");
+        let pause = self.pause;
+        self.pause = (pause * 2).min(PAUSE_MAX);
+        pause
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LONG: Duration = Duration::from_secs(20);
+    const SHORT: Duration = Duration::from_millis(5);
+
+    #[test]
+    fn the_first_success_ends_the_wait() {
+        let mut left = 3;
+        let value = eventually_blocking(LONG, "three attempts", || {
+            left -= 1;
+            (left == 0).then_some("done")
+        });
+        assert_eq!((value, left), ("done", 0));
+    }
+
+    #[test]
+    #[should_panic(expected = "not within 5ms: the moon; last: \"still cheese\"")]
+    fn a_wait_that_fails_says_for_what_and_why() {
+        eventually_blocking(SHORT, "the moon", || Err::<(), _>("still cheese"));
+    }
+
+    #[tokio::test]
+    async fn async_attempts_are_awaited() {
+        let count = std::cell::Cell::new(0);
+        eventually(LONG, "three attempts", || async {
+            count.set(count.get() + 1);
+            count.get() == 3
+        })
+        .await;
+        assert_eq!(count.get(), 3);
+    }
+
+    #[tokio::test]
+    #[should_panic(expected = "eventually.rs")]
+    async fn a_failed_async_wait_names_the_caller() {
+        eventually(SHORT, "never", || async { false }).await;
+    }
+}

@@ -1,0 +1,12 @@
+//! The harness: what integration tests need to run real ChatChain processes and talk to them.
+//!
+//! Knows ChatChain only from outside: its command line, its HTTP and its directories. It uses none of the crate's
+//! own code, so that a test cannot share a bug with what it tests. Blocking throughout; only `eventually` sleeps.
+#![allow(dead_code, reason = "each test file uses its part of the harness")]
+
+pub mod address;
+pub mod cluster;
+pub mod corpus;
+pub mod eventually;
+pub mod http;
+pub mod process;

@@ -1,0 +1,260 @@
+//! A real process under test: started, watched, killed, and never left behind.
+//!
+//! Its output is drained all the time, so it can never block on a full pipe, and is printed if the test fails. It dies with its
+//! `Process`. Nothing here knows HTTP; `Cluster` does.
+
+use std::io::{Read, Write};
+use std::path::Path;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use super::eventually::eventually_blocking;
+
+/// A process that was told to stop and still runs after this fails its test.
+const STOP_TIMEOUT: Duration = Duration::from_secs(30);
+/// So does a command that `run` waits for.
+const RUN_TIMEOUT: Duration = Duration::from_secs(300);
+/// Of each output of a process, at most this many last bytes are printed when its test fails.
+const PRINTED_BYTES_MAX: usize = 16 * 1024;
+
+/// A started program.
+pub struct Process {
+    name: String,
+    child: Child,
+    stdout: Capture,
+    stderr: Capture,
+}
+
+/// How a program ended and what it said.
+#[derive(Debug)]
+pub struct Finished {
+    /// None: ended by a signal.
+    pub code: Option<i32>,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+/// The program under test, in its own world: `dir` is its working directory, and no setting of ours reaches it.
+pub fn chatchain(dir: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_chatchain"));
+    command.current_dir(dir);
+    for (name, _) in std::env::vars_os() {
+        let ours = name.to_str().is_some_and(|name| name.starts_with("CHATCHAIN_"));
+        if ours || name == "NO_COLOR" || name == "RUST_LOG" {
+            command.env_remove(name);
+        }
+    }
+    command
+}
+
+/// Runs a command to its end with this standard input.
+#[track_caller]
+pub fn run(command: Command, input: impl Into<Vec<u8>>) -> Finished {
+    Process::spawn_with_input("command", command, input).finish(RUN_TIMEOUT)
+}
+
+impl Process {
+    /// Starts the command with an empty standard input. The name is for people who read a failure.
+    #[track_caller]
+    pub fn spawn(name: &str, command: Command) -> Self {
+        Self::spawn_with_input(name, command, Vec::new())
+    }
+
+    /// Starts the command and feeds it this standard input.
+    #[track_caller]
+    pub fn spawn_with_input(name: &str, mut command: Command, input: impl Into<Vec<u8>>) -> Self {
+        let input = input.into();
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap_or_else(|e| panic!("cannot start {command:?}: {e}"));
+        let mut stdin = child.stdin.take().expect("piped");
+        // It may end without reading its input: that is its right, and no error here.
+        std::thread::spawn(move || drop(stdin.write_all(&input)));
+        let stdout = Capture::of(child.stdout.take().expect("piped"));
+        let stderr = Capture::of(child.stderr.take().expect("piped"));
+        Process { name: name.into(), child, stdout, stderr }
+    }
+
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// What it wrote so far.
+    pub fn stdout(&self) -> String {
+        self.stdout.text()
+    }
+
+    /// What it wrote so far.
+    pub fn stderr(&self) -> String {
+        self.stderr.text()
+    }
+
+    /// Its exit status, if it has ended.
+    pub fn ended(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().expect("our own child")
+    }
+
+    /// Ends it with SIGKILL, at once and without its doing, and waits until it is gone.
+    pub fn kill9(&mut self) {
+        self.child.kill().expect("our own child");
+        self.child.wait().expect("our own child");
+    }
+
+    /// Sends SIGTERM, as a service manager does.
+    pub fn terminate(&self) {
+        self.signal(rustix::process::Signal::TERM);
+    }
+
+    /// Sends SIGINT, as Ctrl-C does.
+    pub fn interrupt(&self) {
+        self.signal(rustix::process::Signal::INT);
+    }
+
+    fn signal(&self, signal: rustix::process::Signal) {
+        let pid = rustix::process::Pid::from_child(&self.child);
+        rustix::process::kill_process(pid, signal).unwrap_or_else(|e| panic!("signal to {}: {e}", self.name));
+    }
+
+    /// Sends SIGTERM and waits for the end.
+    #[track_caller]
+    pub fn stop(&mut self) -> ExitStatus {
+        self.terminate();
+        self.wait(STOP_TIMEOUT)
+    }
+
+    /// Waits until it has ended by itself. Panics if it still runs after `timeout`.
+    #[track_caller]
+    pub fn wait(&mut self, timeout: Duration) -> ExitStatus {
+        let what = format!("the end of {}", self.name);
+        eventually_blocking(timeout, &what, || self.ended())
+    }
+
+    /// Waits for the end and for all output. Output that stays open means that a child of it lives on: a failure.
+    #[track_caller]
+    pub fn finish(mut self, timeout: Duration) -> Finished {
+        let code = self.wait(timeout).code();
+        let what = format!("the end of the output of {}", self.name);
+        eventually_blocking(STOP_TIMEOUT, &what, || self.stdout.ended() && self.stderr.ended());
+        Finished { code, stdout: self.stdout(), stderr: self.stderr() }
+    }
+}
+
+impl Drop for Process {
+    #[expect(clippy::print_stderr, reason = "the test runner shows it with the failure")]
+    fn drop(&mut self) {
+        // Both fail only if it is gone already.
+        drop(self.child.kill());
+        drop(self.child.wait());
+        if std::thread::panicking() {
+            for (what, output) in [("standard output", self.stdout()), ("standard error", self.stderr())] {
+                eprintln!("--- {what} of {}:\n{}", self.name, tail(&output, PRINTED_BYTES_MAX));
+            }
+        }
+    }
+}
+
+fn tail(text: &str, bytes: usize) -> &str {
+    let mut start = text.len().saturating_sub(bytes);
+    while !text.is_char_boundary(start) {
+        start += 1;
+    }
+    &text[start..]
+}
+
+/// One output of a process, read by a thread of its own as long as anybody holds the other end.
+struct Capture {
+    bytes: Arc<Mutex<Vec<u8>>>,
+    reader: JoinHandle<()>,
+}
+
+impl Capture {
+    fn of(mut pipe: impl Read + Send + 'static) -> Self {
+        let bytes = Arc::new(Mutex::new(Vec::new()));
+        let sink = Arc::clone(&bytes);
+        let reader = std::thread::spawn(move || {
+            let mut buffer = [0; 16 * 1024];
+            while let Ok(count @ 1..) = pipe.read(&mut buffer) {
+                sink.lock().expect("nobody panics with it").extend_from_slice(&buffer[..count]);
+            }
+        });
+        Capture { bytes, reader }
+    }
+
+    fn text(&self) -> String {
+        String::from_utf8_lossy(&self.bytes.lock().expect("nobody panics with it")).into_owned()
+    }
+
+    fn ended(&self) -> bool {
+        self.reader.is_finished()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::process::ExitStatusExt;
+
+    const LONG: Duration = Duration::from_secs(20);
+
+    fn shell(script: &str) -> Command {
+        let mut command = Command::new("/bin/sh");
+        command.args(["-c", script]);
+        command
+    }
+
+    fn lives(pid: u32) -> bool {
+        Path::new(&format!("/proc/{pid}")).exists()
+    }
+
+    #[test]
+    fn a_finished_command_gives_its_code_and_all_it_said() {
+        let done = run(shell("cat; echo oops >&2; exit 3"), "input\n".repeat(100_000));
+        assert_eq!((done.code, done.stdout.len(), done.stderr.as_str()), (Some(3), 600_000, "oops\n"));
+    }
+
+    #[test]
+    fn output_is_seen_while_the_process_runs() {
+        let process = Process::spawn("talker", shell("echo ready >&2; exec sleep 1000"));
+        eventually_blocking(LONG, "its line", || process.stderr() == "ready\n");
+    }
+
+    #[test]
+    fn kill9_gives_no_chance_to_clean_up() {
+        let script = "trap 'echo bye' TERM EXIT; echo up; while :; do sleep 0.01; done";
+        let mut process = Process::spawn("stubborn", shell(script));
+        eventually_blocking(LONG, "its trap", || process.stdout().contains("up"));
+        process.kill9();
+        assert_eq!(process.ended().and_then(|status| status.signal()), Some(9));
+        assert!(!process.stdout().contains("bye"));
+    }
+
+    #[test]
+    fn stop_asks_and_waits() {
+        let script = "trap 'echo bye; exit 7' TERM; echo up; while :; do sleep 0.01; done";
+        let mut process = Process::spawn("polite", shell(script));
+        eventually_blocking(LONG, "its trap", || process.stdout().contains("up"));
+        assert_eq!(process.stop().code(), Some(7));
+    }
+
+    #[test]
+    #[should_panic(expected = "not within 1ms: the end of sleeper")]
+    fn waiting_has_a_deadline() {
+        Process::spawn("sleeper", shell("exec sleep 1000")).wait(Duration::from_millis(1));
+    }
+
+    #[test]
+    fn a_dropped_process_is_killed() {
+        let process = Process::spawn("dropped", shell("exec sleep 1000"));
+        let pid = process.id();
+        assert!(lives(pid));
+        drop(process);
+        assert!(!lives(pid));
+    }
+
+    #[test]
+    fn a_tail_begins_with_a_whole_character() {
+        assert_eq!(tail("aäb", 2), "b");
+        assert_eq!(tail("ab", 9), "ab");
+    }
+}
