@@ -7,4 +7,6 @@ pub mod clock;
 pub mod log;
 pub mod message;
 pub mod record;
+pub mod sync;
 pub mod vector;
+pub mod wire;

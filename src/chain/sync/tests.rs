@@ -1,0 +1,252 @@
+//! Exchanges between nodes that are nothing but logs in memory.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+
+use super::*;
+use crate::chain::log::{ChainHash, Logs};
+use crate::chain::message::Digest;
+use crate::chain::record::{Kind, Record};
+use crate::chain::wire::{Hello, Run};
+
+const NOW: u64 = 1_700_000_000_000;
+
+/// Counts what went over one link.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+struct Traffic {
+    exchanges: usize,
+    records: usize,
+    bytes: usize,
+}
+
+struct TestNode {
+    id: u8,
+    opened: u8,
+    logs: Logs,
+    records: BTreeMap<(Origin, u64), Bytes>,
+    links: BTreeMap<u8, Link>,
+    doors: BTreeMap<(u8, u8), Door>,
+}
+
+impl TestNode {
+    fn new(id: u8) -> Self {
+        let (links, doors) = (BTreeMap::new(), BTreeMap::new());
+        TestNode { id, opened: 0, logs: Logs::default(), records: BTreeMap::new(), links, doors }
+    }
+
+    fn hello(&self) -> Hello {
+        Hello {
+            network: [0; 8],
+            node_id: self.id.into(),
+            store_id: [self.id; 16],
+            open_id: [self.opened; 16],
+            address: "127.0.0.1:8081".into(),
+        }
+    }
+
+    fn send(&mut self, text: &'static str) {
+        let (digest, name) = (Digest::of(text.as_bytes()), [self.id + 16 * self.opened; 16]);
+        let place = self.logs.assign(digest, NOW, || Origin(name));
+        let (origin, seq, stamp) = (place.origin, place.seq, place.stamp);
+        let record = Record { origin, seq, stamp, digest, kind: Kind::Message, content: text.as_bytes() };
+        self.records.insert((origin, seq), record.encode().into());
+    }
+
+    /// Opens the store anew with what it held when `records` had been copied.
+    fn reopen(&mut self, restored: Option<(Logs, BTreeMap<(Origin, u64), Bytes>)>) {
+        self.opened += 1;
+        (self.links, self.doors) = (BTreeMap::new(), BTreeMap::new());
+        if let Some((logs, records)) = restored {
+            (self.logs, self.records) = (logs, records);
+        }
+        self.logs.leave_own();
+    }
+
+    fn run(&self, range: Range) -> Run {
+        let Range { origin, first, last } = range;
+        let mut hash = ChainHash::genesis(origin);
+        for seq in 1..first {
+            let (record, _) = Record::parse(&self.records[&(origin, seq)]).expect("ours");
+            hash = hash.next(seq, record.stamp, record.digest);
+        }
+        let records = (first..=last).map(|seq| self.records[&(origin, seq)].clone()).collect();
+        Run { origin, before: Head { seq: first - 1, hash }, records, broken: None }
+    }
+
+    fn admit(&mut self, runs: &[Run]) {
+        for bytes in runs.iter().flat_map(|run| &run.records) {
+            let (record, _) = Record::parse(bytes).expect("checked");
+            if self.logs.admit(&record, NOW).expect("follows") {
+                self.records.insert((record.origin, record.seq), bytes.clone());
+            }
+        }
+    }
+
+    fn answer(&mut self, request: &Body) -> Body {
+        let key = (request.hello.store_id[0], request.hello.open_id[0]);
+        let mut door = self.doors.remove(&key).unwrap_or_default();
+        door.on_request(self.logs.vector(), request);
+        self.admit(&request.runs);
+        let mut reply = Body::quiet(self.hello(), [0; 16]);
+        reply.runs = request.wants.iter().map(|range| self.run(*range)).collect();
+        door.answer(self.logs.vector(), request, &mut reply);
+        self.doors.insert(key, door);
+        reply
+    }
+}
+
+/// `from` talks to `to` until it wants to wait. `leave` as in [`Link::start`].
+fn exchange(nodes: &mut [TestNode], from: usize, to: usize, on_timer: bool, leave: bool) -> Traffic {
+    let mut traffic = Traffic::default();
+    loop {
+        let peer = nodes[to].id;
+        let node = &mut nodes[from];
+        let mut link = node.links.remove(&peer).unwrap_or_default();
+        let own = node.logs.own();
+        let on_timer = on_timer && traffic.exchanges == 0;
+        let plan = link.start(node.logs.vector(), own, on_timer, |_| leave);
+        let mut request = Body::quiet(node.hello(), short(node.logs.vector().digest()));
+        (request.heads, request.need_full) = (plan.heads.clone(), plan.need_full);
+        request.runs = plan.push.iter().map(|range| node.run(*range)).collect();
+        request.wants.clone_from(&plan.wants);
+        let sent = Bytes::from(request.encode());
+        let received = Bytes::from(nodes[to].answer(&Body::decode(&sent).expect("ours")).encode());
+        let reply = Body::decode(&received).expect("ours");
+        let runs = request.runs.iter().chain(&reply.runs);
+        traffic.exchanges += 1;
+        traffic.records += runs.map(|run| run.records.len()).sum::<usize>();
+        traffic.bytes += sent.len() + received.len();
+        assert!(traffic.exchanges < 10, "the exchange does not come to an end");
+        let next = link.on_reply(plan, &reply);
+        nodes[from].links.insert(peer, link);
+        nodes[from].admit(&reply.runs);
+        if next == Next::Wait && reply.runs.is_empty() {
+            return traffic;
+        }
+    }
+}
+
+fn nodes(count: u8) -> Vec<TestNode> {
+    (1..=count).map(TestNode::new).collect()
+}
+
+#[track_caller]
+fn assert_equal(nodes: &[TestNode]) {
+    for node in nodes {
+        assert_eq!(node.logs.vector().digest(), nodes[0].logs.vector().digest(), "node {}", node.id);
+        assert_eq!(node.records, nodes[0].records);
+    }
+}
+
+#[test]
+fn one_side_talking_is_enough_for_both() {
+    let mut nodes = nodes(2);
+    nodes[0].send("from 1");
+    nodes[1].send("from 2");
+    exchange(&mut nodes, 0, 1, false, false);
+    assert_equal(&nodes);
+}
+
+#[test]
+fn quiet_and_equal_is_one_small_exchange() {
+    let mut nodes = nodes(2);
+    nodes[0].send("hello");
+    exchange(&mut nodes, 0, 1, false, false);
+    exchange(&mut nodes, 1, 0, false, false);
+    for _ in 0..3 {
+        let traffic = exchange(&mut nodes, 0, 1, true, true);
+        assert_eq!((traffic.exchanges, traffic.records), (1, 0));
+        assert!(traffic.bytes <= 200, "{traffic:?}");
+    }
+}
+
+#[test]
+fn in_a_full_mesh_each_message_crosses_each_link_once() {
+    let mut nodes = nodes(4);
+    let mut records = 0;
+    for round in 0..10 {
+        for from in 0..4 {
+            nodes[from].send("a message");
+            for to in (0..4).filter(|to| *to != from) {
+                let on_timer = round % 3 == 2;
+                records += exchange(&mut nodes, from, to, on_timer, true).records;
+            }
+        }
+    }
+    assert_equal(&nodes);
+    assert_eq!(records, 10 * 4 * 3);
+}
+
+#[test]
+fn a_push_costs_little_more_than_its_records() {
+    let mut nodes = nodes(2);
+    for _ in 0..500 {
+        nodes[0].logs.leave_own();
+        nodes[0].opened += 1;
+        if nodes[0].opened == 12 {
+            nodes[0].opened = 0;
+        }
+        nodes[0].send("an old log");
+    }
+    exchange(&mut nodes, 1, 0, false, false);
+    exchange(&mut nodes, 0, 1, false, false);
+    nodes[0].send("new");
+    let traffic = exchange(&mut nodes, 0, 1, false, false);
+    assert_eq!(traffic.records, 1);
+    assert!(traffic.bytes < 800, "{traffic:?}");
+}
+
+#[test]
+fn what_the_owner_cannot_send_is_passed_on_after_two_rounds() {
+    // 1 reaches 2, 2 reaches 3, nothing else; 3 asks nobody.
+    let mut nodes = nodes(3);
+    nodes[0].send("from 1");
+    exchange(&mut nodes, 0, 1, false, false);
+    let rounds = (1..=5)
+        .find(|_| exchange(&mut nodes, 1, 2, true, true).records == 1)
+        .expect("node 2 passes on what node 3 lacks");
+    assert!((2..=3).contains(&rounds), "after {rounds} rounds");
+    assert_equal(&nodes);
+}
+
+#[test]
+fn a_rolled_back_node_pulls_its_own_former_entries_back() {
+    let mut nodes = nodes(2);
+    nodes[0].send("one");
+    let backup = (nodes[0].logs.clone(), nodes[0].records.clone());
+    nodes[0].send("two");
+    exchange(&mut nodes, 0, 1, false, false);
+    nodes[0].reopen(Some(backup));
+    nodes[0].send("three");
+    exchange(&mut nodes, 0, 1, false, false);
+    assert_equal(&nodes);
+    assert_eq!(nodes[0].records.len(), 3);
+    // The other way round: the peer notices by itself that what it knew does not hold.
+    exchange(&mut nodes, 1, 0, true, false);
+    assert_equal(&nodes);
+}
+
+#[test]
+fn a_lost_answer_costs_a_full_vector_not_an_entry() {
+    let mut nodes = nodes(2);
+    nodes[0].send("one");
+    exchange(&mut nodes, 0, 1, false, false);
+    nodes[1].send("two");
+    let before = nodes[0].links.clone();
+    exchange(&mut nodes, 0, 1, false, false);
+    nodes[0].links = before; // as if no answer had come
+    nodes[1].send("three");
+    nodes[0].send("four");
+    exchange(&mut nodes, 0, 1, false, false);
+    assert_equal(&nodes);
+}
+
+#[test]
+fn a_fork_is_seen_in_the_heads() {
+    let mut nodes = nodes(2);
+    nodes[0].send("one");
+    nodes[1].logs.assign(Digest::of(b"other"), NOW, || Origin([1; 16]));
+    let forked = forks(nodes[0].logs.vector(), nodes[1].logs.vector());
+    assert_eq!(forked, [Origin([1; 16])]);
+}
