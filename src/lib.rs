@@ -2,4 +2,5 @@
 
 pub mod api;
 pub mod chain;
+pub mod serve;
 pub mod store;

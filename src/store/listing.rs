@@ -100,6 +100,7 @@ pub struct Listing {
     logs: Arc<Logs>,
     filter: Filter,
     source: Source,
+    until: Option<Place>,
     done: bool,
     last_seen: Option<Uuid>,
 }
@@ -119,7 +120,13 @@ impl Listing {
             Some((name, sides)) => Source::User(Scan::new(&store, name, sides, from, backward)),
             None => Source::Logs(Merge::new(&store, &logs, from, backward)?),
         };
-        Ok(Listing { store, logs, filter, source, done: false, last_seen: None })
+        Ok(Listing { store, logs, filter, source, until: None, done: false, last_seen: None })
+    }
+
+    /// Ends a forward listing before this place.
+    #[must_use]
+    pub fn until(self, place: Place) -> Self {
+        Listing { until: Some(place), ..self }
     }
 
     /// The next messages, at most `most` of them; maybe none although there are more. See [`Listing::is_done`].
@@ -131,7 +138,10 @@ impl Listing {
             if shown.len() >= most || bytes >= CHUNK_BYTES || began.elapsed() >= CHUNK_TIME {
                 break;
             }
-            let Some((entry, has_copy)) = self.next_entry(&mut reader)? else {
+            let next = self.next_entry(&mut reader)?;
+            let Some((entry, has_copy)) =
+                next.filter(|(entry, _)| self.until.is_none_or(|until| entry.place < until))
+            else {
                 self.done = true;
                 break;
             };

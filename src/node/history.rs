@@ -1,0 +1,321 @@
+//! Owns `GET /messages` and `GET /messages/{id}` at a node: history, in pages or as one stream.
+//!
+//! A listing is of the vector at its start. Everything that touches the store runs on blocking threads, a
+//! chunk at a time, and only as fast as the reader takes it: memory does not depend on the length of history.
+
+use std::time::{Duration, Instant};
+
+use axum::body::{Body, Bytes};
+use axum::extract::{Path, RawQuery, State};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use futures_util::stream;
+use uuid::Uuid;
+
+use super::Node;
+use super::send::view;
+use crate::api::error::{ErrorCode, Problem};
+use crate::api::query::{self, Anchor, ListQuery};
+use crate::api::{media, path};
+use crate::chain::log::Place;
+use crate::chain::message::Content;
+use crate::serve;
+use crate::store::listing::{Filter, Listing};
+use crate::store::log::Entry;
+use crate::store::{Error, Store};
+
+/// A page stops looking after this long; it then says how to go on.
+const SEARCH_TIME: Duration = Duration::from_secs(2);
+/// How long to look whether there is anything beyond a page. Undecided counts as yes.
+const PROBE_TIME: Duration = Duration::from_millis(100);
+/// Bytes of records that a page keeps while it is put together. Those beyond are read a second time.
+const PAGE_BYTES_MAX: usize = 4 << 20;
+/// Messages per chunk of an answer, at the most.
+const CHUNK_COUNT: usize = 1_000;
+
+/// `GET /messages/{id}`.
+pub async fn get_one(
+    State(node): State<Node>,
+    Path(id): Path<String>,
+    RawQuery(query): RawQuery,
+) -> Result<Response, Problem> {
+    query::refuse_any(query.as_deref())?;
+    let id = query::path_id(&id)?;
+    let reading = node.clone();
+    blocking(move || {
+        let Some(first) = reading.store().first_standing(id)? else { return Err(not_found(id)) };
+        let entry = reading.store().log().read()?.get(first.place.origin, first.place.seq)?;
+        let record = entry.record();
+        let content = Content::decode(record.content).map_err(|_| not_found(id))?;
+        let mut json = Vec::with_capacity(512);
+        view(&content, entry.place).write_answer_json(&reading.durable_on(entry.place), None, &mut json);
+        Ok(serve::json(StatusCode::OK, json))
+    })
+    .await
+}
+
+fn not_found(id: Uuid) -> Problem {
+    Problem::new(ErrorCode::NotFound, format!("no message with the id {id} is known here"))
+}
+
+/// `GET /messages`.
+pub async fn get(
+    State(node): State<Node>,
+    RawQuery(query): RawQuery,
+    headers: HeaderMap,
+) -> Result<Response, Problem> {
+    let query = ListQuery::parse(query.as_deref().unwrap_or(""))?;
+    let accepts = headers.get_all(header::ACCEPT).iter();
+    let ndjson = accepts.filter_map(|value| value.to_str().ok()).any(media::wants_ndjson);
+    let format = if ndjson { Format::Lines } else { Format::Array };
+    blocking(move || match query.limit {
+        None => whole(&node, &query, format),
+        Some(limit) => page(&node, &query, limit as usize, format),
+    })
+    .await
+}
+
+/// Everything that matches, oldest first.
+fn whole(node: &Node, query: &ListQuery, format: Format) -> Result<Response, Problem> {
+    let mut listing = match anchor_place(node.store(), query)? {
+        None => listing(node, query, None, false)?,
+        Some((Anchor::After(_), place)) => listing(node, query, Some(place), false)?,
+        Some((Anchor::Before(_), place)) => listing(node, query, None, false)?.until(place),
+    };
+    let mut encoder = Encoder::new(format);
+    // The first chunk is read before the status is sent, so that a failure can still be one.
+    let first = listing.next_chunk(CHUNK_COUNT)?;
+    encoder.push_all(&first);
+    Ok(streamed(format, encoder, (listing, first.len()), |(mut listing, _), encoder| {
+        while !listing.is_done() {
+            let entries = listing.next_chunk(CHUNK_COUNT)?;
+            if !entries.is_empty() {
+                encoder.push_all(&entries);
+                return Ok(Some((listing, entries.len())));
+            }
+        }
+        Ok(None)
+    }))
+}
+
+fn listing(node: &Node, query: &ListQuery, from: Option<Place>, backward: bool) -> Result<Listing, Problem> {
+    let filter = Filter {
+        sender: query.sender.clone(),
+        recipient: query.recipient.clone(),
+        user: query.user.clone(),
+        with: query.with.clone(),
+        text: query.text.clone(),
+        since: query.since,
+        until: query.until,
+    };
+    Ok(Listing::new(node.store().clone(), node.logs(), filter, from, backward)?)
+}
+
+fn anchor_place(store: &Store, query: &ListQuery) -> Result<Option<(Anchor, Place)>, Problem> {
+    let Some(anchor) = query.anchor else { return Ok(None) };
+    let (Anchor::Before(id) | Anchor::After(id)) = anchor;
+    match store.first_standing(id)? {
+        Some(first) => Ok(Some((anchor, first.place))),
+        None => Err(not_found(id)),
+    }
+}
+
+/// A part of history, put together before it is sent, since it is found newest first and sent oldest first.
+#[derive(Default)]
+struct Page {
+    /// Oldest first. Records beyond [`PAGE_BYTES_MAX`] are left out here.
+    entries: Vec<(Place, Option<Entry>)>,
+    /// The message from which older ones can be asked for.
+    older: Option<Uuid>,
+    /// The message from which newer ones can be asked for.
+    newer: Option<Uuid>,
+}
+
+/// At most `limit` messages: the newest, or those next to the anchor.
+fn page(node: &Node, query: &ListQuery, limit: usize, format: Format) -> Result<Response, Problem> {
+    let anchor = anchor_place(node.store(), query)?;
+    let forward = matches!(anchor, Some((Anchor::After(_), _)));
+    let mut listing = listing(node, query, anchor.map(|(_, place)| place), !forward)?;
+    let mut page = Page::default();
+    let go_on = collect(&mut listing, limit, &mut page)?;
+    let (first, last) = (page.entries.first(), page.entries.last());
+    let (nearest, farthest) = (first.map(|(place, _)| *place), last.map(|(place, _)| *place));
+    let (near_id, far_id) = (id_at(node.store(), nearest)?, id_at(node.store(), farthest)?);
+    let beyond = go_on.then_some(listing.last_seen().filter(|_| page.entries.len() < limit).or(far_id)).flatten();
+    if forward {
+        page.newer = beyond;
+        page.older = near_id.filter(|_| is_beyond(node, query, nearest, true));
+    } else {
+        page.older = beyond;
+        page.newer = near_id.filter(|_| anchor.is_some() && is_beyond(node, query, nearest, false));
+        page.entries.reverse();
+    }
+    let links = links(query, &page);
+    let places = page.entries.into_iter();
+    let mut response = streamed(format, Encoder::new(format), (node.clone(), places), |(node, mut places), encoder| {
+        let count = send_places(node.store(), &mut places, encoder)?;
+        Ok((count > 0).then_some((node, places)))
+    });
+    if let Some(links) = links {
+        response.headers_mut().insert(header::LINK, links);
+    }
+    Ok(response)
+}
+
+/// Fills the page in the listing's direction. Whether there is more, or time ran out before that was known.
+fn collect(listing: &mut Listing, limit: usize, page: &mut Page) -> Result<bool, Problem> {
+    let began = Instant::now();
+    let mut bytes = 0;
+    while !listing.is_done() {
+        let wanted = limit + 1 - page.entries.len();
+        for entry in listing.next_chunk(wanted)? {
+            if page.entries.len() == limit {
+                return Ok(true);
+            }
+            bytes += entry.record.len();
+            page.entries.push((entry.place, (bytes <= PAGE_BYTES_MAX).then_some(entry)));
+        }
+        if began.elapsed() >= SEARCH_TIME && !listing.is_done() {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+fn id_at(store: &Store, place: Option<Place>) -> Result<Option<Uuid>, Problem> {
+    let Some(place) = place else { return Ok(None) };
+    let entry = store.log().read()?.get(place.origin, place.seq)?;
+    Ok(Content::decode(entry.record().content).ok().map(|content| content.id))
+}
+
+/// Whether anything that matches lies beyond a place. Not knowing in time counts as yes: a link that leads to
+/// an empty page does less harm than one that is missing.
+fn is_beyond(node: &Node, query: &ListQuery, place: Option<Place>, backward: bool) -> bool {
+    let began = Instant::now();
+    let Ok(mut listing) = listing(node, query, place, backward) else { return true };
+    while !listing.is_done() {
+        match listing.next_chunk(1) {
+            Ok(found) if found.is_empty() && began.elapsed() < PROBE_TIME => {}
+            Ok(found) => return !found.is_empty() || !listing.is_done(),
+            Err(_) => return true,
+        }
+    }
+    false
+}
+
+fn links(query: &ListQuery, page: &Page) -> Option<HeaderValue> {
+    let link = |anchor, rel| {
+        let query = ListQuery { anchor: Some(anchor), ..query.clone() };
+        format!("<{}?{}>; rel=\"{rel}\"", path::MESSAGES, query.to_query_string())
+    };
+    let prev = page.older.map(|id| link(Anchor::Before(id), "prev"));
+    let next = page.newer.map(|id| link(Anchor::After(id), "next"));
+    let links: Vec<String> = prev.into_iter().chain(next).collect();
+    if links.is_empty() { None } else { HeaderValue::try_from(links.join(", ")).ok() }
+}
+
+/// Encodes the next few messages of a page.
+fn send_places(
+    store: &Store,
+    places: &mut impl Iterator<Item = (Place, Option<Entry>)>,
+    encoder: &mut Encoder,
+) -> Result<usize, Problem> {
+    let mut count = 0;
+    for (place, entry) in places.take(CHUNK_COUNT) {
+        let entry = match entry {
+            Some(entry) => entry,
+            None => store.log().read()?.get(place.origin, place.seq)?,
+        };
+        encoder.push_all(std::slice::from_ref(&entry));
+        count += 1;
+    }
+    Ok(count)
+}
+
+/// How messages are put into a body.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Format {
+    Array,
+    Lines,
+}
+
+/// Messages as they go out.
+struct Encoder {
+    format: Format,
+    out: Vec<u8>,
+    began: bool,
+}
+
+impl Encoder {
+    fn new(format: Format) -> Self {
+        let out = if format == Format::Array { b"[".to_vec() } else { Vec::new() };
+        Encoder { format, out, began: false }
+    }
+
+    fn push_all(&mut self, entries: &[Entry]) {
+        for entry in entries {
+            let record = entry.record();
+            let Ok(content) = Content::decode(record.content) else { continue };
+            if self.format == Format::Array && self.began {
+                self.out.extend_from_slice(b",\n");
+            }
+            self.began = true;
+            view(&content, entry.place).write_json(&mut self.out);
+            if self.format == Format::Lines {
+                self.out.push(b'\n');
+            }
+        }
+    }
+
+    fn end(&mut self) {
+        if self.format == Format::Array {
+            self.out.extend_from_slice(b"]\n");
+        }
+    }
+
+    fn take(&mut self) -> Bytes {
+        std::mem::take(&mut self.out).into()
+    }
+}
+
+/// An answer whose body is encoded step by step, each step on a blocking thread and only once the reader has
+/// taken what came before. A step gives `None` when there is no more; a failing step aborts the answer, so that
+/// half a history is never taken for all of it.
+fn streamed<S: Send + 'static>(
+    format: Format,
+    encoder: Encoder,
+    state: S,
+    step: fn(S, &mut Encoder) -> Result<Option<S>, Problem>,
+) -> Response {
+    let body = stream::try_unfold(Some((state, encoder)), move |state| async move {
+        let Some((state, mut encoder)) = state else { return Ok(None) };
+        blocking(move || {
+            let next = step(state, &mut encoder)?;
+            if next.is_none() {
+                encoder.end();
+            }
+            let bytes = encoder.take();
+            Ok(Some((bytes, next.map(|state| (state, encoder)))))
+        })
+        .await
+    });
+    let media = if format == Format::Lines { media::NDJSON } else { media::JSON };
+    ([(header::CONTENT_TYPE, media)], Body::from_stream(body)).into_response()
+}
+
+/// Runs what touches the disk where it holds up nobody.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Problem> + Send + 'static,
+) -> Result<T, Problem> {
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| {
+        tracing::error!(%error, "reading panicked");
+        Err(Problem::new(ErrorCode::Internal, "a mistake in this server, which its log describes"))
+    })
+}
+
+impl From<Error> for Problem {
+    fn from(error: Error) -> Self {
+        tracing::error!(%error, "reading failed");
+        Problem::new(ErrorCode::StorageFailed, format!("this node cannot read its store: {error}"))
+    }
+}

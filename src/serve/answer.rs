@@ -1,0 +1,77 @@
+//! From a request to its response: deadline, panics, tracing, and refusals in the one shape of the contract.
+
+use std::{convert::Infallible, panic::AssertUnwindSafe, time::Duration};
+
+use axum::{
+    Router,
+    body::Body,
+    extract::Request,
+    http::{HeaderValue, Method, StatusCode, Uri, header},
+    response::{IntoResponse, Response},
+};
+use futures_util::FutureExt;
+use hyper::body::Incoming;
+use tokio::time::{Instant, timeout};
+use tower::ServiceExt;
+use tracing::{debug, error};
+
+use crate::api::{
+    error::{ErrorCode, Problem},
+    media,
+    network::Live,
+};
+
+/// A JSON answer.
+pub fn json(status: StatusCode, body: impl Into<Body>) -> Response {
+    (status, [(header::CONTENT_TYPE, media::JSON)], body.into()).into_response()
+}
+
+/// `GET /livez`: who can run this, lives.
+pub async fn live() -> Response {
+    json(StatusCode::OK, serde_json::to_vec(&Live { live: true }).expect("a boolean serialises"))
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        let status = StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let mut response = (status, [(header::CONTENT_TYPE, media::PROBLEM)], self.to_json()).into_response();
+        if let Some(seconds) = self.retry_after_seconds {
+            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        response
+    }
+}
+
+/// The app, refusing unknown paths and methods as the contract says. axum adds the `Allow` header.
+pub(super) fn with_refusals(app: Router) -> Router {
+    app.method_not_allowed_fallback(async |method: Method, uri: Uri| {
+        let detail = format!("{} does not take {method}; the Allow header says what it takes", uri.path());
+        Problem::new(ErrorCode::MethodNotAllowed, detail)
+    })
+    .fallback(async |uri: Uri| Problem::new(ErrorCode::NotFound, format!("there is no {} here", uri.path())))
+}
+
+/// Answers one request. Never fails: what goes wrong is an answer too.
+pub(super) async fn answer(
+    app: Router,
+    request: Request<Incoming>,
+    limit: Duration,
+) -> Result<Response, Infallible> {
+    let began = Instant::now();
+    let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+    let answer = AssertUnwindSafe(app.oneshot(request.map(Body::new))).catch_unwind();
+    let response = match timeout(limit, answer).await {
+        Ok(Ok(Ok(response))) => response,
+        Ok(Err(_)) => {
+            error!("{method} {path}: the handler panicked");
+            let detail = "a mistake in this server, which its log describes; other requests are not affected";
+            Problem::new(ErrorCode::Internal, detail).into_response()
+        }
+        Err(_) => {
+            let detail = format!("not received and answered within {} seconds", limit.as_secs_f32());
+            Problem::new(ErrorCode::Timeout, detail).into_response()
+        }
+    };
+    debug!(%method, path, status = response.status().as_u16(), ms = began.elapsed().as_millis(), "answered");
+    Ok(response)
+}

@@ -1,0 +1,159 @@
+//! Request bodies: how long one may be, how much of all of them is held at once, and of which kind they are.
+//!
+//! A body is all there or it is refused: one that is cut half-way reaches no handler. What is held counts
+//! against one [`Budget`] for as long as the bytes live, also where they are passed on or repeated.
+
+use std::{sync::Arc, time::Duration};
+
+use axum::{
+    body::Body,
+    http::{HeaderMap, header},
+};
+use bytes::{Bytes, BytesMut};
+use http_body_util::BodyExt;
+use hyper::body::Body as _;
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::timeout,
+};
+use uuid::Uuid;
+
+use crate::api::{
+    BATCH_BODY_BYTES_MAX, MESSAGE_BODY_BYTES_MAX,
+    error::{ErrorCode, Problem},
+    header::IDEMPOTENCY_KEY,
+    media,
+    message::parse_key,
+    refusal::quote,
+};
+
+/// All bodies of one server together; beyond it a request is refused as `overloaded`.
+pub const BODIES_BYTES_MAX: u32 = 256 * 1024 * 1024;
+/// Of a body that is too long, at most this much is read and thrown away before the answer, for a sender that is
+/// still writing when the connection ends would not see why.
+const DISCARDED_BYTES_MAX: u64 = 32 * 1024 * 1024;
+/// And for at most this long.
+const DISCARDING_MAX: Duration = Duration::from_secs(5);
+
+/// How many bytes of bodies may still be held. Cheap to clone; all clones share one amount.
+#[derive(Debug, Clone)]
+pub struct Budget(Arc<Semaphore>);
+
+impl Budget {
+    /// A budget of so many bytes, usually [`BODIES_BYTES_MAX`].
+    pub fn new(bytes: u32) -> Self {
+        Self(Arc::new(Semaphore::new(bytes as usize)))
+    }
+
+    fn take(&self, bytes: usize) -> Result<OwnedSemaphorePermit, Problem> {
+        let count = u32::try_from(bytes).ok();
+        count.and_then(|count| self.0.clone().try_acquire_many_owned(count).ok()).ok_or_else(|| {
+            Problem::new(ErrorCode::Overloaded, "too many bytes of requests are held at the moment")
+        })
+    }
+}
+
+/// Bytes, and their share of the budget.
+struct Held {
+    bytes: Bytes,
+    _share: OwnedSemaphorePermit,
+}
+
+impl AsRef<[u8]> for Held {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+/// Reads a whole body. Its share of the budget is given back when the last clone of the bytes is dropped.
+pub async fn read_body(mut body: Body, limit: usize, budget: &Budget) -> Result<Bytes, Problem> {
+    if body.size_hint().lower() > limit as u64 {
+        return Err(refuse_long(body, limit).await);
+    }
+    let mut share = budget.take(0)?;
+    let mut first = Bytes::new();
+    let mut whole = BytesMut::new();
+    while let Some(frame) = body.frame().await {
+        let Ok(data) = frame.map_err(|e| cut(&e))?.into_data() else { continue };
+        if first.len() + whole.len() + data.len() > limit {
+            return Err(refuse_long(body, limit).await);
+        }
+        share.merge(budget.take(data.len())?);
+        if first.is_empty() && whole.is_empty() {
+            first = data; // most bodies come in one piece, which then is not copied
+        } else {
+            whole.extend_from_slice(&std::mem::take(&mut first));
+            whole.extend_from_slice(&data);
+        }
+    }
+    let bytes = if whole.is_empty() { first } else { whole.freeze() };
+    Ok(Bytes::from_owner(Held { bytes, _share: share }))
+}
+
+fn cut(e: &axum::Error) -> Problem {
+    Problem::new(ErrorCode::InvalidJson, format!("the body ended early: {e}"))
+}
+
+async fn refuse_long(body: Body, limit: usize) -> Problem {
+    if body.size_hint().lower() <= DISCARDED_BYTES_MAX {
+        let _ = timeout(DISCARDING_MAX, discard(body)).await; // either way the answer is the same
+    }
+    Problem::new(ErrorCode::TooLarge, format!("the body is longer than {limit} bytes"))
+}
+
+async fn discard(mut body: Body) {
+    let mut seen = 0;
+    while seen < DISCARDED_BYTES_MAX
+        && let Some(Ok(frame)) = body.frame().await
+    {
+        seen += frame.data_ref().map_or(0, |data| data.len() as u64);
+    }
+}
+
+/// What a `POST /messages` brings.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SendKind {
+    /// One message, `application/json`.
+    One,
+    /// One message per line, `application/x-ndjson`.
+    Batch,
+}
+
+impl SendKind {
+    /// Reads the headers that say so.
+    pub fn of(headers: &HeaderMap) -> Result<Self, Problem> {
+        let refuse = |detail: String| Err(Problem::new(ErrorCode::UnsupportedMediaType, detail));
+        if let Some(encoding) = headers.get(header::CONTENT_ENCODING)
+            && encoding != "identity"
+        {
+            return refuse("a Content-Encoding is not understood here; send the body as it is".into());
+        }
+        let known = format!("send Content-Type: {} (one message) or {} (many)", media::JSON, media::NDJSON);
+        match headers.get(header::CONTENT_TYPE).map(|value| value.to_str().unwrap_or_default()) {
+            Some(value) if media::is(value, media::JSON) => Ok(Self::One),
+            Some(value) if media::is(value, media::NDJSON) => Ok(Self::Batch),
+            Some(value) => refuse(format!("{} is not understood here; {known}", quote(value))),
+            None => refuse(format!("the Content-Type is missing; {known}")),
+        }
+    }
+
+    /// How long such a body may be.
+    pub fn limit(self) -> usize {
+        match self {
+            Self::One => MESSAGE_BODY_BYTES_MAX,
+            Self::Batch => BATCH_BODY_BYTES_MAX,
+        }
+    }
+}
+
+/// The `Idempotency-Key`, if there is one.
+pub fn idempotency_key(headers: &HeaderMap) -> Result<Option<Uuid>, Problem> {
+    let mut values = headers.get_all(IDEMPOTENCY_KEY).iter();
+    match (values.next(), values.next()) {
+        (_, Some(_)) => {
+            Err(Problem::new(ErrorCode::InvalidMessage, "the header Idempotency-Key is given twice"))
+        }
+        (Some(value), None) => parse_key(value.as_bytes()).map(Some),
+        (None, None) => Ok(None),
+    }
+}

@@ -1,0 +1,160 @@
+//! What both servers do alike: accept connections, bound what they may cost, refuse in one shape, drain.
+//!
+//! `axum::serve` sets no header timeout, no connection limit and no TCP_NODELAY, hence this thin accept loop on
+//! hyper. It owns every connection task. Knows nothing of messages beyond their size; routes and handlers are
+//! the caller's, who also brings the listener and the stop signal.
+
+mod answer;
+mod body;
+mod socket;
+
+use std::{io, sync::Arc, time::Duration};
+
+use axum::Router;
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::{OwnedSemaphorePermit, Semaphore},
+    task::{JoinError, JoinSet},
+    time::{sleep, timeout},
+};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, error, warn};
+
+pub use answer::{json, live};
+pub use body::{BODIES_BYTES_MAX, Budget, SendKind, idempotency_key, read_body};
+use socket::Progressing;
+
+/// A request's head larger than this gets the HTTP library's bare 431.
+const HEAD_BYTES_MAX: usize = 64 * 1024;
+/// How long to wait after an accept that failed for want of something, such as file descriptors.
+const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
+
+/// What connections may cost. A value only so that tests need not wait for the real ones.
+#[derive(Debug, Clone, Copy)]
+struct Limits {
+    /// At the bound no further connection is accepted until one ends; the kernel's backlog holds the next.
+    connections: usize,
+    /// For the head of a request, also of the next one on an idle connection; then the connection ends.
+    head: Duration,
+    /// To receive a request and to begin its answer; then `timeout`.
+    answer: Duration,
+    /// For one write to be taken by the reader; then the connection ends.
+    write: Duration,
+    /// For open requests after the stop signal; then their connections are cut.
+    drain: Duration,
+}
+
+const LIMITS: Limits = Limits {
+    connections: 10_000,
+    head: Duration::from_secs(5),
+    answer: Duration::from_secs(30),
+    write: Duration::from_secs(30),
+    drain: Duration::from_secs(5),
+};
+
+/// Serves `app` until `stop`, then lets open requests finish for a few seconds. Unknown paths and methods are
+/// refused here, so `app` needs no fallback. Streams that never end must watch `stop` themselves.
+pub async fn serve(listener: TcpListener, app: Router, stop: CancellationToken) {
+    serve_within(LIMITS, listener, app, stop).await;
+}
+
+async fn serve_within(limits: Limits, listener: TcpListener, app: Router, stop: CancellationToken) {
+    let server = Server { limits, app: answer::with_refusals(app), stop };
+    let slots = Arc::new(Semaphore::new(limits.connections));
+    let mut connections = JoinSet::new();
+    loop {
+        let accepted = tokio::select! {
+            accepted = accept(&listener, &slots) => accepted,
+            Some(ended) = connections.join_next() => {
+                report(ended);
+                continue;
+            }
+            () = server.stop.cancelled() => break,
+        };
+        match accepted {
+            Ok((socket, slot)) => {
+                connections.spawn(server.clone().connection(socket, slot));
+            }
+            Err(e) if is_of_the_peer(&e) => debug!("a connection ended before it was accepted: {e}"),
+            Err(e) => {
+                warn!("cannot accept connections: {e}");
+                sleep(ACCEPT_BACKOFF).await;
+            }
+        }
+    }
+    drop(listener); // whoever comes now is refused at once, and asks another server
+    let drained = async {
+        while let Some(ended) = connections.join_next().await {
+            report(ended);
+        }
+    };
+    if timeout(limits.drain, drained).await.is_err() {
+        debug!("cutting {} connections that did not end in time", connections.len());
+        connections.shutdown().await;
+    }
+}
+
+/// Waits for a free slot first: a connection that cannot be served is better left to the kernel's backlog.
+async fn accept(
+    listener: &TcpListener,
+    slots: &Arc<Semaphore>,
+) -> io::Result<(TcpStream, OwnedSemaphorePermit)> {
+    let slot = slots.clone().acquire_owned().await.expect("the semaphore is never closed");
+    let (socket, _) = listener.accept().await?;
+    Ok((socket, slot))
+}
+
+/// Errors that concern one connection, not the listener.
+fn is_of_the_peer(e: &io::Error) -> bool {
+    use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset};
+    matches!(e.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset)
+}
+
+fn report(ended: Result<(), JoinError>) {
+    if let Err(e) = ended
+        && e.is_panic()
+    {
+        error!("a connection ended by a panic while streaming: {e}");
+    }
+}
+
+/// What every connection shares.
+#[derive(Clone)]
+struct Server {
+    limits: Limits,
+    app: Router,
+    stop: CancellationToken,
+}
+
+impl Server {
+    /// Serves one connection to its end.
+    async fn connection(self, socket: TcpStream, _slot: OwnedSemaphorePermit) {
+        let Server { limits, app, stop } = self;
+        if let Err(e) = socket.set_nodelay(true) {
+            debug!("cannot set TCP_NODELAY: {e}"); // slower, not wrong
+        }
+        let service =
+            hyper::service::service_fn(move |request| answer::answer(app.clone(), request, limits.answer));
+        let connection = http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(limits.head)
+            .max_buf_size(HEAD_BYTES_MAX)
+            .serve_connection(TokioIo::new(Progressing::new(socket, limits.write)), service);
+        tokio::pin!(connection);
+        let ended = tokio::select! {
+            ended = &mut connection => ended,
+            () = stop.cancelled() => {
+                connection.as_mut().graceful_shutdown();
+                connection.await
+            }
+        };
+        if let Err(e) = ended {
+            debug!("a connection ended early: {e}");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

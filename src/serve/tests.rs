@@ -1,0 +1,260 @@
+//! The server against raw sockets, with limits short enough to meet them.
+
+use std::{
+    net::SocketAddr,
+    sync::atomic::{AtomicUsize, Ordering},
+};
+
+use axum::{
+    body::{Body, Bytes},
+    response::{IntoResponse, Response},
+    routing::{get, post},
+};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    sync::{mpsc, oneshot},
+};
+
+use super::*;
+use crate::api::error::Problem;
+
+const SHORT: Duration = Duration::from_millis(50);
+
+/// Long enough never to be met by accident.
+const PATIENT: Limits = Limits {
+    connections: 100,
+    head: Duration::from_secs(60),
+    answer: Duration::from_secs(60),
+    write: Duration::from_secs(60),
+    drain: Duration::from_secs(60),
+};
+
+struct Served {
+    addr: SocketAddr,
+    stop: CancellationToken,
+    task: JoinSet<()>,
+}
+
+async fn start(limits: Limits, app: Router) -> Served {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("binds");
+    let addr = listener.local_addr().expect("bound");
+    let stop = CancellationToken::new();
+    let mut task = JoinSet::new();
+    task.spawn(serve_within(limits, listener, app, stop.clone()));
+    Served { addr, stop, task }
+}
+
+impl Served {
+    async fn connect(&self) -> TcpStream {
+        TcpStream::connect(self.addr).await.expect("connects")
+    }
+
+    /// Sends these bytes and reads until the server closes.
+    async fn talk(&self, request: &str) -> String {
+        let mut socket = self.connect().await;
+        socket.write_all(request.as_bytes()).await.expect("writes");
+        read_all(&mut socket).await
+    }
+}
+
+async fn read_all(socket: &mut TcpStream) -> String {
+    let mut answer = Vec::new();
+    socket.read_to_end(&mut answer).await.expect("reads");
+    String::from_utf8(answer).expect("UTF-8")
+}
+
+fn request(line: &str, headers: &str, body: &str) -> String {
+    format!("{line} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{headers}\r\n{body}")
+}
+
+/// An app that stores what it could read, with a body limit of ten bytes and a budget of fifteen.
+fn storing(stored: Arc<AtomicUsize>) -> Router {
+    let budget = Budget::new(15);
+    let store = async move |body: Body| -> Result<Response, Problem> {
+        let bytes = read_body(body, 10, &budget).await?;
+        stored.fetch_add(bytes.len(), Ordering::SeqCst);
+        Ok(json(axum::http::StatusCode::CREATED, bytes))
+    };
+    Router::new().route("/messages", post(store).get(async || "[]")).route("/livez", get(live))
+}
+
+#[track_caller]
+fn check(answer: &str, parts: &[&str]) {
+    for part in parts {
+        assert!(answer.contains(part), "{answer:?} lacks {part:?}");
+    }
+}
+
+#[tokio::test]
+async fn unknown_paths_and_methods_are_refused_in_the_one_shape() {
+    let served = start(PATIENT, storing(Arc::default())).await;
+    let answer = served.talk(&request("GET /nothing?x=1", "", "")).await;
+    check(&answer, &["HTTP/1.1 404 ", "application/problem+json", r#""code":"not_found""#, "/nothing here"]);
+    let answer = served.talk(&request("DELETE /messages", "", "")).await;
+    check(&answer, &["HTTP/1.1 405 ", "application/problem+json", r#""code":"method_not_allowed""#]);
+    let answer = answer.to_lowercase();
+    check(&answer, &["allow: ", "get", "head", "post"]);
+    let answer = served.talk(&request("HEAD /livez", "", "")).await;
+    check(&answer, &["HTTP/1.1 200 ", "content-length: 13"]);
+    assert!(answer.ends_with("\r\n\r\n"), "{answer}");
+    check(&served.talk("nonsense\r\n\r\n").await, &["HTTP/1.1 400 "]);
+}
+
+#[tokio::test]
+async fn a_body_that_is_too_long_is_refused_however_it_is_framed() {
+    let stored = Arc::new(AtomicUsize::new(0));
+    let served = start(PATIENT, storing(stored.clone())).await;
+    for (headers, body) in [
+        ("Content-Length: 11\r\n", "12345678901"),
+        ("Transfer-Encoding: chunked\r\n", "6\r\n123456\r\n5\r\n78901\r\n0\r\n\r\n"),
+    ] {
+        let answer = served.talk(&request("POST /messages", headers, body)).await;
+        check(&answer, &["HTTP/1.1 413 ", r#""code":"too_large""#]);
+    }
+    assert_eq!(stored.load(Ordering::SeqCst), 0);
+    let chunked =
+        request("POST /messages", "Transfer-Encoding: chunked\r\n", "6\r\n123456\r\n4\r\n7890\r\n0\r\n\r\n");
+    check(&served.talk(&chunked).await, &["HTTP/1.1 201 ", "\r\n\r\n1234567890"]);
+    assert_eq!(stored.load(Ordering::SeqCst), 10);
+}
+
+#[tokio::test]
+async fn a_sender_that_still_writes_sees_why_its_body_is_too_long() {
+    let served = start(PATIENT, storing(Arc::default())).await;
+    let long = "x".repeat(4 * 1024 * 1024);
+    let headers = format!("Content-Length: {}\r\n", long.len());
+    check(&served.talk(&request("POST /messages", &headers, &long)).await, &["HTTP/1.1 413 "]);
+}
+
+#[tokio::test]
+async fn a_body_cut_half_way_stores_nothing() {
+    let stored = Arc::new(AtomicUsize::new(0));
+    let served = start(PATIENT, storing(stored.clone())).await;
+    for headers in ["Content-Length: 10\r\n", "Transfer-Encoding: chunked\r\n"] {
+        let mut socket = served.connect().await;
+        let cut = request("POST /messages", headers, "5\r\n12345\r\n");
+        socket.write_all(&cut.as_bytes()[..cut.len() - 4]).await.expect("writes");
+        socket.shutdown().await.expect("closes its side");
+        let _ = read_all(&mut socket).await;
+    }
+    assert_eq!(stored.load(Ordering::SeqCst), 0);
+}
+
+#[tokio::test]
+async fn held_bodies_count_against_the_budget_until_dropped() {
+    let budget = Budget::new(15);
+    let held = read_body(Body::from("1234567890"), 10, &budget).await.expect("fits");
+    let clone = held.clone();
+    drop(held);
+    let refused = read_body(Body::from("123456"), 10, &budget).await.expect_err("does not fit");
+    let response = refused.into_response();
+    assert_eq!(
+        (response.status().as_u16(), &response.headers()["retry-after"]),
+        (503, &"1".parse().expect("valid"))
+    );
+    drop(clone);
+    assert_eq!(read_body(Body::from("123456"), 10, &budget).await.expect("fits"), "123456");
+}
+
+#[tokio::test]
+async fn a_head_that_does_not_come_ends_the_connection() {
+    let served = start(Limits { head: SHORT, ..PATIENT }, storing(Arc::default())).await;
+    assert_eq!(served.talk("GET /livez HTTP/1.1\r\nHost:").await, "");
+    assert_eq!(served.talk("").await, "");
+}
+
+#[tokio::test]
+async fn a_request_that_takes_too_long_is_a_timeout() {
+    let hang = Router::new().route("/hang", get(std::future::pending::<()>));
+    let served = start(Limits { answer: SHORT, ..PATIENT }, hang.merge(storing(Arc::default()))).await;
+    check(&served.talk(&request("GET /hang", "", "")).await, &["HTTP/1.1 504 ", r#""code":"timeout""#]);
+    let slow = request("POST /messages", "Content-Length: 10\r\n", "1234");
+    check(&served.talk(&slow).await, &["HTTP/1.1 504 ", r#""code":"timeout""#]);
+}
+
+#[tokio::test]
+async fn a_handler_that_panics_answers_and_the_server_lives() {
+    let broken = async || -> Response { panic!("on purpose") };
+    let served = start(PATIENT, storing(Arc::default()).route("/panic", get(broken))).await;
+    check(&served.talk(&request("GET /panic", "", "")).await, &["HTTP/1.1 500 ", r#""code":"internal""#]);
+    check(&served.talk(&request("GET /livez", "", "")).await, &["HTTP/1.1 200 ", r#"{"live":true}"#]);
+}
+
+#[tokio::test]
+async fn a_reader_that_takes_nothing_is_cut_off() {
+    let (alive, mut watch) = mpsc::channel::<()>(1);
+    let endless = async move || {
+        let chunk = Bytes::from(vec![b'x'; 64 * 1024]);
+        let alive = alive.clone();
+        alive.send(()).await.expect("the test listens");
+        let stream = futures_util::stream::repeat_with(move || {
+            let _keep = &alive;
+            Ok::<_, io::Error>(chunk.clone())
+        });
+        Body::from_stream(stream)
+    };
+    let app = Router::new().route("/endless", get(endless));
+    let served = start(Limits { write: SHORT, ..PATIENT }, app).await;
+    let mut socket = served.connect().await;
+    socket.write_all(request("GET /endless", "", "").as_bytes()).await.expect("writes");
+    watch.recv().await.expect("the answer began");
+    // The connection ends although the socket stays open, long before the drain would cut it.
+    served.stop.cancel();
+    let began = std::time::Instant::now();
+    let Served { mut task, .. } = served;
+    task.join_next().await.expect("one task").expect("no panic");
+    assert!(watch.recv().await.is_none() && began.elapsed() < PATIENT.drain / 2);
+    drop(socket);
+}
+
+#[tokio::test]
+async fn the_next_connection_waits_when_all_slots_are_taken() {
+    let served = start(Limits { connections: 1, ..PATIENT }, storing(Arc::default())).await;
+    let mut first = served.connect().await;
+    first.write_all(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n").await.expect("writes");
+    let mut byte = [0];
+    first.read_exact(&mut byte).await.expect("answered, and kept alive");
+    let second = request("GET /livez", "", "");
+    let second = served.talk(&second);
+    tokio::pin!(second);
+    assert!(timeout(SHORT, &mut second).await.is_err());
+    drop(first);
+    check(&second.await, &["HTTP/1.1 200 "]);
+}
+
+#[tokio::test]
+async fn open_requests_finish_after_stop_and_no_new_ones_begin() {
+    let (enter, mut entered) = mpsc::channel::<oneshot::Sender<()>>(1);
+    let wait = async move || {
+        let (go, going) = oneshot::channel();
+        enter.send(go).await.expect("the test listens");
+        going.await.expect("the test lets it go");
+        "done"
+    };
+    let mut served = start(PATIENT, Router::new().route("/wait", get(wait))).await;
+    let mut socket = served.connect().await;
+    let mut idle = served.connect().await;
+    socket.write_all(b"GET /wait HTTP/1.1\r\nHost: x\r\n\r\n").await.expect("writes");
+    let go = entered.recv().await.expect("the handler began");
+    served.stop.cancel();
+    assert_eq!(read_all(&mut idle).await, "", "an idle connection is closed at once");
+    assert!(TcpStream::connect(served.addr).await.is_err(), "nobody listens any more");
+    go.send(()).expect("the handler waits");
+    check(&read_all(&mut socket).await, &["HTTP/1.1 200 ", "done"]);
+    served.task.join_next().await.expect("one task").expect("no panic");
+}
+
+#[tokio::test]
+async fn a_request_that_never_ends_is_cut_after_the_drain() {
+    let hang = Router::new().route("/hang", get(std::future::pending::<()>));
+    let mut served = start(Limits { drain: SHORT, ..PATIENT }, hang.merge(storing(Arc::default()))).await;
+    let mut socket = served.connect().await;
+    socket
+        .write_all(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\nGET /hang HTTP/1.1\r\nHost: x\r\n\r\n")
+        .await
+        .expect("writes");
+    let mut byte = [0];
+    socket.read_exact(&mut byte).await.expect("the first is answered");
+    served.stop.cancel();
+    served.task.join_next().await.expect("one task").expect("no panic");
+}
