@@ -3,3 +3,4 @@
 //! They know ChatChain from outside. Each starts what it needs with `support` and leaves nothing behind.
 
 mod support;
+mod tidy;
