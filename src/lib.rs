@@ -3,3 +3,4 @@
 pub mod api;
 pub mod chain;
 pub mod serve;
+pub mod store;

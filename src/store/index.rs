@@ -1,0 +1,501 @@
+//! Owns `index.redb`: by id, by user, and which entries have further copies. All of it is derived from the log.
+//!
+//! It is written behind the acknowledgement, in large transactions, each with the per-log watermark it covers;
+//! what lies above the watermark is in the [`tail`](super::tail). Whoever looks up asks the tail first and the
+//! file second, because entries leave the tail only once the file has them. Deleting the file costs a rebuild.
+//!
+//! Tables: `meta` (name -> bytes), `watermark` (origin -> seq), `by_id` (id, origin, seq -> stamp, digest),
+//! `by_user` (name hash, stamp, origin, seq -> sides), `copies` (origin, seq -> ()). The file is rebuilt when it
+//! belongs to another store, knows more than the log does, or has another format.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::time::Duration;
+
+use redb::{
+    Builder, Database, DatabaseError, ReadOnlyTable, ReadableDatabase, ReadableTable, TableDefinition,
+};
+
+use super::log::{Log, Most, NewEntry};
+use super::tail::{NameHash, Noted, Tail};
+use super::{Counts, Error, OpenError, Standing};
+use crate::chain::clock::Stamp;
+use crate::chain::log::{Logs, Origin, Place};
+use crate::chain::message::Digest;
+use crate::chain::record::Record;
+
+/// The layout of `index.redb`. Any other is rebuilt.
+const FORMAT: u32 = 1;
+/// redb's page cache for the index; random ids need more of it than the log does.
+const CACHE_BYTES: usize = 64 << 20;
+/// Entries written to the file at once; a larger batch makes the random part of the work cheaper per entry.
+const FLUSH_COUNT: usize = 16_384;
+/// Entries in the tail at the most. At the bound the writer indexes before it goes on, so sends become slower,
+/// and memory stays bounded.
+const TAIL_COUNT_MAX: usize = 131_072;
+/// How long a few entries may wait for more of them before they are written.
+const FLUSH_IDLE: Duration = Duration::from_secs(1);
+
+type IdKey = ([u8; 16], [u8; 16], u64);
+type UserKey = ([u8; 8], u64, [u8; 16], u64);
+
+const META: TableDefinition<&str, &[u8]> = TableDefinition::new("meta");
+const WATERMARK: TableDefinition<[u8; 16], u64> = TableDefinition::new("watermark");
+const BY_ID: TableDefinition<IdKey, (u64, [u8; 32])> = TableDefinition::new("by_id");
+const BY_USER: TableDefinition<UserKey, u8> = TableDefinition::new("by_user");
+const COPIES: TableDefinition<([u8; 16], u64), ()> = TableDefinition::new("copies");
+
+/// The open file and the tail above it.
+#[derive(Debug)]
+pub struct Index {
+    db: Database,
+    tail: RwLock<Tail>,
+    /// Of file and tail together.
+    counts: Mutex<Counts>,
+    /// Of the file alone; held while flushing, so that one flush runs at a time.
+    flushed: Mutex<Counts>,
+    work: Mutex<Work>,
+    wake: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Work {
+    waiting: usize,
+    stopped: bool,
+}
+
+/// A poisoned lock means that a thread panicked between two assignments here; none of them can leave half a
+/// state, so the data is as good as before.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Opens a redb file, or makes it, and says in words why not.
+pub(super) fn open_database(path: &Path, cache_bytes: usize) -> Result<Database, OpenError> {
+    Builder::new().set_cache_size(cache_bytes).create(path).map_err(|error| match error {
+        DatabaseError::DatabaseAlreadyOpen => OpenError::InUse(path.parent().unwrap_or(path).to_owned()),
+        DatabaseError::Storage(redb::StorageError::Io(source)) => {
+            OpenError::Directory { path: path.to_owned(), source }
+        }
+        other => OpenError::Broken { path: path.to_owned(), why: other.to_string() },
+    })
+}
+
+impl Index {
+    /// Opens the file beside `log`, rebuilds it where needed, and notes what it does not cover.
+    pub(super) fn open(path: &Path, log: &Log, logs: &Logs) -> Result<Self, OpenError> {
+        let broken = |error: Error| OpenError::Broken { path: path.to_owned(), why: error.to_string() };
+        let mut index = match Self::open_as_is(path, log, logs) {
+            Ok(Some(index)) => Some(index),
+            Err(error @ OpenError::InUse(_)) => return Err(error),
+            Ok(None) => None,
+            Err(error) => {
+                tracing::warn!(%error, "rebuilding the index");
+                None
+            }
+        };
+        if index.is_none() {
+            match std::fs::remove_file(path) {
+                Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(OpenError::Directory { path: path.to_owned(), source });
+                }
+                _ => {
+                    index = Some(Self::make(path, log).map_err(|error| match error {
+                        Ok(open) => open,
+                        Err(storage) => broken(storage),
+                    })?)
+                }
+            }
+        }
+        let index = index.expect("opened or made");
+        index.catch_up(log, logs).map_err(broken)?;
+        Ok(index)
+    }
+
+    fn open_as_is(path: &Path, log: &Log, logs: &Logs) -> Result<Option<Self>, OpenError> {
+        if !path.exists() {
+            return Ok(None);
+        }
+        let broken = |error: Error| OpenError::Broken { path: path.to_owned(), why: error.to_string() };
+        let db = open_database(path, CACHE_BYTES)?;
+        let Some(counts) = read_meta(&db, log).map_err(broken)? else { return Ok(None) };
+        let marks = watermarks(&db).map_err(broken)?;
+        let knows_more = marks.iter().any(|(origin, seq)| *seq > logs.vector().seq(*origin));
+        Ok((!knows_more).then(|| Self::new(db, counts)))
+    }
+
+    fn make(path: &Path, log: &Log) -> Result<Self, Result<OpenError, Error>> {
+        let db = open_database(path, CACHE_BYTES).map_err(Ok)?;
+        write_meta(&db, log).map_err(Err)?;
+        Ok(Self::new(db, Counts::default()))
+    }
+
+    fn new(db: Database, counts: Counts) -> Self {
+        Index {
+            db,
+            tail: RwLock::default(),
+            counts: Mutex::new(counts),
+            flushed: Mutex::new(counts),
+            work: Mutex::default(),
+            wake: Condvar::new(),
+        }
+    }
+
+    /// Notes every entry above the watermarks.
+    fn catch_up(&self, log: &Log, logs: &Logs) -> Result<(), Error> {
+        let marks = watermarks(&self.db)?;
+        let most = Most { rows: 1_000, bytes: 1 << 20 };
+        for (origin, head) in logs.vector().iter() {
+            let mut next = marks.get(&origin).copied().unwrap_or(0) + 1;
+            while next <= head.seq {
+                let entries = log.read()?.forward(origin, next, head.seq, most)?;
+                next += entries.len() as u64;
+                let lookup = self.lookup();
+                for entry in entries {
+                    self.note_one(entry.place, &entry.record(), |id| lookup.standings(id))?;
+                }
+                if self.read_tail().len() >= FLUSH_COUNT {
+                    self.flush()?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn note_one(
+        &self,
+        place: Place,
+        record: &Record<'_>,
+        known: impl FnOnce([u8; 16]) -> Result<Vec<Standing>, Error>,
+    ) -> Result<(), Error> {
+        let mut failed = None;
+        let noted = Noted::new(place, record, |id| {
+            known(id).unwrap_or_else(|error| {
+                failed = Some(error);
+                Vec::new()
+            })
+        });
+        if let Some(error) = failed {
+            return Err(error);
+        }
+        lock(&self.counts).add(noted.adds);
+        self.write_tail().push(noted);
+        Ok(())
+    }
+
+    /// Takes note of entries that the log has just made durable. Each brings what was known of its id when it
+    /// was decided; what the same batch added is found here.
+    pub(super) fn note(&self, entries: &[NewEntry]) -> Result<(), Error> {
+        let mut batch: HashMap<[u8; 16], Vec<Standing>> = HashMap::new();
+        for entry in entries {
+            let (record, _) = Record::parse(&entry.record).expect("was encoded or checked just now");
+            let standing = Standing { place: entry.place, digest: record.digest };
+            self.note_one(entry.place, &record, |id| {
+                let mut known = entry.known.clone();
+                let earlier = batch.entry(id).or_default();
+                known.extend_from_slice(earlier);
+                earlier.push(standing);
+                Ok(known)
+            })?;
+        }
+        let waiting = self.read_tail().len();
+        if waiting >= TAIL_COUNT_MAX {
+            self.flush()?;
+        }
+        lock(&self.work).waiting = waiting;
+        if waiting >= FLUSH_COUNT {
+            self.wake.notify_all();
+        }
+        Ok(())
+    }
+
+    /// Waits for a full batch, or for a small one to have waited long enough. `false`: stopped.
+    pub(super) fn wait_for_work(&self) -> bool {
+        let idle = |work: &mut Work| !work.stopped && work.waiting < FLUSH_COUNT;
+        let waited = self.wake.wait_timeout_while(lock(&self.work), FLUSH_IDLE, idle);
+        let (work, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        !work.stopped
+    }
+
+    pub(super) fn stop(&self) {
+        lock(&self.work).stopped = true;
+        self.wake.notify_all();
+    }
+
+    /// Writes the oldest part of the tail to the file. `true` if there is more.
+    pub(super) fn flush(&self) -> Result<bool, Error> {
+        let mut flushed = lock(&self.flushed);
+        let (rows, count) = {
+            let tail = self.read_tail();
+            let count = tail.len().min(FLUSH_COUNT);
+            (Rows::of(tail.oldest(count)), count)
+        };
+        if count == 0 {
+            return Ok(false);
+        }
+        let mut counts = *flushed;
+        counts.add(rows.adds);
+        rows.write(&self.db, counts)?;
+        *flushed = counts;
+        let left = {
+            let mut tail = self.write_tail();
+            tail.forget_oldest(count);
+            tail.len()
+        };
+        lock(&self.work).waiting = left;
+        Ok(left > 0)
+    }
+
+    pub(super) fn counts(&self) -> Counts {
+        *lock(&self.counts)
+    }
+
+    pub(super) fn standings(&self, id: [u8; 16]) -> Result<Vec<Standing>, Error> {
+        self.lookup().standings(id)
+    }
+
+    /// Begins look-ups: one transaction for many of them. Short-lived, as it pins pages.
+    pub fn lookup(&self) -> Lookup<'_> {
+        Lookup { index: self, file: RefCell::default() }
+    }
+
+    fn read_tail(&self) -> RwLockReadGuard<'_, Tail> {
+        self.tail.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write_tail(&self) -> RwLockWriteGuard<'_, Tail> {
+        self.tail.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Which of `first..=last` of a log have another copy, ascending.
+    pub(super) fn copies(&self, origin: Origin, first: u64, last: u64) -> Result<Vec<u64>, Error> {
+        let mut copies: Vec<u64> = self.read_tail().copies(origin, first, last).collect();
+        let table = self.db.begin_read()?.open_table(COPIES)?;
+        for row in table.range((origin.0, first)..=(origin.0, last))? {
+            copies.push(row?.0.value().1);
+        }
+        copies.sort_unstable();
+        copies.dedup();
+        Ok(copies)
+    }
+
+    /// The places in the tail where a name stands on one of `sides`, in display order.
+    pub(super) fn tail_places(&self, name: NameHash, sides: u8) -> Vec<Place> {
+        let mut places: Vec<Place> = self.read_tail().places_of(name, sides).collect();
+        places.sort_unstable();
+        places
+    }
+
+    /// Up to `rows` places in the file where a name stands on one of `sides`, after (or, backward, before)
+    /// `from`. Also the last place looked at, to go on from; `None` at the end.
+    pub(super) fn file_places(&self, name: NameHash, sides: u8, scan: FileScan) -> Result<FilePlaces, Error> {
+        let table = self.db.begin_read()?.open_table(BY_USER)?;
+        let key = |place: Place| (name.0, place.stamp.0, place.origin.0, place.seq);
+        let (low, high) = ((name.0, 0, [0; 16], 0), (name.0, u64::MAX, [0xff; 16], u64::MAX));
+        let mut found = FilePlaces::default();
+        let mut looked_at = 0;
+        let mut take = |row: Result<(redb::AccessGuard<'_, UserKey>, redb::AccessGuard<'_, u8>), _>| {
+            let (key, value) = row?;
+            let (_, stamp, origin, seq) = key.value();
+            let place = Place { stamp: Stamp(stamp), origin: Origin(origin), seq };
+            if value.value() & sides != 0 {
+                found.places.push(place);
+            }
+            looked_at += 1;
+            found.next = (looked_at == scan.rows).then_some(place);
+            Ok::<bool, Error>(looked_at < scan.rows)
+        };
+        use std::ops::Bound::{Excluded, Included};
+        if scan.backward {
+            let end = scan.from.map_or(Included(high), |place| Excluded(key(place)));
+            for row in table.range::<UserKey>((Included(low), end))?.rev() {
+                if !take(row)? {
+                    break;
+                }
+            }
+        } else {
+            let start = scan.from.map_or(Included(low), |place| Excluded(key(place)));
+            for row in table.range::<UserKey>((start, Included(high)))? {
+                if !take(row)? {
+                    break;
+                }
+            }
+        }
+        Ok(found)
+    }
+}
+
+/// Where to look in the file for a name.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct FileScan {
+    pub(super) from: Option<Place>,
+    pub(super) backward: bool,
+    pub(super) rows: usize,
+}
+
+/// What was found there.
+#[derive(Debug, Default)]
+pub(super) struct FilePlaces {
+    pub(super) places: Vec<Place>,
+    pub(super) next: Option<Place>,
+}
+
+/// Look-ups by id that share one transaction while they can. See [`Index::lookup`].
+pub struct Lookup<'a> {
+    index: &'a Index,
+    /// The table as of one moment, and how often the tail had let entries go when it was opened.
+    file: RefCell<Option<(u64, IdTable)>>,
+}
+
+type IdTable = ReadOnlyTable<IdKey, (u64, [u8; 32])>;
+
+impl Lookup<'_> {
+    /// All known copies of an id.
+    pub fn standings(&self, id: [u8; 16]) -> Result<Vec<Standing>, Error> {
+        let (mut standings, let_go) = {
+            let tail = self.index.read_tail();
+            (tail.standings(&id).to_vec(), tail.let_go())
+        };
+        // What the tail let go after the transaction began is in neither: then it must begin anew.
+        let mut file = self.file.borrow_mut();
+        let table = match file.take() {
+            Some((then, table)) if then == let_go => table,
+            _ => self.index.db.begin_read()?.open_table(BY_ID)?,
+        };
+        for row in table.range((id, [0; 16], 0)..=(id, [0xff; 16], u64::MAX))? {
+            let (key, value) = row?;
+            let ((_, origin, seq), (stamp, digest)) = (key.value(), value.value());
+            let place = Place { stamp: Stamp(stamp), origin: Origin(origin), seq };
+            if !standings.iter().any(|known| known.place == place) {
+                standings.push(Standing { place, digest: Digest(digest) });
+            }
+        }
+        *file = Some((let_go, table));
+        Ok(standings)
+    }
+}
+
+/// What a part of the tail becomes in the file, sorted, so that the trees are walked in order.
+#[derive(Default)]
+struct Rows {
+    by_id: Vec<(IdKey, (u64, [u8; 32]))>,
+    by_user: Vec<(UserKey, u8)>,
+    copies: Vec<([u8; 16], u64)>,
+    watermarks: BTreeMap<Origin, u64>,
+    adds: Counts,
+}
+
+impl Rows {
+    fn of<'a>(entries: impl Iterator<Item = &'a Noted>) -> Self {
+        let mut rows = Rows::default();
+        for noted in entries {
+            rows.adds.add(noted.adds);
+            let Standing { place, digest } = noted.standing;
+            let mark = rows.watermarks.entry(place.origin).or_default();
+            *mark = place.seq.max(*mark);
+            let Some(id) = noted.id else { continue };
+            rows.by_id.push(((id, place.origin.0, place.seq), (place.stamp.0, digest.0)));
+            let mut add = |name: NameHash| {
+                let key = (name.0, place.stamp.0, place.origin.0, place.seq);
+                rows.by_user.push((key, noted.sides(name)));
+            };
+            add(noted.sender);
+            if noted.recipient != noted.sender {
+                add(noted.recipient);
+            }
+            rows.copies.extend(noted.copies.iter().map(|(origin, seq)| (origin.0, *seq)));
+        }
+        rows.by_id.sort_unstable();
+        rows.by_user.sort_unstable();
+        rows
+    }
+
+    fn write(&self, db: &Database, counts: Counts) -> Result<(), Error> {
+        let tx = db.begin_write()?;
+        {
+            let mut by_id = tx.open_table(BY_ID)?;
+            for (key, value) in &self.by_id {
+                by_id.insert(*key, *value)?;
+            }
+            let mut by_user = tx.open_table(BY_USER)?;
+            for (key, value) in &self.by_user {
+                by_user.insert(*key, *value)?;
+            }
+            let mut copies = tx.open_table(COPIES)?;
+            for key in &self.copies {
+                copies.insert(*key, ())?;
+            }
+            let mut watermark = tx.open_table(WATERMARK)?;
+            for (origin, seq) in &self.watermarks {
+                watermark.insert(origin.0, *seq)?;
+            }
+            tx.open_table(META)?.insert("counts", encode_counts(counts).as_slice())?;
+        }
+        tx.commit()?;
+        Ok(())
+    }
+}
+
+impl Counts {
+    fn add(&mut self, more: Counts) {
+        self.messages += more.messages;
+        self.conflicts += more.conflicts;
+        self.unreadable += more.unreadable;
+    }
+}
+
+fn encode_counts(counts: Counts) -> [u8; 24] {
+    let mut out = [0; 24];
+    out[..8].copy_from_slice(&counts.messages.to_be_bytes());
+    out[8..16].copy_from_slice(&counts.conflicts.to_be_bytes());
+    out[16..].copy_from_slice(&counts.unreadable.to_be_bytes());
+    out
+}
+
+fn decode_counts(bytes: &[u8]) -> Option<Counts> {
+    let number = |at: usize| Some(u64::from_be_bytes(*bytes.get(at..)?.first_chunk()?));
+    Some(Counts { messages: number(0)?, conflicts: number(8)?, unreadable: number(16)? })
+}
+
+/// The counts of a file that belongs to this log and has our format; `None` if it must be rebuilt.
+fn read_meta(db: &Database, log: &Log) -> Result<Option<Counts>, Error> {
+    let table = match db.begin_read()?.open_table(META) {
+        Err(redb::TableError::TableDoesNotExist(_)) => return Ok(None),
+        table => table?,
+    };
+    let is = |name: &str, want: &[u8]| -> Result<bool, Error> {
+        Ok(table.get(name)?.is_some_and(|value| value.value() == want))
+    };
+    if !is("format", &FORMAT.to_be_bytes())? || !is("store_id", &log.id().0)? {
+        return Ok(None);
+    }
+    Ok(table.get("counts")?.and_then(|value| decode_counts(value.value())))
+}
+
+fn write_meta(db: &Database, log: &Log) -> Result<(), Error> {
+    let tx = db.begin_write()?;
+    {
+        let mut meta = tx.open_table(META)?;
+        meta.insert("format", FORMAT.to_be_bytes().as_slice())?;
+        meta.insert("store_id", log.id().0.as_slice())?;
+        meta.insert("counts", encode_counts(Counts::default()).as_slice())?;
+        tx.open_table(WATERMARK)?;
+        tx.open_table(BY_ID)?;
+        tx.open_table(BY_USER)?;
+        tx.open_table(COPIES)?;
+    }
+    tx.commit()?;
+    Ok(())
+}
+
+fn watermarks(db: &Database) -> Result<BTreeMap<Origin, u64>, Error> {
+    let table = db.begin_read()?.open_table(WATERMARK)?;
+    let mut marks = BTreeMap::new();
+    for row in table.iter()? {
+        let (origin, seq) = row?;
+        marks.insert(Origin(origin.value()), seq.value());
+    }
+    Ok(marks)
+}

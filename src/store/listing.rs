@@ -1,0 +1,178 @@
+//! Owns history: which messages are listed, in display order, within one vector.
+//!
+//! A listing is of the logs as they were at its start, so it depends on that vector alone. If one message
+//! stands in several logs, the copy that comes first within the vector is shown and the others are not. It is
+//! read in chunks, each with transactions of its own, so that a slow reader pins nothing.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use uuid::Uuid;
+
+use super::log::{Entry, Reader};
+use super::merge::Merge;
+use super::scan::Scan;
+use super::tail::{RECIPIENT, SENDER};
+use super::{Error, Store};
+use crate::chain::log::{Logs, Place};
+use crate::chain::message::{Content, Digest};
+
+/// Entries looked at in one chunk; then the transaction ends.
+const CHUNK_ROWS: usize = 1_000;
+/// Bytes of shown records in one chunk.
+const CHUNK_BYTES: usize = 256 << 10;
+/// How long one chunk may pin pages.
+const CHUNK_TIME: Duration = Duration::from_millis(20);
+
+/// Which messages are meant. All that is given must hold.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Filter {
+    /// The sender is this.
+    pub sender: Option<String>,
+    /// The recipient is this.
+    pub recipient: Option<String>,
+    /// The sender or the recipient is this.
+    pub user: Option<String>,
+    /// The other side of `user` is this.
+    pub with: Option<String>,
+    /// The text contains this, without regard to case.
+    pub text: Option<String>,
+    /// Shown timestamp at least this, Unix seconds.
+    pub since: Option<u64>,
+    /// Shown timestamp below this, Unix seconds.
+    pub until: Option<u64>,
+}
+
+/// Upper and then lower case, letter by letter, so that ß meets SS and final sigma meets sigma.
+fn fold(text: &str) -> String {
+    text.chars().flat_map(char::to_uppercase).flat_map(char::to_lowercase).collect()
+}
+
+/// The timestamp that is shown: the sender's, else the second of acceptance.
+pub fn shown_timestamp(content: &Content<'_>, place: Place) -> u64 {
+    content.timestamp.unwrap_or(place.stamp.ms() / 1000)
+}
+
+impl Filter {
+    fn folded(mut self) -> Self {
+        self.text = self.text.map(|text| fold(&text));
+        self
+    }
+
+    /// `self` must be folded.
+    fn matches(&self, content: &Content<'_>, place: Place) -> bool {
+        let is = |want: &Option<String>, name: &str| want.as_deref().is_none_or(|want| want == name);
+        let between = |user: &String, other: &Option<String>| {
+            (content.sender == user && is(other, content.recipient))
+                || (content.recipient == user && is(other, content.sender))
+        };
+        let timestamp = shown_timestamp(content, place);
+        is(&self.sender, content.sender)
+            && is(&self.recipient, content.recipient)
+            && self.user.as_ref().is_none_or(|user| between(user, &self.with))
+            && self.since.is_none_or(|since| timestamp >= since)
+            && self.until.is_none_or(|until| timestamp < until)
+            && self.text.as_ref().is_none_or(|text| fold(content.text).contains(text.as_str()))
+    }
+
+    /// The name and the sides by which the index finds everything that can match.
+    fn indexed(&self) -> Option<(&str, u8)> {
+        if let Some(sender) = &self.sender {
+            Some((sender, SENDER))
+        } else if let Some(user) = &self.user {
+            Some((user, SENDER | RECIPIENT))
+        } else {
+            self.recipient.as_ref().map(|recipient| (recipient.as_str(), RECIPIENT))
+        }
+    }
+}
+
+#[derive(Debug)]
+enum Source {
+    Logs(Merge),
+    User(Scan),
+}
+
+/// A walk through history. See the head of this file.
+#[derive(Debug)]
+pub struct Listing {
+    store: Arc<Store>,
+    logs: Arc<Logs>,
+    filter: Filter,
+    source: Source,
+    done: bool,
+    last_seen: Option<Uuid>,
+}
+
+impl Listing {
+    /// Everything in `logs` that matches, after `from` (exclusive) in display order; `backward`: before it,
+    /// newest first.
+    pub fn new(
+        store: Arc<Store>,
+        logs: Arc<Logs>,
+        filter: Filter,
+        from: Option<Place>,
+        backward: bool,
+    ) -> Result<Self, Error> {
+        let filter = filter.folded();
+        let source = match filter.indexed() {
+            Some((name, sides)) => Source::User(Scan::new(&store, name, sides, from, backward)),
+            None => Source::Logs(Merge::new(&store, &logs, from, backward)?),
+        };
+        Ok(Listing { store, logs, filter, source, done: false, last_seen: None })
+    }
+
+    /// The next messages, at most `most` of them; maybe none although there are more. See [`Listing::is_done`].
+    pub fn next_chunk(&mut self, most: usize) -> Result<Vec<Entry>, Error> {
+        let began = Instant::now();
+        let mut reader = self.store.log().read()?;
+        let (mut shown, mut bytes) = (Vec::new(), 0);
+        for _ in 0..CHUNK_ROWS {
+            if shown.len() >= most || bytes >= CHUNK_BYTES || began.elapsed() >= CHUNK_TIME {
+                break;
+            }
+            let Some((entry, has_copy)) = self.next_entry(&mut reader)? else {
+                self.done = true;
+                break;
+            };
+            if self.shows(&entry, has_copy)? {
+                bytes += entry.record.len();
+                shown.push(entry);
+            }
+        }
+        Ok(shown)
+    }
+
+    fn next_entry(&mut self, reader: &mut Reader) -> Result<Option<(Entry, bool)>, Error> {
+        match &mut self.source {
+            Source::Logs(merge) => merge.next(&self.store, reader),
+            Source::User(scan) => scan.next(&self.store, &self.logs, reader),
+        }
+    }
+
+    fn shows(&mut self, entry: &Entry, has_copy: bool) -> Result<bool, Error> {
+        let record = entry.record();
+        let Ok(content) = Content::decode(record.content) else { return Ok(false) };
+        if has_copy && !self.is_first_copy(content.id, record.digest, entry.place)? {
+            return Ok(false);
+        }
+        self.last_seen = Some(content.id);
+        Ok(self.filter.matches(&content, entry.place))
+    }
+
+    fn is_first_copy(&self, id: Uuid, digest: Digest, place: Place) -> Result<bool, Error> {
+        let within = |at: Place| at.seq <= self.logs.vector().seq(at.origin);
+        let copies = self.store.standings(id)?;
+        Ok(!copies.iter().any(|copy| copy.digest == digest && copy.place < place && within(copy.place)))
+    }
+
+    /// Everything was looked at.
+    pub fn is_done(&self) -> bool {
+        self.done
+    }
+
+    /// The id of the last message looked at, shown or not: where another listing can go on.
+    pub fn last_seen(&self) -> Option<Uuid> {
+        self.last_seen
+    }
+}

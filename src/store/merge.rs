@@ -1,0 +1,132 @@
+//! Owns the merge of all logs into display order, forward or backward, from any place.
+//!
+//! Stamps of a log increase, so every log is in display order already and no time index is needed. A log that
+//! the merge has not reached costs one key in a sorted set: its first (backward: last) place is known from
+//! memory, so thousands of old logs are not opened to show the newest fifty messages.
+
+use std::collections::{BTreeSet, VecDeque};
+
+use super::log::{Entry, Most, Reader};
+use super::{Error, Store};
+use crate::chain::log::{Logs, Origin, Place};
+
+/// Entries buffered by one merge, over all logs it has reached. At the bound each log holds fewer.
+const BUFFER_ROWS: usize = 4_096;
+/// Bytes buffered for one log at a time.
+const BUFFER_BYTES: usize = 256 << 10;
+
+/// One log being merged.
+#[derive(Debug)]
+struct Run {
+    origin: Origin,
+    /// Seqs not yet read from the store.
+    first: u64,
+    last: u64,
+    /// Read ahead, in the direction of the merge; each with whether it has another copy.
+    rows: VecDeque<(Entry, bool)>,
+}
+
+/// See the head of this file.
+#[derive(Debug)]
+pub(super) struct Merge {
+    backward: bool,
+    runs: Vec<Run>,
+    /// The next place of every run that is not at its end.
+    next: BTreeSet<(Place, usize)>,
+    reached: usize,
+}
+
+impl Merge {
+    /// A merge of everything in `logs` that lies after (backward: before) `from`.
+    pub(super) fn new(
+        store: &Store,
+        logs: &Logs,
+        from: Option<Place>,
+        backward: bool,
+    ) -> Result<Self, Error> {
+        let mut merge = Merge { backward, runs: Vec::new(), next: BTreeSet::new(), reached: 0 };
+        let mut reader = store.log().read()?;
+        for (origin, range) in logs.ranges() {
+            let head = logs.vector().seq(origin);
+            let first_place = Place { stamp: range.first, origin, seq: 1 };
+            let last_place = Place { stamp: range.last, origin, seq: head };
+            let (first, last) = match from {
+                None => (1, head),
+                Some(from) if backward && last_place < from => (1, head),
+                Some(from) if backward && first_place >= from => continue,
+                Some(from) if !backward && first_place > from => (1, head),
+                Some(from) if !backward && last_place <= from => continue,
+                Some(from) => {
+                    let after = reader.first_after(origin, head, from)?;
+                    if backward { (1, before(&mut reader, origin, after, from)?) } else { (after, head) }
+                }
+            };
+            let place = match if backward { last } else { first } {
+                1 => first_place,
+                seq if seq == head => last_place,
+                seq => reader.get(origin, seq)?.place,
+            };
+            merge.next.insert((place, merge.runs.len()));
+            merge.runs.push(Run { origin, first, last, rows: VecDeque::new() });
+        }
+        Ok(merge)
+    }
+
+    /// The next entry, and whether it has another copy.
+    pub(super) fn next(
+        &mut self,
+        store: &Store,
+        reader: &mut Reader,
+    ) -> Result<Option<(Entry, bool)>, Error> {
+        let first = if self.backward { self.next.pop_last() } else { self.next.pop_first() };
+        let Some((place, index)) = first else { return Ok(None) };
+        if self.runs[index].rows.is_empty() {
+            self.reached += 1;
+            self.fill(index, store, reader)?;
+        }
+        let row = self.runs[index].rows.pop_front();
+        let (entry, has_copy) = row.filter(|(entry, _)| entry.place == place).ok_or(damaged(place))?;
+        if self.runs[index].rows.is_empty() && self.runs[index].first <= self.runs[index].last {
+            self.fill(index, store, reader)?;
+        }
+        if let Some((next, _)) = self.runs[index].rows.front() {
+            self.next.insert((next.place, index));
+        } else {
+            self.reached -= 1;
+        }
+        Ok(Some((entry, has_copy)))
+    }
+
+    fn fill(&mut self, index: usize, store: &Store, reader: &mut Reader) -> Result<(), Error> {
+        let rows = (BUFFER_ROWS / self.reached.max(1)).max(2);
+        let most = Most { rows, bytes: BUFFER_BYTES };
+        let run = &mut self.runs[index];
+        let entries = if self.backward {
+            let entries = reader.backward(run.origin, run.first, run.last, most)?;
+            run.last -= entries.len() as u64;
+            entries
+        } else {
+            let entries = reader.forward(run.origin, run.first, run.last, most)?;
+            run.first += entries.len() as u64;
+            entries
+        };
+        let (Some(one), Some(other)) = (entries.first(), entries.last()) else { return Ok(()) };
+        let (low, high) = (one.place.seq.min(other.place.seq), one.place.seq.max(other.place.seq));
+        let copies = store.index().copies(run.origin, low, high)?;
+        run.rows.extend(entries.into_iter().map(|entry| {
+            let has_copy = copies.binary_search(&entry.place.seq).is_ok();
+            (entry, has_copy)
+        }));
+        Ok(())
+    }
+}
+
+fn damaged(place: Place) -> Error {
+    Error::Damaged { origin: place.origin, seq: place.seq }
+}
+
+/// The last seq strictly before `from`, given the first one after it.
+fn before(reader: &mut Reader, origin: Origin, after: u64, from: Place) -> Result<u64, Error> {
+    let last = after - 1;
+    if last >= 1 && reader.get(origin, last)?.place == from { Ok(last - 1) } else { Ok(last) }
+}

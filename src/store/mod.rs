@@ -1,0 +1,211 @@
+//! What a node keeps on disk: the only folder that knows redb. Blocking throughout; no tokio, no HTTP.
+//!
+//! Two files: `log.redb` is the truth (logs only, one durable commit per batch, see [`log`]); `index.redb` is
+//! derived from it (by id, by user, further copies, see [`index`]) and may be deleted at any time. [`listing`]
+//! merges the logs into history.
+//!
+//! Invariants: whoever commits is the only one to do so ([`Store::commit`] is called by the node's writer
+//! alone); [`Logs`] handed to readers list durable entries only; every record is checked on every read.
+
+pub mod index;
+pub mod listing;
+pub mod log;
+mod merge;
+mod scan;
+mod tail;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use uuid::Uuid;
+
+use crate::chain::log::{Logs, Origin, Place};
+use crate::chain::message::Digest;
+use index::Index;
+use log::{Log, NewEntry};
+
+/// The random name of one store. It stays with the files; two running stores must not share one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct StoreId(pub [u8; 16]);
+
+/// Why a store cannot be opened. Each is a sentence for the operator.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The directory cannot be made or used.
+    #[error("the data directory {} cannot be used: {source}", path.display())]
+    Directory {
+        /// The directory.
+        path: PathBuf,
+        /// What the system says.
+        source: std::io::Error,
+    },
+    /// Another process has it open.
+    #[error("the data directory {} is in use by another process", .0.display())]
+    InUse(PathBuf),
+    /// Written by a newer program.
+    #[error("{} has format {found}; this program knows formats up to {known}: use a newer chatchain", path.display())]
+    Newer {
+        /// The file.
+        path: PathBuf,
+        /// What it says.
+        found: u32,
+        /// What we can read.
+        known: u32,
+    },
+    /// It belongs to another network.
+    #[error("{} belongs to the network {found:?}, not to {wanted:?}", path.display())]
+    Network {
+        /// The file.
+        path: PathBuf,
+        /// The network it was made for.
+        found: String,
+        /// The network of the configuration.
+        wanted: String,
+    },
+    /// The file is not what we wrote.
+    #[error("{} cannot be opened: {why}", path.display())]
+    Broken {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        why: String,
+    },
+}
+
+/// Why a read or a commit failed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The engine or the disk failed.
+    #[error("storage failed: {0}")]
+    Storage(#[from] Box<redb::Error>),
+    /// An entry that must be there does not check, or is not there.
+    #[error("entry {seq} of log {origin} is damaged")]
+    Damaged {
+        /// Its log.
+        origin: Origin,
+        /// Its place.
+        seq: u64,
+    },
+}
+
+/// redb has one error type per operation; here they all mean that storage failed.
+macro_rules! storage_errors {
+    ($($kind:ty),*) => {$(
+        impl From<$kind> for Error {
+            fn from(error: $kind) -> Self {
+                Error::Storage(Box::new(error.into()))
+            }
+        }
+    )*};
+}
+storage_errors!(
+    redb::StorageError,
+    redb::TableError,
+    redb::TransactionError,
+    redb::CommitError,
+    redb::SetDurabilityError
+);
+
+/// Where one copy of a message stands, and which content it has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Standing {
+    /// Its place.
+    pub place: Place,
+    /// Its content's digest: copies of one id with different digests are a conflict.
+    pub digest: Digest,
+}
+
+/// Numbers for people. `messages` counts distinct (id, content).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Distinct (id, content).
+    pub messages: u64,
+    /// Ids that stand for more than one content.
+    pub conflicts: u64,
+    /// Entries that this program cannot read; a newer one can.
+    pub unreadable: u64,
+}
+
+/// One node's store, open. Reads go on from any thread; see the head of this file for writing.
+#[derive(Debug)]
+pub struct Store {
+    log: Log,
+    index: Index,
+}
+
+impl Store {
+    /// Opens or makes the store in `dir`, and brings its index up to date. The logs found are returned as they
+    /// are on disk; none of them will be appended to. `now_ms` is the wall clock.
+    pub fn open(dir: &Path, network: &str, now_ms: u64) -> Result<(Arc<Self>, Logs), OpenError> {
+        let usable = |source| OpenError::Directory { path: dir.to_owned(), source };
+        std::fs::create_dir_all(dir).map_err(usable)?;
+        let (log, found) = Log::open(&dir.join("log.redb"), network)?;
+        let logs = Logs::restore(found, now_ms);
+        let index = Index::open(&dir.join("index.redb"), &log, &logs)?;
+        Ok((Arc::new(Store { log, index }), logs))
+    }
+
+    /// The store's name.
+    pub fn id(&self) -> StoreId {
+        self.log.id()
+    }
+
+    /// Writes a batch durably: when this returns, every entry is on disk. `logs` is the state after the batch.
+    /// On an error nothing of the batch may be believed. Called by the writer alone.
+    pub fn commit(&self, entries: Vec<NewEntry>, logs: &Logs) -> Result<(), Error> {
+        self.log.commit(&entries, logs)?;
+        self.index.note(&entries)
+    }
+
+    /// Makes the next start fast, also after a `kill -9`. For quiet moments: it costs two more fsyncs.
+    pub fn settle(&self) -> Result<(), Error> {
+        self.log.settle()
+    }
+
+    /// Moves what has gathered in memory into the index file. Called by one thread, the indexer.
+    pub fn index_behind(&self) -> Result<bool, Error> {
+        self.index.flush()
+    }
+
+    /// Waits until there is something worth indexing; `false` when the store is being closed.
+    pub fn wait_for_index_work(&self) -> bool {
+        self.index.wait_for_work()
+    }
+
+    /// Ends the indexer's waiting. What it has not written is found again at the next start.
+    pub fn stop_indexing(&self) {
+        self.index.stop();
+    }
+
+    /// Begins look-ups by id for a batch.
+    pub fn lookup(&self) -> index::Lookup<'_> {
+        self.index.lookup()
+    }
+
+    /// All known copies of an id, in no order; of every content it stands for.
+    pub fn standings(&self, id: Uuid) -> Result<Vec<Standing>, Error> {
+        self.index.standings(*id.as_bytes())
+    }
+
+    /// The first copy of an id in display order, of whichever content.
+    pub fn first_standing(&self, id: Uuid) -> Result<Option<Standing>, Error> {
+        Ok(self.standings(id)?.into_iter().min_by_key(|standing| standing.place))
+    }
+
+    /// The logs, to read.
+    pub fn log(&self) -> &Log {
+        &self.log
+    }
+
+    fn index(&self) -> &Index {
+        &self.index
+    }
+
+    /// Numbers for people.
+    pub fn counts(&self) -> Counts {
+        self.index.counts()
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,154 @@
+//! Owns the entries that are durable in the log but not yet in the index file: a bounded queue in memory that
+//! answers the same questions as the index does.
+//!
+//! Entries leave it only after the index file holds them. So whoever asks the tail first and the file second
+//! misses nothing, and may see one entry in both.
+
+use std::collections::{BTreeSet, HashMap, VecDeque};
+
+use super::{Counts, Standing};
+use crate::chain::log::{Origin, Place};
+use crate::chain::message::{Content, Digest};
+use crate::chain::record::Record;
+
+/// A message's side that a name stands on; a row of the index carries the sides of one name as bits.
+pub(super) const SENDER: u8 = 1;
+/// See [`SENDER`].
+pub(super) const RECIPIENT: u8 = 2;
+
+/// What a name is found by. Different names may share one; whoever reads compares the name itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct NameHash(pub(super) [u8; 8]);
+
+impl NameHash {
+    pub(super) fn of(name: &str) -> Self {
+        NameHash(twox_hash::XxHash3_64::oneshot(name.as_bytes()).to_be_bytes())
+    }
+}
+
+/// What the index keeps of one entry, worked out once, when the entry is noted.
+#[derive(Debug)]
+pub(super) struct Noted {
+    pub(super) standing: Standing,
+    /// `None` if the entry cannot be read by this program.
+    pub(super) id: Option<[u8; 16]>,
+    pub(super) sender: NameHash,
+    pub(super) recipient: NameHash,
+    /// Places that are now known to have another copy of the same message.
+    pub(super) copies: Vec<(Origin, u64)>,
+    /// What this entry adds to the counts.
+    pub(super) adds: Counts,
+}
+
+impl Noted {
+    /// `known`: all copies of the same id noted before.
+    pub(super) fn new(
+        place: Place,
+        record: &Record<'_>,
+        known: impl FnOnce([u8; 16]) -> Vec<Standing>,
+    ) -> Self {
+        let standing = Standing { place, digest: record.digest };
+        let Ok(content) = Content::decode(record.content) else {
+            let adds = Counts { unreadable: 1, ..Counts::default() };
+            let nobody = NameHash([0; 8]);
+            return Noted { standing, id: None, sender: nobody, recipient: nobody, copies: Vec::new(), adds };
+        };
+        let known = known(*content.id.as_bytes());
+        let mut copies: Vec<_> = known
+            .iter()
+            .filter(|s| s.digest == record.digest)
+            .map(|s| (s.place.origin, s.place.seq))
+            .collect();
+        let is_new = copies.is_empty();
+        if !is_new {
+            copies.push((place.origin, place.seq));
+        }
+        let contents: BTreeSet<Digest> = known.iter().map(|s| s.digest).collect();
+        let adds = Counts {
+            messages: u64::from(is_new),
+            conflicts: u64::from(is_new && contents.len() == 1),
+            unreadable: 0,
+        };
+        Noted {
+            standing,
+            id: Some(*content.id.as_bytes()),
+            sender: NameHash::of(content.sender),
+            recipient: NameHash::of(content.recipient),
+            copies,
+            adds,
+        }
+    }
+
+    /// The sides on which the name stands, 0 if on none.
+    pub(super) fn sides(&self, name: NameHash) -> u8 {
+        let side = |hash, side| if self.id.is_some() && hash == name { side } else { 0 };
+        side(self.sender, SENDER) | side(self.recipient, RECIPIENT)
+    }
+}
+
+/// See the head of this file.
+#[derive(Debug, Default)]
+pub(super) struct Tail {
+    entries: VecDeque<Noted>,
+    by_id: HashMap<[u8; 16], Vec<Standing>>,
+    copies: BTreeSet<(Origin, u64)>,
+    let_go: u64,
+}
+
+impl Tail {
+    pub(super) fn push(&mut self, noted: Noted) {
+        if let Some(id) = noted.id {
+            self.by_id.entry(id).or_default().push(noted.standing);
+        }
+        self.copies.extend(&noted.copies);
+        self.entries.push_back(noted);
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// The oldest `count` entries, to be written to the file.
+    pub(super) fn oldest(&self, count: usize) -> impl Iterator<Item = &Noted> {
+        self.entries.iter().take(count)
+    }
+
+    /// Lets go of the oldest `count` entries: the file has them.
+    pub(super) fn forget_oldest(&mut self, count: usize) {
+        self.let_go += 1;
+        for noted in self.entries.drain(..count) {
+            for place in &noted.copies {
+                self.copies.remove(place);
+            }
+            let Some(id) = noted.id else { continue };
+            if let Some(standings) = self.by_id.get_mut(&id) {
+                standings.retain(|standing| standing.place != noted.standing.place);
+                if standings.is_empty() {
+                    self.by_id.remove(&id);
+                }
+            }
+        }
+    }
+
+    /// How often entries were let go. Whoever looked into the file before that must look again.
+    pub(super) fn let_go(&self) -> u64 {
+        self.let_go
+    }
+
+    pub(super) fn standings(&self, id: &[u8; 16]) -> &[Standing] {
+        self.by_id.get(id).map_or(&[], Vec::as_slice)
+    }
+
+    /// Which of `first..=last` of a log have another copy.
+    pub(super) fn copies(&self, origin: Origin, first: u64, last: u64) -> impl Iterator<Item = u64> + '_ {
+        self.copies.range((origin, first)..=(origin, last)).map(|(_, seq)| *seq)
+    }
+
+    /// The places where a name stands on one of `sides`, in no order.
+    pub(super) fn places_of(&self, name: NameHash, sides: u8) -> impl Iterator<Item = Place> + '_ {
+        self.entries
+            .iter()
+            .filter(move |noted| noted.sides(name) & sides != 0)
+            .map(|noted| noted.standing.place)
+    }
+}

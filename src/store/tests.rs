@@ -1,0 +1,286 @@
+//! The store as its callers see it: commits, re-opens, look-ups, history.
+
+use std::path::Path;
+
+use uuid::Uuid;
+
+use super::listing::{Filter, Listing};
+use super::log::NewEntry;
+use super::*;
+use crate::chain::message::{Content, Draft, Message};
+use crate::chain::record::{Kind, Record};
+
+const NOW: u64 = 1_700_000_000_000;
+
+/// A store with the state a writer would have.
+struct Bench {
+    store: Arc<Store>,
+    logs: Logs,
+    now_ms: u64,
+}
+
+fn message(id: u128, sender: &str, recipient: &str, text: &str) -> Message {
+    let draft = Draft {
+        id: Uuid::from_u128(id),
+        sender: sender.into(),
+        recipient: recipient.into(),
+        text: text.into(),
+        timestamp: None,
+    };
+    Message::new(draft).expect("valid")
+}
+
+impl Bench {
+    fn open(dir: &Path) -> Self {
+        let (store, logs) = Store::open(dir, "test", NOW).expect("opens");
+        Bench { store, logs, now_ms: NOW }
+    }
+
+    fn assign(&mut self, message: &Message) -> NewEntry {
+        let content = message.encode();
+        let digest = Digest::of(&content);
+        let known = self.store.standings(message.fields().id).expect("reads");
+        let place = self.logs.assign(digest, self.now_ms, || Origin(Uuid::now_v7().into_bytes()));
+        let Place { origin, seq, stamp } = place;
+        let record = Record { origin, seq, stamp, digest, kind: Kind::Message, content: &content }.encode();
+        NewEntry { place, hash: self.logs.vector().hash(origin), record, known }
+    }
+
+    fn send(&mut self, messages: &[Message]) -> Vec<Place> {
+        let entries: Vec<_> = messages.iter().map(|message| self.assign(message)).collect();
+        let places = entries.iter().map(|entry| entry.place).collect();
+        self.store.commit(entries, &self.logs).expect("commits");
+        places
+    }
+
+    /// What another node would take in from this one.
+    fn copy_to(&self, other: &mut Bench) {
+        for (origin, head) in self.logs.vector().iter() {
+            let mut entries = Vec::new();
+            for seq in 1..=head.seq {
+                let entry = self.store.log().read().expect("reads").get(origin, seq).expect("is there");
+                let record = entry.record();
+                if other.logs.admit(&record, NOW).expect("follows") {
+                    let id = Content::decode(record.content).expect("readable").id;
+                    let known = other.store.standings(id).expect("reads");
+                    let hash = other.logs.vector().hash(origin);
+                    entries.push(NewEntry { place: entry.place, hash, record: entry.record.clone(), known });
+                }
+            }
+            other.store.commit(entries, &other.logs).expect("commits");
+        }
+    }
+
+    fn list(&self, filter: Filter, from: Option<Place>, backward: bool) -> Vec<String> {
+        let logs = Arc::new(self.logs.clone());
+        let mut listing = Listing::new(self.store.clone(), logs, filter, from, backward).expect("starts");
+        let mut texts = Vec::new();
+        while !listing.is_done() {
+            for entry in listing.next_chunk(7).expect("reads") {
+                texts.push(Content::decode(entry.record().content).expect("readable").text.to_owned());
+            }
+        }
+        texts
+    }
+
+    fn index_everything(&self) {
+        while self.store.index_behind().expect("indexes") {}
+    }
+}
+
+fn numbered(range: std::ops::Range<u128>) -> Vec<Message> {
+    range.map(|n| message(n, &format!("user{}", n % 3), "#room", &format!("text {n}"))).collect()
+}
+
+fn texts(range: impl Iterator<Item = u128>) -> Vec<String> {
+    range.map(|n| format!("text {n}")).collect()
+}
+
+#[test]
+fn what_was_committed_is_there_after_reopening() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    let mut bench = Bench::open(dir.path());
+    bench.send(&numbered(0..3000));
+    let digest = bench.logs.vector().digest();
+    drop(bench);
+    let bench = Bench::open(dir.path());
+    assert_eq!(bench.logs.vector().digest(), digest);
+    assert_eq!(bench.list(Filter::default(), None, false), texts(0..3000));
+    assert_eq!(bench.store.counts().messages, 3000);
+}
+
+#[test]
+fn a_reopened_store_begins_a_new_log() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    let first = Bench::open(dir.path()).send(&numbered(0..1))[0];
+    let second = Bench::open(dir.path()).send(&numbered(1..2))[0];
+    assert_ne!(first.origin, second.origin);
+    assert_eq!(second.seq, 1);
+}
+
+#[test]
+fn the_index_answers_the_same_from_tail_and_file_and_after_a_rebuild() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    let mut bench = Bench::open(dir.path());
+    bench.send(&numbered(0..500));
+    bench.index_everything();
+    bench.send(&numbered(500..900));
+    let answers = |bench: &Bench| {
+        let of =
+            |user: &str| bench.list(Filter { user: Some(user.into()), ..Filter::default() }, None, false);
+        let standings: Vec<_> = (0..900)
+            .map(|n| bench.store.first_standing(Uuid::from_u128(n)).expect("reads").expect("is there").place)
+            .collect();
+        (of("user0"), of("user1"), of("#room"), standings, bench.store.counts())
+    };
+    let before = answers(&bench);
+    assert_eq!(before.0, texts((0..900).filter(|n| n % 3 == 0)));
+    assert_eq!(before.2, texts(0..900));
+    bench.index_everything();
+    assert_eq!(answers(&bench), before);
+    drop(bench);
+    std::fs::remove_file(dir.path().join("index.redb")).expect("removes");
+    assert_eq!(answers(&Bench::open(dir.path())), before);
+}
+
+#[test]
+fn an_index_that_knows_more_than_the_log_is_rebuilt() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    let mut bench = Bench::open(dir.path());
+    bench.send(&numbered(0..5));
+    let Bench { store, .. } = bench;
+    drop(store);
+    let backup = std::fs::read(dir.path().join("log.redb")).expect("reads");
+    let mut bench = Bench::open(dir.path());
+    bench.send(&numbered(5..9));
+    bench.index_everything();
+    drop(bench);
+    std::fs::write(dir.path().join("log.redb"), backup).expect("writes");
+    let bench = Bench::open(dir.path());
+    assert_eq!(bench.store.counts().messages, 5);
+    assert!(bench.store.standings(Uuid::from_u128(7)).expect("reads").is_empty());
+}
+
+#[test]
+fn listings_go_both_ways_from_any_place() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    let mut bench = Bench::open(dir.path());
+    let mut places = Vec::new();
+    for part in 0..4 {
+        bench.logs.leave_own(); // four logs
+        bench.now_ms += 5;
+        places.extend(bench.send(&numbered(part * 25..(part + 1) * 25)));
+    }
+    for by_user in [false, true] {
+        let filter = Filter { recipient: by_user.then(|| "#room".into()), ..Filter::default() };
+        for at in [0, 1, 24, 25, 60, 99] {
+            let from = Some(places[at]);
+            let after = bench.list(filter.clone(), from, false);
+            assert_eq!(after, texts(at as u128 + 1..100), "after {at}");
+            let before = bench.list(filter.clone(), from, true);
+            assert_eq!(before, texts((0..at as u128).rev()), "before {at}");
+        }
+        assert_eq!(bench.list(filter, None, true), texts((0..100).rev()));
+    }
+}
+
+#[test]
+fn a_message_in_two_logs_is_shown_once_and_first() {
+    let (left_dir, right_dir) = (tempfile::tempdir().expect("dir"), tempfile::tempdir().expect("dir"));
+    let (mut left, mut right) = (Bench::open(left_dir.path()), Bench::open(right_dir.path()));
+    right.now_ms += 10;
+    left.send(&numbered(0..10));
+    right.send(&numbered(5..15));
+    right.send(&[message(3, "user0", "#room", "other content")]);
+    left.copy_to(&mut right);
+    right.copy_to(&mut left);
+    let mut want = texts(0..15);
+    want.push("other content".into());
+    for bench in [&left, &right] {
+        for _ in ["from the tail", "from the file"] {
+            assert_eq!(bench.list(Filter::default(), None, false), want);
+            let of_room = Filter { recipient: Some("#room".into()), ..Filter::default() };
+            assert_eq!(bench.list(of_room, None, false), want);
+            assert_eq!(bench.store.counts(), Counts { messages: 16, conflicts: 1, unreadable: 0 });
+            bench.index_everything();
+        }
+    }
+    let first = left.store.first_standing(Uuid::from_u128(3)).expect("reads").expect("is there");
+    let again = right.store.first_standing(Uuid::from_u128(3)).expect("reads").expect("is there");
+    assert_eq!(first, again);
+}
+
+#[test]
+fn filters_mean_what_they_say() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    let mut bench = Bench::open(dir.path());
+    bench.send(&[
+        message(1, "ann", "bob", "STRASSE"),
+        message(2, "bob", "ann", "Σίσυφος"),
+        message(3, "ann", "cid", "straße"),
+        message(4, "bob", "#ops", "plain"),
+        message(5, "ann", "ann", "self"),
+    ]);
+    #[track_caller]
+    fn check(bench: &Bench, filter: Filter, want: &[&str]) {
+        assert_eq!(bench.list(filter.clone(), None, false), want, "{filter:?}");
+    }
+    let some = |text: &str| Some(text.to_owned());
+    let all = Filter::default;
+    for _ in ["from the tail", "from the file"] {
+        check(&bench, Filter { sender: some("ann"), ..all() }, &["STRASSE", "straße", "self"]);
+        check(&bench, Filter { recipient: some("ann"), ..all() }, &["Σίσυφος", "self"]);
+        check(&bench, Filter { user: some("ann"), ..all() }, &["STRASSE", "Σίσυφος", "straße", "self"]);
+        check(&bench, Filter { user: some("ann"), with: some("bob"), ..all() }, &["STRASSE", "Σίσυφος"]);
+        check(&bench, Filter { text: some("Straße"), ..all() }, &["STRASSE", "straße"]);
+        check(&bench, Filter { text: some("ΣΊΣΥΦΟΣ"), ..all() }, &["Σίσυφος"]);
+        check(&bench, Filter { since: Some(NOW / 1000), text: some("plain"), ..all() }, &["plain"]);
+        check(&bench, Filter { until: Some(NOW / 1000), ..all() }, &[]);
+        check(&bench, Filter { sender: some("nobody"), ..all() }, &[]);
+        bench.index_everything();
+    }
+}
+
+#[test]
+fn the_chain_can_be_computed_at_any_seq() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    let mut bench = Bench::open(dir.path());
+    let mut hashes = Vec::new();
+    let entries: Vec<_> = numbered(0..2100).iter().map(|message| bench.assign(message)).collect();
+    hashes.extend(entries.iter().map(|entry| (entry.place, entry.hash)));
+    bench.store.commit(entries, &bench.logs).expect("commits");
+    let mut reader = bench.store.log().read().expect("reads");
+    for at in [0, 1, 1022, 1023, 1024, 2047, 2099] {
+        let (place, hash) = hashes[at];
+        assert_eq!(reader.hash_at(place.origin, place.seq).expect("computes"), hash, "at {}", place.seq);
+    }
+}
+
+#[test]
+fn a_store_refuses_what_is_not_its_own_in_words() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    let open = Bench::open(dir.path());
+    let in_use = Store::open(dir.path(), "test", NOW).expect_err("is in use");
+    assert!(in_use.to_string().contains("in use by another process"), "{in_use}");
+    drop(open);
+    let other = Store::open(dir.path(), "other", NOW).expect_err("another network");
+    assert!(other.to_string().contains("belongs to the network \"test\""), "{other}");
+    let file = dir.path().join("file");
+    std::fs::write(&file, "x").expect("writes");
+    assert!(matches!(Store::open(&file, "test", NOW), Err(OpenError::Directory { .. })));
+    log::pretend_newer(&dir.path().join("log.redb"));
+    let newer = Store::open(dir.path(), "test", NOW).expect_err("newer");
+    assert!(newer.to_string().contains("use a newer chatchain"), "{newer}");
+}
+
+#[test]
+fn damaged_bytes_are_never_served() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    let mut bench = Bench::open(dir.path());
+    let places = bench.send(&numbered(0..10));
+    log::overwrite(&bench.store.log, places[4].origin, places[4].seq, b"not a record");
+    let logs = Arc::new(bench.logs.clone());
+    let mut listing =
+        Listing::new(bench.store.clone(), logs, Filter::default(), None, false).expect("starts");
+    assert!(matches!(listing.next_chunk(100), Err(Error::Damaged { seq: 5, .. })));
+}
