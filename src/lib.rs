@@ -2,5 +2,6 @@
 
 pub mod api;
 pub mod chain;
+pub mod client;
 pub mod serve;
 pub mod store;
