@@ -1,0 +1,249 @@
+//! The calls of the API, asked of the first of several servers that can answer.
+//!
+//! A command does not care who answers: the proxy first, then the nodes it knows. A refusal that no other
+//! server would take back is the answer; everything else moves on to the next. A send that is repeated
+//! always brings the same id, so it is stored once. Knows nothing of reqwest.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use bytes::{Bytes, BytesMut};
+use futures_util::{StreamExt, stream::BoxStream};
+use serde::de::DeserializeOwned;
+use tokio::time::{Instant, timeout};
+use uuid::Uuid;
+
+use super::{Answer, Client, ClientError, Request};
+use crate::api::{
+    address::Addr,
+    batch::BatchAnswer,
+    error::ErrorCode,
+    header, media,
+    message::{Listed, SendRequest, Sent},
+    network::{NetworkStatus, NodeStatus, ProxyStatus},
+    path,
+    query::ListQuery,
+};
+
+/// For the head of one server's answer; then the next is asked.
+const ATTEMPT_MAX: Duration = Duration::from_secs(5);
+/// The same for a batch, of which a server does more before it answers.
+const BATCH_ATTEMPT_MAX: Duration = Duration::from_secs(30);
+/// For all servers together; then what was found out is the answer.
+const TOTAL_MAX: Duration = Duration::from_secs(60);
+/// An answer about one message or one network is far smaller; a larger one is not understood.
+const ANSWER_BYTES_MAX: usize = 8 * 1024 * 1024;
+/// One line of a listing is at most this long: a text in which every byte is escaped, and its names.
+const LINE_BYTES_MAX: usize = 256 * 1024;
+
+/// Servers in the order in which they are tried, beginning with the one that answered last. Clones share that.
+#[derive(Debug, Clone)]
+pub struct Servers {
+    client: Client,
+    addrs: Vec<Addr>,
+    /// Which of them answered last. Only a hint: a stale one costs an attempt.
+    first: Arc<AtomicUsize>,
+}
+
+/// The answer to a send.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Acked<T> {
+    /// What the server says.
+    pub answer: T,
+    /// Stored, but fewer copies than asked were confirmed in time.
+    pub below_acks: bool,
+}
+
+/// The answer to `GET /nodes`.
+#[derive(Debug, Clone, PartialEq, serde::Deserialize)]
+#[serde(untagged)]
+pub enum Nodes {
+    /// Of a node.
+    Node(NodeStatus),
+    /// Of a proxy.
+    Proxy(ProxyStatus),
+}
+
+impl ClientError {
+    /// Whether no node could be reached: nobody answered, or a proxy that finds none.
+    pub fn no_node(&self) -> bool {
+        match self {
+            Self::NoAnswer { tried } => tried.iter().all(Self::no_node),
+            Self::Unreachable { .. } | Self::Lost { .. } | Self::Timeout { .. } => true,
+            Self::Problem { problem, .. } => problem.code == ErrorCode::NoNodeAvailable,
+            Self::Malformed { .. } => false,
+        }
+    }
+}
+
+impl Servers {
+    /// At least one address; they are tried in this order.
+    pub fn new(client: Client, addrs: Vec<Addr>) -> Self {
+        Self { client, addrs, first: Arc::default() }
+    }
+
+    /// Who is asked.
+    pub fn addrs(&self) -> &[Addr] {
+        &self.addrs
+    }
+
+    /// Sends one message. Without an id it gets one here, before the first attempt. `acks` is passed on as it is.
+    pub async fn send(
+        &self,
+        mut message: SendRequest,
+        acks: Option<&str>,
+    ) -> Result<Acked<Sent>, ClientError> {
+        message.id.get_or_insert_with(Uuid::now_v7);
+        let body = serde_json::to_vec(&message).expect("strings and numbers serialise");
+        self.post(Request::post(messages_path(acks), media::JSON, body), ATTEMPT_MAX).await
+    }
+
+    /// Sends a batch of lines. `key` makes the ids of lines without one, so that every attempt brings the same.
+    pub async fn send_batch(
+        &self,
+        lines: Bytes,
+        key: Uuid,
+        acks: Option<&str>,
+    ) -> Result<Acked<BatchAnswer>, ClientError> {
+        let mut request = Request::post(messages_path(acks), media::NDJSON, lines);
+        let key = key.to_string().parse().expect("a UUID is a header value");
+        request.headers.insert(header::IDEMPOTENCY_KEY, key);
+        self.post(request, BATCH_ATTEMPT_MAX).await
+    }
+
+    /// Asks for history, oldest first, one message at a time. A listing that breaks ends with an error.
+    pub async fn list(&self, query: &ListQuery) -> Result<Listing, ClientError> {
+        let query = query.to_query_string();
+        let separator = if query.is_empty() { "" } else { "?" };
+        let mut request = Request::get(format!("{}{separator}{query}", path::MESSAGES));
+        request.headers.insert("accept", media::NDJSON.parse().expect("a header value"));
+        let begin = async |answer: Answer| {
+            let addr = answer.addr().clone();
+            Ok(Listing { addr, body: answer.into_stream().boxed(), buffer: BytesMut::new() })
+        };
+        self.first(&request, ATTEMPT_MAX, begin).await
+    }
+
+    /// Asks for one message.
+    pub async fn message(&self, id: Uuid) -> Result<Sent, ClientError> {
+        self.get(format!("{}{id}", path::MESSAGES_PREFIX)).await
+    }
+
+    /// Asks how a server sees the others.
+    pub async fn nodes(&self) -> Result<Nodes, ClientError> {
+        self.get(path::NODES.into()).await
+    }
+
+    /// Asks for the whole network.
+    pub async fn network(&self) -> Result<NetworkStatus, ClientError> {
+        self.get(path::NETWORK.into()).await
+    }
+
+    async fn get<T: DeserializeOwned>(&self, path: String) -> Result<T, ClientError> {
+        let whole = async |answer: Answer| answer.json(ANSWER_BYTES_MAX).await;
+        self.first(&Request::get(path), ATTEMPT_MAX, whole).await
+    }
+
+    async fn post<T: DeserializeOwned>(
+        &self,
+        request: Request,
+        attempt: Duration,
+    ) -> Result<Acked<T>, ClientError> {
+        let whole = async |answer: Answer| {
+            let below_acks = answer.status() == 202;
+            Ok(Acked { answer: answer.json(ANSWER_BYTES_MAX).await?, below_acks })
+        };
+        self.first(&request, attempt, whole).await
+    }
+
+    /// The first success, or the first refusal that others would repeat; else what all of them said. `take` is
+    /// what of the answer must have come within the attempt.
+    async fn first<T>(
+        &self,
+        request: &Request,
+        attempt: Duration,
+        take: impl AsyncFn(Answer) -> Result<T, ClientError>,
+    ) -> Result<T, ClientError> {
+        let deadline = Instant::now() + TOTAL_MAX;
+        let begin = self.first.load(Ordering::Relaxed);
+        let mut tried = Vec::new();
+        for place in (0..self.addrs.len()).map(|step| (begin + step) % self.addrs.len()) {
+            let addr = &self.addrs[place];
+            let within = attempt.min(deadline.saturating_duration_since(Instant::now()));
+            let ask =
+                async { take(self.client.forward(addr, request, within).await?.accepted().await?).await };
+            let late = |_| Err(ClientError::Timeout { addr: addr.clone(), after: within });
+            match timeout(within, ask).await.unwrap_or_else(late) {
+                Err(e) if e.retryable() => tried.push(e),
+                decided => {
+                    self.first.store(place, Ordering::Relaxed);
+                    return decided;
+                }
+            }
+        }
+        Err(summary(tried))
+    }
+}
+
+fn messages_path(acks: Option<&str>) -> String {
+    match acks {
+        Some(acks) => format!("{}?acks={acks}", path::MESSAGES),
+        None => path::MESSAGES.into(),
+    }
+}
+
+/// A refusal of a node says more than that others did not answer.
+fn summary(mut tried: Vec<ClientError>) -> ClientError {
+    match tried.iter().position(|e| e.problem().is_some() && !e.no_node()) {
+        Some(place) => tried.swap_remove(place),
+        None => ClientError::NoAnswer { tried },
+    }
+}
+
+/// A listing under way.
+pub struct Listing {
+    addr: Addr,
+    body: BoxStream<'static, Result<Bytes, ClientError>>,
+    buffer: BytesMut,
+}
+
+impl Listing {
+    /// The next message, as the bytes of its line without the line's end.
+    pub async fn next_line(&mut self) -> Result<Option<Bytes>, ClientError> {
+        let mut searched = 0;
+        loop {
+            if let Some(end) = self.buffer[searched..].iter().position(|byte| *byte == b'\n') {
+                let mut line = self.buffer.split_to(searched + end + 1);
+                line.truncate(searched + end);
+                return Ok(Some(line.freeze()));
+            }
+            searched = self.buffer.len();
+            if searched > LINE_BYTES_MAX {
+                return Err(self.malformed("a line of the listing is too long".into()));
+            }
+            match self.body.next().await {
+                Some(chunk) => self.buffer.extend_from_slice(&chunk?),
+                None if self.buffer.is_empty() => return Ok(None),
+                None => return Err(self.malformed("the listing ends within a line".into())),
+            }
+        }
+    }
+
+    /// The next message.
+    pub async fn next(&mut self) -> Result<Option<Listed>, ClientError> {
+        let Some(line) = self.next_line().await? else { return Ok(None) };
+        serde_json::from_slice(&line).map(Some).map_err(|e| self.malformed(e.to_string()))
+    }
+
+    fn malformed(&self, why: String) -> ClientError {
+        ClientError::Malformed { addr: self.addr.clone(), why }
+    }
+}
+
+#[cfg(test)]
+mod tests;

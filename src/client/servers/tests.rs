@@ -1,0 +1,216 @@
+//! The calls against small servers that answer, refuse, hang and break.
+
+use axum::{
+    Router,
+    body::{Body, to_bytes},
+    extract::Request as Received,
+    http::StatusCode,
+    response::{IntoResponse, Response},
+    routing::any,
+};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpListener,
+    sync::mpsc,
+    task::JoinSet,
+};
+use tokio_util::sync::CancellationToken;
+
+use super::*;
+use crate::{api::error::Problem, serve};
+
+const SENT: &str = r#"{"id":"01990000-0000-7000-8000-000000000001","sender":"a","recipient":"b","text":"c","timestamp":1,"accepted_at":"2026-11-22T12:31:14.123Z","origin":"01990000-0000-7000-8000-000000000002","seq":1,"durable_on":[0],"duplicate":false}"#;
+
+/// Servers that live as long as the test.
+#[derive(Default)]
+struct Site {
+    tasks: JoinSet<()>,
+}
+
+impl Site {
+    /// A server that answers every request with `answer(method and path, body)`.
+    async fn server<R: IntoResponse>(
+        &mut self,
+        answer: impl Fn(String, String) -> R + Clone + Send + Sync + 'static,
+    ) -> Addr {
+        let handler = async move |received: Received| -> Response {
+            let line = format!("{} {}", received.method(), received.uri());
+            let body = to_bytes(received.into_body(), 1 << 20).await.expect("reads");
+            answer(line, String::from_utf8(body.to_vec()).expect("UTF-8")).into_response()
+        };
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("binds");
+        let addr = listener.local_addr().expect("bound").into();
+        self.tasks.spawn(serve::serve(
+            listener,
+            Router::new().route("/{*path}", any(handler)),
+            CancellationToken::new(),
+        ));
+        addr
+    }
+
+    /// A server that says these bytes to everybody and closes.
+    async fn raw(&mut self, bytes: &'static [u8]) -> Addr {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("binds");
+        let addr = listener.local_addr().expect("bound").into();
+        self.tasks.spawn(async move {
+            while let Ok((mut socket, _)) = listener.accept().await {
+                let _ = socket.read(&mut [0; 1024]).await; // the request, which is not looked at
+                let _ = socket.write_all(bytes).await;
+            }
+        });
+        addr
+    }
+}
+
+/// An address at which nobody listens.
+async fn nobody() -> Addr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("binds");
+    listener.local_addr().expect("bound").into()
+}
+
+fn servers(addrs: &[&Addr]) -> Servers {
+    Servers::new(Client::new(), addrs.iter().map(|addr| (*addr).clone()).collect())
+}
+
+fn message() -> SendRequest {
+    SendRequest { sender: "a".into(), recipient: "b".into(), text: "c".into(), timestamp: None, id: None }
+}
+
+#[tokio::test]
+async fn a_send_brings_one_id_to_every_server_until_one_takes_it() {
+    let mut site = Site::default();
+    let (heard, mut taken) = mpsc::channel(10);
+    let record = heard.clone();
+    let full = site
+        .server(move |line, body| {
+            record.try_send((line, body)).expect("room");
+            Problem::new(ErrorCode::StorageFull, "full")
+        })
+        .await;
+    let good = site
+        .server(move |line, body| {
+            heard.try_send((line, body)).expect("room");
+            (StatusCode::ACCEPTED, SENT)
+        })
+        .await;
+    let broken = site.raw(b"").await;
+    let servers = servers(&[&nobody().await, &broken, &full, &good]);
+    let sent = servers.send(message(), Some("all")).await.expect("sent");
+    assert_eq!((sent.below_acks, sent.answer.durable_on), (true, vec![0]));
+    let (first, second) = (taken.recv().await.expect("full"), taken.recv().await.expect("good"));
+    assert_eq!(first, second);
+    assert_eq!(first.0, "POST /messages?acks=all");
+    assert!(SendRequest::parse(first.1.as_bytes()).expect("a message").id.is_some());
+
+    servers.send(message(), None).await.expect("sent");
+    assert_eq!(taken.recv().await.expect("good").0, "POST /messages");
+    assert!(taken.try_recv().is_err(), "the one that answered is asked first from then on");
+}
+
+#[tokio::test]
+async fn a_refusal_that_others_would_repeat_is_the_answer() {
+    let mut site = Site::default();
+    let strict = site.server(|_, _| Problem::new(ErrorCode::IdConflict, "other content")).await;
+    let good = site.server(|_, _| SENT).await;
+    let error = servers(&[&strict, &good]).send(message(), None).await.expect_err("refused");
+    assert_eq!(error.problem().map(|problem| problem.code), Some(ErrorCode::IdConflict));
+    assert!(!error.no_node());
+}
+
+#[tokio::test]
+async fn when_nobody_answers_the_error_says_so_for_each() {
+    let mut site = Site::default();
+    let proxy = site.server(|_, _| Problem::new(ErrorCode::NoNodeAvailable, "none of 4 nodes answers")).await;
+    let nobody = nobody().await;
+    let error = servers(&[&proxy, &nobody]).network().await.expect_err("no answer");
+    assert!(error.no_node());
+    let text = error.to_string();
+    assert!(
+        text.contains("none of 4 nodes") && text.contains(&format!("{nobody}: connection refused")),
+        "{text}"
+    );
+}
+
+#[tokio::test]
+async fn what_a_node_refused_is_told_before_that_others_are_away() {
+    let mut site = Site::default();
+    let full = site.server(|_, _| Problem::new(ErrorCode::StorageFull, "full")).await;
+    let error =
+        servers(&[&nobody().await, &full, &nobody().await]).send(message(), None).await.expect_err("full");
+    assert_eq!(error.problem().map(|problem| problem.code), Some(ErrorCode::StorageFull));
+    assert!(!error.no_node());
+}
+
+#[tokio::test]
+async fn another_program_on_the_port_is_not_believed() {
+    let mut site = Site::default();
+    let web = site.server(|_, _| (StatusCode::NOT_FOUND, "<html>")).await;
+    let redirect = site.server(|_, _| (StatusCode::FOUND, [("location", "http://127.0.0.1:1/")], "")).await;
+    let text = site.server(|_, _| "hello").await;
+    let error = servers(&[&web, &redirect, &text]).network().await.expect_err("no answer");
+    assert!(!error.no_node(), "somebody answered");
+    let ClientError::NoAnswer { tried } = error else { panic!("{error}") };
+    assert!(tried.iter().all(|e| matches!(e, ClientError::Malformed { .. })), "{tried:?}");
+}
+
+#[tokio::test]
+async fn a_listing_is_read_line_by_line_however_it_is_cut() {
+    let mut site = Site::default();
+    let good = site
+        .server(|line, _| {
+            assert_eq!(line, "GET /messages?user=a&limit=2");
+            let lines = format!("{SENT}\n{SENT}\n");
+            let pieces: Vec<_> =
+                lines.into_bytes().chunks(7).map(|piece| Ok::<_, std::io::Error>(piece.to_vec())).collect();
+            Body::from_stream(futures_util::stream::iter(pieces))
+        })
+        .await;
+    let query = ListQuery { user: Some("a".into()), limit: Some(2), ..ListQuery::default() };
+    let mut listing = servers(&[&good]).list(&query).await.expect("begins");
+    assert_eq!(listing.next().await.expect("a message").expect("not the end").text, "c");
+    assert_eq!(listing.next_line().await.expect("a line").expect("not the end"), SENT);
+    assert_eq!(listing.next().await.expect("the end"), None);
+}
+
+#[tokio::test]
+async fn a_listing_that_breaks_is_never_taken_for_complete() {
+    let mut site = Site::default();
+    let head = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n3\r\n{}\n\r\n";
+    let cut = site.raw(head).await;
+    let mut listing = servers(&[&cut]).list(&ListQuery::default()).await.expect("begins");
+    assert_eq!(listing.next_line().await.expect("a line").expect("not the end"), "{}");
+    assert!(matches!(listing.next_line().await, Err(ClientError::Lost { .. })));
+    let half = site.server(|_, _| "{}\n{").await;
+    let mut listing = servers(&[&half]).list(&ListQuery::default()).await.expect("begins");
+    listing.next_line().await.expect("a line");
+    assert!(matches!(listing.next_line().await, Err(ClientError::Malformed { .. })));
+}
+
+#[tokio::test]
+async fn an_exchange_is_bounded_in_time_and_size() {
+    let mut site = Site::default();
+    let client = Client::new();
+    let echo = site.server(|_, body| body).await;
+    let within = Duration::from_secs(60);
+    assert_eq!(client.sync(&echo, Bytes::from("x"), within).await.expect("answers"), "x");
+    let huge = site.server(|_, _| vec![0; 9 * 1024 * 1024]).await;
+    assert!(matches!(client.sync(&huge, Bytes::new(), within).await, Err(ClientError::Malformed { .. })));
+    let slow = site.raw(b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nx").await;
+    assert!(matches!(client.sync(&slow, Bytes::new(), within).await, Err(ClientError::Lost { .. })));
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("binds");
+    let silent = listener.local_addr().expect("bound").into();
+    let short = Duration::from_millis(20);
+    assert!(matches!(client.sync(&silent, Bytes::new(), short).await, Err(ClientError::Timeout { .. })));
+}
+
+#[tokio::test]
+async fn nodes_and_proxies_are_told_apart() {
+    let mut site = Site::default();
+    let proxy = r#"{"version":"1","state":"up","uptime_seconds":1,"warnings":[],"upstreams":[]}"#;
+    let addr = site.server(move |_, _| proxy).await;
+    assert!(matches!(servers(&[&addr]).nodes().await.expect("answers"), Nodes::Proxy(_)));
+    let ready =
+        site.server(|_, _| (StatusCode::SERVICE_UNAVAILABLE, r#"{"readable":true,"writable":false}"#)).await;
+    let ready = Client::new().readyz(&ready, Duration::from_secs(60)).await.expect("answers");
+    assert!(ready.readable && !ready.writable);
+}
