@@ -7,5 +7,6 @@ pub mod client;
 pub mod config;
 pub mod node;
 pub mod output;
+pub mod proxy;
 pub mod serve;
 pub mod store;
