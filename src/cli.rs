@@ -197,7 +197,7 @@ pub struct Send {
     #[arg(long, value_name = "SECONDS", conflicts_with = "file")]
     pub timestamp: Option<u64>,
     /// How many nodes must have it on disk before the answer: a number, `quorum` or `all` [default: 1]
-    #[arg(long, value_name = "N|quorum|all")]
+    #[arg(long, value_name = "N|quorum|all", value_parser = acks)]
     pub acks: Option<String>,
     /// Send every line of this NDJSON file (`-`: standard input)
     #[arg(long, value_name = "FILE", conflicts_with = "text")]
@@ -205,6 +205,15 @@ pub struct Send {
     /// What to say (`-`: standard input)
     #[arg(required_unless_present = "file")]
     pub text: Option<String>,
+}
+
+/// How many is too many only the network knows; nonsense is refused here.
+fn acks(text: &str) -> Result<String, String> {
+    let counts = text.bytes().all(|b| b.is_ascii_digit()) && text.parse::<u16>().is_ok_and(|n| n > 0);
+    if counts || matches!(text, "quorum" | "all") {
+        return Ok(text.to_owned());
+    }
+    Err("give a number from 1, `quorum` or `all`".into())
 }
 
 /// `chatchain list`.
@@ -285,6 +294,8 @@ mod tests {
         check("chatchain send --to user2 --room ops hi", Err(ArgumentConflict));
         check("chatchain send --file x hi", Err(ArgumentConflict));
         check("chatchain send --to user2 --id nonsense hi", Err(ValueValidation));
+        check("chatchain send --to user2 --acks many hi", Err(ValueValidation));
+        check("chatchain send --to user2 --acks quorum hi", Ok(()));
         check("chatchain list --with user2", Err(MissingRequiredArgument));
         check("chatchain list --limit 0", Err(ValueValidation));
         check("chatchain list --output yaml", Err(InvalidValue));

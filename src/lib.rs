@@ -4,6 +4,7 @@ pub mod api;
 pub mod chain;
 pub mod cli;
 pub mod client;
+pub mod commands;
 pub mod config;
 pub mod node;
 pub mod output;

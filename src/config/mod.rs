@@ -115,6 +115,13 @@ pub struct UpConfig {
 #[error("{0}")]
 pub struct Error(String);
 
+impl Error {
+    /// A sentence that says what, where and what to try.
+    pub fn new(sentence: impl Into<String>) -> Self {
+        Error(sentence.into())
+    }
+}
+
 /// A value as it was given, and where.
 #[derive(Debug, Clone)]
 struct Given {

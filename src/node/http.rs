@@ -3,7 +3,7 @@
 use axum::Router;
 use axum::routing::{get, post};
 
-use super::{Node, history, send, status};
+use super::{Node, history, replicate, send, status};
 use crate::api::path;
 use crate::serve;
 
@@ -13,6 +13,8 @@ pub fn routes(node: Node) -> Router {
         .route(path::MESSAGES, post(send::post).get(history::get))
         .route("/messages/{id}", get(history::get_one))
         .route(path::NODES, get(status::nodes))
+        .route(path::NETWORK, get(status::network))
+        .route(path::SYNC, post(replicate::post))
         .route(path::LIVEZ, get(serve::live))
         .route(path::READYZ, get(status::ready))
         .with_state(node)

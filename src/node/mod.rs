@@ -7,13 +7,14 @@
 mod history;
 mod http;
 mod inbox;
+mod mesh;
+mod replicate;
 pub mod run;
 mod send;
 mod status;
 mod writer;
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use tokio::sync::watch;
 
@@ -22,6 +23,7 @@ use crate::chain::log::{Logs, Place};
 use crate::config::NodeConfig;
 use crate::serve::Budget;
 use crate::store::Store;
+use mesh::Mesh;
 use writer::Writer;
 
 pub use run::run;
@@ -47,8 +49,8 @@ pub struct Node {
     store: Arc<Store>,
     writer: Writer,
     logs: watch::Receiver<Arc<Logs>>,
+    mesh: Arc<Mesh>,
     budget: Budget,
-    started: Instant,
 }
 
 impl Node {
@@ -69,14 +71,26 @@ impl Node {
         self.logs.borrow().clone()
     }
 
+    /// Moves with every commit.
+    fn logs_signal(&self) -> watch::Receiver<Arc<Logs>> {
+        self.logs.clone()
+    }
+
+    /// The other nodes.
+    fn mesh(&self) -> &Mesh {
+        &self.mesh
+    }
+
     /// What all request bodies share.
     fn budget(&self) -> &Budget {
         &self.budget
     }
 
     /// The nodes that are known to have this entry on disk.
-    fn durable_on(&self, _place: Place) -> Vec<NodeId> {
-        vec![self.config.node_id]
+    fn durable_on(&self, place: Place) -> Vec<NodeId> {
+        let mut ids = vec![self.config.node_id];
+        ids.extend(self.mesh.holders(place));
+        ids
     }
 }
 

@@ -1,18 +1,21 @@
 //! Owns a node's life: open the store, start what must go on, and end everything in order.
 //!
-//! The stop order: no more connections, open requests finish, the writer commits what it has, the indexer
+//! The stop order: no more connections, open requests finish, exchanges end, the writer commits what it has, the indexer
 //! ends, the databases close. `kill -9` loses nothing acknowledged; the order is politeness. Whatever must go
 //! on and ends early ends the node with its reason.
 
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::Instant;
 
 use tokio::net::TcpListener;
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
+use super::mesh::Mesh;
 use super::writer::Writer;
-use super::{Error, Node, http, now_ms};
+use super::{Error, Node, http, now_ms, replicate};
+use crate::chain::wire::Hello;
 use crate::config::NodeConfig;
 use crate::serve::{self, BODIES_BYTES_MAX, Budget};
 use crate::store::Store;
@@ -32,15 +35,14 @@ pub async fn run(config: NodeConfig, listener: TcpListener, stop: CancellationTo
     );
     let (writer, watched, writing) = Writer::start(store.clone(), logs, config.store_dir.clone(), now_ms)?;
     let indexing = start_indexer(store.clone())?;
-    let node = Node {
-        config: Arc::new(config),
-        store,
-        writer,
-        logs: watched,
-        budget: Budget::new(BODIES_BYTES_MAX),
-        started: Instant::now(),
-    };
+    let mesh = Arc::new(Mesh::new(&config, hello(&config, &store)));
+    let budget = Budget::new(BODIES_BYTES_MAX);
+    let node = Node { config: Arc::new(config), store, writer, logs: watched, mesh, budget };
     announce(&node);
+    let mut links = JoinSet::new();
+    for index in 0..node.mesh.links() {
+        links.spawn(replicate::link(node.clone(), index, stop.clone()));
+    }
 
     // Whether the writer is alive shows in its signal: the sending end is gone once the thread is.
     let mut signal = node.logs.clone();
@@ -54,7 +56,13 @@ pub async fn run(config: NodeConfig, listener: TcpListener, stop: CancellationTo
             serving.await;
             Err(Error::Ended("the writer ended; the log says why".into()))
         }
+        why = link_ended(&mut links) => {
+            stop.cancel();
+            serving.await;
+            Err(Error::Ended(why))
+        }
     };
+    links.shutdown().await;
     close(node, writing, indexing).await;
     ended
 }
@@ -62,11 +70,36 @@ pub async fn run(config: NodeConfig, listener: TcpListener, stop: CancellationTo
 fn announce(node: &Node) {
     let config = node.config();
     tracing::info!(node = config.node_id, address = %config.advertise, network = config.network, "serving");
+    if config.peers.is_empty() {
+        tracing::warn!("this node has no peers: its messages are on no other machine");
+    }
     if !config.listen.is_loopback() {
         tracing::warn!(
             listen = %config.listen,
             "listening beyond this machine without authentication: whoever reaches this port can read and write everything"
         );
+    }
+}
+
+/// Who this node is to its peers, as of this opening of its store.
+fn hello(config: &NodeConfig, store: &Store) -> Hello {
+    Hello {
+        network: Hello::network_hash(&config.network),
+        node_id: config.node_id,
+        store_id: store.id().0,
+        open_id: Uuid::now_v7().into_bytes(),
+        address: config.advertise.to_string(),
+    }
+}
+
+/// Waits for a link that ends although it should not. One that found itself at its other end may.
+async fn link_ended(links: &mut JoinSet<()>) -> String {
+    loop {
+        match links.join_next().await {
+            Some(Err(error)) => return format!("the exchanges with a peer ended: {error}"),
+            Some(Ok(())) => {}
+            None => std::future::pending().await,
+        }
     }
 }
 

@@ -1,17 +1,32 @@
-//! Owns what a node says of itself: `GET /nodes` and `GET /readyz`.
+//! Owns what a node says of itself and of the network: `GET /nodes`, `GET /network` and `GET /readyz`.
 
-use axum::extract::{RawQuery, State};
+use std::time::Duration;
+
+use axum::extract::{self, RawQuery};
 use axum::http::StatusCode;
 use axum::response::Response;
+use futures_util::future::join_all;
+use tokio::time::timeout;
 
 use super::Node;
+use crate::api::address::Addr;
 use crate::api::error::Problem;
-use crate::api::network::{self, NodeStatus, Ready};
-use crate::api::query;
+use crate::api::network::{NetworkNode, NetworkStatus, NodeStatus, PeerStatus, Ready, State};
+use crate::api::{path, query};
+use crate::chain::vector::Vector;
+use crate::client::Request;
 use crate::serve;
 
+/// How long a peer is waited for when the whole network is asked. One that takes longer is shown as suspect.
+const ASK_TIME: Duration = Duration::from_secs(1);
+/// A peer's word on itself is at most this long.
+const STATUS_BYTES_MAX: usize = 1 << 20;
+
 /// `GET /nodes`.
-pub async fn nodes(State(node): State<Node>, RawQuery(raw): RawQuery) -> Result<Response, Problem> {
+pub async fn nodes(
+    extract::State(node): extract::State<Node>,
+    RawQuery(raw): RawQuery,
+) -> Result<Response, Problem> {
     query::refuse_any(raw.as_deref())?;
     let json = serde_json::to_vec(&status(&node)).expect("numbers and strings serialise");
     Ok(serve::json(StatusCode::OK, json))
@@ -25,8 +40,8 @@ pub fn status(node: &Node) -> NodeStatus {
         node_id: node.config().node_id,
         address: node.config().advertise.clone(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
-        state: network::State::Up,
-        uptime_seconds: node.started.elapsed().as_secs(),
+        state: State::Up,
+        uptime_seconds: node.mesh().started.elapsed().as_secs(),
         messages: counts.messages,
         digest: logs.vector().digest().to_string(),
         origins: logs.vector().origins() as u64,
@@ -34,7 +49,7 @@ pub fn status(node: &Node) -> NodeStatus {
         damaged: 0,
         unreadable: counts.unreadable,
         warnings: warnings(node),
-        peers: Vec::new(),
+        peers: node.mesh().statuses(logs.vector()),
     }
 }
 
@@ -51,11 +66,111 @@ fn warnings(node: &Node) -> Vec<String> {
     if !node.writer().is_writable() {
         warnings.push(format!("node {} cannot write to its disk", node.config().node_id));
     }
+    warnings.extend(node.mesh().warnings());
     warnings
 }
 
+/// `GET /network`.
+pub async fn network(
+    extract::State(node): extract::State<Node>,
+    RawQuery(raw): RawQuery,
+) -> Result<Response, Problem> {
+    query::refuse_any(raw.as_deref())?;
+    let json = serde_json::to_vec(&survey(&node).await).expect("numbers and strings serialise");
+    Ok(serve::json(StatusCode::OK, json))
+}
+
+/// Asks all peers at once and puts their words beside ours.
+async fn survey(node: &Node) -> NetworkStatus {
+    let logs = node.logs();
+    let all = node.mesh().union(logs.vector());
+    let peers = node.mesh().statuses(&all);
+    let answers = join_all(peers.iter().map(|peer| ask(node, &peer.address))).await;
+    let own = status(node);
+    let writable = node.writer().is_writable() || answers.iter().any(Result::is_ok);
+    let mut warnings = own.warnings.clone();
+    let mut healthy = own.damaged + own.unreadable == 0;
+    let mut nodes = vec![row(own, logs.vector(), &all)];
+    for (peer, answer) in peers.into_iter().zip(answers) {
+        if let Ok(answer) = &answer {
+            healthy &= answer.damaged + answer.unreadable == 0;
+            warnings.extend(answer.warnings.iter().cloned());
+        }
+        nodes.push(peer_row(peer, answer));
+    }
+    warnings.sort();
+    warnings.dedup();
+    nodes.sort_by(|left, right| {
+        (left.node_id.is_none(), left.node_id).cmp(&(right.node_id.is_none(), right.node_id))
+    });
+    let up: Vec<&NetworkNode> = nodes.iter().filter(|node| node.state == State::Up).collect();
+    let converged = healthy && up.iter().all(|node| node.digest == up[0].digest);
+    let (up, total) = (up.len() as u64, nodes.len() as u64);
+    NetworkStatus { nodes, up, total, writable, converged, warnings }
+}
+
+async fn ask(node: &Node, peer: &Addr) -> Result<NodeStatus, String> {
+    let request = Request::get(path::NODES);
+    let answer = async {
+        node.mesh()
+            .client
+            .forward(peer, &request, ASK_TIME)
+            .await?
+            .accepted()
+            .await?
+            .json(STATUS_BYTES_MAX)
+            .await
+    };
+    match timeout(ASK_TIME, answer).await {
+        Ok(answer) => answer.map_err(|error| error.to_string()),
+        Err(_) => Err(format!("{peer}: no answer within {} s", ASK_TIME.as_secs_f32())),
+    }
+}
+
+fn row(own: NodeStatus, mine: &Vector, all: &Vector) -> NetworkNode {
+    NetworkNode {
+        node_id: Some(own.node_id),
+        address: own.address,
+        state: own.state,
+        version: Some(own.version),
+        uptime_seconds: Some(own.uptime_seconds),
+        messages: Some(own.messages),
+        behind: Some(all.ahead_of(mine)),
+        digest: Some(own.digest),
+        last_sync: None,
+        rtt_ms: None,
+        error: None,
+    }
+}
+
+fn peer_row(peer: PeerStatus, answer: Result<NodeStatus, String>) -> NetworkNode {
+    let (answer, error) = match answer {
+        Ok(answer) => (Some(answer), None),
+        Err(why) => (None, Some(why)),
+    };
+    // Who answers is up, and who does not is not, whatever the last exchange said.
+    let state = match (&answer, peer.state) {
+        (Some(_), _) => State::Up,
+        (None, State::Down) => State::Down,
+        (None, State::Up | State::Suspect) => State::Suspect,
+    };
+    NetworkNode {
+        node_id: answer.as_ref().map(|answer| answer.node_id).or(peer.node_id),
+        address: peer.address,
+        state,
+        version: answer.as_ref().map(|answer| answer.version.clone()),
+        uptime_seconds: answer.as_ref().map(|answer| answer.uptime_seconds),
+        messages: answer.as_ref().map(|answer| answer.messages),
+        behind: peer.behind,
+        digest: answer.map(|answer| answer.digest),
+        last_sync: peer.last_sync,
+        rtt_ms: peer.rtt_ms,
+        error,
+    }
+}
+
 /// `GET /readyz`: whether it can store and read here.
-pub async fn ready(State(node): State<Node>) -> Response {
+pub async fn ready(extract::State(node): extract::State<Node>) -> Response {
     let ready = Ready { readable: true, writable: node.writer().is_writable() };
     let status = if ready.writable { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     serve::json(status, serde_json::to_vec(&ready).expect("booleans serialise"))

@@ -1,0 +1,106 @@
+//! One file per command, from what was asked to what is printed; here is what they share: exit codes and dispatch.
+//!
+//! A command reads its settings from [`crate::config`], talks through [`crate::client`] and prints through
+//! [`crate::output`]. Nothing is decided on the text of an error: [`Exit::of`] looks at its type.
+
+mod list;
+mod node;
+
+mod send;
+mod serving;
+mod status;
+mod up;
+
+use std::{io, process::ExitCode};
+
+use color_eyre::eyre::{Report, Result, eyre};
+
+use crate::{
+    cli::{Cli, Command, Common},
+    client::{Client, ClientError, servers::Servers},
+    config::{self, Sources},
+    output::Output,
+};
+
+/// How the program ends. Scripts branch on these numbers; they never change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Exit {
+    /// Done.
+    Done = 0,
+    /// It did not work.
+    Failure = 1,
+    /// Wrong usage or configuration; nothing was tried.
+    Usage = 2,
+    /// `status --check` found the network degraded or not converged.
+    CheckFailed = 3,
+    /// No node could be reached.
+    Unreachable = 5,
+    /// Stored, but confirmed by fewer nodes than asked.
+    BelowAcks = 6,
+}
+
+impl Exit {
+    /// What this error means for whoever started the program.
+    pub fn of(report: &Report) -> Self {
+        if report.is::<config::Error>() {
+            return Exit::Usage;
+        }
+        if is_closed_pipe(report) {
+            return Exit::Done;
+        }
+        match report.downcast_ref::<ClientError>() {
+            Some(error) if error.no_node() => Exit::Unreachable,
+            _ => Exit::Failure,
+        }
+    }
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        ExitCode::from(exit as u8)
+    }
+}
+
+/// Whether whoever read our output went away, as `head` does. Only printing gives a bare I/O error of this kind.
+pub fn is_closed_pipe(report: &Report) -> bool {
+    report.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
+}
+
+/// The whole story in one sentence: what happened and why.
+pub fn sentence(report: &Report) -> String {
+    let mut story = String::new();
+    for cause in report.chain().map(ToString::to_string) {
+        // Some errors say already what their cause says.
+        if !story.contains(&cause) {
+            story += if story.is_empty() { "" } else { ": " };
+            story += &cause;
+        }
+    }
+    if Exit::of(report) == Exit::Unreachable {
+        story += "; run a network with `chatchain up`, or say whom to ask with --server ADDR";
+    }
+    story
+}
+
+/// Does what was asked for.
+pub async fn run(cli: &Cli, output: &Output) -> Result<Exit> {
+    let sources = Sources::load(&cli.common)?;
+    match &cli.command {
+        Command::Up(args) => up::run(args, &cli.common, &sources, output).await,
+        Command::Node(args) => node::run(args, &sources).await,
+        Command::Proxy(_) => Err(eyre!("the proxy is not in this build")),
+        Command::Send(args) => send::run(args, &cli.common, &sources, output).await,
+        Command::List(args) => list::run(args, &cli.common, &sources, output).await,
+        Command::Status(args) => status::run(args, &cli.common, &sources, output).await,
+    }
+}
+
+/// Whom the client commands ask.
+fn servers(common: &Common, sources: &Sources) -> Result<Servers, config::Error> {
+    Ok(Servers::new(Client::new(), sources.client(common)?.servers))
+}
+
+/// A room is a recipient like any other; its sign is a convention, and may be typed too.
+fn room(name: &str) -> String {
+    if name.starts_with('#') { name.to_owned() } else { format!("#{name}") }
+}

@@ -1,0 +1,211 @@
+//! The pure part of `send --file`: from lines of a file to batches that may be sent again without harm.
+//!
+//! Every message has its id before the first attempt. A line's own id stays. A line without id but with a timestamp
+//! gets one made from its content and how often that content came before in the file, so importing a file again
+//! adds nothing. A line with neither is indistinguishable from somebody saying the same again, so it gets a fresh id.
+//!
+//! The derivation, which must never change: UUID version 5 of [`NAMESPACE`] and the name `timestamp u64 |
+//! sender length u32, sender | recipient length u32, recipient | text length u32, text | repetition u64`, numbers
+//! big-endian, the first of a content being repetition 0.
+//!
+//! Memory: one batch, and about 40 bytes per line whose id is made from its content.
+
+use std::collections::HashMap;
+
+use uuid::{Uuid, uuid};
+
+use crate::api::{
+    MESSAGE_BODY_BYTES_MAX,
+    batch::Rejected,
+    error::{ErrorCode, Problem},
+    message::SendRequest,
+};
+
+/// Of the ids made from content. Never changes.
+pub const NAMESPACE: Uuid = uuid!("eb49b43d-1c03-4f21-a595-3b1961b0d59f");
+/// A batch is sent when it has this many lines; a larger one would only wait longer for its answer.
+pub const BATCH_LINES_MAX: usize = 1_000;
+/// A batch is sent when it is this long.
+pub const BATCH_BYTES_MAX: usize = 1024 * 1024;
+
+/// Lines that are ready to be sent, each with its id.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct Batch {
+    /// NDJSON.
+    pub body: Vec<u8>,
+    /// The line number in the file of each line of the body.
+    pub lines: Vec<u64>,
+}
+
+impl Batch {
+    /// Whether it should be sent before it grows further.
+    pub fn is_full(&self) -> bool {
+        self.lines.len() >= BATCH_LINES_MAX || self.body.len() >= BATCH_BYTES_MAX
+    }
+
+    /// The line of the file that a refusal of the server is about.
+    pub fn file_line(&self, rejected: &Rejected) -> Option<u64> {
+        let index = usize::try_from(rejected.line).ok()?.checked_sub(1)?;
+        self.lines.get(index).copied()
+    }
+
+    /// The part that holds only these lines of the file.
+    pub fn only(&self, wanted: &[u64]) -> Batch {
+        let mut part = Batch::default();
+        for (line, text) in self.lines.iter().zip(self.body.split_inclusive(|byte| *byte == b'\n')) {
+            if wanted.contains(line) {
+                part.lines.push(*line);
+                part.body.extend_from_slice(text);
+            }
+        }
+        part
+    }
+}
+
+/// Reads lines, gives them ids, and forms batches.
+#[derive(Debug, Default)]
+pub struct Import {
+    /// Lines seen so far, empty ones too.
+    line: u64,
+    /// Messages that got a fresh id: sending them again would make second messages.
+    pub fresh: u64,
+    /// How often each content came so far, by the id of its first.
+    repetitions: HashMap<Uuid, u64>,
+}
+
+impl Import {
+    /// Adds the next line of the file to the batch. What is no message is refused here, as a server would.
+    pub fn add(
+        &mut self,
+        line: &[u8],
+        batch: &mut Batch,
+        fresh: impl FnOnce() -> Uuid,
+    ) -> Result<(), Rejected> {
+        self.line += 1;
+        let line = line.trim_ascii();
+        if line.is_empty() {
+            return Ok(());
+        }
+        let message = self.read(line, fresh).map_err(|problem| Rejected::new(self.line, problem))?;
+        serde_json::to_writer(&mut batch.body, &message).expect("a message serialises");
+        batch.body.push(b'\n');
+        batch.lines.push(self.line);
+        Ok(())
+    }
+
+    fn read(&mut self, line: &[u8], fresh: impl FnOnce() -> Uuid) -> Result<SendRequest, Problem> {
+        if line.len() > MESSAGE_BODY_BYTES_MAX {
+            let why = format!("the line is longer than {MESSAGE_BODY_BYTES_MAX} bytes");
+            return Err(Problem::new(ErrorCode::TooLarge, why));
+        }
+        let request = SendRequest::parse(line)?;
+        let given = request.id.is_some();
+        // The limits are checked before an id is made: a refused line must not count as a repetition.
+        let draft = request.into_message(Uuid::nil)?.into_fields();
+        let id = match draft.timestamp {
+            _ if given => draft.id,
+            Some(timestamp) => self.content_id(timestamp, &draft.sender, &draft.recipient, &draft.text),
+            None => {
+                self.fresh += 1;
+                fresh()
+            }
+        };
+        let (sender, recipient, text) = (draft.sender, draft.recipient, draft.text);
+        Ok(SendRequest { sender, recipient, text, timestamp: draft.timestamp, id: Some(id) })
+    }
+
+    fn content_id(&mut self, timestamp: u64, sender: &str, recipient: &str, text: &str) -> Uuid {
+        let mut name = timestamp.to_be_bytes().to_vec();
+        for field in [sender, recipient, text] {
+            let len = u32::try_from(field.len()).expect("a checked field is short");
+            name.extend_from_slice(&len.to_be_bytes());
+            name.extend_from_slice(field.as_bytes());
+        }
+        let content = name.len();
+        name.extend_from_slice(&0_u64.to_be_bytes());
+        let first = Uuid::new_v5(&NAMESPACE, &name);
+        let repetition = self.repetitions.entry(first).and_modify(|count| *count += 1).or_insert(0);
+        if *repetition == 0 {
+            return first;
+        }
+        name.truncate(content);
+        name.extend_from_slice(&repetition.to_be_bytes());
+        Uuid::new_v5(&NAMESPACE, &name)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FRESH: Uuid = Uuid::from_u128(7);
+
+    /// Imports a file and gives the batch, the refused lines and the number of fresh ids.
+    fn import(file: &str) -> (Batch, Vec<(u64, ErrorCode)>, u64) {
+        let (mut import, mut batch, mut refused) = (Import::default(), Batch::default(), Vec::new());
+        for line in file.split('\n') {
+            if let Err(rejected) = import.add(line.as_bytes(), &mut batch, || FRESH) {
+                refused.push((rejected.line, rejected.code));
+            }
+        }
+        (batch, refused, import.fresh)
+    }
+
+    fn ids(batch: &Batch) -> Vec<String> {
+        let lines = batch.body.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
+        lines
+            .map(|line| SendRequest::parse(line).expect("valid").id.expect("it has one").to_string())
+            .collect()
+    }
+
+    fn message(text: &str, timestamp: u64) -> String {
+        format!(r##"{{"sender":"user1","recipient":"#zig","text":"{text}","timestamp":{timestamp}}}"##)
+    }
+
+    /// Frozen: a file imported with any version must have the same ids. May be added to, never changed.
+    #[test]
+    fn ids_made_from_content_are_frozen() {
+        let file = [message("hi", 1), message("hi", 2), message("hi", 1), message("hi", 1)].join("\n");
+        assert_eq!(ids(&import(&file).0), FROZEN);
+    }
+
+    const FROZEN: [&str; 4] = [
+        "d0909ac4-9f97-5b4c-9867-bcfd18f49aee",
+        "21f8eb4f-972a-5f68-85cd-c58247194493",
+        "f4efe897-ce06-5347-83c1-efac9bfa2d1c",
+        "af11308b-2e40-5158-ba88-4b657a501314",
+    ];
+
+    #[test]
+    fn importing_again_makes_the_same_batches() {
+        let file = [message("a", 1), message("a", 1), message("b", 1)].join("\n");
+        let (first, second) = (import(&file).0, import(&file).0);
+        assert_eq!(first, second);
+        let mut ids = ids(&first);
+        ids.dedup();
+        assert_eq!(ids.len(), 3, "each is a message of its own");
+    }
+
+    #[test]
+    fn a_line_with_neither_id_nor_time_is_counted_as_fresh() {
+        let (batch, refused, fresh) = import(
+            "{\"sender\":\"a\",\"recipient\":\"b\",\"text\":\"c\"}\n{\"sender\":\"a\",\"recipient\":\"b\",\"text\":\"c\",\"id\":\"00000000-0000-0000-0000-000000000009\"}",
+        );
+        assert_eq!(ids(&batch), [FRESH, Uuid::from_u128(9)].map(|id| id.to_string()));
+        assert_eq!((refused, fresh), (vec![], 1));
+    }
+
+    #[test]
+    fn refused_lines_keep_their_number_in_the_file() {
+        let long = "x".repeat(MESSAGE_BODY_BYTES_MAX + 1);
+        let file = ["", "{", &message("a", 1), "  ", &message("", 1), &long, &message("b", 1)].join("\n");
+        let (batch, refused, _) = import(&file);
+        assert_eq!(batch.lines, [3, 7]);
+        let codes = [(2, ErrorCode::InvalidJson), (5, ErrorCode::InvalidMessage), (6, ErrorCode::TooLarge)];
+        assert_eq!(refused, codes);
+        let rejected = Rejected::new(2, Problem::new(ErrorCode::IdConflict, ""));
+        assert_eq!(batch.file_line(&rejected), Some(7));
+        let part = batch.only(&[7]);
+        assert_eq!((part.lines.as_slice(), ids(&part).as_slice()), ([7].as_slice(), &ids(&batch)[1..]));
+    }
+}

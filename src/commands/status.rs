@@ -1,0 +1,156 @@
+//! `chatchain status`: the whole network, one row per node, then one line for people.
+
+use color_eyre::eyre::Result;
+
+use super::{Exit, servers};
+use crate::{
+    api::network::{NetworkNode, NetworkStatus, State},
+    cli::{self, Common, Format},
+    config::Sources,
+    output::{Output, Row, Tone},
+};
+
+const HEADER: [&str; 9] =
+    ["NODE", "STATE", "ADDRESS", "VERSION", "UPTIME", "MESSAGES", "BEHIND", "LAST-SYNC", "RTT"];
+
+pub async fn run(args: &cli::Status, common: &Common, sources: &Sources, output: &Output) -> Result<Exit> {
+    let network = servers(common, sources)?.network().await?;
+    match output.format() {
+        Format::Json => output.json(&network)?,
+        Format::Ndjson => output.json_list(&network.nodes)?,
+        Format::Table => {
+            output.table(&HEADER, &network.nodes.iter().map(row).collect::<Vec<_>>())?;
+            let tone = if is_well(&network) { Tone::Good } else { Tone::Doubtful };
+            output.summary(tone, &sentence(&network))?;
+        }
+    }
+    for warning in &network.warnings {
+        output.warn(warning);
+    }
+    Ok(if args.check && !is_well(&network) { Exit::CheckFailed } else { Exit::Done })
+}
+
+/// Every node is up, can be written to, and all agree.
+fn is_well(network: &NetworkStatus) -> bool {
+    network.up == network.total && network.writable && network.converged
+}
+
+/// `3 of 4 nodes up, writable, not converged: node 3 is 329 behind`
+fn sentence(network: &NetworkStatus) -> String {
+    let writable = if network.writable { "writable" } else { "not writable" };
+    let start = format!("{} of {} nodes up, {writable}", network.up, network.total);
+    if network.converged {
+        return format!("{start}, converged");
+    }
+    let reasons: Vec<_> = network.nodes.iter().filter_map(behind).collect();
+    if reasons.is_empty() {
+        format!("{start}, not converged")
+    } else {
+        format!("{start}, not converged: {}", reasons.join(", "))
+    }
+}
+
+/// How far a node is behind that is. Of one that is down that is known from before.
+fn behind(node: &NetworkNode) -> Option<String> {
+    let count = node.behind.filter(|count| *count > 0)?;
+    let name = node.node_id.map_or_else(|| node.address.to_string(), |id| format!("node {id}"));
+    Some(format!("{name} is {count} behind"))
+}
+
+fn row(node: &NetworkNode) -> Row {
+    fn or_dash<T: ToString>(value: Option<T>) -> String {
+        value.map_or_else(|| "-".into(), |value| value.to_string())
+    }
+    let tone = match node.state {
+        State::Up if node.behind.is_none_or(|count| count == 0) => Tone::Plain,
+        State::Up | State::Suspect => Tone::Doubtful,
+        State::Down => Tone::Bad,
+    };
+    let cells = vec![
+        node.node_id.map_or_else(|| "?".into(), |id| id.to_string()),
+        node.state.as_str().into(),
+        node.address.to_string(),
+        or_dash(node.version.as_ref()),
+        or_dash(node.uptime_seconds.map(uptime)),
+        or_dash(node.messages),
+        or_dash(node.behind),
+        or_dash(node.last_sync),
+        or_dash(node.rtt_ms.map(|ms| format!("{ms:.1} ms"))),
+    ];
+    (tone, cells)
+}
+
+/// The two largest units: `3d 4h`, `4h 5m`, `5m 6s`, `6s`.
+fn uptime(seconds: u64) -> String {
+    let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86_400);
+    match (days, hours, minutes) {
+        (0, 0, 0) => format!("{seconds}s"),
+        (0, 0, _) => format!("{minutes}m {}s", seconds % 60),
+        (0, _, _) => format!("{hours}h {}m", minutes % 60),
+        _ => format!("{days}d {}h", hours % 24),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn network(json: &str) -> NetworkStatus {
+        serde_json::from_str(json).expect("a network")
+    }
+
+    fn sample() -> NetworkStatus {
+        network(
+            r#"{"nodes":[
+            {"node_id":0,"address":"127.0.0.1:8081","state":"up","version":"0.1.0","uptime_seconds":3700,"messages":1204,
+             "behind":0,"digest":"9f","last_sync":"2026-11-22T12:31:14.123Z","rtt_ms":0.44,"error":null},
+            {"node_id":3,"address":"127.0.0.1:8084","state":"down","version":null,"uptime_seconds":null,"messages":null,
+             "behind":329,"digest":null,"last_sync":null,"rtt_ms":null,"error":"refused"}],
+            "up":1,"total":2,"writable":true,"converged":false,"warnings":[]}"#,
+        )
+    }
+
+    #[test]
+    fn one_line_says_how_it_is() {
+        let mut network = sample();
+        assert_eq!(sentence(&network), "1 of 2 nodes up, writable, not converged: node 3 is 329 behind");
+        assert!(!is_well(&network));
+        network.nodes[1].behind = Some(0);
+        network.writable = false;
+        assert_eq!(sentence(&network), "1 of 2 nodes up, not writable, not converged");
+        (network.up, network.writable, network.converged) = (2, true, true);
+        assert_eq!(sentence(&network), "2 of 2 nodes up, writable, converged");
+        assert!(is_well(&network));
+    }
+
+    #[test]
+    fn what_is_not_known_is_a_dash() {
+        let network = sample();
+        let (tone, cells) = row(&network.nodes[0]);
+        assert_eq!(tone, Tone::Plain);
+        assert_eq!(
+            cells,
+            [
+                "0",
+                "up",
+                "127.0.0.1:8081",
+                "0.1.0",
+                "1h 1m",
+                "1204",
+                "0",
+                "2026-11-22T12:31:14.123Z",
+                "0.4 ms"
+            ]
+        );
+        let (tone, cells) = row(&network.nodes[1]);
+        assert_eq!(tone, Tone::Bad);
+        assert_eq!(cells, ["3", "down", "127.0.0.1:8084", "-", "-", "-", "329", "-", "-"]);
+    }
+
+    #[test]
+    fn uptime_shows_its_two_largest_units() {
+        for (seconds, want) in [(6, "6s"), (306, "5m 6s"), (14_700, "4h 5m"), (273_700, "3d 4h")] {
+            assert_eq!(uptime(seconds), want);
+        }
+    }
+}

@@ -1,0 +1,306 @@
+//! `chatchain up`: a whole network on this machine, every server a process of its own.
+//!
+//! Each child has its own process group, so Ctrl-C reaches only this process, which then stops them in order; and
+//! waits at the other end of a pipe from here, so none outlives this process however it ends. Children are not
+//! started again by themselves: somebody who kills a node to see what happens wants to see it.
+
+use std::{env, io, process::ExitStatus, process::Stdio, time::Duration};
+
+use color_eyre::eyre::{Result, WrapErr, eyre};
+use tokio::{
+    io::{AsyncBufReadExt, BufReader},
+    net::TcpListener,
+    process::{Child, Command},
+    task::JoinSet,
+    time::interval,
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    Exit,
+    serving::{StopSignals, why_not},
+};
+use crate::{
+    api::address::Addr,
+    cli::{self, Common, When},
+    client::Client,
+    config::{Sources, UpConfig},
+    output::Output,
+};
+
+/// How often children that have started are asked whether they are ready.
+const READY_INTERVAL: Duration = Duration::from_millis(50);
+/// One that does not answer for so long is not ready.
+const READY_TIMEOUT: Duration = Duration::from_secs(1);
+
+pub async fn run(args: &cli::Up, common: &Common, sources: &Sources, output: &Output) -> Result<Exit> {
+    let config = sources.up(args)?;
+    let mut signals = StopSignals::catch()?;
+    for addr in config.nodes.iter().chain([&config.proxy]) {
+        check_free(addr).await?;
+    }
+    let default_server = sources.client(common)?.servers.first() == Some(&config.proxy);
+    let mut network = Network::start(&config, common, output)?;
+    tokio::select! {
+        ended = network.watch(|members| announce(&config, members, default_server, output)) => {
+            ended?;
+            return Err(eyre!("all processes of the network have ended; their last lines above say why"));
+        }
+        () = signals.next() => output.note("stopping the proxy, then the nodes; a second Ctrl-C stops at once"),
+    }
+    tokio::select! {
+        () = network.stop() => return Ok(Exit::Done),
+        () = signals.next() => {}
+    }
+    network.running.shutdown().await; // drops the children, which kills them
+    Ok(Exit::Failure)
+}
+
+/// Fails with a sentence if somebody listens there: five processes that all complain would say less.
+async fn check_free(addr: &Addr) -> Result<()> {
+    let bound = TcpListener::bind((addr.host(), addr.port())).await;
+    let remedy = "choose other ports with --base-port 9080";
+    bound.map(drop).map_err(|error| eyre!("cannot listen on {addr}: {}", why_not(&error, remedy)))
+}
+
+/// All children: the nodes by their number, then the proxy.
+struct Network<'a> {
+    members: Vec<Member>,
+    running: JoinSet<(usize, io::Result<ExitStatus>)>,
+    output: &'a Output,
+}
+
+/// One child, as far as others need to know it.
+struct Member {
+    tag: String,
+    addr: Addr,
+    /// What to type to start it again.
+    restart: String,
+    stop: CancellationToken,
+    alive: bool,
+}
+
+impl<'a> Network<'a> {
+    fn start(config: &UpConfig, common: &Common, output: &'a Output) -> Result<Self> {
+        let program = env::current_exe().wrap_err("cannot find this program's own file")?;
+        let mut network = Network { members: Vec::new(), running: JoinSet::new(), output };
+        for (index, (tag, addr, args)) in commands(config, common).into_iter().enumerate() {
+            let mut command = Command::new(&program);
+            command.args(&args).arg("--exit-with-parent").args(passed_on(common, output));
+            command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
+            let child = command.process_group(0).kill_on_drop(true).spawn();
+            let child = child.wrap_err_with(|| format!("cannot start {tag}"))?;
+            let stop = CancellationToken::new();
+            let restart = shell_line(&args);
+            network.running.spawn(attend(index, child, tag.clone(), output.clone(), stop.clone()));
+            network.members.push(Member { tag, addr, restart, stop, alive: true });
+        }
+        Ok(network)
+    }
+
+    /// Reports children that end, until none is left; calls `ready` once when all that live are ready.
+    async fn watch(&mut self, ready: impl Fn(&[Member]) -> io::Result<()>) -> Result<()> {
+        let (client, mut announced) = (Client::new(), false);
+        let mut tick = interval(READY_INTERVAL);
+        loop {
+            tokio::select! {
+                ended = self.ended() => match ended {
+                    None => return Ok(()),
+                    Some((index, how)) => self.report(index, how),
+                },
+                _ = tick.tick(), if !announced => {
+                    announced = all_ready(&client, &self.members).await;
+                    if announced {
+                        ready(&self.members)?;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Stops the proxy, then all nodes.
+    async fn stop(&mut self) {
+        let (proxy, nodes) = self.members.split_last().expect("there is always a proxy");
+        let (proxy_stop, node_stops) =
+            (proxy.stop.clone(), nodes.iter().map(|node| node.stop.clone()).collect::<Vec<_>>());
+        proxy_stop.cancel();
+        while self.members.last().is_some_and(|proxy| proxy.alive) && self.ended().await.is_some() {}
+        for stop in node_stops {
+            stop.cancel();
+        }
+        while self.ended().await.is_some() {}
+    }
+
+    /// Waits for the next child to end; none if all have.
+    async fn ended(&mut self) -> Option<(usize, io::Result<ExitStatus>)> {
+        let (index, how) = self.running.join_next().await?.expect("attending a child does not panic");
+        self.members[index].alive = false;
+        Some((index, how))
+    }
+
+    fn report(&self, index: usize, how: io::Result<ExitStatus>) {
+        let Member { tag, restart, .. } = &self.members[index];
+        let how = how.map_or_else(|error| error.to_string(), |status| status.to_string());
+        self.output
+            .warn(&format!("{tag} ended ({how}); start it again, in another terminal, with: {restart}"));
+    }
+}
+
+/// Passes on what a child says until it ends. Closing its standard input asks it to.
+async fn attend(
+    index: usize,
+    mut child: Child,
+    tag: String,
+    output: Output,
+    stop: CancellationToken,
+) -> (usize, io::Result<ExitStatus>) {
+    let mut held = child.stdin.take();
+    let mut lines = BufReader::new(child.stderr.take().expect("it is piped")).split(b'\n');
+    loop {
+        tokio::select! {
+            line = lines.next_segment() => match line {
+                Ok(Some(line)) => output.tagged(index, &tag, &String::from_utf8_lossy(&line)),
+                Ok(None) | Err(_) => break,
+            },
+            () = stop.cancelled(), if held.is_some() => drop(held.take()),
+        }
+    }
+    (index, child.wait().await)
+}
+
+async fn all_ready(client: &Client, members: &[Member]) -> bool {
+    for member in members.iter().filter(|member| member.alive) {
+        if !client
+            .readyz(&member.addr, READY_TIMEOUT)
+            .await
+            .is_ok_and(|ready| ready.readable && ready.writable)
+        {
+            return false;
+        }
+    }
+    true
+}
+
+/// Says where everything is and what to try next.
+fn announce(config: &UpConfig, members: &[Member], default_server: bool, output: &Output) -> io::Result<()> {
+    let up = members.iter().filter(|member| member.alive);
+    let (proxy, nodes) = members.split_last().expect("there is always a proxy");
+    let alive = nodes.iter().filter(|node| node.alive).count();
+    output.line(&format!(
+        "{alive} of {} nodes are ready, their stores are in {}:",
+        nodes.len(),
+        config.data_dir.display()
+    ))?;
+    for member in up {
+        output.line(&format!("  {:<7}  http://{}", member.tag, member.addr))?;
+    }
+    let program = program();
+    let server = if default_server { String::new() } else { format!(" --server {}", proxy.addr) };
+    output.line("Try this in another terminal:")?;
+    for rest in ["send --to user2 \"hi\"", "list", "status"] {
+        output.line(&format!("  {program} {rest}{server}"))?;
+    }
+    output.line("Ctrl-C stops everything.")
+}
+
+/// Tag, address and command line of every child.
+fn commands(config: &UpConfig, common: &Common) -> Vec<(String, Addr, Vec<String>)> {
+    let own = |words: &[&str]| {
+        let mut args: Vec<String> = words.iter().map(|word| (*word).to_owned()).collect();
+        if let Some(file) = &common.config {
+            args.extend(["--config".into(), file.display().to_string()]);
+        }
+        args
+    };
+    let join = |addrs: Vec<&Addr>| addrs.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
+    let data_dir = config.data_dir.display().to_string();
+    let node = |(id, addr): (usize, &Addr)| {
+        let (id, listen) = (id.to_string(), addr.to_string());
+        let peers = join(config.nodes.iter().filter(|other| *other != addr).collect());
+        let args = own(&[
+            "node",
+            "--node-id",
+            &id,
+            "--listen",
+            &listen,
+            "--advertise",
+            &listen,
+            "--peers",
+            &peers,
+            "--data-dir",
+            &data_dir,
+        ]);
+        (format!("node-{id}"), addr.clone(), args)
+    };
+    let mut commands: Vec<_> = config.nodes.iter().enumerate().map(node).collect();
+    let nodes = join(config.nodes.iter().collect());
+    let args = own(&["proxy", "--listen", &config.proxy.to_string(), "--nodes", &nodes]);
+    commands.push(("proxy".into(), config.proxy.clone(), args));
+    commands
+}
+
+/// How loud and how colourful the children are: as this process was told to be.
+fn passed_on(common: &Common, output: &Output) -> Vec<String> {
+    let when = if output.colors_errors() { When::Always } else { When::Never };
+    let color = if when == When::Always { "--color=always" } else { "--color=never" };
+    let mut flags = vec![color.to_owned()];
+    flags.extend(common.quiet.then(|| "--quiet".to_owned()));
+    flags.extend((0..common.verbose).map(|_| "--verbose".to_owned()));
+    flags
+}
+
+/// This program as it was called, so that what is printed can be typed.
+fn program() -> String {
+    env::args().next().unwrap_or_else(|| "chatchain".into())
+}
+
+/// A command line that a shell reads back as these arguments.
+fn shell_line(args: &[String]) -> String {
+    let plain =
+        |arg: &str| !arg.is_empty() && arg.chars().all(|c| c.is_alphanumeric() || "-_./:,=[]".contains(c));
+    let quote = |arg: &String| {
+        if plain(arg) { arg.clone() } else { format!("'{}'", arg.replace('\'', "'\\''")) }
+    };
+    [program()].iter().chain(args).map(quote).collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[test]
+    fn every_child_is_told_all_it_needs() {
+        let config = UpConfig {
+            proxy: "127.0.0.1:9000".parse().expect("address"),
+            nodes: vec![
+                "127.0.0.1:9001".parse().expect("address"),
+                "127.0.0.1:9002".parse().expect("address"),
+            ],
+            data_dir: "my data".into(),
+        };
+        let common = Common { config: Some("x.toml".into()), ..Common::default() };
+        let commands = commands(&config, &common);
+        let tags: Vec<_> = commands.iter().map(|(tag, addr, _)| format!("{tag} {addr}")).collect();
+        assert_eq!(tags, ["node-0 127.0.0.1:9001", "node-1 127.0.0.1:9002", "proxy 127.0.0.1:9000"]);
+        for (_, _, args) in &commands {
+            let line = ["chatchain".to_owned()].into_iter().chain(args.iter().cloned());
+            cli::Cli::try_parse_from(line).expect("the children understand their command lines");
+        }
+        let node = shell_line(&commands[1].2);
+        assert!(
+            node.ends_with(
+                " node --node-id 1 --listen 127.0.0.1:9002 --advertise 127.0.0.1:9002 --peers 127.0.0.1:9001 --data-dir 'my data' --config x.toml"
+            ),
+            "{node}"
+        );
+    }
+
+    #[test]
+    fn a_network_of_one_has_no_peers() {
+        let addr = |text: &str| text.parse().expect("address");
+        let config = UpConfig { proxy: addr("a:1"), nodes: vec![addr("a:2")], data_dir: "d".into() };
+        let line = shell_line(&commands(&config, &Common::default())[0].2);
+        assert!(line.contains("--peers '' "), "{line}");
+    }
+}

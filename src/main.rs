@@ -1,0 +1,59 @@
+//! The program: reads the command line, sets up logs and error reports, runs the command, ends with its exit code.
+
+use std::{io, process::ExitCode};
+
+use chatchain::{
+    cli::{Cli, Command},
+    commands::{self, Exit},
+    output::Output,
+};
+use clap::Parser;
+use color_eyre::config::{HookBuilder, Theme};
+use tracing_subscriber::EnvFilter;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let output = Output::new(&cli.common);
+    report_errors();
+    log_to_stderr(&cli, &output);
+    let runtime = tokio::runtime::Runtime::new().expect("a thread and a timer can be had");
+    let exit = runtime.block_on(commands::run(&cli, &output)).unwrap_or_else(|report| {
+        if !commands::is_closed_pipe(&report) {
+            output.error(&commands::sentence(&report));
+            if cli.common.verbose > 0 {
+                output.report(&format!("{report:?}"));
+            }
+        }
+        Exit::of(&report)
+    });
+    runtime.shutdown_background(); // a thread may still wait for standard input
+    exit.into()
+}
+
+/// Details of an error are for `-v`, those of a panic are always wanted: it is a mistake of ours.
+fn report_errors() {
+    let hooks = HookBuilder::default()
+        .theme(Theme::new()) // without colours, for whoever reads it may be a file
+        .display_env_section(false)
+        .panic_section("This is a mistake in ChatChain. Nothing that was acknowledged is lost by it.");
+    hooks.install().expect("hooks are installed once");
+}
+
+/// Servers tell what they do, commands only what is not as it should be; `RUST_LOG` wins over `-q` and `-v`.
+fn log_to_stderr(cli: &Cli, output: &Output) {
+    let serves = matches!(cli.command, Command::Node(_) | Command::Proxy(_));
+    let level = match (cli.common.quiet, cli.common.verbose, serves) {
+        (true, ..) => "warn",
+        (_, 0, true) => "info",
+        (_, 0, false) => "warn",
+        (_, 1, _) => "info,chatchain=debug",
+        _ => "debug,chatchain=trace",
+    };
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr)
+        .with_ansi(output.colors_errors())
+        .with_target(cli.common.verbose > 0)
+        .init();
+}

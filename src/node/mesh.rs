@@ -1,0 +1,281 @@
+//! Owns what this node knows of the others: its book of peers, the open doors, who is being asked for what.
+//!
+//! One lock, never held across a wait. What is known of a peer is its latest word; it is dropped when the
+//! peer's store was opened anew, so that nobody is counted as holding what it may have lost.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::Notify;
+
+use crate::api::address::Addr;
+use crate::api::network::{NodeId, PeerStatus, State};
+use crate::api::time::Time;
+use crate::chain::log::{Origin, Place};
+use crate::chain::sync::Door;
+use crate::chain::vector::Vector;
+use crate::chain::wire::{Body, Hello};
+use crate::client::Client;
+use crate::config::NodeConfig;
+
+/// Stores that may have a door here at the same time. At the bound the one unused for longest is closed,
+/// which costs its peer one full vector.
+const DOORS_MAX: usize = 256;
+/// Peers that were not configured but came by themselves; further ones are served without being listed.
+const STRANGERS_MAX: usize = 64;
+/// A peer that was heard of within this time is expected to push its own log.
+const HEARD: Duration = Duration::from_secs(5);
+/// A node that has just started is about to hear from its peers.
+const STARTING: Duration = Duration::from_secs(3);
+/// For so long one peer alone is asked for a log.
+const CLAIM: Duration = Duration::from_secs(5);
+/// A peer that failed, but answered within this time, is suspect rather than down.
+const SUSPECT: Duration = Duration::from_secs(10);
+
+/// See the head of this file.
+pub struct Mesh {
+    /// Who we are.
+    pub hello: Hello,
+    /// The way to the others.
+    pub client: Client,
+    /// When this process began to serve.
+    pub started: Instant,
+    book: Mutex<Book>,
+}
+
+#[derive(Default)]
+struct Book {
+    peers: Vec<Peer>,
+    doors: HashMap<Opening, (Door, Instant)>,
+    claims: HashMap<Origin, (usize, Instant)>,
+    forks: HashMap<Origin, String>,
+}
+
+type Opening = ([u8; 16], [u8; 16]);
+
+/// What is known of one peer.
+struct Peer {
+    addr: Addr,
+    node_id: Option<NodeId>,
+    opening: Option<Opening>,
+    theirs: Option<Vector>,
+    own: Option<Origin>,
+    /// It spoke to us.
+    heard: Option<Instant>,
+    /// It answered us.
+    answered: Option<Instant>,
+    last_sync: Option<Time>,
+    rtt: Option<Duration>,
+    error: Option<String>,
+    /// It is this node itself.
+    is_self: bool,
+    /// Wakes the link to it.
+    wake: Arc<Notify>,
+}
+
+impl Peer {
+    fn new(addr: Addr, node_id: Option<NodeId>) -> Self {
+        Peer {
+            addr,
+            node_id,
+            opening: None,
+            theirs: None,
+            own: None,
+            heard: None,
+            answered: None,
+            last_sync: None,
+            rtt: None,
+            error: None,
+            is_self: false,
+            wake: Arc::default(),
+        }
+    }
+
+    fn met(&mut self, body: &Body) {
+        let opening = (body.hello.store_id, body.hello.open_id);
+        if self.opening.replace(opening) != Some(opening) {
+            (self.theirs, self.own) = (None, None);
+        }
+        self.node_id = Some(body.hello.node_id);
+        self.own = body.own.or(self.own);
+    }
+
+    fn state(&self) -> State {
+        let recently = |at: Option<Instant>| at.is_some_and(|at| at.elapsed() < SUSPECT);
+        match (&self.error, recently(self.answered) || recently(self.heard)) {
+            (None, true) => State::Up,
+            (Some(_), true) => State::Suspect,
+            (_, false) => State::Down,
+        }
+    }
+}
+
+fn lock(mutex: &Mutex<Book>) -> MutexGuard<'_, Book> {
+    // Every change below is complete before anything that could panic.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Mesh {
+    /// A mesh that knows only the configured peers.
+    pub fn new(config: &NodeConfig, hello: Hello) -> Self {
+        let peers = config.peers.iter().map(|peer| Peer::new(peer.addr.clone(), peer.node_id)).collect();
+        let book = Mutex::new(Book { peers, ..Book::default() });
+        Mesh { hello, client: Client::new(), started: Instant::now(), book }
+    }
+
+    /// How many peers are asked: the configured ones, by index.
+    pub fn links(&self) -> usize {
+        lock(&self.book).peers.len()
+    }
+
+    /// Where a peer is, and what wakes the link to it.
+    pub fn link(&self, index: usize) -> (Addr, Arc<Notify>) {
+        let book = lock(&self.book);
+        (book.peers[index].addr.clone(), book.peers[index].wake.clone())
+    }
+
+    /// Whether a message comes from this very process.
+    pub fn is_self(&self, body: &Body) -> bool {
+        (body.hello.store_id, body.hello.open_id) == (self.hello.store_id, self.hello.open_id)
+    }
+
+    /// A peer turned out to be this node; it is not shown as a peer.
+    pub fn found_self(&self, index: usize) {
+        lock(&self.book).peers[index].is_self = true;
+    }
+
+    /// A peer answered an exchange.
+    pub fn answered(&self, index: usize, reply: &Body, theirs: Option<&Vector>, rtt: Duration, now_ms: u64) {
+        let mut book = lock(&self.book);
+        let peer = &mut book.peers[index];
+        peer.met(reply);
+        peer.theirs = theirs.cloned();
+        peer.answered = Some(Instant::now());
+        (peer.last_sync, peer.rtt, peer.error) = (Some(Time(now_ms)), Some(rtt), None);
+    }
+
+    /// An exchange with a peer failed.
+    pub fn failed(&self, index: usize, why: String) {
+        lock(&self.book).peers[index].error = Some(why);
+    }
+
+    /// A peer spoke to us: it is not to be waited for any longer.
+    pub fn heard(&self, request: &Body, theirs: Option<&Vector>) {
+        let Ok(addr) = request.hello.address.parse::<Addr>() else { return };
+        let mut book = lock(&self.book);
+        let index = match book.peers.iter().position(|peer| peer.addr == addr) {
+            Some(index) => index,
+            None if book.peers.len() < STRANGERS_MAX => {
+                book.peers.push(Peer::new(addr, Some(request.hello.node_id)));
+                book.peers.len() - 1
+            }
+            None => return,
+        };
+        let peer = &mut book.peers[index];
+        peer.met(request);
+        if theirs.is_some() {
+            peer.theirs = theirs.cloned();
+        }
+        peer.heard = Some(Instant::now());
+        if peer.error.is_some() || peer.answered.is_none() {
+            peer.wake.notify_one();
+        }
+    }
+
+    /// Takes the state of a peer's exchanges with us, to be given back with [`Mesh::close_door`].
+    pub fn open_door(&self, body: &Body) -> Door {
+        let key = (body.hello.store_id, body.hello.open_id);
+        lock(&self.book).doors.remove(&key).map(|(door, _)| door).unwrap_or_default()
+    }
+
+    /// See [`Mesh::open_door`].
+    pub fn close_door(&self, body: &Body, door: Door) {
+        let mut book = lock(&self.book);
+        if book.doors.len() >= DOORS_MAX {
+            let oldest = book.doors.iter().min_by_key(|(_, (_, used))| *used).map(|(key, _)| *key);
+            oldest.and_then(|key| book.doors.remove(&key));
+        }
+        let key = (body.hello.store_id, body.hello.open_id);
+        book.doors.insert(key, (door, Instant::now()));
+    }
+
+    /// Whether a log's owner is about to push it to us.
+    pub fn owner_pushes(&self, origin: Origin) -> bool {
+        let starting = self.started.elapsed() < STARTING;
+        let pushes = |peer: &Peer| {
+            let heard = peer.heard.is_some_and(|heard| heard.elapsed() < HEARD);
+            peer.own == Some(origin) && (heard || (starting && peer.answered.is_some()))
+        };
+        lock(&self.book).peers.iter().any(pushes)
+    }
+
+    /// Whether this link may ask for a log now; if so, others do not for a while.
+    pub fn claim(&self, origin: Origin, index: usize) -> bool {
+        let mut book = lock(&self.book);
+        match book.claims.get(&origin) {
+            Some((other, since)) if *other != index && since.elapsed() < CLAIM => false,
+            _ => {
+                book.claims.insert(origin, (index, Instant::now()));
+                true
+            }
+        }
+    }
+
+    /// The link is done asking.
+    pub fn release(&self, index: usize) {
+        lock(&self.book).claims.retain(|_, (holder, since)| *holder != index && since.elapsed() < CLAIM);
+    }
+
+    /// A log of which a peer has other content than we.
+    pub fn forked(&self, origin: Origin, peer: &str) {
+        lock(&self.book).forks.insert(origin, peer.to_owned());
+    }
+
+    /// What an operator should know of the peers.
+    pub fn warnings(&self) -> Vec<String> {
+        let book = lock(&self.book);
+        let mut warnings: Vec<String> = book
+            .forks
+            .iter()
+            .map(|(origin, peer)| format!("log {origin} is forked: {peer} has other content than this node"))
+            .collect();
+        warnings.sort();
+        if book.peers.is_empty() {
+            warnings.push("this node has no peers: its messages are on no other machine".into());
+        }
+        warnings
+    }
+
+    /// The peers that are known to have an entry on disk.
+    pub fn holders(&self, place: Place) -> Vec<NodeId> {
+        let book = lock(&self.book);
+        let has =
+            |peer: &&Peer| peer.theirs.as_ref().is_some_and(|theirs| theirs.seq(place.origin) >= place.seq);
+        book.peers.iter().filter(|peer| !peer.is_self).filter(has).filter_map(|peer| peer.node_id).collect()
+    }
+
+    /// Everything any known node is known to have.
+    pub fn union(&self, mine: &Vector) -> Vector {
+        let mut union = mine.clone();
+        for theirs in lock(&self.book).peers.iter().filter_map(|peer| peer.theirs.as_ref()) {
+            union.merge(theirs);
+        }
+        union
+    }
+
+    /// The peers as they are shown, each with how many entries of `all` it lacks.
+    pub fn statuses(&self, all: &Vector) -> Vec<PeerStatus> {
+        let book = lock(&self.book);
+        let status = |peer: &Peer| PeerStatus {
+            node_id: peer.node_id,
+            address: peer.addr.clone(),
+            state: peer.state(),
+            last_sync: peer.last_sync,
+            rtt_ms: peer.rtt.map(|rtt| (rtt.as_secs_f64() * 1e5).round() / 100.0),
+            behind: peer.theirs.as_ref().map(|theirs| all.ahead_of(theirs)),
+            error: peer.error.clone(),
+        };
+        book.peers.iter().filter(|peer| !peer.is_self).map(status).collect()
+    }
+}
