@@ -42,6 +42,8 @@ pub(super) struct Patience {
     pub(super) hedge: Duration,
     /// Until all nodes together count as not available. Below the 30 s in which a server must begin its answer.
     pub(super) total: Duration,
+    /// Whether the time to the answer says how fast the node is. That of a batch or a search does not.
+    pub(super) measures: bool,
 }
 
 /// The way to the nodes. Owns the only mutable state of a proxy.
@@ -108,7 +110,7 @@ impl Forwarder {
                     self.note_late(newest);
                     let (count, candidate) = waiting.next().expect("one is waiting");
                     newest = Some((candidate.place, self.uptime()));
-                    running.push(self.attempt(candidate.place, request, patience.total));
+                    running.push(self.attempt(candidate.place, request, patience));
                     next.as_mut().reset(Instant::now() + self.wait_after(*candidate, count, patience));
                 }
                 () = &mut end => break,
@@ -140,22 +142,22 @@ impl Forwarder {
         }
     }
 
-    async fn attempt(&self, place: usize, request: &Request, within: Duration) -> Attempt {
+    async fn attempt(&self, place: usize, request: &Request, patience: Patience) -> Attempt {
         let _in_flight = InFlight::begin(self, place);
         let addr = self.upstreams().addr(place).clone();
         let asked = Instant::now();
-        let outcome = match self.client.forward(&addr, request, within).await {
+        let outcome = match self.client.forward(&addr, request, patience.total).await {
             Ok(answer) if answer.status().is_success() => {
-                self.note_answer(place, asked.elapsed());
+                self.note_answer(place, patience.measures.then(|| asked.elapsed()));
                 Outcome::Final(passed_on(answer))
             }
-            Ok(answer) => self.judge_refusal(place, answer, asked).await,
+            Ok(answer) => self.judge_refusal(place, answer).await,
             Err(e) => self.note_failure(place, &e),
         };
         Attempt { place, outcome }
     }
 
-    async fn judge_refusal(&self, place: usize, answer: Answer, asked: Instant) -> Outcome {
+    async fn judge_refusal(&self, place: usize, answer: Answer) -> Outcome {
         let (addr, status, headers) = (answer.addr().clone(), answer.status(), answer.headers().clone());
         let body = match answer.bytes(REFUSAL_BYTES_MAX).await {
             Ok(body) => body,
@@ -170,12 +172,12 @@ impl Forwarder {
             self.upstreams().refused(place, self.uptime(), problem.to_string());
             Outcome::Refused(response)
         } else {
-            self.note_answer(place, asked.elapsed());
+            self.note_answer(place, None);
             Outcome::Final(response)
         }
     }
 
-    fn note_answer(&self, place: usize, took: Duration) {
+    fn note_answer(&self, place: usize, took: Option<Duration>) {
         let mut upstreams = self.upstreams();
         if upstreams.answered(place, self.uptime(), took) {
             info!(node = %upstreams.addr(place), "a node answers again");
@@ -203,7 +205,7 @@ impl Forwarder {
         let asked = Instant::now();
         match self.client.readyz(&addr, within).await {
             Ok(ready) => {
-                self.note_answer(place, asked.elapsed());
+                self.note_answer(place, Some(asked.elapsed()));
                 if !(ready.readable && ready.writable) {
                     let why = "it says that it cannot store just now".to_owned();
                     self.upstreams().refused(place, self.uptime(), why);

@@ -39,9 +39,11 @@ use crate::{
 };
 
 /// A single send or a lookup is a matter of milliseconds; a node that is silent for so long may be gone.
-const QUICK: Patience = Patience { hedge: Duration::from_millis(300), total: Duration::from_secs(10) };
+const QUICK: Patience =
+    Patience { hedge: Duration::from_millis(300), total: Duration::from_secs(10), measures: true };
 /// A search may take 2 s, a batch a few fsyncs; another node would not be faster.
-const LONG: Patience = Patience { hedge: Duration::from_secs(3), total: Duration::from_secs(25) };
+const LONG: Patience =
+    Patience { hedge: Duration::from_secs(3), total: Duration::from_secs(25), measures: false };
 /// How often every node is asked whether it is ready: so late is a returning node noticed without requests.
 const PROBE_EVERY: Duration = Duration::from_secs(1);
 /// A node that is silent for so long does not answer.

@@ -149,7 +149,8 @@ fn check_refusal(status: StatusCode, body: &str, code: ErrorCode) {
 }
 
 /// A hedge that is never met: what passes with it did not wait for one.
-const NO_HEDGE: Patience = Patience { hedge: Duration::from_secs(3600), total: Duration::from_secs(3600) };
+const NO_HEDGE: Patience =
+    Patience { hedge: Duration::from_secs(3600), total: Duration::from_secs(3600), measures: true };
 /// A hedge that is met soon.
 const HEDGE: Patience = Patience { hedge: Duration::from_millis(200), ..NO_HEDGE };
 
@@ -195,7 +196,7 @@ async fn nodes_that_never_answer_are_not_available() {
     let mut network = Network::new();
     network.node("first", hangs()).await;
     network.node("second", hangs()).await;
-    let patience = Patience { hedge: Duration::from_millis(10), total: Duration::from_secs(1) };
+    let patience = Patience { hedge: Duration::from_millis(10), total: Duration::from_secs(1), ..NO_HEDGE };
     let problem = network.forwarder().forward(&sending(), patience).await.expect_err("no answer");
     assert_eq!(problem.code, ErrorCode::NoNodeAvailable);
     assert_eq!(network.heard().len(), 2);

@@ -95,10 +95,12 @@ impl Upstreams {
         self.0[place].in_flight -= 1;
     }
 
-    /// It answered, and took so long. True if it had been set aside.
-    pub(super) fn answered(&mut self, place: usize, now: Duration, took: Duration) -> bool {
+    /// It answered, and took so long if that says anything. True if it had been set aside.
+    pub(super) fn answered(&mut self, place: usize, now: Duration, took: Option<Duration>) -> bool {
         let upstream = &mut self.0[place];
-        upstream.sample(now, took);
+        if let Some(took) = took {
+            upstream.sample(now, took);
+        }
         upstream.error = None;
         let before = std::mem::replace(&mut upstream.health, Health::Up);
         matches!(before, Health::Aside { .. })
@@ -211,8 +213,8 @@ mod tests {
     fn among_equals_the_first_stays_the_first() {
         let mut four = four();
         check(&four, S, [0, 1, 2, 3]);
-        four.answered(0, S, 4 * MS);
-        four.answered(1, S, MS);
+        four.answered(0, S, Some(4 * MS));
+        four.answered(1, S, Some(MS));
         check(&four, S, [0, 1, 2, 3]);
     }
 
@@ -220,9 +222,9 @@ mod tests {
     fn a_clearly_slower_one_is_asked_later_until_that_is_long_ago() {
         let mut four = four();
         four.late(0, S, 300 * MS);
-        four.answered(2, S, 20 * MS);
+        four.answered(2, S, Some(20 * MS));
         check(&four, S, [1, 3, 2, 0]);
-        four.answered(0, S, MS);
+        four.answered(0, S, Some(MS));
         check(&four, S, [1, 3, 2, 0]);
         check(&four, 60 * S, [0, 1, 2, 3]);
     }
@@ -249,8 +251,8 @@ mod tests {
         check(&four, S, [2, 3, 1, 0]);
         assert!(four.order(S)[3].aside && !four.order(S)[2].aside);
         check(&four, S + REFUSING, [1, 2, 3, 0]);
-        assert!(four.answered(0, 9 * S, MS));
-        assert!(!four.answered(0, 9 * S, MS), "said once");
+        assert!(four.answered(0, 9 * S, Some(MS)));
+        assert!(!four.answered(0, 9 * S, Some(MS)), "said once");
         check(&four, 9 * S, [0, 1, 2, 3]);
     }
 
@@ -267,7 +269,7 @@ mod tests {
     #[test]
     fn states_are_told_as_they_are_known() {
         let mut four = four();
-        four.answered(0, S, 2 * MS);
+        four.answered(0, S, Some(2 * MS));
         four.refused(1, S, "full".into());
         four.failed(2, S, "refused".into());
         let states = |now| four.status(now).into_iter().map(|status| status.state).collect::<Vec<_>>();
