@@ -5,9 +5,11 @@
 //! redirects, obeys no proxy variables of the environment, and never repeats by itself; who may ask whom
 //! next is decided by `servers` (commands) and by the proxy.
 
+#[cfg(test)]
+pub(crate) mod fake;
 pub mod servers;
 
-use std::{io, time::Duration};
+use std::{fmt, io, time::Duration};
 
 use bytes::{Bytes, BytesMut};
 use futures_util::{Stream, StreamExt, TryStreamExt};
@@ -67,10 +69,9 @@ impl Request {
 }
 
 /// Why there is no answer that could be used.
-#[derive(Debug, Clone, thiserror::Error)]
+#[derive(Debug, Clone)]
 pub enum ClientError {
     /// No connection: surely without effect.
-    #[error("{addr}: {why}")]
     Unreachable {
         /// Who was asked.
         addr: Addr,
@@ -78,7 +79,6 @@ pub enum ClientError {
         why: String,
     },
     /// The connection broke before the answer was complete: the request may have had its effect.
-    #[error("{addr}: the connection was lost: {why}")]
     Lost {
         /// Who was asked.
         addr: Addr,
@@ -86,7 +86,6 @@ pub enum ClientError {
         why: String,
     },
     /// No answer in time: the request may have had its effect.
-    #[error("{addr}: no answer within {} s", after.as_secs_f32())]
     Timeout {
         /// Who was asked.
         addr: Addr,
@@ -94,7 +93,6 @@ pub enum ClientError {
         after: Duration,
     },
     /// The server refused.
-    #[error("{addr}: {problem}")]
     Problem {
         /// Who was asked.
         addr: Addr,
@@ -102,7 +100,6 @@ pub enum ClientError {
         problem: Box<Problem>,
     },
     /// An answer, but not one of a ChatChain server.
-    #[error("{addr}: the answer makes no sense: {why}")]
     Malformed {
         /// Who was asked.
         addr: Addr,
@@ -110,11 +107,21 @@ pub enum ClientError {
         why: String,
     },
     /// None of several servers answered.
-    #[error("no server answered: {}", tried.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
     NoAnswer {
         /// What happened at each.
         tried: Vec<ClientError>,
     },
+}
+
+impl std::error::Error for ClientError {}
+
+impl fmt::Display for ClientError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.addr() {
+            Some(addr) => write!(f, "{addr}: {}", self.why()),
+            None => f.write_str(&self.why()),
+        }
+    }
 }
 
 impl ClientError {
@@ -135,6 +142,33 @@ impl ClientError {
         match self {
             Self::Problem { problem, .. } => Some(problem),
             _ => None,
+        }
+    }
+
+    /// Who was asked, if it was one.
+    pub fn addr(&self) -> Option<&Addr> {
+        match self {
+            Self::Unreachable { addr, .. }
+            | Self::Lost { addr, .. }
+            | Self::Timeout { addr, .. }
+            | Self::Problem { addr, .. }
+            | Self::Malformed { addr, .. } => Some(addr),
+            Self::NoAnswer { .. } => None,
+        }
+    }
+
+    /// What went wrong, without saying where.
+    pub fn why(&self) -> String {
+        match self {
+            Self::Unreachable { why, .. } => why.clone(),
+            Self::Lost { why, .. } => format!("the connection was lost: {why}"),
+            Self::Timeout { after, .. } => format!("no answer within {} s", after.as_secs_f32()),
+            Self::Problem { problem, .. } => problem.to_string(),
+            Self::Malformed { why, .. } => format!("the answer makes no sense: {why}"),
+            Self::NoAnswer { tried } => {
+                let tried: Vec<_> = tried.iter().map(ToString::to_string).collect();
+                format!("no server answered: {}", tried.join("; "))
+            }
         }
     }
 

@@ -8,5 +8,6 @@ pub mod commands;
 pub mod config;
 pub mod node;
 pub mod output;
+pub mod proxy;
 pub mod serve;
 pub mod store;

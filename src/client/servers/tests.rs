@@ -1,72 +1,12 @@
 //! The calls against small servers that answer, refuse, hang and break.
 
-use axum::{
-    Router,
-    body::{Body, to_bytes},
-    extract::Request as Received,
-    http::StatusCode,
-    response::{IntoResponse, Response},
-    routing::any,
-};
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpListener,
-    sync::mpsc,
-    task::JoinSet,
-};
-use tokio_util::sync::CancellationToken;
+use axum::{body::Body, http::StatusCode};
+use tokio::{net::TcpListener, sync::mpsc};
 
 use super::*;
-use crate::{api::error::Problem, serve};
+use crate::{api::error::Problem, client::fake::Site};
 
 const SENT: &str = r#"{"id":"01990000-0000-7000-8000-000000000001","sender":"a","recipient":"b","text":"c","timestamp":1,"accepted_at":"2026-11-22T12:31:14.123Z","origin":"01990000-0000-7000-8000-000000000002","seq":1,"durable_on":[0],"duplicate":false}"#;
-
-/// Servers that live as long as the test.
-#[derive(Default)]
-struct Site {
-    tasks: JoinSet<()>,
-}
-
-impl Site {
-    /// A server that answers every request with `answer(method and path, body)`.
-    async fn server<R: IntoResponse>(
-        &mut self,
-        answer: impl Fn(String, String) -> R + Clone + Send + Sync + 'static,
-    ) -> Addr {
-        let handler = async move |received: Received| -> Response {
-            let line = format!("{} {}", received.method(), received.uri());
-            let body = to_bytes(received.into_body(), 1 << 20).await.expect("reads");
-            answer(line, String::from_utf8(body.to_vec()).expect("UTF-8")).into_response()
-        };
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("binds");
-        let addr = listener.local_addr().expect("bound").into();
-        self.tasks.spawn(serve::serve(
-            listener,
-            Router::new().route("/{*path}", any(handler)),
-            CancellationToken::new(),
-        ));
-        addr
-    }
-
-    /// A server that says these bytes to everybody and closes.
-    async fn raw(&mut self, bytes: &'static [u8]) -> Addr {
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("binds");
-        let addr = listener.local_addr().expect("bound").into();
-        self.tasks.spawn(async move {
-            while let Ok((mut socket, _)) = listener.accept().await {
-                let _ = socket.read(&mut [0; 1024]).await; // the request, which is not looked at
-                let _ = socket.write_all(bytes).await;
-            }
-        });
-        addr
-    }
-}
-
-/// An address at which nobody listens.
-async fn nobody() -> Addr {
-    let listener = TcpListener::bind("127.0.0.1:0").await.expect("binds");
-    listener.local_addr().expect("bound").into()
-}
 
 fn servers(addrs: &[&Addr]) -> Servers {
     Servers::new(Client::new(), addrs.iter().map(|addr| (*addr).clone()).collect())
@@ -94,7 +34,7 @@ async fn a_send_brings_one_id_to_every_server_until_one_takes_it() {
         })
         .await;
     let broken = site.raw(b"").await;
-    let servers = servers(&[&nobody().await, &broken, &full, &good]);
+    let servers = servers(&[&site.nobody(), &broken, &full, &good]);
     let sent = servers.send(message(), Some("all")).await.expect("sent");
     assert_eq!((sent.below_acks, sent.answer.durable_on), (true, vec![0]));
     let (first, second) = (taken.recv().await.expect("full"), taken.recv().await.expect("good"));
@@ -102,7 +42,9 @@ async fn a_send_brings_one_id_to_every_server_until_one_takes_it() {
     assert_eq!(first.0, "POST /messages?acks=all");
     assert!(SendRequest::parse(first.1.as_bytes()).expect("a message").id.is_some());
 
-    servers.send(message(), None).await.expect("sent");
+    let mut tasks = tokio::task::JoinSet::new(); // commands may well send from tasks of their own
+    tasks.spawn(async move { servers.send(message(), None).await });
+    tasks.join_next().await.expect("one task").expect("no panic").expect("sent");
     assert_eq!(taken.recv().await.expect("good").0, "POST /messages");
     assert!(taken.try_recv().is_err(), "the one that answered is asked first from then on");
 }
@@ -121,7 +63,7 @@ async fn a_refusal_that_others_would_repeat_is_the_answer() {
 async fn when_nobody_answers_the_error_says_so_for_each() {
     let mut site = Site::default();
     let proxy = site.server(|_, _| Problem::new(ErrorCode::NoNodeAvailable, "none of 4 nodes answers")).await;
-    let nobody = nobody().await;
+    let nobody = site.nobody();
     let error = servers(&[&proxy, &nobody]).network().await.expect_err("no answer");
     assert!(error.no_node());
     let text = error.to_string();
@@ -136,7 +78,7 @@ async fn what_a_node_refused_is_told_before_that_others_are_away() {
     let mut site = Site::default();
     let full = site.server(|_, _| Problem::new(ErrorCode::StorageFull, "full")).await;
     let error =
-        servers(&[&nobody().await, &full, &nobody().await]).send(message(), None).await.expect_err("full");
+        servers(&[&site.nobody(), &full, &site.nobody()]).send(message(), None).await.expect_err("full");
     assert_eq!(error.problem().map(|problem| problem.code), Some(ErrorCode::StorageFull));
     assert!(!error.no_node());
 }

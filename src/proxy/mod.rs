@@ -1,0 +1,22 @@
+//! The door to the network: finds a node that answers. Stateless; it stores and acknowledges nothing itself.
+//!
+//! `run` owns its life and its paths, `forward` how one request meets the nodes, `upstreams` (pure) whom to ask
+//! first. Never knows the store or the log: what a message means is the nodes' business, and a body passes
+//! through as it came. Repeating a send is always safe, for every attempt brings the same bytes and ids.
+
+mod forward;
+mod run;
+mod upstreams;
+
+pub use run::run;
+
+/// Why a proxy ended.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Something that must go on for as long as the proxy serves did not.
+    #[error("{0} ended early; the log says why")]
+    Ended(&'static str),
+}
+
+#[cfg(test)]
+mod tests;
