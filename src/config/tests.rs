@@ -1,3 +1,5 @@
+//! The configuration as operators write it, and what they read when it is wrong.
+
 use std::collections::BTreeMap;
 
 use clap::Parser;
