@@ -18,7 +18,7 @@ Try it:
   chatchain list
   chatchain status
 
-Exit codes: 0 done, 1 failure, 2 wrong usage or configuration, 3 `status --check` found the network degraded,
+Exit codes: 0 done, 1 failure, 2 wrong usage or configuration, 3 `status --check` found something,
 5 no node reachable, 6 stored below the asked acks.";
 
 /// A chat and message log that keeps working while any one of its nodes does
@@ -171,14 +171,14 @@ pub struct Proxy {
 /// `chatchain send`.
 #[derive(Debug, Default, Args)]
 #[command(after_help = "\
-The id is chosen before the first attempt, so a message that is tried again, on any node, is still one message.
+The id is chosen before the first attempt, so a message that is tried again is still one message.
 
 Examples:
   chatchain send --to user2 \"hi\"
   chatchain send --room ops \"disk full on web3\"         the same as --to '#ops'
   uptime | chatchain send --room ops -                  text from standard input
   chatchain send --to user2 -- \"-1 from me\"             text that starts with a hyphen
-  chatchain send --file messages.ndjson                 one JSON object per line, as POST /messages takes them
+  chatchain send --file messages.ndjson                 one JSON object per line
   zcat old.ndjson.gz | chatchain send --file -")]
 pub struct Send {
     /// Whom it is for

@@ -14,13 +14,13 @@ use tracing_subscriber::EnvFilter;
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let output = Output::new(&cli.common);
-    report_errors();
+    report_errors(&cli);
     log_to_stderr(&cli, &output);
     let runtime = tokio::runtime::Runtime::new().expect("a thread and a timer can be had");
     let exit = runtime.block_on(commands::run(&cli, &output)).unwrap_or_else(|report| {
         if !commands::is_closed_pipe(&report) {
             output.error(&commands::sentence(&report));
-            if cli.common.verbose > 0 {
+            if in_full(&cli) {
                 output.report(&format!("{report:?}"));
             }
         }
@@ -30,13 +30,22 @@ fn main() -> ExitCode {
     exit.into()
 }
 
-/// Details of an error are for `-v`, those of a panic are always wanted: it is a mistake of ours.
-fn report_errors() {
-    let hooks = HookBuilder::default()
+/// A panic is a mistake of ours and always reported in full; an error only for `-vv`, since finding out where it came
+/// from takes longer than most commands.
+fn report_errors(cli: &Cli) {
+    let builder = HookBuilder::default()
         .theme(Theme::new()) // without colours, for whoever reads it may be a file
         .display_env_section(false)
         .panic_section("This is a mistake in ChatChain. Nothing that was acknowledged is lost by it.");
-    hooks.install().expect("hooks are installed once");
+    let (panics, errors) = builder.into_hooks();
+    panics.install();
+    if in_full(cli) {
+        errors.install().expect("the hook is installed once");
+    }
+}
+
+fn in_full(cli: &Cli) -> bool {
+    cli.common.verbose > 1
 }
 
 /// Servers tell what they do, commands only what is not as it should be; `RUST_LOG` wins over `-q` and `-v`.

@@ -2,5 +2,6 @@
 //!
 //! They know ChatChain from outside. Each starts what it needs with `support` and leaves nothing behind.
 
+mod cli;
 mod support;
 mod tidy;

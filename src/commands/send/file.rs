@@ -49,8 +49,9 @@ pub async fn run(path: &Path, acks: Option<&str>, servers: &Servers, output: &Ou
     let fresh = reader.import.fresh;
     if fresh > 0 {
         output.warn(&format!(
-            "repeating is not safe for {} lines: with neither id nor timestamp they become second messages",
-            grouped(fresh)
+            "repeating is not safe for {} {}: with neither id nor timestamp a line becomes a second message",
+            grouped(fresh),
+            if fresh == 1 { "line" } else { "lines" }
         ));
     }
     let advice = if fresh > 0 { "" } else { "; sending the same again adds only what is missing" };

@@ -205,8 +205,11 @@ impl Body<'_> {
 
     fn take(&mut self, buffer: &mut [u8], left: u64) -> io::Result<usize> {
         let most = buffer.len().min(usize::try_from(left).unwrap_or(usize::MAX));
+        if most == 0 {
+            return Ok(0); // a buffered reader asked for nothing would wait for the next answer all the same
+        }
         match self.connection.stream.read(&mut buffer[..most])? {
-            0 if most > 0 => Err(io::ErrorKind::UnexpectedEof.into()),
+            0 => Err(io::ErrorKind::UnexpectedEof.into()),
             count => Ok(count),
         }
     }

@@ -1,0 +1,233 @@
+//! The command line as people and scripts meet it: exit codes, sentences, and what goes where.
+
+use std::process::{Command, Stdio};
+
+use serde_json::Value;
+
+use crate::support::{
+    address::free_addr,
+    cluster::Cluster,
+    process::{Finished, chatchain, run},
+};
+
+/// Runs the program in a directory of its own with this `config.toml`.
+fn alone(config: Option<&str>, args: &[&str]) -> Finished {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    if let Some(config) = config {
+        std::fs::write(dir.path().join("config.toml"), config).expect("a config.toml");
+    }
+    let mut command = chatchain(dir.path());
+    command.args(args);
+    run(command, "")
+}
+
+/// The program ends with this code, prints no data, and one sentence that holds these parts.
+#[track_caller]
+fn check(config: Option<&str>, args: &[&str], code: i32, parts: &[&str]) {
+    let done = alone(config, args);
+    assert_eq!(done.code, Some(code), "{done:?}");
+    assert_eq!(done.stdout, "");
+    for part in parts {
+        assert!(done.stderr.contains(part), "{:?} lacks {part:?}", done.stderr);
+    }
+    for dump in ["panicked", "Error {", "BACKTRACE", "Location:"] {
+        assert!(!done.stderr.contains(dump), "{:?} is a dump", done.stderr);
+    }
+}
+
+#[test]
+fn wrong_usage_is_code_2() {
+    check(None, &["send", "hi"], 2, &["--to"]);
+    check(None, &["send", "--to", "a", "--file", "x"], 2, &["--to", "--file"]);
+    check(None, &["list", "--limit", "0"], 2, &["--limit"]);
+    check(None, &["status", "--chekc"], 2, &["--check"]);
+    check(None, &["lits"], 2, &["list"]);
+    check(None, &["list", "--since", "yesterday"], 2, &["--since", "2h"]);
+    check(None, &["node"], 2, &["--node-id"]);
+    check(None, &["node", "--node-id", "9"], 2, &["no node 9", "--listen"]);
+    check(None, &["node", "--node-id", "0", "--listen", "0.0.0.0:0"], 2, &["--advertise"]);
+    check(None, &["list", "--server", "nonsense"], 2, &["--server", "nonsense", "host:port"]);
+}
+
+#[test]
+fn wrong_configuration_is_code_2_and_names_its_line() {
+    check(Some("\nnetwrk = 'x'"), &["list"], 2, &["config.toml line 2", "`netwrk`", "`network`"]);
+    check(Some("[node]\nsync_interval = 'soon'"), &["node", "--node-id", "0"], 2, &["line 2", "500ms"]);
+    check(Some("network = "), &["list"], 2, &["config.toml line 1", "TOML"]);
+    check(None, &["list", "--config", "missing.toml"], 2, &["missing.toml"]);
+}
+
+#[test]
+fn help_and_version_are_data_and_success() {
+    for command in [&["--help"] as &[&str], &["send", "--help"], &["--version"], &["up", "--help"]] {
+        let done = alone(None, command);
+        assert_eq!((done.code, done.stderr.as_str()), (Some(0), ""), "{command:?}");
+        assert!(done.stdout.contains("chatchain"), "{command:?}");
+    }
+}
+
+#[test]
+fn nobody_there_is_code_5_with_advice() {
+    let server = free_addr().to_string();
+    for command in [&["send", "--to", "a", "--from", "b", "hi"] as &[&str], &["list"], &["status"]] {
+        let args: Vec<_> = command.iter().copied().chain(["--server", &server]).collect();
+        check(None, &args, 5, &[&server, "refused", "chatchain up", "--server"]);
+    }
+    let config = format!("nodes = []\n[proxy]\nlisten = '{server}'");
+    check(Some(&config), &["list"], 5, &[&server]);
+}
+
+#[test]
+fn a_file_for_nobody_is_not_waited_for() {
+    let server = free_addr().to_string();
+    let mut command = chatchain(&std::env::temp_dir());
+    command.args(["send", "--file", "-", "--server", &server]);
+    let done = run(command, r#"{"sender":"a","recipient":"b","text":"c","timestamp":1}"#);
+    assert_eq!(done.code, Some(5), "{done:?}");
+}
+
+#[test]
+fn a_node_that_cannot_start_says_why() {
+    let cluster = Cluster::start(1);
+    let taken = cluster.node(0).to_string();
+    check(None, &["node", "--node-id", "1", "--listen", &taken], 1, &[&taken, "another process", "--listen"]);
+
+    let data_dir = cluster.data_dir();
+    let data_dir = data_dir.to_str().expect("a plain path");
+    let other = free_addr().to_string();
+    let args = ["node", "--node-id", "0", "--listen", &other, "--data-dir", data_dir];
+    check(None, &args, 1, &[data_dir, "in use by another process"]);
+
+    let file = cluster.dir().join("file");
+    std::fs::write(&file, "").expect("a file");
+    let file = file.to_str().expect("a plain path");
+    let args = ["node", "--node-id", "0", "--listen", &other, "--data-dir", file];
+    check(None, &args, 1, &[file]);
+}
+
+#[test]
+fn send_prints_the_id_and_list_the_message() {
+    let cluster = Cluster::start(1);
+    let sent = cluster.cli(&["send", "--from", "user1", "--to", "user2", "hi"]);
+    assert_eq!(sent.code, Some(0), "{sent:?}");
+    let id = sent.stdout.trim();
+    let piped = cluster
+        .cli_with_input(&["send", "--from", "user1", "--room", "ops", "-", "-o", "json"], b"two\nlines\n");
+    let answer: Value = serde_json::from_str(&piped.stdout).expect("JSON");
+    assert_eq!((&answer["recipient"], &answer["text"]), (&"#ops".into(), &"two\nlines".into()));
+
+    let listed = cluster.cli(&["list"]);
+    let texts: Vec<_> = listed.stdout.lines().map(|line| line.split_once("  ").expect("columns").1).collect();
+    assert_eq!(texts, ["user1 -> user2  hi", "user1 -> #ops   two\\nlines"]);
+    let listed = cluster.cli(&["list", "--room", "ops", "--since", "1h", "-o", "json"]);
+    let listed: Value = serde_json::from_str(&listed.stdout).expect("JSON");
+    assert_eq!((listed.as_array().map(Vec::len), &listed[0]["id"]), (Some(1), &answer["id"]));
+    let listed = cluster.cli(&["list", "--to", "user2", "-o", "ndjson"]);
+    let listed: Value = serde_json::from_str(&listed.stdout).expect("one line");
+    assert_eq!(listed["id"], id);
+}
+
+#[test]
+fn what_strangers_write_cannot_steer_the_terminal() {
+    let cluster = Cluster::start(1);
+    let evil = "\u{1b}[2J\u{1b}]0;title\u{7}\u{9b}31m\u{202e}\r\u{7f}";
+    let sent = cluster.cli(&["send", "--from", "a", "--to", "b", evil]);
+    assert_eq!(sent.code, Some(0), "{sent:?}");
+    for format in ["table", "json", "ndjson"] {
+        let listed = cluster.cli(&["list", "-o", format]);
+        let steers = |c: char| (c.is_control() && c != '\n') || c == '\u{202e}';
+        assert!(!listed.stdout.contains(steers), "{format}: {:?}", listed.stdout);
+        assert!(listed.stdout.contains("31m"), "{format}: {:?}", listed.stdout);
+    }
+}
+
+#[test]
+fn the_same_id_is_one_message_and_another_content_is_refused() {
+    let cluster = Cluster::start(1);
+    let id = "00000000-0000-0000-0000-000000000007";
+    let send =
+        |text: &str| cluster.cli(&["send", "--from", "a", "--to", "b", "--id", id, text, "-o", "json"]);
+    for duplicate in [false, true] {
+        let answer: Value = serde_json::from_str(&send("hi").stdout).expect("JSON");
+        assert_eq!(answer["duplicate"], duplicate);
+    }
+    let refused = send("ho");
+    assert_eq!((refused.code, refused.stdout.as_str()), (Some(1), ""));
+    assert!(refused.stderr.contains("id_conflict"), "{}", refused.stderr);
+    let refused = cluster.cli(&["send", "--from", "a", "--to", "b", "--timestamp", "1697913600000", "hi"]);
+    assert_eq!(refused.code, Some(1));
+    assert!(refused.stderr.contains("milliseconds"), "{}", refused.stderr);
+}
+
+#[test]
+fn a_file_is_imported_once_however_often_it_is_sent() {
+    let cluster = Cluster::start(1);
+    let message =
+        |text: &str| format!(r##"{{"sender":"a","recipient":"#r","text":"{text}","timestamp":1}}"##);
+    let lines: Vec<_> = (0..2500).map(|n| message(&(n / 2).to_string())).collect();
+    let file = cluster.dir().join("messages.ndjson");
+    std::fs::write(&file, lines.join("\n")).expect("a file");
+    let file = file.to_str().expect("a plain path");
+
+    let first = cluster.cli(&["send", "--file", file]);
+    assert_eq!(first.stdout, "2,500 sent: 2,500 accepted, 0 duplicates, 0 rejected\n", "{first:?}");
+    assert_eq!((first.code, first.stderr.as_str()), (Some(0), ""));
+    let again = cluster.cli_with_input(&["send", "--file", "-", "-o", "json"], lines.join("\r\n").as_bytes());
+    let counts: Value = serde_json::from_str(&again.stdout).expect("JSON");
+    assert_eq!(counts, serde_json::json!({"sent": 2500, "accepted": 0, "duplicates": 2500, "rejected": 0}));
+
+    let listed = cluster.cli(&["list", "--limit", "10000", "-o", "ndjson"]);
+    let texts =
+        listed.stdout.lines().map(|line| serde_json::from_str::<Value>(line).expect("JSON")["text"].clone());
+    let want: Vec<Value> = (0..2500).map(|n| (n / 2).to_string().into()).collect();
+    assert_eq!(texts.collect::<Vec<_>>(), want, "history is in the order of the file");
+}
+
+#[test]
+fn lines_that_are_refused_are_named_by_their_place_in_the_file() {
+    let cluster = Cluster::start(1);
+    let input = [
+        r#"{"sender":"a","recipient":"b","text":"c","timestamp":1,"id":"00000000-0000-0000-0000-000000000001"}"#,
+        "",
+        "{",
+        r#"{"sender":"a","recipient":"b","text":"other","id":"00000000-0000-0000-0000-000000000001"}"#,
+        r#"{"sender":"a","recipient":"b","text":"fresh"}"#,
+    ];
+    let done = cluster.cli_with_input(&["send", "--file", "-"], input.join("\n").as_bytes());
+    assert_eq!(done.code, Some(1), "{done:?}");
+    assert_eq!(done.stdout, "4 sent: 2 accepted, 0 duplicates, 2 rejected\n");
+    for part in [
+        "line 3 is rejected",
+        "(invalid_json)",
+        "line 4 is rejected",
+        "(id_conflict)",
+        "not safe for 1 line:",
+    ] {
+        assert!(done.stderr.contains(part), "{:?} lacks {part:?}", done.stderr);
+    }
+}
+
+#[test]
+fn a_reader_that_goes_away_is_no_failure() {
+    let cluster = Cluster::start(1);
+    let line =
+        r#"{"sender":"a","recipient":"b","text":"TEXT","timestamp":1}"#.replace("TEXT", &"x".repeat(10_000));
+    let file = format!("{line}\n").repeat(100);
+    assert_eq!(cluster.cli_with_input(&["send", "--file", "-"], file.as_bytes()).code, Some(0));
+    let mut command = Command::new(env!("CARGO_BIN_EXE_chatchain"));
+    command.args(["list", "--limit", "100", "--server", &cluster.node(0).to_string()]);
+    // Far more than a pipe holds, and nobody reads it.
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("started");
+    drop(child.stdout.take());
+    let done = child.wait_with_output().expect("ended");
+    assert_eq!((done.status.code(), String::from_utf8_lossy(&done.stderr).as_ref()), (Some(0), ""));
+}
+
+#[test]
+fn a_node_stops_in_order_when_asked() {
+    let mut cluster = Cluster::start(1);
+    assert!(cluster.process(0).stderr().contains("no peers"), "{}", cluster.process(0).stderr());
+    cluster.process(0).interrupt();
+    let status = cluster.process(0).wait(std::time::Duration::from_secs(20));
+    assert_eq!(status.code(), Some(0));
+}
