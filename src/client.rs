@@ -6,7 +6,7 @@
 //! next is decided by `servers` (commands) and by the proxy.
 
 #[cfg(test)]
-pub(crate) mod fake;
+mod fake;
 pub mod servers;
 
 use std::{fmt, io, time::Duration};

@@ -51,10 +51,10 @@ fn in_full(cli: &Cli) -> bool {
 /// Servers tell what they do, commands only what is not as it should be; `RUST_LOG` wins over `-q` and `-v`.
 fn log_to_stderr(cli: &Cli, output: &Output) {
     let serves = matches!(cli.command, Command::Node(_) | Command::Proxy(_));
-    let level = match cli.common.verbose {
-        0 if cli.common.quiet || !serves => "warn",
-        0 => "info",
-        1 => "info,chatchain=debug",
+    let level = match (cli.common.quiet, cli.common.verbose, serves) {
+        (true, ..) | (_, 0, false) => "warn",
+        (_, 0, true) => "info",
+        (_, 1, _) => "info,chatchain=debug",
         _ => "debug,chatchain=trace",
     };
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));

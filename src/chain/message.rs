@@ -272,9 +272,8 @@ mod tests {
     #[test]
     fn content_version_1_is_frozen() {
         let content = Message::new(draft()).expect("valid").encode();
-        let hex: String = content.iter().map(|b| format!("{b:02x}")).collect();
         assert_eq!(
-            hex,
+            crate::chain::hex(&content),
             "0101990000000070008000000000000001010000000065341b00000575736572310005757365723248656c6c6f20776f726c6421"
         );
         assert_eq!(

@@ -150,9 +150,8 @@ mod tests {
     /// Frozen: the bytes of a version 1 record. May be added to, never changed.
     #[test]
     fn record_version_1_is_frozen() {
-        let hex: String = record(b"hi").encode().iter().map(|b| format!("{b:02x}")).collect();
         assert_eq!(
-            hex,
+            crate::chain::hex(&record(b"hi").encode()),
             "c74368617443686e0101000000000002070707070707070707070707070707070000000000000011010203040506070885052e9aab1b67b6622d94a08441b09fd5b7aca61ee360416d70de5da67d86ca68695b46b346b41e4349"
         );
     }

@@ -1,57 +1,62 @@
-//! Servers for tests: they answer as told, refuse, break or are not there.
+//! Servers for tests, of a few lines each: they answer as told, say nonsense, or are not there.
+//!
+//! Written on bare sockets, for the client may not know the servers of this program.
 
-use axum::{
-    Router,
-    body::to_bytes,
-    extract::Request,
-    response::{IntoResponse, Response},
-    routing::any,
-};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::{TcpListener, TcpSocket},
+    net::{TcpListener, TcpSocket, TcpStream},
     task::JoinSet,
 };
-use tokio_util::sync::CancellationToken;
 
-use crate::{api::address::Addr, serve};
+use crate::api::{
+    address::Addr,
+    error::{ErrorCode, Problem},
+};
 
 /// Servers that live as long as the test.
 #[derive(Default)]
-pub(crate) struct Site {
-    pub(crate) tasks: JoinSet<()>,
+pub(super) struct Site {
+    tasks: JoinSet<()>,
     held: Vec<TcpSocket>,
 }
 
+/// A status and a body.
+pub(super) type Reply = (u16, String);
+
+/// A refusal.
+pub(super) fn refusal(code: ErrorCode) -> Reply {
+    (code.status(), String::from_utf8(Problem::new(code, "on purpose").to_json()).expect("UTF-8"))
+}
+
 impl Site {
-    /// A server with these paths.
-    pub(crate) async fn app(&mut self, app: Router) -> Addr {
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("binds");
-        let addr = listener.local_addr().expect("bound").into();
-        self.tasks.spawn(serve::serve(listener, app, CancellationToken::new()));
-        addr
-    }
-
     /// A server that answers every request with `answer(method and path, body)`.
-    pub(crate) async fn server<R: IntoResponse>(
+    pub(super) async fn server(
         &mut self,
-        answer: impl Fn(String, String) -> R + Clone + Send + Sync + 'static,
+        answer: impl Fn(String, String) -> Reply + Send + Sync + 'static,
     ) -> Addr {
-        let handler = async move |received: Request| -> Response {
-            let line = format!("{} {}", received.method(), received.uri());
-            let body = to_bytes(received.into_body(), 1 << 20).await.expect("reads");
-            answer(line, String::from_utf8(body.to_vec()).expect("UTF-8")).into_response()
-        };
-        self.app(Router::new().route("/{*path}", any(handler))).await
-    }
-
-    /// A server that says these bytes to everybody and closes.
-    pub(crate) async fn raw(&mut self, bytes: &'static [u8]) -> Addr {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("binds");
         let addr = listener.local_addr().expect("bound").into();
         self.tasks.spawn(async move {
             while let Ok((mut socket, _)) = listener.accept().await {
-                let _ = socket.read(&mut [0; 1024]).await; // the request, which is not looked at
+                let (line, body) = receive(&mut socket).await;
+                let (status, body) = answer(line, body);
+                let length = body.len();
+                let head = format!(
+                    "HTTP/1.1 {status} x\r\ncontent-length: {length}\r\nconnection: close\r\nlocation: /x\r\n\r\n"
+                );
+                let _ = socket.write_all((head + &body).as_bytes()).await; // who asks may be gone
+            }
+        });
+        addr
+    }
+
+    /// A server that says these bytes to everybody and closes.
+    pub(super) async fn raw(&mut self, bytes: &'static [u8]) -> Addr {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("binds");
+        let addr = listener.local_addr().expect("bound").into();
+        self.tasks.spawn(async move {
+            while let Ok((mut socket, _)) = listener.accept().await {
+                receive(&mut socket).await;
                 let _ = socket.write_all(bytes).await;
             }
         });
@@ -59,11 +64,29 @@ impl Site {
     }
 
     /// An address at which nobody listens, and nobody else will as long as the test lives.
-    pub(crate) fn nobody(&mut self) -> Addr {
+    pub(super) fn nobody(&mut self) -> Addr {
         let socket = TcpSocket::new_v4().expect("a socket");
         socket.bind(([127, 0, 0, 1], 0).into()).expect("binds");
         let addr = socket.local_addr().expect("bound").into();
         self.held.push(socket);
         addr
+    }
+}
+
+/// Reads one request: its method and path, and its body.
+async fn receive(socket: &mut TcpStream) -> (String, String) {
+    let mut received = String::new();
+    loop {
+        if let Some((head, body)) = received.split_once("\r\n\r\n") {
+            let length = head.lines().find_map(|line| line.strip_prefix("content-length: "));
+            if body.len() >= length.map_or(0, |length| length.parse().expect("a number")) {
+                let line = head.lines().next().expect("a request line").trim_end_matches(" HTTP/1.1");
+                return (line.to_owned(), body.to_owned());
+            }
+        }
+        let mut piece = [0; 4096];
+        let count = socket.read(&mut piece).await.expect("reads");
+        assert!(count > 0, "the request ends early: {received:?}");
+        received.push_str(std::str::from_utf8(&piece[..count]).expect("UTF-8"));
     }
 }

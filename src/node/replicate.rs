@@ -239,8 +239,9 @@ impl Talk {
 
 /// A random number from 0 to below 1.
 fn random_part() -> f64 {
-    let random = uuid::Uuid::new_v4().as_u128() as u32;
-    f64::from(random) / (f64::from(u32::MAX) + 1.0)
+    let bytes = uuid::Uuid::new_v4().into_bytes();
+    let random = u16::from_be_bytes([bytes[0], bytes[1]]);
+    f64::from(random) / (f64::from(u16::MAX) + 1.0)
 }
 
 /// Between three quarters and five quarters, so that nodes do not fall into step.

@@ -217,16 +217,15 @@ impl Pen {
             Draft { logs: self.logs.clone(), now_ms, lookup, entries: Vec::new(), by_id: HashMap::new() };
         let mut outcomes = Vec::with_capacity(batch.sends.len());
         for job in &batch.sends {
-            let decide = |message: &Intake| match takes_sends {
-                true => draft.send(message),
-                false => Ok(Outcome::NotStored(WhyNot::Full)),
+            let decide = |message: &Intake| {
+                if takes_sends { draft.send(message) } else { Ok(Outcome::NotStored(WhyNot::Full)) }
             };
             outcomes.push(job.messages.iter().map(decide).collect::<Result<Vec<_>, _>>()?);
         }
         let admitted = batch.admits.iter().map(|job| draft.admit(job)).collect::<Result<Vec<_>, _>>()?;
         let Draft { logs, entries, .. } = draft;
         if !entries.is_empty() {
-            self.store.commit(entries, &logs)?;
+            self.store.commit(&entries, &logs)?;
             self.logs = logs;
             self.signal.send_replace(Arc::new(self.logs.clone()));
         }

@@ -27,18 +27,17 @@ use crate::{
         network::UpstreamStatus,
     },
     client::{Answer, Client, ClientError, Request},
-    config::Strategy,
 };
 
-/// With the strategy `failover` there is no hedge, but a node that is silent for so long has failed.
-const FAILOVER_AFTER: Duration = Duration::from_secs(5);
 /// A node's refusal is a few lines; a larger one is not understood.
 const REFUSAL_BYTES_MAX: usize = 64 * 1024;
 
 /// How long a kind of request may take.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Patience {
-    /// Until the next node is asked too. A constant for now; in time from the measured p95.
+    /// Until a second node is asked too.
+    pub(super) second: Duration,
+    /// Until every further one is asked too. A constant for now; in time from the measured p95.
     pub(super) hedge: Duration,
     /// Until all nodes together count as not available. Below the 30 s in which a server must begin its answer.
     pub(super) total: Duration,
@@ -46,12 +45,22 @@ pub(super) struct Patience {
     pub(super) measures: bool,
 }
 
+impl Patience {
+    /// How long this one, the `count`-th (from 0) to be asked, has before the next one is asked too.
+    fn after(self, asked: Candidate, count: usize) -> Duration {
+        match count {
+            _ if asked.aside => Duration::ZERO, // nobody better is left: ask all of these together
+            0 => self.second,
+            _ => self.hedge,
+        }
+    }
+}
+
 /// The way to the nodes. Owns the only mutable state of a proxy.
 #[derive(Debug)]
 pub(super) struct Forwarder {
     client: Client,
     upstreams: Mutex<Upstreams>,
-    strategy: Strategy,
     began: Instant,
 }
 
@@ -71,9 +80,9 @@ enum Outcome {
 }
 
 impl Forwarder {
-    pub(super) fn new(addrs: Vec<Addr>, strategy: Strategy) -> Self {
+    pub(super) fn new(addrs: Vec<Addr>) -> Self {
         let upstreams = Mutex::new(Upstreams::new(addrs));
-        Self { client: Client::new(), upstreams, strategy, began: Instant::now() }
+        Self { client: Client::new(), upstreams, began: Instant::now() }
     }
 
     pub(super) fn uptime(&self) -> Duration {
@@ -111,7 +120,7 @@ impl Forwarder {
                     let (count, candidate) = waiting.next().expect("one is waiting");
                     newest = Some((candidate.place, self.uptime()));
                     running.push(self.attempt(candidate.place, request, patience));
-                    next.as_mut().reset(Instant::now() + self.wait_after(*candidate, count, patience));
+                    next.as_mut().reset(Instant::now() + patience.after(*candidate, count));
                 }
                 () = &mut end => break,
             }
@@ -121,18 +130,6 @@ impl Forwarder {
             let detail = format!("none of {} nodes answers ({complaints})", order.len());
             Problem::new(ErrorCode::NoNodeAvailable, detail)
         })
-    }
-
-    /// How long this one, the `count`-th (from 0) to be asked, has before the next one is asked too.
-    fn wait_after(&self, asked: Candidate, count: usize, patience: Patience) -> Duration {
-        if asked.aside {
-            return Duration::ZERO; // nobody better is left: ask all of these together
-        }
-        match self.strategy {
-            Strategy::Race if count == 0 => Duration::ZERO,
-            Strategy::Race | Strategy::Hedge => patience.hedge,
-            Strategy::Failover => FAILOVER_AFTER.max(patience.hedge),
-        }
     }
 
     fn note_late(&self, newest: Option<(usize, Duration)>) {
@@ -287,3 +284,6 @@ fn respond(status: StatusCode, headers: &HeaderMap, body: Body) -> Response {
     *response.headers_mut() = end_to_end(headers);
     response
 }
+
+#[cfg(test)]
+mod tests;

@@ -4,6 +4,8 @@
 //! first. Never knows the store or the log: what a message means is the nodes' business, and a body passes
 //! through as it came. Repeating a send is always safe, for every attempt brings the same bytes and ids.
 
+#[cfg(test)]
+mod fake;
 mod forward;
 mod run;
 mod upstreams;
@@ -17,6 +19,3 @@ pub enum Error {
     #[error("{0} ended early; the log says why")]
     Ended(&'static str),
 }
-
-#[cfg(test)]
-mod tests;

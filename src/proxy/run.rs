@@ -34,16 +34,20 @@ use crate::{
         path, query,
     },
     client::Request,
-    config::ProxyConfig,
+    config::{ProxyConfig, Strategy},
     serve::{self, BODIES_BYTES_MAX, Budget, SendKind, idempotency_key, json, read_body},
 };
 
 /// A single send or a lookup is a matter of milliseconds; a node that is silent for so long may be gone.
-const QUICK: Patience =
-    Patience { hedge: Duration::from_millis(300), total: Duration::from_secs(10), measures: true };
+const HEDGE_QUICK: Duration = Duration::from_millis(300);
 /// A search may take 2 s, a batch a few fsyncs; another node would not be faster.
-const LONG: Patience =
-    Patience { hedge: Duration::from_secs(3), total: Duration::from_secs(25), measures: false };
+const HEDGE_LONG: Duration = Duration::from_secs(3);
+/// With the strategy `failover` nobody is hedged, but a node that is silent for so long has failed.
+const FAILOVER_AFTER: Duration = Duration::from_secs(5);
+/// If no node answers a single send or a lookup for so long, none is available.
+const TOTAL_QUICK: Duration = Duration::from_secs(10);
+/// The same for a listing or a batch. Less than the 30 s within which a server must begin its answer.
+const TOTAL_LONG: Duration = Duration::from_secs(25);
 /// How often every node is asked whether it is ready: so late is a returning node noticed without requests.
 const PROBE_EVERY: Duration = Duration::from_secs(1);
 /// A node that is silent for so long does not answer.
@@ -56,6 +60,8 @@ const OPEN_WARNING: &str = "listening beyond this machine without authentication
 #[derive(Clone)]
 struct Proxy {
     forwarder: Arc<Forwarder>,
+    quick: Patience,
+    long: Patience,
     budget: Budget,
     warnings: Arc<[String]>,
 }
@@ -69,13 +75,27 @@ pub async fn run(config: ProxyConfig, listener: TcpListener, stop: CancellationT
         tracing::warn!(%listen, "{OPEN_WARNING}");
         warnings.push(OPEN_WARNING.to_owned());
     }
-    let forwarder = Arc::new(Forwarder::new(nodes, strategy));
-    let budget = Budget::new(BODIES_BYTES_MAX);
-    let proxy = Proxy { forwarder: forwarder.clone(), budget, warnings: warnings.into() };
+    let forwarder = Arc::new(Forwarder::new(nodes));
+    let proxy = Proxy {
+        forwarder: forwarder.clone(),
+        quick: patience(strategy, HEDGE_QUICK, TOTAL_QUICK, true),
+        long: patience(strategy, HEDGE_LONG, TOTAL_LONG, false),
+        budget: Budget::new(BODIES_BYTES_MAX),
+        warnings: warnings.into(),
+    };
     tokio::select! {
         () = serve::serve(listener, routes(proxy), stop) => Ok(()),
         () = keep_probing(&forwarder) => Err(Error::Ended("probing the nodes")),
     }
+}
+
+fn patience(strategy: Strategy, hedge: Duration, total: Duration, measures: bool) -> Patience {
+    let (second, hedge) = match strategy {
+        Strategy::Failover => (FAILOVER_AFTER, FAILOVER_AFTER),
+        Strategy::Hedge => (hedge, hedge),
+        Strategy::Race => (Duration::ZERO, hedge),
+    };
+    Patience { second, hedge, total, measures }
 }
 
 async fn keep_probing(forwarder: &Forwarder) {
@@ -114,8 +134,8 @@ async fn send(
         request.headers.insert(IDEMPOTENCY_KEY, key);
     }
     let patience = match kind {
-        SendKind::One => QUICK,
-        SendKind::Batch => LONG,
+        SendKind::One => proxy.quick,
+        SendKind::Batch => proxy.long,
     };
     proxy.forwarder.forward(&request, patience).await
 }
@@ -126,7 +146,7 @@ async fn list(
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
     let request = asking(Method::GET, path::MESSAGES, query, &headers, Bytes::new());
-    proxy.forwarder.forward(&request, LONG).await
+    proxy.forwarder.forward(&request, proxy.long).await
 }
 
 async fn message(
@@ -138,7 +158,7 @@ async fn message(
     // Checked here because a URL is tidied on its way: "/messages/.." would become another path.
     let path = format!("{}{}", path::MESSAGES_PREFIX, query::path_id(&id)?);
     let request = asking(Method::GET, &path, query, &headers, Bytes::new());
-    proxy.forwarder.forward(&request, QUICK).await
+    proxy.forwarder.forward(&request, proxy.quick).await
 }
 
 async fn whole_network(
@@ -147,7 +167,7 @@ async fn whole_network(
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
     let request = asking(Method::GET, path::NETWORK, query, &headers, Bytes::new());
-    proxy.forwarder.forward(&request, LONG).await
+    proxy.forwarder.forward(&request, proxy.long).await
 }
 
 async fn nodes(State(proxy): State<Proxy>, RawQuery(query): RawQuery) -> Result<Response, Problem> {
@@ -178,3 +198,6 @@ fn asking(method: Method, path: &str, query: Option<String>, headers: &HeaderMap
     };
     Request { method, path_and_query, headers, body }
 }
+
+#[cfg(test)]
+mod tests;

@@ -8,15 +8,16 @@
 //! `by_user` (name hash, stamp, origin, seq -> sides), `copies` (origin, seq -> ()). The file is rebuilt when it
 //! belongs to another store, knows more than the log does, or has another format.
 
+mod file;
+
 use std::cell::RefCell;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
+use std::ops::Bound::{Excluded, Included};
 use std::path::Path;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
 
-use redb::{
-    Builder, Database, DatabaseError, ReadOnlyTable, ReadableDatabase, ReadableTable, TableDefinition,
-};
+use redb::{Builder, Database, DatabaseError, ReadOnlyTable, ReadableDatabase};
 
 use super::log::{Log, Most, NewEntry};
 use super::tail::{NameHash, Noted, Tail};
@@ -25,9 +26,8 @@ use crate::chain::clock::Stamp;
 use crate::chain::log::{Logs, Origin, Place};
 use crate::chain::message::Digest;
 use crate::chain::record::Record;
+use file::{BY_ID, BY_USER, COPIES, IdKey, Rows, UserKey};
 
-/// The layout of `index.redb`. Any other is rebuilt.
-const FORMAT: u32 = 1;
 /// redb's page cache for the index; random ids need more of it than the log does.
 const CACHE_BYTES: usize = 64 << 20;
 /// Entries written to the file at once; a larger batch makes the random part of the work cheaper per entry.
@@ -37,15 +37,6 @@ const FLUSH_COUNT: usize = 16_384;
 const TAIL_COUNT_MAX: usize = 131_072;
 /// How long a few entries may wait for more of them before they are written.
 const FLUSH_IDLE: Duration = Duration::from_secs(1);
-
-type IdKey = ([u8; 16], [u8; 16], u64);
-type UserKey = ([u8; 8], u64, [u8; 16], u64);
-
-const META: TableDefinition<&str, &[u8]> = TableDefinition::new("meta");
-const WATERMARK: TableDefinition<[u8; 16], u64> = TableDefinition::new("watermark");
-const BY_ID: TableDefinition<IdKey, (u64, [u8; 32])> = TableDefinition::new("by_id");
-const BY_USER: TableDefinition<UserKey, u8> = TableDefinition::new("by_user");
-const COPIES: TableDefinition<([u8; 16], u64), ()> = TableDefinition::new("copies");
 
 /// The open file and the tail above it.
 #[derive(Debug)]
@@ -83,52 +74,50 @@ pub(super) fn open_database(path: &Path, cache_bytes: usize) -> Result<Database,
     })
 }
 
+fn broken(path: &Path, error: &Error) -> OpenError {
+    OpenError::Broken { path: path.to_owned(), why: error.to_string() }
+}
+
 impl Index {
     /// Opens the file beside `log`, rebuilds it where needed, and notes what it does not cover.
     pub(super) fn open(path: &Path, log: &Log, logs: &Logs) -> Result<Self, OpenError> {
-        let broken = |error: Error| OpenError::Broken { path: path.to_owned(), why: error.to_string() };
-        let mut index = match Self::open_as_is(path, log, logs) {
-            Ok(Some(index)) => Some(index),
+        let index = match Self::open_as_is(path, log, logs) {
+            Ok(Some(index)) => index,
             Err(error @ OpenError::InUse(_)) => return Err(error),
-            Ok(None) => None,
+            Ok(None) => Self::make(path, log)?,
             Err(error) => {
                 tracing::warn!(%error, "rebuilding the index");
-                None
+                Self::make(path, log)?
             }
         };
-        if index.is_none() {
-            match std::fs::remove_file(path) {
-                Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
-                    return Err(OpenError::Directory { path: path.to_owned(), source });
-                }
-                _ => {
-                    index = Some(Self::make(path, log).map_err(|error| match error {
-                        Ok(open) => open,
-                        Err(storage) => broken(storage),
-                    })?)
-                }
-            }
-        }
-        let index = index.expect("opened or made");
-        index.catch_up(log, logs).map_err(broken)?;
+        index.catch_up(log, logs).map_err(|error| broken(path, &error))?;
         Ok(index)
     }
 
+    /// `None`: it is not there, or cannot serve this log.
     fn open_as_is(path: &Path, log: &Log, logs: &Logs) -> Result<Option<Self>, OpenError> {
         if !path.exists() {
             return Ok(None);
         }
-        let broken = |error: Error| OpenError::Broken { path: path.to_owned(), why: error.to_string() };
         let db = open_database(path, CACHE_BYTES)?;
-        let Some(counts) = read_meta(&db, log).map_err(broken)? else { return Ok(None) };
-        let marks = watermarks(&db).map_err(broken)?;
+        let Some(counts) = file::read_meta(&db, log).map_err(|error| broken(path, &error))? else {
+            return Ok(None);
+        };
+        let marks = file::watermarks(&db).map_err(|error| broken(path, &error))?;
         let knows_more = marks.iter().any(|(origin, seq)| *seq > logs.vector().seq(*origin));
         Ok((!knows_more).then(|| Self::new(db, counts)))
     }
 
-    fn make(path: &Path, log: &Log) -> Result<Self, Result<OpenError, Error>> {
-        let db = open_database(path, CACHE_BYTES).map_err(Ok)?;
-        write_meta(&db, log).map_err(Err)?;
+    /// Begins an empty file in place of whatever is there.
+    fn make(path: &Path, log: &Log) -> Result<Self, OpenError> {
+        match std::fs::remove_file(path) {
+            Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
+                return Err(OpenError::Directory { path: path.to_owned(), source });
+            }
+            _ => {}
+        }
+        let db = open_database(path, CACHE_BYTES)?;
+        file::write_meta(&db, log).map_err(|error| broken(path, &error))?;
         Ok(Self::new(db, Counts::default()))
     }
 
@@ -145,7 +134,7 @@ impl Index {
 
     /// Notes every entry above the watermarks.
     fn catch_up(&self, log: &Log, logs: &Logs) -> Result<(), Error> {
-        let marks = watermarks(&self.db)?;
+        let marks = file::watermarks(&self.db)?;
         let most = Most { rows: 1_000, bytes: 1 << 20 };
         for (origin, head) in logs.vector().iter() {
             let mut next = marks.get(&origin).copied().unwrap_or(0) + 1;
@@ -307,7 +296,6 @@ impl Index {
             found.next = (looked_at == scan.rows).then_some(place);
             Ok::<bool, Error>(looked_at < scan.rows)
         };
-        use std::ops::Bound::{Excluded, Included};
         if scan.backward {
             let end = scan.from.map_or(Included(high), |place| Excluded(key(place)));
             for row in table.range::<UserKey>((Included(low), end))?.rev() {
@@ -375,127 +363,4 @@ impl Lookup<'_> {
         *file = Some((let_go, table));
         Ok(standings)
     }
-}
-
-/// What a part of the tail becomes in the file, sorted, so that the trees are walked in order.
-#[derive(Default)]
-struct Rows {
-    by_id: Vec<(IdKey, (u64, [u8; 32]))>,
-    by_user: Vec<(UserKey, u8)>,
-    copies: Vec<([u8; 16], u64)>,
-    watermarks: BTreeMap<Origin, u64>,
-    adds: Counts,
-}
-
-impl Rows {
-    fn of<'a>(entries: impl Iterator<Item = &'a Noted>) -> Self {
-        let mut rows = Rows::default();
-        for noted in entries {
-            rows.adds.add(noted.adds);
-            let Standing { place, digest } = noted.standing;
-            let mark = rows.watermarks.entry(place.origin).or_default();
-            *mark = place.seq.max(*mark);
-            let Some(id) = noted.id else { continue };
-            rows.by_id.push(((id, place.origin.0, place.seq), (place.stamp.0, digest.0)));
-            let mut add = |name: NameHash| {
-                let key = (name.0, place.stamp.0, place.origin.0, place.seq);
-                rows.by_user.push((key, noted.sides(name)));
-            };
-            add(noted.sender);
-            if noted.recipient != noted.sender {
-                add(noted.recipient);
-            }
-            rows.copies.extend(noted.copies.iter().map(|(origin, seq)| (origin.0, *seq)));
-        }
-        rows.by_id.sort_unstable();
-        rows.by_user.sort_unstable();
-        rows
-    }
-
-    fn write(&self, db: &Database, counts: Counts) -> Result<(), Error> {
-        let tx = db.begin_write()?;
-        {
-            let mut by_id = tx.open_table(BY_ID)?;
-            for (key, value) in &self.by_id {
-                by_id.insert(*key, *value)?;
-            }
-            let mut by_user = tx.open_table(BY_USER)?;
-            for (key, value) in &self.by_user {
-                by_user.insert(*key, *value)?;
-            }
-            let mut copies = tx.open_table(COPIES)?;
-            for key in &self.copies {
-                copies.insert(*key, ())?;
-            }
-            let mut watermark = tx.open_table(WATERMARK)?;
-            for (origin, seq) in &self.watermarks {
-                watermark.insert(origin.0, *seq)?;
-            }
-            tx.open_table(META)?.insert("counts", encode_counts(counts).as_slice())?;
-        }
-        tx.commit()?;
-        Ok(())
-    }
-}
-
-impl Counts {
-    fn add(&mut self, more: Counts) {
-        self.messages += more.messages;
-        self.conflicts += more.conflicts;
-        self.unreadable += more.unreadable;
-    }
-}
-
-fn encode_counts(counts: Counts) -> [u8; 24] {
-    let mut out = [0; 24];
-    out[..8].copy_from_slice(&counts.messages.to_be_bytes());
-    out[8..16].copy_from_slice(&counts.conflicts.to_be_bytes());
-    out[16..].copy_from_slice(&counts.unreadable.to_be_bytes());
-    out
-}
-
-fn decode_counts(bytes: &[u8]) -> Option<Counts> {
-    let number = |at: usize| Some(u64::from_be_bytes(*bytes.get(at..)?.first_chunk()?));
-    Some(Counts { messages: number(0)?, conflicts: number(8)?, unreadable: number(16)? })
-}
-
-/// The counts of a file that belongs to this log and has our format; `None` if it must be rebuilt.
-fn read_meta(db: &Database, log: &Log) -> Result<Option<Counts>, Error> {
-    let table = match db.begin_read()?.open_table(META) {
-        Err(redb::TableError::TableDoesNotExist(_)) => return Ok(None),
-        table => table?,
-    };
-    let is = |name: &str, want: &[u8]| -> Result<bool, Error> {
-        Ok(table.get(name)?.is_some_and(|value| value.value() == want))
-    };
-    if !is("format", &FORMAT.to_be_bytes())? || !is("store_id", &log.id().0)? {
-        return Ok(None);
-    }
-    Ok(table.get("counts")?.and_then(|value| decode_counts(value.value())))
-}
-
-fn write_meta(db: &Database, log: &Log) -> Result<(), Error> {
-    let tx = db.begin_write()?;
-    {
-        let mut meta = tx.open_table(META)?;
-        meta.insert("format", FORMAT.to_be_bytes().as_slice())?;
-        meta.insert("store_id", log.id().0.as_slice())?;
-        meta.insert("counts", encode_counts(Counts::default()).as_slice())?;
-        tx.open_table(WATERMARK)?;
-        tx.open_table(BY_ID)?;
-        tx.open_table(BY_USER)?;
-        tx.open_table(COPIES)?;
-    }
-    tx.commit()?;
-    Ok(())
-}
-
-fn watermarks(db: &Database) -> Result<BTreeMap<Origin, u64>, Error> {
-    let table = db.begin_read()?.open_table(WATERMARK)?;
-    let mut marks = BTreeMap::new();
-    for row in table.iter()? {
-        let (origin, seq) = row?;
-        marks.insert(Origin(origin.value()), seq.value());
-    }
-    Ok(marks)
 }

@@ -293,25 +293,22 @@ fn read_or_make_meta(db: &Database, network: &str) -> Result<Meta, Error> {
         let mut table = tx.open_table(META)?;
         let read =
             |name| -> Result<Option<Vec<u8>>, Error> { Ok(table.get(name)?.map(|v| v.value().to_vec())) };
-        match (read("format")?, read("store_id")?, read("network")?) {
-            (Some(format), Some(id), Some(network)) => {
-                let (Ok(format), Ok(id), Ok(network)) =
-                    (format.try_into(), id.try_into(), String::from_utf8(network))
-                else {
-                    return Err(redb::StorageError::Corrupted("the table `meta` is not ours".into()).into());
-                };
-                return Ok(Meta { format: u32::from_be_bytes(format), id: StoreId(id), network });
-            }
-            _ => {
-                let id = StoreId(Uuid::now_v7().into_bytes());
-                table.insert("format", FORMAT.to_be_bytes().as_slice())?;
-                table.insert("store_id", id.0.as_slice())?;
-                table.insert("network", network.as_bytes())?;
-                tx.open_table(HEADS)?;
-                tx.open_table(CHAIN)?;
-                Meta { format: FORMAT, id, network: network.to_owned() }
-            }
+        let found = (read("format")?, read("store_id")?, read("network")?);
+        if let (Some(format), Some(id), Some(network)) = found {
+            let (Ok(format), Ok(id), Ok(network)) =
+                (format.try_into(), id.try_into(), String::from_utf8(network))
+            else {
+                return Err(redb::StorageError::Corrupted("the table `meta` is not ours".into()).into());
+            };
+            return Ok(Meta { format: u32::from_be_bytes(format), id: StoreId(id), network });
         }
+        let id = StoreId(Uuid::now_v7().into_bytes());
+        table.insert("format", FORMAT.to_be_bytes().as_slice())?;
+        table.insert("store_id", id.0.as_slice())?;
+        table.insert("network", network.as_bytes())?;
+        tx.open_table(HEADS)?;
+        tx.open_table(CHAIN)?;
+        Meta { format: FORMAT, id, network: network.to_owned() }
     };
     tx.commit()?;
     Ok(meta)

@@ -152,9 +152,9 @@ impl Store {
 
     /// Writes a batch durably: when this returns, every entry is on disk. `logs` is the state after the batch.
     /// On an error nothing of the batch may be believed. Called by the writer alone.
-    pub fn commit(&self, entries: Vec<NewEntry>, logs: &Logs) -> Result<(), Error> {
-        self.log.commit(&entries, logs)?;
-        self.index.note(&entries)
+    pub fn commit(&self, entries: &[NewEntry], logs: &Logs) -> Result<(), Error> {
+        self.log.commit(entries, logs)?;
+        self.index.note(entries)
     }
 
     /// Makes the next start fast, also after a `kill -9`. For quiet moments: it costs two more fsyncs.

@@ -20,11 +20,13 @@ struct Traffic {
     bytes: usize,
 }
 
+type Records = BTreeMap<(Origin, u64), Bytes>;
+
 struct TestNode {
     id: u8,
     opened: u8,
     logs: Logs,
-    records: BTreeMap<(Origin, u64), Bytes>,
+    records: Records,
     links: BTreeMap<u8, Link>,
     doors: BTreeMap<(u8, u8), Door>,
 }
@@ -54,7 +56,7 @@ impl TestNode {
     }
 
     /// Opens the store anew with what it held when `records` had been copied.
-    fn reopen(&mut self, restored: Option<(Logs, BTreeMap<(Origin, u64), Bytes>)>) {
+    fn reopen(&mut self, restored: Option<(Logs, Records)>) {
         self.opened += 1;
         (self.links, self.doors) = (BTreeMap::new(), BTreeMap::new());
         if let Some((logs, records)) = restored {

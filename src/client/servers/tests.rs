@@ -1,10 +1,9 @@
 //! The calls against small servers that answer, refuse, hang and break.
 
-use axum::{body::Body, http::StatusCode};
 use tokio::{net::TcpListener, sync::mpsc};
 
 use super::*;
-use crate::{api::error::Problem, client::fake::Site};
+use crate::client::fake::{Site, refusal};
 
 const SENT: &str = r#"{"id":"01990000-0000-7000-8000-000000000001","sender":"a","recipient":"b","text":"c","timestamp":1,"accepted_at":"2026-11-22T12:31:14.123Z","origin":"01990000-0000-7000-8000-000000000002","seq":1,"durable_on":[0],"duplicate":false}"#;
 
@@ -24,13 +23,13 @@ async fn a_send_brings_one_id_to_every_server_until_one_takes_it() {
     let full = site
         .server(move |line, body| {
             record.try_send((line, body)).expect("room");
-            Problem::new(ErrorCode::StorageFull, "full")
+            refusal(ErrorCode::StorageFull)
         })
         .await;
     let good = site
         .server(move |line, body| {
             heard.try_send((line, body)).expect("room");
-            (StatusCode::ACCEPTED, SENT)
+            (202, SENT.into())
         })
         .await;
     let broken = site.raw(b"").await;
@@ -52,8 +51,8 @@ async fn a_send_brings_one_id_to_every_server_until_one_takes_it() {
 #[tokio::test]
 async fn a_refusal_that_others_would_repeat_is_the_answer() {
     let mut site = Site::default();
-    let strict = site.server(|_, _| Problem::new(ErrorCode::IdConflict, "other content")).await;
-    let good = site.server(|_, _| SENT).await;
+    let strict = site.server(|_, _| refusal(ErrorCode::IdConflict)).await;
+    let good = site.server(|_, _| (200, SENT.into())).await;
     let error = servers(&[&strict, &good]).send(message(), None).await.expect_err("refused");
     assert_eq!(error.problem().map(|problem| problem.code), Some(ErrorCode::IdConflict));
     assert!(!error.no_node());
@@ -62,13 +61,14 @@ async fn a_refusal_that_others_would_repeat_is_the_answer() {
 #[tokio::test]
 async fn when_nobody_answers_the_error_says_so_for_each() {
     let mut site = Site::default();
-    let proxy = site.server(|_, _| Problem::new(ErrorCode::NoNodeAvailable, "none of 4 nodes answers")).await;
+    let proxy = site.server(|_, _| refusal(ErrorCode::NoNodeAvailable)).await;
     let nobody = site.nobody();
     let error = servers(&[&proxy, &nobody]).network().await.expect_err("no answer");
     assert!(error.no_node());
     let text = error.to_string();
     assert!(
-        text.contains("none of 4 nodes") && text.contains(&format!("{nobody}: connection refused")),
+        text.contains("on purpose (no_node_available)")
+            && text.contains(&format!("{nobody}: connection refused")),
         "{text}"
     );
 }
@@ -76,7 +76,7 @@ async fn when_nobody_answers_the_error_says_so_for_each() {
 #[tokio::test]
 async fn what_a_node_refused_is_told_before_that_others_are_away() {
     let mut site = Site::default();
-    let full = site.server(|_, _| Problem::new(ErrorCode::StorageFull, "full")).await;
+    let full = site.server(|_, _| refusal(ErrorCode::StorageFull)).await;
     let error =
         servers(&[&site.nobody(), &full, &site.nobody()]).send(message(), None).await.expect_err("full");
     assert_eq!(error.problem().map(|problem| problem.code), Some(ErrorCode::StorageFull));
@@ -86,9 +86,9 @@ async fn what_a_node_refused_is_told_before_that_others_are_away() {
 #[tokio::test]
 async fn another_program_on_the_port_is_not_believed() {
     let mut site = Site::default();
-    let web = site.server(|_, _| (StatusCode::NOT_FOUND, "<html>")).await;
-    let redirect = site.server(|_, _| (StatusCode::FOUND, [("location", "http://127.0.0.1:1/")], "")).await;
-    let text = site.server(|_, _| "hello").await;
+    let web = site.server(|_, _| (404, "<html>".into())).await;
+    let redirect = site.server(|_, _| (302, String::new())).await;
+    let text = site.server(|_, _| (200, "hello".into())).await;
     let error = servers(&[&web, &redirect, &text]).network().await.expect_err("no answer");
     assert!(!error.no_node(), "somebody answered");
     let ClientError::NoAnswer { tried } = error else { panic!("{error}") };
@@ -96,22 +96,32 @@ async fn another_program_on_the_port_is_not_believed() {
 }
 
 #[tokio::test]
-async fn a_listing_is_read_line_by_line_however_it_is_cut() {
+async fn a_listing_asks_with_its_query() {
     let mut site = Site::default();
     let good = site
         .server(|line, _| {
             assert_eq!(line, "GET /messages?user=a&limit=2");
-            let lines = format!("{SENT}\n{SENT}\n");
-            let pieces: Vec<_> =
-                lines.into_bytes().chunks(7).map(|piece| Ok::<_, std::io::Error>(piece.to_vec())).collect();
-            Body::from_stream(futures_util::stream::iter(pieces))
+            (200, format!("{SENT}\n"))
         })
         .await;
     let query = ListQuery { user: Some("a".into()), limit: Some(2), ..ListQuery::default() };
     let mut listing = servers(&[&good]).list(&query).await.expect("begins");
     assert_eq!(listing.next().await.expect("a message").expect("not the end").text, "c");
-    assert_eq!(listing.next_line().await.expect("a line").expect("not the end"), SENT);
     assert_eq!(listing.next().await.expect("the end"), None);
+}
+
+#[tokio::test]
+async fn a_listing_is_read_line_by_line_however_it_is_cut() {
+    let lines = format!("{SENT}\n{SENT}\n").into_bytes();
+    for size in [1, 7, lines.len()] {
+        let pieces: Vec<_> = lines.chunks(size).map(|piece| Ok(Bytes::copy_from_slice(piece))).collect();
+        let body = futures_util::stream::iter(pieces).boxed();
+        let addr = "127.0.0.1:1".parse().expect("valid");
+        let mut listing = Listing { addr, body, buffer: BytesMut::new() };
+        assert_eq!(listing.next().await.expect("a message").expect("not the end").text, "c");
+        assert_eq!(listing.next_line().await.expect("a line").expect("not the end"), SENT);
+        assert_eq!(listing.next().await.expect("the end"), None);
+    }
 }
 
 #[tokio::test]
@@ -122,7 +132,7 @@ async fn a_listing_that_breaks_is_never_taken_for_complete() {
     let mut listing = servers(&[&cut]).list(&ListQuery::default()).await.expect("begins");
     assert_eq!(listing.next_line().await.expect("a line").expect("not the end"), "{}");
     assert!(matches!(listing.next_line().await, Err(ClientError::Lost { .. })));
-    let half = site.server(|_, _| "{}\n{").await;
+    let half = site.server(|_, _| (200, "{}\n{".into())).await;
     let mut listing = servers(&[&half]).list(&ListQuery::default()).await.expect("begins");
     listing.next_line().await.expect("a line");
     assert!(matches!(listing.next_line().await, Err(ClientError::Malformed { .. })));
@@ -132,10 +142,10 @@ async fn a_listing_that_breaks_is_never_taken_for_complete() {
 async fn an_exchange_is_bounded_in_time_and_size() {
     let mut site = Site::default();
     let client = Client::new();
-    let echo = site.server(|_, body| body).await;
+    let echo = site.server(|_, body| (200, body)).await;
     let within = Duration::from_secs(60);
     assert_eq!(client.sync(&echo, Bytes::from("x"), within).await.expect("answers"), "x");
-    let huge = site.server(|_, _| vec![0; 9 * 1024 * 1024]).await;
+    let huge = site.server(|_, _| (200, "x".repeat(9 * 1024 * 1024))).await;
     assert!(matches!(client.sync(&huge, Bytes::new(), within).await, Err(ClientError::Malformed { .. })));
     let slow = site.raw(b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nx").await;
     assert!(matches!(client.sync(&slow, Bytes::new(), within).await, Err(ClientError::Lost { .. })));
@@ -149,10 +159,9 @@ async fn an_exchange_is_bounded_in_time_and_size() {
 async fn nodes_and_proxies_are_told_apart() {
     let mut site = Site::default();
     let proxy = r#"{"version":"1","state":"up","uptime_seconds":1,"warnings":[],"upstreams":[]}"#;
-    let addr = site.server(move |_, _| proxy).await;
+    let addr = site.server(move |_, _| (200, proxy.into())).await;
     assert!(matches!(servers(&[&addr]).nodes().await.expect("answers"), Nodes::Proxy(_)));
-    let ready =
-        site.server(|_, _| (StatusCode::SERVICE_UNAVAILABLE, r#"{"readable":true,"writable":false}"#)).await;
+    let ready = site.server(|_, _| (503, r#"{"readable":true,"writable":false}"#.into())).await;
     let ready = Client::new().readyz(&ready, Duration::from_secs(60)).await.expect("answers");
     assert!(ready.readable && !ready.writable);
 }

@@ -1,0 +1,148 @@
+//! Owns the tables of `index.redb` and how a part of the tail becomes rows in them.
+//!
+//! Rows of one flush are sorted first, so that every tree is walked once from left to right; the watermarks and
+//! the counts go into the same transaction, so that they are always true of the file.
+
+use std::collections::BTreeMap;
+
+use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
+
+use super::super::log::Log;
+use super::super::tail::{NameHash, Noted};
+use super::super::{Counts, Error, Standing};
+use crate::chain::log::Origin;
+
+/// The layout of `index.redb`. Any other is rebuilt.
+const FORMAT: u32 = 1;
+
+pub(super) type IdKey = ([u8; 16], [u8; 16], u64);
+pub(super) type UserKey = ([u8; 8], u64, [u8; 16], u64);
+
+const META: TableDefinition<&str, &[u8]> = TableDefinition::new("meta");
+const WATERMARK: TableDefinition<[u8; 16], u64> = TableDefinition::new("watermark");
+pub(super) const BY_ID: TableDefinition<IdKey, (u64, [u8; 32])> = TableDefinition::new("by_id");
+pub(super) const BY_USER: TableDefinition<UserKey, u8> = TableDefinition::new("by_user");
+pub(super) const COPIES: TableDefinition<([u8; 16], u64), ()> = TableDefinition::new("copies");
+
+/// What a part of the tail becomes in the file, sorted, so that the trees are walked in order.
+#[derive(Default)]
+pub(super) struct Rows {
+    by_id: Vec<(IdKey, (u64, [u8; 32]))>,
+    by_user: Vec<(UserKey, u8)>,
+    copies: Vec<([u8; 16], u64)>,
+    watermarks: BTreeMap<Origin, u64>,
+    pub(super) adds: Counts,
+}
+
+impl Rows {
+    pub(super) fn of<'a>(entries: impl Iterator<Item = &'a Noted>) -> Self {
+        let mut rows = Rows::default();
+        for noted in entries {
+            rows.adds.add(noted.adds);
+            let Standing { place, digest } = noted.standing;
+            let mark = rows.watermarks.entry(place.origin).or_default();
+            *mark = place.seq.max(*mark);
+            let Some(id) = noted.id else { continue };
+            rows.by_id.push(((id, place.origin.0, place.seq), (place.stamp.0, digest.0)));
+            let mut add = |name: NameHash| {
+                let key = (name.0, place.stamp.0, place.origin.0, place.seq);
+                rows.by_user.push((key, noted.sides(name)));
+            };
+            add(noted.sender);
+            if noted.recipient != noted.sender {
+                add(noted.recipient);
+            }
+            rows.copies.extend(noted.copies.iter().map(|(origin, seq)| (origin.0, *seq)));
+        }
+        rows.by_id.sort_unstable();
+        rows.by_user.sort_unstable();
+        rows
+    }
+
+    pub(super) fn write(&self, db: &Database, counts: Counts) -> Result<(), Error> {
+        let tx = db.begin_write()?;
+        {
+            let mut by_id = tx.open_table(BY_ID)?;
+            for (key, value) in &self.by_id {
+                by_id.insert(*key, *value)?;
+            }
+            let mut by_user = tx.open_table(BY_USER)?;
+            for (key, value) in &self.by_user {
+                by_user.insert(*key, *value)?;
+            }
+            let mut copies = tx.open_table(COPIES)?;
+            for key in &self.copies {
+                copies.insert(*key, ())?;
+            }
+            let mut watermark = tx.open_table(WATERMARK)?;
+            for (origin, seq) in &self.watermarks {
+                watermark.insert(origin.0, *seq)?;
+            }
+            tx.open_table(META)?.insert("counts", encode_counts(counts).as_slice())?;
+        }
+        tx.commit()?;
+        Ok(())
+    }
+}
+
+impl Counts {
+    pub(super) fn add(&mut self, more: Counts) {
+        self.messages += more.messages;
+        self.conflicts += more.conflicts;
+        self.unreadable += more.unreadable;
+    }
+}
+
+fn encode_counts(counts: Counts) -> [u8; 24] {
+    let mut out = [0; 24];
+    out[..8].copy_from_slice(&counts.messages.to_be_bytes());
+    out[8..16].copy_from_slice(&counts.conflicts.to_be_bytes());
+    out[16..].copy_from_slice(&counts.unreadable.to_be_bytes());
+    out
+}
+
+fn decode_counts(bytes: &[u8]) -> Option<Counts> {
+    let number = |at: usize| Some(u64::from_be_bytes(*bytes.get(at..)?.first_chunk()?));
+    Some(Counts { messages: number(0)?, conflicts: number(8)?, unreadable: number(16)? })
+}
+
+/// The counts of a file that belongs to this log and has our format; `None` if it must be rebuilt.
+pub(super) fn read_meta(db: &Database, log: &Log) -> Result<Option<Counts>, Error> {
+    let table = match db.begin_read()?.open_table(META) {
+        Err(redb::TableError::TableDoesNotExist(_)) => return Ok(None),
+        table => table?,
+    };
+    let is = |name: &str, want: &[u8]| -> Result<bool, Error> {
+        Ok(table.get(name)?.is_some_and(|value| value.value() == want))
+    };
+    if !is("format", &FORMAT.to_be_bytes())? || !is("store_id", &log.id().0)? {
+        return Ok(None);
+    }
+    Ok(table.get("counts")?.and_then(|value| decode_counts(value.value())))
+}
+
+pub(super) fn write_meta(db: &Database, log: &Log) -> Result<(), Error> {
+    let tx = db.begin_write()?;
+    {
+        let mut meta = tx.open_table(META)?;
+        meta.insert("format", FORMAT.to_be_bytes().as_slice())?;
+        meta.insert("store_id", log.id().0.as_slice())?;
+        meta.insert("counts", encode_counts(Counts::default()).as_slice())?;
+        tx.open_table(WATERMARK)?;
+        tx.open_table(BY_ID)?;
+        tx.open_table(BY_USER)?;
+        tx.open_table(COPIES)?;
+    }
+    tx.commit()?;
+    Ok(())
+}
+
+pub(super) fn watermarks(db: &Database) -> Result<BTreeMap<Origin, u64>, Error> {
+    let table = db.begin_read()?.open_table(WATERMARK)?;
+    let mut marks = BTreeMap::new();
+    for row in table.iter()? {
+        let (origin, seq) = row?;
+        marks.insert(Origin(origin.value()), seq.value());
+    }
+    Ok(marks)
+}
