@@ -8,8 +8,8 @@ use std::{sync::Arc, time::Duration};
 use axum::{
     Router,
     body::Body,
-    extract::{Path, RawQuery, State},
-    http::{HeaderMap, HeaderValue, Method, StatusCode, header},
+    extract::{RawQuery, State},
+    http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header},
     response::Response,
     routing::{get, post},
 };
@@ -150,12 +150,12 @@ async fn list(
 
 async fn message(
     State(proxy): State<Proxy>,
-    Path(id): Path<String>,
+    uri: Uri,
     RawQuery(query): RawQuery,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
     // Checked here because a URL is tidied on its way: "/messages/.." would become another path.
-    let path = format!("{}{}", path::MESSAGES_PREFIX, query::path_id(&id)?);
+    let path = format!("{}{}", path::MESSAGES_PREFIX, query::path_id(uri.path())?);
     let request = asking(Method::GET, &path, query, &headers, Bytes::new());
     proxy.forwarder.forward(&request, proxy.quick).await
 }
