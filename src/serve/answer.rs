@@ -5,7 +5,7 @@ use std::{convert::Infallible, panic::AssertUnwindSafe, time::Duration};
 use axum::{
     Router,
     body::Body,
-    extract::Request,
+    extract::{RawQuery, Request},
     http::{HeaderValue, Method, StatusCode, Uri, header},
     response::{IntoResponse, Response},
 };
@@ -19,6 +19,8 @@ use crate::api::{
     error::{ErrorCode, Problem},
     media,
     network::Live,
+    query::refuse_any,
+    refusal::quote,
 };
 
 /// A JSON answer.
@@ -27,8 +29,9 @@ pub fn json(status: StatusCode, body: impl Into<Body>) -> Response {
 }
 
 /// `GET /livez`: who can run this, lives.
-pub async fn live() -> Response {
-    json(StatusCode::OK, serde_json::to_vec(&Live { live: true }).expect("a boolean serialises"))
+pub async fn live(RawQuery(raw): RawQuery) -> Result<Response, Problem> {
+    refuse_any(raw.as_deref())?;
+    Ok(json(StatusCode::OK, serde_json::to_vec(&Live { live: true }).expect("a boolean serialises")))
 }
 
 impl IntoResponse for Problem {
@@ -45,10 +48,13 @@ impl IntoResponse for Problem {
 /// The app, refusing unknown paths and methods as the contract says. axum adds the `Allow` header.
 pub(super) fn with_refusals(app: Router) -> Router {
     app.method_not_allowed_fallback(async |method: Method, uri: Uri| {
-        let detail = format!("{} does not take {method}; the Allow header says what it takes", uri.path());
+        let detail =
+            format!("{} does not take {method}; the Allow header says what it takes", quote(uri.path()));
         Problem::new(ErrorCode::MethodNotAllowed, detail)
     })
-    .fallback(async |uri: Uri| Problem::new(ErrorCode::NotFound, format!("there is no {} here", uri.path())))
+    .fallback(async |uri: Uri| {
+        Problem::new(ErrorCode::NotFound, format!("there is no {} here", quote(uri.path())))
+    })
 }
 
 /// Answers one request. Never fails: what goes wrong is an answer too.
