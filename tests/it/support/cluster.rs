@@ -96,6 +96,16 @@ impl Cluster {
         self.nodes[i].process = Some(Process::spawn(&format!("node {i}"), command));
     }
 
+    /// Starts a node that is down with these peers instead of those it knows, and does not wait.
+    #[track_caller]
+    pub fn spawn_node_with(&mut self, i: usize, peers: &[&str]) {
+        assert!(!self.is_up(i), "node {i} is up already");
+        self.nodes[i].peers.clear();
+        let mut command = self.node_command(i);
+        command.args(["--peers", &peers.join(",")]);
+        self.nodes[i].process = Some(Process::spawn(&format!("node {i}"), command));
+    }
+
     /// Waits until a started node is ready.
     #[track_caller]
     pub fn wait_ready(&mut self, i: usize) {

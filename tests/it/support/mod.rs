@@ -7,6 +7,7 @@
 pub mod address;
 pub mod cluster;
 pub mod corpus;
+pub mod doors;
 pub mod eventually;
 pub mod http;
 pub mod process;
