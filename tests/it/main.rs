@@ -4,6 +4,7 @@
 
 mod api_batch;
 mod api_clients;
+mod api_copies;
 mod api_history;
 mod api_pages;
 mod api_refusals;
@@ -13,5 +14,6 @@ mod api_sync;
 mod cli;
 mod node_start;
 mod support;
+mod terminal;
 mod tidy;
 mod up;
