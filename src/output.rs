@@ -261,7 +261,7 @@ fn columns(header: &[&str], rows: &[Row]) -> Table {
     }
     let is_number = |i: usize| {
         let cells = || rows.iter().filter_map(|(_, cells)| cells.get(i));
-        let number = |cell: &String| cell == "-" || cell.starts_with(|c: char| c.is_ascii_digit());
+        let number = |cell: &String| cell == "-" || cell.trim_end_matches(" ms").parse::<f64>().is_ok();
         !header.is_empty() && i > 0 && cells().any(|cell| cell != "-") && cells().all(number)
     };
     for (i, column) in table.column_iter_mut().enumerate() {
@@ -322,13 +322,17 @@ mod tests {
     #[test]
     fn tables_have_straight_columns_even_with_wide_characters() {
         let rows = [
-            (Tone::Good, vec!["0".into(), "日本".into(), "12".into()]),
-            (Tone::Bad, vec!["1".into(), "a\nb".into(), "-".into()]),
+            (Tone::Good, vec!["0".into(), "日本".into(), "12".into(), "10.5 ms".into(), "1.0.0".into()]),
+            (Tone::Bad, vec!["1".into(), "a\nb".into(), "-".into(), "0.1 ms".into(), "-".into()]),
         ];
-        let lines: Vec<_> = columns(&["NODE", "NAME", "COUNT"], &rows).lines().collect();
+        let lines: Vec<_> = columns(&["NODE", "NAME", "COUNT", "RTT", "VERSION"], &rows).lines().collect();
         assert_eq!(
             lines.iter().map(|line| line.trim_end()).collect::<Vec<_>>(),
-            ["NODE  NAME  COUNT", "0     日本     12", "1     a\\nb      -",]
+            [
+                "NODE  NAME  COUNT      RTT  VERSION",
+                "0     日本     12  10.5 ms  1.0.0",
+                "1     a\\nb      -   0.1 ms  -"
+            ]
         );
     }
 

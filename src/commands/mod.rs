@@ -5,6 +5,7 @@
 
 mod list;
 mod node;
+mod proxy;
 
 mod send;
 mod serving;
@@ -13,7 +14,7 @@ mod up;
 
 use std::{io, process::ExitCode};
 
-use color_eyre::eyre::{Report, Result, eyre};
+use color_eyre::eyre::{Report, Result};
 
 use crate::{
     cli::{Cli, Command, Common},
@@ -88,7 +89,7 @@ pub async fn run(cli: &Cli, output: &Output) -> Result<Exit> {
     match &cli.command {
         Command::Up(args) => up::run(args, &cli.common, &sources, output).await,
         Command::Node(args) => node::run(args, &sources).await,
-        Command::Proxy(_) => Err(eyre!("the proxy is not in this build")),
+        Command::Proxy(args) => proxy::run(args, &sources).await,
         Command::Send(args) => send::run(args, &cli.common, &sources, output).await,
         Command::List(args) => list::run(args, &cli.common, &sources, output).await,
         Command::Status(args) => status::run(args, &cli.common, &sources, output).await,

@@ -1,7 +1,6 @@
 //! `chatchain node`: one node as a process.
 
 use color_eyre::eyre::Result;
-use tracing::{info, warn};
 
 use super::{
     Exit,
@@ -16,17 +15,5 @@ pub async fn run(args: &cli::Node, sources: &Sources) -> Result<Exit> {
         config.advertise = config.advertise.with_port(listen.port());
     }
     config.listen = listen;
-    info!(
-        "node {} of {:?} on http://{}, store {}",
-        config.node_id,
-        config.network,
-        config.listen,
-        config.store_dir.display()
-    );
-    if config.peers.is_empty() {
-        warn!(
-            "no peers: this node syncs only with nodes that know it; name them with --peers a,b,c or in config.toml"
-        );
-    }
     until_stopped(args.exit_with_parent, async |stop| node::run(config, listener, stop).await).await
 }

@@ -11,7 +11,7 @@ use tokio::{
     signal::unix::{Signal, SignalKind, signal},
 };
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::info;
 
 use super::Exit;
 use crate::api::address::Addr;
@@ -23,11 +23,6 @@ pub async fn bind(addr: &Addr) -> Result<(TcpListener, Addr)> {
         eyre!("cannot listen on {addr}: {}", why_not(&error, "choose another address with --listen"))
     })?;
     let port = listener.local_addr().map_or(addr.port(), |bound| bound.port());
-    if !addr.is_loopback() {
-        warn!(
-            "listening on {addr}, beyond this machine: there is no authentication yet, so whoever reaches it may read and write"
-        );
-    }
     Ok((listener, addr.clone().with_port(port)))
 }
 

@@ -88,6 +88,7 @@ impl<'a> Network<'a> {
             let mut command = Command::new(&program);
             command.args(&args).arg("--exit-with-parent").args(passed_on(common, output));
             command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
+            command.env_remove("CHATCHAIN_NODE_ADVERTISE"); // what holds for one node cannot hold for all
             let child = command.process_group(0).kill_on_drop(true).spawn();
             let child = child.wrap_err_with(|| format!("cannot start {tag}"))?;
             let stop = CancellationToken::new();
@@ -217,19 +218,8 @@ fn commands(config: &UpConfig, common: &Common) -> Vec<(String, Addr, Vec<String
     let node = |(id, addr): (usize, &Addr)| {
         let (id, listen) = (id.to_string(), addr.to_string());
         let peers = join(config.nodes.iter().filter(|other| *other != addr).collect());
-        let args = own(&[
-            "node",
-            "--node-id",
-            &id,
-            "--listen",
-            &listen,
-            "--advertise",
-            &listen,
-            "--peers",
-            &peers,
-            "--data-dir",
-            &data_dir,
-        ]);
+        let args =
+            own(&["node", "--node-id", &id, "--listen", &listen, "--peers", &peers, "--data-dir", &data_dir]);
         (format!("node-{id}"), addr.clone(), args)
     };
     let mut commands: Vec<_> = config.nodes.iter().enumerate().map(node).collect();
@@ -290,7 +280,7 @@ mod tests {
         let node = shell_line(&commands[1].2);
         assert!(
             node.ends_with(
-                " node --node-id 1 --listen 127.0.0.1:9002 --advertise 127.0.0.1:9002 --peers 127.0.0.1:9001 --data-dir 'my data' --config x.toml"
+                " node --node-id 1 --listen 127.0.0.1:9002 --peers 127.0.0.1:9001 --data-dir 'my data' --config x.toml"
             ),
             "{node}"
         );

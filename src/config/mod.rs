@@ -151,6 +151,8 @@ impl Given {
 pub struct Sources {
     env: BTreeMap<String, String>,
     file: file::Settings,
+    /// Whose account runs this program, as the system has it. In a container the environment seldom says.
+    login: Option<String>,
 }
 
 impl Sources {
@@ -162,19 +164,21 @@ impl Sources {
             .collect();
         let named = common.config.clone().or_else(|| non_empty(&env, "CHATCHAIN_CONFIG").map(PathBuf::from));
         let path = named.clone().unwrap_or_else(|| FILE_NAME.into());
-        match fs::read_to_string(&path) {
+        let sources = match fs::read_to_string(&path) {
             Ok(text) => Self::new(env, Some((path, &text))),
             Err(error) if error.kind() == io::ErrorKind::NotFound && named.is_none() => Self::new(env, None),
             Err(error) => {
                 Err(Error(format!("cannot read the configuration file {}: {error}", path.display())))
             }
-        }
+        };
+        let accounts = fs::read_to_string("/etc/passwd").unwrap_or_default();
+        Ok(Sources { login: account(&accounts, rustix::process::getuid().as_raw()), ..sources? })
     }
 
     /// Takes the environment and the text of the configuration file, if there is one.
     pub fn new(env: BTreeMap<String, String>, file: Option<(PathBuf, &str)>) -> Result<Self, Error> {
         let file = file.map(|(path, text)| file::read(path, text)).transpose()?.unwrap_or_default();
-        Ok(Sources { env, file })
+        Ok(Sources { env, file, login: None })
     }
 
     /// What `chatchain node` does.
@@ -258,7 +262,7 @@ impl Sources {
     pub fn sender(&self, from: Option<&str>) -> Result<String, Error> {
         let names = ["CHATCHAIN_USER", "USER", "LOGNAME"];
         let name = from.or_else(|| names.into_iter().find_map(|name| non_empty(&self.env, name)));
-        let name = name.map(str::to_owned);
+        let name = name.or(self.login.as_deref()).map(str::to_owned);
         name.ok_or_else(|| Error("nobody knows who sends: give --from NAME or set CHATCHAIN_USER".into()))
     }
 
@@ -375,6 +379,13 @@ impl FromStr for Strategy {
 /// An empty variable counts as unset, as everywhere.
 fn non_empty<'a>(env: &'a BTreeMap<String, String>, name: &str) -> Option<&'a str> {
     env.get(name).map(String::as_str).filter(|value| !value.is_empty())
+}
+
+/// The name of a user in the text of `/etc/passwd`.
+fn account(accounts: &str, uid: u32) -> Option<String> {
+    let fields = accounts.lines().map(|line| line.split(':').collect::<Vec<_>>());
+    let mut own = fields.filter(|fields| fields.get(2).is_some_and(|field| *field == uid.to_string()));
+    own.next().map(|fields| fields[0].to_owned()).filter(|name| !name.is_empty())
 }
 
 /// Addresses separated by commas; repeated ones count once, and none at all is allowed.

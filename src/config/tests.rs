@@ -1,3 +1,5 @@
+//! What the sources resolve to, and the sentence for everything that can be wrong in them.
+
 use std::collections::BTreeMap;
 
 use clap::Parser;
@@ -233,6 +235,9 @@ fn sender_is_the_flag_the_variable_or_the_login_name() {
     assert_eq!(resolve("send --to x hi", env, None), Ok("u".into()));
     assert_eq!(resolve("send --to x hi", &env[1..], None), Ok("login".into()));
     check_error("send --to x hi", &[], None, &["--from NAME", "CHATCHAIN_USER"]);
+    let accounts = "root:x:0:0:root:/root:/bin/bash\nbroken\nann:x:1000:1000::/x:/bin/sh\n";
+    assert_eq!(account(accounts, 1000), Some("ann".into()));
+    assert_eq!(account(accounts, 7), None);
 }
 
 #[test]

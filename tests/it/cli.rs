@@ -1,14 +1,20 @@
 //! The command line as people and scripts meet it: exit codes, sentences, and what goes where.
 
-use std::process::{Command, Stdio};
+use std::{
+    process::{Command, Stdio},
+    time::Duration,
+};
 
 use serde_json::Value;
 
 use crate::support::{
     address::free_addr,
     cluster::Cluster,
+    eventually::eventually_blocking,
     process::{Finished, chatchain, run},
 };
+
+const LONG: Duration = Duration::from_secs(20);
 
 /// Runs the program in a directory of its own with this `config.toml`.
 fn alone(config: Option<&str>, args: &[&str]) -> Finished {
@@ -228,6 +234,29 @@ fn a_node_stops_in_order_when_asked() {
     let mut cluster = Cluster::start(1);
     assert!(cluster.process(0).stderr().contains("no peers"), "{}", cluster.process(0).stderr());
     cluster.process(0).interrupt();
-    let status = cluster.process(0).wait(std::time::Duration::from_secs(20));
+    let status = cluster.process(0).wait(LONG);
     assert_eq!(status.code(), Some(0));
+}
+
+#[test]
+fn status_tells_people_and_check_tells_scripts() {
+    let mut cluster = Cluster::start(2);
+    assert_eq!(cluster.cli(&["send", "--from", "a", "--to", "b", "hi"]).code, Some(0));
+    eventually_blocking(LONG, "a network that is well", || {
+        cluster.cli(&["status", "--check"]).code == Some(0)
+    });
+    let status = cluster.cli(&["status"]);
+    let lines: Vec<_> = status.stdout.lines().collect();
+    assert!(lines[0].starts_with("NODE  STATE  ADDRESS"), "{status:?}");
+    assert_eq!((lines.len(), lines[3]), (4, "2 of 2 nodes up, writable, converged"), "{status:?}");
+    assert!(!status.stdout.contains('\u{1b}'), "no colours where no terminal is");
+    assert!(cluster.cli(&["status", "--color", "always"]).stdout.contains("\u{1b}[32m2 of 2"));
+
+    cluster.kill9(1);
+    eventually_blocking(LONG, "a network that is not", || {
+        cluster.cli(&["status", "--check"]).code == Some(3)
+    });
+    let status = cluster.cli(&["status", "-o", "json"]);
+    let network: Value = serde_json::from_str(&status.stdout).expect("JSON");
+    assert_eq!((status.code, &network["up"], &network["total"]), (Some(0), &1.into(), &2.into()));
 }
