@@ -52,9 +52,8 @@ fn in_full(cli: &Cli) -> bool {
 fn log_to_stderr(cli: &Cli, output: &Output) {
     let serves = matches!(cli.command, Command::Node(_) | Command::Proxy(_));
     let level = match (cli.common.quiet, cli.common.verbose, serves) {
-        (true, ..) => "warn",
+        (true, ..) | (_, 0, false) => "warn",
         (_, 0, true) => "info",
-        (_, 0, false) => "warn",
         (_, 1, _) => "info,chatchain=debug",
         _ => "debug,chatchain=trace",
     };

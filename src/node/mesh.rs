@@ -57,6 +57,8 @@ type Opening = ([u8; 16], [u8; 16]);
 /// What is known of one peer.
 struct Peer {
     addr: Addr,
+    /// Asked by us; the others came by themselves. Configured ones stand first, so that their index stays.
+    configured: bool,
     node_id: Option<NodeId>,
     opening: Option<Opening>,
     theirs: Option<Vector>,
@@ -75,9 +77,10 @@ struct Peer {
 }
 
 impl Peer {
-    fn new(addr: Addr, node_id: Option<NodeId>) -> Self {
+    fn new(addr: Addr, configured: bool, node_id: Option<NodeId>) -> Self {
         Peer {
             addr,
+            configured,
             node_id,
             opening: None,
             theirs: None,
@@ -101,6 +104,10 @@ impl Peer {
         self.own = body.own.or(self.own);
     }
 
+    fn is_store(&self, hello: &Hello) -> bool {
+        self.opening.is_some_and(|(store, _)| store == hello.store_id)
+    }
+
     fn state(&self) -> State {
         let recently = |at: Option<Instant>| at.is_some_and(|at| at.elapsed() < SUSPECT);
         match (&self.error, recently(self.answered) || recently(self.heard)) {
@@ -119,14 +126,15 @@ fn lock(mutex: &Mutex<Book>) -> MutexGuard<'_, Book> {
 impl Mesh {
     /// A mesh that knows only the configured peers.
     pub fn new(config: &NodeConfig, hello: Hello) -> Self {
-        let peers = config.peers.iter().map(|peer| Peer::new(peer.addr.clone(), peer.node_id)).collect();
+        let peers =
+            config.peers.iter().map(|peer| Peer::new(peer.addr.clone(), true, peer.node_id)).collect();
         let book = Mutex::new(Book { peers, ..Book::default() });
         Mesh { hello, client: Client::new(), started: Instant::now(), book }
     }
 
     /// How many peers are asked: the configured ones, by index.
     pub fn links(&self) -> usize {
-        lock(&self.book).peers.len()
+        lock(&self.book).peers.iter().filter(|peer| peer.configured).count()
     }
 
     /// Where a peer is, and what wakes the link to it.
@@ -153,6 +161,8 @@ impl Mesh {
         peer.theirs = theirs.cloned();
         peer.answered = Some(Instant::now());
         (peer.last_sync, peer.rtt, peer.error) = (Some(Time(now_ms)), Some(rtt), None);
+        // It may have come by itself before, under the address that it tells rather than the configured one.
+        book.peers.retain(|peer| peer.configured || !peer.is_store(&reply.hello));
     }
 
     /// An exchange with a peer failed.
@@ -164,10 +174,11 @@ impl Mesh {
     pub fn heard(&self, request: &Body, theirs: Option<&Vector>) {
         let Ok(addr) = request.hello.address.parse::<Addr>() else { return };
         let mut book = lock(&self.book);
-        let index = match book.peers.iter().position(|peer| peer.addr == addr) {
+        let known = |peer: &Peer| peer.is_store(&request.hello) || peer.addr == addr;
+        let index = match book.peers.iter().position(known) {
             Some(index) => index,
-            None if book.peers.len() < STRANGERS_MAX => {
-                book.peers.push(Peer::new(addr, Some(request.hello.node_id)));
+            None if book.peers.iter().filter(|peer| !peer.configured).count() < STRANGERS_MAX => {
+                book.peers.push(Peer::new(addr, false, Some(request.hello.node_id)));
                 book.peers.len() - 1
             }
             None => return,

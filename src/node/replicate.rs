@@ -75,6 +75,7 @@ pub async fn link(node: Node, index: usize, stop: CancellationToken) {
                     tracing::warn!(peer = %node.mesh().link(index).0, why, "exchanges fail");
                 }
                 node.mesh().failed(index, why);
+                node.mesh().release(index);
                 talk.failures += 1;
                 tokio::select! {
                     () = stop.cancelled() => return,

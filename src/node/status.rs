@@ -1,4 +1,7 @@
 //! Owns what a node says of itself and of the network: `GET /nodes`, `GET /network` and `GET /readyz`.
+//!
+//! All of it is for people and scripts that watch; no decision about data is made from it. A peer is described by
+//! its own word where it answers at once, else by what the exchanges know of it.
 
 use std::time::Duration;
 
@@ -90,14 +93,16 @@ async fn survey(node: &Node) -> NetworkStatus {
     let writable = node.writer().is_writable() || answers.iter().any(Result::is_ok);
     let mut warnings = own.warnings.clone();
     let mut healthy = own.damaged + own.unreadable == 0;
-    let mut nodes = vec![row(own, logs.vector(), &all)];
+    let own = row(own, logs.vector(), &all);
+    let mut nodes = Vec::new();
     for (peer, answer) in peers.into_iter().zip(answers) {
         if let Ok(answer) = &answer {
             healthy &= answer.damaged + answer.unreadable == 0;
             warnings.extend(answer.warnings.iter().cloned());
         }
-        nodes.push(peer_row(peer, answer));
+        nodes.push(peer_row(&own, peer, answer));
     }
+    nodes.push(own);
     warnings.sort();
     warnings.dedup();
     nodes.sort_by(|left, right| {
@@ -143,7 +148,7 @@ fn row(own: NodeStatus, mine: &Vector, all: &Vector) -> NetworkNode {
     }
 }
 
-fn peer_row(peer: PeerStatus, answer: Result<NodeStatus, String>) -> NetworkNode {
+fn peer_row(own: &NetworkNode, peer: PeerStatus, answer: Result<NodeStatus, String>) -> NetworkNode {
     let (answer, error) = match answer {
         Ok(answer) => (Some(answer), None),
         Err(why) => (None, Some(why)),
@@ -154,6 +159,9 @@ fn peer_row(peer: PeerStatus, answer: Result<NodeStatus, String>) -> NetworkNode
         (None, State::Down) => State::Down,
         (None, State::Up | State::Suspect) => State::Suspect,
     };
+    // Equal digests prove equal logs, which is fresher than what the last exchange knew.
+    let is_equal = answer.as_ref().is_some_and(|answer| Some(&answer.digest) == own.digest.as_ref());
+    let behind = if is_equal { own.behind } else { peer.behind };
     NetworkNode {
         node_id: answer.as_ref().map(|answer| answer.node_id).or(peer.node_id),
         address: peer.address,
@@ -161,7 +169,7 @@ fn peer_row(peer: PeerStatus, answer: Result<NodeStatus, String>) -> NetworkNode
         version: answer.as_ref().map(|answer| answer.version.clone()),
         uptime_seconds: answer.as_ref().map(|answer| answer.uptime_seconds),
         messages: answer.as_ref().map(|answer| answer.messages),
-        behind: peer.behind,
+        behind,
         digest: answer.map(|answer| answer.digest),
         last_sync: peer.last_sync,
         rtt_ms: peer.rtt_ms,

@@ -52,7 +52,7 @@ const TOTAL_LONG: Duration = Duration::from_secs(25);
 const PROBE_EVERY: Duration = Duration::from_secs(1);
 /// A node that is silent for so long does not answer.
 const PROBE_MAX: Duration = Duration::from_secs(1);
-/// What an operator should know of a proxy that others can reach.
+/// What an operator should know of a proxy that others can reach; who binds its listener warns at the start.
 const OPEN_WARNING: &str = "listening beyond this machine without authentication: whoever reaches this port can read \
                             and write everything";
 
@@ -72,7 +72,6 @@ pub async fn run(config: ProxyConfig, listener: TcpListener, stop: CancellationT
     tracing::info!(network, nodes = nodes.len(), ?strategy, "serving as a proxy");
     let mut warnings = Vec::new();
     if !listen.is_loopback() {
-        tracing::warn!(%listen, "{OPEN_WARNING}");
         warnings.push(OPEN_WARNING.to_owned());
     }
     let forwarder = Arc::new(Forwarder::new(nodes));

@@ -140,12 +140,14 @@ impl Transfer<'_> {
     }
 
     fn count(&mut self, delivered: &Delivered, mut refused: Vec<Rejected>, bytes: u64) {
-        refused.sort_by_key(|rejected| rejected.line);
-        self.progress.pause(|| {
-            for Rejected { line, code, detail, .. } in &refused {
-                self.output.warn(&format!("line {line} is rejected: {detail} ({code})"));
-            }
-        });
+        if !refused.is_empty() {
+            refused.sort_by_key(|rejected| rejected.line);
+            self.progress.pause(|| {
+                for Rejected { line, code, detail, .. } in &refused {
+                    self.output.warn(&format!("line {line} is rejected: {detail} ({code})"));
+                }
+            });
+        }
         let rejected = u64::try_from(refused.len()).expect("a batch is small");
         self.tally.accepted += delivered.accepted;
         self.tally.duplicates += delivered.duplicates;

@@ -1,4 +1,4 @@
-//! `chatchain send`: one message, from what was typed to its id; files of them are in [`file`].
+//! `chatchain send`: one message, from what was typed to its id; files of them are in [`mod@file`].
 
 mod file;
 mod import;

@@ -1,4 +1,7 @@
 //! Owns the tables of `index.redb` and how a part of the tail becomes rows in them.
+//!
+//! Rows of one flush are sorted first, so that every tree is walked once from left to right; the watermarks and
+//! the counts go into the same transaction, so that they are always true of the file.
 
 use std::collections::BTreeMap;
 

@@ -76,7 +76,10 @@ pub fn mentions(line: &str, token: &str) -> bool {
 
 /// The line on which tests begin, counted from 1; behind the end if there are none.
 fn tests_from(path: &str, stripped: &str) -> usize {
-    let only_tests = path.starts_with("tests/") || path.ends_with("/tests.rs") || path.contains("/tests/");
+    let only_tests = path.starts_with("tests/")
+        || path.ends_with("/tests.rs")
+        || path.ends_with("/fake.rs")
+        || path.contains("/tests/");
     if only_tests {
         return 1;
     }
