@@ -154,7 +154,7 @@ fn acknowledged_messages_survive_kill9_at_random_moments_and_none_is_doubled() {
 #[test]
 fn an_older_copy_of_a_directory_put_back_costs_nothing_anywhere() {
     let mut cluster = Cluster::start(3);
-    let mut send_each = |cluster: &Cluster, from: u64| {
+    let send_each = |cluster: &Cluster, from: u64| {
         for i in 0..3 {
             send_all(cluster.node(i), from + i as u64 * 100..from + i as u64 * 100 + 100);
         }

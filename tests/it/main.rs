@@ -4,6 +4,8 @@
 
 mod cli;
 mod durability;
+mod network;
+mod outage;
 mod support;
 mod tidy;
 mod up;

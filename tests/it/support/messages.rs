@@ -163,7 +163,7 @@ mod tests {
     use super::*;
 
     fn listed(numbers: &[u64]) -> Vec<u8> {
-        Value::from_iter(numbers.iter().map(|number| numbered(*number))).to_string().into_bytes()
+        numbers.iter().map(|number| numbered(*number)).collect::<Value>().to_string().into_bytes()
     }
 
     #[test]
