@@ -1,4 +1,7 @@
 //! `chatchain status`: the whole network, one row per node, then one line for people.
+//!
+//! Owns the words for how a network is, and what `--check` calls well. Judges nothing itself: who is up, behind or
+//! converged is what the server that was asked says.
 
 use color_eyre::eyre::Result;
 
