@@ -20,7 +20,13 @@ use reqwest::{
 };
 use tokio::time::timeout;
 
-use crate::api::{address::Addr, error::Problem, media, network::Ready, path};
+use crate::api::{
+    address::{self, Addr},
+    error::Problem,
+    media,
+    network::Ready,
+    path,
+};
 
 /// A server on the same site accepts within milliseconds; one that does not is asked again later.
 const CONNECT_MAX: Duration = Duration::from_secs(1);
@@ -166,8 +172,8 @@ impl ClientError {
             Self::Problem { problem, .. } => problem.to_string(),
             Self::Malformed { why, .. } => format!("the answer makes no sense: {why}"),
             Self::NoAnswer { tried } => {
-                let tried: Vec<_> = tried.iter().map(ToString::to_string).collect();
-                format!("no server answered: {}", tried.join("; "))
+                let said = tried.iter().filter_map(|error| Some((error.addr()?, error.why())));
+                format!("no server answered: {}", address::complaints(said))
             }
         }
     }
