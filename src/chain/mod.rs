@@ -6,6 +6,7 @@
 pub mod clock;
 pub mod log;
 pub mod message;
+pub mod place;
 pub mod record;
 pub mod sync;
 pub mod vector;

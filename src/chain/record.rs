@@ -11,8 +11,8 @@
 use twox_hash::XxHash3_64;
 
 use super::clock::Stamp;
-use super::log::Origin;
 use super::message::Digest;
+use super::place::Origin;
 
 /// An entry with everything around it is at most this long; a longer one is damaged by definition.
 pub const RECORD_BYTES_MAX: usize = 64 * 1024;

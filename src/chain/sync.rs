@@ -12,7 +12,7 @@
 
 use std::collections::BTreeMap;
 
-use super::log::Origin;
+use super::place::Origin;
 use super::vector::{Head, Vector};
 use super::wire::{Body, Heads, Range, ShortDigest, short};
 

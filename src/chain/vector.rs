@@ -8,7 +8,7 @@ use std::cmp::Ordering;
 
 use imbl::ordmap::DiffItem;
 
-use super::log::{ChainHash, Origin};
+use super::place::{ChainHash, Origin};
 
 /// A log's last entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

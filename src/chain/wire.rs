@@ -6,7 +6,7 @@
 
 use bytes::Bytes;
 
-use super::log::{ChainHash, Origin};
+use super::place::{ChainHash, Origin};
 use super::record::{NotARecord, Record};
 use super::vector::{Head, VectorDigest};
 

@@ -12,8 +12,9 @@ use bytes::Bytes;
 use tokio::sync::oneshot;
 use uuid::Uuid;
 
-use super::writer::{Admitted, Outcome};
+use crate::chain::log;
 use crate::chain::message::Digest;
+use crate::chain::place::Place;
 use crate::chain::vector::Head;
 
 /// Messages of clients that may wait. At the bound a send is answered `overloaded`.
@@ -58,6 +59,44 @@ pub struct AdmitJob {
     pub records: Vec<Bytes>,
     /// Gets what became of them.
     pub reply: oneshot::Sender<Admitted>,
+}
+
+/// What became of a client's message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// It is on disk here; `place` is that of its earliest copy.
+    Stored {
+        /// Where it stands.
+        place: Place,
+        /// It was there before.
+        duplicate: bool,
+    },
+    /// Nothing was stored.
+    NotStored(WhyNot),
+}
+
+/// Why a message or a run was not stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WhyNot {
+    /// The id stands for other content here.
+    Conflict,
+    /// Too much waits already.
+    Overloaded,
+    /// The disk is nearly full.
+    Full,
+    /// A write or fsync failed, or the node is stopping.
+    Failed,
+}
+
+/// What became of a peer's records.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Admitted {
+    /// Entries that are now on disk and were not before.
+    pub new: u64,
+    /// Why the rest of the run was refused, if it was.
+    pub refused: Option<log::Refused>,
+    /// Why nothing of it could be stored.
+    pub not_stored: Option<WhyNot>,
 }
 
 /// What one commit will hold.
@@ -203,7 +242,7 @@ impl Queues {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::chain::log::ChainHash;
+    use crate::chain::place::ChainHash;
 
     fn send(bytes: usize) -> SendJob {
         let intake = Intake { id: Uuid::nil(), digest: Digest([0; 32]), content: vec![0; bytes] };

@@ -12,7 +12,7 @@ use tokio::sync::Notify;
 use crate::api::address::Addr;
 use crate::api::network::{NodeId, PeerStatus, State};
 use crate::api::time::Time;
-use crate::chain::log::{Origin, Place};
+use crate::chain::place::{Origin, Place};
 use crate::chain::sync::Door;
 use crate::chain::vector::Vector;
 use crate::chain::wire::{Body, Hello};

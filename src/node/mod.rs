@@ -20,7 +20,8 @@ use std::sync::Arc;
 use tokio::sync::watch;
 
 use crate::api::network::NodeId;
-use crate::chain::log::{Logs, Place};
+use crate::chain::log::Logs;
+use crate::chain::place::Place;
 use crate::config::NodeConfig;
 use crate::serve::Budget;
 use crate::store::Store;

@@ -16,10 +16,11 @@ use futures_util::future::join_all;
 use tokio_util::sync::CancellationToken;
 
 use super::Node;
-use super::writer::{Admitted, WhyNot};
+use super::inbox::{Admitted, WhyNot};
 use crate::api::error::{ErrorCode, Problem};
 use crate::api::media;
-use crate::chain::log::{Logs, Origin, Refused};
+use crate::chain::log::{Logs, Refused};
+use crate::chain::place::Origin;
 use crate::chain::sync::{self, Link, Next, Plan};
 use crate::chain::vector::{Head, Vector};
 use crate::chain::wire::{Body, Malformed, Range, Run, short};

@@ -10,15 +10,14 @@ use axum::response::{IntoResponse, Response};
 use uuid::Uuid;
 
 use super::Node;
-use super::inbox::Intake;
-use super::writer::{Outcome, WhyNot};
+use super::inbox::{Intake, Outcome, WhyNot};
 use crate::api::batch::{self, BatchAnswer, Rejected};
 use crate::api::error::{ErrorCode, Problem};
 use crate::api::message::{self, MessageView};
 use crate::api::query::SendQuery;
 use crate::api::{path, time::Time};
-use crate::chain::log::Place;
 use crate::chain::message::{Content, Digest, Message};
+use crate::chain::place::Place;
 use crate::serve::{self, SendKind};
 use crate::store::listing::shown_timestamp;
 

@@ -16,9 +16,10 @@ use bytes::Bytes;
 use tokio::sync::{oneshot, watch};
 use uuid::Uuid;
 
-use super::inbox::{AdmitJob, Batch, Inbox, Intake, Next, Refused, SendJob};
-use crate::chain::log::{self, Logs, Origin, Place};
+use super::inbox::{AdmitJob, Admitted, Batch, Inbox, Intake, Next, Outcome, Refused, SendJob, WhyNot};
+use crate::chain::log::{self, Logs};
 use crate::chain::message::Content;
+use crate::chain::place::{Origin, Place};
 use crate::chain::record::{Kind, Record};
 use crate::chain::vector::Head;
 use crate::store::index::Lookup;
@@ -33,44 +34,6 @@ const FREE_BYTES_CLIENTS: u64 = 64 << 20;
 const FREE_BYTES_PEERS: u64 = 32 << 20;
 /// How long a measurement of free space is believed.
 const FREE_BYTES_AGE: Duration = Duration::from_millis(250);
-
-/// What became of a client's message.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Outcome {
-    /// It is on disk here; `place` is that of its earliest copy.
-    Stored {
-        /// Where it stands.
-        place: Place,
-        /// It was there before.
-        duplicate: bool,
-    },
-    /// Nothing was stored.
-    NotStored(WhyNot),
-}
-
-/// Why a message or a run was not stored.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum WhyNot {
-    /// The id stands for other content here.
-    Conflict,
-    /// Too much waits already.
-    Overloaded,
-    /// The disk is nearly full.
-    Full,
-    /// A write or fsync failed, or the node is stopping.
-    Failed,
-}
-
-/// What became of a peer's records.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Admitted {
-    /// Entries that are now on disk and were not before.
-    pub new: u64,
-    /// Why the rest of the run was refused, if it was.
-    pub refused: Option<log::Refused>,
-    /// Why nothing of it could be stored.
-    pub not_stored: Option<WhyNot>,
-}
 
 /// The way to the writer. Cheap to clone; the thread ends with [`Writer::stop`].
 #[derive(Debug, Clone)]

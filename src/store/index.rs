@@ -17,14 +17,15 @@ use std::path::Path;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
 
-use redb::{Builder, Database, DatabaseError, ReadOnlyTable, ReadableDatabase};
+use redb::{Database, ReadOnlyTable, ReadableDatabase};
 
 use super::log::{Log, Most, NewEntry};
 use super::tail::{NameHash, Noted, Tail};
-use super::{Counts, Error, OpenError, Standing};
+use super::{Counts, Error, OpenError, Standing, open_database};
 use crate::chain::clock::Stamp;
-use crate::chain::log::{Logs, Origin, Place};
+use crate::chain::log::Logs;
 use crate::chain::message::Digest;
+use crate::chain::place::{Origin, Place};
 use crate::chain::record::Record;
 use file::{BY_ID, BY_USER, COPIES, IdKey, Rows, UserKey};
 
@@ -61,17 +62,6 @@ struct Work {
 /// state, so the data is as good as before.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Opens a redb file, or makes it, and says in words why not.
-pub(super) fn open_database(path: &Path, cache_bytes: usize) -> Result<Database, OpenError> {
-    Builder::new().set_cache_size(cache_bytes).create(path).map_err(|error| match error {
-        DatabaseError::DatabaseAlreadyOpen => OpenError::InUse(path.parent().unwrap_or(path).to_owned()),
-        DatabaseError::Storage(redb::StorageError::Io(source)) => {
-            OpenError::Directory { path: path.to_owned(), source }
-        }
-        other => OpenError::Broken { path: path.to_owned(), why: other.to_string() },
-    })
 }
 
 fn broken(path: &Path, error: &Error) -> OpenError {

@@ -14,8 +14,9 @@ use super::merge::Merge;
 use super::scan::Scan;
 use super::tail::{RECIPIENT, SENDER};
 use super::{Error, Store};
-use crate::chain::log::{Logs, Place};
+use crate::chain::log::Logs;
 use crate::chain::message::{Content, Digest};
+use crate::chain::place::Place;
 
 /// Entries looked at in one chunk; then the transaction ends.
 const CHUNK_ROWS: usize = 1_000;

@@ -17,7 +17,8 @@ use uuid::Uuid;
 
 use super::{Error, OpenError, StoreId};
 use crate::chain::clock::Stamp;
-use crate::chain::log::{CHECKPOINT_EVERY, ChainHash, Logs, Origin, Place, StampRange};
+use crate::chain::log::{CHECKPOINT_EVERY, Logs, StampRange};
+use crate::chain::place::{ChainHash, Origin, Place};
 use crate::chain::record::Record;
 use crate::chain::vector::Head;
 
@@ -76,7 +77,7 @@ type Found = Vec<(Origin, Head, StampRange)>;
 impl Log {
     /// Opens or makes the file and gives the heads of all logs in it.
     pub fn open(path: &Path, network: &str) -> Result<(Self, Found), OpenError> {
-        let db = super::index::open_database(path, CACHE_BYTES)?;
+        let db = super::open_database(path, CACHE_BYTES)?;
         let broken = |error: Error| OpenError::Broken { path: path.to_owned(), why: error.to_string() };
         let meta = read_or_make_meta(&db, network).map_err(broken)?;
         if meta.format > FORMAT {

@@ -8,7 +8,8 @@ use std::collections::{BTreeSet, VecDeque};
 
 use super::log::{Entry, Most, Reader};
 use super::{Error, Store};
-use crate::chain::log::{Logs, Origin, Place};
+use crate::chain::log::Logs;
+use crate::chain::place::{Origin, Place};
 
 /// Entries buffered by one merge, over all logs it has reached. At the bound each log holds fewer.
 const BUFFER_ROWS: usize = 4_096;

@@ -19,8 +19,9 @@ use std::sync::Arc;
 
 use uuid::Uuid;
 
-use crate::chain::log::{Logs, Origin, Place};
+use crate::chain::log::Logs;
 use crate::chain::message::Digest;
+use crate::chain::place::{Origin, Place};
 use index::Index;
 use log::{Log, NewEntry};
 
@@ -105,6 +106,19 @@ storage_errors!(
     redb::CommitError,
     redb::SetDurabilityError
 );
+
+/// Opens a redb file, or makes it, and says in words why not.
+fn open_database(path: &Path, cache_bytes: usize) -> Result<redb::Database, OpenError> {
+    redb::Builder::new().set_cache_size(cache_bytes).create(path).map_err(|error| match error {
+        redb::DatabaseError::DatabaseAlreadyOpen => {
+            OpenError::InUse(path.parent().unwrap_or(path).to_owned())
+        }
+        redb::DatabaseError::Storage(redb::StorageError::Io(source)) => {
+            OpenError::Directory { path: path.to_owned(), source }
+        }
+        other => OpenError::Broken { path: path.to_owned(), why: other.to_string() },
+    })
+}
 
 /// Where one copy of a message stands, and which content it has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

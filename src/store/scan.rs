@@ -9,7 +9,8 @@ use super::index::FileScan;
 use super::log::{Entry, Reader};
 use super::tail::NameHash;
 use super::{Error, Store};
-use crate::chain::log::{Logs, Place};
+use crate::chain::log::Logs;
+use crate::chain::place::Place;
 
 /// Rows of the index read at once.
 const ROWS: usize = 512;

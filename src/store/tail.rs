@@ -7,8 +7,8 @@
 use std::collections::{BTreeSet, HashMap, VecDeque};
 
 use super::{Counts, Standing};
-use crate::chain::log::{Origin, Place};
 use crate::chain::message::{Content, Digest};
+use crate::chain::place::{Origin, Place};
 use crate::chain::record::Record;
 
 /// A message's side that a name stands on; a row of the index carries the sides of one name as bits.

@@ -5,8 +5,9 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 
 use super::*;
-use crate::chain::log::{ChainHash, Logs};
+use crate::chain::log::Logs;
 use crate::chain::message::Digest;
+use crate::chain::place::ChainHash;
 use crate::chain::record::{Kind, Record};
 use crate::chain::wire::{Hello, Run};
 

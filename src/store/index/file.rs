@@ -10,7 +10,7 @@ use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 use super::super::log::Log;
 use super::super::tail::{NameHash, Noted};
 use super::super::{Counts, Error, Standing};
-use crate::chain::log::Origin;
+use crate::chain::place::Origin;
 
 /// The layout of `index.redb`. Any other is rebuilt.
 const FORMAT: u32 = 1;

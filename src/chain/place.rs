@@ -1,0 +1,64 @@
+//! Owns the names of things in logs: the origin, an entry's place, a hash in the chain.
+//!
+//! `h(0) = BLAKE3(origin)` and `h(n) = BLAKE3(h(n-1) | seq | stamp | digest)`. Equal hashes at equal seqs prove equal
+//! logs up to there. The chain is bound to content through the digest, so a body can be erased without breaking it.
+
+use std::fmt;
+
+use super::clock::Stamp;
+use super::message::Digest;
+
+/// The random name of one append-only log. Not the name of a node: a node may have had many.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Origin(pub [u8; 16]);
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        uuid::Uuid::from_bytes(self.0).hyphenated().fmt(f)
+    }
+}
+
+impl fmt::Debug for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// A hash in the chain of a log.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ChainHash(pub [u8; 32]);
+
+impl fmt::Debug for ChainHash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", blake3::Hash::from(self.0).to_hex())
+    }
+}
+
+impl ChainHash {
+    /// `h(0)`, before the first entry.
+    pub fn genesis(origin: Origin) -> Self {
+        ChainHash(*blake3::hash(&origin.0).as_bytes())
+    }
+
+    /// `h(n)` from `h(n-1)` and entry `n`.
+    #[must_use]
+    pub fn next(self, seq: u64, stamp: Stamp, digest: Digest) -> Self {
+        let mut bytes = [0; 80];
+        bytes[..32].copy_from_slice(&self.0);
+        bytes[32..40].copy_from_slice(&seq.to_be_bytes());
+        bytes[40..48].copy_from_slice(&stamp.0.to_be_bytes());
+        bytes[48..].copy_from_slice(&digest.0);
+        ChainHash(*blake3::hash(&bytes).as_bytes())
+    }
+}
+
+/// Where an entry is shown: history is sorted by this.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Place {
+    /// When its origin accepted it.
+    pub stamp: Stamp,
+    /// Its log.
+    pub origin: Origin,
+    /// Its place in the log.
+    pub seq: u64,
+}
