@@ -21,7 +21,7 @@ use reqwest::{
 use tokio::time::timeout;
 
 use crate::api::{
-    address::Addr,
+    address::{self, Addr},
     error::{ErrorCode, Problem},
     media,
     network::Ready,
@@ -175,8 +175,8 @@ impl ClientError {
             Self::Problem { problem, .. } => problem.to_string(),
             Self::Malformed { why, .. } => format!("the answer makes no sense: {why}"),
             Self::NoAnswer { tried } => {
-                let tried: Vec<_> = tried.iter().map(ToString::to_string).collect();
-                format!("no server answered: {}", tried.join("; "))
+                let said = tried.iter().filter_map(|error| Some((error.addr()?, error.why())));
+                format!("no server answered: {}", address::complaints(said))
             }
         }
     }

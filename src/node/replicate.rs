@@ -65,6 +65,9 @@ pub async fn link(node: Node, index: usize, stop: CancellationToken) {
         match next {
             Ok(Some(Next::Again)) => on_timer = false,
             Ok(Some(Next::Wait)) => {
+                if talk.failures > 0 {
+                    tracing::info!(peer = %node.mesh().link(index).0, "exchanges work again");
+                }
                 talk.failures = 0;
                 on_timer = tokio::select! {
                     () = stop.cancelled() => return,

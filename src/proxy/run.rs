@@ -69,7 +69,7 @@ struct Proxy {
 /// Runs a proxy on this listener until `stop`.
 pub async fn run(config: ProxyConfig, listener: TcpListener, stop: CancellationToken) -> Result<(), Error> {
     let ProxyConfig { network, listen, nodes, strategy } = config;
-    tracing::info!(network, nodes = nodes.len(), ?strategy, "serving as a proxy");
+    tracing::info!(address = %listen, network, nodes = nodes.len(), %strategy, "serving as a proxy");
     let mut warnings = Vec::new();
     if !listen.is_loopback() {
         warnings.push(OPEN_WARNING.to_owned());

@@ -24,8 +24,14 @@ use crate::api::{
 };
 
 /// A JSON answer.
-pub fn json(status: StatusCode, body: impl Into<Body>) -> Response {
-    (status, [(header::CONTENT_TYPE, media::JSON)], body.into()).into_response()
+pub fn json(status: StatusCode, body: Vec<u8>) -> Response {
+    (status, [(header::CONTENT_TYPE, media::JSON)], line(body)).into_response()
+}
+
+/// Ends it with a newline: people read answers in terminals, too, and there the next prompt begins a line.
+fn line(mut json: Vec<u8>) -> Vec<u8> {
+    json.push(b'\n');
+    json
 }
 
 /// `GET /livez`: who can run this, lives.
@@ -37,7 +43,8 @@ pub async fn live(RawQuery(raw): RawQuery) -> Result<Response, Problem> {
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
         let status = StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        let mut response = (status, [(header::CONTENT_TYPE, media::PROBLEM)], self.to_json()).into_response();
+        let body = line(self.to_json());
+        let mut response = (status, [(header::CONTENT_TYPE, media::PROBLEM)], body).into_response();
         if let Some(seconds) = self.retry_after_seconds {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }

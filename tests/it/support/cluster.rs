@@ -63,7 +63,12 @@ impl Cluster {
     /// One more node that knows only these, started and ready. Gives its number.
     #[track_caller]
     pub fn join(&mut self, known: &[usize]) -> usize {
-        let peers = known.iter().map(|i| self.node(*i)).collect();
+        self.join_peers(known.iter().map(|i| self.node(*i)).collect())
+    }
+
+    /// The same for peers anywhere, who may not exist.
+    #[track_caller]
+    pub fn join_peers(&mut self, peers: Vec<SocketAddr>) -> usize {
         self.nodes.push(Node { peers, process: None });
         self.start_node(self.nodes.len() - 1);
         self.nodes.len() - 1
