@@ -40,21 +40,14 @@ const EXCHANGE_TIME: Duration = Duration::from_secs(10);
 const BACK_OFF_MAX: Duration = Duration::from_secs(30);
 /// The first of them.
 const BACK_OFF_MIN: Duration = Duration::from_millis(250);
-/// Exchanges in a row that may change nothing before the peer counts as failing.
+/// Exchanges in a row that may bring nothing before the peer counts as failing.
 const IDLE_ROUNDS_MAX: u32 = 8;
-/// A log refused on a link is not asked for again for this long.
+/// A log refused on a link, by us or by the peer, rests there for this long.
 const REFUSED_TIME: Duration = Duration::from_secs(30);
 
 /// Talks to one peer until `stop`.
 pub async fn link(node: Node, index: usize, stop: CancellationToken) {
-    let mut talk = Talk {
-        link: Link::default(),
-        index,
-        refused: HashMap::new(),
-        sent: None,
-        failures: 0,
-        idle_rounds: 0,
-    };
+    let mut talk = Talk::new(index);
     let mut on_timer = true;
     loop {
         let next = tokio::select! {
@@ -88,7 +81,7 @@ pub async fn link(node: Node, index: usize, stop: CancellationToken) {
 }
 
 /// The starting side of exchanges with one peer.
-struct Talk {
+pub(super) struct Talk {
     link: Link,
     index: usize,
     refused: HashMap<Origin, Instant>,
@@ -100,11 +93,16 @@ struct Talk {
 
 impl Talk {
     /// One exchange. `None`: the peer is this node.
-    async fn exchange(&mut self, node: &Node, on_timer: bool) -> Result<Option<Next>, String> {
+    pub(super) async fn exchange(&mut self, node: &Node, on_timer: bool) -> Result<Option<Next>, String> {
         let logs = node.logs();
         let (addr, _) = node.mesh().link(self.index);
         let mesh = node.mesh();
         let mut plan =
+    pub(super) fn new(index: usize) -> Self {
+        let (link, refused) = (Link::default(), HashMap::new());
+        Talk { link, index, refused, sent: None, failures: 0, idle_rounds: 0 }
+    }
+
             self.link.start(logs.vector(), logs.own(), on_timer, |origin| mesh.owner_pushes(origin));
         self.refused.retain(|_, since| since.elapsed() < REFUSED_TIME);
         plan.wants
@@ -113,6 +111,7 @@ impl Talk {
         let began = Instant::now();
         let reply = mesh.client.sync(&addr, request.encode().into(), EXCHANGE_TIME).await;
         let reply = reply.map_err(|error| error.to_string())?;
+        plan.push.retain(|push| !self.refused.contains_key(&push.origin));
         let reply = Body::decode(&reply).map_err(|error| format!("{addr}: {error}"))?;
         if reply.hello.network != mesh.hello.network {
             return Err(format!("{addr} belongs to another network"));
@@ -123,22 +122,20 @@ impl Talk {
         }
         let rtt = began.elapsed();
         let before = self.link.theirs().cloned();
-        let pushed_own = request.runs.iter().any(|run| Some(run.origin) == logs.own());
+        // Our own log comes first; if it is not among what could be read, it is damaged and must rest as well.
+        let own = plan.push.first().map(|push| push.origin).filter(|origin| Some(*origin) == logs.own());
+        let pushed: Vec<Origin> = request.runs.iter().map(|run| run.origin).chain(own).collect();
         let mut next = self.link.on_reply(plan, &reply);
         mesh.answered(self.index, &reply, self.link.theirs(), rtt, super::now_ms());
         self.note_forks(node, &addr.to_string());
-        if pushed_own && !self.got_on(before.as_ref(), logs.own()) {
-            return Err(format!("{addr} does not take the entries of this node's log"));
-        }
-        if !reply.runs.is_empty() {
-            let new = self.admit(node, &addr.to_string(), reply.runs).await?;
-            next = if new > 0 { Next::Again } else { next };
+        self.note_not_taken(&pushed, before.as_ref(), &addr.to_string());
+        let new = self.admit(node, &addr.to_string(), reply.runs).await?;
+        if new > 0 {
+            next = Next::Again;
         }
         mesh.release(self.index);
-        self.idle_rounds = if next == Next::Again && rtt < EXCHANGE_TIME { self.idle_rounds + 1 } else { 0 };
-        if before.as_ref() != self.link.theirs() || node.logs().vector() != logs.vector() {
-            self.idle_rounds = 0;
-        }
+        // Only entries are progress: a peer that says something new of itself each time must not keep us running.
+        self.idle_rounds = if next == Next::Again && new == 0 { self.idle_rounds + 1 } else { 0 };
         if self.idle_rounds > IDLE_ROUNDS_MAX {
             return Err(format!("{addr}: the exchange does not come to an end"));
         }
@@ -167,11 +164,12 @@ impl Talk {
         Ok(body)
     }
 
-    /// Whether the peer has more of our own log than before.
-    fn got_on(&self, before: Option<&Vector>, own: Option<Origin>) -> bool {
-        match (before, self.link.theirs(), own) {
-            (Some(before), Some(now), Some(own)) => now.seq(own) > before.seq(own),
-            _ => true,
+    /// Logs of which the peer took nothing that was pushed rest on this link for a while; everything else goes on.
+    fn note_not_taken(&mut self, pushed: &[Origin], before: Option<&Vector>, peer: &str) {
+        let (Some(before), Some(now)) = (before, self.link.theirs()) else { return };
+        for origin in pushed.iter().filter(|origin| before.seq(**origin) == now.seq(**origin)) {
+            tracing::warn!(%origin, peer, "the peer does not take the entries of a log");
+            self.refused.insert(*origin, Instant::now());
         }
     }
 
@@ -222,7 +220,9 @@ impl Talk {
 
     fn has_own_to_push(&self, logs: &Logs) -> bool {
         match (self.link.theirs(), logs.own()) {
-            (Some(theirs), Some(own)) => logs.vector().seq(own) > theirs.seq(own),
+            (Some(theirs), Some(own)) => {
+                logs.vector().seq(own) > theirs.seq(own) && !self.refused.contains_key(&own)
+            }
             _ => false,
         }
     }
@@ -340,7 +340,7 @@ pub async fn post(State(node): State<Node>, headers: HeaderMap, body: HttpBody) 
 }
 
 /// Answers an exchange. `_bytes` keeps the request's share of the memory budget until its records are stored.
-async fn answer(node: &Node, mut request: Body, _bytes: Bytes) -> Result<Body, Problem> {
+pub(super) async fn answer(node: &Node, mut request: Body, _bytes: Bytes) -> Result<Body, Problem> {
     let mut reply = Body::quiet(node.mesh().hello.clone(), [0; 16]);
     if node.mesh().is_self(&request) {
         return Ok(reply);
