@@ -9,6 +9,7 @@ use std::cmp::Ordering;
 use imbl::ordmap::DiffItem;
 
 use super::place::{ChainHash, Origin};
+use super::record::Record;
 
 /// A log's last entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -17,6 +18,14 @@ pub struct Head {
     pub seq: u64,
     /// The chain's hash there.
     pub hash: ChainHash,
+}
+
+impl Head {
+    /// The head of the same log with one more entry.
+    #[must_use]
+    pub fn followed_by(self, record: &Record<'_>) -> Self {
+        Head { seq: record.seq, hash: self.hash.next(record.seq, record.stamp, record.digest) }
+    }
 }
 
 /// The heads of all logs of a store.

@@ -12,7 +12,7 @@ use axum::extract::State;
 use axum::http::{HeaderMap, header};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
-use futures_util::future::join_all;
+use futures_util::stream::{self, StreamExt};
 use tokio_util::sync::CancellationToken;
 
 use super::Node;
@@ -21,6 +21,7 @@ use crate::api::error::{ErrorCode, Problem};
 use crate::api::media;
 use crate::chain::log::{Logs, Refused};
 use crate::chain::place::Origin;
+use crate::chain::record::Record;
 use crate::chain::sync::{self, Link, Next, Plan};
 use crate::chain::vector::{Head, Vector};
 use crate::chain::wire::{Body, Malformed, Range, Run, short};
@@ -34,6 +35,9 @@ const RUN_BYTES_MAX: usize = 4 << 20;
 const BODY_BYTES_MAX: usize = 8 << 20;
 /// Records handed to the writer at once, so that clients' commits come between those of a long catch-up.
 const PIECE_COUNT: usize = 1_000;
+/// Pieces of one exchange that wait for the writer at the same time. At the bound the next ones wait here: thousands of
+/// short logs must not fill the inbox, where several peers have room beside each other.
+const PIECES_WAITING_MAX: usize = 128;
 /// A whole exchange takes at most this long; then the peer counts as failing.
 const EXCHANGE_TIME: Duration = Duration::from_secs(10);
 /// Waits after failures double up to this, with full jitter.
@@ -298,22 +302,32 @@ fn read_runs(
 
 /// Has the writer take in runs, in pieces; one result per run.
 async fn admit_runs(node: &Node, theirs: Option<&Vector>, runs: Vec<Run>) -> Vec<Admitted> {
-    let admit = |run: Run| async move {
+    let mut pieces = Vec::new();
+    for (index, run) in runs.iter().enumerate() {
         let claimed = sync::claimed(theirs, run.origin);
-        let mut all = Admitted { new: 0, refused: None, not_stored: None };
-        let pieces = run.records.chunks(PIECE_COUNT).enumerate().map(|(number, piece)| {
-            // The hash before the first record is known; the later pieces follow it in the same queue.
-            let before = if number == 0 { run.before } else { Head { seq: u64::MAX, ..run.before } };
-            node.writer().admit(before, claimed, piece.to_vec())
-        });
-        for admitted in join_all(pieces).await {
-            all.new += admitted.new;
-            all.refused = all.refused.or(admitted.refused);
-            all.not_stored = all.not_stored.or(admitted.not_stored);
+        let mut before = run.before;
+        for piece in run.records.chunks(PIECE_COUNT) {
+            pieces.push((index, before, claimed, piece.to_vec()));
+            before = head_after(before, piece);
         }
         all
     };
-    join_all(runs.into_iter().map(admit)).await
+    let mut waiting = stream::iter(pieces.into_iter().map(admit)).buffered(PIECES_WAITING_MAX);
+    let nothing = Admitted { new: 0, refused: None, not_stored: None };
+    let mut all = vec![nothing; runs.len()];
+    while let Some((index, admitted)) = waiting.next().await {
+        let run: &mut Admitted = &mut all[index];
+        run.new += admitted.new;
+        run.refused = run.refused.or(admitted.refused);
+        run.not_stored = run.not_stored.or(admitted.not_stored);
+    }
+    all
+}
+
+/// The peer's head at the end of a piece: each piece is held against our chain by itself.
+fn head_after(before: Head, piece: &[Bytes]) -> Head {
+    let record = |bytes| Record::parse(bytes).expect("the exchange hands on checked records only").0;
+    piece.iter().fold(before, |head, bytes| head.followed_by(&record(bytes)))
 }
 
 /// `POST /sync`.

@@ -150,6 +150,35 @@ impl Log {
     }
 }
 
+fn origin(number: u16) -> Origin {
+    let mut name = [9; 16];
+    name[..2].copy_from_slice(&number.to_be_bytes());
+    Origin(name)
+}
+
+#[tokio::test]
+async fn thousands_of_small_logs_come_with_one_exchange() {
+    let bench = Bench::new();
+    let mut request = quiet();
+    request.runs = (0..3000).map(|n| Log::new(origin(n), 1, 1, "old").run(1, 1)).collect();
+    bench.answer(request).await;
+    assert_eq!(bench.node.logs().vector().origins(), 3000);
+}
+
+/// Two holders of a forked log meet. The run begins below the fork, so its start agrees with what is here; and it ends
+/// below the peer's head, so there is no claim to hold its end against.
+#[tokio::test]
+async fn a_run_that_overlaps_a_fork_adds_nothing() {
+    for (ours, fork, first, last) in [(10, 7, 5, 15), (1500, 1200, 11, 3000)] {
+        let bench = Bench::new();
+        let (left, right) = (Log::new(X, ours, fork, "left"), Log::new(X, last + 5, fork, "right"));
+        bench.push(&left, 1, ours, ours).await;
+        assert_eq!(bench.seq(X), ours);
+        bench.push(&right, first, last, last + 5).await;
+        assert_eq!(bench.seq(X), ours, "entries of one branch stand on another");
+    }
+}
+
 /// The peer has something else at the first place of our own log, and a log that we lack.
 #[tokio::test]
 async fn a_log_that_a_peer_refuses_does_not_hold_up_the_others_on_that_link() {

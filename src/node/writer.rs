@@ -239,10 +239,15 @@ impl Draft<'_> {
     fn admit(&mut self, job: &AdmitJob) -> Result<Admitted, Error> {
         let (logs, count) = (self.logs.clone(), self.entries.len());
         let mut admitted = Admitted { new: 0, refused: None, not_stored: None };
+        // The peer's chain, also over what is here already: where it passes our head, it must have our hash.
+        let mut chain = job.before;
         for bytes in &job.records {
             let (record, _) = Record::parse(bytes).expect("the exchange hands on checked records only");
-            match self.admit_one(job, &record, bytes) {
-                Ok(new) => admitted.new += u64::from(new),
+            match self.admit_one(chain, job.claimed, &record, bytes) {
+                Ok(new) => {
+                    admitted.new += u64::from(new);
+                    chain = chain.followed_by(&record);
+                }
                 Err(AdmitError::Storage(error)) => return Err(error),
                 Err(AdmitError::Refused(refused)) => {
                     admitted.refused = Some(refused);
@@ -258,19 +263,23 @@ impl Draft<'_> {
         Ok(admitted)
     }
 
-    fn admit_one(&mut self, job: &AdmitJob, record: &Record<'_>, bytes: &Bytes) -> Result<bool, AdmitError> {
+    fn admit_one(
+        &mut self,
+        before: Head,
+        claimed: Option<Head>,
+        record: &Record<'_>,
+        bytes: &Bytes,
+    ) -> Result<bool, AdmitError> {
         let Record { origin, seq, stamp, .. } = *record;
-        if job.before.seq == self.logs.vector().seq(origin)
-            && seq == job.before.seq + 1
-            && job.before.hash != self.logs.vector().hash(origin)
-        {
-            return Err(AdmitError::Refused(log::Refused::Fork(job.before.seq)));
+        let (head, hash) = (self.logs.vector().seq(origin), self.logs.vector().hash(origin));
+        if before.seq == head && before.hash != hash {
+            return Err(AdmitError::Refused(log::Refused::Fork(head)));
         }
         if !self.logs.admit(record, self.now_ms).map_err(AdmitError::Refused)? {
             return Ok(false);
         }
         let hash = self.logs.vector().hash(origin);
-        if job.claimed.is_some_and(|claimed| claimed.seq == seq && claimed.hash != hash) {
+        if claimed.is_some_and(|claimed| claimed.seq == seq && claimed.hash != hash) {
             return Err(AdmitError::Refused(log::Refused::Fork(seq)));
         }
         let known = match Content::decode(record.content) {
