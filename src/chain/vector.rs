@@ -93,10 +93,10 @@ impl Vector {
             .collect()
     }
 
-    /// Number of entries that this vector covers and `other` does not.
+    /// Number of entries that this vector covers and `other` does not. A peer may claim any number: it saturates.
     pub fn ahead_of(&self, other: &Vector) -> u64 {
         let ahead = |(origin, head): (Origin, Head)| head.seq.saturating_sub(other.seq(origin));
-        self.changes_since(other).into_iter().map(ahead).sum()
+        self.changes_since(other).into_iter().map(ahead).fold(0, u64::saturating_add)
     }
 
     /// Raises every head to at least that of `other`.
@@ -108,9 +108,9 @@ impl Vector {
         }
     }
 
-    /// Number of entries in all logs.
+    /// Number of entries in all logs; saturates, as above.
     pub fn entries(&self) -> u64 {
-        self.0.values().map(|head| head.seq).sum()
+        self.0.values().map(|head| head.seq).fold(0, u64::saturating_add)
     }
 
     /// The hash that two stores compare. Linear in the number of logs.

@@ -165,6 +165,19 @@ async fn thousands_of_small_logs_come_with_one_exchange() {
     assert_eq!(bench.node.logs().vector().origins(), 3000);
 }
 
+#[tokio::test]
+async fn heads_beyond_everything_that_exists_do_not_upset_the_status() {
+    let bench = Bench::new();
+    let heads = (0..3).map(|n| (origin(n), Head { seq: u64::MAX, hash: ChainHash([1; 32]) }));
+    let heads = Heads { base: None, changes: heads.collect() };
+    let request = Body { digest: digest_of(&heads), heads: Some(heads), ..quiet() };
+    bench.answer(request).await;
+    let status = status::status(&bench.node);
+    assert_eq!(status.peers[0].behind, Some(0));
+    let all = bench.node.mesh().union(bench.node.logs().vector());
+    assert_eq!(all.ahead_of(bench.node.logs().vector()), u64::MAX);
+}
+
 /// Two holders of a forked log meet. The run begins below the fork, so its start agrees with what is here; and it ends
 /// below the peer's head, so there is no claim to hold its end against.
 #[tokio::test]
