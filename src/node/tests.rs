@@ -192,6 +192,23 @@ async fn a_run_that_overlaps_a_fork_adds_nothing() {
     }
 }
 
+/// What a running machine that was cloned does: both copies append to the same log.
+#[tokio::test]
+async fn a_process_that_meets_its_own_log_grown_by_another_begins_a_new_one() {
+    let bench = Bench::new();
+    let first = bench.send(1).await;
+    let head = *bench.node.logs().vector().get(first.origin).expect("has entries");
+    let content = content(2, "the clone's");
+    let digest = Digest::of(&content);
+    let stamp = Stamp(first.stamp.0 + 1);
+    let record =
+        Record { origin: first.origin, seq: 2, stamp, digest, kind: Kind::Message, content: &content };
+    let run = Run { origin: first.origin, before: head, records: vec![record.encode().into()], broken: None };
+    bench.answer(Body { runs: vec![run], ..quiet() }).await;
+    assert_eq!(bench.seq(first.origin), 2, "its entries are messages like any other");
+    assert_ne!(bench.send(3).await.origin, first.origin);
+}
+
 /// The peer has something else at the first place of our own log, and a log that we lack.
 #[tokio::test]
 async fn a_log_that_a_peer_refuses_does_not_hold_up_the_others_on_that_link() {

@@ -189,9 +189,9 @@ impl Pen {
         let Draft { logs, entries, .. } = draft;
         if !entries.is_empty() {
             self.store.commit(&entries, &logs)?;
-            self.logs = logs;
-            self.signal.send_replace(Arc::new(self.logs.clone()));
+            self.signal.send_replace(Arc::new(logs.clone()));
         }
+        self.logs = logs;
         Ok((outcomes, admitted))
     }
 }
@@ -255,6 +255,9 @@ impl Draft<'_> {
                         // Where the chain stops being the peer's is not known: nothing of the run is believed.
                         (self.logs, admitted.new) = (logs, 0);
                         self.entries.truncate(count);
+                        if self.logs.own() == Some(record.origin) {
+                            self.logs.leave_own(); // two processes append to it: whoever notices begins anew
+                        }
                     }
                     break;
                 }
