@@ -40,6 +40,8 @@ const PIECE_COUNT: usize = 1_000;
 const PIECES_WAITING_MAX: usize = 128;
 /// A whole exchange takes at most this long; then the peer counts as failing.
 const EXCHANGE_TIME: Duration = Duration::from_secs(10);
+/// Reading for one message of an exchange ends after this long, between two ranges; the rest goes with the next.
+const READ_TIME: Duration = Duration::from_secs(1);
 /// Waits after failures double up to this, with full jitter.
 const BACK_OFF_MAX: Duration = Duration::from_secs(30);
 /// The first of them.
@@ -96,26 +98,26 @@ pub(super) struct Talk {
 }
 
 impl Talk {
+    pub(super) fn new(index: usize) -> Self {
+        let (link, refused) = (Link::default(), HashMap::new());
+        Talk { link, index, refused, sent: None, failures: 0, idle_rounds: 0 }
+    }
+
     /// One exchange. `None`: the peer is this node.
     pub(super) async fn exchange(&mut self, node: &Node, on_timer: bool) -> Result<Option<Next>, String> {
         let logs = node.logs();
         let (addr, _) = node.mesh().link(self.index);
         let mesh = node.mesh();
         let mut plan =
-    pub(super) fn new(index: usize) -> Self {
-        let (link, refused) = (Link::default(), HashMap::new());
-        Talk { link, index, refused, sent: None, failures: 0, idle_rounds: 0 }
-    }
-
             self.link.start(logs.vector(), logs.own(), on_timer, |origin| mesh.owner_pushes(origin));
         self.refused.retain(|_, since| since.elapsed() < REFUSED_TIME);
+        plan.push.retain(|push| !self.refused.contains_key(&push.origin));
         plan.wants
             .retain(|want| !self.refused.contains_key(&want.origin) && mesh.claim(want.origin, self.index));
         let request = self.request(node, &logs, &plan).await?;
         let began = Instant::now();
         let reply = mesh.client.sync(&addr, request.encode().into(), EXCHANGE_TIME).await;
         let reply = reply.map_err(|error| error.to_string())?;
-        plan.push.retain(|push| !self.refused.contains_key(&push.origin));
         let reply = Body::decode(&reply).map_err(|error| format!("{addr}: {error}"))?;
         if reply.hello.network != mesh.hello.network {
             return Err(format!("{addr} belongs to another network"));
@@ -271,33 +273,52 @@ fn read_runs(
 ) -> Result<(Vec<Run>, bool), Error> {
     let mut runs = Vec::new();
     let mut left = RUN_BYTES_MAX;
+    let began = Instant::now();
     for range in ranges {
-        if left == 0 {
+        if left == 0 || began.elapsed() >= READ_TIME {
             return Ok((runs, true));
         }
         let Range { origin, first, last } = *range;
-        let mut reader = store.log().read()?;
         let before = match known {
-            Some((of, head)) if of == origin && head.seq == first - 1 => head,
-            _ => Head { seq: first - 1, hash: reader.hash_at(origin, first - 1)? },
+            Some((of, head)) if of == origin && head.seq == first - 1 => Ok(head.hash),
+            _ => store.log().read()?.hash_at(origin, first - 1),
         };
+        let Some(hash) = undamaged(before)? else { continue };
+        let before = Head { seq: first - 1, hash };
         let mut run = Run { origin, before, records: Vec::new(), broken: None };
         let mut next = first;
         while next <= last && left > 0 {
             let most = Most { rows: PIECE_COUNT, bytes: left };
-            for entry in store.log().read()?.forward(origin, next, last, most)? {
+            let Some(entries) = undamaged(store.log().read()?.forward(origin, next, last, most))? else {
+                break;
+            };
+            for entry in entries {
                 left = left.saturating_sub(entry.record.len());
                 next = entry.place.seq + 1;
                 run.records.push(entry.record.into());
             }
         }
-        let is_cut = next <= last;
-        runs.push(run);
-        if is_cut {
+        if !run.records.is_empty() {
+            runs.push(run);
+        }
+        if next <= last && left == 0 {
             return Ok((runs, true));
         }
     }
     Ok((runs, false))
+}
+
+/// `None`: damaged. It is never sent; what lies before it and the other logs are, so that one bad page here does not keep
+/// a peer from all the rest.
+fn undamaged<T>(read: Result<T, Error>) -> Result<Option<T>, Error> {
+    match read {
+        Ok(value) => Ok(Some(value)),
+        Err(error @ Error::Damaged { .. }) => {
+            tracing::error!(%error, "not sent to a peer");
+            Ok(None)
+        }
+        Err(error) => Err(error),
+    }
 }
 
 /// Has the writer take in runs, in pieces; one result per run.
@@ -310,7 +331,9 @@ async fn admit_runs(node: &Node, theirs: Option<&Vector>, runs: Vec<Run>) -> Vec
             pieces.push((index, before, claimed, piece.to_vec()));
             before = head_after(before, piece);
         }
-        all
+    }
+    let admit = |(index, before, claimed, piece)| async move {
+        (index, node.writer().admit(before, claimed, piece).await)
     };
     let mut waiting = stream::iter(pieces.into_iter().map(admit)).buffered(PIECES_WAITING_MAX);
     let nothing = Admitted { new: 0, refused: None, not_stored: None };

@@ -10,7 +10,7 @@ use crate::chain::message::{Digest, Draft, Message};
 use crate::chain::place::{ChainHash, Origin};
 use crate::chain::record::{Kind, Record};
 use crate::chain::vector::{Head, Vector};
-use crate::chain::wire::{Body, Heads, Hello, Run, short};
+use crate::chain::wire::{Body, Heads, Hello, Range, Run, short};
 
 const X: Origin = Origin([7; 16]);
 const STAMP: u64 = 1_700_000_000_000 << 16;
@@ -207,6 +207,32 @@ async fn a_process_that_meets_its_own_log_grown_by_another_begins_a_new_one() {
     bench.answer(Body { runs: vec![run], ..quiet() }).await;
     assert_eq!(bench.seq(first.origin), 2, "its entries are messages like any other");
     assert_ne!(bench.send(3).await.origin, first.origin);
+}
+
+#[tokio::test]
+async fn many_small_wants_of_one_peer_do_not_keep_a_reader_busy_for_long() {
+    let bench = Bench::new();
+    let log = Log::new(X, 1023, 1, "long");
+    bench.push(&log, 1, 1023, 1023).await;
+    let began = std::time::Instant::now();
+    let wants = (0..20_000).map(|n| Range { origin: X, first: 1000 + n % 20, last: 1000 + n % 20 });
+    let reply = bench.answer(Body { wants: wants.collect(), ..quiet() }).await;
+    assert!(reply.more);
+    assert!(began.elapsed() < std::time::Duration::from_secs(6), "{:?}", began.elapsed());
+}
+
+/// The log `origin(1)` is whole, and so is X before entry 40.
+#[tokio::test]
+async fn one_damaged_entry_keeps_nothing_else_from_a_peer() {
+    let bench = Bench::new();
+    bench.push(&Log::new(X, 60, 1, "long"), 1, 60, 60).await;
+    bench.push(&Log::new(origin(1), 3, 1, "other"), 1, 3, 3).await;
+    crate::store::log::overwrite(bench.node.store().log(), X, 40, b"damage");
+    let wants = [(X, 1, 60), (X, 50, 60), (Origin(origin(1).0), 1, 3)];
+    let wants = wants.map(|(origin, first, last)| Range { origin, first, last }).to_vec();
+    let reply = bench.answer(Body { wants, ..quiet() }).await;
+    let got: Vec<_> = reply.runs.iter().map(|run| (run.origin, run.records.len())).collect();
+    assert_eq!(got, [(X, 39), (origin(1), 3)]);
 }
 
 /// The peer has something else at the first place of our own log, and a log that we lack.
