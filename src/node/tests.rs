@@ -210,6 +210,21 @@ async fn a_process_that_meets_its_own_log_grown_by_another_begins_a_new_one() {
 }
 
 #[tokio::test]
+async fn forks_that_a_peer_invents_do_not_pile_up() {
+    let bench = Bench::new();
+    for round in 0..3 {
+        let mut request = quiet();
+        let forged = |n: u16| {
+            let run = Log::new(origin(n + 300 * round), 1, 1, "no").run(1, 1);
+            Run { before: Head { seq: 0, hash: ChainHash([1; 32]) }, ..run }
+        };
+        request.runs = (0..300).map(forged).collect();
+        bench.answer(request).await;
+    }
+    assert!(bench.node.mesh().warnings().len() < 100);
+}
+
+#[tokio::test]
 async fn many_small_wants_of_one_peer_do_not_keep_a_reader_busy_for_long() {
     let bench = Bench::new();
     let log = Log::new(X, 1023, 1, "long");
