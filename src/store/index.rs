@@ -216,6 +216,8 @@ impl Index {
         }
         let mut counts = *flushed;
         counts.add(rows.adds);
+        // If this fails, the indexer waits before it tries again, however much there is to do.
+        lock(&self.work).waiting = 0;
         rows.write(&self.db, counts)?;
         *flushed = counts;
         let left = {
