@@ -206,6 +206,9 @@ impl Mesh {
             if book.strangers() >= STRANGERS_MAX {
                 return;
             }
+            // It may be one that is configured under another name and is not waited for at the moment.
+            let unmet = book.peers.iter().filter(|peer| peer.configured && peer.opening.is_none());
+            unmet.for_each(|peer| peer.wake.notify_one());
             book.peers.push(Peer::new(addr, false, Some(request.hello.node_id)));
             book.peers.len() - 1
         };
@@ -295,7 +298,14 @@ impl Mesh {
         let book = lock(&self.book);
         let has =
             |peer: &&Peer| peer.theirs.as_ref().is_some_and(|theirs| theirs.seq(place.origin) >= place.seq);
-        book.peers.iter().filter(|peer| !peer.is_self).filter(has).filter_map(|peer| peer.node_id).collect()
+        let mut ids = Vec::new();
+        for id in book.peers.iter().filter(|peer| !peer.is_self).filter(has).filter_map(|peer| peer.node_id) {
+            // One node may be configured under two addresses; it is one copy all the same.
+            if !ids.contains(&id) {
+                ids.push(id);
+            }
+        }
+        ids
     }
 
     /// Everything any known node is known to have.

@@ -8,6 +8,7 @@ mod history;
 mod http;
 mod inbox;
 mod mesh;
+mod pid;
 mod replicate;
 pub mod run;
 mod send;

@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use axum::body::Body as HttpBody;
-use axum::extract::State;
+use axum::extract::{RawQuery, State};
 use axum::http::{HeaderMap, header};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
@@ -19,6 +19,7 @@ use super::Node;
 use super::inbox::{Admitted, WhyNot};
 use crate::api::error::{ErrorCode, Problem};
 use crate::api::media;
+use crate::api::query::refuse_any;
 use crate::chain::log::{Logs, Refused};
 use crate::chain::place::Origin;
 use crate::chain::record::Record;
@@ -63,6 +64,9 @@ pub async fn link(node: Node, index: usize, stop: CancellationToken) {
         match next {
             Ok(Some(Next::Again)) => on_timer = false,
             Ok(Some(Next::Wait)) => {
+                if talk.failures > 0 {
+                    tracing::info!(peer = %node.mesh().link(index).0, "exchanges work again");
+                }
                 talk.failures = 0;
                 on_timer = tokio::select! {
                     () = stop.cancelled() => return,
@@ -354,7 +358,13 @@ fn head_after(before: Head, piece: &[Bytes]) -> Head {
 }
 
 /// `POST /sync`.
-pub async fn post(State(node): State<Node>, headers: HeaderMap, body: HttpBody) -> Result<Response, Problem> {
+pub async fn post(
+    State(node): State<Node>,
+    RawQuery(query): RawQuery,
+    headers: HeaderMap,
+    body: HttpBody,
+) -> Result<Response, Problem> {
+    refuse_any(query.as_deref())?;
     let content_type = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
     if !content_type.is_some_and(|value| media::is(value, media::BINARY)) {
         let detail = format!("an exchange has the Content-Type {}", media::BINARY);

@@ -116,7 +116,9 @@ fn open_database(path: &Path, cache_bytes: usize) -> Result<redb::Database, Open
         redb::DatabaseError::DatabaseAlreadyOpen => {
             OpenError::InUse(path.parent().unwrap_or(path).to_owned())
         }
-        redb::DatabaseError::Storage(redb::StorageError::Io(source)) => {
+        redb::DatabaseError::Storage(redb::StorageError::Io(source))
+            if source.kind() != std::io::ErrorKind::InvalidData =>
+        {
             OpenError::Directory { path: path.to_owned(), source }
         }
         other => OpenError::Broken { path: path.to_owned(), why: other.to_string() },

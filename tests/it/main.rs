@@ -2,7 +2,19 @@
 //!
 //! They know ChatChain from outside. Each starts what it needs with `support` and leaves nothing behind.
 
+mod api_batch;
+mod api_clients;
+mod api_history;
+mod api_pages;
+mod api_refusals;
+mod api_send;
+mod api_status;
+mod api_sync;
 mod cli;
+mod node_start;
+mod durability;
+mod network;
+mod outage;
 mod support;
 mod tidy;
 mod up;

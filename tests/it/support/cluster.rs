@@ -63,7 +63,12 @@ impl Cluster {
     /// One more node that knows only these, started and ready. Gives its number.
     #[track_caller]
     pub fn join(&mut self, known: &[usize]) -> usize {
-        let peers = known.iter().map(|i| self.node(*i)).collect();
+        self.join_peers(known.iter().map(|i| self.node(*i)).collect())
+    }
+
+    /// The same for peers anywhere, who may not exist.
+    #[track_caller]
+    pub fn join_peers(&mut self, peers: Vec<SocketAddr>) -> usize {
         self.nodes.push(Node { peers, process: None });
         self.start_node(self.nodes.len() - 1);
         self.nodes.len() - 1
@@ -93,6 +98,16 @@ impl Cluster {
     pub fn spawn_node(&mut self, i: usize) {
         assert!(!self.is_up(i), "node {i} is up already");
         let command = self.node_command(i);
+        self.nodes[i].process = Some(Process::spawn(&format!("node {i}"), command));
+    }
+
+    /// Starts a node that is down with these peers instead of those it knows, and does not wait.
+    #[track_caller]
+    pub fn spawn_node_with(&mut self, i: usize, peers: &[&str]) {
+        assert!(!self.is_up(i), "node {i} is up already");
+        self.nodes[i].peers.clear();
+        let mut command = self.node_command(i);
+        command.args(["--peers", &peers.join(",")]);
         self.nodes[i].process = Some(Process::spawn(&format!("node {i}"), command));
     }
 

@@ -5,8 +5,12 @@
 #![allow(dead_code, reason = "each test file uses its part of the harness")]
 
 pub mod address;
+pub mod chance;
 pub mod cluster;
 pub mod corpus;
+pub mod doors;
 pub mod eventually;
 pub mod http;
+pub mod measure;
+pub mod messages;
 pub mod process;

@@ -1,0 +1,198 @@
+//! Messages that tests send, and what they find of them later.
+//!
+//! Everything in a numbered message follows from its number, its id too. So a test keeps numbers only, and whatever
+//! a node lists can be checked against them, word by word.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use super::cluster::Cluster;
+use super::http;
+
+/// Lines in one batch, as many as a server takes.
+const BATCH_LINES: usize = 10_000;
+const NDJSON: (&str, &str) = ("content-type", "application/x-ndjson");
+
+/// The id of a numbered message: spread over all ids, as random ones are.
+pub fn id(number: u64) -> Uuid {
+    Uuid::new_v5(&Uuid::NAMESPACE_OID, &number.to_be_bytes())
+}
+
+/// A message without timestamp, as people send them.
+pub fn numbered(number: u64) -> Value {
+    json!({
+        "id": id(number),
+        "sender": format!("user{}", number % 7),
+        "recipient": format!("user{}", number % 5),
+        "text": format!("message {number} ä"),
+    })
+}
+
+/// What came of one message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sent {
+    New,
+    Duplicate,
+    Conflict,
+}
+
+/// Sends one message. Anything but these three outcomes fails the test.
+#[track_caller]
+pub fn send(addr: SocketAddr, message: &Value) -> Sent {
+    let answer =
+        http::post_json(addr, "/messages", message).unwrap_or_else(|e| panic!("{addr}: {message}: {e}"));
+    outcome(&answer)
+}
+
+/// What an answer to a message says.
+#[track_caller]
+pub fn outcome(answer: &http::Response) -> Sent {
+    let json = answer.json();
+    match (answer.status(), &json["duplicate"], &json["code"]) {
+        (201, Value::Bool(false), _) => Sent::New,
+        (200, Value::Bool(true), _) => Sent::Duplicate,
+        (409, _, Value::String(code)) if code == "id_conflict" => Sent::Conflict,
+        _ => panic!("{answer:?}"),
+    }
+}
+
+/// Numbered messages as a batch.
+pub fn lines(numbers: impl IntoIterator<Item = u64>) -> Vec<u8> {
+    numbers.into_iter().flat_map(|number| format!("{}\n", numbered(number)).into_bytes()).collect()
+}
+
+/// Sends lines as they are in one request. How many were new and how many duplicates; none may be rejected.
+#[track_caller]
+pub fn send_lines(addr: SocketAddr, lines: &[u8]) -> (u64, u64) {
+    let answer =
+        http::post(addr, "/messages", &[NDJSON], lines).unwrap_or_else(|e| panic!("{addr}: a batch: {e}"));
+    let json = answer.json();
+    assert_eq!((answer.status(), &json["rejected"]), (200, &json!([])), "{}", answer.text());
+    (json["accepted"].as_u64().expect("a number"), json["duplicates"].as_u64().expect("a number"))
+}
+
+/// Sends new numbered messages in batches.
+#[track_caller]
+pub fn send_all(addr: SocketAddr, numbers: impl IntoIterator<Item = u64>) {
+    let numbers: Vec<_> = numbers.into_iter().collect();
+    for batch in numbers.chunks(BATCH_LINES) {
+        let sent = send_lines(addr, &lines(batch.iter().copied()));
+        assert_eq!(sent, (batch.len() as u64, 0), "{addr}: all of a batch are new");
+    }
+}
+
+/// The whole history of a node, as it came.
+#[track_caller]
+pub fn history(addr: SocketAddr) -> Vec<u8> {
+    listing(addr, "")
+}
+
+/// A listing with this query, as it came.
+#[track_caller]
+pub fn listing(addr: SocketAddr, query: &str) -> Vec<u8> {
+    let answer = http::get(addr, &format!("/messages{query}")).unwrap_or_else(|e| panic!("{addr}: {e}"));
+    assert_eq!(answer.status(), 200, "{}", answer.text());
+    answer.body
+}
+
+/// The history that all nodes which are up give, byte for byte the same.
+#[track_caller]
+pub fn common_history(cluster: &Cluster) -> Vec<u8> {
+    let up: Vec<_> = (0..cluster.count()).filter(|i| cluster.is_up(*i)).collect();
+    let first = history(cluster.node(up[0]));
+    for i in &up[1..] {
+        // Not assert_eq: nobody wants to read two histories.
+        assert!(history(cluster.node(*i)) == first, "nodes {} and {i} give different histories", up[0]);
+    }
+    first
+}
+
+/// The listed messages.
+#[track_caller]
+pub fn parse(listing: &[u8]) -> Vec<Value> {
+    serde_json::from_slice(listing).unwrap_or_else(|e| panic!("not a listing: {e}"))
+}
+
+/// How often each numbered message is listed. What is listed must be such a message, with nothing changed.
+#[track_caller]
+pub fn tally(listing: &[u8]) -> BTreeMap<u64, u64> {
+    let mut tally = BTreeMap::new();
+    for listed in parse(listing) {
+        let words = listed["text"].as_str().and_then(|text| text.split(' ').nth(1));
+        let number =
+            words.and_then(|word| word.parse().ok()).unwrap_or_else(|| panic!("a stranger: {listed}"));
+        let sent = numbered(number);
+        for field in ["id", "sender", "recipient", "text"] {
+            assert_eq!(listed[field], sent[field], "{field} of message {number}");
+        }
+        *tally.entry(number).or_default() += 1;
+    }
+    tally
+}
+
+/// Fails unless the listing holds exactly these messages, each once.
+#[track_caller]
+pub fn assert_holds(listing: &[u8], numbers: impl IntoIterator<Item = u64>) {
+    let mut listed = tally(listing);
+    let sent: Vec<_> = numbers.into_iter().collect();
+    let missing: Vec<_> = sent.iter().filter(|number| !listed.contains_key(number)).collect();
+    assert!(missing.is_empty(), "{} messages are missing: {:?}", missing.len(), first(&missing));
+    let twice: Vec<_> = listed.iter().filter(|(_, count)| **count != 1).collect();
+    assert!(twice.is_empty(), "{} messages are there more than once: {:?}", twice.len(), first(&twice));
+    for number in sent {
+        listed.remove(&number);
+    }
+    assert!(
+        listed.is_empty(),
+        "{} messages that were not expected: {:?}",
+        listed.len(),
+        listed.first_entry()
+    );
+}
+
+/// Enough of a list to begin to look for the cause.
+fn first<T>(list: &[T]) -> &[T] {
+    &list[..list.len().min(20)]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn listed(numbers: &[u64]) -> Vec<u8> {
+        numbers.iter().map(|number| numbered(*number)).collect::<Value>().to_string().into_bytes()
+    }
+
+    #[test]
+    fn a_listing_holds_what_was_sent() {
+        assert_holds(&listed(&[3, 1]), [1, 3]);
+    }
+
+    #[test]
+    #[should_panic(expected = "1 messages are missing: [2]")]
+    fn a_missing_message_is_named() {
+        assert_holds(&listed(&[1]), [1, 2]);
+    }
+
+    #[test]
+    #[should_panic(expected = "1 messages are there more than once: [(1, 2)]")]
+    fn a_message_that_is_there_twice_is_named() {
+        assert_holds(&listed(&[1, 1]), [1]);
+    }
+
+    #[test]
+    #[should_panic(expected = "1 messages that were not expected")]
+    fn a_message_nobody_sent_is_named() {
+        assert_holds(&listed(&[1, 2]), [1]);
+    }
+
+    #[test]
+    #[should_panic(expected = "sender of message 1")]
+    fn a_message_that_changed_is_named() {
+        let text = String::from_utf8(listed(&[1])).expect("text").replace("user1\"", "user2\"");
+        assert_holds(text.as_bytes(), [1]);
+    }
+}
