@@ -89,7 +89,10 @@ fn check(answer: &str, parts: &[&str]) {
 async fn unknown_paths_and_methods_are_refused_in_the_one_shape() {
     let served = start(PATIENT, storing(Arc::default())).await;
     let answer = served.talk(&request("GET /nothing?x=1", "", "")).await;
-    check(&answer, &["HTTP/1.1 404 ", "application/problem+json", r#""code":"not_found""#, "`/nothing` here"]);
+    check(
+        &answer,
+        &["HTTP/1.1 404 ", "application/problem+json", r#""code":"not_found""#, "`/nothing` here"],
+    );
     let answer = served.talk(&request("DELETE /messages", "", "")).await;
     check(&answer, &["HTTP/1.1 405 ", "application/problem+json", r#""code":"method_not_allowed""#]);
     let answer = answer.to_lowercase();

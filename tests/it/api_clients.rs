@@ -3,13 +3,14 @@
 //! Raw bytes on raw connections, at a node and through the proxy. A head that cannot be parsed gets the HTTP library's
 //! bare 400, 414 or 431; everything else an answer of the contract.
 
+use std::io::Read;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use crate::support::doors::{Doors, JSON, check_refusal, get, post};
-use crate::support::http::{self, Connection, Response, encode};
+use crate::support::doors::{Doors, JSON, NDJSON, check_refusal, get, post};
+use crate::support::http::{Connection, Head, Response, encode};
 
 const GOOD: &str = r#"{"sender":"a","recipient":"b","text":"c"}"#;
 const FRAMED: &str = "content-type: application/json\r\nhost: x\r\n";
@@ -191,7 +192,8 @@ fn two_hundred_idle_connections_hold_up_nobody() {
             assert_eq!(answer.status(), 201, "{door}");
         }
     }
-    assert!(began.elapsed() < Duration::from_secs(20), "{:?} for 100 sends", began.elapsed());
+    // Far more than it takes, and far less than what the idle ones would cost if each were waited for.
+    assert!(began.elapsed() < Duration::from_secs(60), "{:?} for 100 sends", began.elapsed());
     assert_eq!(doors.count(), 100);
     drop(idle);
 }
@@ -220,12 +222,12 @@ fn who_stops_half_way_is_cut_off_in_time() {
     }
     for (door, connection) in &mut heads {
         connection.receive("POST").expect_err(door);
-        assert!((4..15).contains(&began.elapsed().as_secs()), "{door}: after {:?}", began.elapsed());
+        assert!((4..25).contains(&began.elapsed().as_secs()), "{door}: after {:?}", began.elapsed());
     }
     for (door, connection) in &mut bodies {
         let answer = connection.receive("POST").expect("an answer");
         check_refusal(door, &answer, 504, "timeout", "30 seconds");
-        assert!((29..45).contains(&began.elapsed().as_secs()), "{door}: after {:?}", began.elapsed());
+        assert!((29..55).contains(&began.elapsed().as_secs()), "{door}: after {:?}", began.elapsed());
     }
     still_serves(&doors, 0);
 }
@@ -272,17 +274,16 @@ fn a_head_that_only_the_proxy_still_takes_harms_nobody_else() {
     let doors = Doors::open();
     let upstream = || get(doors.proxy(), "/nodes").json()["upstreams"][0].clone();
     let mut statuses = std::collections::BTreeSet::new();
-    for padding in (65_000..65_600).step_by(8) {
-        let padding = "x".repeat(padding);
-        let answer =
-            http::post(doors.proxy(), "/messages", &[JSON, ("x-padding", &*padding)], GOOD.as_bytes())
-                .expect("an answer");
+    // At most 100 fields are taken, and the proxy adds some of its own.
+    for count in 85..=100 {
+        let mut headers = vec![("x-padding", "y"); count];
+        headers.push(JSON);
+        let answer = post(doors.proxy(), "/messages", &headers, GOOD);
         statuses.insert(answer.status());
         assert_eq!(
             (&upstream()["state"], &upstream()["error"]),
             (&json!("up"), &json!(null)),
-            "{}",
-            padding.len()
+            "{count} fields"
         );
     }
     assert_eq!(statuses.into_iter().collect::<Vec<_>>(), [201, 431]);
@@ -333,4 +334,60 @@ fn older_and_unusual_requests_are_answered() {
         );
     }
     still_serves(&doors, 0);
+}
+
+#[test]
+fn readers_that_take_nothing_hold_up_nobody_and_miss_nothing() {
+    let doors = Doors::open();
+    let line = json!({ "sender": "a", "recipient": "b", "text": "x".repeat(3000) }).to_string() + "\n";
+    for _ in 0..2 {
+        assert_eq!(post(doors.node(), "/messages", &[NDJSON], line.repeat(2000)).status(), 200);
+    }
+    let mut readers = Vec::new();
+    for (door, addr) in doors.both() {
+        for _ in 0..5 {
+            let mut connection = open(addr);
+            connection.send(&encode(addr, "GET", "/messages", &[], b"")).expect("sent");
+            assert_eq!(connection.head().expect("an answer").status, 200, "{door}");
+            readers.push((door, connection));
+        }
+    }
+    for (door, addr) in doors.both().iter().cycle().take(50) {
+        assert_eq!(post(*addr, "/messages", &[JSON], GOOD).status(), 201, "{door}");
+    }
+    // The listing is of the messages at its start, all of them, however late they are read.
+    for place in [0, 9] {
+        let (door, connection) = &mut readers[place];
+        let chunked = Head { status: 200, headers: vec![("transfer-encoding".into(), "chunked".into())] };
+        let mut body = Vec::new();
+        connection.body("GET", &chunked).and_then(|mut rest| rest.read_to_end(&mut body)).expect(door);
+        assert!(body.ends_with(b"}]\n"), "{door}");
+        assert_eq!(body.windows(6).filter(|bytes| *bytes == b"\"seq\":").count(), 4000, "{door}");
+    }
+    assert_eq!(doors.count(), 4050);
+}
+
+#[test]
+fn servers_stop_in_order_whatever_their_clients_do() {
+    let mut doors = Doors::open();
+    let addrs = doors.both().map(|(_, addr)| addr);
+    let begun = [
+        "",
+        "GET /liv",
+        "GET /livez HTTP/1.1\r\nhost: x\r\n\r\n",
+        "POST /messages HTTP/1.1\r\ncontent-length: 99\r\n",
+    ];
+    let stuck = format!("POST /messages HTTP/1.1\r\n{FRAMED}content-length: 99\r\n\r\n{{");
+    let mut held = Vec::new();
+    for addr in addrs {
+        for bytes in begun.iter().copied().chain([&*stuck]).cycle().take(50) {
+            let mut connection = open(addr);
+            connection.send(bytes.as_bytes()).expect("sent");
+            held.push(connection);
+        }
+    }
+    let asked = Instant::now();
+    doors.cluster.stop_proxy();
+    doors.cluster.stop(0);
+    assert!(asked.elapsed() < Duration::from_secs(20), "stopped after {:?}", asked.elapsed());
 }

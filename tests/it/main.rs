@@ -4,6 +4,7 @@
 
 mod api_batch;
 mod api_clients;
+mod api_copies;
 mod api_history;
 mod api_pages;
 mod api_refusals;
@@ -11,10 +12,11 @@ mod api_send;
 mod api_status;
 mod api_sync;
 mod cli;
-mod node_start;
 mod durability;
 mod network;
+mod node_start;
 mod outage;
 mod support;
+mod terminal;
 mod tidy;
 mod up;

@@ -122,6 +122,30 @@ fn a_store_that_is_none_is_left_alone() {
     }
 }
 
+/// The index is derived: whatever is in its place is made anew, and the answers are the same.
+#[test]
+fn an_index_that_is_none_is_made_anew() {
+    let mut cluster = Cluster::start(1);
+    for i in 0..5 {
+        let message = serde_json::json!({ "sender": "ann", "recipient": "bob", "text": i.to_string() });
+        crate::support::http::post_json(cluster.node(0), "/messages", &message).expect("stored");
+    }
+    let listed = crate::support::doors::get(cluster.node(0), "/messages?user=bob").body;
+    let path = cluster.node_dir(0).join("index.redb");
+    for junk in
+        [Some(b"these are not the bytes of a database".to_vec()), Some(vec![0; 100_000]), Some(vec![]), None]
+    {
+        cluster.stop(0);
+        std::fs::remove_file(&path).expect("an index");
+        if let Some(junk) = junk {
+            std::fs::write(&path, junk).expect("written");
+        }
+        cluster.start_node(0);
+        assert_eq!(crate::support::doors::get(cluster.node(0), "/messages?user=bob").body, listed);
+        assert_eq!(cluster.statuses()[0]["messages"], 5);
+    }
+}
+
 #[test]
 fn a_port_in_use_is_named_with_what_to_do() {
     let cluster = Cluster::start_with_proxy(1);

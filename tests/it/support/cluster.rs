@@ -147,6 +147,13 @@ impl Cluster {
         self.proxy.take().expect("the proxy is up").kill9();
     }
 
+    /// Ends the proxy with SIGTERM. It must end in order.
+    #[track_caller]
+    pub fn stop_proxy(&mut self) {
+        let status = self.proxy.take().expect("the proxy is up").stop();
+        assert_eq!(status.code(), Some(0), "the proxy was told to stop and ended with {status}");
+    }
+
     /// Ends a node with SIGKILL.
     #[track_caller]
     pub fn kill9(&mut self, i: usize) {
