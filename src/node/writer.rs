@@ -176,8 +176,14 @@ impl Pen {
         let now_ms = (self.now_ms)();
         let store = self.store.clone();
         let lookup = store.lookup();
-        let mut draft =
-            Draft { logs: self.logs.clone(), now_ms, lookup, entries: Vec::new(), by_id: HashMap::new() };
+        let mut draft = Draft {
+            logs: self.logs.clone(),
+            now_ms,
+            lookup,
+            looked_up: HashMap::new(),
+            entries: Vec::new(),
+            by_id: HashMap::new(),
+        };
         let mut outcomes = Vec::with_capacity(batch.sends.len());
         for job in &batch.sends {
             let decide = |message: &Intake| {
@@ -201,6 +207,8 @@ struct Draft<'a> {
     logs: Logs,
     now_ms: u64,
     lookup: Lookup<'a>,
+    /// What was looked up for peers' entries. Shared, for a peer can send one id in thousands of entries.
+    looked_up: HashMap<[u8; 16], Arc<[Standing]>>,
     entries: Vec<NewEntry>,
     /// What clients add with this batch, by id.
     by_id: HashMap<[u8; 16], Vec<Standing>>,
@@ -231,7 +239,7 @@ impl Draft<'_> {
         };
         batch.push(Standing { place, digest: message.digest });
         let (record, hash) = (record.encode(), self.logs.vector().hash(origin));
-        self.entries.push(NewEntry { place, hash, record, known });
+        self.entries.push(NewEntry { place, hash, record, known: known.into() });
         Ok(Outcome::Stored { place, duplicate: false })
     }
 
@@ -266,6 +274,15 @@ impl Draft<'_> {
         Ok(admitted)
     }
 
+    fn look_up(&mut self, id: [u8; 16]) -> Result<Arc<[Standing]>, Error> {
+        if let Some(known) = self.looked_up.get(&id) {
+            return Ok(known.clone());
+        }
+        let known: Arc<[Standing]> = self.lookup.standings(id)?.into();
+        self.looked_up.insert(id, known.clone());
+        Ok(known)
+    }
+
     fn admit_one(
         &mut self,
         before: Head,
@@ -286,8 +303,8 @@ impl Draft<'_> {
             return Err(AdmitError::Refused(log::Refused::Fork(seq)));
         }
         let known = match Content::decode(record.content) {
-            Ok(content) => self.lookup.standings(content.id.into_bytes()).map_err(AdmitError::Storage)?,
-            Err(_unreadable) => Vec::new(),
+            Ok(content) => self.look_up(content.id.into_bytes()).map_err(AdmitError::Storage)?,
+            Err(_unreadable) => Arc::default(),
         };
         let place = Place { stamp, origin, seq };
         self.entries.push(NewEntry { place, hash, record: bytes.to_vec(), known });

@@ -172,7 +172,7 @@ impl Index {
             let (record, _) = Record::parse(&entry.record).expect("was encoded or checked just now");
             let standing = Standing { place: entry.place, digest: record.digest };
             self.note_one(entry.place, &record, |id| {
-                let mut known = entry.known.clone();
+                let mut known = entry.known.to_vec();
                 let earlier = batch.entry(id).or_default();
                 known.extend_from_slice(earlier);
                 earlier.push(standing);

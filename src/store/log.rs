@@ -10,6 +10,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 
 use redb::{Database, ReadOnlyTable, ReadTransaction, ReadableDatabase, ReadableTable, TableDefinition};
 use twox_hash::XxHash3_64;
@@ -46,7 +47,7 @@ pub struct NewEntry {
     /// Its bytes.
     pub record: Vec<u8>,
     /// All copies of its id that were known when it was decided.
-    pub known: Vec<super::Standing>,
+    pub known: Arc<[super::Standing]>,
 }
 
 /// An entry as read, checked.
