@@ -3,6 +3,7 @@
 //! They know ChatChain from outside. Each starts what it needs with `support` and leaves nothing behind.
 
 mod cli;
+mod readme;
 mod support;
 mod tidy;
 mod up;
