@@ -58,7 +58,8 @@ fn a_message_is_answered_in_the_words_and_the_order_of_the_contract() {
         let want = format!(
             concat!(
                 r#"{{"id":"{id}","sender":"user1","recipient":"user2","text":{text},"timestamp":1697913600,"#,
-                r#""accepted_at":"{at}","origin":"{origin}","seq":{seq},"durable_on":[0],"duplicate":false}}"#
+                r#""accepted_at":"{at}","origin":"{origin}","seq":{seq},"durable_on":[0],"duplicate":false}}"#,
+                "\n",
             ),
             id = id,
             text = json!(text),
