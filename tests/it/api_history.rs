@@ -193,7 +193,10 @@ fn all_listings_of_a_message_have_the_same_bytes() {
                 .map(str::to_owned)
                 .expect("text");
             let one = get(addr, &format!("/messages/{id}"));
-            let want = format!("{},\"durable_on\":[0]}}\n", line.strip_suffix('}').expect("an object"));
+            let want = format!(
+                concat!(r#"{},"durable_on":[0]}}"#, "\n"),
+                line.strip_suffix('}').expect("an object")
+            );
             assert_eq!(
                 (one.status(), one.header("content-type"), one.text()),
                 (200, Some("application/json"), &*want),

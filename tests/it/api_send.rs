@@ -59,7 +59,7 @@ fn a_message_is_answered_in_the_words_and_the_order_of_the_contract() {
             concat!(
                 r#"{{"id":"{id}","sender":"user1","recipient":"user2","text":{text},"timestamp":1697913600,"#,
                 r#""accepted_at":"{at}","origin":"{origin}","seq":{seq},"durable_on":[0],"duplicate":false}}"#,
-                "\n",
+                "\n"
             ),
             id = id,
             text = json!(text),

@@ -16,6 +16,7 @@ mod durability;
 mod network;
 mod node_start;
 mod outage;
+mod readme;
 mod support;
 mod terminal;
 mod tidy;
