@@ -52,6 +52,7 @@ impl Known<'_> {
         for name in MEMBERS {
             line = self.member(&line, &format!("\"{name}\":"));
         }
+        line = self.member(&line, "before=ID."); // an entry: its log and its number there
         for name in FIELDS {
             line = self.member(&line, &format!(" {name}="));
         }
