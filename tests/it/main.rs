@@ -3,9 +3,11 @@
 //! They know ChatChain from outside. Each starts what it needs with `support` and leaves nothing behind.
 
 mod cli;
+mod corpus;
 mod durability;
 mod network;
 mod outage;
+mod scale;
 mod support;
 mod tidy;
 mod up;
