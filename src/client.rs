@@ -14,13 +14,19 @@ use std::{fmt, io, time::Duration};
 use bytes::{Bytes, BytesMut};
 use futures_util::{Stream, StreamExt, TryStreamExt};
 use reqwest::{
-    Method, StatusCode,
+    Method, StatusCode, Url,
     header::{CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER},
     redirect,
 };
 use tokio::time::timeout;
 
-use crate::api::{address::Addr, error::Problem, media, network::Ready, path};
+use crate::api::{
+    address::{self, Addr},
+    error::{ErrorCode, Problem},
+    media,
+    network::Ready,
+    path,
+};
 
 /// A server on the same site accepts within milliseconds; one that does not is asked again later.
 const CONNECT_MAX: Duration = Duration::from_secs(1);
@@ -30,6 +36,9 @@ const IDLE_MAX: Duration = Duration::from_secs(4);
 const IDLE_COUNT_MAX: usize = 256;
 /// A body that brings nothing for so long is given up. Feeds bring something every 15 s.
 const READ_MAX: Duration = Duration::from_secs(30);
+/// The HTTP library can send no longer URL. One that needs escapes is written with them here, three bytes for one, so it
+/// can become too long although it was not when it came.
+const URL_BYTES_MAX: usize = 65_534;
 /// A refusal is a few lines; of more than this nothing is made.
 const PROBLEM_BYTES_MAX: usize = 64 * 1024;
 /// An exchange's answer has at most 8 MiB of entries; the rest is for what frames them.
@@ -92,7 +101,7 @@ pub enum ClientError {
         /// How long was waited.
         after: Duration,
     },
-    /// The server refused.
+    /// The server refused; or would, for it cannot even be asked this.
     Problem {
         /// Who was asked.
         addr: Addr,
@@ -166,8 +175,8 @@ impl ClientError {
             Self::Problem { problem, .. } => problem.to_string(),
             Self::Malformed { why, .. } => format!("the answer makes no sense: {why}"),
             Self::NoAnswer { tried } => {
-                let tried: Vec<_> = tried.iter().map(ToString::to_string).collect();
-                format!("no server answered: {}", tried.join("; "))
+                let said = tried.iter().filter_map(|error| Some((error.addr()?, error.why())));
+                format!("no server answered: {}", address::complaints(said))
             }
         }
     }
@@ -236,7 +245,7 @@ impl Client {
         within: Duration,
     ) -> Result<Answer, ClientError> {
         let Request { method, path_and_query, headers, body } = request.clone();
-        let asked = self.http.request(method, format!("http://{addr}{path_and_query}")).headers(headers);
+        let asked = self.http.request(method, url(addr, &path_and_query)?).headers(headers);
         let asked = if body.is_empty() { asked } else { asked.body(body) };
         let (addr, after) = (addr.clone(), within);
         match timeout(within, asked.send()).await {
@@ -261,6 +270,18 @@ impl Client {
         let answer = self.forward(addr, &Request::get(path::READYZ), within).await?;
         answer.json(PROBLEM_BYTES_MAX).await
     }
+}
+
+fn url(addr: &Addr, path_and_query: &str) -> Result<Url, ClientError> {
+    let url = Url::parse(&format!("http://{addr}{path_and_query}"))
+        .map_err(|e| ClientError::Unreachable { addr: addr.clone(), why: e.to_string() })?;
+    if url.as_str().len() > URL_BYTES_MAX {
+        let detail =
+            format!("the URL is longer than {URL_BYTES_MAX} bytes once its special characters are escaped");
+        let problem = Box::new(Problem::new(ErrorCode::InvalidQuery, detail));
+        return Err(ClientError::Problem { addr: addr.clone(), problem });
+    }
+    Ok(url)
 }
 
 /// An answer whose head has come.

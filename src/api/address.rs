@@ -97,6 +97,20 @@ impl Addr {
     }
 }
 
+/// What several servers had to say, for a sentence: `a:1, b:1: connection refused; c:1: no answer within 5 s`. Who says
+/// the same is named together.
+pub fn complaints<'a>(said: impl IntoIterator<Item = (&'a Addr, String)>) -> String {
+    let mut groups: Vec<(Vec<String>, String)> = Vec::new();
+    for (addr, why) in said {
+        match groups.iter_mut().find(|(_, known)| *known == why) {
+            Some((addrs, _)) => addrs.push(addr.to_string()),
+            None => groups.push((vec![addr.to_string()], why)),
+        }
+    }
+    let groups = groups.into_iter().map(|(addrs, why)| format!("{}: {why}", addrs.join(", ")));
+    groups.collect::<Vec<_>>().join("; ")
+}
+
 impl From<SocketAddr> for Addr {
     fn from(addr: SocketAddr) -> Self {
         let host = match addr.ip() {
@@ -205,6 +219,14 @@ mod tests {
         check("http://host:80/messages", Err("`http://host:80/messages` is not an address: a server's URL"));
         check("http://host", Err("`http://host` is not an address: give host:port"));
         check("https://host:80", Err("not https"));
+    }
+
+    #[test]
+    fn who_complains_of_the_same_is_named_together() {
+        let addrs: Vec<Addr> = ["a:1", "b:2", "c:3"].map(|text| text.parse().expect("valid")).into();
+        let said = addrs.iter().zip(["refused", "no answer", "refused"].map(str::to_owned));
+        assert_eq!(complaints(said), "a:1, c:3: refused; b:2: no answer");
+        assert_eq!(complaints([]), "");
     }
 
     #[test]

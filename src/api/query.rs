@@ -3,15 +3,22 @@
 //! Unknown and repeated keys, empty values and values out of range are refused with the key's name, for a
 //! mistyped filter that is silently ignored would answer the wrong question.
 
-use std::{borrow::Cow, fmt::Write as _, time::Duration};
+use std::{
+    borrow::Cow,
+    fmt::{self, Write as _},
+    str::FromStr,
+    time::Duration,
+};
 
-use jiff::{SignedDuration, Timestamp};
+use jiff::SignedDuration;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode, utf8_percent_encode};
 use uuid::Uuid;
 
 use super::{
     error::{ErrorCode, Problem},
+    path,
     refusal::quote,
+    time::second_of,
 };
 use crate::chain::message::TIMESTAMP_MAX;
 
@@ -22,13 +29,32 @@ pub const ACKS_TIMEOUT_DEFAULT: Duration = Duration::from_secs(2);
 /// A longer `timeout` is refused.
 pub const ACKS_TIMEOUT_MAX: Duration = Duration::from_secs(20);
 
-/// From which message a page is counted.
+/// From where a page is counted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Anchor {
     /// Those just before it.
-    Before(Uuid),
+    Before(Mark),
     /// Those just after it.
-    After(Uuid),
+    After(Mark),
+}
+
+/// A message, or one copy of it. Links name copies, for an id can stand for two contents, and its first copy
+/// can be another one by the time the link is followed: either would lead a walk past messages or in circles.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mark {
+    /// The first copy of this id.
+    Id(Uuid),
+    /// The entry of this origin and seq, written `ORIGIN.SEQ`.
+    Entry(Uuid, u64),
+}
+
+impl fmt::Display for Mark {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Id(id) => write!(f, "{id}"),
+            Self::Entry(origin, seq) => write!(f, "{origin}.{seq}"),
+        }
+    }
 }
 
 /// The query of `GET /messages`.
@@ -71,8 +97,8 @@ impl ListQuery {
                 "before" | "after" if query.anchor.is_some() => {
                     return Err(invalid("`before` and `after` cannot be combined"));
                 }
-                "before" => query.anchor = Some(Anchor::Before(id("before", &value)?)),
-                "after" => query.anchor = Some(Anchor::After(id("after", &value)?)),
+                "before" => query.anchor = Some(Anchor::Before(mark("before", &value)?)),
+                "after" => query.anchor = Some(Anchor::After(mark("after", &value)?)),
                 _ => {
                     let known = "sender, recipient, user, with, text, since, until, limit, before, after";
                     return Err(unknown(&key, known));
@@ -102,8 +128,8 @@ impl ListQuery {
             }
         }
         match self.anchor {
-            Some(Anchor::Before(id)) => push(&mut out, "before", &id),
-            Some(Anchor::After(id)) => push(&mut out, "after", &id),
+            Some(Anchor::Before(mark)) => push(&mut out, "before", &mark),
+            Some(Anchor::After(mark)) => push(&mut out, "after", &mark),
             None => {}
         }
         out
@@ -140,9 +166,11 @@ pub fn refuse_any(raw: Option<&str>) -> Result<(), Problem> {
     }
 }
 
-/// Reads the id in a path such as `/messages/{id}`. What is no UUID names no message.
-pub fn path_id(segment: &str) -> Result<Uuid, Problem> {
-    Uuid::try_parse(segment).map_err(|_| {
+/// Reads the id in the raw path `/messages/{id}`. What is no UUID names no message.
+pub fn path_id(path: &str) -> Result<Uuid, Problem> {
+    let segment = path.strip_prefix(path::MESSAGES_PREFIX).unwrap_or(path);
+    let id = decode(segment).ok().and_then(|id| Uuid::try_parse(&id).ok());
+    id.ok_or_else(|| {
         let detail = format!("{} is not a UUID, hence not the id of a message", quote(segment));
         Problem::new(ErrorCode::NotFound, detail)
     })
@@ -164,8 +192,8 @@ fn pairs(raw: &str) -> Result<Vec<Pair<'_>>, Problem> {
     let mut pairs: Vec<Pair<'_>> = Vec::new();
     for pair in raw.split('&').filter(|pair| !pair.is_empty()) {
         let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
-        let key = decode(key).ok_or_else(|| invalid("a key is not UTF-8"))?;
-        let value = decode(value).ok_or_else(|| invalid(format!("{} is not UTF-8", quote(&key))))?;
+        let key = decode(key).map_err(|why| invalid(format!("a key {why}")))?;
+        let value = decode(value).map_err(|why| invalid(format!("{} {why}", quote(&key))))?;
         if pairs.iter().any(|(known, _)| *known == key) {
             return Err(invalid(format!("{} is given twice", quote(&key))));
         }
@@ -174,16 +202,19 @@ fn pairs(raw: &str) -> Result<Vec<Pair<'_>>, Problem> {
     Ok(pairs)
 }
 
-/// `+` is a space and `%XX` a byte; `None` if the bytes are not UTF-8.
-fn decode(text: &str) -> Option<Cow<'_, str>> {
+/// `+` is a space and `%XX` a byte. Says what is wrong as the rest of a sentence.
+fn decode(text: &str) -> Result<Cow<'_, str>, &'static str> {
+    let escapes = text.split('%').skip(1).map(|rest| rest.as_bytes().first_chunk::<2>());
+    if escapes.into_iter().any(|two| two.is_none_or(|two| !two.iter().all(u8::is_ascii_hexdigit))) {
+        return Err("has a percent sign without two hexadecimal digits; write the sign itself as `%25`");
+    }
+    let not_utf8 = "is not UTF-8";
     if text.contains('+') {
         let spaced = text.replace('+', " ");
-        return percent_decode(spaced.as_bytes())
-            .decode_utf8()
-            .ok()
-            .map(|text| Cow::Owned(text.into_owned()));
+        let decoded = percent_decode(spaced.as_bytes()).decode_utf8().map_err(|_| not_utf8)?;
+        return Ok(Cow::Owned(decoded.into_owned()));
     }
-    percent_decode(text.as_bytes()).decode_utf8().ok()
+    percent_decode(text.as_bytes()).decode_utf8().map_err(|_| not_utf8)
 }
 
 fn invalid(detail: impl Into<String>) -> Problem {
@@ -201,19 +232,30 @@ fn given(key: &str, value: Cow<'_, str>) -> Result<String, Problem> {
     Ok(value.into_owned())
 }
 
-fn id(key: &str, value: &str) -> Result<Uuid, Problem> {
-    Uuid::try_parse(value).map_err(|_| invalid(format!("`{key}` is {}, not a UUID", quote(value))))
+fn mark(key: &str, value: &str) -> Result<Mark, Problem> {
+    let mark = match value.split_once('.') {
+        None => Uuid::try_parse(value).ok().map(Mark::Id),
+        Some((origin, seq)) => {
+            Uuid::try_parse(origin).ok().zip(digits(seq)).map(|(origin, seq)| Mark::Entry(origin, seq))
+        }
+    };
+    mark.ok_or_else(|| invalid(format!("`{key}` is {}, not a UUID", quote(value))))
+}
+
+/// A number of nothing but digits: `parse` alone would take "+5".
+fn digits<T: FromStr>(value: &str) -> Option<T> {
+    value.bytes().all(|byte| byte.is_ascii_digit()).then(|| value.parse().ok()).flatten()
 }
 
 fn limit(value: &str) -> Result<u32, Problem> {
-    let limit = value.parse().ok().filter(|limit| (1..=LIMIT_MAX).contains(limit));
+    let limit = digits(value).filter(|limit| (1..=LIMIT_MAX).contains(limit));
     limit.ok_or_else(|| invalid(format!("`limit` is {}, not a number from 1 to {LIMIT_MAX}", quote(value))))
 }
 
 /// Unix seconds or RFC 3339. Both bounds compare with whole seconds, so a fraction is rounded up for both:
 /// neither an inclusive nor an exclusive bound at 14.5 lets 14 in or keeps 15 out differently from one at 15.
 fn second(key: &str, value: &str) -> Result<u64, Problem> {
-    if let Ok(seconds) = value.parse::<u64>() {
+    if let Some(seconds) = digits::<u64>(value) {
         if seconds > TIMESTAMP_MAX {
             return Err(invalid(format!(
                 "`{key}` is {seconds}: looks like milliseconds; give whole seconds"
@@ -221,12 +263,10 @@ fn second(key: &str, value: &str) -> Result<u64, Problem> {
         }
         return Ok(seconds);
     }
-    let time: Timestamp = value.parse().map_err(|_| {
+    second_of(value).ok_or_else(|| {
         let hint = if value.contains(' ') { " (in a query, write `+` as `%2B`)" } else { "" };
         invalid(format!("`{key}` is {}, neither Unix seconds nor an RFC 3339 time{hint}", quote(value)))
-    })?;
-    let seconds = time.as_second() + i64::from(time.subsec_nanosecond() > 0);
-    Ok(u64::try_from(seconds).unwrap_or(0)) // no message is older than 1970
+    })
 }
 
 fn acks(value: &str) -> Result<(), Problem> {
@@ -282,11 +322,17 @@ mod tests {
         check("user=%FF", Err("`user` is not UTF-8"));
         check("user=", Err("`user` must not be empty"));
         check("with=a", Err("`with` needs `user`"));
-        for value in ["0", "10001", "-1", "ten", "", "1.5", "99999999999999"] {
+        check("user=100%", Err("`user` has a percent sign without"));
+        check("text=%4", Err("`text` has a percent sign without"));
+        check("%zz=a", Err("a key has a percent sign without"));
+        for value in ["0", "10001", "-1", "ten", "", "1.5", "%2B5", "99999999999999"] {
             check(&format!("limit={value}"), Err("`limit` is"));
         }
         check("before=17", Err("`before` is `17`, not a UUID"));
         let id = Uuid::max();
+        for value in [".1", "1.1", &format!("{id}."), &format!("{id}.-1"), &format!("{id}.%2B1")] {
+            check(&format!("after={value}"), Err("not a UUID"));
+        }
         check(&format!("before={id}&after={id}"), Err("cannot be combined"));
     }
 
@@ -328,7 +374,12 @@ mod tests {
         assert_eq!(refuse_any(None), Ok(()));
         assert_eq!(refuse_any(Some("")), Ok(()));
         check_refusal(refuse_any(Some("x=1")), Err("`x` is unknown"));
-        assert_eq!(path_id("x").expect_err("refused").code, ErrorCode::NotFound);
+        let id = Uuid::max();
+        assert_eq!(path_id(&format!("/messages/{id}")), Ok(id));
+        assert_eq!(path_id(&format!("/messages/{id}").replace('f', "%66")), Ok(id));
+        for path in ["/messages/x", "/messages/%FF", "/messages/%", "/messages/..", "/messages/"] {
+            assert_eq!(path_id(path).expect_err("refused").code, ErrorCode::NotFound, "{path}");
+        }
     }
 
     fn name() -> impl Strategy<Value = Option<String>> {
@@ -339,13 +390,14 @@ mod tests {
         fn query()(
             names in (name(), name(), name(), name(), name()),
             since in proptest::option::of(0..=TIMESTAMP_MAX), until in proptest::option::of(0..=TIMESTAMP_MAX),
-            limit in proptest::option::of(1..=LIMIT_MAX), anchor in proptest::option::of((any::<bool>(), any::<u128>())),
+            limit in proptest::option::of(1..=LIMIT_MAX), anchor in proptest::option::of((any::<bool>(), any::<u128>(), any::<Option<u64>>())),
         ) -> ListQuery {
             let (sender, recipient, user, with, text) = names;
             let with = with.filter(|_| user.is_some());
-            let anchor = anchor.map(|(before, id)| {
+            let anchor = anchor.map(|(before, id, seq)| {
                 let id = Uuid::from_u128(id);
-                if before { Anchor::Before(id) } else { Anchor::After(id) }
+                let mark = seq.map_or(Mark::Id(id), |seq| Mark::Entry(id, seq));
+                if before { Anchor::Before(mark) } else { Anchor::After(mark) }
             });
             ListQuery { sender, recipient, user, with, text, since, until, limit, anchor }
         }

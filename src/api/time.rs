@@ -1,12 +1,18 @@
-//! A moment in an answer: RFC 3339, UTC, always three digits of milliseconds.
+//! A moment in an answer: RFC 3339, UTC, always three digits of milliseconds. And one in a question: its second.
 //!
 //! One type for every time that is not a message's `timestamp` (that is the sender's claim, in whole
 //! seconds). Every node writes the same moment in the same bytes. Reads no clock.
 
 use std::{fmt, str::FromStr};
 
-use jiff::{Timestamp, fmt::temporal::DateTimePrinter};
+use jiff::{
+    Timestamp,
+    civil::date,
+    fmt::temporal::{DateTimePrinter, Pieces},
+};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
+
+use crate::chain::message::TIMESTAMP_MAX;
 
 static PRINTER: DateTimePrinter = DateTimePrinter::new().precision(Some(3));
 
@@ -59,6 +65,17 @@ impl<'de> Deserialize<'de> for Time {
     }
 }
 
+/// The first whole Unix second that is not before an RFC 3339 time, within those that a message may have.
+/// Not by way of [`Timestamp`], which ends a day before the last of them.
+pub fn second_of(text: &str) -> Option<u64> {
+    let pieces = Pieces::parse(text).ok().filter(|pieces| pieces.time_zone_annotation().is_none())?;
+    let local = pieces.date().to_datetime(pieces.time()?);
+    let since_1970 = local.duration_since(date(1970, 1, 1).at(0, 0, 0, 0));
+    let seconds = since_1970.as_secs() - i64::from(pieces.to_numeric_offset()?.seconds())
+        + i64::from(since_1970.subsec_nanos() > 0);
+    Some(u64::try_from(seconds).unwrap_or(0).min(TIMESTAMP_MAX))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -77,6 +94,23 @@ mod tests {
         check(1_795_350_674_123, "2026-11-22T12:31:14.123Z");
         check(1_795_350_674_100, "2026-11-22T12:31:14.100Z");
         check(u64::MAX, "9999-12-30T22:00:00.999Z");
+    }
+
+    #[test]
+    fn a_time_in_a_question_is_the_second_that_it_reaches() {
+        let check = |text: &str, want: Option<u64>| assert_eq!(second_of(text), want, "{text}");
+        check("1970-01-01T00:00:00Z", Some(0));
+        check("2023-10-21T20:40:00+02:00", Some(1_697_913_600));
+        check("2023-10-21T18:39:59.000001Z", Some(1_697_913_600));
+        check("1969-12-31T23:59:58.5Z", Some(0));
+        check("1950-01-01T00:00:00-05:00", Some(0));
+        check("9999-12-31T23:59:59Z", Some(TIMESTAMP_MAX));
+        check("9999-12-31T23:59:59.5-12:00", Some(TIMESTAMP_MAX));
+        check("2023-10-21T18:40:00", None);
+        check("2023-10-21", None);
+        check("2023-10-21T18:40:00+02:00[Europe/Berlin]", None);
+        check("2023-02-29T00:00:00Z", None);
+        check("", None);
     }
 
     #[test]

@@ -82,6 +82,7 @@ impl Logs {
     }
 
     /// Takes in a peer's entry if it is the next one of its log. `Ok(false)`: we have that place already.
+    /// If it continues our own log, somebody else appends to it too (this machine was cloned while it ran): we leave it.
     pub fn admit(&mut self, record: &Record<'_>, now_ms: u64) -> Result<bool, Refused> {
         let head = self.vector.seq(record.origin);
         if record.seq <= head {
@@ -98,6 +99,9 @@ impl Logs {
         }
         self.clock.adopt(record.stamp, now_ms);
         self.append(Place { stamp: record.stamp, origin: record.origin, seq: record.seq }, record.digest);
+        if self.own == Some(record.origin) {
+            self.leave_own();
+        }
         Ok(true)
     }
 

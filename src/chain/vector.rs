@@ -9,6 +9,7 @@ use std::cmp::Ordering;
 use imbl::ordmap::DiffItem;
 
 use super::place::{ChainHash, Origin};
+use super::record::Record;
 
 /// A log's last entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -17,6 +18,14 @@ pub struct Head {
     pub seq: u64,
     /// The chain's hash there.
     pub hash: ChainHash,
+}
+
+impl Head {
+    /// The head of the same log with one more entry.
+    #[must_use]
+    pub fn followed_by(self, record: &Record<'_>) -> Self {
+        Head { seq: record.seq, hash: self.hash.next(record.seq, record.stamp, record.digest) }
+    }
 }
 
 /// The heads of all logs of a store.
@@ -84,10 +93,10 @@ impl Vector {
             .collect()
     }
 
-    /// Number of entries that this vector covers and `other` does not.
+    /// Number of entries that this vector covers and `other` does not. A peer may claim any number: it saturates.
     pub fn ahead_of(&self, other: &Vector) -> u64 {
         let ahead = |(origin, head): (Origin, Head)| head.seq.saturating_sub(other.seq(origin));
-        self.changes_since(other).into_iter().map(ahead).sum()
+        self.changes_since(other).into_iter().map(ahead).fold(0, u64::saturating_add)
     }
 
     /// Raises every head to at least that of `other`.
@@ -99,9 +108,9 @@ impl Vector {
         }
     }
 
-    /// Number of entries in all logs.
+    /// Number of entries in all logs; saturates, as above.
     pub fn entries(&self) -> u64 {
-        self.0.values().map(|head| head.seq).sum()
+        self.0.values().map(|head| head.seq).fold(0, u64::saturating_add)
     }
 
     /// The hash that two stores compare. Linear in the number of logs.

@@ -5,7 +5,7 @@ use jiff::{Span, SpanRelativeTo, Timestamp, fmt::friendly::SpanParser};
 
 use super::{Exit, servers};
 use crate::{
-    api::{message::Listed, query::ListQuery},
+    api::{message::Listed, query::ListQuery, time::second_of},
     chain::message::TIMESTAMP_MAX,
     cli::{self, Common, Format},
     config::{self, Sources},
@@ -47,12 +47,15 @@ fn query(args: &cli::List, now: Timestamp) -> Result<ListQuery, config::Error> {
     })
 }
 
-/// Unix seconds, an RFC 3339 time, or how long ago. Fractions are rounded up, as servers do.
+/// Unix seconds, an RFC 3339 time as servers read it, or how long ago.
 fn parse_time(text: &str, now: Timestamp) -> Option<u64> {
     if let Ok(seconds) = text.parse() {
         return (seconds <= TIMESTAMP_MAX).then_some(seconds);
     }
-    let time = text.parse::<Timestamp>().ok().or_else(|| ago(text, now))?;
+    if let Some(second) = second_of(text) {
+        return Some(second);
+    }
+    let time = ago(text, now)?;
     let seconds = time.as_second() + i64::from(time.subsec_nanosecond() > 0);
     Some(u64::try_from(seconds).unwrap_or(0)) // nothing is older than 1970
 }
@@ -102,6 +105,7 @@ mod tests {
         check("1697913600", Some(1_697_913_600));
         check("1970-01-02T00:00:00Z", Some(86_400));
         check("1970-01-02T00:00:00.5+01:00", Some(82_801));
+        check("9999-12-31T23:59:59Z", Some(TIMESTAMP_MAX));
         check("1697913600000", None);
         check("yesterday", None);
         check("1 month", None);

@@ -80,7 +80,20 @@ pub fn sentence(report: &Report) -> String {
     if Exit::of(report) == Exit::Unreachable {
         story += "; run a network with `chatchain up`, or say whom to ask with --server ADDR";
     }
-    story
+    without_error_numbers(&story)
+}
+
+/// What the system says comes with its number, as in "Not a directory (os error 20)", which helps nobody.
+fn without_error_numbers(story: &str) -> String {
+    let mut parts = story.split(" (os error ");
+    let mut out = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        match part.split_once(')') {
+            Some((number, rest)) if number.bytes().all(|byte| byte.is_ascii_digit()) => out += rest,
+            _ => out = out + " (os error " + part,
+        }
+    }
+    out
 }
 
 /// Does what was asked for.
@@ -104,4 +117,18 @@ fn servers(common: &Common, sources: &Sources) -> Result<Servers, config::Error>
 /// A room is a recipient like any other; its sign is a convention, and may be typed too.
 fn room(name: &str) -> String {
     if name.starts_with('#') { name.to_owned() } else { format!("#{name}") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_system_says_stands_without_its_number() {
+        let check = |story: &str, want: &str| assert_eq!(without_error_numbers(story), want);
+        check("a: Not a directory (os error 20)", "a: Not a directory");
+        check("a (os error 2): b (os error 3); c", "a: b; c");
+        check("said (os error x) by somebody (os error 1", "said (os error x) by somebody (os error 1");
+        check("", "");
+    }
 }

@@ -1,4 +1,7 @@
 //! `chatchain status`: the whole network, one row per node, then one line for people.
+//!
+//! Owns the words for how a network is, and what `--check` calls well. Judges nothing itself: who is up, behind or
+//! converged is what the server that was asked says.
 
 use color_eyre::eyre::Result;
 
@@ -35,12 +38,14 @@ fn is_well(network: &NetworkStatus) -> bool {
     network.up == network.total && network.writable && network.converged
 }
 
-/// `3 of 4 nodes up, writable, not converged: node 3 is 329 behind`
+/// `3 of 4 nodes up, writable, not converged: node 2 is 329 behind`, or `…, converged; node 3 is down and 17 behind`.
 fn sentence(network: &NetworkStatus) -> String {
     let writable = if network.writable { "writable" } else { "not writable" };
     let start = format!("{} of {} nodes up, {writable}", network.up, network.total);
     if network.converged {
-        return format!("{start}, converged");
+        // Those that are up agree; of the others there is more to say.
+        let others: Vec<_> = network.nodes.iter().filter_map(absent).collect();
+        return [format!("{start}, converged")].into_iter().chain(others).collect::<Vec<_>>().join("; ");
     }
     let reasons: Vec<_> = network.nodes.iter().filter_map(behind).collect();
     if reasons.is_empty() {
@@ -53,8 +58,21 @@ fn sentence(network: &NetworkStatus) -> String {
 /// How far a node is behind that is. Of one that is down that is known from before.
 fn behind(node: &NetworkNode) -> Option<String> {
     let count = node.behind.filter(|count| *count > 0)?;
-    let name = node.node_id.map_or_else(|| node.address.to_string(), |id| format!("node {id}"));
-    Some(format!("{name} is {count} behind"))
+    Some(format!("{} is {count} behind", name(node)))
+}
+
+/// What is known of a node that is not up.
+fn absent(node: &NetworkNode) -> Option<String> {
+    let count = node.behind.unwrap_or(0);
+    match node.state {
+        State::Up => None,
+        state if count == 0 => Some(format!("{} is {}", name(node), state.as_str())),
+        state => Some(format!("{} is {} and {count} behind", name(node), state.as_str())),
+    }
+}
+
+fn name(node: &NetworkNode) -> String {
+    node.node_id.map_or_else(|| node.address.to_string(), |id| format!("node {id}"))
 }
 
 fn row(node: &NetworkNode) -> Row {
@@ -118,6 +136,12 @@ mod tests {
         network.nodes[1].behind = Some(0);
         network.writable = false;
         assert_eq!(sentence(&network), "1 of 2 nodes up, not writable, not converged");
+        network.converged = true;
+        assert_eq!(sentence(&network), "1 of 2 nodes up, not writable, converged; node 3 is down");
+        network.nodes[1].behind = Some(17);
+        network.writable = true;
+        assert_eq!(sentence(&network), "1 of 2 nodes up, writable, converged; node 3 is down and 17 behind");
+        network.nodes[1].state = State::Up;
         (network.up, network.writable, network.converged) = (2, true, true);
         assert_eq!(sentence(&network), "2 of 2 nodes up, writable, converged");
         assert!(is_well(&network));

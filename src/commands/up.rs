@@ -41,15 +41,18 @@ pub async fn run(args: &cli::Up, common: &Common, sources: &Sources, output: &Ou
     }
     let default_server = sources.client(common)?.servers.first() == Some(&config.proxy);
     let mut network = Network::start(&config, common, output)?;
-    tokio::select! {
+    let failed = tokio::select! {
         ended = network.watch(|members| announce(&config, members, default_server, output)) => {
-            ended?;
-            return Err(eyre!("all processes of the network have ended; their last lines above say why"));
+            let all_ended = || eyre!("all processes of the network have ended; their last lines above say why");
+            Some(ended.err().unwrap_or_else(all_ended))
         }
-        () = signals.next() => output.note("stopping the proxy, then the nodes; a second Ctrl-C stops at once"),
-    }
+        () = signals.next() => {
+            output.note("stopping the proxy, then the nodes; a second Ctrl-C stops at once");
+            None
+        }
+    };
     tokio::select! {
-        () = network.stop() => return Ok(Exit::Done),
+        () = network.stop() => return failed.map_or(Ok(Exit::Done), Err),
         () = signals.next() => {}
     }
     network.running.shutdown().await; // drops the children, which kills them
@@ -59,7 +62,7 @@ pub async fn run(args: &cli::Up, common: &Common, sources: &Sources, output: &Ou
 /// Fails with a sentence if somebody listens there: five processes that all complain would say less.
 async fn check_free(addr: &Addr) -> Result<()> {
     let bound = TcpListener::bind((addr.host(), addr.port())).await;
-    let remedy = "choose other ports with --base-port 9080";
+    let remedy = "run a second network beside it with --base-port 9080 --data-dir data2";
     bound.map(drop).map_err(|error| eyre!("cannot listen on {addr}: {}", why_not(&error, remedy)))
 }
 
@@ -99,7 +102,8 @@ impl<'a> Network<'a> {
         Ok(network)
     }
 
-    /// Reports children that end, until none is left; calls `ready` once when all that live are ready.
+    /// Reports children that end, until none is left; calls `ready` once when all that live are ready. Before that, one
+    /// that gives up is an error: what it complains of (a store in use, say) is for whoever starts this to mend.
     async fn watch(&mut self, ready: impl Fn(&[Member]) -> io::Result<()>) -> Result<()> {
         let (client, mut announced) = (Client::new(), false);
         let mut tick = interval(READY_INTERVAL);
@@ -107,6 +111,10 @@ impl<'a> Network<'a> {
             tokio::select! {
                 ended = self.ended() => match ended {
                     None => return Ok(()),
+                    Some((index, Ok(status))) if !announced && status.code().is_some() => {
+                        let tag = &self.members[index].tag;
+                        return Err(eyre!("{tag} did not start; its lines above say why"));
+                    }
                     Some((index, how)) => self.report(index, how),
                 },
                 _ = tick.tick(), if !announced => {

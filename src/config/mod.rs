@@ -10,7 +10,7 @@ pub mod keys;
 
 use std::{
     collections::BTreeMap,
-    fmt::Display,
+    fmt::{self, Display},
     fs, io,
     net::{Ipv4Addr, SocketAddr},
     path::PathBuf,
@@ -357,6 +357,16 @@ impl Sources {
     fn pick(&self, flag: Option<&str>, flag_name: &str, env: &str, file: Option<&Given>) -> Option<Given> {
         let flag = flag.map(|text| Given { text: text.into(), origin: flag_name.into() });
         flag.or_else(|| self.env(env)).or_else(|| file.cloned())
+    }
+}
+
+impl fmt::Display for Strategy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Strategy::Failover => "failover",
+            Strategy::Hedge => "hedge",
+            Strategy::Race => "race",
+        })
     }
 }
 

@@ -6,8 +6,8 @@
 use std::time::{Duration, Instant};
 
 use axum::body::{Body, Bytes};
-use axum::extract::{Path, RawQuery, State};
-use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::extract::{RawQuery, State};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use futures_util::stream;
 use uuid::Uuid;
@@ -15,10 +15,11 @@ use uuid::Uuid;
 use super::Node;
 use super::send::view;
 use crate::api::error::{ErrorCode, Problem};
-use crate::api::query::{self, Anchor, ListQuery};
+use crate::api::query::{self, Anchor, ListQuery, Mark};
 use crate::api::{media, path};
+use crate::chain::log::Logs;
 use crate::chain::message::Content;
-use crate::chain::place::Place;
+use crate::chain::place::{Origin, Place};
 use crate::serve;
 use crate::store::listing::{Filter, Listing};
 use crate::store::log::Entry;
@@ -36,11 +37,11 @@ const CHUNK_COUNT: usize = 1_000;
 /// `GET /messages/{id}`.
 pub async fn get_one(
     State(node): State<Node>,
-    Path(id): Path<String>,
+    uri: Uri,
     RawQuery(query): RawQuery,
 ) -> Result<Response, Problem> {
     query::refuse_any(query.as_deref())?;
-    let id = query::path_id(&id)?;
+    let id = query::path_id(uri.path())?;
     let reading = node.clone();
     blocking(move || {
         let Some(first) = reading.store().first_standing(id)? else { return Err(not_found(id)) };
@@ -77,7 +78,7 @@ pub async fn get(
 
 /// Everything that matches, oldest first.
 fn whole(node: &Node, query: &ListQuery, format: Format) -> Result<Response, Problem> {
-    let mut listing = match anchor_place(node.store(), query)? {
+    let mut listing = match anchor_place(node.store(), &node.logs(), query)? {
         None => listing(node, query, None, false)?,
         Some((Anchor::After(_), place)) => listing(node, query, Some(place), false)?,
         Some((Anchor::Before(_), place)) => listing(node, query, None, false)?.until(place),
@@ -111,13 +112,21 @@ fn listing(node: &Node, query: &ListQuery, from: Option<Place>, backward: bool) 
     Ok(Listing::new(node.store().clone(), node.logs(), filter, from, backward)?)
 }
 
-fn anchor_place(store: &Store, query: &ListQuery) -> Result<Option<(Anchor, Place)>, Problem> {
+fn anchor_place(store: &Store, logs: &Logs, query: &ListQuery) -> Result<Option<(Anchor, Place)>, Problem> {
     let Some(anchor) = query.anchor else { return Ok(None) };
-    let (Anchor::Before(id) | Anchor::After(id)) = anchor;
-    match store.first_standing(id)? {
-        Some(first) => Ok(Some((anchor, first.place))),
-        None => Err(not_found(id)),
-    }
+    let (Anchor::Before(mark) | Anchor::After(mark)) = anchor;
+    let place = match mark {
+        Mark::Id(id) => store.first_standing(id)?.ok_or_else(|| not_found(id))?.place,
+        Mark::Entry(origin, seq) => {
+            let origin = Origin(origin.into_bytes());
+            if !(1..=logs.vector().seq(origin)).contains(&seq) {
+                let detail = format!("no entry {mark} is known here");
+                return Err(Problem::new(ErrorCode::NotFound, detail));
+            }
+            store.log().read()?.get(origin, seq)?.place
+        }
+    };
+    Ok(Some((anchor, place)))
 }
 
 /// A part of history, put together before it is sent, since it is found newest first and sent oldest first.
@@ -125,30 +134,29 @@ fn anchor_place(store: &Store, query: &ListQuery) -> Result<Option<(Anchor, Plac
 struct Page {
     /// Oldest first. Records beyond [`PAGE_BYTES_MAX`] are left out here.
     entries: Vec<(Place, Option<Entry>)>,
-    /// The message from which older ones can be asked for.
-    older: Option<Uuid>,
-    /// The message from which newer ones can be asked for.
-    newer: Option<Uuid>,
+    /// The entry from which older ones can be asked for.
+    older: Option<Place>,
+    /// The entry from which newer ones can be asked for.
+    newer: Option<Place>,
 }
 
 /// At most `limit` messages: the newest, or those next to the anchor.
 fn page(node: &Node, query: &ListQuery, limit: usize, format: Format) -> Result<Response, Problem> {
-    let anchor = anchor_place(node.store(), query)?;
+    let anchor = anchor_place(node.store(), &node.logs(), query)?;
     let forward = matches!(anchor, Some((Anchor::After(_), _)));
     let mut listing = listing(node, query, anchor.map(|(_, place)| place), !forward)?;
     let mut page = Page::default();
     let go_on = collect(&mut listing, limit, &mut page)?;
     let (first, last) = (page.entries.first(), page.entries.last());
     let (nearest, farthest) = (first.map(|(place, _)| *place), last.map(|(place, _)| *place));
-    let (near_id, far_id) = (id_at(node.store(), nearest)?, id_at(node.store(), farthest)?);
     let beyond =
-        go_on.then_some(listing.last_seen().filter(|_| page.entries.len() < limit).or(far_id)).flatten();
+        go_on.then_some(listing.last_seen().filter(|_| page.entries.len() < limit).or(farthest)).flatten();
     if forward {
         page.newer = beyond;
-        page.older = near_id.filter(|_| is_beyond(node, query, nearest, true));
+        page.older = nearest.filter(|_| is_beyond(node, query, nearest, true));
     } else {
         page.older = beyond;
-        page.newer = near_id.filter(|_| anchor.is_some() && is_beyond(node, query, nearest, false));
+        page.newer = nearest.filter(|_| anchor.is_some() && is_beyond(node, query, nearest, false));
         page.entries.reverse();
     }
     let links = links(query, &page);
@@ -184,12 +192,6 @@ fn collect(listing: &mut Listing, limit: usize, page: &mut Page) -> Result<bool,
     Ok(false)
 }
 
-fn id_at(store: &Store, place: Option<Place>) -> Result<Option<Uuid>, Problem> {
-    let Some(place) = place else { return Ok(None) };
-    let entry = store.log().read()?.get(place.origin, place.seq)?;
-    Ok(Content::decode(entry.record().content).ok().map(|content| content.id))
-}
-
 /// Whether anything that matches lies beyond a place. Not knowing in time counts as yes: a link that leads to
 /// an empty page does less harm than one that is missing.
 fn is_beyond(node: &Node, query: &ListQuery, place: Option<Place>, backward: bool) -> bool {
@@ -210,8 +212,9 @@ fn links(query: &ListQuery, page: &Page) -> Option<HeaderValue> {
         let query = ListQuery { anchor: Some(anchor), ..query.clone() };
         format!("<{}?{}>; rel=\"{rel}\"", path::MESSAGES, query.to_query_string())
     };
-    let prev = page.older.map(|id| link(Anchor::Before(id), "prev"));
-    let next = page.newer.map(|id| link(Anchor::After(id), "next"));
+    let mark = |place: Place| Mark::Entry(Uuid::from_bytes(place.origin.0), place.seq);
+    let prev = page.older.map(|place| link(Anchor::Before(mark(place)), "prev"));
+    let next = page.newer.map(|place| link(Anchor::After(mark(place)), "next"));
     let links: Vec<String> = prev.into_iter().chain(next).collect();
     if links.is_empty() { None } else { HeaderValue::try_from(links.join(", ")).ok() }
 }

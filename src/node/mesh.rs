@@ -22,8 +22,14 @@ use crate::config::NodeConfig;
 /// Stores that may have a door here at the same time. At the bound the one unused for longest is closed,
 /// which costs its peer one full vector.
 const DOORS_MAX: usize = 256;
-/// Peers that were not configured but came by themselves; further ones are served without being listed.
+/// Peers that were not configured but came by themselves. At the bound the one silent for longest makes room; if none
+/// is silent, further ones are served without being listed.
 const STRANGERS_MAX: usize = 64;
+/// Forked logs that are named in warnings. Further ones are only logged: a peer can invent any number.
+const FORKS_MAX: usize = 32;
+/// Heads that all open doors may remember together; beyond it they are closed as above. It bounds what peers can make
+/// us keep by claiming logs that nobody has, to some 100 MB, and is far above what honest ones need.
+const DOOR_HEADS_MAX: usize = 1 << 20;
 /// A peer that was heard of within this time is expected to push its own log.
 const HEARD: Duration = Duration::from_secs(5);
 /// A node that has just started is about to hear from its peers.
@@ -50,6 +56,24 @@ struct Book {
     doors: HashMap<Opening, (Door, Instant)>,
     claims: HashMap<Origin, (usize, Instant)>,
     forks: HashMap<Origin, String>,
+}
+
+impl Book {
+    fn strangers(&self) -> usize {
+        self.peers.iter().filter(|peer| !peer.configured).count()
+    }
+
+    /// Makes room in a full list of strangers, so that those who came once do not shut out those who come now.
+    fn forget_a_silent_stranger(&mut self) {
+        if self.strangers() < STRANGERS_MAX {
+            return;
+        }
+        let silent = |peer: &Peer| peer.heard.is_none_or(|heard| heard.elapsed() >= SUSPECT);
+        let strangers = self.peers.iter().enumerate().filter(|(_, peer)| !peer.configured && silent(peer));
+        if let Some((index, _)) = strangers.min_by_key(|(_, peer)| peer.heard) {
+            self.peers.remove(index); // configured ones stand before it and keep their index
+        }
+    }
 }
 
 type Opening = ([u8; 16], [u8; 16]);
@@ -175,13 +199,18 @@ impl Mesh {
         let Ok(addr) = request.hello.address.parse::<Addr>() else { return };
         let mut book = lock(&self.book);
         let known = |peer: &Peer| peer.is_store(&request.hello) || peer.addr == addr;
-        let index = match book.peers.iter().position(known) {
-            Some(index) => index,
-            None if book.peers.iter().filter(|peer| !peer.configured).count() < STRANGERS_MAX => {
-                book.peers.push(Peer::new(addr, false, Some(request.hello.node_id)));
-                book.peers.len() - 1
+        let index = if let Some(index) = book.peers.iter().position(known) {
+            index
+        } else {
+            book.forget_a_silent_stranger();
+            if book.strangers() >= STRANGERS_MAX {
+                return;
             }
-            None => return,
+            // It may be one that is configured under another name and is not waited for at the moment.
+            let unmet = book.peers.iter().filter(|peer| peer.configured && peer.opening.is_none());
+            unmet.for_each(|peer| peer.wake.notify_one());
+            book.peers.push(Peer::new(addr, false, Some(request.hello.node_id)));
+            book.peers.len() - 1
         };
         let peer = &mut book.peers[index];
         peer.met(request);
@@ -203,9 +232,12 @@ impl Mesh {
     /// See [`Mesh::open_door`].
     pub fn close_door(&self, body: &Body, door: Door) {
         let mut book = lock(&self.book);
-        if book.doors.len() >= DOORS_MAX {
+        let heads = |door: &Door| door.theirs().map_or(0, Vector::origins);
+        let mut sum = heads(&door) + book.doors.values().map(|(door, _)| heads(door)).sum::<usize>();
+        while book.doors.len() >= DOORS_MAX || (sum > DOOR_HEADS_MAX && !book.doors.is_empty()) {
             let oldest = book.doors.iter().min_by_key(|(_, (_, used))| *used).map(|(key, _)| *key);
-            oldest.and_then(|key| book.doors.remove(&key));
+            let closed = oldest.and_then(|key| book.doors.remove(&key));
+            sum -= closed.map_or(0, |(door, _)| heads(&door));
         }
         let key = (body.hello.store_id, body.hello.open_id);
         book.doors.insert(key, (door, Instant::now()));
@@ -240,7 +272,10 @@ impl Mesh {
 
     /// A log of which a peer has other content than we.
     pub fn forked(&self, origin: Origin, peer: &str) {
-        lock(&self.book).forks.insert(origin, peer.to_owned());
+        let mut book = lock(&self.book);
+        if book.forks.len() < FORKS_MAX {
+            book.forks.insert(origin, peer.to_owned());
+        }
     }
 
     /// What an operator should know of the peers.
@@ -263,7 +298,14 @@ impl Mesh {
         let book = lock(&self.book);
         let has =
             |peer: &&Peer| peer.theirs.as_ref().is_some_and(|theirs| theirs.seq(place.origin) >= place.seq);
-        book.peers.iter().filter(|peer| !peer.is_self).filter(has).filter_map(|peer| peer.node_id).collect()
+        let mut ids = Vec::new();
+        for id in book.peers.iter().filter(|peer| !peer.is_self).filter(has).filter_map(|peer| peer.node_id) {
+            // One node may be configured under two addresses; it is one copy all the same.
+            if !ids.contains(&id) {
+                ids.push(id);
+            }
+        }
+        ids
     }
 
     /// Everything any known node is known to have.
@@ -288,5 +330,65 @@ impl Mesh {
             error: peer.error.clone(),
         };
         book.peers.iter().filter(|peer| !peer.is_self).map(status).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::chain::place::ChainHash;
+    use crate::chain::vector::Head;
+    use crate::chain::wire::{Heads, short};
+
+    fn addr(port: u16) -> Addr {
+        format!("127.0.0.1:{port}").parse().expect("an address")
+    }
+
+    #[test]
+    fn a_full_list_of_silent_strangers_makes_room_for_who_comes_now() {
+        let mut book = Book::default();
+        book.peers.push(Peer::new(addr(1), true, None));
+        book.peers.extend((0..STRANGERS_MAX).map(|_| Peer::new(addr(2), false, None)));
+        book.forget_a_silent_stranger();
+        assert_eq!((book.strangers(), book.peers.len()), (STRANGERS_MAX - 1, STRANGERS_MAX));
+        book.peers.push(Peer { heard: Some(Instant::now()), ..Peer::new(addr(3), false, None) });
+        book.peers.retain(|peer| peer.heard.is_some());
+        book.forget_a_silent_stranger();
+        assert_eq!(book.strangers(), 1, "who speaks stays");
+    }
+
+    #[test]
+    fn doors_remember_a_bounded_number_of_heads_together() {
+        let head = Head { seq: 1, hash: ChainHash([1; 32]) };
+        let name = |n: u32| Origin([n.to_be_bytes(); 4].concat().try_into().expect("16 bytes"));
+        let count = u32::try_from(DOOR_HEADS_MAX / 8).expect("fits");
+        let heads = Heads { base: None, changes: (0..count).map(|n| (name(n), head)).collect() };
+        let mut vector = Vector::default();
+        heads.changes.iter().for_each(|(origin, head)| vector.insert(*origin, *head));
+        let hello = Hello {
+            network: [0; 8],
+            node_id: 2,
+            store_id: [0; 16],
+            open_id: [0; 16],
+            address: addr(2).to_string(),
+        };
+        let mut body = Body { heads: Some(heads), ..Body::quiet(hello.clone(), short(vector.digest())) };
+        let mut door = Door::default();
+        door.on_request(&Vector::default(), &body);
+        let config = NodeConfig {
+            node_id: 1,
+            network: "test".into(),
+            listen: addr(1),
+            advertise: addr(1),
+            peers: Vec::new(),
+            store_dir: ".".into(),
+            sync_interval: Duration::from_secs(1),
+        };
+        let mesh = Mesh::new(&config, hello);
+        for n in 0..20 {
+            body.hello.store_id = [n; 16];
+            mesh.close_door(&body, door.clone());
+        }
+        assert_eq!(lock(&mesh.book).doors.len(), 8);
     }
 }

@@ -8,6 +8,7 @@ mod history;
 mod http;
 mod inbox;
 mod mesh;
+mod pid;
 mod replicate;
 pub mod run;
 mod send;
@@ -101,3 +102,6 @@ fn now_ms() -> u64 {
     let since_1970 = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     since_1970.map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
 }
+
+#[cfg(test)]
+mod tests;

@@ -8,19 +8,21 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use axum::body::Body as HttpBody;
-use axum::extract::State;
+use axum::extract::{RawQuery, State};
 use axum::http::{HeaderMap, header};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
-use futures_util::future::join_all;
+use futures_util::stream::{self, StreamExt};
 use tokio_util::sync::CancellationToken;
 
 use super::Node;
 use super::inbox::{Admitted, WhyNot};
 use crate::api::error::{ErrorCode, Problem};
 use crate::api::media;
+use crate::api::query::refuse_any;
 use crate::chain::log::{Logs, Refused};
 use crate::chain::place::Origin;
+use crate::chain::record::Record;
 use crate::chain::sync::{self, Link, Next, Plan};
 use crate::chain::vector::{Head, Vector};
 use crate::chain::wire::{Body, Malformed, Range, Run, short};
@@ -34,27 +36,25 @@ const RUN_BYTES_MAX: usize = 4 << 20;
 const BODY_BYTES_MAX: usize = 8 << 20;
 /// Records handed to the writer at once, so that clients' commits come between those of a long catch-up.
 const PIECE_COUNT: usize = 1_000;
+/// Pieces of one exchange that wait for the writer at the same time. At the bound the next ones wait here: thousands of
+/// short logs must not fill the inbox, where several peers have room beside each other.
+const PIECES_WAITING_MAX: usize = 128;
 /// A whole exchange takes at most this long; then the peer counts as failing.
 const EXCHANGE_TIME: Duration = Duration::from_secs(10);
+/// Reading for one message of an exchange ends after this long, between two ranges; the rest goes with the next.
+const READ_TIME: Duration = Duration::from_secs(1);
 /// Waits after failures double up to this, with full jitter.
 const BACK_OFF_MAX: Duration = Duration::from_secs(30);
 /// The first of them.
 const BACK_OFF_MIN: Duration = Duration::from_millis(250);
-/// Exchanges in a row that may change nothing before the peer counts as failing.
+/// Exchanges in a row that may bring nothing before the peer counts as failing.
 const IDLE_ROUNDS_MAX: u32 = 8;
-/// A log refused on a link is not asked for again for this long.
+/// A log refused on a link, by us or by the peer, rests there for this long.
 const REFUSED_TIME: Duration = Duration::from_secs(30);
 
 /// Talks to one peer until `stop`.
 pub async fn link(node: Node, index: usize, stop: CancellationToken) {
-    let mut talk = Talk {
-        link: Link::default(),
-        index,
-        refused: HashMap::new(),
-        sent: None,
-        failures: 0,
-        idle_rounds: 0,
-    };
+    let mut talk = Talk::new(index);
     let mut on_timer = true;
     loop {
         let next = tokio::select! {
@@ -64,6 +64,9 @@ pub async fn link(node: Node, index: usize, stop: CancellationToken) {
         match next {
             Ok(Some(Next::Again)) => on_timer = false,
             Ok(Some(Next::Wait)) => {
+                if talk.failures > 0 {
+                    tracing::info!(peer = %node.mesh().link(index).0, "exchanges work again");
+                }
                 talk.failures = 0;
                 on_timer = tokio::select! {
                     () = stop.cancelled() => return,
@@ -88,7 +91,7 @@ pub async fn link(node: Node, index: usize, stop: CancellationToken) {
 }
 
 /// The starting side of exchanges with one peer.
-struct Talk {
+pub(super) struct Talk {
     link: Link,
     index: usize,
     refused: HashMap<Origin, Instant>,
@@ -99,14 +102,20 @@ struct Talk {
 }
 
 impl Talk {
+    pub(super) fn new(index: usize) -> Self {
+        let (link, refused) = (Link::default(), HashMap::new());
+        Talk { link, index, refused, sent: None, failures: 0, idle_rounds: 0 }
+    }
+
     /// One exchange. `None`: the peer is this node.
-    async fn exchange(&mut self, node: &Node, on_timer: bool) -> Result<Option<Next>, String> {
+    pub(super) async fn exchange(&mut self, node: &Node, on_timer: bool) -> Result<Option<Next>, String> {
         let logs = node.logs();
         let (addr, _) = node.mesh().link(self.index);
         let mesh = node.mesh();
         let mut plan =
             self.link.start(logs.vector(), logs.own(), on_timer, |origin| mesh.owner_pushes(origin));
         self.refused.retain(|_, since| since.elapsed() < REFUSED_TIME);
+        plan.push.retain(|push| !self.refused.contains_key(&push.origin));
         plan.wants
             .retain(|want| !self.refused.contains_key(&want.origin) && mesh.claim(want.origin, self.index));
         let request = self.request(node, &logs, &plan).await?;
@@ -123,22 +132,20 @@ impl Talk {
         }
         let rtt = began.elapsed();
         let before = self.link.theirs().cloned();
-        let pushed_own = request.runs.iter().any(|run| Some(run.origin) == logs.own());
+        // Our own log comes first; if it is not among what could be read, it is damaged and must rest as well.
+        let own = plan.push.first().map(|push| push.origin).filter(|origin| Some(*origin) == logs.own());
+        let pushed: Vec<Origin> = request.runs.iter().map(|run| run.origin).chain(own).collect();
         let mut next = self.link.on_reply(plan, &reply);
         mesh.answered(self.index, &reply, self.link.theirs(), rtt, super::now_ms());
         self.note_forks(node, &addr.to_string());
-        if pushed_own && !self.got_on(before.as_ref(), logs.own()) {
-            return Err(format!("{addr} does not take the entries of this node's log"));
-        }
-        if !reply.runs.is_empty() {
-            let new = self.admit(node, &addr.to_string(), reply.runs).await?;
-            next = if new > 0 { Next::Again } else { next };
+        self.note_not_taken(&pushed, before.as_ref(), &addr.to_string());
+        let new = self.admit(node, &addr.to_string(), reply.runs).await?;
+        if new > 0 {
+            next = Next::Again;
         }
         mesh.release(self.index);
-        self.idle_rounds = if next == Next::Again && rtt < EXCHANGE_TIME { self.idle_rounds + 1 } else { 0 };
-        if before.as_ref() != self.link.theirs() || node.logs().vector() != logs.vector() {
-            self.idle_rounds = 0;
-        }
+        // Only entries are progress: a peer that says something new of itself each time must not keep us running.
+        self.idle_rounds = if next == Next::Again && new == 0 { self.idle_rounds + 1 } else { 0 };
         if self.idle_rounds > IDLE_ROUNDS_MAX {
             return Err(format!("{addr}: the exchange does not come to an end"));
         }
@@ -167,11 +174,12 @@ impl Talk {
         Ok(body)
     }
 
-    /// Whether the peer has more of our own log than before.
-    fn got_on(&self, before: Option<&Vector>, own: Option<Origin>) -> bool {
-        match (before, self.link.theirs(), own) {
-            (Some(before), Some(now), Some(own)) => now.seq(own) > before.seq(own),
-            _ => true,
+    /// Logs of which the peer took nothing that was pushed rest on this link for a while; everything else goes on.
+    fn note_not_taken(&mut self, pushed: &[Origin], before: Option<&Vector>, peer: &str) {
+        let (Some(before), Some(now)) = (before, self.link.theirs()) else { return };
+        for origin in pushed.iter().filter(|origin| before.seq(**origin) == now.seq(**origin)) {
+            tracing::warn!(%origin, peer, "the peer does not take the entries of a log");
+            self.refused.insert(*origin, Instant::now());
         }
     }
 
@@ -222,7 +230,9 @@ impl Talk {
 
     fn has_own_to_push(&self, logs: &Logs) -> bool {
         match (self.link.theirs(), logs.own()) {
-            (Some(theirs), Some(own)) => logs.vector().seq(own) > theirs.seq(own),
+            (Some(theirs), Some(own)) => {
+                logs.vector().seq(own) > theirs.seq(own) && !self.refused.contains_key(&own)
+            }
             _ => false,
         }
     }
@@ -267,57 +277,94 @@ fn read_runs(
 ) -> Result<(Vec<Run>, bool), Error> {
     let mut runs = Vec::new();
     let mut left = RUN_BYTES_MAX;
+    let began = Instant::now();
     for range in ranges {
-        if left == 0 {
+        if left == 0 || began.elapsed() >= READ_TIME {
             return Ok((runs, true));
         }
         let Range { origin, first, last } = *range;
-        let mut reader = store.log().read()?;
         let before = match known {
-            Some((of, head)) if of == origin && head.seq == first - 1 => head,
-            _ => Head { seq: first - 1, hash: reader.hash_at(origin, first - 1)? },
+            Some((of, head)) if of == origin && head.seq == first - 1 => Ok(head.hash),
+            _ => store.log().read()?.hash_at(origin, first - 1),
         };
+        let Some(hash) = undamaged(before)? else { continue };
+        let before = Head { seq: first - 1, hash };
         let mut run = Run { origin, before, records: Vec::new(), broken: None };
         let mut next = first;
         while next <= last && left > 0 {
             let most = Most { rows: PIECE_COUNT, bytes: left };
-            for entry in store.log().read()?.forward(origin, next, last, most)? {
+            let Some(entries) = undamaged(store.log().read()?.forward(origin, next, last, most))? else {
+                break;
+            };
+            for entry in entries {
                 left = left.saturating_sub(entry.record.len());
                 next = entry.place.seq + 1;
                 run.records.push(entry.record.into());
             }
         }
-        let is_cut = next <= last;
-        runs.push(run);
-        if is_cut {
+        if !run.records.is_empty() {
+            runs.push(run);
+        }
+        if next <= last && left == 0 {
             return Ok((runs, true));
         }
     }
     Ok((runs, false))
 }
 
+/// `None`: damaged. It is never sent; what lies before it and the other logs are, so that one bad page here does not keep
+/// a peer from all the rest.
+fn undamaged<T>(read: Result<T, Error>) -> Result<Option<T>, Error> {
+    match read {
+        Ok(value) => Ok(Some(value)),
+        Err(error @ Error::Damaged { .. }) => {
+            tracing::error!(%error, "not sent to a peer");
+            Ok(None)
+        }
+        Err(error) => Err(error),
+    }
+}
+
 /// Has the writer take in runs, in pieces; one result per run.
 async fn admit_runs(node: &Node, theirs: Option<&Vector>, runs: Vec<Run>) -> Vec<Admitted> {
-    let admit = |run: Run| async move {
+    let mut pieces = Vec::new();
+    for (index, run) in runs.iter().enumerate() {
         let claimed = sync::claimed(theirs, run.origin);
-        let mut all = Admitted { new: 0, refused: None, not_stored: None };
-        let pieces = run.records.chunks(PIECE_COUNT).enumerate().map(|(number, piece)| {
-            // The hash before the first record is known; the later pieces follow it in the same queue.
-            let before = if number == 0 { run.before } else { Head { seq: u64::MAX, ..run.before } };
-            node.writer().admit(before, claimed, piece.to_vec())
-        });
-        for admitted in join_all(pieces).await {
-            all.new += admitted.new;
-            all.refused = all.refused.or(admitted.refused);
-            all.not_stored = all.not_stored.or(admitted.not_stored);
+        let mut before = run.before;
+        for piece in run.records.chunks(PIECE_COUNT) {
+            pieces.push((index, before, claimed, piece.to_vec()));
+            before = head_after(before, piece);
         }
-        all
+    }
+    let admit = |(index, before, claimed, piece)| async move {
+        (index, node.writer().admit(before, claimed, piece).await)
     };
-    join_all(runs.into_iter().map(admit)).await
+    let mut waiting = stream::iter(pieces.into_iter().map(admit)).buffered(PIECES_WAITING_MAX);
+    let nothing = Admitted { new: 0, refused: None, not_stored: None };
+    let mut all = vec![nothing; runs.len()];
+    while let Some((index, admitted)) = waiting.next().await {
+        let run: &mut Admitted = &mut all[index];
+        run.new += admitted.new;
+        run.refused = run.refused.or(admitted.refused);
+        run.not_stored = run.not_stored.or(admitted.not_stored);
+    }
+    all
+}
+
+/// The peer's head at the end of a piece: each piece is held against our chain by itself.
+fn head_after(before: Head, piece: &[Bytes]) -> Head {
+    let record = |bytes| Record::parse(bytes).expect("the exchange hands on checked records only").0;
+    piece.iter().fold(before, |head, bytes| head.followed_by(&record(bytes)))
 }
 
 /// `POST /sync`.
-pub async fn post(State(node): State<Node>, headers: HeaderMap, body: HttpBody) -> Result<Response, Problem> {
+pub async fn post(
+    State(node): State<Node>,
+    RawQuery(query): RawQuery,
+    headers: HeaderMap,
+    body: HttpBody,
+) -> Result<Response, Problem> {
+    refuse_any(query.as_deref())?;
     let content_type = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
     if !content_type.is_some_and(|value| media::is(value, media::BINARY)) {
         let detail = format!("an exchange has the Content-Type {}", media::BINARY);
@@ -340,7 +387,7 @@ pub async fn post(State(node): State<Node>, headers: HeaderMap, body: HttpBody) 
 }
 
 /// Answers an exchange. `_bytes` keeps the request's share of the memory budget until its records are stored.
-async fn answer(node: &Node, mut request: Body, _bytes: Bytes) -> Result<Body, Problem> {
+pub(super) async fn answer(node: &Node, mut request: Body, _bytes: Bytes) -> Result<Body, Problem> {
     let mut reply = Body::quiet(node.mesh().hello.clone(), [0; 16]);
     if node.mesh().is_self(&request) {
         return Ok(reply);

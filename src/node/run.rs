@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::mesh::Mesh;
+use super::pid::PidFile;
 use super::writer::Writer;
 use super::{Error, Node, http, now_ms, replicate};
 use crate::chain::wire::Hello;
@@ -33,6 +34,7 @@ pub async fn run(config: NodeConfig, listener: TcpListener, stop: CancellationTo
         origins = logs.vector().origins(),
         "the store is open"
     );
+    let pid = PidFile::write(&config.store_dir);
     let (writer, watched, writing) = Writer::start(store.clone(), logs, config.store_dir.clone(), now_ms)?;
     let indexing = start_indexer(store.clone())?;
     let mesh = Arc::new(Mesh::new(&config, hello(&config, &store)));
@@ -63,6 +65,7 @@ pub async fn run(config: NodeConfig, listener: TcpListener, stop: CancellationTo
         }
     };
     links.shutdown().await;
+    drop(pid); // while the store is still ours
     close(node, writing, indexing).await;
     ended
 }

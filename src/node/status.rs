@@ -178,8 +178,12 @@ fn peer_row(own: &NetworkNode, peer: PeerStatus, answer: Result<NodeStatus, Stri
 }
 
 /// `GET /readyz`: whether it can store and read here.
-pub async fn ready(extract::State(node): extract::State<Node>) -> Response {
+pub async fn ready(
+    extract::State(node): extract::State<Node>,
+    RawQuery(raw): RawQuery,
+) -> Result<Response, Problem> {
+    query::refuse_any(raw.as_deref())?;
     let ready = Ready { readable: true, writable: node.writer().is_writable() };
     let status = if ready.writable { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    serve::json(status, serde_json::to_vec(&ready).expect("booleans serialise"))
+    Ok(serve::json(status, serde_json::to_vec(&ready).expect("booleans serialise")))
 }

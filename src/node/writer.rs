@@ -176,8 +176,14 @@ impl Pen {
         let now_ms = (self.now_ms)();
         let store = self.store.clone();
         let lookup = store.lookup();
-        let mut draft =
-            Draft { logs: self.logs.clone(), now_ms, lookup, entries: Vec::new(), by_id: HashMap::new() };
+        let mut draft = Draft {
+            logs: self.logs.clone(),
+            now_ms,
+            lookup,
+            looked_up: HashMap::new(),
+            entries: Vec::new(),
+            by_id: HashMap::new(),
+        };
         let mut outcomes = Vec::with_capacity(batch.sends.len());
         for job in &batch.sends {
             let decide = |message: &Intake| {
@@ -189,9 +195,9 @@ impl Pen {
         let Draft { logs, entries, .. } = draft;
         if !entries.is_empty() {
             self.store.commit(&entries, &logs)?;
-            self.logs = logs;
-            self.signal.send_replace(Arc::new(self.logs.clone()));
+            self.signal.send_replace(Arc::new(logs.clone()));
         }
+        self.logs = logs;
         Ok((outcomes, admitted))
     }
 }
@@ -201,6 +207,8 @@ struct Draft<'a> {
     logs: Logs,
     now_ms: u64,
     lookup: Lookup<'a>,
+    /// What was looked up for peers' entries. Shared, for a peer can send one id in thousands of entries.
+    looked_up: HashMap<[u8; 16], Arc<[Standing]>>,
     entries: Vec<NewEntry>,
     /// What clients add with this batch, by id.
     by_id: HashMap<[u8; 16], Vec<Standing>>,
@@ -231,7 +239,7 @@ impl Draft<'_> {
         };
         batch.push(Standing { place, digest: message.digest });
         let (record, hash) = (record.encode(), self.logs.vector().hash(origin));
-        self.entries.push(NewEntry { place, hash, record, known });
+        self.entries.push(NewEntry { place, hash, record, known: known.into() });
         Ok(Outcome::Stored { place, duplicate: false })
     }
 
@@ -239,10 +247,15 @@ impl Draft<'_> {
     fn admit(&mut self, job: &AdmitJob) -> Result<Admitted, Error> {
         let (logs, count) = (self.logs.clone(), self.entries.len());
         let mut admitted = Admitted { new: 0, refused: None, not_stored: None };
+        // The peer's chain, also over what is here already: where it passes our head, it must have our hash.
+        let mut chain = job.before;
         for bytes in &job.records {
             let (record, _) = Record::parse(bytes).expect("the exchange hands on checked records only");
-            match self.admit_one(job, &record, bytes) {
-                Ok(new) => admitted.new += u64::from(new),
+            match self.admit_one(chain, job.claimed, &record, bytes) {
+                Ok(new) => {
+                    admitted.new += u64::from(new);
+                    chain = chain.followed_by(&record);
+                }
                 Err(AdmitError::Storage(error)) => return Err(error),
                 Err(AdmitError::Refused(refused)) => {
                     admitted.refused = Some(refused);
@@ -250,6 +263,9 @@ impl Draft<'_> {
                         // Where the chain stops being the peer's is not known: nothing of the run is believed.
                         (self.logs, admitted.new) = (logs, 0);
                         self.entries.truncate(count);
+                        if self.logs.own() == Some(record.origin) {
+                            self.logs.leave_own(); // two processes append to it: whoever notices begins anew
+                        }
                     }
                     break;
                 }
@@ -258,24 +274,37 @@ impl Draft<'_> {
         Ok(admitted)
     }
 
-    fn admit_one(&mut self, job: &AdmitJob, record: &Record<'_>, bytes: &Bytes) -> Result<bool, AdmitError> {
+    fn look_up(&mut self, id: [u8; 16]) -> Result<Arc<[Standing]>, Error> {
+        if let Some(known) = self.looked_up.get(&id) {
+            return Ok(known.clone());
+        }
+        let known: Arc<[Standing]> = self.lookup.standings(id)?.into();
+        self.looked_up.insert(id, known.clone());
+        Ok(known)
+    }
+
+    fn admit_one(
+        &mut self,
+        before: Head,
+        claimed: Option<Head>,
+        record: &Record<'_>,
+        bytes: &Bytes,
+    ) -> Result<bool, AdmitError> {
         let Record { origin, seq, stamp, .. } = *record;
-        if job.before.seq == self.logs.vector().seq(origin)
-            && seq == job.before.seq + 1
-            && job.before.hash != self.logs.vector().hash(origin)
-        {
-            return Err(AdmitError::Refused(log::Refused::Fork(job.before.seq)));
+        let (head, hash) = (self.logs.vector().seq(origin), self.logs.vector().hash(origin));
+        if before.seq == head && before.hash != hash {
+            return Err(AdmitError::Refused(log::Refused::Fork(head)));
         }
         if !self.logs.admit(record, self.now_ms).map_err(AdmitError::Refused)? {
             return Ok(false);
         }
         let hash = self.logs.vector().hash(origin);
-        if job.claimed.is_some_and(|claimed| claimed.seq == seq && claimed.hash != hash) {
+        if claimed.is_some_and(|claimed| claimed.seq == seq && claimed.hash != hash) {
             return Err(AdmitError::Refused(log::Refused::Fork(seq)));
         }
         let known = match Content::decode(record.content) {
-            Ok(content) => self.lookup.standings(content.id.into_bytes()).map_err(AdmitError::Storage)?,
-            Err(_unreadable) => Vec::new(),
+            Ok(content) => self.look_up(content.id.into_bytes()).map_err(AdmitError::Storage)?,
+            Err(_unreadable) => Arc::default(),
         };
         let place = Place { stamp, origin, seq };
         self.entries.push(NewEntry { place, hash, record: bytes.to_vec(), known });

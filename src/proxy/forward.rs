@@ -13,7 +13,7 @@ use std::{
 use axum::{
     body::Body,
     http::{HeaderMap, HeaderName, StatusCode, header},
-    response::Response,
+    response::{IntoResponse, Response},
 };
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use tokio::time::{Instant, sleep};
@@ -31,6 +31,11 @@ use crate::{
 
 /// A node's refusal is a few lines; a larger one is not understood.
 const REFUSAL_BYTES_MAX: usize = 64 * 1024;
+
+/// What a node's HTTP library says to a head that it does not take, such as one that was just small enough for the
+/// proxy: the fault of the request, so it must not count against the node and everybody else who asks it.
+const BARE: [StatusCode; 3] =
+    [StatusCode::BAD_REQUEST, StatusCode::URI_TOO_LONG, StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE];
 
 /// How long a kind of request may take.
 #[derive(Debug, Clone, Copy)]
@@ -149,6 +154,8 @@ impl Forwarder {
                 Outcome::Final(passed_on(answer))
             }
             Ok(answer) => self.judge_refusal(place, answer).await,
+            // It cannot be sent to any node, which is no node's fault.
+            Err(ClientError::Problem { problem, .. }) => Outcome::Final(problem.into_response()),
             Err(e) => self.note_failure(place, &e),
         };
         Attempt { place, outcome }
@@ -160,6 +167,10 @@ impl Forwarder {
             Ok(body) => body,
             Err(e) => return self.note_failure(place, &e),
         };
+        if body.is_empty() && BARE.contains(&status) {
+            self.note_answer(place, None);
+            return Outcome::Final(respond(status, &headers, Body::empty()));
+        }
         let Ok(problem) = serde_json::from_slice::<Problem>(&body) else {
             let why = format!("{status}, without a reason");
             return self.note_failure(place, &ClientError::Malformed { addr, why });

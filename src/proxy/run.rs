@@ -8,8 +8,8 @@ use std::{sync::Arc, time::Duration};
 use axum::{
     Router,
     body::Body,
-    extract::{Path, RawQuery, State},
-    http::{HeaderMap, HeaderValue, Method, StatusCode, header},
+    extract::{RawQuery, State},
+    http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header},
     response::Response,
     routing::{get, post},
 };
@@ -69,7 +69,7 @@ struct Proxy {
 /// Runs a proxy on this listener until `stop`.
 pub async fn run(config: ProxyConfig, listener: TcpListener, stop: CancellationToken) -> Result<(), Error> {
     let ProxyConfig { network, listen, nodes, strategy } = config;
-    tracing::info!(network, nodes = nodes.len(), ?strategy, "serving as a proxy");
+    tracing::info!(address = %listen, network, nodes = nodes.len(), %strategy, "serving as a proxy");
     let mut warnings = Vec::new();
     if !listen.is_loopback() {
         warnings.push(OPEN_WARNING.to_owned());
@@ -150,12 +150,12 @@ async fn list(
 
 async fn message(
     State(proxy): State<Proxy>,
-    Path(id): Path<String>,
+    uri: Uri,
     RawQuery(query): RawQuery,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
     // Checked here because a URL is tidied on its way: "/messages/.." would become another path.
-    let path = format!("{}{}", path::MESSAGES_PREFIX, query::path_id(&id)?);
+    let path = format!("{}{}", path::MESSAGES_PREFIX, query::path_id(uri.path())?);
     let request = asking(Method::GET, &path, query, &headers, Bytes::new());
     proxy.forwarder.forward(&request, proxy.quick).await
 }

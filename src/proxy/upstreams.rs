@@ -8,7 +8,7 @@
 use std::time::Duration;
 
 use crate::api::{
-    address::Addr,
+    address::{self, Addr},
     network::{State, UpstreamStatus},
 };
 
@@ -131,11 +131,8 @@ impl Upstreams {
 
     /// Why the last requests failed, for a sentence.
     pub(super) fn complaints(&self) -> String {
-        let say = |upstream: &Upstream| {
-            let why = upstream.error.as_deref().unwrap_or("no answer yet");
-            format!("{}: {why}", upstream.addr)
-        };
-        self.0.iter().map(say).collect::<Vec<_>>().join("; ")
+        let why = |upstream: &Upstream| upstream.error.as_deref().unwrap_or("no answer yet").to_owned();
+        address::complaints(self.0.iter().map(|upstream| (&upstream.addr, why(upstream))))
     }
 
     pub(super) fn status(&self, now: Duration) -> Vec<UpstreamStatus> {
@@ -263,7 +260,8 @@ mod tests {
             four.failed(place, S, "refused".into());
         }
         check(&four, S, [0, 1, 2, 3]);
-        assert!(four.complaints().starts_with("127.0.0.1:1: refused; 127.0.0.1:2: refused"));
+        assert!(four.complaints().starts_with("127.0.0.1:1, 127.0.0.1:2, "));
+        assert!(four.complaints().ends_with(": refused"));
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::{convert::Infallible, panic::AssertUnwindSafe, time::Duration};
 use axum::{
     Router,
     body::Body,
-    extract::Request,
+    extract::{RawQuery, Request},
     http::{HeaderValue, Method, StatusCode, Uri, header},
     response::{IntoResponse, Response},
 };
@@ -19,22 +19,32 @@ use crate::api::{
     error::{ErrorCode, Problem},
     media,
     network::Live,
+    query::refuse_any,
+    refusal::quote,
 };
 
 /// A JSON answer.
-pub fn json(status: StatusCode, body: impl Into<Body>) -> Response {
-    (status, [(header::CONTENT_TYPE, media::JSON)], body.into()).into_response()
+pub fn json(status: StatusCode, body: Vec<u8>) -> Response {
+    (status, [(header::CONTENT_TYPE, media::JSON)], line(body)).into_response()
+}
+
+/// Ends it with a newline: people read answers in terminals, too, and there the next prompt begins a line.
+fn line(mut json: Vec<u8>) -> Vec<u8> {
+    json.push(b'\n');
+    json
 }
 
 /// `GET /livez`: who can run this, lives.
-pub async fn live() -> Response {
-    json(StatusCode::OK, serde_json::to_vec(&Live { live: true }).expect("a boolean serialises"))
+pub async fn live(RawQuery(raw): RawQuery) -> Result<Response, Problem> {
+    refuse_any(raw.as_deref())?;
+    Ok(json(StatusCode::OK, serde_json::to_vec(&Live { live: true }).expect("a boolean serialises")))
 }
 
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
         let status = StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        let mut response = (status, [(header::CONTENT_TYPE, media::PROBLEM)], self.to_json()).into_response();
+        let body = line(self.to_json());
+        let mut response = (status, [(header::CONTENT_TYPE, media::PROBLEM)], body).into_response();
         if let Some(seconds) = self.retry_after_seconds {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }
@@ -45,10 +55,13 @@ impl IntoResponse for Problem {
 /// The app, refusing unknown paths and methods as the contract says. axum adds the `Allow` header.
 pub(super) fn with_refusals(app: Router) -> Router {
     app.method_not_allowed_fallback(async |method: Method, uri: Uri| {
-        let detail = format!("{} does not take {method}; the Allow header says what it takes", uri.path());
+        let detail =
+            format!("{} does not take {method}; the Allow header says what it takes", quote(uri.path()));
         Problem::new(ErrorCode::MethodNotAllowed, detail)
     })
-    .fallback(async |uri: Uri| Problem::new(ErrorCode::NotFound, format!("there is no {} here", uri.path())))
+    .fallback(async |uri: Uri| {
+        Problem::new(ErrorCode::NotFound, format!("there is no {} here", quote(uri.path())))
+    })
 }
 
 /// Answers one request. Never fails: what goes wrong is an answer too.

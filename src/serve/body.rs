@@ -129,6 +129,9 @@ impl SendKind {
             return refuse("a Content-Encoding is not understood here; send the body as it is".into());
         }
         let known = format!("send Content-Type: {} (one message) or {} (many)", media::JSON, media::NDJSON);
+        if headers.get_all(header::CONTENT_TYPE).iter().nth(1).is_some() {
+            return refuse("the Content-Type is given twice".into());
+        }
         match headers.get(header::CONTENT_TYPE).map(|value| value.to_str().unwrap_or_default()) {
             Some(value) if media::is(value, media::JSON) => Ok(Self::One),
             Some(value) if media::is(value, media::NDJSON) => Ok(Self::Batch),

@@ -141,6 +141,8 @@ impl Server {
             .timer(TokioTimer::new())
             .header_read_timeout(limits.head)
             .max_buf_size(HEAD_BYTES_MAX)
+            // A client may say that it has sent everything (`nc -N`) and still wants its answer.
+            .half_close(true)
             .serve_connection(TokioIo::new(Progressing::new(socket, limits.write)), service);
         tokio::pin!(connection);
         let ended = tokio::select! {

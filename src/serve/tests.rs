@@ -73,7 +73,7 @@ fn storing(stored: Arc<AtomicUsize>) -> Router {
     let store = async move |body: Body| -> Result<Response, Problem> {
         let bytes = read_body(body, 10, &budget).await?;
         stored.fetch_add(bytes.len(), Ordering::SeqCst);
-        Ok(json(axum::http::StatusCode::CREATED, bytes))
+        Ok(json(axum::http::StatusCode::CREATED, bytes.to_vec()))
     };
     Router::new().route("/messages", post(store).get(async || "[]")).route("/livez", get(live))
 }
@@ -89,13 +89,16 @@ fn check(answer: &str, parts: &[&str]) {
 async fn unknown_paths_and_methods_are_refused_in_the_one_shape() {
     let served = start(PATIENT, storing(Arc::default())).await;
     let answer = served.talk(&request("GET /nothing?x=1", "", "")).await;
-    check(&answer, &["HTTP/1.1 404 ", "application/problem+json", r#""code":"not_found""#, "/nothing here"]);
+    check(
+        &answer,
+        &["HTTP/1.1 404 ", "application/problem+json", r#""code":"not_found""#, "`/nothing` here"],
+    );
     let answer = served.talk(&request("DELETE /messages", "", "")).await;
     check(&answer, &["HTTP/1.1 405 ", "application/problem+json", r#""code":"method_not_allowed""#]);
     let answer = answer.to_lowercase();
     check(&answer, &["allow: ", "get", "head", "post"]);
     let answer = served.talk(&request("HEAD /livez", "", "")).await;
-    check(&answer, &["HTTP/1.1 200 ", "content-length: 13"]);
+    check(&answer, &["HTTP/1.1 200 ", "content-length: 14"]);
     assert!(answer.ends_with("\r\n\r\n"), "{answer}");
     check(&served.talk("nonsense\r\n\r\n").await, &["HTTP/1.1 400 "]);
 }

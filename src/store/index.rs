@@ -172,7 +172,7 @@ impl Index {
             let (record, _) = Record::parse(&entry.record).expect("was encoded or checked just now");
             let standing = Standing { place: entry.place, digest: record.digest };
             self.note_one(entry.place, &record, |id| {
-                let mut known = entry.known.clone();
+                let mut known = entry.known.to_vec();
                 let earlier = batch.entry(id).or_default();
                 known.extend_from_slice(earlier);
                 earlier.push(standing);
@@ -216,6 +216,8 @@ impl Index {
         }
         let mut counts = *flushed;
         counts.add(rows.adds);
+        // If this fails, the indexer waits before it tries again, however much there is to do.
+        lock(&self.work).waiting = 0;
         rows.write(&self.db, counts)?;
         *flushed = counts;
         let left = {

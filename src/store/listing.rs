@@ -103,7 +103,7 @@ pub struct Listing {
     source: Source,
     until: Option<Place>,
     done: bool,
-    last_seen: Option<Uuid>,
+    last_seen: Option<Place>,
 }
 
 impl Listing {
@@ -146,6 +146,7 @@ impl Listing {
                 self.done = true;
                 break;
             };
+            self.last_seen = Some(entry.place);
             if self.shows(&entry, has_copy)? {
                 bytes += entry.record.len();
                 shown.push(entry);
@@ -161,13 +162,12 @@ impl Listing {
         }
     }
 
-    fn shows(&mut self, entry: &Entry, has_copy: bool) -> Result<bool, Error> {
+    fn shows(&self, entry: &Entry, has_copy: bool) -> Result<bool, Error> {
         let record = entry.record();
         let Ok(content) = Content::decode(record.content) else { return Ok(false) };
         if has_copy && !self.is_first_copy(content.id, record.digest, entry.place)? {
             return Ok(false);
         }
-        self.last_seen = Some(content.id);
         Ok(self.filter.matches(&content, entry.place))
     }
 
@@ -182,8 +182,8 @@ impl Listing {
         self.done
     }
 
-    /// The id of the last message looked at, shown or not: where another listing can go on.
-    pub fn last_seen(&self) -> Option<Uuid> {
+    /// The last entry looked at, shown or not: where another listing can go on.
+    pub fn last_seen(&self) -> Option<Place> {
         self.last_seen
     }
 }

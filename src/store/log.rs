@@ -10,6 +10,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 
 use redb::{Database, ReadOnlyTable, ReadTransaction, ReadableDatabase, ReadableTable, TableDefinition};
 use twox_hash::XxHash3_64;
@@ -46,7 +47,7 @@ pub struct NewEntry {
     /// Its bytes.
     pub record: Vec<u8>,
     /// All copies of its id that were known when it was decided.
-    pub known: Vec<super::Standing>,
+    pub known: Arc<[super::Standing]>,
 }
 
 /// An entry as read, checked.
@@ -165,7 +166,8 @@ impl Reader {
     }
 
     /// Entries `first..=last` in ascending order, stopping early after `rows` entries or once `bytes` are
-    /// reached (but never before one entry). A hole is damage.
+    /// reached (but never before one entry), and before an entry that is damaged or missing: only where that is the
+    /// first one, it is an error.
     pub fn forward(
         &mut self,
         origin: Origin,
@@ -213,9 +215,13 @@ impl Reader {
                 None => return Err(Error::Damaged { origin, seq: checkpoint }),
             },
         };
-        let most = Most { rows: usize::MAX, bytes: usize::MAX };
-        for entry in self.forward(origin, checkpoint + 1, seq, most)? {
-            hash = hash.next(entry.place.seq, entry.place.stamp, entry.record().digest);
+        let most = Most { rows: usize::MAX, bytes: 1 << 20 };
+        let mut next = checkpoint + 1;
+        while next <= seq {
+            for entry in self.forward(origin, next, seq, most)? {
+                hash = hash.next(next, entry.place.stamp, entry.record().digest);
+                next += 1;
+            }
         }
         Ok(hash)
     }
@@ -256,10 +262,12 @@ fn take_rows<'a>(
     let mut bytes = 0;
     for (seq, row) in rows.take(most.rows) {
         let (key, value) = row?;
-        if key.value() != seq {
-            return Err(Error::Damaged { origin, seq });
-        }
-        let entry = checked(origin, seq, value.value())?;
+        let is_hole = key.value() != seq;
+        let entry = match checked(origin, seq, value.value()) {
+            Ok(entry) if !is_hole => entry,
+            _ if entries.is_empty() => return Err(Error::Damaged { origin, seq }),
+            _ => break, // what comes before it is good; the next read begins with it and fails
+        };
         bytes += entry.record.len();
         entries.push(entry);
         if bytes >= most.bytes {
@@ -368,7 +376,7 @@ pub(super) fn pretend_newer(path: &Path) {
 
 /// Replaces an entry's bytes, as damage would.
 #[cfg(test)]
-pub(super) fn overwrite(log: &Log, origin: Origin, seq: u64, bytes: &[u8]) {
+pub(crate) fn overwrite(log: &Log, origin: Origin, seq: u64, bytes: &[u8]) {
     let tx = log.db.begin_write().expect("begins");
     tx.open_table(log_table(&table_name(origin))).expect("opens").insert(seq, bytes).expect("inserts");
     tx.commit().expect("commits");

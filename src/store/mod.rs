@@ -25,6 +25,9 @@ use crate::chain::place::{Origin, Place};
 use index::Index;
 use log::{Log, NewEntry};
 
+/// The store's directory, its parent and the one above may just have been made.
+const SYNCED_LEVELS: usize = 3;
+
 /// The random name of one store. It stays with the files; two running stores must not share one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct StoreId(pub [u8; 16]);
@@ -113,7 +116,9 @@ fn open_database(path: &Path, cache_bytes: usize) -> Result<redb::Database, Open
         redb::DatabaseError::DatabaseAlreadyOpen => {
             OpenError::InUse(path.parent().unwrap_or(path).to_owned())
         }
-        redb::DatabaseError::Storage(redb::StorageError::Io(source)) => {
+        redb::DatabaseError::Storage(redb::StorageError::Io(source))
+            if source.kind() != std::io::ErrorKind::InvalidData =>
+        {
             OpenError::Directory { path: path.to_owned(), source }
         }
         other => OpenError::Broken { path: path.to_owned(), why: other.to_string() },
@@ -154,6 +159,7 @@ impl Store {
         let usable = |source| OpenError::Directory { path: dir.to_owned(), source };
         std::fs::create_dir_all(dir).map_err(usable)?;
         let (log, found) = Log::open(&dir.join("log.redb"), network)?;
+        sync_directories(dir);
         let logs = Logs::restore(found, now_ms);
         let index = Index::open(&dir.join("index.redb"), &log, &logs)?;
         Ok((Arc::new(Store { log, index }), logs))
@@ -218,6 +224,17 @@ impl Store {
     /// Numbers for people.
     pub fn counts(&self) -> Counts {
         self.index.counts()
+    }
+}
+
+/// A new file is safe from a power failure only once the directories say that it is there. Where a system cannot do
+/// that, or we may not read a parent, it is no worse than without.
+fn sync_directories(dir: &Path) {
+    for dir in dir.ancestors().take(SYNCED_LEVELS) {
+        let dir = if dir.as_os_str().is_empty() { Path::new(".") } else { dir };
+        if let Err(error) = std::fs::File::open(dir).and_then(|dir| dir.sync_all()) {
+            tracing::debug!(dir = %dir.display(), %error, "cannot sync a directory");
+        }
     }
 }
 

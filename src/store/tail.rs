@@ -34,7 +34,7 @@ pub(super) struct Noted {
     pub(super) id: Option<[u8; 16]>,
     pub(super) sender: NameHash,
     pub(super) recipient: NameHash,
-    /// Places that are now known to have another copy of the same message.
+    /// Places that are known to have another copy of the same message since this entry; at most two.
     pub(super) copies: Vec<(Origin, u64)>,
     /// What this entry adds to the counts.
     pub(super) adds: Counts,
@@ -58,8 +58,12 @@ impl Noted {
             .iter()
             .filter(|s| s.digest == record.digest)
             .map(|s| (s.place.origin, s.place.seq))
+            .take(2)
             .collect();
         let is_new = copies.is_empty();
+        if copies.len() == 2 {
+            copies.clear(); // the later of them marked both
+        }
         if !is_new {
             copies.push((place.origin, place.seq));
         }
@@ -150,5 +154,33 @@ impl Tail {
             .iter()
             .filter(move |noted| noted.sides(name) & sides != 0)
             .map(|noted| noted.standing.place)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::chain::clock::Stamp;
+    use crate::chain::message::{Draft, Message};
+    use crate::chain::record::Kind;
+
+    /// A peer can make a log of nothing but one message; what is kept of each copy must not grow with their number.
+    #[test]
+    fn every_copy_is_marked_and_costs_the_same() {
+        let (sender, recipient, text) = ("a".into(), "b".into(), "c".into());
+        let draft = Draft { id: uuid::Uuid::nil(), sender, recipient, text, timestamp: None };
+        let content = Message::new(draft).expect("valid").encode();
+        let (origin, digest) = (Origin([1; 16]), Digest::of(&content));
+        let (mut tail, mut known) = (Tail::default(), Vec::new());
+        for seq in 1..=20 {
+            let stamp = Stamp(seq);
+            let record = Record { origin, seq, stamp, digest, kind: Kind::Message, content: &content };
+            let place = Place { stamp, origin, seq };
+            let noted = Noted::new(place, &record, |_| known.clone());
+            assert!(noted.copies.len() <= 2 && noted.copies.capacity() <= 4);
+            tail.push(noted);
+            known.push(Standing { place, digest });
+        }
+        assert_eq!(tail.copies(origin, 1, 20).collect::<Vec<_>>(), (1..=20).collect::<Vec<_>>());
     }
 }

@@ -43,7 +43,7 @@ impl Bench {
         let place = self.logs.assign(digest, self.now_ms, || Origin(Uuid::now_v7().into_bytes()));
         let Place { origin, seq, stamp } = place;
         let record = Record { origin, seq, stamp, digest, kind: Kind::Message, content: &content }.encode();
-        NewEntry { place, hash: self.logs.vector().hash(origin), record, known }
+        NewEntry { place, hash: self.logs.vector().hash(origin), record, known: known.into() }
     }
 
     fn send(&mut self, messages: &[Message]) -> Vec<Place> {
@@ -64,7 +64,12 @@ impl Bench {
                     let id = Content::decode(record.content).expect("readable").id;
                     let known = other.store.standings(id).expect("reads");
                     let hash = other.logs.vector().hash(origin);
-                    entries.push(NewEntry { place: entry.place, hash, record: entry.record.clone(), known });
+                    entries.push(NewEntry {
+                        place: entry.place,
+                        hash,
+                        record: entry.record.clone(),
+                        known: known.into(),
+                    });
                 }
             }
             other.store.commit(&entries, &other.logs).expect("commits");

@@ -2,12 +2,24 @@
 //!
 //! They know ChatChain from outside. Each starts what it needs with `support` and leaves nothing behind.
 
+mod api_batch;
+mod api_clients;
+mod api_copies;
+mod api_history;
+mod api_pages;
+mod api_refusals;
+mod api_send;
+mod api_status;
+mod api_sync;
 mod cli;
 mod corpus;
 mod durability;
 mod network;
+mod node_start;
 mod outage;
+mod readme;
 mod scale;
 mod support;
+mod terminal;
 mod tidy;
 mod up;

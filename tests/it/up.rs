@@ -142,3 +142,28 @@ fn ports_in_use_are_found_before_anything_starts() {
     );
     assert!(!dir.path().join("data").exists(), "nothing was started");
 }
+
+#[test]
+fn a_store_in_use_is_told_once_and_nothing_stays_behind() {
+    let up = Up::start();
+    let base_port = free_base_port();
+    let mut command = chatchain(up.dir.path());
+    command.args(["up", "--nodes", "2", "--base-port", &base_port.to_string()]);
+    let done = run(command, "");
+    assert_eq!((done.code, done.stdout.as_str()), (Some(1), ""), "{done:?}");
+    let parts = ["data/node-", "in use by another process", "did not start"];
+    assert!(parts.iter().all(|part| done.stderr.contains(part)), "{done:?}");
+    assert!((0..3).all(|offset| TcpListener::bind((Ipv4Addr::LOCALHOST, base_port + offset)).is_ok()));
+}
+
+#[test]
+fn each_node_says_which_process_it_is_while_it_runs() {
+    let up = Up::start();
+    let pid_file = |n: u16| up.dir.path().join(format!("data/node-{n}/pid"));
+    for n in 0..3 {
+        let pid = std::fs::read_to_string(pid_file(n)).expect("a pid file");
+        assert_eq!(pid.trim().parse().ok(), Some(up.child(n + 1).as_raw_nonzero().get()));
+    }
+    up.process.interrupt();
+    eventually_blocking(LONG, "the end of the pid files", || (0..3).all(|n| !pid_file(n).exists()));
+}

@@ -101,6 +101,16 @@ impl Cluster {
         self.nodes[i].process = Some(Process::spawn(&format!("node {i}"), command));
     }
 
+    /// Starts a node that is down with these peers instead of those it knows, and does not wait.
+    #[track_caller]
+    pub fn spawn_node_with(&mut self, i: usize, peers: &[&str]) {
+        assert!(!self.is_up(i), "node {i} is up already");
+        self.nodes[i].peers.clear();
+        let mut command = self.node_command(i);
+        command.args(["--peers", &peers.join(",")]);
+        self.nodes[i].process = Some(Process::spawn(&format!("node {i}"), command));
+    }
+
     /// Waits until a started node is ready.
     #[track_caller]
     pub fn wait_ready(&mut self, i: usize) {
@@ -135,6 +145,13 @@ impl Cluster {
     #[track_caller]
     pub fn kill9_proxy(&mut self) {
         self.proxy.take().expect("the proxy is up").kill9();
+    }
+
+    /// Ends the proxy with SIGTERM. It must end in order.
+    #[track_caller]
+    pub fn stop_proxy(&mut self) {
+        let status = self.proxy.take().expect("the proxy is up").stop();
+        assert_eq!(status.code(), Some(0), "the proxy was told to stop and ended with {status}");
     }
 
     /// Ends a node with SIGKILL.

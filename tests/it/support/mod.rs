@@ -8,6 +8,7 @@ pub mod address;
 pub mod chance;
 pub mod cluster;
 pub mod corpus;
+pub mod doors;
 pub mod eventually;
 pub mod http;
 pub mod measure;

@@ -1,0 +1,268 @@
+//! A node as a confused or hostile peer meets it: what may come with `POST /sync`, and what must not come of it.
+
+use bytes::Bytes;
+use tempfile::TempDir;
+use uuid::Uuid;
+
+use super::*;
+use crate::chain::clock::Stamp;
+use crate::chain::message::{Digest, Draft, Message};
+use crate::chain::place::{ChainHash, Origin};
+use crate::chain::record::{Kind, Record};
+use crate::chain::vector::{Head, Vector};
+use crate::chain::wire::{Body, Heads, Hello, Range, Run, short};
+
+const X: Origin = Origin([7; 16]);
+const STAMP: u64 = 1_700_000_000_000 << 16;
+
+/// A node without tasks of its own, and its directory.
+struct Bench {
+    node: Node,
+    serving: tokio::task::JoinSet<()>,
+    _dir: TempDir,
+}
+
+impl Bench {
+    fn new() -> Self {
+        Self::with_peers(Vec::new())
+    }
+
+    fn with_peers(peers: Vec<crate::config::Peer>) -> Self {
+        let dir = tempfile::tempdir().expect("temp dir");
+        let addr: crate::api::address::Addr = "127.0.0.1:0".parse().expect("an address");
+        let config = NodeConfig {
+            node_id: 1,
+            network: "test".into(),
+            listen: addr.clone(),
+            advertise: addr,
+            peers,
+            store_dir: dir.path().to_owned(),
+            sync_interval: std::time::Duration::from_secs(1),
+        };
+        let (store, logs) = Store::open(dir.path(), "test", now_ms()).expect("opens");
+        let (writer, logs, _thread) =
+            Writer::start(store.clone(), logs, dir.path().to_owned(), now_ms).expect("starts");
+        let mut hello = hello(1);
+        hello.open_id = Uuid::new_v4().into_bytes();
+        let mesh = Arc::new(Mesh::new(&config, hello));
+        let node = Node { config: Arc::new(config), store, writer, logs, mesh, budget: Budget::new(1 << 20) };
+        Bench { node, serving: tokio::task::JoinSet::new(), _dir: dir }
+    }
+
+    async fn answer(&self, request: Body) -> Body {
+        let bytes = Bytes::from(request.encode());
+        let request = Body::decode(&bytes).expect("well-formed");
+        replicate::answer(&self.node, request, bytes).await.expect("answers")
+    }
+
+    /// What the node says to these entries, and to a peer that claims to have `claimed` of them.
+    async fn push(&self, log: &Log, first: u64, last: u64, claimed: u64) -> Body {
+        let mut request = quiet();
+        let heads = Heads { base: None, changes: vec![(log.origin, log.head(claimed))] };
+        request.digest = digest_of(&heads);
+        request.heads = Some(heads);
+        request.runs = vec![log.run(first, last)];
+        self.answer(request).await
+    }
+
+    /// Serves it until the test ends.
+    async fn serve(&mut self) -> crate::config::Peer {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("binds");
+        let addr = listener.local_addr().expect("is bound").into();
+        let stop = tokio_util::sync::CancellationToken::new();
+        self.serving.spawn(crate::serve::serve(listener, http::routes(self.node.clone()), stop));
+        crate::config::Peer { node_id: None, addr }
+    }
+
+    fn seq(&self, origin: Origin) -> u64 {
+        self.node.logs().vector().seq(origin)
+    }
+
+    async fn send(&self, id: u128) -> Place {
+        let content = content(id, "mine");
+        let intake = inbox::Intake { id: Uuid::from_u128(id), digest: Digest::of(&content), content };
+        match self.node.writer().send(vec![intake]).await[..] {
+            [inbox::Outcome::Stored { place, .. }] => place,
+            ref other => panic!("not stored: {other:?}"),
+        }
+    }
+}
+
+impl Drop for Bench {
+    fn drop(&mut self) {
+        self.node.writer().stop();
+    }
+}
+
+fn hello(node_id: u16) -> Hello {
+    let name = [u8::try_from(node_id).expect("few nodes"); 16];
+    let network = Hello::network_hash("test");
+    Hello { network, node_id, store_id: name, open_id: name, address: format!("127.0.0.1:{node_id}") }
+}
+
+/// A message of another node without anything in it.
+fn quiet() -> Body {
+    Body::quiet(hello(2), [0; 16])
+}
+
+fn digest_of(heads: &Heads) -> [u8; 16] {
+    let mut vector = Vector::default();
+    heads.changes.iter().for_each(|(origin, head)| vector.insert(*origin, *head));
+    short(vector.digest())
+}
+
+fn content(id: u128, text: &str) -> Vec<u8> {
+    let (sender, recipient, text) = ("a".into(), "b".into(), text.into());
+    let draft = Draft { id: Uuid::from_u128(id), sender, recipient, text, timestamp: None };
+    Message::new(draft).expect("valid").encode()
+}
+
+/// A log as its owner has it.
+struct Log {
+    origin: Origin,
+    contents: Vec<Vec<u8>>,
+}
+
+impl Log {
+    /// Entry n says "`text` n" from `fork` on, before that "n".
+    fn new(origin: Origin, count: u64, fork: u64, text: &str) -> Self {
+        let say = |n: u64| if n >= fork { format!("{text} {n}") } else { n.to_string() };
+        let contents = (1..=count).map(|n| content(u128::from(n), &say(n))).collect();
+        Log { origin, contents }
+    }
+
+    fn head(&self, seq: u64) -> Head {
+        let chain = |hash: ChainHash, (seq, content): (u64, &Vec<u8>)| {
+            hash.next(seq, Stamp(STAMP + seq), Digest::of(content))
+        };
+        let hash = (1..=seq).zip(&self.contents).fold(ChainHash::genesis(self.origin), chain);
+        Head { seq, hash }
+    }
+
+    fn run(&self, first: u64, last: u64) -> Run {
+        let record = |seq: u64| {
+            let content = &self.contents[usize::try_from(seq - 1).expect("small")];
+            let (origin, stamp, digest) = (self.origin, Stamp(STAMP + seq), Digest::of(content));
+            Record { origin, seq, stamp, digest, kind: Kind::Message, content }.encode().into()
+        };
+        let records = (first..=last).map(record).collect();
+        Run { origin: self.origin, before: self.head(first - 1), records, broken: None }
+    }
+}
+
+fn origin(number: u16) -> Origin {
+    let mut name = [9; 16];
+    name[..2].copy_from_slice(&number.to_be_bytes());
+    Origin(name)
+}
+
+#[tokio::test]
+async fn thousands_of_small_logs_come_with_one_exchange() {
+    let bench = Bench::new();
+    let mut request = quiet();
+    request.runs = (0..3000).map(|n| Log::new(origin(n), 1, 1, "old").run(1, 1)).collect();
+    bench.answer(request).await;
+    assert_eq!(bench.node.logs().vector().origins(), 3000);
+}
+
+#[tokio::test]
+async fn heads_beyond_everything_that_exists_do_not_upset_the_status() {
+    let bench = Bench::new();
+    let heads = (0..3).map(|n| (origin(n), Head { seq: u64::MAX, hash: ChainHash([1; 32]) }));
+    let heads = Heads { base: None, changes: heads.collect() };
+    let request = Body { digest: digest_of(&heads), heads: Some(heads), ..quiet() };
+    bench.answer(request).await;
+    let status = status::status(&bench.node);
+    assert_eq!(status.peers[0].behind, Some(0));
+    let all = bench.node.mesh().union(bench.node.logs().vector());
+    assert_eq!(all.ahead_of(bench.node.logs().vector()), u64::MAX);
+}
+
+/// Two holders of a forked log meet. The run begins below the fork, so its start agrees with what is here; and it ends
+/// below the peer's head, so there is no claim to hold its end against.
+#[tokio::test]
+async fn a_run_that_overlaps_a_fork_adds_nothing() {
+    for (ours, fork, first, last) in [(10, 7, 5, 15), (1500, 1200, 11, 3000)] {
+        let bench = Bench::new();
+        let (left, right) = (Log::new(X, ours, fork, "left"), Log::new(X, last + 5, fork, "right"));
+        bench.push(&left, 1, ours, ours).await;
+        assert_eq!(bench.seq(X), ours);
+        bench.push(&right, first, last, last + 5).await;
+        assert_eq!(bench.seq(X), ours, "entries of one branch stand on another");
+    }
+}
+
+/// What a running machine that was cloned does: both copies append to the same log.
+#[tokio::test]
+async fn a_process_that_meets_its_own_log_grown_by_another_begins_a_new_one() {
+    let bench = Bench::new();
+    let first = bench.send(1).await;
+    let head = *bench.node.logs().vector().get(first.origin).expect("has entries");
+    let content = content(2, "the clone's");
+    let digest = Digest::of(&content);
+    let stamp = Stamp(first.stamp.0 + 1);
+    let record =
+        Record { origin: first.origin, seq: 2, stamp, digest, kind: Kind::Message, content: &content };
+    let run = Run { origin: first.origin, before: head, records: vec![record.encode().into()], broken: None };
+    bench.answer(Body { runs: vec![run], ..quiet() }).await;
+    assert_eq!(bench.seq(first.origin), 2, "its entries are messages like any other");
+    assert_ne!(bench.send(3).await.origin, first.origin);
+}
+
+#[tokio::test]
+async fn forks_that_a_peer_invents_do_not_pile_up() {
+    let bench = Bench::new();
+    for round in 0..3 {
+        let mut request = quiet();
+        let forged = |n: u16| {
+            let run = Log::new(origin(n + 300 * round), 1, 1, "no").run(1, 1);
+            Run { before: Head { seq: 0, hash: ChainHash([1; 32]) }, ..run }
+        };
+        request.runs = (0..300).map(forged).collect();
+        bench.answer(request).await;
+    }
+    assert!(bench.node.mesh().warnings().len() < 100);
+}
+
+#[tokio::test]
+async fn many_small_wants_of_one_peer_do_not_keep_a_reader_busy_for_long() {
+    let bench = Bench::new();
+    let log = Log::new(X, 1023, 1, "long");
+    bench.push(&log, 1, 1023, 1023).await;
+    let began = std::time::Instant::now();
+    let wants = (0..20_000).map(|n| Range { origin: X, first: 1000 + n % 20, last: 1000 + n % 20 });
+    let reply = bench.answer(Body { wants: wants.collect(), ..quiet() }).await;
+    assert!(reply.more);
+    assert!(began.elapsed() < std::time::Duration::from_secs(6), "{:?}", began.elapsed());
+}
+
+/// The log `origin(1)` is whole, and so is X before entry 40.
+#[tokio::test]
+async fn one_damaged_entry_keeps_nothing_else_from_a_peer() {
+    let bench = Bench::new();
+    bench.push(&Log::new(X, 60, 1, "long"), 1, 60, 60).await;
+    bench.push(&Log::new(origin(1), 3, 1, "other"), 1, 3, 3).await;
+    crate::store::log::overwrite(bench.node.store().log(), X, 40, b"damage");
+    let wants = [(X, 1, 60), (X, 50, 60), (Origin(origin(1).0), 1, 3)];
+    let wants = wants.map(|(origin, first, last)| Range { origin, first, last }).to_vec();
+    let reply = bench.answer(Body { wants, ..quiet() }).await;
+    let got: Vec<_> = reply.runs.iter().map(|run| (run.origin, run.records.len())).collect();
+    assert_eq!(got, [(X, 39), (origin(1), 3)]);
+}
+
+/// The peer has something else at the first place of our own log, and a log that we lack.
+#[tokio::test]
+async fn a_log_that_a_peer_refuses_does_not_hold_up_the_others_on_that_link() {
+    let mut peer = Bench::new();
+    let bench = Bench::with_peers(vec![peer.serve().await]);
+    let own = bench.send(1).await.origin;
+    bench.send(2).await;
+    peer.push(&Log::new(own, 1, 1, "forged"), 1, 1, 1).await;
+    let mut talk = replicate::Talk::new(0);
+    talk.exchange(&bench.node, false).await.expect("goes well");
+    peer.push(&Log::new(X, 3, 1, "other"), 1, 3, 3).await;
+    for _ in 0..3 {
+        talk.exchange(&bench.node, true).await.expect("goes well");
+    }
+    assert_eq!((bench.seq(X), peer.seq(own)), (3, 1));
+}

@@ -1,0 +1,393 @@
+//! Slow, broken and hostile HTTP clients: each gets an answer or is cut off, stores nothing, and delays nobody.
+//!
+//! Raw bytes on raw connections, at a node and through the proxy. A head that cannot be parsed gets the HTTP library's
+//! bare 400, 414 or 431; everything else an answer of the contract.
+
+use std::io::Read;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+
+use crate::support::doors::{Doors, JSON, NDJSON, check_refusal, get, post};
+use crate::support::http::{Connection, Head, Response, encode};
+
+const GOOD: &str = r#"{"sender":"a","recipient":"b","text":"c"}"#;
+const FRAMED: &str = "content-type: application/json\r\nhost: x\r\n";
+
+fn open(addr: SocketAddr) -> Connection {
+    Connection::open(addr).expect("connected")
+}
+
+/// Sends these bytes, says that nothing follows, and reads one answer.
+#[track_caller]
+fn talk(addr: SocketAddr, bytes: impl AsRef<[u8]>) -> std::io::Result<Response> {
+    let mut connection = open(addr);
+    connection.send(bytes.as_ref())?;
+    connection.end()?;
+    connection.receive("POST")
+}
+
+#[track_caller]
+fn still_serves(doors: &Doors, stored: u64) {
+    for (door, addr) in doors.both() {
+        assert_eq!(get(addr, "/livez").status(), 200, "{door}");
+        assert_eq!(post(addr, "/messages", &[JSON], GOOD).status(), 201, "{door}");
+    }
+    assert_eq!(doors.count(), stored + 2);
+}
+
+#[test]
+fn a_body_cut_half_way_stores_nothing() {
+    let doors = Doors::open();
+    for (door, addr) in doors.both() {
+        let cut = |framing: &str, body: &str| {
+            talk(addr, format!("POST /messages HTTP/1.1\r\n{FRAMED}{framing}\r\n\r\n{body}"))
+        };
+        let length = GOOD.len();
+        for (framing, body) in [
+            (format!("content-length: {length}"), &GOOD[..length - 1]),
+            (format!("content-length: {}", length + 1), GOOD),
+            (format!("content-length: {length}"), ""),
+            ("transfer-encoding: chunked".into(), "5\r\n{\"sen"),
+            ("transfer-encoding: chunked".into(), &*format!("{length:x}\r\n{GOOD}\r\n")),
+            ("transfer-encoding: chunked".into(), &*format!("{length:x}\r\n{GOOD}\r\n0\r\n")),
+            ("transfer-encoding: chunked".into(), &*format!("{length:x}\r\n{GOOD}\r\nzz\r\n")),
+            ("transfer-encoding: chunked".into(), ""),
+        ] {
+            // The sender may be gone already; if there is an answer, it is a refusal.
+            if let Ok(answer) = cut(&framing, body) {
+                check_refusal(
+                    &format!("{door} {framing} {body}"),
+                    &answer,
+                    400,
+                    "invalid_json",
+                    "ended early",
+                );
+            }
+        }
+    }
+    still_serves(&doors, 0);
+}
+
+#[test]
+fn a_batch_cut_half_way_stores_none_of_its_lines() {
+    let doors = Doors::open();
+    for (_, addr) in doors.both() {
+        let lines = format!("{GOOD}\n").repeat(1000);
+        let head = format!(
+            "POST /messages HTTP/1.1\r\nhost: x\r\ncontent-type: application/x-ndjson\r\ncontent-length: {}\r\n\r\n",
+            lines.len() + 1
+        );
+        drop(talk(addr, head + &lines));
+    }
+    still_serves(&doors, 0);
+}
+
+#[test]
+fn chunked_bodies_are_bodies_like_others() {
+    let doors = Doors::open();
+    for (door, addr) in doors.both() {
+        let chunk = |chunk: &[u8]| format!("{:x};x=y\r\n{}\r\n", chunk.len(), String::from_utf8_lossy(chunk));
+        let chunks = GOOD.as_bytes().chunks(7).map(chunk).collect::<Vec<_>>().concat();
+        let answer = talk(
+            addr,
+            format!(
+                "POST /messages HTTP/1.1\r\n{FRAMED}transfer-encoding: chunked\r\n\r\n{chunks}0\r\nx-trailer: y\r\n\r\n"
+            ),
+        );
+        let answer = answer.expect("an answer");
+        assert_eq!(answer.status(), 201, "{door}: {}", answer.text());
+        let long = format!("20001\r\n{}\r\n0\r\n\r\n", " ".repeat(128 * 1024 + 1));
+        let answer = talk(
+            addr,
+            format!("POST /messages HTTP/1.1\r\n{FRAMED}transfer-encoding: chunked\r\n\r\n{long}"),
+        );
+        check_refusal(door, &answer.expect("an answer"), 413, "too_large", "131072");
+    }
+    assert_eq!(doors.count(), 2);
+}
+
+#[test]
+fn who_asks_to_be_told_to_go_on_is_told() {
+    let doors = Doors::open();
+    for (door, addr) in doors.both() {
+        let mut connection = open(addr);
+        let head = format!(
+            "POST /messages HTTP/1.1\r\n{FRAMED}expect: 100-continue\r\ncontent-length: {}\r\n\r\n",
+            GOOD.len()
+        );
+        connection.send(head.as_bytes()).expect("sent");
+        assert_eq!(connection.head().expect("an interim answer").status, 100, "{door}");
+        connection.send(GOOD.as_bytes()).expect("sent");
+        assert_eq!(connection.receive("POST").expect("an answer").status(), 201, "{door}");
+
+        // And who would be refused anyway is refused before it sends its body.
+        let mut connection = open(addr);
+        let head = "POST /messages HTTP/1.1\r\nhost: x\r\ncontent-type: text/plain\r\nexpect: 100-continue\r\ncontent-length: 10\r\n\r\n";
+        connection.send(head.as_bytes()).expect("sent");
+        check_refusal(
+            door,
+            &connection.receive("POST").expect("an answer"),
+            415,
+            "unsupported_media_type",
+            "text/plain",
+        );
+    }
+    assert_eq!(doors.count(), 2);
+}
+
+#[test]
+fn pipelined_requests_are_answered_in_their_order() {
+    let doors = Doors::open();
+    for (door, addr) in doors.both() {
+        let mut requests = Vec::new();
+        for i in 0..20 {
+            let body = json!({ "sender": "a", "recipient": "b", "text": format!("{door} {i}") }).to_string();
+            requests.extend(encode(addr, "POST", "/messages", &[JSON], body.as_bytes()));
+            requests.extend(encode(addr, "GET", "/nothing", &[], b""));
+            requests.extend(encode(addr, "HEAD", "/messages", &[], b""));
+        }
+        requests.extend(encode(addr, "GET", "/livez", &[("connection", "close")], b""));
+        let mut connection = open(addr);
+        connection.send(&requests).expect("sent");
+        for i in 0..20 {
+            let sent = connection.receive("POST").expect("an answer");
+            assert_eq!(sent.json()["text"], format!("{door} {i}"));
+            check_refusal(door, &connection.receive("GET").expect("an answer"), 404, "not_found", "/nothing");
+            assert_eq!(connection.receive("HEAD").expect("an answer").status(), 200, "{door}");
+        }
+        assert_eq!(connection.receive("GET").expect("an answer").status(), 200, "{door}");
+    }
+    assert_eq!(doors.count(), 40);
+}
+
+#[test]
+fn two_hundred_idle_connections_hold_up_nobody() {
+    let doors = Doors::open();
+    let mut idle = Vec::new();
+    for (_, addr) in doors.both() {
+        for i in 0..200 {
+            let mut connection = open(addr);
+            // Some say nothing, some half a head, some half a body, some one whole request and then nothing.
+            let begun = [
+                "",
+                "GET /mess",
+                "POST /messages HTTP/1.1\r\ncontent-length: 9\r\ncontent-type: application/json\r\n\r\n{",
+                "GET /livez HTTP/1.1\r\nhost: x\r\n\r\n",
+            ];
+            connection.send(begun[i % begun.len()].as_bytes()).expect("sent");
+            idle.push(connection);
+        }
+    }
+    let began = Instant::now();
+    for i in 0..50 {
+        for (door, addr) in doors.both() {
+            let answer = post(
+                addr,
+                "/messages",
+                &[JSON],
+                json!({ "sender": "a", "recipient": "b", "text": format!("{i}") }).to_string(),
+            );
+            assert_eq!(answer.status(), 201, "{door}");
+        }
+    }
+    // Far more than it takes, and far less than what the idle ones would cost if each were waited for.
+    assert!(began.elapsed() < Duration::from_secs(60), "{:?} for 100 sends", began.elapsed());
+    assert_eq!(doors.count(), 100);
+    drop(idle);
+}
+
+/// The limits are those of the contract: 5 s for a head, 30 s for a request.
+#[test]
+fn who_stops_half_way_is_cut_off_in_time() {
+    let doors = Doors::open();
+    let began = Instant::now();
+    let mut heads: Vec<_> = doors.both().iter().map(|(door, addr)| (*door, open(*addr))).collect();
+    let mut bodies: Vec<_> = doors.both().iter().map(|(door, addr)| (*door, open(*addr))).collect();
+    for (_, connection) in &mut heads {
+        connection.send(b"POST /messages HTTP/1.1\r\nhost: x\r\ncontent-ty").expect("sent");
+    }
+    for (_, connection) in &mut bodies {
+        connection
+            .send(
+                format!(
+                    "POST /messages HTTP/1.1\r\n{FRAMED}content-length: {}\r\n\r\n{}",
+                    GOOD.len(),
+                    &GOOD[..9]
+                )
+                .as_bytes(),
+            )
+            .expect("sent");
+    }
+    for (door, connection) in &mut heads {
+        connection.receive("POST").expect_err(door);
+        assert!((4..25).contains(&began.elapsed().as_secs()), "{door}: after {:?}", began.elapsed());
+    }
+    for (door, connection) in &mut bodies {
+        let answer = connection.receive("POST").expect("an answer");
+        check_refusal(door, &answer, 504, "timeout", "30 seconds");
+        assert!((29..55).contains(&began.elapsed().as_secs()), "{door}: after {:?}", began.elapsed());
+    }
+    still_serves(&doors, 0);
+}
+
+#[test]
+fn a_head_that_cannot_be_parsed_gets_a_bare_refusal() {
+    let doors = Doors::open();
+    let long = "x".repeat(300_000);
+    let many = "x: y\r\n".repeat(5_000);
+    let table = [
+        ("\r\n\r\n\r\nnonsense\r\n\r\n".to_owned(), &[400][..]),
+        ("\u{16}\u{3}\u{1}\u{2}\u{0}\u{1}\u{0}\u{1}\u{fc}\u{3}\u{3}".to_owned(), &[400]),
+        ("GET /livez\r\n\r\n".to_owned(), &[400]),
+        ("GET /livez HTTP/1.1\r\nno colon\r\n\r\n".to_owned(), &[400]),
+        ("GET /livez HTTP/1.1\r\nbad name: x\r\n\r\n".to_owned(), &[400]),
+        ("GET /a b HTTP/1.1\r\nhost: x\r\n\r\n".to_owned(), &[400]),
+        ("POST /messages HTTP/1.1\r\nhost: x\r\ncontent-length: -1\r\n\r\n".to_owned(), &[400]),
+        (
+            "POST /messages HTTP/1.1\r\nhost: x\r\ncontent-length: 1\r\ncontent-length: 2\r\n\r\nx"
+                .to_owned(),
+            &[400],
+        ),
+        (format!("GET /{long} HTTP/1.1\r\nhost: x\r\n\r\n"), &[414, 431]),
+        (format!("GET /messages?text={long} HTTP/1.1\r\nhost: x\r\n\r\n"), &[414, 431]),
+        (format!("GET /livez HTTP/1.1\r\nhost: x\r\nx: {long}\r\n\r\n"), &[431]),
+        (format!("GET /livez HTTP/1.1\r\nhost: x\r\n{many}\r\n"), &[431]),
+    ];
+    for (door, addr) in doors.both() {
+        for (bytes, statuses) in &table {
+            let start: String = bytes.chars().take(60).collect();
+            let mut connection = open(addr);
+            let sent = connection.send(bytes.as_bytes()); // it may be refused before all of it is taken
+            let answer =
+                connection.receive("POST").unwrap_or_else(|e| panic!("{door} {start:?}: {e}, {sent:?}"));
+            assert!(statuses.contains(&answer.status()), "{door} {start:?}: {}", answer.status());
+        }
+    }
+    still_serves(&doors, 0);
+}
+
+/// What one client sends must not count as a failing of the nodes: others are served as before.
+#[test]
+fn a_head_that_only_the_proxy_still_takes_harms_nobody_else() {
+    let doors = Doors::open();
+    let upstream = || get(doors.proxy(), "/nodes").json()["upstreams"][0].clone();
+    let mut statuses = std::collections::BTreeSet::new();
+    // At most 100 fields are taken, and the proxy adds some of its own.
+    for count in 85..=100 {
+        let mut headers = vec![("x-padding", "y"); count];
+        headers.push(JSON);
+        let answer = post(doors.proxy(), "/messages", &headers, GOOD);
+        statuses.insert(answer.status());
+        assert_eq!(
+            (&upstream()["state"], &upstream()["error"]),
+            (&json!("up"), &json!(null)),
+            "{count} fields"
+        );
+    }
+    assert_eq!(statuses.into_iter().collect::<Vec<_>>(), [201, 431]);
+    // The URL grows on its way through the proxy, which writes these quotes as %27.
+    for count in [10_000, 20_000, 21_840, 30_000, 60_000, 66_000] {
+        let path = format!("/messages?text={}", "'".repeat(count));
+        let (node, proxy) = (get(doors.node(), &path), get(doors.proxy(), &path));
+        let shown = (proxy.status(), proxy.text());
+        let grew = matches!(shown.0, 400 | 414 | 431);
+        assert!(
+            (node.status(), node.text()) == shown || (grew && count > 20_000),
+            "{count} quotes: {shown:?}"
+        );
+        assert_eq!(
+            (&upstream()["state"], &upstream()["error"]),
+            (&json!("up"), &json!(null)),
+            "{count} quotes"
+        );
+    }
+}
+
+#[test]
+fn older_and_unusual_requests_are_answered() {
+    let doors = Doors::open();
+    for (door, addr) in doors.both() {
+        let get = |line: &str| {
+            let mut connection = open(addr);
+            connection
+                .send(format!("{line}\r\nhost: x\r\nconnection: close\r\n\r\n").as_bytes())
+                .expect("sent");
+            connection.head().map(|head| head.status)
+        };
+        for line in ["GET /livez HTTP/1.1", "GET http://elsewhere:1/livez HTTP/1.1", "GET /livez? HTTP/1.1"] {
+            assert_eq!(get(line).expect("an answer"), 200, "{door} {line}");
+        }
+        for line in ["OPTIONS * HTTP/1.1", "CONNECT x:1 HTTP/1.1", "GET * HTTP/1.1", "\u{1F30D} / HTTP/1.1"] {
+            let status = get(line).expect("an answer");
+            assert!(matches!(status, 400 | 404 | 405), "{door} {line}: {status}");
+        }
+        let mut connection = open(addr);
+        connection
+            .send(b"GET /livez HTTP/1.1\r\nhost: x\r\nupgrade: h2c\r\nconnection: upgrade\r\n\r\n")
+            .expect("sent");
+        assert_eq!(
+            connection.receive("GET").expect("an answer").status(),
+            200,
+            "{door}: no upgrade, but an answer"
+        );
+    }
+    still_serves(&doors, 0);
+}
+
+#[test]
+fn readers_that_take_nothing_hold_up_nobody_and_miss_nothing() {
+    let doors = Doors::open();
+    let line = json!({ "sender": "a", "recipient": "b", "text": "x".repeat(3000) }).to_string() + "\n";
+    for _ in 0..2 {
+        assert_eq!(post(doors.node(), "/messages", &[NDJSON], line.repeat(2000)).status(), 200);
+    }
+    let mut readers = Vec::new();
+    for (door, addr) in doors.both() {
+        for _ in 0..5 {
+            let mut connection = open(addr);
+            connection.send(&encode(addr, "GET", "/messages", &[], b"")).expect("sent");
+            assert_eq!(connection.head().expect("an answer").status, 200, "{door}");
+            readers.push((door, connection));
+        }
+    }
+    for (door, addr) in doors.both().iter().cycle().take(50) {
+        assert_eq!(post(*addr, "/messages", &[JSON], GOOD).status(), 201, "{door}");
+    }
+    // The listing is of the messages at its start, all of them, however late they are read.
+    for place in [0, 9] {
+        let (door, connection) = &mut readers[place];
+        let chunked = Head { status: 200, headers: vec![("transfer-encoding".into(), "chunked".into())] };
+        let mut body = Vec::new();
+        connection.body("GET", &chunked).and_then(|mut rest| rest.read_to_end(&mut body)).expect(door);
+        assert!(body.ends_with(b"}]\n"), "{door}");
+        assert_eq!(body.windows(6).filter(|bytes| *bytes == b"\"seq\":").count(), 4000, "{door}");
+    }
+    assert_eq!(doors.count(), 4050);
+}
+
+#[test]
+fn servers_stop_in_order_whatever_their_clients_do() {
+    let mut doors = Doors::open();
+    let addrs = doors.both().map(|(_, addr)| addr);
+    let begun = [
+        "",
+        "GET /liv",
+        "GET /livez HTTP/1.1\r\nhost: x\r\n\r\n",
+        "POST /messages HTTP/1.1\r\ncontent-length: 99\r\n",
+    ];
+    let stuck = format!("POST /messages HTTP/1.1\r\n{FRAMED}content-length: 99\r\n\r\n{{");
+    let mut held = Vec::new();
+    for addr in addrs {
+        for bytes in begun.iter().copied().chain([&*stuck]).cycle().take(50) {
+            let mut connection = open(addr);
+            connection.send(bytes.as_bytes()).expect("sent");
+            held.push(connection);
+        }
+    }
+    let asked = Instant::now();
+    doors.cluster.stop_proxy();
+    doors.cluster.stop(0);
+    assert!(asked.elapsed() < Duration::from_secs(20), "stopped after {:?}", asked.elapsed());
+}

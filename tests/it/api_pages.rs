@@ -1,0 +1,210 @@
+//! Pages of `GET /messages`: `limit`, anchors and `Link` headers, which lead through all of history both ways.
+//!
+//! A walk follows the links alone, as a client would, and compares what it saw with the listing without limit.
+
+use std::net::SocketAddr;
+
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use crate::support::cluster::Cluster;
+use crate::support::doors::{Doors, NDJSON, array, get, post};
+
+const COUNT: usize = 61;
+
+fn store(addr: SocketAddr, from: usize, to: usize) {
+    let line = |i: usize| {
+        let (sender, recipient) = (["ann", "bob", "eve"][i * i % 3], ["bob", "#ops"][i % 2]);
+        let text = format!("number {i}");
+        json!({ "sender": sender, "recipient": recipient, "text": text, "timestamp": i % 10 }).to_string()
+    };
+    let body: Vec<_> = (from..to).map(line).collect();
+    let answer = post(addr, "/messages", &[NDJSON], body.join("\n"));
+    assert_eq!(answer.json()["accepted"], to - from, "{}", answer.text());
+}
+
+/// What a page links to.
+#[derive(Debug, Default)]
+struct Links {
+    prev: Option<String>,
+    next: Option<String>,
+}
+
+/// Reads a `Link` header strictly: relative, each direction at most once, each leading to `/messages`.
+#[track_caller]
+fn links(header: Option<&str>) -> Links {
+    let mut links = Links::default();
+    for link in header.unwrap_or_default().split(", ").filter(|link| !link.is_empty()) {
+        let (target, rel) = link
+            .strip_prefix('<')
+            .and_then(|link| link.split_once(">; "))
+            .unwrap_or_else(|| panic!("{link}"));
+        assert!(target.starts_with("/messages?") && target.is_ascii(), "{link}");
+        let slot = match rel {
+            "rel=\"prev\"" => &mut links.prev,
+            "rel=\"next\"" => &mut links.next,
+            _ => panic!("{link}"),
+        };
+        assert_eq!(slot.replace(target.to_owned()), None, "{link} is there twice");
+    }
+    links
+}
+
+#[track_caller]
+fn page(addr: SocketAddr, path: &str) -> (Vec<Value>, Links) {
+    let answer = get(addr, path);
+    let found = array(&answer);
+    (found, links(answer.header("link")))
+}
+
+/// Walks from this page on, backward or forward, and gives all that was seen, oldest first.
+#[track_caller]
+fn walk(addrs: &[SocketAddr], start: &str, backward: bool, limit: usize) -> Vec<Value> {
+    let mut seen: Vec<Value> = Vec::new();
+    let mut path = start.to_owned();
+    for addr in addrs.iter().cycle().take(10 * COUNT) {
+        let (found, links) = page(*addr, &path);
+        assert!(found.len() <= limit, "{path}: {} messages", found.len());
+        let at = if backward { 0 } else { seen.len() };
+        seen.splice(at..at, found);
+        match if backward { links.prev } else { links.next } {
+            Some(next) => path = next,
+            None => return seen,
+        }
+    }
+    panic!("from {start} there is no end: {} messages so far", seen.len());
+}
+
+/// From the newest page to the first and from there to the last, whichever door each page is asked at.
+#[track_caller]
+fn check(doors: &[SocketAddr], filter: &str, limits: &[usize]) {
+    let whole = array(&get(doors[0], &format!("/messages?{filter}")));
+    assert!(whole.len() > 1, "{filter} finds too little to walk");
+    let all = array(&get(doors[0], "/messages"));
+    for limit in limits {
+        let newest = format!("/messages?{filter}&limit={limit}");
+        assert_eq!(walk(doors, &newest, true, *limit), whole, "{newest}, to the oldest");
+        let oldest =
+            format!("/messages?after={}&{filter}&limit={limit}", all[0]["id"].as_str().expect("text"));
+        let rest = whole.strip_prefix(&all[..1]).unwrap_or(&whole);
+        assert_eq!(walk(doors, &oldest, false, *limit), rest, "{oldest}, to the newest");
+        // From the middle, both ways: nothing is missing but the anchor.
+        let anchor = all[all.len() / 2]["id"].as_str().expect("text");
+        let mut both =
+            walk(doors, &format!("/messages?{filter}&limit={limit}&before={anchor}"), true, *limit);
+        both.extend(all.iter().filter(|m| m["id"] == anchor && whole.contains(m)).cloned());
+        both.extend(walk(doors, &format!("/messages?{filter}&limit={limit}&after={anchor}"), false, *limit));
+        assert_eq!(both, whole, "{filter} from {anchor}, limit {limit}");
+    }
+}
+
+#[test]
+fn links_lead_through_all_of_history_without_miss_or_repeat() {
+    let doors = Doors::open();
+    store(doors.node(), 0, COUNT);
+    let addrs = doors.both().map(|(_, addr)| addr);
+    check(&addrs, "", &[1, 7, COUNT - 1, COUNT, COUNT + 1, 10_000]);
+    for filter in [
+        "sender=ann",
+        "user=bob",
+        "user=ann&with=bob",
+        "text=NUMBER+1",
+        "since=3&until=7",
+        "recipient=%23ops&since=5",
+        "text=1&user=bob&until=9",
+    ] {
+        check(&addrs, filter, &[1, 4, 1000]);
+    }
+}
+
+#[test]
+fn a_page_says_where_there_is_more_and_only_there() {
+    let doors = Doors::open();
+    store(doors.node(), 0, 10);
+    let ids: Vec<String> =
+        doors.history().iter().map(|m| m["id"].as_str().expect("text").to_owned()).collect();
+    let at = |i: usize| &ids[i];
+    for (door, addr) in doors.both() {
+        let check = |query: String, want: std::ops::Range<usize>, prev: bool, next: bool| {
+            let (found, links) = page(addr, &format!("/messages?{query}"));
+            let found: Vec<_> = found.iter().map(|m| m["id"].as_str().expect("text")).collect();
+            assert_eq!(found, ids[want], "{door} {query}");
+            assert_eq!(
+                (links.prev.is_some(), links.next.is_some()),
+                (prev, next),
+                "{door} {query}: {links:?}"
+            );
+        };
+        check("limit=3".into(), 7..10, true, false);
+        check("limit=10".into(), 0..10, false, false);
+        check("limit=11".into(), 0..10, false, false);
+        check(format!("limit=3&before={}", at(5)), 2..5, true, true);
+        check(format!("limit=5&before={}", at(5)), 0..5, false, true);
+        check(format!("limit=3&before={}", at(9)), 6..9, true, true);
+        check(format!("limit=3&after={}", at(5)), 6..9, true, true);
+        check(format!("limit=4&after={}", at(5)), 6..10, true, false);
+        check(format!("limit=2&after={}", at(0)), 1..3, true, true);
+    }
+}
+
+#[test]
+fn past_either_end_is_an_empty_page() {
+    let doors = Doors::open();
+    store(doors.node(), 0, 10);
+    let history = doors.history();
+    let id = |i: usize| history[i]["id"].as_str().expect("text");
+    for (door, addr) in doors.both() {
+        let (found, before) = page(addr, &format!("/messages?limit=3&before={}", id(0)));
+        assert_eq!((found.len(), &before.prev), (0, &None), "{door}");
+        let (found, after) = page(addr, &format!("/messages?limit=3&after={}", id(9)));
+        assert_eq!((found.len(), &after.next), (0, &None), "{door}");
+    }
+    // A client that polls for what is new keeps its last message as the anchor.
+    store(doors.node(), 10, 12);
+    let (found, _) = page(doors.proxy(), &format!("/messages?limit=3&after={}", id(9)));
+    assert_eq!(found, doors.history()[10..]);
+}
+
+#[test]
+fn a_link_keeps_the_question_whatever_is_in_it() {
+    let doors = Doors::open();
+    for i in 0..5 {
+        doors.store(&json!({ "sender": "a>b \"c\"; d, e&f=g%h", "recipient": "\u{1F30D}+ +", "text": format!("<{i}>"), "timestamp": i }));
+    }
+    let query = "/messages?sender=a%3Eb+%22c%22%3B%20d%2C%20e%26f%3Dg%25h&recipient=%F0%9F%8C%8D%2B+%2b&since=1970-01-01T00:00:01Z&text=%3c&limit=2";
+    for (door, addr) in doors.both() {
+        let found = walk(&[addr], query, true, 2);
+        assert_eq!(found, doors.history()[1..], "{door}");
+    }
+}
+
+#[test]
+fn a_walk_passes_ids_that_stand_for_two_contents() {
+    let mut cluster = Cluster::prepare(2);
+    let id = Uuid::now_v7();
+    // Each node accepts the id with another content, and other messages around it, while the other node is away.
+    for node in 0..2 {
+        cluster.start_node(node);
+        store(cluster.node(node), 0, 3);
+        let body =
+            json!({ "sender": "a", "recipient": "b", "text": format!("from {node}"), "id": id }).to_string();
+        post(cluster.node(node), "/messages", &[NDJSON], body);
+        store(cluster.node(node), 3, 6);
+        cluster.stop(node);
+    }
+    cluster.start_all();
+    cluster.converge(std::time::Duration::from_secs(30), 14);
+    assert_eq!(cluster.statuses()[0]["conflicts"], 1);
+    let addrs = [cluster.node(0), cluster.node(1)];
+    let whole = array(&get(addrs[0], "/messages"));
+    assert_eq!(whole.len(), 14);
+    for limit in [1, 2, 3] {
+        assert_eq!(
+            walk(&addrs, &format!("/messages?limit={limit}"), true, limit),
+            whole,
+            "backward by {limit}"
+        );
+        let start = format!("/messages?limit={limit}&after={}", whole[0]["id"].as_str().expect("text"));
+        assert_eq!(walk(&addrs, &start, false, limit), whole[1..], "forward by {limit}");
+    }
+}

@@ -1,0 +1,235 @@
+//! What servers say of themselves: `/livez`, `/readyz`, `/nodes` and `/network`, as the contract shapes them.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::support::cluster::Cluster;
+use crate::support::doors::{Doors, check_refusal, get, keys};
+use crate::support::eventually::eventually_blocking;
+use crate::support::http::post_json;
+
+const LONG: Duration = Duration::from_secs(30);
+const NODE: [&str; 13] = [
+    "node_id",
+    "address",
+    "version",
+    "state",
+    "uptime_seconds",
+    "messages",
+    "digest",
+    "origins",
+    "conflicts",
+    "damaged",
+    "unreadable",
+    "warnings",
+    "peers",
+];
+const PEER: [&str; 7] = ["node_id", "address", "state", "last_sync", "rtt_ms", "behind", "error"];
+const NETWORK: [&str; 6] = ["nodes", "up", "total", "writable", "converged", "warnings"];
+const ROW: [&str; 11] = [
+    "node_id",
+    "address",
+    "state",
+    "version",
+    "uptime_seconds",
+    "messages",
+    "behind",
+    "digest",
+    "last_sync",
+    "rtt_ms",
+    "error",
+];
+
+/// The answer to a path, whose fields are these in this order.
+#[track_caller]
+fn object(addr: SocketAddr, path: &str, fields: &[&str]) -> Value {
+    let answer = get(addr, path);
+    assert_eq!(
+        (answer.status(), answer.header("content-type")),
+        (200, Some("application/json")),
+        "{path}: {}",
+        answer.text()
+    );
+    assert_eq!(keys(answer.text()), fields, "{path}");
+    answer.json()
+}
+
+/// The first object in the array of this name, as it was written.
+fn first_of(addr: SocketAddr, path: &str, array: &str) -> String {
+    let text = get(addr, path).text().to_owned();
+    let (_, rest) = text.split_once(&format!("\"{array}\":[")).expect("the array");
+    let end = rest.find('}').expect("objects without objects inside");
+    rest[..=end].to_owned()
+}
+
+#[track_caller]
+fn is_time(value: &Value) {
+    let text = value.as_str().unwrap_or_else(|| panic!("{value} is no time"));
+    assert!(text.len() == 24 && text.ends_with('Z') && text.parse::<jiff::Timestamp>().is_ok(), "{text}");
+}
+
+#[test]
+fn who_lives_says_so_and_who_is_ready_says_for_what() {
+    let doors = Doors::open();
+    for (door, addr) in doors.both() {
+        object(addr, "/livez", &["live"]);
+        assert_eq!(
+            object(addr, "/readyz", &["readable", "writable"]),
+            json!({ "readable": true, "writable": true }),
+            "{door}"
+        );
+    }
+}
+
+#[test]
+fn a_node_describes_itself() {
+    let doors = Doors::open();
+    let empty = object(doors.node(), "/nodes", &NODE);
+    let digest = |status: &Value| status["digest"].as_str().expect("text").to_owned();
+    assert!(digest(&empty).len() >= 32 && digest(&empty).bytes().all(|b| b.is_ascii_hexdigit()), "{empty}");
+    assert_eq!((&empty["node_id"], &empty["address"]), (&json!(0), &json!(doors.node().to_string())));
+    assert_eq!(
+        (&empty["state"], &empty["messages"], &empty["origins"]),
+        (&json!("up"), &json!(0), &json!(0))
+    );
+    assert!(empty["uptime_seconds"].is_u64() && empty["version"].is_string(), "{empty}");
+    assert_eq!(empty["peers"], json!([]));
+    assert_eq!(empty["warnings"].as_array().map(Vec::len), Some(1), "it has no peers and says so: {empty}");
+
+    doors.store(&json!({ "sender": "a", "recipient": "b", "text": "c" }));
+    let one = object(doors.node(), "/nodes", &NODE);
+    assert_eq!((&one["messages"], &one["origins"]), (&json!(1), &json!(1)));
+    assert_ne!(digest(&one), digest(&empty));
+}
+
+#[test]
+fn the_proxy_describes_its_upstreams() {
+    let mut doors = Doors::open();
+    let fields = ["version", "state", "uptime_seconds", "warnings", "upstreams"];
+    let upstream = |doors: &Doors| object(doors.proxy(), "/nodes", &fields)["upstreams"][0].clone();
+    eventually_blocking(LONG, "the node to be seen", || upstream(&doors)["state"] == "up");
+    assert_eq!(
+        keys(&first_of(doors.proxy(), "/nodes", "upstreams")),
+        ["address", "state", "rtt_ms", "error"]
+    );
+    let up = upstream(&doors);
+    assert_eq!((&up["address"], &up["error"]), (&json!(doors.node().to_string()), &Value::Null));
+    doors.cluster.kill9(0);
+    eventually_blocking(LONG, "its absence to be seen", || upstream(&doors)["state"] == "down");
+    assert!(upstream(&doors)["error"].is_string());
+}
+
+#[test]
+fn nodes_see_each_other_and_the_network_is_one_row_per_node() {
+    let mut cluster = Cluster::start_with_proxy(3);
+    post_json(cluster.node(1), "/messages", &json!({ "sender": "a", "recipient": "b", "text": "c" }))
+        .expect("stored");
+    let digest = cluster.converge(LONG, 1);
+    let doors = [cluster.node(0), cluster.node(2), cluster.proxy()];
+    for addr in doors {
+        let network = eventually_blocking(LONG, "all to be up and to agree", || {
+            let network = object(addr, "/network", &NETWORK);
+            let behind = |row: &Value| row["behind"] == 0 && row["state"] == "up";
+            let rows = network["nodes"].as_array().expect("an array");
+            if network["converged"] == true && rows.iter().all(behind) { Ok(network) } else { Err(network) }
+        });
+        assert_eq!(keys(&first_of(addr, "/network", "nodes")), ROW);
+        assert_eq!(
+            (&network["up"], &network["total"], &network["writable"]),
+            (&json!(3), &json!(3), &json!(true))
+        );
+        assert_eq!(network["warnings"], json!([]));
+        for (i, row) in network["nodes"].as_array().expect("an array").iter().enumerate() {
+            assert_eq!((&row["node_id"], &row["address"]), (&json!(i), &json!(cluster.node(i).to_string())));
+            assert_eq!(
+                (&row["messages"], &row["digest"], &row["error"]),
+                (&json!(1), &json!(digest), &Value::Null),
+                "{row}"
+            );
+        }
+    }
+    let status = eventually_blocking(LONG, "both peers to have been asked", || {
+        let status = object(cluster.node(0), "/nodes", &NODE);
+        let peers = status["peers"].as_array().expect("an array");
+        if peers.iter().all(|peer| peer["last_sync"].is_string() && peer["behind"] == 0) {
+            Ok(status)
+        } else {
+            Err(status)
+        }
+    });
+    assert_eq!(keys(&first_of(cluster.node(0), "/nodes", "peers")), PEER);
+    assert_eq!(status["peers"].as_array().map(Vec::len), Some(2));
+    for peer in status["peers"].as_array().expect("an array") {
+        is_time(&peer["last_sync"]);
+        assert!(peer["rtt_ms"].as_f64().is_some_and(|ms| ms > 0.0), "{peer}");
+        assert_eq!((&peer["state"], &peer["error"]), (&json!("up"), &Value::Null), "{peer}");
+    }
+
+    cluster.kill9(2);
+    for addr in [cluster.node(0), cluster.proxy()] {
+        let network = eventually_blocking(LONG, "its end to be seen", || {
+            let network = object(addr, "/network", &NETWORK);
+            if network["up"] == 2 && network["nodes"][2]["state"] == "down" {
+                Ok(network)
+            } else {
+                Err(network)
+            }
+        });
+        assert_eq!(
+            (&network["total"], &network["writable"], &network["converged"]),
+            (&json!(3), &json!(true), &json!(true)),
+            "those that are up agree"
+        );
+        assert!(network["nodes"][2]["error"].is_string(), "{network}");
+    }
+}
+
+#[test]
+fn without_any_node_the_proxy_lives_and_refuses_at_once() {
+    let mut doors = Doors::open();
+    doors.cluster.kill9(0);
+    let proxy = doors.proxy();
+    object(proxy, "/livez", &["live"]);
+    object(proxy, "/readyz", &["readable", "writable"]);
+    let sent = post_json(proxy, "/messages", &json!({ "sender": "a", "recipient": "b", "text": "c" }))
+        .expect("an answer");
+    for answer in [
+        sent,
+        get(proxy, "/messages"),
+        get(proxy, "/messages/00000000-0000-0000-0000-000000000000"),
+        get(proxy, "/network"),
+    ] {
+        check_refusal("all nodes down", &answer, 503, "no_node_available", "none of 1 nodes");
+        assert_eq!(answer.header("retry-after"), Some("1"));
+    }
+}
+
+/// A peer under another spelling of its address is still one node, and one copy.
+#[test]
+fn a_node_is_one_peer_under_however_many_addresses() {
+    let mut cluster = Cluster::prepare(2);
+    let (one, other) = (cluster.node(0), cluster.node(1));
+    let mapped = |addr: SocketAddr| match addr.ip() {
+        std::net::IpAddr::V4(ip) => SocketAddr::from((ip.to_ipv6_mapped(), addr.port())).to_string(),
+        std::net::IpAddr::V6(_) => panic!("the harness has IPv4 addresses"),
+    };
+    cluster.spawn_node_with(1, &[&mapped(one)]);
+    cluster.wait_ready(1);
+    cluster.start_node(0);
+    let sent = post_json(one, "/messages", &json!({ "sender": "a", "recipient": "b", "text": "c" }))
+        .expect("stored")
+        .json();
+    cluster.converge(LONG, 1);
+    eventually_blocking(LONG, "each to have met the other, once", || {
+        let statuses = cluster.statuses();
+        let met = |status: &Value| {
+            let peers = status["peers"].as_array().expect("an array");
+            peers.len() == 1 && peers[0]["behind"] == 0 && peers[0]["error"].is_null()
+        };
+        if statuses.iter().all(met) { Ok(()) } else { Err(statuses) }
+    });
+    let copies = get(other, &format!("/messages/{}", sent["id"].as_str().expect("text"))).json();
+    assert_eq!(copies["durable_on"], json!([1, 0]));
+}

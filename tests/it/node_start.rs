@@ -1,0 +1,238 @@
+//! A server that cannot start says why, in one sentence for the operator, with exit code 1 or 2 and no dump.
+//!
+//! What the command line alone gets wrong is in `cli`; here it is directories, ports and addresses.
+
+use std::path::Path;
+use std::time::Duration;
+
+use crate::support::address::{free_addr, free_ip};
+use crate::support::cluster::Cluster;
+use crate::support::process::{Finished, Process, chatchain};
+
+/// A server that starts after all is a failure, not a wait.
+const LONG: Duration = Duration::from_secs(30);
+
+/// Runs the program to its end in this directory.
+#[track_caller]
+fn start(dir: &Path, args: &[&str]) -> Finished {
+    let mut command = chatchain(dir);
+    command.args(args);
+    Process::spawn("a server that must not start", command).finish(LONG)
+}
+
+/// It ends with this code, and with one line of error that holds these parts and tells nothing of Rust.
+#[track_caller]
+fn check(done: &Finished, code: i32, parts: &[&str]) {
+    assert_eq!((done.code, done.stdout.as_str()), (Some(code), ""), "{}", done.stderr);
+    let errors: Vec<_> = done.stderr.lines().filter(|line| line.contains("error")).collect();
+    assert_eq!(errors.len(), 1, "one sentence: {}", done.stderr);
+    assert_eq!(done.stderr.lines().last(), Some(errors[0]), "the sentence stands last: {}", done.stderr);
+    for part in parts {
+        assert!(errors[0].contains(part), "{:?} lacks {part:?}", errors[0]);
+    }
+    for dump in ["panicked", "Error {", "Error(", "Os {", "BACKTRACE", "Location:", "src/", "os error"] {
+        assert!(!done.stderr.contains(dump), "{:?} is a dump: {dump:?}", done.stderr);
+    }
+}
+
+/// Starts node 0 on this directory and checks how it fails.
+#[track_caller]
+fn check_data_dir(data_dir: &Path, parts: &[&str]) {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let data_dir = data_dir.to_str().expect("a plain path");
+    let addr = free_addr().to_string();
+    check(
+        &start(dir.path(), &["node", "--node-id", "0", "--listen", &addr, "--data-dir", data_dir]),
+        1,
+        parts,
+    );
+}
+
+/// A store as a node leaves it behind.
+fn store() -> Cluster {
+    let mut cluster = Cluster::start(1);
+    cluster.stop(0);
+    cluster
+}
+
+#[test]
+fn a_directory_that_cannot_be_made_is_named() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let file = dir.path().join("a file");
+    std::fs::write(&file, "words").expect("a file");
+    let below = file.join("below");
+    check_data_dir(&file, &["data directory", "a file/node-0", "cannot be used"]);
+    check_data_dir(&below, &["data directory", "a file/below/node-0", "cannot be used"]);
+    check_data_dir(Path::new("/proc/nothing"), &["data directory", "/proc/nothing/node-0", "cannot be used"]);
+    check_data_dir(Path::new("/dev/null"), &["data directory", "/dev/null/node-0", "cannot be used"]);
+
+    let taken = dir.path().join("taken");
+    std::fs::create_dir(&taken).expect("a directory");
+    std::fs::write(taken.join("node-0"), "").expect("a file");
+    check_data_dir(&taken, &["taken/node-0", "cannot be used"]);
+    let odd = dir.path().join("odd");
+    std::fs::create_dir_all(odd.join("node-0/log.redb")).expect("a directory where a file should be");
+    check_data_dir(&odd, &["odd/node-0/log.redb"]);
+}
+
+#[test]
+fn a_store_in_use_is_left_alone() {
+    let cluster = Cluster::start(1);
+    check_data_dir(&cluster.data_dir(), &["node-0", "in use by another process"]);
+    assert_eq!(cluster.statuses()[0]["state"], "up");
+}
+
+#[test]
+fn a_store_of_a_newer_program_is_left_alone() {
+    let cluster = store();
+    let path = cluster.node_dir(0).join("log.redb");
+    {
+        let table = redb::TableDefinition::<&str, &[u8]>::new("meta");
+        let database = redb::Database::open(&path).expect("a database");
+        let transaction = database.begin_write().expect("begins");
+        transaction
+            .open_table(table)
+            .expect("opens")
+            .insert("format", 9_u32.to_be_bytes().as_slice())
+            .expect("inserts");
+        transaction.commit().expect("commits");
+    }
+    check_data_dir(&cluster.data_dir(), &["log.redb", "format 9", "newer chatchain"]);
+}
+
+#[test]
+fn a_store_of_another_network_is_left_alone() {
+    let cluster = store();
+    std::fs::write(cluster.dir().join("config.toml"), "network = \"elsewhere\"").expect("a config.toml");
+    let addr = free_addr().to_string();
+    let data_dir = cluster.data_dir();
+    let data_dir = data_dir.to_str().expect("a plain path");
+    let done = start(cluster.dir(), &["node", "--node-id", "0", "--listen", &addr, "--data-dir", data_dir]);
+    check(&done, 1, &["log.redb", "\"chatchain\"", "\"elsewhere\""]);
+}
+
+#[test]
+fn a_store_that_is_none_is_left_alone() {
+    let cluster = store();
+    let path = cluster.node_dir(0).join("log.redb");
+    for junk in [b"these are not the bytes of a database".to_vec(), vec![0; 100_000]] {
+        std::fs::write(&path, &junk).expect("written");
+        check_data_dir(&cluster.data_dir(), &["log.redb", "cannot be opened"]);
+        assert_eq!(std::fs::read(&path).expect("still there"), junk);
+    }
+}
+
+/// The index is derived: whatever is in its place is made anew, and the answers are the same.
+#[test]
+fn an_index_that_is_none_is_made_anew() {
+    let mut cluster = Cluster::start(1);
+    for i in 0..5 {
+        let message = serde_json::json!({ "sender": "ann", "recipient": "bob", "text": i.to_string() });
+        crate::support::http::post_json(cluster.node(0), "/messages", &message).expect("stored");
+    }
+    let listed = crate::support::doors::get(cluster.node(0), "/messages?user=bob").body;
+    let path = cluster.node_dir(0).join("index.redb");
+    for junk in
+        [Some(b"these are not the bytes of a database".to_vec()), Some(vec![0; 100_000]), Some(vec![]), None]
+    {
+        cluster.stop(0);
+        std::fs::remove_file(&path).expect("an index");
+        if let Some(junk) = junk {
+            std::fs::write(&path, junk).expect("written");
+        }
+        cluster.start_node(0);
+        assert_eq!(crate::support::doors::get(cluster.node(0), "/messages?user=bob").body, listed);
+        assert_eq!(cluster.statuses()[0]["messages"], 5);
+    }
+}
+
+#[test]
+fn a_port_in_use_is_named_with_what_to_do() {
+    let cluster = Cluster::start_with_proxy(1);
+    let (node, proxy) = (cluster.node(0).to_string(), cluster.proxy().to_string());
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    for taken in [&node, &proxy] {
+        let parts = [taken, "another process uses this port", "--listen"];
+        check(&start(dir.path(), &["node", "--node-id", "1", "--listen", taken]), 1, &parts);
+        check(&start(dir.path(), &["proxy", "--listen", taken, "--nodes", &node]), 1, &parts);
+    }
+    assert!(!dir.path().join("data").exists(), "nothing is made before the port is known to be free");
+}
+
+#[test]
+fn an_address_that_is_not_ours_is_named() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    for (addr, part) in
+        [("192.0.2.1:7000", "no such address"), ("no-such-host.invalid:7000", "no-such-host.invalid:7000")]
+    {
+        check(
+            &start(dir.path(), &["node", "--node-id", "1", "--listen", addr]),
+            1,
+            &["cannot listen on", addr, part],
+        );
+        check(&start(dir.path(), &["proxy", "--listen", addr]), 1, &["cannot listen on", addr, part]);
+    }
+    for addr in ["127.0.0.1", "nonsense", ":80", "127.0.0.1:99999", "http://127.0.0.1:80/x", "::1:80"] {
+        check(&start(dir.path(), &["node", "--node-id", "1", "--listen", addr]), 2, &["--listen", addr]);
+        check(&start(dir.path(), &["proxy", "--listen", addr]), 2, &["--listen", addr]);
+        check(&start(dir.path(), &["proxy", "--nodes", addr]), 2, &["--nodes", addr]);
+        check(&start(dir.path(), &["node", "--node-id", "1", "--peers", addr]), 2, &["--peers", addr]);
+    }
+    check(&start(dir.path(), &["proxy", "--nodes", ","]), 2, &["--nodes"]);
+}
+
+#[test]
+fn a_configuration_that_says_something_wrong_is_quoted() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let check = |config: &str, args: &[&str], parts: &[&str]| {
+        std::fs::write(dir.path().join("config.toml"), config).expect("a config.toml");
+        check(&start(dir.path(), args), 2, parts);
+    };
+    let node = ["node", "--node-id", "0"];
+    check("[node]\ndata_dri = 'x'", &node, &["config.toml line 2", "`node.data_dri`", "`node.data_dir`"]);
+    check("[proxy]\nstrategy = 'hegde'", &["proxy"], &["`proxy.strategy`", "\"hegde\"", "hedge"]);
+    check("[nodes]\n0 = '127.0.0.1:1'\nx = '127.0.0.1:2'", &node, &["line 3", "`x`"]);
+    check("nodes = ['127.0.0.1:1', '127.0.0.1:1']", &node, &["node 0 already"]);
+    check("nodes = ['nowhere']", &node, &["`nodes.0`", "`nowhere`", "host:port"]);
+    check("nodes = ['127.0.0.1:1']", &["node", "--node-id", "3"], &["node 3", "--listen"]);
+    check(
+        "nodes = {0 = '127.0.0.1:1', 5 = '127.0.0.1:2'}",
+        &["node", "--node-id", "3"],
+        &["node 3", "--listen"],
+    );
+    check("network = 17", &node, &["line 1", "`network`", "text in quotes"]);
+    check("network = ''", &node, &["`network`"]);
+    check("[node]\nsync_interval = '1'", &node, &["`node.sync_interval`", "500ms"]);
+    check("[node]\nsync_interval = '10h'", &node, &["`node.sync_interval`", "between"]);
+    check("= broken", &node, &["config.toml line 1", "not TOML"]);
+    check("\u{0}\u{1b}[2J", &node, &["config.toml line 1"]);
+    std::fs::write(dir.path().join("config.toml"), b"network = '\xff'").expect("a config.toml");
+    super_check(dir.path(), &node, &["config.toml", "UTF-8"]);
+    super_check(dir.path(), &["node", "--node-id", "0", "--config", "elsewhere.toml"], &["elsewhere.toml"]);
+    super_check(dir.path(), &["node", "--node-id", "0", "--config", "/"], &["cannot read"]);
+}
+
+#[track_caller]
+fn super_check(dir: &Path, args: &[&str], parts: &[&str]) {
+    check(&start(dir, args), 2, parts);
+}
+
+#[test]
+fn listening_beyond_this_machine_is_said_loudly_at_the_start_and_in_status() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let mut command = chatchain(dir.path());
+    let advertise = format!("{}:7000", free_ip());
+    command.args(["node", "--node-id", "0", "--listen", "0.0.0.0:0", "--advertise", &advertise]);
+    let mut node = Process::spawn("node", command);
+    let said = crate::support::eventually::eventually_blocking(LONG, "its warning", || {
+        assert!(node.ended().is_none(), "{}", node.stderr());
+        let said = node.stderr();
+        if said.contains("serving") { Ok(said) } else { Err(said) }
+    });
+    assert!(said.lines().any(|line| line.contains("WARN") && line.contains("authentication")), "{said}");
+    let port =
+        said.split("listen=0.0.0.0:").nth(1).and_then(|rest| rest.lines().next()?.trim().parse::<u16>().ok());
+    let port = port.unwrap_or_else(|| panic!("no port in {said}"));
+    let status = crate::support::doors::get((free_ip(), port).into(), "/nodes").json();
+    assert!(status["warnings"].to_string().contains("no authentication"), "{status}");
+}

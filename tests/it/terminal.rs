@@ -1,0 +1,102 @@
+//! Whatever a server or a peer says, it cannot steer the terminal of who asks it.
+//!
+//! A fake server answers with escape sequences in every place where text can stand; real messages that hold some are in
+//! `cli`.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+
+use serde_json::json;
+
+use crate::support::process::{Finished, chatchain, run};
+
+const EVIL: &str = "x\u{1b}[2J\u{1b}]0;title\u{7}\u{9b}31m\u{202e}\r\u{7f}\u{0}y";
+
+/// Answers every request with these bytes until the test ends.
+fn fake(status: &'static str, kind: &'static str, body: String) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let addr = listener.local_addr().expect("bound");
+    std::thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            drop(answer(stream, status, kind, &body)); // who asks may have gone
+        }
+    });
+    addr
+}
+
+fn answer(stream: TcpStream, status: &str, kind: &str, body: &str) -> std::io::Result<()> {
+    let mut reader = BufReader::new(stream);
+    let (mut line, mut length) = (String::new(), 0);
+    while reader.read_line(&mut line)? > 2 {
+        if let Some(value) = line.to_lowercase().strip_prefix("content-length:") {
+            length = value.trim().parse().unwrap_or(0);
+        }
+        line.clear();
+    }
+    reader.by_ref().take(length).read_to_end(&mut Vec::new())?;
+    let head = format!(
+        "HTTP/1.1 {status}\r\ncontent-type: {kind}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n",
+        body.len()
+    );
+    reader.get_mut().write_all((head + body).as_bytes())
+}
+
+/// Asks this server in every output format; what is printed holds what the server said, but cannot steer.
+#[track_caller]
+fn check(server: SocketAddr, args: &[&str], code: i32) {
+    for format in ["table", "json", "ndjson"] {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let mut command = chatchain(dir.path());
+        command.args(["--server", &server.to_string(), "-o", format, "-v"]).args(args);
+        let Finished { code: ended, stdout, stderr } = run(command, "");
+        assert_eq!(ended, Some(code), "{args:?} {format}: {stderr}");
+        assert!(stdout.contains("31m") || stderr.contains("31m"), "{args:?} {format}: {stdout} {stderr}");
+        let steers = |c: char| (c.is_control() && c != '\n' && c != '\t') || c == '\u{202e}';
+        assert!(!stdout.contains(steers), "{args:?} {format}: {stdout:?}");
+        assert!(!stderr.contains(steers), "{args:?} {format}: {stderr:?}");
+    }
+}
+
+#[test]
+fn what_a_network_says_of_itself_cannot_steer_the_terminal() {
+    let row = json!({
+        "node_id": 0, "address": "127.0.0.1:1", "state": "up", "version": EVIL, "uptime_seconds": 1, "messages": 1, "behind": 0,
+        "digest": EVIL, "last_sync": null, "rtt_ms": 0.1, "error": EVIL,
+    });
+    let network = json!({ "nodes": [row], "up": 1, "total": 1, "writable": true, "converged": true, "warnings": [EVIL] });
+    check(fake("200 OK", "application/json", network.to_string()), &["status"], 0);
+}
+
+#[test]
+fn a_refusal_cannot_steer_the_terminal() {
+    let problem = json!({ "type": EVIL, "title": EVIL, "status": 422, "detail": EVIL, "code": "invalid_message", "retryable": false });
+    let server = fake("422 Unprocessable Content", "application/problem+json", problem.to_string());
+    check(server, &["send", "--from", "a", "--to", "b", "c"], 1);
+    check(server, &["list"], 1);
+    check(server, &["status"], 1);
+}
+
+#[test]
+fn messages_of_a_server_cannot_steer_the_terminal() {
+    let message = json!({
+        "id": "00000000-0000-0000-0000-000000000000", "sender": EVIL, "recipient": EVIL, "text": EVIL, "timestamp": 253_402_300_799_u64,
+        "accepted_at": "2026-11-22T12:31:14.123Z", "origin": "00000000-0000-0000-0000-000000000000", "seq": 1,
+    });
+    check(fake("200 OK", "application/x-ndjson", format!("{message}\n")), &["list"], 0);
+}
+
+#[test]
+fn an_answer_that_makes_no_sense_cannot_steer_the_terminal() {
+    let nonsense = format!("{{\"nodes\":\"{EVIL} 31m\"}}");
+    for kind in ["application/json", "text/html"] {
+        let server = fake("200 OK", kind, nonsense.clone());
+        for args in [&["status"][..], &["list"]] {
+            let dir = tempfile::tempdir().expect("a temporary directory");
+            let mut command = chatchain(dir.path());
+            command.args(["--server", &server.to_string(), "-v"]).args(args);
+            let done = run(command, "");
+            assert!(matches!(done.code, Some(1 | 5)), "{done:?}");
+            assert!(!done.stderr.contains(|c: char| c.is_control() && c != '\n'), "{done:?}");
+        }
+    }
+}
