@@ -1,0 +1,151 @@
+//! What a large store costs: memory for a long listing, time for many old logs.
+//!
+//! The only tests of processes that use the crate's own code: they build stores that would take months to grow.
+
+use std::collections::HashMap;
+use std::io::Read;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use chatchain::chain::clock::Stamp;
+use chatchain::chain::message::{Digest, Draft, Message};
+use chatchain::chain::place::{Origin, Place};
+use chatchain::chain::record::{Kind, Record};
+use chatchain::store::Store;
+use chatchain::store::log::NewEntry;
+use uuid::Uuid;
+
+use crate::support::cluster::Cluster;
+use crate::support::http::Connection;
+use crate::support::measure::{self, percentile};
+use crate::support::messages::{assert_holds, id, listing, numbered};
+
+/// The first message's; each further one is a millisecond later.
+const BEGAN_MS: u64 = 1_700_000_000_000;
+const COMMIT_COUNT: u64 = 20_000;
+const LISTED: u64 = 300_000;
+const GROWTH_KIB_MAX: u64 = 32 * 1024;
+
+/// Makes a store of numbered messages; `log_of` says in which log each stands.
+fn build(dir: &Path, count: u64, log_of: impl Fn(u64) -> u64) {
+    let (store, mut logs) = Store::open(dir, "chatchain", BEGAN_MS).expect("opens");
+    let mut names: HashMap<u64, Origin> = HashMap::new();
+    let mut entries = Vec::new();
+    for number in 0..count {
+        let origin = *names.entry(log_of(number)).or_insert_with(|| Origin(Uuid::now_v7().into_bytes()));
+        let content = message(number).encode();
+        let (seq, digest) = (logs.vector().seq(origin) + 1, Digest::of(&content));
+        let stamp = Stamp::at(BEGAN_MS + number);
+        let record = Record { origin, seq, stamp, digest, kind: Kind::Message, content: &content };
+        assert_eq!(logs.admit(&record, BEGAN_MS), Ok(true));
+        let place = Place { stamp, origin, seq };
+        let hash = logs.vector().hash(origin);
+        entries.push(NewEntry { place, hash, record: record.encode(), known: Vec::new() });
+        if entries.len() as u64 == COMMIT_COUNT || number + 1 == count {
+            store.commit(&std::mem::take(&mut entries), &logs).expect("commits");
+        }
+    }
+    while store.index_behind().expect("indexes") {}
+    store.settle().expect("commits");
+}
+
+fn message(number: u64) -> Message {
+    let fields = numbered(number);
+    let text = |field: &str| fields[field].as_str().expect("text").to_owned();
+    let (sender, recipient, text) = (text("sender"), text("recipient"), text("text"));
+    Message::new(Draft { id: id(number), sender, recipient, text, timestamp: None }).expect("valid")
+}
+
+/// A line of `/proc/PID/status`, in KiB.
+fn memory(pid: u32, name: &str) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("it lives");
+    let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+    let words = line.and_then(|line| line.split_whitespace().next());
+    words.and_then(|word| word.parse().ok()).unwrap_or_else(|| panic!("{name} in {status}"))
+}
+
+/// From now on `VmHWM` is the most that it had since now.
+fn forget_the_peak(pid: u32) {
+    std::fs::write(format!("/proc/{pid}/clear_refs"), "5").expect("our own process");
+}
+
+/// Reads a whole listing without keeping it. Gives its lines, of which each holds a message.
+fn read_through(addr: SocketAddr, query: &str) -> usize {
+    let mut connection = Connection::open(addr).expect("connected");
+    connection
+        .send(format!("GET /messages{query} HTTP/1.1\r\nhost: {addr}\r\n\r\n").as_bytes())
+        .expect("sent");
+    let head = connection.head().expect("answered");
+    assert_eq!(head.status, 200);
+    let mut body = connection.body("GET", &head).expect("a body");
+    let (mut buffer, mut lines) = (vec![0; 64 * 1024], 0);
+    loop {
+        match body.read(&mut buffer).expect("a body that does not break off") {
+            0 => return lines,
+            count => lines += buffer[..count].iter().filter(|byte| **byte == b'\n').count(),
+        }
+    }
+}
+
+#[test]
+fn listing_300_000_messages_takes_less_than_32_mib() {
+    let mut cluster = Cluster::prepare(1);
+    // Logs that grew at the same time, so that a listing reads all of them at once.
+    build(&cluster.node_dir(0), LISTED, |number| number % 5);
+    cluster.start_node(0);
+    let (addr, pid) = (cluster.node(0), cluster.process(0).id());
+    for _ in 0..5 {
+        assert_holds(&listing(addr, "?limit=50"), LISTED - 50..LISTED);
+    }
+    let before = memory(pid, "VmRSS");
+    let mut figures = Vec::new();
+    for (query, want) in [("", LISTED), ("", LISTED), ("?text=message", LISTED), ("?limit=10000", 10_000)] {
+        forget_the_peak(pid);
+        let began = Instant::now();
+        assert_eq!(read_through(addr, query) as u64, want, "{query}");
+        let growth = memory(pid, "VmHWM").saturating_sub(before);
+        figures.push(format!("{query:?}: {:.1?}, {growth} KiB more", began.elapsed()));
+        assert!(growth < GROWTH_KIB_MAX, "from {before} KiB: {figures:?}");
+    }
+    measure::say(&format!("{LISTED} messages listed by a node of {before} KiB; {}", figures.join("; ")));
+}
+
+#[test]
+fn five_thousand_old_logs_list_as_fast_as_five() {
+    const COUNT: u64 = 100_000;
+    // Each for itself, for they would exchange.
+    let mut alone = Cluster::prepare(0);
+    for (i, logs) in [5, 5_000].into_iter().enumerate() {
+        build(&alone.node_dir(i), COUNT, |number| number / (COUNT / logs));
+        assert_eq!(alone.join(&[]), i);
+        assert_eq!(alone.statuses()[i]["origins"], logs);
+    }
+    let middle = id(COUNT / 2);
+    let listings = [
+        ("newest 50", "?limit=50".to_owned(), 40),
+        ("50 from the middle", format!("?limit=50&before={middle}"), 40),
+        ("one user's newest 50", "?user=user1&limit=50".to_owned(), 40),
+        ("everything", String::new(), 5),
+    ];
+    let mut figures = Vec::new();
+    for (what, query, times) in listings {
+        let nodes = [alone.node(0), alone.node(1)];
+        let listed = nodes.map(|addr| read_through(addr, &query));
+        assert_eq!(listed[0], listed[1], "{what}");
+        assert!(listed[0] >= 50, "{what}: {listed:?}");
+        let mut took = [Vec::new(), Vec::new()];
+        for _ in 0..times {
+            for (addr, took) in nodes.into_iter().zip(&mut took) {
+                let began = Instant::now();
+                read_through(addr, &query);
+                took.push(began.elapsed());
+            }
+        }
+        figures.push((what, took.map(|took| percentile(&took, 0.5))));
+    }
+    measure::say(&format!("{COUNT} messages in 5 and in 5,000 logs, medians: {figures:.1?}"));
+    for (_, [five, thousands]) in &figures {
+        assert!(*thousands < five.mul_f64(3.0) + Duration::from_millis(2), "{figures:?}");
+    }
+}
