@@ -29,15 +29,6 @@ pub const ACKS_TIMEOUT_DEFAULT: Duration = Duration::from_secs(2);
 /// A longer `timeout` is refused.
 pub const ACKS_TIMEOUT_MAX: Duration = Duration::from_secs(20);
 
-/// From where a page is counted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Anchor {
-    /// Those just before it.
-    Before(Mark),
-    /// Those just after it.
-    After(Mark),
-}
-
 /// A message, or one copy of it. Links name copies, for an id can stand for two contents, and its first copy
 /// can be another one by the time the link is followed: either would lead a walk past messages or in circles.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -76,8 +67,10 @@ pub struct ListQuery {
     pub until: Option<u64>,
     /// Without it, everything.
     pub limit: Option<u32>,
-    /// Without it, the newest.
-    pub anchor: Option<Anchor>,
+    /// Only what is listed before this. With `limit`: the nearest to it.
+    pub before: Option<Mark>,
+    /// Only what is listed after this. With `limit` and without `before`: the nearest to it.
+    pub after: Option<Mark>,
 }
 
 impl ListQuery {
@@ -94,11 +87,8 @@ impl ListQuery {
                 "since" => query.since = Some(second("since", &value)?),
                 "until" => query.until = Some(second("until", &value)?),
                 "limit" => query.limit = Some(limit(&value)?),
-                "before" | "after" if query.anchor.is_some() => {
-                    return Err(invalid("`before` and `after` cannot be combined"));
-                }
-                "before" => query.anchor = Some(Anchor::Before(mark("before", &value)?)),
-                "after" => query.anchor = Some(Anchor::After(mark("after", &value)?)),
+                "before" => query.before = Some(mark("before", &value)?),
+                "after" => query.after = Some(mark("after", &value)?),
                 _ => {
                     let known = "sender, recipient, user, with, text, since, until, limit, before, after";
                     return Err(unknown(&key, known));
@@ -127,10 +117,10 @@ impl ListQuery {
                 push(&mut out, key, &value);
             }
         }
-        match self.anchor {
-            Some(Anchor::Before(mark)) => push(&mut out, "before", &mark),
-            Some(Anchor::After(mark)) => push(&mut out, "after", &mark),
-            None => {}
+        for (key, mark) in [("before", self.before), ("after", self.after)] {
+            if let Some(mark) = mark {
+                push(&mut out, key, &mark);
+            }
         }
         out
     }
@@ -333,7 +323,7 @@ mod tests {
         for value in [".1", "1.1", &format!("{id}."), &format!("{id}.-1"), &format!("{id}.%2B1")] {
             check(&format!("after={value}"), Err("not a UUID"));
         }
-        check(&format!("before={id}&after={id}"), Err("cannot be combined"));
+        check(&format!("before={id}&before={id}"), Err("given twice"));
     }
 
     #[test]
@@ -382,6 +372,14 @@ mod tests {
         }
     }
 
+    fn mark() -> impl Strategy<Value = Option<Mark>> {
+        let mark = |(id, seq): (u128, Option<u64>)| {
+            let id = Uuid::from_u128(id);
+            seq.map_or(Mark::Id(id), |seq| Mark::Entry(id, seq))
+        };
+        proptest::option::of(any::<(u128, Option<u64>)>().prop_map(mark))
+    }
+
     fn name() -> impl Strategy<Value = Option<String>> {
         proptest::option::of("\\PC{1,20}|[+%&=# ]{1,5}")
     }
@@ -390,16 +388,11 @@ mod tests {
         fn query()(
             names in (name(), name(), name(), name(), name()),
             since in proptest::option::of(0..=TIMESTAMP_MAX), until in proptest::option::of(0..=TIMESTAMP_MAX),
-            limit in proptest::option::of(1..=LIMIT_MAX), anchor in proptest::option::of((any::<bool>(), any::<u128>(), any::<Option<u64>>())),
+            limit in proptest::option::of(1..=LIMIT_MAX), before in mark(), after in mark(),
         ) -> ListQuery {
             let (sender, recipient, user, with, text) = names;
             let with = with.filter(|_| user.is_some());
-            let anchor = anchor.map(|(before, id, seq)| {
-                let id = Uuid::from_u128(id);
-                let mark = seq.map_or(Mark::Id(id), |seq| Mark::Entry(id, seq));
-                if before { Anchor::Before(mark) } else { Anchor::After(mark) }
-            });
-            ListQuery { sender, recipient, user, with, text, since, until, limit, anchor }
+            ListQuery { sender, recipient, user, with, text, since, until, limit, before, after }
         }
     }
 

@@ -43,7 +43,8 @@ fn query(args: &cli::List, now: Timestamp) -> Result<ListQuery, config::Error> {
         since: time("--since", &args.since)?,
         until: time("--until", &args.until)?,
         limit: Some(args.limit),
-        anchor: None,
+        before: None,
+        after: None,
     })
 }
 

@@ -15,9 +15,8 @@ use uuid::Uuid;
 use super::Node;
 use super::send::view;
 use crate::api::error::{ErrorCode, Problem};
-use crate::api::query::{self, Anchor, ListQuery, Mark};
+use crate::api::query::{self, ListQuery, Mark};
 use crate::api::{media, path};
-use crate::chain::log::Logs;
 use crate::chain::message::Content;
 use crate::chain::place::{Origin, Place};
 use crate::serve;
@@ -78,11 +77,8 @@ pub async fn get(
 
 /// Everything that matches, oldest first.
 fn whole(node: &Node, query: &ListQuery, format: Format) -> Result<Response, Problem> {
-    let mut listing = match anchor_place(node.store(), &node.logs(), query)? {
-        None => listing(node, query, None, false)?,
-        Some((Anchor::After(_), place)) => listing(node, query, Some(place), false)?,
-        Some((Anchor::Before(_), place)) => listing(node, query, None, false)?.until(place),
-    };
+    let (before, after) = anchors(node, query)?;
+    let mut listing = listing(node, query, after, false)?.until(before);
     let mut encoder = Encoder::new(format);
     // The first chunk is read before the status is sent, so that a failure can still be one.
     let first = listing.next_chunk(CHUNK_COUNT)?;
@@ -112,21 +108,24 @@ fn listing(node: &Node, query: &ListQuery, from: Option<Place>, backward: bool) 
     Ok(Listing::new(node.store().clone(), node.logs(), filter, from, backward)?)
 }
 
-fn anchor_place(store: &Store, logs: &Logs, query: &ListQuery) -> Result<Option<(Anchor, Place)>, Problem> {
-    let Some(anchor) = query.anchor else { return Ok(None) };
-    let (Anchor::Before(mark) | Anchor::After(mark)) = anchor;
-    let place = match mark {
-        Mark::Id(id) => store.first_standing(id)?.ok_or_else(|| not_found(id))?.place,
+/// The places of `before` and `after`.
+fn anchors(node: &Node, query: &ListQuery) -> Result<(Option<Place>, Option<Place>), Problem> {
+    let place = |mark: Option<Mark>| mark.map(|mark| place_of(node, mark)).transpose();
+    Ok((place(query.before)?, place(query.after)?))
+}
+
+fn place_of(node: &Node, mark: Mark) -> Result<Place, Problem> {
+    match mark {
+        Mark::Id(id) => Ok(node.store().first_standing(id)?.ok_or_else(|| not_found(id))?.place),
         Mark::Entry(origin, seq) => {
             let origin = Origin(origin.into_bytes());
-            if !(1..=logs.vector().seq(origin)).contains(&seq) {
+            if !(1..=node.logs().vector().seq(origin)).contains(&seq) {
                 let detail = format!("no entry {mark} is known here");
                 return Err(Problem::new(ErrorCode::NotFound, detail));
             }
-            store.log().read()?.get(origin, seq)?.place
+            Ok(node.store().log().read()?.get(origin, seq)?.place)
         }
-    };
-    Ok(Some((anchor, place)))
+    }
 }
 
 /// A part of history, put together before it is sent, since it is found newest first and sent oldest first.
@@ -140,11 +139,12 @@ struct Page {
     newer: Option<Place>,
 }
 
-/// At most `limit` messages: the newest, or those next to the anchor.
+/// At most `limit` messages: the newest, or those next to an anchor. Between two anchors, the newest.
 fn page(node: &Node, query: &ListQuery, limit: usize, format: Format) -> Result<Response, Problem> {
-    let anchor = anchor_place(node.store(), &node.logs(), query)?;
-    let forward = matches!(anchor, Some((Anchor::After(_), _)));
-    let mut listing = listing(node, query, anchor.map(|(_, place)| place), !forward)?;
+    let (before, after) = anchors(node, query)?;
+    let forward = after.is_some() && before.is_none();
+    let (from, until) = if forward { (after, None) } else { (before, after) };
+    let mut listing = listing(node, query, from, !forward)?.until(until);
     let mut page = Page::default();
     let go_on = collect(&mut listing, limit, &mut page)?;
     let (first, last) = (page.entries.first(), page.entries.last());
@@ -156,7 +156,9 @@ fn page(node: &Node, query: &ListQuery, limit: usize, format: Format) -> Result<
         page.older = nearest.filter(|_| is_beyond(node, query, nearest, true));
     } else {
         page.older = beyond;
-        page.newer = nearest.filter(|_| anchor.is_some() && is_beyond(node, query, nearest, false));
+        // Between two anchors a walk goes from the newer to the older one: nothing of it is beyond.
+        let may_go_back = before.is_some() && after.is_none();
+        page.newer = nearest.filter(|_| may_go_back && is_beyond(node, query, nearest, false));
         page.entries.reverse();
     }
     let links = links(query, &page);
@@ -208,13 +210,15 @@ fn is_beyond(node: &Node, query: &ListQuery, place: Option<Place>, backward: boo
 }
 
 fn links(query: &ListQuery, page: &Page) -> Option<HeaderValue> {
-    let link = |anchor, rel| {
-        let query = ListQuery { anchor: Some(anchor), ..query.clone() };
+    let mark = |place: Place| Mark::Entry(Uuid::from_bytes(place.origin.0), place.seq);
+    let link = |before, after, rel| {
+        let query = ListQuery { before, after, ..query.clone() };
         format!("<{}?{}>; rel=\"{rel}\"", path::MESSAGES, query.to_query_string())
     };
-    let mark = |place: Place| Mark::Entry(Uuid::from_bytes(place.origin.0), place.seq);
-    let prev = page.older.map(|place| link(Anchor::Before(mark(place)), "prev"));
-    let next = page.newer.map(|place| link(Anchor::After(mark(place)), "next"));
+    // A walk between two anchors stays between them.
+    let end = query.before.and(query.after);
+    let prev = page.older.map(|place| link(Some(mark(place)), end, "prev"));
+    let next = page.newer.map(|place| link(None, Some(mark(place)), "next"));
     let links: Vec<String> = prev.into_iter().chain(next).collect();
     if links.is_empty() { None } else { HeaderValue::try_from(links.join(", ")).ok() }
 }

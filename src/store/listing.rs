@@ -101,6 +101,7 @@ pub struct Listing {
     logs: Arc<Logs>,
     filter: Filter,
     source: Source,
+    backward: bool,
     until: Option<Place>,
     done: bool,
     last_seen: Option<Place>,
@@ -121,13 +122,13 @@ impl Listing {
             Some((name, sides)) => Source::User(Scan::new(&store, name, sides, from, backward)),
             None => Source::Logs(Merge::new(&store, &logs, from, backward)?),
         };
-        Ok(Listing { store, logs, filter, source, until: None, done: false, last_seen: None })
+        Ok(Listing { store, logs, filter, source, backward, until: None, done: false, last_seen: None })
     }
 
-    /// Ends a forward listing before this place.
+    /// Ends the listing before it reaches this place.
     #[must_use]
-    pub fn until(self, place: Place) -> Self {
-        Listing { until: Some(place), ..self }
+    pub fn until(self, place: Option<Place>) -> Self {
+        Listing { until: place, ..self }
     }
 
     /// The next messages, at most `most` of them; maybe none although there are more. See [`Listing::is_done`].
@@ -140,8 +141,7 @@ impl Listing {
                 break;
             }
             let next = self.next_entry(&mut reader)?;
-            let Some((entry, has_copy)) =
-                next.filter(|(entry, _)| self.until.is_none_or(|until| entry.place < until))
+            let Some((entry, has_copy)) = next.filter(|(entry, _)| self.is_before_the_end(entry.place))
             else {
                 self.done = true;
                 break;
@@ -153,6 +153,10 @@ impl Listing {
             }
         }
         Ok(shown)
+    }
+
+    fn is_before_the_end(&self, place: Place) -> bool {
+        self.until.is_none_or(|until| if self.backward { place > until } else { place < until })
     }
 
     fn next_entry(&mut self, reader: &mut Reader) -> Result<Option<(Entry, bool)>, Error> {

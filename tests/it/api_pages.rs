@@ -144,6 +144,14 @@ fn a_page_says_where_there_is_more_and_only_there() {
         check(format!("limit=3&after={}", at(5)), 6..9, true, true);
         check(format!("limit=4&after={}", at(5)), 6..10, true, false);
         check(format!("limit=2&after={}", at(0)), 1..3, true, true);
+        // Between two anchors: the newest first, and the walk does not leave them.
+        check(format!("limit=3&after={}&before={}", at(1), at(8)), 5..8, true, false);
+        check(format!("limit=6&after={}&before={}", at(1), at(8)), 2..8, false, false);
+        check(format!("after={}&before={}", at(1), at(8)), 2..8, false, false);
+        check(format!("limit=2&after={}&before={}", at(8), at(1)), 0..0, false, false);
+        let between = format!("/messages?limit=2&after={}&before={}", at(1), at(8));
+        let walked = walk(&[addr], &between, true, 2);
+        assert!(walked.iter().map(|m| m["id"].as_str().expect("text")).eq(&ids[2..8]), "{door}");
     }
 }
 
