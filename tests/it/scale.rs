@@ -41,7 +41,7 @@ fn build(dir: &Path, count: u64, log_of: impl Fn(u64) -> u64) {
         assert_eq!(logs.admit(&record, BEGAN_MS), Ok(true));
         let place = Place { stamp, origin, seq };
         let hash = logs.vector().hash(origin);
-        entries.push(NewEntry { place, hash, record: record.encode(), known: Vec::new() });
+        entries.push(NewEntry { place, hash, record: record.encode(), known: Vec::new().into() });
         if entries.len() as u64 == COMMIT_COUNT || number + 1 == count {
             store.commit(&std::mem::take(&mut entries), &logs).expect("commits");
         }
