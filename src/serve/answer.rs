@@ -4,7 +4,6 @@ use std::{convert::Infallible, panic::AssertUnwindSafe, time::Duration};
 
 use axum::{
     Router,
-    body::Body,
     extract::{RawQuery, Request},
     http::{HeaderValue, Method, StatusCode, Uri, header},
     response::{IntoResponse, Response},
@@ -15,6 +14,7 @@ use tokio::time::{Instant, timeout};
 use tower::ServiceExt;
 use tracing::{debug, error};
 
+use super::body::Lender;
 use crate::api::{
     error::{ErrorCode, Problem},
     media,
@@ -72,7 +72,11 @@ pub(super) async fn answer(
 ) -> Result<Response, Infallible> {
     let began = Instant::now();
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
-    let answer = AssertUnwindSafe(app.oneshot(request.map(Body::new))).catch_unwind();
+    // A client that asks first (RFC 9110, 10.1.1) has not begun to send a body that is refused.
+    let asks_first = request.headers().contains_key(header::EXPECT);
+    let lender = Lender::default();
+    let request = request.map(|body| lender.lend(body));
+    let answer = AssertUnwindSafe(app.oneshot(request)).catch_unwind();
     let response = match timeout(limit, answer).await {
         Ok(Ok(Ok(response))) => response,
         Ok(Err(_)) => {
@@ -85,6 +89,9 @@ pub(super) async fn answer(
             Problem::new(ErrorCode::Timeout, detail).into_response()
         }
     };
+    if !response.status().is_success() && !asks_first {
+        lender.discard_rest().await;
+    }
     debug!(%method, path, status = response.status().as_u16(), ms = began.elapsed().as_millis(), "answered");
     Ok(response)
 }

@@ -3,7 +3,12 @@
 //! A body is all there or it is refused: one that is cut half-way reaches no handler. What is held counts
 //! against one [`Budget`] for as long as the bytes live, also where they are passed on or repeated.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    pin::Pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll},
+    time::Duration,
+};
 
 use axum::{
     body::Body,
@@ -11,7 +16,7 @@ use axum::{
 };
 use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt;
-use hyper::body::Body as _;
+use hyper::body::{Body as _, Frame, Incoming, SizeHint};
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
     time::timeout,
@@ -29,8 +34,8 @@ use crate::api::{
 
 /// All bodies of one server together; beyond it a request is refused as `overloaded`.
 pub const BODIES_BYTES_MAX: u32 = 256 * 1024 * 1024;
-/// Of a body that is too long, at most this much is read and thrown away before the answer, for a sender that is
-/// still writing when the connection ends would not see why.
+/// Of a body that a refused request still sends, at most this much is read and thrown away before the answer, for a
+/// sender that is still writing when the connection ends would not see why.
 const DISCARDED_BYTES_MAX: u64 = 32 * 1024 * 1024;
 /// And for at most this long.
 const DISCARDING_MAX: Duration = Duration::from_secs(5);
@@ -68,7 +73,7 @@ impl AsRef<[u8]> for Held {
 /// Reads a whole body. Its share of the budget is given back when the last clone of the bytes is dropped.
 pub async fn read_body(mut body: Body, limit: usize, budget: &Budget) -> Result<Bytes, Problem> {
     if body.size_hint().lower() > limit as u64 {
-        return Err(refuse_long(body, limit).await);
+        return Err(too_long(limit));
     }
     let mut share = budget.take(0)?;
     let mut first = Bytes::new();
@@ -76,7 +81,7 @@ pub async fn read_body(mut body: Body, limit: usize, budget: &Budget) -> Result<
     while let Some(frame) = body.frame().await {
         let Ok(data) = frame.map_err(|e| cut(&e))?.into_data() else { continue };
         if first.len() + whole.len() + data.len() > limit {
-            return Err(refuse_long(body, limit).await);
+            return Err(too_long(limit));
         }
         share.merge(budget.take(data.len())?);
         if first.is_empty() && whole.is_empty() {
@@ -94,19 +99,73 @@ fn cut(e: &axum::Error) -> Problem {
     Problem::new(ErrorCode::InvalidJson, format!("the body ended early: {e}"))
 }
 
-async fn refuse_long(body: Body, limit: usize) -> Problem {
-    if body.size_hint().lower() <= DISCARDED_BYTES_MAX {
-        let _ = timeout(DISCARDING_MAX, discard(body)).await; // either way the answer is the same
-    }
+fn too_long(limit: usize) -> Problem {
     Problem::new(ErrorCode::TooLarge, format!("the body is longer than {limit} bytes"))
 }
 
-async fn discard(mut body: Body) {
+/// A request's body, lent to the handler. What the handler leaves of it comes back here.
+#[derive(Clone, Default)]
+pub(super) struct Lender(Arc<Mutex<Option<Incoming>>>);
+
+impl Lender {
+    /// Lends the body out.
+    pub(super) fn lend(&self, body: Incoming) -> Body {
+        Body::new(Lent { body: Some(body), lender: self.clone() })
+    }
+
+    fn slot(&self) -> MutexGuard<'_, Option<Incoming>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner) // nothing is done under it that could panic
+    }
+
+    /// Reads what was left, within bounds, so that the sender comes to read the answer.
+    pub(super) async fn discard_rest(&self) {
+        let left = self.slot().take();
+        if let Some(body) = left.filter(|body| body.size_hint().lower() <= DISCARDED_BYTES_MAX) {
+            let _ = timeout(DISCARDING_MAX, discard(body)).await; // either way the answer is the same
+        }
+    }
+}
+
+async fn discard(mut body: Incoming) {
     let mut seen = 0;
     while seen < DISCARDED_BYTES_MAX
         && let Some(Ok(frame)) = body.frame().await
     {
         seen += frame.data_ref().map_or(0, |data| data.len() as u64);
+    }
+}
+
+struct Lent {
+    body: Option<Incoming>,
+    lender: Lender,
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        *self.lender.slot() = self.body.take().filter(|body| !body.is_end_stream());
+    }
+}
+
+impl hyper::body::Body for Lent {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        match &mut self.body {
+            Some(body) => Pin::new(body).poll_frame(context),
+            None => Poll::Ready(None),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.as_ref().is_none_or(hyper::body::Body::is_end_stream)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.as_ref().map_or_else(SizeHint::default, hyper::body::Body::size_hint)
     }
 }
 

@@ -130,6 +130,25 @@ async fn a_sender_that_still_writes_sees_why_its_body_is_too_long() {
 }
 
 #[tokio::test]
+async fn a_sender_that_still_writes_sees_why_nobody_reads_its_body() {
+    let served = start(PATIENT, Router::new()).await;
+    let part = vec![b'x'; 64 * 1024];
+    for _ in 0..20 {
+        let mut socket = served.connect().await;
+        let head =
+            format!("POST /nothing HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n", 48 * part.len());
+        socket.write_all(head.as_bytes()).await.expect("writes");
+        for _ in 0..48 {
+            socket.write_all(&part).await.expect("the server takes what it does not want");
+            tokio::task::yield_now().await; // so that the server may answer at any moment between
+        }
+        let mut answer = [0; 12];
+        socket.read_exact(&mut answer).await.expect("an answer");
+        assert_eq!(&answer, b"HTTP/1.1 404");
+    }
+}
+
+#[tokio::test]
 async fn a_body_cut_half_way_stores_nothing() {
     let stored = Arc::new(AtomicUsize::new(0));
     let served = start(PATIENT, storing(stored.clone())).await;

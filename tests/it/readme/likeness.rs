@@ -48,10 +48,11 @@ impl Known<'_> {
         let mut line =
             replace(line, 36, is_uuid, |id| if self.0.contains(id) { id.into() } else { "ID".into() });
         line = replace(&line, 64, |text| text.bytes().all(|b| b.is_ascii_hexdigit()), |_| "DIGEST".into());
-        line = times(&line);
+        line = places(&times(&line));
         for name in MEMBERS {
             line = self.member(&line, &format!("\"{name}\":"));
         }
+        line = self.member(&line, "before=ID."); // an entry: its log and its number there
         for name in FIELDS {
             line = self.member(&line, &format!(" {name}="));
         }
@@ -122,6 +123,14 @@ fn times(line: &str) -> String {
     out
 }
 
+/// `ORIGIN.SEQ`, as links name a place, as `ORIGIN.ANY`.
+fn places(line: &str) -> String {
+    let mut parts = line.split("=ID.");
+    let first = parts.next().unwrap_or_default().to_owned();
+    let digits = |c: char| c.is_ascii_digit();
+    parts.fold(first, |out, part| out + "=ID.ANY" + part.trim_start_matches(digits))
+}
+
 /// A row of `status`: node, state, address, version, messages and behind stay.
 fn status_row(line: &str) -> Option<String> {
     let words: Vec<_> = line.split_whitespace().collect();
@@ -164,6 +173,11 @@ mod tests {
         check(
             r#"{"last_sync":null,"rtt_ms":null}"#,
             r#"{"last_sync":"2027-01-02T03:04:05Z","rtt_ms":0.4}"#,
+            true,
+        );
+        check(
+            "<a=01a2037b-7d31-751e-8029-4a786087fdbc.17>",
+            "<a=01a2037b-7d4c-7593-9706-442d8c633d8a.4>",
             true,
         );
         let (one, other) =
