@@ -47,6 +47,9 @@ pub enum Refused {
     /// Stamps of a log only increase.
     #[error("entry {0} is not stamped later than the one before it")]
     Stamp(u64),
+    /// What came after the last good entry is damaged.
+    #[error("what follows entry {0} is damaged")]
+    Broken(u64),
     /// The content is not what the digest says.
     #[error("entry {0} does not match its digest")]
     Digest(u64),

@@ -3,6 +3,7 @@
 //! A listing is of the vector at its start. Everything that touches the store runs on blocking threads, a
 //! chunk at a time, and only as fast as the reader takes it: memory does not depend on the length of history.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::body::{Body, Bytes};
@@ -10,6 +11,7 @@ use axum::extract::{RawQuery, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use futures_util::stream;
+use tokio::sync::Semaphore;
 use uuid::Uuid;
 
 use super::Node;
@@ -42,7 +44,7 @@ pub async fn get_one(
     query::refuse_any(query.as_deref())?;
     let id = query::path_id(uri.path())?;
     let reading = node.clone();
-    blocking(move || {
+    blocking(node.readers(), move || {
         let Some(first) = reading.store().first_standing(id)? else { return Err(not_found(id)) };
         let entry = reading.store().log().read()?.get(first.place.origin, first.place.seq)?;
         let record = entry.record();
@@ -68,7 +70,8 @@ pub async fn get(
     let accepts = headers.get_all(header::ACCEPT).iter();
     let ndjson = accepts.filter_map(|value| value.to_str().ok()).any(media::wants_ndjson);
     let format = if ndjson { Format::Lines } else { Format::Array };
-    blocking(move || match query.limit {
+    let readers = node.readers().clone();
+    blocking(&readers, move || match query.limit {
         None => whole(&node, &query, format),
         Some(limit) => page(&node, &query, limit as usize, format),
     })
@@ -83,7 +86,7 @@ fn whole(node: &Node, query: &ListQuery, format: Format) -> Result<Response, Pro
     // The first chunk is read before the status is sent, so that a failure can still be one.
     let first = listing.next_chunk(CHUNK_COUNT)?;
     encoder.push_all(&first);
-    Ok(streamed(format, encoder, listing, |mut listing, encoder| {
+    Ok(streamed(node, format, encoder, listing, |mut listing, encoder| {
         while !listing.is_done() {
             let entries = listing.next_chunk(CHUNK_COUNT)?;
             if !entries.is_empty() {
@@ -163,11 +166,16 @@ fn page(node: &Node, query: &ListQuery, limit: usize, format: Format) -> Result<
     }
     let links = links(query, &page);
     let places = page.entries.into_iter();
-    let mut response =
-        streamed(format, Encoder::new(format), (node.clone(), places), |(node, mut places), encoder| {
+    let mut response = streamed(
+        node,
+        format,
+        Encoder::new(format),
+        (node.clone(), places),
+        |(node, mut places), encoder| {
             let count = send_places(node.store(), &mut places, encoder)?;
             Ok((count > 0).then_some((node, places)))
-        });
+        },
+    );
     if let Some(links) = links {
         response.headers_mut().insert(header::LINK, links);
     }
@@ -291,20 +299,22 @@ impl Encoder {
 /// taken what came before. A step gives `None` when there is no more; a failing step aborts the answer, so that
 /// half a history is never taken for all of it.
 fn streamed<S: Send + 'static>(
+    node: &Node,
     format: Format,
     encoder: Encoder,
     state: S,
     step: fn(S, &mut Encoder) -> Result<Option<S>, Problem>,
 ) -> Response {
-    let body = stream::try_unfold(Some((state, encoder)), move |state| async move {
-        let Some((state, mut encoder)) = state else { return Ok(None) };
-        blocking(move || {
+    let readers = node.readers().clone();
+    let body = stream::try_unfold(Some((state, encoder, readers)), move |state| async move {
+        let Some((state, mut encoder, readers)) = state else { return Ok(None) };
+        blocking(&readers.clone(), move || {
             let next = step(state, &mut encoder)?;
             if next.is_none() {
                 encoder.end();
             }
             let bytes = encoder.take();
-            Ok(Some((bytes, next.map(|state| (state, encoder)))))
+            Ok(Some((bytes, next.map(|state| (state, encoder, readers)))))
         })
         .await
     });
@@ -312,10 +322,12 @@ fn streamed<S: Send + 'static>(
     ([(header::CONTENT_TYPE, media)], Body::from_stream(body)).into_response()
 }
 
-/// Runs what touches the disk where it holds up nobody.
+/// Runs what touches the disk where it holds up nobody, a few at a time.
 async fn blocking<T: Send + 'static>(
+    readers: &Arc<Semaphore>,
     work: impl FnOnce() -> Result<T, Problem> + Send + 'static,
 ) -> Result<T, Problem> {
+    let _turn = readers.acquire().await;
     tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| {
         tracing::error!(%error, "reading panicked");
         Err(Problem::new(ErrorCode::Internal, "a mistake in this server, which its log describes"))

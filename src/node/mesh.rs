@@ -185,6 +185,7 @@ impl Mesh {
         peer.theirs = theirs.cloned();
         peer.answered = Some(Instant::now());
         (peer.last_sync, peer.rtt, peer.error) = (Some(Time(now_ms)), Some(rtt), None);
+        peer.is_self = false;
         // It may have come by itself before, under the address that it tells rather than the configured one.
         book.peers.retain(|peer| peer.configured || !peer.is_store(&reply.hello));
     }

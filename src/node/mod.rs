@@ -4,6 +4,7 @@
 //! everything in order. The three flows here: a send goes http -> send -> writer -> store and back; a read goes
 //! http -> history -> store; an exchange goes replicate -> chain::sync -> writer.
 
+mod draft;
 mod history;
 mod http;
 mod inbox;
@@ -17,13 +18,13 @@ mod writer;
 
 use std::sync::Arc;
 
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 
 use crate::api::network::NodeId;
 use crate::chain::log::Logs;
 use crate::chain::place::Place;
 use crate::config::NodeConfig;
-use crate::serve::Budget;
+use crate::serve::{BODIES_BYTES_MAX, Budget};
 use crate::store::Store;
 use mesh::Mesh;
 use writer::Writer;
@@ -44,6 +45,23 @@ pub enum Error {
     Ended(String),
 }
 
+/// Steps through history that run at the same time. At the bound the next one waits its turn: long searches must not
+/// take all threads from exchanges, nor all processors from sends.
+const READERS_MAX: usize = 4;
+
+/// What requests share and none may use up.
+#[derive(Clone)]
+struct Bounds {
+    bodies: Budget,
+    readers: Arc<Semaphore>,
+}
+
+impl Default for Bounds {
+    fn default() -> Self {
+        Bounds { bodies: Budget::new(BODIES_BYTES_MAX), readers: Arc::new(Semaphore::new(READERS_MAX)) }
+    }
+}
+
 /// A node as its handlers see it.
 #[derive(Clone)]
 pub struct Node {
@@ -52,7 +70,7 @@ pub struct Node {
     writer: Writer,
     logs: watch::Receiver<Arc<Logs>>,
     mesh: Arc<Mesh>,
-    budget: Budget,
+    bounds: Bounds,
 }
 
 impl Node {
@@ -85,7 +103,12 @@ impl Node {
 
     /// What all request bodies share.
     fn budget(&self) -> &Budget {
-        &self.budget
+        &self.bounds.bodies
+    }
+
+    /// What all readers of history share.
+    fn readers(&self) -> &Arc<Semaphore> {
+        &self.bounds.readers
     }
 
     /// The nodes that are known to have this entry on disk.

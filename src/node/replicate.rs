@@ -73,7 +73,13 @@ pub async fn link(node: Node, index: usize, stop: CancellationToken) {
                     on_timer = talk.wait(&node) => on_timer,
                 };
             }
-            Ok(None) => return, // this peer is ourselves
+            // At this address we meet ourselves. It may be somebody else's one day, so it is looked at again.
+            Ok(None) => {
+                tokio::select! {
+                    () = stop.cancelled() => return,
+                    () = tokio::time::sleep(jittered(BACK_OFF_MAX)) => on_timer = true,
+                }
+            }
             Err(why) => {
                 if talk.failures == 0 {
                     tracing::warn!(peer = %node.mesh().link(index).0, why, "exchanges fail");
@@ -347,6 +353,12 @@ async fn admit_runs(node: &Node, theirs: Option<&Vector>, runs: Vec<Run>) -> Vec
         run.new += admitted.new;
         run.refused = run.refused.or(admitted.refused);
         run.not_stored = run.not_stored.or(admitted.not_stored);
+    }
+    for (run, admitted) in runs.iter().zip(&mut all) {
+        if run.broken.is_some() && admitted.not_stored.is_none() {
+            let last = run.before.seq.saturating_add(run.records.len() as u64);
+            admitted.refused = admitted.refused.or(Some(Refused::Broken(last)));
+        }
     }
     all
 }

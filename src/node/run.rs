@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use tokio::net::TcpListener;
+use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -15,10 +16,10 @@ use uuid::Uuid;
 use super::mesh::Mesh;
 use super::pid::PidFile;
 use super::writer::Writer;
-use super::{Error, Node, http, now_ms, replicate};
+use super::{Bounds, Error, Node, http, now_ms, replicate};
 use crate::chain::wire::Hello;
 use crate::config::NodeConfig;
-use crate::serve::{self, BODIES_BYTES_MAX, Budget};
+use crate::serve;
 use crate::store::Store;
 
 /// Runs a node on this listener until `stop`.
@@ -36,10 +37,10 @@ pub async fn run(config: NodeConfig, listener: TcpListener, stop: CancellationTo
     );
     let pid = PidFile::write(&config.store_dir);
     let (writer, watched, writing) = Writer::start(store.clone(), logs, config.store_dir.clone(), now_ms)?;
-    let indexing = start_indexer(store.clone())?;
+    let (indexing, indexer_ended) = start_indexer(store.clone())?;
     let mesh = Arc::new(Mesh::new(&config, hello(&config, &store)));
-    let budget = Budget::new(BODIES_BYTES_MAX);
-    let node = Node { config: Arc::new(config), store, writer, logs: watched, mesh, budget };
+    let node =
+        Node { config: Arc::new(config), store, writer, logs: watched, mesh, bounds: Bounds::default() };
     announce(&node);
     let mut links = JoinSet::new();
     for index in 0..node.mesh.links() {
@@ -53,17 +54,14 @@ pub async fn run(config: NodeConfig, listener: TcpListener, stop: CancellationTo
     tokio::pin!(serving);
     let ended = tokio::select! {
         () = &mut serving => Ok(()),
-        () = writer_ended => {
-            stop.cancel();
-            serving.await;
-            Err(Error::Ended("the writer ended; the log says why".into()))
-        }
-        why = link_ended(&mut links) => {
-            stop.cancel();
-            serving.await;
-            Err(Error::Ended(why))
-        }
+        () = writer_ended => Err(Error::Ended("the writer ended; the log says why".into())),
+        _ = indexer_ended => Err(Error::Ended("the indexer ended; the log says why".into())),
+        why = link_ended(&mut links, &stop) => Err(Error::Ended(why)),
     };
+    if ended.is_err() {
+        stop.cancel();
+        serving.await;
+    }
     links.shutdown().await;
     drop(pid); // while the store is still ours
     close(node, writing, indexing).await;
@@ -95,11 +93,12 @@ fn hello(config: &NodeConfig, store: &Store) -> Hello {
     }
 }
 
-/// Waits for a link that ends although it should not. One that found itself at its other end may.
-async fn link_ended(links: &mut JoinSet<()>) -> String {
+/// Waits for a link that ends although the node does not.
+async fn link_ended(links: &mut JoinSet<()>, stop: &CancellationToken) -> String {
     loop {
         match links.join_next().await {
             Some(Err(error)) => return format!("the exchanges with a peer ended: {error}"),
+            Some(Ok(())) if !stop.is_cancelled() => return "the exchanges with a peer ended".into(),
             Some(Ok(())) => {}
             None => std::future::pending().await,
         }
@@ -107,15 +106,20 @@ async fn link_ended(links: &mut JoinSet<()>) -> String {
 }
 
 /// The thread that indexes behind the acknowledgements.
-fn start_indexer(store: Arc<Store>) -> std::io::Result<JoinHandle<()>> {
-    std::thread::Builder::new().name("indexer".into()).spawn(move || {
+///
+/// The second value is dropped when it ends.
+fn start_indexer(store: Arc<Store>) -> std::io::Result<(JoinHandle<()>, oneshot::Receiver<()>)> {
+    let (alive, ended) = oneshot::channel();
+    let thread = std::thread::Builder::new().name("indexer".into()).spawn(move || {
+        let _alive = alive;
         while store.wait_for_index_work() {
             // A failing index costs speed, not messages: the writer takes the work over when the tail is full.
             if let Err(error) = store.index_behind() {
                 tracing::error!(%error, "indexing failed");
             }
         }
-    })
+    })?;
+    Ok((thread, ended))
 }
 
 async fn close(node: Node, writing: JoinHandle<()>, indexing: JoinHandle<()>) {

@@ -45,7 +45,7 @@ impl Bench {
         let mut hello = hello(1);
         hello.open_id = Uuid::new_v4().into_bytes();
         let mesh = Arc::new(Mesh::new(&config, hello));
-        let node = Node { config: Arc::new(config), store, writer, logs, mesh, budget: Budget::new(1 << 20) };
+        let node = Node { config: Arc::new(config), store, writer, logs, mesh, bounds: Bounds::default() };
         Bench { node, serving: tokio::task::JoinSet::new(), _dir: dir }
     }
 
