@@ -126,7 +126,12 @@ fn acknowledged_messages_survive_kill9_at_random_moments_and_none_is_doubled() {
 
         let mut listed = tally(&listed_after(addr, last.as_ref()));
         let missing: Vec<_> = sent.acked.iter().filter(|number| !listed.contains_key(number)).collect();
-        assert!(missing.is_empty(), "round {round}: acknowledged and missing: {missing:?}");
+        assert!(
+            missing.is_empty(),
+            "round {round}: {} acknowledged and missing: {:?}",
+            missing.len(),
+            missing.first()
+        );
         assert!(listed.values().all(|count| *count == 1), "round {round}: doubled: {listed:?}");
 
         // Who got no answer sends again, which makes no second message of what was stored all the same.

@@ -149,3 +149,15 @@ fn five_thousand_old_logs_list_as_fast_as_five() {
         assert!(*thousands < five.mul_f64(3.0) + Duration::from_millis(2), "{figures:?}");
     }
 }
+
+#[test]
+fn a_new_node_takes_in_five_thousand_old_logs() {
+    const COUNT: u64 = 100_000;
+    let mut cluster = Cluster::prepare(0);
+    build(&cluster.node_dir(0), COUNT, |number| number / (COUNT / 5_000));
+    let first = cluster.join(&[]);
+    let began = Instant::now();
+    cluster.join(&[first]);
+    cluster.converge(Duration::from_secs(60), COUNT);
+    measure::say(&format!("{COUNT} messages in 5,000 logs reached a new node in {:.1?}", began.elapsed()));
+}
