@@ -13,15 +13,15 @@ mod file;
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::ops::Bound::{Excluded, Included};
-use std::path::Path;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
 
 use redb::{Database, ReadOnlyTable, ReadableDatabase};
 
+use super::files::{self, Files};
 use super::log::{Log, Most, NewEntry};
 use super::tail::{NameHash, Noted, Tail};
-use super::{Counts, Error, OpenError, Standing, open_database};
+use super::{Counts, Error, OpenError, Standing};
 use crate::chain::clock::Stamp;
 use crate::chain::log::Logs;
 use crate::chain::message::Digest;
@@ -64,50 +64,41 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn broken(path: &Path, error: &Error) -> OpenError {
-    OpenError::Broken { path: path.to_owned(), why: error.to_string() }
+fn broken(files: &dyn Files, error: &Error) -> OpenError {
+    OpenError::Broken { path: files.path(files::INDEX), why: error.to_string() }
 }
 
 impl Index {
     /// Opens the file beside `log`, rebuilds it where needed, and notes what it does not cover.
-    pub(super) fn open(path: &Path, log: &Log, logs: &Logs) -> Result<Self, OpenError> {
-        let index = match Self::open_as_is(path, log, logs) {
+    pub(super) fn open(files: &dyn Files, log: &Log, logs: &Logs) -> Result<Self, OpenError> {
+        let index = match Self::open_as_is(files, log, logs) {
             Ok(Some(index)) => index,
             Err(error @ OpenError::InUse(_)) => return Err(error),
-            Ok(None) => Self::make(path, log)?,
+            Ok(None) => Self::make(files, log)?,
             Err(error) => {
                 tracing::warn!(%error, "rebuilding the index");
-                Self::make(path, log)?
+                Self::make(files, log)?
             }
         };
-        index.catch_up(log, logs).map_err(|error| broken(path, &error))?;
+        index.catch_up(log, logs).map_err(|error| broken(files, &error))?;
         Ok(index)
     }
 
-    /// `None`: it is not there, or cannot serve this log.
-    fn open_as_is(path: &Path, log: &Log, logs: &Logs) -> Result<Option<Self>, OpenError> {
-        if !path.exists() {
-            return Ok(None);
-        }
-        let db = open_database(path, CACHE_BYTES)?;
-        let Some(counts) = file::read_meta(&db, log).map_err(|error| broken(path, &error))? else {
+    /// `None`: it is new, or cannot serve this log.
+    fn open_as_is(files: &dyn Files, log: &Log, logs: &Logs) -> Result<Option<Self>, OpenError> {
+        let db = files.database(files::INDEX, CACHE_BYTES, false)?;
+        let Some(counts) = file::read_meta(&db, log).map_err(|error| broken(files, &error))? else {
             return Ok(None);
         };
-        let marks = file::watermarks(&db).map_err(|error| broken(path, &error))?;
+        let marks = file::watermarks(&db).map_err(|error| broken(files, &error))?;
         let knows_more = marks.iter().any(|(origin, seq)| *seq > logs.vector().seq(*origin));
         Ok((!knows_more).then(|| Self::new(db, counts)))
     }
 
     /// Begins an empty file in place of whatever is there.
-    fn make(path: &Path, log: &Log) -> Result<Self, OpenError> {
-        match std::fs::remove_file(path) {
-            Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
-                return Err(OpenError::Directory { path: path.to_owned(), source });
-            }
-            _ => {}
-        }
-        let db = open_database(path, CACHE_BYTES)?;
-        file::write_meta(&db, log).map_err(|error| broken(path, &error))?;
+    fn make(files: &dyn Files, log: &Log) -> Result<Self, OpenError> {
+        let db = files.database(files::INDEX, CACHE_BYTES, true)?;
+        file::write_meta(&db, log).map_err(|error| broken(files, &error))?;
         Ok(Self::new(db, Counts::default()))
     }
 

@@ -9,13 +9,13 @@
 //! (origin, seq -> hash), and `log/<origin in hex>` (seq -> record).
 
 use std::collections::BTreeMap;
-use std::path::Path;
 use std::sync::Arc;
 
 use redb::{Database, ReadOnlyTable, ReadTransaction, ReadableDatabase, ReadableTable, TableDefinition};
 use twox_hash::XxHash3_64;
 use uuid::Uuid;
 
+use super::files::{self, Files};
 use super::{Error, OpenError, StoreId};
 use crate::chain::clock::Stamp;
 use crate::chain::log::{CHECKPOINT_EVERY, Logs, StampRange};
@@ -77,15 +77,16 @@ type Found = Vec<(Origin, Head, StampRange)>;
 
 impl Log {
     /// Opens or makes the file and gives the heads of all logs in it.
-    pub fn open(path: &Path, network: &str) -> Result<(Self, Found), OpenError> {
-        let db = super::open_database(path, CACHE_BYTES)?;
-        let broken = |error: Error| OpenError::Broken { path: path.to_owned(), why: error.to_string() };
+    pub fn open(files: &dyn Files, network: &str) -> Result<(Self, Found), OpenError> {
+        let db = files.database(files::LOG, CACHE_BYTES, false)?;
+        let path = files.path(files::LOG);
+        let broken = |error: Error| OpenError::Broken { path: path.clone(), why: error.to_string() };
         let meta = read_or_make_meta(&db, network).map_err(broken)?;
         if meta.format > FORMAT {
-            return Err(OpenError::Newer { path: path.to_owned(), found: meta.format, known: FORMAT });
+            return Err(OpenError::Newer { path, found: meta.format, known: FORMAT });
         }
         if meta.network != network {
-            let (path, found, wanted) = (path.to_owned(), meta.network, network.to_owned());
+            let (found, wanted) = (meta.network, network.to_owned());
             return Err(OpenError::Network { path, found, wanted });
         }
         let found = read_heads(&db).map_err(broken)?;
@@ -366,7 +367,7 @@ fn decode_head(origin: Origin, bytes: &[u8]) -> Option<(Head, StampRange)> {
 
 /// Makes the file say that a newer program wrote it.
 #[cfg(test)]
-pub(super) fn pretend_newer(path: &Path) {
+pub(super) fn pretend_newer(path: &std::path::Path) {
     let db = Database::open(path).expect("opens");
     let tx = db.begin_write().expect("begins");
     let newer = (FORMAT + 1).to_be_bytes();

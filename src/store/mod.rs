@@ -7,6 +7,7 @@
 //! Invariants: whoever commits is the only one to do so ([`Store::commit`] is called by the node's writer
 //! alone); [`Logs`] handed to readers list durable entries only; every record is checked on every read.
 
+pub mod files;
 pub mod index;
 pub mod listing;
 pub mod log;
@@ -22,6 +23,7 @@ use uuid::Uuid;
 use crate::chain::log::Logs;
 use crate::chain::message::Digest;
 use crate::chain::place::{Origin, Place};
+use files::{Directory, Files};
 use index::Index;
 use log::{Log, NewEntry};
 
@@ -110,21 +112,6 @@ storage_errors!(
     redb::SetDurabilityError
 );
 
-/// Opens a redb file, or makes it, and says in words why not.
-fn open_database(path: &Path, cache_bytes: usize) -> Result<redb::Database, OpenError> {
-    redb::Builder::new().set_cache_size(cache_bytes).create(path).map_err(|error| match error {
-        redb::DatabaseError::DatabaseAlreadyOpen => {
-            OpenError::InUse(path.parent().unwrap_or(path).to_owned())
-        }
-        redb::DatabaseError::Storage(redb::StorageError::Io(source))
-            if source.kind() != std::io::ErrorKind::InvalidData =>
-        {
-            OpenError::Directory { path: path.to_owned(), source }
-        }
-        other => OpenError::Broken { path: path.to_owned(), why: other.to_string() },
-    })
-}
-
 /// Where one copy of a message stands, and which content it has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Standing {
@@ -158,10 +145,16 @@ impl Store {
     pub fn open(dir: &Path, network: &str, now_ms: u64) -> Result<(Arc<Self>, Logs), OpenError> {
         let usable = |source| OpenError::Directory { path: dir.to_owned(), source };
         std::fs::create_dir_all(dir).map_err(usable)?;
-        let (log, found) = Log::open(&dir.join("log.redb"), network)?;
+        let opened = Self::open_in(&Directory(dir), network, now_ms)?;
         sync_directories(dir);
+        Ok(opened)
+    }
+
+    /// As [`Store::open`], wherever the files lie.
+    pub fn open_in(files: &dyn Files, network: &str, now_ms: u64) -> Result<(Arc<Self>, Logs), OpenError> {
+        let (log, found) = Log::open(files, network)?;
         let logs = Logs::restore(found, now_ms);
-        let index = Index::open(&dir.join("index.redb"), &log, &logs)?;
+        let index = Index::open(files, &log, &logs)?;
         Ok((Arc::new(Store { log, index }), logs))
     }
 

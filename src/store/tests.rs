@@ -280,6 +280,18 @@ fn a_store_refuses_what_is_not_its_own_in_words() {
 }
 
 #[test]
+fn a_store_that_was_being_made_when_the_power_failed_is_made_again() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    let unfinished = ["log.unfinished", "index.unfinished"].map(|name| dir.path().join(name));
+    for path in &unfinished {
+        std::fs::write(path, [0; 8192]).expect("writes");
+    }
+    Bench::open(dir.path()).send(&numbered(0..3));
+    assert_eq!(Bench::open(dir.path()).list(Filter::default(), None, false), texts(0..3));
+    assert!(unfinished.iter().all(|path| !path.exists()), "nothing is left lying about");
+}
+
+#[test]
 fn damaged_bytes_are_never_served() {
     let dir = tempfile::tempdir().expect("temp dir");
     let mut bench = Bench::open(dir.path());

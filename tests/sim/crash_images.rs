@@ -1,0 +1,191 @@
+//! Power failures between any two writes of a store, and what is there when it is opened again.
+//!
+//! A workload runs once on a disk that remembers every step. Then, for every step, the power fails there in four ways.
+//! The store must open on what is left, and hold everything that had been acknowledged, nothing that had not been
+//! attempted, each once, unchanged, in logs whose chains hold. The same while a store recovers.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use chatchain::chain::log::Logs;
+use chatchain::chain::message::{Content, Digest, Draft, Message};
+use chatchain::chain::place::{ChainHash, Origin};
+use chatchain::chain::record::{Kind, Record};
+use chatchain::store::Store;
+use chatchain::store::listing::{Filter, Listing};
+use chatchain::store::log::NewEntry;
+use uuid::Uuid;
+
+use crate::disk::{Dice, Disk, Platter, Step, Unsynced};
+
+const NOW: u64 = 1_700_000_000_000;
+/// Commits of the workload.
+const COMMITS: u64 = 300;
+/// Every so many cuts, the recovery is cut as well, at each of its own steps.
+const RECOVERY_EVERY: usize = 97;
+
+fn open(disk: &Disk) -> (Arc<Store>, Logs) {
+    Store::open_in(disk, "sim", NOW).expect("a store opens after a power failure")
+}
+
+fn message(number: u128) -> Message {
+    let text = format!("message {number} ").repeat(1 + usize::try_from(number % 23).expect("small"));
+    let (id, sender) = (Uuid::from_u128(number), format!("user{}", number % 5));
+    let draft = Draft { id, sender, recipient: "#room".into(), text, timestamp: None };
+    Message::new(draft).expect("valid")
+}
+
+/// Commits these messages in this process's own log, as the writer does.
+fn commit(disk: &Disk, store: &Store, logs: &mut Logs, numbers: &[u128], origin: u64) {
+    let mut entries = Vec::new();
+    for number in numbers {
+        let content = message(*number).encode();
+        let digest = Digest::of(&content);
+        let mint = || Origin(u128::from(origin).to_be_bytes());
+        let place = logs.assign(digest, NOW, mint);
+        let (origin, seq, stamp) = (place.origin, place.seq, place.stamp);
+        let record = Record { origin, seq, stamp, digest, kind: Kind::Message, content: &content }.encode();
+        let known = store.standings(Uuid::from_u128(*number)).expect("reads").into();
+        entries.push(NewEntry { place, hash: logs.vector().hash(origin), record, known });
+    }
+    disk.note(Step::Attempted(numbers.to_vec()));
+    store.commit(&entries, logs).expect("commits");
+    disk.note(Step::Acknowledged(numbers.to_vec()));
+}
+
+/// Commits of one to five messages; now and then the index is written, the store settles, or is opened anew.
+fn workload(seed: u64) -> Disk {
+    let disk = Disk::default();
+    let mut dice = Dice(seed);
+    let (mut store, mut logs) = open(&disk);
+    let (mut number, mut opened) = (0, 1);
+    for _ in 0..COMMITS {
+        let numbers: Vec<u128> = (0..=dice.roll() % 5)
+            .map(|_| {
+                number += 1;
+                number
+            })
+            .collect();
+        commit(&disk, &store, &mut logs, &numbers, opened);
+        if dice.one_in(20) {
+            while store.index_behind().expect("indexes") {}
+        }
+        if dice.one_in(30) {
+            store.settle().expect("settles");
+        }
+        if dice.one_in(60) {
+            drop(store);
+            opened += 1;
+            (store, logs) = open(&disk);
+        }
+    }
+    drop(store);
+    disk
+}
+
+/// What is known of a message at a cut: attempted, or also acknowledged.
+type Known = BTreeMap<u128, bool>;
+
+fn learn(known: &mut Known, step: &Step) {
+    match step {
+        Step::Attempted(numbers) => known.extend(numbers.iter().map(|number| (*number, false))),
+        Step::Acknowledged(numbers) => known.extend(numbers.iter().map(|number| (*number, true))),
+        Step::Write { .. } | Step::SetLen { .. } | Step::Sync { .. } | Step::Made { .. } => {}
+    }
+}
+
+/// Opens the store on what is left and holds it against what is known. Gives the steps of the recovery.
+fn check(disk: &Disk, known: &Known, what: &str) -> Vec<Step> {
+    let (store, logs) = open(disk);
+    let recovery = disk.steps();
+    let mut listing = Listing::new(store.clone(), Arc::new(logs.clone()), Filter::default(), None, false)
+        .expect("a listing starts");
+    let mut found = BTreeMap::new();
+    let mut chains: BTreeMap<Origin, ChainHash> = BTreeMap::new();
+    while !listing.is_done() {
+        for entry in listing.next_chunk(1_000).unwrap_or_else(|error| panic!("{what}: {error}")) {
+            let record = entry.record();
+            let content = Content::decode(record.content).expect("readable");
+            let number = content.id.as_u128();
+            assert_eq!(record.content, message(number).encode(), "{what}: message {number} has changed");
+            assert_eq!(found.insert(number, entry.place), None, "{what}: message {number} is there twice");
+            let hash = chains.entry(record.origin).or_insert_with(|| ChainHash::genesis(record.origin));
+            *hash = hash.next(record.seq, record.stamp, record.digest);
+        }
+    }
+    for (number, acknowledged) in known {
+        assert!(
+            !acknowledged || found.contains_key(number),
+            "{what}: message {number} was acknowledged, and is lost"
+        );
+    }
+    for (number, place) in &found {
+        assert!(known.contains_key(number), "{what}: message {number} was never attempted");
+        let standings = store.standings(Uuid::from_u128(*number)).expect("reads");
+        assert!(
+            standings.iter().map(|s| s.place).eq([*place]),
+            "{what}: the index knows {standings:?} of {number}"
+        );
+    }
+    for (origin, head) in logs.vector().iter() {
+        assert_eq!(chains.get(&origin), Some(&head.hash), "{what}: the chain of {origin} does not hold");
+    }
+    assert_eq!(store.counts().messages, found.len() as u64, "{what}: the count is wrong");
+    recovery
+}
+
+fn in_all_ways(cut: usize) -> [Unsynced; 4] {
+    let seed = cut as u64;
+    [Unsynced::Kept, Unsynced::Lost, Unsynced::Some(seed), Unsynced::Torn(seed)]
+}
+
+/// How many threads look at cuts side by side.
+fn threads() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+#[test]
+fn whatever_a_power_failure_leaves_what_was_acknowledged_is_there() {
+    let steps = workload(1).steps();
+    let share = threads();
+    std::thread::scope(|scope| {
+        for mine in 0..share {
+            let steps = &steps;
+            scope.spawn(move || {
+                let (mut platter, mut known) = (Platter::default(), Known::new());
+                for (cut, step) in steps.iter().enumerate() {
+                    if cut % share == mine {
+                        for unsynced in in_all_ways(cut) {
+                            let disk = platter.after_power_failure(unsynced);
+                            check(&disk, &known, &format!("cut at step {cut}, unsynced {unsynced:?}"));
+                        }
+                    }
+                    platter.take(step);
+                    learn(&mut known, step);
+                }
+            });
+        }
+    });
+}
+
+#[test]
+fn a_power_failure_during_recovery_is_no_worse() {
+    let steps = workload(2).steps();
+    let (mut platter, mut known) = (Platter::default(), Known::new());
+    for (cut, step) in steps.iter().enumerate() {
+        if cut % RECOVERY_EVERY == 0 {
+            for unsynced in in_all_ways(cut) {
+                let disk = platter.after_power_failure(unsynced);
+                let mut second = Platter::new(disk.bytes());
+                let recovery = check(&disk, &known, &format!("cut at step {cut}, unsynced {unsynced:?}"));
+                for (again, step) in recovery.iter().enumerate() {
+                    let what = format!("cut at step {cut}, unsynced {unsynced:?}, and again at step {again}");
+                    check(&second.after_power_failure(Unsynced::Torn(again as u64)), &known, &what);
+                    second.take(step);
+                }
+            }
+        }
+        platter.take(step);
+        learn(&mut known, step);
+    }
+}

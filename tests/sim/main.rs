@@ -1,0 +1,4 @@
+//! Simulations: the real core and the real store on machines that fail, from a seed, without sockets or real time.
+
+mod crash_images;
+mod disk;
