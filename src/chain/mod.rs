@@ -14,7 +14,7 @@ pub mod wire;
 
 /// Bytes as frozen fixtures have them.
 #[cfg(test)]
-fn hex(bytes: &[u8]) -> String {
+pub(crate) fn hex(bytes: &[u8]) -> String {
     use std::fmt::Write;
     bytes.iter().fold(String::new(), |mut out, byte| {
         write!(out, "{byte:02x}").expect("writing to memory does not fail");

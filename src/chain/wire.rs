@@ -352,6 +352,31 @@ mod tests {
         }
     }
 
+    /// Frozen: the bytes of protocol 1. May be added to, never changed.
+    #[test]
+    fn protocol_1_is_frozen() {
+        let head = Head { seq: 9, hash: ChainHash([5; 32]) };
+        let body = Body {
+            heads: Some(Heads { base: Some([6; 16]), changes: vec![(A, head)] }),
+            own: Some(A),
+            wants: vec![Range { origin: A, first: 3, last: 9 }],
+            runs: vec![Run { origin: A, before: head, records: Vec::new(), broken: None }],
+            ..Body::quiet(hello(), [7; 16])
+        };
+        assert_eq!(
+            crate::chain::hex(&body.encode()),
+            concat!(
+                "436853790001004878ca0425c739fa000203030303030303030303030303030303040404040404040404040404",
+                "040404040e3132372e302e302e313a383038330707070707070707070707070707070701000000490106060606",
+                "060606060606060606060606010101010101010101010101010101010000000000000009050505050505050505",
+                "050505050505050505050505050505050505050505050502000000100101010101010101010101010101010103",
+                "000000200101010101010101010101010101010100000000000000030000000000000009040000003801010101",
+                "010101010101010101010101000000000000000905050505050505050505050505050505050505050505050505",
+                "05050505050505"
+            )
+        );
+    }
+
     #[test]
     fn a_quiet_exchange_is_small() {
         assert!(2 * Body::quiet(hello(), [0; 16]).encode().len() <= 200);

@@ -382,3 +382,25 @@ pub(crate) fn overwrite(log: &Log, origin: Origin, seq: u64, bytes: &[u8]) {
     tx.open_table(log_table(&table_name(origin))).expect("opens").insert(seq, bytes).expect("inserts");
     tx.commit().expect("commits");
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Frozen: a row of `heads` in format 1. May be added to, never changed.
+    #[test]
+    fn a_row_of_heads_in_format_1_is_frozen() {
+        let (origin, head) = (Origin([7; 16]), Head { seq: 17, hash: ChainHash([5; 32]) });
+        let range = StampRange { first: Stamp(1), last: Stamp(2) };
+        let row = encode_head(origin, &head, range);
+        assert_eq!(decode_head(origin, &row), Some((head, range)));
+        assert_eq!(decode_head(Origin([8; 16]), &row), None, "a row belongs to its log");
+        assert_eq!(
+            crate::chain::hex(&row),
+            concat!(
+                "000000000000001105050505050505050505050505050505050505050505050505050505050505050000000000",
+                "00000100000000000000029d5f182fcdf0cb45"
+            )
+        );
+    }
+}
