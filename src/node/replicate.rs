@@ -16,7 +16,7 @@ use futures_util::stream::{self, StreamExt};
 use tokio_util::sync::CancellationToken;
 
 use super::Node;
-use super::inbox::{Admitted, WhyNot};
+use super::inbox::Admitted;
 use crate::api::error::{ErrorCode, Problem};
 use crate::api::media;
 use crate::api::query::refuse_any;
@@ -417,14 +417,7 @@ pub(super) async fn answer(node: &Node, mut request: Body, _bytes: Bytes) -> Res
     }
     if let Some(why) = admitted.iter().find_map(|admitted| admitted.not_stored) {
         node.mesh().close_door(&request, door);
-        let (code, detail) = match why {
-            WhyNot::Full => (ErrorCode::StorageFull, "the disk of this node is nearly full"),
-            WhyNot::Overloaded => (ErrorCode::Overloaded, "too many entries wait to be written"),
-            WhyNot::Failed | WhyNot::Conflict => {
-                (ErrorCode::StorageFailed, "this node cannot write to its disk")
-            }
-        };
-        return Err(Problem::new(code, detail));
+        return Err(why.into());
     }
     let logs = node.logs();
     let wants = within(&request.wants, logs.vector());

@@ -47,7 +47,7 @@ async fn one(node: &Node, message: Message) -> Result<Response, Problem> {
     let outcome = node.writer().send(vec![intake(&message)]).await.pop();
     let (place, duplicate) = match outcome.expect("one outcome per message") {
         Outcome::Stored { place, duplicate } => (place, duplicate),
-        Outcome::NotStored(why) => return Err(problem(why)),
+        Outcome::NotStored(why) => return Err(why.into()),
     };
     let content = message.encode();
     let content = Content::decode(&content).expect("was encoded just now");
@@ -78,7 +78,7 @@ async fn many(node: &Node, body: &[u8], key: Option<Uuid>) -> Result<Response, P
         match outcome {
             Outcome::Stored { duplicate: false, .. } => answer.accepted += 1,
             Outcome::Stored { duplicate: true, .. } => answer.duplicates += 1,
-            Outcome::NotStored(why) => answer.rejected.push(Rejected::new(number, problem(why))),
+            Outcome::NotStored(why) => answer.rejected.push(Rejected::new(number, why.into())),
         }
     }
     answer.rejected.sort_by_key(|rejected| rejected.line);
@@ -100,14 +100,16 @@ pub fn view<'a>(content: &Content<'a>, place: Place) -> MessageView<'a> {
     }
 }
 
-fn problem(why: WhyNot) -> Problem {
-    let (code, detail) = match why {
-        WhyNot::Conflict => {
-            (ErrorCode::IdConflict, "this id already stands for a message with other content")
-        }
-        WhyNot::Overloaded => (ErrorCode::Overloaded, "too many messages wait to be written"),
-        WhyNot::Full => (ErrorCode::StorageFull, "the disk of this node is nearly full"),
-        WhyNot::Failed => (ErrorCode::StorageFailed, "this node cannot write to its disk"),
-    };
-    Problem::new(code, detail)
+impl From<WhyNot> for Problem {
+    fn from(why: WhyNot) -> Self {
+        let (code, detail) = match why {
+            WhyNot::Conflict => {
+                (ErrorCode::IdConflict, "this id already stands for a message with other content")
+            }
+            WhyNot::Overloaded => (ErrorCode::Overloaded, "too many messages wait to be written"),
+            WhyNot::Full => (ErrorCode::StorageFull, "the disk of this node is nearly full"),
+            WhyNot::Failed => (ErrorCode::StorageFailed, "this node cannot write to its disk"),
+        };
+        Problem::new(code, detail)
+    }
 }
