@@ -28,8 +28,9 @@ use crate::api::{
     path,
 };
 
-/// A server on the same site accepts within milliseconds; one that does not is asked again later.
-const CONNECT_MAX: Duration = Duration::from_secs(1);
+/// A server on the same site accepts within milliseconds; one that does not is asked again later. Below a second, so that
+/// a client hears within one that none of several silent servers is there.
+const CONNECT_MAX: Duration = Duration::from_millis(800);
 /// Less than the 5 s after which a server closes an idle connection, so that it does not close one in use.
 const IDLE_MAX: Duration = Duration::from_secs(4);
 /// Idle connections kept per server; further ones are closed when their request is done.
