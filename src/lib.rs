@@ -10,6 +10,7 @@
 //! |---|---|---|
 //! | [`chain`] | messages, stamps, logs, vectors, the exchange: pure | files, sockets, clocks, randomness |
 //! | [`store`] | two redb files: the logs, and what is derived from them | HTTP, tokio |
+//! | [`replica`] | one store and its logs: decide, commit, exchange, mend | threads, sockets, clocks |
 //! | [`api`] | the HTTP contract: bodies, queries, error codes | who serves or sends them |
 //! | [`client`] | asking servers, one or many | the store |
 //! | [`serve`] | accepting connections, bounds, refusals | messages beyond their size |
@@ -19,15 +20,15 @@
 //! | [`cli`], [`config`] | what was typed, and what it comes to | anything that runs |
 //! | [`output`] | all printing | where it came from |
 //!
-//! Imports run one way: commands → client → api → chain; node → client, serve, store → chain; proxy → client,
+//! Imports run one way: commands → client → api → chain; node → client, serve, replica → store → chain; proxy → client,
 //! serve, api. A test (`tests/it/tidy.rs`) holds the sources to it.
 //!
 //! # The four flows
 //!
-//! 1. **A send**: `node/http` → `node/send` (checked message) → `node/inbox` → `node/writer` (decide, commit, move the
-//!    signal, answer) → `chain/log` and `store/log` → back to `node/send`.
-//! 2. **An exchange**: `node/replicate` wakes → `chain/sync` plans → `store/log` reads → `chain/wire` → the peer's
-//!    `node/replicate` → its writer → its answer, and the same way back.
+//! 1. **A send**: `node/http` → `node/send` (checked message) → `node/inbox` → `node/writer` (a batch; move the signal,
+//!    answer) → `replica/pen` (decide, commit) → `chain/log` and `store/log` → back to `node/send`.
+//! 2. **An exchange**: `node/replicate` wakes → `replica/exchange` and `chain/sync` plan → `store/log` reads →
+//!    `chain/wire` → the peer's `node/replicate` → its writer → its answer, and the same way back.
 //! 3. **Through the proxy**: `proxy/run` → `proxy/upstreams` (which node next) → `proxy/forward` → `client` → a node.
 //! 4. **A command**: `main` → `cli` → `config` → `commands/*` → `client` → `output`.
 //!
@@ -49,5 +50,6 @@ pub mod config;
 pub mod node;
 pub mod output;
 pub mod proxy;
+pub mod replica;
 pub mod serve;
 pub mod store;

@@ -3,8 +3,8 @@
 //! [`Logs`] is what a store knows of every log: its head and its range of stamps, and which origin this
 //! process may append to. It never continues a log it finds: [`Logs::assign`] appends only to an origin that
 //! was minted since the store was opened. So a restored backup, a rolled-back disk or a copied directory can
-//! never use a position twice. A clone is cheap, so a batch is decided on a clone and thrown away if its
-//! commit fails.
+//! never use a position twice. A log that is cut ends before its cut for ever; what it had from there on stands in
+//! branches. A clone is cheap, so a batch is decided on a clone and thrown away if its commit fails.
 
 use super::clock::{Clock, Stamp};
 use super::message::Digest;
@@ -24,11 +24,24 @@ pub struct StampRange {
     pub last: Stamp,
 }
 
+/// What a store holds when it is opened.
+#[derive(Debug, Clone, Default)]
+pub struct Found {
+    /// Its logs, each without gaps from entry 1 to its head.
+    pub heads: Vec<(Origin, Head, StampRange)>,
+    /// Where logs are cut.
+    pub cuts: Vec<(Origin, u64)>,
+    /// Logs of which it also holds entries behind a gap, up to this seq.
+    pub loose: Vec<(Origin, u64)>,
+}
+
 /// All logs of one store. See the head of this file.
 #[derive(Debug, Clone, Default)]
 pub struct Logs {
     vector: Vector,
     stamps: imbl::OrdMap<Origin, StampRange>,
+    /// Logs with entries behind a gap, up to where. They are in no vector and in no listing until the gap is filled.
+    loose: imbl::OrdMap<Origin, u64>,
     clock: Clock,
     own: Option<Origin>,
 }
@@ -60,12 +73,16 @@ pub enum Refused {
 
 impl Logs {
     /// What was found in a store. Nothing of it will be appended to.
-    pub fn restore(found: impl IntoIterator<Item = (Origin, Head, StampRange)>, now_ms: u64) -> Self {
-        let mut logs = Logs::default();
-        for (origin, head, range) in found {
+    pub fn restore(found: Found, now_ms: u64) -> Self {
+        let mut logs = Logs { loose: found.loose.into_iter().collect(), ..Logs::default() };
+        for (origin, head, range) in found.heads {
             logs.vector.insert(origin, head);
             logs.stamps.insert(origin, range);
             logs.clock.adopt(range.last, now_ms);
+        }
+        for (origin, seq) in found.cuts {
+            let head = logs.vector.get(origin).copied();
+            logs.vector.cut(origin, seq, head);
         }
         logs
     }
@@ -88,8 +105,8 @@ impl Logs {
     /// If it continues our own log, somebody else appends to it too (this machine was cloned while it ran): we leave it.
     pub fn admit(&mut self, record: &Record<'_>, now_ms: u64) -> Result<bool, Refused> {
         let head = self.vector.seq(record.origin);
-        if record.seq <= head {
-            return Ok(false);
+        if record.seq <= head || record.seq > self.vector.limit(record.origin) {
+            return Ok(false); // behind a cut nothing is news: what was there stands in a branch
         }
         if record.seq != head + 1 {
             return Err(Refused::Gap { head, got: record.seq });
@@ -102,10 +119,31 @@ impl Logs {
         }
         self.clock.adopt(record.stamp, now_ms);
         self.append(Place { stamp: record.stamp, origin: record.origin, seq: record.seq }, record.digest);
-        if self.own == Some(record.origin) {
-            self.leave_own();
-        }
+        self.leave(record.origin);
         Ok(true)
+    }
+
+    /// Cuts a log: `before` is the entry before the cut, as its head and its stamp. The caller has seen to it that what
+    /// the log had from there on stands in branches.
+    pub fn cut(&mut self, origin: Origin, seq: u64, before: Option<(Head, Stamp)>) {
+        self.vector.cut(origin, seq, before.map(|(head, _)| head));
+        if let Some(last) = self.loose.remove(&origin)
+            && seq > self.vector.seq(origin) + 2
+        {
+            self.loose.insert(origin, last.min(seq - 1)); // what lies between the gap and the cut
+        }
+        match (before, self.stamps.get(&origin).copied()) {
+            (Some((_, last)), Some(range)) => self.stamps.insert(origin, StampRange { last, ..range }),
+            _ => self.stamps.remove(&origin),
+        };
+        self.leave(origin);
+    }
+
+    /// Puts an entry that is moved at the end of its branch, where its new place says.
+    pub fn append_moved(&mut self, place: Place, digest: Digest) {
+        assert_eq!(place.seq, self.vector.seq(place.origin) + 1, "a branch has no gaps either");
+        self.append(place, digest);
+        self.leave(place.origin);
     }
 
     fn append(&mut self, place: Place, digest: Digest) {
@@ -119,6 +157,16 @@ impl Logs {
     /// The heads of all logs.
     pub fn vector(&self) -> &Vector {
         &self.vector
+    }
+
+    /// Whether an entry is within its log. What the store has beside that was cut off, or is behind a gap.
+    pub fn covers(&self, place: Place) -> bool {
+        place.seq <= self.vector.seq(place.origin)
+    }
+
+    /// A log's last entry, as its head and its stamp.
+    pub fn last(&self, origin: Origin) -> Option<(Head, Stamp)> {
+        Some((*self.vector.get(origin)?, self.stamps.get(&origin)?.last))
     }
 
     /// The stamps of a log, if it has entries.
@@ -136,9 +184,32 @@ impl Logs {
         self.own
     }
 
-    /// Leaves the own log: the next message begins another. For when what the store holds is in doubt.
+    /// If this is the own log, leaves it: the next message begins another. For when somebody else appends to it, or
+    /// what the store holds of it is in doubt.
+    pub fn leave(&mut self, origin: Origin) {
+        if self.own == Some(origin) {
+            self.own = None;
+        }
+    }
+
+    /// Leaves the own log, whichever it is.
     pub fn leave_own(&mut self) {
         self.own = None;
+    }
+
+    /// Logs of which entries are held behind a gap, and up to where.
+    pub fn loose(&self) -> impl Iterator<Item = (Origin, u64)> + '_ {
+        self.loose.iter().map(|(origin, last)| (*origin, *last))
+    }
+
+    /// Up to where entries of a log are held behind a gap.
+    pub fn loose_until(&self, origin: Origin) -> Option<u64> {
+        self.loose.get(&origin).copied()
+    }
+
+    /// Nothing of a log is behind a gap any more.
+    pub fn no_longer_loose(&mut self, origin: Origin) {
+        self.loose.remove(&origin);
     }
 }
 
@@ -161,8 +232,8 @@ mod tests {
     fn a_log_that_was_found_is_never_continued() {
         let mut before = Logs::default();
         before.assign(Digest::of(b"x"), NOW, || A);
-        let found = [(A, *before.vector().get(A).expect("has A"), before.stamps(A).expect("has A"))];
-        let mut after = Logs::restore(found, NOW);
+        let heads = vec![(A, *before.vector().get(A).expect("has A"), before.stamps(A).expect("has A"))];
+        let mut after = Logs::restore(Found { heads, ..Found::default() }, NOW);
         let place = after.assign(Digest::of(b"y"), NOW, || B);
         assert_eq!((place.origin, place.seq), (B, 1));
         assert!(place.stamp > after.stamps(A).expect("has A").last, "found stamps are adopted");
@@ -194,6 +265,20 @@ mod tests {
         let forged = Record { digest: Digest::of(b"other"), ..record(A, 2, 10) };
         assert_eq!(logs.admit(&forged, NOW), Err(Refused::Digest(2)));
         assert_eq!(logs.vector().seq(A), 1);
+    }
+
+    #[test]
+    fn behind_a_cut_nothing_enters_and_its_own_process_leaves_it() {
+        let mut logs = Logs::default();
+        let first = logs.assign(Digest::of(b"x"), NOW, || A);
+        let head = *logs.vector().get(A).expect("has A");
+        logs.assign(Digest::of(b"x"), NOW, || A);
+        logs.cut(A, 2, Some((head, first.stamp)));
+        assert_eq!((logs.vector().seq(A), logs.stamps(A).expect("has A").last), (1, first.stamp));
+        assert_eq!(logs.admit(&record(A, 2, u64::MAX), NOW), Ok(false));
+        assert_eq!(logs.assign(Digest::of(b"x"), NOW, || B).origin, B);
+        logs.cut(A, 1, None);
+        assert_eq!((logs.vector().get(A), logs.stamps(A)), (None, None));
     }
 
     #[test]

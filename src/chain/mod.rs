@@ -4,6 +4,7 @@
 //! arguments. That is what makes it possible to test it with a seed.
 
 pub mod clock;
+pub mod fork;
 pub mod log;
 pub mod message;
 pub mod place;

@@ -12,6 +12,20 @@ use super::message::Digest;
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Origin(pub [u8; 16]);
 
+impl Origin {
+    /// The name of the branch that begins with an entry which stood at `first`: a hash of that place and its digest,
+    /// so that all who hold the same entries agree on it without talking.
+    pub fn branch(first: Place, digest: Digest) -> Self {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(b"chatchain branch 1");
+        hasher.update(&first.stamp.0.to_be_bytes());
+        hasher.update(&first.origin.0);
+        hasher.update(&first.seq.to_be_bytes());
+        hasher.update(&digest.0);
+        Origin(*hasher.finalize().as_bytes().first_chunk().expect("32 bytes have 16"))
+    }
+}
+
 impl fmt::Display for Origin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         uuid::Uuid::from_bytes(self.0).hyphenated().fmt(f)

@@ -41,19 +41,17 @@ impl Rounds {
     }
 }
 
-/// Logs in which `left` has more than `right`, with both heads' seqs.
-fn ahead(left: &Vector, right: &Vector) -> Vec<(Origin, u64, u64)> {
-    let changes = left.changes_since(right).into_iter();
-    changes
-        .map(|(origin, head)| (origin, head.seq, right.seq(origin)))
-        .filter(|(_, left, right)| left > right)
-        .collect()
+/// Logs of which both hold the same length with other content, and that length.
+pub fn forks(mine: &Vector, theirs: &Vector) -> Vec<(Origin, u64)> {
+    let changes = theirs.changes_since(mine).into_iter();
+    let forked = changes.filter(|(origin, head)| mine.seq(*origin) == head.seq);
+    forked.map(|(origin, head)| (origin, head.seq)).collect()
 }
 
-/// Logs of which both hold the same length with other content, as far as known.
-pub fn forks(mine: &Vector, theirs: &Vector) -> Vec<Origin> {
-    let changes = theirs.changes_since(mine).into_iter();
-    changes.filter(|(origin, head)| mine.seq(*origin) == head.seq).map(|(origin, _)| origin).collect()
+/// Cuts that a peer knows and we do not, or that lie before ours.
+pub fn new_cuts(mine: &Vector, theirs: &Vector) -> Vec<(Origin, u64)> {
+    let cuts = theirs.cuts_since(mine).into_iter();
+    cuts.filter(|(origin, seq)| mine.cut_of(*origin).is_none_or(|mine| *seq < mine)).collect()
 }
 
 /// A peer's store as of one opening.
@@ -112,12 +110,8 @@ impl Link {
         leave: impl Fn(Origin) -> bool,
     ) -> Plan {
         let heads = match &self.told {
-            None => Some(Heads { base: None, changes: mine.iter().collect() }),
-            Some(told) => {
-                let changes = mine.changes_since(told);
-                let base = || Some(short(told.digest()));
-                (!changes.is_empty()).then(|| Heads { base: base(), changes })
-            }
+            None => Some(Heads::all(mine)),
+            Some(told) => Heads::since(mine, told),
         };
         let mut plan = Plan {
             mine: mine.clone(),
@@ -127,7 +121,7 @@ impl Link {
             need_full: self.need_full,
         };
         let Some(theirs) = &self.theirs else { return plan };
-        let (they_lack, we_lack) = (ahead(mine, theirs), ahead(theirs, mine));
+        let (they_lack, we_lack) = (mine.leads(theirs), theirs.leads(mine));
         if on_timer {
             self.they_lack.count(they_lack.iter().map(|(origin, _, theirs)| (*origin, *theirs)));
             self.we_lack.count(we_lack.iter().map(|(origin, _, mine)| (*origin, *mine)));
@@ -188,10 +182,16 @@ fn apply(heads: &Heads, known: Option<&Vector>, digest: ShortDigest) -> Option<V
         (Some(base), Some(known)) if base == short(known.digest()) => known.clone(),
         (Some(_), _) => return None,
     };
+    for (origin, seq) in &heads.cuts {
+        // Unless the log is cut at its first entry, the head that is left comes with the other heads.
+        let before = vector.get(*origin).copied().filter(|_| *seq > 1);
+        vector.cut(*origin, *seq, before);
+    }
     for (origin, head) in &heads.changes {
         vector.insert(*origin, *head);
     }
-    (short(vector.digest()) == digest).then_some(vector)
+    let is_cut = |(origin, seq): (Origin, u64)| vector.seq(origin) < seq;
+    (short(vector.digest()) == digest && heads.cuts.iter().copied().all(is_cut)).then_some(vector)
 }
 
 /// The answering side of exchanges with one opening of one peer's store.
@@ -220,12 +220,8 @@ impl Door {
         reply.need_full = self.theirs.is_none();
         if reply.digest != request.digest || request.need_full {
             reply.heads = match &self.told {
-                None => Some(Heads { base: None, changes: mine.iter().collect() }),
-                Some(told) => {
-                    let changes = mine.changes_since(told);
-                    let base = Some(short(told.digest()));
-                    (!changes.is_empty()).then_some(Heads { base, changes })
-                }
+                None => Some(Heads::all(mine)),
+                Some(told) => Heads::since(mine, told),
             };
         }
         self.told = Some(mine.clone());

@@ -8,7 +8,7 @@ use bytes::Bytes;
 
 use super::place::{ChainHash, Origin};
 use super::record::{NotARecord, Record};
-use super::vector::{Head, VectorDigest};
+use super::vector::{Head, Vector, VectorDigest};
 
 /// The newest protocol this program speaks; another one is refused.
 pub const PROTOCOL: u16 = 1;
@@ -23,6 +23,7 @@ const HEADS: u8 = 1;
 const OWN: u8 = 2;
 const WANTS: u8 = 3;
 const RUN: u8 = 4;
+const CUTS: u8 = 5;
 
 /// Who speaks. In every message.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -61,6 +62,24 @@ pub struct Heads {
     pub base: Option<ShortDigest>,
     /// The heads.
     pub changes: Vec<(Origin, Head)>,
+    /// The cuts, all or those that changed, as the heads.
+    pub cuts: Vec<(Origin, u64)>,
+}
+
+impl Heads {
+    /// All of a vector.
+    pub fn all(mine: &Vector) -> Self {
+        Heads { base: None, changes: mine.iter().collect(), cuts: mine.cuts().collect() }
+    }
+
+    /// What changed since `told`; `None` if nothing did.
+    pub fn since(mine: &Vector, told: &Vector) -> Option<Self> {
+        let (changes, cuts) = (mine.changes_since(told), mine.cuts_since(told));
+        if changes.is_empty() && cuts.is_empty() {
+            return None;
+        }
+        Some(Heads { base: Some(short(told.digest())), changes, cuts })
+    }
 }
 
 /// Entries `first..=last` of a log.
@@ -161,6 +180,14 @@ impl Body {
                     put_head(out, head);
                 }
             });
+            if !heads.cuts.is_empty() {
+                section(&mut out, CUTS, |out| {
+                    for (origin, seq) in &heads.cuts {
+                        out.extend_from_slice(&origin.0);
+                        out.extend_from_slice(&seq.to_be_bytes());
+                    }
+                });
+            }
         }
         if let Some(own) = self.own {
             section(&mut out, OWN, |out| out.extend_from_slice(&own.0));
@@ -211,6 +238,7 @@ impl Body {
                 OWN => body.own = Some(Origin(section.whole()?)),
                 WANTS => body.wants = section.wants()?,
                 RUN => body.runs.push(section.run(bytes)?),
+                CUTS => body.heads.as_mut().ok_or(Malformed::Layout)?.cuts = section.cuts()?,
                 _ => {} // of a newer program that can do without an answer to it
             }
         }
@@ -268,7 +296,19 @@ impl<'a> Reader<'a> {
             }
             changes.push((origin, head));
         }
-        Ok(Heads { base: (has_base == 1).then_some(base), changes })
+        Ok(Heads { base: (has_base == 1).then_some(base), changes, cuts: Vec::new() })
+    }
+
+    fn cuts(mut self) -> Result<Vec<(Origin, u64)>, Malformed> {
+        let mut cuts = Vec::with_capacity(self.0.len() / 24);
+        while !self.0.is_empty() {
+            let (origin, seq) = (Origin(self.take()?), u64::from_be_bytes(self.take()?));
+            if seq == 0 {
+                return Err(Malformed::Layout);
+            }
+            cuts.push((origin, seq));
+        }
+        Ok(cuts)
     }
 
     fn wants(mut self) -> Result<Vec<Range>, Malformed> {
@@ -337,7 +377,7 @@ mod tests {
         Body {
             need_full: true,
             more: true,
-            heads: Some(Heads { base: Some([6; 16]), changes: vec![(A, head(9))] }),
+            heads: Some(Heads { base: Some([6; 16]), changes: vec![(A, head(9))], cuts: vec![(A, 10)] }),
             own: Some(A),
             wants: vec![Range { origin: A, first: 3, last: 9 }],
             runs: vec![Run { origin: A, before: head(6), records: vec![record(7), record(8)], broken: None }],
@@ -357,7 +397,7 @@ mod tests {
     fn protocol_1_is_frozen() {
         let head = Head { seq: 9, hash: ChainHash([5; 32]) };
         let body = Body {
-            heads: Some(Heads { base: Some([6; 16]), changes: vec![(A, head)] }),
+            heads: Some(Heads { base: Some([6; 16]), changes: vec![(A, head)], cuts: Vec::new() }),
             own: Some(A),
             wants: vec![Range { origin: A, first: 3, last: 9 }],
             runs: vec![Run { origin: A, before: head, records: Vec::new(), broken: None }],

@@ -45,7 +45,9 @@ pub async fn get_one(
     let id = query::path_id(uri.path())?;
     let reading = node.clone();
     blocking(node.readers(), move || {
-        let Some(first) = reading.store().first_standing(id)? else { return Err(not_found(id)) };
+        let Some(first) = reading.store().first_standing(id, &reading.logs())? else {
+            return Err(not_found(id));
+        };
         let entry = reading.store().log().read()?.get(first.place.origin, first.place.seq)?;
         let record = entry.record();
         let content = Content::decode(record.content).map_err(|_| not_found(id))?;
@@ -119,7 +121,9 @@ fn anchors(node: &Node, query: &ListQuery) -> Result<(Option<Place>, Option<Plac
 
 fn place_of(node: &Node, mark: Mark) -> Result<Place, Problem> {
     match mark {
-        Mark::Id(id) => Ok(node.store().first_standing(id)?.ok_or_else(|| not_found(id))?.place),
+        Mark::Id(id) => {
+            Ok(node.store().first_standing(id, &node.logs())?.ok_or_else(|| not_found(id))?.place)
+        }
         Mark::Entry(origin, seq) => {
             let origin = Origin(origin.into_bytes());
             if !(1..=node.logs().vector().seq(origin)).contains(&seq) {

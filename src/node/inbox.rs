@@ -10,12 +10,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::oneshot;
-use uuid::Uuid;
 
-use crate::chain::log;
-use crate::chain::message::Digest;
-use crate::chain::place::Place;
-use crate::chain::vector::Head;
+use crate::replica::jobs::{Admit, Admitted, Care, Intake, Outcome};
 
 /// Messages of clients that may wait. At the bound a send is answered `overloaded`.
 const CLIENT_COUNT_MAX: usize = 65_536;
@@ -23,21 +19,12 @@ const CLIENT_COUNT_MAX: usize = 65_536;
 const CLIENT_BYTES_MAX: usize = 64 << 20;
 /// Runs of peers that may wait. At the bound an exchange is answered `overloaded` and its peer backs off.
 const PEER_RUNS_MAX: usize = 1_024;
+/// Cuts and repairs that may wait. At the bound they are found again with a later exchange.
+const CARE_COUNT_MAX: usize = 1_024;
 /// Bytes in one commit, unless a single job is larger. Larger batches save few fsyncs and add latency.
 const COMMIT_BYTES_MAX: usize = 2 << 20;
 /// What clients may take of a commit while peers wait: peers get at least a quarter.
 const COMMIT_CLIENT_BYTES_MAX: usize = COMMIT_BYTES_MAX / 4 * 3;
-
-/// A checked message, ready to be written.
-#[derive(Debug)]
-pub struct Intake {
-    /// Its id.
-    pub id: Uuid,
-    /// Digest of `content`.
-    pub digest: Digest,
-    /// The content bytes.
-    pub content: Vec<u8>,
-}
 
 /// Messages of one request.
 #[derive(Debug)]
@@ -48,60 +35,29 @@ pub struct SendJob {
     pub reply: oneshot::Sender<Vec<Outcome>>,
 }
 
-/// Records of one log from a peer, as they came.
+/// A run of a peer.
 #[derive(Debug)]
 pub struct AdmitJob {
-    /// The peer's head just before the first record: ours must have the same hash there.
-    pub before: Head,
-    /// The head that the peer claims for this log; checked if the records reach it.
-    pub claimed: Option<Head>,
-    /// The records, ascending; each checked.
-    pub records: Vec<Bytes>,
-    /// Gets what became of them.
+    /// The run.
+    pub admit: Admit,
+    /// Gets what became of it.
     pub reply: oneshot::Sender<Admitted>,
 }
 
-/// What became of a client's message.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Outcome {
-    /// It is on disk here; `place` is that of its earliest copy.
-    Stored {
-        /// Where it stands.
-        place: Place,
-        /// It was there before.
-        duplicate: bool,
-    },
-    /// Nothing was stored.
-    NotStored(WhyNot),
-}
-
-/// Why a message or a run was not stored.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum WhyNot {
-    /// The id stands for other content here.
-    Conflict,
-    /// Too much waits already.
-    Overloaded,
-    /// The disk is nearly full.
-    Full,
-    /// A write or fsync failed, or the node is stopping.
-    Failed,
-}
-
-/// What became of a peer's records.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Admitted {
-    /// Entries that are now on disk and were not before.
-    pub new: u64,
-    /// Why the rest of the run was refused, if it was.
-    pub refused: Option<log::Refused>,
-    /// Why nothing of it could be stored.
-    pub not_stored: Option<WhyNot>,
+/// What keeps logs whole.
+#[derive(Debug)]
+pub struct CareJob {
+    /// What is to be done.
+    pub care: Care,
+    /// Hears when it is begun, and done if it is small.
+    pub reply: oneshot::Sender<()>,
 }
 
 /// What one commit will hold.
 #[derive(Debug, Default)]
 pub struct Batch {
+    /// What keeps logs whole.
+    pub care: Vec<CareJob>,
     /// Of clients.
     pub sends: Vec<SendJob>,
     /// Of peers.
@@ -134,6 +90,7 @@ struct Queues {
     send_count: usize,
     send_bytes: usize,
     admits: VecDeque<AdmitJob>,
+    care: VecDeque<CareJob>,
     stopped: bool,
 }
 
@@ -149,7 +106,7 @@ fn send_bytes(job: &SendJob) -> usize {
 }
 
 fn admit_bytes(job: &AdmitJob) -> usize {
-    job.records.iter().map(Bytes::len).sum()
+    job.admit.records.iter().map(Bytes::len).sum()
 }
 
 impl Inbox {
@@ -193,6 +150,21 @@ impl Inbox {
         Ok(())
     }
 
+    /// Takes in what keeps logs whole.
+    pub fn push_care(&self, job: CareJob) -> Result<(), Refused> {
+        let mut queues = self.lock();
+        if queues.stopped {
+            return Err(Refused::Stopped);
+        }
+        if queues.care.len() >= CARE_COUNT_MAX {
+            return Err(Refused::Full);
+        }
+        queues.care.push_back(job);
+        drop(queues);
+        self.wake.notify_one();
+        Ok(())
+    }
+
     /// No more is taken in; what waits is still written.
     pub fn stop(&self) {
         self.lock().stopped = true;
@@ -201,12 +173,12 @@ impl Inbox {
 
     /// Waits for work, at most `idle` long.
     pub fn next(&self, idle: Duration) -> Next {
-        let nothing =
-            |queues: &mut Queues| queues.sends.is_empty() && queues.admits.is_empty() && !queues.stopped;
+        let nothing = |queues: &mut Queues| queues.is_empty() && !queues.stopped;
         let waited = self.wake.wait_timeout_while(self.lock(), idle, nothing);
         let (mut queues, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        let is_empty = queues.is_empty();
         let batch = queues.take();
-        match (batch.sends.is_empty() && batch.admits.is_empty(), queues.stopped) {
+        match (is_empty, queues.stopped) {
             (false, _) => Next::Batch(batch),
             (true, true) => Next::Stopped,
             (true, false) => Next::Idle,
@@ -215,8 +187,12 @@ impl Inbox {
 }
 
 impl Queues {
+    fn is_empty(&self) -> bool {
+        self.sends.is_empty() && self.admits.is_empty() && self.care.is_empty()
+    }
+
     fn take(&mut self) -> Batch {
-        let mut batch = Batch::default();
+        let mut batch = Batch { care: self.care.drain(..).collect(), ..Batch::default() };
         let client_bytes_max =
             if self.admits.is_empty() { COMMIT_BYTES_MAX } else { COMMIT_CLIENT_BYTES_MAX };
         let mut bytes = 0;
@@ -242,7 +218,10 @@ impl Queues {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::chain::message::Digest;
     use crate::chain::place::ChainHash;
+    use crate::chain::vector::Head;
+    use uuid::Uuid;
 
     fn send(bytes: usize) -> SendJob {
         let intake = Intake { id: Uuid::nil(), digest: Digest([0; 32]), content: vec![0; bytes] };
@@ -251,7 +230,8 @@ mod tests {
 
     fn admit(bytes: usize) -> AdmitJob {
         let before = Head { seq: 0, hash: ChainHash([0; 32]) };
-        AdmitJob { before, claimed: None, records: vec![vec![0; bytes].into()], reply: oneshot::channel().0 }
+        let admit = Admit { before, claimed: None, records: vec![vec![0; bytes].into()] };
+        AdmitJob { admit, reply: oneshot::channel().0 }
     }
 
     #[track_caller]

@@ -15,9 +15,10 @@ use crate::api::time::Time;
 use crate::chain::place::{Origin, Place};
 use crate::chain::sync::Door;
 use crate::chain::vector::Vector;
-use crate::chain::wire::{Body, Hello};
+use crate::chain::wire::{Body, Hello, Range};
 use crate::client::Client;
 use crate::config::NodeConfig;
+use crate::replica::heal::Heal;
 
 /// Stores that may have a door here at the same time. At the bound the one unused for longest is closed,
 /// which costs its peer one full vector.
@@ -48,6 +49,7 @@ pub struct Mesh {
     /// When this process began to serve.
     pub started: Instant,
     book: Mutex<Book>,
+    heal: Mutex<Heal>,
 }
 
 #[derive(Default)]
@@ -153,7 +155,7 @@ impl Mesh {
         let peers =
             config.peers.iter().map(|peer| Peer::new(peer.addr.clone(), true, peer.node_id)).collect();
         let book = Mutex::new(Book { peers, ..Book::default() });
-        Mesh { hello, client: Client::new(), started: Instant::now(), book }
+        Mesh { hello, client: Client::new(), started: Instant::now(), book, heal: Mutex::default() }
     }
 
     /// How many peers are asked: the configured ones, by index.
@@ -271,6 +273,28 @@ impl Mesh {
         lock(&self.book).claims.retain(|_, (holder, since)| *holder != index && since.elapsed() < CLAIM);
     }
 
+    /// Milliseconds since this process began to serve: a clock that only goes forward.
+    pub fn running_ms(&self) -> u64 {
+        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// Damaged entries that a peer with this vector may have whole.
+    pub fn mends(&self, node: &super::Node, theirs: Option<&Vector>) -> Vec<Range> {
+        let wounds = node.store().log().wounds();
+        if wounds.count() == 0 {
+            return Vec::new();
+        }
+        let logs = node.logs();
+        let mut heal = self.heal();
+        heal.look(wounds, &logs, self.running_ms());
+        heal.ranges(logs.vector(), theirs)
+    }
+
+    /// What is done about damage here.
+    pub fn heal(&self) -> MutexGuard<'_, Heal> {
+        self.heal.lock().unwrap_or_else(PoisonError::into_inner) // each change of it is complete
+    }
+
     /// A log of which a peer has other content than we.
     pub fn forked(&self, origin: Origin, peer: &str) {
         let mut book = lock(&self.book);
@@ -363,7 +387,8 @@ mod tests {
         let head = Head { seq: 1, hash: ChainHash([1; 32]) };
         let name = |n: u32| Origin([n.to_be_bytes(); 4].concat().try_into().expect("16 bytes"));
         let count = u32::try_from(DOOR_HEADS_MAX / 8).expect("fits");
-        let heads = Heads { base: None, changes: (0..count).map(|n| (name(n), head)).collect() };
+        let heads =
+            Heads { base: None, changes: (0..count).map(|n| (name(n), head)).collect(), cuts: Vec::new() };
         let mut vector = Vector::default();
         heads.changes.iter().for_each(|(origin, head)| vector.insert(*origin, *head));
         let hello = Hello {

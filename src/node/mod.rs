@@ -4,7 +4,6 @@
 //! everything in order. The three flows here: a send goes http -> send -> writer -> store and back; a read goes
 //! http -> history -> store; an exchange goes replicate -> chain::sync -> writer.
 
-mod draft;
 mod history;
 mod http;
 mod inbox;

@@ -4,7 +4,6 @@
 //! this node's own log grew, when the peer spoke to us, or by a jittered timer; so pushing and comparing are
 //! one loop with two reasons. Nothing here holds up a send.
 
-use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use axum::body::Body as HttpBody;
@@ -16,26 +15,20 @@ use futures_util::stream::{self, StreamExt};
 use tokio_util::sync::CancellationToken;
 
 use super::Node;
-use super::inbox::Admitted;
 use crate::api::error::{ErrorCode, Problem};
 use crate::api::media;
 use crate::api::query::refuse_any;
-use crate::chain::log::{Logs, Refused};
+use crate::chain::log::Refused;
 use crate::chain::place::Origin;
-use crate::chain::record::Record;
-use crate::chain::sync::{self, Link, Next, Plan};
-use crate::chain::vector::{Head, Vector};
-use crate::chain::wire::{Body, Malformed, Range, Run, short};
+use crate::chain::sync::Next;
+use crate::chain::vector::Vector;
+use crate::chain::wire::{Body, Malformed, Run};
+use crate::replica::exchange::{self, Exchange, Heard, Occasion, ReadRuns, Wanted};
+use crate::replica::jobs::{Admit, Admitted, Care};
 use crate::serve;
-use crate::store::log::Most;
-use crate::store::{Error, Store};
 
-/// Records in one message of an exchange. What does not fit goes with the next.
-const RUN_BYTES_MAX: usize = 4 << 20;
 /// A request longer than this is refused; ours stay well below.
 const BODY_BYTES_MAX: usize = 8 << 20;
-/// Records handed to the writer at once, so that clients' commits come between those of a long catch-up.
-const PIECE_COUNT: usize = 1_000;
 /// Pieces of one exchange that wait for the writer at the same time. At the bound the next ones wait here: thousands of
 /// short logs must not fill the inbox, where several peers have room beside each other.
 const PIECES_WAITING_MAX: usize = 128;
@@ -49,9 +42,6 @@ const BACK_OFF_MAX: Duration = Duration::from_secs(30);
 const BACK_OFF_MIN: Duration = Duration::from_millis(250);
 /// Exchanges in a row that may bring nothing before the peer counts as failing.
 const IDLE_ROUNDS_MAX: u32 = 8;
-/// A log refused on a link, by us or by the peer, rests there for this long.
-const REFUSED_TIME: Duration = Duration::from_secs(30);
-
 /// Talks to one peer until `stop`.
 pub async fn link(node: Node, index: usize, stop: CancellationToken) {
     let mut talk = Talk::new(index);
@@ -98,33 +88,27 @@ pub async fn link(node: Node, index: usize, stop: CancellationToken) {
 
 /// The starting side of exchanges with one peer.
 pub(super) struct Talk {
-    link: Link,
+    exchange: Exchange,
     index: usize,
-    refused: HashMap<Origin, Instant>,
-    /// Our own log's head at the end of the last push, so that its hash need not be worked out again.
-    sent: Option<(Origin, Head)>,
     failures: u32,
     idle_rounds: u32,
 }
 
 impl Talk {
     pub(super) fn new(index: usize) -> Self {
-        let (link, refused) = (Link::default(), HashMap::new());
-        Talk { link, index, refused, sent: None, failures: 0, idle_rounds: 0 }
+        Talk { exchange: Exchange::default(), index, failures: 0, idle_rounds: 0 }
     }
 
     /// One exchange. `None`: the peer is this node.
     pub(super) async fn exchange(&mut self, node: &Node, on_timer: bool) -> Result<Option<Next>, String> {
-        let logs = node.logs();
-        let (addr, _) = node.mesh().link(self.index);
-        let mesh = node.mesh();
-        let mut plan =
-            self.link.start(logs.vector(), logs.own(), on_timer, |origin| mesh.owner_pushes(origin));
-        self.refused.retain(|_, since| since.elapsed() < REFUSED_TIME);
-        plan.push.retain(|push| !self.refused.contains_key(&push.origin));
-        plan.wants
-            .retain(|want| !self.refused.contains_key(&want.origin) && mesh.claim(want.origin, self.index));
-        let request = self.request(node, &logs, &plan).await?;
+        let (logs, mesh) = (node.logs(), node.mesh());
+        let (addr, _) = mesh.link(self.index);
+        let mend = mesh.mends(node, self.exchange.theirs());
+        let leave = |origin| mesh.owner_pushes(origin) || !mesh.claim(origin, self.index);
+        let occasion = Occasion { on_timer, now_ms: mesh.running_ms(), leave: &leave, mend };
+        let planned = self.exchange.plan(&logs, occasion);
+        let read = read(node, planned.reads.clone()).await?;
+        let request = self.exchange.request(mesh.hello.clone(), &planned, read);
         let began = Instant::now();
         let reply = mesh.client.sync(&addr, request.encode().into(), EXCHANGE_TIME).await;
         let reply = reply.map_err(|error| error.to_string())?;
@@ -137,81 +121,52 @@ impl Talk {
             return Ok(None);
         }
         let rtt = began.elapsed();
-        let before = self.link.theirs().cloned();
-        // Our own log comes first; if it is not among what could be read, it is damaged and must rest as well.
-        let own = plan.push.first().map(|push| push.origin).filter(|origin| Some(*origin) == logs.own());
-        let pushed: Vec<Origin> = request.runs.iter().map(|run| run.origin).chain(own).collect();
-        let mut next = self.link.on_reply(plan, &reply);
-        mesh.answered(self.index, &reply, self.link.theirs(), rtt, super::now_ms());
-        self.note_forks(node, &addr.to_string());
-        self.note_not_taken(&pushed, before.as_ref(), &addr.to_string());
-        let new = self.admit(node, &addr.to_string(), reply.runs).await?;
-        if new > 0 {
+        let hello = Body::quiet(reply.hello.clone(), reply.digest);
+        let own = reply.own;
+        let heard = self.exchange.on_reply(planned, reply, &node.logs(), node.store().log().wounds());
+        mesh.answered(self.index, &Body { own, ..hello }, self.exchange.theirs(), rtt, super::now_ms());
+        let (mut next, progress) = (heard.next, self.carry_out(node, &addr.to_string(), heard).await?);
+        if progress {
             next = Next::Again;
         }
         mesh.release(self.index);
         // Only entries are progress: a peer that says something new of itself each time must not keep us running.
-        self.idle_rounds = if next == Next::Again && new == 0 { self.idle_rounds + 1 } else { 0 };
+        self.idle_rounds = if next == Next::Again && !progress { self.idle_rounds + 1 } else { 0 };
         if self.idle_rounds > IDLE_ROUNDS_MAX {
             return Err(format!("{addr}: the exchange does not come to an end"));
         }
         Ok(Some(next))
     }
 
-    /// The request that a plan describes, as far as it fits.
-    async fn request(&mut self, node: &Node, logs: &Logs, plan: &Plan) -> Result<Body, String> {
-        let mut body = Body::quiet(node.mesh().hello.clone(), short(plan.mine.digest()));
-        (body.heads, body.need_full) = (plan.heads.clone(), plan.need_full);
-        body.wants.clone_from(&plan.wants);
-        body.own = if plan.heads.is_some() { logs.own() } else { None };
-        if !plan.push.is_empty() {
-            let (store, ranges, known) = (node.store().clone(), plan.push.clone(), self.sent);
-            let read = tokio::task::spawn_blocking(move || read_runs(&store, &ranges, known));
-            let read = read.await.map_err(|error| error.to_string())?;
-            (body.runs, body.more) = read.map_err(|error| error.to_string())?;
+    /// Does what an answer leads to. Whether anything came of it.
+    async fn carry_out(&mut self, node: &Node, peer: &str, mut heard: Heard) -> Result<bool, String> {
+        for care in std::mem::take(&mut heard.care) {
+            node.writer().care(care).await;
         }
-        for range in &plan.push {
-            if Some(range.origin) == logs.own()
-                && let Some(head) = plan.mine.get(range.origin)
-            {
-                self.sent = Some((range.origin, *head));
-            }
-        }
-        Ok(body)
-    }
-
-    /// Logs of which the peer took nothing that was pushed rest on this link for a while; everything else goes on.
-    fn note_not_taken(&mut self, pushed: &[Origin], before: Option<&Vector>, peer: &str) {
-        let (Some(before), Some(now)) = (before, self.link.theirs()) else { return };
-        for origin in pushed.iter().filter(|origin| before.seq(**origin) == now.seq(**origin)) {
-            tracing::warn!(%origin, peer, "the peer does not take the entries of a log");
-            self.refused.insert(*origin, Instant::now());
-        }
-    }
-
-    fn note_forks(&self, node: &Node, peer: &str) {
-        let Some(theirs) = self.link.theirs() else { return };
-        for origin in sync::forks(node.logs().vector(), theirs) {
-            node.mesh().forked(origin, peer);
-        }
-    }
-
-    /// Has the writer take in what came; gives the number of new entries.
-    async fn admit(&mut self, node: &Node, peer: &str, runs: Vec<Run>) -> Result<u64, String> {
-        let origins: Vec<Origin> = runs.iter().map(|run| run.origin).collect();
-        let admitted = admit_runs(node, self.link.theirs(), runs).await;
-        let mut new = 0;
-        for (origin, admitted) in origins.into_iter().zip(admitted) {
-            new += admitted.new;
+        let admitted = admit_runs(node, self.exchange.theirs(), std::mem::take(&mut heard.runs)).await;
+        let new = self.exchange.settle(&heard, &admitted, node.mesh().running_ms());
+        for (origin, admitted) in &admitted {
             if let Some(why) = &admitted.refused {
-                self.refused.insert(origin, Instant::now());
-                report(node, origin, peer, why);
+                report(*origin, peer, why);
             }
             if let Some(why) = admitted.not_stored {
                 return Err(format!("this node cannot store what {peer} sent: {why:?}"));
             }
         }
-        Ok(new)
+        let mut progress = new > 0;
+        for (origin, search, run) in heard.probes {
+            let store = node.store().clone();
+            let judging = move || exchange::judge(&store, origin, search, &run);
+            let verdict = tokio::task::spawn_blocking(judging).await.map_err(|error| error.to_string())?;
+            progress = true; // a search comes closer with every step, or ends
+            if let Some(care) = self.exchange.judged(origin, verdict.map_err(|error| error.to_string())?) {
+                if let Care::Cut(origin, _) = care {
+                    node.mesh().forked(origin, peer);
+                }
+                node.writer().care(care).await;
+            }
+        }
+        Ok(progress)
     }
 
     /// Until there is something to say: `true` if it was the timer.
@@ -221,7 +176,7 @@ impl Talk {
         let (_, wake) = node.mesh().link(self.index);
         tokio::pin!(timer);
         loop {
-            if self.has_own_to_push(&signal.borrow_and_update()) {
+            if self.exchange.has_own_to_push(&signal.borrow_and_update()) {
                 return false;
             }
             tokio::select! {
@@ -231,15 +186,6 @@ impl Talk {
                     return true; // the node is ending
                 },
             }
-        }
-    }
-
-    fn has_own_to_push(&self, logs: &Logs) -> bool {
-        match (self.link.theirs(), logs.own()) {
-            (Some(theirs), Some(own)) => {
-                logs.vector().seq(own) > theirs.seq(own) && !self.refused.contains_key(&own)
-            }
-            _ => false,
         }
     }
 
@@ -267,106 +213,36 @@ fn jittered(interval: Duration) -> Duration {
     interval.mul_f64(0.75 + random_part() / 2.0)
 }
 
-fn report(node: &Node, origin: Origin, peer: &str, why: &Refused) {
+fn report(origin: Origin, peer: &str, why: &Refused) {
     tracing::warn!(%origin, peer, %why, "entries were refused");
-    if matches!(why, Refused::Fork(_)) {
-        node.mesh().forked(origin, peer);
-    }
 }
 
-/// Reads what was asked for or is pushed, within bounds. `known`: a head whose hash is known already. The
-/// second value: there is more than fits.
-fn read_runs(
-    store: &Store,
-    ranges: &[Range],
-    known: Option<(Origin, Head)>,
-) -> Result<(Vec<Run>, bool), Error> {
-    let mut runs = Vec::new();
-    let mut left = RUN_BYTES_MAX;
+/// Reads what a message of an exchange is to carry.
+async fn read(node: &Node, ranges: Vec<Wanted>) -> Result<ReadRuns, String> {
+    if ranges.is_empty() {
+        return Ok(ReadRuns::default());
+    }
+    let store = node.store().clone();
     let began = Instant::now();
-    for range in ranges {
-        if left == 0 || began.elapsed() >= READ_TIME {
-            return Ok((runs, true));
-        }
-        let Range { origin, first, last } = *range;
-        let before = match known {
-            Some((of, head)) if of == origin && head.seq == first - 1 => Ok(head.hash),
-            _ => store.log().read()?.hash_at(origin, first - 1),
-        };
-        let Some(hash) = undamaged(before)? else { continue };
-        let before = Head { seq: first - 1, hash };
-        let mut run = Run { origin, before, records: Vec::new(), broken: None };
-        let mut next = first;
-        while next <= last && left > 0 {
-            let most = Most { rows: PIECE_COUNT, bytes: left };
-            let Some(entries) = undamaged(store.log().read()?.forward(origin, next, last, most))? else {
-                break;
-            };
-            for entry in entries {
-                left = left.saturating_sub(entry.record.len());
-                next = entry.place.seq + 1;
-                run.records.push(entry.record.into());
-            }
-        }
-        if !run.records.is_empty() {
-            runs.push(run);
-        }
-        if next <= last && left == 0 {
-            return Ok((runs, true));
-        }
-    }
-    Ok((runs, false))
-}
-
-/// `None`: damaged. It is never sent; what lies before it and the other logs are, so that one bad page here does not keep
-/// a peer from all the rest.
-fn undamaged<T>(read: Result<T, Error>) -> Result<Option<T>, Error> {
-    match read {
-        Ok(value) => Ok(Some(value)),
-        Err(error @ Error::Damaged { .. }) => {
-            tracing::error!(%error, "not sent to a peer");
-            Ok(None)
-        }
-        Err(error) => Err(error),
-    }
+    let reading = move || -> Result<_, _> { exchange::read(&store, &ranges, || began.elapsed() < READ_TIME) };
+    let read = tokio::task::spawn_blocking(reading).await.map_err(|error| error.to_string())?;
+    read.map_err(|error| error.to_string())
 }
 
 /// Has the writer take in runs, in pieces; one result per run.
-async fn admit_runs(node: &Node, theirs: Option<&Vector>, runs: Vec<Run>) -> Vec<Admitted> {
-    let mut pieces = Vec::new();
+async fn admit_runs(node: &Node, theirs: Option<&Vector>, runs: Vec<Run>) -> Vec<(Origin, Admitted)> {
+    let mut pieces: Vec<(usize, Admit)> = Vec::new();
     for (index, run) in runs.iter().enumerate() {
-        let claimed = sync::claimed(theirs, run.origin);
-        let mut before = run.before;
-        for piece in run.records.chunks(PIECE_COUNT) {
-            pieces.push((index, before, claimed, piece.to_vec()));
-            before = head_after(before, piece);
-        }
+        pieces.extend(exchange::pieces(run, theirs).into_iter().map(|piece| (index, piece)));
     }
-    let admit = |(index, before, claimed, piece)| async move {
-        (index, node.writer().admit(before, claimed, piece).await)
-    };
+    let admit = |(index, piece)| async move { (index, node.writer().admit(piece).await) };
     let mut waiting = stream::iter(pieces.into_iter().map(admit)).buffered(PIECES_WAITING_MAX);
-    let nothing = Admitted { new: 0, refused: None, not_stored: None };
-    let mut all = vec![nothing; runs.len()];
-    while let Some((index, admitted)) = waiting.next().await {
-        let run: &mut Admitted = &mut all[index];
-        run.new += admitted.new;
-        run.refused = run.refused.or(admitted.refused);
-        run.not_stored = run.not_stored.or(admitted.not_stored);
+    let mut admitted: Vec<Vec<Admitted>> = vec![Vec::new(); runs.len()];
+    while let Some((index, piece)) = waiting.next().await {
+        admitted[index].push(piece);
     }
-    for (run, admitted) in runs.iter().zip(&mut all) {
-        if run.broken.is_some() && admitted.not_stored.is_none() {
-            let last = run.before.seq.saturating_add(run.records.len() as u64);
-            admitted.refused = admitted.refused.or(Some(Refused::Broken(last)));
-        }
-    }
-    all
-}
-
-/// The peer's head at the end of a piece: each piece is held against our chain by itself.
-fn head_after(before: Head, piece: &[Bytes]) -> Head {
-    let record = |bytes| Record::parse(bytes).expect("the exchange hands on checked records only").0;
-    piece.iter().fold(before, |head, bytes| head.followed_by(&record(bytes)))
+    let of_run = |(run, pieces): (&Run, _)| (run.origin, exchange::admitted(run, pieces));
+    runs.iter().zip(admitted).map(of_run).collect()
 }
 
 /// `POST /sync`.
@@ -400,41 +276,30 @@ pub async fn post(
 
 /// Answers an exchange. `_bytes` keeps the request's share of the memory budget until its records are stored.
 pub(super) async fn answer(node: &Node, mut request: Body, _bytes: Bytes) -> Result<Body, Problem> {
-    let mut reply = Body::quiet(node.mesh().hello.clone(), [0; 16]);
     if node.mesh().is_self(&request) {
-        return Ok(reply);
+        return Ok(Body::quiet(node.mesh().hello.clone(), [0; 16]));
     }
     let mut door = node.mesh().open_door(&request);
-    door.on_request(node.logs().vector(), &request);
+    let (care, runs) = exchange::heard(&mut door, &node.logs(), node.store().log().wounds(), &mut request);
     node.mesh().heard(&request, door.theirs());
-    let runs = std::mem::take(&mut request.runs);
-    let origins: Vec<Origin> = runs.iter().map(|run| run.origin).collect();
+    for care in care {
+        node.writer().care(care).await;
+    }
     let admitted = admit_runs(node, door.theirs(), runs).await;
-    for (origin, admitted) in origins.into_iter().zip(&admitted) {
+    for (origin, admitted) in &admitted {
         if let Some(why) = &admitted.refused {
-            report(node, origin, &request.hello.address, why);
+            report(*origin, &request.hello.address, why);
         }
     }
-    if let Some(why) = admitted.iter().find_map(|admitted| admitted.not_stored) {
+    if let Some(why) = admitted.iter().find_map(|(_, admitted)| admitted.not_stored) {
         node.mesh().close_door(&request, door);
         return Err(why.into());
     }
     let logs = node.logs();
-    let wants = within(&request.wants, logs.vector());
-    if !wants.is_empty() {
-        let store = node.store().clone();
-        let read = tokio::task::spawn_blocking(move || read_runs(&store, &wants, None));
-        let read = read.await.map_err(|error| Problem::new(ErrorCode::Internal, error.to_string()))?;
-        (reply.runs, reply.more) = read?;
-    }
-    door.answer(logs.vector(), &request, &mut reply);
-    reply.own = if reply.heads.is_some() { logs.own() } else { None };
+    let read = read(node, exchange::wanted(&request, &logs)).await;
+    let read = read.map_err(|error| Problem::new(ErrorCode::StorageFailed, error))?;
+    let mend = node.mesh().mends(node, door.theirs());
+    let reply = exchange::answer(&mut door, &logs, &request, read, mend, node.mesh().hello.clone());
     node.mesh().close_door(&request, door);
     Ok(reply)
-}
-
-/// What of the wants we have.
-fn within(wants: &[Range], mine: &Vector) -> Vec<Range> {
-    let cut = wants.iter().map(|want| Range { last: want.last.min(mine.seq(want.origin)), ..*want });
-    cut.filter(|want| want.first <= want.last).collect()
 }

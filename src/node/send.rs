@@ -10,7 +10,6 @@ use axum::response::{IntoResponse, Response};
 use uuid::Uuid;
 
 use super::Node;
-use super::inbox::{Intake, Outcome, WhyNot};
 use crate::api::batch::{self, BatchAnswer, Rejected};
 use crate::api::error::{ErrorCode, Problem};
 use crate::api::message::{self, MessageView};
@@ -18,6 +17,7 @@ use crate::api::query::SendQuery;
 use crate::api::{path, time::Time};
 use crate::chain::message::{Content, Digest, Message};
 use crate::chain::place::Place;
+use crate::replica::jobs::{Intake, Outcome, WhyNot};
 use crate::serve::{self, SendKind};
 use crate::store::listing::shown_timestamp;
 

@@ -58,7 +58,7 @@ impl Bench {
     /// What the node says to these entries, and to a peer that claims to have `claimed` of them.
     async fn push(&self, log: &Log, first: u64, last: u64, claimed: u64) -> Body {
         let mut request = quiet();
-        let heads = Heads { base: None, changes: vec![(log.origin, log.head(claimed))] };
+        let heads = Heads { base: None, changes: vec![(log.origin, log.head(claimed))], cuts: Vec::new() };
         request.digest = digest_of(&heads);
         request.heads = Some(heads);
         request.runs = vec![log.run(first, last)];
@@ -80,9 +80,10 @@ impl Bench {
 
     async fn send(&self, id: u128) -> Place {
         let content = content(id, "mine");
-        let intake = inbox::Intake { id: Uuid::from_u128(id), digest: Digest::of(&content), content };
+        let intake =
+            crate::replica::jobs::Intake { id: Uuid::from_u128(id), digest: Digest::of(&content), content };
         match self.node.writer().send(vec![intake]).await[..] {
-            [inbox::Outcome::Stored { place, .. }] => place,
+            [crate::replica::jobs::Outcome::Stored { place, .. }] => place,
             ref other => panic!("not stored: {other:?}"),
         }
     }
@@ -169,7 +170,7 @@ async fn thousands_of_small_logs_come_with_one_exchange() {
 async fn heads_beyond_everything_that_exists_do_not_upset_the_status() {
     let bench = Bench::new();
     let heads = (0..3).map(|n| (origin(n), Head { seq: u64::MAX, hash: ChainHash([1; 32]) }));
-    let heads = Heads { base: None, changes: heads.collect() };
+    let heads = Heads { base: None, changes: heads.collect(), cuts: Vec::new() };
     let request = Body { digest: digest_of(&heads), heads: Some(heads), ..quiet() };
     bench.answer(request).await;
     let status = status::status(&bench.node);
@@ -252,7 +253,7 @@ async fn one_damaged_entry_keeps_nothing_else_from_a_peer() {
 
 /// The peer has something else at the first place of our own log, and a log that we lack.
 #[tokio::test]
-async fn a_log_that_a_peer_refuses_does_not_hold_up_the_others_on_that_link() {
+async fn a_fork_does_not_hold_up_the_other_logs_and_ends_in_branches() {
     let mut peer = Bench::new();
     let bench = Bench::with_peers(vec![peer.serve().await]);
     let own = bench.send(1).await.origin;
@@ -264,5 +265,13 @@ async fn a_log_that_a_peer_refuses_does_not_hold_up_the_others_on_that_link() {
     for _ in 0..3 {
         talk.exchange(&bench.node, true).await.expect("goes well");
     }
-    assert_eq!((bench.seq(X), peer.seq(own)), (3, 1));
+    assert_eq!(bench.seq(X), 3);
+    for _ in 0..5 {
+        talk.exchange(&bench.node, true).await.expect("goes well");
+    }
+    let (mine, theirs) = (bench.node.logs(), peer.node.logs());
+    assert_eq!((mine.vector().cut_of(own), theirs.vector().cut_of(own)), (Some(1), Some(1)));
+    assert_eq!((bench.seq(own), peer.seq(own)), (0, 0));
+    assert_eq!(mine.vector().digest(), theirs.vector().digest());
+    assert_eq!((mine.vector().origins(), mine.vector().entries()), (3, 3 + 2 + 1), "two branches beside X");
 }

@@ -1,8 +1,7 @@
 //! Owns all writing to the logs: one thread that takes what waits, decides, commits, tells.
 //!
-//! The order is the promise: decide every item against what is known (`draft`), commit durably, move the change
-//! signal, answer the waiters. So nothing is acknowledged or advertised that is not on disk. A batch is decided on a
-//! copy of the state, which replaces the state only once the commit succeeded.
+//! The order is the promise: decide and commit durably (`replica::pen`), move the change signal, answer the waiters. So
+//! nothing is acknowledged or advertised that is not on disk.
 //! Any failure of the storage ends writing until the node is started again: what a failed fsync left in the
 //! page cache must not be believed. Reading goes on.
 
@@ -11,13 +10,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use tokio::sync::{oneshot, watch};
+use uuid::Uuid;
 
-use super::draft::{Draft, Room};
-use super::inbox::{AdmitJob, Admitted, Batch, Inbox, Intake, Next, Outcome, Refused, SendJob, WhyNot};
+use super::inbox::{AdmitJob, Batch, CareJob, Inbox, Next, Refused, SendJob};
 use crate::chain::log::Logs;
-use crate::chain::vector::Head;
+use crate::chain::place::Origin;
+use crate::replica::jobs::{self, Admit, Admitted, Care, Intake, Outcome, Room, WhyNot, Written};
+use crate::replica::pen::Pen;
 use crate::store::{Error, Store};
 
 /// A quiet writer makes the next start fast after this long.
@@ -37,9 +37,8 @@ pub struct Writer {
 }
 
 /// The writing side: what the thread owns.
-struct Pen {
-    store: Arc<Store>,
-    logs: Logs,
+struct Desk {
+    pen: Pen,
     signal: watch::Sender<Arc<Logs>>,
     inbox: Arc<Inbox>,
     failed: Arc<AtomicBool>,
@@ -59,8 +58,11 @@ impl Writer {
         let failed = Arc::new(AtomicBool::new(false));
         let (signal, watched) = watch::channel(Arc::new(logs.clone()));
         let free = FreeSpace { dir, measured: None };
-        let pen = Pen { store, logs, signal, inbox: inbox.clone(), failed: failed.clone(), free, now_ms };
-        let thread = std::thread::Builder::new().name("writer".into()).spawn(move || pen.run())?;
+        // Ordered by time, so that new logs are created at the right edge of the list of tables.
+        let mint = Box::new(|| Origin(Uuid::now_v7().into_bytes()));
+        let pen = Pen::new(store, logs, mint);
+        let desk = Desk { pen, signal, inbox: inbox.clone(), failed: failed.clone(), free, now_ms };
+        let thread = std::thread::Builder::new().name("writer".into()).spawn(move || desk.run())?;
         Ok((Writer { inbox, failed }, watched, thread))
     }
 
@@ -80,9 +82,9 @@ impl Writer {
     }
 
     /// Takes in records of one log from a peer.
-    pub async fn admit(&self, before: Head, claimed: Option<Head>, records: Vec<Bytes>) -> Admitted {
+    pub async fn admit(&self, admit: Admit) -> Admitted {
         let (reply, admitted) = oneshot::channel();
-        let why_not = match self.inbox.push_admit(AdmitJob { before, claimed, records, reply }) {
+        let why_not = match self.inbox.push_admit(AdmitJob { admit, reply }) {
             Ok(()) => match admitted.await {
                 Ok(admitted) => return admitted,
                 Err(_) => WhyNot::Failed,
@@ -91,6 +93,14 @@ impl Writer {
             Err(Refused::Stopped) => WhyNot::Failed,
         };
         Admitted { new: 0, refused: None, not_stored: Some(why_not) }
+    }
+
+    /// Begins what keeps logs whole. What cannot be done now is found again later, so nobody is told.
+    pub async fn care(&self, care: Care) {
+        let (reply, begun) = oneshot::channel();
+        if self.inbox.push_care(CareJob { care, reply }).is_ok() {
+            let _not_now = begun.await;
+        }
     }
 
     /// Whether writing still works.
@@ -104,13 +114,18 @@ impl Writer {
     }
 }
 
-impl Pen {
+impl Desk {
     fn run(mut self) {
         let mut settled = false;
         loop {
-            match self.inbox.next(SETTLE_AFTER) {
+            let idle = if self.has_more() { Duration::ZERO } else { SETTLE_AFTER };
+            match self.inbox.next(idle) {
                 Next::Batch(batch) => {
                     self.write(batch);
+                    settled = false;
+                }
+                Next::Idle if self.has_more() => {
+                    self.write(Batch::default());
                     settled = false;
                 }
                 Next::Idle if !settled => {
@@ -124,9 +139,14 @@ impl Pen {
         self.settle();
     }
 
+    /// There is something to go on with, and it can be.
+    fn has_more(&mut self) -> bool {
+        self.pen.has_more() && !self.failed.load(Ordering::Relaxed) && self.room().peers
+    }
+
     fn settle(&self) {
         if !self.failed.load(Ordering::Relaxed)
-            && let Err(error) = self.store.settle()
+            && let Err(error) = self.pen.store().settle()
         {
             self.fail(&error);
         }
@@ -137,17 +157,25 @@ impl Pen {
         self.failed.store(true, Ordering::Relaxed);
     }
 
+    fn room(&mut self) -> Room {
+        let free = self.free.bytes();
+        Room { clients: free >= FREE_BYTES_CLIENTS, peers: free >= FREE_BYTES_PEERS }
+    }
+
     fn write(&mut self, batch: Batch) {
         if self.failed.load(Ordering::Relaxed) {
             return refuse(batch, WhyNot::Failed);
         }
         match self.try_write(&batch) {
-            Ok((outcomes, admitted)) => {
+            Ok(written) => {
                 // A waiter that has gone needs no answer; what it sent is stored all the same.
-                for (job, outcomes) in batch.sends.into_iter().zip(outcomes) {
+                for job in batch.care {
+                    let _gone = job.reply.send(());
+                }
+                for (job, outcomes) in batch.sends.into_iter().zip(written.sends) {
                     let _gone = job.reply.send(outcomes);
                 }
-                for (job, admitted) in batch.admits.into_iter().zip(admitted) {
+                for (job, admitted) in batch.admits.into_iter().zip(written.admits) {
                     let _gone = job.reply.send(admitted);
                 }
             }
@@ -158,24 +186,18 @@ impl Pen {
         }
     }
 
-    fn try_write(&mut self, batch: &Batch) -> Result<(Vec<Vec<Outcome>>, Vec<Admitted>), Error> {
-        let free = self.free.bytes();
-        let room = Room { clients: free >= FREE_BYTES_CLIENTS, peers: free >= FREE_BYTES_PEERS };
-        let store = self.store.clone();
-        let mut draft = Draft::new(self.logs.clone(), store.lookup(), room, (self.now_ms)());
-        let mut outcomes = Vec::with_capacity(batch.sends.len());
-        for job in &batch.sends {
-            let decided = job.messages.iter().map(|message| draft.send(message));
-            outcomes.push(decided.collect::<Result<Vec<_>, _>>()?);
+    fn try_write(&mut self, batch: &Batch) -> Result<Written, Error> {
+        let room = self.room();
+        let asked = jobs::Batch {
+            care: batch.care.iter().map(|job| &job.care).collect(),
+            sends: batch.sends.iter().map(|job| job.messages.as_slice()).collect(),
+            admits: batch.admits.iter().map(|job| &job.admit).collect(),
+        };
+        let written = self.pen.write(&asked, room, (self.now_ms)())?;
+        if written.changed {
+            self.signal.send_replace(Arc::new(self.pen.logs().clone()));
         }
-        let admitted = batch.admits.iter().map(|job| draft.admit(job)).collect::<Result<Vec<_>, _>>()?;
-        let (logs, entries) = draft.into_batch();
-        if !entries.is_empty() {
-            self.store.commit(&entries, &logs)?;
-            self.signal.send_replace(Arc::new(logs.clone()));
-        }
-        self.logs = logs;
-        Ok((outcomes, admitted))
+        Ok(written)
     }
 }
 

@@ -52,6 +52,9 @@ pub struct Index {
     wake: Condvar,
 }
 
+/// What was known of an id before an entry.
+type Known<'a> = Box<dyn FnOnce([u8; 16]) -> Result<Vec<Standing>, Error> + 'a>;
+
 #[derive(Debug, Default)]
 struct Work {
     waiting: usize,
@@ -91,7 +94,10 @@ impl Index {
             return Ok(None);
         };
         let marks = file::watermarks(&db).map_err(|error| broken(files, &error))?;
-        let knows_more = marks.iter().any(|(origin, seq)| *seq > logs.vector().seq(*origin));
+        // What stood behind a cut is found under its old place and in its branch; whoever looks up knows the logs.
+        let covers =
+            |origin: Origin| logs.vector().cut_of(origin).unwrap_or(0).max(logs.vector().seq(origin));
+        let knows_more = marks.iter().any(|(origin, seq)| *seq > covers(*origin));
         Ok((!knows_more).then(|| Self::new(db, counts)))
     }
 
@@ -120,11 +126,18 @@ impl Index {
         for (origin, head) in logs.vector().iter() {
             let mut next = marks.get(&origin).copied().unwrap_or(0) + 1;
             while next <= head.seq {
-                let entries = log.read()?.forward(origin, next, head.seq, most)?;
+                let entries = match log.read()?.forward(origin, next, head.seq, most) {
+                    Ok(entries) => entries,
+                    Err(Error::Damaged { .. }) => {
+                        next += 1; // it is noted, and indexed once it is mended
+                        continue;
+                    }
+                    Err(error) => return Err(error),
+                };
                 next += entries.len() as u64;
                 let lookup = self.lookup();
                 for entry in entries {
-                    self.note_one(entry.place, &entry.record(), |id| lookup.standings(id))?;
+                    self.note_one(entry.place, &entry.record(), Box::new(|id| lookup.standings(id)))?;
                 }
                 if self.read_tail().len() >= FLUSH_COUNT {
                     self.flush()?;
@@ -134,12 +147,7 @@ impl Index {
         Ok(())
     }
 
-    fn note_one(
-        &self,
-        place: Place,
-        record: &Record<'_>,
-        known: impl FnOnce([u8; 16]) -> Result<Vec<Standing>, Error>,
-    ) -> Result<(), Error> {
+    fn note_one(&self, place: Place, record: &Record<'_>, known: Known<'_>) -> Result<(), Error> {
         let mut failed = None;
         let noted = Noted::new(place, record, |id| {
             known(id).unwrap_or_else(|error| {
@@ -155,30 +163,48 @@ impl Index {
         Ok(())
     }
 
+    /// Sees to it that the tail has room for a batch.
+    pub(super) fn make_room(&self) -> Result<(), Error> {
+        while self.read_tail().len() >= TAIL_COUNT_MAX {
+            self.flush()?;
+        }
+        Ok(())
+    }
+
     /// Takes note of entries that the log has just made durable. Each brings what was known of its id when it
     /// was decided; what the same batch added is found here.
-    pub(super) fn note(&self, entries: &[NewEntry]) -> Result<(), Error> {
+    pub(super) fn note(&self, entries: &[NewEntry]) {
         let mut batch: HashMap<[u8; 16], Vec<Standing>> = HashMap::new();
         for entry in entries {
             let (record, _) = Record::parse(&entry.record).expect("was encoded or checked just now");
             let standing = Standing { place: entry.place, digest: record.digest };
-            self.note_one(entry.place, &record, |id| {
+            let known = |id| {
                 let mut known = entry.known.to_vec();
                 let earlier = batch.entry(id).or_default();
                 known.extend_from_slice(earlier);
                 earlier.push(standing);
                 Ok(known)
-            })?;
+            };
+            self.note_one(entry.place, &record, Box::new(known)).expect("nothing is read that could fail");
         }
         let waiting = self.read_tail().len();
-        if waiting >= TAIL_COUNT_MAX {
-            self.flush()?;
-        }
         lock(&self.work).waiting = waiting;
         if waiting >= FLUSH_COUNT {
             self.wake.notify_all();
         }
-        Ok(())
+    }
+
+    /// Takes note of entries that were damaged and are whole again, unless the index had them from before.
+    pub(super) fn note_mended(&self, entries: &[NewEntry]) {
+        for entry in entries {
+            let (record, _) = Record::parse(&entry.record).expect("was checked just now");
+            let is_known = entry.known.iter().any(|standing| standing.place == entry.place);
+            if !is_known {
+                let known = |_| Ok(entry.known.to_vec());
+                self.note_one(entry.place, &record, Box::new(known))
+                    .expect("nothing is read that could fail");
+            }
+        }
     }
 
     /// Waits for a full batch, or for a small one to have waited long enough. `false`: stopped.

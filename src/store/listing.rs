@@ -176,9 +176,8 @@ impl Listing {
     }
 
     fn is_first_copy(&self, id: Uuid, digest: Digest, place: Place) -> Result<bool, Error> {
-        let within = |at: Place| at.seq <= self.logs.vector().seq(at.origin);
-        let copies = self.store.standings(id)?;
-        Ok(!copies.iter().any(|copy| copy.digest == digest && copy.place < place && within(copy.place)))
+        let copies = self.store.standings(id, &self.logs)?;
+        Ok(!copies.iter().any(|copy| copy.digest == digest && copy.place < place))
     }
 
     /// Everything was looked at.

@@ -3,22 +3,28 @@
 //! One table per log, keyed by seq, so that every log is written at its own right edge, where redb packs
 //! pages well, and so that an old log costs nothing until it is read. Nothing else is in the acknowledging
 //! commit but the head of each log that grew and every 1,024th chain hash. A read is short: one redb
-//! transaction, bounded rows, no waiting inside.
+//! transaction, bounded rows, no waiting inside. An entry that does not check is noted as a wound, to be mended.
 //!
 //! Tables: `meta` (name -> bytes), `heads` (origin -> seq, hash, first and last stamp, check), `chain`
-//! (origin, seq -> hash), and `log/<origin in hex>` (seq -> record).
+//! (origin, seq -> hash), `cuts` (origin -> seq), `loose` (origin -> seq), and `log/<origin in hex>` (seq -> record).
+//! Rows of a log behind its head are not of the log: behind a gap they are loose, behind a cut they are left over.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use redb::{Database, ReadOnlyTable, ReadTransaction, ReadableDatabase, ReadableTable, TableDefinition};
+use redb::{
+    Database, ReadOnlyTable, ReadTransaction, ReadableDatabase, ReadableTable, TableDefinition,
+    WriteTransaction,
+};
 use twox_hash::XxHash3_64;
 use uuid::Uuid;
 
+pub use super::change::{Change, NewEntry};
 use super::files::{self, Files};
+use super::wounds::Wounds;
 use super::{Error, OpenError, StoreId};
 use crate::chain::clock::Stamp;
-use crate::chain::log::{CHECKPOINT_EVERY, Logs, StampRange};
+use crate::chain::log::{CHECKPOINT_EVERY, Found, Logs, StampRange};
 use crate::chain::place::{ChainHash, Origin, Place};
 use crate::chain::record::Record;
 use crate::chain::vector::Head;
@@ -31,23 +37,12 @@ const CACHE_BYTES: usize = 12 << 20;
 const META: TableDefinition<&str, &[u8]> = TableDefinition::new("meta");
 const HEADS: TableDefinition<[u8; 16], &[u8]> = TableDefinition::new("heads");
 const CHAIN: TableDefinition<([u8; 16], u64), [u8; 32]> = TableDefinition::new("chain");
+const CUTS: TableDefinition<[u8; 16], u64> = TableDefinition::new("cuts");
+const LOOSE: TableDefinition<[u8; 16], u64> = TableDefinition::new("loose");
 
 /// Name of the table that holds a log.
 fn table_name(origin: Origin) -> String {
     format!("log/{}", Uuid::from_bytes(origin.0).simple())
-}
-
-/// An entry to be written: its place, the chain's hash there, its record.
-#[derive(Debug)]
-pub struct NewEntry {
-    /// Where it stands.
-    pub place: Place,
-    /// `h(seq)` of its log.
-    pub hash: ChainHash,
-    /// Its bytes.
-    pub record: Vec<u8>,
-    /// All copies of its id that were known when it was decided.
-    pub known: Arc<[super::Standing]>,
 }
 
 /// An entry as read, checked.
@@ -71,9 +66,8 @@ impl Entry {
 pub struct Log {
     db: Database,
     id: StoreId,
+    wounds: Arc<Wounds>,
 }
-
-type Found = Vec<(Origin, Head, StampRange)>;
 
 impl Log {
     /// Opens or makes the file and gives the heads of all logs in it.
@@ -89,8 +83,13 @@ impl Log {
             let (found, wanted) = (meta.network, network.to_owned());
             return Err(OpenError::Network { path, found, wanted });
         }
-        let found = read_heads(&db).map_err(broken)?;
-        Ok((Log { db, id: meta.id }, found))
+        let found = read_found(&db).map_err(broken)?;
+        Ok((Log { db, id: meta.id, wounds: Arc::default() }, found))
+    }
+
+    /// The entries that were found damaged.
+    pub fn wounds(&self) -> &Wounds {
+        &self.wounds
     }
 
     /// The store's name.
@@ -98,31 +97,63 @@ impl Log {
         self.id
     }
 
-    /// Writes entries (ascending within each log) and the heads they lead to; one durable commit.
-    pub fn commit(&self, entries: &[NewEntry], logs: &Logs) -> Result<(), Error> {
-        let mut by_origin: BTreeMap<Origin, Vec<&NewEntry>> = BTreeMap::new();
-        for entry in entries {
-            by_origin.entry(entry.place.origin).or_default().push(entry);
-        }
+    /// Writes a change and the heads it leads to; one durable commit.
+    pub fn commit(&self, change: &Change, logs: &Logs) -> Result<(), Error> {
         let tx = self.db.begin_write()?;
+        put_entries(&tx, &change.entries, true)?;
+        put_entries(&tx, &change.mended, false)?;
         {
+            let mut touched: BTreeSet<Origin> = change.cuts.iter().map(|(origin, _)| *origin).collect();
+            touched.extend(change.entries.iter().map(|entry| entry.place.origin));
             let mut heads = tx.open_table(HEADS)?;
-            for (origin, entries) in by_origin {
-                let name = table_name(origin);
-                let mut table = tx.open_table(log_table(&name))?;
-                for entry in entries {
-                    table.insert(entry.place.seq, entry.record.as_slice())?;
-                    if entry.place.seq % CHECKPOINT_EVERY == 0 {
-                        tx.open_table(CHAIN)?.insert((origin.0, entry.place.seq), entry.hash.0)?;
+            for origin in touched {
+                match (logs.vector().get(origin), logs.stamps(origin)) {
+                    (Some(head), Some(range)) => {
+                        heads.insert(origin.0, encode_head(origin, head, range).as_slice())?;
                     }
+                    _ => drop(heads.remove(origin.0)?), // cut at its first entry
                 }
-                let head = logs.vector().get(origin).expect("a log with new entries has a head");
-                let range = logs.stamps(origin).expect("a log with new entries has stamps");
-                heads.insert(origin.0, encode_head(origin, head, range).as_slice())?;
             }
         }
+        for (origin, seq) in &change.cuts {
+            tx.open_table(CUTS)?.insert(origin.0, *seq)?;
+        }
+        for origin in &change.loose {
+            let mut loose = tx.open_table(LOOSE)?;
+            match logs.loose_until(*origin) {
+                Some(last) => drop(loose.insert(origin.0, last)?),
+                None => drop(loose.remove(origin.0)?),
+            }
+        }
+        for (origin, seq, hash) in &change.checkpoints {
+            tx.open_table(CHAIN)?.insert((origin.0, *seq), hash.0)?;
+        }
         tx.commit()?;
+        for entry in &change.mended {
+            self.wounds.healed(entry.place.origin, entry.place.seq);
+        }
+        for (origin, seq) in &change.cuts {
+            self.wounds.cut(*origin, *seq);
+        }
         Ok(())
+    }
+
+    /// Whether a log's entries up to this one are all there and its chain holds over them. Reads all of them.
+    pub fn is_sound(&self, origin: Origin, last: u64) -> Result<bool, Error> {
+        let mut hash = ChainHash::genesis(origin);
+        let mut next = 1;
+        while next <= last {
+            let mut reader = self.read()?;
+            for entry in reader.forward(origin, next, last, Most { rows: 1_000, bytes: 1 << 20 })? {
+                hash = hash.next(next, entry.place.stamp, entry.record().digest);
+                let is_checkpoint = next % CHECKPOINT_EVERY == 0;
+                if is_checkpoint && reader.checkpoint(origin, next)?.is_some_and(|kept| kept != hash) {
+                    return Ok(false);
+                }
+                next += 1;
+            }
+        }
+        Ok(true)
     }
 
     /// Commits with redb's allocator state, so that the next open need not walk the file.
@@ -135,14 +166,34 @@ impl Log {
 
     /// Begins a read. Keep it short: it pins pages.
     pub fn read(&self) -> Result<Reader, Error> {
-        Ok(Reader { tx: self.db.begin_read()?, tables: BTreeMap::new() })
+        Ok(Reader { tx: self.db.begin_read()?, tables: BTreeMap::new(), wounds: self.wounds.clone() })
     }
+}
+
+/// `follow`: the entries come with the chain's hashes; else they only take the place of damaged ones.
+fn put_entries(tx: &WriteTransaction, entries: &[NewEntry], follow: bool) -> Result<(), Error> {
+    let mut by_origin: BTreeMap<Origin, Vec<&NewEntry>> = BTreeMap::new();
+    for entry in entries {
+        by_origin.entry(entry.place.origin).or_default().push(entry);
+    }
+    for (origin, entries) in by_origin {
+        let name = table_name(origin);
+        let mut table = tx.open_table(log_table(&name))?;
+        for entry in entries {
+            table.insert(entry.place.seq, entry.record.as_slice())?;
+            if follow && entry.place.seq % CHECKPOINT_EVERY == 0 {
+                tx.open_table(CHAIN)?.insert((origin.0, entry.place.seq), entry.hash.0)?;
+            }
+        }
+    }
+    Ok(())
 }
 
 /// A short look at the logs as of one moment. Not to be held across a wait.
 pub struct Reader {
     tx: ReadTransaction,
     tables: BTreeMap<Origin, ReadOnlyTable<u64, &'static [u8]>>,
+    wounds: Arc<Wounds>,
 }
 
 impl Reader {
@@ -158,8 +209,30 @@ impl Reader {
         }
     }
 
+    /// A read of an entry that must be there, with a note of it if it is damaged.
+    fn noted<T>(&self, read: Result<T, Error>) -> Result<T, Error> {
+        if let Err(Error::Damaged { origin, seq }) = &read {
+            self.wounds.add(*origin, *seq);
+        }
+        read
+    }
+
     /// One entry. That it exists must be known from a vector: its absence is damage.
     pub fn get(&mut self, origin: Origin, seq: u64) -> Result<Entry, Error> {
+        let read = self.read(origin, seq);
+        self.noted(read)
+    }
+
+    /// One entry, if it is there and not damaged. For what no vector covers.
+    pub fn peek(&mut self, origin: Origin, seq: u64) -> Result<Option<Entry>, Error> {
+        match self.read(origin, seq) {
+            Ok(entry) => Ok(Some(entry)),
+            Err(Error::Damaged { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn read(&mut self, origin: Origin, seq: u64) -> Result<Entry, Error> {
         match self.table(origin, seq)?.get(seq)? {
             Some(bytes) => checked(origin, seq, bytes.value()),
             None => Err(Error::Damaged { origin, seq }),
@@ -178,10 +251,13 @@ impl Reader {
     ) -> Result<Vec<Entry>, Error> {
         let mut entries = Vec::new();
         if first <= last {
-            let range = self.table(origin, first)?.range(first..=last)?;
-            take_rows(origin, (first..=last).zip(range), most, &mut entries)?;
+            let read = self.table(origin, first).and_then(|table| {
+                let rows = (first..=last).zip(table.range(first..=last)?);
+                take_rows(origin, rows, most, &mut entries)
+            });
+            self.noted(read)?;
             if entries.is_empty() {
-                return Err(Error::Damaged { origin, seq: first });
+                return self.noted(Err(Error::Damaged { origin, seq: first }));
             }
         }
         Ok(entries)
@@ -197,25 +273,34 @@ impl Reader {
     ) -> Result<Vec<Entry>, Error> {
         let mut entries = Vec::new();
         if first <= last {
-            let range = self.table(origin, last)?.range(first..=last)?.rev();
-            take_rows(origin, (first..=last).rev().zip(range), most, &mut entries)?;
+            let read = self.table(origin, last).and_then(|table| {
+                let rows = (first..=last).rev().zip(table.range(first..=last)?.rev());
+                take_rows(origin, rows, most, &mut entries)
+            });
+            self.noted(read)?;
             if entries.is_empty() {
-                return Err(Error::Damaged { origin, seq: last });
+                return self.noted(Err(Error::Damaged { origin, seq: last }));
             }
         }
         Ok(entries)
     }
 
+    /// The chain's hash as it was kept for a checkpoint. It carries no check of its own.
+    pub fn checkpoint(&self, origin: Origin, seq: u64) -> Result<Option<ChainHash>, Error> {
+        Ok(self.tx.open_table(CHAIN)?.get((origin.0, seq))?.map(|hash| ChainHash(hash.value())))
+    }
+
     /// `h(seq)`: from the nearest checkpoint at or below it, by reading the entries between.
     pub fn hash_at(&mut self, origin: Origin, seq: u64) -> Result<ChainHash, Error> {
-        let checkpoint = seq - seq % CHECKPOINT_EVERY;
-        let mut hash = match checkpoint {
-            0 => ChainHash::genesis(origin),
-            _ => match self.tx.open_table(CHAIN)?.get((origin.0, checkpoint))? {
-                Some(hash) => ChainHash(hash.value()),
-                None => return Err(Error::Damaged { origin, seq: checkpoint }),
-            },
-        };
+        let mut checkpoint = seq - seq % CHECKPOINT_EVERY;
+        let mut hash = ChainHash::genesis(origin);
+        while checkpoint > 0 {
+            if let Some(kept) = self.checkpoint(origin, checkpoint)? {
+                hash = kept;
+                break;
+            }
+            checkpoint -= CHECKPOINT_EVERY; // it is missing: the one before serves as well
+        }
         let most = Most { rows: usize::MAX, bytes: 1 << 20 };
         let mut next = checkpoint + 1;
         while next <= seq {
@@ -324,15 +409,25 @@ fn read_or_make_meta(db: &Database, network: &str) -> Result<Meta, Error> {
     Ok(meta)
 }
 
-fn read_heads(db: &Database) -> Result<Found, Error> {
-    let table = db.begin_read()?.open_table(HEADS)?;
-    let mut found = Vec::new();
-    for row in table.iter()? {
+fn read_found(db: &Database) -> Result<Found, Error> {
+    let tx = db.begin_read()?;
+    let mut found = Found::default();
+    for row in tx.open_table(HEADS)?.iter()? {
         let (key, value) = row?;
         let origin = Origin(key.value());
         let (head, range) =
             decode_head(origin, value.value()).ok_or(Error::Damaged { origin, seq: u64::MAX })?;
-        found.push((origin, head, range));
+        found.heads.push((origin, head, range));
+    }
+    for (definition, list) in [(CUTS, &mut found.cuts), (LOOSE, &mut found.loose)] {
+        let table = match tx.open_table(definition) {
+            Err(redb::TableError::TableDoesNotExist(_)) => continue, // never needed so far
+            table => table?,
+        };
+        for row in table.iter()? {
+            let (origin, seq) = row?;
+            list.push((Origin(origin.value()), seq.value()));
+        }
     }
     Ok(found)
 }

@@ -7,6 +7,7 @@
 //! Invariants: whoever commits is the only one to do so ([`Store::commit`] is called by the node's writer
 //! alone); [`Logs`] handed to readers list durable entries only; every record is checked on every read.
 
+mod change;
 pub mod files;
 pub mod index;
 pub mod listing;
@@ -14,6 +15,7 @@ pub mod log;
 mod merge;
 mod scan;
 mod tail;
+pub mod wounds;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -25,7 +27,7 @@ use crate::chain::message::Digest;
 use crate::chain::place::{Origin, Place};
 use files::{Directory, Files};
 use index::Index;
-use log::{Log, NewEntry};
+use log::{Change, Log};
 
 /// The store's directory, its parent and the one above may just have been made.
 const SYNCED_LEVELS: usize = 3;
@@ -163,11 +165,14 @@ impl Store {
         self.log.id()
     }
 
-    /// Writes a batch durably: when this returns, every entry is on disk. `logs` is the state after the batch.
-    /// On an error nothing of the batch may be believed. Called by the writer alone.
-    pub fn commit(&self, entries: &[NewEntry], logs: &Logs) -> Result<(), Error> {
-        self.log.commit(entries, logs)?;
-        self.index.note(entries)
+    /// Writes a change durably: when this returns, all of it is on disk. `logs` is the state after it.
+    /// On an error nothing of it may be believed. Called by the writer alone.
+    pub fn commit(&self, change: &Change, logs: &Logs) -> Result<(), Error> {
+        self.index.make_room()?; // before the log has it: what is on disk must not be reported as failed
+        self.log.commit(change, logs)?;
+        self.index.note(&change.entries);
+        self.index.note_mended(&change.mended);
+        Ok(())
     }
 
     /// Makes the next start fast, also after a `kill -9`. For quiet moments: it costs two more fsyncs.
@@ -195,14 +200,16 @@ impl Store {
         self.index.lookup()
     }
 
-    /// All known copies of an id, in no order; of every content it stands for.
-    pub fn standings(&self, id: Uuid) -> Result<Vec<Standing>, Error> {
-        self.index.standings(*id.as_bytes())
+    /// All copies of an id that `logs` cover, in no order; of every content it stands for.
+    pub fn standings(&self, id: Uuid, logs: &Logs) -> Result<Vec<Standing>, Error> {
+        let mut standings = self.index.standings(*id.as_bytes())?;
+        standings.retain(|standing| logs.covers(standing.place));
+        Ok(standings)
     }
 
     /// The first copy of an id in display order, of whichever content.
-    pub fn first_standing(&self, id: Uuid) -> Result<Option<Standing>, Error> {
-        Ok(self.standings(id)?.into_iter().min_by_key(|standing| standing.place))
+    pub fn first_standing(&self, id: Uuid, logs: &Logs) -> Result<Option<Standing>, Error> {
+        Ok(self.standings(id, logs)?.into_iter().min_by_key(|standing| standing.place))
     }
 
     /// The logs, to read.

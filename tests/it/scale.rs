@@ -13,7 +13,7 @@ use chatchain::chain::message::{Digest, Draft, Message};
 use chatchain::chain::place::{Origin, Place};
 use chatchain::chain::record::{Kind, Record};
 use chatchain::store::Store;
-use chatchain::store::log::NewEntry;
+use chatchain::store::log::{Change, NewEntry};
 use uuid::Uuid;
 
 use crate::support::cluster::Cluster;
@@ -43,7 +43,9 @@ fn build(dir: &Path, count: u64, log_of: impl Fn(u64) -> u64) {
         let hash = logs.vector().hash(origin);
         entries.push(NewEntry { place, hash, record: record.encode(), known: Vec::new().into() });
         if entries.len() as u64 == COMMIT_COUNT || number + 1 == count {
-            store.commit(&std::mem::take(&mut entries), &logs).expect("commits");
+            store
+                .commit(&Change { entries: std::mem::take(&mut entries), ..Change::default() }, &logs)
+                .expect("commits");
         }
     }
     while store.index_behind().expect("indexes") {}

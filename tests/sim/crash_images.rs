@@ -13,7 +13,7 @@ use chatchain::chain::place::{ChainHash, Origin};
 use chatchain::chain::record::{Kind, Record};
 use chatchain::store::Store;
 use chatchain::store::listing::{Filter, Listing};
-use chatchain::store::log::NewEntry;
+use chatchain::store::log::{Change, NewEntry};
 use uuid::Uuid;
 
 use crate::disk::{Dice, Disk, Platter, Step, Unsynced};
@@ -45,11 +45,11 @@ fn commit(disk: &Disk, store: &Store, logs: &mut Logs, numbers: &[u128], origin:
         let place = logs.assign(digest, NOW, mint);
         let (origin, seq, stamp) = (place.origin, place.seq, place.stamp);
         let record = Record { origin, seq, stamp, digest, kind: Kind::Message, content: &content }.encode();
-        let known = store.standings(Uuid::from_u128(*number)).expect("reads").into();
+        let known = store.standings(Uuid::from_u128(*number), logs).expect("reads").into();
         entries.push(NewEntry { place, hash: logs.vector().hash(origin), record, known });
     }
     disk.note(Step::Attempted(numbers.to_vec()));
-    store.commit(&entries, logs).expect("commits");
+    store.commit(&Change { entries, ..Change::default() }, logs).expect("commits");
     disk.note(Step::Acknowledged(numbers.to_vec()));
 }
 
@@ -121,7 +121,7 @@ fn check(disk: &Disk, known: &Known, what: &str) -> Vec<Step> {
     }
     for (number, place) in &found {
         assert!(known.contains_key(number), "{what}: message {number} was never attempted");
-        let standings = store.standings(Uuid::from_u128(*number)).expect("reads");
+        let standings = store.standings(Uuid::from_u128(*number), &logs).expect("reads");
         assert!(
             standings.iter().map(|s| s.place).eq([*place]),
             "{what}: the index knows {standings:?} of {number}"

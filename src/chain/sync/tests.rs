@@ -251,5 +251,5 @@ fn a_fork_is_seen_in_the_heads() {
     nodes[0].send("one");
     nodes[1].logs.assign(Digest::of(b"other"), NOW, || Origin([1; 16]));
     let forked = forks(nodes[0].logs.vector(), nodes[1].logs.vector());
-    assert_eq!(forked, [Origin([1; 16])]);
+    assert_eq!(forked, [(Origin([1; 16]), 1)]);
 }

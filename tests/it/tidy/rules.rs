@@ -23,15 +23,16 @@ const TOP_LEVEL: &[&str] =
 const TOP_LEVEL_REQUIRED: &[&str] = &["Cargo.lock", "Cargo.toml", "LICENSE", "src", "tests"];
 
 /// Which other modules of the crate a module may mention. Imports run one way: main -> commands -> client -> api ->
-/// chain; node -> client, serve, store -> chain; proxy -> client, serve, api. A file may do what any line says that
+/// chain; node -> client, serve, replica -> store -> chain; proxy -> client, serve, api. A file may do what any line says that
 /// it is within. A module that is not here mentions nobody.
 const IMPORTS: &[(&str, &[&str])] = &[
     ("src/chain", &[]),
     ("src/store", &["chain"]),
+    ("src/replica", &["chain", "store"]),
     ("src/api", &["chain"]),
     ("src/client", &["api", "chain"]),
     ("src/serve", &["api", "chain"]),
-    ("src/node", &["api", "chain", "client", "config", "serve", "store"]),
+    ("src/node", &["api", "chain", "client", "config", "replica", "serve", "store"]),
     ("src/proxy", &["api", "chain", "client", "config", "serve"]),
     ("src/client/fake", &["serve"]),
     ("src/cli", &["api"]),
@@ -57,6 +58,9 @@ const FORBIDDEN: &[(&str, &[&str], &str)] = &[
     ("src/chain", HTTP, "the core knows no HTTP"),
     ("src/store", HTTP, "the store knows no HTTP"),
     ("src/store", &["tokio"], "the store blocks; its caller decides where"),
+    ("src/replica", CLOCKS_AND_CHANCE, "a seed must be able to drive it"),
+    ("src/replica", OUTSIDE_WORLD, "whoever drives it has the threads and the sockets"),
+    ("src/replica", HTTP, "it is driven by values"),
     ("src/api", HTTP, "the contract is the same for whoever serves it"),
     ("src/api", &["tokio", "std::fs"], "the contract is shapes and words"),
     ("src/client", &["hyper", "hyper_util", "tower"], "the client serves nobody"),

@@ -1,0 +1,325 @@
+//! Owns how a batch is decided: which message is new, a duplicate or a conflict, which entry of a peer follows.
+//!
+//! Decided on a copy of the logs, against everything known of the ids: the index, its tail, and what the same batch
+//! adds. Nothing is written here; if the commit fails, the draft is thrown away and nothing has happened.
+//! A copy counts only if its record checks now: what is damaged is never the reason to call a message stored.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::jobs::{Admit, Admitted, Intake, Outcome, Room, WhyNot};
+use crate::chain::clock::Stamp;
+use crate::chain::log::{self, Logs};
+use crate::chain::message::Content;
+use crate::chain::place::{ChainHash, Origin, Place};
+use crate::chain::record::{Kind, Record};
+use crate::chain::vector::Head;
+use crate::store::index::Lookup;
+use crate::store::log::{Change, NewEntry, Reader};
+use crate::store::{Error, Standing, Store};
+
+/// Loose entries that one commit takes into their log at the most.
+const ABSORB_COUNT: usize = 2_000;
+
+/// Gives the names of new logs, each another.
+pub type Mint = dyn FnMut() -> Origin + Send;
+
+/// A commit being put together.
+pub(super) struct Draft<'a> {
+    store: &'a Store,
+    mint: &'a mut Mint,
+    logs: Logs,
+    room: Room,
+    now_ms: u64,
+    lookup: Lookup<'a>,
+    /// What was looked up for peers' entries. Shared, for a peer can send one id in thousands of entries.
+    looked_up: HashMap<[u8; 16], Arc<[Standing]>>,
+    change: Change,
+    /// What clients add with this batch, by id.
+    by_id: HashMap<[u8; 16], Vec<Standing>>,
+    /// Forks that showed in two records side by side.
+    pub(super) forks: BTreeSet<(Origin, u64)>,
+}
+
+impl<'a> Draft<'a> {
+    /// A draft on top of `logs`. `now_ms` is the wall clock.
+    pub(super) fn new(logs: Logs, store: &'a Store, mint: &'a mut Mint, room: Room, now_ms: u64) -> Self {
+        Draft {
+            store,
+            mint,
+            logs,
+            room,
+            now_ms,
+            lookup: store.lookup(),
+            looked_up: HashMap::new(),
+            change: Change::default(),
+            by_id: HashMap::new(),
+            forks: BTreeSet::new(),
+        }
+    }
+
+    /// The state after the commit, and what it writes.
+    pub(super) fn into_change(self) -> (Logs, Change) {
+        (self.logs, self.change)
+    }
+
+    pub(super) fn logs(&self) -> &Logs {
+        &self.logs
+    }
+
+    /// What is committed.
+    pub(super) fn reader(&self) -> Result<Reader, Error> {
+        self.store.log().read()
+    }
+
+    /// If this is the log that clients' messages go to, they go to another from now on.
+    pub(super) fn leave(&mut self, origin: Origin) {
+        self.logs.leave(origin);
+    }
+
+    /// Decides a client's message. One that is stored already is so also where there is no room for more.
+    pub(super) fn send(&mut self, message: &Intake) -> Result<Outcome, Error> {
+        let id = message.id.into_bytes();
+        let known = self.lookup.standings(id)?;
+        let batch = self.by_id.get(&id).map_or(&[][..], Vec::as_slice);
+        let covered = || known.iter().filter(|standing| self.logs.covers(standing.place));
+        let mut copies: Vec<Place> =
+            batch.iter().filter(|s| s.digest == message.digest).map(|s| s.place).collect();
+        let mut was_stored = !copies.is_empty();
+        for standing in covered().filter(|standing| standing.digest == message.digest) {
+            was_stored = true;
+            if self.is_intact(standing, message)? {
+                copies.push(standing.place);
+            }
+        }
+        if let Some(place) = copies.into_iter().min() {
+            return Ok(Outcome::Stored { place, duplicate: true });
+        }
+        if !was_stored && (covered().next().is_some() || !batch.is_empty()) {
+            return Ok(Outcome::NotStored(WhyNot::Conflict));
+        }
+        if !self.room.clients {
+            return Ok(Outcome::NotStored(WhyNot::Full));
+        }
+        let place = self.logs.assign(message.digest, self.now_ms, &mut *self.mint);
+        let Place { origin, seq, stamp } = place;
+        let (digest, content) = (message.digest, &message.content);
+        let record = Record { origin, seq, stamp, digest, kind: Kind::Message, content };
+        self.by_id.entry(id).or_default().push(Standing { place, digest });
+        let (record, hash) = (record.encode(), self.logs.vector().hash(origin));
+        self.change.entries.push(NewEntry { place, hash, record, known: known.into() });
+        // Every copy was damaged: now there is one that is not.
+        Ok(Outcome::Stored { place, duplicate: was_stored })
+    }
+
+    /// Whether a copy that the index knows is there, and is this message.
+    fn is_intact(&self, standing: &Standing, message: &Intake) -> Result<bool, Error> {
+        let Place { origin, seq, .. } = standing.place;
+        match self.reader()?.get(origin, seq) {
+            Ok(entry) => Ok(entry.place == standing.place && entry.record().digest == message.digest),
+            Err(Error::Damaged { .. }) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Takes the good prefix of a run.
+    pub(super) fn admit(&mut self, job: &Admit) -> Result<Admitted, Error> {
+        if !self.room.peers {
+            return Ok(Admitted { new: 0, refused: None, not_stored: Some(WhyNot::Full) });
+        }
+        let (logs, count) = (self.logs.clone(), self.change.entries.len());
+        let mut admitted = Admitted { new: 0, refused: None, not_stored: None };
+        // The peer's chain, also over what is here already: where it passes our head, it must have our hash.
+        let mut chain = job.before;
+        for bytes in &job.records {
+            let (record, _) = Record::parse(bytes).expect("the exchange hands on checked records only");
+            match self.admit_one(chain, job.claimed, &record, bytes) {
+                Ok(new) => {
+                    admitted.new += u64::from(new);
+                    chain = chain.followed_by(&record);
+                }
+                Err(AdmitError::Storage(error)) => return Err(error),
+                Err(AdmitError::Refused(refused)) => {
+                    admitted.refused = Some(refused);
+                    if matches!(refused, log::Refused::Fork(_)) {
+                        // Where the chain stops being the peer's is not known: nothing of the run is believed.
+                        (self.logs, admitted.new) = (logs, 0);
+                        self.change.entries.truncate(count);
+                        self.logs.leave(record.origin); // two processes append to it: whoever notices begins anew
+                    }
+                    break;
+                }
+            }
+        }
+        Ok(admitted)
+    }
+
+    fn look_up(&mut self, id: [u8; 16]) -> Result<Arc<[Standing]>, Error> {
+        if let Some(known) = self.looked_up.get(&id) {
+            return Ok(known.clone());
+        }
+        let known: Arc<[Standing]> = self.lookup.standings(id)?.into();
+        self.looked_up.insert(id, known.clone());
+        Ok(known)
+    }
+
+    /// All that is known of a record's id.
+    fn known_of(&mut self, record: &Record<'_>) -> Result<Arc<[Standing]>, Error> {
+        match Content::decode(record.content) {
+            Ok(content) => self.look_up(content.id.into_bytes()),
+            Err(_unreadable) => Ok(Arc::default()),
+        }
+    }
+
+    fn admit_one(
+        &mut self,
+        before: Head,
+        claimed: Option<Head>,
+        record: &Record<'_>,
+        bytes: &Bytes,
+    ) -> Result<bool, AdmitError> {
+        let Record { origin, seq, .. } = *record;
+        let (head, hash) = (self.logs.vector().seq(origin), self.logs.vector().hash(origin));
+        if before.seq == head && before.hash != hash {
+            return Err(AdmitError::Refused(log::Refused::Fork(head)));
+        }
+        if seq > head && self.is_loose_otherwise(record)? {
+            self.forks.insert((origin, seq));
+            return Err(AdmitError::Refused(log::Refused::Fork(head)));
+        }
+        if !self.logs.admit(record, self.now_ms).map_err(AdmitError::Refused)? {
+            return Ok(false);
+        }
+        let hash = self.logs.vector().hash(origin);
+        if claimed.is_some_and(|claimed| claimed.seq == seq && claimed.hash != hash) {
+            return Err(AdmitError::Refused(log::Refused::Fork(seq)));
+        }
+        self.note_new(record, hash, bytes.to_vec())?;
+        Ok(true)
+    }
+
+    fn note_new(&mut self, record: &Record<'_>, hash: ChainHash, bytes: Vec<u8>) -> Result<(), Error> {
+        let place = Place { stamp: record.stamp, origin: record.origin, seq: record.seq };
+        let known = self.known_of(record)?;
+        self.change.entries.push(NewEntry { place, hash, record: bytes, known });
+        Ok(())
+    }
+
+    /// Whether another entry than this is held in its place, behind a gap.
+    fn is_loose_otherwise(&self, record: &Record<'_>) -> Result<bool, Error> {
+        let Record { origin, seq, stamp, digest, .. } = *record;
+        if self.logs.loose_until(origin).is_none_or(|last| seq > last) {
+            return Ok(false);
+        }
+        let held = self.reader()?.peek(origin, seq)?;
+        Ok(held.is_some_and(|held| (held.place.stamp, held.record().digest) != (stamp, digest)))
+    }
+
+    /// Takes in loose entries of a log that follow its head now. `true`: there may be more.
+    pub(super) fn absorb(&mut self, origin: Origin) -> Result<bool, Error> {
+        let mut reader = self.reader()?;
+        for _ in 0..ABSORB_COUNT {
+            let next = self.logs.vector().seq(origin) + 1;
+            let Some(last) = self.logs.loose_until(origin) else { return Ok(false) };
+            if next > last {
+                self.logs.no_longer_loose(origin);
+                self.change.loose.push(origin);
+                return Ok(false);
+            }
+            let Some(entry) = reader.peek(origin, next)? else { return Ok(false) };
+            let record = entry.record();
+            match self.logs.admit(&record, self.now_ms) {
+                Ok(true) => {
+                    let hash = self.logs.vector().hash(origin);
+                    self.note_new(&record, hash, entry.record.clone())?;
+                }
+                Ok(false) => return Ok(false), // it is behind a cut, which moves it
+                Err(_) => {
+                    self.forks.insert((origin, next)); // what was filled in is of another fork
+                    return Ok(false);
+                }
+            }
+        }
+        Ok(true)
+    }
+
+    /// Puts a record at the end of a branch.
+    pub(super) fn append_moved(&mut self, place: Place, record: &Record<'_>) -> Result<(), Error> {
+        self.logs.append_moved(place, record.digest);
+        let moved = Record { origin: place.origin, seq: place.seq, ..*record };
+        let hash = self.logs.vector().hash(place.origin);
+        self.note_new(&moved, hash, moved.encode())
+    }
+
+    /// Ends a log before `seq`.
+    pub(super) fn cut(&mut self, origin: Origin, seq: u64, before: Option<(Head, Stamp)>) {
+        if self.logs.loose_until(origin).is_some() {
+            self.change.loose.push(origin);
+        }
+        self.logs.cut(origin, seq, before);
+        self.change.cuts.push((origin, seq));
+    }
+
+    /// Writes records in place of damaged ones. The caller has held them against the chain.
+    pub(super) fn mend(&mut self, record: &Record<'_>, bytes: &Bytes) -> Result<(), Error> {
+        let place = Place { stamp: record.stamp, origin: record.origin, seq: record.seq };
+        let known = self.known_of(record)?;
+        // Written beside its row, not to the chain's: its hash is not asked for.
+        let hash = self.logs.vector().hash(record.origin);
+        self.change.mended.push(NewEntry { place, hash, record: bytes.to_vec(), known });
+        Ok(())
+    }
+
+    /// Writes a checkpoint of the chain anew.
+    pub(super) fn checkpoint(&mut self, origin: Origin, seq: u64, hash: ChainHash) {
+        self.change.checkpoints.push((origin, seq, hash));
+    }
+}
+
+enum AdmitError {
+    Refused(log::Refused),
+    Storage(Error),
+}
+
+impl From<Error> for AdmitError {
+    fn from(error: Error) -> Self {
+        AdmitError::Storage(error)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use uuid::Uuid;
+
+    use crate::chain::message::Digest;
+    use crate::store::Store;
+
+    const ROOM: Room = Room { clients: true, peers: true };
+    const NONE: Room = Room { clients: false, peers: false };
+
+    fn intake(id: u128, text: &str) -> Intake {
+        let content = text.as_bytes().to_vec();
+        Intake { id: Uuid::from_u128(id), digest: Digest::of(&content), content }
+    }
+
+    #[test]
+    fn what_is_stored_is_a_duplicate_also_on_a_full_disk() {
+        let dir = tempfile::tempdir().expect("temp dir");
+        let (store, logs) = Store::open(dir.path(), "test", 0).expect("opens");
+        let mut mint = || Origin([1; 16]);
+        let mut draft = Draft::new(logs, &store, &mut mint, ROOM, 0);
+        let stored = draft.send(&intake(1, "one")).expect("decides");
+        let Outcome::Stored { place, duplicate: false } = stored else { panic!("{stored:?}") };
+        draft.room = NONE;
+        let again = draft.send(&intake(1, "one")).expect("decides");
+        assert_eq!(again, Outcome::Stored { place, duplicate: true });
+        let conflict = draft.send(&intake(1, "other")).expect("decides");
+        assert_eq!(conflict, Outcome::NotStored(WhyNot::Conflict));
+        let new = draft.send(&intake(2, "two")).expect("decides");
+        assert_eq!(new, Outcome::NotStored(WhyNot::Full));
+        assert_eq!(draft.into_change().1.entries.len(), 1);
+    }
+}

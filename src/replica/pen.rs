@@ -1,0 +1,199 @@
+//! Owns all writing to a store: decides a batch, commits it durably, and only then says what became of it.
+//!
+//! A batch is decided on a copy of the logs, which replaces them once the commit succeeded; so nothing is ever said of
+//! a message that is not on disk. What needs many commits (a cut in a long log, loose entries whose gap was filled)
+//! goes on with each batch, in pieces.
+//! Any error ends the pen: what a failed write left behind must not be believed, and the store is opened anew.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::cutting::Cutting;
+use super::draft::{Draft, Mint};
+use super::jobs::{Batch, Care, Room, Written};
+use crate::chain::log::{CHECKPOINT_EVERY, Logs};
+use crate::chain::place::{ChainHash, Origin};
+use crate::chain::record::Record;
+use crate::store::{Error, Store};
+
+/// Records of peers that wait for others, until a part of the chain can be held against its checkpoints. At the bound
+/// all are dropped and asked for again.
+const CANDIDATES_MAX: usize = 4_096;
+
+/// See the head of this file.
+pub struct Pen {
+    store: Arc<Store>,
+    logs: Logs,
+    mint: Box<Mint>,
+    cutting: VecDeque<Cutting>,
+    absorbing: BTreeSet<Origin>,
+    candidates: BTreeMap<(Origin, u64), Bytes>,
+}
+
+impl Pen {
+    /// The only pen of a store that was just opened. `mint` gives the names of new logs.
+    pub fn new(store: Arc<Store>, logs: Logs, mint: Box<Mint>) -> Self {
+        let absorbing = logs.loose().map(|(origin, _)| origin).collect();
+        Pen { store, logs, mint, cutting: VecDeque::new(), absorbing, candidates: BTreeMap::new() }
+    }
+
+    /// The durable state.
+    pub fn logs(&self) -> &Logs {
+        &self.logs
+    }
+
+    /// The store it writes to.
+    pub fn store(&self) -> &Arc<Store> {
+        &self.store
+    }
+
+    /// There is something to be gone on with although nobody asks for it: write again, if only an empty batch.
+    pub fn has_more(&self) -> bool {
+        !self.cutting.is_empty() || !self.absorbing.is_empty()
+    }
+
+    /// Decides and writes a batch. When it returns, all of it is on disk.
+    pub fn write(&mut self, batch: &Batch<'_>, room: Room, now_ms: u64) -> Result<Written, Error> {
+        let store = self.store.clone();
+        let mut mint = std::mem::replace(&mut self.mint, Box::new(|| unreachable!("it is given back")));
+        let mut draft = Draft::new(self.logs.clone(), &store, &mut *mint, room, now_ms);
+        let decided = self.decide(&mut draft, batch, room);
+        let forks = std::mem::take(&mut draft.forks);
+        let (logs, change) = draft.into_change();
+        self.mint = mint;
+        let mut written = decided?;
+        for (origin, seq) in forks {
+            self.begin_cut(origin, seq);
+        }
+        if !change.is_empty() {
+            store.commit(&change, &logs)?;
+        }
+        // A log is also left without anything being written.
+        written.changed = !change.is_empty() || logs.own() != self.logs.own();
+        self.logs = logs;
+        Ok(written)
+    }
+
+    fn decide(&mut self, draft: &mut Draft<'_>, batch: &Batch<'_>, room: Room) -> Result<Written, Error> {
+        let mut written = Written::default();
+        for care in &batch.care {
+            match care {
+                Care::Cut(origin, seq) => self.begin_cut(*origin, *seq),
+                Care::Mend(records) => self.mend(draft, records)?,
+                Care::Checkpoint(origin, seq, hash) => draft.checkpoint(*origin, *seq, *hash),
+            }
+        }
+        if room.peers {
+            self.go_on_cutting(draft)?;
+        }
+        for messages in &batch.sends {
+            let outcomes = messages.iter().map(|message| draft.send(message));
+            written.sends.push(outcomes.collect::<Result<_, _>>()?);
+        }
+        for admit in &batch.admits {
+            written.admits.push(draft.admit(admit)?);
+            let origin = admit.records.first().map(|bytes| record_of(bytes).origin);
+            self.absorbing.extend(origin.filter(|origin| draft.logs().loose_until(*origin).is_some()));
+        }
+        if room.peers && self.cutting.is_empty() {
+            for origin in std::mem::take(&mut self.absorbing) {
+                if draft.absorb(origin)? {
+                    self.absorbing.insert(origin);
+                }
+            }
+        }
+        Ok(written)
+    }
+
+    fn begin_cut(&mut self, origin: Origin, seq: u64) {
+        let is_done = self.logs.vector().cut_of(origin).is_some_and(|cut| cut <= seq);
+        let is_under_way = self.cutting.iter().any(|cutting| cutting.origin == origin && cutting.seq <= seq);
+        if !is_done && !is_under_way {
+            self.cutting.push_back(Cutting::new(origin, seq));
+        }
+    }
+
+    fn go_on_cutting(&mut self, draft: &mut Draft<'_>) -> Result<(), Error> {
+        let Some(mut cutting) = self.cutting.pop_front() else { return Ok(()) };
+        draft.leave(cutting.origin);
+        match cutting.step(draft) {
+            Ok(true) => tracing::warn!(origin = %cutting.origin, seq = cutting.seq, "a log is cut"),
+            Ok(false) => self.cutting.push_front(cutting),
+            // The entry before the cut: it is mended first, or the log is cut before it.
+            Err(Error::Damaged { .. }) => {}
+            Err(error) => return Err(error),
+        }
+        Ok(())
+    }
+
+    /// Takes records of peers for damaged entries. They are written once the chain between two checkpoints holds with
+    /// them: a peer's word alone replaces nothing.
+    fn mend(&mut self, draft: &mut Draft<'_>, records: &[Bytes]) -> Result<(), Error> {
+        let mut parts = BTreeSet::new();
+        for bytes in records {
+            let record = record_of(bytes);
+            let (origin, seq) = (record.origin, record.seq);
+            if seq > self.logs.vector().seq(origin) || !record.content_matches_digest() {
+                continue;
+            }
+            if draft.reader()?.peek(origin, seq)?.is_some() {
+                self.store.log().wounds().healed(origin, seq); // a read that failed once, or mended meanwhile
+                continue;
+            }
+            if self.candidates.len() >= CANDIDATES_MAX {
+                self.candidates.clear();
+            }
+            self.candidates.insert((origin, seq), bytes.clone());
+            parts.insert((origin, (seq - 1) / CHECKPOINT_EVERY));
+        }
+        for (origin, part) in parts {
+            self.mend_part(draft, origin, part)?;
+        }
+        Ok(())
+    }
+
+    fn mend_part(&mut self, draft: &mut Draft<'_>, origin: Origin, part: u64) -> Result<(), Error> {
+        let first = part * CHECKPOINT_EVERY + 1;
+        let head = *self.logs.vector().get(origin).expect("was compared with the head");
+        let last = head.seq.min(first + CHECKPOINT_EVERY - 1);
+        let mut reader = draft.reader()?;
+        let kept = |seq: u64| {
+            if seq == 0 { Ok(Some(ChainHash::genesis(origin))) } else { reader.checkpoint(origin, seq) }
+        };
+        let before = kept(first - 1)?;
+        let after = if last == head.seq { Some(head.hash) } else { kept(last)? };
+        let (Some(mut hash), Some(after)) = (before, after) else { return Ok(()) };
+        let mut mended = Vec::new();
+        for seq in first..=last {
+            let entry = reader.peek(origin, seq)?;
+            let record = match (&entry, self.candidates.get(&(origin, seq))) {
+                (Some(entry), _) => entry.record(),
+                (None, Some(bytes)) => {
+                    mended.push(bytes.clone());
+                    record_of(bytes)
+                }
+                (None, None) => {
+                    self.store.log().wounds().add(origin, seq);
+                    return Ok(()); // more is damaged than was sent; the rest is asked for as well
+                }
+            };
+            hash = hash.next(seq, record.stamp, record.digest);
+        }
+        self.candidates.retain(|(of, seq), _| *of != origin || !(first..=last).contains(seq));
+        if hash != after {
+            tracing::warn!(%origin, first, last, "what a peer sent for damaged entries does not fit their chain");
+            return Ok(());
+        }
+        for bytes in &mended {
+            draft.mend(&record_of(bytes), bytes)?;
+        }
+        tracing::info!(%origin, first, last, entries = mended.len(), "damaged entries are mended");
+        Ok(())
+    }
+}
+
+fn record_of(bytes: &Bytes) -> Record<'_> {
+    Record::parse(bytes).expect("the exchange hands on checked records only").0
+}

@@ -1,0 +1,49 @@
+//! Owns what one commit writes.
+//!
+//! A change is put together by whoever decides, and written as a whole or not at all. It says nothing of heads: those
+//! are taken from the state of the logs after it.
+
+use std::sync::Arc;
+
+use super::Standing;
+use crate::chain::place::{ChainHash, Origin, Place};
+
+/// An entry to be written: its place, the chain's hash there, its record.
+#[derive(Debug)]
+pub struct NewEntry {
+    /// Where it stands.
+    pub place: Place,
+    /// `h(seq)` of its log.
+    pub hash: ChainHash,
+    /// Its bytes.
+    pub record: Vec<u8>,
+    /// All copies of its id that were known when it was decided.
+    pub known: Arc<[Standing]>,
+}
+
+/// What one commit writes. The heads of all logs it names are written as the state after it has them.
+#[derive(Debug, Default)]
+pub struct Change {
+    /// Entries that follow the heads, ascending within each log.
+    pub entries: Vec<NewEntry>,
+    /// Entries that are damaged here, as a peer has them.
+    pub mended: Vec<NewEntry>,
+    /// Logs that are cut now, and where.
+    pub cuts: Vec<(Origin, u64)>,
+    /// Logs of which less is behind a gap than before.
+    pub loose: Vec<Origin>,
+    /// Checkpoints of the chain that were found wrong, as they are.
+    pub checkpoints: Vec<(Origin, u64, ChainHash)>,
+}
+
+impl Change {
+    /// Nothing is to be written.
+    pub fn is_empty(&self) -> bool {
+        let Change { entries, mended, cuts, loose, checkpoints } = self;
+        entries.is_empty()
+            && mended.is_empty()
+            && cuts.is_empty()
+            && loose.is_empty()
+            && checkpoints.is_empty()
+    }
+}
