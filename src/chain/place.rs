@@ -12,6 +12,20 @@ use super::message::Digest;
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Origin(pub [u8; 16]);
 
+impl Origin {
+    /// The name of a branch: the log that begins with an entry which cannot stay at its place. It is a hash of that
+    /// place and the entry's digest, so all who hold the entry agree on the name without talking.
+    pub fn branch(first: Place, digest: Digest) -> Self {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(b"chatchain branch 1");
+        hasher.update(&first.stamp.0.to_be_bytes());
+        hasher.update(&first.origin.0);
+        hasher.update(&first.seq.to_be_bytes());
+        hasher.update(&digest.0);
+        Origin(*hasher.finalize().as_bytes().first_chunk().expect("a hash has 32 bytes"))
+    }
+}
+
 impl fmt::Display for Origin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         uuid::Uuid::from_bytes(self.0).hyphenated().fmt(f)
@@ -61,4 +75,24 @@ pub struct Place {
     pub origin: Origin,
     /// Its place in the log.
     pub seq: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Frozen: every store must give a branch the same name, today and later.
+    #[test]
+    fn the_name_of_a_branch_is_frozen_and_depends_on_place_and_digest() {
+        let (first, digest) = (Place { stamp: Stamp(3), origin: Origin([7; 16]), seq: 17 }, Digest([5; 32]));
+        let name = Origin::branch(first, digest);
+        assert_eq!(name.to_string(), "a5fb801a-8c10-c2de-6872-75238e6244fe");
+        let others = [
+            (Place { stamp: Stamp(4), ..first }, digest),
+            (Place { origin: Origin([8; 16]), ..first }, digest),
+            (Place { seq: 18, ..first }, digest),
+            (first, Digest([6; 32])),
+        ];
+        assert!(others.iter().all(|(first, digest)| Origin::branch(*first, *digest) != name));
+    }
 }

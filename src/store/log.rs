@@ -6,35 +6,48 @@
 //! transaction, bounded rows, no waiting inside.
 //!
 //! Tables: `meta` (name -> bytes), `heads` (origin -> seq, hash, first and last stamp, check), `chain`
-//! (origin, seq -> hash), and `log/<origin in hex>` (seq -> record).
+//! (origin, seq -> hash), `log/<origin in hex>` (seq -> record), and `loose` (origin -> highest seq that a salvage
+//! left behind a hole). A log's table with rows in it has a row in `heads` or `loose`.
 
-use std::collections::BTreeMap;
+mod meta;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use redb::{Database, ReadOnlyTable, ReadTransaction, ReadableDatabase, ReadableTable, TableDefinition};
+use redb::{
+    Database, ReadOnlyTable, ReadTransaction, ReadableDatabase, ReadableTable, TableDefinition, TableHandle,
+};
 use twox_hash::XxHash3_64;
 use uuid::Uuid;
 
-use super::files::{self, Files};
-use super::{Error, OpenError, StoreId};
+use super::files::{self, Files, Opening};
+use super::guard::{Open, guard, guarded};
+use super::{Error, OpenError, StoreId, raw};
 use crate::chain::clock::Stamp;
 use crate::chain::log::{CHECKPOINT_EVERY, Logs, StampRange};
 use crate::chain::place::{ChainHash, Origin, Place};
 use crate::chain::record::Record;
 use crate::chain::vector::Head;
+pub(super) use meta::make as make_meta;
 
-/// The newest layout of `log.redb` that this program knows. A newer one is refused.
-pub const FORMAT: u32 = 1;
 /// redb's own page cache. Kept small: the system's page cache holds the file, and a listing must not fill ours.
 const CACHE_BYTES: usize = 12 << 20;
 
-const META: TableDefinition<&str, &[u8]> = TableDefinition::new("meta");
-const HEADS: TableDefinition<[u8; 16], &[u8]> = TableDefinition::new("heads");
-const CHAIN: TableDefinition<([u8; 16], u64), [u8; 32]> = TableDefinition::new("chain");
+pub(super) const HEADS: TableDefinition<[u8; 16], &[u8]> = TableDefinition::new("heads");
+pub(super) const CHAIN: TableDefinition<([u8; 16], u64), [u8; 32]> = TableDefinition::new("chain");
+pub(super) const LOOSE: TableDefinition<[u8; 16], u64> = TableDefinition::new("loose");
 
 /// Name of the table that holds a log.
-fn table_name(origin: Origin) -> String {
+pub(super) fn table_name(origin: Origin) -> String {
     format!("log/{}", Uuid::from_bytes(origin.0).simple())
+}
+
+/// The logs that have a table.
+pub(super) fn tables(db: &Database) -> Result<Vec<Origin>, Error> {
+    let tx = db.begin_read()?;
+    let tables = tx.list_tables()?;
+    let origin = |name: &str| Some(Origin(Uuid::try_parse(name.strip_prefix("log/")?).ok()?.into_bytes()));
+    Ok(tables.filter_map(|table| origin(table.name())).collect())
 }
 
 /// An entry to be written: its place, the chain's hash there, its record.
@@ -69,28 +82,63 @@ impl Entry {
 /// The open file. See the head of this file.
 #[derive(Debug)]
 pub struct Log {
-    db: Database,
+    db: Open,
     id: StoreId,
 }
 
-type Found = Vec<(Origin, Head, StampRange)>;
+/// What a file holds.
+#[derive(Debug, Default)]
+pub(super) struct Found {
+    /// The logs, each from entry 1 to its head.
+    pub(super) logs: Vec<(Origin, Head, StampRange)>,
+    /// Logs with entries that stand behind a hole, and the highest seq of those.
+    pub(super) loose: Vec<(Origin, u64)>,
+}
+
+/// Why a file does not open. Where redb has it open already, it stays so until this is dropped, because closing it
+/// writes to it.
+#[derive(Debug)]
+pub(super) struct NotOpen {
+    pub(super) error: OpenError,
+    _db: Option<Open>,
+}
+
+impl From<OpenError> for NotOpen {
+    fn from(error: OpenError) -> Self {
+        NotOpen { error, _db: None }
+    }
+}
 
 impl Log {
-    /// Opens or makes the file and gives the heads of all logs in it.
-    pub fn open(files: &dyn Files, network: &str) -> Result<(Self, Found), OpenError> {
-        let db = files.database(files::LOG, CACHE_BYTES, false)?;
+    /// Opens or makes the file and says which logs are in it. Without a network: of whichever, and it is not made.
+    pub(super) fn open(
+        files: &dyn Files,
+        network: Option<&str>,
+        how: Opening,
+    ) -> Result<(Self, Found), NotOpen> {
         let path = files.path(files::LOG);
-        let broken = |error: Error| OpenError::Broken { path: path.clone(), why: error.to_string() };
-        let meta = read_or_make_meta(&db, network).map_err(broken)?;
-        if meta.format > FORMAT {
-            return Err(OpenError::Newer { path, found: meta.format, known: FORMAT });
+        let broken = |why: String| OpenError::Broken { path: path.clone(), why };
+        let opened = guard(|| files.database(files::LOG, CACHE_BYTES, how));
+        let db = Open::new(opened.unwrap_or_else(|panic| Err(broken(panic.to_string())))?);
+        let read = || -> Result<(StoreId, Found), OpenError> {
+            let not_readable = |error: Error| match error {
+                Error::Storage(error) => files::why_not(path.clone(), *error),
+                other => broken(other.to_string()),
+            };
+            let meta = match (meta::read(&db).map_err(not_readable)?, network) {
+                (Some(meta), _) => meta,
+                (None, Some(network)) if !holds_records(files)? => {
+                    meta::make(&db, network).map_err(not_readable)?
+                }
+                (None, _) => return Err(broken("it does not say whose store it is".into())),
+            };
+            meta.check_ours(&path, network)?;
+            Ok((meta.id, find(&db).map_err(not_readable)?))
+        };
+        match guard(read).unwrap_or_else(|panic| Err(broken(panic.to_string()))) {
+            Ok((id, found)) => Ok((Log { db, id }, found)),
+            Err(error) => Err(NotOpen { error, _db: Some(db) }),
         }
-        if meta.network != network {
-            let (found, wanted) = (meta.network, network.to_owned());
-            return Err(OpenError::Network { path, found, wanted });
-        }
-        let found = read_heads(&db).map_err(broken)?;
-        Ok((Log { db, id: meta.id }, found))
     }
 
     /// The store's name.
@@ -100,6 +148,10 @@ impl Log {
 
     /// Writes entries (ascending within each log) and the heads they lead to; one durable commit.
     pub fn commit(&self, entries: &[NewEntry], logs: &Logs) -> Result<(), Error> {
+        guarded(|| self.write(entries, logs))
+    }
+
+    fn write(&self, entries: &[NewEntry], logs: &Logs) -> Result<(), Error> {
         let mut by_origin: BTreeMap<Origin, Vec<&NewEntry>> = BTreeMap::new();
         for entry in entries {
             by_origin.entry(entry.place.origin).or_default().push(entry);
@@ -127,15 +179,16 @@ impl Log {
 
     /// Commits with redb's allocator state, so that the next open need not walk the file.
     pub fn settle(&self) -> Result<(), Error> {
-        let mut tx = self.db.begin_write()?;
-        tx.set_quick_repair(true);
-        tx.commit()?;
-        Ok(())
+        guarded(|| {
+            let mut tx = self.db.begin_write()?;
+            tx.set_quick_repair(true);
+            Ok(tx.commit()?)
+        })
     }
 
     /// Begins a read. Keep it short: it pins pages.
     pub fn read(&self) -> Result<Reader, Error> {
-        Ok(Reader { tx: self.db.begin_read()?, tables: BTreeMap::new() })
+        guarded(|| Ok(Reader { tx: self.db.begin_read()?, tables: BTreeMap::new() }))
     }
 }
 
@@ -160,10 +213,10 @@ impl Reader {
 
     /// One entry. That it exists must be known from a vector: its absence is damage.
     pub fn get(&mut self, origin: Origin, seq: u64) -> Result<Entry, Error> {
-        match self.table(origin, seq)?.get(seq)? {
+        guarded(|| match self.table(origin, seq)?.get(seq)? {
             Some(bytes) => checked(origin, seq, bytes.value()),
             None => Err(Error::Damaged { origin, seq }),
-        }
+        })
     }
 
     /// Entries `first..=last` in ascending order, stopping early after `rows` entries or once `bytes` are
@@ -178,8 +231,10 @@ impl Reader {
     ) -> Result<Vec<Entry>, Error> {
         let mut entries = Vec::new();
         if first <= last {
-            let range = self.table(origin, first)?.range(first..=last)?;
-            take_rows(origin, (first..=last).zip(range), most, &mut entries)?;
+            guarded(|| {
+                let range = self.table(origin, first)?.range(first..=last)?;
+                take_rows(origin, (first..=last).zip(range), most, &mut entries)
+            })?;
             if entries.is_empty() {
                 return Err(Error::Damaged { origin, seq: first });
             }
@@ -197,8 +252,10 @@ impl Reader {
     ) -> Result<Vec<Entry>, Error> {
         let mut entries = Vec::new();
         if first <= last {
-            let range = self.table(origin, last)?.range(first..=last)?.rev();
-            take_rows(origin, (first..=last).rev().zip(range), most, &mut entries)?;
+            guarded(|| {
+                let range = self.table(origin, last)?.range(first..=last)?.rev();
+                take_rows(origin, (first..=last).rev().zip(range), most, &mut entries)
+            })?;
             if entries.is_empty() {
                 return Err(Error::Damaged { origin, seq: last });
             }
@@ -211,10 +268,7 @@ impl Reader {
         let checkpoint = seq - seq % CHECKPOINT_EVERY;
         let mut hash = match checkpoint {
             0 => ChainHash::genesis(origin),
-            _ => match self.tx.open_table(CHAIN)?.get((origin.0, checkpoint))? {
-                Some(hash) => ChainHash(hash.value()),
-                None => return Err(Error::Damaged { origin, seq: checkpoint }),
-            },
+            _ => self.checkpoint(origin, checkpoint)?.ok_or(Error::Damaged { origin, seq: checkpoint })?,
         };
         let most = Most { rows: usize::MAX, bytes: 1 << 20 };
         let mut next = checkpoint + 1;
@@ -225,6 +279,14 @@ impl Reader {
             }
         }
         Ok(hash)
+    }
+
+    /// What `chain` says of a checkpoint.
+    pub(super) fn checkpoint(&self, origin: Origin, seq: u64) -> Result<Option<ChainHash>, Error> {
+        guarded(|| {
+            let hash = self.tx.open_table(CHAIN)?.get((origin.0, seq))?;
+            Ok(hash.map(|hash| ChainHash(hash.value())))
+        })
     }
 
     /// The first seq in `1..=last` whose place is after `place`, else `last + 1`. Stamps of a log increase, so
@@ -278,7 +340,7 @@ fn take_rows<'a>(
     Ok(())
 }
 
-fn checked(origin: Origin, seq: u64, bytes: &[u8]) -> Result<Entry, Error> {
+pub(super) fn checked(origin: Origin, seq: u64, bytes: &[u8]) -> Result<Entry, Error> {
     match Record::parse(bytes) {
         Ok((record, length)) if record.origin == origin && record.seq == seq && length == bytes.len() => {
             Ok(Entry { place: Place { stamp: record.stamp, origin, seq }, record: bytes.to_vec() })
@@ -287,54 +349,47 @@ fn checked(origin: Origin, seq: u64, bytes: &[u8]) -> Result<Entry, Error> {
     }
 }
 
-fn log_table(name: &str) -> TableDefinition<'_, u64, &'static [u8]> {
+pub(super) fn log_table(name: &str) -> TableDefinition<'_, u64, &'static [u8]> {
     TableDefinition::new(name)
 }
 
-struct Meta {
-    format: u32,
-    id: StoreId,
-    network: String,
+/// Whether there are records in a file that has no tables of ours: then it lost them, and is not new.
+fn holds_records(files: &dyn Files) -> Result<bool, OpenError> {
+    let looked = files.raw(files::LOG).and_then(|mut bytes| raw::any(&mut bytes));
+    looked.map_err(|source| OpenError::Directory { path: files.path(files::LOG), source })
 }
 
-fn read_or_make_meta(db: &Database, network: &str) -> Result<Meta, Error> {
-    let tx = db.begin_write()?;
-    let meta = {
-        let mut table = tx.open_table(META)?;
-        let read =
-            |name| -> Result<Option<Vec<u8>>, Error> { Ok(table.get(name)?.map(|v| v.value().to_vec())) };
-        let found = (read("format")?, read("store_id")?, read("network")?);
-        if let (Some(format), Some(id), Some(network)) = found {
-            let (Ok(format), Ok(id), Ok(network)) =
-                (format.try_into(), id.try_into(), String::from_utf8(network))
-            else {
-                return Err(redb::StorageError::Corrupted("the table `meta` is not ours".into()).into());
-            };
-            return Ok(Meta { format: u32::from_be_bytes(format), id: StoreId(id), network });
-        }
-        let id = StoreId(Uuid::now_v7().into_bytes());
-        table.insert("format", FORMAT.to_be_bytes().as_slice())?;
-        table.insert("store_id", id.0.as_slice())?;
-        table.insert("network", network.as_bytes())?;
-        tx.open_table(HEADS)?;
-        tx.open_table(CHAIN)?;
-        Meta { format: FORMAT, id, network: network.to_owned() }
-    };
-    tx.commit()?;
-    Ok(meta)
+fn not_ours(table: &str) -> Error {
+    redb::StorageError::Corrupted(format!("the table `{table}` is not as we write it")).into()
 }
 
-fn read_heads(db: &Database) -> Result<Found, Error> {
-    let table = db.begin_read()?.open_table(HEADS)?;
-    let mut found = Vec::new();
-    for row in table.iter()? {
+/// All logs. A log of which only the table is left lost its row: then the file is damaged, though redb did not notice.
+fn find(db: &Database) -> Result<Found, Error> {
+    let tx = db.begin_read()?;
+    let mut found = Found::default();
+    for row in tx.open_table(HEADS)?.iter()? {
         let (key, value) = row?;
         let origin = Origin(key.value());
-        let (head, range) =
-            decode_head(origin, value.value()).ok_or(Error::Damaged { origin, seq: u64::MAX })?;
-        found.push((origin, head, range));
+        let (head, range) = decode_head(origin, value.value()).ok_or_else(|| not_ours("heads"))?;
+        found.logs.push((origin, head, range));
     }
-    Ok(found)
+    match tx.open_table(LOOSE) {
+        Err(redb::TableError::TableDoesNotExist(_)) => {}
+        table => {
+            for row in table?.iter()? {
+                let (key, value) = row?;
+                found.loose.push((Origin(key.value()), value.value()));
+            }
+        }
+    }
+    let mut known: BTreeSet<Origin> = found.logs.iter().map(|(origin, ..)| *origin).collect();
+    known.extend(found.loose.iter().map(|(origin, _)| *origin));
+    for origin in tables(db)? {
+        if !known.remove(&origin) && tx.open_table(log_table(&table_name(origin)))?.first()?.is_some() {
+            return Err(not_ours("heads"));
+        }
+    }
+    if known.is_empty() { Ok(found) } else { Err(not_ours("heads")) }
 }
 
 const HEAD_BYTES: usize = 56;
@@ -343,7 +398,7 @@ fn head_check(origin: Origin, bytes: &[u8]) -> [u8; 8] {
     XxHash3_64::oneshot_with_seed(XxHash3_64::oneshot(&origin.0), bytes).to_be_bytes()
 }
 
-fn encode_head(origin: Origin, head: &Head, range: StampRange) -> Vec<u8> {
+pub(super) fn encode_head(origin: Origin, head: &Head, range: StampRange) -> Vec<u8> {
     let mut out = Vec::with_capacity(HEAD_BYTES + 8);
     out.extend_from_slice(&head.seq.to_be_bytes());
     out.extend_from_slice(&head.hash.0);
@@ -369,10 +424,7 @@ fn decode_head(origin: Origin, bytes: &[u8]) -> Option<(Head, StampRange)> {
 #[cfg(test)]
 pub(super) fn pretend_newer(path: &std::path::Path) {
     let db = Database::open(path).expect("opens");
-    let tx = db.begin_write().expect("begins");
-    let newer = (FORMAT + 1).to_be_bytes();
-    tx.open_table(META).expect("opens").insert("format", newer.as_slice()).expect("inserts");
-    tx.commit().expect("commits");
+    meta::pretend_newer(&db);
 }
 
 /// Replaces an entry's bytes, as damage would.
