@@ -76,3 +76,23 @@ pub struct Place {
     /// Its place in the log.
     pub seq: u64,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Frozen: every store must give a branch the same name, today and later.
+    #[test]
+    fn the_name_of_a_branch_is_frozen_and_depends_on_place_and_digest() {
+        let (first, digest) = (Place { stamp: Stamp(3), origin: Origin([7; 16]), seq: 17 }, Digest([5; 32]));
+        let name = Origin::branch(first, digest);
+        assert_eq!(name.to_string(), "a5fb801a-8c10-c2de-6872-75238e6244fe");
+        let others = [
+            (Place { stamp: Stamp(4), ..first }, digest),
+            (Place { origin: Origin([8; 16]), ..first }, digest),
+            (Place { seq: 18, ..first }, digest),
+            (first, Digest([6; 32])),
+        ];
+        assert!(others.iter().all(|(first, digest)| Origin::branch(*first, *digest) != name));
+    }
+}

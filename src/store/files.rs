@@ -1,13 +1,14 @@
-//! Owns where the two files of a store lie, and how redb opens them.
+//! Owns where the files of a store lie, how redb opens them, and how else they are read, moved and locked.
 //!
-//! A directory in life; memory in the simulation, which can then pull the plug between any two writes.
+//! A directory in life; memory in the simulation, which can then pull the plug between any two writes. What is renamed
+//! or removed here is so for good, also through a power failure, when the call returns.
 
-use std::fs;
-use std::io;
+use std::fs::{self, File};
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-use redb::{Builder, Database, DatabaseError, StorageError};
-use rustix::fs::{CWD, RenameFlags, renameat_with};
+use redb::{Builder, Database, DatabaseError};
+use rustix::fs::{Advice, CWD, FlockOperation, RenameFlags, fadvise, flock, renameat_with};
 use rustix::io::Errno;
 
 use super::OpenError;
@@ -16,17 +17,51 @@ use super::OpenError;
 pub const LOG: &str = "log.redb";
 /// What is derived from it.
 pub const INDEX: &str = "index.redb";
+/// A log that is being made of what was salvaged; it becomes [`LOG`] when it is complete.
+pub const SALVAGING: &str = "log.salvaging";
 
 /// For the moment in which an empty file is made.
 const MAKING_CACHE_BYTES: usize = 1 << 20;
 
+/// How a database is opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Opening {
+    /// As it lies there, made if it does not.
+    AsItIs,
+    /// With every page of it checked first.
+    Checked,
+    /// Empty, in place of whatever is there.
+    Afresh,
+}
+
 /// Where files lie.
 pub trait Files {
-    /// Opens a file, or makes it. `afresh`: empty, in place of whatever is there.
-    fn database(&self, name: &str, cache_bytes: usize, afresh: bool) -> Result<Database, OpenError>;
+    /// Opens a database.
+    fn database(&self, name: &str, cache_bytes: usize, how: Opening) -> Result<Database, OpenError>;
 
     /// How a file is called in sentences.
     fn path(&self, name: &str) -> PathBuf;
+
+    /// Keeps everybody else away as long as it is held. `None` where nobody else can be.
+    fn lock(&self) -> Result<Option<File>, OpenError>;
+
+    /// The names of all files.
+    fn names(&self) -> io::Result<Vec<String>>;
+
+    /// How long a file is; `None`: there is none.
+    fn len(&self, name: &str) -> io::Result<Option<u64>>;
+
+    /// The bytes of a file as they lie there.
+    fn raw(&self, name: &str) -> io::Result<Box<dyn Read>>;
+
+    /// Gives a file another name, which must be free.
+    fn rename(&self, from: &str, to: &str) -> io::Result<()>;
+
+    /// Removes a file, if it is there.
+    fn remove(&self, name: &str) -> io::Result<()>;
+
+    /// Forgets what the system keeps of a file in memory, so that what is read next comes from the disk.
+    fn forget_cached(&self, name: &str);
 }
 
 /// A directory on disk.
@@ -34,29 +69,80 @@ pub trait Files {
 pub struct Directory<'a>(pub &'a Path);
 
 impl Files for Directory<'_> {
-    fn database(&self, name: &str, cache_bytes: usize, afresh: bool) -> Result<Database, OpenError> {
+    fn database(&self, name: &str, cache_bytes: usize, how: Opening) -> Result<Database, OpenError> {
         let path = self.path(name);
+        let afresh = how == Opening::Afresh;
         if afresh || !path.exists() {
             self.make(&path, afresh)?;
         }
-        self.open(&path, cache_bytes)
+        self.open(&path, cache_bytes, how == Opening::Checked)
     }
 
     fn path(&self, name: &str) -> PathBuf {
         self.0.join(name)
     }
+
+    fn lock(&self) -> Result<Option<File>, OpenError> {
+        let dir =
+            File::open(self.0).map_err(|source| OpenError::Directory { path: self.0.to_owned(), source })?;
+        match flock(&dir, FlockOperation::NonBlockingLockExclusive) {
+            Err(Errno::WOULDBLOCK) => Err(OpenError::InUse(self.0.to_owned())),
+            // A file system that cannot lock a directory: what redb locks must do.
+            Err(_) => Ok(None),
+            Ok(()) => Ok(Some(dir)),
+        }
+    }
+
+    fn names(&self) -> io::Result<Vec<String>> {
+        let names = fs::read_dir(self.0)?.map(|file| Ok(file?.file_name().into_string().ok()));
+        names.filter_map(Result::transpose).collect()
+    }
+
+    fn len(&self, name: &str) -> io::Result<Option<u64>> {
+        match fs::metadata(self.path(name)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            found => Ok(Some(found?.len())),
+        }
+    }
+
+    fn raw(&self, name: &str) -> io::Result<Box<dyn Read>> {
+        Ok(Box::new(File::open(self.path(name))?))
+    }
+
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        let (from, to) = (self.path(from), self.path(to));
+        match renameat_with(CWD, &from, CWD, &to, RenameFlags::NOREPLACE) {
+            // A file system that cannot refuse to replace.
+            Err(Errno::INVAL | Errno::NOSYS) if !to.exists() => fs::rename(&from, &to)?,
+            moved => moved?,
+        }
+        sync(self.0);
+        Ok(())
+    }
+
+    fn remove(&self, name: &str) -> io::Result<()> {
+        match fs::remove_file(self.path(name)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => sync(self.0),
+        }
+        Ok(())
+    }
+
+    fn forget_cached(&self, name: &str) {
+        // Where it is not there or the system will not, there is nothing to be done about it.
+        if let Ok(file) = File::open(self.path(name)) {
+            let _ = fadvise(&file, 0, None, Advice::DontNeed);
+        }
+    }
 }
 
 impl Directory<'_> {
-    fn open(&self, path: &Path, cache_bytes: usize) -> Result<Database, OpenError> {
-        Builder::new().set_cache_size(cache_bytes).create(path).map_err(|error| match error {
+    fn open(&self, path: &Path, cache_bytes: usize, check: bool) -> Result<Database, OpenError> {
+        let mut builder = Builder::new();
+        builder.set_cache_size(cache_bytes).set_check_integrity_on_open(check);
+        builder.create(path).map_err(|error| match error {
             DatabaseError::DatabaseAlreadyOpen => OpenError::InUse(self.0.to_owned()),
-            DatabaseError::Storage(StorageError::Io(source))
-                if source.kind() != io::ErrorKind::InvalidData =>
-            {
-                OpenError::Directory { path: path.to_owned(), source }
-            }
-            other => OpenError::Broken { path: path.to_owned(), why: other.to_string() },
+            other => why_not(path.to_owned(), other.into()),
         })
     }
 
@@ -65,7 +151,7 @@ impl Directory<'_> {
     fn make(&self, path: &Path, afresh: bool) -> Result<(), OpenError> {
         let unfinished = path.with_extension("unfinished");
         let _ = fs::remove_file(&unfinished); // of a process that was killed here; if it cannot go, opening says so
-        drop(self.open(&unfinished, MAKING_CACHE_BYTES)?);
+        drop(self.open(&unfinished, MAKING_CACHE_BYTES, false)?);
         let flags = if afresh { RenameFlags::empty() } else { RenameFlags::NOREPLACE };
         let moved = match renameat_with(CWD, &unfinished, CWD, path, flags) {
             // A file system that cannot refuse to replace.
@@ -74,5 +160,26 @@ impl Directory<'_> {
             moved => moved.map_err(io::Error::from),
         };
         moved.map_err(|source| OpenError::Directory { path: path.to_owned(), source })
+    }
+}
+
+/// What an error of redb says of a file: that its bytes are wrong, or that the disk or the system would not have it
+/// read or written, which is no damage of the file.
+pub fn why_not(path: PathBuf, error: redb::Error) -> OpenError {
+    let is_about_bytes =
+        |error: &io::Error| matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof);
+    match error {
+        redb::Error::Io(source) if !is_about_bytes(&source) => OpenError::Directory { path, source },
+        redb::Error::PreviousIo => OpenError::Directory { path, source: io::Error::other(error.to_string()) },
+        other => OpenError::Broken { path, why: other.to_string() },
+    }
+}
+
+/// What was renamed is safe from a power failure only once the directory is. Where a system cannot do that, or we may
+/// not read it, it is no worse than without.
+pub(super) fn sync(dir: &Path) {
+    let dir = if dir.as_os_str().is_empty() { Path::new(".") } else { dir };
+    if let Err(error) = File::open(dir).and_then(|dir| dir.sync_all()) {
+        tracing::debug!(dir = %dir.display(), %error, "cannot sync a directory");
     }
 }

@@ -16,12 +16,13 @@ use std::ops::Bound::{Excluded, Included};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
 
-use redb::{Database, ReadOnlyTable, ReadableDatabase};
+use redb::{ReadOnlyTable, ReadableDatabase};
 
-use super::files::{self, Files};
+use super::files::{self, Files, Opening};
+use super::guard::{Open, guard, guarded};
 use super::log::{Log, Most, NewEntry};
 use super::tail::{NameHash, Noted, Tail};
-use super::{Counts, Error, OpenError, Standing};
+use super::{Care, Counts, Error, OpenError, Standing};
 use crate::chain::clock::Stamp;
 use crate::chain::log::Logs;
 use crate::chain::message::Digest;
@@ -42,7 +43,7 @@ const FLUSH_IDLE: Duration = Duration::from_secs(1);
 /// The open file and the tail above it.
 #[derive(Debug)]
 pub struct Index {
-    db: Database,
+    db: Open,
     tail: RwLock<Tail>,
     /// Of file and tail together.
     counts: Mutex<Counts>,
@@ -67,48 +68,58 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn broken(files: &dyn Files, error: &Error) -> OpenError {
-    OpenError::Broken { path: files.path(files::INDEX), why: error.to_string() }
+fn broken(files: &dyn Files, error: Error) -> OpenError {
+    let path = files.path(files::INDEX);
+    match error {
+        Error::Storage(error) => files::why_not(path, *error),
+        other => OpenError::Broken { path, why: other.to_string() },
+    }
 }
 
 impl Index {
-    /// Opens the file beside `log`, rebuilds it where needed, and notes what it does not cover.
-    pub(super) fn open(files: &dyn Files, log: &Log, logs: &Logs) -> Result<Self, OpenError> {
-        let index = match Self::open_as_is(files, log, logs) {
-            Ok(Some(index)) => index,
+    /// Opens the file beside `log`, rebuilds it where needed, and notes what it does not cover. If it is broken even so,
+    /// the log is: a new index has nothing in it that could be.
+    pub(super) fn open(files: &dyn Files, log: &Log, logs: &Logs, care: Care) -> Result<Self, OpenError> {
+        let opened = guard(|| Self::open_as_is(files, log, logs, care));
+        match opened.unwrap_or_else(|panic| Err(broken(files, Error::Panicked(panic.0)))) {
+            Ok(Some(index)) => return Ok(index),
             Err(error @ OpenError::InUse(_)) => return Err(error),
-            Ok(None) => Self::make(files, log)?,
-            Err(error) => {
-                tracing::warn!(%error, "rebuilding the index");
-                Self::make(files, log)?
-            }
-        };
-        index.catch_up(log, logs).map_err(|error| broken(files, &error))?;
+            Ok(None) => {}
+            Err(error) => tracing::warn!(%error, "rebuilding the index"),
+        }
+        let index = Self::make(files, log)?;
+        guarded(|| index.catch_up(log, logs)).map_err(|error| broken(files, error))?;
         Ok(index)
     }
 
     /// `None`: it is new, or cannot serve this log.
-    fn open_as_is(files: &dyn Files, log: &Log, logs: &Logs) -> Result<Option<Self>, OpenError> {
-        let db = files.database(files::INDEX, CACHE_BYTES, false)?;
-        let Some(counts) = file::read_meta(&db, log).map_err(|error| broken(files, &error))? else {
+    fn open_as_is(files: &dyn Files, log: &Log, logs: &Logs, care: Care) -> Result<Option<Self>, OpenError> {
+        let how = if care == Care::Suspect { Opening::Checked } else { Opening::AsItIs };
+        let db = Open::new(files.database(files::INDEX, CACHE_BYTES, how)?);
+        let Some(counts) = file::read_meta(&db, log).map_err(|error| broken(files, error))? else {
             return Ok(None);
         };
-        let marks = file::watermarks(&db).map_err(|error| broken(files, &error))?;
+        let marks = file::watermarks(&db).map_err(|error| broken(files, error))?;
         // What stood behind a cut is found under its old place and in its branch; whoever looks up knows the logs.
         let covers =
             |origin: Origin| logs.vector().cut_of(origin).unwrap_or(0).max(logs.vector().seq(origin));
         let knows_more = marks.iter().any(|(origin, seq)| *seq > covers(*origin));
-        Ok((!knows_more).then(|| Self::new(db, counts)))
+        if knows_more {
+            return Ok(None);
+        }
+        let index = Self::new(db, counts);
+        index.catch_up(log, logs).map_err(|error| broken(files, error))?;
+        Ok(Some(index))
     }
 
     /// Begins an empty file in place of whatever is there.
     fn make(files: &dyn Files, log: &Log) -> Result<Self, OpenError> {
-        let db = files.database(files::INDEX, CACHE_BYTES, true)?;
-        file::write_meta(&db, log).map_err(|error| broken(files, &error))?;
+        let db = Open::new(files.database(files::INDEX, CACHE_BYTES, Opening::Afresh)?);
+        file::write_meta(&db, log).map_err(|error| broken(files, error))?;
         Ok(Self::new(db, Counts::default()))
     }
 
-    fn new(db: Database, counts: Counts) -> Self {
+    fn new(db: Open, counts: Counts) -> Self {
         Index {
             db,
             tail: RwLock::default(),
@@ -119,7 +130,8 @@ impl Index {
         }
     }
 
-    /// Notes every entry above the watermarks.
+    /// Notes every entry above the watermarks. One that is damaged is left out: what is known of it is gone, and what
+    /// brings it back notes it.
     fn catch_up(&self, log: &Log, logs: &Logs) -> Result<(), Error> {
         let marks = file::watermarks(&self.db)?;
         let most = Most { rows: 1_000, bytes: 1 << 20 };
@@ -127,12 +139,11 @@ impl Index {
             let mut next = marks.get(&origin).copied().unwrap_or(0) + 1;
             while next <= head.seq {
                 let entries = match log.read()?.forward(origin, next, head.seq, most) {
-                    Ok(entries) => entries,
-                    Err(Error::Damaged { .. }) => {
-                        next += 1; // it is noted, and indexed once it is mended
+                    Err(Error::Damaged { seq, .. }) => {
+                        next = seq + 1; // it is noted, and indexed once it is mended
                         continue;
                     }
-                    Err(error) => return Err(error),
+                    entries => entries?,
                 };
                 next += entries.len() as u64;
                 let lookup = self.lookup();
@@ -235,7 +246,7 @@ impl Index {
         counts.add(rows.adds);
         // If this fails, the indexer waits before it tries again, however much there is to do.
         lock(&self.work).waiting = 0;
-        rows.write(&self.db, counts)?;
+        guarded(|| rows.write(&self.db, counts))?;
         *flushed = counts;
         let left = {
             let mut tail = self.write_tail();
@@ -270,10 +281,13 @@ impl Index {
     /// Which of `first..=last` of a log have another copy, ascending.
     pub(super) fn copies(&self, origin: Origin, first: u64, last: u64) -> Result<Vec<u64>, Error> {
         let mut copies: Vec<u64> = self.read_tail().copies(origin, first, last).collect();
-        let table = self.db.begin_read()?.open_table(COPIES)?;
-        for row in table.range((origin.0, first)..=(origin.0, last))? {
-            copies.push(row?.0.value().1);
-        }
+        guarded(|| {
+            let table = self.db.begin_read()?.open_table(COPIES)?;
+            for row in table.range((origin.0, first)..=(origin.0, last))? {
+                copies.push(row?.0.value().1);
+            }
+            Ok(())
+        })?;
         copies.sort_unstable();
         copies.dedup();
         Ok(copies)
@@ -289,6 +303,10 @@ impl Index {
     /// Up to `rows` places in the file where a name stands on one of `sides`, after (or, backward, before)
     /// `from`. Also the last place looked at, to go on from; `None` at the end.
     pub(super) fn file_places(&self, name: NameHash, sides: u8, scan: FileScan) -> Result<FilePlaces, Error> {
+        guarded(|| self.look_up_places(name, sides, scan))
+    }
+
+    fn look_up_places(&self, name: NameHash, sides: u8, scan: FileScan) -> Result<FilePlaces, Error> {
         let table = self.db.begin_read()?.open_table(BY_USER)?;
         let key = |place: Place| (name.0, place.stamp.0, place.origin.0, place.seq);
         let (low, high) = ((name.0, 0, [0; 16], 0), (name.0, u64::MAX, [0xff; 16], u64::MAX));
@@ -355,6 +373,11 @@ impl Lookup<'_> {
             let tail = self.index.read_tail();
             (tail.standings(&id).to_vec(), tail.let_go())
         };
+        guarded(|| self.look_into_file(id, let_go, &mut standings))?;
+        Ok(standings)
+    }
+
+    fn look_into_file(&self, id: [u8; 16], let_go: u64, standings: &mut Vec<Standing>) -> Result<(), Error> {
         // What the tail let go after the transaction began is in neither: then it must begin anew.
         let mut file = self.file.borrow_mut();
         let table = match file.take() {
@@ -370,6 +393,6 @@ impl Lookup<'_> {
             }
         }
         *file = Some((let_go, table));
-        Ok(standings)
+        Ok(())
     }
 }

@@ -8,41 +8,51 @@
 //! Tables: `meta` (name -> bytes), `heads` (origin -> seq, hash, first and last stamp, check), `chain`
 //! (origin, seq -> hash), `cuts` (origin -> seq), `loose` (origin -> seq), and `log/<origin in hex>` (seq -> record).
 //! Rows of a log behind its head are not of the log: behind a gap they are loose, behind a cut they are left over.
+//! A log's table with rows in it has a row in `heads`, `loose` or `cuts`.
+
+mod meta;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use redb::{
-    Database, ReadOnlyTable, ReadTransaction, ReadableDatabase, ReadableTable, TableDefinition,
+    Database, ReadOnlyTable, ReadTransaction, ReadableDatabase, ReadableTable, TableDefinition, TableHandle,
     WriteTransaction,
 };
 use twox_hash::XxHash3_64;
 use uuid::Uuid;
 
 pub use super::change::{Change, NewEntry};
-use super::files::{self, Files};
+use super::files::{self, Files, Opening};
+use super::guard::{Open, guard, guarded};
 use super::wounds::Wounds;
-use super::{Error, OpenError, StoreId};
+use super::{Error, OpenError, StoreId, raw};
 use crate::chain::clock::Stamp;
 use crate::chain::log::{CHECKPOINT_EVERY, Found, Logs, StampRange};
 use crate::chain::place::{ChainHash, Origin, Place};
 use crate::chain::record::Record;
 use crate::chain::vector::Head;
+pub(super) use meta::make as make_meta;
 
-/// The newest layout of `log.redb` that this program knows. A newer one is refused.
-pub const FORMAT: u32 = 1;
 /// redb's own page cache. Kept small: the system's page cache holds the file, and a listing must not fill ours.
 const CACHE_BYTES: usize = 12 << 20;
 
-const META: TableDefinition<&str, &[u8]> = TableDefinition::new("meta");
-const HEADS: TableDefinition<[u8; 16], &[u8]> = TableDefinition::new("heads");
-const CHAIN: TableDefinition<([u8; 16], u64), [u8; 32]> = TableDefinition::new("chain");
+pub(super) const HEADS: TableDefinition<[u8; 16], &[u8]> = TableDefinition::new("heads");
+pub(super) const CHAIN: TableDefinition<([u8; 16], u64), [u8; 32]> = TableDefinition::new("chain");
+pub(super) const LOOSE: TableDefinition<[u8; 16], u64> = TableDefinition::new("loose");
 const CUTS: TableDefinition<[u8; 16], u64> = TableDefinition::new("cuts");
-const LOOSE: TableDefinition<[u8; 16], u64> = TableDefinition::new("loose");
 
 /// Name of the table that holds a log.
-fn table_name(origin: Origin) -> String {
+pub(super) fn table_name(origin: Origin) -> String {
     format!("log/{}", Uuid::from_bytes(origin.0).simple())
+}
+
+/// The logs that have a table.
+pub(super) fn tables(db: &Database) -> Result<Vec<Origin>, Error> {
+    let tx = db.begin_read()?;
+    let tables = tx.list_tables()?;
+    let origin = |name: &str| Some(Origin(Uuid::try_parse(name.strip_prefix("log/")?).ok()?.into_bytes()));
+    Ok(tables.filter_map(|table| origin(table.name())).collect())
 }
 
 /// An entry as read, checked.
@@ -64,27 +74,55 @@ impl Entry {
 /// The open file. See the head of this file.
 #[derive(Debug)]
 pub struct Log {
-    db: Database,
+    db: Open,
     id: StoreId,
     wounds: Arc<Wounds>,
 }
 
+/// Why a file does not open. Where redb has it open already, it stays so until this is dropped, because closing it
+/// writes to it.
+#[derive(Debug)]
+pub(super) struct NotOpen {
+    pub(super) error: OpenError,
+    _db: Option<Open>,
+}
+
+impl From<OpenError> for NotOpen {
+    fn from(error: OpenError) -> Self {
+        NotOpen { error, _db: None }
+    }
+}
+
 impl Log {
-    /// Opens or makes the file and gives the heads of all logs in it.
-    pub fn open(files: &dyn Files, network: &str) -> Result<(Self, Found), OpenError> {
-        let db = files.database(files::LOG, CACHE_BYTES, false)?;
+    /// Opens or makes the file and says which logs are in it. Without a network: of whichever, and it is not made.
+    pub(super) fn open(
+        files: &dyn Files,
+        network: Option<&str>,
+        how: Opening,
+    ) -> Result<(Self, Found), NotOpen> {
         let path = files.path(files::LOG);
-        let broken = |error: Error| OpenError::Broken { path: path.clone(), why: error.to_string() };
-        let meta = read_or_make_meta(&db, network).map_err(broken)?;
-        if meta.format > FORMAT {
-            return Err(OpenError::Newer { path, found: meta.format, known: FORMAT });
+        let broken = |why: String| OpenError::Broken { path: path.clone(), why };
+        let opened = guard(|| files.database(files::LOG, CACHE_BYTES, how));
+        let db = Open::new(opened.unwrap_or_else(|panic| Err(broken(panic.to_string())))?);
+        let read = || -> Result<(StoreId, Found), OpenError> {
+            let not_readable = |error: Error| match error {
+                Error::Storage(error) => files::why_not(path.clone(), *error),
+                other => broken(other.to_string()),
+            };
+            let meta = match (meta::read(&db).map_err(not_readable)?, network) {
+                (Some(meta), _) => meta,
+                (None, Some(network)) if !holds_records(files)? => {
+                    meta::make(&db, network).map_err(not_readable)?
+                }
+                (None, _) => return Err(broken("it does not say whose store it is".into())),
+            };
+            meta.check_ours(&path, network)?;
+            Ok((meta.id, find(&db).map_err(not_readable)?))
+        };
+        match guard(read).unwrap_or_else(|panic| Err(broken(panic.to_string()))) {
+            Ok((id, found)) => Ok((Log { db, id, wounds: Arc::default() }, found)),
+            Err(error) => Err(NotOpen { error, _db: Some(db) }),
         }
-        if meta.network != network {
-            let (found, wanted) = (meta.network, network.to_owned());
-            return Err(OpenError::Network { path, found, wanted });
-        }
-        let found = read_found(&db).map_err(broken)?;
-        Ok((Log { db, id: meta.id, wounds: Arc::default() }, found))
     }
 
     /// The entries that were found damaged.
@@ -99,6 +137,10 @@ impl Log {
 
     /// Writes a change and the heads it leads to; one durable commit.
     pub fn commit(&self, change: &Change, logs: &Logs) -> Result<(), Error> {
+        guarded(|| self.write(change, logs))
+    }
+
+    fn write(&self, change: &Change, logs: &Logs) -> Result<(), Error> {
         let tx = self.db.begin_write()?;
         put_entries(&tx, &change.entries, true)?;
         put_entries(&tx, &change.mended, false)?;
@@ -158,15 +200,18 @@ impl Log {
 
     /// Commits with redb's allocator state, so that the next open need not walk the file.
     pub fn settle(&self) -> Result<(), Error> {
-        let mut tx = self.db.begin_write()?;
-        tx.set_quick_repair(true);
-        tx.commit()?;
-        Ok(())
+        guarded(|| {
+            let mut tx = self.db.begin_write()?;
+            tx.set_quick_repair(true);
+            Ok(tx.commit()?)
+        })
     }
 
     /// Begins a read. Keep it short: it pins pages.
     pub fn read(&self) -> Result<Reader, Error> {
-        Ok(Reader { tx: self.db.begin_read()?, tables: BTreeMap::new(), wounds: self.wounds.clone() })
+        guarded(|| {
+            Ok(Reader { tx: self.db.begin_read()?, tables: BTreeMap::new(), wounds: self.wounds.clone() })
+        })
     }
 }
 
@@ -233,10 +278,10 @@ impl Reader {
     }
 
     fn read(&mut self, origin: Origin, seq: u64) -> Result<Entry, Error> {
-        match self.table(origin, seq)?.get(seq)? {
+        guarded(|| match self.table(origin, seq)?.get(seq)? {
             Some(bytes) => checked(origin, seq, bytes.value()),
             None => Err(Error::Damaged { origin, seq }),
-        }
+        })
     }
 
     /// Entries `first..=last` in ascending order, stopping early after `rows` entries or once `bytes` are
@@ -251,9 +296,9 @@ impl Reader {
     ) -> Result<Vec<Entry>, Error> {
         let mut entries = Vec::new();
         if first <= last {
-            let read = self.table(origin, first).and_then(|table| {
-                let rows = (first..=last).zip(table.range(first..=last)?);
-                take_rows(origin, rows, most, &mut entries)
+            let read = guarded(|| {
+                let range = self.table(origin, first)?.range(first..=last)?;
+                take_rows(origin, (first..=last).zip(range), most, &mut entries)
             });
             self.noted(read)?;
             if entries.is_empty() {
@@ -273,9 +318,9 @@ impl Reader {
     ) -> Result<Vec<Entry>, Error> {
         let mut entries = Vec::new();
         if first <= last {
-            let read = self.table(origin, last).and_then(|table| {
-                let rows = (first..=last).rev().zip(table.range(first..=last)?.rev());
-                take_rows(origin, rows, most, &mut entries)
+            let read = guarded(|| {
+                let range = self.table(origin, last)?.range(first..=last)?.rev();
+                take_rows(origin, (first..=last).rev().zip(range), most, &mut entries)
             });
             self.noted(read)?;
             if entries.is_empty() {
@@ -287,7 +332,7 @@ impl Reader {
 
     /// The chain's hash as it was kept for a checkpoint. It carries no check of its own.
     pub fn checkpoint(&self, origin: Origin, seq: u64) -> Result<Option<ChainHash>, Error> {
-        Ok(self.tx.open_table(CHAIN)?.get((origin.0, seq))?.map(|hash| ChainHash(hash.value())))
+        guarded(|| Ok(self.tx.open_table(CHAIN)?.get((origin.0, seq))?.map(|hash| ChainHash(hash.value()))))
     }
 
     /// `h(seq)`: from the nearest checkpoint at or below it, by reading the entries between.
@@ -363,7 +408,7 @@ fn take_rows<'a>(
     Ok(())
 }
 
-fn checked(origin: Origin, seq: u64, bytes: &[u8]) -> Result<Entry, Error> {
+pub(super) fn checked(origin: Origin, seq: u64, bytes: &[u8]) -> Result<Entry, Error> {
     match Record::parse(bytes) {
         Ok((record, length)) if record.origin == origin && record.seq == seq && length == bytes.len() => {
             Ok(Entry { place: Place { stamp: record.stamp, origin, seq }, record: bytes.to_vec() })
@@ -372,51 +417,28 @@ fn checked(origin: Origin, seq: u64, bytes: &[u8]) -> Result<Entry, Error> {
     }
 }
 
-fn log_table(name: &str) -> TableDefinition<'_, u64, &'static [u8]> {
+pub(super) fn log_table(name: &str) -> TableDefinition<'_, u64, &'static [u8]> {
     TableDefinition::new(name)
 }
 
-struct Meta {
-    format: u32,
-    id: StoreId,
-    network: String,
+/// Whether there are records in a file that has no tables of ours: then it lost them, and is not new.
+fn holds_records(files: &dyn Files) -> Result<bool, OpenError> {
+    let looked = files.raw(files::LOG).and_then(|mut bytes| raw::any(&mut bytes));
+    looked.map_err(|source| OpenError::Directory { path: files.path(files::LOG), source })
 }
 
-fn read_or_make_meta(db: &Database, network: &str) -> Result<Meta, Error> {
-    let tx = db.begin_write()?;
-    let meta = {
-        let mut table = tx.open_table(META)?;
-        let read =
-            |name| -> Result<Option<Vec<u8>>, Error> { Ok(table.get(name)?.map(|v| v.value().to_vec())) };
-        let found = (read("format")?, read("store_id")?, read("network")?);
-        if let (Some(format), Some(id), Some(network)) = found {
-            let (Ok(format), Ok(id), Ok(network)) =
-                (format.try_into(), id.try_into(), String::from_utf8(network))
-            else {
-                return Err(redb::StorageError::Corrupted("the table `meta` is not ours".into()).into());
-            };
-            return Ok(Meta { format: u32::from_be_bytes(format), id: StoreId(id), network });
-        }
-        let id = StoreId(Uuid::now_v7().into_bytes());
-        table.insert("format", FORMAT.to_be_bytes().as_slice())?;
-        table.insert("store_id", id.0.as_slice())?;
-        table.insert("network", network.as_bytes())?;
-        tx.open_table(HEADS)?;
-        tx.open_table(CHAIN)?;
-        Meta { format: FORMAT, id, network: network.to_owned() }
-    };
-    tx.commit()?;
-    Ok(meta)
+fn not_ours(table: &str) -> Error {
+    redb::StorageError::Corrupted(format!("the table `{table}` is not as we write it")).into()
 }
 
-fn read_found(db: &Database) -> Result<Found, Error> {
+/// All logs. A log of which only the table is left lost its row: then the file is damaged, though redb did not notice.
+fn find(db: &Database) -> Result<Found, Error> {
     let tx = db.begin_read()?;
     let mut found = Found::default();
     for row in tx.open_table(HEADS)?.iter()? {
         let (key, value) = row?;
         let origin = Origin(key.value());
-        let (head, range) =
-            decode_head(origin, value.value()).ok_or(Error::Damaged { origin, seq: u64::MAX })?;
+        let (head, range) = decode_head(origin, value.value()).ok_or_else(|| not_ours("heads"))?;
         found.heads.push((origin, head, range));
     }
     for (definition, list) in [(CUTS, &mut found.cuts), (LOOSE, &mut found.loose)] {
@@ -429,7 +451,16 @@ fn read_found(db: &Database) -> Result<Found, Error> {
             list.push((Origin(origin.value()), seq.value()));
         }
     }
-    Ok(found)
+    let mut known: BTreeSet<Origin> = found.heads.iter().map(|(origin, ..)| *origin).collect();
+    known.extend(found.loose.iter().map(|(origin, _)| *origin));
+    let cut: BTreeSet<Origin> = found.cuts.iter().map(|(origin, _)| *origin).collect();
+    for origin in tables(db)? {
+        let is_known = known.remove(&origin) || cut.contains(&origin);
+        if !is_known && tx.open_table(log_table(&table_name(origin)))?.first()?.is_some() {
+            return Err(not_ours("heads"));
+        }
+    }
+    if known.is_empty() { Ok(found) } else { Err(not_ours("heads")) }
 }
 
 const HEAD_BYTES: usize = 56;
@@ -438,7 +469,7 @@ fn head_check(origin: Origin, bytes: &[u8]) -> [u8; 8] {
     XxHash3_64::oneshot_with_seed(XxHash3_64::oneshot(&origin.0), bytes).to_be_bytes()
 }
 
-fn encode_head(origin: Origin, head: &Head, range: StampRange) -> Vec<u8> {
+pub(super) fn encode_head(origin: Origin, head: &Head, range: StampRange) -> Vec<u8> {
     let mut out = Vec::with_capacity(HEAD_BYTES + 8);
     out.extend_from_slice(&head.seq.to_be_bytes());
     out.extend_from_slice(&head.hash.0);
@@ -464,10 +495,7 @@ fn decode_head(origin: Origin, bytes: &[u8]) -> Option<(Head, StampRange)> {
 #[cfg(test)]
 pub(super) fn pretend_newer(path: &std::path::Path) {
     let db = Database::open(path).expect("opens");
-    let tx = db.begin_write().expect("begins");
-    let newer = (FORMAT + 1).to_be_bytes();
-    tx.open_table(META).expect("opens").insert("format", newer.as_slice()).expect("inserts");
-    tx.commit().expect("commits");
+    meta::pretend_newer(&db);
 }
 
 /// Replaces an entry's bytes, as damage would.

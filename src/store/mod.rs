@@ -2,21 +2,26 @@
 //!
 //! Two files: `log.redb` is the truth (logs only, one durable commit per batch, see [`log`]); `index.redb` is
 //! derived from it (by id, by user, further copies, see [`index`]) and may be deleted at any time. [`listing`]
-//! merges the logs into history.
+//! merges the logs into history. A damaged `log.redb` is set aside and what it holds salvaged ([`recover`]).
 //!
 //! Invariants: whoever commits is the only one to do so ([`Store::commit`] is called by the node's writer
 //! alone); [`Logs`] handed to readers list durable entries only; every record is checked on every read.
 
 mod change;
 pub mod files;
+mod guard;
 pub mod index;
 pub mod listing;
 pub mod log;
 mod merge;
+mod raw;
+pub mod recover;
+pub mod salvage;
 mod scan;
 mod tail;
 pub mod wounds;
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -28,6 +33,7 @@ use crate::chain::place::{Origin, Place};
 use files::{Directory, Files};
 use index::Index;
 use log::{Change, Log};
+use recover::Recovery;
 
 /// The store's directory, its parent and the one above may just have been made.
 const SYNCED_LEVELS: usize = 3;
@@ -86,6 +92,9 @@ pub enum Error {
     /// The engine or the disk failed.
     #[error("storage failed: {0}")]
     Storage(#[from] Box<redb::Error>),
+    /// The engine gave up over what it read; most likely the file is damaged.
+    #[error("storage failed: the storage engine cannot make sense of it: {0}")]
+    Panicked(String),
     /// An entry that must be there does not check, or is not there.
     #[error("entry {seq} of log {origin} is damaged")]
     Damaged {
@@ -134,30 +143,84 @@ pub struct Counts {
     pub unreadable: u64,
 }
 
+/// How much a store is trusted when it is opened.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Care {
+    /// The last process to have it open left it well, or was killed, or lost its power.
+    #[default]
+    Usual,
+    /// A write or an fsync failed: nothing that the system still keeps of it in memory is believed, and every page is
+    /// checked.
+    Suspect,
+}
+
 /// One node's store, open. Reads go on from any thread; see the head of this file for writing.
 #[derive(Debug)]
 pub struct Store {
     log: Log,
     index: Index,
+    recovery: Option<Recovery>,
+    set_aside: Vec<PathBuf>,
+    /// Let go when the databases are closed, hence last.
+    _lock: Option<File>,
 }
 
 impl Store {
     /// Opens or makes the store in `dir`, and brings its index up to date. The logs found are returned as they
     /// are on disk; none of them will be appended to. `now_ms` is the wall clock.
     pub fn open(dir: &Path, network: &str, now_ms: u64) -> Result<(Arc<Self>, Logs), OpenError> {
+        Self::open_with(dir, network, now_ms, Care::Usual)
+    }
+
+    /// As [`Store::open`], with more care.
+    pub fn open_with(
+        dir: &Path,
+        network: &str,
+        now_ms: u64,
+        care: Care,
+    ) -> Result<(Arc<Self>, Logs), OpenError> {
         let usable = |source| OpenError::Directory { path: dir.to_owned(), source };
         std::fs::create_dir_all(dir).map_err(usable)?;
-        let opened = Self::open_in(&Directory(dir), network, now_ms)?;
-        sync_directories(dir);
+        let opened = Self::open_in(&Directory(dir), network, now_ms, care)?;
+        dir.ancestors().take(SYNCED_LEVELS).for_each(files::sync);
         Ok(opened)
     }
 
-    /// As [`Store::open`], wherever the files lie.
-    pub fn open_in(files: &dyn Files, network: &str, now_ms: u64) -> Result<(Arc<Self>, Logs), OpenError> {
-        let (log, found) = Log::open(files, network)?;
-        let logs = Logs::restore(found, now_ms);
-        let index = Index::open(files, &log, &logs)?;
-        Ok((Arc::new(Store { log, index }), logs))
+    /// As [`Store::open_with`], wherever the files lie.
+    pub fn open_in(
+        files: &dyn Files,
+        network: &str,
+        now_ms: u64,
+        care: Care,
+    ) -> Result<(Arc<Self>, Logs), OpenError> {
+        let lock = files.lock()?;
+        if care == Care::Suspect {
+            files.forget_cached(files::LOG);
+            files.forget_cached(files::INDEX);
+        }
+        let mut opened = recover::open_log(files, network, now_ms, care)?;
+        let mut logs = Logs::restore(opened.found.clone(), now_ms);
+        let index = match Index::open(files, &opened.log, &logs, care) {
+            Err(OpenError::Broken { why, .. }) if opened.recovery.is_none() => {
+                opened = recover::give_up(files, network, now_ms, opened, &why)?;
+                logs = Logs::restore(opened.found.clone(), now_ms);
+                Index::open(files, &opened.log, &logs, care)?
+            }
+            index => index?,
+        };
+        let recover::Opened { log, recovery, set_aside, .. } = opened;
+        let store = Store { log, index, recovery, set_aside, _lock: lock };
+        Ok((Arc::new(store), logs))
+    }
+
+    /// What was salvaged at this opening, if its log was damaged.
+    pub fn recovery(&self) -> Option<&Recovery> {
+        self.recovery.as_ref()
+    }
+
+    /// Damaged files that were there at this opening, for an operator to look at and remove.
+    pub fn set_aside(&self) -> &[PathBuf] {
+        &self.set_aside
     }
 
     /// The store's name.
@@ -224,17 +287,6 @@ impl Store {
     /// Numbers for people.
     pub fn counts(&self) -> Counts {
         self.index.counts()
-    }
-}
-
-/// A new file is safe from a power failure only once the directories say that it is there. Where a system cannot do
-/// that, or we may not read a parent, it is no worse than without.
-fn sync_directories(dir: &Path) {
-    for dir in dir.ancestors().take(SYNCED_LEVELS) {
-        let dir = if dir.as_os_str().is_empty() { Path::new(".") } else { dir };
-        if let Err(error) = std::fs::File::open(dir).and_then(|dir| dir.sync_all()) {
-            tracing::debug!(dir = %dir.display(), %error, "cannot sync a directory");
-        }
     }
 }
 

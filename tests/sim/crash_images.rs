@@ -11,9 +11,9 @@ use chatchain::chain::log::Logs;
 use chatchain::chain::message::{Content, Digest, Draft, Message};
 use chatchain::chain::place::{ChainHash, Origin};
 use chatchain::chain::record::{Kind, Record};
-use chatchain::store::Store;
 use chatchain::store::listing::{Filter, Listing};
 use chatchain::store::log::{Change, NewEntry};
+use chatchain::store::{Care, Store};
 use uuid::Uuid;
 
 use crate::disk::{Dice, Disk, Platter, Step, Unsynced};
@@ -25,7 +25,7 @@ const COMMITS: u64 = 300;
 const RECOVERY_EVERY: usize = 97;
 
 fn open(disk: &Disk) -> (Arc<Store>, Logs) {
-    Store::open_in(disk, "sim", NOW).expect("a store opens after a power failure")
+    Store::open_in(disk, "sim", NOW, Care::Usual).expect("a store opens after a power failure")
 }
 
 fn message(number: u128) -> Message {
@@ -90,7 +90,7 @@ fn learn(known: &mut Known, step: &Step) {
     match step {
         Step::Attempted(numbers) => known.extend(numbers.iter().map(|number| (*number, false))),
         Step::Acknowledged(numbers) => known.extend(numbers.iter().map(|number| (*number, true))),
-        Step::Write { .. } | Step::SetLen { .. } | Step::Sync { .. } | Step::Made { .. } => {}
+        _ => {}
     }
 }
 

@@ -1,15 +1,22 @@
-//! Two files in memory whose every write and sync is remembered, so that a power failure can be cut in anywhere.
+//! Files in memory whose every write and sync is remembered, so that a power failure can be cut in anywhere.
 //!
 //! A sync makes one file durable. Of what was written since then a power failure may keep all, nothing, some writes,
 //! or some sectors of them. What a crash leaves is a new [`Disk`], on which a store can be opened again.
 
-use std::io;
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, Cursor, Read};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use chatchain::store::OpenError;
-use chatchain::store::files::{Files, INDEX, LOG};
+use chatchain::store::files::{Files, Opening, why_not};
 use redb::{Builder, Database, StorageBackend};
+
+/// A file's name.
+pub type Name = Arc<str>;
+/// Files and what is in them.
+pub type Images = BTreeMap<Name, Vec<u8>>;
 
 /// Disks write sectors whole; what lies between may be torn.
 const SECTOR_BYTES: usize = 512;
@@ -38,13 +45,17 @@ impl Dice {
 #[derive(Debug, Clone)]
 pub enum Step {
     /// Bytes went to a file.
-    Write { file: usize, offset: usize, bytes: Vec<u8> },
+    Write { file: Name, offset: usize, bytes: Vec<u8> },
     /// A file's length changed.
-    SetLen { file: usize, len: usize },
+    SetLen { file: Name, len: usize },
     /// A file became durable.
-    Sync { file: usize },
+    Sync { file: Name },
     /// A file was put in place as a whole, durably, as renaming does it.
-    Made { file: usize, bytes: Vec<u8> },
+    Made { file: Name, bytes: Vec<u8> },
+    /// A file has another name, durably. What of it is not durable is no safer for that.
+    Renamed { file: Name, to: Name },
+    /// A file is gone, durably.
+    Removed { file: Name },
     /// The store was asked to commit these messages.
     Attempted(Vec<u128>),
     /// It answered that they are committed.
@@ -64,17 +75,31 @@ pub enum Unsynced {
 
 #[derive(Debug, Default)]
 struct State {
-    live: [Vec<u8>; 2],
+    /// With the number by which those who have it open know a file, whatever it is called by now.
+    live: BTreeMap<Name, (u64, Vec<u8>)>,
+    last_number: u64,
     steps: Vec<Step>,
 }
 
-/// The files `log.redb` and `index.redb`. Clones are the same disk.
+impl State {
+    fn put(&mut self, name: Name, bytes: Vec<u8>) {
+        self.last_number += 1;
+        self.live.insert(name, (self.last_number, bytes));
+    }
+}
+
+/// The files of a store. Clones are the same disk.
 #[derive(Debug, Default, Clone)]
 pub struct Disk(Arc<Mutex<State>>);
 
 impl Disk {
-    fn new(live: [Vec<u8>; 2]) -> Self {
-        Disk(Arc::new(Mutex::new(State { live, steps: Vec::new() })))
+    /// A disk with these files.
+    pub fn new(live: Images) -> Self {
+        let mut state = State::default();
+        for (name, bytes) in live {
+            state.put(name, bytes);
+        }
+        Disk(Arc::new(Mutex::new(state)))
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -92,79 +117,132 @@ impl Disk {
     }
 
     /// What is on it, as a copy.
-    pub fn bytes(&self) -> [Vec<u8>; 2] {
-        self.lock().live.clone()
+    pub fn bytes(&self) -> Images {
+        self.lock().live.iter().map(|(name, (_, bytes))| (name.clone(), bytes.clone())).collect()
     }
 }
 
 impl Files for Disk {
-    fn database(&self, name: &str, cache_bytes: usize, afresh: bool) -> Result<Database, OpenError> {
-        let file = usize::from(name == INDEX);
-        assert!(file == 1 || name == LOG, "a store has two files, and {name} is none of them");
-        let open = |disk: &Disk| {
-            let backend = Backend { disk: disk.clone(), file };
-            let opened = Builder::new().set_cache_size(cache_bytes).create_with_backend(backend);
-            opened.map_err(|error| OpenError::Broken { path: self.path(name), why: error.to_string() })
+    fn database(&self, name: &str, cache_bytes: usize, how: Opening) -> Result<Database, OpenError> {
+        let file: Name = name.into();
+        let open = |disk: &Disk, check: bool| {
+            let backend = Backend { disk: disk.clone(), number: disk.lock().live[&file].0 };
+            let mut builder = Builder::new();
+            builder.set_cache_size(cache_bytes).set_check_integrity_on_open(check);
+            let opened = builder.create_with_backend(backend);
+            opened.map_err(|error| why_not(self.path(name), error.into()))
         };
-        if afresh || self.lock().live[file].is_empty() {
-            let beside = Disk::default();
-            drop(open(&beside)?);
-            let bytes = beside.lock().live[file].clone();
+        if how == Opening::Afresh || !self.lock().live.contains_key(&file) {
+            let beside = Disk::new(Images::from([(file.clone(), Vec::new())]));
+            drop(open(&beside, false)?);
+            let bytes = beside.lock().live[&file].1.clone();
             let mut state = self.lock();
-            state.live[file].clone_from(&bytes);
-            state.steps.push(Step::Made { file, bytes });
+            state.put(file.clone(), bytes.clone());
+            state.steps.push(Step::Made { file: file.clone(), bytes });
         }
-        open(self)
+        open(self, how == Opening::Checked)
     }
 
     fn path(&self, name: &str) -> PathBuf {
         PathBuf::from(name)
     }
+
+    fn lock(&self) -> Result<Option<File>, OpenError> {
+        Ok(None)
+    }
+
+    fn names(&self) -> io::Result<Vec<String>> {
+        Ok(self.lock().live.keys().map(ToString::to_string).collect())
+    }
+
+    fn len(&self, name: &str) -> io::Result<Option<u64>> {
+        Ok(self.lock().live.get(name).map(|(_, bytes)| bytes.len() as u64))
+    }
+
+    fn raw(&self, name: &str) -> io::Result<Box<dyn Read>> {
+        let file = self.lock().live.get(name).cloned();
+        Ok(Box::new(Cursor::new(file.ok_or(io::ErrorKind::NotFound)?.1)))
+    }
+
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        let (mut state, file, to): (_, Name, Name) = (self.lock(), from.into(), to.into());
+        assert!(!state.live.contains_key(&to), "{to} would be lost");
+        let bytes = state.live.remove(&file).ok_or(io::ErrorKind::NotFound)?;
+        state.live.insert(to.clone(), bytes);
+        state.steps.push(Step::Renamed { file, to });
+        Ok(())
+    }
+
+    fn remove(&self, name: &str) -> io::Result<()> {
+        let mut state = self.lock();
+        if state.live.remove(name).is_some() {
+            state.steps.push(Step::Removed { file: name.into() });
+        }
+        Ok(())
+    }
+
+    fn forget_cached(&self, _name: &str) {}
 }
 
 /// One file, as redb sees it.
 #[derive(Debug)]
 struct Backend {
     disk: Disk,
-    file: usize,
+    number: u64,
 }
 
 fn position(offset: u64) -> usize {
     usize::try_from(offset).expect("simulated files are small")
 }
 
+impl Backend {
+    fn with<T>(
+        &self,
+        work: impl FnOnce(&Name, &mut Vec<u8>) -> io::Result<(T, Option<Step>)>,
+    ) -> io::Result<T> {
+        let mut state = self.disk.lock();
+        let file = state.live.iter_mut().find(|(_, (number, _))| *number == self.number);
+        let (name, (_, image)) = file.ok_or(io::ErrorKind::NotFound)?;
+        let (done, step) = work(name, image)?;
+        state.steps.extend(step);
+        Ok(done)
+    }
+}
+
 impl StorageBackend for Backend {
     fn len(&self) -> io::Result<u64> {
-        Ok(self.disk.lock().live[self.file].len() as u64)
+        self.with(|_, image| Ok((image.len() as u64, None)))
     }
 
     fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
-        let (state, offset) = (self.disk.lock(), position(offset));
-        let bytes = state.live[self.file].get(offset..offset + out.len());
-        out.copy_from_slice(bytes.ok_or(io::ErrorKind::UnexpectedEof)?);
-        Ok(())
+        self.with(|_, image| {
+            let offset = position(offset);
+            let bytes = offset.checked_add(out.len()).and_then(|end| image.get(offset..end));
+            out.copy_from_slice(bytes.ok_or(io::ErrorKind::UnexpectedEof)?);
+            Ok(((), None))
+        })
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
-        let (mut state, len) = (self.disk.lock(), position(len));
-        state.live[self.file].resize(len, 0);
-        state.steps.push(Step::SetLen { file: self.file, len });
-        Ok(())
+        self.with(|name, image| {
+            image.resize(position(len), 0);
+            Ok(((), Some(Step::SetLen { file: name.clone(), len: position(len) })))
+        })
     }
 
     fn sync_data(&self) -> io::Result<()> {
-        self.disk.lock().steps.push(Step::Sync { file: self.file });
-        Ok(())
+        self.with(|name, _| Ok(((), Some(Step::Sync { file: name.clone() }))))
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        let (mut state, offset) = (self.disk.lock(), position(offset));
-        if offset + data.len() > state.live[self.file].len() {
-            return Err(io::ErrorKind::UnexpectedEof.into());
-        }
-        put(&mut state.live[self.file], offset, data);
-        state.steps.push(Step::Write { file: self.file, offset, bytes: data.to_vec() });
-        Ok(())
+        self.with(|name, image| {
+            let offset = position(offset);
+            if offset + data.len() > image.len() {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            put(image, offset, data);
+            Ok(((), Some(Step::Write { file: name.clone(), offset, bytes: data.to_vec() })))
+        })
     }
 }
 
@@ -179,28 +257,42 @@ fn put(image: &mut [u8], offset: usize, bytes: &[u8]) {
 /// What is durable, and what is not yet, as steps are taken one after the other.
 #[derive(Debug, Default, Clone)]
 pub struct Platter {
-    durable: [Vec<u8>; 2],
-    pending: [Vec<Step>; 2],
+    durable: Images,
+    pending: BTreeMap<Name, Vec<Step>>,
 }
 
 impl Platter {
     /// A disk on which everything is durable.
-    pub fn new(durable: [Vec<u8>; 2]) -> Self {
-        Platter { durable, pending: Default::default() }
+    pub fn new(durable: Images) -> Self {
+        Platter { durable, pending: BTreeMap::new() }
     }
 
     /// Takes one step.
     pub fn take(&mut self, step: &Step) {
         match step {
-            Step::Write { file, .. } | Step::SetLen { file, .. } => self.pending[*file].push(step.clone()),
+            Step::Write { file, .. } | Step::SetLen { file, .. } => {
+                self.pending.entry(file.clone()).or_default().push(step.clone());
+            }
             Step::Sync { file } => {
-                for step in std::mem::take(&mut self.pending[*file]) {
-                    apply(&mut self.durable[*file], &step, |_| true);
+                let image = self.durable.entry(file.clone()).or_default();
+                for step in self.pending.remove(file).unwrap_or_default() {
+                    apply(image, &step, |_| true);
                 }
             }
             Step::Made { file, bytes } => {
-                self.pending[*file].clear();
-                self.durable[*file].clone_from(bytes);
+                self.pending.remove(file);
+                self.durable.insert(file.clone(), bytes.clone());
+            }
+            Step::Renamed { file, to } => {
+                let image = self.durable.remove(file).unwrap_or_default();
+                self.durable.insert(to.clone(), image);
+                if let Some(pending) = self.pending.remove(file) {
+                    self.pending.insert(to.clone(), pending);
+                }
+            }
+            Step::Removed { file } => {
+                self.durable.remove(file);
+                self.pending.remove(file);
             }
             Step::Attempted(_) | Step::Acknowledged(_) => {}
         }
@@ -209,24 +301,19 @@ impl Platter {
     /// The disk that a power failure now would leave.
     pub fn after_power_failure(&self, unsynced: Unsynced) -> Disk {
         let mut images = self.durable.clone();
-        let (Unsynced::Some(seed) | Unsynced::Torn(seed)) = unsynced else {
-            if unsynced == Unsynced::Kept {
-                for (image, pending) in images.iter_mut().zip(&self.pending) {
-                    for step in pending {
-                        apply(image, step, |_| true);
-                    }
-                }
-            }
-            return Disk::new(images);
-        };
-        let mut dice = Dice(seed);
-        for (image, pending) in images.iter_mut().zip(&self.pending) {
+        let mut dice = Dice(match unsynced {
+            Unsynced::Some(seed) | Unsynced::Torn(seed) => seed,
+            Unsynced::Kept | Unsynced::Lost => 0,
+        });
+        for (file, pending) in &self.pending {
+            let image = images.entry(file.clone()).or_default();
             for step in pending {
                 let whole = dice.one_in(2);
                 match unsynced {
                     Unsynced::Torn(_) => apply(image, step, |_| dice.one_in(2)),
-                    _ if whole => apply(image, step, |_| true),
-                    _ => {}
+                    Unsynced::Lost => {}
+                    Unsynced::Some(_) if !whole => {}
+                    Unsynced::Kept | Unsynced::Some(_) => apply(image, step, |_| true),
                 }
             }
         }
@@ -237,11 +324,7 @@ impl Platter {
 /// Applies a step to an image; of a write those sectors that are `kept`.
 fn apply(image: &mut Vec<u8>, step: &Step, mut kept: impl FnMut(usize) -> bool) {
     match step {
-        Step::SetLen { len, .. } => {
-            if kept(0) {
-                image.resize(*len, 0);
-            }
-        }
+        Step::SetLen { len, .. } if kept(0) => image.resize(*len, 0),
         Step::Write { offset, bytes, .. } => {
             for (number, sector) in bytes.chunks(SECTOR_BYTES).enumerate() {
                 if kept(number) {
@@ -249,6 +332,6 @@ fn apply(image: &mut Vec<u8>, step: &Step, mut kept: impl FnMut(usize) -> bool) 
                 }
             }
         }
-        Step::Sync { .. } | Step::Made { .. } | Step::Attempted(_) | Step::Acknowledged(_) => {}
+        _ => {}
     }
 }

@@ -2,3 +2,4 @@
 
 mod crash_images;
 mod disk;
+mod salvage;

@@ -1,0 +1,96 @@
+//! Owns the table `meta` of `log.redb`: which layout the file has, which store it is, and of which network.
+
+use std::path::Path;
+
+use redb::{Database, ReadableDatabase, TableDefinition};
+use twox_hash::XxHash3_64;
+use uuid::Uuid;
+
+use super::super::{Error, OpenError, StoreId};
+use super::{CHAIN, HEADS, not_ours};
+
+/// The newest layout of `log.redb` that this program knows. A newer one is refused.
+const FORMAT: u32 = 1;
+
+const META: TableDefinition<&str, &[u8]> = TableDefinition::new("meta");
+
+/// Whose file it is.
+pub(in crate::store) struct Meta {
+    format: u32,
+    pub(super) id: StoreId,
+    network: String,
+}
+
+impl Meta {
+    /// Over the rest of the table, because nothing else would show that a name was damaged. An earlier program wrote none.
+    fn check(&self) -> [u8; 8] {
+        let bytes = [&self.format.to_be_bytes(), self.id.0.as_slice(), self.network.as_bytes()].concat();
+        XxHash3_64::oneshot(&bytes).to_be_bytes()
+    }
+
+    /// Whether this program may use the file, for this network or for whichever.
+    pub(super) fn check_ours(&self, path: &Path, network: Option<&str>) -> Result<(), OpenError> {
+        let path = path.to_owned();
+        match network {
+            _ if self.format > FORMAT => Err(OpenError::Newer { path, found: self.format, known: FORMAT }),
+            Some(wanted) if self.network != wanted => {
+                let (found, wanted) = (self.network.clone(), wanted.to_owned());
+                Err(OpenError::Network { path, found, wanted })
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Whose store it is; `None` if it does not say.
+pub(super) fn read(db: &Database) -> Result<Option<Meta>, Error> {
+    let table = match db.begin_read()?.open_table(META) {
+        Err(redb::TableError::TableDoesNotExist(_)) => return Ok(None),
+        table => table?,
+    };
+    let read = |name| -> Result<Option<Vec<u8>>, Error> { Ok(table.get(name)?.map(|v| v.value().to_vec())) };
+    let found = (read("format")?, read("store_id")?, read("network")?);
+    let (Some(format), Some(id), Some(network)) = found else { return Err(not_ours("meta")) };
+    let (Ok(format), Ok(id), Ok(network)) = (format.try_into(), id.try_into(), String::from_utf8(network))
+    else {
+        return Err(not_ours("meta"));
+    };
+    let meta = Meta { format: u32::from_be_bytes(format), id: StoreId(id), network };
+    let check = read("check")?;
+    if check.is_some_and(|check| check != meta.check()) {
+        return Err(not_ours("meta"));
+    }
+    Ok(Some(meta))
+}
+
+/// Says whose store it is, under a new name; the file is one of ours from then on.
+pub(in crate::store) fn make(db: &Database, network: &str) -> Result<Meta, Error> {
+    let id = StoreId(Uuid::now_v7().into_bytes());
+    let meta = Meta { format: FORMAT, id, network: network.to_owned() };
+    let tx = db.begin_write()?;
+    {
+        let mut table = tx.open_table(META)?;
+        table.insert("format", FORMAT.to_be_bytes().as_slice())?;
+        table.insert("store_id", id.0.as_slice())?;
+        table.insert("network", network.as_bytes())?;
+        table.insert("check", meta.check().as_slice())?;
+        tx.open_table(HEADS)?;
+        tx.open_table(CHAIN)?;
+    }
+    tx.commit()?;
+    Ok(meta)
+}
+
+/// Makes the file say that a newer program wrote it.
+#[cfg(test)]
+pub(super) fn pretend_newer(db: &Database) {
+    let mut meta = read(db).expect("reads").expect("is ours");
+    meta.format += 1;
+    let tx = db.begin_write().expect("begins");
+    {
+        let mut table = tx.open_table(META).expect("opens");
+        table.insert("format", meta.format.to_be_bytes().as_slice()).expect("inserts");
+        table.insert("check", meta.check().as_slice()).expect("inserts");
+    }
+    tx.commit().expect("commits");
+}

@@ -1,0 +1,158 @@
+//! Owns what is done about a `log.redb` that does not open: it is set aside, and a new one is made of every record in it
+//! that checks.
+//!
+//! Nothing is ever deleted here that held a record. The new file is complete before the damaged one gives its name
+//! away; should the power fail between the two renames, or somebody remove `log.redb` alone, the next start salvages
+//! again, from all files that were set aside. Only wrong bytes lead here: a disk that would not read or write, a file
+//! in use, of another network or of a newer program is refused as it is.
+
+use std::io;
+use std::path::PathBuf;
+
+use super::files::{Files, LOG, Opening, SALVAGING};
+use super::log::{Log, NotOpen};
+use super::salvage::{Salvaged, salvage};
+use super::{Care, OpenError};
+use crate::chain::log::Found;
+
+/// How a file that was set aside is called, before the time.
+const SET_ASIDE: &str = "log.redb.damaged-";
+
+/// What was done because `log.redb` could not be opened.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Recovery {
+    /// What was wrong, as a sentence.
+    pub why: String,
+    /// Where the damaged file is now; `None` if there was none.
+    pub set_aside: Option<PathBuf>,
+    /// What became of the records in it, and in those set aside earlier.
+    pub salvaged: Salvaged,
+}
+
+/// An open log, and how it came to be open.
+pub(super) struct Opened {
+    pub(super) log: Log,
+    pub(super) found: Found,
+    pub(super) recovery: Option<Recovery>,
+    pub(super) set_aside: Vec<PathBuf>,
+}
+
+/// Opens or makes the log, or salvages what is left of it.
+pub(super) fn open_log(
+    files: &dyn Files,
+    network: &str,
+    now_ms: u64,
+    care: Care,
+) -> Result<Opened, OpenError> {
+    let aside = set_aside(files)?;
+    let how = if care == Care::Suspect { Opening::Checked } else { Opening::AsItIs };
+    match open_as_is(files, network, how, !aside.is_empty()) {
+        Ok((log, found)) => Ok(Opened { log, found, recovery: None, set_aside: paths(files, &aside) }),
+        // What is open of it stays open meanwhile: closing it would write to it.
+        Err(NotOpen { error: OpenError::Broken { ref why, .. }, .. }) => {
+            open_salvaged(files, network, now_ms, why, aside)
+        }
+        Err(NotOpen { error, .. }) => Err(error),
+    }
+}
+
+/// Salvages a log that could be opened, but not be read. It stays open meanwhile, too.
+pub(super) fn give_up(
+    files: &dyn Files,
+    network: &str,
+    now_ms: u64,
+    opened: Opened,
+    why: &str,
+) -> Result<Opened, OpenError> {
+    let salvaged = open_salvaged(files, network, now_ms, why, set_aside(files)?);
+    drop(opened);
+    salvaged
+}
+
+fn open_salvaged(
+    files: &dyn Files,
+    network: &str,
+    now_ms: u64,
+    why: &str,
+    mut aside: Vec<String>,
+) -> Result<Opened, OpenError> {
+    tracing::warn!(why, path = %files.path(LOG).display(), "the log is damaged: salvaging what is left of it");
+    let recovery = Some(recover(files, network, now_ms, why, &mut aside)?);
+    let opened = Log::open(files, Some(network), Opening::AsItIs);
+    let (log, found) = opened.map_err(|not_open| not_open.error)?;
+    Ok(Opened { log, found, recovery, set_aside: paths(files, &aside) })
+}
+
+fn paths(files: &dyn Files, names: &[String]) -> Vec<PathBuf> {
+    names.iter().map(|name| files.path(name)).collect()
+}
+
+fn open_as_is(
+    files: &dyn Files,
+    network: &str,
+    how: Opening,
+    some_aside: bool,
+) -> Result<(Log, Found), NotOpen> {
+    let path = files.path(LOG);
+    let broken = |why: &str| OpenError::Broken { path: path.clone(), why: why.into() };
+    match files.len(LOG) {
+        Err(source) => Err(OpenError::Directory { path, source }.into()),
+        Ok(None) if some_aside => Err(broken("it is missing").into()),
+        // redb would take it for a new one. Ours are put in place whole.
+        Ok(Some(0)) => Err(broken("it is empty").into()),
+        Ok(_) => Log::open(files, Some(network), how),
+    }
+}
+
+fn recover(
+    files: &dyn Files,
+    network: &str,
+    now_ms: u64,
+    why: &str,
+    aside: &mut Vec<String>,
+) -> Result<Recovery, OpenError> {
+    let moving = |source: io::Error| OpenError::Directory { path: files.path(LOG), source };
+    let is_there = files.len(LOG).map_err(moving)?.is_some();
+    // The newest first: its records keep their places.
+    let mut sources: Vec<String> = aside.iter().rev().cloned().collect();
+    if is_there {
+        sources.insert(0, LOG.into());
+    }
+    let salvaged = salvage(files, &sources, network)?;
+    let mut moved = None;
+    if is_there {
+        let name = free_name(aside, now_ms);
+        files.rename(LOG, &name).map_err(moving)?;
+        moved = Some(files.path(&name));
+        aside.push(name);
+    }
+    files.rename(SALVAGING, LOG).map_err(moving)?;
+    let Salvaged { records, logs, entries, loose, holes, different } = salvaged;
+    tracing::warn!(
+        records, logs, entries, loose, holes, different, set_aside = ?moved,
+        "the log was salvaged; the damaged file is kept until somebody removes it"
+    );
+    Ok(Recovery { why: why.to_owned(), set_aside: moved, salvaged })
+}
+
+/// The names of the files that were set aside, oldest first.
+pub(super) fn set_aside(files: &dyn Files) -> Result<Vec<String>, OpenError> {
+    let unreadable = |source| OpenError::Directory { path: files.path(LOG), source };
+    let mut names = files.names().map_err(unreadable)?;
+    names.retain(|name| name.starts_with(SET_ASIDE));
+    names.sort_by_key(|name| (name.len(), name.clone())); // of one second: the plain one, then -2, …
+    names.sort_by_key(|name| name.get(..SET_ASIDE.len() + TIME_BYTES).map(str::to_owned));
+    Ok(names)
+}
+
+/// `20261122T154800Z`.
+const TIME_BYTES: usize = 16;
+
+fn free_name(taken: &[String], now_ms: u64) -> String {
+    let time =
+        jiff::Timestamp::from_millisecond(i64::try_from(now_ms).unwrap_or(i64::MAX)).unwrap_or_default();
+    let first = format!("{SET_ASIDE}{}", time.strftime("%Y%m%dT%H%M%SZ"));
+    let mut names =
+        std::iter::once(first.clone()).chain((2..).map(|number: u64| format!("{first}-{number}")));
+    names.find(|name| !taken.contains(name)).expect("numbers do not end")
+}

@@ -1,0 +1,383 @@
+//! Damage to the bytes of a store, and what is there when it is opened again.
+//!
+//! A workload makes files; then they are damaged from a seed, and a store is opened on them. Whatever that was: nothing
+//! panics out of the store, no read gives anything but the true bytes or an error, and where the log was salvaged,
+//! every record that still checks somewhere in the raw bytes is there, and nothing else. Which those are is found out
+//! here a second time, in the simplest way.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use chatchain::chain::log::Logs;
+use chatchain::chain::message::{Content, Digest, Draft, Message};
+use chatchain::chain::place::{ChainHash, Origin};
+use chatchain::chain::record::{Kind, MAGIC, Record};
+use chatchain::store::files::{INDEX, LOG};
+use chatchain::store::listing::{Filter, Listing};
+use chatchain::store::log::{Change, NewEntry};
+use chatchain::store::{Care, Error, Store};
+use uuid::Uuid;
+
+use crate::disk::{Dice, Disk, Images, Platter, Unsynced};
+
+const NOW: u64 = 1_795_362_480_000;
+const PAGE_BYTES: usize = 4096;
+/// Damaged images looked at for each kind of damage.
+const SEEDS: u64 = 40;
+
+/// Records by place. Those of one place differ only where somebody forged one.
+type Records = BTreeMap<(Origin, u64), Vec<u8>>;
+
+fn message(number: u128) -> Message {
+    let text = format!("message {number} ").repeat(1 + usize::try_from(number % 37).expect("small"));
+    let (id, sender) = (Uuid::from_u128(number), format!("user{}", number % 5));
+    Message::new(Draft { id, sender, recipient: "#room".into(), text, timestamp: None }).expect("valid")
+}
+
+/// Commits a message: in this process's own log, or in another one that it admits.
+fn commit(store: &Store, logs: &mut Logs, other: Option<&mut Logs>, number: u128) {
+    let content = message(number).encode();
+    let digest = Digest::of(&content);
+    let mint = || Origin((number << 64 | 7).to_be_bytes());
+    let is_other = other.is_some();
+    let place = match other {
+        Some(other) => other.assign(digest, NOW, mint),
+        None => logs.assign(digest, NOW, mint),
+    };
+    let (origin, seq, stamp) = (place.origin, place.seq, place.stamp);
+    let record = Record { origin, seq, stamp, digest, kind: Kind::Message, content: &content };
+    if is_other {
+        assert_eq!(logs.admit(&record, NOW), Ok(true));
+    }
+    let known = store.standings(Uuid::from_u128(number), logs).expect("reads").into();
+    let entry = NewEntry { place, hash: logs.vector().hash(origin), record: record.encode(), known };
+    store.commit(&Change { entries: vec![entry], ..Change::default() }, logs).expect("commits");
+}
+
+/// Commits messages in several logs: this process's own, which changes, and two of others.
+fn workload(seed: u64, commits: u64) -> (Disk, Arc<Store>, Logs) {
+    let disk = Disk::default();
+    let (store, mut logs) = Store::open_in(&disk, "sim", NOW, Care::Usual).expect("opens");
+    let mut dice = Dice(seed);
+    let mut others = [Logs::default(), Logs::default()];
+    for number in 1..=u128::from(commits * 5) {
+        let other = usize::try_from(dice.roll() % 4).expect("small");
+        commit(&store, &mut logs, others.get_mut(other), number);
+        if dice.one_in(60) {
+            logs.leave_own();
+        }
+        if dice.one_in(75) {
+            while store.index_behind().expect("indexes") {}
+        }
+        if dice.one_in(100) {
+            store.settle().expect("settles");
+        }
+    }
+    (disk, store, logs)
+}
+
+/// Every record in the bytes, found the simplest way.
+fn records_in(bytes: &[u8]) -> Records {
+    let mut found = Records::new();
+    for at in 0..bytes.len() {
+        if bytes[at] == MAGIC[0]
+            && let Ok((record, length)) = Record::parse(&bytes[at..])
+            && record.content_matches_digest()
+        {
+            let bytes = bytes[at..at + length].to_vec();
+            let before = found.insert((record.origin, record.seq), bytes.clone());
+            assert!(before.is_none_or(|before| before == bytes), "nobody forged anything here");
+        }
+    }
+    found
+}
+
+/// Damages bytes somehow; says how.
+fn damage(bytes: &mut Vec<u8>, kind: u64, dice: &mut Dice) -> String {
+    let mut below = |most: usize| usize::try_from(dice.roll()).expect("64 bits") % most.max(1);
+    match kind {
+        0 => {
+            let bits: Vec<usize> = (0..=below(20)).map(|_| below(bytes.len() * 8)).collect();
+            for bit in &bits {
+                bytes[bit / 8] ^= 1 << (bit % 8);
+            }
+            format!("flipped bits {bits:?}")
+        }
+        1 => {
+            let page = below(bytes.len() / PAGE_BYTES);
+            bytes[page * PAGE_BYTES..][..PAGE_BYTES].fill(0);
+            format!("zeroed page {page}")
+        }
+        2 => {
+            let length = below(bytes.len());
+            bytes.truncate(length);
+            format!("cut to {length} bytes")
+        }
+        3 => {
+            let garbage: Vec<u8> =
+                (0..PAGE_BYTES).map(|_| u8::try_from(below(256)).expect("a byte")).collect();
+            bytes[..PAGE_BYTES].copy_from_slice(&garbage);
+            "overwrote the first page".into()
+        }
+        // Where redb keeps what it finds everything else by, and looks at first.
+        4 => {
+            let bit = below(320 * 8);
+            bytes[bit / 8] ^= 1 << (bit % 8);
+            format!("flipped bit {bit} of the header")
+        }
+        // As 0, where pages are in use: most of a small file is free.
+        _ => {
+            let used: Vec<usize> =
+                (0..bytes.len() / PAGE_BYTES).filter(|page| bytes[page * PAGE_BYTES] != 0).collect();
+            let page = used[below(used.len())];
+            let bits: Vec<usize> = (0..=below(20)).map(|_| below(256 * 8)).collect();
+            for bit in &bits {
+                bytes[page * PAGE_BYTES + bit / 8] ^= 1 << (bit % 8);
+            }
+            format!("flipped bits {bits:?} of page {page}")
+        }
+    }
+}
+
+/// What came of opening and reading a damaged store.
+#[derive(Debug, Default)]
+struct Outcome {
+    salvaged: u64,
+    noticed_by_reading: u64,
+    unnoticed: u64,
+    /// Entries that are gone because redb went back to the commit before the newest one.
+    rolled_back: u64,
+}
+
+/// What the store can read: entries up to the heads, and loose ones. Gives also whether anything was refused.
+fn readable(store: &Arc<Store>, logs: &Logs, what: &str) -> (Records, bool) {
+    let (mut found, mut refused) = (Records::new(), false);
+    let highest = logs.vector().iter().map(|(origin, head)| (origin, head.seq));
+    let highest: BTreeMap<Origin, u64> = highest.chain(logs.loose()).collect();
+    for (origin, last) in highest {
+        let mut hash = Some(ChainHash::genesis(origin));
+        for seq in 1..=last {
+            let got = store.log().read().and_then(|mut reader| reader.get(origin, seq));
+            let is_loose = seq > logs.vector().seq(origin);
+            let Ok(entry) = got else {
+                refused |= !is_loose;
+                hash = None;
+                continue;
+            };
+            let record = entry.record();
+            assert_eq!((record.origin, record.seq), (origin, seq), "{what}");
+            hash = hash.filter(|_| !is_loose).map(|hash| hash.next(seq, record.stamp, record.digest));
+            if let (Some(hash), Some(head)) = (hash, logs.vector().get(origin))
+                && head.seq == seq
+            {
+                assert_eq!(hash, head.hash, "{what}: the chain of {origin} does not hold");
+            }
+            found.insert((origin, seq), entry.record.clone());
+        }
+    }
+    (found, refused)
+}
+
+/// Lists everything: the true messages, or an error.
+fn list(store: &Arc<Store>, logs: &Logs, filter: Filter) -> Result<BTreeSet<u128>, Error> {
+    let mut listing = Listing::new(store.clone(), Arc::new(logs.clone()), filter, None, false)?;
+    let mut numbers = BTreeSet::new();
+    while !listing.is_done() {
+        for entry in listing.next_chunk(1_000)? {
+            let content = Content::decode(entry.record().content).expect("readable");
+            assert_eq!(entry.record().content, message(content.id.as_u128()).encode());
+            numbers.insert(content.id.as_u128());
+        }
+    }
+    Ok(numbers)
+}
+
+/// Opens the store on damaged bytes and holds what it gives against what was true before and what is still intact.
+fn check(disk: &Disk, truth: &Records, intact: &Records, care: Care, what: &str) -> Outcome {
+    let opened = Store::open_in(disk, "sim", NOW, care);
+    let (store, logs) = opened.unwrap_or_else(|error| panic!("{what}: {error}"));
+    let (found, refused) = readable(&store, &logs, what);
+    for (place, bytes) in &found {
+        assert_eq!(Some(bytes), truth.get(place), "{what}: {place:?} was served wrong");
+    }
+    let listed = list(&store, &logs, Filter::default());
+    let entries = logs.vector().entries();
+    let mut outcome = Outcome::default();
+    if store.recovery().is_some() {
+        outcome.salvaged = 1;
+        assert_eq!(&found, intact, "{what}: not what was intact");
+        assert_eq!(listed.expect("lists").len() as u64, entries, "{what}");
+        assert!(!refused, "{what}: a salvaged log is whole");
+    } else {
+        // A row that is not found by its key may still be met on the way past it.
+        let listed = listed.map_or(entries, |listed| listed.len() as u64);
+        assert_eq!(listed, entries, "{what}: something is missing and the listing says nothing");
+        outcome.noticed_by_reading = u64::from(refused);
+        outcome.unnoticed = u64::from(!refused);
+        outcome.rolled_back = truth.len() as u64 - entries;
+    }
+    outcome
+}
+
+fn in_parallel(work: impl Fn(u64) -> Outcome + Sync, count: u64) -> Outcome {
+    let share = std::thread::available_parallelism().map_or(1, usize::from) as u64;
+    let part = |mine| (0..count).filter(move |seed| seed % share == mine);
+    let sum = |a: Outcome, b: Outcome| Outcome {
+        salvaged: a.salvaged + b.salvaged,
+        noticed_by_reading: a.noticed_by_reading + b.noticed_by_reading,
+        unnoticed: a.unnoticed + b.unnoticed,
+        rolled_back: a.rolled_back.max(b.rolled_back),
+    };
+    std::thread::scope(|scope| {
+        let work = &work;
+        let threads: Vec<_> = (0..share)
+            .map(|mine| scope.spawn(move || part(mine).map(work).fold(Outcome::default(), sum)))
+            .collect();
+        threads.into_iter().map(|thread| thread.join().expect("holds")).fold(Outcome::default(), sum)
+    })
+}
+
+/// A store as it was left, what was true in it, and how many entries its newest commit has.
+struct Sample {
+    closed: Images,
+    killed: Images,
+    truth: Records,
+    newest: u64,
+}
+
+fn sample(seed: u64) -> Sample {
+    let (disk, store, mut logs) = workload(seed, 60);
+    let before = logs.vector().entries();
+    for number in 1_000_000..1_000_003 {
+        commit(&store, &mut logs, None, number);
+    }
+    let newest = 1;
+    assert_eq!(logs.vector().entries(), before + 3);
+    let killed = disk.bytes();
+    drop(store);
+    let truth = records_in(&killed[LOG]);
+    assert_eq!(truth.len() as u64, before + 3);
+    Sample { closed: disk.bytes(), killed, truth, newest }
+}
+
+#[test]
+fn damage_to_the_log_loses_no_intact_record_and_nothing_wrong_is_served() {
+    let sample = sample(1);
+    let mut all = Vec::new();
+    for kind in 0..6 {
+        for (care, is_closed) in
+            [Care::Usual, Care::Suspect].into_iter().flat_map(|c| [(c, true), (c, false)])
+        {
+            let work = |seed| {
+                let mut damaged = if is_closed { sample.closed.clone() } else { sample.killed.clone() };
+                let log = damaged.get_mut(LOG).expect("is there");
+                let how = damage(log, kind, &mut Dice(seed));
+                let what = format!("seed {seed}, {care:?}, closed in order: {is_closed}: {how}");
+                let intact = records_in(log);
+                check(&Disk::new(damaged), &sample.truth, &intact, care, &what)
+            };
+            let outcome = in_parallel(work, SEEDS);
+            // A commit that nothing followed is given up if its pages are damaged: a power failure looks the same.
+            assert!(outcome.rolled_back <= if is_closed { 0 } else { sample.newest }, "{kind}: {outcome:?}");
+            assert!(care == Care::Usual || outcome.noticed_by_reading == 0, "{kind}: {outcome:?}");
+            all.push(outcome);
+        }
+    }
+    assert!(all.iter().any(|outcome| outcome.noticed_by_reading > 0), "{all:?}");
+    assert!(all.iter().all(|outcome| outcome.salvaged > 0), "{all:?}");
+}
+
+#[test]
+fn a_log_that_is_no_database_at_all_is_salvaged_too() {
+    let sample = sample(2);
+    let whole = &sample.closed[LOG];
+    let zeros = vec![0; whole.len()];
+    let nothing_before = whole[..100].to_vec();
+    for (bytes, what) in
+        [(Vec::new(), "empty"), (vec![0; 4096], "zeros"), (zeros, "all zeros"), (nothing_before, "short")]
+    {
+        for care in [Care::Usual, Care::Suspect] {
+            let mut damaged = sample.closed.clone();
+            damaged.insert(LOG.into(), bytes.clone());
+            let disk = Disk::new(damaged);
+            assert_eq!(check(&disk, &sample.truth, &Records::new(), care, what).salvaged, 1);
+            assert!(disk.bytes().values().any(|kept| *kept == bytes), "{what}: it is kept");
+        }
+    }
+}
+
+/// The name that a test's damaged log has afterwards.
+const ASIDE: &str = "log.redb.damaged-20261122T154800Z";
+
+#[test]
+fn whatever_is_set_aside_counts_again_if_the_log_is_missing() {
+    let sample = sample(3);
+    let mut damaged = sample.closed.clone();
+    damaged.get_mut(LOG).expect("is there")[..PAGE_BYTES].fill(0);
+    let disk = Disk::new(damaged);
+    assert_eq!(check(&disk, &sample.truth, &sample.truth, Care::Usual, "the first time").salvaged, 1);
+    // It is damaged again within the same second, elsewhere, and then somebody removes it.
+    let mut again = disk.bytes();
+    again.get_mut(LOG).expect("is there").truncate(5_000);
+    let disk = Disk::new(again);
+    assert_eq!(check(&disk, &sample.truth, &sample.truth, Care::Usual, "the second time").salvaged, 1);
+    let mut files = disk.bytes();
+    files.remove(LOG);
+    let names: Vec<_> = files.keys().map(ToString::to_string).collect();
+    assert_eq!(names, ["index.redb".to_owned(), ASIDE.into(), format!("{ASIDE}-2")]);
+    let disk = Disk::new(files);
+    assert_eq!(check(&disk, &sample.truth, &sample.truth, Care::Usual, "the third time").salvaged, 1);
+    let (store, _) = Store::open_in(&disk, "sim", NOW, Care::Usual).expect("opens");
+    assert_eq!(store.recovery(), None, "once is enough");
+    assert_eq!(store.set_aside().len(), 2, "whoever asks is told as long as they are there");
+}
+
+#[test]
+fn damage_to_the_index_loses_nothing() {
+    let sample = sample(4);
+    for kind in 0..6 {
+        let work = |seed| {
+            let mut dice = Dice(seed);
+            let mut damaged = if dice.one_in(2) { sample.closed.clone() } else { sample.killed.clone() };
+            let how = damage(damaged.get_mut(INDEX).expect("is there"), kind, &mut dice);
+            let what = format!("seed {seed}: {how}");
+            let disk = Disk::new(damaged);
+            let care = if dice.one_in(2) { Care::Usual } else { Care::Suspect };
+            let outcome = check(&disk, &sample.truth, &sample.truth, care, &what);
+            assert_eq!((outcome.salvaged, outcome.rolled_back), (0, 0), "{what}");
+            outcome
+        };
+        in_parallel(work, SEEDS);
+    }
+}
+
+#[test]
+fn a_power_failure_during_a_salvage_is_no_worse() {
+    let sample = sample(5);
+    let mut damaged = sample.closed.clone();
+    let log = damaged.get_mut(LOG).expect("is there");
+    log[..PAGE_BYTES].fill(0);
+    // A hole, too.
+    let places: Vec<usize> = (0..log.len()).filter(|at| log[*at..].starts_with(&MAGIC)).collect();
+    log[places[places.len() / 2] + 100] ^= 1;
+    let intact = records_in(log);
+    let mut platter = Platter::new(damaged.clone());
+    let disk = Disk::new(damaged);
+    assert_eq!(check(&disk, &sample.truth, &intact, Care::Usual, "undisturbed").salvaged, 1);
+    let (_, logs) = Store::open_in(&disk, "sim", NOW, Care::Usual).expect("opens");
+    let digest = logs.vector().digest();
+    for (cut, step) in disk.steps().iter().enumerate() {
+        let seed = cut as u64;
+        for unsynced in [Unsynced::Kept, Unsynced::Lost, Unsynced::Some(seed), Unsynced::Torn(seed)] {
+            let what = format!("cut at step {cut}, unsynced {unsynced:?}");
+            let disk = platter.after_power_failure(unsynced);
+            let (store, logs) = Store::open_in(&disk, "sim", NOW, Care::Usual)
+                .unwrap_or_else(|error| panic!("{what}: {error}"));
+            assert_eq!(logs.vector().digest(), digest, "{what}");
+            assert_eq!(readable(&store, &logs, &what).0, intact, "{what}");
+            let listed = list(&store, &logs, Filter::default()).expect("lists");
+            assert_eq!(listed.len() as u64, logs.vector().entries(), "{what}");
+        }
+        platter.take(step);
+    }
+}
