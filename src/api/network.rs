@@ -62,6 +62,22 @@ pub struct NodeStatus {
     pub warnings: Vec<String>,
     /// The other nodes.
     pub peers: Vec<PeerStatus>,
+    /// The slow walk over everything that is stored. A node of an older version has none.
+    #[serde(default)]
+    pub scrub: ScrubStatus,
+}
+
+/// How far a node is with checking everything it stores.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct ScrubStatus {
+    /// Entries checked in this round.
+    pub checked: u64,
+    /// Entries there are.
+    pub total: u64,
+    /// Rounds since the store was opened.
+    pub rounds: u64,
+    /// When the last of them ended.
+    pub last_finished: Option<Time>,
 }
 
 /// A node as one other sees it.
@@ -177,7 +193,7 @@ mod tests {
 
     #[test]
     fn a_node_describes_itself_as_the_contract_says() {
-        let json = r#"{"node_id":2,"address":"127.0.0.1:8083","version":"0.1.0","state":"up","uptime_seconds":12,"messages":1204,"digest":"9f3c","origins":4,"conflicts":0,"damaged":0,"unreadable":0,"warnings":[],"peers":[{"node_id":0,"address":"127.0.0.1:8081","state":"suspect","last_sync":"2026-11-22T12:31:14.123Z","rtt_ms":0.4,"behind":0,"error":null}]}"#;
+        let json = r#"{"node_id":2,"address":"127.0.0.1:8083","version":"0.1.0","state":"up","uptime_seconds":12,"messages":1204,"digest":"9f3c","origins":4,"conflicts":0,"damaged":0,"unreadable":0,"warnings":[],"peers":[{"node_id":0,"address":"127.0.0.1:8081","state":"suspect","last_sync":"2026-11-22T12:31:14.123Z","rtt_ms":0.4,"behind":0,"error":null}],"scrub":{"checked":7,"total":9,"rounds":0,"last_finished":null}}"#;
         let status: NodeStatus = serde_json::from_str(json).expect("parses");
         assert_eq!(serde_json::to_string(&status).expect("serialises"), json);
     }

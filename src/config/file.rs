@@ -21,6 +21,7 @@ pub(super) struct Settings {
     pub nodes: Option<Vec<(NodeId, Given)>>,
     pub data_dir: Option<Given>,
     pub sync_interval: Option<Given>,
+    pub scrub_interval: Option<Given>,
     pub proxy_listen: Option<Given>,
     pub strategy: Option<Given>,
 }
@@ -39,6 +40,7 @@ pub(super) fn read(path: PathBuf, text: &str) -> Result<Settings, Error> {
             "nodes" => settings.nodes = Some(file.nodes(value)?),
             "node.data_dir" => settings.data_dir = Some(file.text(&name, value)?),
             "node.sync_interval" => settings.sync_interval = Some(file.text(&name, value)?),
+            "node.scrub_interval" => settings.scrub_interval = Some(file.text(&name, value)?),
             "proxy.listen" => settings.proxy_listen = Some(file.text(&name, value)?),
             "proxy.strategy" => settings.strategy = Some(file.text(&name, value)?),
             unknown => {

@@ -31,6 +31,11 @@ pub const NETWORK_CHARS_MAX: usize = 64;
 pub const SYNC_INTERVAL_MIN: Duration = Duration::from_millis(10);
 /// With a longer one a lost push would go unnoticed for too long; it is refused.
 pub const SYNC_INTERVAL_MAX: Duration = Duration::from_secs(3600);
+const SCRUB_INTERVAL_DEFAULT: Duration = Duration::from_secs(60 * 60);
+/// A scrub is slow; more often would only mean that it never rests.
+const SCRUB_INTERVAL_MIN: Duration = Duration::from_secs(1);
+/// Damage that nobody reads should not grow old on all nodes.
+const SCRUB_INTERVAL_MAX: Duration = Duration::from_secs(31 * 24 * 60 * 60);
 /// Looked for in the working directory; it need not be there.
 pub const FILE_NAME: &str = "config.toml";
 
@@ -57,6 +62,8 @@ pub struct NodeConfig {
     pub store_dir: PathBuf,
     /// How often a quiet node compares itself with its peers.
     pub sync_interval: Duration,
+    /// How often it reads everything it stores.
+    pub scrub_interval: Duration,
 }
 
 /// A node to sync with.
@@ -207,6 +214,7 @@ impl Sources {
             peers,
             store_dir: self.data_dir(args.data_dir.as_ref()).join(format!("node-{node_id}")),
             sync_interval: self.sync_interval()?,
+            scrub_interval: self.scrub_interval()?,
         })
     }
 
@@ -336,6 +344,11 @@ impl Sources {
     fn sync_interval(&self) -> Result<Duration, Error> {
         let given = self.pick(None, "", "CHATCHAIN_NODE_SYNC_INTERVAL", self.file.sync_interval.as_ref());
         given.map_or(Ok(SYNC_INTERVAL_DEFAULT), |g| duration(&g, SYNC_INTERVAL_MIN, SYNC_INTERVAL_MAX))
+    }
+
+    fn scrub_interval(&self) -> Result<Duration, Error> {
+        let given = self.pick(None, "", "CHATCHAIN_NODE_SCRUB_INTERVAL", self.file.scrub_interval.as_ref());
+        given.map_or(Ok(SCRUB_INTERVAL_DEFAULT), |g| duration(&g, SCRUB_INTERVAL_MIN, SCRUB_INTERVAL_MAX))
     }
 
     fn proxy_listen(&self, args: &cli::Proxy) -> Result<Addr, Error> {

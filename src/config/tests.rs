@@ -101,6 +101,7 @@ fn node_needs_nothing_but_its_number() {
             peers: Vec::new(),
             store_dir: "data/node-2".into(),
             sync_interval: Duration::from_secs(1),
+            scrub_interval: Duration::from_hours(1),
         }
     );
 }

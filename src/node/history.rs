@@ -3,11 +3,12 @@
 //! A listing is of the vector at its start. Everything that touches the store runs on blocking threads, a
 //! chunk at a time, and only as fast as the reader takes it: memory does not depend on the length of history.
 
-use std::sync::Arc;
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use axum::body::{Body, Bytes};
-use axum::extract::{RawQuery, State};
+use axum::extract::RawQuery;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use futures_util::stream;
@@ -32,30 +33,32 @@ const SEARCH_TIME: Duration = Duration::from_secs(2);
 const PROBE_TIME: Duration = Duration::from_millis(100);
 /// Bytes of records that a page keeps while it is put together. Those beyond are read a second time.
 const PAGE_BYTES_MAX: usize = 4 << 20;
+/// How long a read waits for damage to be mended.
+const DAMAGE_TIME: Duration = Duration::from_secs(2);
+/// How often it looks whether that is so.
+const DAMAGE_PAUSE: Duration = Duration::from_millis(50);
 /// Messages per chunk of an answer, at the most.
 const CHUNK_COUNT: usize = 1_000;
 
 /// `GET /messages/{id}`.
-pub async fn get_one(
-    State(node): State<Node>,
-    uri: Uri,
-    RawQuery(query): RawQuery,
-) -> Result<Response, Problem> {
+pub async fn get_one(node: Node, uri: Uri, RawQuery(query): RawQuery) -> Result<Response, Problem> {
     query::refuse_any(query.as_deref())?;
     let id = query::path_id(uri.path())?;
-    let reading = node.clone();
-    blocking(node.readers(), move || {
-        let Some(first) = reading.store().first_standing(id, &reading.logs())? else {
-            return Err(not_found(id));
-        };
-        let entry = reading.store().log().read()?.get(first.place.origin, first.place.seq)?;
-        let record = entry.record();
-        let content = Content::decode(record.content).map_err(|_| not_found(id))?;
-        let mut json = Vec::with_capacity(512);
-        view(&content, entry.place).write_answer_json(&reading.durable_on(entry.place), None, &mut json);
-        Ok(serve::json(StatusCode::OK, json))
-    })
-    .await
+    let reading = patiently(node.store(), || {
+        let node = node.clone();
+        blocking(node.readers().clone(), move || one(&node, id))
+    });
+    reading.await
+}
+
+fn one(node: &Node, id: Uuid) -> Result<Response, Problem> {
+    let first = node.store().first_standing(id, &node.logs())?.ok_or_else(|| not_found(id))?;
+    let entry = node.store().log().read()?.get(first.place.origin, first.place.seq)?;
+    let record = entry.record();
+    let content = Content::decode(record.content).map_err(|_| not_found(id))?;
+    let mut json = Vec::with_capacity(512);
+    view(&content, entry.place).write_answer_json(&node.durable_on(entry.place), None, &mut json);
+    Ok(serve::json(StatusCode::OK, json))
 }
 
 fn not_found(id: Uuid) -> Problem {
@@ -63,21 +66,36 @@ fn not_found(id: Uuid) -> Problem {
 }
 
 /// `GET /messages`.
-pub async fn get(
-    State(node): State<Node>,
-    RawQuery(query): RawQuery,
-    headers: HeaderMap,
-) -> Result<Response, Problem> {
+pub async fn get(node: Node, RawQuery(query): RawQuery, headers: HeaderMap) -> Result<Response, Problem> {
     let query = ListQuery::parse(query.as_deref().unwrap_or(""))?;
     let accepts = headers.get_all(header::ACCEPT).iter();
     let ndjson = accepts.filter_map(|value| value.to_str().ok()).any(media::wants_ndjson);
     let format = if ndjson { Format::Lines } else { Format::Array };
-    let readers = node.readers().clone();
-    blocking(&readers, move || match query.limit {
-        None => whole(&node, &query, format),
-        Some(limit) => page(&node, &query, limit as usize, format),
-    })
-    .await
+    let listing = patiently(node.store(), || {
+        let (node, query) = (node.clone(), query.clone());
+        blocking(node.readers().clone(), move || match query.limit {
+            None => whole(&node, &query, format),
+            Some(limit) => page(&node, &query, limit as usize, format),
+        })
+    });
+    listing.await
+}
+
+/// Repeats a read that meets damage for a moment, in which a peer may help. Then it fails: damage is never skipped.
+async fn patiently<T, Read: Future<Output = Result<T, Problem>>>(
+    store: &Arc<Store>,
+    read: impl Fn() -> Read,
+) -> Result<T, Problem> {
+    let began = Instant::now();
+    loop {
+        let result = read().await;
+        let is_damage = result.as_ref().is_err_and(|problem| problem.code == ErrorCode::StorageFailed)
+            && store.log().wounds().count() > 0;
+        if !is_damage || began.elapsed() >= DAMAGE_TIME {
+            return result;
+        }
+        tokio::time::sleep(DAMAGE_PAUSE).await;
+    }
 }
 
 /// Everything that matches, oldest first.
@@ -88,15 +106,15 @@ fn whole(node: &Node, query: &ListQuery, format: Format) -> Result<Response, Pro
     // The first chunk is read before the status is sent, so that a failure can still be one.
     let first = listing.next_chunk(CHUNK_COUNT)?;
     encoder.push_all(&first);
-    Ok(streamed(node, format, encoder, listing, |mut listing, encoder| {
+    Ok(streamed(node, format, encoder, listing, |listing, encoder| {
         while !listing.is_done() {
             let entries = listing.next_chunk(CHUNK_COUNT)?;
             if !entries.is_empty() {
                 encoder.push_all(&entries);
-                return Ok(Some(listing));
+                return Ok(true);
             }
         }
-        Ok(None)
+        Ok(false)
     }))
 }
 
@@ -110,7 +128,7 @@ fn listing(node: &Node, query: &ListQuery, from: Option<Place>, backward: bool) 
         since: query.since,
         until: query.until,
     };
-    Ok(Listing::new(node.store().clone(), node.logs(), filter, from, backward)?)
+    Ok(Listing::new(node.store(), node.logs(), filter, from, backward)?)
 }
 
 /// The places of `before` and `after`.
@@ -169,17 +187,12 @@ fn page(node: &Node, query: &ListQuery, limit: usize, format: Format) -> Result<
         page.entries.reverse();
     }
     let links = links(query, &page);
-    let places = page.entries.into_iter();
-    let mut response = streamed(
-        node,
-        format,
-        Encoder::new(format),
-        (node.clone(), places),
-        |(node, mut places), encoder| {
-            let count = send_places(node.store(), &mut places, encoder)?;
-            Ok((count > 0).then_some((node, places)))
-        },
-    );
+    let places: VecDeque<_> = page.entries.into();
+    let state = (Arc::downgrade(node.store()), places);
+    let mut response = streamed(node, format, Encoder::new(format), state, |(store, places), encoder| {
+        let store = store.upgrade().ok_or(Error::Closed)?;
+        send_places(&store, places, encoder)
+    });
     if let Some(links) = links {
         response.headers_mut().insert(header::LINK, links);
     }
@@ -235,22 +248,25 @@ fn links(query: &ListQuery, page: &Page) -> Option<HeaderValue> {
     if links.is_empty() { None } else { HeaderValue::try_from(links.join(", ")).ok() }
 }
 
-/// Encodes the next few messages of a page.
+/// Encodes the next few messages of a page. Whether there may be more.
 fn send_places(
     store: &Store,
-    places: &mut impl Iterator<Item = (Place, Option<Entry>)>,
+    places: &mut VecDeque<(Place, Option<Entry>)>,
     encoder: &mut Encoder,
-) -> Result<usize, Problem> {
-    let mut count = 0;
-    for (place, entry) in places.take(CHUNK_COUNT) {
-        let entry = match entry {
+) -> Result<bool, Problem> {
+    for count in 0..CHUNK_COUNT {
+        let Some((place, entry)) = places.front_mut() else { return Ok(count > 0) };
+        let entry = match entry.take() {
             Some(entry) => entry,
-            None => store.log().read()?.get(place.origin, place.seq)?,
+            None => match store.log().read()?.get(place.origin, place.seq) {
+                Err(Error::Damaged { .. }) if count > 0 => return Ok(true), // the next step begins with it
+                entry => entry?,
+            },
         };
         encoder.push_all(std::slice::from_ref(&entry));
-        count += 1;
+        places.pop_front();
     }
-    Ok(count)
+    Ok(true)
 }
 
 /// How messages are put into a body.
@@ -300,27 +316,35 @@ impl Encoder {
 }
 
 /// An answer whose body is encoded step by step, each step on a blocking thread and only once the reader has
-/// taken what came before. A step gives `None` when there is no more; a failing step aborts the answer, so that
-/// half a history is never taken for all of it.
+/// taken what came before. A step gives `false` when there is no more. One that meets damage is repeated for a moment;
+/// one that fails aborts the answer, so that half a history is never taken for all of it.
 fn streamed<S: Send + 'static>(
     node: &Node,
     format: Format,
     encoder: Encoder,
     state: S,
-    step: fn(S, &mut Encoder) -> Result<Option<S>, Problem>,
+    step: fn(&mut S, &mut Encoder) -> Result<bool, Problem>,
 ) -> Response {
-    let readers = node.readers().clone();
-    let body = stream::try_unfold(Some((state, encoder, readers)), move |state| async move {
-        let Some((state, mut encoder, readers)) = state else { return Ok(None) };
-        blocking(&readers.clone(), move || {
-            let next = step(state, &mut encoder)?;
-            if next.is_none() {
-                encoder.end();
-            }
-            let bytes = encoder.take();
-            Ok(Some((bytes, next.map(|state| (state, encoder, readers)))))
-        })
-        .await
+    let (readers, store) = (node.readers().clone(), Arc::downgrade(node.store()));
+    let walk = Arc::new(Mutex::new((state, encoder)));
+    let body = stream::try_unfold(Some((walk, readers, store)), move |state| async move {
+        let Some((walk, readers, weak)) = state else { return Ok(None) };
+        let store = weak.upgrade().ok_or(Error::Closed)?;
+        let stepping = patiently(&store, || {
+            let walk = walk.clone();
+            blocking(readers.clone(), move || {
+                // One step at a time; after one that panicked the answer is aborted.
+                let (state, encoder) = &mut *walk.lock().unwrap_or_else(PoisonError::into_inner);
+                let goes_on = step(state, encoder)?;
+                if !goes_on {
+                    encoder.end();
+                }
+                Ok((encoder.take(), goes_on))
+            })
+        });
+        let (bytes, goes_on) = stepping.await?;
+        drop(store); // not held while the reader takes its time
+        Ok::<_, Problem>(Some((bytes, goes_on.then_some((walk, readers, weak)))))
     });
     let media = if format == Format::Lines { media::NDJSON } else { media::JSON };
     ([(header::CONTENT_TYPE, media)], Body::from_stream(body)).into_response()
@@ -328,7 +352,7 @@ fn streamed<S: Send + 'static>(
 
 /// Runs what touches the disk where it holds up nobody, a few at a time.
 async fn blocking<T: Send + 'static>(
-    readers: &Arc<Semaphore>,
+    readers: Arc<Semaphore>,
     work: impl FnOnce() -> Result<T, Problem> + Send + 'static,
 ) -> Result<T, Problem> {
     let _turn = readers.acquire().await;

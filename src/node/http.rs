@@ -3,12 +3,13 @@
 use axum::Router;
 use axum::routing::{get, post};
 
-use super::{Node, history, replicate, send, status};
+use super::seat::Seat;
+use super::{history, replicate, send, status};
 use crate::api::path;
 use crate::serve;
 
 /// All paths of a node.
-pub fn routes(node: Node) -> Router {
+pub fn routes(seat: Seat) -> Router {
     Router::new()
         .route(path::MESSAGES, post(send::post).get(history::get))
         .route("/messages/{id}", get(history::get_one))
@@ -17,5 +18,5 @@ pub fn routes(node: Node) -> Router {
         .route(path::SYNC, post(replicate::post))
         .route(path::LIVEZ, get(serve::live))
         .route(path::READYZ, get(status::ready))
-        .with_state(node)
+        .with_state(seat)
 }

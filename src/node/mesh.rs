@@ -3,12 +3,13 @@
 //! One lock, never held across a wait. What is known of a peer is its latest word; it is dropped when the
 //! peer's store was opened anew, so that nobody is counted as holding what it may have lost.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 
+use super::care::Progress;
 use crate::api::address::Addr;
 use crate::api::network::{NodeId, PeerStatus, State};
 use crate::api::time::Time;
@@ -48,6 +49,8 @@ pub struct Mesh {
     pub client: Client,
     /// When this process began to serve.
     pub started: Instant,
+    /// How far the scrub is.
+    pub scrub: Progress,
     book: Mutex<Book>,
     heal: Mutex<Heal>,
 }
@@ -58,6 +61,7 @@ struct Book {
     doors: HashMap<Opening, (Door, Instant)>,
     claims: HashMap<Origin, (usize, Instant)>,
     forks: HashMap<Origin, String>,
+    lost: BTreeSet<(Origin, u64)>,
 }
 
 impl Book {
@@ -151,11 +155,19 @@ fn lock(mutex: &Mutex<Book>) -> MutexGuard<'_, Book> {
 
 impl Mesh {
     /// A mesh that knows only the configured peers.
-    pub fn new(config: &NodeConfig, hello: Hello) -> Self {
+    /// `started`: when the process began to serve.
+    pub fn new(config: &NodeConfig, hello: Hello, started: Instant) -> Self {
         let peers =
             config.peers.iter().map(|peer| Peer::new(peer.addr.clone(), true, peer.node_id)).collect();
         let book = Mutex::new(Book { peers, ..Book::default() });
-        Mesh { hello, client: Client::new(), started: Instant::now(), book, heal: Mutex::default() }
+        Mesh {
+            hello,
+            client: Client::new(),
+            started,
+            scrub: Progress::default(),
+            book,
+            heal: Mutex::default(),
+        }
     }
 
     /// How many peers are asked: the configured ones, by index.
@@ -181,6 +193,7 @@ impl Mesh {
 
     /// A peer answered an exchange.
     pub fn answered(&self, index: usize, reply: &Body, theirs: Option<&Vector>, rtt: Duration, now_ms: u64) {
+        self.heal().answered(index, self.running_ms());
         let mut book = lock(&self.book);
         let peer = &mut book.peers[index];
         peer.met(reply);
@@ -290,6 +303,22 @@ impl Mesh {
         heal.ranges(logs.vector(), theirs)
     }
 
+    /// Number of entries that are damaged or missing here, as far as found.
+    pub fn damaged(&self, node: &super::Node) -> u64 {
+        let mut heal = self.heal();
+        heal.look(node.store().log().wounds(), &node.logs(), self.running_ms());
+        heal.count() as u64
+    }
+
+    /// Where logs are to be cut, since nobody has what is missing there.
+    pub fn hopeless(&self, node: &super::Node) -> Vec<(Origin, u64)> {
+        if self.damaged(node) == 0 {
+            return Vec::new();
+        }
+        let peers = self.links();
+        self.heal().hopeless(peers, self.running_ms())
+    }
+
     /// What is done about damage here.
     pub fn heal(&self) -> MutexGuard<'_, Heal> {
         self.heal.lock().unwrap_or_else(PoisonError::into_inner) // each change of it is complete
@@ -303,14 +332,27 @@ impl Mesh {
         }
     }
 
+    /// An entry that nobody has any more.
+    pub fn lost(&self, origin: Origin, seq: u64) {
+        let mut book = lock(&self.book);
+        if book.lost.len() < FORKS_MAX {
+            book.lost.insert((origin, seq));
+        }
+    }
+
     /// What an operator should know of the peers.
     pub fn warnings(&self) -> Vec<String> {
         let book = lock(&self.book);
         let mut warnings: Vec<String> = book
             .forks
             .iter()
-            .map(|(origin, peer)| format!("log {origin} is forked: {peer} has other content than this node"))
+            .map(|(origin, peer)| {
+                format!("log {origin} was forked: {peer} had other content than this node; both are kept")
+            })
             .collect();
+        warnings.extend(book.lost.iter().map(|(origin, seq)| {
+            format!("entry {seq} of log {origin} was damaged here, and no peer had it: it is lost")
+        }));
         warnings.sort();
         if book.peers.is_empty() {
             warnings.push("this node has no peers: its messages are on no other machine".into());
@@ -409,8 +451,9 @@ mod tests {
             peers: Vec::new(),
             store_dir: ".".into(),
             sync_interval: Duration::from_secs(1),
+            scrub_interval: Duration::from_hours(1),
         };
-        let mesh = Mesh::new(&config, hello);
+        let mesh = Mesh::new(&config, hello, Instant::now());
         for n in 0..20 {
             body.hello.store_id = [n; 16];
             mesh.close_door(&body, door.clone());

@@ -4,6 +4,8 @@
 //! everything in order. The three flows here: a send goes http -> send -> writer -> store and back; a read goes
 //! http -> history -> store; an exchange goes replicate -> chain::sync -> writer.
 
+mod alarm;
+mod care;
 mod history;
 mod http;
 mod inbox;
@@ -11,6 +13,7 @@ mod mesh;
 mod pid;
 mod replicate;
 pub mod run;
+mod seat;
 mod send;
 mod status;
 mod writer;

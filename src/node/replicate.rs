@@ -7,7 +7,7 @@
 use std::time::{Duration, Instant};
 
 use axum::body::Body as HttpBody;
-use axum::extract::{RawQuery, State};
+use axum::extract::RawQuery;
 use axum::http::{HeaderMap, header};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
@@ -247,7 +247,7 @@ async fn admit_runs(node: &Node, theirs: Option<&Vector>, runs: Vec<Run>) -> Vec
 
 /// `POST /sync`.
 pub async fn post(
-    State(node): State<Node>,
+    node: Node,
     RawQuery(query): RawQuery,
     headers: HeaderMap,
     body: HttpBody,

@@ -2,10 +2,12 @@
 //!
 //! The stop order: no more connections, open requests finish, exchanges end, the writer commits what it has, the indexer
 //! ends, the databases close. `kill -9` loses nothing acknowledged; the order is politeness. Whatever must go
-//! on and ends early ends the node with its reason.
+//! on and ends early ends the node with its reason. A store that fails is closed while the address keeps answering, and
+//! opened again every second until that works: with another open id, and another log for what is sent from then on.
 
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
@@ -13,63 +15,186 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use super::alarm::Alarm;
 use super::mesh::Mesh;
 use super::pid::PidFile;
+use super::seat::Seat;
 use super::writer::Writer;
-use super::{Bounds, Error, Node, http, now_ms, replicate};
+use super::{Bounds, Error, Node, care, http, now_ms, replicate};
+use crate::chain::log::Logs;
 use crate::chain::wire::Hello;
 use crate::config::NodeConfig;
 use crate::serve;
-use crate::store::Store;
+use crate::store::{Care, OpenError, Store};
+
+/// Whoever still reads a store that is being closed has so long to end; streams do within their own time. Then the node
+/// ends with that reason.
+const CLOSE_TIME: Duration = Duration::from_secs(60);
+/// How often it is looked whether a reader saw the engine fail.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
+/// How often a store that failed is tried again.
+const REOPEN_EVERY: Duration = Duration::from_secs(1);
 
 /// Runs a node on this listener until `stop`.
 pub async fn run(config: NodeConfig, listener: TcpListener, stop: CancellationToken) -> Result<(), Error> {
-    let (dir, network) = (config.store_dir.clone(), config.network.clone());
-    let opening = tokio::task::spawn_blocking(move || Store::open(&dir, &network, now_ms()));
-    let (store, logs) =
-        opening.await.map_err(|error| Error::Ended(format!("opening the store: {error}")))??;
-    tracing::info!(
-        node = config.node_id,
-        store = %config.store_dir.display(),
-        messages = store.counts().messages,
-        origins = logs.vector().origins(),
-        "the store is open"
-    );
+    let (config, started) = (Arc::new(config), Instant::now());
+    let opened = open(&config, Care::Usual).await??;
     let pid = PidFile::write(&config.store_dir);
-    let (writer, watched, writing) = Writer::start(store.clone(), logs, config.store_dir.clone(), now_ms)?;
-    let (indexing, indexer_ended) = start_indexer(store.clone())?;
-    let mesh = Arc::new(Mesh::new(&config, hello(&config, &store)));
-    let node =
-        Node { config: Arc::new(config), store, writer, logs: watched, mesh, bounds: Bounds::default() };
-    announce(&node);
-    let mut links = JoinSet::new();
-    for index in 0..node.mesh.links() {
-        links.spawn(replicate::link(node.clone(), index, stop.clone()));
-    }
-
-    // Whether the writer is alive shows in its signal: the sending end is gone once the thread is.
-    let mut signal = node.logs.clone();
-    let writer_ended = async move { while signal.changed().await.is_ok() {} };
-    let serving = serve::serve(listener, http::routes(node.clone()), stop.clone());
+    let mut life = Life::begin(&config, opened, started)?;
+    let seat = Seat::of(life.node.clone());
+    announce(&config);
+    let serving = serve::serve(listener, http::routes(seat.clone()), stop.clone());
     tokio::pin!(serving);
-    let ended = tokio::select! {
-        () = &mut serving => Ok(()),
-        () = writer_ended => Err(Error::Ended("the writer ended; the log says why".into())),
-        _ = indexer_ended => Err(Error::Ended("the indexer ended; the log says why".into())),
-        why = link_ended(&mut links, &stop) => Err(Error::Ended(why)),
+    let ended = loop {
+        let why = tokio::select! {
+            () = &mut serving => break Ok(()),
+            why = life.ended() => why,
+        };
+        let why = match why {
+            Ended::Early(why) => break Err(Error::Ended(why)),
+            Ended::Suspect(why) => why,
+        };
+        tracing::error!(why, "the store is closed, to be opened anew");
+        seat.leave(why);
+        life.end().await?;
+        tokio::select! {
+            () = &mut serving => return Ok(()),
+            opened = reopen(&config, &seat) => life = Life::begin(&config, opened, started)?,
+        }
+        seat.take(life.node.clone());
     };
     if ended.is_err() {
         stop.cancel();
         serving.await;
     }
-    links.shutdown().await;
+    drop(seat);
     drop(pid); // while the store is still ours
-    close(node, writing, indexing).await;
+    life.end().await?;
     ended
 }
 
-fn announce(node: &Node) {
-    let config = node.config();
+type Opened = (Arc<Store>, Logs);
+
+async fn open(config: &Arc<NodeConfig>, care: Care) -> Result<Result<Opened, OpenError>, Error> {
+    let of = config.clone();
+    let opening =
+        tokio::task::spawn_blocking(move || Store::open_with(&of.store_dir, &of.network, now_ms(), care));
+    let opened = opening.await.map_err(|error| Error::Ended(format!("opening the store: {error}")))?;
+    if let Ok((store, logs)) = &opened {
+        tracing::info!(
+            node = config.node_id,
+            store = %config.store_dir.display(),
+            messages = store.counts().messages,
+            origins = logs.vector().origins(),
+            "the store is open"
+        );
+    }
+    Ok(opened)
+}
+
+/// Opens a store that failed, however often it takes.
+async fn reopen(config: &Arc<NodeConfig>, seat: &Seat) -> Opened {
+    loop {
+        tokio::time::sleep(REOPEN_EVERY).await;
+        let why = match open(config, Care::Suspect).await {
+            Ok(Ok(opened)) => return opened,
+            Ok(Err(error)) => error.to_string(),
+            Err(error) => error.to_string(),
+        };
+        tracing::error!(why, "the store does not open");
+        seat.leave(why);
+    }
+}
+
+/// Why a life ends although nobody stopped it.
+enum Ended {
+    /// Something that must go on did not.
+    Early(String),
+    /// The store must not be believed.
+    Suspect(String),
+}
+
+/// What goes on while a store is open: from one opening to the next everything begins anew.
+struct Life {
+    node: Node,
+    writing: JoinHandle<()>,
+    indexing: JoinHandle<()>,
+    indexer_ended: oneshot::Receiver<()>,
+    tasks: JoinSet<()>,
+    stop: CancellationToken,
+}
+
+impl Life {
+    fn begin(config: &Arc<NodeConfig>, (store, logs): Opened, started: Instant) -> Result<Self, Error> {
+        let mesh = Arc::new(Mesh::new(config, hello(config, &store), started));
+        let (writer, logs, writing) = Writer::start(store.clone(), logs, config.store_dir.clone(), now_ms)?;
+        let (indexing, indexer_ended) = start_indexer(store.clone(), writer.alarm().clone())?;
+        let (config, bounds) = (config.clone(), Bounds::default());
+        let node = Node { config, store, writer, logs, mesh, bounds };
+        let (mut tasks, stop) = (JoinSet::new(), CancellationToken::new());
+        for index in 0..node.mesh.links() {
+            tasks.spawn(replicate::link(node.clone(), index, stop.clone()));
+        }
+        tasks.spawn(care::take_care(node.clone()));
+        Ok(Life { node, writing, indexing, indexer_ended, tasks, stop })
+    }
+
+    /// Waits for the end of something that must go on.
+    async fn ended(&mut self) -> Ended {
+        // Whether the writer is alive shows in its signal: the sending end is gone once the thread is.
+        let mut signal = self.node.logs.clone();
+        let writer_ended = async move { while signal.changed().await.is_ok() {} };
+        let alarm = self.node.writer.alarm().clone();
+        let store = self.node.store.clone();
+        let reads_failed = async move {
+            loop {
+                if let Some(why) = store.log().wounds().of_engine() {
+                    return format!("reading failed: {why}");
+                }
+                tokio::time::sleep(LOOK_EVERY).await;
+            }
+        };
+        tokio::select! {
+            biased;
+            why = reads_failed => Ended::Suspect(why),
+            why = alarm.raised() => Ended::Suspect(why),
+            () = writer_ended => Ended::Early("the writer ended; the log says why".into()),
+            _ = &mut self.indexer_ended => Ended::Early("the indexer ended; the log says why".into()),
+            why = task_ended(&mut self.tasks, &alarm) => why,
+        }
+    }
+
+    /// Ends all of it, in order: exchanges, writer, indexer, store.
+    async fn end(mut self) -> Result<(), Error> {
+        self.stop.cancel();
+        self.tasks.shutdown().await;
+        self.node.writer.stop();
+        self.node.store.stop_indexing();
+        let store = Arc::downgrade(&self.node.store);
+        drop(self.node);
+        let (writing, indexing) = (self.writing, self.indexing);
+        let closing = tokio::task::spawn_blocking(move || {
+            for (name, thread) in [("writer", writing), ("indexer", indexing)] {
+                if thread.join().is_err() {
+                    tracing::error!("the {name} panicked");
+                }
+            }
+        });
+        if let Err(error) = closing.await {
+            tracing::error!(%error, "closing the store");
+        }
+        let began = Instant::now();
+        while store.strong_count() > 0 {
+            if began.elapsed() > CLOSE_TIME {
+                return Err(Error::Ended("the store cannot be closed: something still reads it".into()));
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        Ok(())
+    }
+}
+
+fn announce(config: &NodeConfig) {
     tracing::info!(node = config.node_id, address = %config.advertise, network = config.network, "serving");
     if config.peers.is_empty() {
         tracing::warn!("this node has no peers: its messages are on no other machine");
@@ -93,49 +218,33 @@ fn hello(config: &NodeConfig, store: &Store) -> Hello {
     }
 }
 
-/// Waits for a link that ends although the node does not.
-async fn link_ended(links: &mut JoinSet<()>, stop: &CancellationToken) -> String {
-    loop {
-        match links.join_next().await {
-            Some(Err(error)) => return format!("the exchanges with a peer ended: {error}"),
-            Some(Ok(())) if !stop.is_cancelled() => return "the exchanges with a peer ended".into(),
-            Some(Ok(())) => {}
-            None => std::future::pending().await,
-        }
+/// Waits for a task that ends although the node does not.
+async fn task_ended(tasks: &mut JoinSet<()>, alarm: &Alarm) -> Ended {
+    match tasks.join_next().await {
+        _ if alarm.is_raised() => Ended::Suspect(alarm.raised().await),
+        Some(Err(error)) => Ended::Early(format!("a background task ended: {error}")),
+        Some(Ok(())) => Ended::Early("a background task ended; the log says why".into()),
+        None => std::future::pending().await,
     }
 }
 
 /// The thread that indexes behind the acknowledgements.
 ///
 /// The second value is dropped when it ends.
-fn start_indexer(store: Arc<Store>) -> std::io::Result<(JoinHandle<()>, oneshot::Receiver<()>)> {
+fn start_indexer(
+    store: Arc<Store>,
+    alarm: Alarm,
+) -> std::io::Result<(JoinHandle<()>, oneshot::Receiver<()>)> {
     let (alive, ended) = oneshot::channel();
     let thread = std::thread::Builder::new().name("indexer".into()).spawn(move || {
         let _alive = alive;
         while store.wait_for_index_work() {
-            // A failing index costs speed, not messages: the writer takes the work over when the tail is full.
             if let Err(error) = store.index_behind() {
                 tracing::error!(%error, "indexing failed");
+                alarm.raise(format!("the index cannot be written: {error}"));
+                return;
             }
         }
     })?;
     Ok((thread, ended))
-}
-
-async fn close(node: Node, writing: JoinHandle<()>, indexing: JoinHandle<()>) {
-    node.writer.stop();
-    node.store.stop_indexing();
-    let store = node.store.clone();
-    drop(node);
-    let closing = tokio::task::spawn_blocking(move || {
-        for (name, thread) in [("writer", writing), ("indexer", indexing)] {
-            if thread.join().is_err() {
-                tracing::error!("the {name} panicked");
-            }
-        }
-        drop(store);
-    });
-    if let Err(error) = closing.await {
-        tracing::error!(%error, "closing the store");
-    }
 }

@@ -4,7 +4,7 @@
 //! writer stores them and answers once they are on disk; then the sender is told.
 
 use axum::body::Body;
-use axum::extract::{RawQuery, State};
+use axum::extract::RawQuery;
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use uuid::Uuid;
@@ -23,7 +23,7 @@ use crate::store::listing::shown_timestamp;
 
 /// `POST /messages`.
 pub async fn post(
-    State(node): State<Node>,
+    node: Node,
     RawQuery(query): RawQuery,
     headers: HeaderMap,
     body: Body,

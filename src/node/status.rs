@@ -12,6 +12,7 @@ use futures_util::future::join_all;
 use tokio::time::timeout;
 
 use super::Node;
+use super::seat::{Seat, Taken};
 use crate::api::address::Addr;
 use crate::api::error::Problem;
 use crate::api::network::{NetworkNode, NetworkStatus, NodeStatus, PeerStatus, Ready, State};
@@ -19,19 +20,30 @@ use crate::api::{path, query};
 use crate::chain::vector::Vector;
 use crate::client::Request;
 use crate::serve;
+use crate::store::recover::Recovery;
 
 /// How long a peer is waited for when the whole network is asked. One that takes longer is shown as suspect.
 const ASK_TIME: Duration = Duration::from_secs(1);
 /// A peer's word on itself is at most this long.
 const STATUS_BYTES_MAX: usize = 1 << 20;
 
-/// `GET /nodes`.
+/// `GET /nodes`. While the store is closed: the last word, and why.
 pub async fn nodes(
-    extract::State(node): extract::State<Node>,
+    extract::State(seat): extract::State<Seat>,
     RawQuery(raw): RawQuery,
 ) -> Result<Response, Problem> {
     query::refuse_any(raw.as_deref())?;
-    let json = serde_json::to_vec(&status(&node)).expect("numbers and strings serialise");
+    let status = match seat.taken() {
+        Taken::Open(node) => status(&node),
+        Taken::Closed(why, mut last) => {
+            let (state, node_id) = (State::Suspect, last.node_id);
+            last.warnings.retain(|warning| !warning.starts_with(&format!("node {node_id} cannot write")));
+            last.warnings
+                .insert(0, format!("node {node_id} has closed its store, and tries to open it again: {why}"));
+            NodeStatus { state, ..*last }
+        }
+    };
+    let json = serde_json::to_vec(&status).expect("numbers and strings serialise");
     Ok(serve::json(StatusCode::OK, json))
 }
 
@@ -49,8 +61,9 @@ pub fn status(node: &Node) -> NodeStatus {
         digest: logs.vector().digest().to_string(),
         origins: logs.vector().origins() as u64,
         conflicts: counts.conflicts,
-        damaged: 0,
+        damaged: node.mesh().damaged(node),
         unreadable: counts.unreadable,
+        scrub: node.mesh().scrub.status(),
         warnings: warnings(node),
         peers: node.mesh().statuses(logs.vector()),
     }
@@ -69,15 +82,30 @@ fn warnings(node: &Node) -> Vec<String> {
     if !node.writer().is_writable() {
         warnings.push(format!("node {} cannot write to its disk", node.config().node_id));
     }
+    warnings.extend(of_the_store(node));
     warnings.extend(node.mesh().warnings());
     warnings
 }
 
+/// What came of damage to the store: it stays until an operator has taken the damaged files away.
+fn of_the_store(node: &Node) -> impl Iterator<Item = String> {
+    let (store, id) = (node.store(), node.config().node_id);
+    let recovery = store.recovery().map(|Recovery { why, salvaged, .. }| {
+        let (kept, loose, holes) = (salvaged.entries, salvaged.loose, salvaged.holes);
+        format!(
+            "node {id}: its store was damaged ({why}); {kept} entries were salvaged, and {loose} behind {holes} that \
+             are missing; what its peers have, it takes from them"
+        )
+    });
+    let set_aside = store.set_aside().iter().map(move |path| {
+        let path = path.display();
+        format!("node {id}: {path} was damaged and set aside; remove it once nothing is missing any more")
+    });
+    recovery.into_iter().chain(set_aside.collect::<Vec<_>>())
+}
+
 /// `GET /network`.
-pub async fn network(
-    extract::State(node): extract::State<Node>,
-    RawQuery(raw): RawQuery,
-) -> Result<Response, Problem> {
+pub async fn network(node: Node, RawQuery(raw): RawQuery) -> Result<Response, Problem> {
     query::refuse_any(raw.as_deref())?;
     let json = serde_json::to_vec(&survey(&node).await).expect("numbers and strings serialise");
     Ok(serve::json(StatusCode::OK, json))
@@ -179,11 +207,14 @@ fn peer_row(own: &NetworkNode, peer: PeerStatus, answer: Result<NodeStatus, Stri
 
 /// `GET /readyz`: whether it can store and read here.
 pub async fn ready(
-    extract::State(node): extract::State<Node>,
+    extract::State(seat): extract::State<Seat>,
     RawQuery(raw): RawQuery,
 ) -> Result<Response, Problem> {
     query::refuse_any(raw.as_deref())?;
-    let ready = Ready { readable: true, writable: node.writer().is_writable() };
+    let ready = match seat.taken() {
+        Taken::Open(node) => Ready { readable: true, writable: node.writer().is_writable() },
+        Taken::Closed(..) => Ready { readable: false, writable: false },
+    };
     let status = if ready.writable { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     Ok(serve::json(status, serde_json::to_vec(&ready).expect("booleans serialise")))
 }

@@ -38,13 +38,14 @@ impl Bench {
             peers,
             store_dir: dir.path().to_owned(),
             sync_interval: std::time::Duration::from_secs(1),
+            scrub_interval: std::time::Duration::from_hours(1),
         };
         let (store, logs) = Store::open(dir.path(), "test", now_ms()).expect("opens");
         let (writer, logs, _thread) =
             Writer::start(store.clone(), logs, dir.path().to_owned(), now_ms).expect("starts");
         let mut hello = hello(1);
         hello.open_id = Uuid::new_v4().into_bytes();
-        let mesh = Arc::new(Mesh::new(&config, hello));
+        let mesh = Arc::new(Mesh::new(&config, hello, std::time::Instant::now()));
         let node = Node { config: Arc::new(config), store, writer, logs, mesh, bounds: Bounds::default() };
         Bench { node, serving: tokio::task::JoinSet::new(), _dir: dir }
     }
@@ -70,7 +71,11 @@ impl Bench {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("binds");
         let addr = listener.local_addr().expect("is bound").into();
         let stop = tokio_util::sync::CancellationToken::new();
-        self.serving.spawn(crate::serve::serve(listener, http::routes(self.node.clone()), stop));
+        self.serving.spawn(crate::serve::serve(
+            listener,
+            http::routes(seat::Seat::of(self.node.clone())),
+            stop,
+        ));
         crate::config::Peer { node_id: None, addr }
     }
 

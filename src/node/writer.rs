@@ -2,17 +2,17 @@
 //!
 //! The order is the promise: decide and commit durably (`replica::pen`), move the change signal, answer the waiters. So
 //! nothing is acknowledged or advertised that is not on disk.
-//! Any failure of the storage ends writing until the node is started again: what a failed fsync left in the
-//! page cache must not be believed. Reading goes on.
+//! Any failure of the storage ends writing and raises the alarm: what a failed fsync left in the page cache must not be
+//! believed, so the node closes the store and opens it anew.
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{oneshot, watch};
 use uuid::Uuid;
 
+use super::alarm::Alarm;
 use super::inbox::{AdmitJob, Batch, CareJob, Inbox, Next, Refused, SendJob};
 use crate::chain::log::Logs;
 use crate::chain::place::Origin;
@@ -33,7 +33,7 @@ const FREE_BYTES_AGE: Duration = Duration::from_millis(250);
 #[derive(Debug, Clone)]
 pub struct Writer {
     inbox: Arc<Inbox>,
-    failed: Arc<AtomicBool>,
+    alarm: Alarm,
 }
 
 /// The writing side: what the thread owns.
@@ -41,7 +41,7 @@ struct Desk {
     pen: Pen,
     signal: watch::Sender<Arc<Logs>>,
     inbox: Arc<Inbox>,
-    failed: Arc<AtomicBool>,
+    alarm: Alarm,
     free: FreeSpace,
     now_ms: fn() -> u64,
 }
@@ -55,15 +55,15 @@ impl Writer {
         now_ms: fn() -> u64,
     ) -> std::io::Result<(Self, watch::Receiver<Arc<Logs>>, std::thread::JoinHandle<()>)> {
         let inbox = Arc::new(Inbox::default());
-        let failed = Arc::new(AtomicBool::new(false));
+        let alarm = Alarm::default();
         let (signal, watched) = watch::channel(Arc::new(logs.clone()));
         let free = FreeSpace { dir, measured: None };
         // Ordered by time, so that new logs are created at the right edge of the list of tables.
         let mint = Box::new(|| Origin(Uuid::now_v7().into_bytes()));
         let pen = Pen::new(store, logs, mint);
-        let desk = Desk { pen, signal, inbox: inbox.clone(), failed: failed.clone(), free, now_ms };
+        let desk = Desk { pen, signal, inbox: inbox.clone(), alarm: alarm.clone(), free, now_ms };
         let thread = std::thread::Builder::new().name("writer".into()).spawn(move || desk.run())?;
-        Ok((Writer { inbox, failed }, watched, thread))
+        Ok((Writer { inbox, alarm }, watched, thread))
     }
 
     /// Stores messages; one outcome each, in order. When it answers, what is stored is on disk.
@@ -105,7 +105,12 @@ impl Writer {
 
     /// Whether writing still works.
     pub fn is_writable(&self) -> bool {
-        !self.failed.load(Ordering::Relaxed)
+        !self.alarm.is_raised()
+    }
+
+    /// For whoever sees that the store must not be believed.
+    pub fn alarm(&self) -> &Alarm {
+        &self.alarm
     }
 
     /// Nothing more is taken in. What waits is written; then the thread ends.
@@ -141,11 +146,11 @@ impl Desk {
 
     /// There is something to go on with, and it can be.
     fn has_more(&mut self) -> bool {
-        self.pen.has_more() && !self.failed.load(Ordering::Relaxed) && self.room().peers
+        self.pen.has_more() && !self.alarm.is_raised() && self.room().peers
     }
 
     fn settle(&self) {
-        if !self.failed.load(Ordering::Relaxed)
+        if !self.alarm.is_raised()
             && let Err(error) = self.pen.store().settle()
         {
             self.fail(&error);
@@ -153,8 +158,8 @@ impl Desk {
     }
 
     fn fail(&self, error: &Error) {
-        tracing::error!(%error, "writing failed; this node stores nothing more until it is started again");
-        self.failed.store(true, Ordering::Relaxed);
+        tracing::error!(%error, "writing failed; nothing more is stored until the store is open again");
+        self.alarm.raise(error.to_string());
     }
 
     fn room(&mut self) -> Room {
@@ -163,7 +168,7 @@ impl Desk {
     }
 
     fn write(&mut self, batch: Batch) {
-        if self.failed.load(Ordering::Relaxed) {
+        if self.alarm.is_raised() {
             return refuse(batch, WhyNot::Failed);
         }
         match self.try_write(&batch) {

@@ -10,3 +10,4 @@ pub mod exchange;
 pub mod heal;
 pub mod jobs;
 pub mod pen;
+pub mod scrub;

@@ -257,6 +257,12 @@ impl Index {
         Ok(left > 0)
     }
 
+    /// Has the next opening build the file anew.
+    pub(super) fn spoil(&self) -> Result<(), Error> {
+        let _flushed = lock(&self.flushed);
+        guarded(|| file::spoil(&self.db))
+    }
+
     pub(super) fn counts(&self) -> Counts {
         *lock(&self.counts)
     }

@@ -4,7 +4,7 @@
 //! stands in several logs, the copy that comes first within the vector is shown and the others are not. It is
 //! read in chunks, each with transactions of its own, so that a slow reader pins nothing.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use uuid::Uuid;
@@ -97,7 +97,8 @@ enum Source {
 /// A walk through history. See the head of this file.
 #[derive(Debug)]
 pub struct Listing {
-    store: Arc<Store>,
+    /// Not held between chunks: a slow reader must not keep a store open that is to be closed.
+    store: Weak<Store>,
     logs: Arc<Logs>,
     filter: Filter,
     source: Source,
@@ -111,7 +112,7 @@ impl Listing {
     /// Everything in `logs` that matches, after `from` (exclusive) in display order; `backward`: before it,
     /// newest first.
     pub fn new(
-        store: Arc<Store>,
+        store: &Arc<Store>,
         logs: Arc<Logs>,
         filter: Filter,
         from: Option<Place>,
@@ -119,9 +120,10 @@ impl Listing {
     ) -> Result<Self, Error> {
         let filter = filter.folded();
         let source = match filter.indexed() {
-            Some((name, sides)) => Source::User(Scan::new(&store, name, sides, from, backward)),
-            None => Source::Logs(Merge::new(&store, &logs, from, backward)?),
+            Some((name, sides)) => Source::User(Scan::new(store, name, sides, from, backward)),
+            None => Source::Logs(Merge::new(store, &logs, from, backward)?),
         };
+        let store = Arc::downgrade(store);
         Ok(Listing { store, logs, filter, source, backward, until: None, done: false, last_seen: None })
     }
 
@@ -134,20 +136,25 @@ impl Listing {
     /// The next messages, at most `most` of them; maybe none although there are more. See [`Listing::is_done`].
     pub fn next_chunk(&mut self, most: usize) -> Result<Vec<Entry>, Error> {
         let began = Instant::now();
-        let mut reader = self.store.log().read()?;
+        let store = self.store.upgrade().ok_or(Error::Closed)?;
+        let mut reader = store.log().read()?;
         let (mut shown, mut bytes) = (Vec::new(), 0);
         for _ in 0..CHUNK_ROWS {
             if shown.len() >= most || bytes >= CHUNK_BYTES || began.elapsed() >= CHUNK_TIME {
                 break;
             }
-            let next = self.next_entry(&mut reader)?;
+            let next = match self.next_entry(&store, &mut reader) {
+                // What was found is given first; the next chunk begins with the damage.
+                Err(Error::Damaged { .. }) if !shown.is_empty() => break,
+                next => next?,
+            };
             let Some((entry, has_copy)) = next.filter(|(entry, _)| self.is_before_the_end(entry.place))
             else {
                 self.done = true;
                 break;
             };
             self.last_seen = Some(entry.place);
-            if self.shows(&entry, has_copy)? {
+            if self.shows(&store, &entry, has_copy)? {
                 bytes += entry.record.len();
                 shown.push(entry);
             }
@@ -159,24 +166,24 @@ impl Listing {
         self.until.is_none_or(|until| if self.backward { place > until } else { place < until })
     }
 
-    fn next_entry(&mut self, reader: &mut Reader) -> Result<Option<(Entry, bool)>, Error> {
+    fn next_entry(&mut self, store: &Store, reader: &mut Reader) -> Result<Option<(Entry, bool)>, Error> {
         match &mut self.source {
-            Source::Logs(merge) => merge.next(&self.store, reader),
-            Source::User(scan) => scan.next(&self.store, &self.logs, reader),
+            Source::Logs(merge) => merge.next(store, reader),
+            Source::User(scan) => scan.next(store, &self.logs, reader),
         }
     }
 
-    fn shows(&self, entry: &Entry, has_copy: bool) -> Result<bool, Error> {
+    fn shows(&self, store: &Store, entry: &Entry, has_copy: bool) -> Result<bool, Error> {
         let record = entry.record();
         let Ok(content) = Content::decode(record.content) else { return Ok(false) };
-        if has_copy && !self.is_first_copy(content.id, record.digest, entry.place)? {
+        if has_copy && !self.is_first_copy(store, content.id, record.digest, entry.place)? {
             return Ok(false);
         }
         Ok(self.filter.matches(&content, entry.place))
     }
 
-    fn is_first_copy(&self, id: Uuid, digest: Digest, place: Place) -> Result<bool, Error> {
-        let copies = self.store.standings(id, &self.logs)?;
+    fn is_first_copy(&self, store: &Store, id: Uuid, digest: Digest, place: Place) -> Result<bool, Error> {
+        let copies = store.standings(id, &self.logs)?;
         Ok(!copies.iter().any(|copy| copy.digest == digest && copy.place < place))
     }
 

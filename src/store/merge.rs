@@ -8,6 +8,7 @@ use std::collections::{BTreeSet, VecDeque};
 
 use super::log::{Entry, Most, Reader};
 use super::{Error, Store};
+use crate::chain::clock::Stamp;
 use crate::chain::log::Logs;
 use crate::chain::place::{Origin, Place};
 
@@ -79,23 +80,67 @@ impl Merge {
         store: &Store,
         reader: &mut Reader,
     ) -> Result<Option<(Entry, bool)>, Error> {
-        let first = if self.backward { self.next.pop_last() } else { self.next.pop_first() };
-        let Some((place, index)) = first else { return Ok(None) };
+        loop {
+            let first = if self.backward { self.next.pop_last() } else { self.next.pop_first() };
+            let Some((place, index)) = first else { return Ok(None) };
+            match self.take(place, index, store, reader) {
+                Ok(None) => {} // its place was a guess
+                Ok(row) => return Ok(row),
+                Err(error) => {
+                    self.next.insert((place, index)); // who comes again finds it where it was
+                    return Err(error);
+                }
+            }
+        }
+    }
+
+    /// The next row of a run, which stands at `place` as far as known.
+    fn take(
+        &mut self,
+        place: Place,
+        index: usize,
+        store: &Store,
+        reader: &mut Reader,
+    ) -> Result<Option<(Entry, bool)>, Error> {
         if self.runs[index].rows.is_empty() {
             self.reached += 1;
-            self.fill(index, store, reader)?;
+            let filled = self.fill(index, store, reader);
+            if filled.is_err() {
+                self.reached -= 1;
+            }
+            filled?;
+        }
+        match self.runs[index].rows.front().map(|(entry, _)| entry.place) {
+            Some(front) if front == place => {}
+            Some(front) if front.seq == place.seq => {
+                self.next.insert((front, index));
+                return Ok(None);
+            }
+            _ => return Err(damaged(place)),
         }
         let row = self.runs[index].rows.pop_front();
-        let (entry, has_copy) = row.filter(|(entry, _)| entry.place == place).ok_or(damaged(place))?;
-        if self.runs[index].rows.is_empty() && self.runs[index].first <= self.runs[index].last {
-            self.fill(index, store, reader)?;
-        }
-        if let Some((next, _)) = self.runs[index].rows.front() {
-            self.next.insert((next.place, index));
-        } else {
+        let run = &self.runs[index];
+        let is_read = run.rows.is_empty() && run.first <= run.last;
+        let next = match if is_read { self.fill(index, store, reader) } else { Ok(()) } {
+            Ok(()) => self.runs[index].rows.front().map(|(next, _)| next.place),
+            // It is met when it is its turn, which is not before the next possible stamp.
+            Err(Error::Damaged { .. }) => Some(self.after(place)),
+            Err(error) => return Err(error),
+        };
+        if self.runs[index].rows.is_empty() {
             self.reached -= 1;
         }
-        Ok(Some((entry, has_copy)))
+        self.next.extend(next.map(|next| (next, index)));
+        Ok(row)
+    }
+
+    /// Where the next entry of a log is at the nearest.
+    fn after(&self, Place { stamp, origin, seq }: Place) -> Place {
+        if self.backward {
+            Place { stamp: Stamp(stamp.0.saturating_sub(1)), origin, seq: seq - 1 }
+        } else {
+            Place { stamp: Stamp(stamp.0.saturating_add(1)), origin, seq: seq + 1 }
+        }
     }
 
     fn fill(&mut self, index: usize, store: &Store, reader: &mut Reader) -> Result<(), Error> {

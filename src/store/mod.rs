@@ -95,6 +95,9 @@ pub enum Error {
     /// The engine gave up over what it read; most likely the file is damaged.
     #[error("storage failed: the storage engine cannot make sense of it: {0}")]
     Panicked(String),
+    /// The store was closed, because it failed; it is opened anew.
+    #[error("the store is being opened anew")]
+    Closed,
     /// An entry that must be there does not check, or is not there.
     #[error("entry {seq} of log {origin} is damaged")]
     Damaged {
@@ -256,6 +259,13 @@ impl Store {
     /// Ends the indexer's waiting. What it has not written is found again at the next start.
     pub fn stop_indexing(&self) {
         self.index.stop();
+    }
+
+    /// The index was found wrong: the next opening builds it anew.
+    pub fn spoil_index(&self) {
+        if let Err(error) = self.index.spoil() {
+            tracing::error!(%error, "the index cannot even be marked as wrong");
+        }
     }
 
     /// Begins look-ups by id for a batch.

@@ -5,8 +5,9 @@
 //! by the scrub.
 
 use std::collections::BTreeSet;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
+use super::Error;
 use crate::chain::place::Origin;
 
 /// Wounds that are remembered. Further ones are found again once these are mended.
@@ -14,11 +15,14 @@ const WOUNDS_MAX: usize = 65_536;
 
 /// See the head of this file.
 #[derive(Debug, Default)]
-pub struct Wounds(Mutex<BTreeSet<(Origin, u64)>>);
+pub struct Wounds {
+    entries: Mutex<BTreeSet<(Origin, u64)>>,
+    engine: OnceLock<String>,
+}
 
 impl Wounds {
     fn lock(&self) -> MutexGuard<'_, BTreeSet<(Origin, u64)>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner) // no change of a set stops half-way
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner) // no change of a set stops half-way
     }
 
     /// This entry is damaged.
@@ -27,6 +31,16 @@ impl Wounds {
         if wounds.len() < WOUNDS_MAX && wounds.insert((origin, seq)) {
             tracing::error!(%origin, seq, "an entry is damaged");
         }
+    }
+
+    /// The engine failed while reading: it is not one entry that is damaged, but the file or the disk.
+    pub(super) fn engine_failed(&self, error: &Error) {
+        let _later_ones_say_the_same = self.engine.set(error.to_string());
+    }
+
+    /// Whether that happened, and how.
+    pub fn of_engine(&self) -> Option<&str> {
+        self.engine.get().map(String::as_str)
     }
 
     /// This entry is whole again.

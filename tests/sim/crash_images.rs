@@ -98,7 +98,7 @@ fn learn(known: &mut Known, step: &Step) {
 fn check(disk: &Disk, known: &Known, what: &str) -> Vec<Step> {
     let (store, logs) = open(disk);
     let recovery = disk.steps();
-    let mut listing = Listing::new(store.clone(), Arc::new(logs.clone()), Filter::default(), None, false)
+    let mut listing = Listing::new(&store, Arc::new(logs.clone()), Filter::default(), None, false)
         .expect("a listing starts");
     let mut found = BTreeMap::new();
     let mut chains: BTreeMap<Origin, ChainHash> = BTreeMap::new();

@@ -180,7 +180,7 @@ fn readable(store: &Arc<Store>, logs: &Logs, what: &str) -> (Records, bool) {
 
 /// Lists everything: the true messages, or an error.
 fn list(store: &Arc<Store>, logs: &Logs, filter: Filter) -> Result<BTreeSet<u128>, Error> {
-    let mut listing = Listing::new(store.clone(), Arc::new(logs.clone()), filter, None, false)?;
+    let mut listing = Listing::new(store, Arc::new(logs.clone()), filter, None, false)?;
     let mut numbers = BTreeSet::new();
     while !listing.is_done() {
         for entry in listing.next_chunk(1_000)? {

@@ -137,6 +137,14 @@ pub(super) fn write_meta(db: &Database, log: &Log) -> Result<(), Error> {
     Ok(())
 }
 
+/// Takes away what the file says of itself, so that it is not believed.
+pub(super) fn spoil(db: &Database) -> Result<(), Error> {
+    let tx = db.begin_write()?;
+    tx.open_table(META)?.remove("format")?;
+    tx.commit()?;
+    Ok(())
+}
+
 pub(super) fn watermarks(db: &Database) -> Result<BTreeMap<Origin, u64>, Error> {
     let table = db.begin_read()?.open_table(WATERMARK)?;
     let mut marks = BTreeMap::new();

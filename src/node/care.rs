@@ -1,0 +1,117 @@
+//! Owns what a node does for its store by itself: the scrub, and giving up what nobody has.
+//!
+//! One task, a small step at a time. It reads slowly, so that nobody else notices; what it finds damaged is asked of the
+//! peers by the exchanges. Knows nothing of what is done about it: that is decided in `replica`.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::{Node, now_ms};
+use crate::api::network::ScrubStatus;
+use crate::api::time::Time;
+use crate::replica::jobs::Care;
+use crate::replica::scrub::{Scrub, Step};
+use crate::store::Error;
+
+/// Bytes of records that the scrub reads in a second, at the most.
+const SCRUB_BYTES_PER_SECOND: u32 = 8 << 20;
+/// How often it is looked whether damage is beyond repair, and whether it is time for the next round.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// How far the scrub is, for `GET /nodes`.
+#[derive(Debug, Default)]
+pub struct Progress(Mutex<ScrubStatus>);
+
+impl Progress {
+    fn lock(&self) -> MutexGuard<'_, ScrubStatus> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner) // plain numbers
+    }
+
+    /// As it is shown.
+    pub fn status(&self) -> ScrubStatus {
+        self.lock().clone()
+    }
+}
+
+/// Takes care until the node ends.
+pub async fn take_care(node: Node) {
+    let (mut scrub, mut began) = (Scrub::default(), None::<Instant>);
+    loop {
+        give_up(&node).await;
+        let is_time = began.is_none_or(|began| began.elapsed() >= node.config().scrub_interval);
+        if !is_time {
+            tokio::time::sleep(PAUSE).await;
+            continue;
+        }
+        let round = Instant::now();
+        if !scrub_round(&node, &mut scrub).await {
+            return; // the alarm is raised; the node opens the store anew
+        }
+        began = Some(round);
+        tokio::time::sleep(PAUSE).await;
+    }
+}
+
+/// One round over everything. `false`: the store must not be believed.
+async fn scrub_round(node: &Node, scrub: &mut Scrub) -> bool {
+    let mut last_look = Instant::now();
+    loop {
+        let logs = node.logs();
+        let (store, mut walk) = (node.store().clone(), scrub.clone());
+        let stepping = move || -> (Scrub, Result<Step, Error>) {
+            let step = walk.step(&store, &logs);
+            (walk, step)
+        };
+        let (walked, step) = match tokio::task::spawn_blocking(stepping).await {
+            Ok((walked, Ok(step))) => (walked, step),
+            Ok((_, Err(error))) => {
+                node.writer().alarm().raise(error.to_string());
+                return false;
+            }
+            Err(error) => {
+                node.writer().alarm().raise(format!("reading panicked: {error}"));
+                return false;
+            }
+        };
+        *scrub = walked;
+        if let Some((origin, seq)) = step.index_lacks {
+            tracing::error!(%origin, seq, "the index does not know an entry");
+            node.store().spoil_index();
+            node.writer().alarm().raise("the index is damaged".into());
+            return false;
+        }
+        for care in step.care {
+            node.writer().care(care).await;
+        }
+        note(node, scrub, step.round_ends);
+        if step.round_ends {
+            return true;
+        }
+        if last_look.elapsed() >= PAUSE {
+            give_up(node).await;
+            last_look = Instant::now();
+        }
+        let bytes = u32::try_from(step.bytes).unwrap_or(u32::MAX);
+        let share = f64::from(bytes) / f64::from(SCRUB_BYTES_PER_SECOND);
+        tokio::time::sleep(Duration::from_secs_f64(share)).await;
+    }
+}
+
+fn note(node: &Node, scrub: &Scrub, round_ends: bool) {
+    let mut progress = node.mesh().scrub.lock();
+    progress.total = node.logs().vector().entries();
+    progress.checked = scrub.checked();
+    if round_ends {
+        progress.rounds += 1;
+        (progress.checked, progress.last_finished) = (progress.total, Some(Time(now_ms())));
+    }
+}
+
+/// Cuts logs where nobody has what is missing.
+async fn give_up(node: &Node) {
+    for (origin, seq) in node.mesh().hopeless(node) {
+        tracing::error!(%origin, seq, "an entry is damaged, and no peer has it: the log is cut there");
+        node.mesh().lost(origin, seq);
+        node.writer().care(Care::Cut(origin, seq)).await;
+    }
+}

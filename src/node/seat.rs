@@ -1,0 +1,66 @@
+//! Owns what requests meet at a node's address: the node while its store is open, else why it is not.
+//!
+//! A store that failed is closed and opened anew while the address keeps answering; so a handler asks here for the node
+//! each time, and holds it only as long as its request. What is closed refuses with `storage_failed`.
+
+use std::sync::{Arc, PoisonError, RwLock};
+
+use axum::extract::FromRequestParts;
+use axum::http::request::Parts;
+
+use super::{Node, status};
+use crate::api::error::{ErrorCode, Problem};
+use crate::api::network::NodeStatus;
+
+/// See the head of this file. Clones are the same seat.
+#[derive(Clone)]
+pub struct Seat(Arc<RwLock<Taken>>);
+
+/// Who sits there.
+#[derive(Clone)]
+pub enum Taken {
+    /// The node, whose store is open.
+    Open(Node),
+    /// Nobody: why, and the node's last word on itself.
+    Closed(String, Box<NodeStatus>),
+}
+
+impl Seat {
+    /// A seat that this node takes.
+    pub fn of(node: Node) -> Self {
+        Seat(Arc::new(RwLock::new(Taken::Open(node))))
+    }
+
+    /// What is there now.
+    pub fn taken(&self) -> Taken {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The node whose store is open again takes it.
+    pub fn take(&self, node: Node) {
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = Taken::Open(node);
+    }
+
+    /// The node gives it up.
+    pub fn leave(&self, why: String) {
+        let last = match self.taken() {
+            Taken::Open(node) => Box::new(status::status(&node)),
+            Taken::Closed(_, last) => last,
+        };
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = Taken::Closed(why, last);
+    }
+}
+
+impl FromRequestParts<Seat> for Node {
+    type Rejection = Problem;
+
+    async fn from_request_parts(_: &mut Parts, seat: &Seat) -> Result<Self, Problem> {
+        match seat.taken() {
+            Taken::Open(node) => Ok(node),
+            Taken::Closed(why, _) => {
+                let detail = format!("this node's storage failed, and it is opened anew: {why}");
+                Err(Problem::new(ErrorCode::StorageFailed, detail))
+            }
+        }
+    }
+}

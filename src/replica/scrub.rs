@@ -1,0 +1,160 @@
+//! Owns the slow walk over everything a store holds, which finds damage before a reader does.
+//!
+//! Log by log, entry by entry: the record's check (which every read makes), the chain against its checkpoints and the
+//! head, and whether the index knows the entry. A step reads a bounded part; whoever drives it decides how often. What
+//! it finds damaged is noted among the wounds like any other; what it can put right itself, it says.
+
+use super::jobs::Care;
+use crate::chain::log::{CHECKPOINT_EVERY, Logs};
+use crate::chain::message::Content;
+use crate::chain::place::{ChainHash, Origin};
+use crate::store::log::{Entry, Most};
+use crate::store::{Error, Store};
+
+/// Entries of one step.
+const STEP_COUNT: usize = 1_000;
+/// Bytes of one step.
+const STEP_BYTES: usize = 1 << 20;
+
+/// Where the walk is. Default: before its first round.
+#[derive(Debug, Clone, Default)]
+pub struct Scrub {
+    at: Option<At>,
+    /// Entries looked at in this round.
+    checked: u64,
+}
+
+/// Within a log.
+#[derive(Debug, Clone)]
+struct At {
+    origin: Origin,
+    next: u64,
+    /// The chain before `next`; unknown behind damage, until the next checkpoint.
+    hash: Option<ChainHash>,
+    /// The last place where the chain was what it should be.
+    good: u64,
+    /// Checkpoints since then that are not what the entries say.
+    wrong: Vec<(u64, ChainHash)>,
+}
+
+/// What a step did.
+#[derive(Debug, Default)]
+pub struct Step {
+    /// Bytes of records that were read.
+    pub bytes: usize,
+    /// To be written.
+    pub care: Vec<Care>,
+    /// The index does not know an entry: it must be built anew.
+    pub index_lacks: Option<(Origin, u64)>,
+    /// That was the last of this round.
+    pub round_ends: bool,
+}
+
+impl Scrub {
+    /// Entries looked at in this round.
+    pub fn checked(&self) -> u64 {
+        self.checked
+    }
+
+    /// Looks at the next part of `logs`.
+    pub fn step(&mut self, store: &Store, logs: &Logs) -> Result<Step, Error> {
+        let mut step = Step::default();
+        let Some(mut at) = self.at.take().or_else(|| At::after(None, logs)) else {
+            (self.checked, step.round_ends) = (0, true);
+            return Ok(step);
+        };
+        let head = logs.vector().get(at.origin).copied();
+        let last = head.map_or(0, |head| head.seq); // it may have been cut since
+        if at.next <= last {
+            at.read(store, logs, last, &mut step, &mut self.checked)?;
+        }
+        if at.next <= last {
+            self.at = Some(at);
+            return Ok(step);
+        }
+        if let Some(head) = head.filter(|head| head.seq + 1 == at.next) {
+            at.end(head.hash, &mut step);
+        }
+        self.at = At::after(Some(at.origin), logs);
+        if self.at.is_none() {
+            (self.checked, step.round_ends) = (0, true);
+        }
+        Ok(step)
+    }
+}
+
+impl At {
+    /// At the beginning of the log after this one.
+    fn after(origin: Option<Origin>, logs: &Logs) -> Option<Self> {
+        let mut origins = logs.vector().iter().map(|(origin, _)| origin);
+        let origin = origins.find(|next| origin.is_none_or(|origin| *next > origin))?;
+        Some(At { origin, next: 1, hash: Some(ChainHash::genesis(origin)), good: 0, wrong: Vec::new() })
+    }
+
+    fn read(
+        &mut self,
+        store: &Store,
+        logs: &Logs,
+        last: u64,
+        step: &mut Step,
+        checked: &mut u64,
+    ) -> Result<(), Error> {
+        let mut reader = store.log().read()?;
+        let most = Most { rows: STEP_COUNT, bytes: STEP_BYTES };
+        let entries = match reader.forward(self.origin, self.next, last, most) {
+            Ok(entries) => entries,
+            Err(Error::Damaged { .. }) => {
+                (self.hash, self.next) = (None, self.next + 1);
+                *checked += 1;
+                return Ok(());
+            }
+            Err(error) => return Err(error),
+        };
+        let lookup = store.lookup();
+        for entry in entries {
+            step.bytes += entry.record.len();
+            *checked += 1;
+            let record = entry.record();
+            self.hash = self.hash.map(|hash| hash.next(record.seq, record.stamp, record.digest));
+            if self.next.is_multiple_of(CHECKPOINT_EVERY) {
+                self.compare(reader.checkpoint(self.origin, self.next)?);
+            }
+            if !is_indexed(&entry, &lookup)? && logs.covers(entry.place) {
+                step.index_lacks.get_or_insert((self.origin, self.next));
+            }
+            self.next += 1;
+        }
+        Ok(())
+    }
+
+    fn compare(&mut self, kept: Option<ChainHash>) {
+        match (kept, self.hash) {
+            (Some(kept), Some(hash)) if kept == hash => (self.good, self.wrong) = (self.next, Vec::new()),
+            (_, Some(hash)) => self.wrong.push((self.next, hash)),
+            // Behind damage the checkpoint is where the chain is known again.
+            (kept, None) => self.hash = kept,
+        }
+    }
+
+    /// The head says whether checkpoints are wrong or entries are.
+    fn end(&mut self, head: ChainHash, step: &mut Step) {
+        match self.hash {
+            Some(hash) if hash == head => {
+                let wrong = self.wrong.drain(..).map(|(seq, hash)| Care::Checkpoint(self.origin, seq, hash));
+                step.care.extend(wrong);
+            }
+            Some(_) => {
+                tracing::error!(origin = %self.origin, after = self.good, "the chain of a log does not hold");
+                step.care.push(Care::Cut(self.origin, self.good + 1));
+            }
+            None => {}
+        }
+    }
+}
+
+fn is_indexed(entry: &Entry, lookup: &crate::store::index::Lookup<'_>) -> Result<bool, Error> {
+    let record = entry.record();
+    let Ok(content) = Content::decode(record.content) else { return Ok(true) };
+    let standings = lookup.standings(content.id.into_bytes())?;
+    Ok(standings.iter().any(|standing| standing.place == entry.place && standing.digest == record.digest))
+}

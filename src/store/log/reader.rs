@@ -1,0 +1,222 @@
+//! Owns reading the logs: short, within one redb transaction, every record checked.
+//!
+//! An entry that a vector covers must be there: one that is not, or does not check, is [`Error::Damaged`] and noted as a
+//! wound. A panic of redb ends here as an error.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use redb::{ReadOnlyTable, ReadTransaction};
+
+use super::super::Error;
+use super::super::guard::guarded;
+use super::super::wounds::Wounds;
+use super::{CHAIN, log_table, table_name};
+use crate::chain::log::CHECKPOINT_EVERY;
+use crate::chain::place::{ChainHash, Origin, Place};
+use crate::chain::record::Record;
+
+/// An entry as read, checked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    /// Where it stands.
+    pub place: Place,
+    /// Its bytes.
+    pub record: Vec<u8>,
+}
+
+impl Entry {
+    /// A look at the record.
+    pub fn record(&self) -> Record<'_> {
+        Record::parse(&self.record).expect("was checked when it was read").0
+    }
+}
+
+/// A short look at the logs as of one moment. Not to be held across a wait.
+pub struct Reader {
+    tx: ReadTransaction,
+    tables: BTreeMap<Origin, ReadOnlyTable<u64, &'static [u8]>>,
+    wounds: Arc<Wounds>,
+}
+
+impl Reader {
+    pub(super) fn new(tx: ReadTransaction, wounds: Arc<Wounds>) -> Self {
+        Reader { tx, tables: BTreeMap::new(), wounds }
+    }
+
+    fn table(&mut self, origin: Origin, seq: u64) -> Result<&ReadOnlyTable<u64, &'static [u8]>, Error> {
+        use std::collections::btree_map::Entry::{Occupied, Vacant};
+        match self.tables.entry(origin) {
+            Occupied(table) => Ok(table.into_mut()),
+            Vacant(slot) => match self.tx.open_table(log_table(&table_name(origin))) {
+                Ok(table) => Ok(slot.insert(table)),
+                Err(redb::TableError::TableDoesNotExist(_)) => Err(Error::Damaged { origin, seq }),
+                Err(error) => Err(error.into()),
+            },
+        }
+    }
+
+    /// A read of an entry that must be there, with a note of it if it is damaged.
+    fn noted<T>(&self, read: Result<T, Error>) -> Result<T, Error> {
+        match &read {
+            Ok(_) => {}
+            Err(Error::Damaged { origin, seq }) => self.wounds.add(*origin, *seq),
+            Err(error) => self.wounds.engine_failed(error),
+        }
+        read
+    }
+
+    /// One entry. That it exists must be known from a vector: its absence is damage.
+    pub fn get(&mut self, origin: Origin, seq: u64) -> Result<Entry, Error> {
+        let read = self.read(origin, seq);
+        self.noted(read)
+    }
+
+    /// One entry, if it is there and not damaged. For what no vector covers.
+    pub fn peek(&mut self, origin: Origin, seq: u64) -> Result<Option<Entry>, Error> {
+        match self.read(origin, seq) {
+            Ok(entry) => Ok(Some(entry)),
+            Err(Error::Damaged { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn read(&mut self, origin: Origin, seq: u64) -> Result<Entry, Error> {
+        guarded(|| match self.table(origin, seq)?.get(seq)? {
+            Some(bytes) => checked(origin, seq, bytes.value()),
+            None => Err(Error::Damaged { origin, seq }),
+        })
+    }
+
+    /// Entries `first..=last` in ascending order, stopping early after `rows` entries or once `bytes` are
+    /// reached (but never before one entry), and before an entry that is damaged or missing: only where that is the
+    /// first one, it is an error.
+    pub fn forward(
+        &mut self,
+        origin: Origin,
+        first: u64,
+        last: u64,
+        most: Most,
+    ) -> Result<Vec<Entry>, Error> {
+        let mut entries = Vec::new();
+        if first <= last {
+            let read = guarded(|| {
+                let range = self.table(origin, first)?.range(first..=last)?;
+                take_rows(origin, (first..=last).zip(range), most, &mut entries)
+            });
+            self.noted(read)?;
+            if entries.is_empty() {
+                return self.noted(Err(Error::Damaged { origin, seq: first }));
+            }
+        }
+        Ok(entries)
+    }
+
+    /// Entries `last`, `last - 1`, … `first`: as [`Reader::forward`], the other way round.
+    pub fn backward(
+        &mut self,
+        origin: Origin,
+        first: u64,
+        last: u64,
+        most: Most,
+    ) -> Result<Vec<Entry>, Error> {
+        let mut entries = Vec::new();
+        if first <= last {
+            let read = guarded(|| {
+                let range = self.table(origin, last)?.range(first..=last)?.rev();
+                take_rows(origin, (first..=last).rev().zip(range), most, &mut entries)
+            });
+            self.noted(read)?;
+            if entries.is_empty() {
+                return self.noted(Err(Error::Damaged { origin, seq: last }));
+            }
+        }
+        Ok(entries)
+    }
+
+    /// The chain's hash as it was kept for a checkpoint. It carries no check of its own.
+    pub fn checkpoint(&self, origin: Origin, seq: u64) -> Result<Option<ChainHash>, Error> {
+        guarded(|| Ok(self.tx.open_table(CHAIN)?.get((origin.0, seq))?.map(|hash| ChainHash(hash.value()))))
+    }
+
+    /// `h(seq)`: from the nearest checkpoint at or below it, by reading the entries between.
+    pub fn hash_at(&mut self, origin: Origin, seq: u64) -> Result<ChainHash, Error> {
+        let mut checkpoint = seq - seq % CHECKPOINT_EVERY;
+        let mut hash = ChainHash::genesis(origin);
+        while checkpoint > 0 {
+            if let Some(kept) = self.checkpoint(origin, checkpoint)? {
+                hash = kept;
+                break;
+            }
+            checkpoint -= CHECKPOINT_EVERY; // it is missing: the one before serves as well
+        }
+        let most = Most { rows: usize::MAX, bytes: 1 << 20 };
+        let mut next = checkpoint + 1;
+        while next <= seq {
+            for entry in self.forward(origin, next, seq, most)? {
+                hash = hash.next(next, entry.place.stamp, entry.record().digest);
+                next += 1;
+            }
+        }
+        Ok(hash)
+    }
+
+    /// The first seq in `1..=last` whose place is after `place`, else `last + 1`. Stamps of a log increase, so
+    /// this is a binary search.
+    pub fn first_after(&mut self, origin: Origin, last: u64, place: Place) -> Result<u64, Error> {
+        let (mut low, mut high) = (1, last + 1);
+        while low < high {
+            let middle = low + (high - low) / 2;
+            if self.get(origin, middle)?.place > place {
+                high = middle;
+            } else {
+                low = middle + 1;
+            }
+        }
+        Ok(low)
+    }
+}
+
+/// How much one read takes at the most.
+#[derive(Debug, Clone, Copy)]
+pub struct Most {
+    /// Entries.
+    pub rows: usize,
+    /// Bytes of records; one entry comes in any case.
+    pub bytes: usize,
+}
+
+type Row<'a> = Result<(redb::AccessGuard<'a, u64>, redb::AccessGuard<'a, &'static [u8]>), redb::StorageError>;
+
+fn take_rows<'a>(
+    origin: Origin,
+    rows: impl Iterator<Item = (u64, Row<'a>)>,
+    most: Most,
+    entries: &mut Vec<Entry>,
+) -> Result<(), Error> {
+    let mut bytes = 0;
+    for (seq, row) in rows.take(most.rows) {
+        let (key, value) = row?;
+        let is_hole = key.value() != seq;
+        let entry = match checked(origin, seq, value.value()) {
+            Ok(entry) if !is_hole => entry,
+            _ if entries.is_empty() => return Err(Error::Damaged { origin, seq }),
+            _ => break, // what comes before it is good; the next read begins with it and fails
+        };
+        bytes += entry.record.len();
+        entries.push(entry);
+        if bytes >= most.bytes {
+            break;
+        }
+    }
+    Ok(())
+}
+
+pub(super) fn checked(origin: Origin, seq: u64, bytes: &[u8]) -> Result<Entry, Error> {
+    match Record::parse(bytes) {
+        Ok((record, length)) if record.origin == origin && record.seq == seq && length == bytes.len() => {
+            Ok(Entry { place: Place { stamp: record.stamp, origin, seq }, record: bytes.to_vec() })
+        }
+        _ => Err(Error::Damaged { origin, seq }),
+    }
+}
