@@ -100,12 +100,12 @@ pub(super) struct Found {
 #[derive(Debug)]
 pub(super) struct NotOpen {
     pub(super) error: OpenError,
-    _db: Option<Open>,
+    pub(super) db: Option<Open>,
 }
 
 impl From<OpenError> for NotOpen {
     fn from(error: OpenError) -> Self {
-        NotOpen { error, _db: None }
+        NotOpen { error, db: None }
     }
 }
 
@@ -137,7 +137,7 @@ impl Log {
         };
         match guard(read).unwrap_or_else(|panic| Err(broken(panic.to_string()))) {
             Ok((id, found)) => Ok((Log { db, id }, found)),
-            Err(error) => Err(NotOpen { error, _db: Some(db) }),
+            Err(error) => Err(NotOpen { error, db: Some(db) }),
         }
     }
 
@@ -261,6 +261,28 @@ impl Reader {
             }
         }
         Ok(entries)
+    }
+
+    /// Rows of `first..=last` as they lie there, unchecked, at least one if there is any: for whoever looks for damage.
+    pub(super) fn rows(
+        &mut self,
+        origin: Origin,
+        first: u64,
+        last: u64,
+        most: Most,
+    ) -> Result<Vec<(u64, Vec<u8>)>, Error> {
+        guarded(|| {
+            let (mut rows, mut bytes) = (Vec::new(), 0);
+            for row in self.table(origin, first)?.range(first..=last)?.take(most.rows) {
+                let (seq, record) = row?;
+                bytes += record.value().len();
+                rows.push((seq.value(), record.value().to_vec()));
+                if bytes >= most.bytes {
+                    break;
+                }
+            }
+            Ok(rows)
+        })
     }
 
     /// `h(seq)`: from the nearest checkpoint at or below it, by reading the entries between.
@@ -432,6 +454,14 @@ pub(super) fn pretend_newer(path: &std::path::Path) {
 pub(crate) fn overwrite(log: &Log, origin: Origin, seq: u64, bytes: &[u8]) {
     let tx = log.db.begin_write().expect("begins");
     tx.open_table(log_table(&table_name(origin))).expect("opens").insert(seq, bytes).expect("inserts");
+    tx.commit().expect("commits");
+}
+
+/// Takes an entry away, as damage would.
+#[cfg(test)]
+pub(super) fn remove(log: &Log, origin: Origin, seq: u64) {
+    let tx = log.db.begin_write().expect("begins");
+    tx.open_table(log_table(&table_name(origin))).expect("opens").remove(seq).expect("removes");
     tx.commit().expect("commits");
 }
 

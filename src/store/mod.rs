@@ -18,6 +18,7 @@ pub mod recover;
 pub mod salvage;
 mod scan;
 mod tail;
+pub mod verify;
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
