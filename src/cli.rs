@@ -96,6 +96,8 @@ pub enum Command {
     List(List),
     /// Show every node of the network and whether they agree
     Status(Status),
+    /// Check every record of the stores on this machine that are not in use
+    Verify(Verify),
 }
 
 /// `chatchain up`.
@@ -263,6 +265,21 @@ pub struct Status {
     /// Exit with code 3 unless every node is up, can be written to and all agree
     #[arg(long)]
     pub check: bool,
+}
+
+/// `chatchain verify`.
+#[derive(Debug, Default, Args)]
+#[command(after_help = "\
+Stop the node first: a store that is in use is not looked at. Nothing is repaired here; a node whose log is
+damaged salvages it by itself when it starts.
+
+Examples:
+  chatchain verify
+  chatchain verify --data-dir data/node-2")]
+pub struct Verify {
+    /// A store, or the directory that holds the stores node-0, node-1 … [default: data]
+    #[arg(long, value_name = "DIR")]
+    pub data_dir: Option<PathBuf>,
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@ mod send;
 mod serving;
 mod status;
 mod up;
+mod verify;
 
 use std::{io, process::ExitCode};
 
@@ -106,6 +107,7 @@ pub async fn run(cli: &Cli, output: &Output) -> Result<Exit> {
         Command::Send(args) => send::run(args, &cli.common, &sources, output).await,
         Command::List(args) => list::run(args, &cli.common, &sources, output).await,
         Command::Status(args) => status::run(args, &cli.common, &sources, output).await,
+        Command::Verify(args) => verify::run(args, &sources, output).await,
     }
 }
 

@@ -34,7 +34,7 @@ pub const SETTINGS: [Setting; 14] = [
     setting("", "CHATCHAIN_CONFIG", "--config", "config.toml, if it is there", "the configuration file"),
     setting("network", "CHATCHAIN_NETWORK", "", "chatchain", "name of the network; nodes of another name are refused"),
     setting("nodes", "CHATCHAIN_NODES", "node --peers, proxy --nodes", "127.0.0.1:8081 to 127.0.0.1:8084", "the nodes' addresses: node N listens on the N-th, counted from 0; or a table `{ 0 = \"…\", 3 = \"…\" }`"),
-    setting("node.data_dir", "CHATCHAIN_NODE_DATA_DIR", "node --data-dir, up --data-dir", "data", "node N keeps its store in node-N below it"),
+    setting("node.data_dir", "CHATCHAIN_NODE_DATA_DIR", "node --data-dir, up --data-dir, verify --data-dir", "data", "node N keeps its store in node-N below it"),
     setting("node.sync_interval", "CHATCHAIN_NODE_SYNC_INTERVAL", "", "1s", "how often a quiet node compares itself with its peers"),
     setting("node.scrub_interval", "CHATCHAIN_NODE_SCRUB_INTERVAL", "", "1h", "how often a node reads everything it stores, slowly, to find damage"),
     setting("", "CHATCHAIN_NODE_ID", "node --node-id", "none: must be given", "which node of the network this is"),

@@ -266,6 +266,11 @@ impl Sources {
         })
     }
 
+    /// Where `chatchain verify` finds stores.
+    pub fn stores(&self, args: &cli::Verify) -> PathBuf {
+        self.data_dir(args.data_dir.as_ref())
+    }
+
     /// Who sends: the flag, else `CHATCHAIN_USER`, else the login name.
     pub fn sender(&self, from: Option<&str>) -> Result<String, Error> {
         let names = ["CHATCHAIN_USER", "USER", "LOGNAME"];

@@ -23,6 +23,7 @@ fn resolve(line: &str, env: &[(&str, &str)], file: Option<&str>) -> Result<Strin
         Command::Proxy(args) => format!("{:?}", sources.proxy(args)?),
         Command::Up(args) => format!("{:?}", sources.up(args)?),
         Command::Send(args) => sources.sender(args.from.as_deref())?,
+        Command::Verify(args) => sources.stores(args).display().to_string(),
         Command::List(_) | Command::Status(_) => format!("{:?}", sources.client(&cli.common)?),
     })
 }

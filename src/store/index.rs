@@ -22,7 +22,7 @@ use super::files::{self, Files, Opening};
 use super::guard::{Open, guard, guarded};
 use super::log::{Log, Most, NewEntry};
 use super::tail::{NameHash, Noted, Tail};
-use super::{Care, Counts, Error, OpenError, Standing};
+use super::{Care, Counts, Error, OpenError, Standing, recover};
 use crate::chain::clock::Stamp;
 use crate::chain::log::Logs;
 use crate::chain::message::Digest;
@@ -94,7 +94,7 @@ impl Index {
 
     /// `None`: it is new, or cannot serve this log.
     fn open_as_is(files: &dyn Files, log: &Log, logs: &Logs, care: Care) -> Result<Option<Self>, OpenError> {
-        let how = if care == Care::Suspect { Opening::Checked } else { Opening::AsItIs };
+        let how = recover::opening(files, files::INDEX, care);
         let db = Open::new(files.database(files::INDEX, CACHE_BYTES, how)?);
         let Some(counts) = file::read_meta(&db, log).map_err(|error| broken(files, error))? else {
             return Ok(None);

@@ -66,12 +66,12 @@ pub struct Log {
 #[derive(Debug)]
 pub(super) struct NotOpen {
     pub(super) error: OpenError,
-    _db: Option<Open>,
+    pub(super) db: Option<Open>,
 }
 
 impl From<OpenError> for NotOpen {
     fn from(error: OpenError) -> Self {
-        NotOpen { error, _db: None }
+        NotOpen { error, db: None }
     }
 }
 
@@ -103,7 +103,7 @@ impl Log {
         };
         match guard(read).unwrap_or_else(|panic| Err(broken(panic.to_string()))) {
             Ok((id, found)) => Ok((Log { db, id, wounds: Arc::default() }, found)),
-            Err(error) => Err(NotOpen { error, _db: Some(db) }),
+            Err(error) => Err(NotOpen { error, db: Some(db) }),
         }
     }
 
@@ -300,6 +300,14 @@ pub(super) fn pretend_newer(path: &std::path::Path) {
 pub(crate) fn overwrite(log: &Log, origin: Origin, seq: u64, bytes: &[u8]) {
     let tx = log.db.begin_write().expect("begins");
     tx.open_table(log_table(&table_name(origin))).expect("opens").insert(seq, bytes).expect("inserts");
+    tx.commit().expect("commits");
+}
+
+/// Takes an entry away, as damage would.
+#[cfg(test)]
+pub(super) fn remove(log: &Log, origin: Origin, seq: u64) {
+    let tx = log.db.begin_write().expect("begins");
+    tx.open_table(log_table(&table_name(origin))).expect("opens").remove(seq).expect("removes");
     tx.commit().expect("commits");
 }
 

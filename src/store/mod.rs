@@ -19,6 +19,7 @@ pub mod recover;
 pub mod salvage;
 mod scan;
 mod tail;
+pub mod verify;
 pub mod wounds;
 
 use std::fs::File;
@@ -149,9 +150,12 @@ pub struct Counts {
 /// How much a store is trusted when it is opened.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Care {
-    /// The last process to have it open left it well, or was killed, or lost its power.
+    /// The last process to have it open left it well, or was killed, or lost its power. Every page is checked unless that
+    /// would take long.
     #[default]
     Usual,
+    /// The same, and no page is checked before it is needed, which may be too late.
+    Least,
     /// A write or an fsync failed: nothing that the system still keeps of it in memory is believed, and every page is
     /// checked.
     Suspect,

@@ -4,8 +4,10 @@
 //! and every record in it found, whatever became of the pages around it. The memory this takes does not depend on
 //! the file. One record may be found often: redb leaves old copies of its pages behind.
 
+use std::collections::BTreeMap;
 use std::io::{self, Read};
 
+use crate::chain::place::Origin;
 use crate::chain::record::{MAGIC, RECORD_BYTES_MAX, Record};
 
 /// Bytes looked at together. A record at their end is looked at again, together with what follows it.
@@ -69,12 +71,25 @@ pub(super) fn any(source: &mut dyn Read) -> io::Result<bool> {
     }
 }
 
+/// Which places were seen, in a bit for each where seqs lie close together.
+#[derive(Debug, Default)]
+pub(super) struct Seen(BTreeMap<(Origin, u64), u64>);
+
+impl Seen {
+    /// Notes a place; `false` if it was seen before.
+    pub(super) fn insert(&mut self, origin: Origin, seq: u64) -> bool {
+        let (bits, bit) = (self.0.entry((origin, seq / 64)).or_default(), 1 << (seq % 64));
+        let is_new = *bits & bit == 0;
+        *bits |= bit;
+        is_new
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::chain::clock::Stamp;
     use crate::chain::message::Digest;
-    use crate::chain::place::Origin;
     use crate::chain::record::Kind;
 
     fn record(seq: u64, content: &[u8]) -> Vec<u8> {
@@ -133,5 +148,13 @@ mod tests {
     #[test]
     fn nothing_is_found_inside_of_a_record() {
         assert_eq!(seqs(&record(1, &record(2, b"inner"))), [1]);
+    }
+
+    #[test]
+    fn a_place_is_new_once() {
+        let mut seen = Seen::default();
+        let places = [(1, 5), (1, 6), (2, 5), (1, 5), (1, u64::MAX), (1, u64::MAX)];
+        let new = places.map(|(name, seq)| seen.insert(Origin([name; 16]), seq));
+        assert_eq!(new, [true, true, true, false, true, false]);
     }
 }

@@ -15,6 +15,11 @@ use super::salvage::{Salvaged, salvage};
 use super::{Care, OpenError};
 use crate::chain::log::Found;
 
+/// A file up to this size is checked at every opening, which takes about half a second at the most when the system has
+/// it in memory. redb trusts the pages of a larger one: damage shows when something is read, or when it writes to pages
+/// that it wrongly takes for free.
+const CHECKED_BYTES_MAX: u64 = 512 << 20;
+
 /// How a file that was set aside is called, before the time.
 const SET_ASIDE: &str = "log.redb.damaged-";
 
@@ -37,6 +42,17 @@ pub(super) struct Opened {
     pub(super) set_aside: Vec<PathBuf>,
 }
 
+/// How a file is opened with this care.
+pub(super) fn opening(files: &dyn Files, name: &str, care: Care) -> Opening {
+    match care {
+        Care::Suspect => Opening::Checked,
+        Care::Usual if files.len(name).is_ok_and(|len| len.is_some_and(|len| len <= CHECKED_BYTES_MAX)) => {
+            Opening::Checked
+        }
+        Care::Usual | Care::Least => Opening::AsItIs,
+    }
+}
+
 /// Opens or makes the log, or salvages what is left of it.
 pub(super) fn open_log(
     files: &dyn Files,
@@ -45,8 +61,7 @@ pub(super) fn open_log(
     care: Care,
 ) -> Result<Opened, OpenError> {
     let aside = set_aside(files)?;
-    let how = if care == Care::Suspect { Opening::Checked } else { Opening::AsItIs };
-    match open_as_is(files, network, how, !aside.is_empty()) {
+    match open_as_is(files, Some(network), opening(files, LOG, care), !aside.is_empty()) {
         Ok((log, found)) => Ok(Opened { log, found, recovery: None, set_aside: paths(files, &aside) }),
         // What is open of it stays open meanwhile: closing it would write to it.
         Err(NotOpen { error: OpenError::Broken { ref why, .. }, .. }) => {
@@ -87,9 +102,10 @@ fn paths(files: &dyn Files, names: &[String]) -> Vec<PathBuf> {
     names.iter().map(|name| files.path(name)).collect()
 }
 
-fn open_as_is(
+/// Opens the log, if its file is one at all. Without a network as [`Log::open`].
+pub(super) fn open_as_is(
     files: &dyn Files,
-    network: &str,
+    network: Option<&str>,
     how: Opening,
     some_aside: bool,
 ) -> Result<(Log, Found), NotOpen> {
@@ -100,7 +116,7 @@ fn open_as_is(
         Ok(None) if some_aside => Err(broken("it is missing").into()),
         // redb would take it for a new one. Ours are put in place whole.
         Ok(Some(0)) => Err(broken("it is empty").into()),
-        Ok(_) => Log::open(files, Some(network), how),
+        Ok(_) => Log::open(files, network, how),
     }
 }
 

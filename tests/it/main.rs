@@ -13,6 +13,7 @@ mod api_status;
 mod api_sync;
 mod cli;
 mod corpus;
+mod damage;
 mod durability;
 mod network;
 mod node_start;

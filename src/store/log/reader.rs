@@ -134,6 +134,28 @@ impl Reader {
         Ok(entries)
     }
 
+    /// Rows of `first..=last` as they lie there, unchecked, at least one if there is any: for whoever looks for damage.
+    pub(in super::super) fn rows(
+        &mut self,
+        origin: Origin,
+        first: u64,
+        last: u64,
+        most: Most,
+    ) -> Result<Vec<(u64, Vec<u8>)>, Error> {
+        guarded(|| {
+            let (mut rows, mut bytes) = (Vec::new(), 0);
+            for row in self.table(origin, first)?.range(first..=last)?.take(most.rows) {
+                let (seq, record) = row?;
+                bytes += record.value().len();
+                rows.push((seq.value(), record.value().to_vec()));
+                if bytes >= most.bytes {
+                    break;
+                }
+            }
+            Ok(rows)
+        })
+    }
+
     /// The chain's hash as it was kept for a checkpoint. It carries no check of its own.
     pub fn checkpoint(&self, origin: Origin, seq: u64) -> Result<Option<ChainHash>, Error> {
         guarded(|| Ok(self.tx.open_table(CHAIN)?.get((origin.0, seq))?.map(|hash| ChainHash(hash.value()))))

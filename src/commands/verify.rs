@@ -1,0 +1,156 @@
+//! `chatchain verify`: every record of the stores on this machine that no node has open.
+//!
+//! Owns the words for what was found. Nothing is repaired: a node does that by itself, from what is left in the file
+//! and from its peers.
+
+use std::path::{Path, PathBuf};
+
+use color_eyre::eyre::{Result, WrapErr, bail};
+use serde::Serialize;
+
+use super::Exit;
+use crate::{
+    cli::{self, Format},
+    config::Sources,
+    output::{Output, Row, Tone},
+    store::verify::{self, Verified},
+};
+
+const HEADER: [&str; 9] =
+    ["STORE", "STATE", "LOGS", "ENTRIES", "BYTES", "DAMAGED", "MISSING", "LOOSE", "UNREADABLE"];
+
+/// One store, as it is printed.
+#[derive(Debug, Serialize)]
+struct Checked {
+    store: PathBuf,
+    /// Nothing is damaged, nothing is missing, and it could be looked at.
+    whole: bool,
+    #[serde(flatten)]
+    counts: Option<Counts>,
+    first_bad: Option<Bad>,
+    set_aside: Vec<PathBuf>,
+    /// Why it could not be looked at.
+    error: Option<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct Counts {
+    logs: u64,
+    entries: u64,
+    bytes: u64,
+    damaged: u64,
+    missing: u64,
+    loose: u64,
+    unreadable: u64,
+}
+
+#[derive(Debug, Serialize)]
+struct Bad {
+    log: String,
+    seq: u64,
+    why: String,
+}
+
+pub async fn run(args: &cli::Verify, sources: &Sources, output: &Output) -> Result<Exit> {
+    let dir = sources.stores(args);
+    let looking = move || -> Result<Vec<Checked>> {
+        let found = verify::stores_in(&dir);
+        let stores = found.wrap_err_with(|| format!("cannot look for stores in {}", dir.display()))?;
+        if stores.is_empty() {
+            bail!(
+                "{} holds no store; name one, or the directory around them, with --data-dir DIR",
+                dir.display()
+            );
+        }
+        Ok(stores.iter().map(|store| check(store)).collect())
+    };
+    let stores = tokio::task::spawn_blocking(looking).await??;
+    match output.format() {
+        Format::Json | Format::Ndjson => output.json_list(&stores)?,
+        Format::Table => {
+            output.table(&HEADER, &stores.iter().map(row).collect::<Vec<_>>())?;
+            let whole = stores.iter().filter(|store| store.whole).count();
+            let tone = if whole == stores.len() { Tone::Good } else { Tone::Bad };
+            output.summary(tone, &format!("{whole} of {} stores whole", stores.len()))?;
+        }
+    }
+    for store in &stores {
+        explain(store, output);
+    }
+    Ok(if stores.iter().all(|store| store.whole) { Exit::Done } else { Exit::Failure })
+}
+
+fn check(store: &Path) -> Checked {
+    let checked = Checked {
+        store: store.to_owned(),
+        whole: false,
+        counts: None,
+        first_bad: None,
+        set_aside: Vec::new(),
+        error: None,
+    };
+    match verify::verify(store) {
+        Ok(Verified::Read(report)) => Checked {
+            whole: report.is_whole(),
+            counts: Some(Counts {
+                logs: report.logs,
+                entries: report.entries,
+                bytes: report.bytes,
+                damaged: report.damaged,
+                missing: report.missing,
+                loose: report.loose,
+                unreadable: report.unreadable,
+            }),
+            first_bad: report.first_bad.map(|bad| Bad {
+                log: bad.origin.to_string(),
+                seq: bad.seq,
+                why: bad.why,
+            }),
+            set_aside: report.set_aside,
+            ..checked
+        },
+        Ok(Verified::NotOpened { why, intact }) => Checked {
+            error: Some(format!(
+                "the log cannot be opened: {why}; {intact} intact records are left in it: start the node, which sets the \
+                 damaged file aside and salvages them"
+            )),
+            ..checked
+        },
+        Err(error) => Checked { error: Some(error.to_string()), ..checked },
+    }
+}
+
+fn row(store: &Checked) -> Row {
+    let (tone, state) = match (store.whole, &store.counts) {
+        (true, Some(counts)) if counts.loose + counts.unreadable > 0 => (Tone::Doubtful, "whole"),
+        (true, _) => (Tone::Good, "whole"),
+        (false, Some(_)) => (Tone::Bad, "damaged"),
+        (false, None) => (Tone::Bad, "not checked"),
+    };
+    let numbers = store.counts.as_ref().map(|c| {
+        [c.logs, c.entries, c.bytes, c.damaged, c.missing, c.loose, c.unreadable].map(|n| n.to_string())
+    });
+    let mut cells = vec![store.store.display().to_string(), state.into()];
+    cells.extend(numbers.unwrap_or_else(|| std::array::from_fn(|_| "-".into())));
+    (tone, cells)
+}
+
+/// What is not as it should be, and what to do about it.
+fn explain(store: &Checked, output: &Output) {
+    let name = store.store.display();
+    if let Some(error) = &store.error {
+        output.error(&format!("{name}: {error}"));
+    }
+    if let Some(Bad { log, seq, why }) = &store.first_bad {
+        output.error(&format!("{name}: the first of what is wrong is entry {seq} of log {log}: {why}"));
+    }
+    if let Some(counts) = store.counts.as_ref().filter(|counts| counts.loose > 0) {
+        output.warn(&format!("{name}: {} entries stand behind others that were lost", counts.loose));
+    }
+    for file in &store.set_aside {
+        output.warn(&format!(
+            "{} is what is left of a damaged log; it was salvaged, and may be removed",
+            file.display()
+        ));
+    }
+}
