@@ -4,7 +4,7 @@
 //! disk loses something, its node is killed, and the others that answer are asked what they hold: that is what the judge
 //! may demand. A disk that alone holds more than a few acknowledged messages is spared.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fs;
 use std::io;
 use std::path::Path;
@@ -40,6 +40,8 @@ pub struct Faults<'a> {
     /// The client number of the probes sent here, and how many there were.
     prober: u16,
     probes: u32,
+    /// Nodes that ended by themselves.
+    ended: BTreeSet<usize>,
     pub losses: Vec<Loss>,
     pub done: BTreeMap<Kind, u32>,
     pub passed_over: Vec<String>,
@@ -54,7 +56,18 @@ impl<'a> Faults<'a> {
         can: &'a dyn Fn(Need) -> bool,
     ) -> Self {
         let (losses, done, passed_over) = (Vec::new(), BTreeMap::new(), Vec::new());
-        Faults { site, history, seed, can, prober, probes: 0, losses, done, passed_over }
+        Faults {
+            site,
+            history,
+            seed,
+            can,
+            prober,
+            probes: 0,
+            ended: BTreeSet::new(),
+            losses,
+            done,
+            passed_over,
+        }
     }
 
     /// Keeps to the plan until it is through or the run is interrupted.
@@ -78,10 +91,12 @@ impl<'a> Faults<'a> {
         }
     }
 
-    /// A node that nobody ended must run.
+    /// A node that nobody ended must run. Said once for each, however often it is started again.
     pub fn look_for_ended(&mut self) {
-        for how in self.site.reap() {
-            self.history.misconduct(format!("after {} ms: {how}", self.history.now()));
+        for (i, how) in self.site.reap() {
+            if self.ended.insert(i) {
+                self.history.misconduct(format!("after {} ms: {how}", self.history.now()));
+            }
         }
     }
 

@@ -72,8 +72,10 @@ pub struct Loss {
 /// A promise that was broken.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Wrong {
-    /// Acknowledged, held by a disk that is intact, and not listed.
+    /// Acknowledged, held by a disk that is intact, and listed by nobody.
     Lost,
+    /// Acknowledged, and not listed by all.
+    Missing,
     /// Listed twice.
     Twice,
     /// Listed, and nobody sent it.
@@ -82,7 +84,7 @@ pub enum Wrong {
     Changed,
     /// Definitely refused, and listed.
     Refused,
-    /// Listed by some, not by all.
+    /// Of unknown outcome, and listed by some, not by all.
     Partly,
     /// Not in the order of acceptance, or two at one place of a log.
     Disorder,
@@ -249,10 +251,11 @@ impl Verdict {
             Some(ack) => {
                 self.acknowledged += 1;
                 let gone = losses.iter().any(|loss| attempt.is_at_risk(token, ack, loss, losses));
-                match (missing.is_empty(), nowhere && gone) {
+                match (missing.is_empty(), nowhere) {
                     (true, _) => {}
-                    (false, true) => self.excused += 1,
-                    (false, false) => wrong(Wrong::Lost, format!("{ack:?}: missing at {missing:?}")),
+                    (false, false) => wrong(Wrong::Missing, format!("{ack:?}: missing at {missing:?}")),
+                    (false, true) if gone => self.excused += 1,
+                    (false, true) => wrong(Wrong::Lost, format!("{ack:?}: listed by nobody")),
                 }
             }
             None if attempt.maybe => {
@@ -325,7 +328,7 @@ mod tests {
     #[test]
     fn a_lost_message_is_reported() {
         check(vec![list(&[0]), list(&[0])], &[], &[Wrong::Lost]);
-        let verdict = check(vec![list(&[0, 1]), list(&[0])], &[], &[Wrong::Lost]);
+        let verdict = check(vec![list(&[0, 1]), list(&[0])], &[], &[Wrong::Missing]);
         assert!(verdict.violations[0].detail.contains("node 1"), "{}", verdict.violations[0]);
     }
 
@@ -397,7 +400,7 @@ mod tests {
         check(vec![list(&[0])], &[loss(30, &[0], &[0])], lost); // its own disk is whole
         check(vec![list(&[0])], &[loss(9, &[1], &[0])], lost); // it was sent afterwards
         // It is somewhere: then it must be everywhere.
-        check(vec![list(&[0, 1]), list(&[0])], &[loss(30, &[1], &[0])], lost);
+        check(vec![list(&[0, 1]), list(&[0])], &[loss(30, &[1], &[0])], &[Wrong::Missing]);
     }
 
     #[test]

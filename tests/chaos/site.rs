@@ -187,7 +187,7 @@ impl Site {
     }
 
     /// Says which nodes ended although nobody ended them, and how; they count as down from now on.
-    pub fn reap(&mut self) -> Vec<String> {
+    pub fn reap(&mut self) -> Vec<(usize, String)> {
         let mut ended = Vec::new();
         for i in 0..self.nodes.len() {
             let status = self.nodes[i].process.as_mut().and_then(Process::ended);
@@ -197,7 +197,7 @@ impl Site {
                 self.untrace(i);
                 let said = process.stderr();
                 let last = said.lines().last().unwrap_or_default();
-                ended.push(format!("node {i} ended by itself, {status}: {last}"));
+                ended.push((i, format!("node {i} ended by itself, {status}: {last}")));
             }
         }
         ended

@@ -11,6 +11,8 @@ use crate::schedule::Kind;
 
 /// Of each episode, so many findings are printed. All are in its directory.
 const PRINTED_MAX: usize = 12;
+/// And of each, so much.
+const PRINTED_CHARS_MAX: usize = 400;
 
 #[derive(Default)]
 pub struct Total {
@@ -45,7 +47,7 @@ impl Total {
             Ok(outcome) => {
                 let counts = Counts::of(outcome);
                 for line in &outcome.passed_over {
-                    say(&format!("  passed over: {line}"));
+                    say(&format!("  passed over: {}", brief(line)));
                 }
                 let violations = &outcome.verdict.violations;
                 for violation in violations.iter().take(PRINTED_MAX) {
@@ -61,15 +63,16 @@ impl Total {
     }
 
     /// Says the totals. The last line is one that test runners count.
-    pub fn conclude(&self, first: u64, last: u64, took: Duration) -> ExitCode {
+    pub fn conclude(&self, first: u64, wanted: u64, took: Duration) -> ExitCode {
         let (Total { passed, failed, counts }, seconds) = (self, took.as_secs());
+        let last = (first + passed + failed).saturating_sub(1);
         let line = counts.line();
         say(&format!(
             "chaos: seeds {first}..={last} episodes={} failed={failed} {line} seconds={seconds}",
             passed + failed
         ));
         say(&format!("{passed} passed, {failed} failed"));
-        let done = *failed == 0 && last.wrapping_add(1).wrapping_sub(first) == *passed;
+        let done = *failed == 0 && *passed == wanted;
         if done { ExitCode::SUCCESS } else { ExitCode::FAILURE }
     }
 }
@@ -132,7 +135,7 @@ impl Counts {
 }
 
 fn brief(text: &str) -> String {
-    let mut short: String = text.chars().take(600).collect();
+    let mut short: String = text.chars().take(PRINTED_CHARS_MAX).collect();
     if short.len() < text.len() {
         short.push('…');
     }
