@@ -21,7 +21,7 @@ use crate::support::http::{self, Connection, Response};
 /// All clients of an episode together send so many messages a second, if they are let.
 const RATE: u64 = 900;
 const BATCH_LINES: Range<u64> = 10..60;
-/// A parcel that is still not acknowledged after this many tries stays unknown.
+/// A parcel that somebody got and nobody acknowledged so many times stays unknown.
 const TRIES_MAX: u32 = 12;
 /// When the episode is over, what has no clear answer is tried for so long.
 const LAST_TRIES: Duration = Duration::from_secs(8);
@@ -188,10 +188,10 @@ impl<'a> Client<'a> {
     /// One try, and what follows from it.
     fn deliver(&mut self, mut parcel: Parcel) {
         let door = self.door(parcel.last_door);
-        parcel.tries += 1;
         parcel.last_door = Some(door.addr);
         let history = self.history;
         let answer = history.pass(|| self.post(door, &parcel));
+        parcel.tries += u32::from(!matches!(answer, Ok(None)));
         let fates = match answer {
             Ok(Some(answer)) => self.read(door, &parcel, &answer),
             Ok(None) => all(&parcel, || Fate::Refused),

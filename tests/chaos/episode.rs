@@ -24,6 +24,8 @@ const READY_TIMEOUT: Duration = Duration::from_secs(30);
 const CONVERGE_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long a last listing may be tried for.
 const LISTING_TIMEOUT: Duration = Duration::from_secs(30);
+/// The same where nodes are known to be in trouble.
+const LISTING_TIMEOUT_SHORT: Duration = Duration::from_secs(3);
 /// What ends by itself is started again so often, as a service manager does.
 const RESTART_PAUSE: Duration = Duration::from_secs(1);
 const READERS: u64 = 2;
@@ -119,9 +121,10 @@ fn conclude(mut faults: Faults, history: &History, dir: &Path) -> Outcome {
     }
     let mut listings = Vec::new();
     let mut bytes = Vec::new();
+    let patience = if converged.is_some() { LISTING_TIMEOUT } else { LISTING_TIMEOUT_SHORT };
     for door in doors(&faults.site) {
         let name = door.node.map_or("proxy".to_owned(), |node| format!("node {node}"));
-        match last_listing(door) {
+        match last_listing(door, patience) {
             Ok((messages, raw)) => {
                 listings.push((name, messages));
                 bytes.push(raw);
@@ -158,9 +161,9 @@ fn is_converged(faults: &Faults) -> bool {
     faults.digests().is_some_and(|digests| all_equal(&digests)) && faults.site.nodes.iter().all(agree)
 }
 
-fn last_listing(door: Door) -> Result<(Vec<Listed>, Vec<u8>), String> {
+fn last_listing(door: Door, patience: Duration) -> Result<(Vec<Listed>, Vec<u8>), String> {
     let mut last = String::new();
-    let reading = pace::within(LISTING_TIMEOUT, || match reader::read(door.addr, "") {
+    let reading = pace::within(patience, || match reader::read(door.addr, "") {
         Ok(reading) if reading.whole => Some(reading),
         Ok(_) => {
             last = "it broke off".into();

@@ -18,7 +18,7 @@ use crate::history::History;
 use crate::judge::{Loss, Sent, Token, at_risk, mark, token};
 use crate::pace;
 use crate::reader;
-use crate::schedule::{Action, Kind, Need, Step, Wound};
+use crate::schedule::{Action, End, Kind, Need, Step, Wound};
 use crate::site::Site;
 use crate::support::http::Connection;
 
@@ -78,12 +78,12 @@ impl<'a> Faults<'a> {
                 return;
             }
             self.look_for_ended();
+            // Said once, before the first episode.
+            if step.kind.needs().is_some_and(|need| !(self.can)(need)) {
+                continue;
+            }
             let at = self.history.now();
-            let outcome = match step.kind.needs() {
-                Some(need) if !(self.can)(need) => Err("not possible on this machine".into()),
-                _ => self.step(step),
-            };
-            match outcome {
+            match self.step(step) {
                 Ok(true) => *self.done.entry(step.kind).or_default() += 1,
                 Ok(false) => {}
                 Err(why) => self.passed_over.push(format!("{at} ms, {} {:?}: {why}", step.kind, step.action)),
@@ -143,8 +143,8 @@ impl<'a> Faults<'a> {
                 self.site.start(*i);
                 wounded.map_err(|e| e.to_string())?;
             }
-            Action::DamageLog(i, wounds) => self.damage(&[(*i, wounds)])?,
-            Action::DamageAll(wounds) => self.damage_all(wounds)?,
+            Action::DamageLog(i, end, wounds) => self.damage(*end, &[(*i, wounds)])?,
+            Action::DamageAll(end, wounds) => self.damage_all(*end, wounds)?,
             undo => return self.undo(undo).map(|()| false),
         }
         Ok(true)
@@ -273,10 +273,15 @@ impl<'a> Faults<'a> {
         copied?.map_err(|e| e.to_string())
     }
 
-    fn damage(&mut self, wounds: &[(usize, &Vec<Wound>)]) -> Result<(), String> {
+    fn damage(&mut self, end: End, wounds: &[(usize, &Vec<Wound>)]) -> Result<(), String> {
         let nodes: Vec<_> = wounds.iter().map(|(i, _)| *i).collect();
         nodes.iter().try_for_each(|i| self.up(*i))?;
-        self.site.kill_many(&nodes);
+        match end {
+            End::Killed => {
+                self.site.kill_many(&nodes);
+            }
+            End::Stopped => self.site.stop_many(&nodes),
+        }
         let at = self.history.now();
         let mut kept = self.held_elsewhere(&nodes);
         for (i, wounds) in wounds {
@@ -291,14 +296,14 @@ impl<'a> Faults<'a> {
         Ok(())
     }
 
-    fn damage_all(&mut self, wounds: &[Vec<Wound>]) -> Result<(), String> {
+    fn damage_all(&mut self, end: End, wounds: &[Vec<Wound>]) -> Result<(), String> {
         let history = self.history;
         let _quiet = history.quiet();
         let same = pace::within(QUIET_TIMEOUT, || self.digests().filter(|digests| all_equal(digests)));
         same.ok_or("they did not converge before")?;
         // A copy that joined is hit like the node it was copied from, but its file is its own.
         let all: Vec<_> = (0..self.site.nodes.len()).map(|i| (i, &wounds[i % wounds.len()])).collect();
-        self.damage(&all)
+        self.damage(end, &all)
     }
 
     /// What all nodes say their digests are, if all answer.

@@ -243,6 +243,7 @@ impl Verdict {
         let missing: BTreeSet<_> =
             listings.iter().filter(|(_, seen)| !seen.contains(&token)).map(|(from, _)| *from).collect();
         let nowhere = missing.len() == listings.len();
+        let everywhere = missing.is_empty() && !nowhere; // if nobody lists anything, nothing is anywhere
         let mut wrong = |wrong, detail: String| {
             self.violations.push(Violation::new(wrong, format!("{token:?} {detail}")));
         };
@@ -251,7 +252,7 @@ impl Verdict {
             Some(ack) => {
                 self.acknowledged += 1;
                 let gone = losses.iter().any(|loss| attempt.is_at_risk(token, ack, loss, losses));
-                match (missing.is_empty(), nowhere) {
+                match (everywhere, nowhere) {
                     (true, _) => {}
                     (false, false) => wrong(Wrong::Missing, format!("{ack:?}: missing at {missing:?}")),
                     (false, true) if gone => self.excused += 1,
@@ -260,8 +261,8 @@ impl Verdict {
             }
             None if attempt.maybe => {
                 self.unknown += 1;
-                self.recovered += usize::from(missing.is_empty());
-                if !nowhere && !missing.is_empty() {
+                self.recovered += usize::from(everywhere);
+                if !nowhere && !everywhere {
                     wrong(Wrong::Partly, format!("missing at {missing:?}"));
                 }
             }
@@ -330,6 +331,12 @@ mod tests {
         check(vec![list(&[0]), list(&[0])], &[], &[Wrong::Lost]);
         let verdict = check(vec![list(&[0, 1]), list(&[0])], &[], &[Wrong::Missing]);
         assert!(verdict.violations[0].detail.contains("node 1"), "{}", verdict.violations[0]);
+    }
+
+    #[test]
+    fn where_nobody_gives_a_listing_everything_is_lost() {
+        let verdict = check(vec![], &[], &[Wrong::Lost, Wrong::Lost]);
+        assert_eq!(verdict.recovered, 0);
     }
 
     #[test]

@@ -181,15 +181,17 @@ fn inside(flags: &Flags) -> ExitCode {
     }
     let mut total = Total::default();
     for seed in flags.first_seed..flags.first_seed + flags.episodes {
-        if pace::is_interrupted() {
-            break;
-        }
         let plan = flags.plan(seed);
         say(&plan.to_string());
         let dir = episode_dir(flags.keep.as_deref(), seed);
         let outcome = std::fs::create_dir_all(&dir)
             .map_err(|e| format!("{}: {e}", dir.display()))
             .and_then(|()| episode(&plan, &dir, net.clone(), &can));
+        if pace::is_interrupted() {
+            say(&format!("chaos: seed {seed} interrupted"));
+            drop(std::fs::remove_dir_all(&dir));
+            break;
+        }
         let good = total.add(seed, &outcome);
         if !good {
             say(&format!(
@@ -200,6 +202,11 @@ fn inside(flags: &Flags) -> ExitCode {
         } else if flags.keep.is_none() {
             drop(std::fs::remove_dir_all(&dir));
         }
+    }
+    if flags.keep.is_none()
+        && let Some(parent) = episode_dir(None, 0).parent()
+    {
+        drop(std::fs::remove_dir(parent)); // unless something in it was kept
     }
     total.conclude(flags.first_seed, flags.episodes, began.elapsed())
 }

@@ -9,6 +9,8 @@ use std::process::Command;
 /// The outer process says so to the inner one, which then is in the clients' namespace.
 pub const NAME_VARIABLE: &str = "CHATCHAIN_CHAOS_NETWORK";
 
+/// Before the outer process id.
+const PREFIX: &str = "chaos";
 const SWITCH: &str = "switch";
 const CLIENTS: &str = "clients";
 const PORT: u16 = 7100;
@@ -24,9 +26,12 @@ impl Network {
         std::env::var(NAME_VARIABLE).ok().map(|name| Network { name })
     }
 
-    /// Makes it, for so many nodes. What was made before an error is removed.
+    /// Makes it, for so many nodes. What was made before an error is removed; so is what a killed run left behind.
     pub fn create(nodes: usize) -> Result<Self, String> {
-        let network = Network { name: format!("chaos{}", std::process::id()) };
+        for name in Self::orphans() {
+            Network { name }.remove();
+        }
+        let network = Network { name: format!("{PREFIX}{}", std::process::id()) };
         network.build(nodes).inspect_err(|_| network.remove())?;
         Ok(network)
     }
@@ -65,12 +70,20 @@ impl Network {
         }
     }
 
+    /// Networks whose outer process is gone.
+    fn orphans() -> Vec<String> {
+        let switches =
+            spaces().into_iter().filter_map(|space| Some(space.strip_suffix("-switch")?.to_owned()));
+        let gone = |name: &String| {
+            let pid = name.strip_prefix(PREFIX).filter(|pid| pid.parse::<u32>().is_ok());
+            pid.is_some_and(|pid| !std::path::Path::new("/proc").join(pid).exists())
+        };
+        switches.filter(gone).collect()
+    }
+
     fn spaces(&self) -> Vec<String> {
-        let listed = Command::new("ip").args(["netns", "list"]).output();
-        let listed =
-            listed.map(|done| String::from_utf8_lossy(&done.stdout).into_owned()).unwrap_or_default();
-        let names = listed.lines().filter_map(|line| line.split_whitespace().next());
-        names.filter(|name| name.starts_with(&format!("{}-", self.name))).map(str::to_owned).collect()
+        let ours = format!("{}-", self.name);
+        spaces().into_iter().filter(|space| space.starts_with(&ours)).collect()
     }
 
     pub fn name(&self) -> &str {
@@ -147,6 +160,13 @@ impl Network {
 
 fn node(i: usize) -> String {
     format!("node{i}")
+}
+
+/// All namespaces of this machine that have a name.
+fn spaces() -> Vec<String> {
+    let listed = Command::new("ip").args(["netns", "list"]).output();
+    let listed = listed.map(|done| String::from_utf8_lossy(&done.stdout).into_owned()).unwrap_or_default();
+    listed.lines().filter_map(|line| line.split_whitespace().next()).map(str::to_owned).collect()
 }
 
 fn ip(args: &[&str]) -> Result<(), String> {

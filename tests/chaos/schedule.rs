@@ -168,8 +168,16 @@ pub enum Action {
     Restore(usize),
     Copy(usize, bool),
     DamageIndex(usize, Vec<Wound>),
-    DamageLog(usize, Vec<Wound>),
-    DamageAll(Vec<Vec<Wound>>),
+    DamageLog(usize, End, Vec<Wound>),
+    DamageAll(End, Vec<Vec<Wound>>),
+}
+
+/// How nodes end before their files are damaged. After the one, the file is checked as a whole when it is opened; after the
+/// other it is not, and the damage is met when it is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    Killed,
+    Stopped,
 }
 
 /// Damage to a file. Places are parts of 65,536 of its length, or of its records in the order of the file.
@@ -315,7 +323,8 @@ impl Draw {
             }
             Kind::DamageLog => {
                 let wounds = self.wounds(0, u16::MAX, true);
-                self.step(kind, now, A::DamageLog(node, wounds));
+                let end = if coin { End::Killed } else { End::Stopped };
+                self.step(kind, now, A::DamageLog(node, end, wounds));
             }
             _ => self.pair(kind, (now, A::Kill(node)), (until, A::Start(node))),
         }
@@ -356,7 +365,8 @@ impl Draw {
             let first = share * u16::try_from(node).expect("few");
             all.push(self.wounds(first, first + share - 1, node + 1 == self.nodes));
         }
-        self.step(Kind::DamageAll, at, Action::DamageAll(all));
+        let end = [End::Killed, End::Stopped][pick(&mut self.chance, 2)];
+        self.step(Kind::DamageAll, at, Action::DamageAll(end, all));
         self.busy.fill(at + QUIET_MS);
         at + QUIET_MS
     }
@@ -438,7 +448,7 @@ mod tests {
         };
         for seed in 0..50 {
             let plan = Plan::draw(seed, CALM, &[Kind::DamageAll]);
-            let Some(Action::DamageAll(all)) = plan.steps.first().map(|step| &step.action) else {
+            let Some(Action::DamageAll(_, all)) = plan.steps.first().map(|step| &step.action) else {
                 panic!("{plan}")
             };
             assert_eq!(all.len(), plan.nodes);

@@ -18,6 +18,8 @@ use crate::support::process::{Process, chatchain};
 const SMALL_DISK: &str = "size=256m";
 const BALLAST: &str = "ballast";
 const MIB: usize = 1 << 20;
+/// A node has to close its files within this.
+const STOP_TIMEOUT: Duration = Duration::from_secs(20);
 /// strace has to let go within this.
 const DETACH_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -184,6 +186,22 @@ impl Site {
             self.nodes[*i].frozen = false;
         }
         processes.len()
+    }
+
+    /// Ends nodes that are up with SIGTERM, all at once, and waits until they have closed their files.
+    pub fn stop_many(&mut self, which: &[usize]) {
+        let up = |i: &&usize| self.is_up(**i);
+        let which: Vec<_> = which.iter().filter(up).copied().collect();
+        let mut processes: Vec<_> =
+            which.iter().map(|i| (*i, self.nodes[*i].process.take().expect("it is up"))).collect();
+        for (_, process) in &processes {
+            process.terminate();
+        }
+        for (i, process) in &mut processes {
+            let status = process.wait(STOP_TIMEOUT);
+            self.write_log(&format!("node-{i}"), process, &format!("was stopped: {status}"));
+            self.untrace(*i);
+        }
     }
 
     /// Says which nodes ended although nobody ended them, and how; they count as down from now on.
