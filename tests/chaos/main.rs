@@ -1,7 +1,8 @@
 //! Chaos: real processes, everything that can happen to them, and a judge who has written down what was acknowledged.
 //!
-//! A test program without the test harness: `cargo test` runs a few short episodes, `scripts/chaos.sh` as many as one likes. The plan
-//! of an episode follows from its seed (`schedule`); the program is a black box with a command line, HTTP and files.
+//! A test program without the test harness: `cargo test` runs a few short episodes, `scripts/chaos.sh` as many as one
+//! likes. The plan of an episode follows from its seed (`schedule`); the program under test is a black box with a command
+//! line, HTTP and files.
 //! As root with `ip`, every node lives in a network namespace of its own: this process then makes the namespaces, runs
 //! itself inside one of them, and removes them whatever happens in there.
 #![allow(
@@ -42,8 +43,8 @@ const SECONDS: u64 = 20;
 
 /// Runs ChatChain amid kills, partitions, full disks and worse, and checks that nothing acknowledged is lost.
 ///
-/// Prints the plan of each episode, what became of it, and totals that may be added up over several runs. Exit code 1: a promise
-/// was broken. What cannot be done on this machine (much needs root, ip and strace) is passed over, and said so.
+/// Prints the plan of each episode, what became of it, and totals that may be added up over several runs. Exit code 1: a
+/// promise was broken. What cannot be done on this machine (much needs root, ip and strace) is skipped, and said so.
 #[derive(Debug, Parser)]
 #[command(name = "chaos", bin_name = "scripts/chaos.sh")]
 struct Flags {

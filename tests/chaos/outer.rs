@@ -1,6 +1,7 @@
 //! The outer process: makes the network, runs this program again inside it, and cleans up after whatever became of it.
 //!
-//! The inner one learns of Ctrl-C and SIGTERM like the outer, ends its episode and its processes, and is given time to do so.
+//! The inner one learns of Ctrl-C and SIGTERM like the outer, ends its episode and its processes, and is given time for
+//! it. What a run that was itself killed left behind, the next one removes.
 
 use std::process::{Command, ExitCode};
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! When things happen: the one place of the chaos program that sleeps, and where all its loops learn that it was interrupted.
+//! When things happen: the one place of the chaos program that sleeps, and where its loops learn of an interruption.
 //!
 //! A schedule has times, so keeping them is waiting for nothing but the clock. What can be observed is awaited with
 //! `eventually` or with `within`, which gives an answer instead of a panic.

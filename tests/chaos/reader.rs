@@ -1,4 +1,4 @@
-//! A reader of an episode: polls listings wherever it can, while everything happens, and checks each message that it is shown.
+//! A reader of an episode: polls listings wherever it can, while everything happens, and checks each message it is shown.
 //!
 //! What breaks off is checked as far as it came: nothing wrong may be served, at no time. That something is missing is
 //! no finding of a reader; how old it was by then is written down.

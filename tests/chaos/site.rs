@@ -1,7 +1,7 @@
 //! The processes of an episode and their directories: nodes, the proxy, what traces them, what fills their disks.
 //!
-//! Does what it is told, and says when it cannot; it knows neither schedule nor messages. What a process said on standard error is
-//! appended to a file when it has ended. All of it ends with the `Site`.
+//! Does what it is told, and says when it cannot; it knows neither schedule nor messages. What a process said on
+//! standard error is appended to a file when it has ended. All of it ends with the `Site`.
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
