@@ -419,6 +419,11 @@ mod tests {
         assert_eq!(lost(&[loss(30, &[1], &[0])]), 1, "node 2 still has it");
         assert_eq!(lost(&[loss(30, &[1], &[0]), loss(40, &[2], &[0])]), 0, "then node 2 lost it, too");
         assert_eq!(lost(&[loss(30, &[1, 2], &[0])]), 0, "both at once");
+        assert_eq!(
+            lost(&[loss(9, &[2], &[]), loss(30, &[1], &[0])]),
+            1,
+            "node 2 lost others, before it was sent"
+        );
     }
 
     #[test]
