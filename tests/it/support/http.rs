@@ -106,8 +106,14 @@ pub struct Connection {
 
 impl Connection {
     pub fn open(addr: SocketAddr) -> io::Result<Self> {
-        let stream = TcpStream::connect_timeout(&addr, CONNECT_TIMEOUT)?;
-        stream.set_read_timeout(Some(READ_TIMEOUT))?;
+        Self::open_within(addr, CONNECT_TIMEOUT, READ_TIMEOUT)
+    }
+
+    /// The same for those who expect silence: how long to wait for the connection, and for each further step.
+    pub fn open_within(addr: SocketAddr, connect: Duration, step: Duration) -> io::Result<Self> {
+        let stream = TcpStream::connect_timeout(&addr, connect)?;
+        stream.set_read_timeout(Some(step))?;
+        stream.set_write_timeout(Some(step))?;
         stream.set_nodelay(true)?;
         Ok(Connection { stream: BufReader::new(stream) })
     }

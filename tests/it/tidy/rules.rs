@@ -13,8 +13,9 @@ const HEAD_LINES_MAX: usize = 15;
 const SHORT_FILE_LINES_MAX: usize = 100;
 /// The crate's own head is the architecture on one page.
 const LONG_HEAD: &str = "src/lib.rs";
-/// The one file whose test code may sleep.
-const SLEEPER: &str = "tests/it/support/eventually.rs";
+/// The files whose test code may sleep: the one that waits for something, and the one that keeps a schedule of faults and
+/// a rate of sending, where nothing but the time is awaited.
+const SLEEPERS: &[&str] = &["tests/it/support/eventually.rs", "tests/chaos/pace.rs"];
 
 /// What stands at the top, besides dotfiles: the first page a visitor sees.
 const TOP_LEVEL: &[&str] =
@@ -168,7 +169,7 @@ fn length(source: &Source) -> Vec<String> {
 }
 
 fn sleeps(source: &Source) -> Vec<String> {
-    if source.path == SLEEPER {
+    if SLEEPERS.contains(&source.path.as_str()) {
         return vec![];
     }
     let sleepy = ["sleep", "sleep_until", "sleep_ms", "park_timeout"];
@@ -393,6 +394,8 @@ mod tests {
             "src/a.rs:6: a test sleeps",
         );
         check("src/a.rs", "tokio::time::sleep(pause).await", "");
+        check("tests/chaos/client.rs", "std::thread::sleep(SECOND);", "a test sleeps");
+        check("tests/chaos/pace.rs", "std::thread::sleep(SECOND);", "");
         check("tests/it/support/eventually.rs", "std::thread::sleep(SECOND);", "");
         check("tests/it/api.rs", "Command::new(\"sleep\");", "");
     }

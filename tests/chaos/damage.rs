@@ -1,0 +1,128 @@
+//! Damage to the files of a node that does not run, and what a raw look at them still finds.
+//!
+//! The look knows nothing of the database: it tries every place that begins like a record, with the library's own check, for
+//! that is what makes a record worth demanding back. What the program makes of the same file is not asked.
+
+use std::collections::HashSet;
+use std::fs;
+use std::io;
+use std::path::Path;
+
+use chatchain::chain::message::Content;
+use chatchain::chain::record::{MAGIC, Record};
+
+use super::judge::{Token, token};
+use super::schedule::Wound;
+
+const PAGE_BYTES: usize = 4096;
+
+/// Damages a file. Places that it does not have are passed over.
+pub fn wound(path: &Path, wounds: &[Wound]) -> io::Result<()> {
+    let mut bytes = fs::read(path)?;
+    for wound in wounds {
+        inflict(&mut bytes, *wound);
+    }
+    fs::write(path, bytes)
+}
+
+fn inflict(bytes: &mut Vec<u8>, wound: Wound) {
+    let of = |at: u16, length: usize| usize::from(at) * length / (usize::from(u16::MAX) + 1);
+    match wound {
+        Wound::FlipByte { at, mask } => {
+            let at = of(at, bytes.len());
+            if let Some(byte) = bytes.get_mut(at) {
+                *byte ^= mask;
+            }
+        }
+        Wound::FlipRecord { at, mask } => {
+            let records = records(bytes);
+            match records.get(of(at, records.len())) {
+                Some((start, length)) => bytes[start + usize::from(at) % length] ^= mask,
+                None => inflict(bytes, Wound::FlipByte { at, mask }),
+            }
+        }
+        Wound::ZeroPage { at } => {
+            let start = of(at, bytes.len()) / PAGE_BYTES * PAGE_BYTES;
+            let end = (start + PAGE_BYTES).min(bytes.len());
+            bytes[start..end].fill(0);
+        }
+        Wound::Truncate { at } => bytes.truncate(of(at, bytes.len())),
+    }
+}
+
+/// The messages of all records in a file that pass their check.
+pub fn intact(path: &Path) -> io::Result<HashSet<Token>> {
+    let bytes = fs::read(path)?;
+    let found = records(&bytes).into_iter().filter_map(|(start, _)| {
+        let (record, _) = Record::parse(&bytes[start..]).ok()?;
+        token(Content::decode(record.content).ok()?.text)
+    });
+    Ok(found.collect())
+}
+
+/// Where records begin, and how long they are.
+fn records(bytes: &[u8]) -> Vec<(usize, usize)> {
+    let mut found = Vec::new();
+    let mut at = 0;
+    while let Some(next) = bytes[at..].iter().position(|byte| *byte == MAGIC[0]) {
+        let start = at + next;
+        let length = match Record::parse(&bytes[start..]) {
+            Ok((_, length)) => {
+                found.push((start, length));
+                length
+            }
+            Err(_) => 1,
+        };
+        at = start + length;
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use chatchain::chain::clock::Stamp;
+    use chatchain::chain::message::{Digest, Draft, Message};
+    use chatchain::chain::place::Origin;
+    use chatchain::chain::record::Kind;
+
+    /// A file with three records among other bytes.
+    fn file() -> Vec<u8> {
+        let mut bytes = vec![7; 100];
+        for n in 0..3 {
+            let text = format!("0.{n}: hello");
+            let draft = Draft {
+                id: uuid::Uuid::nil(),
+                sender: "a".into(),
+                recipient: "b".into(),
+                text,
+                timestamp: None,
+            };
+            let content = Message::new(draft).expect("within the limits").encode();
+            let (origin, stamp, digest) = (Origin([1; 16]), Stamp(5), Digest::of(&content));
+            let record = Record { origin, seq: n + 1, stamp, digest, kind: Kind::Message, content: &content };
+            bytes.extend(record.encode());
+            bytes.extend(MAGIC); // looks like one, and is none
+        }
+        bytes
+    }
+
+    #[track_caller]
+    fn check(wounds: &[Wound], want: &[u32]) {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let path = dir.path().join("file");
+        fs::write(&path, file()).expect("written");
+        wound(&path, wounds).expect("readable");
+        let want = want.iter().map(|n| (0, *n)).collect();
+        assert_eq!(intact(&path).expect("readable"), want);
+    }
+
+    #[test]
+    fn a_raw_look_finds_what_is_intact_and_nothing_else() {
+        check(&[], &[0, 1, 2]);
+        check(&[Wound::FlipRecord { at: 40_000, mask: 1 }], &[0, 2]);
+        check(&[Wound::FlipByte { at: 0, mask: 1 }], &[0, 1, 2]);
+        check(&[Wound::Truncate { at: 60_000 }], &[0, 1]);
+        check(&[Wound::ZeroPage { at: 9 }], &[]);
+    }
+}

@@ -1,0 +1,94 @@
+//! A reader of an episode: polls listings wherever it can, while everything happens, and checks each message it is shown.
+//!
+//! What breaks off is checked as far as it came: nothing wrong may be served, at no time. That something is missing is
+//! no finding of a reader; how old it was by then is written down.
+
+use std::collections::HashSet;
+use std::io::{self, Read};
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use crate::client::Door;
+use crate::history::History;
+use crate::judge::{Listed, Token, Violation, Wrong, check_listing};
+use crate::pace;
+use crate::schedule::pick;
+use crate::support::chance::Chance;
+use crate::support::http::Connection;
+
+const PAUSE_MAX: Duration = Duration::from_millis(500);
+const CONNECT_TIMEOUT: Duration = Duration::from_millis(700);
+const STEP_TIMEOUT: Duration = Duration::from_secs(4);
+
+/// What a server listed.
+pub struct Reading {
+    pub messages: Vec<Listed>,
+    pub bytes: Vec<u8>,
+    /// It ended as it should.
+    pub whole: bool,
+}
+
+/// Reads a listing, or as much of it as comes. An error: it was refused, or there was no answer.
+pub fn read(addr: SocketAddr, query: &str) -> io::Result<Reading> {
+    let mut connection = Connection::open_within(addr, CONNECT_TIMEOUT, STEP_TIMEOUT)?;
+    let request =
+        format!("GET /messages{query} HTTP/1.1\r\nhost: {addr}\r\naccept: application/x-ndjson\r\n\r\n");
+    connection.send(request.as_bytes())?;
+    let head = connection.head()?;
+    let mut bytes = Vec::new();
+    let end = connection.body("GET", &head)?.read_to_end(&mut bytes);
+    if head.status != 200 {
+        return Err(io::Error::other(format!("{}: {}", head.status, String::from_utf8_lossy(&bytes))));
+    }
+    // The last line may have been cut off; only then is it not looked at.
+    let complete = bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
+    let lines = bytes[..complete].split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
+    let messages = lines.map(serde_json::from_slice).collect::<Result<_, _>>();
+    let messages = messages.map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))?;
+    Ok(Reading { messages, bytes, whole: end.is_ok() })
+}
+
+/// Reads until the episode is over.
+pub fn run(number: u64, seed: u64, history: &History, doors: &[Door]) {
+    let mut chance = Chance::of(seed.wrapping_mul(1_000_003).wrapping_add(1_000_000 + number));
+    while !history.is_over() {
+        let door = doors[pick(&mut chance, doors.len())];
+        let query = match chance.within(0..5) {
+            0 => String::new(),
+            1 => format!("?user=user{}", chance.within(1..9)),
+            _ => format!("?limit={}", chance.within(1..500)),
+        };
+        let began = history.now();
+        let reading = history.pass(|| read(door.addr, &query));
+        match reading {
+            Ok(reading) => look(history, door, &query, began, &reading),
+            Err(e) if e.kind() == io::ErrorKind::InvalidData => {
+                let detail = format!("{door:?}{query}: not a listing: {e}");
+                history.found([Violation::new(Wrong::Changed, detail)]);
+            }
+            Err(_) => {} // somebody is down
+        }
+        pace::rest(chance.duration(PAUSE_MAX));
+    }
+}
+
+fn look(history: &History, door: Door, query: &str, began: u64, reading: &Reading) {
+    let (seen, wrongs) =
+        history.show(|attempts| check_listing(attempts, &format!("{door:?}{query}"), &reading.messages));
+    history.found(wrongs);
+    if query.is_empty() && reading.whole {
+        let oldest = oldest_missing(history, &seen, began);
+        history.read_was_stale_by(oldest.map_or(0, |acked| began - acked));
+    }
+}
+
+/// When the first of those was acknowledged that a reading which began then did not show.
+fn oldest_missing(history: &History, seen: &HashSet<Token>, began: u64) -> Option<u64> {
+    history.show(|attempts| {
+        let numbered = (0..).zip(attempts).flat_map(|(client, list)| {
+            (0..).zip(*list).map(move |(number, attempt)| ((client, number), attempt))
+        });
+        let acked = numbered.filter_map(|(token, attempt)| Some((token, attempt.acked.as_ref()?.at)));
+        acked.filter(|(token, at)| *at < began && !seen.contains(token)).map(|(_, at)| at).min()
+    })
+}
