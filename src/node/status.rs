@@ -15,7 +15,7 @@ use super::Node;
 use super::seat::{Seat, Taken};
 use crate::api::address::Addr;
 use crate::api::error::Problem;
-use crate::api::network::{NetworkNode, NetworkStatus, NodeStatus, PeerStatus, Ready, State};
+use crate::api::network::{NetworkNode, NetworkStatus, NodeStatus, PeerStatus, Ready, ScrubStatus, State};
 use crate::api::{path, query};
 use crate::chain::vector::Vector;
 use crate::client::Request;
@@ -63,7 +63,7 @@ pub fn status(node: &Node) -> NodeStatus {
         conflicts: counts.conflicts,
         damaged: node.mesh().damaged(node),
         unreadable: counts.unreadable,
-        scrub: node.mesh().scrub.status(),
+        scrub: ScrubStatus { total: logs.vector().entries(), ..node.mesh().scrub.status() },
         warnings: warnings(node),
         peers: node.mesh().statuses(logs.vector()),
     }

@@ -22,6 +22,8 @@ pub struct Scrub {
     at: Option<At>,
     /// Entries looked at in this round.
     checked: u64,
+    /// That round is through, and the next one not begun.
+    ended: bool,
 }
 
 /// Within a log.
@@ -60,9 +62,12 @@ impl Scrub {
     pub fn step(&mut self, store: &Store, logs: &Logs) -> Result<Step, Error> {
         let mut step = Step::default();
         let Some(mut at) = self.at.take().or_else(|| At::after(None, logs)) else {
-            (self.checked, step.round_ends) = (0, true);
+            step.round_ends = true;
             return Ok(step);
         };
+        if self.ended {
+            (self.checked, self.ended) = (0, false);
+        }
         let head = logs.vector().get(at.origin).copied();
         let last = head.map_or(0, |head| head.seq); // it may have been cut since
         if at.next <= last {
@@ -77,7 +82,7 @@ impl Scrub {
         }
         self.at = At::after(Some(at.origin), logs);
         if self.at.is_none() {
-            (self.checked, step.round_ends) = (0, true);
+            (self.ended, step.round_ends) = (true, true);
         }
         Ok(step)
     }

@@ -66,9 +66,6 @@ struct Flags {
     /// All kinds but these
     #[arg(long, value_delimiter = ',', hide_possible_values = true)]
     without: Vec<Kind>,
-    /// All kinds, also those that the program does not survive yet
-    #[arg(long)]
-    all: bool,
     /// Only print the plans
     #[arg(long)]
     plan: bool,
@@ -112,7 +109,7 @@ struct Harness {
 impl Flags {
     fn kinds(&self) -> Vec<Kind> {
         let named = |kind: &Kind| match self.only.as_slice() {
-            [] => self.all || kind.is_survived(),
+            [] => true,
             only => only.contains(kind),
         };
         Kind::ALL.into_iter().filter(|kind| named(kind) && !self.without.contains(kind)).collect()
@@ -128,10 +125,9 @@ impl Flags {
             [] => String::new(),
             kinds => format!(" --{flag} {}", kinds.iter().map(Kind::to_string).collect::<Vec<_>>().join(",")),
         };
-        let all = if self.all { " --all" } else { "" };
         let (only, without) = (list("only", &self.only), list("without", &self.without));
         let Flags { seconds, .. } = self;
-        format!("scripts/chaos.sh --first-seed {seed} --episodes 1 --seconds {seconds}{only}{without}{all}")
+        format!("scripts/chaos.sh --first-seed {seed} --episodes 1 --seconds {seconds}{only}{without}")
     }
 
     /// Whether a runner wants something of us at all.

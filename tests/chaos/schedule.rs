@@ -82,11 +82,6 @@ impl Kind {
         Kind::DamageAll,
     ];
 
-    /// Whether the program is said to survive it. The others are drawn only if they are named.
-    pub fn is_survived(self) -> bool {
-        !matches!(self, Kind::FailSync | Kind::DamageLog | Kind::DamageAll)
-    }
-
     /// What this machine must offer for it.
     pub fn needs(self) -> Option<Need> {
         match self {

@@ -11,7 +11,7 @@ use crate::support::eventually::eventually_blocking;
 use crate::support::http::post_json;
 
 const LONG: Duration = Duration::from_secs(30);
-const NODE: [&str; 13] = [
+const NODE: [&str; 14] = [
     "node_id",
     "address",
     "version",
@@ -25,6 +25,7 @@ const NODE: [&str; 13] = [
     "unreadable",
     "warnings",
     "peers",
+    "scrub",
 ];
 const PEER: [&str; 7] = ["node_id", "address", "state", "last_sync", "rtt_ms", "behind", "error"];
 const NETWORK: [&str; 6] = ["nodes", "up", "total", "writable", "converged", "warnings"];
