@@ -3,13 +3,14 @@
 //! One lock, never held across a wait. What is known of a peer is its latest word; it is dropped when the
 //! peer's store was opened anew, so that nobody is counted as holding what it may have lost.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 
 use super::care::Progress;
+use super::notes::Notes;
 use crate::api::address::Addr;
 use crate::api::network::{NodeId, PeerStatus, State};
 use crate::api::time::Time;
@@ -27,8 +28,6 @@ const DOORS_MAX: usize = 256;
 /// Peers that were not configured but came by themselves. At the bound the one silent for longest makes room; if none
 /// is silent, further ones are served without being listed.
 const STRANGERS_MAX: usize = 64;
-/// Forked logs that are named in warnings. Further ones are only logged: a peer can invent any number.
-const FORKS_MAX: usize = 32;
 /// Heads that all open doors may remember together; beyond it they are closed as above. It bounds what peers can make
 /// us keep by claiming logs that nobody has, to some 100 MB, and is far above what honest ones need.
 const DOOR_HEADS_MAX: usize = 1 << 20;
@@ -49,6 +48,8 @@ pub struct Mesh {
     pub client: Client,
     /// When this process began to serve.
     pub started: Instant,
+    /// What happened.
+    pub notes: Notes,
     /// How far the scrub is.
     pub scrub: Progress,
     book: Mutex<Book>,
@@ -60,8 +61,6 @@ struct Book {
     peers: Vec<Peer>,
     doors: HashMap<Opening, (Door, Instant)>,
     claims: HashMap<Origin, (usize, Instant)>,
-    forks: HashMap<Origin, String>,
-    lost: BTreeSet<(Origin, u64)>,
 }
 
 impl Book {
@@ -92,6 +91,8 @@ struct Peer {
     node_id: Option<NodeId>,
     opening: Option<Opening>,
     theirs: Option<Vector>,
+    /// What it had by its last word before its store was opened anew, until it says what it has now.
+    had: Option<Vector>,
     own: Option<Origin>,
     /// It spoke to us.
     heard: Option<Instant>,
@@ -114,6 +115,7 @@ impl Peer {
             node_id,
             opening: None,
             theirs: None,
+            had: None,
             own: None,
             heard: None,
             answered: None,
@@ -125,13 +127,34 @@ impl Peer {
         }
     }
 
-    fn met(&mut self, body: &Body) {
+    /// Notes who speaks. Of a store that was opened anew nothing is known any more.
+    fn met(&mut self, body: &Body, notes: &Notes) {
         let opening = (body.hello.store_id, body.hello.open_id);
-        if self.opening.replace(opening) != Some(opening) {
-            (self.theirs, self.own) = (None, None);
+        let before = self.opening.replace(opening);
+        if before != Some(opening) {
+            let had = self.theirs.take().or(self.had.take());
+            self.own = None;
+            match before {
+                Some((store, _)) if store == opening.0 => self.had = had,
+                Some(_) => notes.add(format!("node {} came back with another store", body.hello.node_id)),
+                None => {}
+            }
         }
         self.node_id = Some(body.hello.node_id);
         self.own = body.own.or(self.own);
+    }
+
+    /// Notes what it has.
+    fn has(&mut self, theirs: Option<&Vector>, notes: &Notes) {
+        self.theirs = theirs.cloned();
+        let Some(theirs) = theirs else { return };
+        let less = self.had.take().map_or(0, |had| had.ahead_of(theirs));
+        if less > 0 {
+            let node = self.node_id.map_or_else(|| self.addr.to_string(), |id| id.to_string());
+            notes.add(format!(
+                "node {node} came back with {less} entries fewer than it had, and gets them back"
+            ));
+        }
     }
 
     fn is_store(&self, hello: &Hello) -> bool {
@@ -156,7 +179,7 @@ fn lock(mutex: &Mutex<Book>) -> MutexGuard<'_, Book> {
 impl Mesh {
     /// A mesh that knows only the configured peers.
     /// `started`: when the process began to serve.
-    pub fn new(config: &NodeConfig, hello: Hello, started: Instant) -> Self {
+    pub fn new(config: &NodeConfig, hello: Hello, started: Instant, notes: Notes) -> Self {
         let peers =
             config.peers.iter().map(|peer| Peer::new(peer.addr.clone(), true, peer.node_id)).collect();
         let book = Mutex::new(Book { peers, ..Book::default() });
@@ -164,6 +187,7 @@ impl Mesh {
             hello,
             client: Client::new(),
             started,
+            notes,
             scrub: Progress::default(),
             book,
             heal: Mutex::default(),
@@ -186,6 +210,11 @@ impl Mesh {
         (body.hello.store_id, body.hello.open_id) == (self.hello.store_id, self.hello.open_id)
     }
 
+    /// Whether a message comes from another process with a copy of this store, and it is on us to take a new name.
+    pub fn is_copied(&self, body: &Body) -> bool {
+        body.hello.store_id == self.hello.store_id && body.hello.open_id < self.hello.open_id
+    }
+
     /// A peer turned out to be this node; it is not shown as a peer.
     pub fn found_self(&self, index: usize) {
         lock(&self.book).peers[index].is_self = true;
@@ -196,8 +225,8 @@ impl Mesh {
         self.heal().answered(index, self.running_ms());
         let mut book = lock(&self.book);
         let peer = &mut book.peers[index];
-        peer.met(reply);
-        peer.theirs = theirs.cloned();
+        peer.met(reply, &self.notes);
+        peer.has(theirs, &self.notes);
         peer.answered = Some(Instant::now());
         (peer.last_sync, peer.rtt, peer.error) = (Some(Time(now_ms)), Some(rtt), None);
         peer.is_self = false;
@@ -229,9 +258,9 @@ impl Mesh {
             book.peers.len() - 1
         };
         let peer = &mut book.peers[index];
-        peer.met(request);
+        peer.met(request, &self.notes);
         if theirs.is_some() {
-            peer.theirs = theirs.cloned();
+            peer.has(theirs, &self.notes);
         }
         peer.heard = Some(Instant::now());
         if peer.error.is_some() || peer.answered.is_none() {
@@ -326,35 +355,20 @@ impl Mesh {
 
     /// A log of which a peer has other content than we.
     pub fn forked(&self, origin: Origin, peer: &str) {
-        let mut book = lock(&self.book);
-        if book.forks.len() < FORKS_MAX {
-            book.forks.insert(origin, peer.to_owned());
-        }
+        self.notes
+            .add(format!("log {origin} was forked: {peer} had other content than this node; both are kept"));
     }
 
     /// An entry that nobody has any more.
     pub fn lost(&self, origin: Origin, seq: u64) {
-        let mut book = lock(&self.book);
-        if book.lost.len() < FORKS_MAX {
-            book.lost.insert((origin, seq));
-        }
+        self.notes
+            .add(format!("entry {seq} of log {origin} was damaged here, and no peer had it: it is lost"));
     }
 
     /// What an operator should know of the peers.
     pub fn warnings(&self) -> Vec<String> {
-        let book = lock(&self.book);
-        let mut warnings: Vec<String> = book
-            .forks
-            .iter()
-            .map(|(origin, peer)| {
-                format!("log {origin} was forked: {peer} had other content than this node; both are kept")
-            })
-            .collect();
-        warnings.extend(book.lost.iter().map(|(origin, seq)| {
-            format!("entry {seq} of log {origin} was damaged here, and no peer had it: it is lost")
-        }));
-        warnings.sort();
-        if book.peers.is_empty() {
+        let mut warnings = self.notes.lines();
+        if lock(&self.book).peers.is_empty() {
             warnings.push("this node has no peers: its messages are on no other machine".into());
         }
         warnings
@@ -453,7 +467,7 @@ mod tests {
             sync_interval: Duration::from_secs(1),
             scrub_interval: Duration::from_hours(1),
         };
-        let mesh = Mesh::new(&config, hello, Instant::now());
+        let mesh = Mesh::new(&config, hello, Instant::now(), Notes::default());
         for n in 0..20 {
             body.hello.store_id = [n; 16];
             mesh.close_door(&body, door.clone());

@@ -10,6 +10,7 @@ mod history;
 mod http;
 mod inbox;
 mod mesh;
+mod notes;
 mod pid;
 mod replicate;
 pub mod run;

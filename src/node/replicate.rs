@@ -27,6 +27,10 @@ use crate::replica::exchange::{self, Exchange, Heard, Occasion, ReadRuns, Wanted
 use crate::replica::jobs::{Admit, Admitted, Care};
 use crate::serve;
 
+/// How it is told that a store has another name.
+const NEW_NAME: &str = "it took a new name";
+/// A store takes another name at most this often.
+const NEW_NAME_REST_MS: u64 = 10 * 60 * 1000;
 /// A request longer than this is refused; ours stay well below.
 const BODY_BYTES_MAX: usize = 8 << 20;
 /// Pieces of one exchange that wait for the writer at the same time. At the bound the next ones wait here: thousands of
@@ -119,6 +123,10 @@ impl Talk {
         if mesh.is_self(&reply) {
             mesh.found_self(self.index);
             return Ok(None);
+        }
+        if mesh.is_copied(&reply) {
+            take_new_name(node, &addr.to_string()).await;
+            return Err(format!("{addr} has a copy of this node's store"));
         }
         let rtt = began.elapsed();
         let hello = Body::quiet(reply.hello.clone(), reply.digest);
@@ -213,6 +221,21 @@ fn jittered(interval: Duration) -> Duration {
     interval.mul_f64(0.75 + random_part() / 2.0)
 }
 
+/// Of two running nodes with one store, the one that opened it later takes a new name for it: each is a copy of its own.
+async fn take_new_name(node: &Node, peer: &str) {
+    if node.mesh().notes.lately(NEW_NAME, NEW_NAME_REST_MS) {
+        return; // nobody is copied that often: a peer that claims so must not keep the store closed
+    }
+    let store = node.store().clone();
+    let renamed = tokio::task::spawn_blocking(move || store.take_new_name()).await;
+    let why = match renamed {
+        Ok(Ok(())) => format!("{peer} runs with a copy of it, so {NEW_NAME}"),
+        Ok(Err(error)) => error.to_string(),
+        Err(error) => error.to_string(),
+    };
+    node.writer().alarm().raise(why);
+}
+
 fn report(origin: Origin, peer: &str, why: &Refused) {
     tracing::warn!(%origin, peer, %why, "entries were refused");
 }
@@ -278,6 +301,11 @@ pub async fn post(
 pub(super) async fn answer(node: &Node, mut request: Body, _bytes: Bytes) -> Result<Body, Problem> {
     if node.mesh().is_self(&request) {
         return Ok(Body::quiet(node.mesh().hello.clone(), [0; 16]));
+    }
+    if node.mesh().is_copied(&request) {
+        take_new_name(node, &request.hello.address).await;
+        let detail = "this node has a copy of your store, and takes another name for it";
+        return Err(Problem::new(ErrorCode::Overloaded, detail));
     }
     let mut door = node.mesh().open_door(&request);
     let (care, runs) = exchange::heard(&mut door, &node.logs(), node.store().log().wounds(), &mut request);

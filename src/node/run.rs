@@ -17,6 +17,7 @@ use uuid::Uuid;
 
 use super::alarm::Alarm;
 use super::mesh::Mesh;
+use super::notes::Notes;
 use super::pid::PidFile;
 use super::seat::Seat;
 use super::writer::Writer;
@@ -40,7 +41,8 @@ pub async fn run(config: NodeConfig, listener: TcpListener, stop: CancellationTo
     let (config, started) = (Arc::new(config), Instant::now());
     let opened = open(&config, Care::Usual).await??;
     let pid = PidFile::write(&config.store_dir);
-    let mut life = Life::begin(&config, opened, started)?;
+    let notes = Notes::default();
+    let mut life = Life::begin(&config, opened, started, notes.clone())?;
     let seat = Seat::of(life.node.clone());
     announce(&config);
     let serving = serve::serve(listener, http::routes(seat.clone()), stop.clone());
@@ -55,11 +57,12 @@ pub async fn run(config: NodeConfig, listener: TcpListener, stop: CancellationTo
             Ended::Suspect(why) => why,
         };
         tracing::error!(why, "the store is closed, to be opened anew");
+        notes.add(format!("node {} opened its store anew: {why}", config.node_id));
         seat.leave(why);
         life.end().await?;
         tokio::select! {
             () = &mut serving => return Ok(()),
-            opened = reopen(&config, &seat) => life = Life::begin(&config, opened, started)?,
+            opened = reopen(&config, &seat) => life = Life::begin(&config, opened, started, notes.clone())?,
         }
         seat.take(life.node.clone());
     };
@@ -125,8 +128,13 @@ struct Life {
 }
 
 impl Life {
-    fn begin(config: &Arc<NodeConfig>, (store, logs): Opened, started: Instant) -> Result<Self, Error> {
-        let mesh = Arc::new(Mesh::new(config, hello(config, &store), started));
+    fn begin(
+        config: &Arc<NodeConfig>,
+        (store, logs): Opened,
+        started: Instant,
+        notes: Notes,
+    ) -> Result<Self, Error> {
+        let mesh = Arc::new(Mesh::new(config, hello(config, &store), started, notes));
         let (writer, logs, writing) = Writer::start(store.clone(), logs, config.store_dir.clone(), now_ms)?;
         let (indexing, indexer_ended) = start_indexer(store.clone(), writer.alarm().clone())?;
         let (config, bounds) = (config.clone(), Bounds::default());

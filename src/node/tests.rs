@@ -45,7 +45,7 @@ impl Bench {
             Writer::start(store.clone(), logs, dir.path().to_owned(), now_ms).expect("starts");
         let mut hello = hello(1);
         hello.open_id = Uuid::new_v4().into_bytes();
-        let mesh = Arc::new(Mesh::new(&config, hello, std::time::Instant::now()));
+        let mesh = Arc::new(Mesh::new(&config, hello, std::time::Instant::now(), notes::Notes::default()));
         let node = Node { config: Arc::new(config), store, writer, logs, mesh, bounds: Bounds::default() };
         Bench { node, serving: tokio::task::JoinSet::new(), _dir: dir }
     }

@@ -22,7 +22,7 @@ use super::files::{self, Files, Opening};
 use super::guard::{Open, guard, guarded};
 use super::log::{Log, Most, NewEntry};
 use super::tail::{NameHash, Noted, Tail};
-use super::{Care, Counts, Error, OpenError, Standing, recover};
+use super::{Care, Counts, Error, OpenError, Standing, StoreId, recover};
 use crate::chain::clock::Stamp;
 use crate::chain::log::Logs;
 use crate::chain::message::Digest;
@@ -261,6 +261,12 @@ impl Index {
     pub(super) fn spoil(&self) -> Result<(), Error> {
         let _flushed = lock(&self.flushed);
         guarded(|| file::spoil(&self.db))
+    }
+
+    /// Has the file go with a log of another name.
+    pub(super) fn belong_to(&self, name: StoreId) -> Result<(), Error> {
+        let _flushed = lock(&self.flushed);
+        guarded(|| file::belong_to(&self.db, name))
     }
 
     pub(super) fn counts(&self) -> Counts {

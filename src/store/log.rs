@@ -180,6 +180,14 @@ impl Log {
         Ok(true)
     }
 
+    /// Writes another name for the store, and gives it.
+    pub(super) fn take_new_name(&self) -> Result<StoreId, Error> {
+        guarded(|| {
+            let network = meta::read(&self.db)?.ok_or_else(|| not_ours("meta"))?.network;
+            Ok(meta::make(&self.db, &network)?.id)
+        })
+    }
+
     /// Commits with redb's allocator state, so that the next open need not walk the file.
     pub fn settle(&self) -> Result<(), Error> {
         guarded(|| {

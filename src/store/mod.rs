@@ -272,6 +272,12 @@ impl Store {
         }
     }
 
+    /// Gives the store another name, which holds from the next opening on.
+    pub fn take_new_name(&self) -> Result<(), Error> {
+        let name = self.log.take_new_name()?;
+        self.index.belong_to(name)
+    }
+
     /// Begins look-ups by id for a batch.
     pub fn lookup(&self) -> index::Lookup<'_> {
         self.index.lookup()

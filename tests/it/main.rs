@@ -16,6 +16,7 @@ mod cli;
 mod corpus;
 mod damage;
 mod durability;
+mod healing;
 mod network;
 mod node_start;
 mod outage;

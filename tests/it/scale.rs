@@ -19,12 +19,14 @@ use uuid::Uuid;
 use crate::support::cluster::Cluster;
 use crate::support::http::Connection;
 use crate::support::measure::{self, percentile};
-use crate::support::messages::{assert_holds, id, listing, numbered};
+use crate::support::messages::{assert_holds, id, listing, numbered, send_all};
 
 /// The first message's; each further one is a millisecond later.
 const BEGAN_MS: u64 = 1_700_000_000_000;
 const COMMIT_COUNT: u64 = 20_000;
 const LISTED: u64 = 300_000;
+const MILLION: u64 = 1_000_000;
+const READY_TIME: Duration = Duration::from_secs(2);
 const GROWTH_KIB_MAX: u64 = 32 * 1024;
 
 /// Makes a store of numbered messages; `log_of` says in which log each stands.
@@ -111,6 +113,21 @@ fn listing_300_000_messages_takes_less_than_32_mib() {
         assert!(growth < GROWTH_KIB_MAX, "from {before} KiB: {figures:?}");
     }
     measure::say(&format!("{LISTED} messages listed by a node of {before} KiB; {}", figures.join("; ")));
+}
+
+#[test]
+fn a_node_with_a_million_messages_is_ready_within_two_seconds_of_kill9() {
+    let mut cluster = Cluster::prepare(1);
+    build(&cluster.node_dir(0), MILLION, |number| number % 5);
+    cluster.start_node(0);
+    send_all(cluster.node(0), MILLION..MILLION + 1_000);
+    cluster.kill9(0);
+    let began = Instant::now();
+    cluster.start_node(0);
+    let took = began.elapsed();
+    assert_eq!(cluster.statuses()[0]["messages"], MILLION + 1_000);
+    measure::say(&format!("ready {took:.1?} after a start with {MILLION} messages, killed amid sends"));
+    assert!(took < READY_TIME, "{took:?}");
 }
 
 #[test]

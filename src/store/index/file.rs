@@ -9,7 +9,7 @@ use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 
 use super::super::log::Log;
 use super::super::tail::{NameHash, Noted};
-use super::super::{Counts, Error, Standing};
+use super::super::{Counts, Error, Standing, StoreId};
 use crate::chain::place::Origin;
 
 /// The layout of `index.redb`. Any other is rebuilt.
@@ -133,6 +133,14 @@ pub(super) fn write_meta(db: &Database, log: &Log) -> Result<(), Error> {
         tx.open_table(BY_USER)?;
         tx.open_table(COPIES)?;
     }
+    tx.commit()?;
+    Ok(())
+}
+
+/// Says whose index this is.
+pub(super) fn belong_to(db: &Database, name: StoreId) -> Result<(), Error> {
+    let tx = db.begin_write()?;
+    tx.open_table(META)?.insert("store_id", name.0.as_slice())?;
     tx.commit()?;
     Ok(())
 }

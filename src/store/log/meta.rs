@@ -18,7 +18,7 @@ const META: TableDefinition<&str, &[u8]> = TableDefinition::new("meta");
 pub(in crate::store) struct Meta {
     format: u32,
     pub(super) id: StoreId,
-    network: String,
+    pub(super) network: String,
 }
 
 impl Meta {
