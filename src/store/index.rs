@@ -199,11 +199,13 @@ impl Index {
         Ok(())
     }
 
-    /// Takes note of entries that the log has just made durable. Each brings what was known of its id when it
-    /// was decided; what the same batch added is found here.
-    pub(super) fn note(&self, entries: &[NewEntry]) {
+    /// Takes note of entries that the log has just made durable, and then of those that were damaged and are whole again,
+    /// unless the index had them from before. Each brings what was known of its id when it was decided; what the same
+    /// commit added is found here.
+    pub(super) fn note(&self, entries: &[NewEntry], mended: &[NewEntry]) {
+        let is_known = |entry: &&NewEntry| entry.known.iter().any(|standing| standing.place == entry.place);
         let mut batch: HashMap<[u8; 16], Vec<Standing>> = HashMap::new();
-        for entry in entries {
+        for entry in entries.iter().chain(mended.iter().filter(|entry| !is_known(entry))) {
             let (record, _) = Record::parse(&entry.record).expect("was encoded or checked just now");
             let standing = Standing { place: entry.place, digest: record.digest };
             let known = |id| {
@@ -213,27 +215,14 @@ impl Index {
                 earlier.push(standing);
                 Ok(known)
             };
+            // The file keeps its hole until it has the entry: a crash before that must not lose it.
+            lock(&self.holes).remove(&(entry.place.origin, entry.place.seq));
             self.note_one(entry.place, &record, Box::new(known)).expect("nothing is read that could fail");
         }
         let waiting = self.read_tail().len();
         lock(&self.work).waiting = waiting;
         if waiting >= FLUSH_COUNT {
             self.wake.notify_all();
-        }
-    }
-
-    /// Takes note of entries that were damaged and are whole again, unless the index had them from before.
-    pub(super) fn note_mended(&self, entries: &[NewEntry]) {
-        for entry in entries {
-            let (record, _) = Record::parse(&entry.record).expect("was checked just now");
-            let is_known = entry.known.iter().any(|standing| standing.place == entry.place);
-            if !is_known {
-                // The file keeps its hole until it has the entry: a crash before that must not lose it.
-                lock(&self.holes).remove(&(entry.place.origin, entry.place.seq));
-                let known = |_| Ok(entry.known.to_vec());
-                self.note_one(entry.place, &record, Box::new(known))
-                    .expect("nothing is read that could fail");
-            }
         }
     }
 

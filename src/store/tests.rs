@@ -167,6 +167,31 @@ fn an_entry_that_was_damaged_before_it_was_indexed_is_found_once_it_is_mended() 
 }
 
 #[test]
+fn two_copies_of_a_message_that_are_mended_together_know_of_each_other() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    let mut bench = Bench::open(dir.path());
+    let first = bench.assign(&message(7, "user1", "#room", "the same"));
+    bench.logs.leave_own(); // two logs
+    let second = bench.assign(&message(7, "user1", "#room", "the same"));
+    let places = [first.place, second.place];
+    let records = [first.record.clone(), second.record.clone()];
+    let change = Change { entries: vec![first, second], ..Change::default() };
+    bench.store.commit(&change, &bench.logs).expect("commits");
+    drop(bench);
+    places.iter().for_each(|place| spoil(dir.path(), *place));
+
+    let bench = Bench::open(dir.path());
+    let mended = places.into_iter().zip(records).map(|(place, record)| {
+        let hash = bench.logs.vector().hash(place.origin);
+        NewEntry { place, hash, record, known: Arc::default() }
+    });
+    let change = Change { mended: mended.collect(), ..Change::default() };
+    bench.store.commit(&change, &bench.logs).expect("commits");
+    assert_eq!(bench.list(Filter::default(), None, false), ["the same"]);
+    assert_eq!(bench.store.counts().messages, 1);
+}
+
+#[test]
 fn the_index_answers_the_same_from_tail_and_file_and_after_a_rebuild() {
     let dir = tempfile::tempdir().expect("temp dir");
     let mut bench = Bench::open(dir.path());
