@@ -19,7 +19,7 @@ impl World {
     fn list(&self, node: usize) -> Result<Vec<Entry>, Error> {
         let run = self.machines[node].up.as_ref().expect("is up");
         let logs = Arc::new(run.pen.logs().clone());
-        let mut listing = Listing::new(run.store.clone(), logs, Filter::default(), None, false)?;
+        let mut listing = Listing::new(&run.store, logs, Filter::default(), None, false)?;
         let mut entries = Vec::new();
         while !listing.is_done() {
             entries.extend(listing.next_chunk(10_000)?);
@@ -164,7 +164,7 @@ impl World {
     pub(super) fn excuse_what_is_lost(&mut self) {
         let machines = &self.machines;
         for (key, excused) in &mut self.ledger.acknowledged {
-            *excused |= !machines.iter().any(|machine| machine.held.has(key));
+            *excused |= !machines.iter().any(|machine| machine.held.keeps(key));
         }
     }
 }

@@ -202,7 +202,7 @@ impl World {
             // A vector covers damaged entries too: whether they are found yet or not, they are counted as copies.
             let is_damaged = machine.held.spoilt.contains(&(place.origin, place.seq));
             let is_excused = is_damaged || machine.destroyed.is_some_and(|at| at >= said);
-            if !is_excused && !machine.held.has(&key) {
+            if !is_excused && !machine.held.keeps(&key) {
                 let id = short(key.0);
                 self.wrong(format!("node {node} says that {id} is on node {peer}, where it is not"));
             }

@@ -189,9 +189,13 @@ impl World {
         );
         let store = match opened {
             Ok((store, _)) => store,
-            Err(_) if self.machines[onto].is_spoilt => return self.wipe(onto), // as when it starts
             Err(error) => self.wrong(format!("the copy of a disk does not open: {error}")),
         };
+        if store.recovery().is_some() {
+            self.say("its disk is damaged: it starts by itself");
+            drop(store);
+            return self.start(onto);
+        }
         let mut names = Dice(self.dice.roll());
         let mint = Box::new(move || {
             Origin(((u128::from(names.roll()) << 64) | u128::from(names.roll())).to_be_bytes())
@@ -234,7 +238,7 @@ impl World {
         machine.platter = crate::disk::Platter::new(machine.disk.bytes());
         machine.held.remove(place);
         machine.held.spoilt.insert(place);
-        machine.is_spoilt = true;
+        machine.opens_carelessly = true;
         machine.destroyed = Some(now);
     }
 

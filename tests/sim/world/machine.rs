@@ -15,6 +15,7 @@ use chatchain::replica::exchange::{Exchange, Planned};
 use chatchain::replica::heal::Heal;
 use chatchain::replica::jobs::{Intake, Room};
 use chatchain::replica::pen::Pen;
+use chatchain::replica::scrub::Scrub;
 use chatchain::store::Store;
 use uuid::Uuid;
 
@@ -33,6 +34,8 @@ pub struct Held {
     pub entries: BTreeMap<(Origin, u64), Key>,
     /// How many copies of a message there are.
     pub copies: BTreeMap<Key, usize>,
+    /// What stands behind gaps: in no log, but not lost.
+    pub loose: BTreeMap<(Origin, u64), Key>,
     /// Entries whose bytes were spoilt and that are not whole again.
     pub spoilt: BTreeSet<(Origin, u64)>,
 }
@@ -45,7 +48,19 @@ impl Held {
         }
     }
 
+    /// Whether it is on the disk, if only behind a gap.
+    pub fn keeps(&self, key: &Key) -> bool {
+        self.has(key) || self.loose.values().any(|loose| loose == key)
+    }
+
+    /// Its bytes are gone.
     pub fn remove(&mut self, place: (Origin, u64)) {
+        self.loose.remove(&place);
+        self.forget(place);
+    }
+
+    /// It is in its log no more.
+    fn forget(&mut self, place: (Origin, u64)) {
         let Some(key) = self.entries.remove(&place) else { return };
         let copies = self.copies.get_mut(&key).expect("was counted");
         *copies -= 1;
@@ -62,7 +77,7 @@ impl Held {
     pub fn cut(&mut self, origin: Origin, seq: u64) -> bool {
         let places: Vec<_> =
             self.entries.range((origin, seq)..=(origin, u64::MAX)).map(|(p, _)| *p).collect();
-        places.into_iter().for_each(|place| self.remove(place));
+        places.into_iter().for_each(|place| self.forget(place));
         let before = self.spoilt.len();
         self.spoilt.retain(|(of, at)| *of != origin || *at < seq);
         self.spoilt.len() < before
@@ -74,7 +89,6 @@ impl Held {
 pub struct Backup {
     pub bytes: Images,
     pub held: Held,
-    pub is_spoilt: bool,
     pub counts_too_many: bool,
 }
 
@@ -135,6 +149,7 @@ pub struct Running {
     pub book: RefCell<Book>,
     pub doors: BTreeMap<Opening, Door>,
     pub heal: Heal,
+    pub scrub: Scrub,
     pub inbox: Vec<Request>,
     /// The vector up to which entries were looked at.
     pub seen: Vector,
@@ -171,8 +186,8 @@ pub struct Machine {
     pub backup: Option<Backup>,
     /// When something on its disk was last destroyed.
     pub destroyed: Option<u64>,
-    /// Bytes on this disk were changed behind the node's back; pages with them may still be in its files.
-    pub is_spoilt: bool,
+    /// The next opening checks no pages, so that damage is met by whoever reads.
+    pub opens_carelessly: bool,
     /// Damaged entries were cut off here: the index cannot tell which messages they were, and counts them still.
     pub counts_too_many: bool,
     /// What its latest message said of its logs.
@@ -192,7 +207,7 @@ impl Machine {
             room: Room::ALL,
             backup: None,
             destroyed: None,
-            is_spoilt: false,
+            opens_carelessly: false,
             counts_too_many: false,
             advertised: Vector::default(),
         }
@@ -222,21 +237,16 @@ impl Machine {
 
     /// What is on its disk now.
     pub fn copy_of_disk(&self) -> Backup {
-        Backup {
-            bytes: self.disk.bytes(),
-            held: self.held.clone(),
-            is_spoilt: self.is_spoilt,
-            counts_too_many: self.counts_too_many,
-        }
+        Backup { bytes: self.disk.bytes(), held: self.held.clone(), counts_too_many: self.counts_too_many }
     }
 
     /// Another disk, with this on it.
     pub fn replace_disk(&mut self, backup: Backup, now: u64) {
-        let Backup { bytes, held, is_spoilt, counts_too_many } = backup;
+        let Backup { bytes, held, counts_too_many } = backup;
         assert!(self.up.is_none(), "disks are replaced while the machine is off");
         self.disk = Disk::new(bytes.clone());
         self.platter = Platter::new(bytes);
-        (self.is_spoilt, self.counts_too_many) = (is_spoilt, counts_too_many);
+        (self.opens_carelessly, self.counts_too_many) = (false, counts_too_many);
         self.held = held;
         self.advertised = Vector::default();
         self.destroyed = Some(now);

@@ -72,6 +72,7 @@ pub struct Tally {
     pub faults: u64,
     pub exchanges: u64,
     pub cuts: u64,
+    pub salvages: u64,
     pub listings: u64,
 }
 
@@ -83,6 +84,7 @@ impl Tally {
         self.faults += other.faults;
         self.exchanges += other.exchanges;
         self.cuts += other.cuts;
+        self.salvages += other.salvages;
         self.listings += other.listings;
     }
 }

@@ -11,6 +11,7 @@ use chatchain::chain::wire::Hello;
 use chatchain::replica::heal::Heal;
 use chatchain::replica::jobs::{Admit, Admitted, Batch, Care};
 use chatchain::replica::pen::Pen;
+use chatchain::replica::scrub::Scrub;
 use chatchain::store::{self, Store};
 
 use super::book::Book;
@@ -40,7 +41,12 @@ impl World {
             return;
         }
         let now_ms = self.machines[node].clock_says(self.now);
-        let care = if self.dice.one_in(4) { store::Care::Suspect } else { store::Care::Usual };
+        let is_careless = std::mem::take(&mut self.machines[node].opens_carelessly) && !self.dice.one_in(3);
+        let care = match self.dice.one_in(4) {
+            _ if is_careless => store::Care::Least,
+            true => store::Care::Suspect,
+            false => store::Care::Usual,
+        };
         let opened = Store::open_in(&self.machines[node].disk, NETWORK, now_ms, care);
         let (store, logs) = match opened {
             Ok(opened) => opened,
@@ -50,11 +56,6 @@ impl World {
                 self.machines[node].stop(how);
                 let delay = self.below(2_000);
                 return self.after(delay, Event::Start { node });
-            }
-            // After a crash redb verifies the whole file. Until a store can be salvaged, an operator begins anew.
-            Err(error) if self.machines[node].is_spoilt => {
-                self.say(format!("node {node} does not open its spoilt store: {error}"));
-                return self.wipe(node);
             }
             Err(error) => self.wrong(format!("node {node} does not open its store: {error}")),
         };
@@ -91,6 +92,7 @@ impl World {
             book: RefCell::new(Book::new(count)),
             doors: BTreeMap::new(),
             heal: Heal::default(),
+            scrub: Scrub::default(),
             inbox: Vec::new(),
             listed: BTreeSet::new(),
             write_is_due: false,
@@ -119,16 +121,42 @@ impl World {
         let vector = run.pen.logs().vector().clone();
         machine.held.spoilt.clone_from(&before.spoilt);
         let advertised = std::mem::take(&mut machine.advertised);
-        let gone = advertised.leads(&vector);
+        let recovery = run.store.recovery().cloned();
+        let mut gone = advertised.leads(&vector);
+        if let Some(recovery) = &recovery {
+            gone.clear(); // it is another store now; what is behind gaps comes back
+            machine.counts_too_many = false;
+            self.tally.salvages += 1;
+            self.say(format!("node {node} is salvaged: {:?}", recovery.salvaged));
+        }
         if !gone.is_empty() {
             self.wrong(format!("node {node} told others of entries that are gone: {gone:?}"));
         }
         self.observe(node);
+        self.observe_loose(node);
         let held = &self.machines[node].held;
-        if let Some((id, _)) = before.copies.keys().find(|key| !held.has(key)) {
+        if let Some((id, _)) = before.copies.keys().chain(before.loose.values()).find(|key| !held.keeps(key))
+        {
             self.wrong(format!("node {node} had message {id} on its disk, and after opening it is gone"));
         }
         self.machines[node].advertised = vector;
+    }
+
+    /// Looks at what stands behind gaps.
+    fn observe_loose(&mut self, node: usize) {
+        let machine = &mut self.machines[node];
+        let run = machine.up.as_ref().expect("is up");
+        let logs = run.pen.logs();
+        let mut reader = run.store.log().read().expect("a running store can be read");
+        for (origin, last) in logs.loose() {
+            for seq in logs.vector().seq(origin) + 1..=last {
+                if let Some(entry) = reader.peek(origin, seq).expect("a running store can be read")
+                    && let Ok(key) = self.ledger.observe(&entry.record())
+                {
+                    machine.held.loose.insert((origin, seq), key);
+                }
+            }
+        }
     }
 
     /// Looks at everything that became visible at a node.
@@ -239,8 +267,29 @@ impl World {
                 return;
             }
         }
+        self.scrub(node);
         let life = self.machines[node].lives;
-        self.after(1_000, Event::Heal { node, life });
+        if self.lives(node, life) {
+            self.after(1_000, Event::Heal { node, life });
+        }
+    }
+
+    /// A step of the slow walk over everything.
+    fn scrub(&mut self, node: usize) {
+        let run = self.machines[node].up.as_mut().expect("lives");
+        let logs = run.pen.logs().clone();
+        let step = match run.scrub.step(&run.store, &logs) {
+            Ok(step) => step,
+            Err(error) => return self.storage_fails(node, &error.to_string()),
+        };
+        if let Some((origin, seq)) = step.index_lacks {
+            self.wrong(format!("the index of node {node} does not know entry {seq} of log {origin}"));
+        }
+        for care in step.care {
+            if self.write(node, &[care], &[]).is_none() {
+                return;
+            }
+        }
     }
 
     /// A read or a write failed: the store is closed, and opened anew some time later.
