@@ -1,15 +1,17 @@
 //! Owns what goes wrong in a world, and what it does to what is known of its disks.
 
+use std::collections::BTreeSet;
+
 use chatchain::chain::record::{MAGIC, Record};
 use chatchain::replica::jobs::Room;
 use chatchain::replica::pen::Pen;
-use chatchain::store::files::LOG;
+use chatchain::store::files::{INDEX, LOG};
 use chatchain::store::{Care, Store};
 
 use super::machine::{Backup, Stop};
 use super::network::name;
 use super::{Event, World, index};
-use crate::disk::{Dice, Unsynced};
+use crate::disk::{Dice, Platter, Unsynced};
 use chatchain::chain::place::Origin;
 
 /// What can go wrong.
@@ -29,6 +31,8 @@ pub enum Fault {
     Clone,
     /// Records on a disk are spoilt.
     Spoil,
+    /// Any bits in the files of a store are spoilt.
+    Rot,
     /// Some cannot reach some others.
     Partition,
     /// A clock is set.
@@ -38,7 +42,7 @@ pub enum Fault {
 }
 
 impl Fault {
-    pub const ALL: [Fault; 10] = [
+    pub const ALL: [Fault; 11] = [
         Fault::Power,
         Fault::Kill,
         Fault::Disk,
@@ -46,6 +50,7 @@ impl Fault {
         Fault::Restore,
         Fault::Clone,
         Fault::Spoil,
+        Fault::Rot,
         Fault::Partition,
         Fault::Clock,
         Fault::Full,
@@ -96,15 +101,19 @@ impl World {
                 let onto = self.any();
                 self.copy_running(node, onto);
             }
-            Fault::Spoil => {
-                // After a crash redb would not open the file, or silently go back one commit.
+            Fault::Spoil | Fault::Rot => {
+                // After a crash redb would silently go back one commit.
                 if self.machines[node].up.is_none() {
                     return;
                 }
                 self.machines[node].disk.is_good_for(None);
                 self.switch_off(node, Stop::Cleanly);
                 let count = 1 + self.below(4);
-                self.spoil(node, count);
+                if fault == Fault::Spoil {
+                    self.spoil(node, count)
+                } else {
+                    self.rot(node, count)
+                }
                 self.start_later(node);
             }
             Fault::Partition => self.partition(node),
@@ -235,11 +244,47 @@ impl World {
         let now = self.now;
         let machine = &mut self.machines[node];
         // What is on the platter is what is in the files: the machine is off.
-        machine.platter = crate::disk::Platter::new(machine.disk.bytes());
+        machine.platter = Platter::new(machine.disk.bytes());
         machine.held.remove(place);
         machine.held.spoilt.insert(place);
         machine.opens_carelessly = true;
         machine.destroyed = Some(now);
+    }
+
+    /// Spoils any bits of the files on a machine that is off, where there is something at all.
+    fn rot(&mut self, node: usize, count: u64) {
+        let mut dice = Dice(self.dice.roll());
+        for _ in 0..count {
+            let file = if dice.one_in(4) { INDEX } else { LOG };
+            let mut place = None;
+            self.machines[node].disk.spoil(file, |bytes| {
+                let starts = (0..100).map(|_| index(dice.roll()) % bytes.len().max(1));
+                let mut starts = starts.collect::<Vec<_>>().into_iter();
+                place = starts.find(|at| bytes.get(*at).is_some_and(|byte| *byte != 0));
+                if let Some(at) = place {
+                    bytes[at] ^= 1 << (dice.roll() % 8);
+                }
+            });
+            self.say(format!("on the disk of node {node} a bit of {file} is spoilt: byte {place:?}"));
+        }
+        self.note_what_rotted(node);
+        self.excuse_what_is_lost();
+    }
+
+    /// Of what a disk held, what stands in no record of any of its files any more is gone.
+    fn note_what_rotted(&mut self, node: usize) {
+        let now = self.now;
+        let machine = &mut self.machines[node];
+        let images = machine.disk.bytes();
+        let intact: BTreeSet<(Origin, u64)> = images.values().flat_map(|file| places_in(file)).collect();
+        let held = machine.held.entries.keys().chain(machine.held.loose.keys());
+        let gone: Vec<(Origin, u64)> = held.copied().filter(|place| !intact.contains(place)).collect();
+        for place in gone {
+            machine.held.remove(place);
+            machine.held.spoilt.insert(place);
+        }
+        machine.platter = Platter::new(images);
+        (machine.destroyed, machine.opens_carelessly) = (Some(now), false);
     }
 
     fn partition(&mut self, node: usize) {
@@ -294,18 +339,28 @@ fn record_length(bytes: &[u8]) -> usize {
     Record::parse(bytes).map_or(MAGIC.len(), |(_, length)| length)
 }
 
-/// Where in a file records of this entry begin.
-fn copies_of(file: &[u8], (origin, seq): (Origin, u64)) -> Vec<usize> {
-    let mut starts = Vec::new();
+/// Where in a file records begin.
+fn records_in(file: &[u8]) -> impl Iterator<Item = (usize, Record<'_>)> {
     let mut from = 0;
-    while let Some(at) = file[from..].windows(MAGIC.len()).position(|window| window == MAGIC) {
-        let start = from + at;
-        if let Ok((record, _)) = Record::parse(&file[start..])
-            && (record.origin, record.seq) == (origin, seq)
-        {
-            starts.push(start);
+    std::iter::from_fn(move || {
+        loop {
+            let rest = &file[from..];
+            let at = rest.windows(MAGIC.len()).position(|window| window == MAGIC)?;
+            let start = from + at;
+            from = start + 1;
+            if let Ok((record, _)) = Record::parse(&file[start..]) {
+                return Some((start, record));
+            }
         }
-        from = start + 1;
-    }
-    starts
+    })
+}
+
+fn places_in(file: &[u8]) -> impl Iterator<Item = (Origin, u64)> {
+    records_in(file).map(|(_, record)| (record.origin, record.seq))
+}
+
+/// Where in a file records of this entry begin.
+fn copies_of(file: &[u8], place: (Origin, u64)) -> Vec<usize> {
+    let records = records_in(file).filter(|(_, record)| (record.origin, record.seq) == place);
+    records.map(|(start, _)| start).collect()
 }
