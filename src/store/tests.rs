@@ -178,7 +178,9 @@ fn two_copies_of_a_message_that_are_mended_together_know_of_each_other() {
     let change = Change { entries: vec![first, second], ..Change::default() };
     bench.store.commit(&change, &bench.logs).expect("commits");
     drop(bench);
-    places.iter().for_each(|place| spoil(dir.path(), *place));
+    for place in places {
+        spoil(dir.path(), place);
+    }
 
     let bench = Bench::open(dir.path());
     let mended = places.into_iter().zip(records).map(|(place, record)| {

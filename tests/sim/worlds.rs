@@ -11,7 +11,7 @@ use std::sync::{Mutex, PoisonError};
 use crate::world::{Plan, Tally, Trace, World};
 
 /// Worlds in a usual run of the tests.
-const SEEDS: u64 = 60;
+const SEEDS: u64 = 600;
 /// Violations after which no further world is begun.
 const VIOLATIONS_MAX: usize = 20;
 

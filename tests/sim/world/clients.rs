@@ -139,7 +139,7 @@ impl World {
         &mut self,
         node: usize,
         before: &Held,
-        requests: Vec<Request>,
+        requests: &[Request],
         outcomes: &[Vec<Outcome>],
     ) {
         let mut batch = std::collections::BTreeSet::new();

@@ -110,9 +110,9 @@ impl World {
                 self.switch_off(node, Stop::Cleanly);
                 let count = 1 + self.below(4);
                 if fault == Fault::Spoil {
-                    self.spoil(node, count)
+                    self.spoil(node, count);
                 } else {
-                    self.rot(node, count)
+                    self.rot(node, count);
                 }
                 self.start_later(node);
             }

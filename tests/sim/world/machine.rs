@@ -77,7 +77,9 @@ impl Held {
     pub fn cut(&mut self, origin: Origin, seq: u64) -> bool {
         let places: Vec<_> =
             self.entries.range((origin, seq)..=(origin, u64::MAX)).map(|(p, _)| *p).collect();
-        places.into_iter().for_each(|place| self.forget(place));
+        for place in places {
+            self.forget(place);
+        }
         let before = self.spoilt.len();
         self.spoilt.retain(|(of, at)| *of != origin || *at < seq);
         self.spoilt.len() < before

@@ -105,7 +105,7 @@ impl World {
         if self.machines[letter.to].up.is_none() {
             return;
         }
-        if letter.is_reply { self.reply_arrives(letter) } else { self.request_arrives(letter) }
+        if letter.is_reply { self.reply_arrives(&letter) } else { self.request_arrives(letter) }
     }
 
     /// The link is idle: until when?
@@ -318,7 +318,7 @@ impl World {
         self.send_letter(Letter { from: node, to: peer, bytes, is_reply: true, said: now, ..letter });
     }
 
-    fn reply_arrives(&mut self, letter: Letter) {
+    fn reply_arrives(&mut self, letter: &Letter) {
         let (node, peer, said) = (letter.to, letter.from, letter.said);
         let now = self.now;
         let run = self.machines[node].up.as_mut().expect("lives");

@@ -218,7 +218,7 @@ impl World {
             self.say(format!("node {node} takes care: {}", in_words(care)));
         }
         self.observe(node);
-        self.outcomes(node, &before, requests, &written.sends);
+        self.outcomes(node, &before, &requests, &written.sends);
         if written.changed {
             self.wake_links(node);
         }
