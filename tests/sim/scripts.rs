@@ -148,6 +148,33 @@ fn damage_without_a_good_copy_costs_that_message_and_no_other() {
 }
 
 #[test]
+fn a_salvaged_store_gets_what_is_missing_from_who_has_it_and_nothing_is_cut() {
+    let mut world = world(3);
+    chat(&mut world, &[0], 20);
+    world.pass(3 * SECOND);
+    world.switch_off(0, Stop::Cleanly);
+    world.spoil_seq(0, 15);
+    world.opens_carefully(0);
+    world.switch_on(0);
+    assert_eq!((world.messages(0), world.loose(0)), (14, 5), "five stand behind a gap");
+    world.converge();
+    assert_eq!((world.messages(0), world.lost(), world.cuts(0), world.loose(0)), (23, 0, 0, 0));
+}
+
+#[test]
+fn what_stands_behind_a_gap_that_nobody_can_fill_moves_to_a_branch() {
+    let mut world = world(2);
+    world.divide(0);
+    chat(&mut world, &[0], 20);
+    world.switch_off(0, Stop::Cleanly);
+    world.spoil_seq(0, 15);
+    world.opens_carefully(0);
+    world.switch_on(0);
+    world.converge();
+    assert_eq!((world.messages(1), world.lost(), world.cuts(1), world.loose(0)), (21, 1, 1, 0));
+}
+
+#[test]
 fn the_same_damage_on_two_nodes_does_not_make_them_ask_each_other_without_end() {
     let mut world = world(2);
     chat(&mut world, &[0], 10);

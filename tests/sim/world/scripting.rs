@@ -31,6 +31,17 @@ impl World {
         self.machines[node].up.as_ref().expect("is up").pen.logs().vector().cuts().count()
     }
 
+    /// How many entries stand behind gaps at a node.
+    pub fn loose(&self, node: usize) -> u64 {
+        let logs = self.machines[node].up.as_ref().expect("is up").pen.logs();
+        logs.loose().map(|(origin, last)| last - logs.vector().seq(origin) - 1).sum()
+    }
+
+    /// The next opening of this machine's store checks every page.
+    pub fn opens_carefully(&mut self, node: usize) {
+        self.machines[node].opens_carelessly = false;
+    }
+
     pub fn logs(&self, node: usize) -> usize {
         self.machines[node].up.as_ref().expect("is up").pen.logs().vector().origins()
     }
