@@ -2,12 +2,15 @@
 //!
 //! A client knows only what it was told. What it was not told it sends again, through any node, with the same id.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use chatchain::chain::message::{Digest, Draft, Message};
 use chatchain::chain::place::Place;
+use chatchain::chain::vector::Vector;
 use chatchain::replica::jobs::{Intake, Outcome, WhyNot};
 use uuid::Uuid;
 
-use super::machine::{Held, Key, Request};
+use super::machine::{Key, Request};
 use super::network::name;
 use super::{Event, World, index};
 
@@ -24,6 +27,12 @@ pub enum Op {
     Everywhere,
     /// One message twice in a request.
     Twice,
+}
+
+/// What a node held before it wrote a batch.
+pub(super) struct Before {
+    pub(super) copies: BTreeMap<Key, usize>,
+    pub(super) vector: Vector,
 }
 
 impl World {
@@ -138,15 +147,19 @@ impl World {
     pub(super) fn outcomes(
         &mut self,
         node: usize,
-        before: &Held,
+        before: &Before,
         requests: &[Request],
         outcomes: &[Vec<Outcome>],
     ) {
-        let mut batch = std::collections::BTreeSet::new();
+        let mut batch = BTreeSet::new();
         for (request, outcomes) in requests.iter().zip(outcomes) {
             for (message, outcome) in request.messages.iter().zip(outcomes) {
                 let key = (message.id, message.digest);
-                self.outcome(node, key, before.has(&key) || batch.contains(&key), *outcome);
+                let was_there = before.copies.contains_key(&key) || batch.contains(&key);
+                self.outcome(node, key, was_there, *outcome);
+                if before.copies.contains_key(&key) {
+                    self.check_no_copy_is_made(node, before, key, *outcome);
+                }
                 if matches!(outcome, Outcome::Stored { .. }) {
                     batch.insert(key);
                 }
@@ -155,6 +168,15 @@ impl World {
                     self.ledger.open.push(key);
                 }
             }
+        }
+    }
+
+    /// A duplicate is answered with a place that was there, not with one in the node's own log that is new.
+    fn check_no_copy_is_made(&self, node: usize, before: &Before, key: Key, outcome: Outcome) {
+        let Outcome::Stored { place, .. } = outcome else { return };
+        let own = self.machines[node].up.as_ref().expect("is up").pen.logs().own();
+        if own == Some(place.origin) && place.seq > before.vector.seq(place.origin) {
+            self.wrong(format!("node {node} stores {} a second time", short(key.0)));
         }
     }
 

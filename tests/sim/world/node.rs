@@ -15,7 +15,8 @@ use chatchain::replica::scrub::Scrub;
 use chatchain::store::{self, Store};
 
 use super::book::Book;
-use super::machine::{Held, Request, Running, Stop, Talk};
+use super::clients::Before;
+use super::machine::{Request, Running, Stop, Talk};
 use super::network::name;
 use super::{Event, World, index};
 use crate::disk::{Dice, Unsynced};
@@ -211,9 +212,9 @@ impl World {
                 return None;
             }
         };
+        let before = Before { copies: machine.held.copies.clone(), vector: run.seen.clone() };
         let has_more = run.pen.has_more() && machine.room.peers;
         machine.fold();
-        let before = Held { copies: machine.held.copies.clone(), ..Held::default() };
         for care in care {
             self.say(format!("node {node} takes care: {}", in_words(care)));
         }
