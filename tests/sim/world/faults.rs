@@ -102,17 +102,21 @@ impl World {
                 self.copy_running(node, onto);
             }
             Fault::Spoil | Fault::Rot => {
-                // After a crash redb would silently go back one commit.
                 if self.machines[node].up.is_none() {
                     return;
                 }
                 self.machines[node].disk.is_good_for(None);
-                self.switch_off(node, Stop::Cleanly);
+                let is_clean = !self.dice.one_in(3);
+                self.switch_off(node, if is_clean { Stop::Cleanly } else { Stop::Kill });
                 let count = 1 + self.below(4);
                 if fault == Fault::Spoil {
                     self.spoil(node, count);
                 } else {
                     self.rot(node, count);
+                }
+                if !is_clean {
+                    let machine = &mut self.machines[node];
+                    (machine.may_fall_back, machine.opens_carelessly) = (true, false);
                 }
                 self.start_later(node);
             }

@@ -91,6 +91,7 @@ impl Held {
 pub struct Backup {
     pub bytes: Images,
     pub held: Held,
+    pub may_fall_back: bool,
     pub counts_too_many: bool,
 }
 
@@ -190,6 +191,8 @@ pub struct Machine {
     pub destroyed: Option<u64>,
     /// The next opening checks no pages, so that damage is met by whoever reads.
     pub opens_carelessly: bool,
+    /// Its newest pages may be damaged after a crash: then redb silently goes back one commit.
+    pub may_fall_back: bool,
     /// Damaged entries were cut off here: the index cannot tell which messages they were, and counts them still.
     pub counts_too_many: bool,
     /// What its latest message said of its logs.
@@ -210,6 +213,7 @@ impl Machine {
             backup: None,
             destroyed: None,
             opens_carelessly: false,
+            may_fall_back: false,
             counts_too_many: false,
             advertised: Vector::default(),
         }
@@ -239,12 +243,18 @@ impl Machine {
 
     /// What is on its disk now.
     pub fn copy_of_disk(&self) -> Backup {
-        Backup { bytes: self.disk.bytes(), held: self.held.clone(), counts_too_many: self.counts_too_many }
+        Backup {
+            bytes: self.disk.bytes(),
+            held: self.held.clone(),
+            may_fall_back: self.may_fall_back,
+            counts_too_many: self.counts_too_many,
+        }
     }
 
     /// Another disk, with this on it.
     pub fn replace_disk(&mut self, backup: Backup, now: u64) {
-        let Backup { bytes, held, counts_too_many } = backup;
+        let Backup { bytes, held, may_fall_back, counts_too_many } = backup;
+        self.may_fall_back = may_fall_back;
         assert!(self.up.is_none(), "disks are replaced while the machine is off");
         self.disk = Disk::new(bytes.clone());
         self.platter = Platter::new(bytes);

@@ -124,6 +124,10 @@ impl World {
         let advertised = std::mem::take(&mut machine.advertised);
         let recovery = run.store.recovery().cloned();
         let mut gone = advertised.leads(&vector);
+        let fell_back = std::mem::take(&mut machine.may_fall_back);
+        if fell_back {
+            gone.clear();
+        }
         if let Some(recovery) = &recovery {
             gone.clear(); // it is another store now; what is behind gaps comes back
             machine.counts_too_many = false;
@@ -135,6 +139,12 @@ impl World {
         }
         self.observe(node);
         self.observe_loose(node);
+        if fell_back {
+            self.excuse_what_is_lost();
+            self.machines[node].destroyed = Some(self.now);
+            self.machines[node].advertised = vector;
+            return;
+        }
         let held = &self.machines[node].held;
         if let Some((id, _)) = before.copies.keys().chain(before.loose.values()).find(|key| !held.keeps(key))
         {
