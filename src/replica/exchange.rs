@@ -39,6 +39,8 @@ pub struct Exchange {
     searches: BTreeMap<Origin, Search>,
     /// What the peer asked for in its last answer.
     asked: Vec<Range>,
+    /// What it had asked for before, as far as we could send it.
+    served: Vec<Range>,
     /// Our own log's head at the end of the last push, so that its hash need not be worked out again.
     sent: Option<(Origin, Head)>,
     /// Logs of which entries were in the last request.
@@ -123,8 +125,8 @@ impl Exchange {
             });
             reads.push(Wanted { range: *push, before: theirs, known });
         }
-        let asked = std::mem::take(&mut self.asked).into_iter();
-        reads.extend(asked.map(|range| Wanted { range, before: None, known: false }));
+        self.served = std::mem::take(&mut self.asked);
+        reads.extend(self.served.iter().map(|range| Wanted { range: *range, before: None, known: false }));
         let probes = self.searches.iter().map(|(origin, search)| {
             let (origin, seq) = (*origin, search.asks());
             (origin, Range { origin, first: seq, last: seq })
@@ -188,7 +190,9 @@ impl Exchange {
             heard.care.push(Care::Mend(mended));
         }
         heard.runs = runs;
-        if !self.asked.is_empty() || !self.searches.is_empty() {
+        // Who asks for the same again could not use what we sent, or we have it damaged too: the timer is soon enough.
+        let asks_anew = !self.asked.is_empty() && self.asked != self.served;
+        if asks_anew || !self.searches.is_empty() {
             next = Next::Again;
         }
         heard.next = next;

@@ -30,8 +30,14 @@ pub struct Heal {
 }
 
 impl Heal {
-    /// Takes note of what is damaged or missing now.
+    /// Takes note of what is damaged or missing now. A wound behind a cut is none: a read that began before the cut may
+    /// have noted it after it, and nobody will ever mend it.
     pub fn look(&mut self, wounds: &Wounds, logs: &Logs, now_ms: u64) {
+        for (origin, seq) in wounds.all() {
+            if seq > logs.vector().limit(origin) {
+                wounds.healed(origin, seq);
+            }
+        }
         let is_within = |(origin, seq): &(Origin, u64)| *seq <= logs.vector().seq(*origin);
         let wounds = wounds.all().into_iter().filter(is_within);
         let gaps = logs.loose().map(|(origin, _)| (origin, logs.vector().seq(origin) + 1));
@@ -118,6 +124,17 @@ mod tests {
             heal.ranges(&mine, Some(&vector(8))).iter().map(|range| (range.first, range.last)).collect();
         assert_eq!(asked, [(2, 4), (7, 7)]);
         assert_eq!(heal.ranges(&mine, None), []);
+    }
+
+    #[test]
+    fn a_wound_that_is_noted_behind_a_cut_is_forgotten() {
+        let (list, mut logs) = (Wounds::default(), Logs::default());
+        logs.assign(crate::chain::message::Digest([0; 32]), 0, || A);
+        logs.cut(A, 1, None);
+        list.add(A, 1);
+        let mut heal = Heal::default();
+        heal.look(&list, &logs, 1_000);
+        assert_eq!((list.count(), heal.count()), (0, 0));
     }
 
     #[test]

@@ -5,13 +5,13 @@
 //! file second, because entries leave the tail only once the file has them. Deleting the file costs a rebuild.
 //!
 //! Tables: `meta` (name -> bytes), `watermark` (origin -> seq), `by_id` (id, origin, seq -> stamp, digest),
-//! `by_user` (name hash, stamp, origin, seq -> sides), `copies` (origin, seq -> ()). The file is rebuilt when it
+//! `by_user` (name hash, stamp, origin, seq -> sides), `copies` and `holes` (origin, seq -> ()). The file is rebuilt when it
 //! belongs to another store, knows more than the log does, or has another format.
 
 mod file;
 
 use std::cell::RefCell;
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::ops::Bound::{Excluded, Included};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
@@ -45,6 +45,8 @@ const FLUSH_IDLE: Duration = Duration::from_secs(1);
 pub struct Index {
     db: Open,
     tail: RwLock<Tail>,
+    /// Damaged entries that neither file nor tail has, although later ones of their logs are there.
+    holes: Mutex<BTreeSet<(Origin, u64)>>,
     /// Of file and tail together.
     counts: Mutex<Counts>,
     /// Of the file alone; held while flushing, so that one flush runs at a time.
@@ -123,6 +125,7 @@ impl Index {
         Index {
             db,
             tail: RwLock::default(),
+            holes: Mutex::default(),
             counts: Mutex::new(counts),
             flushed: Mutex::new(counts),
             work: Mutex::default(),
@@ -130,9 +133,22 @@ impl Index {
         }
     }
 
-    /// Notes every entry above the watermarks. One that is damaged is left out: what is known of it is gone, and what
-    /// brings it back notes it.
+    /// Notes every entry above the watermarks, and those below that were damaged and are whole now. One that is damaged
+    /// is left out: what is known of it is gone, and what brings it back notes it.
     fn catch_up(&self, log: &Log, logs: &Logs) -> Result<(), Error> {
+        for (origin, seq) in file::holes(&self.db)? {
+            if seq > logs.vector().seq(origin) {
+                continue; // cut off
+            }
+            match log.read()?.get(origin, seq) {
+                Ok(entry) => {
+                    let lookup = self.lookup();
+                    self.note_one(entry.place, &entry.record(), Box::new(|id| lookup.standings(id)))?;
+                }
+                Err(Error::Damaged { .. }) => drop(lock(&self.holes).insert((origin, seq))),
+                Err(error) => return Err(error),
+            }
+        }
         let marks = file::watermarks(&self.db)?;
         let most = Most { rows: 1_000, bytes: 1 << 20 };
         for (origin, head) in logs.vector().iter() {
@@ -140,6 +156,7 @@ impl Index {
             while next <= head.seq {
                 let entries = match log.read()?.forward(origin, next, head.seq, most) {
                     Err(Error::Damaged { seq, .. }) => {
+                        lock(&self.holes).insert((origin, seq));
                         next = seq + 1; // it is noted, and indexed once it is mended
                         continue;
                     }
@@ -182,11 +199,13 @@ impl Index {
         Ok(())
     }
 
-    /// Takes note of entries that the log has just made durable. Each brings what was known of its id when it
-    /// was decided; what the same batch added is found here.
-    pub(super) fn note(&self, entries: &[NewEntry]) {
+    /// Takes note of entries that the log has just made durable, and then of those that were damaged and are whole again,
+    /// unless the index had them from before. Each brings what was known of its id when it was decided; what the same
+    /// commit added is found here.
+    pub(super) fn note(&self, entries: &[NewEntry], mended: &[NewEntry]) {
+        let is_known = |entry: &&NewEntry| entry.known.iter().any(|standing| standing.place == entry.place);
         let mut batch: HashMap<[u8; 16], Vec<Standing>> = HashMap::new();
-        for entry in entries {
+        for entry in entries.iter().chain(mended.iter().filter(|entry| !is_known(entry))) {
             let (record, _) = Record::parse(&entry.record).expect("was encoded or checked just now");
             let standing = Standing { place: entry.place, digest: record.digest };
             let known = |id| {
@@ -196,25 +215,14 @@ impl Index {
                 earlier.push(standing);
                 Ok(known)
             };
+            // The file keeps its hole until it has the entry: a crash before that must not lose it.
+            lock(&self.holes).remove(&(entry.place.origin, entry.place.seq));
             self.note_one(entry.place, &record, Box::new(known)).expect("nothing is read that could fail");
         }
         let waiting = self.read_tail().len();
         lock(&self.work).waiting = waiting;
         if waiting >= FLUSH_COUNT {
             self.wake.notify_all();
-        }
-    }
-
-    /// Takes note of entries that were damaged and are whole again, unless the index had them from before.
-    pub(super) fn note_mended(&self, entries: &[NewEntry]) {
-        for entry in entries {
-            let (record, _) = Record::parse(&entry.record).expect("was checked just now");
-            let is_known = entry.known.iter().any(|standing| standing.place == entry.place);
-            if !is_known {
-                let known = |_| Ok(entry.known.to_vec());
-                self.note_one(entry.place, &record, Box::new(known))
-                    .expect("nothing is read that could fail");
-            }
         }
     }
 
@@ -246,7 +254,8 @@ impl Index {
         counts.add(rows.adds);
         // If this fails, the indexer waits before it tries again, however much there is to do.
         lock(&self.work).waiting = 0;
-        guarded(|| rows.write(&self.db, counts))?;
+        let holes = lock(&self.holes).clone();
+        guarded(|| rows.write(&self.db, counts, &holes))?;
         *flushed = counts;
         let left = {
             let mut tail = self.write_tail();

@@ -240,8 +240,7 @@ impl Store {
     pub fn commit(&self, change: &Change, logs: &Logs) -> Result<(), Error> {
         self.index.make_room()?; // before the log has it: what is on disk must not be reported as failed
         self.log.commit(change, logs)?;
-        self.index.note(&change.entries);
-        self.index.note_mended(&change.mended);
+        self.index.note(&change.entries, &change.mended);
         Ok(())
     }
 

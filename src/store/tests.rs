@@ -127,6 +127,72 @@ fn a_reopened_store_begins_a_new_log() {
     assert_eq!(second.seq, 1);
 }
 
+/// Spoils an entry's bytes in the file of a store that is not open.
+fn spoil(dir: &Path, place: Place) {
+    let db = redb::Database::open(dir.join(files::LOG)).expect("opens");
+    let tx = db.begin_write().expect("begins");
+    let name = format!("log/{}", Uuid::from_bytes(place.origin.0).simple());
+    let table = redb::TableDefinition::<u64, &[u8]>::new(&name);
+    tx.open_table(table).expect("is there").insert(place.seq, b"spoilt".as_slice()).expect("writes");
+    tx.commit().expect("commits");
+}
+
+/// What the index cannot read when it catches up, it must not forget when it passes it.
+#[test]
+fn an_entry_that_was_damaged_before_it_was_indexed_is_found_once_it_is_mended() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    let mut bench = Bench::open(dir.path());
+    let place = bench.send(&numbered(0..3))[1];
+    let record = bench.store.log().read().expect("reads").get(place.origin, 2).expect("is there").record;
+    drop(bench);
+    spoil(dir.path(), place);
+
+    let bench = Bench::open(dir.path());
+    bench.index_everything(); // up to the third
+    assert_eq!((bench.first(1), bench.store.counts().messages), (None, 2));
+    drop(bench);
+
+    let bench = Bench::open(dir.path());
+    let hash = bench.logs.vector().hash(place.origin);
+    let mended = vec![NewEntry { place, hash, record, known: Arc::default() }];
+    bench.store.commit(&Change { mended, ..Change::default() }, &bench.logs).expect("commits");
+    drop(bench); // before it is indexed
+
+    for _ in 0..2 {
+        let bench = Bench::open(dir.path());
+        assert_eq!(bench.first(1).map(|standing| standing.place), Some(place));
+        assert_eq!(bench.store.counts().messages, 3);
+        bench.index_everything();
+    }
+}
+
+#[test]
+fn two_copies_of_a_message_that_are_mended_together_know_of_each_other() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    let mut bench = Bench::open(dir.path());
+    let first = bench.assign(&message(7, "user1", "#room", "the same"));
+    bench.logs.leave_own(); // two logs
+    let second = bench.assign(&message(7, "user1", "#room", "the same"));
+    let places = [first.place, second.place];
+    let records = [first.record.clone(), second.record.clone()];
+    let change = Change { entries: vec![first, second], ..Change::default() };
+    bench.store.commit(&change, &bench.logs).expect("commits");
+    drop(bench);
+    for place in places {
+        spoil(dir.path(), place);
+    }
+
+    let bench = Bench::open(dir.path());
+    let mended = places.into_iter().zip(records).map(|(place, record)| {
+        let hash = bench.logs.vector().hash(place.origin);
+        NewEntry { place, hash, record, known: Arc::default() }
+    });
+    let change = Change { mended: mended.collect(), ..Change::default() };
+    bench.store.commit(&change, &bench.logs).expect("commits");
+    assert_eq!(bench.list(Filter::default(), None, false), ["the same"]);
+    assert_eq!(bench.store.counts().messages, 1);
+}
+
 #[test]
 fn the_index_answers_the_same_from_tail_and_file_and_after_a_rebuild() {
     let dir = tempfile::tempdir().expect("temp dir");

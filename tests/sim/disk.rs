@@ -79,9 +79,23 @@ struct State {
     live: BTreeMap<Name, (u64, Vec<u8>)>,
     last_number: u64,
     steps: Vec<Step>,
+    /// How many more changes succeed before all fail; `None`: all succeed.
+    good_for: Option<u64>,
 }
 
 impl State {
+    /// Whether the next change is one of those that fail.
+    fn change(&mut self) -> io::Result<()> {
+        match &mut self.good_for {
+            None => Ok(()),
+            Some(0) => Err(io::Error::other("the simulated disk fails")),
+            Some(left) => {
+                *left -= 1;
+                Ok(())
+            }
+        }
+    }
+
     fn put(&mut self, name: Name, bytes: Vec<u8>) {
         self.last_number += 1;
         self.live.insert(name, (self.last_number, bytes));
@@ -116,6 +130,28 @@ impl Disk {
         self.lock().steps.clone()
     }
 
+    /// After so many more changes every further one fails, until this is called again.
+    pub fn is_good_for(&self, changes: Option<u64>) {
+        self.lock().good_for = changes;
+    }
+
+    /// Whether changes fail now.
+    pub fn fails(&self) -> bool {
+        self.lock().good_for == Some(0)
+    }
+
+    /// What happened since this was last asked.
+    pub fn take_steps(&self) -> Vec<Step> {
+        std::mem::take(&mut self.lock().steps)
+    }
+
+    /// Changes the bytes of a file behind the back of whoever uses it.
+    pub fn spoil(&self, file: &str, change: impl FnOnce(&mut [u8])) {
+        if let Some((_, bytes)) = self.lock().live.get_mut(file) {
+            change(bytes);
+        }
+    }
+
     /// What is on it, as a copy.
     pub fn bytes(&self) -> Images {
         self.lock().live.iter().map(|(name, (_, bytes))| (name.clone(), bytes.clone())).collect()
@@ -137,6 +173,7 @@ impl Files for Disk {
             drop(open(&beside, false)?);
             let bytes = beside.lock().live[&file].1.clone();
             let mut state = self.lock();
+            state.change().map_err(|error| why_not(self.path(name), error.into()))?;
             state.put(file.clone(), bytes.clone());
             state.steps.push(Step::Made { file: file.clone(), bytes });
         }
@@ -167,6 +204,7 @@ impl Files for Disk {
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
         let (mut state, file, to): (_, Name, Name) = (self.lock(), from.into(), to.into());
         assert!(!state.live.contains_key(&to), "{to} would be lost");
+        state.change()?;
         let bytes = state.live.remove(&file).ok_or(io::ErrorKind::NotFound)?;
         state.live.insert(to.clone(), bytes);
         state.steps.push(Step::Renamed { file, to });
@@ -175,6 +213,7 @@ impl Files for Disk {
 
     fn remove(&self, name: &str) -> io::Result<()> {
         let mut state = self.lock();
+        state.change()?;
         if state.live.remove(name).is_some() {
             state.steps.push(Step::Removed { file: name.into() });
         }
@@ -198,9 +237,13 @@ fn position(offset: u64) -> usize {
 impl Backend {
     fn with<T>(
         &self,
+        changes: bool,
         work: impl FnOnce(&Name, &mut Vec<u8>) -> io::Result<(T, Option<Step>)>,
     ) -> io::Result<T> {
         let mut state = self.disk.lock();
+        if changes {
+            state.change()?;
+        }
         let file = state.live.iter_mut().find(|(_, (number, _))| *number == self.number);
         let (name, (_, image)) = file.ok_or(io::ErrorKind::NotFound)?;
         let (done, step) = work(name, image)?;
@@ -211,11 +254,11 @@ impl Backend {
 
 impl StorageBackend for Backend {
     fn len(&self) -> io::Result<u64> {
-        self.with(|_, image| Ok((image.len() as u64, None)))
+        self.with(false, |_, image| Ok((image.len() as u64, None)))
     }
 
     fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
-        self.with(|_, image| {
+        self.with(false, |_, image| {
             let offset = position(offset);
             let bytes = offset.checked_add(out.len()).and_then(|end| image.get(offset..end));
             out.copy_from_slice(bytes.ok_or(io::ErrorKind::UnexpectedEof)?);
@@ -224,18 +267,18 @@ impl StorageBackend for Backend {
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
-        self.with(|name, image| {
+        self.with(true, |name, image| {
             image.resize(position(len), 0);
             Ok(((), Some(Step::SetLen { file: name.clone(), len: position(len) })))
         })
     }
 
     fn sync_data(&self) -> io::Result<()> {
-        self.with(|name, _| Ok(((), Some(Step::Sync { file: name.clone() }))))
+        self.with(true, |name, _| Ok(((), Some(Step::Sync { file: name.clone() }))))
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        self.with(|name, image| {
+        self.with(true, |name, image| {
             let offset = position(offset);
             if offset + data.len() > image.len() {
                 return Err(io::ErrorKind::UnexpectedEof.into());

@@ -3,3 +3,6 @@
 mod crash_images;
 mod disk;
 mod salvage;
+mod scripts;
+mod world;
+mod worlds;

@@ -3,7 +3,7 @@
 //! Rows of one flush are sorted first, so that every tree is walked once from left to right; the watermarks and
 //! the counts go into the same transaction, so that they are always true of the file.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 
@@ -23,6 +23,8 @@ const WATERMARK: TableDefinition<[u8; 16], u64> = TableDefinition::new("watermar
 pub(super) const BY_ID: TableDefinition<IdKey, (u64, [u8; 32])> = TableDefinition::new("by_id");
 pub(super) const BY_USER: TableDefinition<UserKey, u8> = TableDefinition::new("by_user");
 pub(super) const COPIES: TableDefinition<([u8; 16], u64), ()> = TableDefinition::new("copies");
+/// Entries at or below a watermark that were damaged when it passed them: the file does not have them.
+const HOLES: TableDefinition<([u8; 16], u64), ()> = TableDefinition::new("holes");
 
 /// What a part of the tail becomes in the file, sorted, so that the trees are walked in order.
 #[derive(Default)]
@@ -30,6 +32,7 @@ pub(super) struct Rows {
     by_id: Vec<(IdKey, (u64, [u8; 32]))>,
     by_user: Vec<(UserKey, u8)>,
     copies: Vec<([u8; 16], u64)>,
+    places: Vec<(Origin, u64)>,
     watermarks: BTreeMap<Origin, u64>,
     pub(super) adds: Counts,
 }
@@ -42,6 +45,7 @@ impl Rows {
             let Standing { place, digest } = noted.standing;
             let mark = rows.watermarks.entry(place.origin).or_default();
             *mark = place.seq.max(*mark);
+            rows.places.push((place.origin, place.seq));
             let Some(id) = noted.id else { continue };
             rows.by_id.push(((id, place.origin.0, place.seq), (place.stamp.0, digest.0)));
             let mut add = |name: NameHash| {
@@ -59,7 +63,13 @@ impl Rows {
         rows
     }
 
-    pub(super) fn write(&self, db: &Database, counts: Counts) -> Result<(), Error> {
+    /// `holes`: entries that the watermarks pass and that are not among these.
+    pub(super) fn write(
+        &self,
+        db: &Database,
+        counts: Counts,
+        holes: &BTreeSet<(Origin, u64)>,
+    ) -> Result<(), Error> {
         let tx = db.begin_write()?;
         {
             let mut by_id = tx.open_table(BY_ID)?;
@@ -76,7 +86,16 @@ impl Rows {
             }
             let mut watermark = tx.open_table(WATERMARK)?;
             for (origin, seq) in &self.watermarks {
-                watermark.insert(origin.0, *seq)?;
+                // An entry that was mended lies below it.
+                let before = watermark.get(origin.0)?.map_or(0, |before| before.value());
+                watermark.insert(origin.0, before.max(*seq))?;
+            }
+            let mut table = tx.open_table(HOLES)?;
+            for (origin, seq) in holes {
+                table.insert((origin.0, *seq), ())?;
+            }
+            for (origin, seq) in &self.places {
+                table.remove((origin.0, *seq))?;
             }
             tx.open_table(META)?.insert("counts", encode_counts(counts).as_slice())?;
         }
@@ -161,4 +180,18 @@ pub(super) fn watermarks(db: &Database) -> Result<BTreeMap<Origin, u64>, Error> 
         marks.insert(Origin(origin.value()), seq.value());
     }
     Ok(marks)
+}
+
+/// The entries that were damaged when the watermarks passed them.
+pub(super) fn holes(db: &Database) -> Result<BTreeSet<(Origin, u64)>, Error> {
+    let table = match db.begin_read()?.open_table(HOLES) {
+        Err(redb::TableError::TableDoesNotExist(_)) => return Ok(BTreeSet::new()),
+        table => table?,
+    };
+    let mut holes = BTreeSet::new();
+    for row in table.iter()? {
+        let (origin, seq) = row?.0.value();
+        holes.insert((Origin(origin), seq));
+    }
+    Ok(holes)
 }

@@ -1,0 +1,375 @@
+//! Owns what goes wrong in a world, and what it does to what is known of its disks.
+
+use std::collections::BTreeSet;
+
+use chatchain::chain::record::{MAGIC, Record};
+use chatchain::replica::jobs::Room;
+use chatchain::replica::pen::Pen;
+use chatchain::store::files::{INDEX, LOG};
+use chatchain::store::{Care, Store};
+
+use super::machine::{Backup, Stop};
+use super::network::name;
+use super::{Event, World, index};
+use crate::disk::{Dice, Platter, Unsynced};
+use chatchain::chain::place::Origin;
+
+/// What can go wrong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// The power of a machine fails.
+    Power,
+    /// A process is killed.
+    Kill,
+    /// A disk fails after some more writes.
+    Disk,
+    /// A machine loses its disk and starts with an empty one.
+    Wipe,
+    /// A machine goes back to a copy of its disk.
+    Restore,
+    /// A running machine is copied, memory and all, in place of another.
+    Clone,
+    /// Records on a disk are spoilt.
+    Spoil,
+    /// Any bits in the files of a store are spoilt.
+    Rot,
+    /// Some cannot reach some others.
+    Partition,
+    /// A clock is set.
+    Clock,
+    /// A disk is full.
+    Full,
+}
+
+impl Fault {
+    pub const ALL: [Fault; 11] = [
+        Fault::Power,
+        Fault::Kill,
+        Fault::Disk,
+        Fault::Wipe,
+        Fault::Restore,
+        Fault::Clone,
+        Fault::Spoil,
+        Fault::Rot,
+        Fault::Partition,
+        Fault::Clock,
+        Fault::Full,
+    ];
+}
+
+impl World {
+    pub(super) fn fault(&mut self) {
+        if self.calm {
+            return;
+        }
+        let fault = self.plan.faults[index(self.dice.roll()) % self.plan.faults.len()];
+        let node = self.any();
+        self.befall(fault, node);
+        let delay = self.below(2 * self.plan.fault_every_ms);
+        self.after(delay, Event::Fault);
+    }
+
+    /// A machine that is off comes back some time.
+    fn start_later(&mut self, node: usize) {
+        let delay = self.below(8_000);
+        self.after(delay, Event::Start { node });
+    }
+
+    /// This goes wrong with this machine.
+    pub fn befall(&mut self, fault: Fault, node: usize) {
+        self.tally.faults += 1;
+        match fault {
+            Fault::Power => {
+                let seed = self.dice.roll();
+                let all = [Unsynced::Kept, Unsynced::Lost, Unsynced::Some(seed), Unsynced::Torn(seed)];
+                let loss = all[index(self.dice.roll() % 4)];
+                self.switch_off(node, Stop::Power(loss));
+                self.start_later(node);
+            }
+            Fault::Kill => {
+                self.switch_off(node, Stop::Kill);
+                self.start_later(node);
+            }
+            Fault::Disk => {
+                let changes = self.below(40);
+                self.say(format!("the disk of node {node} is good for {changes} more changes"));
+                self.machines[node].disk.is_good_for(Some(changes));
+            }
+            Fault::Wipe => self.wipe(node),
+            Fault::Restore => self.restore_or_copy(node),
+            Fault::Clone => {
+                let onto = self.any();
+                self.copy_running(node, onto);
+            }
+            Fault::Spoil | Fault::Rot => {
+                if self.machines[node].up.is_none() {
+                    return;
+                }
+                self.machines[node].disk.is_good_for(None);
+                let is_clean = !self.dice.one_in(3);
+                self.switch_off(node, if is_clean { Stop::Cleanly } else { Stop::Kill });
+                let count = 1 + self.below(4);
+                if fault == Fault::Spoil {
+                    self.spoil(node, count);
+                } else {
+                    self.rot(node, count);
+                }
+                if !is_clean {
+                    let machine = &mut self.machines[node];
+                    (machine.may_fall_back, machine.opens_carelessly) = (true, false);
+                }
+                self.start_later(node);
+            }
+            Fault::Partition => self.partition(node),
+            Fault::Clock => self.set_clock(node),
+            Fault::Full => {
+                let room = Room { clients: self.dice.one_in(3), peers: self.dice.one_in(2) };
+                self.say(format!("node {node}: {room:?}"));
+                self.machines[node].room = room;
+            }
+        }
+    }
+
+    /// A node ends at once.
+    pub fn switch_off(&mut self, node: usize, how: Stop) {
+        if self.machines[node].up.is_some() {
+            self.say(format!("node {node} ends: {how:?}"));
+            self.tally.crashes += 1;
+            self.stop(node, how);
+        }
+    }
+
+    /// A machine that is off starts.
+    pub fn switch_on(&mut self, node: usize) {
+        self.start(node);
+    }
+
+    /// A new, empty disk.
+    pub fn wipe(&mut self, node: usize) {
+        self.switch_off(node, Stop::Kill);
+        self.say(format!("node {node} has an empty disk"));
+        let now = self.now;
+        self.machines[node].replace_disk(Backup::default(), now);
+        self.excuse_what_is_lost();
+        self.start_later(node);
+    }
+
+    fn restore_or_copy(&mut self, node: usize) {
+        if self.machines[node].backup.is_none() || self.dice.one_in(3) {
+            self.back_up(node);
+        } else {
+            self.restore(node);
+            self.start_later(node);
+        }
+    }
+
+    /// Takes a copy of a disk, as it is.
+    pub fn back_up(&mut self, node: usize) {
+        self.say(format!("the disk of node {node} is copied"));
+        let machine = &mut self.machines[node];
+        machine.backup = Some(machine.copy_of_disk());
+    }
+
+    /// Puts the copy in place of the disk.
+    pub fn restore(&mut self, node: usize) {
+        self.switch_off(node, Stop::Kill);
+        let Some(backup) = self.machines[node].backup.clone() else { return };
+        self.say(format!("node {node} goes back to the copy of its disk"));
+        let now = self.now;
+        self.machines[node].replace_disk(backup, now);
+        self.excuse_what_is_lost();
+    }
+
+    /// Copies a running node, with its memory, onto another machine: both go on with the same log.
+    pub fn copy_running(&mut self, node: usize, onto: usize) {
+        if node == onto || self.machines[node].up.is_none() || self.machines[node].disk.fails() {
+            return;
+        }
+        self.switch_off(onto, Stop::Kill);
+        self.say(format!("node {onto} is a copy of the running node {node}"));
+        let backup = self.machines[node].copy_of_disk();
+        let now = self.now;
+        self.machines[onto].replace_disk(backup, now);
+        self.excuse_what_is_lost();
+        let logs = self.machines[node].up.as_ref().expect("is up").pen.logs().clone();
+        self.ledger.forged.extend(logs.own());
+        self.ledger.cloned = true;
+        let opened = Store::open_in(
+            &self.machines[onto].disk,
+            "sim",
+            self.machines[onto].clock_says(now),
+            Care::Usual,
+        );
+        let store = match opened {
+            Ok((store, _)) => store,
+            Err(error) => self.wrong(format!("the copy of a disk does not open: {error}")),
+        };
+        if store.recovery().is_some() {
+            self.say("its disk is damaged: it starts by itself");
+            drop(store);
+            return self.start(onto);
+        }
+        let mut names = Dice(self.dice.roll());
+        let mint = Box::new(move || {
+            Origin(((u128::from(names.roll()) << 64) | u128::from(names.roll())).to_be_bytes())
+        });
+        self.put_to_work(onto, Pen::new(store, logs, mint));
+        // As a machine that was copied while it ran: it does not even know. Two of them alone would not speak.
+        if self.machines.len() > 2 && self.dice.one_in(2) {
+            let opening = self.machines[node].up.as_ref().expect("is up").hello.open_id;
+            self.machines[onto].up.as_mut().expect("is up").hello.open_id = opening;
+        }
+        self.observe(onto);
+    }
+
+    /// Spoils some of the records on the disk of a machine that is off, wherever its files have them.
+    pub fn spoil(&mut self, node: usize, count: u64) {
+        for _ in 0..count {
+            let entries = self.machines[node].held.entries.len() as u64;
+            if entries == 0 {
+                break;
+            }
+            let at = index(self.below(entries));
+            let (place, _) = self.machines[node].held.entries.iter().nth(at).expect("is within");
+            let place = *place;
+            self.spoil_entry(node, place);
+        }
+        self.excuse_what_is_lost();
+    }
+
+    pub(super) fn spoil_entry(&mut self, node: usize, place: (Origin, u64)) {
+        let mut dice = Dice(self.dice.roll());
+        let mut spoilt = 0;
+        self.machines[node].disk.spoil(LOG, |file| {
+            for start in copies_of(file, place) {
+                let length = record_length(&file[start..]);
+                let bit = index(dice.roll()) % (length * 8);
+                file[start + bit / 8] ^= 1 << (bit % 8);
+                spoilt += 1;
+            }
+        });
+        let (log, seq) = (name(place.0), place.1);
+        self.say(format!("on the disk of node {node} entry {seq} of log {log} is spoilt ({spoilt} copies)"));
+        let now = self.now;
+        let machine = &mut self.machines[node];
+        // What is on the platter is what is in the files: the machine is off.
+        machine.platter = Platter::new(machine.disk.bytes());
+        machine.held.remove(place);
+        machine.held.spoilt.insert(place);
+        machine.opens_carelessly = true;
+        machine.destroyed = Some(now);
+    }
+
+    /// Spoils any bits of the files on a machine that is off, where there is something at all.
+    fn rot(&mut self, node: usize, count: u64) {
+        let mut dice = Dice(self.dice.roll());
+        for _ in 0..count {
+            let file = if dice.one_in(4) { INDEX } else { LOG };
+            let mut place = None;
+            self.machines[node].disk.spoil(file, |bytes| {
+                let starts = (0..100).map(|_| index(dice.roll()) % bytes.len().max(1));
+                let mut starts = starts.collect::<Vec<_>>().into_iter();
+                place = starts.find(|at| bytes.get(*at).is_some_and(|byte| *byte != 0));
+                if let Some(at) = place {
+                    bytes[at] ^= 1 << (dice.roll() % 8);
+                }
+            });
+            self.say(format!("on the disk of node {node} a bit of {file} is spoilt: byte {place:?}"));
+        }
+        self.note_what_rotted(node);
+        self.excuse_what_is_lost();
+    }
+
+    /// Of what a disk held, what stands in no record of any of its files any more is gone.
+    fn note_what_rotted(&mut self, node: usize) {
+        let now = self.now;
+        let machine = &mut self.machines[node];
+        let images = machine.disk.bytes();
+        let intact: BTreeSet<(Origin, u64)> = images.values().flat_map(|file| places_in(file)).collect();
+        let held = machine.held.entries.keys().chain(machine.held.loose.keys());
+        let gone: Vec<(Origin, u64)> = held.copied().filter(|place| !intact.contains(place)).collect();
+        for place in gone {
+            machine.held.remove(place);
+            machine.held.spoilt.insert(place);
+        }
+        machine.platter = Platter::new(images);
+        (machine.destroyed, machine.opens_carelessly) = (Some(now), false);
+    }
+
+    fn partition(&mut self, node: usize) {
+        let count = self.machines.len();
+        let what = self.below(4);
+        let mut cut_off = Vec::new();
+        for from in 0..count {
+            for to in 0..count {
+                let is_cut = match what {
+                    0 => (from <= node) != (to <= node), // two sides
+                    1 => from == node,                   // it is not heard
+                    2 => from == node || to == node,     // it is alone
+                    _ => self.dice.one_in(3),            // anything
+                };
+                if is_cut && from != to {
+                    self.network.block(from, to);
+                    cut_off.push(format!("{from}->{to}"));
+                }
+            }
+        }
+        self.say(format!("cut off: {}", cut_off.join(" ")));
+        let delay = self.below(20_000);
+        self.after(delay, Event::Mended);
+    }
+
+    /// Two sides that do not reach each other: up to this machine, and behind it.
+    pub fn divide(&mut self, last: usize) {
+        for left in 0..=last {
+            for right in last + 1..self.machines.len() {
+                self.network.block(left, right);
+                self.network.block(right, left);
+            }
+        }
+        self.say(format!("cut off: 0..={last} from the others"));
+    }
+
+    fn set_clock(&mut self, node: usize) {
+        let by = [1_000, 60_000, 240_000, 400_000, 100_000_000][index(self.dice.roll() % 5)];
+        let by = if self.dice.one_in(2) { by } else { -by };
+        self.shift_clock(node, by);
+        self.machines[node].drift = i64::try_from(self.below(2_000)).expect("small") - 1_000;
+    }
+
+    /// A clock is set by so many milliseconds.
+    pub fn shift_clock(&mut self, node: usize, by: i64) {
+        self.say(format!("the clock of node {node} is set by {by} ms"));
+        self.machines[node].clock += by;
+    }
+}
+
+fn record_length(bytes: &[u8]) -> usize {
+    Record::parse(bytes).map_or(MAGIC.len(), |(_, length)| length)
+}
+
+/// Where in a file records begin.
+fn records_in(file: &[u8]) -> impl Iterator<Item = (usize, Record<'_>)> {
+    let mut from = 0;
+    std::iter::from_fn(move || {
+        loop {
+            let rest = &file[from..];
+            let at = rest.windows(MAGIC.len()).position(|window| window == MAGIC)?;
+            let start = from + at;
+            from = start + 1;
+            if let Ok((record, _)) = Record::parse(&file[start..]) {
+                return Some((start, record));
+            }
+        }
+    })
+}
+
+fn places_in(file: &[u8]) -> impl Iterator<Item = (Origin, u64)> {
+    records_in(file).map(|(_, record)| (record.origin, record.seq))
+}
+
+/// Where in a file records of this entry begin.
+fn copies_of(file: &[u8], place: (Origin, u64)) -> Vec<usize> {
+    let records = records_in(file).filter(|(_, record)| (record.origin, record.seq) == place);
+    records.map(|(start, _)| start).collect()
+}
