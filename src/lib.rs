@@ -18,6 +18,7 @@
 //! | [`proxy`] | finding a node that answers | the store, the node, the logs |
 //! | [`commands`] | one file per command | what servers do inside |
 //! | [`cli`], [`config`] | what was typed, and what it comes to | anything that runs |
+//! | [`fault`] | mistakes planted on purpose, in tests of the tests | everything |
 //! | [`output`] | all printing | where it came from |
 //!
 //! Imports run one way: commands → client → api → chain; node → client, serve, replica → store → chain; proxy → client,
@@ -47,6 +48,7 @@ pub mod cli;
 pub mod client;
 pub mod commands;
 pub mod config;
+pub mod fault;
 pub mod node;
 pub mod output;
 pub mod proxy;

@@ -11,6 +11,7 @@ use super::message::Digest;
 use super::place::{Origin, Place};
 use super::record::Record;
 use super::vector::{Head, Vector};
+use crate::fault::Fault;
 
 /// The chain's hash is kept for every entry whose seq is a multiple of this, besides the head.
 pub const CHECKPOINT_EVERY: u64 = 1024;
@@ -80,6 +81,9 @@ impl Logs {
             logs.stamps.insert(origin, range);
             logs.clock.adopt(range.last, now_ms);
         }
+        if Fault::OldOrigin.is_planted() {
+            logs.own = logs.vector.iter().map(|(origin, _)| origin).last();
+        }
         for (origin, seq) in found.cuts {
             let head = logs.vector.get(origin).copied();
             logs.vector.cut(origin, seq, head);
@@ -108,7 +112,7 @@ impl Logs {
         if record.seq <= head || record.seq > self.vector.limit(record.origin) {
             return Ok(false); // behind a cut nothing is news: what was there stands in a branch
         }
-        if record.seq != head + 1 {
+        if record.seq != head + 1 && !Fault::AcceptGap.is_planted() {
             return Err(Refused::Gap { head, got: record.seq });
         }
         if self.stamps.get(&record.origin).is_some_and(|range| record.stamp <= range.last) {

@@ -15,6 +15,7 @@ use std::collections::BTreeMap;
 use super::place::Origin;
 use super::vector::{Head, Vector};
 use super::wire::{Body, Heads, Range, ShortDigest, short};
+use crate::fault::Fault;
 
 /// Timer rounds in which somebody must lack the same entries before another than their owner sends them.
 const ROUNDS: u8 = 2;
@@ -143,7 +144,8 @@ impl Link {
 
     /// Takes note of the answer to a plan.
     pub fn on_reply(&mut self, plan: Plan, reply: &Body) -> Next {
-        if self.peer.is_some_and(|peer| peer != opening(reply)) {
+        let is_anew = self.peer.is_some_and(|peer| peer != opening(reply));
+        if is_anew && !Fault::OldHeads.is_planted() {
             *self = Link::default();
         }
         let is_first = self.theirs.is_none();

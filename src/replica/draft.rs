@@ -16,6 +16,7 @@ use crate::chain::message::Content;
 use crate::chain::place::{ChainHash, Origin, Place};
 use crate::chain::record::{Kind, Record};
 use crate::chain::vector::Head;
+use crate::fault::Fault;
 use crate::store::index::Lookup;
 use crate::store::log::{Change, NewEntry, Reader};
 use crate::store::{Error, Standing, Store};
@@ -97,7 +98,8 @@ impl<'a> Draft<'a> {
         if let Some(place) = copies.into_iter().min() {
             return Ok(Outcome::Stored { place, duplicate: true });
         }
-        if !was_stored && (covered().next().is_some() || !batch.is_empty()) {
+        let stands_for_other = !was_stored && (covered().next().is_some() || !batch.is_empty());
+        if stands_for_other && !Fault::SecondWins.is_planted() {
             return Ok(Outcome::NotStored(WhyNot::Conflict));
         }
         if !self.room.clients {

@@ -16,7 +16,9 @@ mod reader;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition, TableHandle, WriteTransaction};
+use redb::{
+    Database, Durability, ReadableDatabase, ReadableTable, TableDefinition, TableHandle, WriteTransaction,
+};
 use twox_hash::XxHash3_64;
 use uuid::Uuid;
 
@@ -29,6 +31,7 @@ use crate::chain::clock::Stamp;
 use crate::chain::log::{CHECKPOINT_EVERY, Found, Logs, StampRange};
 use crate::chain::place::{ChainHash, Origin};
 use crate::chain::vector::Head;
+use crate::fault::Fault;
 pub(super) use meta::make as make_meta;
 pub use reader::{Entry, Most, Reader};
 
@@ -123,7 +126,12 @@ impl Log {
     }
 
     fn write(&self, change: &Change, logs: &Logs) -> Result<(), Error> {
-        let tx = self.db.begin_write()?;
+        let mut tx = self.db.begin_write()?;
+        let is_own = |entry: &NewEntry| logs.own() == Some(entry.place.origin);
+        let is_early = if change.entries.iter().any(is_own) { Fault::EarlyAck } else { Fault::EarlyHead };
+        if is_early.is_planted() {
+            tx.set_durability(Durability::None)?;
+        }
         put_entries(&tx, &change.entries, true)?;
         put_entries(&tx, &change.mended, false)?;
         {
