@@ -55,6 +55,10 @@ impl World {
                 self.say(format!("node {node} fails while it starts: {error}"));
                 let how = Stop::Power(self.any_loss());
                 self.machines[node].stop(how);
+                if !self.machines[node].held.spoilt.is_empty() {
+                    // It may have been salvaged before it failed: the next opening does not know.
+                    self.machines[node].advertised = Vector::default();
+                }
                 let delay = self.below(2_000);
                 return self.after(delay, Event::Start { node });
             }
