@@ -23,7 +23,7 @@ fi
 
 # The worlds first: they are quick to find most of them. Each set of tests has so long to fail.
 tests=('worlds::' 'scripts::' 'crash_images::')
-limit=240
+limit=120
 
 found=0 missed=0
 log=$(mktemp)

@@ -41,6 +41,18 @@ pub struct Hello {
 }
 
 impl Hello {
+    /// Whether both are the word of one process: it has met itself.
+    pub fn is_ours(&self, ours: &Hello) -> bool {
+        self == ours
+    }
+
+    /// Whether two processes run with copies of one store, and it is on us to take another name: on the one that opened
+    /// it later, or, if a running machine was copied, on either of the two.
+    pub fn is_copied(&self, ours: &Hello) -> bool {
+        let age = |hello: &Hello| (hello.open_id, hello.node_id, hello.address.clone());
+        self.store_id == ours.store_id && age(self) < age(ours)
+    }
+
     /// The short form of a network's name.
     pub fn network_hash(name: &str) -> [u8; 8] {
         *blake3::hash(name.as_bytes()).as_bytes().first_chunk().expect("32 bytes have 8")

@@ -94,6 +94,8 @@ struct Peer {
     /// What it had by its last word before its store was opened anew, until it says what it has now.
     had: Option<Vector>,
     own: Option<Origin>,
+    /// Entries below its heads that it asked for: they are damaged there, and no copies.
+    damaged: Vec<Range>,
     /// It spoke to us.
     heard: Option<Instant>,
     /// It answered us.
@@ -117,6 +119,7 @@ impl Peer {
             theirs: None,
             had: None,
             own: None,
+            damaged: Vec::new(),
             heard: None,
             answered: None,
             last_sync: None,
@@ -142,6 +145,15 @@ impl Peer {
         }
         self.node_id = Some(body.hello.node_id);
         self.own = body.own.or(self.own);
+        self.damaged.clone_from(&body.wants);
+    }
+
+    /// Whether an entry is on its disk, as far as it says.
+    fn holds(&self, place: Place) -> bool {
+        let is_asked =
+            |range: &Range| range.origin == place.origin && (range.first..=range.last).contains(&place.seq);
+        let covers = self.theirs.as_ref().is_some_and(|theirs| theirs.seq(place.origin) >= place.seq);
+        covers && !self.damaged.iter().any(is_asked)
     }
 
     /// Notes what it has.
@@ -207,12 +219,12 @@ impl Mesh {
 
     /// Whether a message comes from this very process.
     pub fn is_self(&self, body: &Body) -> bool {
-        (body.hello.store_id, body.hello.open_id) == (self.hello.store_id, self.hello.open_id)
+        body.hello.is_ours(&self.hello)
     }
 
     /// Whether a message comes from another process with a copy of this store, and it is on us to take a new name.
     pub fn is_copied(&self, body: &Body) -> bool {
-        body.hello.store_id == self.hello.store_id && body.hello.open_id < self.hello.open_id
+        body.hello.is_copied(&self.hello)
     }
 
     /// A peer turned out to be this node; it is not shown as a peer.
@@ -377,8 +389,7 @@ impl Mesh {
     /// The peers that are known to have an entry on disk.
     pub fn holders(&self, place: Place) -> Vec<NodeId> {
         let book = lock(&self.book);
-        let has =
-            |peer: &&Peer| peer.theirs.as_ref().is_some_and(|theirs| theirs.seq(place.origin) >= place.seq);
+        let has = |peer: &&Peer| peer.holds(place);
         let mut ids = Vec::new();
         for id in book.peers.iter().filter(|peer| !peer.is_self).filter(has).filter_map(|peer| peer.node_id) {
             // One node may be configured under two addresses; it is one copy all the same.

@@ -116,7 +116,8 @@ impl Node {
 
     /// The nodes that are known to have this entry on disk.
     fn durable_on(&self, place: Place) -> Vec<NodeId> {
-        let mut ids = vec![self.config.node_id];
+        let wounds = self.store.log().wounds().within(place.origin, place.seq, place.seq);
+        let mut ids = if wounds.is_empty() { vec![self.config.node_id] } else { Vec::new() };
         ids.extend(self.mesh.holders(place));
         ids
     }

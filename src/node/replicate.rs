@@ -129,10 +129,13 @@ impl Talk {
             return Err(format!("{addr} has a copy of this node's store"));
         }
         let rtt = began.elapsed();
-        let hello = Body::quiet(reply.hello.clone(), reply.digest);
-        let own = reply.own;
+        let said = Body {
+            own: reply.own,
+            wants: reply.wants.clone(),
+            ..Body::quiet(reply.hello.clone(), reply.digest)
+        };
         let heard = self.exchange.on_reply(planned, reply, &node.logs(), node.store().log().wounds());
-        mesh.answered(self.index, &Body { own, ..hello }, self.exchange.theirs(), rtt, super::now_ms());
+        mesh.answered(self.index, &said, self.exchange.theirs(), rtt, super::now_ms());
         let (mut next, progress) = (heard.next, self.carry_out(node, &addr.to_string(), heard).await?);
         if progress {
             next = Next::Again;

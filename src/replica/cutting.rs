@@ -47,12 +47,14 @@ impl Cutting {
             if bytes >= PIECE_BYTES {
                 break;
             }
-            match reader.peek(self.origin, self.next)? {
-                Some(entry) => {
-                    bytes += entry.record.len();
-                    self.copy(draft, &mut reader, &entry.record())?;
-                }
-                None => self.branch = None,
+            if let Some(entry) = reader.peek(self.origin, self.next)? {
+                bytes += entry.record.len();
+                self.copy(draft, &mut reader, &entry.record())?;
+            } else {
+                self.branch = None;
+                // A gap may be of any length: the next row is the one before the next step.
+                let row = reader.row_from(self.origin, self.next + 1)?;
+                self.next = row.unwrap_or(u64::MAX).min(last + 1) - 1;
             }
             self.next += 1;
         }

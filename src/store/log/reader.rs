@@ -135,6 +135,14 @@ impl Reader {
         Ok(entries)
     }
 
+    /// The seq of the first row from here on, whatever is in it.
+    pub fn row_from(&mut self, origin: Origin, seq: u64) -> Result<Option<u64>, Error> {
+        guarded(|| match self.table(origin, seq)?.range(seq..)?.next() {
+            Some(row) => Ok(Some(row?.0.value())),
+            None => Ok(None),
+        })
+    }
+
     /// Rows of `first..=last` as they lie there, unchecked, at least one if there is any: for whoever looks for damage.
     pub(in super::super) fn rows(
         &mut self,

@@ -214,8 +214,8 @@ impl World {
             Origin(((u128::from(names.roll()) << 64) | u128::from(names.roll())).to_be_bytes())
         });
         self.put_to_work(onto, Pen::new(store, logs, mint));
-        // As a machine that was copied while it ran: it does not even know. Two of them alone would not speak.
-        if self.machines.len() > 2 && self.dice.one_in(2) {
+        // As a machine that was copied while it ran: it does not even know.
+        if self.dice.one_in(2) {
             let opening = self.machines[node].up.as_ref().expect("is up").hello.open_id;
             self.machines[onto].up.as_mut().expect("is up").hello.open_id = opening;
         }

@@ -244,7 +244,7 @@ impl World {
         let mut request = Body::decode(&letter.bytes).expect("bytes are not damaged on the way");
         let run = self.machines[node].up.as_mut().expect("lives");
         let opening = (request.hello.store_id, request.hello.open_id);
-        if opening == (run.hello.store_id, run.hello.open_id) {
+        if request.hello.is_ours(&run.hello) {
             let bytes = Body::quiet(run.hello.clone(), [0; 16]).encode().into();
             return self.send_letter(Letter {
                 from: node,
@@ -330,8 +330,7 @@ impl World {
             return self.link_fails(node, peer, "the peer could not store it");
         }
         let reply = Body::decode(&letter.bytes).expect("bytes are not damaged on the way");
-        let opening = (reply.hello.store_id, reply.hello.open_id);
-        if opening == (run.hello.store_id, run.hello.open_id) {
+        if reply.hello.is_ours(&run.hello) {
             run.book.borrow_mut().peers[peer].is_self = true;
             talk.pause = Pause::Wait;
             talk.token += 1;
