@@ -150,7 +150,11 @@ impl Link {
         }
         let is_first = self.theirs.is_none();
         self.peer = Some(opening(reply));
+        let had = if Fault::OldHeads.is_planted() { self.theirs.clone() } else { None };
         let in_doubt = reply.need_full || !self.note_theirs(&plan.mine, reply);
+        if let (Some(had), Some(theirs)) = (had, &mut self.theirs) {
+            theirs.merge(&had);
+        }
         self.told = (!reply.need_full).then_some(plan.mine);
         if in_doubt || is_first { Next::Again } else { Next::Wait }
     }

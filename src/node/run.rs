@@ -21,7 +21,7 @@ use super::notes::Notes;
 use super::pid::PidFile;
 use super::seat::Seat;
 use super::writer::Writer;
-use super::{Bounds, Error, Node, care, http, now_ms, replicate};
+use super::{Bounds, Error, Node, care, http, now_ms, replicate, status};
 use crate::chain::log::Logs;
 use crate::chain::wire::Hello;
 use crate::config::NodeConfig;
@@ -38,33 +38,42 @@ const REOPEN_EVERY: Duration = Duration::from_secs(1);
 
 /// Runs a node on this listener until `stop`.
 pub async fn run(config: NodeConfig, listener: TcpListener, stop: CancellationToken) -> Result<(), Error> {
-    let (config, started) = (Arc::new(config), Instant::now());
-    let opened = open(&config, Care::Usual).await??;
+    let (config, started, notes) = (Arc::new(config), Instant::now(), Notes::default());
+    let begin = |opened| Life::begin(&config, opened, started, notes.clone());
+    let (seat, mut life) = match open(&config, Care::Usual).await? {
+        Ok(opened) => {
+            let life = begin(opened)?;
+            (Seat::of(life.node.clone()), Some(life))
+        }
+        // As later on: the disk may come to its senses, and until then the address says what is wrong.
+        Err(error) if error.may_pass() => (Seat::empty(error.to_string(), status::unopened(&config)), None),
+        Err(error) => return Err(error.into()),
+    };
     let pid = PidFile::write(&config.store_dir);
-    let notes = Notes::default();
-    let mut life = Life::begin(&config, opened, started, notes.clone())?;
-    let seat = Seat::of(life.node.clone());
     announce(&config);
     let serving = serve::serve(listener, http::routes(seat.clone()), stop.clone());
     tokio::pin!(serving);
     let ended = loop {
+        let Some(current) = &mut life else {
+            tokio::select! {
+                () = &mut serving => break Ok(()),
+                opened = reopen(&config, &seat) => life = Some(begin(opened)?),
+            }
+            seat.take(life.as_ref().expect("begun just now").node.clone());
+            continue;
+        };
         let why = tokio::select! {
             () = &mut serving => break Ok(()),
-            why = life.ended() => why,
+            why = current.ended() => why,
         };
-        let why = match why {
+        match why {
             Ended::Early(why) => break Err(Error::Ended(why)),
-            Ended::Suspect(why) => why,
-        };
-        tracing::error!(why, "the store is closed, to be opened anew");
-        notes.add(format!("node {} opened its store anew: {why}", config.node_id));
-        seat.leave(why);
-        life.end().await?;
-        tokio::select! {
-            () = &mut serving => return Ok(()),
-            opened = reopen(&config, &seat) => life = Life::begin(&config, opened, started, notes.clone())?,
+            Ended::Suspect(why) => {
+                notes.add(format!("node {} opened its store anew: {why}", config.node_id));
+                seat.leave(why);
+                life.take().expect("it ended just now").end().await?;
+            }
         }
-        seat.take(life.node.clone());
     };
     if ended.is_err() {
         stop.cancel();
@@ -72,7 +81,9 @@ pub async fn run(config: NodeConfig, listener: TcpListener, stop: CancellationTo
     }
     drop(seat);
     drop(pid); // while the store is still ours
-    life.end().await?;
+    if let Some(life) = life {
+        life.end().await?;
+    }
     ended
 }
 

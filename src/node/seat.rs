@@ -31,6 +31,11 @@ impl Seat {
         Seat(Arc::new(RwLock::new(Taken::Open(node))))
     }
 
+    /// A seat that nobody has taken yet, and why.
+    pub fn empty(why: String, unopened: NodeStatus) -> Self {
+        Seat(Arc::new(RwLock::new(Taken::Closed(why, Box::new(unopened)))))
+    }
+
     /// What is there now.
     pub fn taken(&self) -> Taken {
         self.0.read().unwrap_or_else(PoisonError::into_inner).clone()

@@ -19,6 +19,7 @@ use crate::api::network::{NetworkNode, NetworkStatus, NodeStatus, PeerStatus, Re
 use crate::api::{path, query};
 use crate::chain::vector::Vector;
 use crate::client::Request;
+use crate::config::NodeConfig;
 use crate::serve;
 use crate::store::recover::Recovery;
 
@@ -45,6 +46,26 @@ pub async fn nodes(
     };
     let json = serde_json::to_vec(&status).expect("numbers and strings serialise");
     Ok(serve::json(StatusCode::OK, json))
+}
+
+/// What is known of a node whose store was never open.
+pub fn unopened(config: &NodeConfig) -> NodeStatus {
+    NodeStatus {
+        node_id: config.node_id,
+        address: config.advertise.clone(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        state: State::Suspect,
+        uptime_seconds: 0,
+        messages: 0,
+        digest: String::new(),
+        origins: 0,
+        conflicts: 0,
+        damaged: 0,
+        unreadable: 0,
+        warnings: Vec::new(),
+        peers: Vec::new(),
+        scrub: ScrubStatus::default(),
+    }
 }
 
 /// This node's word on itself.

@@ -26,6 +26,7 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use rustix::io::Errno;
 use uuid::Uuid;
 
 use crate::chain::log::Logs;
@@ -85,6 +86,15 @@ pub enum OpenError {
         /// What is wrong.
         why: String,
     },
+}
+
+impl OpenError {
+    /// Whether it can be otherwise a moment later without anybody changing the configuration: the disk fails or is full.
+    pub fn may_pass(&self) -> bool {
+        let OpenError::Directory { source, .. } = self else { return false };
+        let passing = [Errno::IO, Errno::NOSPC, Errno::DQUOT];
+        Errno::from_io_error(source).is_some_and(|errno| passing.contains(&errno))
+    }
 }
 
 /// Why a read or a commit failed.

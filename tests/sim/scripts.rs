@@ -48,6 +48,22 @@ fn a_restored_backup_gets_back_what_it_lacks_and_uses_no_place_twice() {
 }
 
 #[test]
+fn a_restored_node_that_can_ask_nobody_is_given_what_it_lacks() {
+    let mut world = world(2);
+    chat(&mut world, &[0], 10);
+    world.pass(3 * SECOND);
+    world.back_up(1);
+    chat(&mut world, &[0], 5);
+    world.pass(3 * SECOND);
+    assert_eq!(world.messages(1), 15);
+    world.restore(1);
+    world.only_answers(1);
+    world.switch_on(1);
+    world.pass(20 * SECOND);
+    assert_eq!(world.messages(1), 15, "what it had before it was restored is not what it has");
+}
+
+#[test]
 fn a_wiped_node_is_filled_again() {
     let mut world = world(3);
     chat(&mut world, &[0, 1, 2], 20);

@@ -157,6 +157,13 @@ impl World {
                 let key = (message.id, message.digest);
                 let was_there = before.copies.contains_key(&key) || batch.contains(&key);
                 self.outcome(node, key, was_there, *outcome);
+                let of_id = (key.0, Digest([0; 32]))..=(key.0, Digest([0xff; 32]));
+                let other = before.copies.range(of_id.clone()).map(|(other, _)| other);
+                let stands_for_other = other.chain(batch.range(of_id)).any(|other| *other != key);
+                if stands_for_other && !was_there && matches!(outcome, Outcome::Stored { .. }) {
+                    let id = short(key.0);
+                    self.wrong(format!("node {node} lets a second content have the id {id}, which it knows"));
+                }
                 if before.copies.contains_key(&key) {
                     self.check_no_copy_is_made(node, before, key, *outcome);
                 }

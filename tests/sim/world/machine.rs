@@ -80,6 +80,7 @@ impl Held {
         for place in places {
             self.forget(place);
         }
+        self.loose.retain(|(of, at), _| *of != origin || *at < seq); // it stands in branches, and may be spoilt there
         let before = self.spoilt.len();
         self.spoilt.retain(|(of, at)| *of != origin || *at < seq);
         self.spoilt.len() < before
@@ -174,6 +175,7 @@ pub enum Stop {
 }
 
 /// See the head of this file.
+#[expect(clippy::struct_excessive_bools, reason = "each is a fault of its own that may befall it")]
 pub struct Machine {
     pub disk: Disk,
     pub platter: Platter,
@@ -191,6 +193,8 @@ pub struct Machine {
     pub destroyed: Option<u64>,
     /// The next opening checks no pages, so that damage is met by whoever reads.
     pub opens_carelessly: bool,
+    /// It can be asked, and answers, but not ask.
+    pub reaches_nobody: bool,
     /// Its newest pages may be damaged after a crash: then redb silently goes back one commit.
     pub may_fall_back: bool,
     /// Damaged entries were cut off here: the index cannot tell which messages they were, and counts them still.
@@ -213,6 +217,7 @@ impl Machine {
             backup: None,
             destroyed: None,
             opens_carelessly: false,
+            reaches_nobody: false,
             may_fall_back: false,
             counts_too_many: false,
             advertised: Vector::default(),

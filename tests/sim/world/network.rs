@@ -162,6 +162,10 @@ impl World {
         if run.talks[peer].token != token {
             return;
         }
+        if self.machines[node].reaches_nobody {
+            return self.link_fails(node, peer, "its way out is blocked");
+        }
+        let run = self.machines[node].up.as_mut().expect("lives");
         let logs = run.pen.logs().clone();
         let wounds = run.store.log().wounds();
         run.heal.look(wounds, &logs, now - run.started);

@@ -23,6 +23,9 @@ use crate::disk::{Dice, Unsynced};
 
 const NETWORK: &str = "sim";
 
+/// No log of a world grows that long.
+const LOG_COUNT_MAX: u64 = 1_000_000;
+
 impl World {
     /// 16 bytes of chance.
     pub(super) fn bytes(&mut self) -> [u8; 16] {
@@ -163,7 +166,12 @@ impl World {
         let run = machine.up.as_ref().expect("is up");
         let logs = run.pen.logs();
         let mut reader = run.store.log().read().expect("a running store can be read");
+        let mut wrong = None;
         for (origin, last) in logs.loose() {
+            if last > LOG_COUNT_MAX {
+                wrong = Some(format!("something is believed to be entry {last} of {origin}"));
+                continue;
+            }
             for seq in logs.vector().seq(origin) + 1..=last {
                 if let Some(entry) = reader.peek(origin, seq).expect("a running store can be read")
                     && let Ok(key) = self.ledger.observe(&entry.record())
@@ -171,6 +179,9 @@ impl World {
                     machine.held.loose.insert((origin, seq), key);
                 }
             }
+        }
+        if let Some(why) = wrong {
+            self.wrong(format!("at node {node}: {why}"));
         }
     }
 

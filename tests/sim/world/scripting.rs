@@ -67,6 +67,12 @@ impl World {
         self.say("everybody is cut off");
     }
 
+    /// This node is reached, and reaches nobody by itself.
+    pub fn only_answers(&mut self, node: usize) {
+        self.say(format!("node {node} only answers"));
+        self.machines[node].reaches_nobody = true;
+    }
+
     /// These two reach each other.
     pub fn connect(&mut self, one: usize, other: usize) {
         self.network.join(one, other);
