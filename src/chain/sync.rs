@@ -70,6 +70,8 @@ pub struct Link {
     theirs: Option<Vector>,
     /// Our vector as the peer last confirmed to know it.
     told: Option<Vector>,
+    /// All that the peer ever had; nothing but a planted mistake asks for it.
+    had: Vector,
     /// We lost track of theirs.
     need_full: bool,
     they_lack: Rounds,
@@ -150,10 +152,10 @@ impl Link {
         }
         let is_first = self.theirs.is_none();
         self.peer = Some(opening(reply));
-        let had = if Fault::OldHeads.is_planted() { self.theirs.clone() } else { None };
         let in_doubt = reply.need_full || !self.note_theirs(&plan.mine, reply);
-        if let (Some(had), Some(theirs)) = (had, &mut self.theirs) {
-            theirs.merge(&had);
+        if let (true, Some(theirs)) = (Fault::OldHeads.is_planted(), &mut self.theirs) {
+            theirs.merge(&std::mem::take(&mut self.had));
+            self.had = theirs.clone();
         }
         self.told = (!reply.need_full).then_some(plan.mine);
         if in_doubt || is_first { Next::Again } else { Next::Wait }
