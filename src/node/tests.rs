@@ -44,7 +44,8 @@ impl Bench {
         let (writer, logs, _thread) =
             Writer::start(store.clone(), logs, dir.path().to_owned(), now_ms).expect("starts");
         let mut hello = hello(1);
-        hello.open_id = Uuid::new_v4().into_bytes();
+        // No two of them run with copies of one store.
+        (hello.store_id, hello.open_id) = (Uuid::new_v4().into_bytes(), Uuid::new_v4().into_bytes());
         let mesh = Arc::new(Mesh::new(&config, hello, std::time::Instant::now(), notes::Notes::default()));
         let node = Node { config: Arc::new(config), store, writer, logs, mesh, bounds: Bounds::default() };
         Bench { node, serving: tokio::task::JoinSet::new(), _dir: dir }
@@ -68,14 +69,14 @@ impl Bench {
 
     /// Serves it until the test ends.
     async fn serve(&mut self) -> crate::config::Peer {
+        self.serve_at(&seat::Seat::of(self.node.clone())).await
+    }
+
+    async fn serve_at(&mut self, seat: &seat::Seat) -> crate::config::Peer {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("binds");
         let addr = listener.local_addr().expect("is bound").into();
         let stop = tokio_util::sync::CancellationToken::new();
-        self.serving.spawn(crate::serve::serve(
-            listener,
-            http::routes(seat::Seat::of(self.node.clone())),
-            stop,
-        ));
+        self.serving.spawn(crate::serve::serve(listener, http::routes(seat.clone()), stop));
         crate::config::Peer { node_id: None, addr }
     }
 
