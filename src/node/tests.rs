@@ -281,3 +281,28 @@ async fn a_fork_does_not_hold_up_the_other_logs_and_ends_in_branches() {
     assert_eq!(mine.vector().digest(), theirs.vector().digest());
     assert_eq!((mine.vector().origins(), mine.vector().entries()), (3, 3 + 2 + 1), "two branches beside X");
 }
+
+/// A peer may say anything, such as an answer to a probe that stands at no place.
+#[tokio::test]
+async fn a_run_beyond_all_numbers_is_no_answer_to_a_probe() {
+    let bench = Bench::new();
+    bench.push(&Log::new(X, 2, 1, "ours"), 1, 2, 2).await;
+    let (logs, wounds) = (bench.node.logs(), bench.node.store().log().wounds());
+    let mut exchange = crate::replica::exchange::Exchange::default();
+    let other = Log::new(X, 2, 1, "theirs");
+    for _ in 0..2 {
+        let occasion = crate::replica::exchange::Occasion {
+            on_timer: false,
+            now_ms: 0,
+            leave: &|_| false,
+            mend: vec![],
+        };
+        let planned = exchange.plan(&logs, occasion);
+        let heads = Heads { base: None, changes: vec![(X, other.head(2))], cuts: Vec::new() };
+        let before = Head { seq: u64::MAX, hash: ChainHash([0; 32]) };
+        let runs = vec![Run { origin: X, before, records: Vec::new(), broken: None }];
+        let reply = Body { runs, heads: Some(heads.clone()), ..Body::quiet(hello(2), digest_of(&heads)) };
+        let heard = exchange.on_reply(planned, reply, &logs, wounds);
+        assert_eq!(heard.probes.len(), 0);
+    }
+}
