@@ -282,6 +282,21 @@ async fn a_fork_does_not_hold_up_the_other_logs_and_ends_in_branches() {
     assert_eq!((mine.vector().origins(), mine.vector().entries()), (3, 3 + 2 + 1), "two branches beside X");
 }
 
+/// A node whose store is closed answers with its last word, which may be as good as ours.
+#[tokio::test]
+async fn a_node_with_a_closed_store_is_neither_up_nor_writable_in_the_network() {
+    let mut peer = Bench::new();
+    let seat = seat::Seat::of(peer.node.clone());
+    let bench = Bench::with_peers(vec![peer.serve_at(&seat).await]);
+    replicate::Talk::new(0).exchange(&bench.node, false).await.expect("goes well");
+    seat.leave("its disk is gone".into());
+    bench.node.writer().alarm().raise("ours is gone as well".into());
+    let answer = status::network(bench.node.clone(), axum::extract::RawQuery(None)).await.expect("answers");
+    let bytes = axum::body::to_bytes(answer.into_body(), 1 << 20).await.expect("is short");
+    let network: crate::api::network::NetworkStatus = serde_json::from_slice(&bytes).expect("parses");
+    assert_eq!((network.up, network.total, network.writable), (1, 2, false), "{network:?}");
+}
+
 /// A peer may say anything, such as an answer to a probe that stands at no place.
 #[tokio::test]
 async fn a_run_beyond_all_numbers_is_no_answer_to_a_probe() {
