@@ -59,7 +59,13 @@ pub async fn run(config: NodeConfig, listener: TcpListener, stop: CancellationTo
         tracing::error!(why, "the store is closed, to be opened anew");
         notes.add(format!("node {} opened its store anew: {why}", config.node_id));
         seat.leave(why);
-        life.end().await?;
+        // The address answers meanwhile: without being polled, it accepts nobody.
+        let closing = life.end();
+        tokio::pin!(closing);
+        tokio::select! {
+            () = &mut serving => return closing.await,
+            closed = &mut closing => closed?,
+        }
         tokio::select! {
             () = &mut serving => return Ok(()),
             opened = reopen(&config, &seat) => life = Life::begin(&config, opened, started, notes.clone())?,

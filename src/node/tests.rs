@@ -321,3 +321,34 @@ async fn a_run_beyond_all_numbers_is_no_answer_to_a_probe() {
         assert_eq!(heard.probes.len(), 0);
     }
 }
+
+/// A request that comes slowly keeps the store open for a while; who comes meanwhile is answered.
+#[tokio::test]
+async fn the_address_answers_while_a_store_waits_to_be_closed() {
+    let bench = Bench::new();
+    let dir = tempfile::tempdir().expect("temp dir");
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("binds");
+    let at = listener.local_addr().expect("is bound");
+    let config = NodeConfig { store_dir: dir.path().to_owned(), ..NodeConfig::clone(&bench.node.config) };
+    let stop = tokio_util::sync::CancellationToken::new();
+    let mut running = tokio::task::JoinSet::new();
+    running.spawn(run::run(config, listener, stop.clone()));
+    let (client, addr) = (crate::client::Client::new(), at.into());
+    let second = std::time::Duration::from_secs(1);
+    let first = client.sync(&addr, quiet().encode().into(), 10 * second).await.expect("answers");
+    let mut slow = tokio::net::TcpStream::connect(at).await.expect("connects");
+    let head =
+        "POST /messages HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n";
+    tokio::io::AsyncWriteExt::write_all(&mut slow, head.as_bytes()).await.expect("writes");
+    // Somebody who claims to have opened this very store before makes the node close it.
+    let mut copied = Body::decode(&first).expect("well-formed");
+    (copied.hello.open_id, copied.hello.address) = ([0; 16], "127.0.0.1:9".into());
+    client.sync(&addr, copied.encode().into(), 10 * second).await.expect_err("is told to wait");
+    let request = crate::client::Request::get(crate::api::path::LIVEZ);
+    client.forward(&addr, &request, 5 * second).await.expect("answers on a connection of before");
+    let fresh = crate::client::Client::new();
+    fresh.forward(&addr, &request, 5 * second).await.expect("answers on a new connection");
+    drop(slow);
+    stop.cancel();
+    running.join_next().await.expect("runs").expect("does not panic").expect("ends well");
+}
