@@ -239,4 +239,22 @@ mod tests {
         assert!(matches!(again[0], Outcome::Stored { duplicate: true, .. }), "{again:?}");
         assert_eq!(again[1], Outcome::NotStored(WhyNot::Conflict));
     }
+
+    /// A record may lie in a damaged file that says the largest of all numbers.
+    #[test]
+    fn a_log_with_an_entry_at_no_possible_place_is_cut_like_any_other() {
+        let dir = tempfile::tempdir().expect("temp dir");
+        let Intake { digest, content, .. } = intake(1, "one");
+        let (origin, stamp) = (Origin([7; 16]), crate::chain::clock::Stamp(1));
+        let record = |seq| {
+            let kind = crate::chain::record::Kind::Message;
+            Record { origin, seq, stamp, digest, kind, content: &content }.encode()
+        };
+        std::fs::write(dir.path().join("log.redb"), [record(u64::MAX), record(3)].concat()).expect("writes");
+        let (store, logs) = Store::open(dir.path(), "test", NOW).expect("opens");
+        let mut pen = Pen::new(store, logs, Box::new(|| Origin([1; 16])));
+        write(&mut pen, vec![&Care::Cut(origin, 1)], &[]);
+        assert_eq!(pen.logs().vector().cut_of(origin), Some(1));
+        assert_eq!(pen.logs().vector().entries(), 1, "the other one begins a branch");
+    }
 }
