@@ -29,8 +29,6 @@ use crate::serve;
 
 /// How it is told that a store has another name.
 const NEW_NAME: &str = "it took a new name";
-/// A store takes another name at most this often.
-const NEW_NAME_REST_MS: u64 = 10 * 60 * 1000;
 /// A request longer than this is refused; ours stay well below.
 const BODY_BYTES_MAX: usize = 8 << 20;
 /// Pieces of one exchange that wait for the writer at the same time. At the bound the next ones wait here: thousands of
@@ -226,7 +224,7 @@ fn jittered(interval: Duration) -> Duration {
 
 /// Of two running nodes with one store, the one that opened it later takes a new name for it: each is a copy of its own.
 async fn take_new_name(node: &Node, peer: &str) {
-    if node.mesh().notes.lately(NEW_NAME, NEW_NAME_REST_MS) {
+    if !node.mesh().notes.may_rename() {
         return; // nobody is copied that often: a peer that claims so must not keep the store closed
     }
     let store = node.store().clone();

@@ -71,7 +71,13 @@ pub async fn run(config: NodeConfig, listener: TcpListener, stop: CancellationTo
             Ended::Suspect(why) => {
                 notes.add(format!("node {} opened its store anew: {why}", config.node_id));
                 seat.leave(why);
-                life.take().expect("it ended just now").end().await?;
+                // The address answers meanwhile: without being polled, it accepts nobody.
+                let closing = life.take().expect("it ended just now").end();
+                tokio::pin!(closing);
+                tokio::select! {
+                    () = &mut serving => return closing.await,
+                    closed = &mut closing => closed?,
+                }
             }
         }
     };

@@ -139,7 +139,8 @@ async fn survey(node: &Node) -> NetworkStatus {
     let peers = node.mesh().statuses(&all);
     let answers = join_all(peers.iter().map(|peer| ask(node, &peer.address))).await;
     let own = status(node);
-    let writable = node.writer().is_writable() || answers.iter().any(Result::is_ok);
+    let is_up = |answer: &NodeStatus| answer.state == State::Up;
+    let writable = node.writer().is_writable() || answers.iter().flatten().any(is_up);
     let mut warnings = own.warnings.clone();
     let mut healthy = own.damaged + own.unreadable == 0;
     let own = row(own, logs.vector(), &all);
@@ -202,9 +203,10 @@ fn peer_row(own: &NetworkNode, peer: PeerStatus, answer: Result<NodeStatus, Stri
         Ok(answer) => (Some(answer), None),
         Err(why) => (None, Some(why)),
     };
-    // Who answers is up, and who does not is not, whatever the last exchange said.
+    // Who answers is what it says: one whose store is closed does not call itself up. Who does not answer is not up,
+    // whatever the last exchange said.
     let state = match (&answer, peer.state) {
-        (Some(_), _) => State::Up,
+        (Some(answer), _) => answer.state,
         (None, State::Down) => State::Down,
         (None, State::Up | State::Suspect) => State::Suspect,
     };

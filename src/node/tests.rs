@@ -44,7 +44,8 @@ impl Bench {
         let (writer, logs, _thread) =
             Writer::start(store.clone(), logs, dir.path().to_owned(), now_ms).expect("starts");
         let mut hello = hello(1);
-        hello.open_id = Uuid::new_v4().into_bytes();
+        // No two of them run with copies of one store.
+        (hello.store_id, hello.open_id) = (Uuid::new_v4().into_bytes(), Uuid::new_v4().into_bytes());
         let mesh = Arc::new(Mesh::new(&config, hello, std::time::Instant::now(), notes::Notes::default()));
         let node = Node { config: Arc::new(config), store, writer, logs, mesh, bounds: Bounds::default() };
         Bench { node, serving: tokio::task::JoinSet::new(), _dir: dir }
@@ -68,14 +69,14 @@ impl Bench {
 
     /// Serves it until the test ends.
     async fn serve(&mut self) -> crate::config::Peer {
+        self.serve_at(&seat::Seat::of(self.node.clone())).await
+    }
+
+    async fn serve_at(&mut self, seat: &seat::Seat) -> crate::config::Peer {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("binds");
         let addr = listener.local_addr().expect("is bound").into();
         let stop = tokio_util::sync::CancellationToken::new();
-        self.serving.spawn(crate::serve::serve(
-            listener,
-            http::routes(seat::Seat::of(self.node.clone())),
-            stop,
-        ));
+        self.serving.spawn(crate::serve::serve(listener, http::routes(seat.clone()), stop));
         crate::config::Peer { node_id: None, addr }
     }
 
@@ -279,4 +280,75 @@ async fn a_fork_does_not_hold_up_the_other_logs_and_ends_in_branches() {
     assert_eq!((bench.seq(own), peer.seq(own)), (0, 0));
     assert_eq!(mine.vector().digest(), theirs.vector().digest());
     assert_eq!((mine.vector().origins(), mine.vector().entries()), (3, 3 + 2 + 1), "two branches beside X");
+}
+
+/// A node whose store is closed answers with its last word, which may be as good as ours.
+#[tokio::test]
+async fn a_node_with_a_closed_store_is_neither_up_nor_writable_in_the_network() {
+    let mut peer = Bench::new();
+    let seat = seat::Seat::of(peer.node.clone());
+    let bench = Bench::with_peers(vec![peer.serve_at(&seat).await]);
+    replicate::Talk::new(0).exchange(&bench.node, false).await.expect("goes well");
+    seat.leave("its disk is gone".into());
+    bench.node.writer().alarm().raise("ours is gone as well".into());
+    let answer = status::network(bench.node.clone(), axum::extract::RawQuery(None)).await.expect("answers");
+    let bytes = axum::body::to_bytes(answer.into_body(), 1 << 20).await.expect("is short");
+    let network: crate::api::network::NetworkStatus = serde_json::from_slice(&bytes).expect("parses");
+    assert_eq!((network.up, network.total, network.writable), (1, 2, false), "{network:?}");
+}
+
+/// A peer may say anything, such as an answer to a probe that stands at no place.
+#[tokio::test]
+async fn a_run_beyond_all_numbers_is_no_answer_to_a_probe() {
+    let bench = Bench::new();
+    bench.push(&Log::new(X, 2, 1, "ours"), 1, 2, 2).await;
+    let (logs, wounds) = (bench.node.logs(), bench.node.store().log().wounds());
+    let mut exchange = crate::replica::exchange::Exchange::default();
+    let other = Log::new(X, 2, 1, "theirs");
+    for _ in 0..2 {
+        let occasion = crate::replica::exchange::Occasion {
+            on_timer: false,
+            now_ms: 0,
+            leave: &|_| false,
+            mend: vec![],
+        };
+        let planned = exchange.plan(&logs, occasion);
+        let heads = Heads { base: None, changes: vec![(X, other.head(2))], cuts: Vec::new() };
+        let before = Head { seq: u64::MAX, hash: ChainHash([0; 32]) };
+        let runs = vec![Run { origin: X, before, records: Vec::new(), broken: None }];
+        let reply = Body { runs, heads: Some(heads.clone()), ..Body::quiet(hello(2), digest_of(&heads)) };
+        let heard = exchange.on_reply(planned, reply, &logs, wounds);
+        assert_eq!(heard.probes.len(), 0);
+    }
+}
+
+/// A request that comes slowly keeps the store open for a while; who comes meanwhile is answered.
+#[tokio::test]
+async fn the_address_answers_while_a_store_waits_to_be_closed() {
+    let bench = Bench::new();
+    let dir = tempfile::tempdir().expect("temp dir");
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("binds");
+    let at = listener.local_addr().expect("is bound");
+    let config = NodeConfig { store_dir: dir.path().to_owned(), ..NodeConfig::clone(&bench.node.config) };
+    let stop = tokio_util::sync::CancellationToken::new();
+    let mut running = tokio::task::JoinSet::new();
+    running.spawn(run::run(config, listener, stop.clone()));
+    let (client, addr) = (crate::client::Client::new(), at.into());
+    let second = std::time::Duration::from_secs(1);
+    let first = client.sync(&addr, quiet().encode().into(), 10 * second).await.expect("answers");
+    let mut slow = tokio::net::TcpStream::connect(at).await.expect("connects");
+    let head =
+        "POST /messages HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n";
+    tokio::io::AsyncWriteExt::write_all(&mut slow, head.as_bytes()).await.expect("writes");
+    // Somebody who claims to have opened this very store before makes the node close it.
+    let mut copied = Body::decode(&first).expect("well-formed");
+    (copied.hello.open_id, copied.hello.address) = ([0; 16], "127.0.0.1:9".into());
+    client.sync(&addr, copied.encode().into(), 10 * second).await.expect_err("is told to wait");
+    let request = crate::client::Request::get(crate::api::path::LIVEZ);
+    client.forward(&addr, &request, 5 * second).await.expect("answers on a connection of before");
+    let fresh = crate::client::Client::new();
+    fresh.forward(&addr, &request, 5 * second).await.expect("answers on a new connection");
+    drop(slow);
+    stop.cancel();
+    running.join_next().await.expect("runs").expect("does not panic").expect("ends well");
 }

@@ -38,7 +38,7 @@ pub(super) struct Draft<'a> {
     /// What was looked up for peers' entries. Shared, for a peer can send one id in thousands of entries.
     looked_up: HashMap<[u8; 16], Arc<[Standing]>>,
     change: Change,
-    /// What clients add with this batch, by id.
+    /// What clients and cuts add with this batch, by id.
     by_id: HashMap<[u8; 16], Vec<Standing>>,
     /// Forks that showed in two records side by side.
     pub(super) forks: BTreeSet<(Origin, u64)>,
@@ -247,9 +247,14 @@ impl<'a> Draft<'a> {
         Ok(true)
     }
 
-    /// Puts a record at the end of a branch.
+    /// Puts a record at the end of a branch. Sends of this batch must know it: its old place may be cut off with the same
+    /// commit, and the index learns of the new one only after it.
     pub(super) fn append_moved(&mut self, place: Place, record: &Record<'_>) -> Result<(), Error> {
         self.logs.append_moved(place, record.digest);
+        if let Ok(content) = Content::decode(record.content) {
+            let standing = Standing { place, digest: record.digest };
+            self.by_id.entry(content.id.into_bytes()).or_default().push(standing);
+        }
         let moved = Record { origin: place.origin, seq: place.seq, ..*record };
         let hash = self.logs.vector().hash(place.origin);
         self.note_new(&moved, hash, moved.encode())

@@ -178,7 +178,7 @@ impl Exchange {
         }
         for (origin, range) in probes {
             let is_answer = |run: &Run| {
-                run.origin == origin && run.before.seq + 1 == range.first && run.records.len() == 1
+                run.origin == origin && run.before.seq == range.first - 1 && run.records.len() == 1
             };
             match (runs.iter().position(is_answer), self.searches.remove(&origin)) {
                 (Some(at), Some(search)) => heard.probes.push((origin, search, runs.remove(at))),

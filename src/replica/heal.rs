@@ -5,7 +5,7 @@
 //! there, so that what stands behind it is read again. That loses nothing that anybody still has, for whoever comes back
 //! with the rest brings it in a branch.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::chain::log::Logs;
 use crate::chain::place::Origin;
@@ -23,7 +23,7 @@ const RANGES_MAX: usize = 256;
 /// See the head of this file. Times are milliseconds of a clock that only goes forward.
 #[derive(Debug, Clone, Default)]
 pub struct Heal {
-    /// What is missing, and since when.
+    /// What is missing, and since when; since the last time that anything was healed, if that is later.
     missing: BTreeMap<(Origin, u64), u64>,
     /// When each peer's last exchange was through.
     answered: BTreeMap<usize, u64>,
@@ -41,8 +41,14 @@ impl Heal {
         let is_within = |(origin, seq): &(Origin, u64)| *seq <= logs.vector().seq(*origin);
         let wounds = wounds.all().into_iter().filter(is_within);
         let gaps = logs.loose().map(|(origin, _)| (origin, logs.vector().seq(origin) + 1));
-        let since = |place| (place, self.missing.get(&place).copied().unwrap_or(now_ms));
-        self.missing = wounds.chain(gaps).map(since).collect();
+        let now: BTreeSet<_> = wounds.chain(gaps).collect();
+        // While healing gets on, nothing is hopeless: much may be missing, and an exchange brings only a part of it.
+        let gets_on = self.missing.keys().any(|place| !now.contains(place));
+        let since = |place| match self.missing.get(&place) {
+            Some(since) if !gets_on => *since,
+            _ => now_ms,
+        };
+        self.missing = now.into_iter().map(|place| (place, since(place))).collect();
     }
 
     /// Entries within our logs that this peer may have whole. What is missing behind a head is pulled anyway.
@@ -146,5 +152,30 @@ mod tests {
         heal.answered(1, 9_000);
         assert_eq!(heal.hopeless(2, GIVE_UP_MS), []);
         assert_eq!(heal.hopeless(2, 1_000 + GIVE_UP_MS), [(A, 3)]);
+    }
+
+    /// Thousands of entries may be damaged at once, or many logs have a gap that a long catch-up comes to one by one.
+    #[test]
+    fn nothing_is_given_up_while_healing_gets_on() {
+        let wounds = Wounds::default();
+        let mut logs = Logs::default();
+        for seq in 1..=9 {
+            wounds.add(A, seq);
+            logs.assign(crate::chain::message::Digest([0; 32]), 0, || A);
+        }
+        let mut heal = Heal::default();
+        let mut now = 0;
+        for seq in 1..=8 {
+            heal.look(&wounds, &logs, now);
+            heal.answered(0, now);
+            assert_eq!(heal.hopeless(1, now), [], "at {now}");
+            wounds.healed(A, seq);
+            now += GIVE_UP_MS / 2;
+        }
+        heal.look(&wounds, &logs, now);
+        now += GIVE_UP_MS;
+        heal.answered(0, now);
+        heal.look(&wounds, &logs, now);
+        assert_eq!(heal.hopeless(1, now), [(A, 9)]);
     }
 }

@@ -197,3 +197,64 @@ impl Pen {
 fn record_of(bytes: &Bytes) -> Record<'_> {
     Record::parse(bytes).expect("the exchange hands on checked records only").0
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use uuid::Uuid;
+
+    use crate::chain::message::{self, Digest, Message};
+    use crate::replica::jobs::{Intake, Outcome, WhyNot};
+
+    const NOW: u64 = 1_700_000_000_000;
+
+    fn intake(id: u128, text: &str) -> Intake {
+        let (sender, recipient, text) = ("a".into(), "b".into(), text.into());
+        let draft = message::Draft { id: Uuid::from_u128(id), sender, recipient, text, timestamp: None };
+        let content = Message::new(draft).expect("valid").encode();
+        Intake { id: Uuid::from_u128(id), digest: Digest::of(&content), content }
+    }
+
+    fn write(pen: &mut Pen, care: Vec<&Care>, messages: &[Intake]) -> Vec<Outcome> {
+        let batch = Batch { care, sends: vec![messages], admits: Vec::new() };
+        pen.write(&batch, Room::ALL, NOW).expect("writes").sends.remove(0)
+    }
+
+    /// The old places are cut off with the very commit that brings the new ones, which no index knows so far.
+    #[test]
+    fn what_a_cut_moves_is_known_to_the_sends_of_the_same_batch() {
+        let dir = tempfile::tempdir().expect("temp dir");
+        let (store, logs) = Store::open(dir.path(), "test", NOW).expect("opens");
+        let mut names = 0;
+        let mint = move || {
+            names += 1;
+            Origin([names; 16])
+        };
+        let mut pen = Pen::new(store, logs, Box::new(mint));
+        let stored = write(&mut pen, Vec::new(), &[intake(1, "one"), intake(2, "two")]);
+        let Outcome::Stored { place, duplicate: false } = stored[0] else { panic!("{stored:?}") };
+        let cut = Care::Cut(place.origin, 1);
+        let again = write(&mut pen, vec![&cut], &[intake(1, "one"), intake(2, "other")]);
+        assert_eq!(pen.logs().vector().cut_of(place.origin), Some(1), "with this batch");
+        assert!(matches!(again[0], Outcome::Stored { duplicate: true, .. }), "{again:?}");
+        assert_eq!(again[1], Outcome::NotStored(WhyNot::Conflict));
+    }
+
+    /// A record may lie in a damaged file that says the largest of all numbers.
+    #[test]
+    fn a_log_with_an_entry_at_no_possible_place_is_cut_like_any_other() {
+        let dir = tempfile::tempdir().expect("temp dir");
+        let Intake { digest, content, .. } = intake(1, "one");
+        let (origin, stamp) = (Origin([7; 16]), crate::chain::clock::Stamp(1));
+        let record = |seq| {
+            let kind = crate::chain::record::Kind::Message;
+            Record { origin, seq, stamp, digest, kind, content: &content }.encode()
+        };
+        std::fs::write(dir.path().join("log.redb"), [record(u64::MAX), record(3)].concat()).expect("writes");
+        let (store, logs) = Store::open(dir.path(), "test", NOW).expect("opens");
+        let mut pen = Pen::new(store, logs, Box::new(|| Origin([1; 16])));
+        write(&mut pen, vec![&Care::Cut(origin, 1)], &[]);
+        assert_eq!(pen.logs().vector().cut_of(origin), Some(1));
+        assert_eq!(pen.logs().vector().entries(), 1, "the other one begins a branch");
+    }
+}

@@ -264,6 +264,7 @@ fn find(db: &Database) -> Result<Found, Error> {
             list.push((Origin(origin.value()), seq.value()));
         }
     }
+    check_ends(&found)?;
     let mut known: BTreeSet<Origin> = found.heads.iter().map(|(origin, ..)| *origin).collect();
     known.extend(found.loose.iter().map(|(origin, _)| *origin));
     let cut: BTreeSet<Origin> = found.cuts.iter().map(|(origin, _)| *origin).collect();
@@ -274,6 +275,20 @@ fn find(db: &Database) -> Result<Found, Error> {
         }
     }
     if known.is_empty() { Ok(found) } else { Err(not_ours("heads")) }
+}
+
+/// Whether cuts and loose ends are where they can be: their rows carry no check. What is wrong is salvaged, which forgets
+/// the cuts; peers that know them bring them back.
+fn check_ends(found: &Found) -> Result<(), Error> {
+    let heads: BTreeMap<Origin, u64> =
+        found.heads.iter().map(|(origin, head, _)| (*origin, head.seq)).collect();
+    if found.cuts.iter().any(|(origin, cut)| *cut <= heads.get(origin).copied().unwrap_or(0)) {
+        return Err(not_ours("cuts"));
+    }
+    if found.loose.iter().any(|(_, last)| *last == u64::MAX) {
+        return Err(not_ours("loose"));
+    }
+    Ok(())
 }
 
 const HEAD_BYTES: usize = 56;
@@ -316,6 +331,14 @@ pub(super) fn pretend_newer(path: &std::path::Path) {
 pub(crate) fn overwrite(log: &Log, origin: Origin, seq: u64, bytes: &[u8]) {
     let tx = log.db.begin_write().expect("begins");
     tx.open_table(log_table(&table_name(origin))).expect("opens").insert(seq, bytes).expect("inserts");
+    tx.commit().expect("commits");
+}
+
+/// Writes where a log is cut, as damage would.
+#[cfg(test)]
+pub(super) fn put_cut(log: &Log, origin: Origin, seq: u64) {
+    let tx = log.db.begin_write().expect("begins");
+    tx.open_table(CUTS).expect("opens").insert(origin.0, seq).expect("inserts");
     tx.commit().expect("commits");
 }
 

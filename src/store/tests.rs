@@ -373,3 +373,18 @@ fn damaged_bytes_are_never_served() {
     }
     assert_eq!(bench.store.log().wounds().all(), [(places[4].origin, 5)]);
 }
+
+/// Rows of that table carry no check of their own.
+#[test]
+fn a_cut_that_cannot_be_is_damage_and_not_believed() {
+    for seq in [0, 2] {
+        let dir = tempfile::tempdir().expect("temp dir");
+        let mut bench = Bench::open(dir.path());
+        let places = bench.send(&numbered(0..3));
+        log::put_cut(&bench.store.log, places[0].origin, seq);
+        drop(bench);
+        let bench = Bench::open(dir.path());
+        assert!(bench.store.recovery().is_some(), "a cut at {seq}");
+        assert_eq!(bench.list(Filter::default(), None, false), texts(0..3));
+    }
+}
