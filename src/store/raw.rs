@@ -45,7 +45,8 @@ fn look<E>(window: &[u8], ended: bool, found: &mut Found<'_, E>) -> Result<usize
         }
         match Record::parse(rest) {
             // Nothing is looked for inside of a record: a sender may have written what looks like another one.
-            Ok((record, length)) if record.seq > 0 && record.content_matches_digest() => {
+            // At the largest number nothing can stand: what says so was never ours.
+            Ok((record, length)) if is_seq(record.seq) && record.content_matches_digest() => {
                 found(&record, &rest[..length])?;
                 at += length;
             }
@@ -53,6 +54,10 @@ fn look<E>(window: &[u8], ended: bool, found: &mut Found<'_, E>) -> Result<usize
         }
     }
     Ok(window.len())
+}
+
+fn is_seq(seq: u64) -> bool {
+    (1..u64::MAX).contains(&seq)
 }
 
 /// Whether there is any record.
