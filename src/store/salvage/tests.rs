@@ -131,3 +131,11 @@ fn a_log_whose_head_is_gone_is_noticed_though_the_database_is_well() {
     assert!(store.recovery().is_some());
     assert_eq!((logs.vector().seq(A), logs.vector().seq(B)), (1, 1));
 }
+
+/// A cut in such a log would have to count beyond it.
+#[test]
+fn a_record_at_no_possible_place_is_not_salvaged() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    let (_, logs) = open(dir.path(), &[record(A, u64::MAX, 9, b"a"), record(A, 3, 3, b"a")]);
+    assert_eq!(logs.loose().collect::<Vec<_>>(), [(A, 3)]);
+}
