@@ -25,6 +25,8 @@ use crate::replica::heal::Heal;
 /// Stores that may have a door here at the same time. At the bound the one unused for longest is closed,
 /// which costs its peer one full vector.
 const DOORS_MAX: usize = 256;
+/// Damaged entries of a peer that are remembered, as ranges; no honest one asks for more at once.
+const DAMAGED_MAX: usize = 256;
 /// Peers that were not configured but came by themselves. At the bound the one silent for longest makes room; if none
 /// is silent, further ones are served without being listed.
 const STRANGERS_MAX: usize = 64;
@@ -145,7 +147,7 @@ impl Peer {
         }
         self.node_id = Some(body.hello.node_id);
         self.own = body.own.or(self.own);
-        self.damaged.clone_from(&body.wants);
+        self.damaged = body.wants.iter().take(DAMAGED_MAX).copied().collect();
     }
 
     /// Whether an entry is on its disk, as far as it says.
