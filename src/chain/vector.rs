@@ -92,6 +92,11 @@ impl Vector {
         self.cuts.get(&origin).map_or(u64::MAX, |cut| cut - 1)
     }
 
+    /// Number of cuts.
+    pub fn cut_count(&self) -> usize {
+        self.cuts.len()
+    }
+
     /// Number of logs.
     pub fn origins(&self) -> usize {
         self.heads.len()

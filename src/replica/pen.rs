@@ -18,6 +18,11 @@ use crate::chain::place::{ChainHash, Origin};
 use crate::chain::record::Record;
 use crate::store::{Error, Store};
 
+/// Cuts that a store takes in. Honest networks have a handful; a peer can invent any number, each stays for ever, and
+/// all of them must fit into one exchange. At the bound no log is cut any more, so forked ones stay different.
+const CUTS_MAX: usize = 65_536;
+/// Cuts that wait to be made. At the bound further ones are found again with a later exchange.
+const CUTTING_MAX: usize = 1_024;
 /// Records of peers that wait for others, until a part of the chain can be held against its checkpoints. At the bound
 /// all are dropped and asked for again.
 const CANDIDATES_MAX: usize = 4_096;
@@ -110,9 +115,14 @@ impl Pen {
     fn begin_cut(&mut self, origin: Origin, seq: u64) {
         let is_done = self.logs.vector().cut_of(origin).is_some_and(|cut| cut <= seq);
         let is_under_way = self.cutting.iter().any(|cutting| cutting.origin == origin && cutting.seq <= seq);
-        if !is_done && !is_under_way {
-            self.cutting.push_back(Cutting::new(origin, seq));
+        if is_done || is_under_way {
+            return;
         }
+        if self.logs.vector().cut_count() >= CUTS_MAX || self.cutting.len() >= CUTTING_MAX {
+            tracing::error!(%origin, seq, "a log is not cut: too many are already");
+            return;
+        }
+        self.cutting.push_back(Cutting::new(origin, seq));
     }
 
     fn go_on_cutting(&mut self, draft: &mut Draft<'_>) -> Result<(), Error> {
@@ -240,21 +250,19 @@ mod tests {
         assert_eq!(again[1], Outcome::NotStored(WhyNot::Conflict));
     }
 
-    /// A record may lie in a damaged file that says the largest of all numbers.
+    /// A peer can name any log, and nobody knows that there is none of that name.
     #[test]
-    fn a_log_with_an_entry_at_no_possible_place_is_cut_like_any_other() {
+    fn cuts_that_a_peer_invents_wait_in_a_bounded_queue() {
         let dir = tempfile::tempdir().expect("temp dir");
-        let Intake { digest, content, .. } = intake(1, "one");
-        let (origin, stamp) = (Origin([7; 16]), crate::chain::clock::Stamp(1));
-        let record = |seq| {
-            let kind = crate::chain::record::Kind::Message;
-            Record { origin, seq, stamp, digest, kind, content: &content }.encode()
-        };
-        std::fs::write(dir.path().join("log.redb"), [record(u64::MAX), record(3)].concat()).expect("writes");
         let (store, logs) = Store::open(dir.path(), "test", NOW).expect("opens");
         let mut pen = Pen::new(store, logs, Box::new(|| Origin([1; 16])));
-        write(&mut pen, vec![&Care::Cut(origin, 1)], &[]);
-        assert_eq!(pen.logs().vector().cut_of(origin), Some(1));
-        assert_eq!(pen.logs().vector().entries(), 1, "the other one begins a branch");
+        let name = |number: u16| Origin([number.to_be_bytes(); 8].concat().try_into().expect("16 bytes"));
+        let invented: Vec<Care> = (0..3_000).map(|number| Care::Cut(name(number), 1)).collect();
+        write(&mut pen, invented.iter().collect(), &[]);
+        assert!(pen.cutting.len() < CUTTING_MAX, "{}", pen.cutting.len());
+        while pen.has_more() {
+            write(&mut pen, Vec::new(), &[]);
+        }
+        assert_eq!(pen.logs().vector().cut_count(), CUTTING_MAX);
     }
 }
