@@ -42,15 +42,19 @@ pub async fn run(config: NodeConfig, listener: TcpListener, stop: CancellationTo
     let begin = |opened| Life::begin(&config, opened, started, notes.clone());
     let (seat, mut life) = match open(&config, Care::Usual).await? {
         Ok(opened) => {
+            announce(&config); // before the exchanges have something to say
             let life = begin(opened)?;
             (Seat::of(life.node.clone()), Some(life))
         }
         // As later on: the disk may come to its senses, and until then the address says what is wrong.
-        Err(error) if error.may_pass() => (Seat::empty(error.to_string(), status::unopened(&config)), None),
+        Err(error) if error.may_pass() => {
+            announce(&config);
+            tracing::error!(%error, "the store does not open");
+            (Seat::empty(error.to_string(), status::unopened(&config)), None)
+        }
         Err(error) => return Err(error.into()),
     };
     let pid = PidFile::write(&config.store_dir);
-    announce(&config);
     let serving = serve::serve(listener, http::routes(seat.clone()), stop.clone());
     tokio::pin!(serving);
     let ended = loop {
