@@ -3,14 +3,13 @@
 use std::collections::BTreeSet;
 use std::io;
 use std::net::SocketAddr;
-use std::path::Path;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
 use crate::support::chance::Chance;
-use crate::support::cluster::Cluster;
+use crate::support::cluster::{Cluster, copy_dir};
 use crate::support::http::{self, Connection};
 use crate::support::measure;
 use crate::support::messages::{
@@ -190,14 +189,6 @@ fn an_older_copy_of_a_directory_put_back_costs_nothing_anywhere() {
     assert_holds(&common_history(&cluster), 0..800);
     for status in cluster.statuses() {
         assert_eq!((&status["warnings"], &status["conflicts"]), (&json!([]), &json!(0)), "{status}");
-    }
-}
-
-fn copy_dir(from: &Path, to: &Path) {
-    std::fs::create_dir_all(to).expect("a directory");
-    for entry in std::fs::read_dir(from).expect("a directory") {
-        let path = entry.expect("readable").path();
-        std::fs::copy(&path, to.join(path.file_name().expect("a name"))).expect("copied");
     }
 }
 

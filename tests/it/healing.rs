@@ -1,9 +1,8 @@
 //! Directories that were wiped, put back or copied: everybody ends with everything, and `status` says what happened.
 
-use std::path::Path;
 use std::time::Duration;
 
-use crate::support::cluster::Cluster;
+use crate::support::cluster::{Cluster, copy_dir};
 use crate::support::eventually::eventually_blocking;
 use crate::support::messages::{assert_holds, common_history, send_all};
 
@@ -23,14 +22,6 @@ fn is_told(cluster: &Cluster, what: &str) {
         let told = told(cluster);
         if told.contains(what) { Ok(()) } else { Err(told) }
     });
-}
-
-fn copy_dir(from: &Path, to: &Path) {
-    std::fs::create_dir_all(to).expect("a directory");
-    for entry in std::fs::read_dir(from).expect("a directory") {
-        let path = entry.expect("readable").path();
-        std::fs::copy(&path, to.join(path.file_name().expect("a name"))).expect("copied");
-    }
 }
 
 #[test]

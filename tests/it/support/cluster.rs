@@ -291,6 +291,16 @@ fn ready(process: &mut Process, addr: SocketAddr, what: &str) {
     });
 }
 
+/// Copies the files of a directory, as a backup would.
+#[allow(dead_code, reason = "not every program of tests copies")]
+pub fn copy_dir(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).expect("a directory");
+    for entry in std::fs::read_dir(from).expect("a directory") {
+        let path = entry.expect("readable").path();
+        std::fs::copy(&path, to.join(path.file_name().expect("a name"))).expect("copied");
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
