@@ -26,7 +26,7 @@ use crate::chain::log::Logs;
 use crate::chain::wire::Hello;
 use crate::config::NodeConfig;
 use crate::serve;
-use crate::store::{Care, OpenError, Store};
+use crate::store::{OpenError, Store, Trust};
 
 /// Whoever still reads a store that is being closed has so long to end; streams do within their own time. Then the node
 /// ends with that reason.
@@ -40,7 +40,7 @@ const REOPEN_EVERY: Duration = Duration::from_secs(1);
 pub async fn run(config: NodeConfig, listener: TcpListener, stop: CancellationToken) -> Result<(), Error> {
     let (config, started, notes) = (Arc::new(config), Instant::now(), Notes::default());
     let begin = |opened| Life::begin(&config, opened, started, notes.clone());
-    let (seat, mut life) = match open(&config, Care::Usual).await? {
+    let (seat, mut life) = match open(&config, Trust::Usual).await? {
         Ok(opened) => {
             announce(&config); // before the exchanges have something to say
             let life = begin(opened)?;
@@ -99,10 +99,10 @@ pub async fn run(config: NodeConfig, listener: TcpListener, stop: CancellationTo
 
 type Opened = (Arc<Store>, Logs);
 
-async fn open(config: &Arc<NodeConfig>, care: Care) -> Result<Result<Opened, OpenError>, Error> {
+async fn open(config: &Arc<NodeConfig>, trust: Trust) -> Result<Result<Opened, OpenError>, Error> {
     let of = config.clone();
     let opening =
-        tokio::task::spawn_blocking(move || Store::open_with(&of.store_dir, &of.network, now_ms(), care));
+        tokio::task::spawn_blocking(move || Store::open_with(&of.store_dir, &of.network, now_ms(), trust));
     let opened = opening.await.map_err(|error| Error::Ended(format!("opening the store: {error}")))?;
     if let Ok((store, logs)) = &opened {
         tracing::info!(
@@ -120,7 +120,7 @@ async fn open(config: &Arc<NodeConfig>, care: Care) -> Result<Result<Opened, Ope
 async fn reopen(config: &Arc<NodeConfig>, seat: &Seat) -> Opened {
     loop {
         tokio::time::sleep(REOPEN_EVERY).await;
-        let why = match open(config, Care::Suspect).await {
+        let why = match open(config, Trust::Suspect).await {
             Ok(Ok(opened)) => return opened,
             Ok(Err(error)) => error.to_string(),
             Err(error) => error.to_string(),

@@ -22,7 +22,7 @@ use super::files::{self, Files, Opening};
 use super::guard::{Open, guard, guarded};
 use super::log::{Log, Most, NewEntry};
 use super::tail::{NameHash, Noted, Tail};
-use super::{Care, Counts, Error, OpenError, Standing, StoreId, recover};
+use super::{Counts, Error, OpenError, Standing, StoreId, Trust, recover};
 use crate::chain::clock::Stamp;
 use crate::chain::log::Logs;
 use crate::chain::message::Digest;
@@ -81,8 +81,8 @@ fn broken(files: &dyn Files, error: Error) -> OpenError {
 impl Index {
     /// Opens the file beside `log`, rebuilds it where needed, and notes what it does not cover. If it is broken even so,
     /// the log is: a new index has nothing in it that could be.
-    pub(super) fn open(files: &dyn Files, log: &Log, logs: &Logs, care: Care) -> Result<Self, OpenError> {
-        let opened = guard(|| Self::open_as_is(files, log, logs, care));
+    pub(super) fn open(files: &dyn Files, log: &Log, logs: &Logs, trust: Trust) -> Result<Self, OpenError> {
+        let opened = guard(|| Self::open_as_is(files, log, logs, trust));
         match opened.unwrap_or_else(|panic| Err(broken(files, Error::Panicked(panic.0)))) {
             Ok(Some(index)) => return Ok(index),
             Err(error @ OpenError::InUse(_)) => return Err(error),
@@ -95,8 +95,13 @@ impl Index {
     }
 
     /// `None`: it is new, or cannot serve this log.
-    fn open_as_is(files: &dyn Files, log: &Log, logs: &Logs, care: Care) -> Result<Option<Self>, OpenError> {
-        let how = recover::opening(files, files::INDEX, care);
+    fn open_as_is(
+        files: &dyn Files,
+        log: &Log,
+        logs: &Logs,
+        trust: Trust,
+    ) -> Result<Option<Self>, OpenError> {
+        let how = recover::opening(files, files::INDEX, trust);
         let db = Open::new(files.database(files::INDEX, CACHE_BYTES, how)?);
         let Some(counts) = file::read_meta(&db, log).map_err(|error| broken(files, error))? else {
             return Ok(None);

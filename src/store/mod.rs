@@ -159,13 +159,13 @@ pub struct Counts {
 
 /// How much a store is trusted when it is opened.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum Care {
+pub enum Trust {
     /// The last process to have it open left it well, or was killed, or lost its power. Every page is checked unless that
     /// would take long.
     #[default]
     Usual,
     /// The same, and no page is checked before it is needed, which may be too late.
-    Least,
+    Blind,
     /// A write or an fsync failed: nothing that the system still keeps of it in memory is believed, and every page is
     /// checked.
     Suspect,
@@ -186,19 +186,19 @@ impl Store {
     /// Opens or makes the store in `dir`, and brings its index up to date. The logs found are returned as they
     /// are on disk; none of them will be appended to. `now_ms` is the wall clock.
     pub fn open(dir: &Path, network: &str, now_ms: u64) -> Result<(Arc<Self>, Logs), OpenError> {
-        Self::open_with(dir, network, now_ms, Care::Usual)
+        Self::open_with(dir, network, now_ms, Trust::Usual)
     }
 
-    /// As [`Store::open`], with more care.
+    /// As [`Store::open`], with more checks or fewer.
     pub fn open_with(
         dir: &Path,
         network: &str,
         now_ms: u64,
-        care: Care,
+        trust: Trust,
     ) -> Result<(Arc<Self>, Logs), OpenError> {
         let usable = |source| OpenError::Directory { path: dir.to_owned(), source };
         std::fs::create_dir_all(dir).map_err(usable)?;
-        let opened = Self::open_in(&Directory(dir), network, now_ms, care)?;
+        let opened = Self::open_in(&Directory(dir), network, now_ms, trust)?;
         dir.ancestors().take(SYNCED_LEVELS).for_each(files::sync);
         Ok(opened)
     }
@@ -208,20 +208,20 @@ impl Store {
         files: &dyn Files,
         network: &str,
         now_ms: u64,
-        care: Care,
+        trust: Trust,
     ) -> Result<(Arc<Self>, Logs), OpenError> {
         let lock = files.lock()?;
-        if care == Care::Suspect {
+        if trust == Trust::Suspect {
             files.forget_cached(files::LOG);
             files.forget_cached(files::INDEX);
         }
-        let mut opened = recover::open_log(files, network, now_ms, care)?;
+        let mut opened = recover::open_log(files, network, now_ms, trust)?;
         let mut logs = Logs::restore(opened.found.clone(), now_ms);
-        let index = match Index::open(files, &opened.log, &logs, care) {
+        let index = match Index::open(files, &opened.log, &logs, trust) {
             Err(OpenError::Broken { why, .. }) if opened.recovery.is_none() => {
                 opened = recover::give_up(files, network, now_ms, opened, &why)?;
                 logs = Logs::restore(opened.found.clone(), now_ms);
-                Index::open(files, &opened.log, &logs, care)?
+                Index::open(files, &opened.log, &logs, trust)?
             }
             index => index?,
         };

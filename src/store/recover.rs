@@ -12,7 +12,7 @@ use std::path::PathBuf;
 use super::files::{Files, LOG, Opening, SALVAGING};
 use super::log::{Log, NotOpen};
 use super::salvage::{Salvaged, salvage};
-use super::{Care, OpenError};
+use super::{OpenError, Trust};
 use crate::chain::log::Found;
 
 /// A file up to this size is checked at every opening, which takes about half a second at the most when the system has
@@ -42,14 +42,14 @@ pub(super) struct Opened {
     pub(super) set_aside: Vec<PathBuf>,
 }
 
-/// How a file is opened with this care.
-pub(super) fn opening(files: &dyn Files, name: &str, care: Care) -> Opening {
-    match care {
-        Care::Suspect => Opening::Checked,
-        Care::Usual if files.len(name).is_ok_and(|len| len.is_some_and(|len| len <= CHECKED_BYTES_MAX)) => {
+/// How a file is opened with this trust in it.
+pub(super) fn opening(files: &dyn Files, name: &str, trust: Trust) -> Opening {
+    match trust {
+        Trust::Suspect => Opening::Checked,
+        Trust::Usual if files.len(name).is_ok_and(|len| len.is_some_and(|len| len <= CHECKED_BYTES_MAX)) => {
             Opening::Checked
         }
-        Care::Usual | Care::Least => Opening::AsItIs,
+        Trust::Usual | Trust::Blind => Opening::AsItIs,
     }
 }
 
@@ -58,10 +58,10 @@ pub(super) fn open_log(
     files: &dyn Files,
     network: &str,
     now_ms: u64,
-    care: Care,
+    trust: Trust,
 ) -> Result<Opened, OpenError> {
     let aside = set_aside(files)?;
-    match open_as_is(files, Some(network), opening(files, LOG, care), !aside.is_empty()) {
+    match open_as_is(files, Some(network), opening(files, LOG, trust), !aside.is_empty()) {
         Ok((log, found)) => Ok(Opened { log, found, recovery: None, set_aside: paths(files, &aside) }),
         // What is open of it stays open meanwhile: closing it would write to it.
         Err(NotOpen { error: OpenError::Broken { ref why, .. }, .. }) => {

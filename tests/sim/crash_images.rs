@@ -13,7 +13,7 @@ use chatchain::chain::place::{ChainHash, Origin};
 use chatchain::chain::record::{Kind, Record};
 use chatchain::store::listing::{Filter, Listing};
 use chatchain::store::log::{Change, NewEntry};
-use chatchain::store::{Care, Store};
+use chatchain::store::{Store, Trust};
 use uuid::Uuid;
 
 use crate::disk::{Dice, Disk, Platter, Step, Unsynced};
@@ -24,8 +24,8 @@ const COMMITS: u64 = 300;
 /// Every so many cuts, the recovery is cut as well, at each of its own steps.
 const RECOVERY_EVERY: usize = 97;
 
-fn open(disk: &Disk, care: Care) -> (Arc<Store>, Logs) {
-    Store::open_in(disk, "sim", NOW, care).expect("a store opens after a power failure")
+fn open(disk: &Disk, trust: Trust) -> (Arc<Store>, Logs) {
+    Store::open_in(disk, "sim", NOW, trust).expect("a store opens after a power failure")
 }
 
 fn message(number: u128) -> Message {
@@ -57,7 +57,7 @@ fn commit(disk: &Disk, store: &Store, logs: &mut Logs, numbers: &[u128], origin:
 fn workload(seed: u64) -> Disk {
     let disk = Disk::default();
     let mut dice = Dice(seed);
-    let (mut store, mut logs) = open(&disk, Care::Usual);
+    let (mut store, mut logs) = open(&disk, Trust::Usual);
     let (mut number, mut opened) = (0, 1);
     for _ in 0..COMMITS {
         let numbers: Vec<u128> = (0..=dice.roll() % 5)
@@ -76,7 +76,7 @@ fn workload(seed: u64) -> Disk {
         if dice.one_in(60) {
             drop(store);
             opened += 1;
-            (store, logs) = open(&disk, Care::Usual);
+            (store, logs) = open(&disk, Trust::Usual);
         }
     }
     drop(store);
@@ -95,8 +95,8 @@ fn learn(known: &mut Known, step: &Step) {
 }
 
 /// Opens the store on what is left and holds it against what is known. Gives the steps of the recovery.
-fn check(disk: &Disk, known: &Known, care: Care, what: &str) -> Vec<Step> {
-    let (store, logs) = open(disk, care);
+fn check(disk: &Disk, known: &Known, trust: Trust, what: &str) -> Vec<Step> {
+    let (store, logs) = open(disk, trust);
     assert_eq!(store.recovery(), None, "{what}: a power failure is no damage");
     let recovery = disk.steps();
     let mut listing = Listing::new(&store, Arc::new(logs.clone()), Filter::default(), None, false)
@@ -159,8 +159,8 @@ fn whatever_a_power_failure_leaves_what_was_acknowledged_is_there() {
                         for unsynced in in_all_ways(cut) {
                             let disk = platter.after_power_failure(unsynced);
                             // A large store is opened without a look at every page.
-                            let care = if cut % 2 == 0 { Care::Usual } else { Care::Least };
-                            check(&disk, &known, care, &format!("cut at step {cut}, unsynced {unsynced:?}"));
+                            let trust = if cut % 2 == 0 { Trust::Usual } else { Trust::Blind };
+                            check(&disk, &known, trust, &format!("cut at step {cut}, unsynced {unsynced:?}"));
                         }
                     }
                     platter.take(step);
@@ -181,13 +181,13 @@ fn a_power_failure_during_recovery_is_no_worse() {
                 let disk = platter.after_power_failure(unsynced);
                 let mut second = Platter::new(disk.bytes());
                 let recovery =
-                    check(&disk, &known, Care::Usual, &format!("cut at step {cut}, unsynced {unsynced:?}"));
+                    check(&disk, &known, Trust::Usual, &format!("cut at step {cut}, unsynced {unsynced:?}"));
                 for (again, step) in recovery.iter().enumerate() {
                     let what = format!("cut at step {cut}, unsynced {unsynced:?}, and again at step {again}");
                     check(
                         &second.after_power_failure(Unsynced::Torn(again as u64)),
                         &known,
-                        Care::Usual,
+                        Trust::Usual,
                         &what,
                     );
                     second.take(step);

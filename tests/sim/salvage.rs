@@ -15,7 +15,7 @@ use chatchain::chain::record::{Kind, MAGIC, Record};
 use chatchain::store::files::{INDEX, LOG};
 use chatchain::store::listing::{Filter, Listing};
 use chatchain::store::log::{Change, NewEntry};
-use chatchain::store::{Care, Error, Store};
+use chatchain::store::{Error, Store, Trust};
 use uuid::Uuid;
 
 use crate::disk::{Dice, Disk, Images, Platter, Unsynced};
@@ -57,7 +57,7 @@ fn commit(store: &Store, logs: &mut Logs, other: Option<&mut Logs>, number: u128
 /// Commits messages in several logs: this process's own, which changes, and two of others.
 fn workload(seed: u64, commits: u64) -> (Disk, Arc<Store>, Logs) {
     let disk = Disk::default();
-    let (store, mut logs) = Store::open_in(&disk, "sim", NOW, Care::Usual).expect("opens");
+    let (store, mut logs) = Store::open_in(&disk, "sim", NOW, Trust::Usual).expect("opens");
     let mut dice = Dice(seed);
     let mut others = [Logs::default(), Logs::default()];
     for number in 1..=u128::from(commits * 5) {
@@ -193,8 +193,8 @@ fn list(store: &Arc<Store>, logs: &Logs, filter: Filter) -> Result<BTreeSet<u128
 }
 
 /// Opens the store on damaged bytes and holds what it gives against what was true before and what is still intact.
-fn check(disk: &Disk, truth: &Records, intact: &Records, care: Care, what: &str) -> Outcome {
-    let opened = Store::open_in(disk, "sim", NOW, care);
+fn check(disk: &Disk, truth: &Records, intact: &Records, trust: Trust, what: &str) -> Outcome {
+    let opened = Store::open_in(disk, "sim", NOW, trust);
     let (store, logs) = opened.unwrap_or_else(|error| panic!("{what}: {error}"));
     let (found, refused) = readable(&store, &logs, what);
     for (place, bytes) in &found {
@@ -265,20 +265,21 @@ fn damage_to_the_log_loses_no_intact_record_and_nothing_wrong_is_served() {
     let sample = sample(1);
     let mut all = Vec::new();
     for kind in 0..6 {
-        for (care, is_closed) in [Care::Usual, Care::Least].into_iter().flat_map(|c| [(c, true), (c, false)])
+        for (trust, is_closed) in
+            [Trust::Usual, Trust::Blind].into_iter().flat_map(|c| [(c, true), (c, false)])
         {
             let work = |seed| {
                 let mut damaged = if is_closed { sample.closed.clone() } else { sample.killed.clone() };
                 let log = damaged.get_mut(LOG).expect("is there");
                 let how = damage(log, kind, &mut Dice(seed));
-                let what = format!("seed {seed}, {care:?}, closed in order: {is_closed}: {how}");
+                let what = format!("seed {seed}, {trust:?}, closed in order: {is_closed}: {how}");
                 let intact = records_in(log);
-                check(&Disk::new(damaged), &sample.truth, &intact, care, &what)
+                check(&Disk::new(damaged), &sample.truth, &intact, trust, &what)
             };
             let outcome = in_parallel(work, SEEDS);
             // A commit that nothing followed is given up if its pages are damaged: a power failure looks the same.
             assert!(outcome.rolled_back <= if is_closed { 0 } else { sample.newest }, "{kind}: {outcome:?}");
-            assert!(care == Care::Least || outcome.noticed_by_reading == 0, "{kind}: {outcome:?}");
+            assert!(trust == Trust::Blind || outcome.noticed_by_reading == 0, "{kind}: {outcome:?}");
             all.push(outcome);
         }
     }
@@ -295,11 +296,11 @@ fn a_log_that_is_no_database_at_all_is_salvaged_too() {
     for (bytes, what) in
         [(Vec::new(), "empty"), (vec![0; 4096], "zeros"), (zeros, "all zeros"), (nothing_before, "short")]
     {
-        for care in [Care::Usual, Care::Least, Care::Suspect] {
+        for trust in [Trust::Usual, Trust::Blind, Trust::Suspect] {
             let mut damaged = sample.closed.clone();
             damaged.insert(LOG.into(), bytes.clone());
             let disk = Disk::new(damaged);
-            assert_eq!(check(&disk, &sample.truth, &Records::new(), care, what).salvaged, 1);
+            assert_eq!(check(&disk, &sample.truth, &Records::new(), trust, what).salvaged, 1);
             assert!(disk.bytes().values().any(|kept| *kept == bytes), "{what}: it is kept");
         }
     }
@@ -314,19 +315,19 @@ fn whatever_is_set_aside_counts_again_if_the_log_is_missing() {
     let mut damaged = sample.closed.clone();
     damaged.get_mut(LOG).expect("is there")[..PAGE_BYTES].fill(0);
     let disk = Disk::new(damaged);
-    assert_eq!(check(&disk, &sample.truth, &sample.truth, Care::Usual, "the first time").salvaged, 1);
+    assert_eq!(check(&disk, &sample.truth, &sample.truth, Trust::Usual, "the first time").salvaged, 1);
     // It is damaged again within the same second, elsewhere, and then somebody removes it.
     let mut again = disk.bytes();
     again.get_mut(LOG).expect("is there").truncate(5_000);
     let disk = Disk::new(again);
-    assert_eq!(check(&disk, &sample.truth, &sample.truth, Care::Usual, "the second time").salvaged, 1);
+    assert_eq!(check(&disk, &sample.truth, &sample.truth, Trust::Usual, "the second time").salvaged, 1);
     let mut files = disk.bytes();
     files.remove(LOG);
     let names: Vec<_> = files.keys().map(ToString::to_string).collect();
     assert_eq!(names, ["index.redb".to_owned(), ASIDE.into(), format!("{ASIDE}-2")]);
     let disk = Disk::new(files);
-    assert_eq!(check(&disk, &sample.truth, &sample.truth, Care::Usual, "the third time").salvaged, 1);
-    let (store, _) = Store::open_in(&disk, "sim", NOW, Care::Usual).expect("opens");
+    assert_eq!(check(&disk, &sample.truth, &sample.truth, Trust::Usual, "the third time").salvaged, 1);
+    let (store, _) = Store::open_in(&disk, "sim", NOW, Trust::Usual).expect("opens");
     assert_eq!(store.recovery(), None, "once is enough");
     assert_eq!(store.set_aside().len(), 2, "whoever asks is told as long as they are there");
 }
@@ -341,8 +342,8 @@ fn damage_to_the_index_loses_nothing() {
             let how = damage(damaged.get_mut(INDEX).expect("is there"), kind, &mut dice);
             let what = format!("seed {seed}: {how}");
             let disk = Disk::new(damaged);
-            let care = if dice.one_in(2) { Care::Usual } else { Care::Least };
-            let outcome = check(&disk, &sample.truth, &sample.truth, care, &what);
+            let trust = if dice.one_in(2) { Trust::Usual } else { Trust::Blind };
+            let outcome = check(&disk, &sample.truth, &sample.truth, trust, &what);
             assert_eq!((outcome.salvaged, outcome.rolled_back), (0, 0), "{what}");
             outcome
         };
@@ -362,15 +363,15 @@ fn a_power_failure_during_a_salvage_is_no_worse() {
     let intact = records_in(log);
     let mut platter = Platter::new(damaged.clone());
     let disk = Disk::new(damaged);
-    assert_eq!(check(&disk, &sample.truth, &intact, Care::Usual, "undisturbed").salvaged, 1);
-    let (_, logs) = Store::open_in(&disk, "sim", NOW, Care::Usual).expect("opens");
+    assert_eq!(check(&disk, &sample.truth, &intact, Trust::Usual, "undisturbed").salvaged, 1);
+    let (_, logs) = Store::open_in(&disk, "sim", NOW, Trust::Usual).expect("opens");
     let digest = logs.vector().digest();
     for (cut, step) in disk.steps().iter().enumerate() {
         let seed = cut as u64;
         for unsynced in [Unsynced::Kept, Unsynced::Lost, Unsynced::Some(seed), Unsynced::Torn(seed)] {
             let what = format!("cut at step {cut}, unsynced {unsynced:?}");
             let disk = platter.after_power_failure(unsynced);
-            let (store, logs) = Store::open_in(&disk, "sim", NOW, Care::Usual)
+            let (store, logs) = Store::open_in(&disk, "sim", NOW, Trust::Usual)
                 .unwrap_or_else(|error| panic!("{what}: {error}"));
             assert_eq!(logs.vector().digest(), digest, "{what}");
             assert_eq!(readable(&store, &logs, &what).0, intact, "{what}");

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::super::files::{Directory, LOG};
-use super::super::{Care, Store};
+use super::super::{Store, Trust};
 use super::*;
 use crate::chain::clock::Stamp;
 use crate::chain::message::Digest;
@@ -50,7 +50,7 @@ fn the_beginning_without_a_hole_is_the_log_and_the_rest_is_loose() {
     assert_eq!(recovery.salvaged, want);
     assert_eq!(recovery.set_aside.as_slice(), store.set_aside());
     drop((reader, store));
-    let (store, logs) = Store::open_with(dir.path(), "test", 0, Care::Suspect).expect("opens");
+    let (store, logs) = Store::open_with(dir.path(), "test", 0, Trust::Suspect).expect("opens");
     assert_eq!((logs.loose().count(), logs.vector().entries(), store.recovery()), (2, 2499, None));
 }
 

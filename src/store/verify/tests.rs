@@ -1,6 +1,6 @@
 //! What `verify` says of stores that are whole, damaged in one place, or no databases.
 
-use super::super::{Care, Store, log};
+use super::super::{Store, Trust, log};
 use super::*;
 use crate::chain::log::Logs;
 use crate::chain::message::Digest;
@@ -83,7 +83,7 @@ fn a_log_that_cannot_be_opened_is_searched_and_left_alone() {
     assert!(matches!(found, Verified::NotOpened { intact: 100, .. }), "{found:?}");
     assert_eq!(std::fs::read(&path).expect("reads"), bytes);
     // The node salvages it, and then it is whole.
-    drop(Store::open_with(dir.path(), "test", 0, Care::Usual).expect("opens"));
+    drop(Store::open_with(dir.path(), "test", 0, Trust::Usual).expect("opens"));
     let found = report(dir.path());
     assert_eq!((found.is_whole(), found.entries, found.set_aside.len()), (true, 100, 1));
     std::fs::remove_file(&path).expect("removes");

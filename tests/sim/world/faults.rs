@@ -6,7 +6,7 @@ use chatchain::chain::record::{MAGIC, Record};
 use chatchain::replica::jobs::Room;
 use chatchain::replica::pen::Pen;
 use chatchain::store::files::{INDEX, LOG};
-use chatchain::store::{Care, Store};
+use chatchain::store::{Store, Trust};
 
 use super::machine::{Backup, Stop};
 use super::network::name;
@@ -198,7 +198,7 @@ impl World {
             &self.machines[onto].disk,
             "sim",
             self.machines[onto].clock_says(now),
-            Care::Usual,
+            Trust::Usual,
         );
         let store = match opened {
             Ok((store, _)) => store,

@@ -47,9 +47,9 @@ impl World {
         let now_ms = self.machines[node].clock_says(self.now);
         let is_careless = std::mem::take(&mut self.machines[node].opens_carelessly) && !self.dice.one_in(3);
         let care = match self.dice.one_in(4) {
-            _ if is_careless => store::Care::Least,
-            true => store::Care::Suspect,
-            false => store::Care::Usual,
+            _ if is_careless => store::Trust::Blind,
+            true => store::Trust::Suspect,
+            false => store::Trust::Usual,
         };
         let opened = Store::open_in(&self.machines[node].disk, NETWORK, now_ms, care);
         let (store, logs) = match opened {
