@@ -23,11 +23,13 @@ pub enum Fault {
     SecondWins,
     /// Leave a damaged record out of a listing.
     SkipDamage,
+    /// Lead a reader of the feed past an entry that cannot be given.
+    PastGap,
 }
 
 impl Fault {
     /// All of them, by the names that the environment variable has.
-    pub const ALL: [(&'static str, Fault); 8] = [
+    pub const ALL: [(&'static str, Fault); 9] = [
         ("early-ack", Fault::EarlyAck),
         ("old-origin", Fault::OldOrigin),
         ("skip-check", Fault::SkipCheck),
@@ -36,6 +38,7 @@ impl Fault {
         ("old-heads", Fault::OldHeads),
         ("second-wins", Fault::SecondWins),
         ("skip-damage", Fault::SkipDamage),
+        ("past-gap", Fault::PastGap),
     ];
 
     /// Whether this mistake is to be made.

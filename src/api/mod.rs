@@ -8,6 +8,7 @@
 pub mod address;
 pub mod batch;
 pub mod error;
+pub mod feed;
 pub mod message;
 pub mod network;
 pub mod query;
@@ -20,6 +21,8 @@ pub mod path {
     pub const MESSAGES: &str = "/messages";
     /// One message; the id follows.
     pub const MESSAGES_PREFIX: &str = "/messages/";
+    /// Live messages, resumable anywhere.
+    pub const FEED: &str = "/feed";
     /// How this server sees its peers or upstreams.
     pub const NODES: &str = "/nodes";
     /// The whole network.
@@ -36,6 +39,10 @@ pub mod path {
 pub mod header {
     /// An id for a message that brings none; or the root of the ids of a batch.
     pub const IDEMPOTENCY_KEY: &str = "idempotency-key";
+    /// How much a read must cover; in an answer: how much it covers.
+    pub const POSITION: &str = "chatchain-position";
+    /// Where an interrupted reader of the feed goes on.
+    pub const LAST_EVENT_ID: &str = "last-event-id";
 }
 
 /// Media types.
@@ -46,6 +53,8 @@ pub mod media {
     pub const NDJSON: &str = "application/x-ndjson";
     /// Refusals (RFC 9457).
     pub const PROBLEM: &str = "application/problem+json";
+    /// The feed.
+    pub const EVENTS: &str = "text/event-stream";
     /// An exchange.
     pub const BINARY: &str = "application/octet-stream";
 

@@ -175,10 +175,10 @@ fn push(out: &mut String, key: &str, value: &dyn std::fmt::Display) {
 }
 
 /// A decoded key and its value.
-type Pair<'a> = (Cow<'a, str>, Cow<'a, str>);
+pub(super) type Pair<'a> = (Cow<'a, str>, Cow<'a, str>);
 
 /// All pairs of a query, no key twice.
-fn pairs(raw: &str) -> Result<Vec<Pair<'_>>, Problem> {
+pub(super) fn pairs(raw: &str) -> Result<Vec<Pair<'_>>, Problem> {
     let mut pairs: Vec<Pair<'_>> = Vec::new();
     for pair in raw.split('&').filter(|pair| !pair.is_empty()) {
         let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
@@ -207,15 +207,15 @@ fn decode(text: &str) -> Result<Cow<'_, str>, &'static str> {
     percent_decode(text.as_bytes()).decode_utf8().map_err(|_| not_utf8)
 }
 
-fn invalid(detail: impl Into<String>) -> Problem {
+pub(super) fn invalid(detail: impl Into<String>) -> Problem {
     Problem::new(ErrorCode::InvalidQuery, detail)
 }
 
-fn unknown(key: &str, known: &str) -> Problem {
+pub(super) fn unknown(key: &str, known: &str) -> Problem {
     invalid(format!("{} is unknown; this path knows {known}", quote(key)))
 }
 
-fn given(key: &str, value: Cow<'_, str>) -> Result<String, Problem> {
+pub(super) fn given(key: &str, value: Cow<'_, str>) -> Result<String, Problem> {
     if value.is_empty() {
         return Err(invalid(format!("`{key}` must not be empty")));
     }

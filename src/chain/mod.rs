@@ -4,11 +4,13 @@
 //! arguments. That is what makes it possible to test it with a seed.
 
 pub mod clock;
+pub mod cursor;
 pub mod fork;
 pub mod log;
 pub mod message;
 pub mod place;
 pub mod record;
+pub mod seqs;
 pub mod sync;
 pub mod vector;
 pub mod wire;

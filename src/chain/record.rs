@@ -11,7 +11,7 @@
 use twox_hash::XxHash3_64;
 
 use super::clock::Stamp;
-use super::message::Digest;
+use super::message::{Content, Digest};
 use super::place::Origin;
 use crate::fault::Fault;
 
@@ -32,6 +32,32 @@ pub enum Kind {
     Message,
     /// Nothing: the body was erased, the place in the chain stays. Reserved; nothing writes it yet.
     Erased,
+    /// How far its writer was in all logs, so that a reader's cursor can be short. See [`seqs`](super::seqs).
+    Milestone,
+    /// Something that a newer program wrote: kept and passed on as it is.
+    Newer(u8),
+}
+
+impl Kind {
+    fn byte(self) -> u8 {
+        match self {
+            Kind::Message => 1,
+            Kind::Erased => 2,
+            Kind::Milestone => 3,
+            Kind::Newer(byte) => byte,
+        }
+    }
+
+    /// `None`: no program of ours writes that.
+    fn of(byte: u8) -> Option<Self> {
+        match byte {
+            0 => None,
+            1 => Some(Kind::Message),
+            2 => Some(Kind::Erased),
+            3 => Some(Kind::Milestone),
+            newer => Some(Kind::Newer(newer)),
+        }
+    }
 }
 
 /// A checked look at a record's bytes.
@@ -72,10 +98,7 @@ impl<'a> Record<'a> {
         let length = u32::try_from(self.content.len()).expect("content is far below 4 GiB");
         out.extend_from_slice(&MAGIC);
         out.push(VERSION);
-        out.push(match self.kind {
-            Kind::Message => 1,
-            Kind::Erased => 2,
-        });
+        out.push(self.kind.byte());
         out.extend_from_slice(&[0, 0]);
         out.extend_from_slice(&length.to_be_bytes());
         out.extend_from_slice(&self.origin.0);
@@ -92,11 +115,7 @@ impl<'a> Record<'a> {
     pub fn parse(bytes: &'a [u8]) -> Result<(Self, usize), NotARecord> {
         let (header, rest) = bytes.split_first_chunk::<HEADER_BYTES>().ok_or(NotARecord::Short)?;
         let [kind_byte, zero_1, zero_2] = [header[9], header[10], header[11]];
-        let kind = match kind_byte {
-            1 => Kind::Message,
-            2 => Kind::Erased,
-            _ => return Err(NotARecord::Header),
-        };
+        let kind = Kind::of(kind_byte).ok_or(NotARecord::Header)?;
         let length = u32::from_be_bytes(part(header, 12)) as usize;
         let is_header = header[..8] == MAGIC && header[8] == VERSION && zero_1 == 0 && zero_2 == 0;
         if !is_header || HEADER_BYTES + length + CHECK_BYTES > RECORD_BYTES_MAX {
@@ -123,8 +142,24 @@ impl<'a> Record<'a> {
     /// a record comes from somebody else.
     pub fn content_matches_digest(&self) -> bool {
         match self.kind {
-            Kind::Message => Digest::of(self.content) == self.digest,
+            Kind::Message | Kind::Milestone => Digest::of(self.content) == self.digest,
             Kind::Erased => self.content.is_empty(),
+            // What it means is not known, so what its digest is of is not either; the check holds it together.
+            Kind::Newer(_) => true,
+        }
+    }
+
+    /// What it says, to whom, by whom, if it is a message that this program can read. See also [`Record::is_unreadable`].
+    pub fn message(&self) -> Option<Content<'a>> {
+        if self.kind == Kind::Message { Content::decode(self.content).ok() } else { None }
+    }
+
+    /// Whether a newer program is needed to know what it is. Neither shown nor passed over by readers.
+    pub fn is_unreadable(&self) -> bool {
+        match self.kind {
+            Kind::Message => Content::decode(self.content).is_err(),
+            Kind::Erased | Kind::Milestone => false,
+            Kind::Newer(_) => true,
         }
     }
 }
@@ -156,6 +191,15 @@ mod tests {
             crate::chain::hex(&record(b"hi").encode()),
             "c74368617443686e0101000000000002070707070707070707070707070707070000000000000011010203040506070885052e9aab1b67b6622d94a08441b09fd5b7aca61ee360416d70de5da67d86ca68695b46b346b41e4349"
         );
+    }
+
+    #[test]
+    fn what_a_newer_program_wrote_is_kept_as_it_is_and_not_understood() {
+        let bytes = Record { kind: Kind::Newer(9), ..record(b"hi") }.encode();
+        let (read, _) = Record::parse(&bytes).expect("its check holds");
+        assert_eq!((read.kind, read.message(), read.is_unreadable()), (Kind::Newer(9), None, true));
+        assert_eq!(read.encode(), bytes);
+        assert!(Record::parse(&Record { kind: Kind::Newer(0), ..record(b"hi") }.encode()).is_err());
     }
 
     proptest! {

@@ -20,7 +20,6 @@ use super::send::view;
 use crate::api::error::{ErrorCode, Problem};
 use crate::api::query::{self, ListQuery, Mark};
 use crate::api::{media, path};
-use crate::chain::message::Content;
 use crate::chain::place::{Origin, Place};
 use crate::serve;
 use crate::store::listing::{Filter, Listing};
@@ -55,7 +54,7 @@ fn one(node: &Node, id: Uuid) -> Result<Response, Problem> {
     let first = node.store().first_standing(id, &node.logs())?.ok_or_else(|| not_found(id))?;
     let entry = node.store().log().read()?.get(first.place.origin, first.place.seq)?;
     let record = entry.record();
-    let content = Content::decode(record.content).map_err(|_| not_found(id))?;
+    let content = record.message().ok_or_else(|| not_found(id))?;
     let mut json = Vec::with_capacity(512);
     view(&content, entry.place).write_answer_json(&node.durable_on(entry.place), None, &mut json);
     Ok(serve::json(StatusCode::OK, json))
@@ -292,7 +291,7 @@ impl Encoder {
     fn push_all(&mut self, entries: &[Entry]) {
         for entry in entries {
             let record = entry.record();
-            let Ok(content) = Content::decode(record.content) else { continue };
+            let Some(content) = record.message() else { continue };
             if self.format == Format::Array && self.began {
                 self.out.extend_from_slice(b",\n");
             }
@@ -351,7 +350,7 @@ fn streamed<S: Send + 'static>(
 }
 
 /// Runs what touches the disk where it holds up nobody, a few at a time.
-async fn blocking<T: Send + 'static>(
+pub(super) async fn blocking<T: Send + 'static>(
     readers: Arc<Semaphore>,
     work: impl FnOnce() -> Result<T, Problem> + Send + 'static,
 ) -> Result<T, Problem> {

@@ -4,7 +4,7 @@ use axum::Router;
 use axum::routing::{get, post};
 
 use super::seat::Seat;
-use super::{history, replicate, send, status};
+use super::{feed, history, replicate, send, status};
 use crate::api::path;
 use crate::serve;
 
@@ -13,6 +13,7 @@ pub fn routes(seat: Seat) -> Router {
     Router::new()
         .route(path::MESSAGES, post(send::post).get(history::get))
         .route("/messages/{id}", get(history::get_one))
+        .route(path::FEED, get(feed::get))
         .route(path::NODES, get(status::nodes))
         .route(path::NETWORK, get(status::network))
         .route(path::SYNC, post(replicate::post))

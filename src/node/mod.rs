@@ -6,8 +6,10 @@
 
 mod alarm;
 mod care;
+mod feed;
 mod history;
 mod http;
+mod hub;
 mod inbox;
 mod mesh;
 mod notes;
@@ -22,6 +24,7 @@ mod writer;
 use std::sync::Arc;
 
 use tokio::sync::{Semaphore, watch};
+use tokio_util::sync::CancellationToken;
 
 use crate::api::network::NodeId;
 use crate::chain::log::Logs;
@@ -29,6 +32,7 @@ use crate::chain::place::Place;
 use crate::config::NodeConfig;
 use crate::serve::{BODIES_BYTES_MAX, Budget};
 use crate::store::Store;
+use hub::Hub;
 use mesh::Mesh;
 use writer::Writer;
 
@@ -57,11 +61,14 @@ const READERS_MAX: usize = 4;
 struct Bounds {
     bodies: Budget,
     readers: Arc<Semaphore>,
+    hub: Arc<Hub>,
 }
 
-impl Default for Bounds {
-    fn default() -> Self {
-        Bounds { bodies: Budget::new(BODIES_BYTES_MAX), readers: Arc::new(Semaphore::new(READERS_MAX)) }
+impl Bounds {
+    /// With this signal all feeds end.
+    fn new(stop: CancellationToken) -> Self {
+        let (bodies, readers) = (Budget::new(BODIES_BYTES_MAX), Semaphore::new(READERS_MAX));
+        Bounds { bodies, readers: Arc::new(readers), hub: Arc::new(Hub::new(stop)) }
     }
 }
 
@@ -112,6 +119,11 @@ impl Node {
     /// What all readers of history share.
     fn readers(&self) -> &Arc<Semaphore> {
         &self.bounds.readers
+    }
+
+    /// What all readers of the feed share.
+    fn hub(&self) -> &Arc<Hub> {
+        &self.bounds.hub
     }
 
     /// The nodes that are known to have this entry on disk.

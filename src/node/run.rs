@@ -21,7 +21,7 @@ use super::notes::Notes;
 use super::pid::PidFile;
 use super::seat::Seat;
 use super::writer::Writer;
-use super::{Bounds, Error, Node, care, http, now_ms, replicate, status};
+use super::{Bounds, Error, Node, care, http, hub, now_ms, replicate, status};
 use crate::chain::log::Logs;
 use crate::chain::wire::Hello;
 use crate::config::NodeConfig;
@@ -39,7 +39,7 @@ const REOPEN_EVERY: Duration = Duration::from_secs(1);
 /// Runs a node on this listener until `stop`.
 pub async fn run(config: NodeConfig, listener: TcpListener, stop: CancellationToken) -> Result<(), Error> {
     let (config, started, notes) = (Arc::new(config), Instant::now(), Notes::default());
-    let begin = |opened| Life::begin(&config, opened, started, notes.clone());
+    let begin = |opened| Life::begin(&config, opened, started, notes.clone(), stop.child_token());
     let (seat, mut life) = match open(&config, Trust::Usual).await? {
         Ok(opened) => {
             announce(&config); // before the exchanges have something to say
@@ -154,17 +154,19 @@ impl Life {
         (store, logs): Opened,
         started: Instant,
         notes: Notes,
+        feeds_end: CancellationToken,
     ) -> Result<Self, Error> {
         let mesh = Arc::new(Mesh::new(config, hello(config, &store), started, notes));
         let (writer, logs, writing) = Writer::start(store.clone(), logs, config.store_dir.clone(), now_ms)?;
         let (indexing, indexer_ended) = start_indexer(store.clone(), writer.alarm().clone())?;
-        let (config, bounds) = (config.clone(), Bounds::default());
+        let (config, bounds) = (config.clone(), Bounds::new(feeds_end));
         let node = Node { config, store, writer, logs, mesh, bounds };
         let (mut tasks, stop) = (JoinSet::new(), CancellationToken::new());
         for index in 0..node.mesh.links() {
             tasks.spawn(replicate::link(node.clone(), index, stop.clone()));
         }
         tasks.spawn(care::take_care(node.clone()));
+        tasks.spawn(hub::move_along(node.clone()));
         Ok(Life { node, writing, indexing, indexer_ended, tasks, stop })
     }
 
@@ -196,6 +198,7 @@ impl Life {
     /// Ends all of it, in order: exchanges, writer, indexer, store.
     async fn end(mut self) -> Result<(), Error> {
         self.stop.cancel();
+        self.node.hub().stop().cancel();
         self.tasks.shutdown().await;
         self.node.writer.stop();
         self.node.store.stop_indexing();

@@ -47,7 +47,14 @@ impl Bench {
         // No two of them run with copies of one store.
         (hello.store_id, hello.open_id) = (Uuid::new_v4().into_bytes(), Uuid::new_v4().into_bytes());
         let mesh = Arc::new(Mesh::new(&config, hello, std::time::Instant::now(), notes::Notes::default()));
-        let node = Node { config: Arc::new(config), store, writer, logs, mesh, bounds: Bounds::default() };
+        let node = Node {
+            config: Arc::new(config),
+            store,
+            writer,
+            logs,
+            mesh,
+            bounds: Bounds::new(CancellationToken::new()),
+        };
         Bench { node, serving: tokio::task::JoinSet::new(), _dir: dir }
     }
 

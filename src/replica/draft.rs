@@ -12,9 +12,10 @@ use bytes::Bytes;
 use super::jobs::{Admit, Admitted, Intake, Outcome, Room, WhyNot};
 use crate::chain::clock::Stamp;
 use crate::chain::log::{self, Logs};
-use crate::chain::message::Content;
+use crate::chain::message::Digest;
 use crate::chain::place::{ChainHash, Origin, Place};
 use crate::chain::record::{Kind, Record};
+use crate::chain::seqs::MilestoneContent;
 use crate::chain::vector::Head;
 use crate::fault::Fault;
 use crate::store::index::Lookup;
@@ -116,6 +117,20 @@ impl<'a> Draft<'a> {
         Ok(Outcome::Stored { place, duplicate: was_stored })
     }
 
+    /// Puts a milestone at the end of the own log.
+    pub(super) fn milestone(&mut self, content: &MilestoneContent) {
+        if !self.room.clients {
+            return;
+        }
+        let content = content.encode();
+        let digest = Digest::of(&content);
+        let place = self.logs.assign(digest, self.now_ms, &mut *self.mint);
+        let Place { origin, seq, stamp } = place;
+        let record = Record { origin, seq, stamp, digest, kind: Kind::Milestone, content: &content }.encode();
+        let (hash, known) = (self.logs.vector().hash(origin), Arc::default());
+        self.change.entries.push(NewEntry { place, hash, record, known });
+    }
+
     /// Whether a copy that the index knows is there, and is this message.
     fn is_intact(&self, standing: &Standing, message: &Intake) -> Result<bool, Error> {
         let Place { origin, seq, .. } = standing.place;
@@ -169,9 +184,9 @@ impl<'a> Draft<'a> {
 
     /// All that is known of a record's id.
     fn known_of(&mut self, record: &Record<'_>) -> Result<Arc<[Standing]>, Error> {
-        match Content::decode(record.content) {
-            Ok(content) => self.look_up(content.id.into_bytes()),
-            Err(_unreadable) => Ok(Arc::default()),
+        match record.message() {
+            Some(content) => self.look_up(content.id.into_bytes()),
+            None => Ok(Arc::default()),
         }
     }
 
@@ -251,7 +266,7 @@ impl<'a> Draft<'a> {
     /// commit, and the index learns of the new one only after it.
     pub(super) fn append_moved(&mut self, place: Place, record: &Record<'_>) -> Result<(), Error> {
         self.logs.append_moved(place, record.digest);
-        if let Ok(content) = Content::decode(record.content) {
+        if let Some(content) = record.message() {
             let standing = Standing { place, digest: record.digest };
             self.by_id.entry(content.id.into_bytes()).or_default().push(standing);
         }

@@ -8,6 +8,7 @@ use uuid::Uuid;
 use crate::chain::log;
 use crate::chain::message::Digest;
 use crate::chain::place::{ChainHash, Origin, Place};
+use crate::chain::seqs::MilestoneContent;
 use crate::chain::vector::Head;
 
 /// A checked message, ready to be written.
@@ -32,7 +33,7 @@ pub struct Admit {
     pub records: Vec<Bytes>,
 }
 
-/// What keeps logs whole, besides entries that follow their heads.
+/// What is written of the node's own accord: what keeps logs whole, and milestones.
 #[derive(Debug, Clone)]
 pub enum Care {
     /// Cut this log here: what it has from there on moves to branches.
@@ -41,6 +42,8 @@ pub enum Care {
     Mend(Vec<Bytes>),
     /// The chain's hash at a checkpoint that was found wrong, worked out anew.
     Checkpoint(Origin, u64, ChainHash),
+    /// Put these milestones into the own log, so that cursors can refer to them. Where there is no room, it is not done.
+    Milestones(Vec<MilestoneContent>),
 }
 
 /// What one commit will hold.

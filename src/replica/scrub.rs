@@ -6,7 +6,6 @@
 
 use super::jobs::Care;
 use crate::chain::log::{CHECKPOINT_EVERY, Logs};
-use crate::chain::message::Content;
 use crate::chain::place::{ChainHash, Origin};
 use crate::store::log::{Entry, Most};
 use crate::store::{Error, Store};
@@ -159,7 +158,7 @@ impl At {
 
 fn is_indexed(entry: &Entry, lookup: &crate::store::index::Lookup<'_>) -> Result<bool, Error> {
     let record = entry.record();
-    let Ok(content) = Content::decode(record.content) else { return Ok(true) };
+    let Some(content) = record.message() else { return Ok(true) };
     let standings = lookup.standings(content.id.into_bytes())?;
     Ok(standings.iter().any(|standing| standing.place == entry.place && standing.digest == record.digest))
 }

@@ -175,7 +175,7 @@ impl Listing {
 
     fn shows(&self, store: &Store, entry: &Entry, has_copy: bool) -> Result<bool, Error> {
         let record = entry.record();
-        let Ok(content) = Content::decode(record.content) else { return Ok(false) };
+        let Some(content) = record.message() else { return Ok(false) };
         if has_copy && !self.is_first_copy(store, content.id, record.digest, entry.place)? {
             return Ok(false);
         }

@@ -74,6 +74,38 @@ impl Merge {
         Ok(merge)
     }
 
+    /// A merge of these parts of logs, each `origin, first, last`.
+    pub(super) fn of(
+        store: &Store,
+        logs: &Logs,
+        parts: impl IntoIterator<Item = (Origin, u64, u64)>,
+    ) -> Result<Self, Error> {
+        let mut merge = Merge { backward: false, runs: Vec::new(), next: BTreeSet::new(), reached: 0 };
+        let mut reader = store.log().read()?;
+        for (origin, first, last) in parts {
+            let stamp = match logs.stamps(origin) {
+                Some(range) if first == 1 => range.first,
+                Some(range) if first == logs.vector().seq(origin) => range.last,
+                // A damaged one is met when it is its turn, which is not before the stamp of the one before it.
+                Some(range) => reader.peek(origin, first)?.map_or(range.first, |entry| entry.place.stamp),
+                None => continue,
+            };
+            merge.next.insert((Place { stamp, origin, seq: first }, merge.runs.len()));
+            merge.runs.push(Run { origin, first, last, rows: VecDeque::new() });
+        }
+        Ok(merge)
+    }
+
+    /// Leaves the rest of a log out.
+    pub(super) fn leave(&mut self, origin: Origin) {
+        let Some(index) = self.runs.iter().position(|run| run.origin == origin) else { return };
+        self.next.retain(|(_, of)| *of != index);
+        if !self.runs[index].rows.is_empty() {
+            self.runs[index].rows.clear();
+            self.reached -= 1;
+        }
+    }
+
     /// The next entry, and whether it has another copy.
     pub(super) fn next(
         &mut self,

@@ -9,6 +9,7 @@
 
 mod change;
 pub mod files;
+pub mod follow;
 mod guard;
 pub mod index;
 pub mod listing;
@@ -32,6 +33,8 @@ use uuid::Uuid;
 use crate::chain::log::Logs;
 use crate::chain::message::Digest;
 use crate::chain::place::{Origin, Place};
+use crate::chain::record::Kind;
+use crate::chain::seqs::{CHAIN_COUNT_MAX, Milestone, MilestoneContent, Name};
 use files::{Directory, Files};
 use index::Index;
 use log::{Change, Log};
@@ -302,6 +305,40 @@ impl Store {
     /// The first copy of an id in display order, of whichever content.
     pub fn first_standing(&self, id: Uuid, logs: &Logs) -> Result<Option<Standing>, Error> {
         Ok(self.standings(id, logs)?.into_iter().min_by_key(|standing| standing.place))
+    }
+
+    /// The milestone of this name, and those that it builds on: `None` if they are not all here.
+    pub fn milestone(&self, name: Name) -> Result<Option<Arc<Milestone>>, Error> {
+        let (mut contents, mut next) = (Vec::new(), Some(name));
+        while let Some(name) = next {
+            let Some(content) = self.milestone_content(name)? else { return Ok(None) };
+            next = content.base;
+            contents.push(content);
+            if contents.len() > CHAIN_COUNT_MAX {
+                return Ok(None);
+            }
+        }
+        let mut milestone: Option<Milestone> = None;
+        for content in contents.into_iter().rev() {
+            milestone = Some(content.milestone(milestone.as_ref()));
+        }
+        Ok(milestone.map(Arc::new))
+    }
+
+    fn milestone_content(&self, name: Name) -> Result<Option<MilestoneContent>, Error> {
+        for standing in self.index.standings(name.0)? {
+            if Name::of(standing.digest) != name {
+                continue; // a message whose id somebody chose so
+            }
+            let Place { origin, seq, .. } = standing.place;
+            let Some(entry) = self.log.read()?.peek(origin, seq)? else { continue };
+            let record = entry.record();
+            let is_it = record.kind == Kind::Milestone && record.digest == standing.digest;
+            if let Some(content) = MilestoneContent::decode(record.content).filter(|_| is_it) {
+                return Ok(Some(content));
+            }
+        }
+        Ok(None)
     }
 
     /// The logs, to read.

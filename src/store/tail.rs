@@ -7,9 +7,10 @@
 use std::collections::{BTreeSet, HashMap, VecDeque};
 
 use super::{Counts, Standing};
-use crate::chain::message::{Content, Digest};
+use crate::chain::message::Digest;
 use crate::chain::place::{Origin, Place};
-use crate::chain::record::Record;
+use crate::chain::record::{Kind, Record};
+use crate::chain::seqs::Name;
 
 /// A message's side that a name stands on; a row of the index carries the sides of one name as bits.
 pub(super) const SENDER: u8 = 1;
@@ -30,8 +31,10 @@ impl NameHash {
 #[derive(Debug)]
 pub(super) struct Noted {
     pub(super) standing: Standing,
-    /// `None` if the entry cannot be read by this program.
+    /// What it is found by: a message by its id, a milestone by its name. `None`: by nothing.
     pub(super) id: Option<[u8; 16]>,
+    /// It is a message, with a sender and a recipient.
+    is_message: bool,
     pub(super) sender: NameHash,
     pub(super) recipient: NameHash,
     /// Places that are known to have another copy of the same message since this entry; at most two.
@@ -48,10 +51,12 @@ impl Noted {
         known: impl FnOnce([u8; 16]) -> Vec<Standing>,
     ) -> Self {
         let standing = Standing { place, digest: record.digest };
-        let Ok(content) = Content::decode(record.content) else {
-            let adds = Counts { unreadable: 1, ..Counts::default() };
+        let Some(content) = record.message() else {
+            let adds = Counts { unreadable: u64::from(record.is_unreadable()), ..Counts::default() };
             let nobody = NameHash([0; 8]);
-            return Noted { standing, id: None, sender: nobody, recipient: nobody, copies: Vec::new(), adds };
+            let id = (record.kind == Kind::Milestone).then(|| Name::of(record.digest).0);
+            let (is_message, copies) = (false, Vec::new());
+            return Noted { standing, id, is_message, sender: nobody, recipient: nobody, copies, adds };
         };
         let known = known(*content.id.as_bytes());
         let mut copies: Vec<_> = known
@@ -76,6 +81,7 @@ impl Noted {
         Noted {
             standing,
             id: Some(*content.id.as_bytes()),
+            is_message: true,
             sender: NameHash::of(content.sender),
             recipient: NameHash::of(content.recipient),
             copies,
@@ -85,7 +91,7 @@ impl Noted {
 
     /// The sides on which the name stands, 0 if on none.
     pub(super) fn sides(&self, name: NameHash) -> u8 {
-        let side = |hash, side| if self.id.is_some() && hash == name { side } else { 0 };
+        let side = |hash, side| if self.is_message && hash == name { side } else { 0 };
         side(self.sender, SENDER) | side(self.recipient, RECIPIENT)
     }
 }
@@ -162,7 +168,6 @@ mod tests {
     use super::*;
     use crate::chain::clock::Stamp;
     use crate::chain::message::{Draft, Message};
-    use crate::chain::record::Kind;
 
     /// A peer can make a log of nothing but one message; what is kept of each copy must not grow with their number.
     #[test]

@@ -13,13 +13,13 @@ use crate::chain::record::{Kind, Record};
 const NOW: u64 = 1_700_000_000_000;
 
 /// A store with the state a writer would have.
-struct Bench {
-    store: Arc<Store>,
-    logs: Logs,
-    now_ms: u64,
+pub(super) struct Bench {
+    pub(super) store: Arc<Store>,
+    pub(super) logs: Logs,
+    pub(super) now_ms: u64,
 }
 
-fn message(id: u128, sender: &str, recipient: &str, text: &str) -> Message {
+pub(super) fn message(id: u128, sender: &str, recipient: &str, text: &str) -> Message {
     let draft = Draft {
         id: Uuid::from_u128(id),
         sender: sender.into(),
@@ -31,7 +31,7 @@ fn message(id: u128, sender: &str, recipient: &str, text: &str) -> Message {
 }
 
 impl Bench {
-    fn open(dir: &Path) -> Self {
+    pub(super) fn open(dir: &Path) -> Self {
         let (store, logs) = Store::open(dir, "test", NOW).expect("opens");
         Bench { store, logs, now_ms: NOW }
     }
@@ -50,7 +50,7 @@ impl Bench {
         self.store.first_standing(Uuid::from_u128(id), &self.logs).expect("reads")
     }
 
-    fn send(&mut self, messages: &[Message]) -> Vec<Place> {
+    pub(super) fn send(&mut self, messages: &[Message]) -> Vec<Place> {
         let entries: Vec<_> = messages.iter().map(|message| self.assign(message)).collect();
         let places = entries.iter().map(|entry| entry.place).collect();
         self.store.commit(&Change { entries, ..Change::default() }, &self.logs).expect("commits");
@@ -58,7 +58,7 @@ impl Bench {
     }
 
     /// What another node would take in from this one.
-    fn copy_to(&self, other: &mut Bench) {
+    pub(super) fn copy_to(&self, other: &mut Bench) {
         for (origin, head) in self.logs.vector().iter() {
             let mut entries = Vec::new();
             for seq in 1..=head.seq {
@@ -80,7 +80,7 @@ impl Bench {
         }
     }
 
-    fn list(&self, filter: Filter, from: Option<Place>, backward: bool) -> Vec<String> {
+    pub(super) fn list(&self, filter: Filter, from: Option<Place>, backward: bool) -> Vec<String> {
         let logs = Arc::new(self.logs.clone());
         let mut listing = Listing::new(&self.store, logs, filter, from, backward).expect("starts");
         let mut texts = Vec::new();
@@ -97,7 +97,7 @@ impl Bench {
     }
 }
 
-fn numbered(range: std::ops::Range<u128>) -> Vec<Message> {
+pub(super) fn numbered(range: std::ops::Range<u128>) -> Vec<Message> {
     range.map(|n| message(n, &format!("user{}", n % 3), "#room", &format!("text {n}"))).collect()
 }
 
@@ -128,7 +128,7 @@ fn a_reopened_store_begins_a_new_log() {
 }
 
 /// Spoils an entry's bytes in the file of a store that is not open.
-fn spoil(dir: &Path, place: Place) {
+pub(super) fn spoil(dir: &Path, place: Place) {
     let db = redb::Database::open(dir.join(files::LOG)).expect("opens");
     let tx = db.begin_write().expect("begins");
     let name = format!("log/{}", Uuid::from_bytes(place.origin.0).simple());

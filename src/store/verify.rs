@@ -10,7 +10,6 @@ use super::files::{Directory, Files, LOG, Opening};
 use super::log::{Log, Most, NotOpen, Reader};
 use super::{OpenError, raw, recover};
 use crate::chain::log::{CHECKPOINT_EVERY, Found, StampRange};
-use crate::chain::message::Content;
 use crate::chain::place::{ChainHash, Origin};
 use crate::chain::record::Record;
 use crate::chain::vector::Head;
@@ -208,7 +207,7 @@ impl<'a> Walk<'a> {
         self.next = seq + 1;
         self.report.entries += 1;
         self.report.bytes += bytes.len() as u64;
-        self.report.unreadable += u64::from(Content::decode(record.content).is_err());
+        self.report.unreadable += u64::from(record.is_unreadable());
         if seq.is_multiple_of(CHECKPOINT_EVERY) {
             self.check_chain(reader, seq);
         }

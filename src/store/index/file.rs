@@ -50,7 +50,8 @@ impl Rows {
             rows.by_id.push(((id, place.origin.0, place.seq), (place.stamp.0, digest.0)));
             let mut add = |name: NameHash| {
                 let key = (name.0, place.stamp.0, place.origin.0, place.seq);
-                rows.by_user.push((key, noted.sides(name)));
+                let sides = noted.sides(name);
+                rows.by_user.extend((sides != 0).then_some((key, sides)));
             };
             add(noted.sender);
             if noted.recipient != noted.sender {

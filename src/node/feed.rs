@@ -1,0 +1,370 @@
+//! Owns `GET /feed` at a node: each reader's way through the store to the ring, and what it is told on the way.
+//!
+//! A reader is behind and reads the store, a walk at a time, or has come to the ring's end and reads the ring with all
+//! others; falling behind, it reads the store again. It is sent only what it takes: between two pieces nothing of the
+//! store is held. Every event carries the cursor after it, which any node of the network understands.
+
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::extract::RawQuery;
+use axum::http::{HeaderMap, header};
+use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
+use futures_util::stream;
+use tokio::sync::{Semaphore, watch};
+use tokio::time::{Instant, sleep_until, timeout_at};
+
+use super::Node;
+use super::history::blocking;
+use super::hub::{End, Entered, Found, Hub, Item};
+use super::send::view;
+use crate::api::error::{ErrorCode, Problem};
+use crate::api::feed::{Event, FeedQuery, Format, cursor_invalid, from_text, to_text};
+use crate::api::header::LAST_EVENT_ID;
+use crate::api::media;
+use crate::chain::cursor::{self, Cursor, Purpose, Seen, Walk};
+use crate::chain::message::Content;
+use crate::chain::seqs::{Name, Seqs};
+use crate::store::follow::{Follow, Next};
+use crate::store::{Error, Store};
+
+/// A reader that was sent nothing for so long is sent where it is.
+const QUIET_MAX: Duration = Duration::from_secs(15);
+/// How long a node waits for what a cursor speaks of and it does not have yet.
+const AHEAD_MAX: Duration = Duration::from_secs(2);
+/// How often a log is looked at that waits for an entry to be mended.
+const HELD_PAUSE: Duration = Duration::from_secs(1);
+/// Messages in one piece of the answer.
+const PIECE_COUNT: usize = 256;
+/// Bytes of a piece beyond which no further message is put into it.
+const PIECE_BYTES: usize = 32 << 10;
+/// So long, for each reader, a reader is left alone after a piece, so that a thousand of them share the processors.
+const PACE_PER_READER: Duration = Duration::from_micros(25);
+/// And no longer than this.
+const PACE_MAX: Duration = Duration::from_millis(50);
+
+/// `GET /feed`.
+pub async fn get(node: Node, RawQuery(query): RawQuery, headers: HeaderMap) -> Result<Response, Problem> {
+    let last_id = headers.get(LAST_EVENT_ID).map(|value| value.to_str().unwrap_or("?"));
+    let query = FeedQuery::parse(query.as_deref().unwrap_or(""), last_id)?;
+    let accepts = headers.get_all(header::ACCEPT).iter();
+    let lines = accepts.filter_map(|value| value.to_str().ok()).any(media::wants_ndjson);
+    let format = if lines { Format::Lines } else { Format::Events };
+    let purpose = Purpose::new(node.mesh().hello.network, &query.filter());
+    let entered = node.hub().enter();
+    let seen = match &query.cursor {
+        Some(text) => Some(resume(&node, text, purpose).await?),
+        None => query.from_start.then(Seen::default),
+    };
+    let reader = Reader::begin(&node, entered, query, purpose, format, seen).await?;
+    let body = stream::unfold(reader, |mut reader| async move {
+        let piece = reader.next_piece().await?;
+        Some((piece, reader))
+    });
+    let media = if lines { media::NDJSON } else { media::EVENTS };
+    let headers = [(header::CONTENT_TYPE, media), (header::CACHE_CONTROL, "no-store")];
+    Ok((headers, Body::from_stream(body)).into_response())
+}
+
+/// What a cursor says that somebody brings, once this node has what it speaks of, or has waited for it.
+async fn resume(node: &Node, text: &str, purpose: Purpose) -> Result<Seen, Problem> {
+    let bytes = from_text(text).ok_or_else(|| cursor_invalid(cursor::NotACursor::Malformed))?;
+    let cursor = cursor::open(&bytes, purpose).map_err(cursor_invalid)?;
+    let (until, mut signal) = (Instant::now() + AHEAD_MAX, node.logs_signal());
+    loop {
+        let seen = expand(node, cursor.clone()).await?;
+        let is_here = seen.as_ref().is_some_and(|seen| {
+            let here = Seqs::of(signal.borrow_and_update().vector());
+            seen.beyond(&here).is_empty()
+        });
+        let waited = !is_here && timeout_at(until, signal.changed()).await.is_err();
+        match seen {
+            Some(seen) if is_here || waited => return Ok(seen),
+            None if waited => {
+                let detail =
+                    "this node lacks the entry that the cursor refers to; it comes with the next exchanges";
+                return Err(Problem::new(ErrorCode::CursorUnknown, detail));
+            }
+            _ => {}
+        }
+    }
+}
+
+async fn expand(node: &Node, cursor: Cursor) -> Result<Option<Seen>, Problem> {
+    let store = node.store().clone();
+    let expanding = move || {
+        let mut milestones = Vec::new();
+        for name in cursor.milestones() {
+            milestones.extend(store.milestone(name)?);
+        }
+        let find = |name: Name| {
+            let found = milestones.iter().find(|milestone| milestone.name == name);
+            found.map(|milestone| Seqs::at(milestone.clone()))
+        };
+        Ok(cursor.expand(find))
+    };
+    blocking(node.readers().clone(), expanding).await
+}
+
+/// Where a reader reads.
+enum At {
+    /// It goes through the store, up to the end of the ring as it was then.
+    Store(Box<Follow>, End),
+    /// Something cannot be given now, and it waits for it.
+    Held,
+    /// It reads the ring from this index on.
+    Ring(u64),
+}
+
+/// One reader. See the head of this file.
+struct Reader {
+    store: Weak<Store>,
+    turns: Arc<Semaphore>,
+    hub: Arc<Hub>,
+    moved: watch::Receiver<u64>,
+    query: FeedQuery,
+    /// It wants everything, so what it is told can be shared.
+    wants_all: bool,
+    purpose: Purpose,
+    format: Format,
+    at: At,
+    /// What it has seen, as of the end of the last piece.
+    seen: Seen,
+    /// The core of the last cursor that could be written.
+    core: Bytes,
+    caught_up: bool,
+    told: Instant,
+    _entered: Entered,
+}
+
+impl Reader {
+    /// A reader that has seen this, or everything up to now.
+    async fn begin(
+        node: &Node,
+        entered: Entered,
+        query: FeedQuery,
+        purpose: Purpose,
+        format: Format,
+        seen: Option<Seen>,
+    ) -> Result<Self, Problem> {
+        let hub = node.hub().clone();
+        let end = hub.advance(node).await?;
+        let (at, seen) = match seen {
+            None => (At::Ring(end.index), Seen::all(end.until)),
+            Some(seen) => (At::Held, seen),
+        };
+        let core = cursor::core(&seen).or_else(|| cursor::core(&Seen::default()));
+        let mut reader = Reader {
+            store: Arc::downgrade(node.store()),
+            turns: node.readers().clone(),
+            moved: hub.moved(),
+            hub,
+            wants_all: query.filter().is_empty(),
+            query,
+            purpose,
+            format,
+            at,
+            seen,
+            core: core.expect("what nobody has seen is written in two bytes").into(),
+            caught_up: false,
+            told: Instant::now(),
+            _entered: entered,
+        };
+        if matches!(reader.at, At::Held) {
+            reader.read_the_store().await?;
+        }
+        Ok(reader)
+    }
+
+    /// The next piece of the answer; `None`: the node ends.
+    async fn next_piece(&mut self) -> Option<Result<Bytes, Problem>> {
+        let (hub, mut out) = (self.hub.clone(), Vec::new());
+        loop {
+            let step = tokio::select! {
+                biased;
+                () = hub.stop().cancelled() => return None,
+                step = self.step(&mut out) => step,
+            };
+            match step {
+                Err(problem) => return Some(Err(problem)),
+                Ok(()) if !out.is_empty() => break,
+                Ok(()) if self.told.elapsed() >= QUIET_MAX => {
+                    self.tell(Event::Bookmark, &mut out);
+                    break;
+                }
+                Ok(()) => {}
+            }
+        }
+        self.told = Instant::now();
+        Some(Ok(out.into()))
+    }
+
+    /// Reads on, or waits for a moment.
+    async fn step(&mut self, out: &mut Vec<u8>) -> Result<(), Problem> {
+        match self.at {
+            At::Store(..) => self.walk(out).await,
+            At::Held => {
+                self.wait(HELD_PAUSE).await;
+                self.read_the_store().await
+            }
+            At::Ring(index) => {
+                self.be_caught_up(out);
+                self.leave_time_to_others().await;
+                match self.hub.after(index, PIECE_COUNT) {
+                    Found::Items(items) => self.take(index, &items, out),
+                    Found::Gone => return self.read_the_store().await,
+                    Found::Nothing(until) => {
+                        let walks = self.seen.beyond(&until);
+                        self.seen = Seen { full: until, walks };
+                        if out.is_empty() {
+                            self.wait(QUIET_MAX).await;
+                        }
+                    }
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// Until there may be something new, or this reader has to be told where it is.
+    async fn wait(&mut self, most: Duration) {
+        let until = (self.told + QUIET_MAX).min(Instant::now() + most);
+        let _either = timeout_at(until, self.moved.changed()).await;
+    }
+
+    async fn leave_time_to_others(&self) {
+        let readers = u32::try_from(self.hub.readers()).unwrap_or(u32::MAX);
+        let pace = PACE_PER_READER.saturating_mul(readers).min(PACE_MAX);
+        sleep_until(self.told + pace).await;
+    }
+
+    /// Begins to read the store, from what was seen to the end of the ring as it is now.
+    async fn read_the_store(&mut self) -> Result<(), Problem> {
+        let (store, end, seen) = (self.store.clone(), self.hub.end(), self.seen.clone());
+        let (logs, until) = (end.logs.clone(), end.until.clone());
+        let beginning = move || {
+            let store = store.upgrade().ok_or(Error::Closed)?;
+            Ok(Follow::new(&store, logs, seen, until)?)
+        };
+        let follow = blocking(self.turns.clone(), beginning).await?;
+        self.at = At::Store(Box::new(follow), end);
+        Ok(())
+    }
+
+    /// A part of the way through the store.
+    async fn walk(&mut self, out: &mut Vec<u8>) -> Result<(), Problem> {
+        let At::Store(mut follow, end) = std::mem::replace(&mut self.at, At::Held) else { return Ok(()) };
+        let reading = move || -> Result<_, Problem> {
+            let found = follow.next_chunk(PIECE_COUNT / 4)?;
+            Ok((follow, found))
+        };
+        let (mut follow, found) = blocking(self.turns.clone(), reading).await?;
+        for Next { entry, first } in found {
+            let record = entry.record();
+            let Some(content) = record.message().filter(|content| is_wanted(&self.query, content)) else {
+                continue;
+            };
+            let mut json = Vec::new();
+            view(&content, first).write_json(&mut json);
+            if let Some(core) = follow.core_at(entry.place) {
+                self.core = core.into();
+            }
+            self.tell(Event::Message(&json), out);
+        }
+        self.seen = if follow.is_done() {
+            follow.seen_at_end()
+        } else {
+            follow.at().map_or_else(|| self.seen.clone(), |at| follow.seen_at(at))
+        };
+        self.note_core();
+        self.at = match (follow.is_done(), follow.holds()) {
+            (false, _) => At::Store(follow, end),
+            (true, true) => At::Held,
+            (true, false) => {
+                // What lies beyond the ring's end was seen elsewhere.
+                let walks = self.seen.beyond(&end.until);
+                self.seen = Seen { full: end.until, walks };
+                At::Ring(end.index)
+            }
+        };
+        Ok(())
+    }
+
+    /// Takes messages from the ring.
+    fn take(&mut self, index: u64, items: &[Arc<Item>], out: &mut Vec<u8>) {
+        let (mut taken, walks) = (0, self.seen.walks.clone());
+        for item in items {
+            taken += 1;
+            let Next { entry, .. } = item.next();
+            let record = entry.record();
+            let content = record.message().expect("the ring holds messages only");
+            let is_new = !walks.iter().any(|walk| walk.covers(entry.place));
+            if is_new && is_wanted(&self.query, &content) {
+                self.give(item, &walks, out);
+            }
+            if out.len() >= PIECE_BYTES {
+                break;
+            }
+        }
+        let last: &Item = &items[taken - 1];
+        self.seen = with(last.seen(), &walks);
+        self.at = At::Ring(index + taken as u64);
+        self.core = core_of(last, &walks).unwrap_or_else(|| self.core.clone());
+    }
+
+    fn give(&mut self, item: &Item, walks: &[Walk], out: &mut Vec<u8>) {
+        let is_shared = walks.is_empty() && self.wants_all;
+        if let Some(frame) = is_shared.then(|| item.frame(self.format, self.purpose)).flatten() {
+            out.extend_from_slice(frame);
+            return;
+        }
+        if let Some(core) = core_of(item, walks) {
+            self.core = core;
+        }
+        self.tell(Event::Message(item.json()), out);
+    }
+
+    fn be_caught_up(&mut self, out: &mut Vec<u8>) {
+        if !std::mem::replace(&mut self.caught_up, true) {
+            self.note_core();
+            self.tell(Event::CaughtUp, out);
+        }
+    }
+
+    fn note_core(&mut self) {
+        if let Some(core) = cursor::core(&self.seen) {
+            self.core = core.into();
+        }
+    }
+
+    fn tell(&self, event: Event<'_>, out: &mut Vec<u8>) {
+        let cursor = to_text(&cursor::seal(&self.core, self.purpose));
+        event.write(self.format, &cursor, out);
+    }
+}
+
+fn with(mut seen: Seen, walks: &[Walk]) -> Seen {
+    // The walk that goes on stands last.
+    seen.walks.splice(0..0, walks.iter().cloned());
+    seen
+}
+
+fn core_of(item: &Item, walks: &[Walk]) -> Option<Bytes> {
+    if walks.is_empty() {
+        return item.core().cloned();
+    }
+    cursor::core(&with(item.seen(), walks)).map(Bytes::from)
+}
+
+fn is_wanted(query: &FeedQuery, content: &Content<'_>) -> bool {
+    let is = |want: &Option<String>, name: &str| want.as_deref().is_none_or(|want| want == name);
+    let between = |user: &String| {
+        (content.sender == user && is(&query.with, content.recipient))
+            || (content.recipient == user && is(&query.with, content.sender))
+    };
+    is(&query.sender, content.sender)
+        && is(&query.recipient, content.recipient)
+        && query.user.as_ref().is_none_or(between)
+}

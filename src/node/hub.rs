@@ -1,0 +1,338 @@
+//! Owns what all readers of the feed share: the newest messages, encoded once, in a bounded ring.
+//!
+//! It moves when the durable logs do, and only while somebody reads. Nobody is queued for: a reader remembers how far it
+//! is, and one that falls out of the ring reads the store. The ring's end is a state of all logs, `until`, in the words of
+//! cursors; a milestone is put into the own log whenever that could no longer be said briefly.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use super::Node;
+use super::send::view;
+use crate::api::feed::{Event, Format, to_text};
+use crate::chain::cursor::{self, Purpose, Seen, Walk};
+use crate::chain::log::Logs;
+use crate::chain::place::{Origin, Place};
+use crate::chain::seqs::Seqs;
+use crate::replica::jobs::Care;
+use crate::store::Error;
+use crate::store::follow::{Follow, Next};
+
+/// Messages in the ring. A reader that is further behind reads the store.
+const RING_COUNT_MAX: usize = 4_096;
+/// Their bytes as JSON; as above.
+const RING_BYTES_MAX: usize = 8 << 20;
+/// When more entries come at once, they are not put into the ring: whoever wants them reads the store.
+const STEP_COUNT_MAX: u64 = 2_048;
+/// Changes since the last milestone that are written into every cursor. With more, it is time for another milestone.
+const CHANGES_MAX: usize = 20;
+/// How often it is looked whether an entry that could not be given can be now: nothing else says so.
+const HELD_PAUSE: Duration = Duration::from_secs(1);
+
+/// From one state of all logs to the next.
+#[derive(Debug)]
+struct Step {
+    before: Seqs,
+    until: Seqs,
+    /// What the cursors on the way share, where they are short enough.
+    core: Option<Vec<u8>>,
+}
+
+/// A message in the ring.
+#[derive(Debug)]
+pub struct Item {
+    next: Next,
+    json: Bytes,
+    step: Arc<Step>,
+    core: OnceLock<Option<Bytes>>,
+    frames: [OnceLock<Option<Bytes>>; 2],
+}
+
+impl Item {
+    fn new(next: Next, step: &Arc<Step>) -> Self {
+        let record = next.entry.record();
+        let content = record.message().expect("the walk gives messages only");
+        let mut json = Vec::new();
+        view(&content, next.first).write_json(&mut json);
+        let (core, frames) = (OnceLock::new(), [const { OnceLock::new() }; 2]);
+        Item { json: json.into(), next, step: step.clone(), core, frames }
+    }
+
+    /// The message and its entry.
+    pub fn next(&self) -> &Next {
+        &self.next
+    }
+
+    /// The message as JSON.
+    pub fn json(&self) -> &Bytes {
+        &self.json
+    }
+
+    fn place(&self) -> Place {
+        self.next.entry.place
+    }
+
+    /// What a reader has seen that read up to here.
+    pub fn seen(&self) -> Seen {
+        let walk = Walk { until: self.step.until.clone(), at: self.place() };
+        Seen { full: self.step.before.clone(), walks: vec![walk] }
+    }
+
+    /// The same as the core of a cursor, where it is short enough.
+    pub fn core(&self) -> Option<&Bytes> {
+        let at_place = |core: &Vec<u8>| cursor::at_place(core, self.place()).into();
+        self.core.get_or_init(|| self.step.core.as_ref().map(at_place)).as_ref()
+    }
+
+    /// The whole event for readers without a filter, who share it.
+    pub fn frame(&self, format: Format, purpose: Purpose) -> Option<&Bytes> {
+        let make = || {
+            let cursor = to_text(&cursor::seal(self.core()?, purpose));
+            let mut out = Vec::new();
+            Event::Message(&self.json).write(format, &cursor, &mut out);
+            Some(out.into())
+        };
+        self.frames[usize::from(format == Format::Lines)].get_or_init(make).as_ref()
+    }
+}
+
+/// The newest messages. See the head of this file.
+#[derive(Debug, Default)]
+struct Ring {
+    items: VecDeque<Arc<Item>>,
+    bytes: usize,
+    /// How many there were before the first of them.
+    gone: u64,
+    /// What was walked through to its end.
+    until: Seqs,
+    logs: Arc<Logs>,
+    /// Logs of which there is more that cannot be given now.
+    held: Vec<Origin>,
+}
+
+impl Ring {
+    fn end(&self) -> u64 {
+        self.gone + self.items.len() as u64
+    }
+
+    fn push(&mut self, item: Arc<Item>) {
+        self.bytes += item.json.len();
+        self.items.push_back(item);
+        while self.items.len() > RING_COUNT_MAX || self.bytes > RING_BYTES_MAX {
+            self.bytes -= self.items.pop_front().map_or(0, |item| item.json.len());
+            self.gone += 1;
+        }
+    }
+
+    fn clear(&mut self) {
+        (self.gone, self.bytes) = (self.end(), 0);
+        self.items.clear();
+    }
+}
+
+/// The end of the ring.
+#[derive(Debug, Clone)]
+pub struct End {
+    /// How many messages came before it.
+    pub index: u64,
+    /// What a reader has seen who read all of them.
+    pub until: Seqs,
+    /// The logs in which that can be read.
+    pub logs: Arc<Logs>,
+}
+
+/// What the ring has for a reader.
+#[derive(Debug)]
+pub enum Found {
+    /// These messages.
+    Items(Vec<Arc<Item>>),
+    /// The reader is at its end, so it has seen this.
+    Nothing(Seqs),
+    /// It fell out, or the ring was left out.
+    Gone,
+}
+
+/// See the head of this file.
+#[derive(Debug)]
+pub struct Hub {
+    ring: Mutex<Ring>,
+    /// One step at a time.
+    turn: tokio::sync::Mutex<()>,
+    /// Counts the steps.
+    moved: watch::Sender<u64>,
+    readers: AtomicUsize,
+    stop: CancellationToken,
+}
+
+impl Hub {
+    /// A hub whose feeds end with this signal.
+    pub fn new(stop: CancellationToken) -> Self {
+        let (ring, turn) = (Mutex::default(), tokio::sync::Mutex::default());
+        Hub { ring, turn, moved: watch::Sender::new(0), readers: AtomicUsize::new(0), stop }
+    }
+
+    fn ring(&self) -> MutexGuard<'_, Ring> {
+        // Between two assignments under it nothing panics.
+        self.ring.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Counts a reader for as long as what is given lives.
+    pub fn enter(self: &Arc<Self>) -> Entered {
+        self.readers.fetch_add(1, Ordering::Relaxed);
+        self.moved.send_modify(|_| {}); // the first one wakes whoever moves the ring
+        Entered(self.clone())
+    }
+
+    /// How many read now.
+    pub fn readers(&self) -> usize {
+        self.readers.load(Ordering::Relaxed)
+    }
+
+    /// Changes with every step.
+    pub fn moved(&self) -> watch::Receiver<u64> {
+        self.moved.subscribe()
+    }
+
+    /// When this comes, all feeds end.
+    pub fn stop(&self) -> &CancellationToken {
+        &self.stop
+    }
+
+    /// The end of the ring as it is.
+    pub fn end(&self) -> End {
+        let ring = self.ring();
+        End { index: ring.end(), until: ring.until.clone(), logs: ring.logs.clone() }
+    }
+
+    /// At most `most` messages from this index on.
+    pub fn after(&self, index: u64, most: usize) -> Found {
+        let ring = self.ring();
+        if index < ring.gone || index > ring.end() {
+            return Found::Gone;
+        }
+        if index == ring.end() {
+            return Found::Nothing(ring.until.clone());
+        }
+        let from = usize::try_from(index - ring.gone).expect("an index into memory");
+        Found::Items(ring.items.iter().skip(from).take(most).cloned().collect())
+    }
+
+    /// Brings the ring up to the durable state of the logs, and gives its end.
+    pub async fn advance(&self, node: &Node) -> Result<End, Error> {
+        let _turn = self.turn.lock().await;
+        let logs = node.logs();
+        let (before, until, count) = {
+            let ring = self.ring();
+            let mut until = ring.until.clone();
+            for (origin, head) in logs.vector().changes_since(ring.logs.vector()) {
+                until.raise(origin, head.seq);
+            }
+            for origin in &ring.held {
+                until.raise(*origin, logs.vector().seq(*origin));
+            }
+            let ahead = until.beyond(&ring.until).into_iter();
+            let count = ahead.map(|(origin, seq)| seq - ring.until.seq(origin)).fold(0, u64::saturating_add);
+            (ring.until.clone(), until, count)
+        };
+        if count == 0 {
+            self.ring().logs = logs;
+            return Ok(self.end());
+        }
+        let until = brief(node, until).await;
+        if count > STEP_COUNT_MAX {
+            let mut ring = self.ring();
+            ring.clear();
+            (ring.until, ring.logs, ring.held) = (until, logs, Vec::new());
+        } else {
+            let walked = walk(node, logs.clone(), before.clone(), until).await?;
+            let Walked { found, until, held } = walked;
+            let core = cursor::walk_core(&Seen::all(before.clone()), &until);
+            let step = Arc::new(Step { before, until: until.clone(), core });
+            let mut ring = self.ring();
+            found.into_iter().for_each(|next| ring.push(Arc::new(Item::new(next, &step))));
+            (ring.until, ring.logs, ring.held) = (until, logs, held);
+        }
+        self.moved.send_modify(|steps| *steps += 1);
+        Ok(self.end())
+    }
+}
+
+/// A reader that counts. See [`Hub::enter`].
+#[derive(Debug)]
+pub struct Entered(Arc<Hub>);
+
+impl Drop for Entered {
+    fn drop(&mut self) {
+        self.0.readers.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+struct Walked {
+    found: Vec<Next>,
+    until: Seqs,
+    held: Vec<Origin>,
+}
+
+async fn walk(node: &Node, logs: Arc<Logs>, before: Seqs, until: Seqs) -> Result<Walked, Error> {
+    let store = node.store().clone();
+    let walking = move || -> Result<Walked, Error> {
+        let mut follow = Follow::new(&store, logs, Seen::all(before), until.clone())?;
+        let mut found = Vec::new();
+        while !follow.is_done() {
+            found.extend(follow.next_chunk(usize::MAX)?);
+        }
+        let reached = follow.seen_at_end().full;
+        let held = until.beyond(&reached).into_iter().map(|(origin, _)| origin).collect();
+        Ok(Walked { found, until: reached, held })
+    };
+    tokio::task::spawn_blocking(walking).await.unwrap_or_else(|error| Err(Error::Panicked(error.to_string())))
+}
+
+/// The same, so that it can be written briefly: with a new milestone, where there is too much to say. If none can be
+/// written, cursors stay where they were last brief enough, which repeats messages to who comes back, and skips none.
+async fn brief(node: &Node, until: Seqs) -> Seqs {
+    if until.changes().len() <= CHANGES_MAX {
+        return until;
+    }
+    let (contents, milestones): (Vec<_>, Vec<_>) = until.milestones().into_iter().unzip();
+    let Some(last) = milestones.last().cloned() else { return until };
+    node.writer().care(Care::Milestones(contents)).await;
+    let (store, name) = (node.store().clone(), last.name);
+    match tokio::task::spawn_blocking(move || store.milestone(name)).await {
+        Ok(Ok(Some(_))) => Seqs::at(last),
+        _ => until,
+    }
+}
+
+/// Moves the ring as long as somebody reads, until the node ends.
+pub async fn move_along(node: Node) {
+    let (hub, mut signal) = (node.hub().clone(), node.logs_signal());
+    let mut moved = hub.moved();
+    loop {
+        if hub.readers() == 0 {
+            if moved.changed().await.is_err() {
+                return;
+            }
+            continue;
+        }
+        signal.mark_unchanged();
+        if let Err(error) = hub.advance(&node).await {
+            tracing::error!(%error, "the feed cannot be read");
+            node.writer().alarm().raise(error.to_string());
+            return;
+        }
+        let is_held = !hub.ring().held.is_empty();
+        tokio::select! {
+            changed = signal.changed() => if changed.is_err() {
+                return; // the node is ending
+            },
+            () = tokio::time::sleep(HELD_PAUSE), if is_held => {}
+        }
+    }
+}
