@@ -224,7 +224,9 @@ fn acks(text: &str) -> Result<String, String> {
 Examples:
   chatchain list --room ops --since 2h
   chatchain list --user user1 --with user2              the conversation of these two
-  chatchain list --text deploy --limit 10 -o json")]
+  chatchain list --text deploy --limit 10 -o json
+  chatchain list --follow --room ops                    the newest 50, and then whatever comes
+  chatchain list --cursor-file seen --room ops          everything since the last time")]
 pub struct List {
     /// From or to this user
     #[arg(long, value_name = "NAME")]
@@ -250,6 +252,12 @@ pub struct List {
     /// Older than this, written as for --since
     #[arg(long, value_name = "TIME")]
     pub until: Option<String>,
+    /// Go on with what comes from now on, until interrupted; servers may come and go meanwhile
+    #[arg(short, long, conflicts_with = "until")]
+    pub follow: bool,
+    /// Keep the place in this file: if it is there, list everything since, else begin as without it
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["since", "until"])]
+    pub cursor_file: Option<PathBuf>,
     /// At most this many, the newest
     #[arg(long, value_name = "N", default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub limit: u32,

@@ -9,13 +9,15 @@
 mod fake;
 pub mod servers;
 
+pub use reqwest::header::HeaderValue;
+
 use std::{fmt, io, time::Duration};
 
 use bytes::{Bytes, BytesMut};
 use futures_util::{Stream, StreamExt, TryStreamExt};
 use reqwest::{
     Method, StatusCode, Url,
-    header::{CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER},
+    header::{CONTENT_TYPE, HeaderMap, RETRY_AFTER},
     redirect,
 };
 use tokio::time::timeout;

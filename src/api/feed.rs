@@ -7,6 +7,7 @@ use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
 use super::error::{ErrorCode, Problem};
+use super::message::Listed;
 use super::query::{self, ListQuery};
 use super::refusal::quote;
 use crate::chain::cursor::CURSOR_BYTES_MAX;
@@ -150,6 +151,30 @@ impl Event<'_> {
         out.reserve(parts.iter().map(|part| part.len()).sum());
         parts.into_iter().for_each(|part| out.extend_from_slice(part));
     }
+}
+
+/// An event as a reader of lines finds it.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Deserialize)]
+pub struct FeedLine {
+    /// What it is; kinds that are not known are passed over.
+    pub event: Kind,
+    /// Where to go on after it.
+    pub cursor: String,
+    /// With a message.
+    pub message: Option<Listed>,
+}
+
+/// The kinds of events.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Kind {
+    /// A message.
+    Message,
+    /// Everything that was stored at the time of connecting is through.
+    CaughtUp,
+    /// Only the cursor moves. Also what is made of a kind that is newer than this program.
+    #[serde(other)]
+    Bookmark,
 }
 
 #[cfg(test)]

@@ -3,7 +3,8 @@
 //! A reader has seen a beginning of every log ([`Seen::full`]), and of a walk in display order everything up to a place
 //! ([`Walk`]). Both mean the same on every node, whatever it holds: an entry is covered or it is not. So a cursor can be
 //! small although logs are many: the ends of a walk are milestones with a few changes, and one place says the rest.
-//! A reader that moves to a node which lacks a part of an earlier walk keeps that walk until the node has it.
+//! A reader that moves to a node which lacks a part of an earlier walk keeps that walk until the node has it. Nothing that is
+//! stamped after the last thing it saw is covered: a copy of a running machine may use places a second time.
 //!
 //! A position is how much somebody's read must cover. It is written alike, but is no cursor, and neither serves as the
 //! other. Both carry the network and a check; a cursor also what its filter was.
@@ -40,29 +41,36 @@ impl Walk {
 /// What a reader has seen. See the head of this file.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Seen {
-    /// The beginning of every log.
+    /// The beginning of every log,
     pub full: Seqs,
+    /// as far as it is stamped no later than this.
+    pub last: Stamp,
     /// Besides, what walks have come past.
     pub walks: Vec<Walk>,
 }
 
 impl Seen {
-    /// Everything in these logs up to there, and nothing else.
-    pub fn all(full: Seqs) -> Self {
-        Seen { full, walks: Vec::new() }
+    /// Everything in these logs up to there, and nothing else. `last`: the largest stamp among it.
+    pub fn all(full: Seqs, last: Stamp) -> Self {
+        Seen { full, last, walks: Vec::new() }
+    }
+
+    /// Where the beginnings end in display order.
+    pub fn end(&self) -> Place {
+        Place { stamp: self.last, origin: Origin([0xff; 16]), seq: u64::MAX }
     }
 
     /// Whether an entry is among it.
     pub fn covers(&self, place: Place) -> bool {
-        place.seq <= self.full.seq(place.origin) || self.walks.iter().any(|walk| walk.covers(place))
+        let is_beginning = place.seq <= self.full.seq(place.origin) && place.stamp <= self.last;
+        is_beginning || self.walks.iter().any(|walk| walk.covers(place))
     }
 
     /// What is left to be remembered of it by a reader who has besides seen all of `held`: what lies beyond that.
     #[must_use]
     pub fn beyond(&self, held: &Seqs) -> Vec<Walk> {
-        let last = Place { stamp: Stamp(u64::MAX), origin: Origin([0xff; 16]), seq: u64::MAX };
         let full = self.full.beyond(held);
-        let full = (!full.is_empty()).then(|| Walk { until: full.into_iter().collect(), at: last });
+        let full = (!full.is_empty()).then(|| Walk { until: full.into_iter().collect(), at: self.end() });
         let walks = self.walks.iter().filter_map(|walk| {
             let beyond = walk.until.beyond(held);
             // Where only a few logs are meant, those are written; where many, what they were a difference to.
@@ -122,6 +130,8 @@ pub enum Base {
 pub struct Cursor {
     /// See [`Seen::full`].
     pub full: Difference,
+    /// See [`Seen::last`].
+    pub last: Stamp,
     /// See [`Seen::walks`].
     pub walks: Vec<(Difference, Place)>,
 }
@@ -148,12 +158,12 @@ pub fn core(seen: &Seen) -> Option<Vec<u8>> {
     match seen.walks.split_last() {
         None => {
             let mut out = Vec::with_capacity(128);
-            put_difference(&mut out, &difference(&seen.full));
+            put_full(&mut out, seen);
             out.push(0);
             (out.len() <= CORE_BYTES_MAX).then_some(out)
         }
         Some((last, others)) => {
-            let before = Seen { full: seen.full.clone(), walks: others.to_vec() };
+            let before = Seen { walks: others.to_vec(), ..seen.clone() };
             Some(at_place(&walk_core(&before, &last.until)?, last.at))
         }
     }
@@ -166,7 +176,7 @@ pub fn walk_core(before: &Seen, until: &Seqs) -> Option<Vec<u8>> {
         return None;
     }
     let mut out = Vec::with_capacity(128);
-    put_difference(&mut out, &difference(&before.full));
+    put_full(&mut out, before);
     out.push(u8::try_from(count).ok()?);
     let put_until = |out: &mut Vec<u8>, until: &Seqs| {
         let (by_itself, to_full) = (difference(until), until.changes_to(&before.full));
@@ -193,6 +203,11 @@ pub fn at_place(walk_core: &[u8], at: Place) -> Vec<u8> {
 const CORE_BYTES_MAX: usize = CURSOR_BYTES_MAX - HEAD_BYTES - CHECK_BYTES;
 /// A stamp, an origin and the longest number.
 const PLACE_BYTES_MAX: usize = 8 + 16 + 10;
+
+fn put_full(out: &mut Vec<u8>, seen: &Seen) {
+    put_difference(out, &difference(&seen.full));
+    out.extend_from_slice(&seen.last.0.to_be_bytes());
+}
 
 fn put_at(out: &mut Vec<u8>, at: Place) {
     out.extend_from_slice(&at.stamp.0.to_be_bytes());
@@ -260,6 +275,7 @@ fn opened(kind: u8, bytes: &[u8], purpose: Purpose) -> Result<&[u8], NotACursor>
 fn read_core(core: &[u8]) -> Option<Cursor> {
     let mut rest = Bytes(core);
     let full = rest.difference(false)?;
+    let last = Stamp(u64::from_be_bytes(rest.take()?));
     let count = usize::from(rest.byte()?);
     (count <= WALKS_MAX).then_some(())?;
     let mut walks = Vec::new();
@@ -269,7 +285,7 @@ fn read_core(core: &[u8]) -> Option<Cursor> {
         let (origin, seq) = rest.one()?;
         walks.push((until, Place { stamp, origin, seq }));
     }
-    rest.0.is_empty().then_some(Cursor { full, walks })
+    rest.0.is_empty().then_some(Cursor { full, last, walks })
 }
 
 impl Bytes<'_> {
@@ -311,7 +327,7 @@ impl Cursor {
             Some(Walk { until, at })
         });
         let walks = walks.collect::<Option<_>>()?;
-        Some(Seen { full, walks })
+        Some(Seen { full, last: self.last, walks })
     }
 }
 

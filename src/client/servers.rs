@@ -18,11 +18,12 @@ use serde::de::DeserializeOwned;
 use tokio::time::{Instant, timeout};
 use uuid::Uuid;
 
-use super::{Answer, Client, ClientError, Request};
+use super::{Answer, Client, ClientError, HeaderValue, Request};
 use crate::api::{
     address::Addr,
     batch::BatchAnswer,
     error::ErrorCode,
+    feed::{FeedLine, FeedQuery},
     header, media,
     message::{Listed, SendRequest, Sent},
     network::{NetworkStatus, NodeStatus, ProxyStatus},
@@ -118,13 +119,39 @@ impl Servers {
 
     /// Asks for history, oldest first, one message at a time. A listing that breaks ends with an error.
     pub async fn list(&self, query: &ListQuery) -> Result<Listing, ClientError> {
+        self.list_covering(query, None).await
+    }
+
+    /// The same, of a server that covers a position, if it does so soon enough.
+    pub async fn list_covering(
+        &self,
+        query: &ListQuery,
+        position: Option<&HeaderValue>,
+    ) -> Result<Listing, ClientError> {
         let query = query.to_query_string();
         let separator = if query.is_empty() { "" } else { "?" };
         let mut request = Request::get(format!("{}{separator}{query}", path::MESSAGES));
         request.headers.insert("accept", media::NDJSON.parse().expect("a header value"));
+        if let Some(position) = position {
+            request.headers.insert(header::POSITION, position.clone());
+        }
         let begin = async |answer: Answer| {
             let addr = answer.addr().clone();
             Ok(Listing { addr, body: answer.into_stream().boxed(), buffer: BytesMut::new() })
+        };
+        self.first(&request, ATTEMPT_MAX, begin).await
+    }
+
+    /// Opens the feed, as one event after the other.
+    pub async fn feed(&self, query: &FeedQuery) -> Result<Feed, ClientError> {
+        let query = query.to_query_string();
+        let separator = if query.is_empty() { "" } else { "?" };
+        let mut request = Request::get(format!("{}{separator}{query}", path::FEED));
+        request.headers.insert("accept", media::NDJSON.parse().expect("a header value"));
+        let begin = async |answer: Answer| {
+            let position = answer.headers().get(header::POSITION).cloned();
+            let (addr, body) = (answer.addr().clone(), answer.into_stream().boxed());
+            Ok(Feed { lines: Listing { addr, body, buffer: BytesMut::new() }, position })
         };
         self.first(&request, ATTEMPT_MAX, begin).await
     }
@@ -242,6 +269,25 @@ impl Listing {
 
     fn malformed(&self, why: String) -> ClientError {
         ClientError::Malformed { addr: self.addr.clone(), why }
+    }
+}
+
+/// A feed under way. It ends when the server does; whoever follows opens another with the last cursor.
+pub struct Feed {
+    lines: Listing,
+    position: Option<HeaderValue>,
+}
+
+impl Feed {
+    /// What a listing must cover so that it and this feed together have everything.
+    pub fn position(&self) -> Option<&HeaderValue> {
+        self.position.as_ref()
+    }
+
+    /// The next event.
+    pub async fn next(&mut self) -> Result<Option<FeedLine>, ClientError> {
+        let Some(line) = self.lines.next_line().await? else { return Ok(None) };
+        serde_json::from_slice(&line).map(Some).map_err(|e| self.lines.malformed(e.to_string()))
     }
 }
 

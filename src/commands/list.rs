@@ -3,7 +3,7 @@
 use color_eyre::eyre::Result;
 use jiff::{Span, SpanRelativeTo, Timestamp, fmt::friendly::SpanParser};
 
-use super::{Exit, servers};
+use super::{Exit, follow, servers};
 use crate::{
     api::{message::Listed, query::ListQuery, time::second_of},
     chain::message::TIMESTAMP_MAX,
@@ -14,6 +14,9 @@ use crate::{
 
 pub async fn run(args: &cli::List, common: &Common, sources: &Sources, output: &Output) -> Result<Exit> {
     let query = query(args, now())?;
+    if args.follow || args.cursor_file.is_some() {
+        return follow::run(args, &query, common, sources, output).await;
+    }
     let mut listing = servers(common, sources)?.list(&query).await?;
     let mut messages = Vec::new(); // at most as many as --limit, for columns can only be laid out over all of them
     while let Some(message) = listing.next().await? {
@@ -74,7 +77,7 @@ fn not_a_time(flag: &str, text: &str) -> config::Error {
 }
 
 /// Time, sender -> recipient, text.
-fn columns(message: &Listed) -> Vec<String> {
+pub(super) fn columns(message: &Listed) -> Vec<String> {
     let seconds =
         i64::try_from(message.timestamp).ok().and_then(|seconds| Timestamp::from_second(seconds).ok());
     let time = seconds.map_or_else(|| message.timestamp.to_string(), |time| time.to_string());

@@ -3,6 +3,7 @@
 //! A command reads its settings from [`crate::config`], talks through [`crate::client`] and prints through
 //! [`crate::output`]. Nothing is decided on the text of an error: [`Exit::of`] looks at its type.
 
+mod follow;
 mod list;
 mod node;
 mod proxy;

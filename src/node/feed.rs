@@ -16,13 +16,13 @@ use futures_util::stream;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::{Instant, sleep_until, timeout_at};
 
-use super::Node;
 use super::history::blocking;
 use super::hub::{End, Entered, Found, Hub, Item};
 use super::send::view;
+use super::{Node, position};
 use crate::api::error::{ErrorCode, Problem};
 use crate::api::feed::{Event, FeedQuery, Format, cursor_invalid, from_text, to_text};
-use crate::api::header::LAST_EVENT_ID;
+use crate::api::header::{LAST_EVENT_ID, POSITION};
 use crate::api::media;
 use crate::chain::cursor::{self, Cursor, Purpose, Seen, Walk};
 use crate::chain::message::Content;
@@ -59,13 +59,17 @@ pub async fn get(node: Node, RawQuery(query): RawQuery, headers: HeaderMap) -> R
         None => query.from_start.then(Seen::default),
     };
     let reader = Reader::begin(&node, entered, query, purpose, format, seen).await?;
+    // For who lists what came before: it covers at least what this reader is not given.
+    let position = position::of_logs(&node, &node.hub().end().logs);
     let body = stream::unfold(reader, |mut reader| async move {
         let piece = reader.next_piece().await?;
         Some((piece, reader))
     });
     let media = if lines { media::NDJSON } else { media::EVENTS };
     let headers = [(header::CONTENT_TYPE, media), (header::CACHE_CONTROL, "no-store")];
-    Ok((headers, Body::from_stream(body)).into_response())
+    let mut response = (headers, Body::from_stream(body)).into_response();
+    response.headers_mut().insert(POSITION, position);
+    Ok(response)
 }
 
 /// What a cursor says that somebody brings, once this node has what it speaks of, or has waited for it.
@@ -152,7 +156,7 @@ impl Reader {
         let hub = node.hub().clone();
         let end = hub.advance(node).await?;
         let (at, seen) = match seen {
-            None => (At::Ring(end.index), Seen::all(end.until)),
+            None => (At::Ring(end.index), Seen::all(end.until, end.last)),
             Some(seen) => (At::Held, seen),
         };
         let core = cursor::core(&seen).or_else(|| cursor::core(&Seen::default()));
@@ -215,9 +219,9 @@ impl Reader {
                 match self.hub.after(index, PIECE_COUNT) {
                     Found::Items(items) => self.take(index, &items, out),
                     Found::Gone => return self.read_the_store().await,
-                    Found::Nothing(until) => {
-                        let walks = self.seen.beyond(&until);
-                        self.seen = Seen { full: until, walks };
+                    Found::Nothing(seen) => {
+                        let walks = self.seen.beyond(&seen.full);
+                        self.seen = Seen { walks, ..seen };
                         if out.is_empty() {
                             self.wait(QUIET_MAX).await;
                         }
@@ -282,12 +286,7 @@ impl Reader {
         self.at = match (follow.is_done(), follow.holds()) {
             (false, _) => At::Store(follow, end),
             (true, true) => At::Held,
-            (true, false) => {
-                // What lies beyond the ring's end was seen elsewhere.
-                let walks = self.seen.beyond(&end.until);
-                self.seen = Seen { full: end.until, walks };
-                At::Ring(end.index)
-            }
+            (true, false) => At::Ring(end.index),
         };
         Ok(())
     }

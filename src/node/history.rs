@@ -15,9 +15,10 @@ use futures_util::stream;
 use tokio::sync::Semaphore;
 use uuid::Uuid;
 
-use super::Node;
 use super::send::view;
+use super::{Node, position};
 use crate::api::error::{ErrorCode, Problem};
+use crate::api::header::POSITION;
 use crate::api::query::{self, ListQuery, Mark};
 use crate::api::{media, path};
 use crate::chain::place::{Origin, Place};
@@ -40,9 +41,15 @@ const DAMAGE_PAUSE: Duration = Duration::from_millis(50);
 const CHUNK_COUNT: usize = 1_000;
 
 /// `GET /messages/{id}`.
-pub async fn get_one(node: Node, uri: Uri, RawQuery(query): RawQuery) -> Result<Response, Problem> {
+pub async fn get_one(
+    node: Node,
+    uri: Uri,
+    RawQuery(query): RawQuery,
+    headers: HeaderMap,
+) -> Result<Response, Problem> {
     query::refuse_any(query.as_deref())?;
     let id = query::path_id(uri.path())?;
+    position::wait_for(&node, &headers).await?;
     let reading = patiently(node.store(), || {
         let node = node.clone();
         blocking(node.readers().clone(), move || one(&node, id))
@@ -67,6 +74,9 @@ fn not_found(id: Uuid) -> Problem {
 /// `GET /messages`.
 pub async fn get(node: Node, RawQuery(query): RawQuery, headers: HeaderMap) -> Result<Response, Problem> {
     let query = ListQuery::parse(query.as_deref().unwrap_or(""))?;
+    position::wait_for(&node, &headers).await?;
+    // Taken before the listing begins, so that it covers no more than the listing does.
+    let covered = position::of_logs(&node, &node.logs());
     let accepts = headers.get_all(header::ACCEPT).iter();
     let ndjson = accepts.filter_map(|value| value.to_str().ok()).any(media::wants_ndjson);
     let format = if ndjson { Format::Lines } else { Format::Array };
@@ -77,7 +87,9 @@ pub async fn get(node: Node, RawQuery(query): RawQuery, headers: HeaderMap) -> R
             Some(limit) => page(&node, &query, limit as usize, format),
         })
     });
-    listing.await
+    let mut response = listing.await?;
+    response.headers_mut().insert(POSITION, covered);
+    Ok(response)
 }
 
 /// Repeats a read that meets damage for a moment, in which a peer may help. Then it fails: damage is never skipped.

@@ -16,13 +16,14 @@ use tokio_util::sync::CancellationToken;
 use super::Node;
 use super::send::view;
 use crate::api::feed::{Event, Format, to_text};
+use crate::chain::clock::Stamp;
 use crate::chain::cursor::{self, Purpose, Seen, Walk};
 use crate::chain::log::Logs;
 use crate::chain::place::{Origin, Place};
 use crate::chain::seqs::Seqs;
 use crate::replica::jobs::Care;
 use crate::store::Error;
-use crate::store::follow::{Follow, Next};
+use crate::store::follow::{Follow, Next, last_of};
 
 /// Messages in the ring. A reader that is further behind reads the store.
 const RING_COUNT_MAX: usize = 4_096;
@@ -38,7 +39,7 @@ const HELD_PAUSE: Duration = Duration::from_secs(1);
 /// From one state of all logs to the next.
 #[derive(Debug)]
 struct Step {
-    before: Seqs,
+    before: Seen,
     until: Seqs,
     /// What the cursors on the way share, where they are short enough.
     core: Option<Vec<u8>>,
@@ -81,7 +82,7 @@ impl Item {
     /// What a reader has seen that read up to here.
     pub fn seen(&self) -> Seen {
         let walk = Walk { until: self.step.until.clone(), at: self.place() };
-        Seen { full: self.step.before.clone(), walks: vec![walk] }
+        Seen { walks: vec![walk], ..self.step.before.clone() }
     }
 
     /// The same as the core of a cursor, where it is short enough.
@@ -109,8 +110,9 @@ struct Ring {
     bytes: usize,
     /// How many there were before the first of them.
     gone: u64,
-    /// What was walked through to its end.
+    /// What was walked through to its end, and the last stamp in it.
     until: Seqs,
+    last: Stamp,
     logs: Arc<Logs>,
     /// Logs of which there is more that cannot be given now.
     held: Vec<Origin>,
@@ -143,6 +145,8 @@ pub struct End {
     pub index: u64,
     /// What a reader has seen who read all of them.
     pub until: Seqs,
+    /// The last stamp among it.
+    pub last: Stamp,
     /// The logs in which that can be read.
     pub logs: Arc<Logs>,
 }
@@ -153,7 +157,7 @@ pub enum Found {
     /// These messages.
     Items(Vec<Arc<Item>>),
     /// The reader is at its end, so it has seen this.
-    Nothing(Seqs),
+    Nothing(Seen),
     /// It fell out, or the ring was left out.
     Gone,
 }
@@ -207,7 +211,7 @@ impl Hub {
     /// The end of the ring as it is.
     pub fn end(&self) -> End {
         let ring = self.ring();
-        End { index: ring.end(), until: ring.until.clone(), logs: ring.logs.clone() }
+        End { index: ring.end(), until: ring.until.clone(), last: ring.last, logs: ring.logs.clone() }
     }
 
     /// At most `most` messages from this index on.
@@ -217,7 +221,7 @@ impl Hub {
             return Found::Gone;
         }
         if index == ring.end() {
-            return Found::Nothing(ring.until.clone());
+            return Found::Nothing(Seen::all(ring.until.clone(), ring.last));
         }
         let from = usize::try_from(index - ring.gone).expect("an index into memory");
         Found::Items(ring.items.iter().skip(from).take(most).cloned().collect())
@@ -238,25 +242,25 @@ impl Hub {
             }
             let ahead = until.beyond(&ring.until).into_iter();
             let count = ahead.map(|(origin, seq)| seq - ring.until.seq(origin)).fold(0, u64::saturating_add);
-            (ring.until.clone(), until, count)
+            (Seen::all(ring.until.clone(), ring.last), until, count)
         };
         if count == 0 {
             self.ring().logs = logs;
             return Ok(self.end());
         }
-        let until = brief(node, until).await;
+        let (until, last) = (brief(node, until).await, last_of(&logs));
         if count > STEP_COUNT_MAX {
             let mut ring = self.ring();
             ring.clear();
-            (ring.until, ring.logs, ring.held) = (until, logs, Vec::new());
+            (ring.until, ring.last, ring.logs, ring.held) = (until, last, logs, Vec::new());
         } else {
             let walked = walk(node, logs.clone(), before.clone(), until).await?;
             let Walked { found, until, held } = walked;
-            let core = cursor::walk_core(&Seen::all(before.clone()), &until);
+            let core = cursor::walk_core(&before, &until);
             let step = Arc::new(Step { before, until: until.clone(), core });
             let mut ring = self.ring();
             found.into_iter().for_each(|next| ring.push(Arc::new(Item::new(next, &step))));
-            (ring.until, ring.logs, ring.held) = (until, logs, held);
+            (ring.until, ring.last, ring.logs, ring.held) = (until, last, logs, held);
         }
         self.moved.send_modify(|steps| *steps += 1);
         Ok(self.end())
@@ -279,10 +283,10 @@ struct Walked {
     held: Vec<Origin>,
 }
 
-async fn walk(node: &Node, logs: Arc<Logs>, before: Seqs, until: Seqs) -> Result<Walked, Error> {
+async fn walk(node: &Node, logs: Arc<Logs>, before: Seen, until: Seqs) -> Result<Walked, Error> {
     let store = node.store().clone();
     let walking = move || -> Result<Walked, Error> {
-        let mut follow = Follow::new(&store, logs, Seen::all(before), until.clone())?;
+        let mut follow = Follow::new(&store, logs, before, until.clone())?;
         let mut found = Vec::new();
         while !follow.is_done() {
             found.extend(follow.next_chunk(usize::MAX)?);

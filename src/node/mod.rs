@@ -14,6 +14,7 @@ mod inbox;
 mod mesh;
 mod notes;
 mod pid;
+mod position;
 mod replicate;
 pub mod run;
 mod seat;

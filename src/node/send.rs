@@ -6,12 +6,13 @@
 use axum::body::Body;
 use axum::extract::RawQuery;
 use axum::http::{HeaderMap, StatusCode, header};
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
 use uuid::Uuid;
 
-use super::Node;
+use super::{Node, position};
 use crate::api::batch::{self, BatchAnswer, Rejected};
 use crate::api::error::{ErrorCode, Problem};
+use crate::api::header::POSITION;
 use crate::api::message::{self, MessageView};
 use crate::api::query::SendQuery;
 use crate::api::{path, time::Time};
@@ -58,6 +59,7 @@ async fn one(node: &Node, message: Message) -> Result<Response, Problem> {
     let location = format!("{}{}", path::MESSAGES_PREFIX, content.id.hyphenated());
     let location = location.try_into().expect("a UUID is a header value");
     response.headers_mut().insert(header::LOCATION, location);
+    response.headers_mut().insert(POSITION, position::of_places(node, [place]));
     Ok(response)
 }
 
@@ -74,7 +76,11 @@ async fn many(node: &Node, body: &[u8], key: Option<Uuid>) -> Result<Response, P
         }
     }
     let outcomes = if messages.is_empty() { Vec::new() } else { node.writer().send(messages).await };
+    let mut places = Vec::new();
     for (number, outcome) in numbers.into_iter().zip(outcomes) {
+        if let Outcome::Stored { place, .. } = outcome {
+            places.push(place);
+        }
         match outcome {
             Outcome::Stored { duplicate: false, .. } => answer.accepted += 1,
             Outcome::Stored { duplicate: true, .. } => answer.duplicates += 1,
@@ -83,7 +89,9 @@ async fn many(node: &Node, body: &[u8], key: Option<Uuid>) -> Result<Response, P
     }
     answer.rejected.sort_by_key(|rejected| rejected.line);
     let json = serde_json::to_vec(&answer).expect("numbers and strings serialise");
-    Ok(serve::json(StatusCode::OK, json).into_response())
+    let mut response = serve::json(StatusCode::OK, json);
+    response.headers_mut().insert(POSITION, position::of_places(node, places));
+    Ok(response)
 }
 
 /// How a stored message is shown.

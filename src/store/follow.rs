@@ -5,12 +5,14 @@
 //! newer program understands, holds its log: the walk goes on with the others and its end is before that entry,
 //! so no reader is ever led past it. Read in chunks, as a [listing](super::listing) is.
 
+use std::iter;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use super::log::{Entry, Reader};
 use super::merge::Merge;
 use super::{Error, Store};
+use crate::chain::clock::Stamp;
 use crate::chain::cursor::{self, Seen, Walk};
 use crate::chain::log::Logs;
 use crate::chain::place::{Origin, Place};
@@ -67,7 +69,6 @@ impl Follow {
                 }
             }
         }
-        before.full.beyond(&until).into_iter().for_each(|(origin, seq)| until.raise(origin, seq));
         let merge = Merge::of(store, &logs, parts)?;
         let store = Arc::downgrade(store);
         Ok(Follow { store, logs, before, until, merge, at: None, holds, done: false, core: None })
@@ -176,11 +177,14 @@ impl Follow {
 
     /// What it has seen at the end of the walk.
     pub fn seen_at_end(&self) -> Seen {
-        let mut walks = self.before.beyond(&self.until);
-        // What the beginnings cover, the end does too.
-        walks.retain(|walk| !walk.until.beyond(&self.until).is_empty());
-        Seen { full: self.until.clone(), walks }
+        let walks = self.before.beyond(&self.until);
+        Seen { full: self.until.clone(), last: self.before.last.max(last_of(&self.logs)), walks }
     }
+}
+
+/// The largest stamp in these logs.
+pub fn last_of(logs: &Logs) -> Stamp {
+    logs.ranges().map(|(_, range)| range.last).max().unwrap_or_default()
 }
 
 /// How much of a log a reader has seen.
@@ -198,20 +202,21 @@ fn covered(
     origin: Origin,
     last: u64,
 ) -> Result<Covered, Error> {
-    let mut covered = seen.full.seq(origin).min(last);
-    for Walk { until, at } in &seen.walks {
+    let mut covered = 0;
+    let walks = seen.walks.iter().map(|Walk { until, at }| (until, *at));
+    for (until, at) in iter::once((&seen.full, seen.end())).chain(walks) {
         let until = until.seq(origin).min(last);
         if until <= covered {
             continue;
         }
         let Some(range) = logs.stamps(origin) else { continue };
         let head = logs.vector().seq(origin);
-        let is_before = Place { stamp: range.first, origin, seq: 1 } <= *at;
+        let is_before = Place { stamp: range.first, origin, seq: 1 } <= at;
         if is_before {
-            let all = Place { stamp: range.last, origin, seq: head } <= *at;
+            let all = Place { stamp: range.last, origin, seq: head } <= at;
             let mut search = until;
             while !all {
-                match reader.first_after(origin, search, *at) {
+                match reader.first_after(origin, search, at) {
                     Ok(after) if after <= search || search == until => {
                         search = after - 1;
                         break;

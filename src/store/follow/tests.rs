@@ -150,7 +150,7 @@ fn a_second_copy_is_given_only_to_who_has_not_had_the_first() {
     let second = bench.send(&[same])[0];
     assert_eq!(reader.read(&bench, usize::MAX), Vec::<String>::new());
     assert_eq!(Reader::default().read(&bench, usize::MAX), ["the same"]);
-    let seen = |place: Place| Seen::all([(place.origin, place.seq)].into_iter().collect());
+    let seen = |place: Place| Seen::all([(place.origin, place.seq)].into_iter().collect(), place.stamp);
     for place in [first, second] {
         let mut reader = Reader { seen: seen(place), ..Reader::default() };
         assert_eq!(reader.read(&bench, usize::MAX), Vec::<String>::new(), "{place:?}");

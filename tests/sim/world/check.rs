@@ -132,11 +132,14 @@ impl World {
             }
         }
         let mut contents: BTreeMap<Uuid, BTreeSet<Digest>> = BTreeMap::new();
+        let mut everything: BTreeSet<Key> = BTreeSet::new();
         for entry in &first {
             let record = entry.record();
             let id = Content::decode(record.content).expect("readable").id;
             contents.entry(id).or_default().insert(record.digest);
+            everything.insert((id, record.digest));
         }
+        self.check_readers(&everything);
         let shown = |(id, digest): &Key| contents.get(id).is_some_and(|digests| digests.contains(digest));
         let acknowledged = self.ledger.acknowledged.iter();
         let missing: Vec<_> = acknowledged.filter(|(key, _)| !shown(key)).collect();

@@ -186,6 +186,7 @@ impl World {
             return;
         }
         self.switch_off(onto, Stop::Kill);
+        self.was_cloned = true;
         self.say(format!("node {onto} is a copy of the running node {node}"));
         let backup = self.machines[node].copy_of_disk();
         let now = self.now;

@@ -13,6 +13,7 @@ mod ledger;
 mod machine;
 mod network;
 mod node;
+mod readers;
 mod scripting;
 
 use std::collections::BTreeMap;
@@ -22,6 +23,7 @@ use crate::disk::Dice;
 use ledger::Ledger;
 use machine::Machine;
 use network::{Letter, Network};
+use readers::Reader;
 
 pub use clients::Op;
 pub use faults::Fault;
@@ -55,6 +57,8 @@ enum Event {
     Client,
     /// Somebody lists everything.
     Look { node: usize },
+    /// A reader of the feed reads on.
+    Read { reader: usize },
     /// Something goes wrong.
     Fault,
     /// The network is whole again.
@@ -160,6 +164,9 @@ pub struct World {
     machines: Vec<Machine>,
     network: Network,
     ledger: Ledger,
+    readers: Vec<Reader>,
+    /// A machine was copied while it ran, so two processes may have used one place.
+    was_cloned: bool,
     calm: bool,
     trace: Trace,
     pub tally: Tally,
@@ -175,6 +182,8 @@ impl World {
             machines: (0..plan.machines).map(|_| Machine::new()).collect(),
             network: Network::new(plan.machines, plan.loss, plan.delay_ms),
             ledger: Ledger::default(),
+            readers: Vec::new(),
+            was_cloned: false,
             calm: false,
             trace,
             tally: Tally::default(),
@@ -268,6 +277,7 @@ impl World {
             }
             Event::Client => self.client(),
             Event::Look { node } => self.look(node),
+            Event::Read { reader } => self.read_on(reader),
             Event::Fault => self.fault(),
             Event::Mended => {
                 self.network.join_all();
@@ -287,6 +297,7 @@ impl World {
         if self.plan.client_every_ms > 0 {
             self.after(10, Event::Client);
             self.after(1_000, Event::Look { node: 0 });
+            self.seat_readers();
         }
         if !self.plan.faults.is_empty() {
             self.after(self.plan.fault_every_ms, Event::Fault);

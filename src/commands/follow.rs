@@ -1,0 +1,244 @@
+//! `chatchain list` with `--follow` or `--cursor-file`: messages as they come, from where the last run ended.
+//!
+//! Servers may come and go: the feed is opened again, at whichever answers, with the last cursor. A message is printed
+//! before its cursor is kept, so that whatever ends this program, the next run misses nothing; what was printed in the
+//! last moments may come again. What is listed first and what then comes overlap, and the overlap is printed once.
+
+use std::{
+    collections::HashSet,
+    fs,
+    io::{self, Write as _},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use color_eyre::eyre::{Result, WrapErr};
+use tokio::time::{Instant, sleep, sleep_until};
+use uuid::Uuid;
+
+use super::{Exit, list, servers, serving::StopSignals};
+use crate::{
+    api::{
+        feed::{FeedLine, FeedQuery, Kind},
+        message::Listed,
+        query::ListQuery,
+    },
+    cli::{self, Common, Format},
+    client::{
+        ClientError,
+        servers::{Feed, Servers},
+    },
+    config::{self, Sources},
+    output::Output,
+};
+
+/// The cursor is kept at most so often, and always before waiting for longer.
+const KEEP_EVERY: Duration = Duration::from_millis(200);
+/// How long to wait before the feed is opened again; doubled up to the second.
+const RETRY_MIN: Duration = Duration::from_millis(100);
+const RETRY_MAX: Duration = Duration::from_secs(2);
+
+pub async fn run(
+    args: &cli::List,
+    listing: &ListQuery,
+    common: &Common,
+    sources: &Sources,
+    output: &Output,
+) -> Result<Exit> {
+    let mut stop = StopSignals::catch()?;
+    let servers = servers(common, sources)?;
+    let kept = args.cursor_file.as_deref().map(read).transpose()?.flatten();
+    let mut follower = Follower {
+        query: FeedQuery {
+            cursor: kept.clone(),
+            from_start: false,
+            sender: listing.sender.clone(),
+            recipient: listing.recipient.clone(),
+            user: listing.user.clone(),
+            with: listing.with.clone(),
+        },
+        text: listing.text.as_deref().map(str::to_lowercase),
+        listed: HashSet::new(),
+        place: Place { file: args.cursor_file.clone(), unkept: false, due: Instant::now() },
+        output,
+    };
+    let follow = async {
+        let mut feed = servers.feed(&follower.query).await.map_err(|error| hint(args, error))?;
+        if kept.is_none() {
+            follower.list(&servers, listing, &feed).await?;
+        }
+        follower.follow(&servers, &mut feed, args.follow).await
+    };
+    tokio::select! {
+        followed = follow => followed?,
+        () = stop.next() => {}
+    }
+    follower.keep()?;
+    Ok(Exit::Done)
+}
+
+struct Follower<'a> {
+    /// What is asked for, with the last cursor.
+    query: FeedQuery,
+    /// In lower case. Servers do not look at texts in a feed.
+    text: Option<String>,
+    /// What was listed at first and may come once more.
+    listed: HashSet<(Uuid, String, String, String)>,
+    place: Place,
+    output: &'a Output,
+}
+
+impl Follower<'_> {
+    /// Prints the newest messages, of a server that has everything from before this feed.
+    async fn list(&mut self, servers: &Servers, query: &ListQuery, feed: &Feed) -> Result<()> {
+        let mut listing = servers.list_covering(query, feed.position()).await?;
+        while let Some(message) = listing.next().await? {
+            self.print(&message)?;
+            self.listed.insert(key(message));
+        }
+        Ok(())
+    }
+
+    async fn follow(&mut self, servers: &Servers, feed: &mut Feed, on: bool) -> Result<()> {
+        loop {
+            let next = tokio::select! {
+                biased;
+                next = feed.next() => next,
+                () = sleep_until(self.place.due), if self.place.unkept => {
+                    self.keep()?;
+                    continue;
+                }
+            };
+            match next {
+                Ok(Some(line)) => {
+                    let is_end = line.event == Kind::CaughtUp && !on;
+                    self.take(line)?;
+                    if is_end {
+                        return Ok(());
+                    }
+                }
+                Err(error) if !error.retryable() => return Err(error.into()),
+                Ok(None) => *feed = self.again(servers, "the server ended it".into()).await?,
+                Err(error) => *feed = self.again(servers, error.to_string()).await?,
+            }
+        }
+    }
+
+    fn take(&mut self, FeedLine { cursor, message, .. }: FeedLine) -> Result<()> {
+        if let Some(message) = message {
+            let matches = self.text.as_ref().is_none_or(|text| message.text.to_lowercase().contains(text));
+            let is_listed = !self.listed.is_empty() && self.listed.remove(&key(message.clone()));
+            if matches && !is_listed {
+                self.print(&message)?;
+            }
+        }
+        self.query.cursor = Some(cursor);
+        if !std::mem::replace(&mut self.place.unkept, true) {
+            self.place.due = Instant::now() + KEEP_EVERY;
+        }
+        Ok(())
+    }
+
+    fn print(&self, message: &Listed) -> io::Result<()> {
+        match self.output.format() {
+            Format::Table => self.output.line(&list::columns(message).join("  ")),
+            Format::Json | Format::Ndjson => self.output.json(message),
+        }
+    }
+
+    /// Opens the feed again, however long it takes.
+    async fn again(&mut self, servers: &Servers, why: String) -> Result<Feed> {
+        self.keep()?;
+        self.output.note(&format!("the feed was interrupted ({why}); going on as soon as a server answers"));
+        let mut pause = RETRY_MIN;
+        loop {
+            match servers.feed(&self.query).await {
+                Ok(feed) => return Ok(feed),
+                Err(error) if !error.retryable() => return Err(error.into()),
+                Err(_) => sleep(pause).await,
+            }
+            pause = (pause * 2).min(RETRY_MAX);
+        }
+    }
+
+    fn keep(&mut self) -> Result<()> {
+        match &self.query.cursor {
+            Some(cursor) if self.place.unkept => self.place.keep(cursor),
+            _ => Ok(()),
+        }
+    }
+}
+
+fn key(message: Listed) -> (Uuid, String, String, String) {
+    (message.id, message.sender, message.recipient, message.text)
+}
+
+/// Where the cursor is kept, if it is.
+struct Place {
+    file: Option<PathBuf>,
+    unkept: bool,
+    due: Instant,
+}
+
+impl Place {
+    fn keep(&mut self, cursor: &str) -> Result<()> {
+        if let Some(file) = &self.file {
+            write(file, cursor).wrap_err_with(|| format!("cannot keep the place in {}", file.display()))?;
+        }
+        self.unkept = false;
+        Ok(())
+    }
+}
+
+/// Replaces the file as a whole: whoever reads it finds the old cursor or the new one.
+fn write(file: &Path, cursor: &str) -> io::Result<()> {
+    let mut name = file.as_os_str().to_owned();
+    name.push(".new");
+    let mut new = fs::File::create(&name)?;
+    writeln!(new, "{cursor}")?;
+    new.sync_data()?;
+    fs::rename(&name, file)
+}
+
+/// The cursor in a file; `None`: there is no such file.
+fn read(file: &Path) -> Result<Option<String>, config::Error> {
+    match fs::read_to_string(file) {
+        Ok(text) if text.trim().is_empty() => Ok(None),
+        Ok(text) => Ok(Some(text.trim().to_owned())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => {
+            Err(config::Error::new(format!("cannot read the cursor file {}: {error}", file.display())))
+        }
+    }
+}
+
+/// A cursor that is refused came from the file, and cannot be mended.
+fn hint(args: &cli::List, error: ClientError) -> color_eyre::Report {
+    let report = color_eyre::Report::from(error);
+    match &args.cursor_file {
+        Some(file) if report.downcast_ref::<ClientError>().is_some_and(|error| !error.retryable()) => report
+            .wrap_err(format!(
+                "the place kept in {} cannot be used; another file, or none, begins anew",
+                file.display()
+            )),
+        _ => report,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_place_is_kept_as_a_whole_and_read_back() {
+        let dir = tempfile::tempdir().expect("temp dir");
+        let file = dir.path().join("seen");
+        assert_eq!(read(&file), Ok(None));
+        for cursor in ["AbC-_", "De"] {
+            write(&file, cursor).expect("writes");
+            assert_eq!(read(&file), Ok(Some(cursor.into())));
+        }
+        assert!(read(dir.path()).is_err(), "a directory is no cursor file");
+        assert_eq!(fs::read_dir(dir.path()).expect("reads").count(), 1);
+    }
+}
