@@ -11,6 +11,7 @@ mod http;
 mod inbox;
 mod mesh;
 mod notes;
+mod patience;
 mod pid;
 mod replicate;
 pub mod run;
