@@ -109,10 +109,18 @@ fn check(store: &Path) -> Checked {
             set_aside: report.set_aside,
             ..checked
         },
-        Ok(Verified::NotOpened { why, intact }) => Checked {
+        Ok(Verified::NotOpened { why, intact, unread_bytes: 0 }) => Checked {
             error: Some(format!(
                 "the log cannot be opened: {why}; {intact} intact records are left in it: start the node, which sets the \
                  damaged file aside and salvages them"
+            )),
+            ..checked
+        },
+        Ok(Verified::NotOpened { why, intact, unread_bytes }) => Checked {
+            error: Some(format!(
+                "the log cannot be opened: {why}; the disk does not give {unread_bytes} bytes of it, and {intact} intact \
+                 records are left in the rest: start the node, which tries for a while, then sets the file aside and \
+                 salvages them"
             )),
             ..checked
         },

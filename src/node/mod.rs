@@ -13,6 +13,7 @@ mod hub;
 mod inbox;
 mod mesh;
 mod notes;
+mod patience;
 mod pid;
 mod position;
 mod replicate;

@@ -3,7 +3,8 @@
 //! The stop order: no more connections, open requests finish, exchanges end, the writer commits what it has, the indexer
 //! ends, the databases close. `kill -9` loses nothing acknowledged; the order is politeness. Whatever must go
 //! on and ends early ends the node with its reason. A store that fails is closed while the address keeps answering, and
-//! opened again every second until that works: with another open id, and another log for what is sent from then on.
+//! opened again every second until that works: with another open id, and another log for what is sent from then on. What
+//! the disk does not give then, time after time, is given up (see `patience`).
 
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -18,6 +19,7 @@ use uuid::Uuid;
 use super::alarm::Alarm;
 use super::mesh::Mesh;
 use super::notes::Notes;
+use super::patience::Patience;
 use super::pid::PidFile;
 use super::seat::Seat;
 use super::writer::Writer;
@@ -39,6 +41,7 @@ const REOPEN_EVERY: Duration = Duration::from_secs(1);
 /// Runs a node on this listener until `stop`.
 pub async fn run(config: NodeConfig, listener: TcpListener, stop: CancellationToken) -> Result<(), Error> {
     let (config, started, notes) = (Arc::new(config), Instant::now(), Notes::default());
+    let mut patience = Patience::default();
     let begin = |opened| Life::begin(&config, opened, started, notes.clone(), stop.child_token());
     let (seat, mut life) = match open(&config, Trust::Usual).await? {
         Ok(opened) => {
@@ -50,6 +53,7 @@ pub async fn run(config: NodeConfig, listener: TcpListener, stop: CancellationTo
         Err(error) if error.may_pass() => {
             announce(&config);
             tracing::error!(%error, "the store does not open");
+            patience.note(&error);
             (Seat::empty(error.to_string(), status::unopened(&config)), None)
         }
         Err(error) => return Err(error.into()),
@@ -61,7 +65,7 @@ pub async fn run(config: NodeConfig, listener: TcpListener, stop: CancellationTo
         let Some(current) = &mut life else {
             tokio::select! {
                 () = &mut serving => break Ok(()),
-                opened = reopen(&config, &seat) => life = Some(begin(opened)?),
+                opened = reopen(&config, &seat, &mut patience) => life = Some(begin(opened)?),
             }
             seat.take(life.as_ref().expect("begun just now").node.clone());
             continue;
@@ -117,12 +121,18 @@ async fn open(config: &Arc<NodeConfig>, trust: Trust) -> Result<Result<Opened, O
 }
 
 /// Opens a store that failed, however often it takes.
-async fn reopen(config: &Arc<NodeConfig>, seat: &Seat) -> Opened {
+async fn reopen(config: &Arc<NodeConfig>, seat: &Seat, patience: &mut Patience) -> Opened {
     loop {
         tokio::time::sleep(REOPEN_EVERY).await;
-        let why = match open(config, Trust::Suspect).await {
-            Ok(Ok(opened)) => return opened,
-            Ok(Err(error)) => error.to_string(),
+        let why = match open(config, patience.next()).await {
+            Ok(Ok(opened)) => {
+                *patience = Patience::default();
+                return opened;
+            }
+            Ok(Err(error)) => {
+                patience.note(&error);
+                error.to_string()
+            }
             Err(error) => error.to_string(),
         };
         tracing::error!(why, "the store does not open");
@@ -179,7 +189,7 @@ impl Life {
         let store = self.node.store.clone();
         let reads_failed = async move {
             loop {
-                if let Some(why) = store.log().wounds().of_engine() {
+                if let Some(why) = store.has_failed_reading() {
                     return format!("reading failed: {why}");
                 }
                 tokio::time::sleep(LOOK_EVERY).await;

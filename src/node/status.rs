@@ -113,9 +113,13 @@ fn of_the_store(node: &Node) -> impl Iterator<Item = String> {
     let (store, id) = (node.store(), node.config().node_id);
     let recovery = store.recovery().map(|Recovery { why, salvaged, .. }| {
         let (kept, loose, holes) = (salvaged.entries, salvaged.loose, salvaged.holes);
+        let unread = match salvaged.unread_bytes {
+            0 => String::new(),
+            bytes => format!(", and {bytes} bytes of it can never be read again"),
+        };
         format!(
-            "node {id}: its store was damaged ({why}); {kept} entries were salvaged, and {loose} behind {holes} that \
-             are missing; what its peers have, it takes from them"
+            "node {id}: its store was damaged ({why}){unread}; {kept} entries were salvaged, and {loose} behind {holes} \
+             that are missing; what its peers have, it takes from them"
         )
     });
     let set_aside = store.set_aside().iter().map(move |path| {

@@ -4,7 +4,8 @@
 //! or removed here is so for good, also through a power failure, when the call returns.
 
 use std::fs::{self, File};
-use std::io::{self, Read};
+use std::io;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use redb::{Builder, Database, DatabaseError};
@@ -52,7 +53,7 @@ pub trait Files {
     fn len(&self, name: &str) -> io::Result<Option<u64>>;
 
     /// The bytes of a file as they lie there.
-    fn raw(&self, name: &str) -> io::Result<Box<dyn Read>>;
+    fn raw(&self, name: &str) -> io::Result<Box<dyn Bytes>>;
 
     /// Gives a file another name, which must be free.
     fn rename(&self, from: &str, to: &str) -> io::Result<()>;
@@ -62,6 +63,33 @@ pub trait Files {
 
     /// Forgets what the system keeps of a file in memory, so that what is read next comes from the disk.
     fn forget_cached(&self, name: &str);
+}
+
+/// The bytes of a file, to be had from anywhere: what cannot be read must not hide what lies behind it.
+#[expect(clippy::len_without_is_empty, reason = "nobody asks")]
+pub trait Bytes {
+    /// How many there are.
+    fn len(&self) -> io::Result<u64>;
+
+    /// Reads some of those from `offset` on, as many as `out` has room for at the most; 0 behind the last.
+    fn read_at(&self, offset: u64, out: &mut [u8]) -> io::Result<usize>;
+}
+
+impl Bytes for File {
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.metadata()?.len())
+    }
+
+    fn read_at(&self, offset: u64, out: &mut [u8]) -> io::Result<usize> {
+        FileExt::read_at(self, out, offset)
+    }
+}
+
+/// Whether this is what a system says of a disk that does not give what it should have: as file systems put it, as a
+/// driver does ("critical medium error"), and where a file system's own checks failed.
+pub fn is_unreadable(error: &io::Error) -> bool {
+    let of_the_disk = [Errno::IO, Errno::NODATA, Errno::BADMSG];
+    Errno::from_io_error(error).is_some_and(|errno| of_the_disk.contains(&errno))
 }
 
 /// A directory on disk.
@@ -105,7 +133,7 @@ impl Files for Directory<'_> {
         }
     }
 
-    fn raw(&self, name: &str) -> io::Result<Box<dyn Read>> {
+    fn raw(&self, name: &str) -> io::Result<Box<dyn Bytes>> {
         Ok(Box::new(File::open(self.path(name))?))
     }
 

@@ -13,7 +13,9 @@ mod file;
 use std::cell::RefCell;
 use std::collections::{BTreeSet, HashMap};
 use std::ops::Bound::{Excluded, Included};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{
+    Condvar, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
+};
 use std::time::Duration;
 
 use redb::{ReadOnlyTable, ReadableDatabase};
@@ -53,6 +55,8 @@ pub struct Index {
     flushed: Mutex<Counts>,
     work: Mutex<Work>,
     wake: Condvar,
+    /// How the engine failed when something was read, if it did.
+    failed: OnceLock<String>,
 }
 
 /// What was known of an id before an entry.
@@ -86,6 +90,10 @@ impl Index {
         match opened.unwrap_or_else(|panic| Err(broken(files, Error::Panicked(panic.0)))) {
             Ok(Some(index)) => return Ok(index),
             Err(error @ OpenError::InUse(_)) => return Err(error),
+            // Another index would not make it readable.
+            Err(OpenError::Directory { source, .. }) if log.wounds().of_engine().is_some() => {
+                return Err(OpenError::Directory { path: files.path(files::LOG), source });
+            }
             Ok(None) => {}
             Err(error) => tracing::warn!(%error, "rebuilding the index"),
         }
@@ -135,6 +143,7 @@ impl Index {
             flushed: Mutex::new(counts),
             work: Mutex::default(),
             wake: Condvar::new(),
+            failed: OnceLock::new(),
         }
     }
 
@@ -283,6 +292,18 @@ impl Index {
         guarded(|| file::belong_to(&self.db, name))
     }
 
+    /// Reads from the file, and notes it if that fails: the engine then refuses everything, until the file is opened anew.
+    fn read<T>(&self, work: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
+        guarded(work).inspect_err(|error| {
+            let _later_ones_say_the_same = self.failed.set(error.to_string());
+        })
+    }
+
+    /// Whether reading the file failed, and how.
+    pub(super) fn has_failed_reading(&self) -> Option<&str> {
+        self.failed.get().map(String::as_str)
+    }
+
     pub(super) fn counts(&self) -> Counts {
         *lock(&self.counts)
     }
@@ -307,7 +328,7 @@ impl Index {
     /// Which of `first..=last` of a log have another copy, ascending.
     pub(super) fn copies(&self, origin: Origin, first: u64, last: u64) -> Result<Vec<u64>, Error> {
         let mut copies: Vec<u64> = self.read_tail().copies(origin, first, last).collect();
-        guarded(|| {
+        self.read(|| {
             let table = self.db.begin_read()?.open_table(COPIES)?;
             for row in table.range((origin.0, first)..=(origin.0, last))? {
                 copies.push(row?.0.value().1);
@@ -329,7 +350,7 @@ impl Index {
     /// Up to `rows` places in the file where a name stands on one of `sides`, after (or, backward, before)
     /// `from`. Also the last place looked at, to go on from; `None` at the end.
     pub(super) fn file_places(&self, name: NameHash, sides: u8, scan: FileScan) -> Result<FilePlaces, Error> {
-        guarded(|| self.look_up_places(name, sides, scan))
+        self.read(|| self.look_up_places(name, sides, scan))
     }
 
     fn look_up_places(&self, name: NameHash, sides: u8, scan: FileScan) -> Result<FilePlaces, Error> {
@@ -399,7 +420,7 @@ impl Lookup<'_> {
             let tail = self.index.read_tail();
             (tail.standings(&id).to_vec(), tail.let_go())
         };
-        guarded(|| self.look_into_file(id, let_go, &mut standings))?;
+        self.index.read(|| self.look_into_file(id, let_go, &mut standings))?;
         Ok(standings)
     }
 

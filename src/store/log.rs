@@ -25,6 +25,7 @@ use uuid::Uuid;
 pub use super::change::{Change, NewEntry};
 use super::files::{self, Files, Opening};
 use super::guard::{Open, guard, guarded};
+use super::patchy::{self, Patchy};
 use super::wounds::Wounds;
 use super::{Error, OpenError, StoreId, raw};
 use crate::chain::clock::Stamp;
@@ -207,7 +208,8 @@ impl Log {
 
     /// Begins a read. Keep it short: it pins pages.
     pub fn read(&self) -> Result<Reader, Error> {
-        guarded(|| Ok(Reader::new(self.db.begin_read()?, self.wounds.clone())))
+        let read = guarded(|| Ok(Reader::new(self.db.begin_read()?, self.wounds.clone())));
+        read.inspect_err(|error| self.wounds.engine_failed(error))
     }
 }
 
@@ -236,8 +238,8 @@ pub(super) fn log_table(name: &str) -> TableDefinition<'_, u64, &'static [u8]> {
 
 /// Whether there are records in a file that has no tables of ours: then it lost them, and is not new.
 fn holds_records(files: &dyn Files) -> Result<bool, OpenError> {
-    let looked = files.raw(files::LOG).and_then(|mut bytes| raw::any(&mut bytes));
-    looked.map_err(|source| OpenError::Directory { path: files.path(files::LOG), source })
+    let looked = Patchy::new(files, files::LOG, false).and_then(|mut bytes| raw::any(&mut bytes));
+    looked.map_err(|error| patchy::not_read(files.path(files::LOG), error))
 }
 
 fn not_ours(table: &str) -> Error {

@@ -2,7 +2,8 @@
 //!
 //! Two files: `log.redb` is the truth (logs only, one durable commit per batch, see [`log`]); `index.redb` is
 //! derived from it (by id, by user, further copies, see [`index`]) and may be deleted at any time. [`listing`]
-//! merges the logs into history. A damaged `log.redb` is set aside and what it holds salvaged ([`recover`]).
+//! merges the logs into history. A damaged `log.redb` is set aside and what it holds salvaged ([`recover`]); so is one that
+//! the disk does not give any more, once whoever opens it has tried often enough ([`Trust::Unreadable`]).
 //!
 //! Invariants: whoever commits is the only one to do so ([`Store::commit`] is called by the node's writer
 //! alone); [`Logs`] handed to readers list durable entries only; every record is checked on every read.
@@ -15,6 +16,7 @@ pub mod index;
 pub mod listing;
 pub mod log;
 mod merge;
+mod patchy;
 mod raw;
 pub mod recover;
 pub mod salvage;
@@ -81,6 +83,14 @@ pub enum OpenError {
         /// The network of the configuration.
         wanted: String,
     },
+    /// The disk does not give a file, or not all of it.
+    #[error("{} cannot be read: {why}", path.display())]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// What the system says, or how much of it.
+        why: String,
+    },
     /// The file is not what we wrote.
     #[error("{} cannot be opened: {why}", path.display())]
     Broken {
@@ -92,11 +102,21 @@ pub enum OpenError {
 }
 
 impl OpenError {
-    /// Whether it can be otherwise a moment later without anybody changing the configuration: the disk fails or is full.
+    /// Whether it can be otherwise a moment later without anybody changing the configuration: the disk fails or is full, or
+    /// its file system lets nobody write since it met an error.
     pub fn may_pass(&self) -> bool {
-        let OpenError::Directory { source, .. } = self else { return false };
-        let passing = [Errno::IO, Errno::NOSPC, Errno::DQUOT];
-        Errno::from_io_error(source).is_some_and(|errno| passing.contains(&errno))
+        let passing = [Errno::NOSPC, Errno::DQUOT, Errno::ROFS];
+        let passes = |source| Errno::from_io_error(source).is_some_and(|errno| passing.contains(&errno));
+        self.is_of_the_disk() || matches!(self, OpenError::Directory { source, .. } if passes(source))
+    }
+
+    /// Whether the disk would not read or would not write; the engine does not say which.
+    pub fn is_of_the_disk(&self) -> bool {
+        match self {
+            OpenError::Unreadable { .. } => true,
+            OpenError::Directory { source, .. } => files::is_unreadable(source),
+            _ => false,
+        }
     }
 }
 
@@ -172,6 +192,9 @@ pub enum Trust {
     /// A write or an fsync failed: nothing that the system still keeps of it in memory is believed, and every page is
     /// checked.
     Suspect,
+    /// The same, and so many openings before failed because of the disk that what it does not give now is given up: a log
+    /// that cannot be read counts as a damaged one.
+    Unreadable,
 }
 
 /// One node's store, open. Reads go on from any thread; see the head of this file for writing.
@@ -214,15 +237,15 @@ impl Store {
         trust: Trust,
     ) -> Result<(Arc<Self>, Logs), OpenError> {
         let lock = files.lock()?;
-        if trust == Trust::Suspect {
+        if matches!(trust, Trust::Suspect | Trust::Unreadable) {
             files.forget_cached(files::LOG);
             files.forget_cached(files::INDEX);
         }
         let mut opened = recover::open_log(files, network, now_ms, trust)?;
         let mut logs = Logs::restore(opened.found.clone(), now_ms);
         let index = match Index::open(files, &opened.log, &logs, trust) {
-            Err(OpenError::Broken { why, .. }) if opened.recovery.is_none() => {
-                opened = recover::give_up(files, network, now_ms, opened, &why)?;
+            Err(error) if opened.recovery.is_none() && recover::is_lost(files, trust, &error)? => {
+                opened = recover::give_up(files, network, now_ms, trust, opened, &error)?;
                 logs = Logs::restore(opened.found.clone(), now_ms);
                 Index::open(files, &opened.log, &logs, trust)?
             }
@@ -344,6 +367,11 @@ impl Store {
     /// The logs, to read.
     pub fn log(&self) -> &Log {
         &self.log
+    }
+
+    /// Whether the engine failed while something was read, and how: then the store must be opened anew.
+    pub fn has_failed_reading(&self) -> Option<&str> {
+        self.log.wounds().of_engine().or_else(|| self.index.has_failed_reading())
     }
 
     fn index(&self) -> &Index {

@@ -3,16 +3,17 @@
 //!
 //! Nothing is ever deleted here that held a record. The new file is complete before the damaged one gives its name
 //! away; should the power fail between the two renames, or somebody remove `log.redb` alone, the next start salvages
-//! again, from all files that were set aside. Only wrong bytes lead here: a disk that would not read or write, a file
-//! in use, of another network or of a newer program is refused as it is.
+//! again, from all files that were set aside. Only wrong bytes lead here, and bytes that the disk does not give when
+//! whoever opens the store has lost patience ([`Trust::Unreadable`]): a disk that would not read or write, a file in use,
+//! of another network or of a newer program is refused as it is.
 
 use std::io;
 use std::path::PathBuf;
 
 use super::files::{Files, LOG, Opening, SALVAGING};
 use super::log::{Log, NotOpen};
-use super::salvage::{Salvaged, salvage};
-use super::{OpenError, Trust};
+use super::salvage::{Salvaged, Salvaging, salvage};
+use super::{OpenError, Trust, patchy};
 use crate::chain::log::Found;
 
 /// A file up to this size is checked at every opening, which takes about half a second at the most when the system has
@@ -45,7 +46,7 @@ pub(super) struct Opened {
 /// How a file is opened with this trust in it.
 pub(super) fn opening(files: &dyn Files, name: &str, trust: Trust) -> Opening {
     match trust {
-        Trust::Suspect => Opening::Checked,
+        Trust::Suspect | Trust::Unreadable => Opening::Checked,
         Trust::Usual if files.len(name).is_ok_and(|len| len.is_some_and(|len| len <= CHECKED_BYTES_MAX)) => {
             Opening::Checked
         }
@@ -64,10 +65,22 @@ pub(super) fn open_log(
     match open_as_is(files, Some(network), opening(files, LOG, trust), !aside.is_empty()) {
         Ok((log, found)) => Ok(Opened { log, found, recovery: None, set_aside: paths(files, &aside) }),
         // What is open of it stays open meanwhile: closing it would write to it.
-        Err(NotOpen { error: OpenError::Broken { ref why, .. }, .. }) => {
-            open_salvaged(files, network, now_ms, why, aside)
+        Err(NotOpen { ref error, .. }) if is_lost(files, trust, error)? => {
+            open_salvaged(files, network, now_ms, trust, error, aside)
         }
         Err(NotOpen { error, .. }) => Err(error),
+    }
+}
+
+/// Whether a log that does not open for this reason is to be salvaged. If it is the disk, only what is proved: that a part
+/// of the file cannot be read. A disk that would not write has lost nothing.
+pub(super) fn is_lost(files: &dyn Files, trust: Trust, error: &OpenError) -> Result<bool, OpenError> {
+    match error {
+        OpenError::Broken { .. } => Ok(true),
+        error if trust == Trust::Unreadable && error.is_of_the_disk() => {
+            Ok(files.len(LOG).is_ok_and(|len| len.is_some()) && !patchy::is_whole(files, LOG)?)
+        }
+        _ => Ok(false),
     }
 }
 
@@ -76,10 +89,11 @@ pub(super) fn give_up(
     files: &dyn Files,
     network: &str,
     now_ms: u64,
+    trust: Trust,
     opened: Opened,
-    why: &str,
+    error: &OpenError,
 ) -> Result<Opened, OpenError> {
-    let salvaged = open_salvaged(files, network, now_ms, why, set_aside(files)?);
+    let salvaged = open_salvaged(files, network, now_ms, trust, error, set_aside(files)?);
     drop(opened);
     salvaged
 }
@@ -88,11 +102,18 @@ fn open_salvaged(
     files: &dyn Files,
     network: &str,
     now_ms: u64,
-    why: &str,
+    trust: Trust,
+    error: &OpenError,
     mut aside: Vec<String>,
 ) -> Result<Opened, OpenError> {
+    let why = &match error {
+        OpenError::Broken { why, .. } => why.clone(),
+        OpenError::Directory { source, .. } => format!("the disk does not give all of it: {source}"),
+        other => other.to_string(),
+    };
     tracing::warn!(why, path = %files.path(LOG).display(), "the log is damaged: salvaging what is left of it");
-    let recovery = Some(recover(files, network, now_ms, why, &mut aside)?);
+    let salvaging = Salvaging { network, goes_on: trust == Trust::Unreadable };
+    let recovery = Some(recover(files, salvaging, now_ms, why, &mut aside)?);
     let opened = Log::open(files, Some(network), Opening::AsItIs);
     let (log, found) = opened.map_err(|not_open| not_open.error)?;
     Ok(Opened { log, found, recovery, set_aside: paths(files, &aside) })
@@ -122,7 +143,7 @@ pub(super) fn open_as_is(
 
 fn recover(
     files: &dyn Files,
-    network: &str,
+    salvaging: Salvaging<'_>,
     now_ms: u64,
     why: &str,
     aside: &mut Vec<String>,
@@ -134,7 +155,7 @@ fn recover(
     if is_there {
         sources.insert(0, LOG.into());
     }
-    let salvaged = salvage(files, &sources, network)?;
+    let salvaged = salvage(files, &sources, salvaging)?;
     let mut moved = None;
     if is_there {
         let name = free_name(aside, now_ms);
@@ -143,9 +164,9 @@ fn recover(
         aside.push(name);
     }
     files.rename(SALVAGING, LOG).map_err(moving)?;
-    let Salvaged { records, logs, entries, loose, holes, different } = salvaged;
+    let Salvaged { records, logs, entries, loose, holes, different, unread_bytes } = salvaged;
     tracing::warn!(
-        records, logs, entries, loose, holes, different, set_aside = ?moved,
+        records, logs, entries, loose, holes, different, unread_bytes, set_aside = ?moved,
         "the log was salvaged; the damaged file is kept until somebody removes it"
     );
     Ok(Recovery { why: why.to_owned(), set_aside: moved, salvaged })

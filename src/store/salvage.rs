@@ -4,7 +4,8 @@
 //! each log's beginning without a hole becomes the log, with head and chain; what stands behind a hole stays where it
 //! is and is called loose. No message is lost where two different records claim one place: the one found first
 //! keeps it, each other one begins a branch. The file is complete once it says whose store it is, and that
-//! is written last. Nothing here changes the damaged files.
+//! is written last. Nothing here changes the damaged files, and nothing is made of what they hold if the disk may give
+//! more of them later (see `patchy`).
 
 use std::collections::BTreeMap;
 use std::io;
@@ -13,6 +14,7 @@ use redb::{Database, ReadableDatabase, ReadableTable, WriteTransaction};
 
 use super::files::{self, Files, Opening, SALVAGING};
 use super::log::{CHAIN, HEADS, LOOSE, encode_head, log_table, make_meta, table_name, tables};
+use super::patchy::{self, Patchy};
 use super::{Error, OpenError, raw};
 use crate::chain::log::{CHECKPOINT_EVERY, StampRange};
 use crate::chain::place::{ChainHash, Origin, Place};
@@ -39,6 +41,17 @@ pub struct Salvaged {
     pub holes: u64,
     /// Records whose place another record had; each begins a branch.
     pub different: u64,
+    /// Bytes of the files that the disk does not give any more: what was in them is not known.
+    pub unread_bytes: u64,
+}
+
+/// For whom a file is made, and from what.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Salvaging<'a> {
+    /// The network it belongs to.
+    pub(super) network: &'a str,
+    /// What the disk does not give is passed over. Else it is an error.
+    pub(super) goes_on: bool,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -47,15 +60,22 @@ enum Failure {
     Reading(#[from] io::Error),
     #[error(transparent)]
     Writing(#[from] Error),
+    #[error(transparent)]
+    Source(#[from] OpenError),
 }
 
 /// Makes the file [`SALVAGING`] of everything in `sources`. Of records that claim one place, that in the earlier
 /// source keeps it.
-pub(super) fn salvage(files: &dyn Files, sources: &[String], network: &str) -> Result<Salvaged, OpenError> {
+pub(super) fn salvage(
+    files: &dyn Files,
+    sources: &[String],
+    salvaging: Salvaging<'_>,
+) -> Result<Salvaged, OpenError> {
     let path = files.path(SALVAGING);
     let db = files.database(SALVAGING, CACHE_BYTES, Opening::Afresh)?;
-    let done = Salvage::new(&db).of(files, sources, network).map_err(|failure| match failure {
-        Failure::Reading(source) => OpenError::Directory { path: path.clone(), source },
+    let done = Salvage::new(&db).of(files, sources, salvaging).map_err(|failure| match failure {
+        Failure::Reading(error) => patchy::not_read(path.clone(), error),
+        Failure::Source(error) => error,
         Failure::Writing(Error::Storage(error)) => files::why_not(path.clone(), *error),
         Failure::Writing(error) => OpenError::Broken { path: path.clone(), why: error.to_string() },
     });
@@ -80,21 +100,36 @@ impl<'a> Salvage<'a> {
         Salvage { db, batch: BTreeMap::new(), batch_bytes: 0, done: Salvaged::default() }
     }
 
-    fn of(mut self, files: &dyn Files, sources: &[String], network: &str) -> Result<Salvaged, Failure> {
+    fn of(
+        mut self,
+        files: &dyn Files,
+        sources: &[String],
+        salvaging: Salvaging<'_>,
+    ) -> Result<Salvaged, Failure> {
         for source in sources {
-            raw::scan(&mut files.raw(source)?, &mut |record, bytes| -> Result<(), Failure> {
-                self.batch.entry(record.origin).or_default().push((record.seq, bytes.to_vec()));
-                self.batch_bytes += bytes.len();
-                if self.batch_bytes >= BATCH_BYTES {
-                    self.write_batch()?;
-                }
-                Ok(())
+            self.take(files, source, salvaging.goes_on).map_err(|failure| match failure {
+                Failure::Reading(error) => patchy::not_read(files.path(source), error).into(),
+                other => other,
             })?;
         }
         self.write_batch()?;
         self.tie()?;
-        make_meta(self.db, network)?;
+        make_meta(self.db, salvaging.network)?;
         Ok(self.done)
+    }
+
+    fn take(&mut self, files: &dyn Files, source: &str, goes_on: bool) -> Result<(), Failure> {
+        let mut file = Patchy::new(files, source, goes_on)?;
+        raw::scan(&mut file, &mut |record, bytes| -> Result<(), Failure> {
+            self.batch.entry(record.origin).or_default().push((record.seq, bytes.to_vec()));
+            self.batch_bytes += bytes.len();
+            if self.batch_bytes >= BATCH_BYTES {
+                self.write_batch()?;
+            }
+            Ok(())
+        })?;
+        self.done.unread_bytes += file.unread_bytes()?;
+        Ok(())
     }
 
     fn write_batch(&mut self) -> Result<(), Error> {

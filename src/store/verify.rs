@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use super::files::{Directory, Files, LOG, Opening};
 use super::log::{Log, Most, NotOpen, Reader};
+use super::patchy::{self, Patchy};
 use super::{OpenError, raw, recover};
 use crate::chain::log::{CHECKPOINT_EVERY, Found, StampRange};
 use crate::chain::place::{ChainHash, Origin};
@@ -31,6 +32,8 @@ pub enum Verified {
         why: String,
         /// Places whose record is intact somewhere in the raw bytes: what starting its node would salvage.
         intact: u64,
+        /// Bytes that the disk does not give.
+        unread_bytes: u64,
     },
 }
 
@@ -111,9 +114,11 @@ pub fn verify(dir: &Path) -> Result<Verified, OpenError> {
         }
         Err(NotOpen { error: OpenError::Broken { why, .. }, db }) => {
             leave_open(db);
-            let intact = intact(&files, set_aside)
-                .map_err(|source| OpenError::Directory { path: files.path(LOG), source })?;
-            Ok(Verified::NotOpened { why, intact })
+            not_opened(&files, set_aside, why)
+        }
+        Err(NotOpen { error, db }) if error.is_of_the_disk() => {
+            leave_open(db);
+            not_opened(&files, set_aside, error.to_string())
         }
         Err(NotOpen { error, .. }) => Err(error),
     }
@@ -124,18 +129,25 @@ fn leave_open<T>(database: T) {
     std::mem::forget(database);
 }
 
-fn intact(files: &dyn Files, mut names: Vec<String>) -> io::Result<u64> {
-    if files.len(LOG)?.is_some() {
-        names.push(LOG.into());
-    }
-    let (mut seen, mut intact) = (raw::Seen::default(), 0);
-    for name in names {
-        raw::scan(&mut files.raw(&name)?, &mut |record, _| -> io::Result<()> {
+fn not_opened(files: &dyn Files, mut names: Vec<String>, why: String) -> Result<Verified, OpenError> {
+    names.push(LOG.into());
+    let (mut seen, mut intact, mut unread_bytes) = (raw::Seen::default(), 0, 0);
+    let mut look = |name: &str| -> io::Result<()> {
+        if files.len(name)?.is_none() {
+            return Ok(());
+        }
+        let mut file = Patchy::new(files, name, true)?;
+        raw::scan(&mut file, &mut |record, _| -> io::Result<()> {
             intact += u64::from(seen.insert(record.origin, record.seq));
             Ok(())
         })?;
+        unread_bytes += file.unread_bytes()?;
+        Ok(())
+    };
+    for name in &names {
+        look(name).map_err(|error| patchy::not_read(files.path(name), error))?;
     }
-    Ok(intact)
+    Ok(Verified::NotOpened { why, intact, unread_bytes })
 }
 
 fn read(log: &Log, found: &Found) -> Report {

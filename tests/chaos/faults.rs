@@ -19,7 +19,7 @@ use crate::judge::{Loss, Sent, Token, at_risk, mark, token};
 use crate::pace;
 use crate::reader;
 use crate::schedule::{Action, End, Kind, Need, Step, Wound};
-use crate::site::Site;
+use crate::site::{READS, SYNCS, Site};
 use crate::support::http::Connection;
 
 const LOG: &str = "log.redb";
@@ -28,7 +28,7 @@ const INDEX: &str = "index.redb";
 const RISKED_MAX: usize = 200;
 /// Before all disks are damaged, nobody sends until all have the same.
 const QUIET_TIMEOUT: Duration = Duration::from_secs(10);
-/// The promise: a node takes messages again so soon after there is room.
+/// The promise: a node takes messages again so soon after its disk does.
 const RESUME_TIMEOUT: Duration = Duration::from_secs(5);
 const STEP_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -128,11 +128,20 @@ impl<'a> Faults<'a> {
             }
             Action::SlowSync(i, delay) => {
                 self.up(*i)?;
-                self.site.trace(*i, &format!("delay_enter={}", delay.as_micros()))?;
+                self.site.trace(*i, &[(SYNCS, &format!("delay_enter={}", delay.as_micros()))])?;
             }
             Action::FailSync(i) => {
                 self.up(*i)?;
-                self.site.trace(*i, "error=EIO")?;
+                self.site.trace(*i, &[(SYNCS, "error=EIO")])?;
+            }
+            Action::FailRead(i) => {
+                self.up(*i)?;
+                // What is open has its pages in memory, until it is closed.
+                self.site.trace(*i, &[(READS, "error=EIO"), (SYNCS, "error=EIO:when=1")])?;
+            }
+            Action::ReadOnly(i) => {
+                self.up(*i)?;
+                self.site.make_read_only(*i)?;
             }
             Action::Wipe(i) => self.wipe(*i)?,
             Action::BackUp(i, frozen) => self.back_up(*i, *frozen)?,
@@ -164,7 +173,14 @@ impl<'a> Faults<'a> {
                 self.site.free(*i);
                 self.must_resume(*i);
             }
-            Action::Untrace(i) => self.site.untrace(*i),
+            Action::Writable(i) => {
+                self.site.make_writable(*i)?;
+                self.must_resume(*i);
+            }
+            Action::Untrace(i) => {
+                self.site.untrace(*i);
+                self.must_resume(*i);
+            }
             Action::Restore(i) => self.restore(*i)?,
             other => unreachable!("{other:?} undoes nothing"),
         }
@@ -176,6 +192,7 @@ impl<'a> Faults<'a> {
         for i in 0..self.site.nodes.len() {
             self.site.untrace(i);
             self.site.freeze(i, false);
+            drop(self.site.make_writable(i)); // it is, unless a step that would have made it so was cut short
             self.site.free(i);
             if let Some(net) = self.site.net() {
                 drop(net.link(i, true));
@@ -315,7 +332,7 @@ impl<'a> Faults<'a> {
         self.site.nodes.iter().map(digest).collect()
     }
 
-    /// A node with room again must take a message soon. It may need its time if it was just started.
+    /// A node whose disk is well again must take a message soon. It may need its time if it was just started.
     fn must_resume(&mut self, i: usize) {
         if !self.site.answers(i) || self.site.uptime(i) < RESUME_TIMEOUT {
             return;
@@ -325,7 +342,8 @@ impl<'a> Faults<'a> {
         let resumed = pace::within(RESUME_TIMEOUT, || self.probe(i).map_err(|why| last = why).ok());
         if resumed.is_none() && !pace::is_interrupted() {
             let waited = began.elapsed();
-            self.history.misconduct(format!("node {i} has room again and refuses after {waited:?}: {last}"));
+            self.history
+                .misconduct(format!("node {i} has a disk again and refuses after {waited:?}: {last}"));
         }
     }
 

@@ -246,6 +246,7 @@ impl Powers {
             Need::Namespaces => self.namespaces,
             Need::Mounts => self.mounts,
             Need::Strace => self.strace,
+            Need::Remounts => self.mounts && self.strace,
         }
     }
 }

@@ -42,10 +42,14 @@ pub enum Kind {
     Split,
     /// A node's disk fills up, and is freed.
     DiskFull,
+    /// A node's file system lets nobody write, as after an error, and then everybody.
+    ReadOnly,
     /// Each fsync of a node takes long.
     SlowSync,
     /// Each fsync of a node fails.
     FailSync,
+    /// A node has to open its store anew, and each read of its files fails.
+    FailRead,
     /// A node loses its directory.
     Wipe,
     /// A node gets an older copy of its directory back.
@@ -61,7 +65,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    pub const ALL: [Kind; 18] = [
+    pub const ALL: [Kind; 20] = [
         Kind::Kill,
         Kind::KillAll,
         Kind::Freeze,
@@ -72,8 +76,10 @@ impl Kind {
         Kind::Pair,
         Kind::Split,
         Kind::DiskFull,
+        Kind::ReadOnly,
         Kind::SlowSync,
         Kind::FailSync,
+        Kind::FailRead,
         Kind::Wipe,
         Kind::Rollback,
         Kind::Copy,
@@ -87,9 +93,15 @@ impl Kind {
         match self {
             Kind::LinkDown | Kind::OneWay | Kind::Pair | Kind::Split => Some(Need::Namespaces),
             Kind::DiskFull => Some(Need::Mounts),
-            Kind::SlowSync | Kind::FailSync => Some(Need::Strace),
+            Kind::ReadOnly => Some(Need::Remounts),
+            Kind::SlowSync | Kind::FailSync | Kind::FailRead => Some(Need::Strace),
             _ => None,
         }
+    }
+
+    /// Whether it concerns the node on the small file system.
+    fn is_of_small_disk(self) -> bool {
+        matches!(self, Kind::DiskFull | Kind::ReadOnly)
     }
 }
 
@@ -109,6 +121,8 @@ pub enum Need {
     Mounts,
     /// `strace`, and a kernel that lets it attach.
     Strace,
+    /// Both: a file system becomes read-only only once nobody has a file of it open to write.
+    Remounts,
 }
 
 /// Everything that is decided before an episode begins.
@@ -154,8 +168,11 @@ pub enum Action {
     /// So many MiB stay free.
     Fill(usize, u64),
     Free(usize),
+    ReadOnly(usize),
+    Writable(usize),
     SlowSync(usize, Duration),
     FailSync(usize),
+    FailRead(usize),
     Untrace(usize),
     Wipe(usize),
     /// A copy is taken; of a process that is frozen, else of one that was killed and is started again.
@@ -205,7 +222,7 @@ impl Plan {
         draw.fill(kinds);
         let mut steps = draw.steps;
         steps.sort_by_key(|step| step.at);
-        let small_disk = steps.iter().any(|s| s.kind == Kind::DiskFull).then_some(small_disk);
+        let small_disk = steps.iter().any(|s| s.kind.is_of_small_disk()).then_some(small_disk);
         Plan { seed, nodes, clients, small_disk, steps, calm }
     }
 }
@@ -271,7 +288,12 @@ impl Draw {
             Kind::OneWay | Kind::Pair | Kind::Split => self.partition(kind, now, until),
             Kind::DamageAll => return self.damage_all(now),
             Kind::Copy if self.copied => {}
-            Kind::DiskFull if self.busy[self.small_disk] > now => {}
+            _ if kind.is_of_small_disk() && self.busy[self.small_disk] > now => {}
+            Kind::ReadOnly => {
+                let node = self.small_disk;
+                self.busy[node] = until;
+                self.pair(kind, (now, A::ReadOnly(node)), (until, A::Writable(node)));
+            }
             Kind::DiskFull => {
                 let node = self.small_disk;
                 self.busy[node] = until;
@@ -307,6 +329,7 @@ impl Draw {
                 self.pair(kind, (now, A::SlowSync(node, delay)), (until, A::Untrace(node)));
             }
             Kind::FailSync => self.pair(kind, (now, A::FailSync(node)), (until, A::Untrace(node))),
+            Kind::FailRead => self.pair(kind, (now, A::FailRead(node)), (until, A::Untrace(node))),
             Kind::RestartLoop => {
                 let count = 2 + pick(&mut self.chance, 5);
                 let pauses = (0..count).map(|_| self.chance.duration(Duration::from_millis(300))).collect();
@@ -428,7 +451,7 @@ mod tests {
             let plan = Plan::draw(7, CALM, &[kind]);
             assert!(!plan.steps.is_empty(), "{kind}");
             assert!(plan.steps.iter().all(|step| step.kind == kind && step.at <= CALM), "{plan}");
-            assert_eq!(plan.small_disk.is_some(), kind == Kind::DiskFull);
+            assert_eq!(plan.small_disk.is_some(), kind.is_of_small_disk());
         }
         assert_eq!(Plan::draw(7, CALM, &[]).steps, []);
     }

@@ -20,6 +20,13 @@ const BALLAST: &str = "ballast";
 const MIB: usize = 1 << 20;
 /// A node has to close its files within this.
 const STOP_TIMEOUT: Duration = Duration::from_secs(20);
+/// The calls by which the program reads its files where it wants to, and by which it has them written.
+pub const READS: &str = "pread64";
+pub const SYNCS: &str = "fdatasync,fsync";
+/// All by which it changes a file that is open.
+const WRITES: &str = "pwrite64,ftruncate,fallocate,fdatasync,fsync";
+/// A node that cannot write has to have closed its files within this.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 /// strace has to let go within this.
 const DETACH_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -119,6 +126,36 @@ impl Site {
             }
             ballast.write_all(&chunk)?;
         }
+    }
+
+    /// As an error leaves a file system: nothing that is open can be written, and nothing opened to write. The kernel
+    /// refuses to make a file system read-only while something is; so the node first meets errors, and closes its files.
+    pub fn make_read_only(&mut self, i: usize) -> Result<(), String> {
+        self.trace(i, &[(WRITES, "error=EROFS")])?;
+        let mut last = String::new();
+        let done = crate::pace::within(CLOSE_TIMEOUT, || {
+            self.remount(i, "ro", Command::new("mount")).map_err(|why| last = why).ok()
+        });
+        self.untrace(i);
+        done.ok_or(last)
+    }
+
+    pub fn make_writable(&self, i: usize) -> Result<(), String> {
+        self.remount(i, "rw", Command::new("mount"))?;
+        // In a network namespace, a node that was started meanwhile has a copy of the mount as it was then.
+        let Some(process) = &self.nodes[i].process else { return Ok(()) };
+        let mut inside = Command::new("nsenter");
+        inside.arg(format!("--mount=/proc/{}/ns/mnt", process.id())).arg("mount");
+        self.remount(i, "rw", inside)
+    }
+
+    fn remount(&self, i: usize, how: &str, mut mount: Command) -> Result<(), String> {
+        if !self.has_small_disk(i) {
+            return Err(format!("node {i} has no file system of its own"));
+        }
+        mount.args(["-o", &format!("remount,{how},{SMALL_DISK}")]).arg(&self.nodes[i].data);
+        let done = mount.output().map_err(|e| format!("mount: {e}"))?;
+        if done.status.success() { Ok(()) } else { Err(String::from_utf8_lossy(&done.stderr).into_owned()) }
     }
 
     pub fn free(&self, i: usize) {
@@ -233,13 +270,16 @@ impl Site {
         }
     }
 
-    /// Every fsync of a node that is up is tampered with as `strace --inject` describes it.
-    pub fn trace(&mut self, i: usize, inject: &str) -> Result<(), String> {
+    /// Calls of a node that is up are tampered with as `strace --inject` describes it.
+    pub fn trace(&mut self, i: usize, tampered: &[(&str, &str)]) -> Result<(), String> {
         let node = &mut self.nodes[i];
         let pid = node.process.as_ref().ok_or("it is down")?.id().to_string();
         let mut strace = Command::new("strace");
-        strace.args(["-f", "-p", &pid, "-o", "/dev/null", "-e", "trace=fdatasync,fsync", "-e"]);
-        strace.arg(format!("inject=fdatasync,fsync:{inject}"));
+        let calls: Vec<_> = tampered.iter().map(|(calls, _)| *calls).collect();
+        strace.args(["-f", "-p", &pid, "-o", "/dev/null", "-e", &format!("trace={}", calls.join(","))]);
+        for (calls, how) in tampered {
+            strace.args(["-e", &format!("inject={calls}:{how}")]);
+        }
         let mut trace = Process::spawn("strace", strace);
         let attached = crate::pace::within(Duration::from_secs(3), || {
             (trace.stderr().contains("attached") || trace.ended().is_some()).then_some(())

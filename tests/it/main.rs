@@ -15,6 +15,7 @@ mod chaos;
 mod cli;
 mod corpus;
 mod damage;
+mod disk;
 mod durability;
 mod healing;
 mod network;

@@ -5,12 +5,13 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{self, Cursor, Read};
+use std::io;
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use chatchain::store::OpenError;
-use chatchain::store::files::{Files, Opening, why_not};
+use chatchain::store::files::{Bytes, Files, Opening, why_not};
 use redb::{Builder, Database, StorageBackend};
 
 /// A file's name.
@@ -20,6 +21,8 @@ pub type Images = BTreeMap<Name, Vec<u8>>;
 
 /// Disks write sectors whole; what lies between may be torn.
 const SECTOR_BYTES: usize = 512;
+/// What a system says of a sector that cannot be read.
+const EIO: i32 = 5;
 
 /// Random numbers that mean the same for ever: SplitMix64 (Steele, Lea, Flood 2014).
 #[derive(Debug, Clone)]
@@ -81,9 +84,20 @@ struct State {
     steps: Vec<Step>,
     /// How many more changes succeed before all fail; `None`: all succeed.
     good_for: Option<u64>,
+    /// The engine keeps no page in memory.
+    uncached: bool,
+    /// Bytes that cannot be read, by the number of their file.
+    bad: Vec<(u64, Range<usize>)>,
 }
 
 impl State {
+    /// Whether a file's bytes can be read; an error as the system puts it if one of them cannot.
+    fn read(&self, number: u64, wanted: &Range<usize>) -> io::Result<()> {
+        let meets = |bad: &Range<usize>| bad.start < wanted.end && wanted.start < bad.end;
+        let is_bad = self.bad.iter().any(|(of, bad)| *of == number && meets(bad));
+        if is_bad { Err(io::Error::from_raw_os_error(EIO)) } else { Ok(()) }
+    }
+
     /// Whether the next change is one of those that fail.
     fn change(&mut self) -> io::Result<()> {
         match &mut self.good_for {
@@ -94,6 +108,11 @@ impl State {
                 Ok(())
             }
         }
+    }
+
+    /// What is written over as a whole is well.
+    fn written(&mut self, number: u64, bytes: Range<usize>) {
+        self.bad.retain(|(of, bad)| *of != number || bad.start < bytes.start || bytes.end < bad.end);
     }
 
     fn put(&mut self, name: Name, bytes: Vec<u8>) {
@@ -152,6 +171,24 @@ impl Disk {
         }
     }
 
+    /// Whoever opens a file from now on reads all of it from here.
+    pub fn is_all_there_is(&self) {
+        self.lock().uncached = true;
+    }
+
+    /// From now on these bytes of a file cannot be read, whatever it is called later, until they are written over as a
+    /// whole: then a drive takes another sector for them.
+    pub fn goes_bad(&self, file: &str, bytes: Range<usize>) {
+        let mut state = self.lock();
+        let number = state.live[file].0;
+        state.bad.push((number, bytes));
+    }
+
+    /// Everything can be read again.
+    pub fn is_mended(&self) {
+        self.lock().bad.clear();
+    }
+
     /// What is on it, as a copy.
     pub fn bytes(&self) -> Images {
         self.lock().live.iter().map(|(name, (_, bytes))| (name.clone(), bytes.clone())).collect()
@@ -163,6 +200,7 @@ impl Files for Disk {
         let file: Name = name.into();
         let open = |disk: &Disk, check: bool| {
             let backend = Backend { disk: disk.clone(), number: disk.lock().live[&file].0 };
+            let cache_bytes = if disk.lock().uncached { 0 } else { cache_bytes };
             let mut builder = Builder::new();
             builder.set_cache_size(cache_bytes).set_check_integrity_on_open(check);
             let opened = builder.create_with_backend(backend);
@@ -196,9 +234,9 @@ impl Files for Disk {
         Ok(self.lock().live.get(name).map(|(_, bytes)| bytes.len() as u64))
     }
 
-    fn raw(&self, name: &str) -> io::Result<Box<dyn Read>> {
-        let file = self.lock().live.get(name).cloned();
-        Ok(Box::new(Cursor::new(file.ok_or(io::ErrorKind::NotFound)?.1)))
+    fn raw(&self, name: &str) -> io::Result<Box<dyn Bytes>> {
+        let file = self.lock().live.get(name).map(|(number, _)| *number);
+        Ok(Box::new(Backend { disk: self.clone(), number: file.ok_or(io::ErrorKind::NotFound)? }))
     }
 
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
@@ -230,6 +268,19 @@ struct Backend {
     number: u64,
 }
 
+impl Bytes for Backend {
+    fn len(&self) -> io::Result<u64> {
+        StorageBackend::len(self)
+    }
+
+    fn read_at(&self, offset: u64, out: &mut [u8]) -> io::Result<usize> {
+        let left = StorageBackend::len(self)?.saturating_sub(offset);
+        let count = position(left).min(out.len());
+        StorageBackend::read(self, offset, &mut out[..count])?;
+        Ok(count)
+    }
+}
+
 fn position(offset: u64) -> usize {
     usize::try_from(offset).expect("simulated files are small")
 }
@@ -258,6 +309,8 @@ impl StorageBackend for Backend {
     }
 
     fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        let start = position(offset);
+        self.disk.lock().read(self.number, &(start..start.saturating_add(out.len())))?;
         self.with(false, |_, image| {
             let offset = position(offset);
             let bytes = offset.checked_add(out.len()).and_then(|end| image.get(offset..end));
@@ -278,6 +331,7 @@ impl StorageBackend for Backend {
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.disk.lock().written(self.number, position(offset)..position(offset) + data.len());
         self.with(true, |name, image| {
             let offset = position(offset);
             if offset + data.len() > image.len() {

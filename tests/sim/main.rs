@@ -4,5 +4,6 @@ mod crash_images;
 mod disk;
 mod salvage;
 mod scripts;
+mod sectors;
 mod world;
 mod worlds;

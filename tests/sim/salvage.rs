@@ -20,13 +20,13 @@ use uuid::Uuid;
 
 use crate::disk::{Dice, Disk, Images, Platter, Unsynced};
 
-const NOW: u64 = 1_795_362_480_000;
-const PAGE_BYTES: usize = 4096;
+pub const NOW: u64 = 1_795_362_480_000;
+pub const PAGE_BYTES: usize = 4096;
 /// Damaged images looked at for each kind of damage.
-const SEEDS: u64 = 40;
+pub const SEEDS: u64 = 40;
 
 /// Records by place. Those of one place differ only where somebody forged one.
-type Records = BTreeMap<(Origin, u64), Vec<u8>>;
+pub type Records = BTreeMap<(Origin, u64), Vec<u8>>;
 
 fn message(number: u128) -> Message {
     let text = format!("message {number} ").repeat(1 + usize::try_from(number % 37).expect("small"));
@@ -77,7 +77,7 @@ fn workload(seed: u64, commits: u64) -> (Disk, Arc<Store>, Logs) {
 }
 
 /// Every record in the bytes, found the simplest way.
-fn records_in(bytes: &[u8]) -> Records {
+pub fn records_in(bytes: &[u8]) -> Records {
     let mut found = Records::new();
     for at in 0..bytes.len() {
         if bytes[at] == MAGIC[0]
@@ -141,16 +141,16 @@ fn damage(bytes: &mut Vec<u8>, kind: u64, dice: &mut Dice) -> String {
 
 /// What came of opening and reading a damaged store.
 #[derive(Debug, Default)]
-struct Outcome {
-    salvaged: u64,
-    noticed_by_reading: u64,
+pub struct Outcome {
+    pub salvaged: u64,
+    pub noticed_by_reading: u64,
     unnoticed: u64,
     /// Entries that are gone because redb went back to the commit before the newest one.
     rolled_back: u64,
 }
 
 /// What the store can read: entries up to the heads, and loose ones. Gives also whether anything was refused.
-fn readable(store: &Arc<Store>, logs: &Logs, what: &str) -> (Records, bool) {
+pub fn readable(store: &Arc<Store>, logs: &Logs, what: &str) -> (Records, bool) {
     let (mut found, mut refused) = (Records::new(), false);
     let highest = logs.vector().iter().map(|(origin, head)| (origin, head.seq));
     let highest: BTreeMap<Origin, u64> = highest.chain(logs.loose()).collect();
@@ -193,7 +193,7 @@ fn list(store: &Arc<Store>, logs: &Logs, filter: Filter) -> Result<BTreeSet<u128
 }
 
 /// Opens the store on damaged bytes and holds what it gives against what was true before and what is still intact.
-fn check(disk: &Disk, truth: &Records, intact: &Records, trust: Trust, what: &str) -> Outcome {
+pub fn check(disk: &Disk, truth: &Records, intact: &Records, trust: Trust, what: &str) -> Outcome {
     let opened = Store::open_in(disk, "sim", NOW, trust);
     let (store, logs) = opened.unwrap_or_else(|error| panic!("{what}: {error}"));
     let (found, refused) = readable(&store, &logs, what);
@@ -219,7 +219,7 @@ fn check(disk: &Disk, truth: &Records, intact: &Records, trust: Trust, what: &st
     outcome
 }
 
-fn in_parallel(work: impl Fn(u64) -> Outcome + Sync, count: u64) -> Outcome {
+pub fn in_parallel(work: impl Fn(u64) -> Outcome + Sync, count: u64) -> Outcome {
     let share = std::thread::available_parallelism().map_or(1, usize::from) as u64;
     let part = |mine| (0..count).filter(move |seed| seed % share == mine);
     let sum = |a: Outcome, b: Outcome| Outcome {
@@ -238,14 +238,14 @@ fn in_parallel(work: impl Fn(u64) -> Outcome + Sync, count: u64) -> Outcome {
 }
 
 /// A store as it was left, what was true in it, and how many entries its newest commit has.
-struct Sample {
-    closed: Images,
-    killed: Images,
-    truth: Records,
+pub struct Sample {
+    pub closed: Images,
+    pub killed: Images,
+    pub truth: Records,
     newest: u64,
 }
 
-fn sample(seed: u64) -> Sample {
+pub fn sample(seed: u64) -> Sample {
     let (disk, store, mut logs) = workload(seed, 60);
     let before = logs.vector().entries();
     for number in 1_000_000..1_000_003 {
@@ -307,7 +307,7 @@ fn a_log_that_is_no_database_at_all_is_salvaged_too() {
 }
 
 /// The name that a test's damaged log has afterwards.
-const ASIDE: &str = "log.redb.damaged-20261122T154800Z";
+pub const ASIDE: &str = "log.redb.damaged-20261122T154800Z";
 
 #[test]
 fn whatever_is_set_aside_counts_again_if_the_log_is_missing() {

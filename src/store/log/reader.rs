@@ -78,7 +78,7 @@ impl Reader {
         match self.read(origin, seq) {
             Ok(entry) => Ok(Some(entry)),
             Err(Error::Damaged { .. }) => Ok(None),
-            Err(error) => Err(error),
+            failed => self.noted(failed.map(Some)),
         }
     }
 
@@ -137,10 +137,14 @@ impl Reader {
 
     /// The seq of the first row from here on, whatever is in it.
     pub fn row_from(&mut self, origin: Origin, seq: u64) -> Result<Option<u64>, Error> {
-        guarded(|| match self.table(origin, seq)?.range(seq..)?.next() {
+        let read = guarded(|| match self.table(origin, seq)?.range(seq..)?.next() {
             Some(row) => Ok(Some(row?.0.value())),
             None => Ok(None),
-        })
+        });
+        match read {
+            Err(Error::Damaged { .. }) => read, // no row has to be there
+            read => self.noted(read),
+        }
     }
 
     /// Rows of `first..=last` as they lie there, unchecked, at least one if there is any: for whoever looks for damage.
@@ -167,7 +171,9 @@ impl Reader {
 
     /// The chain's hash as it was kept for a checkpoint. It carries no check of its own.
     pub fn checkpoint(&self, origin: Origin, seq: u64) -> Result<Option<ChainHash>, Error> {
-        guarded(|| Ok(self.tx.open_table(CHAIN)?.get((origin.0, seq))?.map(|hash| ChainHash(hash.value()))))
+        let kept =
+            |tx: &ReadTransaction| Ok(tx.open_table(CHAIN)?.get((origin.0, seq))?.map(|hash| hash.value()));
+        self.noted(guarded(|| kept(&self.tx))).map(|kept| kept.map(ChainHash))
     }
 
     /// `h(seq)`: from the nearest checkpoint at or below it, by reading the entries between.

@@ -46,7 +46,15 @@ fn the_beginning_without_a_hole_is_the_log_and_the_rest_is_loose() {
     }
     assert!(reader.get(A, 2500).is_err() && reader.get(B, 1).is_err());
     let recovery = store.recovery().expect("was salvaged");
-    let want = Salvaged { records: 3001, logs: 1, entries: 2499, loose: 502, holes: 6, different: 0 };
+    let want = Salvaged {
+        records: 3001,
+        logs: 1,
+        entries: 2499,
+        loose: 502,
+        holes: 6,
+        different: 0,
+        unread_bytes: 0,
+    };
     assert_eq!(recovery.salvaged, want);
     assert_eq!(recovery.set_aside.as_slice(), store.set_aside());
     drop((reader, store));
@@ -70,7 +78,8 @@ fn different_records_of_one_place_are_all_kept() {
         assert_eq!(reader.get(branch, 1).expect("is there").record, record(branch, 1, 20, content));
         assert_eq!(logs.vector().seq(branch), 1);
     }
-    let want = Salvaged { records: 4, logs: 3, entries: 4, loose: 0, holes: 0, different: 2 };
+    let want =
+        Salvaged { records: 4, logs: 3, entries: 4, loose: 0, holes: 0, different: 2, unread_bytes: 0 };
     assert_eq!(store.recovery().expect("was salvaged").salvaged, want);
 }
 

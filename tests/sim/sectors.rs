@@ -1,0 +1,217 @@
+//! Sectors that can never be read again, and what is there when a store is opened on such a disk.
+//!
+//! An opening that meets one fails, as often as it is tried, and changes nothing; for the disk may come to its senses.
+//! Only one that is told to give up what it does not get makes a new log: of every record outside of the blocks that
+//! cannot be read, and of nothing else.
+
+use std::collections::BTreeSet;
+
+use chatchain::store::files::{INDEX, LOG};
+use chatchain::store::{Error, OpenError, Store, Trust};
+
+use crate::disk::{Dice, Disk, Images};
+use crate::salvage::{
+    ASIDE, NOW, Outcome, PAGE_BYTES, Records, SEEDS, Sample, check, in_parallel, readable, records_in, sample,
+};
+
+const SECTOR_BYTES: usize = 512;
+
+fn open(disk: &Disk, trust: Trust) -> Result<(), OpenError> {
+    Store::open_in(disk, "sim", NOW, trust).map(drop)
+}
+
+/// Makes a few sectors of the log bad. Gives what is intact outside of the blocks that hold them.
+fn spoil(disk: &Disk, dice: &mut Dice) -> (BTreeSet<usize>, Records) {
+    let mut log = disk.bytes()[LOG].clone();
+    let mut below = |most: usize| usize::try_from(dice.roll()).expect("64 bits") % most;
+    // Where something is: most of a small file is free.
+    let used: Vec<usize> = (0..log.len() / PAGE_BYTES).filter(|page| log[page * PAGE_BYTES] != 0).collect();
+    let mut pages = BTreeSet::new();
+    for _ in 0..=below(4) {
+        let page = used[below(used.len())];
+        let start = page * PAGE_BYTES + below(PAGE_BYTES / SECTOR_BYTES) * SECTOR_BYTES;
+        disk.goes_bad(LOG, start..start + SECTOR_BYTES);
+        pages.insert(page);
+    }
+    for page in &pages {
+        log[page * PAGE_BYTES..][..PAGE_BYTES].fill(0);
+    }
+    (pages, records_in(&log))
+}
+
+/// An opening of a log of which a part cannot be read.
+fn refused(disk: &Disk, trust: Trust, what: &str) -> bool {
+    let Err(error) = open(disk, trust) else { return false };
+    assert!(error.is_of_the_disk() && error.may_pass(), "{what}: {error}");
+    assert!(error.to_string().contains("os error 5"), "{what}: {error}");
+    let kept: Vec<String> = disk.bytes().keys().map(ToString::to_string).collect();
+    assert_eq!(kept, [INDEX, LOG], "{what}: nothing is done about it");
+    true
+}
+
+fn images(sample: &Sample, is_closed: bool) -> Images {
+    if is_closed { sample.closed.clone() } else { sample.killed.clone() }
+}
+
+#[test]
+fn every_record_outside_of_what_cannot_be_read_comes_back_and_nothing_wrong_is_served() {
+    let sample = sample(11);
+    for is_closed in [true, false] {
+        let work = |seed| {
+            let disk = Disk::new(images(&sample, is_closed));
+            let (pages, intact) = spoil(&disk, &mut Dice(seed));
+            let what = format!("seed {seed}, closed in order: {is_closed}: pages {pages:?}");
+            let again =
+                [Trust::Usual, Trust::Suspect, Trust::Suspect].map(|trust| refused(&disk, trust, &what));
+            let outcome = if again == [true; 3] {
+                check(&disk, &sample.truth, &intact, Trust::Unreadable, &what)
+            } else {
+                assert_eq!(again, [false; 3], "{what}");
+                check(&disk, &sample.truth, &sample.truth, Trust::Unreadable, &what)
+            };
+            assert_eq!(outcome.salvaged, u64::from(again[0]), "{what}");
+            // Whatever the disk still refuses is in a file that nobody needs any more.
+            assert!(!refused(&Disk::new(disk.bytes()), Trust::Usual, &what));
+            let (store, logs) = Store::open_in(&disk, "sim", NOW, Trust::Suspect).expect("opens");
+            assert_eq!(store.recovery(), None, "{what}: once is enough");
+            assert!(!readable(&store, &logs, &what).1);
+            outcome
+        };
+        assert!(in_parallel(work, SEEDS).salvaged > SEEDS / 2);
+    }
+}
+
+#[test]
+fn what_can_be_read_again_is_not_salvaged_however_late() {
+    let sample = sample(12);
+    for is_closed in [true, false] {
+        let work = |seed| {
+            let disk = Disk::new(images(&sample, is_closed));
+            let (pages, _) = spoil(&disk, &mut Dice(seed));
+            let what = format!("seed {seed}, closed in order: {is_closed}: pages {pages:?}");
+            for _ in 0..9 {
+                refused(&disk, Trust::Suspect, &what);
+            }
+            disk.is_mended();
+            let trust = if seed % 2 == 0 { Trust::Suspect } else { Trust::Unreadable };
+            let outcome = check(&disk, &sample.truth, &sample.truth, trust, &what);
+            assert_eq!((outcome.salvaged, outcome.noticed_by_reading), (0, 0), "{what}");
+            outcome
+        };
+        in_parallel(work, SEEDS);
+    }
+}
+
+#[test]
+fn a_log_of_which_nothing_can_be_read_is_not_given_up() {
+    let sample = sample(13);
+    let disk = Disk::new(sample.closed.clone());
+    disk.goes_bad(LOG, 0..sample.closed[LOG].len());
+    for trust in [Trust::Usual, Trust::Suspect, Trust::Unreadable] {
+        let error = open(&disk, trust).expect_err("gives nothing");
+        assert!(error.is_of_the_disk(), "{error}");
+    }
+    assert!(open(&disk, Trust::Unreadable).expect_err("gives nothing").to_string().contains("gives nothing"));
+    disk.is_mended();
+    assert_eq!(check(&disk, &sample.truth, &sample.truth, Trust::Unreadable, "mended").salvaged, 0);
+}
+
+#[test]
+fn a_disk_that_does_not_write_either_loses_nothing_by_a_salvage() {
+    let sample = sample(14);
+    let disk = Disk::new(sample.closed.clone());
+    let (_, intact) = spoil(&disk, &mut Dice(3));
+    assert!(refused(&disk, Trust::Usual, "at first"));
+    let log = disk.bytes()[LOG].clone();
+    for changes in 0.. {
+        disk.is_good_for(Some(changes));
+        let opened = open(&disk, Trust::Unreadable);
+        disk.is_good_for(None);
+        match opened {
+            Ok(()) => break,
+            Err(_) => assert!(disk.bytes().values().any(|bytes| *bytes == log), "{changes}: it is kept"),
+        }
+        // As it may be tried again.
+        let anew = Disk::new(disk.bytes());
+        let whole = check(&anew, &sample.truth, &sample.truth, Trust::Usual, &format!("{changes}"));
+        assert!(whole.salvaged == 0 || anew.bytes().contains_key(ASIDE), "{changes}");
+    }
+    let (store, logs) = Store::open_in(&disk, "sim", NOW, Trust::Usual).expect("opens");
+    assert_eq!(readable(&store, &logs, "in the end").0, intact);
+}
+
+#[test]
+fn a_disk_that_only_does_not_write_has_nothing_salvaged() {
+    let sample = sample(15);
+    let disk = Disk::new(sample.killed.clone());
+    disk.is_good_for(Some(0));
+    open(&disk, Trust::Unreadable).expect_err("writes what it repairs");
+    disk.is_good_for(None);
+    assert_eq!(check(&disk, &sample.truth, &sample.truth, Trust::Unreadable, "again").salvaged, 0);
+}
+
+#[test]
+fn an_index_that_cannot_be_read_is_built_anew() {
+    let sample = sample(16);
+    let work = |seed| {
+        let disk = Disk::new(images(&sample, seed % 2 == 0));
+        let len = disk.bytes()[INDEX].len();
+        let start = usize::try_from(Dice(seed).roll()).expect("64 bits") % (len / PAGE_BYTES) * PAGE_BYTES;
+        disk.goes_bad(INDEX, if seed == 0 { 0..len } else { start..start + SECTOR_BYTES });
+        let what = format!("seed {seed}: {start}");
+        let trust = if seed % 3 == 0 { Trust::Blind } else { Trust::Usual };
+        let outcome = check(&disk, &sample.truth, &sample.truth, trust, &what);
+        assert_eq!(outcome.salvaged, 0, "{what}");
+        outcome
+    };
+    in_parallel(work, SEEDS);
+}
+
+/// It was salvaged before; now it is needed again, and its own sectors have gone.
+#[test]
+fn a_file_that_was_set_aside_may_have_gone_bad_since() {
+    let sample = sample(17);
+    let mut files = sample.closed.clone();
+    let log = files.remove(LOG).expect("is there");
+    files.insert(ASIDE.into(), log.clone());
+    let disk = Disk::new(files);
+    let bad = 20 * PAGE_BYTES;
+    disk.goes_bad(ASIDE, bad..bad + 1);
+    for _ in 0..3 {
+        let error = open(&disk, Trust::Suspect).expect_err("cannot read it");
+        assert!(error.is_of_the_disk() && error.to_string().contains(ASIDE), "{error}");
+    }
+    let mut left = log;
+    left[bad..bad + PAGE_BYTES].fill(0);
+    assert_eq!(check(&disk, &sample.truth, &records_in(&left), Trust::Unreadable, "aside").salvaged, 1);
+    let disk = Disk::new(disk.bytes());
+    assert_eq!(check(&disk, &sample.truth, &sample.truth, Trust::Usual, "the new one").salvaged, 0);
+}
+
+#[test]
+fn a_sector_that_goes_bad_while_the_store_is_open_ends_in_a_salvage() {
+    let sample = sample(18);
+    let work = |seed| {
+        let disk = Disk::new(sample.closed.clone());
+        disk.is_all_there_is();
+        let (store, logs) = Store::open_in(&disk, "sim", NOW, Trust::Blind).expect("opens");
+        let (pages, intact) = spoil(&disk, &mut Dice(seed));
+        let what = format!("seed {seed}: pages {pages:?}");
+        let failed = logs.vector().iter().any(|(origin, head)| {
+            (1..=head.seq).any(|seq| {
+                let read = store.log().read().and_then(|mut reader| reader.get(origin, seq));
+                matches!(read, Err(Error::Storage(_)))
+            })
+        });
+        assert_eq!(failed, store.has_failed_reading().is_some(), "{what}");
+        drop(store);
+        if !failed || !refused(&disk, Trust::Suspect, &what) {
+            return Outcome::default();
+        }
+        let outcome = check(&disk, &sample.truth, &intact, Trust::Unreadable, &what);
+        assert_eq!(outcome.salvaged, 1, "{what}");
+        outcome
+    };
+    let salvaged = in_parallel(work, SEEDS).salvaged;
+    assert!(salvaged > SEEDS / 4, "{salvaged}");
+}
