@@ -17,6 +17,7 @@ mod corpus;
 mod damage;
 mod durability;
 mod healing;
+mod lock;
 mod network;
 mod node_start;
 mod outage;
