@@ -40,6 +40,11 @@ impl Lock {
         Self(keys)
     }
 
+    /// Whether there are strangers at all.
+    pub(super) fn is_open(&self) -> bool {
+        self.0.is_none()
+    }
+
     /// Judges a request by its head alone, and takes its body away unless they are known.
     pub(super) fn admit(&self, request: Request<Incoming>) -> (Standing, Request<Option<Incoming>>) {
         let standing = if self.0.as_ref().is_none_or(|keys| keys.open_for(authorization(request.headers()))) {

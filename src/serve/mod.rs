@@ -8,6 +8,7 @@ mod answer;
 mod body;
 mod lock;
 mod socket;
+mod strangers;
 
 use std::{io, sync::Arc, time::Duration};
 
@@ -31,6 +32,7 @@ pub use answer::{json, live};
 pub use body::{BODIES_BYTES_MAX, Budget, SendKind, idempotency_key, read_body};
 use lock::{Lock, Standing};
 use socket::{Linger, Progressing};
+use strangers::Strangers;
 
 use crate::api::key::Keys;
 
@@ -44,6 +46,9 @@ const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
 struct Limits {
     /// At the bound no further connection is accepted until one ends; the kernel's backlog holds the next.
     connections: usize,
+    /// Of these, on how many nobody may have shown a key yet, where one is needed. At the bound, the one that has waited
+    /// longest for that is cut off.
+    strangers: usize,
     /// For the head of a request, also of the next one on an idle connection; then the connection ends.
     head: Duration,
     /// To receive a request and to begin its answer; then `timeout`.
@@ -58,6 +63,7 @@ struct Limits {
 
 const LIMITS: Limits = Limits {
     connections: 10_000,
+    strangers: 1_000,
     head: Duration::from_secs(5),
     answer: Duration::from_secs(30),
     write: Duration::from_secs(30),
@@ -79,7 +85,9 @@ async fn serve_within(
     keys: Option<Keys>,
     stop: CancellationToken,
 ) {
-    let server = Server { limits, app: answer::with_refusals(app), lock: Lock::new(keys), stop };
+    let (app, lock, strangers) =
+        (answer::with_refusals(app), Lock::new(keys), Strangers::new(limits.strangers));
+    let server = Server { limits, app, lock, strangers, stop };
     let slots = Arc::new(Semaphore::new(limits.connections));
     let mut connections = JoinSet::new();
     loop {
@@ -144,24 +152,29 @@ struct Server {
     limits: Limits,
     app: Router,
     lock: Lock,
+    strangers: Strangers,
     stop: CancellationToken,
 }
 
 impl Server {
     /// Serves one connection to its end.
     async fn connection(self, socket: TcpStream, _slot: OwnedSemaphorePermit) {
-        let Server { limits, app, lock, stop } = self;
+        let Server { limits, app, lock, strangers, stop } = self;
         if let Err(e) = socket.set_nodelay(true) {
             debug!("cannot set TCP_NODELAY: {e}"); // slower, not wrong
         }
+        let stranger = Arc::new(strangers.enter(lock.is_open()));
+        let waiting = stranger.clone();
         let linger = Linger::default();
         let socket = Progressing::new(socket, limits.write, (linger.clone(), limits.linger));
         // Not within the future: until that is polled for the first time, the library already reads on.
         let service = service_fn(move |request: Request<Incoming>| {
             let sends_on = !request.body().is_end_stream();
             let admitted = lock.admit(request);
-            if sends_on && admitted.0 != Standing::Known {
-                linger.at_the_end();
+            match admitted.0 {
+                Standing::Known => stranger.becomes_known(),
+                Standing::Guest | Standing::Stranger if sends_on => linger.at_the_end(),
+                Standing::Guest | Standing::Stranger => {}
             }
             answer::answer(app.clone(), admitted, limits.answer)
         });
@@ -175,6 +188,7 @@ impl Server {
         tokio::pin!(connection);
         let ended = tokio::select! {
             ended = &mut connection => ended,
+            () = waiting.makes_room() => return,
             () = stop.cancelled() => {
                 connection.as_mut().graceful_shutdown();
                 connection.await

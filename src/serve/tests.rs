@@ -23,6 +23,7 @@ const SHORT: Duration = Duration::from_millis(50);
 /// Long enough never to be met by accident.
 const PATIENT: Limits = Limits {
     connections: 100,
+    strangers: 100,
     head: Duration::from_secs(60),
     answer: Duration::from_secs(60),
     write: Duration::from_secs(60),
@@ -347,6 +348,33 @@ async fn nothing_is_read_of_what_a_stranger_sends() {
     again.stop.cancel();
     assert_eq!(stored.load(Ordering::SeqCst), 0);
     served.task.shutdown().await;
+}
+
+#[tokio::test]
+async fn strangers_who_say_nothing_make_room_for_others_and_take_none_from_the_known() {
+    let (served, _) = locked(Limits { strangers: 2, ..PATIENT }).await;
+    let mut known = served.connect().await;
+    let ask = format!("GET /livez HTTP/1.1\r\nHost: x\r\n{WITH_KEY}\r\n");
+    known.write_all(ask.as_bytes()).await.expect("writes");
+    let mut byte = [0];
+    known.read_exact(&mut byte).await.expect("answered, and kept alive");
+    let mut silent = Vec::new();
+    for _ in 0..5 {
+        silent.push(served.connect().await);
+    }
+    for longest in &mut silent[..3] {
+        assert_eq!(read_all(longest).await, "", "cut off");
+    }
+    for newest in &mut silent[3..] {
+        assert!(timeout(SHORT, read_all(newest)).await.is_err(), "there is room for two");
+    }
+    check(&served.talk(&request("GET /messages", WITH_KEY, "")).await, &["HTTP/1.1 200 "]);
+    known.write_all(request("GET /messages", WITH_KEY, "").as_bytes()).await.expect("writes");
+    check(&read_all(&mut known).await, &["HTTP/1.1 200 OK", "[]"]);
+
+    let open = start(Limits { strangers: 1, ..PATIENT }, storing(Arc::default())).await;
+    let mut silent = [open.connect().await, open.connect().await];
+    assert!(timeout(SHORT, read_all(&mut silent[0])).await.is_err(), "without a lock nobody is a stranger");
 }
 
 #[tokio::test]
