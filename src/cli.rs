@@ -98,6 +98,8 @@ pub enum Command {
     Status(Status),
     /// Check every record of the stores on this machine that are not in use
     Verify(Verify),
+    /// Make a key for a network, so that only those who have it can read and write
+    Key(Key),
 }
 
 /// `chatchain up`.
@@ -125,7 +127,8 @@ pub struct Up {
 #[derive(Debug, Default, Args)]
 #[command(after_help = "\
 Node N of a network on one machine needs nothing but its number: it listens on 127.0.0.1:(8081 + N) and keeps
-its store in data/node-N. It syncs with the peers of --peers or of the configuration file's `nodes`.
+its store in data/node-N. It syncs with the peers of --peers or of the configuration file's `nodes`. To listen
+beyond this machine it needs a key: see `chatchain help key`.
 
 Examples:
   chatchain node --node-id 2
@@ -147,6 +150,9 @@ pub struct Node {
     /// The store is DIR/node-N [default: data]
     #[arg(long, value_name = "DIR")]
     pub data_dir: Option<PathBuf>,
+    /// Listen beyond this machine although there is no key: whoever reaches the port can read and write everything
+    #[arg(long)]
+    pub insecure: bool,
     /// Stop when standard input ends: `up` holds the other end of it, so no child outlives it.
     #[arg(long, hide = true)]
     pub exit_with_parent: bool,
@@ -165,6 +171,9 @@ pub struct Proxy {
     /// Nodes to forward to, separated by commas; replaces the file's `nodes`
     #[arg(long, value_name = "ADDRS")]
     pub nodes: Option<String>,
+    /// Listen beyond this machine although there is no key: whoever reaches the port can read and write everything
+    #[arg(long)]
+    pub insecure: bool,
     /// Stop when standard input ends: `up` holds the other end of it, so no child outlives it.
     #[arg(long, hide = true)]
     pub exit_with_parent: bool,
@@ -289,6 +298,17 @@ pub struct Verify {
     #[arg(long, value_name = "DIR")]
     pub data_dir: Option<PathBuf>,
 }
+
+/// `chatchain key`.
+#[derive(Debug, Default, Args)]
+#[command(after_help = "\
+Every node, proxy and client of the network needs the same key: in a file that `key_file` in config.toml or
+CHATCHAIN_KEY_FILE names, or itself in CHATCHAIN_KEY. The file may hold several, one a line: the first is
+sent, each of them opens.
+
+Examples:
+  umask 077; chatchain key > network.key")]
+pub struct Key {}
 
 #[cfg(test)]
 mod tests {

@@ -17,7 +17,7 @@ use bytes::{Bytes, BytesMut};
 use futures_util::{Stream, StreamExt, TryStreamExt};
 use reqwest::{
     Method, StatusCode, Url,
-    header::{CONTENT_TYPE, HeaderMap, RETRY_AFTER},
+    header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, RETRY_AFTER, WWW_AUTHENTICATE},
     redirect,
 };
 use tokio::time::timeout;
@@ -25,6 +25,7 @@ use tokio::time::timeout;
 use crate::api::{
     address::{self, Addr},
     error::{ErrorCode, Problem},
+    key::{self, Keys},
     media,
     network::Ready,
     path,
@@ -51,6 +52,8 @@ const SYNC_BYTES_MAX: usize = 8 * 1024 * 1024 + 64 * 1024;
 #[derive(Debug, Clone)]
 pub struct Client {
     http: reqwest::Client,
+    /// What opens the servers, if they are locked.
+    authorization: Option<HeaderValue>,
 }
 
 /// What to ask. The same request may be sent to several servers: its body is shared, not copied.
@@ -137,6 +140,11 @@ impl fmt::Display for ClientError {
 }
 
 impl ClientError {
+    /// Whether the server does not take the key that was shown, or wants one and was shown none.
+    pub fn locked_out(&self) -> bool {
+        self.problem().is_some_and(|problem| problem.code == ErrorCode::Unauthorized)
+    }
+
     /// Whether another server, or the same later, may do better.
     pub fn retryable(&self) -> bool {
         match self {
@@ -213,15 +221,9 @@ fn root_cause(e: &reqwest::Error) -> String {
     }
 }
 
-impl Default for Client {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
 impl Client {
-    /// No connection is made before the first request.
-    pub fn new() -> Self {
+    /// Shows the first of the keys to whomever it asks. No connection is made before the first request.
+    pub fn new(keys: Option<&Keys>) -> Self {
         let http = reqwest::Client::builder()
             .user_agent(concat!("chatchain/", env!("CARGO_PKG_VERSION")))
             .no_proxy()
@@ -236,7 +238,12 @@ impl Client {
             .pool_max_idle_per_host(IDLE_COUNT_MAX)
             .build()
             .expect("without TLS and proxies there is nothing that could fail");
-        Self { http }
+        let authorization = keys.map(|keys| {
+            let mut value = HeaderValue::try_from(keys.authorization()).expect("a key is of printable ASCII");
+            value.set_sensitive(true); // so that nobody who prints headers prints it
+            value
+        });
+        Self { http, authorization }
     }
 
     /// Carries a request to a server and waits for the head of the answer, whatever its status. Dropping the
@@ -247,7 +254,10 @@ impl Client {
         request: &Request,
         within: Duration,
     ) -> Result<Answer, ClientError> {
-        let Request { method, path_and_query, headers, body } = request.clone();
+        let Request { method, path_and_query, mut headers, body } = request.clone();
+        if let Some(authorization) = &self.authorization {
+            headers.insert(AUTHORIZATION, authorization.clone());
+        }
         let asked = self.http.request(method, url(addr, &path_and_query)?).headers(headers);
         let asked = if body.is_empty() { asked } else { asked.body(body) };
         let (addr, after) = (addr.clone(), within);
@@ -268,9 +278,14 @@ impl Client {
         timeout(within, exchange).await.unwrap_or_else(late)
     }
 
-    /// What one server can do just now; an answer also when that is nothing.
+    /// What one server can do just now; an answer also when that is nothing. Everybody may ask that; that the server
+    /// would not let this client do anything else is an error all the same.
     pub async fn readyz(&self, addr: &Addr, within: Duration) -> Result<Ready, ClientError> {
         let answer = self.forward(addr, &Request::get(path::READYZ), within).await?;
+        if answer.headers().contains_key(WWW_AUTHENTICATE) {
+            let problem = Box::new(Problem::new(ErrorCode::Unauthorized, key::REFUSAL));
+            return Err(ClientError::Problem { addr: addr.clone(), problem });
+        }
         answer.json(PROBLEM_BYTES_MAX).await
     }
 }

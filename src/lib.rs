@@ -13,7 +13,7 @@
 //! | [`replica`] | one store and its logs: decide, commit, exchange, mend | threads, sockets, clocks |
 //! | [`api`] | the HTTP contract: bodies, queries, error codes | who serves or sends them |
 //! | [`client`] | asking servers, one or many | the store |
-//! | [`serve`] | accepting connections, bounds, refusals | messages beyond their size |
+//! | [`serve`] | accepting connections, the lock, bounds, refusals | messages beyond their size |
 //! | [`node`] | the one writer, history, exchanges with peers | the proxy |
 //! | [`proxy`] | finding a node that answers | the store, the node, the logs |
 //! | [`commands`] | one file per command | what servers do inside |

@@ -9,6 +9,7 @@ pub mod address;
 pub mod batch;
 pub mod error;
 pub mod feed;
+pub mod key;
 pub mod message;
 pub mod network;
 pub mod query;

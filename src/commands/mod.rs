@@ -4,6 +4,7 @@
 //! [`crate::output`]. Nothing is decided on the text of an error: [`Exit::of`] looks at its type.
 
 mod follow;
+mod key;
 mod list;
 mod node;
 mod proxy;
@@ -19,7 +20,7 @@ use std::{io, process::ExitCode};
 use color_eyre::eyre::{Report, Result};
 
 use crate::{
-    cli::{Cli, Command, Common},
+    cli::{self, Cli, Command, Common},
     client::{Client, ClientError, servers::Servers},
     config::{self, Sources},
     output::Output,
@@ -82,6 +83,10 @@ pub fn sentence(report: &Report) -> String {
     if Exit::of(report) == Exit::Unreachable {
         story += "; run a network with `chatchain up`, or say whom to ask with --server ADDR";
     }
+    if report.downcast_ref::<ClientError>().is_some_and(ClientError::locked_out) {
+        story +=
+            "; set CHATCHAIN_KEY to the network's key, or `key_file` in config.toml to a file that holds it";
+    }
     without_error_numbers(&story)
 }
 
@@ -101,6 +106,7 @@ fn without_error_numbers(story: &str) -> String {
 /// Does what was asked for.
 pub async fn run(cli: &Cli, output: &Output) -> Result<Exit> {
     let sources = Sources::load(&cli.common)?;
+    sources.warnings().for_each(|warning| output.warn(warning));
     match &cli.command {
         Command::Up(args) => up::run(args, &cli.common, &sources, output).await,
         Command::Node(args) => node::run(args, &sources).await,
@@ -109,12 +115,14 @@ pub async fn run(cli: &Cli, output: &Output) -> Result<Exit> {
         Command::List(args) => list::run(args, &cli.common, &sources, output).await,
         Command::Status(args) => status::run(args, &cli.common, &sources, output).await,
         Command::Verify(args) => verify::run(args, &sources, output).await,
+        Command::Key(cli::Key {}) => key::run(output),
     }
 }
 
 /// Whom the client commands ask.
 fn servers(common: &Common, sources: &Sources) -> Result<Servers, config::Error> {
-    Ok(Servers::new(Client::new(), sources.client(common)?.servers))
+    let config = sources.client(common)?;
+    Ok(Servers::new(Client::new(config.keys.as_ref()), config.servers))
 }
 
 /// A room is a recipient like any other; its sign is a convention, and may be typed too.

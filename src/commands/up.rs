@@ -40,9 +40,10 @@ pub async fn run(args: &cli::Up, common: &Common, sources: &Sources, output: &Ou
         check_free(addr).await?;
     }
     let default_server = sources.client(common)?.servers.first() == Some(&config.proxy);
+    let client = Client::new(config.keys.as_ref());
     let mut network = Network::start(&config, common, output)?;
     let failed = tokio::select! {
-        ended = network.watch(|members| announce(&config, members, default_server, output)) => {
+        ended = network.watch(client, |members| announce(&config, members, default_server, output)) => {
             let all_ended = || eyre!("all processes of the network have ended; their last lines above say why");
             Some(ended.err().unwrap_or_else(all_ended))
         }
@@ -104,8 +105,8 @@ impl<'a> Network<'a> {
 
     /// Reports children that end, until none is left; calls `ready` once when all that live are ready. Before that, one
     /// that gives up is an error: what it complains of (a store in use, say) is for whoever starts this to mend.
-    async fn watch(&mut self, ready: impl Fn(&[Member]) -> io::Result<()>) -> Result<()> {
-        let (client, mut announced) = (Client::new(), false);
+    async fn watch(&mut self, client: Client, ready: impl Fn(&[Member]) -> io::Result<()>) -> Result<()> {
+        let mut announced = false;
         let mut tick = interval(READY_INTERVAL);
         loop {
             tokio::select! {
@@ -276,6 +277,7 @@ mod tests {
                 "127.0.0.1:9002".parse().expect("address"),
             ],
             data_dir: "my data".into(),
+            keys: None,
         };
         let common = Common { config: Some("x.toml".into()), ..Common::default() };
         let commands = commands(&config, &common);
@@ -297,7 +299,8 @@ mod tests {
     #[test]
     fn a_network_of_one_has_no_peers() {
         let addr = |text: &str| text.parse().expect("address");
-        let config = UpConfig { proxy: addr("a:1"), nodes: vec![addr("a:2")], data_dir: "d".into() };
+        let config =
+            UpConfig { proxy: addr("a:1"), nodes: vec![addr("a:2")], data_dir: "d".into(), keys: None };
         let line = shell_line(&commands(&config, &Common::default())[0].2);
         assert!(line.contains("--peers '' "), "{line}");
     }

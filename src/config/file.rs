@@ -19,6 +19,7 @@ pub(super) struct Settings {
     pub network: Option<Given>,
     /// Node ids with their addresses.
     pub nodes: Option<Vec<(NodeId, Given)>>,
+    pub key_file: Option<Given>,
     pub data_dir: Option<Given>,
     pub sync_interval: Option<Given>,
     pub scrub_interval: Option<Given>,
@@ -38,6 +39,7 @@ pub(super) fn read(path: PathBuf, text: &str) -> Result<Settings, Error> {
         match &*name {
             "network" => settings.network = Some(file.text(&name, value)?),
             "nodes" => settings.nodes = Some(file.nodes(value)?),
+            "key_file" => settings.key_file = Some(file.text(&name, value)?),
             "node.data_dir" => settings.data_dir = Some(file.text(&name, value)?),
             "node.sync_interval" => settings.sync_interval = Some(file.text(&name, value)?),
             "node.scrub_interval" => settings.scrub_interval = Some(file.text(&name, value)?),

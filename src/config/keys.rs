@@ -12,7 +12,7 @@ pub struct Setting {
     pub env: &'static str,
     /// Flag with its command; empty if there is none.
     pub flag: &'static str,
-    /// What holds if nobody says otherwise.
+    /// What holds if nobody says otherwise; empty: nothing.
     pub default: &'static str,
     /// What it is for.
     pub meaning: &'static str,
@@ -30,10 +30,13 @@ const fn setting(
 
 /// Every setting there is.
 #[rustfmt::skip] // a table reads best as one
-pub const SETTINGS: [Setting; 14] = [
+pub const SETTINGS: [Setting; 17] = [
     setting("", "CHATCHAIN_CONFIG", "--config", "config.toml, if it is there", "the configuration file"),
     setting("network", "CHATCHAIN_NETWORK", "", "chatchain", "name of the network; nodes of another name are refused"),
     setting("nodes", "CHATCHAIN_NODES", "node --peers, proxy --nodes", "127.0.0.1:8081 to 127.0.0.1:8084", "the nodes' addresses: node N listens on the N-th, counted from 0; or a table `{ 0 = \"…\", 3 = \"…\" }`"),
+    setting("key_file", "CHATCHAIN_KEY_FILE", "", "", "the file with the network's keys, one a line: the first is sent, each of them opens; without it there is no lock"),
+    setting("", "CHATCHAIN_KEY", "", "", "the keys themselves, separated by commas, instead of the file"),
+    setting("", "", "node --insecure, proxy --insecure", "", "listen beyond this machine although there is no key"),
     setting("node.data_dir", "CHATCHAIN_NODE_DATA_DIR", "node --data-dir, up --data-dir, verify --data-dir", "data", "node N keeps its store in node-N below it"),
     setting("node.sync_interval", "CHATCHAIN_NODE_SYNC_INTERVAL", "", "1s", "how often a quiet node compares itself with its peers"),
     setting("node.scrub_interval", "CHATCHAIN_NODE_SCRUB_INTERVAL", "", "1h", "how often a node reads everything it stores, slowly, to find damage"),
@@ -74,7 +77,8 @@ pub fn markdown() -> String {
     let code = |name: &str| if name.is_empty() { String::new() } else { format!("`{name}`") };
     let row = |s: Setting| {
         let flags: Vec<_> = s.flag.split(", ").map(code).collect();
-        [code(s.key), code(s.env), flags.join(", "), s.default.into(), s.meaning.into()].join(" | ")
+        let default = if s.default.is_empty() { "none" } else { s.default };
+        [code(s.key), code(s.env), flags.join(", "), default.into(), s.meaning.into()].join(" | ")
     };
     std::iter::once(head.to_owned()).chain(SETTINGS.map(|s| format!("| {} |\n", row(s)))).collect()
 }
@@ -92,6 +96,7 @@ mod tests {
             ("proxy.stratgey", "proxy.strategy"),
             ("listen", "proxy.listen"),
             ("peers", "nodes"),
+            ("keyfile", "key_file"),
         ] {
             assert_eq!(nearest_key(typed), meant, "{typed}");
         }

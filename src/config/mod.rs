@@ -7,9 +7,11 @@
 
 mod file;
 pub mod keys;
+mod lock;
 
 use std::{
     collections::BTreeMap,
+    ffi::OsString,
     fmt::{self, Display},
     fs, io,
     net::{Ipv4Addr, SocketAddr},
@@ -21,9 +23,10 @@ use std::{
 use jiff::fmt::friendly::SpanParser;
 
 use crate::{
-    api::{address::Addr, network::NodeId},
+    api::{address::Addr, key::Keys, network::NodeId},
     cli,
 };
+use lock::KeyFile;
 
 /// A network's name has 1 to this many characters; longer ones are refused.
 pub const NETWORK_CHARS_MAX: usize = 64;
@@ -64,6 +67,8 @@ pub struct NodeConfig {
     pub sync_interval: Duration,
     /// How often it reads everything it stores.
     pub scrub_interval: Duration,
+    /// What opens this network; none: everybody may come in.
+    pub keys: Option<Keys>,
 }
 
 /// A node to sync with.
@@ -86,6 +91,8 @@ pub struct ProxyConfig {
     pub nodes: Vec<Addr>,
     /// How a request is spread over them.
     pub strategy: Strategy,
+    /// What opens this network; none: everybody may come in.
+    pub keys: Option<Keys>,
 }
 
 /// How the proxy spreads a request over the nodes.
@@ -104,6 +111,8 @@ pub enum Strategy {
 pub struct ClientConfig {
     /// In the order in which they are tried: those of `--server`, else the proxy and then the nodes.
     pub servers: Vec<Addr>,
+    /// What opens them, if they are locked.
+    pub keys: Option<Keys>,
 }
 
 /// A whole network on this machine.
@@ -115,6 +124,8 @@ pub struct UpConfig {
     pub nodes: Vec<Addr>,
     /// Parent of the stores.
     pub data_dir: PathBuf,
+    /// What opens them. The servers are not told: they find it where it was found.
+    pub keys: Option<Keys>,
 }
 
 /// Why the configuration cannot be used: one sentence for whoever wrote it.
@@ -158,6 +169,10 @@ impl Given {
 pub struct Sources {
     env: BTreeMap<String, String>,
     file: file::Settings,
+    /// Taken out of the environment, so that nobody who prints that prints them.
+    keys: Option<Result<Keys, Error>>,
+    /// None is named, or keys stand in the environment.
+    key_file: Option<KeyFile>,
     /// Whose account runs this program, as the system has it. In a container the environment seldom says.
     login: Option<String>,
 }
@@ -165,9 +180,13 @@ pub struct Sources {
 impl Sources {
     /// Reads the process's environment and the configuration file.
     pub fn load(common: &cli::Common) -> Result<Self, Error> {
-        // A variable that is not UTF-8 cannot be a setting of ours.
+        // A variable that is not UTF-8 cannot be a setting of ours. A key must not be passed over: it is refused.
+        let text = |name: &str, value: OsString| match value.into_string() {
+            Err(value) if name == lock::KEY => Some(value.to_string_lossy().into_owned()),
+            text => text.ok(),
+        };
         let env: BTreeMap<_, _> = std::env::vars_os()
-            .filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?)))
+            .filter_map(|(k, v)| k.into_string().ok().and_then(|k| text(&k, v).map(|v| (k, v))))
             .collect();
         let named = common.config.clone().or_else(|| non_empty(&env, "CHATCHAIN_CONFIG").map(PathBuf::from));
         let path = named.clone().unwrap_or_else(|| FILE_NAME.into());
@@ -178,14 +197,20 @@ impl Sources {
                 Err(Error(format!("cannot read the configuration file {}: {error}", path.display())))
             }
         };
+        let sources = sources?;
         let accounts = fs::read_to_string("/etc/passwd").unwrap_or_default();
-        Ok(Sources { login: account(&accounts, rustix::process::getuid().as_raw()), ..sources? })
+        Ok(Sources {
+            login: account(&accounts, rustix::process::getuid().as_raw()),
+            key_file: sources.named_key_file().as_ref().map(KeyFile::read),
+            ..sources
+        })
     }
 
     /// Takes the environment and the text of the configuration file, if there is one.
-    pub fn new(env: BTreeMap<String, String>, file: Option<(PathBuf, &str)>) -> Result<Self, Error> {
+    pub fn new(mut env: BTreeMap<String, String>, file: Option<(PathBuf, &str)>) -> Result<Self, Error> {
         let file = file.map(|(path, text)| file::read(path, text)).transpose()?.unwrap_or_default();
-        Ok(Sources { env, file, login: None })
+        let keys = env.remove(lock::KEY).filter(|text| !text.is_empty()).map(|text| lock::listed(&text));
+        Ok(Sources { env, file, keys, key_file: None, login: None })
     }
 
     /// What `chatchain node` does.
@@ -198,6 +223,7 @@ impl Sources {
             None => own.clone().ok_or_else(|| not_listed(node_id, known.as_ref()))?,
         };
         let advertise = self.advertise(args, &listen, own.as_ref())?;
+        let keys = self.keys_to_listen(&listen, args.insecure)?;
         let mut peers = match self.pick(args.peers.as_deref(), "--peers", "CHATCHAIN_NODE_PEERS", None) {
             Some(given) => addresses(&given)?.into_iter().map(|addr| Peer { node_id: None, addr }).collect(),
             None => known.map_or_else(Vec::new, |nodes| {
@@ -215,6 +241,7 @@ impl Sources {
             store_dir: self.data_dir(args.data_dir.as_ref()).join(format!("node-{node_id}")),
             sync_interval: self.sync_interval()?,
             scrub_interval: self.scrub_interval()?,
+            keys,
         })
     }
 
@@ -227,12 +254,9 @@ impl Sources {
         if nodes.is_empty() {
             return Err(Error("the proxy has no nodes to forward to; name them with --nodes a,b,c".into()));
         }
-        Ok(ProxyConfig {
-            network: self.network()?,
-            listen: self.proxy_listen(args)?,
-            nodes,
-            strategy: self.strategy()?,
-        })
+        let listen = self.proxy_listen(args)?;
+        let keys = self.keys_to_listen(&listen, args.insecure)?;
+        Ok(ProxyConfig { network: self.network()?, listen, nodes, strategy: self.strategy()?, keys })
     }
 
     /// Whom the client commands ask.
@@ -248,7 +272,7 @@ impl Sources {
             servers.push(reachable(self.proxy_listen(&cli::Proxy::default())?));
             servers.extend(self.nodes()?.into_iter().map(reachable));
         }
-        Ok(ClientConfig { servers })
+        Ok(ClientConfig { servers, keys: self.keys()? })
     }
 
     /// What `chatchain up` does.
@@ -263,6 +287,7 @@ impl Sources {
             proxy: port(0)?,
             nodes: (1..=args.nodes).map(port).collect::<Result<_, Error>>()?,
             data_dir: self.data_dir(args.data_dir.as_ref()),
+            keys: self.keys()?,
         })
     }
 

@@ -24,6 +24,7 @@ fn resolve(line: &str, env: &[(&str, &str)], file: Option<&str>) -> Result<Strin
         Command::Up(args) => format!("{:?}", sources.up(args)?),
         Command::Send(args) => sources.sender(args.from.as_deref())?,
         Command::Verify(args) => sources.stores(args).display().to_string(),
+        Command::Key(_) => unreachable!("it has no settings"),
         Command::List(_) | Command::Status(_) => format!("{:?}", sources.client(&cli.common)?),
     })
 }
@@ -103,6 +104,7 @@ fn node_needs_nothing_but_its_number() {
             store_dir: "data/node-2".into(),
             sync_interval: Duration::from_secs(1),
             scrub_interval: Duration::from_hours(1),
+            keys: None,
         }
     );
 }
@@ -118,6 +120,7 @@ fn flag_beats_environment_beats_file_beats_default() {
         ("CHATCHAIN_USER", ""),
     ];
     let flags = "--node-id 0 --data-dir g --peers g:1 --listen g:2";
+    let node = |line, env, file| node(&format!("{line} --insecure"), env, file);
     let what = |c: NodeConfig| (c.network, c.listen.to_string(), c.store_dir.display().to_string());
     assert_eq!(what(node("--node-id 0", &[], file)), ("f".into(), "f:1".into(), "f/node-0".into()));
     assert_eq!(what(node("--node-id 0", env, file)), ("e".into(), "e:1".into(), "e/node-0".into()));
@@ -127,25 +130,25 @@ fn flag_beats_environment_beats_file_beats_default() {
     let servers = |env, file, line| resolve(line, env, file).expect("servers");
     assert_eq!(
         servers(env, file, "status"),
-        format!("{:?}", ClientConfig { servers: vec![addr("e:3"), addr("e:1"), addr("e:2")] })
+        format!("{:?}", ClientConfig { servers: vec![addr("e:3"), addr("e:1"), addr("e:2")], keys: None })
     );
     assert_eq!(
         servers(&[], file, "status"),
-        format!("{:?}", ClientConfig { servers: vec![addr("f:2"), addr("f:1")] })
+        format!("{:?}", ClientConfig { servers: vec![addr("f:2"), addr("f:1")], keys: None })
     );
     assert_eq!(
         servers(&[("CHATCHAIN_SERVER", "s:1,s:2")], file, "status --server t:1"),
-        format!("{:?}", ClientConfig { servers: vec![addr("t:1")] })
+        format!("{:?}", ClientConfig { servers: vec![addr("t:1")], keys: None })
     );
 }
 
 #[test]
 fn nodes_as_a_table_keep_their_numbers() {
     let file = Some("nodes = { 0 = 'a:1', 3 = 'd:4' }");
-    let config = node("--node-id 3", &[], file);
+    let config = node("--node-id 3 --insecure", &[], file);
     assert_eq!(config.listen, addr("d:4"));
     assert_eq!(peers(&config), [(Some(0), "a:1".into())]);
-    assert_eq!(peers(&node("--node-id 7 --listen g:8", &[], file)).len(), 2);
+    assert_eq!(peers(&node("--node-id 7 --listen localhost:8", &[], file)).len(), 2);
     check_error("node --node-id 1", &[], file, &["holds the nodes 0, 3 and no node 1", "--listen ADDR"]);
     check_error(
         "node --node-id 4",
@@ -175,13 +178,13 @@ fn wildcard_needs_an_address_for_others() {
     );
     check_error("node --node-id 2 --listen [::]:9", &[], None, &["--advertise"]);
     check_error("node --node-id 2 --advertise 0.0.0.0:9", &[], None, &["--advertise"]);
-    let config = node("--node-id 2 --listen 0.0.0.0:9 --advertise x:9", &[], None);
+    let config = node("--node-id 2 --listen 0.0.0.0:9 --advertise x:9 --insecure", &[], None);
     assert_eq!((config.listen, config.advertise), (addr("0.0.0.0:9"), addr("x:9")));
     let servers =
         resolve("status", &[("CHATCHAIN_PROXY_LISTEN", "0.0.0.0:9"), ("CHATCHAIN_NODES", "x:1")], None);
     assert_eq!(
         servers,
-        Ok(format!("{:?}", ClientConfig { servers: vec![addr("127.0.0.1:9"), addr("x:1")] }))
+        Ok(format!("{:?}", ClientConfig { servers: vec![addr("127.0.0.1:9"), addr("x:1")], keys: None }))
     );
 }
 
@@ -249,8 +252,70 @@ fn up_takes_the_ports_after_the_base_port() {
         proxy: addr("127.0.0.1:9000"),
         nodes: vec![addr("127.0.0.1:9001"), addr("127.0.0.1:9002")],
         data_dir: "d".into(),
+        keys: None,
     };
     assert_eq!(config, Ok(format!("{want:?}")));
+}
+
+const KEY: &str = "a-key-that-nobody-guesses";
+
+fn in_env(key: &str) -> [(&str, &str); 1] {
+    [("CHATCHAIN_KEY", key)]
+}
+
+#[test]
+fn beyond_this_machine_a_server_needs_a_key_or_an_explicit_word() {
+    let remedy =
+        ["there is no key", "chatchain key > network.key", "key_file = \"network.key\"", "--insecure"];
+    for line in [
+        "node --node-id 0 --listen 0.0.0.0:1 --advertise x:1",
+        "node --node-id 0 --listen [::]:1 --advertise x:1",
+        "node --node-id 0 --listen 192.0.2.1:1",
+        "node --node-id 0 --listen chat1.example:1",
+        "proxy --listen 0.0.0.0:1",
+    ] {
+        check_error(line, &[], None, &remedy);
+        resolve(&format!("{line} --insecure"), &[], None).expect(line);
+        resolve(line, &in_env(KEY), None).expect(line);
+    }
+    check_error("proxy", &[("CHATCHAIN_PROXY_LISTEN", "x:1")], None, &remedy);
+    check_error("node --node-id 0", &[], Some("nodes = ['x:1']"), &remedy);
+    assert_eq!(node("--node-id 0", &[], None).keys, None, "on this machine there need not be one");
+}
+
+#[test]
+fn a_key_comes_from_the_environment_and_is_never_shown() {
+    let keys = Keys::from_list(KEY).ok();
+    assert_eq!(node("--node-id 0", &in_env(KEY), None).keys, keys);
+    for line in ["proxy", "status", "up", "node --node-id 0"] {
+        let shown = resolve(line, &in_env(KEY), Some("key_file = 'not-looked-at'")).expect(line);
+        assert!(shown.contains("Keys(1 not shown)") && !shown.contains(KEY), "{shown}");
+        check_error(
+            line,
+            &in_env("fifteen-chars-x"),
+            None,
+            &["CHATCHAIN_KEY: key 1", "16 to 256 characters"],
+        );
+        check_error(line, &in_env(","), None, &["CHATCHAIN_KEY: there is no key in it"]);
+        let both = [("CHATCHAIN_KEY", KEY), ("CHATCHAIN_KEY_FILE", "x")];
+        check_error(line, &both, None, &["CHATCHAIN_KEY and CHATCHAIN_KEY_FILE are both set"]);
+    }
+    resolve("verify", &in_env("short"), None).expect("who needs no key does not judge it");
+    assert!(!format!("{:?}", sources(&in_env(KEY), None)).contains(KEY));
+    assert_eq!(node("--node-id 0", &in_env(""), None).keys, None, "empty is unset");
+}
+
+#[test]
+fn a_key_file_is_named_by_the_environment_or_the_file() {
+    let named = |env: &[(&str, &str)], file| {
+        sources(env, Some(file)).expect("sources").named_key_file().map(|given| given.text)
+    };
+    let (file, in_env_too) = ("key_file = 'f'", [("CHATCHAIN_KEY_FILE", "e")]);
+    assert_eq!(named(&[], file), Some("f".into()));
+    assert_eq!(named(&in_env_too, file), Some("e".into()));
+    assert_eq!(named(&in_env(KEY), file), None, "a key in the environment wins");
+    assert_eq!(named(&[], "key_file = ''"), None);
+    assert_eq!(named(&[], ""), None);
 }
 
 #[test]

@@ -199,7 +199,7 @@ impl Mesh {
         let book = Mutex::new(Book { peers, ..Book::default() });
         Mesh {
             hello,
-            client: Client::new(),
+            client: Client::new(config.keys.as_ref()),
             started,
             notes,
             scrub: Progress::default(),
@@ -479,6 +479,7 @@ mod tests {
             store_dir: ".".into(),
             sync_interval: Duration::from_secs(1),
             scrub_interval: Duration::from_hours(1),
+            keys: None,
         };
         let mesh = Mesh::new(&config, hello, Instant::now(), Notes::default());
         for n in 0..20 {

@@ -59,7 +59,7 @@ pub async fn run(config: NodeConfig, listener: TcpListener, stop: CancellationTo
         Err(error) => return Err(error.into()),
     };
     let pid = PidFile::write(&config.store_dir);
-    let serving = serve::serve(listener, http::routes(seat.clone()), stop.clone());
+    let serving = serve::serve(listener, http::routes(seat.clone()), config.keys.clone(), stop.clone());
     tokio::pin!(serving);
     let ended = loop {
         let Some(current) = &mut life else {
@@ -241,10 +241,10 @@ fn announce(config: &NodeConfig) {
     if config.peers.is_empty() {
         tracing::warn!("this node has no peers: its messages are on no other machine");
     }
-    if !config.listen.is_loopback() {
+    if !config.listen.is_loopback() && config.keys.is_none() {
         tracing::warn!(
             listen = %config.listen,
-            "listening beyond this machine without authentication: whoever reaches this port can read and write everything"
+            "listening beyond this machine without a key: whoever reaches this port can read and write everything"
         );
     }
 }

@@ -92,12 +92,11 @@ pub fn status(node: &Node) -> NodeStatus {
 
 fn warnings(node: &Node) -> Vec<String> {
     let mut warnings = Vec::new();
-    let listen = &node.config().listen;
-    if !listen.is_loopback() {
+    let NodeConfig { node_id, listen, keys, .. } = node.config();
+    if !listen.is_loopback() && keys.is_none() {
         warnings.push(format!(
-            "node {} listens on {listen}, beyond this machine, and there is no authentication yet: whoever \
-             reaches it can read and write everything",
-            node.config().node_id
+            "node {node_id} listens on {listen}, beyond this machine, and there is no key: whoever reaches it can \
+             read and write everything"
         ));
     }
     if !node.writer().is_writable() {

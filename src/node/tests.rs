@@ -39,6 +39,7 @@ impl Bench {
             store_dir: dir.path().to_owned(),
             sync_interval: std::time::Duration::from_secs(1),
             scrub_interval: std::time::Duration::from_hours(1),
+            keys: None,
         };
         let (store, logs) = Store::open(dir.path(), "test", now_ms()).expect("opens");
         let (writer, logs, _thread) =
@@ -83,7 +84,7 @@ impl Bench {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("binds");
         let addr = listener.local_addr().expect("is bound").into();
         let stop = tokio_util::sync::CancellationToken::new();
-        self.serving.spawn(crate::serve::serve(listener, http::routes(seat.clone()), stop));
+        self.serving.spawn(crate::serve::serve(listener, http::routes(seat.clone()), None, stop));
         crate::config::Peer { node_id: None, addr }
     }
 
@@ -340,7 +341,7 @@ async fn the_address_answers_while_a_store_waits_to_be_closed() {
     let stop = tokio_util::sync::CancellationToken::new();
     let mut running = tokio::task::JoinSet::new();
     running.spawn(run::run(config, listener, stop.clone()));
-    let (client, addr) = (crate::client::Client::new(), at.into());
+    let (client, addr) = (crate::client::Client::new(None), at.into());
     let second = std::time::Duration::from_secs(1);
     let first = client.sync(&addr, quiet().encode().into(), 10 * second).await.expect("answers");
     let mut slow = tokio::net::TcpStream::connect(at).await.expect("connects");
@@ -353,7 +354,7 @@ async fn the_address_answers_while_a_store_waits_to_be_closed() {
     client.sync(&addr, copied.encode().into(), 10 * second).await.expect_err("is told to wait");
     let request = crate::client::Request::get(crate::api::path::LIVEZ);
     client.forward(&addr, &request, 5 * second).await.expect("answers on a connection of before");
-    let fresh = crate::client::Client::new();
+    let fresh = crate::client::Client::new(None);
     fresh.forward(&addr, &request, 5 * second).await.expect("answers on a new connection");
     drop(slow);
     stop.cancel();

@@ -24,6 +24,7 @@ use crate::{
     api::{
         address::Addr,
         error::{ErrorCode, Problem},
+        key::Keys,
     },
     serve,
 };
@@ -46,12 +47,19 @@ pub(super) struct Network {
     tell: mpsc::Sender<Heard>,
     heard: mpsc::Receiver<Heard>,
     pub(super) nodes: Vec<Addr>,
+    /// What opens the nodes that are made from now on.
+    pub(super) keys: Option<Keys>,
 }
 
 impl Network {
     pub(super) fn new() -> Self {
         let (tell, heard) = mpsc::channel(100);
-        Self { tasks: JoinSet::new(), held: Vec::new(), tell, heard, nodes: Vec::new() }
+        Self { tasks: JoinSet::new(), held: Vec::new(), tell, heard, nodes: Vec::new(), keys: None }
+    }
+
+    /// The same, with nodes that only these keys open.
+    pub(super) fn locked(keys: Option<Keys>) -> Self {
+        Self { keys, ..Self::new() }
     }
 
     /// A node that answers everything with `answer`, after it has told what it was asked.
@@ -70,7 +78,7 @@ impl Network {
         let app = Router::new().route("/readyz", ready).route("/{*path}", any(handler));
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("binds");
         self.nodes.push(listener.local_addr().expect("bound").into());
-        self.tasks.spawn(serve::serve(listener, app, CancellationToken::new()));
+        self.tasks.spawn(serve::serve(listener, app, self.keys.clone(), CancellationToken::new()));
     }
 
     /// A node that is not there, and nobody else is as long as the test lives.

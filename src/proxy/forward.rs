@@ -24,6 +24,7 @@ use crate::{
     api::{
         address::Addr,
         error::{ErrorCode, Problem},
+        key::Keys,
         network::UpstreamStatus,
     },
     client::{Answer, Client, ClientError, Request},
@@ -85,9 +86,9 @@ enum Outcome {
 }
 
 impl Forwarder {
-    pub(super) fn new(addrs: Vec<Addr>) -> Self {
+    pub(super) fn new(addrs: Vec<Addr>, keys: Option<&Keys>) -> Self {
         let upstreams = Mutex::new(Upstreams::new(addrs));
-        Self { client: Client::new(), upstreams, began: Instant::now() }
+        Self { client: Client::new(keys), upstreams, began: Instant::now() }
     }
 
     pub(super) fn uptime(&self) -> Duration {
@@ -96,6 +97,10 @@ impl Forwarder {
 
     pub(super) fn status(&self) -> Vec<UpstreamStatus> {
         self.upstreams().status(self.uptime())
+    }
+
+    pub(super) fn warnings(&self) -> Vec<String> {
+        self.upstreams().warnings()
     }
 
     /// Carries a request to whichever node answers.
@@ -175,6 +180,9 @@ impl Forwarder {
             let why = format!("{status}, without a reason");
             return self.note_failure(place, &ClientError::Malformed { addr, why });
         };
+        if problem.code == ErrorCode::Unauthorized {
+            return self.note_locked_out(place); // the client's key was taken here; the mistake is between servers
+        }
         let response = respond(status, &headers, Body::from(body));
         if problem.retryable {
             self.upstreams().refused(place, self.uptime(), problem.to_string());
@@ -200,6 +208,14 @@ impl Forwarder {
         Outcome::Failed
     }
 
+    fn note_locked_out(&self, place: usize) -> Outcome {
+        let mut upstreams = self.upstreams();
+        if upstreams.locked_out(place) {
+            warn!(node = %upstreams.addr(place), "a node does not take the key of this proxy and is asked last until it does");
+        }
+        Outcome::Failed
+    }
+
     /// Asks every node whether it is ready, so that one is known to be back before a request depends on it.
     pub(super) async fn probe(&self, within: Duration) {
         let places: Vec<usize> = self.upstreams().order(self.uptime()).iter().map(|one| one.place).collect();
@@ -218,6 +234,9 @@ impl Forwarder {
                     let why = "it says that it cannot store just now".to_owned();
                     self.upstreams().refused(place, self.uptime(), why);
                 }
+            }
+            Err(e) if e.locked_out() => {
+                self.note_locked_out(place);
             }
             Err(e) => {
                 self.note_failure(place, &e);
@@ -251,7 +270,7 @@ impl Drop for InFlight<'_> {
 }
 
 /// Headers that belong to one connection (RFC 9110, 7.6.1), or that the next hop makes itself.
-const OF_THE_CONNECTION: [HeaderName; 9] = [
+const OF_THE_CONNECTION: [HeaderName; 11] = [
     header::CONNECTION,
     header::TE,
     header::TRAILER,
@@ -261,6 +280,9 @@ const OF_THE_CONNECTION: [HeaderName; 9] = [
     header::PROXY_AUTHORIZATION,
     header::HOST,
     header::EXPECT,
+    // Each server has a lock of its own, and who asks it shows their own key.
+    header::AUTHORIZATION,
+    header::WWW_AUTHENTICATE,
 ];
 
 /// What is passed on of a request's or an answer's headers.

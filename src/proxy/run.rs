@@ -53,7 +53,7 @@ const PROBE_EVERY: Duration = Duration::from_secs(1);
 /// A node that is silent for so long does not answer.
 const PROBE_MAX: Duration = Duration::from_secs(1);
 /// What an operator should know of a proxy that others can reach; who binds its listener warns at the start.
-const OPEN_WARNING: &str = "listening beyond this machine without authentication: whoever reaches this port can read \
+const OPEN_WARNING: &str = "listening beyond this machine without a key: whoever reaches this port can read \
                             and write everything";
 
 /// What handlers need.
@@ -68,13 +68,13 @@ struct Proxy {
 
 /// Runs a proxy on this listener until `stop`.
 pub async fn run(config: ProxyConfig, listener: TcpListener, stop: CancellationToken) -> Result<(), Error> {
-    let ProxyConfig { network, listen, nodes, strategy } = config;
+    let ProxyConfig { network, listen, nodes, strategy, keys } = config;
     tracing::info!(address = %listen, network, nodes = nodes.len(), %strategy, "serving as a proxy");
     let mut warnings = Vec::new();
-    if !listen.is_loopback() {
+    if !listen.is_loopback() && keys.is_none() {
         warnings.push(OPEN_WARNING.to_owned());
     }
-    let forwarder = Arc::new(Forwarder::new(nodes));
+    let forwarder = Arc::new(Forwarder::new(nodes, keys.as_ref()));
     let proxy = Proxy {
         forwarder: forwarder.clone(),
         quick: patience(strategy, HEDGE_QUICK, TOTAL_QUICK, true),
@@ -83,7 +83,7 @@ pub async fn run(config: ProxyConfig, listener: TcpListener, stop: CancellationT
         warnings: warnings.into(),
     };
     tokio::select! {
-        () = serve::serve(listener, routes(proxy), stop) => Ok(()),
+        () = serve::serve(listener, routes(proxy), keys, stop) => Ok(()),
         () = keep_probing(&forwarder) => Err(Error::Ended("probing the nodes")),
     }
 }
@@ -175,7 +175,7 @@ async fn nodes(State(proxy): State<Proxy>, RawQuery(query): RawQuery) -> Result<
         version: env!("CARGO_PKG_VERSION").to_owned(),
         state: network::State::Up,
         uptime_seconds: proxy.forwarder.uptime().as_secs(),
-        warnings: proxy.warnings.to_vec(),
+        warnings: [proxy.warnings.to_vec(), proxy.forwarder.warnings()].concat(),
         upstreams: proxy.forwarder.status(),
     };
     Ok(json(StatusCode::OK, serde_json::to_vec(&status).expect("a status serialises")))

@@ -23,6 +23,9 @@ const LATENCY_HALF_LIFE: Duration = Duration::from_secs(5);
 /// How much of a faster sample enters the mean. A slower one replaces it: peaks are believed at once.
 const LATENCY_WEIGHT: f64 = 0.3;
 
+/// Why a node that answers is of no use.
+const LOCKED_OUT: &str = "it does not take the key of this proxy; give all servers the same key";
+
 /// All upstreams, in configured order.
 #[derive(Debug)]
 pub(super) struct Upstreams(Vec<Upstream>);
@@ -45,6 +48,8 @@ enum Health {
     Refusing {
         until: Duration,
     },
+    /// Answers, but does not take our key, which only an operator can mend. Asked late, and probed.
+    LockedOut,
     /// Set aside: asked last, and probed.
     Aside {
         since: Duration,
@@ -118,6 +123,19 @@ impl Upstreams {
         upstream.error = Some(why);
     }
 
+    /// It does not take our key. True if that is new.
+    pub(super) fn locked_out(&mut self, place: usize) -> bool {
+        let upstream = &mut self.0[place];
+        upstream.error = Some(LOCKED_OUT.into());
+        std::mem::replace(&mut upstream.health, Health::LockedOut) != Health::LockedOut
+    }
+
+    /// What an operator should mend.
+    pub(super) fn warnings(&self) -> Vec<String> {
+        let locked_out = self.0.iter().filter(|upstream| upstream.health == Health::LockedOut);
+        locked_out.map(|upstream| format!("{}: {LOCKED_OUT}", upstream.addr)).collect()
+    }
+
     /// It did not answer. True if it was in use before.
     pub(super) fn failed(&mut self, place: usize, now: Duration, why: String) -> bool {
         let upstream = &mut self.0[place];
@@ -145,6 +163,7 @@ impl Upstream {
     fn rank(&self, now: Duration) -> (u8, u32) {
         let health = match self.health {
             Health::Aside { .. } => 2,
+            Health::LockedOut => 1,
             Health::Refusing { until } if now < until => 1,
             Health::Unknown | Health::Up | Health::Refusing { .. } => 0,
         };
@@ -170,7 +189,7 @@ impl Upstream {
         let state = match self.health {
             Health::Up | Health::Refusing { .. } => State::Up,
             Health::Aside { since } if now.saturating_sub(since) > DOWN_AFTER => State::Down,
-            Health::Aside { .. } | Health::Unknown => State::Suspect,
+            Health::Aside { .. } | Health::Unknown | Health::LockedOut => State::Suspect,
         };
         let to_micros = |latency: Latency| (latency.seconds * 1e6).round() / 1e3;
         UpstreamStatus {
@@ -251,6 +270,20 @@ mod tests {
         assert!(four.answered(0, 9 * S, Some(MS)));
         assert!(!four.answered(0, 9 * S, Some(MS)), "said once");
         check(&four, 9 * S, [0, 1, 2, 3]);
+    }
+
+    #[test]
+    fn who_does_not_take_our_key_is_asked_late_and_warned_of_until_it_does() {
+        let mut four = four();
+        assert!(four.locked_out(0) && !four.locked_out(0), "said once");
+        check(&four, S, [1, 2, 3, 0]);
+        check(&four, 60 * S, [1, 2, 3, 0]);
+        let status = &four.status(60 * S)[0];
+        assert_eq!((status.state, status.error.as_deref()), (State::Suspect, Some(LOCKED_OUT)));
+        assert_eq!(four.warnings(), [format!("127.0.0.1:1: {LOCKED_OUT}")]);
+        four.answered(0, 60 * S, None);
+        check(&four, 60 * S, [0, 1, 2, 3]);
+        assert!(four.warnings().is_empty());
     }
 
     #[test]

@@ -1,4 +1,7 @@
 //! From a request to its response: deadline, panics, tracing, and refusals in the one shape of the contract.
+//!
+//! Who asks is known already; a stranger's request meets neither the routes nor a handler. Knows nothing of what an
+//! answer says.
 
 use std::{convert::Infallible, panic::AssertUnwindSafe, time::Duration};
 
@@ -14,7 +17,10 @@ use tokio::time::{Instant, timeout};
 use tower::ServiceExt;
 use tracing::{debug, error};
 
-use super::body::Lender;
+use super::{
+    body::Lender,
+    lock::{self, Standing},
+};
 use crate::api::{
     error::{ErrorCode, Problem},
     media,
@@ -64,14 +70,31 @@ pub(super) fn with_refusals(app: Router) -> Router {
     })
 }
 
-/// Answers one request. Never fails: what goes wrong is an answer too.
+/// Answers one request of somebody with this standing. Never fails: what goes wrong is an answer too.
 pub(super) async fn answer(
     app: Router,
-    request: Request<Incoming>,
+    (standing, request): (Standing, Request<Option<Incoming>>),
     limit: Duration,
 ) -> Result<Response, Infallible> {
     let began = Instant::now();
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+    let mut response = match standing {
+        Standing::Known | Standing::Guest => ask(app, request, limit, (&method, &path)).await,
+        Standing::Stranger => lock::refusal().into_response(),
+    };
+    if standing != Standing::Known {
+        lock::dismiss(&mut response);
+    }
+    debug!(%method, path, status = response.status().as_u16(), ms = began.elapsed().as_millis(), "answered");
+    Ok(response)
+}
+
+async fn ask(
+    app: Router,
+    request: Request<Option<Incoming>>,
+    limit: Duration,
+    (method, path): (&Method, &str),
+) -> Response {
     // A client that asks first (RFC 9110, 10.1.1) has not begun to send a body that is refused.
     let asks_first = request.headers().contains_key(header::EXPECT);
     let lender = Lender::default();
@@ -92,6 +115,5 @@ pub(super) async fn answer(
     if !response.status().is_success() && !asks_first {
         lender.discard_rest().await;
     }
-    debug!(%method, path, status = response.status().as_u16(), ms = began.elapsed().as_millis(), "answered");
-    Ok(response)
+    response
 }

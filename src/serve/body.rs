@@ -108,9 +108,9 @@ fn too_long(limit: usize) -> Problem {
 pub(super) struct Lender(Arc<Mutex<Option<Incoming>>>);
 
 impl Lender {
-    /// Lends the body out.
-    pub(super) fn lend(&self, body: Incoming) -> Body {
-        Body::new(Lent { body: Some(body), lender: self.clone() })
+    /// Lends the body out. One that was taken away is empty for the handler.
+    pub(super) fn lend(&self, body: Option<Incoming>) -> Body {
+        Body::new(Lent { body, lender: self.clone() })
     }
 
     fn slot(&self) -> MutexGuard<'_, Option<Incoming>> {

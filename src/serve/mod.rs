@@ -1,4 +1,4 @@
-//! What both servers do alike: accept connections, bound what they may cost, refuse in one shape, drain.
+//! What both servers do alike: accept connections, keep strangers out, bound what all may cost, refuse in one shape, drain.
 //!
 //! `axum::serve` sets no header timeout, no connection limit and no TCP_NODELAY, hence this thin accept loop on
 //! hyper. It owns every connection task. Knows nothing of messages beyond their size; routes and handlers are
@@ -6,12 +6,18 @@
 
 mod answer;
 mod body;
+mod lock;
 mod socket;
+mod strangers;
 
 use std::{io, sync::Arc, time::Duration};
 
-use axum::Router;
-use hyper::server::conn::http1;
+use axum::{Router, extract::Request};
+use hyper::{
+    body::{Body as _, Incoming},
+    server::conn::http1,
+    service::service_fn,
+};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
     net::{TcpListener, TcpStream},
@@ -24,7 +30,11 @@ use tracing::{debug, error, warn};
 
 pub use answer::{json, live};
 pub use body::{BODIES_BYTES_MAX, Budget, SendKind, idempotency_key, read_body};
-use socket::Progressing;
+use lock::{Lock, Standing};
+use socket::{Linger, Progressing};
+use strangers::Strangers;
+
+use crate::api::key::Keys;
 
 /// A request's head larger than this gets the HTTP library's bare 431.
 const HEAD_BYTES_MAX: usize = 64 * 1024;
@@ -36,32 +46,48 @@ const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
 struct Limits {
     /// At the bound no further connection is accepted until one ends; the kernel's backlog holds the next.
     connections: usize,
+    /// Of these, on how many nobody may have shown a key yet, where one is needed. At the bound, the one that has waited
+    /// longest for that is cut off.
+    strangers: usize,
     /// For the head of a request, also of the next one on an idle connection; then the connection ends.
     head: Duration,
     /// To receive a request and to begin its answer; then `timeout`.
     answer: Duration,
     /// For one write to be taken by the reader; then the connection ends.
     write: Duration,
+    /// For a stranger who still sends to read why nobody listens; then the connection ends, whatever was read.
+    linger: Duration,
     /// For open requests after the stop signal; then their connections are cut.
     drain: Duration,
 }
 
 const LIMITS: Limits = Limits {
     connections: 10_000,
+    strangers: 1_000,
     head: Duration::from_secs(5),
     answer: Duration::from_secs(30),
     write: Duration::from_secs(30),
+    linger: Duration::from_secs(1),
     drain: Duration::from_secs(5),
 };
 
-/// Serves `app` until `stop`, then lets open requests finish for a few seconds. Unknown paths and methods are
-/// refused here, so `app` needs no fallback. Streams that never end must watch `stop` themselves.
-pub async fn serve(listener: TcpListener, app: Router, stop: CancellationToken) {
-    serve_within(LIMITS, listener, app, stop).await;
+/// Serves `app` until `stop`, then lets open requests finish for a few seconds. With `keys` only to those who show one;
+/// else to everybody. Unknown paths and methods are refused here, so `app` needs no fallback. Streams that never end
+/// must watch `stop` themselves.
+pub async fn serve(listener: TcpListener, app: Router, keys: Option<Keys>, stop: CancellationToken) {
+    serve_within(LIMITS, listener, app, keys, stop).await;
 }
 
-async fn serve_within(limits: Limits, listener: TcpListener, app: Router, stop: CancellationToken) {
-    let server = Server { limits, app: answer::with_refusals(app), stop };
+async fn serve_within(
+    limits: Limits,
+    listener: TcpListener,
+    app: Router,
+    keys: Option<Keys>,
+    stop: CancellationToken,
+) {
+    let (app, lock, strangers) =
+        (answer::with_refusals(app), Lock::new(keys), Strangers::new(limits.strangers));
+    let server = Server { limits, app, lock, strangers, stop };
     let slots = Arc::new(Semaphore::new(limits.connections));
     let mut connections = JoinSet::new();
     loop {
@@ -125,28 +151,44 @@ fn report(ended: Result<(), JoinError>) {
 struct Server {
     limits: Limits,
     app: Router,
+    lock: Lock,
+    strangers: Strangers,
     stop: CancellationToken,
 }
 
 impl Server {
     /// Serves one connection to its end.
     async fn connection(self, socket: TcpStream, _slot: OwnedSemaphorePermit) {
-        let Server { limits, app, stop } = self;
+        let Server { limits, app, lock, strangers, stop } = self;
         if let Err(e) = socket.set_nodelay(true) {
             debug!("cannot set TCP_NODELAY: {e}"); // slower, not wrong
         }
-        let service =
-            hyper::service::service_fn(move |request| answer::answer(app.clone(), request, limits.answer));
+        let stranger = Arc::new(strangers.enter(lock.is_open()));
+        let waiting = stranger.clone();
+        let linger = Linger::default();
+        let socket = Progressing::new(socket, limits.write, (linger.clone(), limits.linger));
+        // Not within the future: until that is polled for the first time, the library already reads on.
+        let service = service_fn(move |request: Request<Incoming>| {
+            let sends_on = !request.body().is_end_stream();
+            let admitted = lock.admit(request);
+            match admitted.0 {
+                Standing::Known => stranger.becomes_known(),
+                Standing::Guest | Standing::Stranger if sends_on => linger.at_the_end(),
+                Standing::Guest | Standing::Stranger => {}
+            }
+            answer::answer(app.clone(), admitted, limits.answer)
+        });
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(limits.head)
             .max_buf_size(HEAD_BYTES_MAX)
             // A client may say that it has sent everything (`nc -N`) and still wants its answer.
             .half_close(true)
-            .serve_connection(TokioIo::new(Progressing::new(socket, limits.write)), service);
+            .serve_connection(TokioIo::new(socket), service);
         tokio::pin!(connection);
         let ended = tokio::select! {
             ended = &mut connection => ended,
+            () = waiting.makes_room() => return,
             () = stop.cancelled() => {
                 connection.as_mut().graceful_shutdown();
                 connection.await

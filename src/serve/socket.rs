@@ -1,12 +1,18 @@
-//! A socket whose writes must make progress.
+//! A socket whose writes must make progress, and which may outlive its last answer for a moment.
 //!
 //! A reader that takes nothing for the given time is cut off, however little it would cost to keep it: a
 //! stalled stream holds memory and a connection slot. Reading is bounded elsewhere (head and answer timeouts).
+//! Whoever still sends when a socket is closed gets a reset, by which the answer is lost. Where what they send must not be
+//! read, the socket is kept for a while instead, unread, with its writing side closed.
 
 use std::{
     io,
     pin::Pin,
-    task::{Context, Poll},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
@@ -15,6 +21,17 @@ use tokio::{
     time::{Instant, Sleep, sleep_until},
 };
 
+/// Whether a socket is kept for a while at its end. All clones are of one socket.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Linger(Arc<AtomicBool>);
+
+impl Linger {
+    /// It is, from now on.
+    pub(super) fn at_the_end(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 /// The socket, and the deadline of the write that is pending.
 pub(super) struct Progressing<S> {
     socket: S,
@@ -22,11 +39,14 @@ pub(super) struct Progressing<S> {
     /// Made with the first write that has to wait, then reused.
     deadline: Option<Pin<Box<Sleep>>>,
     waiting: bool,
+    linger: (Linger, Duration),
+    /// Made when it begins to linger.
+    end: Option<Pin<Box<Sleep>>>,
 }
 
 impl<S> Progressing<S> {
-    pub(super) fn new(socket: S, limit: Duration) -> Self {
-        Self { socket, limit, deadline: None, waiting: false }
+    pub(super) fn new(socket: S, limit: Duration, linger: (Linger, Duration)) -> Self {
+        Self { socket, limit, deadline: None, waiting: false, linger, end: None }
     }
 
     /// Turns a write that has been pending for too long into an error.
@@ -82,6 +102,12 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Progressing<S> {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.socket).poll_shutdown(cx)
+        ready!(Pin::new(&mut self.socket).poll_shutdown(cx))?;
+        let (Linger(lingers), time) = &self.linger;
+        if !lingers.load(Ordering::Relaxed) {
+            return Poll::Ready(Ok(()));
+        }
+        let until = Instant::now() + *time;
+        self.end.get_or_insert_with(|| Box::pin(sleep_until(until))).as_mut().poll(cx).map(Ok)
     }
 }

@@ -23,9 +23,11 @@ const SHORT: Duration = Duration::from_millis(50);
 /// Long enough never to be met by accident.
 const PATIENT: Limits = Limits {
     connections: 100,
+    strangers: 100,
     head: Duration::from_secs(60),
     answer: Duration::from_secs(60),
     write: Duration::from_secs(60),
+    linger: Duration::from_secs(60),
     drain: Duration::from_secs(60),
 };
 
@@ -36,11 +38,15 @@ struct Served {
 }
 
 async fn start(limits: Limits, app: Router) -> Served {
+    start_locked(limits, app, None).await
+}
+
+async fn start_locked(limits: Limits, app: Router, keys: Option<Keys>) -> Served {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("binds");
     let addr = listener.local_addr().expect("bound");
     let stop = CancellationToken::new();
     let mut task = JoinSet::new();
-    task.spawn(serve_within(limits, listener, app, stop.clone()));
+    task.spawn(serve_within(limits, listener, app, keys, stop.clone()));
     Served { addr, stop, task }
 }
 
@@ -227,6 +233,162 @@ async fn a_reader_that_takes_nothing_is_cut_off() {
     task.join_next().await.expect("one task").expect("no panic");
     assert!(watch.recv().await.is_none() && began.elapsed() < PATIENT.drain / 2);
     drop(socket);
+}
+
+const KEY: &str = "a-key-that-nobody-guesses";
+const WITH_KEY: &str = "Authorization: Bearer a-key-that-nobody-guesses\r\n";
+
+/// An app behind a lock with two keys, and what it stored.
+async fn locked(limits: Limits) -> (Served, Arc<AtomicUsize>) {
+    let stored = Arc::new(AtomicUsize::new(0));
+    let keys = Keys::from_list(&format!("another-key-for-later,{KEY}")).expect("keys");
+    (start_locked(limits, storing(stored.clone()), Some(keys)).await, stored)
+}
+
+#[tokio::test]
+async fn without_a_key_every_path_gives_the_same_refusal_whatever_is_shown() {
+    let (served, stored) = locked(Limits { linger: SHORT, ..PATIENT }).await;
+    let shown: Vec<String> = ["", "Bearer", "Bearer ", "Basic x", "Bearer a-key-that-nobody-guesse"]
+        .into_iter()
+        .chain([
+            "Bearer a-key-that-nobody-guessex",
+            "Bearer a-key-that-nobody-guesses2",
+            "a-key-that-nobody-guesses",
+        ])
+        .map(|value| format!("Authorization: {value}\r\n"))
+        .chain([
+            String::new(),
+            format!("{WITH_KEY}{WITH_KEY}"),
+            format!("Authorization: Bearer {}\r\n", KEY.repeat(999)),
+        ])
+        .collect();
+    let mut answers = std::collections::BTreeSet::new();
+    for headers in &shown {
+        for line in
+            ["GET /messages", "POST /messages", "DELETE /messages", "GET /nothing", "GET /", "OPTIONS *"]
+        {
+            let answer = served.talk(&request(line, headers, "")).await;
+            answers.insert(
+                answer.lines().filter(|line| !line.starts_with("date: ")).collect::<Vec<_>>().join("\n"),
+            );
+        }
+    }
+    for path in [
+        "/livez/",
+        "/%6civez",
+        "//livez",
+        "/livez/..",
+        "/LIVEZ",
+        "/messages?key=a-key-that-nobody-guesses",
+        "/sync",
+    ] {
+        let answer = served.talk(&request(&format!("POST {path}"), "Content-Length: 5\r\n", "12345")).await;
+        answers
+            .insert(answer.lines().filter(|line| !line.starts_with("date: ")).collect::<Vec<_>>().join("\n"));
+    }
+    let answers: Vec<_> = answers.into_iter().collect();
+    assert_eq!(answers.len(), 1, "{answers:#?}");
+    check(
+        &answers[0],
+        &["HTTP/1.1 401 ", "www-authenticate: Bearer", "connection: close", "application/problem+json"],
+    );
+    check(&answers[0], &[r#""code":"unauthorized""#, r#""retryable":false"#, "`Authorization: Bearer KEY`"]);
+    assert_eq!(stored.load(Ordering::SeqCst), 0);
+}
+
+#[tokio::test]
+async fn each_key_opens_everything() {
+    let (served, stored) = locked(PATIENT).await;
+    for key in [WITH_KEY, "authorization: bearer another-key-for-later\r\n"] {
+        let send = request("POST /messages", &format!("{key}Content-Length: 5\r\n"), "12345");
+        check(&served.talk(&send).await, &["HTTP/1.1 201 ", "12345"]);
+        check(&served.talk(&request("GET /nothing", key, "")).await, &["HTTP/1.1 404 "]);
+        let answer = served.talk(&request("GET /livez", key, "")).await;
+        check(&answer, &["HTTP/1.1 200 "]);
+        assert!(!answer.contains("www-authenticate"), "{answer}");
+    }
+    assert_eq!(stored.load(Ordering::SeqCst), 10);
+}
+
+#[tokio::test]
+async fn who_watches_the_process_needs_no_key_and_sends_no_body() {
+    let (served, _) = locked(Limits { linger: SHORT, ..PATIENT }).await;
+    for headers in ["", "Authorization: Bearer a-wrong-key-of-somebody\r\n"] {
+        // On a connection that could be kept: a stranger gets one answer, which says that a key would help.
+        let answer = served.talk(&format!("GET /livez HTTP/1.1\r\nHost: x\r\n{headers}\r\n")).await;
+        check(
+            &answer,
+            &["HTTP/1.1 200 ", r#"{"live":true}"#, "www-authenticate: Bearer", "connection: close"],
+        );
+    }
+    let long = request("POST /livez", &format!("Content-Length: {}\r\n", 1 << 30), "");
+    check(&served.talk(&long).await, &["HTTP/1.1 405 "]);
+}
+
+#[tokio::test]
+async fn nothing_is_read_of_what_a_stranger_sends() {
+    let (mut served, stored) = locked(PATIENT).await;
+    let head = format!("POST /messages HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n", 1_usize << 30);
+    let mut socket = served.connect().await;
+    socket.write_all(format!("{head}\r\n").as_bytes()).await.expect("writes");
+    let part = vec![b'x'; 64 * 1024];
+    // Far more than the kernel holds for both: the server would have to read for all of it to leave.
+    let sending = async { while socket.write_all(&part).await.is_ok() {} };
+    assert!(
+        timeout(4 * SHORT, sending).await.is_err(),
+        "the server reads on, or has closed before it was heard"
+    );
+    check(&read_all(&mut socket).await, &["HTTP/1.1 401 "]);
+    served.stop.cancel();
+    drop(socket);
+
+    let (again, _) = locked(Limits { linger: SHORT, ..PATIENT }).await;
+    let answer = again.talk(&format!("{head}Expect: 100-continue\r\n\r\n")).await;
+    assert!(answer.starts_with("HTTP/1.1 401 "), "nobody is asked to go on: {answer}");
+    again.stop.cancel();
+    assert_eq!(stored.load(Ordering::SeqCst), 0);
+    served.task.shutdown().await;
+}
+
+#[tokio::test]
+async fn strangers_who_say_nothing_make_room_for_others_and_take_none_from_the_known() {
+    let (served, _) = locked(Limits { strangers: 2, ..PATIENT }).await;
+    let mut known = served.connect().await;
+    let ask = format!("GET /livez HTTP/1.1\r\nHost: x\r\n{WITH_KEY}\r\n");
+    known.write_all(ask.as_bytes()).await.expect("writes");
+    let mut byte = [0];
+    known.read_exact(&mut byte).await.expect("answered, and kept alive");
+    let mut silent = Vec::new();
+    for _ in 0..5 {
+        silent.push(served.connect().await);
+    }
+    for longest in &mut silent[..3] {
+        assert_eq!(read_all(longest).await, "", "cut off");
+    }
+    for newest in &mut silent[3..] {
+        assert!(timeout(SHORT, read_all(newest)).await.is_err(), "there is room for two");
+    }
+    check(&served.talk(&request("GET /messages", WITH_KEY, "")).await, &["HTTP/1.1 200 "]);
+    known.write_all(request("GET /messages", WITH_KEY, "").as_bytes()).await.expect("writes");
+    check(&read_all(&mut known).await, &["HTTP/1.1 200 OK", "[]"]);
+
+    let open = start(Limits { strangers: 1, ..PATIENT }, storing(Arc::default())).await;
+    let mut silent = [open.connect().await, open.connect().await];
+    assert!(timeout(SHORT, read_all(&mut silent[0])).await.is_err(), "without a lock nobody is a stranger");
+}
+
+#[tokio::test]
+async fn a_stranger_who_never_stops_sending_is_cut_off() {
+    let (mut served, _) = locked(Limits { connections: 1, linger: SHORT, ..PATIENT }).await;
+    let mut socket = served.connect().await;
+    let head = request("POST /messages", &format!("Content-Length: {}\r\n", 1_usize << 30), "");
+    socket.write_all(head.as_bytes()).await.expect("writes");
+    // The only connection is free again, although the stranger has not closed it.
+    check(&served.talk(&request("GET /livez", WITH_KEY, "")).await, &["HTTP/1.1 200 "]);
+    let part = vec![b'x'; 64 * 1024];
+    while socket.write_all(&part).await.is_ok() {}
+    served.stop.cancel();
+    served.task.join_next().await.expect("one task").expect("no panic");
 }
 
 #[tokio::test]

@@ -64,6 +64,25 @@ fn wrong_configuration_is_code_2_and_names_its_line() {
 }
 
 #[test]
+fn a_key_is_made_and_one_that_cannot_be_used_is_code_2() {
+    let make = |args: &[&str]| alone(None, &[&["key"], args].concat());
+    let (one, two) = (make(&[]), make(&[]));
+    assert_eq!((one.code, one.stderr.as_str()), (Some(0), ""));
+    assert!(one.stdout.trim_end().bytes().all(|b| b.is_ascii_hexdigit()), "{one:?}");
+    assert_eq!((one.stdout.len(), one.stdout == two.stdout), (65, false));
+    let json: Value = serde_json::from_str(&make(&["-o", "json"]).stdout).expect("JSON");
+    assert_eq!(json["key"].as_str().map(str::len), Some(64));
+    assert!(make(&["--help"]).stdout.contains("umask 077; chatchain key > network.key"));
+
+    let config = "key_file = 'network.key'";
+    for args in [&["list"] as &[&str], &["node", "--node-id", "0"], &["proxy"], &["up"]] {
+        check(Some(config), args, 2, &["cannot read the key file network.key", "line 1", "chatchain key"]);
+    }
+    assert_eq!(alone(Some(config), &["key"]).code, Some(0), "or nobody could make the one that is missing");
+    assert_eq!(alone(Some(config), &["verify"]).code, alone(None, &["verify"]).code);
+}
+
+#[test]
 fn help_and_version_are_data_and_success() {
     for command in [&["--help"] as &[&str], &["send", "--help"], &["--version"], &["up", "--help"]] {
         let done = alone(None, command);

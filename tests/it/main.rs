@@ -18,6 +18,7 @@ mod damage;
 mod disk;
 mod durability;
 mod healing;
+mod lock;
 mod network;
 mod node_start;
 mod outage;

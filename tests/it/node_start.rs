@@ -2,11 +2,17 @@
 //!
 //! What the command line alone gets wrong is in `cli`; here it is directories, ports and addresses.
 
+use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
 use crate::support::address::{free_addr, free_ip};
 use crate::support::cluster::Cluster;
+use crate::support::doors::get;
+use crate::support::eventually::eventually_blocking;
+use crate::support::http;
 use crate::support::process::{Finished, Process, chatchain};
 
 /// A server that starts after all is a failure, not a wait.
@@ -169,11 +175,12 @@ fn an_address_that_is_not_ours_is_named() {
         [("192.0.2.1:7000", "no such address"), ("no-such-host.invalid:7000", "no-such-host.invalid:7000")]
     {
         check(
-            &start(dir.path(), &["node", "--node-id", "1", "--listen", addr]),
+            &start(dir.path(), &["node", "--node-id", "1", "--listen", addr, "--insecure"]),
             1,
             &["cannot listen on", addr, part],
         );
-        check(&start(dir.path(), &["proxy", "--listen", addr]), 1, &["cannot listen on", addr, part]);
+        let proxy = ["proxy", "--listen", addr, "--insecure"];
+        check(&start(dir.path(), &proxy), 1, &["cannot listen on", addr, part]);
     }
     for addr in ["127.0.0.1", "nonsense", ":80", "127.0.0.1:99999", "http://127.0.0.1:80/x", "::1:80"] {
         check(&start(dir.path(), &["node", "--node-id", "1", "--listen", addr]), 2, &["--listen", addr]);
@@ -221,21 +228,70 @@ fn super_check(dir: &Path, args: &[&str], parts: &[&str]) {
 }
 
 #[test]
-fn listening_beyond_this_machine_is_said_loudly_at_the_start_and_in_status() {
+fn listening_beyond_this_machine_without_a_key_is_refused() {
     let dir = tempfile::tempdir().expect("a temporary directory");
-    let mut command = chatchain(dir.path());
-    let advertise = format!("{}:7000", free_ip());
-    command.args(["node", "--node-id", "0", "--listen", "0.0.0.0:0", "--advertise", &advertise]);
+    let remedy = ["0.0.0.0:7000", "there is no key", "umask 077; chatchain key > network.key", "--insecure"];
+    let node = ["node", "--node-id", "0", "--listen", "0.0.0.0:7000", "--advertise", "a:1"];
+    check(&start(dir.path(), &node), 2, &remedy);
+    check(&start(dir.path(), &["proxy", "--listen", "0.0.0.0:7000"]), 2, &remedy);
+}
+
+/// A node that listens everywhere, what it said at its start, and where it can be asked.
+fn listening_everywhere(dir: &Path, prepare: impl FnOnce(&mut Command)) -> (Process, String, SocketAddr) {
+    let mut command = chatchain(dir);
+    let ip = free_ip();
+    command.args(["node", "--node-id", "0", "--listen", "0.0.0.0:0", "--advertise", &format!("{ip}:0")]);
+    prepare(&mut command);
     let mut node = Process::spawn("node", command);
-    let said = crate::support::eventually::eventually_blocking(LONG, "its warning", || {
+    let said = eventually_blocking(LONG, "its last word at the start", || {
         assert!(node.ended().is_none(), "{}", node.stderr());
         let said = node.stderr();
-        if said.contains("serving") { Ok(said) } else { Err(said) }
+        if said.contains("no peers") { Ok(said) } else { Err(said) }
     });
-    assert!(said.lines().any(|line| line.contains("WARN") && line.contains("authentication")), "{said}");
     let port =
-        said.split("listen=0.0.0.0:").nth(1).and_then(|rest| rest.lines().next()?.trim().parse::<u16>().ok());
-    let port = port.unwrap_or_else(|| panic!("no port in {said}"));
-    let status = crate::support::doors::get((free_ip(), port).into(), "/nodes").json();
-    assert!(status["warnings"].to_string().contains("no authentication"), "{status}");
+        said.split(&format!("address={ip}:")).nth(1).and_then(|rest| rest.split(' ').next()?.parse().ok());
+    let port: u16 = port.unwrap_or_else(|| panic!("no port in {said}"));
+    (node, said, (ip, port).into())
+}
+
+#[test]
+fn insecurity_that_was_asked_for_is_said_loudly_at_the_start_and_in_status() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let (node, _, addr) = listening_everywhere(dir.path(), |command| {
+        command.arg("--insecure");
+    });
+    eventually_blocking(LONG, "its warning", || {
+        node.stderr().lines().any(|line| line.contains("WARN") && line.contains("without a key"))
+    });
+    let status = get(addr, "/nodes").json();
+    assert!(status["warnings"].to_string().contains("there is no key"), "{status}");
+}
+
+#[test]
+fn with_a_key_listening_beyond_this_machine_is_nothing_to_warn_of() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let (node, _, addr) = listening_everywhere(dir.path(), |command| {
+        command.env("CHATCHAIN_KEY", "a-key-that-nobody-guesses");
+    });
+    let with_key = [("authorization", "Bearer a-key-that-nobody-guesses")];
+    let answer = http::request(addr, "GET", "/nodes", &with_key, b"").expect("an answer");
+    assert!(!answer.json()["warnings"].to_string().contains("key"), "{}", answer.text());
+    assert_eq!(get(addr, "/nodes").status(), 401);
+    assert!(!node.stderr().contains("key"), "{}", node.stderr());
+}
+
+#[test]
+fn a_key_file_that_others_may_read_is_warned_of() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let path = dir.path().join("network.key");
+    std::fs::write(&path, "a-key-that-nobody-guesses").expect("a file");
+    for (mode, warns) in [(0o644, true), (0o600, false)] {
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).expect("our own file");
+        let mut command = chatchain(dir.path());
+        let server = free_addr().to_string();
+        command.args(["list", "--server", &server]).env("CHATCHAIN_KEY_FILE", "network.key");
+        let said = Process::spawn("list", command).finish(LONG).stderr;
+        assert_eq!(said.contains("warning: the key file network.key"), warns, "{said}");
+        assert_eq!(said.contains("chmod 600 network.key"), warns, "{said}");
+    }
 }

@@ -222,7 +222,8 @@ fn the_readme_shows_every_command_and_the_tests() {
             _ => false,
         })
     };
-    let commands = ["up", "node --node-id", "proxy", "send --to", "send --file", "list", "status --check"];
+    let commands =
+        ["up", "node --node-id", "proxy", "send --to", "send --file", "list", "status --check", "key"];
     for command in commands.map(|command| format!(" {command}")) {
         assert!(typed(&command), "{command} is not shown");
     }

@@ -8,7 +8,7 @@ use crate::client::fake::{Site, refusal};
 const SENT: &str = r#"{"id":"01990000-0000-7000-8000-000000000001","sender":"a","recipient":"b","text":"c","timestamp":1,"accepted_at":"2026-11-22T12:31:14.123Z","origin":"01990000-0000-7000-8000-000000000002","seq":1,"durable_on":[0],"duplicate":false}"#;
 
 fn servers(addrs: &[&Addr]) -> Servers {
-    Servers::new(Client::new(), addrs.iter().map(|addr| (*addr).clone()).collect())
+    Servers::new(Client::new(None), addrs.iter().map(|addr| (*addr).clone()).collect())
 }
 
 fn message() -> SendRequest {
@@ -141,7 +141,7 @@ async fn a_listing_that_breaks_is_never_taken_for_complete() {
 #[tokio::test]
 async fn an_exchange_is_bounded_in_time_and_size() {
     let mut site = Site::default();
-    let client = Client::new();
+    let client = Client::new(None);
     let echo = site.server(|_, body| (200, body)).await;
     let within = Duration::from_secs(60);
     assert_eq!(client.sync(&echo, Bytes::from("x"), within).await.expect("answers"), "x");
@@ -162,6 +162,6 @@ async fn nodes_and_proxies_are_told_apart() {
     let addr = site.server(move |_, _| (200, proxy.into())).await;
     assert!(matches!(servers(&[&addr]).nodes().await.expect("answers"), Nodes::Proxy(_)));
     let ready = site.server(|_, _| (503, r#"{"readable":true,"writable":false}"#.into())).await;
-    let ready = Client::new().readyz(&ready, Duration::from_secs(60)).await.expect("answers");
+    let ready = Client::new(None).readyz(&ready, Duration::from_secs(60)).await.expect("answers");
     assert!(ready.readable && !ready.writable);
 }

@@ -20,7 +20,7 @@ fn sending() -> Request {
 }
 
 fn forwarder(network: &Network) -> Forwarder {
-    Forwarder::new(network.nodes.clone())
+    Forwarder::new(network.nodes.clone(), None)
 }
 
 #[tokio::test]

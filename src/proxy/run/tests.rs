@@ -8,7 +8,7 @@ use tokio::sync::mpsc;
 
 use super::*;
 use crate::{
-    api::{address::Addr, error::ErrorCode, media},
+    api::{address::Addr, error::ErrorCode, key::Keys, media},
     client::{Answer, Client},
     proxy::fake::{ID, MESSAGE, Network, refuses, says},
 };
@@ -16,16 +16,21 @@ use crate::{
 /// Longer than anything here takes.
 const WITHIN: Duration = Duration::from_secs(20);
 
-/// Starts the proxy before the nodes.
+/// Starts the proxy before the nodes, behind the same lock.
 async fn proxy(nodes: &mut Network) -> Door {
+    let keys = nodes.keys.clone();
+    proxy_with(nodes, keys).await
+}
+
+async fn proxy_with(nodes: &mut Network, keys: Option<Keys>) -> Door {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("binds");
     let addr: Addr = listener.local_addr().expect("bound").into();
-    let network = "test".to_owned();
-    let config =
-        ProxyConfig { network, listen: addr.clone(), nodes: nodes.nodes.clone(), strategy: Strategy::Hedge };
+    let (network, listen, nodes_of_it) = ("test".to_owned(), addr.clone(), nodes.nodes.clone());
+    let client = Client::new(keys.as_ref());
+    let config = ProxyConfig { network, listen, nodes: nodes_of_it, strategy: Strategy::Hedge, keys };
     let running = run(config, listener, CancellationToken::new());
     nodes.tasks.spawn(async { running.await.expect("serves") });
-    Door { client: Client::new(), addr }
+    Door { client, addr }
 }
 
 /// The proxy, as a client sees it.
@@ -167,4 +172,58 @@ async fn the_proxy_says_how_it_sees_its_nodes() {
     assert_eq!(status.warnings, Vec::<String>::new());
     let answer = door.get("/network").await;
     assert_eq!((text(answer).await.as_str(), network.heard()[0].line.as_str()), ("[]", "GET /network"));
+}
+
+fn keys(list: &str) -> Option<Keys> {
+    let keys = Keys::from_list(list).ok();
+    assert!(keys.is_some(), "{list} is no list of keys");
+    keys
+}
+
+#[tokio::test]
+async fn a_client_shows_its_key_to_the_proxy_and_the_proxy_its_own_to_the_nodes() {
+    let mut network = Network::locked(keys("the-key-that-nodes-take"));
+    network.node("only", says(201, "stored")).await;
+    let mut door = proxy_with(&mut network, keys("the-key-that-nodes-take,the-key-of-clients")).await;
+    for (of_client, status) in
+        [("the-key-of-clients", 201), ("the-key-that-nodes-take", 201), ("a-key-of-nobody-here", 401)]
+    {
+        door.client = Client::new(keys(of_client).as_ref());
+        assert_eq!(door.send(MESSAGE).await.status(), status, "{of_client}");
+    }
+    door.client = Client::new(None);
+    let answer = door.get("/nothing").await;
+    check_refusal(answer.status(), &text(answer).await, ErrorCode::Unauthorized);
+    assert_eq!(network.heard().len(), 2, "strangers get no further than the proxy");
+}
+
+#[tokio::test]
+async fn a_node_that_does_not_take_the_proxys_key_is_passed_over_and_said() {
+    let mut network = Network::locked(keys("a-key-of-yesterday"));
+    network.node("other", says(200, "unheard")).await;
+    network.keys = keys("a-key-of-today-is-this");
+    network.node("good", says(200, "[]")).await;
+    let door = proxy(&mut network).await;
+    for _ in 0..2 {
+        assert_eq!(text(door.get("/messages").await).await, "[]");
+        let status: ProxyStatus =
+            serde_json::from_str(&text(door.get("/nodes").await).await).expect("a status");
+        let error = status.upstreams[0].error.as_deref().unwrap_or_default();
+        assert!(error.contains("does not take the key of this proxy"), "{status:?}");
+        assert!(status.warnings[0].contains(&network.nodes[0].to_string()), "{status:?}");
+    }
+}
+
+#[tokio::test]
+async fn if_no_node_takes_the_proxys_key_it_is_not_the_client_who_is_refused() {
+    let mut network = Network::locked(keys("a-key-of-yesterday"));
+    network.node("other", says(200, "unheard")).await;
+    for own in [None, keys("a-key-of-today-is-this")] {
+        let door = proxy_with(&mut network, own).await;
+        let answer = door.send(MESSAGE).await;
+        let (status, body) = (answer.status(), text(answer).await);
+        check_refusal(status, &body, ErrorCode::NoNodeAvailable);
+        assert!(body.contains("does not take the key of this proxy"), "{body}");
+    }
+    assert_eq!(network.heard(), []);
 }
