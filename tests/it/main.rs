@@ -17,6 +17,7 @@ mod corpus;
 mod damage;
 mod disk;
 mod durability;
+mod feed;
 mod healing;
 mod lock;
 mod network;

@@ -30,7 +30,7 @@ const READY_TIME: Duration = Duration::from_secs(2);
 const GROWTH_KIB_MAX: u64 = 32 * 1024;
 
 /// Makes a store of numbered messages; `log_of` says in which log each stands.
-fn build(dir: &Path, count: u64, log_of: impl Fn(u64) -> u64) {
+pub fn build(dir: &Path, count: u64, log_of: impl Fn(u64) -> u64) {
     let (store, mut logs) = Store::open(dir, "chatchain", BEGAN_MS).expect("opens");
     let mut names: HashMap<u64, Origin> = HashMap::new();
     let mut entries = Vec::new();

@@ -121,16 +121,21 @@ pub fn parse(listing: &[u8]) -> Vec<Value> {
 pub fn tally(listing: &[u8]) -> BTreeMap<u64, u64> {
     let mut tally = BTreeMap::new();
     for listed in parse(listing) {
-        let words = listed["text"].as_str().and_then(|text| text.split(' ').nth(1));
-        let number =
-            words.and_then(|word| word.parse().ok()).unwrap_or_else(|| panic!("a stranger: {listed}"));
-        let sent = numbered(number);
-        for field in ["id", "sender", "recipient", "text"] {
-            assert_eq!(listed[field], sent[field], "{field} of message {number}");
-        }
-        *tally.entry(number).or_default() += 1;
+        *tally.entry(number(&listed)).or_default() += 1;
     }
     tally
+}
+
+/// The number of a numbered message, in which nothing is changed.
+#[track_caller]
+pub fn number(listed: &Value) -> u64 {
+    let words = listed["text"].as_str().and_then(|text| text.split(' ').nth(1));
+    let number = words.and_then(|word| word.parse().ok()).unwrap_or_else(|| panic!("a stranger: {listed}"));
+    let sent = numbered(number);
+    for field in ["id", "sender", "recipient", "text"] {
+        assert_eq!(listed[field], sent[field], "{field} of message {number}");
+    }
+    number
 }
 
 /// Fails unless the listing holds exactly these messages, each once.

@@ -10,6 +10,7 @@ pub mod cluster;
 pub mod corpus;
 pub mod doors;
 pub mod eventually;
+pub mod feed;
 pub mod http;
 pub mod measure;
 pub mod messages;
