@@ -18,6 +18,7 @@ mod damage;
 mod disk;
 mod durability;
 mod feed;
+mod feed_load;
 mod healing;
 mod lock;
 mod network;

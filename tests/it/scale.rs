@@ -62,7 +62,7 @@ fn message(number: u64) -> Message {
 }
 
 /// A line of `/proc/PID/status`, in KiB.
-fn memory(pid: u32, name: &str) -> u64 {
+pub fn memory(pid: u32, name: &str) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("it lives");
     let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
     let words = line.and_then(|line| line.split_whitespace().next());
@@ -70,7 +70,7 @@ fn memory(pid: u32, name: &str) -> u64 {
 }
 
 /// From now on `VmHWM` is the most that it had since now.
-fn forget_the_peak(pid: u32) {
+pub fn forget_the_peak(pid: u32) {
     std::fs::write(format!("/proc/{pid}/clear_refs"), "5").expect("our own process");
 }
 
