@@ -36,6 +36,8 @@ pub mod path {
 pub mod header {
     /// An id for a message that brings none; or the root of the ids of a batch.
     pub const IDEMPOTENCY_KEY: &str = "idempotency-key";
+    /// The least that a read must cover; what an answer covers.
+    pub const POSITION: &str = "chatchain-position";
 }
 
 /// Media types.
