@@ -11,6 +11,7 @@ pub mod corpus;
 pub mod doors;
 pub mod eventually;
 pub mod http;
+pub mod load;
 pub mod measure;
 pub mod messages;
 pub mod process;
