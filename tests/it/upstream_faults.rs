@@ -107,6 +107,33 @@ fn a_node_with_a_slow_disk_is_left_to_itself() {
     assert!(slow.p99 < (normal.p99 * 2).max(normal.p99 + NOISE), "{slow:?}, normally {normal:?}");
 }
 
+#[test]
+fn where_all_disks_are_slow_little_more_is_asked_than_was_offered() {
+    let mut stage = Stage::new();
+    let normal = stage.normal();
+    stage.cluster.converge(LONG, stage.next);
+    let before = entries(&stage.cluster);
+    let straces: Vec<_> = (0..4).filter_map(|i| slow_disk(stage.cluster.process(i).id())).collect();
+    if straces.len() < 4 {
+        measure::say("slow disks: skipped, for they need root and `strace`");
+        return;
+    }
+    let slow = stage.load(6).finish();
+    drop(straces);
+    stage.cluster.converge(LONG, stage.next);
+    let (asked, offered) = (entries(&stage.cluster) - before, slow.count);
+    measure::say(&format!(
+        "all disks slow: {asked} entries of {offered} sends, {slow:.1?}; before: {normal:.1?}"
+    ));
+    assert!(asked * 10 <= offered * 12, "{asked} of {offered}");
+}
+
+/// How often a message was taken by a node: an entry for each time, also where several nodes took one message.
+fn entries(cluster: &Cluster) -> usize {
+    let total = cluster.statuses()[0]["scrub"]["total"].as_u64().expect("a count");
+    usize::try_from(total).expect("few")
+}
+
 /// Every fsync of this process takes 2 s as long as what this gives lives. None where that cannot be done.
 fn slow_disk(pid: u32) -> Option<Process> {
     if !rustix::process::geteuid().is_root() || Command::new("strace").arg("-V").output().is_err() {
