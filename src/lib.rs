@@ -30,7 +30,8 @@
 //!    answer) → `replica/pen` (decide, commit) → `chain/log` and `store/log` → back to `node/send`.
 //! 2. **An exchange**: `node/replicate` wakes → `replica/exchange` and `chain/sync` plan → `store/log` reads →
 //!    `chain/wire` → the peer's `node/replicate` → its writer → its answer, and the same way back.
-//! 3. **Through the proxy**: `proxy/run` → `proxy/upstreams` (which node next) → `proxy/forward` → `client` → a node.
+//! 3. **Through the proxy**: `proxy/run` → `proxy/forward` → `proxy/course` (when to ask one more) → `proxy/upstreams`
+//!    (which node next) → `proxy/forward` → `client` → a node.
 //! 4. **A command**: `main` → `cli` → `config` → `commands/*` → `client` → `output`.
 //!
 //! # What always holds

@@ -148,6 +148,18 @@ impl SendQuery {
     }
 }
 
+/// How long a send with this query may rightly take because it asks for further copies. None of a query that no node takes.
+pub fn acks_wait(raw: &str) -> Duration {
+    let pairs = pairs(raw).unwrap_or_default();
+    let find = |name| pairs.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_ref());
+    match find("acks") {
+        None | Some("1") => Duration::ZERO,
+        Some(_) => find("timeout")
+            .map_or(Some(ACKS_TIMEOUT_DEFAULT), |value| timeout(value).ok())
+            .unwrap_or_default(),
+    }
+}
+
 /// For endpoints that take no query.
 pub fn refuse_any(raw: Option<&str>) -> Result<(), Problem> {
     match pairs(raw.unwrap_or(""))?.into_iter().next() {
@@ -357,6 +369,18 @@ mod tests {
             check(&format!("acks={value}"), Err("not built yet"));
         }
         check("limit=1", Err("`limit` is unknown"));
+    }
+
+    #[test]
+    fn only_further_copies_are_waited_for() {
+        let check = |raw, ms| assert_eq!(acks_wait(raw), Duration::from_millis(ms), "{raw}");
+        for raw in
+            ["", "acks=1", "timeout=9s", "acks=1&timeout=9s", "acks=all&acks=all", "acks=all&timeout=9h"]
+        {
+            check(raw, 0);
+        }
+        check("acks=quorum", 2_000);
+        check("timeout=20s&acks=all", 20_000);
     }
 
     #[test]

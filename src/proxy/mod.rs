@@ -1,14 +1,21 @@
 //! The door to the network: finds a node that answers. Stateless; it stores and acknowledges nothing itself.
 //!
-//! `run` owns its life and its paths, `forward` how one request meets the nodes, `upstreams` (pure) whom to ask
-//! first. Never knows the store or the log: what a message means is the nodes' business, and a body passes
-//! through as it came. Repeating a send is always safe, for every attempt brings the same bytes and ids.
+//! `run` owns its life and its paths, `forward` how one request meets the nodes, `watch` what the proxy asks by itself.
+//! Pure are `upstreams` (whom to ask first), `course` (when to ask one more), `recent` and `budget` (how late is late,
+//! and how much more may be asked). Never knows the store or the log: what a message means is the nodes' business,
+//! and a body passes through as it came. Repeating a send is always safe, for every attempt brings the same bytes
+//! and ids.
 
+mod budget;
+mod course;
 #[cfg(test)]
 mod fake;
+mod feed;
 mod forward;
+mod recent;
 mod run;
 mod upstreams;
+mod watch;
 
 pub use run::run;
 

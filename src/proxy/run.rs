@@ -14,56 +14,45 @@ use axum::{
     routing::{get, post},
 };
 use bytes::Bytes;
-use tokio::{
-    net::TcpListener,
-    time::{MissedTickBehavior, interval},
-};
+use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::{
     Error,
-    forward::{Forwarder, Patience, end_to_end},
+    course::Nature,
+    feed,
+    forward::{Forwarder, end_to_end},
+    upstreams::Lane,
+    watch::watch,
 };
 use crate::{
     api::{
         error::Problem,
-        header::IDEMPOTENCY_KEY,
+        header::{IDEMPOTENCY_KEY, POSITION},
         message::names_id,
         network::{self, ProxyStatus, Ready},
         path, query,
     },
     client::Request,
-    config::{ProxyConfig, Strategy},
+    config::ProxyConfig,
     serve::{self, BODIES_BYTES_MAX, Budget, SendKind, idempotency_key, json, read_body},
 };
 
-/// A single send or a lookup is a matter of milliseconds; a node that is silent for so long may be gone.
-const HEDGE_QUICK: Duration = Duration::from_millis(300);
-/// A search may take 2 s, a batch a few fsyncs; another node would not be faster.
-const HEDGE_LONG: Duration = Duration::from_secs(3);
-/// With the strategy `failover` nobody is hedged, but a node that is silent for so long has failed.
-const FAILOVER_AFTER: Duration = Duration::from_secs(5);
-/// If no node answers a single send or a lookup for so long, none is available.
-const TOTAL_QUICK: Duration = Duration::from_secs(10);
-/// The same for a listing or a batch. Less than the 30 s within which a server must begin its answer.
-const TOTAL_LONG: Duration = Duration::from_secs(25);
-/// How often every node is asked whether it is ready: so late is a returning node noticed without requests.
-const PROBE_EVERY: Duration = Duration::from_secs(1);
-/// A node that is silent for so long does not answer.
-const PROBE_MAX: Duration = Duration::from_secs(1);
+/// How long a node waits until it covers the position that a reader brings.
+const POSITION_WAIT: Duration = Duration::from_secs(1);
 /// What an operator should know of a proxy that others can reach; who binds its listener warns at the start.
 const OPEN_WARNING: &str = "listening beyond this machine without a key: whoever reaches this port can read \
                             and write everything";
 
 /// What handlers need.
 #[derive(Clone)]
-struct Proxy {
-    forwarder: Arc<Forwarder>,
-    quick: Patience,
-    long: Patience,
+pub(super) struct Proxy {
+    pub(super) forwarder: Arc<Forwarder>,
     budget: Budget,
     warnings: Arc<[String]>,
+    /// With this, feeds end.
+    pub(super) stop: CancellationToken,
 }
 
 /// Runs a proxy on this listener until `stop`.
@@ -74,35 +63,16 @@ pub async fn run(config: ProxyConfig, listener: TcpListener, stop: CancellationT
     if !listen.is_loopback() && keys.is_none() {
         warnings.push(OPEN_WARNING.to_owned());
     }
-    let forwarder = Arc::new(Forwarder::new(nodes, keys.as_ref()));
+    let forwarder = Arc::new(Forwarder::new(nodes, listen, strategy, keys.as_ref()));
     let proxy = Proxy {
         forwarder: forwarder.clone(),
-        quick: patience(strategy, HEDGE_QUICK, TOTAL_QUICK, true),
-        long: patience(strategy, HEDGE_LONG, TOTAL_LONG, false),
         budget: Budget::new(BODIES_BYTES_MAX),
         warnings: warnings.into(),
+        stop: stop.clone(),
     };
     tokio::select! {
         () = serve::serve(listener, routes(proxy), keys, stop) => Ok(()),
-        () = keep_probing(&forwarder) => Err(Error::Ended("probing the nodes")),
-    }
-}
-
-fn patience(strategy: Strategy, hedge: Duration, total: Duration, measures: bool) -> Patience {
-    let (second, hedge) = match strategy {
-        Strategy::Failover => (FAILOVER_AFTER, FAILOVER_AFTER),
-        Strategy::Hedge => (hedge, hedge),
-        Strategy::Race => (Duration::ZERO, hedge),
-    };
-    Patience { second, hedge, total, measures }
-}
-
-async fn keep_probing(forwarder: &Forwarder) {
-    let mut tick = interval(PROBE_EVERY);
-    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    loop {
-        tick.tick().await;
-        forwarder.probe(PROBE_MAX).await;
+        () = watch(&forwarder) => Err(Error::Ended("watching the nodes")),
     }
 }
 
@@ -110,6 +80,7 @@ fn routes(proxy: Proxy) -> Router {
     Router::new()
         .route(path::MESSAGES, post(send).get(list))
         .route("/messages/{id}", get(message))
+        .route(path::FEED, get(feed::get))
         .route(path::NETWORK, get(whole_network))
         .route(path::NODES, get(nodes))
         .route(path::LIVEZ, get(serve::live))
@@ -126,17 +97,15 @@ async fn send(
     let kind = SendKind::of(&headers)?;
     let key = idempotency_key(&headers)?;
     let body = read_body(body, kind.limit(), &proxy.budget).await?;
+    let asked = query.as_deref().map_or(Duration::ZERO, query::acks_wait);
     let mut request = asking(Method::POST, path::MESSAGES, query, &headers, body);
     if key.is_none() && !(kind == SendKind::One && names_id(&request.body)) {
         // So that all attempts, and both sides of a hedge, mean one message.
         let key = HeaderValue::try_from(Uuid::now_v7().to_string()).expect("a UUID is a header value");
         request.headers.insert(IDEMPOTENCY_KEY, key);
     }
-    let patience = match kind {
-        SendKind::One => proxy.quick,
-        SendKind::Batch => proxy.long,
-    };
-    proxy.forwarder.forward(&request, patience).await
+    let nature = Nature { lane: Lane::Write, is_quick: kind == SendKind::One, asked };
+    proxy.forwarder.forward(&request, nature).await
 }
 
 async fn list(
@@ -145,7 +114,7 @@ async fn list(
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
     let request = asking(Method::GET, path::MESSAGES, query, &headers, Bytes::new());
-    proxy.forwarder.forward(&request, proxy.long).await
+    proxy.forwarder.forward(&request, reading(false, &headers)).await
 }
 
 async fn message(
@@ -157,7 +126,7 @@ async fn message(
     // Checked here because a URL is tidied on its way: "/messages/.." would become another path.
     let path = format!("{}{}", path::MESSAGES_PREFIX, query::path_id(uri.path())?);
     let request = asking(Method::GET, &path, query, &headers, Bytes::new());
-    proxy.forwarder.forward(&request, proxy.quick).await
+    proxy.forwarder.forward(&request, reading(true, &headers)).await
 }
 
 async fn whole_network(
@@ -166,7 +135,7 @@ async fn whole_network(
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
     let request = asking(Method::GET, path::NETWORK, query, &headers, Bytes::new());
-    proxy.forwarder.forward(&request, proxy.long).await
+    proxy.forwarder.forward(&request, reading(false, &headers)).await
 }
 
 async fn nodes(State(proxy): State<Proxy>, RawQuery(query): RawQuery) -> Result<Response, Problem> {
@@ -188,7 +157,19 @@ async fn ready(RawQuery(query): RawQuery) -> Result<Response, Problem> {
     Ok(json(StatusCode::OK, serde_json::to_vec(&ready).expect("booleans serialise")))
 }
 
-fn asking(method: Method, path: &str, query: Option<String>, headers: &HeaderMap, body: Bytes) -> Request {
+/// Of a listing, or of one message, which is quick. A position is a wait that the reader asked for.
+fn reading(is_quick: bool, headers: &HeaderMap) -> Nature {
+    let asked = if headers.contains_key(POSITION) { POSITION_WAIT } else { Duration::ZERO };
+    Nature { lane: Lane::Read, is_quick, asked }
+}
+
+pub(super) fn asking(
+    method: Method,
+    path: &str,
+    query: Option<String>,
+    headers: &HeaderMap,
+    body: Bytes,
+) -> Request {
     let mut headers = end_to_end(headers);
     headers.remove(header::CONTENT_LENGTH); // of the body as it was framed; the client frames it anew
     let path_and_query = match query {

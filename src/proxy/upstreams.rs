@@ -1,42 +1,68 @@
 //! Owns what the proxy thinks of its nodes: who looks up, how fast each answers, in which order to ask them.
 //!
 //! Values in, values out: no sockets and no clock, `now` is the time since the proxy began. An upstream that
-//! fails is asked last, not never, hence the last one is always asked. Speed only separates what differs
-//! clearly: among equals the first one stays the first, so one user's requests mostly meet the same node
-//! and find there what was just sent.
+//! fails is asked last, not never; one that is only slow is set aside as long as another one is left. Speed only
+//! separates what differs clearly: among equals the first one stays the first, so one user's requests mostly meet
+//! the same node and find there what was just sent. Places never change; a place that is gone is passed over.
 
-use std::time::Duration;
+mod lane;
+mod learning;
+
+use std::{collections::BTreeMap, time::Duration};
+
+use lane::Pace;
+use tracing::{info, warn};
+
+pub(super) use lane::Lane;
+use learning::Word;
 
 use crate::api::{
     address::{self, Addr},
-    network::{State, UpstreamStatus},
+    network::{Ready, State, UpstreamStatus},
 };
 
-/// After a refusal that another node may not repeat (a full disk), a node is asked later than others for so long.
-const REFUSING: Duration = Duration::from_secs(2);
 /// A node that fails for longer than this is shown as down, before as suspect.
 const DOWN_AFTER: Duration = Duration::from_secs(3);
-/// Answers faster than this count as equally fast.
-const LATENCY_FLOOR: Duration = Duration::from_millis(5);
-/// What is known of a node's speed counts half after this time, so that a slow one is tried again.
-const LATENCY_HALF_LIFE: Duration = Duration::from_secs(5);
-/// How much of a faster sample enters the mean. A slower one replaces it: peaks are believed at once.
-const LATENCY_WEIGHT: f64 = 0.3;
+/// An answer within this is no sign of a slow node, however fast the others are.
+const PROMPT: Duration = Duration::from_millis(500);
+/// A silent node is set aside only if another one answers in a fraction of that silence: where all are slow, nobody is
+/// better, and asking somebody else makes it worse.
+const SILENCE_FACTOR: u32 = 4;
+/// How often a node in use is probed: so late is one found to be gone that nobody asks.
+const PROBE_EVERY: Duration = Duration::from_secs(1);
+/// One that is set aside is probed again after this part of the time for which it has been: its return is noticed
+/// within a twentieth of its absence.
+const BACK_OFF_PART: u32 = 20;
+const BACK_OFF_MIN: Duration = Duration::from_millis(250);
+const BACK_OFF_MAX: Duration = Duration::from_secs(5);
 
 /// Why a node that answers is of no use.
 const LOCKED_OUT: &str = "it does not take the key of this proxy; give all servers the same key";
 
-/// All upstreams, in configured order.
+/// All upstreams: those configured, in their order, then those learned.
 #[derive(Debug)]
-pub(super) struct Upstreams(Vec<Upstream>);
+pub(super) struct Upstreams {
+    all: BTreeMap<usize, Upstream>,
+    /// Where clients find the proxy itself: never an upstream.
+    own: Addr,
+    next_place: usize,
+    round: learning::Round,
+}
 
 #[derive(Debug)]
 struct Upstream {
     addr: Addr,
     health: Health,
-    latency: Option<Latency>,
-    in_flight: u32,
+    /// It answers, but does not take our key, which only an operator can mend. Asked late, and probed.
+    is_locked_out: bool,
+    /// Since when it is in use without a break.
+    back_since: Duration,
+    write: Pace,
+    read: Pace,
+    probe: Pace,
+    probe_at: Duration,
     error: Option<String>,
+    word: Word,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,269 +70,329 @@ enum Health {
     /// Never asked; as good as up.
     Unknown,
     Up,
-    /// Answers, but refuses what others may take.
-    Refusing {
-        until: Duration,
-    },
-    /// Answers, but does not take our key, which only an operator can mend. Asked late, and probed.
-    LockedOut,
     /// Set aside: asked last, and probed.
     Aside {
         since: Duration,
     },
 }
 
-#[derive(Debug, Clone, Copy)]
-struct Latency {
-    seconds: f64,
-    at: Duration,
-}
-
 /// Whom to ask.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Candidate {
     /// Which one.
     pub(super) place: usize,
-    /// It is not expected to answer.
+    /// Where it is.
+    pub(super) addr: Addr,
+    /// It is not expected to answer, or not soon.
     pub(super) aside: bool,
 }
 
 impl Upstreams {
-    pub(super) fn new(addrs: Vec<Addr>) -> Self {
-        let (health, latency) = (Health::Unknown, None);
-        let upstream = |addr| Upstream { addr, health, latency, in_flight: 0, error: None };
-        Self(addrs.into_iter().map(upstream).collect())
-    }
-
-    pub(super) fn addr(&self, place: usize) -> &Addr {
-        &self.0[place].addr
+    pub(super) fn new(addrs: Vec<Addr>, own: Addr) -> Self {
+        let all: BTreeMap<_, _> =
+            addrs.into_iter().map(|addr| Upstream::new(addr, Health::Unknown)).enumerate().collect();
+        let next_place = all.len();
+        Self { all, own, next_place, round: learning::Round::default() }
     }
 
     /// All of them, the most promising first.
-    pub(super) fn order(&self, now: Duration) -> Vec<Candidate> {
-        let mut order: Vec<usize> = (0..self.0.len()).collect();
-        order.sort_by_key(|place| self.0[*place].rank(now));
-        let aside = |place: usize| matches!(self.0[place].health, Health::Aside { .. });
-        order.into_iter().map(|place| Candidate { place, aside: aside(place) }).collect()
+    pub(super) fn order(&self, lane: Lane, now: Duration) -> Vec<Candidate> {
+        let mut order: Vec<_> =
+            self.all.iter().map(|(place, upstream)| (upstream.rank(lane, now), *place)).collect();
+        order.sort_unstable();
+        order.into_iter().map(|(_, place)| self.candidate(place, lane)).collect()
+    }
+
+    fn candidate(&self, place: usize, lane: Lane) -> Candidate {
+        let upstream = &self.all[&place];
+        Candidate { place, addr: upstream.addr.clone(), aside: upstream.is_aside(lane) }
+    }
+
+    /// A slow one that a request should try, for it may be slow no longer. Whoever does so counts as the trial.
+    pub(super) fn take_trial(&mut self, lane: Lane, now: Duration) -> Option<Candidate> {
+        if !self.all.values().any(|upstream| !upstream.is_aside(lane)) {
+            return None;
+        }
+        let is_due = |upstream: &Upstream| !upstream.is_gone() && upstream.pace(lane).is_trial_due(now);
+        let (&place, upstream) = self.all.iter_mut().find(|(_, upstream)| is_due(upstream))?;
+        upstream.pace_mut(lane).begin_trial(now);
+        Some(self.candidate(place, lane))
     }
 
     /// A request goes to it. Must be followed by `ended`.
-    pub(super) fn began(&mut self, place: usize) {
-        self.0[place].in_flight += 1;
+    pub(super) fn began(&mut self, place: usize, lane: Lane) {
+        if let Some(pace) = self.pace(place, lane) {
+            pace.began();
+        }
     }
 
     /// A request to it is over, however.
-    pub(super) fn ended(&mut self, place: usize) {
-        self.0[place].in_flight -= 1;
+    pub(super) fn ended(&mut self, place: usize, lane: Lane) {
+        if let Some(pace) = self.pace(place, lane) {
+            pace.ended();
+        }
     }
 
-    /// It answered, and took so long if that says anything. True if it had been set aside.
-    pub(super) fn answered(&mut self, place: usize, now: Duration, took: Option<Duration>) -> bool {
-        let upstream = &mut self.0[place];
-        if let Some(took) = took {
-            upstream.sample(now, took);
+    /// It answered, and took so long if that says anything.
+    pub(super) fn answered(&mut self, place: usize, lane: Lane, now: Duration, took: Option<Duration>) {
+        let others = self.all.iter().filter(|(other, upstream)| **other != place && !upstream.is_aside(lane));
+        let fastest = others.map(|(_, upstream)| upstream.pace(lane).latency_aged(now)).min();
+        let usual = PROMPT.max(fastest.unwrap_or(Duration::MAX / 2) * 2);
+        let Some(upstream) = self.all.get_mut(&place) else { return };
+        upstream.return_to_use(now);
+        upstream.is_locked_out = false;
+        upstream.pace_mut(lane).note_answer(now, took, usual);
+        if !upstream.is_slow() {
+            upstream.error = None;
         }
-        upstream.error = None;
-        let before = std::mem::replace(&mut upstream.health, Health::Up);
-        matches!(before, Health::Aside { .. })
     }
 
     /// It has not answered for so long; somebody else is asked too.
-    pub(super) fn late(&mut self, place: usize, now: Duration, waited: Duration) {
-        self.0[place].sample(now, waited);
+    pub(super) fn late(&mut self, place: usize, lane: Lane, now: Duration, waited: Duration) {
+        if let Some(pace) = self.pace(place, lane) {
+            pace.sample(now, waited);
+        }
+    }
+
+    /// It had waited for so long when another one answered, which took `won`.
+    pub(super) fn lost(&mut self, place: usize, lane: Lane, now: Duration, waited: Duration, won: Duration) {
+        if self.pace(place, lane).is_some_and(|pace| pace.note_lost(now, waited, won)) {
+            self.set_slow(place, lane, now, "other nodes answer sooner, again and again".into());
+        }
+    }
+
+    /// A request to it has waited since then. If others answer meanwhile, and soon, it is set aside.
+    pub(super) fn waits(
+        &mut self,
+        place: usize,
+        lane: Lane,
+        since: Duration,
+        now: Duration,
+        least: Duration,
+    ) {
+        if let Some(silence) = self.silence(place, lane, since, now)
+            && silence >= least
+        {
+            let why = format!("no answer within {} s, while others answer", silence.as_secs_f32());
+            self.set_slow(place, lane, now, why);
+        }
+    }
+
+    /// For how long it has been silent while others answer.
+    fn silence(&self, place: usize, lane: Lane, since: Duration, now: Duration) -> Option<Duration> {
+        let since = self.all.get(&place)?.pace(lane).answered.map_or(since, |answered| since.max(answered));
+        let silence = now.saturating_sub(since);
+        let mut others = self.all.iter().filter(|(other, _)| **other != place);
+        others
+            .any(|(_, other)| {
+                !other.is_aside(lane) && other.pace(lane).is_proof_against(since, silence, SILENCE_FACTOR)
+            })
+            .then_some(silence)
+    }
+
+    /// Never the last one.
+    fn set_slow(&mut self, place: usize, lane: Lane, now: Duration, why: String) {
+        if !self.all.iter().any(|(other, upstream)| *other != place && !upstream.is_aside(lane)) {
+            return;
+        }
+        let Some(upstream) = self.all.get_mut(&place) else { return };
+        if upstream.pace_mut(lane).set_slow(now) && !upstream.is_gone() {
+            warn!(node = %upstream.addr, why, "a node is slow and is asked last until it is not");
+            upstream.error = Some(why);
+        }
+    }
+
+    /// Whether no request should wait for it alone any more.
+    pub(super) fn is_aside(&self, place: usize, lane: Lane) -> bool {
+        self.all.get(&place).is_none_or(|upstream| upstream.is_aside(lane))
+    }
+
+    /// Whether it was away, and came back after this moment: what was asked before is lost.
+    pub(super) fn is_back_since(&self, place: usize, asked: Duration) -> bool {
+        self.all.get(&place).is_some_and(|upstream| !upstream.is_gone() && upstream.back_since > asked)
+    }
+
+    /// Whether nobody has answered anything for a while.
+    pub(super) fn all_down(&self, now: Duration) -> bool {
+        self.all.values().all(|upstream| upstream.is_down(now))
     }
 
     /// It answered with a refusal that another one may not repeat.
-    pub(super) fn refused(&mut self, place: usize, now: Duration, why: String) {
-        let upstream = &mut self.0[place];
-        upstream.health = Health::Refusing { until: now + REFUSING };
+    pub(super) fn refused(&mut self, place: usize, lane: Lane, now: Duration, why: String) {
+        let Some(upstream) = self.all.get_mut(&place) else { return };
+        upstream.return_to_use(now);
+        upstream.pace_mut(lane).note_refusal(now);
         upstream.error = Some(why);
     }
 
-    /// It does not take our key. True if that is new.
-    pub(super) fn locked_out(&mut self, place: usize) -> bool {
-        let upstream = &mut self.0[place];
+    /// It does not take our key.
+    pub(super) fn locked_out(&mut self, place: usize, now: Duration) {
+        let Some(upstream) = self.all.get_mut(&place) else { return };
+        upstream.return_to_use(now);
+        if !std::mem::replace(&mut upstream.is_locked_out, true) {
+            warn!(node = %upstream.addr, "a node does not take the key of this proxy and is asked last until it does");
+        }
         upstream.error = Some(LOCKED_OUT.into());
-        std::mem::replace(&mut upstream.health, Health::LockedOut) != Health::LockedOut
     }
 
     /// What an operator should mend.
     pub(super) fn warnings(&self) -> Vec<String> {
-        let locked_out = self.0.iter().filter(|upstream| upstream.health == Health::LockedOut);
+        let locked_out = self.all.values().filter(|upstream| upstream.is_locked_out);
         locked_out.map(|upstream| format!("{}: {LOCKED_OUT}", upstream.addr)).collect()
     }
 
-    /// It did not answer. True if it was in use before.
-    pub(super) fn failed(&mut self, place: usize, now: Duration, why: String) -> bool {
-        let upstream = &mut self.0[place];
-        upstream.error = Some(why);
-        if matches!(upstream.health, Health::Aside { .. }) {
-            return false;
+    /// It did not answer.
+    pub(super) fn failed(&mut self, place: usize, now: Duration, why: String) {
+        let Some(upstream) = self.all.get_mut(&place) else { return };
+        if !upstream.is_gone() {
+            warn!(node = %upstream.addr, why, "a node does not answer and is asked last until it does");
+            upstream.health = Health::Aside { since: now };
+            upstream.probe_at = now + BACK_OFF_MIN;
         }
-        upstream.health = Health::Aside { since: now };
-        true
+        upstream.error = Some(why);
+    }
+
+    /// Whom to probe now. Each is due again later than that: `chance` (0 to 1) keeps them out of step.
+    pub(super) fn take_due(&mut self, now: Duration, chance: f64) -> Vec<(usize, Addr)> {
+        let due = self.all.iter_mut().filter(|(_, upstream)| upstream.probe_at <= now);
+        due.map(|(place, upstream)| {
+            upstream.probe_at = now + upstream.pause(now).mul_f64(0.75 + chance / 2.0);
+            (*place, upstream.addr.clone())
+        })
+        .collect()
+    }
+
+    /// It said what it can do.
+    pub(super) fn probed(&mut self, place: usize, now: Duration, took: Duration, ready: Ready) {
+        self.answered(place, Lane::Probe, now, Some(took));
+        let why = "it says that it cannot store just now".to_owned();
+        if !ready.writable {
+            self.refused(place, Lane::Write, now, why.clone());
+        }
+        if !ready.readable {
+            self.refused(place, Lane::Read, now, why);
+        }
+    }
+
+    /// A probe of then has no answer yet. Where others answer theirs, or nothing was heard of it for long, it is gone.
+    pub(super) fn probe_waits(&mut self, place: usize, began: Duration, now: Duration, why: String) {
+        let Some(upstream) = self.all.get(&place) else { return };
+        let heard = [&upstream.write, &upstream.read, &upstream.probe].map(|pace| pace.answered).into_iter();
+        let heard = heard.flatten().max().unwrap_or_default();
+        let is_long_ago = now.saturating_sub(heard) >= DOWN_AFTER;
+        if heard < began && (is_long_ago || self.silence(place, Lane::Probe, began, now).is_some()) {
+            self.failed(place, now, why);
+        }
     }
 
     /// Why the last requests failed, for a sentence.
     pub(super) fn complaints(&self) -> String {
         let why = |upstream: &Upstream| upstream.error.as_deref().unwrap_or("no answer yet").to_owned();
-        address::complaints(self.0.iter().map(|upstream| (&upstream.addr, why(upstream))))
+        address::complaints(self.all.values().map(|upstream| (&upstream.addr, why(upstream))))
+    }
+
+    /// How many there are.
+    pub(super) fn count(&self) -> usize {
+        self.all.len()
     }
 
     pub(super) fn status(&self, now: Duration) -> Vec<UpstreamStatus> {
-        self.0.iter().map(|upstream| upstream.status(now)).collect()
+        self.all.values().map(|upstream| upstream.status(now)).collect()
+    }
+
+    fn pace(&mut self, place: usize, lane: Lane) -> Option<&mut Pace> {
+        Some(self.all.get_mut(&place)?.pace_mut(lane))
     }
 }
 
 impl Upstream {
-    /// Smaller is better. Speeds are compared by their power of two; equals keep their order.
-    fn rank(&self, now: Duration) -> (u8, u32) {
-        let health = match self.health {
-            Health::Aside { .. } => 2,
-            Health::LockedOut => 1,
-            Health::Refusing { until } if now < until => 1,
-            Health::Unknown | Health::Up | Health::Refusing { .. } => 0,
-        };
-        let floor = LATENCY_FLOOR.as_secs_f64();
-        let seconds = self.latency.map_or(0.0, |latency| latency.aged(now)).max(floor);
-        let mut cost = seconds * f64::from(self.in_flight + 1);
-        let mut doublings = 0;
-        while cost >= 2.0 * floor {
-            cost /= 2.0;
-            doublings += 1;
-        }
-        (health, doublings)
+    fn new(addr: Addr, health: Health) -> Self {
+        let (write, read, probe) = (Pace::default(), Pace::default(), Pace::default());
+        let (back_since, probe_at) = (Duration::ZERO, Duration::ZERO);
+        let (error, word, is_locked_out) = (None, Word::default(), false);
+        Self { addr, health, is_locked_out, back_since, write, read, probe, probe_at, error, word }
     }
 
-    /// Peak-sensitive exponentially weighted mean, as in Finagle's "peak EWMA" balancer.
-    fn sample(&mut self, now: Duration, took: Duration) {
-        let (new, old) = (took.as_secs_f64(), self.latency.map_or(0.0, |latency| latency.aged(now)));
-        let seconds = if new > old { new } else { old + LATENCY_WEIGHT * (new - old) };
-        self.latency = Some(Latency { seconds, at: now });
+    /// Smaller is better. Speeds are compared by their power of two; equals keep their order.
+    fn rank(&self, lane: Lane, now: Duration) -> (u8, bool, u32) {
+        let pace = self.pace(lane);
+        let class = match self.health {
+            Health::Aside { .. } => 3,
+            _ if pace.is_slow() || self.is_locked_out => 2,
+            _ if pace.is_refusing(now) => 1,
+            Health::Unknown | Health::Up => 0,
+        };
+        (class, lane == Lane::Read && self.word.is_behind, pace.cost(now))
+    }
+
+    fn is_gone(&self) -> bool {
+        matches!(self.health, Health::Aside { .. })
+    }
+
+    fn is_slow(&self) -> bool {
+        self.write.is_slow() || self.read.is_slow()
+    }
+
+    fn is_aside(&self, lane: Lane) -> bool {
+        self.is_gone() || self.is_locked_out || self.pace(lane).is_slow()
+    }
+
+    fn is_down(&self, now: Duration) -> bool {
+        matches!(self.health, Health::Aside { since } if now.saturating_sub(since) > DOWN_AFTER)
+    }
+
+    fn return_to_use(&mut self, now: Duration) {
+        if self.is_gone() {
+            info!(node = %self.addr, "a node answers again");
+            self.back_since = now;
+            self.probe_at = now + PROBE_EVERY;
+            self.word.is_asked_for = true;
+            [&mut self.write, &mut self.read, &mut self.probe].into_iter().for_each(Pace::forgive);
+        }
+        self.health = Health::Up;
+    }
+
+    /// Between two probes.
+    fn pause(&self, now: Duration) -> Duration {
+        match self.health {
+            Health::Unknown | Health::Up => PROBE_EVERY,
+            Health::Aside { since } => {
+                (now.saturating_sub(since) / BACK_OFF_PART).clamp(BACK_OFF_MIN, BACK_OFF_MAX)
+            }
+        }
+    }
+
+    fn pace(&self, lane: Lane) -> &Pace {
+        match lane {
+            Lane::Write => &self.write,
+            Lane::Read => &self.read,
+            Lane::Probe => &self.probe,
+        }
+    }
+
+    fn pace_mut(&mut self, lane: Lane) -> &mut Pace {
+        match lane {
+            Lane::Write => &mut self.write,
+            Lane::Read => &mut self.read,
+            Lane::Probe => &mut self.probe,
+        }
     }
 
     fn status(&self, now: Duration) -> UpstreamStatus {
         let state = match self.health {
-            Health::Up | Health::Refusing { .. } => State::Up,
-            Health::Aside { since } if now.saturating_sub(since) > DOWN_AFTER => State::Down,
-            Health::Aside { .. } | Health::Unknown | Health::LockedOut => State::Suspect,
+            Health::Aside { .. } if self.is_down(now) => State::Down,
+            Health::Aside { .. } | Health::Unknown => State::Suspect,
+            Health::Up if self.is_slow() || self.is_locked_out => State::Suspect,
+            Health::Up => State::Up,
         };
-        let to_micros = |latency: Latency| (latency.seconds * 1e6).round() / 1e3;
         UpstreamStatus {
             address: self.addr.clone(),
             state,
-            rtt_ms: self.latency.map(to_micros),
+            rtt_ms: self.probe.latency_ms().or(self.read.latency_ms()).or(self.write.latency_ms()),
             error: self.error.clone(),
         }
     }
 }
 
-impl Latency {
-    fn aged(self, now: Duration) -> f64 {
-        let age = now.saturating_sub(self.at).as_secs_f64();
-        self.seconds * 0.5_f64.powf(age / LATENCY_HALF_LIFE.as_secs_f64())
-    }
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const S: Duration = Duration::from_secs(1);
-    const MS: Duration = Duration::from_millis(1);
-
-    fn four() -> Upstreams {
-        Upstreams::new((1..=4).map(|port| format!("127.0.0.1:{port}").parse().expect("valid")).collect())
-    }
-
-    #[track_caller]
-    fn check(upstreams: &Upstreams, now: Duration, want: [usize; 4]) {
-        let got: Vec<_> = upstreams.order(now).iter().map(|candidate| candidate.place).collect();
-        assert_eq!(got, want);
-    }
-
-    #[test]
-    fn among_equals_the_first_stays_the_first() {
-        let mut four = four();
-        check(&four, S, [0, 1, 2, 3]);
-        four.answered(0, S, Some(4 * MS));
-        four.answered(1, S, Some(MS));
-        check(&four, S, [0, 1, 2, 3]);
-    }
-
-    #[test]
-    fn a_clearly_slower_one_is_asked_later_until_that_is_long_ago() {
-        let mut four = four();
-        four.late(0, S, 300 * MS);
-        four.answered(2, S, Some(20 * MS));
-        check(&four, S, [1, 3, 2, 0]);
-        four.answered(0, S, Some(MS));
-        check(&four, S, [1, 3, 2, 0]);
-        check(&four, 60 * S, [0, 1, 2, 3]);
-    }
-
-    #[test]
-    fn a_busy_one_is_asked_later() {
-        let mut four = four();
-        four.began(0);
-        four.began(0);
-        four.began(1);
-        check(&four, S, [2, 3, 0, 1]);
-        four.ended(0);
-        four.ended(0);
-        four.ended(1);
-        check(&four, S, [0, 1, 2, 3]);
-    }
-
-    #[test]
-    fn who_failed_is_asked_last_but_is_asked() {
-        let mut four = four();
-        assert!(four.failed(0, S, "refused".into()));
-        assert!(!four.failed(0, S, "refused".into()), "said once");
-        four.refused(1, S, "full".into());
-        check(&four, S, [2, 3, 1, 0]);
-        assert!(four.order(S)[3].aside && !four.order(S)[2].aside);
-        check(&four, S + REFUSING, [1, 2, 3, 0]);
-        assert!(four.answered(0, 9 * S, Some(MS)));
-        assert!(!four.answered(0, 9 * S, Some(MS)), "said once");
-        check(&four, 9 * S, [0, 1, 2, 3]);
-    }
-
-    #[test]
-    fn who_does_not_take_our_key_is_asked_late_and_warned_of_until_it_does() {
-        let mut four = four();
-        assert!(four.locked_out(0) && !four.locked_out(0), "said once");
-        check(&four, S, [1, 2, 3, 0]);
-        check(&four, 60 * S, [1, 2, 3, 0]);
-        let status = &four.status(60 * S)[0];
-        assert_eq!((status.state, status.error.as_deref()), (State::Suspect, Some(LOCKED_OUT)));
-        assert_eq!(four.warnings(), [format!("127.0.0.1:1: {LOCKED_OUT}")]);
-        four.answered(0, 60 * S, None);
-        check(&four, 60 * S, [0, 1, 2, 3]);
-        assert!(four.warnings().is_empty());
-    }
-
-    #[test]
-    fn when_all_failed_all_are_still_asked() {
-        let mut four = four();
-        for place in 0..4 {
-            four.failed(place, S, "refused".into());
-        }
-        check(&four, S, [0, 1, 2, 3]);
-        assert!(four.complaints().starts_with("127.0.0.1:1, 127.0.0.1:2, "));
-        assert!(four.complaints().ends_with(": refused"));
-    }
-
-    #[test]
-    fn states_are_told_as_they_are_known() {
-        let mut four = four();
-        four.answered(0, S, Some(2 * MS));
-        four.refused(1, S, "full".into());
-        four.failed(2, S, "refused".into());
-        let states = |now| four.status(now).into_iter().map(|status| status.state).collect::<Vec<_>>();
-        assert_eq!(states(S), [State::Up, State::Up, State::Suspect, State::Suspect]);
-        assert_eq!(states(9 * S), [State::Up, State::Up, State::Down, State::Suspect]);
-        assert_eq!(four.status(S)[0].rtt_ms, Some(2.0));
-        assert_eq!(four.status(S)[2].error.as_deref(), Some("refused"));
-    }
-}
+mod tests;

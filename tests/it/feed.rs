@@ -155,11 +155,14 @@ fn a_cursor_with_five_thousand_logs_behind_it_is_short_and_resumes_on_every_node
 fn followers_miss_nothing_while_nodes_are_killed_and_stopped() {
     const RATE: u64 = 200;
     let seconds = std::env::var("CHATCHAIN_FEED_SECONDS").ok().and_then(|s| s.parse().ok()).unwrap_or(15);
-    let mut cluster = Cluster::start(3);
+    let mut cluster = Cluster::start_with_proxy(3);
     let nodes: Vec<_> = (0..3).map(|i| cluster.node(i)).collect();
     let turned = |by: usize| nodes.iter().cycle().skip(by).take(3).copied().collect::<Vec<_>>();
     let followers: Vec<_> = (0..6)
-        .map(|i| Follower::start(turned(i), if i % 2 == 0 { Format::Events } else { Format::Lines }))
+        .map(|i| match i {
+            0..3 => Follower::start(vec![cluster.proxy()], Format::Events),
+            _ => Follower::start(turned(i), Format::Lines),
+        })
         .collect();
     let files = [cluster.dir().join("seen-0"), cluster.dir().join("seen-1")];
     let mut commands: Vec<Process> = Vec::new();
@@ -216,6 +219,44 @@ fn followers_miss_nothing_while_nodes_are_killed_and_stopped() {
     ));
 }
 
+/// While the proxy lives, its readers have one feed, whatever happens behind it.
+#[test]
+fn a_feed_through_the_proxy_survives_the_nodes_behind_it_without_a_repeat() {
+    let mut cluster = Cluster::start_with_proxy(3);
+    let followers =
+        [Format::Events, Format::Lines].map(|format| Follower::start(vec![cluster.proxy()], format));
+    eventually_blocking(SOON, "all follow", || followers.iter().all(Follower::has_begun));
+    let mut sent = 0;
+    let has_all = |sent: u64| followers.iter().all(|follower| follower.given().numbers.len() as u64 == sent);
+    for round in 0..6 {
+        let (killed, other) = (round % 3, (round + 1) % 3);
+        send_all(cluster.node(killed), sent..sent + 20);
+        // The same by way of another node: maybe two copies of one message.
+        (sent..sent + 10).for_each(|n| drop(http::post_json(cluster.node(other), "/messages", &numbered(n))));
+        sent += 20;
+        eventually_blocking(SOON, "all have it", || has_all(sent));
+        cluster.kill9(killed);
+        send_all(cluster.node(other), sent..sent + 20);
+        sent += 20;
+        eventually_blocking(SOON, "all have it without that node", || has_all(sent));
+        cluster.start_node(killed);
+    }
+    for node in 0..3 {
+        cluster.kill9(node);
+    }
+    eventually_blocking(SOON, "they hear that nobody answers", || {
+        followers.iter().all(|follower| follower.given().comments > 0)
+    });
+    cluster.start_node(1);
+    send_all(cluster.node(1), sent..sent + 20);
+    eventually_blocking(SOON, "all have the rest", || has_all(sent + 20));
+    for follower in &followers {
+        let given = follower.given();
+        let repeats = given.numbers.values().filter(|(times, _)| *times > 1).count();
+        assert_eq!((given.opened, repeats), (1, 0));
+    }
+}
+
 /// Sends at a steady rate, to whichever node takes it, while every three seconds one is killed or stopped. Gives what
 /// was acknowledged.
 fn send_amid_faults(cluster: &mut Cluster, chance: &mut Chance, seconds: u64, rate: u64) -> Vec<u64> {
@@ -225,6 +266,10 @@ fn send_amid_faults(cluster: &mut Cluster, chance: &mut Chance, seconds: u64, ra
     for n in 0..seconds * rate {
         let due = began + Duration::from_secs(n) / u32::try_from(rate).expect("small");
         eventually_blocking(SOON, "its time has come", || Instant::now() >= due);
+        if n == seconds * rate / 3 || n == seconds * rate * 2 / 3 {
+            cluster.kill9_proxy();
+            cluster.start_proxy();
+        }
         if began.elapsed() >= next_fault {
             next_fault += Duration::from_millis(1_500);
             match hurt.take() {

@@ -30,3 +30,4 @@ mod support;
 mod terminal;
 mod tidy;
 mod up;
+mod upstream_faults;

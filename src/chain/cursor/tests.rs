@@ -1,3 +1,5 @@
+//! Cursors: what comes back of what was seen, what is covered, what is refused.
+
 use super::*;
 use std::sync::Arc;
 

@@ -5,22 +5,26 @@ use axum::body::to_bytes;
 use super::*;
 use crate::{
     api::{media, network::State},
-    proxy::fake::{ID, MESSAGE, Network, hangs, refuses, says},
+    proxy::{
+        fake::{ID, MESSAGE, Network, hangs, refuses, says},
+        watch,
+    },
 };
 
-const HOUR: Duration = Duration::from_secs(3600);
-const SOON: Duration = Duration::from_millis(200);
-/// A hedge that is never met: what passes with it did not wait for one.
-const NO_HEDGE: Patience = Patience { second: HOUR, hedge: HOUR, total: HOUR, measures: true };
-/// A hedge that is met soon.
-const HEDGE: Patience = Patience { second: SOON, hedge: SOON, ..NO_HEDGE };
+const SEND: Nature = Nature { lane: Lane::Write, is_quick: true, asked: Duration::ZERO };
 
 fn sending() -> Request {
     Request::post("/messages", media::JSON, MESSAGE)
 }
 
+/// One that hedges nobody: what passes with it did not wait for that.
 fn forwarder(network: &Network) -> Forwarder {
-    Forwarder::new(network.nodes.clone(), None)
+    with(network, Strategy::Failover)
+}
+
+fn with(network: &Network, strategy: Strategy) -> Forwarder {
+    let own = "127.0.0.1:1".parse().expect("an address");
+    Forwarder::new(network.nodes.clone(), own, strategy, None)
 }
 
 #[tokio::test]
@@ -30,7 +34,7 @@ async fn whoever_is_there_answers_and_refused_connections_cost_no_wait() {
     network.nobody();
     network.node("third", says(201, "stored")).await;
     let forwarder = forwarder(&network);
-    let response = forwarder.forward(&sending(), NO_HEDGE).await.expect("answered");
+    let response = forwarder.forward(&sending(), SEND).await.expect("answered");
     assert_eq!(response.status(), 201);
     assert_eq!(to_bytes(response.into_body(), 100).await.expect("whole"), "stored");
     let heard = network.heard();
@@ -43,28 +47,29 @@ async fn a_silent_node_costs_only_the_hedge_wait_and_all_attempts_are_the_same()
     network.node("first", hangs()).await;
     network.node("second", hangs()).await;
     network.node("third", says(201, "stored")).await;
-    let forwarder = forwarder(&network);
+    let forwarder = with(&network, Strategy::Hedge);
     let mut request = sending();
     request.headers.insert("idempotency-key", ID.parse().expect("a header value"));
-    assert_eq!(forwarder.forward(&request, HEDGE).await.expect("answered").status(), 201);
+    assert_eq!(forwarder.forward(&request, SEND).await.expect("answered").status(), 201);
     let heard = network.heard();
     assert_eq!(heard.iter().map(|heard| heard.node).collect::<Vec<_>>(), ["first", "second", "third"]);
     for heard in heard {
         assert_eq!((heard.key.as_deref(), heard.body.as_str()), (Some(ID), MESSAGE));
     }
-    assert_eq!(forwarder.forward(&request, NO_HEDGE).await.expect("answered").status(), 201);
+    assert_eq!(forwarder.forward(&request, SEND).await.expect("answered").status(), 201);
     assert_eq!(network.heard()[0].node, "third", "who was late is not asked first again");
 }
 
 #[tokio::test]
-async fn nodes_that_never_answer_are_not_available() {
+async fn two_nodes_race() {
     let mut network = Network::new();
     network.node("first", hangs()).await;
-    network.node("second", hangs()).await;
-    let patience = Patience { total: 5 * SOON, ..HEDGE };
-    let problem = forwarder(&network).forward(&sending(), patience).await.expect_err("no answer");
-    assert_eq!(problem.code, ErrorCode::NoNodeAvailable);
-    assert_eq!(network.heard().len(), 2);
+    network.node("second", says(201, "stored")).await;
+    network.node("third", says(201, "stored")).await;
+    let forwarder = with(&network, Strategy::Race);
+    assert_eq!(forwarder.forward(&sending(), SEND).await.expect("answered").status(), 201);
+    let heard: Vec<_> = network.heard().into_iter().map(|heard| heard.node).collect();
+    assert!(heard.contains(&"second") && !heard.contains(&"third"), "{heard:?}");
 }
 
 #[tokio::test]
@@ -75,9 +80,9 @@ async fn a_refusal_that_another_node_may_not_repeat_is_not_the_answer() {
         network.node("full", refuses(code)).await;
         network.node("good", says(200, "stored")).await;
         let forwarder = forwarder(&network);
-        assert_eq!(forwarder.forward(&sending(), NO_HEDGE).await.expect("answered").status(), 200);
+        assert_eq!(forwarder.forward(&sending(), SEND).await.expect("answered").status(), 200);
         assert_eq!(network.heard().len(), 2);
-        forwarder.forward(&sending(), NO_HEDGE).await.expect("answered");
+        forwarder.forward(&sending(), SEND).await.expect("answered");
         assert_eq!(network.heard()[0].node, "good", "who refused is asked later for a while");
     }
 }
@@ -90,7 +95,7 @@ async fn a_refusal_that_all_would_repeat_is_passed_on_as_it_is() {
         let mut network = Network::new();
         network.node("strict", refuses(code)).await;
         network.node("other", says(200, "unasked")).await;
-        let response = forwarder(&network).forward(&sending(), NO_HEDGE).await.expect("answered");
+        let response = forwarder(&network).forward(&sending(), SEND).await.expect("answered");
         assert_eq!((response.status().as_u16(), network.heard().len()), (code.status(), 1));
         assert_eq!(response.headers()["content-type"], media::PROBLEM);
         let body = to_bytes(response.into_body(), 10_000).await.expect("whole");
@@ -105,7 +110,9 @@ async fn nodes_are_seen_as_probes_find_them() {
     network.nobody();
     let forwarder = forwarder(&network);
     assert!(forwarder.status().iter().all(|status| status.state == State::Suspect), "nobody was asked yet");
-    forwarder.probe(HOUR).await;
+    for (place, addr) in network.nodes.iter().cloned().enumerate() {
+        watch::probe(&forwarder, place, addr).await;
+    }
     let [there, away] = &forwarder.status()[..] else { panic!("two upstreams") };
     assert_eq!((there.state, &there.error), (State::Up, &None));
     assert_eq!((away.state, away.error.as_deref()), (State::Suspect, Some("connection refused")));

@@ -10,6 +10,7 @@ use super::*;
 use crate::{
     api::{address::Addr, error::ErrorCode, key::Keys, media},
     client::{Answer, Client},
+    config::Strategy,
     proxy::fake::{ID, MESSAGE, Network, refuses, says},
 };
 

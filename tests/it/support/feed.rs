@@ -117,6 +117,8 @@ pub struct Given {
     pub cursor: String,
     /// How often it had to begin again.
     pub opened: u64,
+    /// What was said to keep it: comments, and bookmarks that moved nothing.
+    pub comments: u64,
 }
 
 /// Somebody who follows, at one of these addresses after the other, from now on.
@@ -182,6 +184,7 @@ fn follow(addr: SocketAddr, format: Format, mine: &Mutex<Given>, enough: &Atomic
             *times += 1;
             first.get_or_insert_with(Instant::now);
         }
+        given.comments += u64::from(event.kind == "comment" || event.kind == "bookmark");
         if event.kind != "comment" {
             given.cursor = event.cursor;
         }

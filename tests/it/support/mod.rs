@@ -12,6 +12,7 @@ pub mod doors;
 pub mod eventually;
 pub mod feed;
 pub mod http;
+pub mod load;
 pub mod measure;
 pub mod messages;
 pub mod process;
