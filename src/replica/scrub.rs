@@ -113,6 +113,11 @@ impl At {
                 *checked += 1;
                 return Ok(());
             }
+            // The log was cut since these were its logs: what is left of it is looked at in the next round.
+            Err(Error::CutOff { .. }) => {
+                (self.hash, self.next) = (None, last + 1);
+                return Ok(());
+            }
             Err(error) => return Err(error),
         };
         let lookup = store.lookup();
@@ -124,7 +129,8 @@ impl At {
             if self.next.is_multiple_of(CHECKPOINT_EVERY) {
                 self.compare(reader.checkpoint(self.origin, self.next)?);
             }
-            if !is_indexed(&entry, &lookup)? && logs.covers(entry.place) {
+            let is_due = logs.covers(entry.place) && !is_indexed(&entry, &lookup)?;
+            if is_due && !store.log().swept().covers(self.origin, self.next) {
                 step.index_lacks.get_or_insert((self.origin, self.next));
             }
             self.next += 1;

@@ -6,13 +6,16 @@
 //!
 //! Tables: `meta` (name -> bytes), `watermark` (origin -> seq), `by_id` (id, origin, seq -> stamp, digest),
 //! `by_user` (name hash, stamp, origin, seq -> sides), `copies` and `holes` (origin, seq -> ()). The file is rebuilt when it
-//! belongs to another store, knows more than the log does, or has another format.
+//! belongs to another store, knows more than the log does, or has another format. What a cut
+//! leaves behind is taken out again ([`forget`]).
 
 mod file;
+mod forget;
 
 use std::cell::RefCell;
 use std::collections::{BTreeSet, HashMap};
-use std::ops::Bound::{Excluded, Included};
+use std::ops::Bound::{self, Excluded, Included, Unbounded};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
 
@@ -51,6 +54,10 @@ pub struct Index {
     counts: Mutex<Counts>,
     /// Of the file alone; held while flushing, so that one flush runs at a time.
     flushed: Mutex<Counts>,
+    /// There may be entries in the file that were lost with a cut: see [`forget`].
+    may_have_lost: AtomicBool,
+    /// From where on they are looked for.
+    lost_from: Mutex<Bound<IdKey>>,
     work: Mutex<Work>,
     wake: Condvar,
 }
@@ -108,13 +115,16 @@ impl Index {
         };
         let marks = file::watermarks(&db).map_err(|error| broken(files, error))?;
         // What stood behind a cut is found under its old place and in its branch; whoever looks up knows the logs.
-        let covers =
-            |origin: Origin| logs.vector().cut_of(origin).unwrap_or(0).max(logs.vector().seq(origin));
-        let knows_more = marks.iter().any(|(origin, seq)| *seq > covers(*origin));
+        let knows_more = marks
+            .iter()
+            .any(|(origin, seq)| *seq.min(&logs.vector().limit(*origin)) > logs.vector().seq(*origin));
         if knows_more {
             return Ok(None);
         }
-        let index = Self::new(db, counts);
+        // Or a cut was made and never swept: by an earlier program, which left no mark.
+        let is_left = marks.iter().any(|(origin, seq)| *seq > logs.vector().limit(*origin));
+        let may_have_lost = is_left || file::is_marked_lost(&db).map_err(|error| broken(files, error))?;
+        let index = Self::new(db, counts, may_have_lost);
         index.catch_up(log, logs).map_err(|error| broken(files, error))?;
         Ok(Some(index))
     }
@@ -123,16 +133,18 @@ impl Index {
     fn make(files: &dyn Files, log: &Log) -> Result<Self, OpenError> {
         let db = Open::new(files.database(files::INDEX, CACHE_BYTES, Opening::Afresh)?);
         file::write_meta(&db, log).map_err(|error| broken(files, error))?;
-        Ok(Self::new(db, Counts::default()))
+        Ok(Self::new(db, Counts::default(), false))
     }
 
-    fn new(db: Open, counts: Counts) -> Self {
+    fn new(db: Open, counts: Counts, may_have_lost: bool) -> Self {
         Index {
             db,
             tail: RwLock::default(),
             holes: Mutex::default(),
             counts: Mutex::new(counts),
             flushed: Mutex::new(counts),
+            may_have_lost: AtomicBool::new(may_have_lost),
+            lost_from: Mutex::new(Unbounded),
             work: Mutex::default(),
             wake: Condvar::new(),
         }

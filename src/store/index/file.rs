@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
+use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction};
 
 use super::super::log::Log;
 use super::super::tail::{NameHash, Noted};
@@ -19,6 +19,8 @@ pub(super) type IdKey = ([u8; 16], [u8; 16], u64);
 pub(super) type UserKey = ([u8; 8], u64, [u8; 16], u64);
 
 const META: TableDefinition<&str, &[u8]> = TableDefinition::new("meta");
+/// In `meta`: see [`mark_lost`].
+const LOST: &str = "lost";
 const WATERMARK: TableDefinition<[u8; 16], u64> = TableDefinition::new("watermark");
 pub(super) const BY_ID: TableDefinition<IdKey, (u64, [u8; 32])> = TableDefinition::new("by_id");
 pub(super) const BY_USER: TableDefinition<UserKey, u8> = TableDefinition::new("by_user");
@@ -29,8 +31,8 @@ const HOLES: TableDefinition<([u8; 16], u64), ()> = TableDefinition::new("holes"
 /// What a part of the tail becomes in the file, sorted, so that the trees are walked in order.
 #[derive(Default)]
 pub(super) struct Rows {
-    by_id: Vec<(IdKey, (u64, [u8; 32]))>,
-    by_user: Vec<(UserKey, u8)>,
+    pub(super) by_id: Vec<(IdKey, (u64, [u8; 32]))>,
+    pub(super) by_user: Vec<(UserKey, u8)>,
     copies: Vec<([u8; 16], u64)>,
     places: Vec<(Origin, u64)>,
     watermarks: BTreeMap<Origin, u64>,
@@ -97,11 +99,28 @@ impl Rows {
             for (origin, seq) in &self.places {
                 table.remove((origin.0, *seq))?;
             }
-            tx.open_table(META)?.insert("counts", encode_counts(counts).as_slice())?;
+            put_counts(&tx, counts)?;
         }
         tx.commit()?;
         Ok(())
     }
+}
+
+pub(super) fn put_counts(tx: &WriteTransaction, counts: Counts) -> Result<(), Error> {
+    tx.open_table(META)?.insert("counts", encode_counts(counts).as_slice())?;
+    Ok(())
+}
+
+/// Has the file cover no more of these logs than up to here.
+pub(super) fn lower_watermarks(tx: &WriteTransaction, marks: &BTreeMap<Origin, u64>) -> Result<(), Error> {
+    let mut watermark = tx.open_table(WATERMARK)?;
+    for (origin, seq) in marks {
+        let before = watermark.get(origin.0)?.map(|before| before.value());
+        if before.is_some_and(|before| before > *seq) {
+            watermark.insert(origin.0, *seq)?;
+        }
+    }
+    Ok(())
 }
 
 impl Counts {
@@ -109,6 +128,14 @@ impl Counts {
         self.messages += more.messages;
         self.conflicts += more.conflicts;
         self.unreadable += more.unreadable;
+    }
+
+    pub(super) fn without(self, less: Counts) -> Self {
+        Counts {
+            messages: self.messages.saturating_sub(less.messages),
+            conflicts: self.conflicts.saturating_sub(less.conflicts),
+            unreadable: self.unreadable.saturating_sub(less.unreadable),
+        }
     }
 }
 
@@ -162,6 +189,23 @@ pub(super) fn belong_to(db: &Database, name: StoreId) -> Result<(), Error> {
     tx.open_table(META)?.insert("store_id", name.0.as_slice())?;
     tx.commit()?;
     Ok(())
+}
+
+/// Says whether there may be entries in it that were lost.
+pub(super) fn mark_lost(db: &Database, may_be: bool) -> Result<(), Error> {
+    let tx = db.begin_write()?;
+    if may_be {
+        tx.open_table(META)?.insert(LOST, [].as_slice())?;
+    } else {
+        tx.open_table(META)?.remove(LOST)?;
+    }
+    tx.commit()?;
+    Ok(())
+}
+
+/// Whether the file says that.
+pub(super) fn is_marked_lost(db: &Database) -> Result<bool, Error> {
+    Ok(db.begin_read()?.open_table(META)?.get(LOST)?.is_some())
 }
 
 /// Takes away what the file says of itself, so that it is not believed.
