@@ -6,9 +6,10 @@
 //!
 //! Tables: `meta` (name -> bytes), `watermark` (origin -> seq), `by_id` (id, origin, seq -> stamp, digest),
 //! `by_user` (name hash, stamp, origin, seq -> sides), `copies` and `holes` (origin, seq -> ()). The file is rebuilt when it
-//! belongs to another store, knows more than the log does, or has another format. What a cut
-//! leaves behind is taken out again ([`forget`]).
+//! belongs to another store, knows more than the log does, or has another format. Its rows carry no check; the scrub holds
+//! them against the log ([`audit`]). What a cut leaves behind is taken out again ([`forget`]).
 
+mod audit;
 mod file;
 mod forget;
 
@@ -31,7 +32,10 @@ use crate::chain::log::Logs;
 use crate::chain::message::Digest;
 use crate::chain::place::{Origin, Place};
 use crate::chain::record::Record;
+pub use audit::Audit;
 use file::{BY_ID, BY_USER, COPIES, IdKey, Rows, UserKey};
+#[cfg(test)]
+pub(crate) use file::{Row, damage};
 
 /// redb's page cache for the index; random ids need more of it than the log does.
 const CACHE_BYTES: usize = 64 << 20;
@@ -306,6 +310,11 @@ impl Index {
     /// Begins look-ups: one transaction for many of them. Short-lived, as it pins pages.
     pub fn lookup(&self) -> Lookup<'_> {
         Lookup { index: self, file: RefCell::default() }
+    }
+
+    /// Begins to check whether it has what it must have: as with [`Index::lookup`].
+    pub fn audit(&self) -> Audit<'_> {
+        Audit::new(self)
     }
 
     fn read_tail(&self) -> RwLockReadGuard<'_, Tail> {

@@ -325,6 +325,11 @@ impl Store {
         self.index.lookup()
     }
 
+    /// Begins to check the index against entries.
+    pub fn audit(&self) -> index::Audit<'_> {
+        self.index.audit()
+    }
+
     /// All copies of an id that `logs` cover, in no order; of every content it stands for.
     pub fn standings(&self, id: Uuid, logs: &Logs) -> Result<Vec<Standing>, Error> {
         let mut standings = self.index.standings(*id.as_bytes())?;

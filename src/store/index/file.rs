@@ -239,3 +239,51 @@ pub(super) fn holes(db: &Database) -> Result<BTreeSet<(Origin, u64)>, Error> {
     }
     Ok(holes)
 }
+
+/// A row that the index has for an entry.
+#[cfg(test)]
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Row {
+    Id,
+    Sender,
+    Recipient,
+    Copy,
+}
+
+/// Takes a row of an entry out of the file, or puts a wrong one in its place, as damage would. A mark can only be missing.
+#[cfg(test)]
+pub(crate) fn damage(
+    store: &super::super::Store,
+    entry: &super::super::log::Entry,
+    row: Row,
+    is_altered: bool,
+) {
+    let noted = Noted::new(entry.place, &entry.record(), |_| Vec::new());
+    let rows = Rows::of(std::iter::once(&noted));
+    let tx = store.index.db.begin_write().expect("begins");
+    let by_user = |name: NameHash| {
+        let mut table = tx.open_table(BY_USER).expect("opens");
+        let (key, sides) = rows.by_user.iter().find(|(key, _)| key.0 == name.0).expect("has a row");
+        table.remove(*key).expect("removes").expect("was there");
+        if is_altered {
+            table.insert(*key, sides ^ 3).expect("inserts");
+        }
+    };
+    match row {
+        Row::Sender => by_user(noted.sender),
+        Row::Recipient => by_user(noted.recipient),
+        Row::Copy => {
+            let mut table = tx.open_table(COPIES).expect("opens");
+            table.remove((entry.place.origin.0, entry.place.seq)).expect("removes").expect("was there");
+        }
+        Row::Id => {
+            let mut table = tx.open_table(BY_ID).expect("opens");
+            let (key, (stamp, digest)) = rows.by_id[0];
+            table.remove(key).expect("removes").expect("was there");
+            if is_altered {
+                table.insert(key, (stamp + 1, digest)).expect("inserts");
+            }
+        }
+    }
+    tx.commit().expect("commits");
+}
