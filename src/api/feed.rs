@@ -149,7 +149,9 @@ impl Event<'_> {
             }
         };
         out.reserve(parts.iter().map(|part| part.len()).sum());
-        parts.into_iter().for_each(|part| out.extend_from_slice(part));
+        for part in parts {
+            out.extend_from_slice(part);
+        }
     }
 }
 

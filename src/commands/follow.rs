@@ -70,7 +70,7 @@ pub async fn run(
         follower.follow(&servers, &mut feed, args.follow).await
     };
     tokio::select! {
-        followed = follow => followed?,
+        ended = follow => ended?,
         () = stop.next() => {}
     }
     follower.keep()?;

@@ -16,7 +16,7 @@ use futures_util::stream;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::{Instant, sleep_until, timeout_at};
 
-use super::history::blocking;
+use super::history::{Failed, blocking};
 use super::hub::{End, Entered, Found, Hub, Item};
 use super::send::view;
 use super::{Node, position};
@@ -109,7 +109,7 @@ async fn expand(node: &Node, cursor: Cursor) -> Result<Option<Seen>, Problem> {
         };
         Ok(cursor.expand(find))
     };
-    blocking(node.readers().clone(), expanding).await
+    Ok(blocking(node.readers().clone(), expanding).await?)
 }
 
 /// Where a reader reads.
@@ -252,7 +252,7 @@ impl Reader {
             let store = store.upgrade().ok_or(Error::Closed)?;
             Ok(Follow::new(&store, logs, seen, until)?)
         };
-        let follow = blocking(self.turns.clone(), beginning).await?;
+        let follow: Follow = blocking(self.turns.clone(), beginning).await?;
         self.at = At::Store(Box::new(follow), end);
         Ok(())
     }
@@ -260,7 +260,7 @@ impl Reader {
     /// A part of the way through the store.
     async fn walk(&mut self, out: &mut Vec<u8>) -> Result<(), Problem> {
         let At::Store(mut follow, end) = std::mem::replace(&mut self.at, At::Held) else { return Ok(()) };
-        let reading = move || -> Result<_, Problem> {
+        let reading = move || -> Result<_, Failed> {
             let found = follow.next_chunk(PIECE_COUNT / 4)?;
             Ok((follow, found))
         };

@@ -1,6 +1,7 @@
 //! Owns `GET /messages` and `GET /messages/{id}` at a node: history, in pages or as one stream.
 //!
-//! A listing is of the vector at its start. Everything that touches the store runs on blocking threads, a
+//! A listing is of the vector at its start. One under which a log is cut is begun again on the new one if nothing of its
+//! answer was sent, else it is aborted, as by damage. Everything that touches the store runs on blocking threads, a
 //! chunk at a time, and only as fast as the reader takes it: memory does not depend on the length of history.
 
 use std::collections::VecDeque;
@@ -57,7 +58,7 @@ pub async fn get_one(
     reading.await
 }
 
-fn one(node: &Node, id: Uuid) -> Result<Response, Problem> {
+fn one(node: &Node, id: Uuid) -> Result<Response, Failed> {
     let first = node.store().first_standing(id, &node.logs())?.ok_or_else(|| not_found(id))?;
     let entry = node.store().log().read()?.get(first.place.origin, first.place.seq)?;
     let record = entry.record();
@@ -92,25 +93,64 @@ pub async fn get(node: Node, RawQuery(query): RawQuery, headers: HeaderMap) -> R
     Ok(response)
 }
 
-/// Repeats a read that meets damage for a moment, in which a peer may help. Then it fails: damage is never skipped.
-async fn patiently<T, Read: Future<Output = Result<T, Problem>>>(
+impl From<Failed> for Problem {
+    fn from(failed: Failed) -> Self {
+        match failed {
+            Failed::Problem(problem) => problem,
+            Failed::CutOff(error) => error.into(),
+        }
+    }
+}
+
+/// Why a read came to nothing.
+pub(super) enum Failed {
+    Problem(Problem),
+    /// A log was cut after its vector was taken: begun again, it reads what moved where it is now.
+    CutOff(Error),
+}
+
+impl From<Problem> for Failed {
+    fn from(problem: Problem) -> Self {
+        Failed::Problem(problem)
+    }
+}
+
+impl From<Error> for Failed {
+    fn from(error: Error) -> Self {
+        match error {
+            Error::CutOff { .. } => Failed::CutOff(error),
+            error => Failed::Problem(error.into()),
+        }
+    }
+}
+
+/// Repeats a read that meets damage for a moment, in which a peer may help, and one under which a log was cut. Then it
+/// fails: nothing is ever skipped.
+async fn patiently<T, Read: Future<Output = Result<T, Failed>>>(
     store: &Arc<Store>,
     read: impl Fn() -> Read,
 ) -> Result<T, Problem> {
     let began = Instant::now();
     loop {
-        let result = read().await;
-        let is_damage = result.as_ref().is_err_and(|problem| problem.code == ErrorCode::StorageFailed)
-            && store.log().wounds().count() > 0;
-        if !is_damage || began.elapsed() >= DAMAGE_TIME {
-            return result;
+        let failed = match read().await {
+            Ok(done) => return Ok(done),
+            Err(failed) => failed,
+        };
+        let may_pass = match &failed {
+            Failed::Problem(problem) => {
+                problem.code == ErrorCode::StorageFailed && store.log().wounds().count() > 0
+            }
+            Failed::CutOff(_) => true,
+        };
+        if !may_pass || began.elapsed() >= DAMAGE_TIME {
+            return Err(failed.into());
         }
         tokio::time::sleep(DAMAGE_PAUSE).await;
     }
 }
 
 /// Everything that matches, oldest first.
-fn whole(node: &Node, query: &ListQuery, format: Format) -> Result<Response, Problem> {
+fn whole(node: &Node, query: &ListQuery, format: Format) -> Result<Response, Failed> {
     let (before, after) = anchors(node, query)?;
     let mut listing = listing(node, query, after, false)?.until(before);
     let mut encoder = Encoder::new(format);
@@ -129,7 +169,7 @@ fn whole(node: &Node, query: &ListQuery, format: Format) -> Result<Response, Pro
     }))
 }
 
-fn listing(node: &Node, query: &ListQuery, from: Option<Place>, backward: bool) -> Result<Listing, Problem> {
+fn listing(node: &Node, query: &ListQuery, from: Option<Place>, backward: bool) -> Result<Listing, Error> {
     let filter = Filter {
         sender: query.sender.clone(),
         recipient: query.recipient.clone(),
@@ -139,16 +179,16 @@ fn listing(node: &Node, query: &ListQuery, from: Option<Place>, backward: bool) 
         since: query.since,
         until: query.until,
     };
-    Ok(Listing::new(node.store(), node.logs(), filter, from, backward)?)
+    Listing::new(node.store(), node.logs(), filter, from, backward)
 }
 
 /// The places of `before` and `after`.
-fn anchors(node: &Node, query: &ListQuery) -> Result<(Option<Place>, Option<Place>), Problem> {
+fn anchors(node: &Node, query: &ListQuery) -> Result<(Option<Place>, Option<Place>), Failed> {
     let place = |mark: Option<Mark>| mark.map(|mark| place_of(node, mark)).transpose();
     Ok((place(query.before)?, place(query.after)?))
 }
 
-fn place_of(node: &Node, mark: Mark) -> Result<Place, Problem> {
+fn place_of(node: &Node, mark: Mark) -> Result<Place, Failed> {
     match mark {
         Mark::Id(id) => {
             Ok(node.store().first_standing(id, &node.logs())?.ok_or_else(|| not_found(id))?.place)
@@ -157,7 +197,7 @@ fn place_of(node: &Node, mark: Mark) -> Result<Place, Problem> {
             let origin = Origin(origin.into_bytes());
             if !(1..=node.logs().vector().seq(origin)).contains(&seq) {
                 let detail = format!("no entry {mark} is known here");
-                return Err(Problem::new(ErrorCode::NotFound, detail));
+                return Err(Problem::new(ErrorCode::NotFound, detail).into());
             }
             Ok(node.store().log().read()?.get(origin, seq)?.place)
         }
@@ -176,7 +216,7 @@ struct Page {
 }
 
 /// At most `limit` messages: the newest, or those next to an anchor. Between two anchors, the newest.
-fn page(node: &Node, query: &ListQuery, limit: usize, format: Format) -> Result<Response, Problem> {
+fn page(node: &Node, query: &ListQuery, limit: usize, format: Format) -> Result<Response, Failed> {
     let (before, after) = anchors(node, query)?;
     let forward = after.is_some() && before.is_none();
     let (from, until) = if forward { (after, None) } else { (before, after) };
@@ -211,7 +251,7 @@ fn page(node: &Node, query: &ListQuery, limit: usize, format: Format) -> Result<
 }
 
 /// Fills the page in the listing's direction. Whether there is more, or time ran out before that was known.
-fn collect(listing: &mut Listing, limit: usize, page: &mut Page) -> Result<bool, Problem> {
+fn collect(listing: &mut Listing, limit: usize, page: &mut Page) -> Result<bool, Error> {
     let began = Instant::now();
     let mut bytes = 0;
     while !listing.is_done() {
@@ -264,7 +304,7 @@ fn send_places(
     store: &Store,
     places: &mut VecDeque<(Place, Option<Entry>)>,
     encoder: &mut Encoder,
-) -> Result<bool, Problem> {
+) -> Result<bool, Error> {
     for count in 0..CHUNK_COUNT {
         let Some((place, entry)) = places.front_mut() else { return Ok(count > 0) };
         let entry = match entry.take() {
@@ -334,7 +374,7 @@ fn streamed<S: Send + 'static>(
     format: Format,
     encoder: Encoder,
     state: S,
-    step: fn(&mut S, &mut Encoder) -> Result<bool, Problem>,
+    step: fn(&mut S, &mut Encoder) -> Result<bool, Error>,
 ) -> Response {
     let (readers, store) = (node.readers().clone(), Arc::downgrade(node.store()));
     let walk = Arc::new(Mutex::new((state, encoder)));
@@ -346,7 +386,7 @@ fn streamed<S: Send + 'static>(
             blocking(readers.clone(), move || {
                 // One step at a time; after one that panicked the answer is aborted.
                 let (state, encoder) = &mut *walk.lock().unwrap_or_else(PoisonError::into_inner);
-                let goes_on = step(state, encoder)?;
+                let goes_on = step(state, encoder).map_err(Problem::from)?; // it has begun, and cannot begin again
                 if !goes_on {
                     encoder.end();
                 }
@@ -364,18 +404,45 @@ fn streamed<S: Send + 'static>(
 /// Runs what touches the disk where it holds up nobody, a few at a time.
 pub(super) async fn blocking<T: Send + 'static>(
     readers: Arc<Semaphore>,
-    work: impl FnOnce() -> Result<T, Problem> + Send + 'static,
-) -> Result<T, Problem> {
+    work: impl FnOnce() -> Result<T, Failed> + Send + 'static,
+) -> Result<T, Failed> {
     let _turn = readers.acquire().await;
     tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| {
         tracing::error!(%error, "reading panicked");
-        Err(Problem::new(ErrorCode::Internal, "a mistake in this server, which its log describes"))
+        Err(Problem::new(ErrorCode::Internal, "a mistake in this server, which its log describes").into())
     })
 }
 
 impl From<Error> for Problem {
     fn from(error: Error) -> Self {
-        tracing::error!(%error, "reading failed");
+        if let Error::CutOff { .. } = error {
+            tracing::warn!(%error, "a read is not gone on with");
+        } else {
+            tracing::error!(%error, "reading failed");
+        }
         Problem::new(ErrorCode::StorageFailed, format!("this node cannot read its store: {error}"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    #[tokio::test]
+    async fn a_read_under_which_a_log_was_cut_is_begun_again_and_ends_some_time() {
+        let dir = tempfile::tempdir().expect("temp dir");
+        let (store, _) = Store::open(dir.path(), "test", 0).expect("opens");
+        let times = &AtomicU32::new(0);
+        let read = |fails: u32| {
+            move || async move {
+                let cut_off = Error::CutOff { origin: Origin([1; 16]), seq: 7 };
+                if times.fetch_add(1, Ordering::Relaxed) < fails { Err(cut_off.into()) } else { Ok("all") }
+            }
+        };
+        assert_eq!(patiently(&store, read(1)).await.expect("is begun again"), "all");
+        let problem = patiently(&store, read(u32::MAX)).await.expect_err("again and again");
+        assert_eq!(problem.code, ErrorCode::StorageFailed);
+        assert!(problem.to_string().contains("was cut meanwhile"), "{problem}");
     }
 }

@@ -259,7 +259,9 @@ impl Hub {
             let core = cursor::walk_core(&before, &until);
             let step = Arc::new(Step { before, until: until.clone(), core });
             let mut ring = self.ring();
-            found.into_iter().for_each(|next| ring.push(Arc::new(Item::new(next, &step))));
+            for next in found {
+                ring.push(Arc::new(Item::new(next, &step)));
+            }
             (ring.until, ring.last, ring.logs, ring.held) = (until, last, logs, held);
         }
         self.moved.send_modify(|steps| *steps += 1);

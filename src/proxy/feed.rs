@@ -169,9 +169,8 @@ impl Relay {
             }
             // It was understood before; now it is not, so there is nothing to go on with.
             Ok(answer) if answer.status().is_client_error() => return None,
-            Ok(_) => {}
             Err(problem) if !problem.retryable => return None,
-            Err(_) => {}
+            Ok(_) | Err(_) => {}
         }
         sleep(RETRY).await;
         Some(if self.told.elapsed() >= COMMENT_EVERY { self.comment() } else { Bytes::new() })

@@ -4,7 +4,7 @@
 //! it without talking. Entries are copied in pieces, so that a long log does not hold up sends; only when all of them
 //! stand in branches does the log end at its cut. So at every moment each message is in some log, and a crash in
 //! between costs nothing: the next cut finds what was copied. An entry that is damaged ends a branch; the next intact
-//! one begins another.
+//! one begins another. The old rows are removed once the cut is durable, which is not done here.
 
 use super::draft::Draft;
 use crate::chain::place::{Origin, Place};
@@ -27,11 +27,18 @@ pub(super) struct Cutting {
     next: u64,
     /// The branch it goes to, and how many entries of the branch are passed. `None`: it begins a branch.
     branch: Option<(Origin, u64)>,
+    /// Some of its entries could not be read.
+    loses: bool,
 }
 
 impl Cutting {
     pub(super) fn new(origin: Origin, seq: u64) -> Self {
-        Cutting { origin, seq, next: seq, branch: None }
+        Cutting { origin, seq, next: seq, branch: None, loses: false }
+    }
+
+    /// Something was copied already.
+    pub(super) fn is_begun(&self) -> bool {
+        self.next > self.seq
     }
 
     /// Does one piece. `true`: the cut is made.
@@ -52,6 +59,7 @@ impl Cutting {
                 self.copy(draft, &mut reader, &entry.record())?;
             } else {
                 self.branch = None;
+                self.loses |= self.next <= draft.logs().vector().seq(self.origin);
                 // A gap may be of any length: the next row is the one before the next step.
                 let row = reader.row_from(self.origin, self.next + 1)?;
                 self.next = row.unwrap_or(u64::MAX).min(last + 1) - 1;
@@ -101,7 +109,7 @@ impl Cutting {
             let entry = reader.get(self.origin, before)?;
             Some((Head { seq: before, hash: reader.hash_at(self.origin, before)? }, entry.place.stamp))
         };
-        draft.cut(self.origin, self.seq, before);
+        draft.cut(self.origin, self.seq, before, self.loses);
         Ok(true)
     }
 }

@@ -275,13 +275,14 @@ impl<'a> Draft<'a> {
         self.note_new(&moved, hash, moved.encode())
     }
 
-    /// Ends a log before `seq`.
-    pub(super) fn cut(&mut self, origin: Origin, seq: u64, before: Option<(Head, Stamp)>) {
+    /// Ends a log before `seq`. `loses`: not all that it had from there on could be moved.
+    pub(super) fn cut(&mut self, origin: Origin, seq: u64, before: Option<(Head, Stamp)>, loses: bool) {
         if self.logs.loose_until(origin).is_some() {
             self.change.loose.push(origin);
         }
         self.logs.cut(origin, seq, before);
         self.change.cuts.push((origin, seq));
+        self.change.loses |= loses;
     }
 
     /// Writes records in place of damaged ones. The caller has held them against the chain.
@@ -294,9 +295,11 @@ impl<'a> Draft<'a> {
         Ok(())
     }
 
-    /// Writes a checkpoint of the chain anew.
+    /// Writes a checkpoint of the chain anew, unless it was cut off since it was found wrong.
     pub(super) fn checkpoint(&mut self, origin: Origin, seq: u64, hash: ChainHash) {
-        self.change.checkpoints.push((origin, seq, hash));
+        if seq <= self.logs.vector().seq(origin) {
+            self.change.checkpoints.push((origin, seq, hash));
+        }
     }
 }
 

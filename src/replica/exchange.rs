@@ -451,12 +451,12 @@ pub fn read(store: &Store, ranges: &[Wanted], go_on: impl Fn() -> bool) -> Resul
     Ok(read)
 }
 
-/// `None`: damaged. It is never sent; what lies before it and the other logs are, so that one bad page here does not keep
+/// `None`: damaged, or moved by a cut meanwhile. It is never sent; what lies before it and the other logs are, so that one bad page here does not keep
 /// a peer from all the rest.
 fn undamaged<T>(read: Result<T, Error>) -> Result<Option<T>, Error> {
     match read {
         Ok(value) => Ok(Some(value)),
-        Err(Error::Damaged { .. }) => Ok(None),
+        Err(Error::Damaged { .. } | Error::CutOff { .. }) => Ok(None),
         Err(error) => Err(error),
     }
 }

@@ -11,3 +11,4 @@ pub mod heal;
 pub mod jobs;
 pub mod pen;
 pub mod scrub;
+mod sweeping;

@@ -1,8 +1,8 @@
 //! Owns all writing to a store: decides a batch, commits it durably, and only then says what became of it.
 //!
 //! A batch is decided on a copy of the logs, which replaces them once the commit succeeded; so nothing is ever said of
-//! a message that is not on disk. What needs many commits (a cut in a long log, loose entries whose gap was filled)
-//! goes on with each batch, in pieces.
+//! a message that is not on disk. What needs many commits (a cut in a long log and the removal of what is left behind it,
+//! loose entries whose gap was filled) goes on with each batch, in pieces.
 //! Any error ends the pen: what a failed write left behind must not be believed, and the store is opened anew.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -13,6 +13,7 @@ use bytes::Bytes;
 use super::cutting::Cutting;
 use super::draft::{Draft, Mint};
 use super::jobs::{Batch, Care, Room, Written};
+use super::sweeping::Sweeping;
 use crate::chain::log::{CHECKPOINT_EVERY, Logs};
 use crate::chain::place::{ChainHash, Origin};
 use crate::chain::record::Record;
@@ -33,6 +34,7 @@ pub struct Pen {
     logs: Logs,
     mint: Box<Mint>,
     cutting: VecDeque<Cutting>,
+    sweeping: Sweeping,
     absorbing: BTreeSet<Origin>,
     candidates: BTreeMap<(Origin, u64), Bytes>,
 }
@@ -41,7 +43,8 @@ impl Pen {
     /// The only pen of a store that was just opened. `mint` gives the names of new logs.
     pub fn new(store: Arc<Store>, logs: Logs, mint: Box<Mint>) -> Self {
         let absorbing = logs.loose().map(|(origin, _)| origin).collect();
-        Pen { store, logs, mint, cutting: VecDeque::new(), absorbing, candidates: BTreeMap::new() }
+        let (sweeping, cutting) = (Sweeping::of(&logs), VecDeque::new());
+        Pen { store, logs, mint, cutting, sweeping, absorbing, candidates: BTreeMap::new() }
     }
 
     /// The durable state.
@@ -56,7 +59,8 @@ impl Pen {
 
     /// There is something to be gone on with although nobody asks for it: write again, if only an empty batch.
     pub fn has_more(&self) -> bool {
-        !self.cutting.is_empty() || !self.absorbing.is_empty()
+        let has_left = !self.sweeping.is_done() || self.store.may_count_lost();
+        has_left || !self.cutting.is_empty() || !self.absorbing.is_empty()
     }
 
     /// Decides and writes a batch. When it returns, all of it is on disk.
@@ -78,6 +82,12 @@ impl Pen {
         // A log is also left without anything being written.
         written.changed = !change.is_empty() || logs.own() != self.logs.own();
         self.logs = logs;
+        for (origin, _) in &change.cuts {
+            self.sweeping.add(*origin);
+        }
+        if room.peers {
+            self.sweeping.step(&store, &self.logs, !batch.sends.is_empty())?;
+        }
         Ok(written)
     }
 
@@ -129,6 +139,11 @@ impl Pen {
     fn go_on_cutting(&mut self, draft: &mut Draft<'_>) -> Result<(), Error> {
         let Some(mut cutting) = self.cutting.pop_front() else { return Ok(()) };
         draft.leave(cutting.origin);
+        // A log that is cut again and again would else be written again and again beside what it was before.
+        if !cutting.is_begun() && !self.sweeping.is_done() {
+            self.cutting.push_front(cutting);
+            return Ok(());
+        }
         match cutting.step(draft) {
             Ok(true) => tracing::warn!(origin = %cutting.origin, seq = cutting.seq, "a log is cut"),
             Ok(false) => self.cutting.push_front(cutting),
@@ -216,6 +231,9 @@ mod tests {
 
     use crate::chain::message::{self, Digest, Message};
     use crate::replica::jobs::{Intake, Outcome, WhyNot};
+    use crate::store::files::{Directory, Files, INDEX, LOG};
+    use crate::store::listing::{Filter, Listing};
+    use crate::store::log::overwrite;
 
     const NOW: u64 = 1_700_000_000_000;
 
@@ -229,6 +247,159 @@ mod tests {
     fn write(pen: &mut Pen, care: Vec<&Care>, messages: &[Intake]) -> Vec<Outcome> {
         let batch = Batch { care, sends: vec![messages], admits: Vec::new() };
         pen.write(&batch, Room::ALL, NOW).expect("writes").sends.remove(0)
+    }
+
+    /// A store in `dir`, and what is written to it.
+    fn open(dir: &tempfile::TempDir) -> Pen {
+        let (store, logs) = Store::open(dir.path(), "test", NOW).expect("opens");
+        let mut names = u8::try_from(logs.vector().origins()).expect("few");
+        let mint = move || {
+            names += 1;
+            Origin([names; 16])
+        };
+        Pen::new(store, logs, Box::new(mint))
+    }
+
+    /// So many messages with a text of 900 bytes, indexed. Gives the log they are in.
+    fn fill(pen: &mut Pen, messages: u128) -> Origin {
+        let all: Vec<Intake> = (0..messages).map(|id| intake(id, &"x".repeat(900))).collect();
+        for part in all.chunks(500) {
+            write(pen, Vec::new(), part);
+        }
+        while pen.store().index_behind().expect("indexes") {}
+        pen.logs().own().expect("has begun one")
+    }
+
+    /// Goes on with what there is to go on with.
+    fn finish(pen: &mut Pen) {
+        while pen.has_more() {
+            pen.write(&Batch::default(), Room::ALL, NOW).expect("writes");
+        }
+    }
+
+    fn cut(pen: &mut Pen, origin: Origin, seq: u64) {
+        write(pen, vec![&Care::Cut(origin, seq)], &[]);
+        while pen.logs().vector().cut_of(origin) != Some(seq) {
+            pen.write(&Batch::default(), Room::ALL, NOW).expect("writes");
+        }
+    }
+
+    fn row_from(pen: &Pen, origin: Origin, seq: u64) -> Option<u64> {
+        pen.store().log().read().expect("reads").row_from(origin, seq).expect("reads")
+    }
+
+    fn list(pen: &Pen, logs: &Logs, filter: Filter) -> Result<usize, Error> {
+        let mut listing = Listing::new(pen.store(), Arc::new(logs.clone()), filter, None, false)?;
+        let mut count = 0;
+        while !listing.is_done() {
+            count += listing.next_chunk(1_000)?.len();
+        }
+        Ok(count)
+    }
+
+    /// As a bad peer would ask for it: a log, then the branch that this leads to, and so on.
+    #[test]
+    fn cutting_branch_after_branch_does_not_make_the_files_grow() {
+        let dir = tempfile::tempdir().expect("temp dir");
+        let mut pen = open(&dir);
+        let mut origin = fill(&mut pen, 4_000);
+        let size = |name| Directory(dir.path()).len(name).expect("is there").expect("is there");
+        let size = || size(LOG) + size(INDEX);
+        let (before, mut after) = (size(), Vec::new());
+        for round in 1..=16 {
+            write(&mut pen, vec![&Care::Cut(origin, 1)], &[]);
+            finish(&mut pen);
+            while pen.store().index_behind().expect("indexes") {}
+            let mut logs = pen.logs().vector().iter().map(|(origin, _)| origin);
+            origin = logs.next().expect("a branch");
+            assert_eq!((logs.next(), pen.logs().vector().cut_count()), (None, round));
+            after.push(size());
+        }
+        assert!(after[15] <= 3 * before && after[15] == after[7], "{before} bytes, then {after:?}");
+        assert_eq!(pen.store().counts().messages, 4_000);
+        assert_eq!(list(&pen, pen.logs(), Filter::default()).expect("lists"), 4_000);
+        let standings = pen.store().lookup().standings(Uuid::from_u128(7).into_bytes()).expect("reads");
+        assert_eq!(standings.len(), 1, "the index forgets old places as well");
+    }
+
+    #[test]
+    fn a_sweep_waits_for_clients_and_for_room_and_goes_on_after_the_next_opening() {
+        let dir = tempfile::tempdir().expect("temp dir");
+        let mut pen = open(&dir);
+        let origin = fill(&mut pen, 3_500);
+        cut(&mut pen, origin, 1_001);
+        write(&mut pen, Vec::new(), &[intake(9_999, "a client comes first")]);
+        pen.write(&Batch::default(), Room { clients: true, peers: false }, NOW).expect("writes");
+        assert_eq!(
+            row_from(&pen, origin, 3_500),
+            Some(3_500),
+            "the tail had the same ids, or nothing was done yet"
+        );
+        while row_from(&pen, origin, 3_500).is_some() {
+            pen.write(&Batch::default(), Room::ALL, NOW).expect("writes");
+        }
+        assert_eq!(row_from(&pen, origin, 1_001), Some(1_001), "that was one piece of some");
+        drop(pen);
+
+        let mut pen = open(&dir);
+        assert_eq!(row_from(&pen, origin, 1_001), Some(1_001));
+        finish(&mut pen);
+        assert_eq!((row_from(&pen, origin, 1), row_from(&pen, origin, 1_001)), (Some(1), None));
+        drop(pen);
+        for _ in 0..2 {
+            let mut pen = open(&dir);
+            finish(&mut pen);
+            assert_eq!(pen.store().counts().messages, 3_501);
+            assert_eq!(list(&pen, pen.logs(), Filter::default()).expect("lists"), 3_501);
+        }
+    }
+
+    #[test]
+    fn a_listing_of_what_was_before_a_cut_fails_once_it_is_swept_and_calls_nothing_damaged() {
+        let dir = tempfile::tempdir().expect("temp dir");
+        let mut pen = open(&dir);
+        let origin = fill(&mut pen, 30);
+        let before = Arc::new(pen.logs().clone());
+        let by_name = || Filter { recipient: Some("b".into()), ..Filter::default() };
+        let mut begun = [Filter::default(), by_name()]
+            .map(|filter| Listing::new(pen.store(), before.clone(), filter, None, false).expect("begins"));
+        for listing in &mut begun {
+            assert_eq!(listing.next_chunk(7).expect("reads").len(), 7);
+        }
+        write(&mut pen, vec![&Care::Cut(origin, 11)], &[]);
+        finish(&mut pen);
+        for listing in &mut begun {
+            for _ in 0..2 {
+                let next = listing.next_chunk(100);
+                assert!(matches!(next, Err(Error::CutOff { .. })), "{next:?}");
+            }
+        }
+        for filter in [Filter::default(), by_name()] {
+            assert!(matches!(list(&pen, &before, filter.clone()), Err(Error::CutOff { .. })));
+            assert_eq!(list(&pen, pen.logs(), filter).expect("lists"), 30);
+        }
+        let moved = pen.store().first_standing(Uuid::from_u128(20), &before);
+        assert!(matches!(moved, Err(Error::CutOff { .. })), "it is not unknown: {moved:?}");
+        assert_eq!(pen.store().log().wounds().count(), 0);
+    }
+
+    #[test]
+    fn what_was_lost_with_a_cut_is_not_counted_any_more() {
+        let dir = tempfile::tempdir().expect("temp dir");
+        let mut pen = open(&dir);
+        let origin = fill(&mut pen, 30);
+        overwrite(pen.store().log(), origin, 11, b"not a record");
+        cut(&mut pen, origin, 11);
+        assert_eq!(pen.store().counts().messages, 30, "nobody knows which it was");
+        drop(pen); // before it was looked for
+        for _ in 0..2 {
+            let mut pen = open(&dir);
+            finish(&mut pen);
+            assert_eq!(pen.store().counts().messages, 29);
+            assert_eq!(list(&pen, pen.logs(), Filter::default()).expect("lists"), 29);
+            let again = write(&mut pen, Vec::new(), &[intake(11, &"x".repeat(900))]);
+            assert!(matches!(again[0], Outcome::Stored { duplicate: true, .. }), "another: {again:?}");
+        }
     }
 
     /// The old places are cut off with the very commit that brings the new ones, which no index knows so far.

@@ -1,13 +1,13 @@
 //! Owns the slow walk over everything a store holds, which finds damage before a reader does.
 //!
 //! Log by log, entry by entry: the record's check (which every read makes), the chain against its checkpoints and the
-//! head, and whether the index knows the entry. A step reads a bounded part; whoever drives it decides how often. What
+//! head, and whether the index has every row that it should have for the entry. A step reads a bounded part; whoever drives it decides how often. What
 //! it finds damaged is noted among the wounds like any other; what it can put right itself, it says.
 
 use super::jobs::Care;
 use crate::chain::log::{CHECKPOINT_EVERY, Logs};
 use crate::chain::place::{ChainHash, Origin};
-use crate::store::log::{Entry, Most};
+use crate::store::log::Most;
 use crate::store::{Error, Store};
 
 /// Entries of one step.
@@ -45,7 +45,7 @@ pub struct Step {
     pub bytes: usize,
     /// To be written.
     pub care: Vec<Care>,
-    /// The index does not know an entry: it must be built anew.
+    /// The index lacks a row of an entry, or has it otherwise: it must be built anew.
     pub index_lacks: Option<(Origin, u64)>,
     /// That was the last of this round.
     pub round_ends: bool,
@@ -112,9 +112,14 @@ impl At {
                 *checked += 1;
                 return Ok(());
             }
+            // The log was cut since these were its logs: what is left of it is looked at in the next round.
+            Err(Error::CutOff { .. }) => {
+                (self.hash, self.next) = (None, last + 1);
+                return Ok(());
+            }
             Err(error) => return Err(error),
         };
-        let lookup = store.lookup();
+        let audit = store.audit();
         for entry in entries {
             step.bytes += entry.record.len();
             *checked += 1;
@@ -123,7 +128,8 @@ impl At {
             if self.next.is_multiple_of(CHECKPOINT_EVERY) {
                 self.compare(reader.checkpoint(self.origin, self.next)?);
             }
-            if !is_indexed(&entry, &lookup)? && logs.covers(entry.place) {
+            let is_due = logs.covers(entry.place) && !audit.knows(&entry, logs)?;
+            if is_due && !store.log().swept().covers(self.origin, self.next) {
                 step.index_lacks.get_or_insert((self.origin, self.next));
             }
             self.next += 1;
@@ -156,9 +162,84 @@ impl At {
     }
 }
 
-fn is_indexed(entry: &Entry, lookup: &crate::store::index::Lookup<'_>) -> Result<bool, Error> {
-    let record = entry.record();
-    let Some(content) = record.message() else { return Ok(true) };
-    let standings = lookup.standings(content.id.into_bytes())?;
-    Ok(standings.iter().any(|standing| standing.place == entry.place && standing.digest == record.digest))
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Arc;
+    use uuid::Uuid;
+
+    use crate::chain::clock::Stamp;
+    use crate::chain::message::{Digest, Draft, Message};
+    use crate::chain::record::{Kind, Record};
+    use crate::chain::vector::Head;
+    use crate::replica::jobs::{Admit, Batch, Intake, Room};
+    use crate::replica::pen::Pen;
+    use crate::store::index::{Row, damage};
+
+    const NOW: u64 = 1_700_000_000_000;
+    const A: Origin = Origin([1; 16]);
+    const B: Origin = Origin([2; 16]);
+
+    fn content(id: u128) -> Vec<u8> {
+        let (sender, recipient, text) = ("ann".into(), "bob".into(), "hello".into());
+        let draft = Draft { id: Uuid::from_u128(id), sender, recipient, text, timestamp: None };
+        Message::new(draft).expect("valid").encode()
+    }
+
+    /// Messages in log A, of which the first stands in log B as well.
+    fn store_in(dir: &tempfile::TempDir, messages: u128) -> Pen {
+        let (store, logs) = Store::open(dir.path(), "test", NOW).expect("opens");
+        let mut pen = Pen::new(store, logs, Box::new(|| A));
+        let sent: Vec<Intake> = (1..=messages)
+            .map(|id| {
+                let content = content(id);
+                Intake { id: Uuid::from_u128(id), digest: Digest::of(&content), content }
+            })
+            .collect();
+        for part in sent.chunks(5_000) {
+            let batch = Batch { sends: vec![part], ..Batch::default() };
+            pen.write(&batch, Room::ALL, NOW).expect("writes");
+        }
+        let (content, stamp) = (content(1), Stamp((NOW + 1) << 16));
+        let digest = Digest::of(&content);
+        let copy = Record { origin: B, seq: 1, stamp, digest, kind: Kind::Message, content: &content };
+        let before = Head { seq: 0, hash: ChainHash::genesis(B) };
+        let admit = Admit { before, claimed: None, records: vec![copy.encode().into()] };
+        let batch = Batch { admits: vec![&admit], ..Batch::default() };
+        assert_eq!(pen.write(&batch, Room::ALL, NOW).expect("writes").admits[0].new, 1);
+        pen
+    }
+
+    fn index(store: &Arc<Store>) {
+        while store.index_behind().expect("indexes") {}
+    }
+
+    /// What the index is found to lack in a whole round.
+    fn round(pen: &Pen) -> Option<(Origin, u64)> {
+        let mut scrub = Scrub::default();
+        loop {
+            let step = scrub.step(pen.store(), pen.logs()).expect("reads");
+            if step.index_lacks.is_some() || step.round_ends {
+                return step.index_lacks;
+            }
+        }
+    }
+
+    #[test]
+    fn every_row_of_the_index_that_is_missing_or_wrong_is_noticed() {
+        let missing = [Row::Id, Row::Sender, Row::Recipient, Row::Copy].map(|row| (row, false));
+        let wrong = [Row::Id, Row::Sender, Row::Recipient].map(|row| (row, true));
+        for (origin, seq) in [(A, 1), (B, 1)] {
+            for (row, is_altered) in missing.into_iter().chain(wrong) {
+                let dir = tempfile::tempdir().expect("temp dir");
+                let pen = store_in(&dir, 3);
+                assert_eq!(round(&pen), None, "all is in the tail");
+                index(pen.store());
+                assert_eq!(round(&pen), None, "all is in the file");
+                let entry = pen.store().log().read().expect("reads").get(origin, seq).expect("is there");
+                damage(pen.store(), &entry, row, is_altered);
+                assert_eq!(round(&pen), Some((origin, seq)), "{row:?} {is_altered}");
+            }
+        }
+    }
 }

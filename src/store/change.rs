@@ -32,6 +32,8 @@ pub struct Change {
     pub cuts: Vec<(Origin, u64)>,
     /// Logs of which less is behind a gap than before.
     pub loose: Vec<Origin>,
+    /// With one of the cuts, entries that could not be read leave their log, and stand nowhere else.
+    pub loses: bool,
     /// Checkpoints of the chain that were found wrong, as they are.
     pub checkpoints: Vec<(Origin, u64, ChainHash)>,
 }
@@ -39,7 +41,7 @@ pub struct Change {
 impl Change {
     /// Nothing is to be written.
     pub fn is_empty(&self) -> bool {
-        let Change { entries, mended, cuts, loose, checkpoints } = self;
+        let Change { entries, mended, cuts, loose, loses: _, checkpoints } = self;
         entries.is_empty()
             && mended.is_empty()
             && cuts.is_empty()

@@ -90,7 +90,8 @@ impl Follow {
                     self.done = true;
                     break;
                 }
-                Err(Error::Damaged { origin, seq }) => {
+                // Damaged, or cut off meanwhile: what was moved stands in a branch, which the next walk knows.
+                Err(Error::Damaged { origin, seq } | Error::CutOff { origin, seq }) => {
                     self.hold(origin, seq);
                     continue;
                 }
@@ -214,22 +215,26 @@ fn covered(
         let is_before = Place { stamp: range.first, origin, seq: 1 } <= at;
         if is_before {
             let all = Place { stamp: range.last, origin, seq: head } <= at;
-            let mut search = until;
-            while !all {
-                match reader.first_after(origin, search, at) {
-                    Ok(after) if after <= search || search == until => {
-                        search = after - 1;
-                        break;
-                    }
-                    Ok(_) => return Ok(Covered::UpToDamage(covered.max(search))),
-                    Err(Error::Damaged { seq, .. }) => search = seq - 1,
-                    Err(error) => return Err(error),
-                }
+            match if all { Covered::UpTo(until) } else { walked(reader, origin, until, at)? } {
+                Covered::UpTo(seq) => covered = covered.max(seq),
+                Covered::UpToDamage(seq) => return Ok(Covered::UpToDamage(covered.max(seq))),
             }
-            covered = covered.max(search);
         }
     }
     Ok(Covered::UpTo(covered))
+}
+
+/// How many of a log's first `until` entries stand before this place.
+fn walked(reader: &mut Reader, origin: Origin, until: u64, at: Place) -> Result<Covered, Error> {
+    let mut search = until;
+    loop {
+        match reader.first_after(origin, search, at) {
+            Ok(after) if after <= search || search == until => return Ok(Covered::UpTo(after - 1)),
+            Ok(_) => return Ok(Covered::UpToDamage(search)),
+            Err(Error::Damaged { seq, .. } | Error::CutOff { seq, .. }) => search = seq - 1,
+            Err(error) => return Err(error),
+        }
+    }
 }
 
 #[cfg(test)]

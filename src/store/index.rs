@@ -6,13 +6,17 @@
 //!
 //! Tables: `meta` (name -> bytes), `watermark` (origin -> seq), `by_id` (id, origin, seq -> stamp, digest),
 //! `by_user` (name hash, stamp, origin, seq -> sides), `copies` and `holes` (origin, seq -> ()). The file is rebuilt when it
-//! belongs to another store, knows more than the log does, or has another format.
+//! belongs to another store, knows more than the log does, or has another format. Its rows carry no check; the scrub holds
+//! them against the log ([`audit`]). What a cut leaves behind is taken out again ([`forget`]).
 
+mod audit;
 mod file;
+mod forget;
 
 use std::cell::RefCell;
 use std::collections::{BTreeSet, HashMap};
-use std::ops::Bound::{Excluded, Included};
+use std::ops::Bound::{self, Excluded, Included, Unbounded};
+use std::sync::atomic::AtomicBool;
 use std::sync::{
     Condvar, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
 };
@@ -30,7 +34,10 @@ use crate::chain::log::Logs;
 use crate::chain::message::Digest;
 use crate::chain::place::{Origin, Place};
 use crate::chain::record::Record;
+pub use audit::Audit;
 use file::{BY_ID, BY_USER, COPIES, IdKey, Rows, UserKey};
+#[cfg(test)]
+pub(crate) use file::{Row, damage};
 
 /// redb's page cache for the index; random ids need more of it than the log does.
 const CACHE_BYTES: usize = 64 << 20;
@@ -53,6 +60,10 @@ pub struct Index {
     counts: Mutex<Counts>,
     /// Of the file alone; held while flushing, so that one flush runs at a time.
     flushed: Mutex<Counts>,
+    /// There may be entries in the file that were lost with a cut: see [`forget`].
+    may_have_lost: AtomicBool,
+    /// From where on they are looked for.
+    lost_from: Mutex<Bound<IdKey>>,
     work: Mutex<Work>,
     wake: Condvar,
     /// How the engine failed when something was read, if it did.
@@ -116,13 +127,16 @@ impl Index {
         };
         let marks = file::watermarks(&db).map_err(|error| broken(files, error))?;
         // What stood behind a cut is found under its old place and in its branch; whoever looks up knows the logs.
-        let covers =
-            |origin: Origin| logs.vector().cut_of(origin).unwrap_or(0).max(logs.vector().seq(origin));
-        let knows_more = marks.iter().any(|(origin, seq)| *seq > covers(*origin));
+        let knows_more = marks
+            .iter()
+            .any(|(origin, seq)| *seq.min(&logs.vector().limit(*origin)) > logs.vector().seq(*origin));
         if knows_more {
             return Ok(None);
         }
-        let index = Self::new(db, counts);
+        // Or a cut was made and never swept: by an earlier program, which left no mark.
+        let is_left = marks.iter().any(|(origin, seq)| *seq > logs.vector().limit(*origin));
+        let may_have_lost = is_left || file::is_marked_lost(&db).map_err(|error| broken(files, error))?;
+        let index = Self::new(db, counts, may_have_lost);
         index.catch_up(log, logs).map_err(|error| broken(files, error))?;
         Ok(Some(index))
     }
@@ -131,16 +145,18 @@ impl Index {
     fn make(files: &dyn Files, log: &Log) -> Result<Self, OpenError> {
         let db = Open::new(files.database(files::INDEX, CACHE_BYTES, Opening::Afresh)?);
         file::write_meta(&db, log).map_err(|error| broken(files, error))?;
-        Ok(Self::new(db, Counts::default()))
+        Ok(Self::new(db, Counts::default(), false))
     }
 
-    fn new(db: Open, counts: Counts) -> Self {
+    fn new(db: Open, counts: Counts, may_have_lost: bool) -> Self {
         Index {
             db,
             tail: RwLock::default(),
             holes: Mutex::default(),
             counts: Mutex::new(counts),
             flushed: Mutex::new(counts),
+            may_have_lost: AtomicBool::new(may_have_lost),
+            lost_from: Mutex::new(Unbounded),
             work: Mutex::default(),
             wake: Condvar::new(),
             failed: OnceLock::new(),
@@ -315,6 +331,11 @@ impl Index {
     /// Begins look-ups: one transaction for many of them. Short-lived, as it pins pages.
     pub fn lookup(&self) -> Lookup<'_> {
         Lookup { index: self, file: RefCell::default() }
+    }
+
+    /// Begins to check whether it has what it must have: as with [`Index::lookup`].
+    pub fn audit(&self) -> Audit<'_> {
+        Audit::new(self)
     }
 
     fn read_tail(&self) -> RwLockReadGuard<'_, Tail> {

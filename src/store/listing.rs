@@ -2,7 +2,8 @@
 //!
 //! A listing is of the logs as they were at its start, so it depends on that vector alone. If one message
 //! stands in several logs, the copy that comes first within the vector is shown and the others are not. It is
-//! read in chunks, each with transactions of its own, so that a slow reader pins nothing.
+//! read in chunks, each with transactions of its own, so that a slow reader pins nothing. Where a log of its vector is
+//! cut meanwhile, it fails once rows behind the cut are removed, and never goes on without them.
 
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
@@ -159,6 +160,7 @@ impl Listing {
                 shown.push(entry);
             }
         }
+        store.check_unswept(&self.logs)?; // the index says nothing where it lacks a row
         Ok(shown)
     }
 

@@ -7,11 +7,12 @@
 //!
 //! Tables: `meta` (name -> bytes), `heads` (origin -> seq, hash, first and last stamp, check), `chain`
 //! (origin, seq -> hash), `cuts` (origin -> seq), `loose` (origin -> seq), and `log/<origin in hex>` (seq -> record).
-//! Rows of a log behind its head are not of the log: behind a gap they are loose, behind a cut they are left over.
-//! A log's table with rows in it has a row in `heads`, `loose` or `cuts`.
+//! Rows of a log behind its head are not of the log: behind a gap they are loose, behind a cut they are left over until
+//! they are swept, which a crash may interrupt. A log's table with rows in it has a row in `heads`, `loose` or `cuts`.
 
 mod meta;
 mod reader;
+mod sweep;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -26,6 +27,7 @@ pub use super::change::{Change, NewEntry};
 use super::files::{self, Files, Opening};
 use super::guard::{Open, guard, guarded};
 use super::patchy::{self, Patchy};
+use super::swept::Swept;
 use super::wounds::Wounds;
 use super::{Error, OpenError, StoreId, raw};
 use crate::chain::clock::Stamp;
@@ -63,6 +65,7 @@ pub struct Log {
     db: Open,
     id: StoreId,
     wounds: Arc<Wounds>,
+    swept: Arc<Swept>,
 }
 
 /// Why a file does not open. Where redb has it open already, it stays so until this is dropped, because closing it
@@ -106,7 +109,7 @@ impl Log {
             Ok((meta.id, find(&db).map_err(not_readable)?))
         };
         match guard(read).unwrap_or_else(|panic| Err(broken(panic.to_string()))) {
-            Ok((id, found)) => Ok((Log { db, id, wounds: Arc::default() }, found)),
+            Ok((id, found)) => Ok((Log { db, id, wounds: Arc::default(), swept: Arc::default() }, found)),
             Err(error) => Err(NotOpen { error, db: Some(db) }),
         }
     }
@@ -114,6 +117,11 @@ impl Log {
     /// The entries that were found damaged.
     pub fn wounds(&self) -> &Wounds {
         &self.wounds
+    }
+
+    /// The rows behind cuts that may be gone.
+    pub fn swept(&self) -> &Swept {
+        &self.swept
     }
 
     /// The store's name.
@@ -208,8 +216,8 @@ impl Log {
 
     /// Begins a read. Keep it short: it pins pages.
     pub fn read(&self) -> Result<Reader, Error> {
-        let read = guarded(|| Ok(Reader::new(self.db.begin_read()?, self.wounds.clone())));
-        read.inspect_err(|error| self.wounds.engine_failed(error))
+        let begin = || Ok(Reader::new(self.db.begin_read()?, self.wounds.clone(), self.swept.clone()));
+        guarded(begin).inspect_err(|error| self.wounds.engine_failed(error))
     }
 }
 
@@ -346,7 +354,7 @@ pub(super) fn put_cut(log: &Log, origin: Origin, seq: u64) {
 
 /// Takes an entry away, as damage would.
 #[cfg(test)]
-pub(super) fn remove(log: &Log, origin: Origin, seq: u64) {
+pub(crate) fn take_away(log: &Log, origin: Origin, seq: u64) {
     let tx = log.db.begin_write().expect("begins");
     tx.open_table(log_table(&table_name(origin))).expect("opens").remove(seq).expect("removes");
     tx.commit().expect("commits");

@@ -156,7 +156,7 @@ impl Merge {
         let next = match if is_read { self.fill(index, store, reader) } else { Ok(()) } {
             Ok(()) => self.runs[index].rows.front().map(|(next, _)| next.place),
             // It is met when it is its turn, which is not before the next possible stamp.
-            Err(Error::Damaged { .. }) => Some(self.after(place)),
+            Err(Error::Damaged { .. } | Error::CutOff { .. }) => Some(self.after(place)),
             Err(error) => return Err(error),
         };
         if self.runs[index].rows.is_empty() {

@@ -21,6 +21,7 @@ mod raw;
 pub mod recover;
 pub mod salvage;
 mod scan;
+pub mod swept;
 mod tail;
 pub mod verify;
 pub mod wounds;
@@ -138,6 +139,14 @@ pub enum Error {
         /// Its log.
         origin: Origin,
         /// Its place.
+        seq: u64,
+    },
+    /// An entry was removed, because its log was cut after whoever reads looked at the logs. It stands in a branch.
+    #[error("log {origin} was cut meanwhile: its entry {seq} has moved to another log")]
+    CutOff {
+        /// Its log.
+        origin: Origin,
+        /// Its former place.
         seq: u64,
     },
 }
@@ -275,9 +284,33 @@ impl Store {
     /// On an error nothing of it may be believed. Called by the writer alone.
     pub fn commit(&self, change: &Change, logs: &Logs) -> Result<(), Error> {
         self.index.make_room()?; // before the log has it: what is on disk must not be reported as failed
+        if change.loses {
+            self.index.mark_lost()?; // likewise: after it, nobody could tell
+        }
         self.log.commit(change, logs)?;
         self.index.note(&change.entries, &change.mended);
         Ok(())
+    }
+
+    /// Removes a piece of what a log still has behind its cut, which must be durable: from the index first, which is found
+    /// by it, then from the log. `false`: nothing was left. Called by the writer alone.
+    pub fn sweep(&self, origin: Origin, cut: u64) -> Result<bool, Error> {
+        let Some(piece) = self.log.left_behind(origin, cut)? else { return Ok(false) };
+        self.log.swept().begin(origin, cut);
+        if self.index.forget(&piece.entries, origin, cut)? {
+            self.log.remove(&piece)?;
+        }
+        Ok(true)
+    }
+
+    /// Whether the index may count messages that were lost with a cut.
+    pub fn may_count_lost(&self) -> bool {
+        self.index.may_have_lost()
+    }
+
+    /// Looks through a part of the index for them, and takes them out. Called by the writer alone.
+    pub fn look_for_lost(&self, logs: &Logs) -> Result<(), Error> {
+        self.index.look_for_lost(logs, self.log.swept())
     }
 
     /// Makes the next start fast, also after a `kill -9`. For quiet moments: it costs two more fsyncs.
@@ -318,6 +351,11 @@ impl Store {
         self.index.lookup()
     }
 
+    /// Begins to check the index against entries.
+    pub fn audit(&self) -> index::Audit<'_> {
+        self.index.audit()
+    }
+
     /// All copies of an id that `logs` cover, in no order; of every content it stands for.
     pub fn standings(&self, id: Uuid, logs: &Logs) -> Result<Vec<Standing>, Error> {
         let mut standings = self.index.standings(*id.as_bytes())?;
@@ -327,7 +365,17 @@ impl Store {
 
     /// The first copy of an id in display order, of whichever content.
     pub fn first_standing(&self, id: Uuid, logs: &Logs) -> Result<Option<Standing>, Error> {
-        Ok(self.standings(id, logs)?.into_iter().min_by_key(|standing| standing.place))
+        let first = self.standings(id, logs)?.into_iter().min_by_key(|standing| standing.place);
+        self.check_unswept(logs)?;
+        Ok(first)
+    }
+
+    /// What was looked up within these logs before this is all that there was, unless one was cut since and swept.
+    fn check_unswept(&self, logs: &Logs) -> Result<(), Error> {
+        match self.log.swept().within(logs) {
+            Some((origin, seq)) => Err(Error::CutOff { origin, seq }),
+            None => Ok(()),
+        }
     }
 
     /// The milestone of this name, and those that it builds on: `None` if they are not all here.

@@ -34,7 +34,7 @@ pub(super) struct Noted {
     /// What it is found by: a message by its id, a milestone by its name. `None`: by nothing.
     pub(super) id: Option<[u8; 16]>,
     /// It is a message, with a sender and a recipient.
-    is_message: bool,
+    pub(super) is_message: bool,
     pub(super) sender: NameHash,
     pub(super) recipient: NameHash,
     /// Places that are known to have another copy of the same message since this entry; at most two.

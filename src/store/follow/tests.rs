@@ -5,6 +5,7 @@ use std::path::Path;
 
 use super::*;
 use crate::chain::message::Content;
+use crate::store::listing::Filter;
 use crate::store::tests::{Bench, message, numbered, spoil};
 
 /// A reader, and how often it was given each text.
@@ -61,7 +62,7 @@ fn who_follows_from_the_start_gets_history_and_then_nothing() {
     let bench = node(dir.path(), 0);
     let mut reader = Reader::default();
     let texts = reader.read(&bench, usize::MAX);
-    assert_eq!(texts, bench.list(Default::default(), None, false));
+    assert_eq!(texts, bench.list(Filter::default(), None, false));
     assert_eq!(reader.read(&bench, usize::MAX), Vec::<String>::new());
     assert_eq!(reader.seen.walks, []);
 }

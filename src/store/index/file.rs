@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
+use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction};
 
 use super::super::log::Log;
 use super::super::tail::{NameHash, Noted};
@@ -19,6 +19,8 @@ pub(super) type IdKey = ([u8; 16], [u8; 16], u64);
 pub(super) type UserKey = ([u8; 8], u64, [u8; 16], u64);
 
 const META: TableDefinition<&str, &[u8]> = TableDefinition::new("meta");
+/// In `meta`: see [`mark_lost`].
+const LOST: &str = "lost";
 const WATERMARK: TableDefinition<[u8; 16], u64> = TableDefinition::new("watermark");
 pub(super) const BY_ID: TableDefinition<IdKey, (u64, [u8; 32])> = TableDefinition::new("by_id");
 pub(super) const BY_USER: TableDefinition<UserKey, u8> = TableDefinition::new("by_user");
@@ -29,8 +31,8 @@ const HOLES: TableDefinition<([u8; 16], u64), ()> = TableDefinition::new("holes"
 /// What a part of the tail becomes in the file, sorted, so that the trees are walked in order.
 #[derive(Default)]
 pub(super) struct Rows {
-    by_id: Vec<(IdKey, (u64, [u8; 32]))>,
-    by_user: Vec<(UserKey, u8)>,
+    pub(super) by_id: Vec<(IdKey, (u64, [u8; 32]))>,
+    pub(super) by_user: Vec<(UserKey, u8)>,
     copies: Vec<([u8; 16], u64)>,
     places: Vec<(Origin, u64)>,
     watermarks: BTreeMap<Origin, u64>,
@@ -98,11 +100,28 @@ impl Rows {
             for (origin, seq) in &self.places {
                 table.remove((origin.0, *seq))?;
             }
-            tx.open_table(META)?.insert("counts", encode_counts(counts).as_slice())?;
+            put_counts(&tx, counts)?;
         }
         tx.commit()?;
         Ok(())
     }
+}
+
+pub(super) fn put_counts(tx: &WriteTransaction, counts: Counts) -> Result<(), Error> {
+    tx.open_table(META)?.insert("counts", encode_counts(counts).as_slice())?;
+    Ok(())
+}
+
+/// Has the file cover no more of these logs than up to here.
+pub(super) fn lower_watermarks(tx: &WriteTransaction, marks: &BTreeMap<Origin, u64>) -> Result<(), Error> {
+    let mut watermark = tx.open_table(WATERMARK)?;
+    for (origin, seq) in marks {
+        let before = watermark.get(origin.0)?.map(|before| before.value());
+        if before.is_some_and(|before| before > *seq) {
+            watermark.insert(origin.0, *seq)?;
+        }
+    }
+    Ok(())
 }
 
 impl Counts {
@@ -110,6 +129,14 @@ impl Counts {
         self.messages += more.messages;
         self.conflicts += more.conflicts;
         self.unreadable += more.unreadable;
+    }
+
+    pub(super) fn without(self, less: Counts) -> Self {
+        Counts {
+            messages: self.messages.saturating_sub(less.messages),
+            conflicts: self.conflicts.saturating_sub(less.conflicts),
+            unreadable: self.unreadable.saturating_sub(less.unreadable),
+        }
     }
 }
 
@@ -165,6 +192,23 @@ pub(super) fn belong_to(db: &Database, name: StoreId) -> Result<(), Error> {
     Ok(())
 }
 
+/// Says whether there may be entries in it that were lost.
+pub(super) fn mark_lost(db: &Database, may_be: bool) -> Result<(), Error> {
+    let tx = db.begin_write()?;
+    if may_be {
+        tx.open_table(META)?.insert(LOST, [].as_slice())?;
+    } else {
+        tx.open_table(META)?.remove(LOST)?;
+    }
+    tx.commit()?;
+    Ok(())
+}
+
+/// Whether the file says that.
+pub(super) fn is_marked_lost(db: &Database) -> Result<bool, Error> {
+    Ok(db.begin_read()?.open_table(META)?.get(LOST)?.is_some())
+}
+
 /// Takes away what the file says of itself, so that it is not believed.
 pub(super) fn spoil(db: &Database) -> Result<(), Error> {
     let tx = db.begin_write()?;
@@ -195,4 +239,52 @@ pub(super) fn holes(db: &Database) -> Result<BTreeSet<(Origin, u64)>, Error> {
         holes.insert((Origin(origin), seq));
     }
     Ok(holes)
+}
+
+/// A row that the index has for an entry.
+#[cfg(test)]
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Row {
+    Id,
+    Sender,
+    Recipient,
+    Copy,
+}
+
+/// Takes a row of an entry out of the file, or puts a wrong one in its place, as damage would. A mark can only be missing.
+#[cfg(test)]
+pub(crate) fn damage(
+    store: &super::super::Store,
+    entry: &super::super::log::Entry,
+    row: Row,
+    is_altered: bool,
+) {
+    let noted = Noted::new(entry.place, &entry.record(), |_| Vec::new());
+    let rows = Rows::of(std::iter::once(&noted));
+    let tx = store.index.db.begin_write().expect("begins");
+    let by_user = |name: NameHash| {
+        let mut table = tx.open_table(BY_USER).expect("opens");
+        let (key, sides) = rows.by_user.iter().find(|(key, _)| key.0 == name.0).expect("has a row");
+        table.remove(*key).expect("removes").expect("was there");
+        if is_altered {
+            table.insert(*key, sides ^ 3).expect("inserts");
+        }
+    };
+    match row {
+        Row::Sender => by_user(noted.sender),
+        Row::Recipient => by_user(noted.recipient),
+        Row::Copy => {
+            let mut table = tx.open_table(COPIES).expect("opens");
+            table.remove((entry.place.origin.0, entry.place.seq)).expect("removes").expect("was there");
+        }
+        Row::Id => {
+            let mut table = tx.open_table(BY_ID).expect("opens");
+            let (key, (stamp, digest)) = rows.by_id[0];
+            table.remove(key).expect("removes").expect("was there");
+            if is_altered {
+                table.insert(key, (stamp + 1, digest)).expect("inserts");
+            }
+        }
+    }
+    tx.commit().expect("commits");
 }

@@ -1,7 +1,8 @@
 //! Owns reading the logs: short, within one redb transaction, every record checked.
 //!
 //! An entry that a vector covers must be there: one that is not, or does not check, is [`Error::Damaged`] and noted as a
-//! wound. A panic of redb ends here as an error.
+//! wound, unless the vector is from before a cut and the entry was swept: then it is [`Error::CutOff`]. A panic of redb
+//! ends here as an error.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -10,6 +11,7 @@ use redb::{ReadOnlyTable, ReadTransaction};
 
 use super::super::Error;
 use super::super::guard::guarded;
+use super::super::swept::Swept;
 use super::super::wounds::Wounds;
 use super::{CHAIN, log_table, table_name};
 use crate::chain::log::CHECKPOINT_EVERY;
@@ -38,11 +40,12 @@ pub struct Reader {
     tx: ReadTransaction,
     tables: BTreeMap<Origin, ReadOnlyTable<u64, &'static [u8]>>,
     wounds: Arc<Wounds>,
+    swept: Arc<Swept>,
 }
 
 impl Reader {
-    pub(super) fn new(tx: ReadTransaction, wounds: Arc<Wounds>) -> Self {
-        Reader { tx, tables: BTreeMap::new(), wounds }
+    pub(super) fn new(tx: ReadTransaction, wounds: Arc<Wounds>, swept: Arc<Swept>) -> Self {
+        Reader { tx, tables: BTreeMap::new(), wounds, swept }
     }
 
     fn table(&mut self, origin: Origin, seq: u64) -> Result<&ReadOnlyTable<u64, &'static [u8]>, Error> {
@@ -61,6 +64,9 @@ impl Reader {
     fn noted<T>(&self, read: Result<T, Error>) -> Result<T, Error> {
         match &read {
             Ok(_) => {}
+            Err(Error::Damaged { origin, seq }) if self.swept.covers(*origin, *seq) => {
+                return Err(Error::CutOff { origin: *origin, seq: *seq });
+            }
             Err(Error::Damaged { origin, seq }) => self.wounds.add(*origin, *seq),
             Err(error) => self.wounds.engine_failed(error),
         }
@@ -137,14 +143,11 @@ impl Reader {
 
     /// The seq of the first row from here on, whatever is in it.
     pub fn row_from(&mut self, origin: Origin, seq: u64) -> Result<Option<u64>, Error> {
-        let read = guarded(|| match self.table(origin, seq)?.range(seq..)?.next() {
-            Some(row) => Ok(Some(row?.0.value())),
-            None => Ok(None),
+        let read = guarded(|| match self.table(origin, seq) {
+            Err(Error::Damaged { .. }) => Ok(None), // it has no table
+            table => Ok(table?.range(seq..)?.next().transpose()?.map(|(key, _)| key.value())),
         });
-        match read {
-            Err(Error::Damaged { .. }) => read, // no row has to be there
-            read => self.noted(read),
-        }
+        self.noted(read)
     }
 
     /// Rows of `first..=last` as they lie there, unchecked, at least one if there is any: for whoever looks for damage.

@@ -49,8 +49,8 @@ fn the_first_damaged_entry_is_named_and_all_are_counted() {
     let of_another = store.log().read().expect("reads").get(origin, 9).expect("is there").record;
     log::overwrite(store.log(), origin, 1000, b"not a record");
     log::overwrite(store.log(), origin, 1030, &of_another);
-    log::remove(store.log(), origin, 2000);
-    log::remove(store.log(), origin, 2001);
+    log::take_away(store.log(), origin, 2000);
+    log::take_away(store.log(), origin, 2001);
     drop(store);
     let found = report(dir.path());
     assert_eq!((found.entries, found.damaged, found.missing), (2496, 2, 2));

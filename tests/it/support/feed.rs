@@ -82,7 +82,7 @@ fn block(body: &mut impl BufRead) -> io::Result<Event> {
         match line.trim_end_matches('\n').split_once(':') {
             _ if line == "\n" => break,
             Some(("", _)) => kind = Some("comment".to_owned()),
-            Some(("id", id)) => cursor = id.trim_start().to_owned(),
+            Some(("id", id)) => id.trim_start().clone_into(&mut cursor),
             Some(("event", event)) => kind = Some(event.trim_start().to_owned()),
             Some(("data", text)) => data = Some(serde_json::from_str(text)?),
             _ => panic!("{line:?} in a feed"),

@@ -73,17 +73,15 @@ impl Held {
         self.copies.contains_key(key)
     }
 
-    /// Forgets what a log held from here on. `true`: some of it was damaged.
-    pub fn cut(&mut self, origin: Origin, seq: u64) -> bool {
+    /// Forgets what a log held from here on.
+    pub fn cut(&mut self, origin: Origin, seq: u64) {
         let places: Vec<_> =
             self.entries.range((origin, seq)..=(origin, u64::MAX)).map(|(p, _)| *p).collect();
         for place in places {
             self.forget(place);
         }
         self.loose.retain(|(of, at), _| *of != origin || *at < seq); // it stands in branches, and may be spoilt there
-        let before = self.spoilt.len();
         self.spoilt.retain(|(of, at)| *of != origin || *at < seq);
-        self.spoilt.len() < before
     }
 }
 
@@ -93,7 +91,6 @@ pub struct Backup {
     pub bytes: Images,
     pub held: Held,
     pub may_fall_back: bool,
-    pub counts_too_many: bool,
 }
 
 /// What waits for a link's next exchange.
@@ -175,7 +172,6 @@ pub enum Stop {
 }
 
 /// See the head of this file.
-#[expect(clippy::struct_excessive_bools, reason = "each is a fault of its own that may befall it")]
 pub struct Machine {
     pub disk: Disk,
     pub platter: Platter,
@@ -197,8 +193,6 @@ pub struct Machine {
     pub reaches_nobody: bool,
     /// Its newest pages may be damaged after a crash: then redb silently goes back one commit.
     pub may_fall_back: bool,
-    /// Damaged entries were cut off here: the index cannot tell which messages they were, and counts them still.
-    pub counts_too_many: bool,
     /// What its latest message said of its logs.
     pub advertised: Vector,
 }
@@ -219,7 +213,6 @@ impl Machine {
             opens_carelessly: false,
             reaches_nobody: false,
             may_fall_back: false,
-            counts_too_many: false,
             advertised: Vector::default(),
         }
     }
@@ -248,22 +241,17 @@ impl Machine {
 
     /// What is on its disk now.
     pub fn copy_of_disk(&self) -> Backup {
-        Backup {
-            bytes: self.disk.bytes(),
-            held: self.held.clone(),
-            may_fall_back: self.may_fall_back,
-            counts_too_many: self.counts_too_many,
-        }
+        Backup { bytes: self.disk.bytes(), held: self.held.clone(), may_fall_back: self.may_fall_back }
     }
 
     /// Another disk, with this on it.
     pub fn replace_disk(&mut self, backup: Backup, now: u64) {
-        let Backup { bytes, held, may_fall_back, counts_too_many } = backup;
+        let Backup { bytes, held, may_fall_back } = backup;
         self.may_fall_back = may_fall_back;
         assert!(self.up.is_none(), "disks are replaced while the machine is off");
         self.disk = Disk::new(bytes.clone());
         self.platter = Platter::new(bytes);
-        (self.opens_carelessly, self.counts_too_many) = (false, counts_too_many);
+        self.opens_carelessly = false;
         self.held = held;
         self.advertised = Vector::default();
         self.destroyed = Some(now);

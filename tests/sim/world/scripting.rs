@@ -9,8 +9,7 @@ impl World {
     /// How many messages a node counts.
     pub fn messages(&self, node: usize) -> usize {
         let messages = self.machines[node].up.as_ref().expect("is up").store.counts().messages;
-        let too_many = usize::from(self.machines[node].counts_too_many);
-        usize::try_from(messages).expect("few") - too_many * self.lost()
+        usize::try_from(messages).expect("few")
     }
 
     pub fn conflicts(&self, node: usize) -> u64 {
