@@ -277,11 +277,15 @@ pub struct List {
 #[command(after_help = "\
 Examples:
   chatchain status
+  chatchain status --watch
   chatchain status --check -q || echo 'look at it'      for monitoring: exit code 3 unless all is well")]
 pub struct Status {
     /// Exit with code 3 unless every node is up, can be written to and all agree
     #[arg(long)]
     pub check: bool,
+    /// Show it again every second, until interrupted
+    #[arg(short, long, conflicts_with = "check")]
+    pub watch: bool,
 }
 
 /// `chatchain verify`.

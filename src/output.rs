@@ -79,6 +79,15 @@ impl Output {
         self.colors.1
     }
 
+    /// Begins a page that takes the place of the last one where a terminal shows it; elsewhere one follows the other.
+    pub fn begin_page(&self) -> io::Result<()> {
+        if io::stdout().is_terminal() && self.format == Format::Table {
+            // To the upper left corner, and nothing from there on (ECMA-48: CUP, ED).
+            data("\u{1b}[H\u{1b}[J")?;
+        }
+        Ok(())
+    }
+
     /// One line of data.
     pub fn line(&self, text: &str) -> io::Result<()> {
         data(&format!("{}\n", escape(text)))

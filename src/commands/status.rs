@@ -3,12 +3,16 @@
 //! Owns the words for how a network is, and what `--check` calls well. Judges nothing itself: who is up, behind or
 //! converged is what the server that was asked says.
 
-use color_eyre::eyre::Result;
+use std::time::Duration;
 
-use super::{Exit, servers};
+use color_eyre::eyre::Result;
+use tokio::time::sleep;
+
+use super::{Exit, servers, serving::StopSignals};
 use crate::{
     api::network::{NetworkNode, NetworkStatus, State},
     cli::{self, Common, Format},
+    client::servers::Servers,
     config::Sources,
     output::{Output, Row, Tone},
 };
@@ -16,21 +20,53 @@ use crate::{
 const HEADER: [&str; 9] =
     ["NODE", "STATE", "ADDRESS", "VERSION", "UPTIME", "MESSAGES", "BEHIND", "LAST-SYNC", "RTT"];
 
+/// How often `--watch` looks.
+const WATCH_EVERY: Duration = Duration::from_secs(1);
+
 pub async fn run(args: &cli::Status, common: &Common, sources: &Sources, output: &Output) -> Result<Exit> {
-    let network = servers(common, sources)?.network().await?;
+    let servers = servers(common, sources)?;
+    if args.watch {
+        return watch(&servers, output).await;
+    }
+    let network = servers.network().await?;
+    show(&network, output)?;
+    Ok(if args.check && !is_well(&network) { Exit::CheckFailed } else { Exit::Done })
+}
+
+/// Shows it again and again, until interrupted. That no server answers is something to see, not a reason to end.
+async fn watch(servers: &Servers, output: &Output) -> Result<Exit> {
+    let mut stop = StopSignals::catch()?;
+    loop {
+        let network = tokio::select! {
+            network = servers.network() => network,
+            () = stop.next() => return Ok(Exit::Done),
+        };
+        output.begin_page()?;
+        match network {
+            Ok(network) => show(&network, output)?,
+            Err(error) => output.error(&error.to_string()),
+        }
+        tokio::select! {
+            () = sleep(WATCH_EVERY) => {}
+            () = stop.next() => return Ok(Exit::Done),
+        }
+    }
+}
+
+fn show(network: &NetworkStatus, output: &Output) -> Result<()> {
     match output.format() {
-        Format::Json => output.json(&network)?,
+        Format::Json => output.json(network)?,
         Format::Ndjson => output.json_list(&network.nodes)?,
         Format::Table => {
             output.table(&HEADER, &network.nodes.iter().map(row).collect::<Vec<_>>())?;
-            let tone = if is_well(&network) { Tone::Good } else { Tone::Doubtful };
-            output.summary(tone, &sentence(&network))?;
+            let tone = if is_well(network) { Tone::Good } else { Tone::Doubtful };
+            output.summary(tone, &sentence(network))?;
         }
     }
     for warning in &network.warnings {
         output.warn(warning);
     }
-    Ok(if args.check && !is_well(&network) { Exit::CheckFailed } else { Exit::Done })
+    Ok(())
 }
 
 /// Every node is up, can be written to, and all agree.

@@ -259,7 +259,6 @@ fn unknown_paths_are_not_found() {
     let doors = Doors::open();
     let paths = [
         "/",
-        "/feed",
         "/metrics",
         "/openapi.json",
         "/nothing",

@@ -178,7 +178,9 @@ fn followers_miss_nothing_while_nodes_are_killed_and_stopped() {
     eventually_blocking(SOON, "the commands follow", || files.iter().all(|file| file.exists()));
     let mut chance = Chance::new();
     let sent = send_amid_faults(&mut cluster, &mut chance, seconds, RATE);
-    followers.iter().for_each(|follower| follower.end_with(sent.len() as u64));
+    for follower in &followers {
+        follower.end_with(sent.len() as u64);
+    }
     // One that has them all ends with the next event.
     let last = *sent.last().expect("some") + 1;
     eventually_blocking(SOON, "everybody has everything", || {
@@ -279,17 +281,17 @@ fn send_amid_faults(cluster: &mut Cluster, chance: &mut Chance, seconds: u64, ra
                     let (node, killed) =
                         (usize::try_from(chance.within(0..3)).expect("small"), chance.within(0..2) == 0);
                     if killed {
-                        cluster.kill9(node)
+                        cluster.kill9(node);
                     } else {
-                        cluster.process(node).freeze()
+                        cluster.process(node).freeze();
                     }
                     hurt = Some((node, killed));
                 }
             }
         }
         let out = hurt.map(|(node, _)| node);
-        let node =
-            (0..3).cycle().skip(usize::try_from(n % 3).expect("small")).find(|node| Some(*node) != out);
+        let first = usize::try_from(n % 3).expect("small");
+        let node = (first..first + 3).map(|node| node % 3).find(|node| Some(*node) != out);
         send(cluster.node(node.expect("two are left")), &numbered(n));
         sent.push(n);
     }

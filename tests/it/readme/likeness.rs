@@ -7,7 +7,7 @@
 const GAP: char = '…';
 /// JSON members whose value depends on the moment, or on which node was asked.
 const MEMBERS: &[&str] =
-    &["seq", "uptime_seconds", "rtt_ms", "last_sync", "origins", "durable_on", "timestamp"];
+    &["seq", "uptime_seconds", "rtt_ms", "last_sync", "origins", "durable_on", "timestamp", "cursor"];
 /// The same in a log line; and the strategy, which is not the usual one here.
 const FIELDS: &[&str] = &["messages", "origins", "strategy"];
 
@@ -56,7 +56,7 @@ impl Known<'_> {
         for name in FIELDS {
             line = self.member(&line, &format!(" {name}="));
         }
-        for name in ["date: ", "content-length: "] {
+        for name in ["date: ", "content-length: ", "chatchain-position: ", "id: "] {
             if line.starts_with(name) {
                 line = format!("{name}ANY");
             }
