@@ -57,6 +57,7 @@ pub struct Index {
     wake: Condvar,
     /// How the engine failed when something was read, if it did.
     failed: OnceLock<String>,
+    is_new: bool,
 }
 
 /// What was known of an id before an entry.
@@ -86,7 +87,10 @@ impl Index {
     /// Opens the file beside `log`, rebuilds it where needed, and notes what it does not cover. If it is broken even so,
     /// the log is: a new index has nothing in it that could be.
     pub(super) fn open(files: &dyn Files, log: &Log, logs: &Logs, trust: Trust) -> Result<Self, OpenError> {
-        let opened = guard(|| Self::open_as_is(files, log, logs, trust));
+        let opened = match trust {
+            Trust::LogAlone | Trust::Nothing => Ok(Ok(None)),
+            trust => guard(|| Self::open_as_is(files, log, logs, trust)),
+        };
         match opened.unwrap_or_else(|panic| Err(broken(files, Error::Panicked(panic.0)))) {
             Ok(Some(index)) => return Ok(index),
             Err(error @ OpenError::InUse(_)) => return Err(error),
@@ -97,7 +101,8 @@ impl Index {
             Ok(None) => {}
             Err(error) => tracing::warn!(%error, "rebuilding the index"),
         }
-        let index = Self::make(files, log)?;
+        let mut index = Self::make(files, log)?;
+        index.is_new = true;
         guarded(|| index.catch_up(log, logs)).map_err(|error| broken(files, error))?;
         Ok(index)
     }
@@ -144,6 +149,7 @@ impl Index {
             work: Mutex::default(),
             wake: Condvar::new(),
             failed: OnceLock::new(),
+            is_new: false,
         }
     }
 
@@ -302,6 +308,11 @@ impl Index {
     /// Whether reading the file failed, and how.
     pub(super) fn has_failed_reading(&self) -> Option<&str> {
         self.failed.get().map(String::as_str)
+    }
+
+    /// Whether the file was made at this opening.
+    pub(super) fn is_new(&self) -> bool {
+        self.is_new
     }
 
     pub(super) fn counts(&self) -> Counts {

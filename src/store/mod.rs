@@ -3,7 +3,8 @@
 //! Two files: `log.redb` is the truth (logs only, one durable commit per batch, see [`log`]); `index.redb` is
 //! derived from it (by id, by user, further copies, see [`index`]) and may be deleted at any time. [`listing`]
 //! merges the logs into history. A damaged `log.redb` is set aside and what it holds salvaged ([`recover`]); so is one that
-//! the disk does not give any more, once whoever opens it has tried often enough ([`Trust::Unreadable`]).
+//! the disk does not give any more, once whoever opens it has tried often enough ([`Trust::Unreadable`]). That processes
+//! ended badly with a store has its pages checked ([`session`]).
 //!
 //! Invariants: whoever commits is the only one to do so ([`Store::commit`] is called by the node's writer
 //! alone); [`Logs`] handed to readers list durable entries only; every record is checked on every read.
@@ -20,6 +21,7 @@ mod raw;
 pub mod recover;
 pub mod salvage;
 mod scan;
+pub mod session;
 mod tail;
 pub mod verify;
 pub mod wounds;
@@ -38,6 +40,7 @@ use files::{Directory, Files};
 use index::Index;
 use log::{Change, Log};
 use recover::Recovery;
+use session::Session;
 
 /// The store's directory, its parent and the one above may just have been made.
 const SYNCED_LEVELS: usize = 3;
@@ -186,12 +189,24 @@ pub enum Trust {
     Usual,
     /// The same, and no page is checked before it is needed, which may be too late.
     Blind,
-    /// A write or an fsync failed: nothing that the system still keeps of it in memory is believed, and every page is
-    /// checked.
+    /// A write or an fsync failed, or too many processes in a row ended badly: nothing that the system still keeps of it in
+    /// memory is believed, and every page is checked.
     Suspect,
     /// The same, and so many openings before failed because of the disk that what it does not give now is given up: a log
     /// that cannot be read counts as a damaged one.
     Unreadable,
+    /// As [`Trust::Suspect`], but whoever checked that did not come to the end of it, and it was not for the log: the index
+    /// is built anew without a look at it.
+    LogAlone,
+    /// Whoever opens the log ends with it: it counts as a damaged one without being opened, and the index is built anew.
+    Nothing,
+}
+
+impl Trust {
+    /// Whether every page is checked, at the least.
+    pub(super) fn is_doubt(self) -> bool {
+        !matches!(self, Trust::Usual | Trust::Blind)
+    }
 }
 
 /// One node's store, open. Reads go on from any thread; see the head of this file for writing.
@@ -201,7 +216,9 @@ pub struct Store {
     index: Index,
     recovery: Option<Recovery>,
     set_aside: Vec<PathBuf>,
-    /// Let go when the databases are closed, hence last.
+    /// Ends when the databases are closed, hence behind them.
+    session: Session,
+    /// Let go when the session has ended, hence last.
     _lock: Option<File>,
 }
 
@@ -221,7 +238,7 @@ impl Store {
     ) -> Result<(Arc<Self>, Logs), OpenError> {
         let usable = |source| OpenError::Directory { path: dir.to_owned(), source };
         std::fs::create_dir_all(dir).map_err(usable)?;
-        let opened = Self::open_in(&Directory(dir), network, now_ms, trust)?;
+        let opened = Self::open_in(&Directory(dir.to_owned()), network, now_ms, trust)?;
         dir.ancestors().take(SYNCED_LEVELS).for_each(files::sync);
         Ok(opened)
     }
@@ -234,10 +251,28 @@ impl Store {
         trust: Trust,
     ) -> Result<(Arc<Self>, Logs), OpenError> {
         let lock = files.lock()?;
-        if matches!(trust, Trust::Suspect | Trust::Unreadable) {
+        let session = Session::begin(files, trust);
+        let trust = session.trust();
+        if let Some(count) = session.bad_ends_before() {
+            tracing::warn!(count, "the last sessions with the store ended badly: checking every page of it");
+        }
+        if trust.is_doubt() {
             files.forget_cached(files::LOG);
             files.forget_cached(files::INDEX);
         }
+        let opened = Self::open_files(files, network, now_ms, trust)?;
+        let (recover::Opened { log, recovery, set_aside, .. }, logs, index) = opened;
+        session.is_open();
+        let store = Store { log, index, recovery, set_aside, session, _lock: lock };
+        Ok((Arc::new(store), logs))
+    }
+
+    fn open_files(
+        files: &dyn Files,
+        network: &str,
+        now_ms: u64,
+        trust: Trust,
+    ) -> Result<(recover::Opened, Logs, Index), OpenError> {
         let mut opened = recover::open_log(files, network, now_ms, trust)?;
         let mut logs = Logs::restore(opened.found.clone(), now_ms);
         let index = match Index::open(files, &opened.log, &logs, trust) {
@@ -248,14 +283,38 @@ impl Store {
             }
             index => index?,
         };
-        let recover::Opened { log, recovery, set_aside, .. } = opened;
-        let store = Store { log, index, recovery, set_aside, _lock: lock };
-        Ok((Arc::new(store), logs))
+        Ok((opened, logs, index))
     }
 
     /// What was salvaged at this opening, if its log was damaged.
     pub fn recovery(&self) -> Option<&Recovery> {
         self.recovery.as_ref()
+    }
+
+    /// How many processes in a row ended badly with it, if they were so many that every page was checked at this opening.
+    pub fn bad_ends_before(&self) -> Option<u32> {
+        self.session.bad_ends_before()
+    }
+
+    /// Whether both files were written to since they were opened. Whoever has used the store for long enough besides may
+    /// call it proven.
+    pub fn is_tried(&self) -> bool {
+        self.session.is_tried()
+    }
+
+    /// Sees to it that a bad end of this process does not count against the store.
+    pub fn prove(&self) {
+        self.session.prove();
+    }
+
+    /// Sees to it that no bad end counts against the store once it is closed, for the process ends in order.
+    pub fn end_in_order(&self) {
+        self.session.ends_in_order();
+    }
+
+    /// Whether the index was made at this opening: there was none, or it could not be used.
+    pub fn has_new_index(&self) -> bool {
+        self.index.is_new()
     }
 
     /// Damaged files that were there at this opening, for an operator to look at and remove.
@@ -274,6 +333,7 @@ impl Store {
         self.index.make_room()?; // before the log has it: what is on disk must not be reported as failed
         self.log.commit(change, logs)?;
         self.index.note(&change.entries, &change.mended);
+        self.session.has_committed();
         Ok(())
     }
 
@@ -284,7 +344,12 @@ impl Store {
 
     /// Moves what has gathered in memory into the index file. Called by one thread, the indexer.
     pub fn index_behind(&self) -> Result<bool, Error> {
-        self.index.flush()
+        let holds_a_commit = self.session.committed();
+        let more = self.index.flush()?;
+        if holds_a_commit {
+            self.session.has_indexed();
+        }
+        Ok(more)
     }
 
     /// Waits until there is something worth indexing; `false` when the store is being closed.

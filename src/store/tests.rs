@@ -105,6 +105,20 @@ fn texts(range: impl Iterator<Item = u128>) -> Vec<String> {
     range.map(|n| format!("text {n}")).collect()
 }
 
+/// A log that ends whoever opens it is not opened, and nothing of it is lost.
+#[test]
+fn what_is_not_even_opened_is_salvaged_and_kept() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    Bench::open(dir.path()).send(&numbered(0..20));
+    let (store, logs) = Store::open_with(dir.path(), "test", NOW, Trust::LogAlone).expect("opens");
+    assert!(store.has_new_index() && store.recovery().is_none());
+    assert_eq!(logs.vector().entries(), 20);
+    drop(store);
+    let (store, logs) = Store::open_with(dir.path(), "test", NOW, Trust::Nothing).expect("opens");
+    assert_eq!((logs.vector().entries(), store.set_aside().len()), (20, 1));
+    assert!(store.recovery().is_some_and(|recovery| recovery.why.contains("ends with it")));
+}
+
 #[test]
 fn what_was_committed_is_there_after_reopening() {
     let dir = tempfile::tempdir().expect("temp dir");
