@@ -226,9 +226,17 @@ pub fn why_not(path: PathBuf, error: redb::Error) -> OpenError {
         |error: &io::Error| matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof);
     match error {
         redb::Error::Io(source) if !is_about_bytes(&source) => OpenError::Directory { path, source },
-        redb::Error::PreviousIo => OpenError::Directory { path, source: io::Error::other(error.to_string()) },
+        redb::Error::PreviousIo => OpenError::Directory { path, source: io::Error::other(error) },
         other => OpenError::Broken { path, why: other.to_string() },
     }
+}
+
+/// Whether redb only says that an earlier read or write failed. Which one, it told nobody; it may have been a read behind
+/// the end of the file, for damaged pages point anywhere.
+pub(super) fn is_of_an_earlier(error: &OpenError) -> bool {
+    let OpenError::Directory { source, .. } = error else { return false };
+    let said = source.get_ref().and_then(|inner| inner.downcast_ref::<redb::Error>());
+    matches!(said, Some(redb::Error::PreviousIo))
 }
 
 /// What was renamed is safe from a power failure only once the directory is. Where a system cannot do that, or we may

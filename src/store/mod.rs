@@ -260,7 +260,14 @@ impl Store {
             files.forget_cached(files::LOG);
             files.forget_cached(files::INDEX);
         }
-        let opened = Self::open_files(files, network, now_ms, trust)?;
+        let opened = match Self::open_files(files, network, now_ms, trust) {
+            // Where not every page was checked, damage may have led behind the end of a file.
+            Err(error) if !trust.is_doubt() && files::is_of_an_earlier(&error) => {
+                tracing::warn!(%error, "checking every page of the store");
+                Self::open_files(files, network, now_ms, Trust::Suspect)?
+            }
+            opened => opened?,
+        };
         let (recover::Opened { log, recovery, set_aside, .. }, logs, index) = opened;
         session.is_open();
         let store = Store { log, index, recovery, set_aside, session, _lock: lock };

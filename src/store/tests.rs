@@ -105,6 +105,77 @@ fn texts(range: impl Iterator<Item = u128>) -> Vec<String> {
     range.map(|n| format!("text {n}")).collect()
 }
 
+/// Files of which redb says, unless every page of them is checked, that an earlier read failed: as where a damaged page
+/// leads behind the end of its file. Or it says so always, as of a disk that fails.
+#[derive(Debug)]
+struct Latched {
+    files: Directory,
+    always: bool,
+}
+
+impl Files for Latched {
+    fn keep(&self) -> Box<dyn Files> {
+        self.files.keep()
+    }
+
+    fn database(&self, name: &str, cache: usize, how: files::Opening) -> Result<redb::Database, OpenError> {
+        if self.always || how == files::Opening::AsItIs {
+            return Err(files::why_not(self.path(name), redb::Error::PreviousIo));
+        }
+        self.files.database(name, cache, how)
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.files.path(name)
+    }
+
+    fn lock(&self) -> Result<Option<File>, OpenError> {
+        self.files.lock()
+    }
+
+    fn names(&self) -> std::io::Result<Vec<String>> {
+        self.files.names()
+    }
+
+    fn len(&self, name: &str) -> std::io::Result<Option<u64>> {
+        self.files.len(name)
+    }
+
+    fn raw(&self, name: &str) -> std::io::Result<Box<dyn files::Bytes>> {
+        self.files.raw(name)
+    }
+
+    fn put(&self, name: &str, bytes: &[u8]) -> std::io::Result<()> {
+        self.files.put(name, bytes)
+    }
+
+    fn rename(&self, from: &str, to: &str) -> std::io::Result<()> {
+        self.files.rename(from, to)
+    }
+
+    fn remove(&self, name: &str) -> std::io::Result<()> {
+        self.files.remove(name)
+    }
+
+    fn forget_cached(&self, name: &str) {
+        self.files.forget_cached(name);
+    }
+}
+
+#[test]
+fn an_earlier_failure_that_nobody_saw_has_every_page_checked_before_it_is_the_disk() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    Bench::open(dir.path()).send(&numbered(0..20));
+    let mut files = Latched { files: Directory(dir.path().to_owned()), always: false };
+    let (store, logs) = Store::open_in(&files, "test", NOW, Trust::Blind).expect("opens");
+    assert_eq!((store.recovery(), logs.vector().entries()), (None, 20));
+    drop(store);
+    files.always = true;
+    let error = Store::open_in(&files, "test", NOW, Trust::Blind).expect_err("does not");
+    assert!(matches!(error, OpenError::Directory { .. }), "{error}");
+    assert_eq!(Bench::open(dir.path()).logs.vector().entries(), 20);
+}
+
 /// A log that ends whoever opens it is not opened, and nothing of it is lost.
 #[test]
 fn what_is_not_even_opened_is_salvaged_and_kept() {
