@@ -361,7 +361,13 @@ impl Index {
     /// Up to `rows` places in the file where a name stands on one of `sides`, after (or, backward, before)
     /// `from`. Also the last place looked at, to go on from; `None` at the end.
     pub(super) fn file_places(&self, name: NameHash, sides: u8, scan: FileScan) -> Result<FilePlaces, Error> {
-        self.read(|| self.look_up_places(name, sides, scan))
+        let found = self.read(|| self.look_up_places(name, sides, scan));
+        if matches!(found, Err(Error::Misplaced))
+            && let Err(error) = self.spoil()
+        {
+            tracing::error!(%error, "the index cannot even be marked as wrong");
+        }
+        found
     }
 
     fn look_up_places(&self, name: NameHash, sides: u8, scan: FileScan) -> Result<FilePlaces, Error> {
@@ -369,11 +375,17 @@ impl Index {
         let key = |place: Place| (name.0, place.stamp.0, place.origin.0, place.seq);
         let (low, high) = ((name.0, 0, [0; 16], 0), (name.0, u64::MAX, [0xff; 16], u64::MAX));
         let mut found = FilePlaces::default();
-        let mut looked_at = 0;
+        let (mut looked_at, mut last) = (0, scan.from);
         let mut take = |row: Result<(redb::AccessGuard<'_, UserKey>, redb::AccessGuard<'_, u8>), _>| {
             let (key, value) = row?;
-            let (_, stamp, origin, seq) = key.value();
+            let (of, stamp, origin, seq) = key.value();
             let place = Place { stamp: Stamp(stamp), origin: Origin(origin), seq };
+            // Rows carry no check, and whoever goes on from one that leads back never comes to an end.
+            let goes_on = |last: Place| if scan.backward { place < last } else { place > last };
+            if of != name.0 || !last.is_none_or(goes_on) {
+                return Err(Error::Misplaced);
+            }
+            last = Some(place);
             if value.value() & sides != 0 {
                 found.places.push(place);
             }

@@ -132,6 +132,9 @@ pub enum Error {
     /// The store was closed, because it failed; it is opened anew.
     #[error("the store is being opened anew")]
     Closed,
+    /// A row of the index is not where it must be.
+    #[error("the index is damaged: a row is not in its place")]
+    Misplaced,
     /// An entry that must be there does not check, or is not there.
     #[error("entry {seq} of log {origin} is damaged")]
     Damaged {

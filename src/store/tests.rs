@@ -190,6 +190,53 @@ fn what_is_not_even_opened_is_salvaged_and_kept() {
     assert!(store.recovery().is_some_and(|recovery| recovery.why.contains("ends with it")));
 }
 
+/// The first row that is read at once and the one behind it are found by the last of the former.
+#[test]
+fn a_row_of_the_index_that_leads_back_ends_a_walk_and_the_index_is_built_anew() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    let mut bench = Bench::open(dir.path());
+    let places = bench.send(&numbered(0..2_000));
+    bench.index_everything();
+    drop(bench);
+    for (damaged, backward) in [(511, false), (2_000 - 512, true), (511, true)] {
+        let Place { stamp, origin, seq } = places[damaged];
+        let lies = if backward { u64::MAX } else { 0 };
+        // As it stands in the file: the engine keeps numbers with their last byte first.
+        let name = tail::NameHash::of("#room").0;
+        let key = |stamp: u64| [&name, &stamp.to_le_bytes()[..], &origin.0, &seq.to_le_bytes()].concat();
+        let path = dir.path().join(files::INDEX);
+        let mut bytes = std::fs::read(&path).expect("reads");
+        let found: Vec<_> =
+            (0..bytes.len() - 40).filter(|at| bytes[*at..].starts_with(&key(stamp.0))).collect();
+        assert!(!found.is_empty(), "{damaged}");
+        for at in found {
+            bytes[at..at + 40].copy_from_slice(&key(lies));
+        }
+        std::fs::write(&path, &bytes).expect("writes");
+
+        let (store, logs) = Store::open_with(dir.path(), "test", NOW, Trust::Blind).expect("opens");
+        let filter = Filter { recipient: Some("#room".into()), ..Filter::default() };
+        let mut listing =
+            Listing::new(&store, Arc::new(logs), filter.clone(), None, backward).expect("starts");
+        let mut listed = 0;
+        let error = loop {
+            match listing.next_chunk(100) {
+                Ok(chunk) => listed += chunk.len(),
+                Err(error) => break error,
+            }
+            assert!(!listing.is_done() && listed <= 2_000, "{damaged}, {backward}: {listed}");
+        };
+        assert!(matches!(error, Error::Misplaced), "{error}");
+        assert!(store.has_failed_reading().is_some());
+        drop(listing);
+        drop(store);
+        let bench = Bench::open(dir.path());
+        assert!(bench.store.has_new_index());
+        assert_eq!(bench.list(filter, None, false), texts(0..2_000));
+        bench.index_everything();
+    }
+}
+
 #[test]
 fn what_was_committed_is_there_after_reopening() {
     let dir = tempfile::tempdir().expect("temp dir");
