@@ -301,6 +301,10 @@ pub struct Verify {
     /// A store, or the directory that holds the stores node-0, node-1 … [default: data]
     #[arg(long, value_name = "DIR")]
     pub data_dir: Option<PathBuf>,
+    /// Open the log of the one store that is named, with every page checked, and no more: a node that doubts whether it
+    /// can looks how this ends.
+    #[arg(long, hide = true)]
+    pub only_open: bool,
 }
 
 /// `chatchain key`.

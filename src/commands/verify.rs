@@ -53,6 +53,10 @@ struct Bad {
 
 pub async fn run(args: &cli::Verify, sources: &Sources, output: &Output) -> Result<Exit> {
     let dir = sources.stores(args);
+    if args.only_open {
+        tokio::task::spawn_blocking(move || verify::only_open(&dir)).await??;
+        return Ok(Exit::Done);
+    }
     let looking = move || -> Result<Vec<Checked>> {
         let found = verify::stores_in(&dir);
         let stores = found.wrap_err_with(|| format!("cannot look for stores in {}", dir.display()))?;

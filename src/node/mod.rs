@@ -6,6 +6,7 @@
 
 mod alarm;
 mod care;
+mod doubt;
 mod feed;
 mod history;
 mod http;

@@ -23,7 +23,7 @@ use super::patience::Patience;
 use super::pid::PidFile;
 use super::seat::Seat;
 use super::writer::Writer;
-use super::{Bounds, Error, Node, care, http, hub, now_ms, replicate, status};
+use super::{Bounds, Error, Node, care, doubt, http, hub, now_ms, replicate, status};
 use crate::chain::log::Logs;
 use crate::chain::wire::Hello;
 use crate::config::NodeConfig;
@@ -43,7 +43,7 @@ pub async fn run(config: NodeConfig, listener: TcpListener, stop: CancellationTo
     let (config, started, notes) = (Arc::new(config), Instant::now(), Notes::default());
     let mut patience = Patience::default();
     let begin = |opened| Life::begin(&config, opened, started, notes.clone(), stop.child_token());
-    let (seat, mut life) = match open(&config, Trust::Usual).await? {
+    let (seat, mut life) = match open(&config, doubt::trust(&config.store_dir).await).await? {
         Ok(opened) => {
             announce(&config); // before the exchanges have something to say
             let life = begin(opened)?;
@@ -96,6 +96,9 @@ pub async fn run(config: NodeConfig, listener: TcpListener, stop: CancellationTo
     drop(seat);
     drop(pid); // while the store is still ours
     if let Some(life) = life {
+        if ended.is_ok() {
+            life.node.store.end_in_order();
+        }
         life.end().await?;
     }
     ended
@@ -177,6 +180,7 @@ impl Life {
         }
         tasks.spawn(care::take_care(node.clone()));
         tasks.spawn(hub::move_along(node.clone()));
+        tasks.spawn(care::prove(node.clone()));
         Ok(Life { node, writing, indexing, indexer_ended, tasks, stop })
     }
 

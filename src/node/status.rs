@@ -107,9 +107,20 @@ fn warnings(node: &Node) -> Vec<String> {
     warnings
 }
 
-/// What came of damage to the store: it stays until an operator has taken the damaged files away.
+/// What came of damage to the store, or of doubts in it: it stays until an operator has taken the damaged files away.
 fn of_the_store(node: &Node) -> impl Iterator<Item = String> {
     let (store, id) = (node.store(), node.config().node_id);
+    let doubted = store.bad_ends_before().map(|count| {
+        let found = match (store.recovery(), store.has_new_index()) {
+            (Some(_), _) => "its log was damaged",
+            (None, true) => "its log was in order, and its index was built anew",
+            (None, false) => "nothing was wrong",
+        };
+        format!(
+            "node {id}: its last {count} runs ended badly, without closing the store (killed, or by damage in it), so every \
+             page of it was checked at this start: {found}"
+        )
+    });
     let recovery = store.recovery().map(|Recovery { why, salvaged, .. }| {
         let (kept, loose, holes) = (salvaged.entries, salvaged.loose, salvaged.holes);
         let unread = match salvaged.unread_bytes {
@@ -125,7 +136,7 @@ fn of_the_store(node: &Node) -> impl Iterator<Item = String> {
         let path = path.display();
         format!("node {id}: {path} was damaged and set aside; remove it once nothing is missing any more")
     });
-    recovery.into_iter().chain(set_aside.collect::<Vec<_>>())
+    doubted.into_iter().chain(recovery).chain(set_aside.collect::<Vec<_>>())
 }
 
 /// `GET /network`.

@@ -303,7 +303,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("temp dir");
         let mut pen = open(&dir);
         let mut origin = fill(&mut pen, 4_000);
-        let size = |name| Directory(dir.path()).len(name).expect("is there").expect("is there");
+        let size = |name| Directory(dir.path().to_owned()).len(name).expect("is there").expect("is there");
         let size = || size(LOG) + size(INDEX);
         let (before, mut after) = (size(), Vec::new());
         for round in 1..=16 {

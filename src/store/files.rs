@@ -3,8 +3,9 @@
 //! A directory in life; memory in the simulation, which can then pull the plug between any two writes. What is renamed
 //! or removed here is so for good, also through a power failure, when the call returns.
 
+use std::fmt;
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
@@ -21,6 +22,12 @@ pub const INDEX: &str = "index.redb";
 /// A log that is being made of what was salvaged; it becomes [`LOG`] when it is complete.
 pub const SALVAGING: &str = "log.salvaging";
 
+/// What is remembered of those who had the store open (see [`session`](super::session)); mostly it is not there.
+pub const UNPROVEN: &str = "unproven";
+
+/// How a file is called while it is made, behind its name.
+const UNFINISHED: &str = "unfinished";
+
 /// For the moment in which an empty file is made.
 const MAKING_CACHE_BYTES: usize = 1 << 20;
 
@@ -36,7 +43,10 @@ pub enum Opening {
 }
 
 /// Where files lie.
-pub trait Files {
+pub trait Files: fmt::Debug + Send + Sync {
+    /// The same files, for as long as somebody needs them.
+    fn keep(&self) -> Box<dyn Files>;
+
     /// Opens a database.
     fn database(&self, name: &str, cache_bytes: usize, how: Opening) -> Result<Database, OpenError>;
 
@@ -54,6 +64,9 @@ pub trait Files {
 
     /// The bytes of a file as they lie there.
     fn raw(&self, name: &str) -> io::Result<Box<dyn Bytes>>;
+
+    /// Puts a file there, in place of whatever is called so: whole or not at all.
+    fn put(&self, name: &str, bytes: &[u8]) -> io::Result<()>;
 
     /// Gives a file another name, which must be free.
     fn rename(&self, from: &str, to: &str) -> io::Result<()>;
@@ -93,10 +106,14 @@ pub fn is_unreadable(error: &io::Error) -> bool {
 }
 
 /// A directory on disk.
-#[derive(Debug, Clone, Copy)]
-pub struct Directory<'a>(pub &'a Path);
+#[derive(Debug, Clone)]
+pub struct Directory(pub PathBuf);
 
-impl Files for Directory<'_> {
+impl Files for Directory {
+    fn keep(&self) -> Box<dyn Files> {
+        Box::new(self.clone())
+    }
+
     fn database(&self, name: &str, cache_bytes: usize, how: Opening) -> Result<Database, OpenError> {
         let path = self.path(name);
         let afresh = how == Opening::Afresh;
@@ -112,9 +129,9 @@ impl Files for Directory<'_> {
 
     fn lock(&self) -> Result<Option<File>, OpenError> {
         let dir =
-            File::open(self.0).map_err(|source| OpenError::Directory { path: self.0.to_owned(), source })?;
+            File::open(&self.0).map_err(|source| OpenError::Directory { path: self.0.clone(), source })?;
         match flock(&dir, FlockOperation::NonBlockingLockExclusive) {
-            Err(Errno::WOULDBLOCK) => Err(OpenError::InUse(self.0.to_owned())),
+            Err(Errno::WOULDBLOCK) => Err(OpenError::InUse(self.0.clone())),
             // A file system that cannot lock a directory: what redb locks must do.
             Err(_) => Ok(None),
             Ok(()) => Ok(Some(dir)),
@@ -122,7 +139,7 @@ impl Files for Directory<'_> {
     }
 
     fn names(&self) -> io::Result<Vec<String>> {
-        let names = fs::read_dir(self.0)?.map(|file| Ok(file?.file_name().into_string().ok()));
+        let names = fs::read_dir(&self.0)?.map(|file| Ok(file?.file_name().into_string().ok()));
         names.filter_map(Result::transpose).collect()
     }
 
@@ -137,6 +154,17 @@ impl Files for Directory<'_> {
         Ok(Box::new(File::open(self.path(name))?))
     }
 
+    fn put(&self, name: &str, bytes: &[u8]) -> io::Result<()> {
+        let path = self.path(name);
+        let unfinished = path.with_extension(UNFINISHED);
+        let mut file = File::create(&unfinished)?;
+        file.write_all(bytes)?;
+        file.sync_data()?;
+        fs::rename(&unfinished, &path)?;
+        sync(&self.0);
+        Ok(())
+    }
+
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
         let (from, to) = (self.path(from), self.path(to));
         match renameat_with(CWD, &from, CWD, &to, RenameFlags::NOREPLACE) {
@@ -144,14 +172,14 @@ impl Files for Directory<'_> {
             Err(Errno::INVAL | Errno::NOSYS) if !to.exists() => fs::rename(&from, &to)?,
             moved => moved?,
         }
-        sync(self.0);
+        sync(&self.0);
         Ok(())
     }
 
     fn remove(&self, name: &str) -> io::Result<()> {
         match fs::remove_file(self.path(name)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => sync(self.0),
+            _ => sync(&self.0),
         }
         Ok(())
     }
@@ -164,12 +192,12 @@ impl Files for Directory<'_> {
     }
 }
 
-impl Directory<'_> {
+impl Directory {
     fn open(&self, path: &Path, cache_bytes: usize, check: bool) -> Result<Database, OpenError> {
         let mut builder = Builder::new();
         builder.set_cache_size(cache_bytes).set_check_integrity_on_open(check);
         builder.create(path).map_err(|error| match error {
-            DatabaseError::DatabaseAlreadyOpen => OpenError::InUse(self.0.to_owned()),
+            DatabaseError::DatabaseAlreadyOpen => OpenError::InUse(self.0.clone()),
             other => why_not(path.to_owned(), other.into()),
         })
     }
@@ -177,7 +205,7 @@ impl Directory<'_> {
     /// Puts an empty database there, whole or not at all: a power failure while redb makes a file leaves one that it
     /// does not open again. Unless `afresh`, a file that another process has made meanwhile stays.
     fn make(&self, path: &Path, afresh: bool) -> Result<(), OpenError> {
-        let unfinished = path.with_extension("unfinished");
+        let unfinished = path.with_extension(UNFINISHED);
         let _ = fs::remove_file(&unfinished); // of a process that was killed here; if it cannot go, opening says so
         drop(self.open(&unfinished, MAKING_CACHE_BYTES, false)?);
         let flags = if afresh { RenameFlags::empty() } else { RenameFlags::NOREPLACE };
@@ -198,9 +226,17 @@ pub fn why_not(path: PathBuf, error: redb::Error) -> OpenError {
         |error: &io::Error| matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof);
     match error {
         redb::Error::Io(source) if !is_about_bytes(&source) => OpenError::Directory { path, source },
-        redb::Error::PreviousIo => OpenError::Directory { path, source: io::Error::other(error.to_string()) },
+        redb::Error::PreviousIo => OpenError::Directory { path, source: io::Error::other(error) },
         other => OpenError::Broken { path, why: other.to_string() },
     }
+}
+
+/// Whether redb only says that an earlier read or write failed. Which one, it told nobody; it may have been a read behind
+/// the end of the file, for damaged pages point anywhere.
+pub(super) fn is_of_an_earlier(error: &OpenError) -> bool {
+    let OpenError::Directory { source, .. } = error else { return false };
+    let said = source.get_ref().and_then(|inner| inner.downcast_ref::<redb::Error>());
+    matches!(said, Some(redb::Error::PreviousIo))
 }
 
 /// What was renamed is safe from a power failure only once the directory is. Where a system cannot do that, or we may

@@ -68,6 +68,7 @@ pub struct Index {
     wake: Condvar,
     /// How the engine failed when something was read, if it did.
     failed: OnceLock<String>,
+    is_new: bool,
 }
 
 /// What was known of an id before an entry.
@@ -97,7 +98,10 @@ impl Index {
     /// Opens the file beside `log`, rebuilds it where needed, and notes what it does not cover. If it is broken even so,
     /// the log is: a new index has nothing in it that could be.
     pub(super) fn open(files: &dyn Files, log: &Log, logs: &Logs, trust: Trust) -> Result<Self, OpenError> {
-        let opened = guard(|| Self::open_as_is(files, log, logs, trust));
+        let opened = match trust {
+            Trust::LogAlone | Trust::Nothing => Ok(Ok(None)),
+            trust => guard(|| Self::open_as_is(files, log, logs, trust)),
+        };
         match opened.unwrap_or_else(|panic| Err(broken(files, Error::Panicked(panic.0)))) {
             Ok(Some(index)) => return Ok(index),
             Err(error @ OpenError::InUse(_)) => return Err(error),
@@ -108,7 +112,8 @@ impl Index {
             Ok(None) => {}
             Err(error) => tracing::warn!(%error, "rebuilding the index"),
         }
-        let index = Self::make(files, log)?;
+        let mut index = Self::make(files, log)?;
+        index.is_new = true;
         guarded(|| index.catch_up(log, logs)).map_err(|error| broken(files, error))?;
         Ok(index)
     }
@@ -160,6 +165,7 @@ impl Index {
             work: Mutex::default(),
             wake: Condvar::new(),
             failed: OnceLock::new(),
+            is_new: false,
         }
     }
 
@@ -320,6 +326,11 @@ impl Index {
         self.failed.get().map(String::as_str)
     }
 
+    /// Whether the file was made at this opening.
+    pub(super) fn is_new(&self) -> bool {
+        self.is_new
+    }
+
     pub(super) fn counts(&self) -> Counts {
         *lock(&self.counts)
     }
@@ -371,7 +382,13 @@ impl Index {
     /// Up to `rows` places in the file where a name stands on one of `sides`, after (or, backward, before)
     /// `from`. Also the last place looked at, to go on from; `None` at the end.
     pub(super) fn file_places(&self, name: NameHash, sides: u8, scan: FileScan) -> Result<FilePlaces, Error> {
-        self.read(|| self.look_up_places(name, sides, scan))
+        let found = self.read(|| self.look_up_places(name, sides, scan));
+        if matches!(found, Err(Error::Misplaced))
+            && let Err(error) = self.spoil()
+        {
+            tracing::error!(%error, "the index cannot even be marked as wrong");
+        }
+        found
     }
 
     fn look_up_places(&self, name: NameHash, sides: u8, scan: FileScan) -> Result<FilePlaces, Error> {
@@ -379,11 +396,17 @@ impl Index {
         let key = |place: Place| (name.0, place.stamp.0, place.origin.0, place.seq);
         let (low, high) = ((name.0, 0, [0; 16], 0), (name.0, u64::MAX, [0xff; 16], u64::MAX));
         let mut found = FilePlaces::default();
-        let mut looked_at = 0;
+        let (mut looked_at, mut last) = (0, scan.from);
         let mut take = |row: Result<(redb::AccessGuard<'_, UserKey>, redb::AccessGuard<'_, u8>), _>| {
             let (key, value) = row?;
-            let (_, stamp, origin, seq) = key.value();
+            let (of, stamp, origin, seq) = key.value();
             let place = Place { stamp: Stamp(stamp), origin: Origin(origin), seq };
+            // Rows carry no check, and whoever goes on from one that leads back never comes to an end.
+            let goes_on = |last: Place| if scan.backward { place < last } else { place > last };
+            if of != name.0 || !last.is_none_or(goes_on) {
+                return Err(Error::Misplaced);
+            }
+            last = Some(place);
             if value.value() & sides != 0 {
                 found.places.push(place);
             }

@@ -227,14 +227,19 @@ fn put_entries(tx: &WriteTransaction, entries: &[NewEntry], follow: bool) -> Res
     for entry in entries {
         by_origin.entry(entry.place.origin).or_default().push(entry);
     }
+    // One table at a time is open: one that is when redb panics over another may end the process, for it would panic again
+    // while it is put away.
     for (origin, entries) in by_origin {
         let name = table_name(origin);
-        let mut table = tx.open_table(log_table(&name))?;
-        for entry in entries {
-            table.insert(entry.place.seq, entry.record.as_slice())?;
-            if follow && entry.place.seq % CHECKPOINT_EVERY == 0 {
-                tx.open_table(CHAIN)?.insert((origin.0, entry.place.seq), entry.hash.0)?;
+        {
+            let mut table = tx.open_table(log_table(&name))?;
+            for entry in &entries {
+                table.insert(entry.place.seq, entry.record.as_slice())?;
             }
+        }
+        let is_kept = |entry: &&&NewEntry| follow && entry.place.seq.is_multiple_of(CHECKPOINT_EVERY);
+        for entry in entries.iter().filter(is_kept) {
+            tx.open_table(CHAIN)?.insert((origin.0, entry.place.seq), entry.hash.0)?;
         }
     }
     Ok(())

@@ -3,7 +3,8 @@
 //! Two files: `log.redb` is the truth (logs only, one durable commit per batch, see [`log`]); `index.redb` is
 //! derived from it (by id, by user, further copies, see [`index`]) and may be deleted at any time. [`listing`]
 //! merges the logs into history. A damaged `log.redb` is set aside and what it holds salvaged ([`recover`]); so is one that
-//! the disk does not give any more, once whoever opens it has tried often enough ([`Trust::Unreadable`]).
+//! the disk does not give any more, once whoever opens it has tried often enough ([`Trust::Unreadable`]). That processes
+//! ended badly with a store has its pages checked ([`session`]).
 //!
 //! Invariants: whoever commits is the only one to do so ([`Store::commit`] is called by the node's writer
 //! alone); [`Logs`] handed to readers list durable entries only; every record is checked on every read.
@@ -16,11 +17,13 @@ pub mod index;
 pub mod listing;
 pub mod log;
 mod merge;
+mod milestones;
 mod patchy;
 mod raw;
 pub mod recover;
 pub mod salvage;
 mod scan;
+pub mod session;
 pub mod swept;
 mod tail;
 pub mod verify;
@@ -36,12 +39,11 @@ use uuid::Uuid;
 use crate::chain::log::Logs;
 use crate::chain::message::Digest;
 use crate::chain::place::{Origin, Place};
-use crate::chain::record::Kind;
-use crate::chain::seqs::{CHAIN_COUNT_MAX, Milestone, MilestoneContent, Name};
 use files::{Directory, Files};
 use index::Index;
 use log::{Change, Log};
 use recover::Recovery;
+use session::Session;
 
 /// The store's directory, its parent and the one above may just have been made.
 const SYNCED_LEVELS: usize = 3;
@@ -133,6 +135,9 @@ pub enum Error {
     /// The store was closed, because it failed; it is opened anew.
     #[error("the store is being opened anew")]
     Closed,
+    /// A row of the index is not where it must be.
+    #[error("the index is damaged: a row is not in its place")]
+    Misplaced,
     /// An entry that must be there does not check, or is not there.
     #[error("entry {seq} of log {origin} is damaged")]
     Damaged {
@@ -198,12 +203,24 @@ pub enum Trust {
     Usual,
     /// The same, and no page is checked before it is needed, which may be too late.
     Blind,
-    /// A write or an fsync failed: nothing that the system still keeps of it in memory is believed, and every page is
-    /// checked.
+    /// A write or an fsync failed, or too many processes in a row ended badly: nothing that the system still keeps of it in
+    /// memory is believed, and every page is checked.
     Suspect,
     /// The same, and so many openings before failed because of the disk that what it does not give now is given up: a log
     /// that cannot be read counts as a damaged one.
     Unreadable,
+    /// As [`Trust::Suspect`], but whoever checked that did not come to the end of it, and it was not for the log: the index
+    /// is built anew without a look at it.
+    LogAlone,
+    /// Whoever opens the log ends with it: it counts as a damaged one without being opened, and the index is built anew.
+    Nothing,
+}
+
+impl Trust {
+    /// Whether every page is checked, at the least.
+    pub(super) fn is_doubt(self) -> bool {
+        !matches!(self, Trust::Usual | Trust::Blind)
+    }
 }
 
 /// One node's store, open. Reads go on from any thread; see the head of this file for writing.
@@ -213,7 +230,9 @@ pub struct Store {
     index: Index,
     recovery: Option<Recovery>,
     set_aside: Vec<PathBuf>,
-    /// Let go when the databases are closed, hence last.
+    /// Ends when the databases are closed, hence behind them.
+    session: Session,
+    /// Let go when the session has ended, hence last.
     _lock: Option<File>,
 }
 
@@ -233,7 +252,7 @@ impl Store {
     ) -> Result<(Arc<Self>, Logs), OpenError> {
         let usable = |source| OpenError::Directory { path: dir.to_owned(), source };
         std::fs::create_dir_all(dir).map_err(usable)?;
-        let opened = Self::open_in(&Directory(dir), network, now_ms, trust)?;
+        let opened = Self::open_in(&Directory(dir.to_owned()), network, now_ms, trust)?;
         dir.ancestors().take(SYNCED_LEVELS).for_each(files::sync);
         Ok(opened)
     }
@@ -246,10 +265,35 @@ impl Store {
         trust: Trust,
     ) -> Result<(Arc<Self>, Logs), OpenError> {
         let lock = files.lock()?;
-        if matches!(trust, Trust::Suspect | Trust::Unreadable) {
+        let session = Session::begin(files, trust);
+        let trust = session.trust();
+        if let Some(count) = session.bad_ends_before() {
+            tracing::warn!(count, "the last sessions with the store ended badly: checking every page of it");
+        }
+        if trust.is_doubt() {
             files.forget_cached(files::LOG);
             files.forget_cached(files::INDEX);
         }
+        let opened = match Self::open_files(files, network, now_ms, trust) {
+            // Where not every page was checked, damage may have led behind the end of a file.
+            Err(error) if !trust.is_doubt() && files::is_of_an_earlier(&error) => {
+                tracing::warn!(%error, "checking every page of the store");
+                Self::open_files(files, network, now_ms, Trust::Suspect)?
+            }
+            opened => opened?,
+        };
+        let (recover::Opened { log, recovery, set_aside, .. }, logs, index) = opened;
+        session.is_open();
+        let store = Store { log, index, recovery, set_aside, session, _lock: lock };
+        Ok((Arc::new(store), logs))
+    }
+
+    fn open_files(
+        files: &dyn Files,
+        network: &str,
+        now_ms: u64,
+        trust: Trust,
+    ) -> Result<(recover::Opened, Logs, Index), OpenError> {
         let mut opened = recover::open_log(files, network, now_ms, trust)?;
         let mut logs = Logs::restore(opened.found.clone(), now_ms);
         let index = match Index::open(files, &opened.log, &logs, trust) {
@@ -260,14 +304,38 @@ impl Store {
             }
             index => index?,
         };
-        let recover::Opened { log, recovery, set_aside, .. } = opened;
-        let store = Store { log, index, recovery, set_aside, _lock: lock };
-        Ok((Arc::new(store), logs))
+        Ok((opened, logs, index))
     }
 
     /// What was salvaged at this opening, if its log was damaged.
     pub fn recovery(&self) -> Option<&Recovery> {
         self.recovery.as_ref()
+    }
+
+    /// How many processes in a row ended badly with it, if they were so many that every page was checked at this opening.
+    pub fn bad_ends_before(&self) -> Option<u32> {
+        self.session.bad_ends_before()
+    }
+
+    /// Whether both files were written to since they were opened. Whoever has used the store for long enough besides may
+    /// call it proven.
+    pub fn is_tried(&self) -> bool {
+        self.session.is_tried()
+    }
+
+    /// Sees to it that a bad end of this process does not count against the store.
+    pub fn prove(&self) {
+        self.session.prove();
+    }
+
+    /// Sees to it that no bad end counts against the store once it is closed, for the process ends in order.
+    pub fn end_in_order(&self) {
+        self.session.ends_in_order();
+    }
+
+    /// Whether the index was made at this opening: there was none, or it could not be used.
+    pub fn has_new_index(&self) -> bool {
+        self.index.is_new()
     }
 
     /// Damaged files that were there at this opening, for an operator to look at and remove.
@@ -289,6 +357,7 @@ impl Store {
         }
         self.log.commit(change, logs)?;
         self.index.note(&change.entries, &change.mended);
+        self.session.has_committed();
         Ok(())
     }
 
@@ -320,7 +389,12 @@ impl Store {
 
     /// Moves what has gathered in memory into the index file. Called by one thread, the indexer.
     pub fn index_behind(&self) -> Result<bool, Error> {
-        self.index.flush()
+        let holds_a_commit = self.session.committed();
+        let more = self.index.flush()?;
+        if holds_a_commit {
+            self.session.has_indexed();
+        }
+        Ok(more)
     }
 
     /// Waits until there is something worth indexing; `false` when the store is being closed.
@@ -376,40 +450,6 @@ impl Store {
             Some((origin, seq)) => Err(Error::CutOff { origin, seq }),
             None => Ok(()),
         }
-    }
-
-    /// The milestone of this name, and those that it builds on: `None` if they are not all here.
-    pub fn milestone(&self, name: Name) -> Result<Option<Arc<Milestone>>, Error> {
-        let (mut contents, mut next) = (Vec::new(), Some(name));
-        while let Some(name) = next {
-            let Some(content) = self.milestone_content(name)? else { return Ok(None) };
-            next = content.base;
-            contents.push(content);
-            if contents.len() > CHAIN_COUNT_MAX {
-                return Ok(None);
-            }
-        }
-        let mut milestone: Option<Milestone> = None;
-        for content in contents.into_iter().rev() {
-            milestone = Some(content.milestone(milestone.as_ref()));
-        }
-        Ok(milestone.map(Arc::new))
-    }
-
-    fn milestone_content(&self, name: Name) -> Result<Option<MilestoneContent>, Error> {
-        for standing in self.index.standings(name.0)? {
-            if Name::of(standing.digest) != name {
-                continue; // a message whose id somebody chose so
-            }
-            let Place { origin, seq, .. } = standing.place;
-            let Some(entry) = self.log.read()?.peek(origin, seq)? else { continue };
-            let record = entry.record();
-            let is_it = record.kind == Kind::Milestone && record.digest == standing.digest;
-            if let Some(content) = MilestoneContent::decode(record.content).filter(|_| is_it) {
-                return Ok(Some(content));
-            }
-        }
-        Ok(None)
     }
 
     /// The logs, to read.

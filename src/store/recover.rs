@@ -46,11 +46,11 @@ pub(super) struct Opened {
 /// How a file is opened with this trust in it.
 pub(super) fn opening(files: &dyn Files, name: &str, trust: Trust) -> Opening {
     match trust {
-        Trust::Suspect | Trust::Unreadable => Opening::Checked,
+        trust if trust.is_doubt() => Opening::Checked,
         Trust::Usual if files.len(name).is_ok_and(|len| len.is_some_and(|len| len <= CHECKED_BYTES_MAX)) => {
             Opening::Checked
         }
-        Trust::Usual | Trust::Blind => Opening::AsItIs,
+        _ => Opening::AsItIs,
     }
 }
 
@@ -62,7 +62,14 @@ pub(super) fn open_log(
     trust: Trust,
 ) -> Result<Opened, OpenError> {
     let aside = set_aside(files)?;
-    match open_as_is(files, Some(network), opening(files, LOG, trust), !aside.is_empty()) {
+    let opened = match trust {
+        Trust::Nothing if files.len(LOG).is_ok_and(|len| len.is_some()) => {
+            Err(OpenError::Broken { path: files.path(LOG), why: "whoever opens it ends with it".into() }
+                .into())
+        }
+        _ => open_as_is(files, Some(network), opening(files, LOG, trust), !aside.is_empty()),
+    };
+    match opened {
         Ok((log, found)) => Ok(Opened { log, found, recovery: None, set_aside: paths(files, &aside) }),
         // What is open of it stays open meanwhile: closing it would write to it.
         Err(NotOpen { ref error, .. }) if is_lost(files, trust, error)? => {

@@ -105,6 +105,138 @@ fn texts(range: impl Iterator<Item = u128>) -> Vec<String> {
     range.map(|n| format!("text {n}")).collect()
 }
 
+/// Files of which redb says, unless every page of them is checked, that an earlier read failed: as where a damaged page
+/// leads behind the end of its file. Or it says so always, as of a disk that fails.
+#[derive(Debug)]
+struct Latched {
+    files: Directory,
+    always: bool,
+}
+
+impl Files for Latched {
+    fn keep(&self) -> Box<dyn Files> {
+        self.files.keep()
+    }
+
+    fn database(&self, name: &str, cache: usize, how: files::Opening) -> Result<redb::Database, OpenError> {
+        if self.always || how == files::Opening::AsItIs {
+            return Err(files::why_not(self.path(name), redb::Error::PreviousIo));
+        }
+        self.files.database(name, cache, how)
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.files.path(name)
+    }
+
+    fn lock(&self) -> Result<Option<File>, OpenError> {
+        self.files.lock()
+    }
+
+    fn names(&self) -> std::io::Result<Vec<String>> {
+        self.files.names()
+    }
+
+    fn len(&self, name: &str) -> std::io::Result<Option<u64>> {
+        self.files.len(name)
+    }
+
+    fn raw(&self, name: &str) -> std::io::Result<Box<dyn files::Bytes>> {
+        self.files.raw(name)
+    }
+
+    fn put(&self, name: &str, bytes: &[u8]) -> std::io::Result<()> {
+        self.files.put(name, bytes)
+    }
+
+    fn rename(&self, from: &str, to: &str) -> std::io::Result<()> {
+        self.files.rename(from, to)
+    }
+
+    fn remove(&self, name: &str) -> std::io::Result<()> {
+        self.files.remove(name)
+    }
+
+    fn forget_cached(&self, name: &str) {
+        self.files.forget_cached(name);
+    }
+}
+
+#[test]
+fn an_earlier_failure_that_nobody_saw_has_every_page_checked_before_it_is_the_disk() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    Bench::open(dir.path()).send(&numbered(0..20));
+    let mut files = Latched { files: Directory(dir.path().to_owned()), always: false };
+    let (store, logs) = Store::open_in(&files, "test", NOW, Trust::Blind).expect("opens");
+    assert_eq!((store.recovery(), logs.vector().entries()), (None, 20));
+    drop(store);
+    files.always = true;
+    let error = Store::open_in(&files, "test", NOW, Trust::Blind).expect_err("does not");
+    assert!(matches!(error, OpenError::Directory { .. }), "{error}");
+    assert_eq!(Bench::open(dir.path()).logs.vector().entries(), 20);
+}
+
+/// A log that ends whoever opens it is not opened, and nothing of it is lost.
+#[test]
+fn what_is_not_even_opened_is_salvaged_and_kept() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    Bench::open(dir.path()).send(&numbered(0..20));
+    let (store, logs) = Store::open_with(dir.path(), "test", NOW, Trust::LogAlone).expect("opens");
+    assert!(store.has_new_index() && store.recovery().is_none());
+    assert_eq!(logs.vector().entries(), 20);
+    drop(store);
+    let (store, logs) = Store::open_with(dir.path(), "test", NOW, Trust::Nothing).expect("opens");
+    assert_eq!((logs.vector().entries(), store.set_aside().len()), (20, 1));
+    assert!(store.recovery().is_some_and(|recovery| recovery.why.contains("ends with it")));
+}
+
+/// The first row that is read at once and the one behind it are found by the last of the former.
+#[test]
+fn a_row_of_the_index_that_leads_back_ends_a_walk_and_the_index_is_built_anew() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    let mut bench = Bench::open(dir.path());
+    let places = bench.send(&numbered(0..2_000));
+    bench.index_everything();
+    drop(bench);
+    for (damaged, backward) in [(511, false), (2_000 - 512, true), (511, true)] {
+        let Place { stamp, origin, seq } = places[damaged];
+        let lies = if backward { u64::MAX } else { 0 };
+        // As it stands in the file: the engine keeps numbers with their last byte first.
+        let name = tail::NameHash::of("#room").0;
+        let key = |stamp: u64| [&name, &stamp.to_le_bytes()[..], &origin.0, &seq.to_le_bytes()].concat();
+        let path = dir.path().join(files::INDEX);
+        let mut bytes = std::fs::read(&path).expect("reads");
+        let found: Vec<_> =
+            (0..bytes.len() - 40).filter(|at| bytes[*at..].starts_with(&key(stamp.0))).collect();
+        assert!(!found.is_empty(), "{damaged}");
+        for at in found {
+            bytes[at..at + 40].copy_from_slice(&key(lies));
+        }
+        std::fs::write(&path, &bytes).expect("writes");
+
+        let (store, logs) = Store::open_with(dir.path(), "test", NOW, Trust::Blind).expect("opens");
+        let filter = Filter { recipient: Some("#room".into()), ..Filter::default() };
+        let mut listing =
+            Listing::new(&store, Arc::new(logs), filter.clone(), None, backward).expect("starts");
+        let mut listed = 0;
+        let error = loop {
+            match listing.next_chunk(100) {
+                Ok(chunk) => listed += chunk.len(),
+                Err(error) => break error,
+            }
+            assert!(!listing.is_done() && listed <= 2_000, "{damaged}, {backward}: {listed}");
+        };
+        assert!(matches!(error, Error::Misplaced), "{error}");
+        assert!(store.has_failed_reading().is_some());
+        drop(listing);
+        drop(store);
+        let bench = Bench::open(dir.path());
+        assert!(bench.store.has_new_index());
+        assert_eq!(bench.list(filter, None, false), texts(0..2_000));
+        bench.index_everything();
+    }
+}
+
 #[test]
 fn what_was_committed_is_there_after_reopening() {
     let dir = tempfile::tempdir().expect("temp dir");

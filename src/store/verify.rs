@@ -81,7 +81,7 @@ impl Report {
 /// The stores that a directory is or holds.
 pub fn stores_in(dir: &Path) -> io::Result<Vec<PathBuf>> {
     let is_store = |dir: &Path| {
-        dir.join(LOG).exists() || recover::set_aside(&Directory(dir)).is_ok_and(|a| !a.is_empty())
+        dir.join(LOG).exists() || recover::set_aside(&Directory(dir.to_owned())).is_ok_and(|a| !a.is_empty())
     };
     if is_store(dir) {
         return Ok(vec![dir.to_owned()]);
@@ -100,7 +100,7 @@ pub fn stores_in(dir: &Path) -> io::Result<Vec<PathBuf>> {
 
 /// Checks the store in `dir`.
 pub fn verify(dir: &Path) -> Result<Verified, OpenError> {
-    let files = Directory(dir);
+    let files = Directory(dir.to_owned());
     let _lock = files.lock()?;
     let set_aside = recover::set_aside(&files)?;
     match recover::open_as_is(&files, None, Opening::AsItIs, true) {
@@ -122,6 +122,17 @@ pub fn verify(dir: &Path) -> Result<Verified, OpenError> {
         }
         Err(NotOpen { error, .. }) => Err(error),
     }
+}
+
+/// Opens the log in `dir` with every page of it checked, and no more: how the process ends that does is the answer.
+pub fn only_open(dir: &Path) -> Result<(), OpenError> {
+    let files = Directory(dir.to_owned());
+    let _lock = files.lock()?;
+    let opened = recover::open_as_is(&files, None, Opening::Checked, true);
+    opened.map(drop).map_err(|NotOpen { error, db }| {
+        leave_open(db);
+        error
+    })
 }
 
 /// Closing writes, and who knows where to in a damaged file. The program ends soon anyway.

@@ -11,6 +11,7 @@ mod api_refusals;
 mod api_send;
 mod api_status;
 mod api_sync;
+mod bad_ends;
 mod chaos;
 mod cli;
 mod corpus;

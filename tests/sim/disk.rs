@@ -196,6 +196,10 @@ impl Disk {
 }
 
 impl Files for Disk {
+    fn keep(&self) -> Box<dyn Files> {
+        Box::new(self.clone())
+    }
+
     fn database(&self, name: &str, cache_bytes: usize, how: Opening) -> Result<Database, OpenError> {
         let file: Name = name.into();
         let open = |disk: &Disk, check: bool| {
@@ -237,6 +241,14 @@ impl Files for Disk {
     fn raw(&self, name: &str) -> io::Result<Box<dyn Bytes>> {
         let file = self.lock().live.get(name).map(|(number, _)| *number);
         Ok(Box::new(Backend { disk: self.clone(), number: file.ok_or(io::ErrorKind::NotFound)? }))
+    }
+
+    fn put(&self, name: &str, bytes: &[u8]) -> io::Result<()> {
+        let (mut state, file): (_, Name) = (self.lock(), name.into());
+        state.change()?;
+        state.put(file.clone(), bytes.to_vec());
+        state.steps.push(Step::Made { file, bytes: bytes.to_vec() });
+        Ok(())
     }
 
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {

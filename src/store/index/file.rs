@@ -74,25 +74,35 @@ impl Rows {
         holes: &BTreeSet<(Origin, u64)>,
     ) -> Result<(), Error> {
         let tx = db.begin_write()?;
+        // One table after the other: one that is still open when redb panics over the next may end the process, for it
+        // would panic again while it is put away.
         {
             let mut by_id = tx.open_table(BY_ID)?;
             for (key, value) in &self.by_id {
                 by_id.insert(*key, *value)?;
             }
+        }
+        {
             let mut by_user = tx.open_table(BY_USER)?;
             for (key, value) in &self.by_user {
                 by_user.insert(*key, *value)?;
             }
+        }
+        {
             let mut copies = tx.open_table(COPIES)?;
             for key in &self.copies {
                 copies.insert(*key, ())?;
             }
+        }
+        {
             let mut watermark = tx.open_table(WATERMARK)?;
             for (origin, seq) in &self.watermarks {
                 // An entry that was mended lies below it.
                 let before = watermark.get(origin.0)?.map_or(0, |before| before.value());
                 watermark.insert(origin.0, before.max(*seq))?;
             }
+        }
+        {
             let mut table = tx.open_table(HOLES)?;
             for (origin, seq) in holes {
                 table.insert((origin.0, *seq), ())?;
@@ -100,8 +110,8 @@ impl Rows {
             for (origin, seq) in &self.places {
                 table.remove((origin.0, *seq))?;
             }
-            put_counts(&tx, counts)?;
         }
+        put_counts(&tx, counts)?;
         tx.commit()?;
         Ok(())
     }
@@ -175,11 +185,11 @@ pub(super) fn write_meta(db: &Database, log: &Log) -> Result<(), Error> {
         meta.insert("format", FORMAT.to_be_bytes().as_slice())?;
         meta.insert("store_id", log.id().0.as_slice())?;
         meta.insert("counts", encode_counts(Counts::default()).as_slice())?;
-        tx.open_table(WATERMARK)?;
-        tx.open_table(BY_ID)?;
-        tx.open_table(BY_USER)?;
-        tx.open_table(COPIES)?;
     }
+    tx.open_table(WATERMARK)?;
+    tx.open_table(BY_ID)?;
+    tx.open_table(BY_USER)?;
+    tx.open_table(COPIES)?;
     tx.commit()?;
     Ok(())
 }

@@ -50,7 +50,7 @@ impl Gone {
         let tx = db.begin_write()?;
         let mut less = Counts::default();
         {
-            let (mut by_id, mut copies) = (tx.open_table(BY_ID)?, tx.open_table(COPIES)?);
+            let mut by_id = tx.open_table(BY_ID)?;
             for (id, places) in &self.by_id {
                 // Milestones are found by a name of their own, and not counted.
                 let counts = |digest: &[u8; 32]| Name::of(Digest(*digest)).0 != *id;
@@ -58,7 +58,6 @@ impl Gone {
                 for (origin, seq) in places {
                     let digest = by_id.remove((*id, *origin, *seq))?.map(|value| value.value().1);
                     gone.extend(digest.filter(counts));
-                    copies.remove((*origin, *seq))?;
                 }
                 if gone.is_empty() {
                     continue;
@@ -71,13 +70,21 @@ impl Gone {
                 less.messages += lost as u64;
                 less.conflicts += u64::from(left.len() < 2 && left.len() + lost >= 2);
             }
+        }
+        {
+            let mut copies = tx.open_table(COPIES)?;
+            for place in self.by_id.values().flatten() {
+                copies.remove(*place)?;
+            }
+        }
+        {
             let mut by_user = tx.open_table(BY_USER)?;
             for key in &self.by_user {
                 by_user.remove(*key)?;
             }
-            file::lower_watermarks(&tx, &self.marks)?;
-            file::put_counts(&tx, counts.without(less))?;
         }
+        file::lower_watermarks(&tx, &self.marks)?;
+        file::put_counts(&tx, counts.without(less))?;
         tx.commit()?;
         Ok(less)
     }

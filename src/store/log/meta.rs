@@ -75,9 +75,9 @@ pub(in crate::store) fn make(db: &Database, network: &str) -> Result<Meta, Error
         table.insert("store_id", id.0.as_slice())?;
         table.insert("network", network.as_bytes())?;
         table.insert("check", meta.check().as_slice())?;
-        tx.open_table(HEADS)?;
-        tx.open_table(CHAIN)?;
     }
+    tx.open_table(HEADS)?;
+    tx.open_table(CHAIN)?;
     tx.commit()?;
     Ok(meta)
 }

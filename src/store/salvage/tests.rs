@@ -97,7 +97,7 @@ fn only_wrong_bytes_lead_to_a_salvage() {
     drop(Store::open(dir.path(), "test", 0).expect("opens"));
     let whole = std::fs::read(dir.path().join(LOG)).expect("reads");
     assert!(Store::open(dir.path(), "other", 0).is_err());
-    let held = Directory(dir.path()).lock().expect("is free");
+    let held = Directory(dir.path().to_owned()).lock().expect("is free");
     std::fs::write(dir.path().join(LOG), b"").expect("writes");
     let in_use = Store::open(dir.path(), "test", 0).expect_err("somebody salvages it already");
     assert!(matches!(in_use, OpenError::InUse(_)), "{in_use}");

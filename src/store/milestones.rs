@@ -1,0 +1,44 @@
+//! Owns the way from a milestone's name to what it says. They are entries like any other, found by the index.
+
+use std::sync::Arc;
+
+use super::{Error, Store};
+use crate::chain::place::Place;
+use crate::chain::record::Kind;
+use crate::chain::seqs::{CHAIN_COUNT_MAX, Milestone, MilestoneContent, Name};
+
+impl Store {
+    /// The milestone of this name, and those that it builds on: `None` if they are not all here.
+    pub fn milestone(&self, name: Name) -> Result<Option<Arc<Milestone>>, Error> {
+        let (mut contents, mut next) = (Vec::new(), Some(name));
+        while let Some(name) = next {
+            let Some(content) = self.milestone_content(name)? else { return Ok(None) };
+            next = content.base;
+            contents.push(content);
+            if contents.len() > CHAIN_COUNT_MAX {
+                return Ok(None);
+            }
+        }
+        let mut milestone: Option<Milestone> = None;
+        for content in contents.into_iter().rev() {
+            milestone = Some(content.milestone(milestone.as_ref()));
+        }
+        Ok(milestone.map(Arc::new))
+    }
+
+    fn milestone_content(&self, name: Name) -> Result<Option<MilestoneContent>, Error> {
+        for standing in self.index.standings(name.0)? {
+            if Name::of(standing.digest) != name {
+                continue; // a message whose id somebody chose so
+            }
+            let Place { origin, seq, .. } = standing.place;
+            let Some(entry) = self.log.read()?.peek(origin, seq)? else { continue };
+            let record = entry.record();
+            let is_it = record.kind == Kind::Milestone && record.digest == standing.digest;
+            if let Some(content) = MilestoneContent::decode(record.content).filter(|_| is_it) {
+                return Ok(Some(content));
+            }
+        }
+        Ok(None)
+    }
+}

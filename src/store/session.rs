@@ -1,0 +1,300 @@
+//! Owns what a store remembers of those who had it open: how many in a row ended badly before they had proven that it can be
+//! used.
+//!
+//! Damage can make redb end the process in ways that no guard catches: it overflows the stack on pages that lead back to
+//! themselves, panics while it puts away what a panic left, or asks for more memory than there is. And it does so again
+//! at every start. So before anything of a store is opened it is noted that somebody does ([`UNPROVEN`]). The note goes when he
+//! ends in order or has proven the store ([`Session::prove`]); whoever finds enough notes of others has every page checked.
+//!
+//! A kill or a power failure leaves the note as well; it says nothing of the file. Therefore notes cost time and no more:
+//! nothing is salvaged because of them. That the note cannot be written stops nobody either.
+
+use std::io;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use super::Trust;
+use super::files::{Directory, Files, UNPROVEN};
+
+/// So many sessions in a row must have ended badly before every page is checked. One is a `kill -9` or a power failure, after
+/// which a start is to be fast; that damage ends the process again is seen from the second on.
+pub const SESSIONS_MAX: u32 = 2;
+
+/// The note is longer only if it is not ours.
+const NOTE_BYTES_MAX: usize = 32;
+
+/// How many sessions in a row ended badly, the one that goes on included.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct BadEnds {
+    /// Before they had proven anything.
+    pub sessions: u32,
+    /// Of these, so many openings in a row for which every page was checked, and which did not come to their end.
+    pub openings: u32,
+}
+
+impl BadEnds {
+    /// What the store in this directory remembers. Between two sessions nobody else changes it.
+    pub fn of(dir: &Path) -> Self {
+        Self::read(&Directory(dir.to_owned()))
+    }
+
+    fn read(files: &dyn Files) -> Self {
+        let mut note = [0; NOTE_BYTES_MAX];
+        let read = files.raw(UNPROVEN).and_then(|file| file.read_at(0, &mut note));
+        match read {
+            Ok(count) => Self::parse(&note[..count]),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => BadEnds::default(),
+            Err(error) => {
+                tracing::warn!(%error, "cannot read how the last sessions with the store ended");
+                BadEnds::default()
+            }
+        }
+    }
+
+    /// Where it is not as we write it, somebody wrote it all the same.
+    fn parse(note: &[u8]) -> Self {
+        let words = std::str::from_utf8(note).unwrap_or_default();
+        let numbers: Option<Vec<u32>> = words.split_whitespace().map(|word| word.parse().ok()).collect();
+        match numbers.as_deref() {
+            Some(&[sessions, openings]) => BadEnds { sessions, openings },
+            _ => BadEnds { sessions: 1, openings: 0 },
+        }
+    }
+
+    fn write(self, files: &dyn Files) -> io::Result<()> {
+        match self {
+            BadEnds { sessions: 0, openings: 0 } => files.remove(UNPROVEN),
+            BadEnds { sessions, openings } => {
+                files.put(UNPROVEN, format!("{sessions} {openings}\n").as_bytes())
+            }
+        }
+    }
+}
+
+/// One opening of a store, until it is closed. To be dropped when nothing of the store is open any more.
+#[derive(Debug)]
+pub(super) struct Session {
+    files: Box<dyn Files>,
+    trust: Trust,
+    /// Those of others.
+    before: BadEnds,
+    note: Mutex<Note>,
+    committed: AtomicBool,
+    indexed: AtomicBool,
+}
+
+#[derive(Debug)]
+struct Note {
+    now: BadEnds,
+    /// What it will be when the store is closed. That a session is not the last of its process, which opens the store anew
+    /// because it failed, neither proves the store nor is it a bad end: then it is what it was before.
+    at_close: BadEnds,
+}
+
+impl Session {
+    /// Begins, for whoever would open the store with this trust; [`Session::trust`] says what is right.
+    pub(super) fn begin(files: &dyn Files, asked: Trust) -> Self {
+        let before = BadEnds::read(files);
+        let trust = match asked {
+            Trust::Usual | Trust::Blind if before.sessions >= SESSIONS_MAX => Trust::Suspect,
+            asked => asked,
+        };
+        let openings = if trust.is_doubt() { before.openings.saturating_add(1) } else { before.openings };
+        let session = Session {
+            files: files.keep(),
+            trust,
+            before,
+            note: Mutex::new(Note { now: before, at_close: before }),
+            committed: AtomicBool::new(false),
+            indexed: AtomicBool::new(false),
+        };
+        session.write(BadEnds { sessions: before.sessions.saturating_add(1), openings });
+        session
+    }
+
+    /// How much the store is to be trusted.
+    pub(super) fn trust(&self) -> Trust {
+        self.trust
+    }
+
+    /// How many others ended badly, if they were so many that every page was checked.
+    pub(super) fn bad_ends_before(&self) -> Option<u32> {
+        Some(self.before.sessions).filter(|sessions| *sessions >= SESSIONS_MAX)
+    }
+
+    /// The opening came to its end.
+    pub(super) fn is_open(&self) {
+        let now = {
+            let mut note = self.lock();
+            note.at_close.openings = 0;
+            note.now
+        };
+        if now.openings > 0 {
+            self.write(BadEnds { openings: 0, ..now });
+        }
+    }
+
+    /// A change was committed, and the index has taken note of it.
+    pub(super) fn has_committed(&self) {
+        self.committed.store(true, Ordering::Release);
+    }
+
+    /// Whether a change was committed: what is indexed from now on holds it.
+    pub(super) fn committed(&self) -> bool {
+        self.committed.load(Ordering::Acquire)
+    }
+
+    /// Something that was committed in this session is in the index file.
+    pub(super) fn has_indexed(&self) {
+        self.indexed.store(true, Ordering::Release);
+    }
+
+    /// Whether both files were written to, which is where damage mostly shows.
+    pub(super) fn is_tried(&self) -> bool {
+        self.committed() && self.indexed.load(Ordering::Acquire)
+    }
+
+    /// The store can be used: however this process ends, nobody has to check it for that.
+    pub(super) fn prove(&self) {
+        self.ends_in_order();
+        self.write(BadEnds::default());
+    }
+
+    /// The process ends as it should, once the store is closed.
+    pub(super) fn ends_in_order(&self) {
+        self.lock().at_close = BadEnds::default();
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Note> {
+        self.note.lock().unwrap_or_else(PoisonError::into_inner) // plain numbers
+    }
+
+    fn write(&self, want: BadEnds) {
+        let mut note = self.lock();
+        if note.now == want {
+            return;
+        }
+        match want.write(&*self.files) {
+            Ok(()) => note.now = want,
+            Err(error) => tracing::warn!(%error, "cannot note how sessions with the store end"),
+        }
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        let at_close = self.lock().at_close;
+        self.write(at_close);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A session that ends as a killed process does.
+    fn dies(files: &Directory, opens: bool) -> Trust {
+        let session = Session::begin(files, Trust::Usual);
+        if opens {
+            session.is_open();
+        }
+        let trust = session.trust();
+        std::mem::forget(session);
+        trust
+    }
+
+    fn check(work: impl FnOnce(&Directory)) {
+        let dir = tempfile::tempdir().expect("temp dir");
+        work(&Directory(dir.path().to_owned()));
+    }
+
+    fn note(files: &Directory) -> Option<String> {
+        std::fs::read_to_string(files.path(UNPROVEN)).ok()
+    }
+
+    #[test]
+    fn every_page_is_checked_from_the_third_session_on_that_follows_bad_ends() {
+        check(|files| {
+            let trusts: Vec<_> = (0..5).map(|_| dies(files, true)).collect();
+            assert_eq!(trusts[..2], [Trust::Usual; 2]);
+            assert_eq!(trusts[2..], [Trust::Suspect; 3]);
+            assert_eq!(note(files).as_deref(), Some("5 0\n"));
+            assert_eq!(Session::begin(files, Trust::Unreadable).trust(), Trust::Unreadable);
+        });
+    }
+
+    #[test]
+    fn openings_that_end_the_process_are_counted_until_one_comes_to_its_end() {
+        check(|files| {
+            for want in ["1 0\n", "2 0\n", "3 1\n", "4 2\n"] {
+                dies(files, false);
+                assert_eq!(note(files).as_deref(), Some(want));
+            }
+            dies(files, true);
+            assert_eq!(note(files).as_deref(), Some("5 0\n"));
+        });
+    }
+
+    #[test]
+    fn an_end_in_order_is_the_end_of_it_and_so_is_proof() {
+        check(|files| {
+            dies(files, true);
+            let session = Session::begin(files, Trust::Usual);
+            session.is_open();
+            session.ends_in_order();
+            assert_eq!(note(files).as_deref(), Some("2 0\n"), "not before the store is closed");
+            drop(session);
+            assert_eq!(note(files), None);
+            let session = Session::begin(files, Trust::Usual);
+            session.prove();
+            assert_eq!(note(files), None);
+            std::mem::forget(session);
+            assert_eq!(dies(files, true), Trust::Usual);
+            assert_eq!(note(files).as_deref(), Some("1 0\n"));
+        });
+    }
+
+    #[test]
+    fn a_store_that_is_only_opened_anew_neither_ended_badly_nor_is_proven() {
+        check(|files| {
+            dies(files, true);
+            for asked in [Trust::Usual, Trust::Suspect, Trust::Suspect] {
+                let session = Session::begin(files, asked);
+                assert_eq!(session.bad_ends_before(), None);
+                session.is_open();
+                assert_eq!(note(files).as_deref(), Some("2 0\n"));
+                drop(session);
+                assert_eq!(note(files).as_deref(), Some("1 0\n"));
+            }
+            drop(Session::begin(files, Trust::Usual)); // it does not open, and the process lives
+            assert_eq!(note(files).as_deref(), Some("1 0\n"));
+        });
+    }
+
+    #[test]
+    fn it_is_tried_once_both_files_were_written_to() {
+        check(|files| {
+            let session = Session::begin(files, Trust::Usual);
+            session.has_committed();
+            assert!(!session.is_tried());
+            session.has_indexed();
+            assert!(session.is_tried());
+        });
+    }
+
+    #[test]
+    fn what_is_not_as_we_write_it_counts_as_one() {
+        for note in ["", "\n", "7", "7 0 0", "-1 0", "many", "99999999999 0", &"1 ".repeat(NOTE_BYTES_MAX)] {
+            assert_eq!(BadEnds::parse(note.as_bytes()), BadEnds { sessions: 1, openings: 0 }, "{note:?}");
+        }
+        assert_eq!(BadEnds::parse(b"7 3\n"), BadEnds { sessions: 7, openings: 3 });
+    }
+
+    #[test]
+    fn a_directory_that_cannot_be_written_stops_nobody() {
+        let session = Session::begin(&Directory("/nowhere/at/all".into()), Trust::Usual);
+        assert_eq!((session.trust(), session.bad_ends_before()), (Trust::Usual, None));
+        session.prove();
+    }
+}
