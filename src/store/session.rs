@@ -36,19 +36,14 @@ pub struct BadEnds {
 impl BadEnds {
     /// What the store in this directory remembers. Between two sessions nobody else changes it.
     pub fn of(dir: &Path) -> Self {
-        Self::read(&Directory(dir.to_owned()))
+        Self::read(&Directory(dir.to_owned())).unwrap_or_default() // whoever opens the store says why not
     }
 
-    fn read(files: &dyn Files) -> Self {
+    fn read(files: &dyn Files) -> io::Result<Self> {
         let mut note = [0; NOTE_BYTES_MAX];
-        let read = files.raw(UNPROVEN).and_then(|file| file.read_at(0, &mut note));
-        match read {
-            Ok(count) => Self::parse(&note[..count]),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => BadEnds::default(),
-            Err(error) => {
-                tracing::warn!(%error, "cannot read how the last sessions with the store ended");
-                BadEnds::default()
-            }
+        match files.raw(UNPROVEN).and_then(|file| file.read_at(0, &mut note)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(BadEnds::default()),
+            read => Ok(Self::parse(&note[..read?])),
         }
     }
 
@@ -95,7 +90,10 @@ struct Note {
 impl Session {
     /// Begins, for whoever would open the store with this trust; [`Session::trust`] says what is right.
     pub(super) fn begin(files: &dyn Files, asked: Trust) -> Self {
-        let before = BadEnds::read(files);
+        let before = BadEnds::read(files).unwrap_or_else(|error| {
+            tracing::warn!(%error, "cannot read how the last sessions with the store ended");
+            BadEnds::default()
+        });
         let trust = match asked {
             Trust::Usual | Trust::Blind if before.sessions >= SESSIONS_MAX => Trust::Suspect,
             asked => asked,
