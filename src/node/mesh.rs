@@ -11,8 +11,9 @@ use tokio::sync::Notify;
 
 use super::care::Progress;
 use super::notes::Notes;
+use super::peer::{Opening, Peer, SUSPECT};
 use crate::api::address::Addr;
-use crate::api::network::{NodeId, PeerStatus, State};
+use crate::api::network::{NodeId, PeerStatus};
 use crate::api::time::Time;
 use crate::chain::place::{Origin, Place};
 use crate::chain::sync::Door;
@@ -25,8 +26,6 @@ use crate::replica::heal::Heal;
 /// Stores that may have a door here at the same time. At the bound the one unused for longest is closed,
 /// which costs its peer one full vector.
 const DOORS_MAX: usize = 256;
-/// Damaged entries of a peer that are remembered, as ranges; no honest one asks for more at once.
-const DAMAGED_MAX: usize = 256;
 /// Peers that were not configured but came by themselves. At the bound the one silent for longest makes room; if none
 /// is silent, further ones are served without being listed.
 const STRANGERS_MAX: usize = 64;
@@ -39,8 +38,6 @@ const HEARD: Duration = Duration::from_secs(5);
 const STARTING: Duration = Duration::from_secs(3);
 /// For so long one peer alone is asked for a log.
 const CLAIM: Duration = Duration::from_secs(5);
-/// A peer that failed, but answered within this time, is suspect rather than down.
-const SUSPECT: Duration = Duration::from_secs(10);
 
 /// See the head of this file.
 pub struct Mesh {
@@ -79,108 +76,6 @@ impl Book {
         let strangers = self.peers.iter().enumerate().filter(|(_, peer)| !peer.configured && silent(peer));
         if let Some((index, _)) = strangers.min_by_key(|(_, peer)| peer.heard) {
             self.peers.remove(index); // configured ones stand before it and keep their index
-        }
-    }
-}
-
-type Opening = ([u8; 16], [u8; 16]);
-
-/// What is known of one peer.
-struct Peer {
-    addr: Addr,
-    /// Asked by us; the others came by themselves. Configured ones stand first, so that their index stays.
-    configured: bool,
-    node_id: Option<NodeId>,
-    opening: Option<Opening>,
-    theirs: Option<Vector>,
-    /// What it had by its last word before its store was opened anew, until it says what it has now.
-    had: Option<Vector>,
-    own: Option<Origin>,
-    /// Entries below its heads that it asked for: they are damaged there, and no copies.
-    damaged: Vec<Range>,
-    /// It spoke to us.
-    heard: Option<Instant>,
-    /// It answered us.
-    answered: Option<Instant>,
-    last_sync: Option<Time>,
-    rtt: Option<Duration>,
-    error: Option<String>,
-    /// It is this node itself.
-    is_self: bool,
-    /// Wakes the link to it.
-    wake: Arc<Notify>,
-}
-
-impl Peer {
-    fn new(addr: Addr, configured: bool, node_id: Option<NodeId>) -> Self {
-        Peer {
-            addr,
-            configured,
-            node_id,
-            opening: None,
-            theirs: None,
-            had: None,
-            own: None,
-            damaged: Vec::new(),
-            heard: None,
-            answered: None,
-            last_sync: None,
-            rtt: None,
-            error: None,
-            is_self: false,
-            wake: Arc::default(),
-        }
-    }
-
-    /// Notes who speaks. Of a store that was opened anew nothing is known any more.
-    fn met(&mut self, body: &Body, notes: &Notes) {
-        let opening = (body.hello.store_id, body.hello.open_id);
-        let before = self.opening.replace(opening);
-        if before != Some(opening) {
-            let had = self.theirs.take().or(self.had.take());
-            self.own = None;
-            match before {
-                Some((store, _)) if store == opening.0 => self.had = had,
-                Some(_) => notes.add(format!("node {} came back with another store", body.hello.node_id)),
-                None => {}
-            }
-        }
-        self.node_id = Some(body.hello.node_id);
-        self.own = body.own.or(self.own);
-        self.damaged = body.wants.iter().take(DAMAGED_MAX).copied().collect();
-    }
-
-    /// Whether an entry is on its disk, as far as it says.
-    fn holds(&self, place: Place) -> bool {
-        let is_asked =
-            |range: &Range| range.origin == place.origin && (range.first..=range.last).contains(&place.seq);
-        let covers = self.theirs.as_ref().is_some_and(|theirs| theirs.seq(place.origin) >= place.seq);
-        covers && !self.damaged.iter().any(is_asked)
-    }
-
-    /// Notes what it has.
-    fn has(&mut self, theirs: Option<&Vector>, notes: &Notes) {
-        self.theirs = theirs.cloned();
-        let Some(theirs) = theirs else { return };
-        let less = self.had.take().map_or(0, |had| had.ahead_of(theirs));
-        if less > 0 {
-            let node = self.node_id.map_or_else(|| self.addr.to_string(), |id| id.to_string());
-            notes.add(format!(
-                "node {node} came back with {less} entries fewer than it had, and gets them back"
-            ));
-        }
-    }
-
-    fn is_store(&self, hello: &Hello) -> bool {
-        self.opening.is_some_and(|(store, _)| store == hello.store_id)
-    }
-
-    fn state(&self) -> State {
-        let recently = |at: Option<Instant>| at.is_some_and(|at| at.elapsed() < SUSPECT);
-        match (&self.error, recently(self.answered) || recently(self.heard)) {
-            (None, true) => State::Up,
-            (Some(_), true) => State::Suspect,
-            (_, false) => State::Down,
         }
     }
 }
@@ -414,16 +309,7 @@ impl Mesh {
     /// The peers as they are shown, each with how many entries of `all` it lacks.
     pub fn statuses(&self, all: &Vector) -> Vec<PeerStatus> {
         let book = lock(&self.book);
-        let status = |peer: &Peer| PeerStatus {
-            node_id: peer.node_id,
-            address: peer.addr.clone(),
-            state: peer.state(),
-            last_sync: peer.last_sync,
-            rtt_ms: peer.rtt.map(|rtt| (rtt.as_secs_f64() * 1e5).round() / 100.0),
-            behind: peer.theirs.as_ref().map(|theirs| all.ahead_of(theirs)),
-            error: peer.error.clone(),
-        };
-        book.peers.iter().filter(|peer| !peer.is_self).map(status).collect()
+        book.peers.iter().filter(|peer| !peer.is_self).map(|peer| peer.status(all)).collect()
     }
 }
 

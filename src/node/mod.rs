@@ -14,6 +14,7 @@ mod inbox;
 mod mesh;
 mod notes;
 mod patience;
+mod peer;
 mod pid;
 mod position;
 mod replicate;
