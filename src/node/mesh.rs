@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 use super::care::Progress;
 use super::notes::Notes;
@@ -15,7 +15,7 @@ use super::peer::{Opening, Peer, SUSPECT};
 use crate::api::address::Addr;
 use crate::api::network::{NodeId, PeerStatus};
 use crate::api::time::Time;
-use crate::chain::place::{Origin, Place};
+use crate::chain::place::Origin;
 use crate::chain::sync::Door;
 use crate::chain::vector::Vector;
 use crate::chain::wire::{Body, Hello, Range};
@@ -53,6 +53,8 @@ pub struct Mesh {
     pub scrub: Progress,
     book: Mutex<Book>,
     heal: Mutex<Heal>,
+    /// Counts the times that a peer said something new of what it holds.
+    held: watch::Sender<u64>,
 }
 
 #[derive(Default)]
@@ -100,6 +102,7 @@ impl Mesh {
             scrub: Progress::default(),
             book,
             heal: Mutex::default(),
+            held: watch::Sender::new(0),
         }
     }
 
@@ -134,13 +137,25 @@ impl Mesh {
         self.heal().answered(index, self.running_ms());
         let mut book = lock(&self.book);
         let peer = &mut book.peers[index];
-        peer.met(reply, &self.notes);
-        peer.has(theirs, &self.notes);
+        let is_news = peer.spoke(reply, theirs, &self.notes);
         peer.answered = Some(Instant::now());
         (peer.last_sync, peer.rtt, peer.error) = (Some(Time(now_ms)), Some(rtt), None);
         peer.is_self = false;
         // It may have come by itself before, under the address that it tells rather than the configured one.
         book.peers.retain(|peer| peer.configured || !peer.is_store(&reply.hello));
+        drop(book);
+        self.tell(is_news);
+    }
+
+    fn tell(&self, is_news: bool) {
+        if is_news {
+            self.held.send_modify(|count| *count += 1);
+        }
+    }
+
+    /// Changes when a peer may hold more than before.
+    pub fn held(&self) -> watch::Receiver<u64> {
+        self.held.subscribe()
     }
 
     /// An exchange with a peer failed.
@@ -167,14 +182,13 @@ impl Mesh {
             book.peers.len() - 1
         };
         let peer = &mut book.peers[index];
-        peer.met(request, &self.notes);
-        if theirs.is_some() {
-            peer.has(theirs, &self.notes);
-        }
+        let is_news = peer.spoke(request, theirs, &self.notes);
         peer.heard = Some(Instant::now());
         if peer.error.is_some() || peer.answered.is_none() {
             peer.wake.notify_one();
         }
+        drop(book);
+        self.tell(is_news);
     }
 
     /// Takes the state of a peer's exchanges with us, to be given back with [`Mesh::close_door`].
@@ -283,18 +297,37 @@ impl Mesh {
         warnings
     }
 
-    /// The peers that are known to have an entry on disk.
-    pub fn holders(&self, place: Place) -> Vec<NodeId> {
+    /// How many nodes there are, this one included.
+    pub fn members(&self) -> usize {
         let book = lock(&self.book);
-        let has = |peer: &&Peer| peer.holds(place);
-        let mut ids = Vec::new();
-        for id in book.peers.iter().filter(|peer| !peer.is_self).filter(has).filter_map(|peer| peer.node_id) {
-            // One node may be configured under two addresses; it is one copy all the same.
-            if !ids.contains(&id) {
-                ids.push(id);
+        let mut ids = vec![self.hello.node_id];
+        let mut unmet = 0;
+        for peer in book.peers.iter().filter(|peer| !peer.is_self) {
+            match peer.node_id {
+                Some(id) if ids.contains(&id) => {}
+                Some(id) => ids.push(id),
+                None => unmet += 1,
             }
         }
-        ids
+        ids.len() + unmet
+    }
+
+    /// The nodes that are known to have a message on disk. `copies`: where it stands, once or more often; `here`: this node
+    /// has it; `mine`: our logs. A node counts once, under however many addresses, and so does a store.
+    pub fn holders(&self, copies: &[Range], here: bool, mine: &Vector) -> Vec<NodeId> {
+        let book = lock(&self.book);
+        let mut found: Vec<(NodeId, [u8; 16])> = Vec::new();
+        if here {
+            found.push((self.hello.node_id, self.hello.store_id));
+        }
+        for peer in book.peers.iter().filter(|peer| !peer.is_self) {
+            let (Some(id), Some((store, _))) = (peer.node_id, peer.opening) else { continue };
+            let is_counted = found.iter().any(|(other, name)| *other == id || *name == store);
+            if !is_counted && copies.iter().any(|copy| peer.holds(copy, mine)) {
+                found.push((id, store));
+            }
+        }
+        found.into_iter().map(|(id, _)| id).collect()
     }
 
     /// Everything any known node is known to have.

@@ -12,9 +12,9 @@ use super::notes::Notes;
 use crate::api::address::Addr;
 use crate::api::network::{NodeId, PeerStatus, State};
 use crate::api::time::Time;
-use crate::chain::place::{Origin, Place};
+use crate::chain::place::Origin;
 use crate::chain::vector::Vector;
-use crate::chain::wire::{Body, Hello, Range};
+use crate::chain::wire::{Body, Hello, Range, ShortDigest};
 
 /// Damaged entries of a peer that are remembered, as ranges; no honest one asks for more at once.
 const DAMAGED_MAX: usize = 256;
@@ -32,6 +32,8 @@ pub struct Peer {
     pub node_id: Option<NodeId>,
     pub opening: Option<Opening>,
     pub theirs: Option<Vector>,
+    /// Of what it had by its last word.
+    pub digest: Option<ShortDigest>,
     /// What it had by its last word before its store was opened anew, until it says what it has now.
     pub had: Option<Vector>,
     pub own: Option<Origin>,
@@ -58,6 +60,7 @@ impl Peer {
             node_id,
             opening: None,
             theirs: None,
+            digest: None,
             had: None,
             own: None,
             damaged: Vec::new(),
@@ -71,13 +74,25 @@ impl Peer {
         }
     }
 
+    /// It spoke. `theirs`: what it has, where that is known from its words; else what it had before, unless its store was
+    /// opened anew. Whether it may have more than before.
+    pub fn spoke(&mut self, body: &Body, theirs: Option<&Vector>, notes: &Notes) -> bool {
+        let before = (self.theirs.is_some(), self.digest, self.damaged.clone());
+        self.met(body, notes);
+        if let Some(theirs) = theirs {
+            self.has(theirs, notes);
+            self.digest = Some(body.digest);
+        }
+        before != (self.theirs.is_some(), self.digest, self.damaged.clone())
+    }
+
     /// Notes who speaks. Of a store that was opened anew nothing is known any more.
-    pub fn met(&mut self, body: &Body, notes: &Notes) {
+    fn met(&mut self, body: &Body, notes: &Notes) {
         let opening = (body.hello.store_id, body.hello.open_id);
         let before = self.opening.replace(opening);
         if before != Some(opening) {
             let had = self.theirs.take().or(self.had.take());
-            self.own = None;
+            (self.own, self.digest) = (None, None);
             match before {
                 Some((store, _)) if store == opening.0 => self.had = had,
                 Some(_) => notes.add(format!("node {} came back with another store", body.hello.node_id)),
@@ -89,18 +104,27 @@ impl Peer {
         self.damaged = body.wants.iter().take(DAMAGED_MAX).copied().collect();
     }
 
-    /// Whether an entry is on its disk, as far as it says.
-    pub fn holds(&self, place: Place) -> bool {
-        let is_asked =
-            |range: &Range| range.origin == place.origin && (range.first..=range.last).contains(&place.seq);
-        let covers = self.theirs.as_ref().is_some_and(|theirs| theirs.seq(place.origin) >= place.seq);
-        covers && !self.damaged.iter().any(is_asked)
+    /// Whether all of these entries are on its disk, as far as it says. `mine`: our logs. Where they show that its log is
+    /// another one of that name, it holds other entries than these.
+    pub fn holds(&self, entries: &Range, mine: &Vector) -> bool {
+        let Some(theirs) = self.theirs.as_ref().and_then(|theirs| theirs.get(entries.origin)) else {
+            return false;
+        };
+        let is_other =
+            mine.get(entries.origin).is_some_and(|mine| mine.seq == theirs.seq && mine.hash != theirs.hash);
+        let is_damaged = |range: &Range| {
+            range.origin == entries.origin && range.first <= entries.last && entries.first <= range.last
+        };
+        theirs.seq >= entries.last && !is_other && !self.damaged.iter().any(is_damaged)
     }
 
-    /// Notes what it has.
-    pub fn has(&mut self, theirs: Option<&Vector>, notes: &Notes) {
-        self.theirs = theirs.cloned();
-        let Some(theirs) = theirs else { return };
+    /// Notes what it has. As long as its store is open nothing goes from it, so a word that was overtaken by a later one
+    /// takes nothing back.
+    fn has(&mut self, theirs: &Vector, notes: &Notes) {
+        let before = self.theirs.replace(theirs.clone());
+        if let (Some(before), Some(now)) = (before, &mut self.theirs) {
+            now.merge(&before);
+        }
         let less = self.had.take().map_or(0, |had| had.ahead_of(theirs));
         if less > 0 {
             let node = self.node_id.map_or_else(|| self.addr.to_string(), |id| id.to_string());
