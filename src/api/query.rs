@@ -126,9 +126,36 @@ impl ListQuery {
     }
 }
 
+/// On how many nodes a message must be before its sender is told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Acks {
+    /// On so many, at least 1.
+    Count(usize),
+    /// On more than half of the members.
+    Quorum,
+    /// On all members.
+    All,
+}
+
+impl Acks {
+    /// How many that is of so many members, the node itself included.
+    pub fn of(self, members: usize) -> Result<usize, Problem> {
+        match self {
+            Self::Count(count) if count > members => Err(invalid(format!(
+                "`acks` is {count}, and this node knows {members} nodes, itself included"
+            ))),
+            Self::Count(count) => Ok(count),
+            Self::Quorum => Ok(members / 2 + 1),
+            Self::All => Ok(members),
+        }
+    }
+}
+
 /// The query of `POST /messages`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SendQuery {
+    /// How many copies to wait for.
+    pub acks: Acks,
     /// How long to wait for the acks.
     pub timeout: Duration,
 }
@@ -136,10 +163,10 @@ pub struct SendQuery {
 impl SendQuery {
     /// Reads a raw query string (without the `?`).
     pub fn parse(raw: &str) -> Result<Self, Problem> {
-        let mut query = Self { timeout: ACKS_TIMEOUT_DEFAULT };
+        let mut query = Self { acks: Acks::Count(1), timeout: ACKS_TIMEOUT_DEFAULT };
         for (key, value) in pairs(raw)? {
             match key.as_ref() {
-                "acks" => acks(&value)?,
+                "acks" => query.acks = acks(&value)?,
                 "timeout" => query.timeout = timeout(&value)?,
                 _ => return Err(unknown(&key, "acks, timeout")),
             }
@@ -271,11 +298,16 @@ fn second(key: &str, value: &str) -> Result<u64, Problem> {
     })
 }
 
-fn acks(value: &str) -> Result<(), Problem> {
-    if value == "1" {
-        return Ok(());
-    }
-    Err(invalid(format!("`acks` is {}; waiting for more than 1 copy is not built yet", quote(value))))
+fn acks(value: &str) -> Result<Acks, Problem> {
+    let count = || digits(value).filter(|_| !value.starts_with('0')).map(Acks::Count);
+    let acks = match value {
+        "quorum" => Some(Acks::Quorum),
+        "all" => Some(Acks::All),
+        _ => count(),
+    };
+    acks.ok_or_else(|| {
+        invalid(format!("`acks` is {}, neither a number from 1 nor `quorum` nor `all`", quote(value)))
+    })
 }
 
 fn timeout(value: &str) -> Result<Duration, Problem> {
@@ -354,7 +386,7 @@ mod tests {
     }
 
     #[test]
-    fn a_send_waits_for_one_copy_and_at_most_twenty_seconds() {
+    fn a_send_waits_for_copies_at_most_twenty_seconds() {
         let check = |raw: &str, want: Result<u64, &str>| {
             check_refusal(SendQuery::parse(raw).map(|query| query.timeout), want.map(Duration::from_millis));
         };
@@ -365,8 +397,8 @@ mod tests {
         check("timeout=20001ms", Err("up to 20s"));
         check("timeout=-1s", Err("up to 20s"));
         check("timeout=5", Err("up to 20s"));
-        for value in ["0", "2", "quorum", "all", "many", ""] {
-            check(&format!("acks={value}"), Err("not built yet"));
+        for value in ["0", "01", "-1", "%2B1", "1.0", "many", "Quorum", "", "99999999999999999999"] {
+            check(&format!("acks={value}"), Err("neither a number from 1 nor"));
         }
         check("limit=1", Err("`limit` is unknown"));
     }
@@ -381,6 +413,21 @@ mod tests {
         }
         check("acks=quorum", 2_000);
         check("timeout=20s&acks=all", 20_000);
+    }
+
+    #[test]
+    fn acks_are_counted_against_the_members() {
+        let check = |raw: &str, members, want| {
+            let acks = SendQuery::parse(raw).expect("well-formed").acks;
+            check_refusal(acks.of(members), want);
+        };
+        check("", 1, Ok(1));
+        for (members, quorum) in [(1, 1), (2, 2), (3, 2), (4, 3), (5, 3)] {
+            check("acks=quorum", members, Ok(quorum));
+            check("acks=all", members, Ok(members));
+        }
+        check("acks=4", 4, Ok(4));
+        check("acks=5", 4, Err("knows 4 nodes, itself included"));
     }
 
     #[test]

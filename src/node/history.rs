@@ -17,7 +17,7 @@ use tokio::sync::Semaphore;
 use uuid::Uuid;
 
 use super::send::view;
-use super::{Node, position};
+use super::{Node, acks, position};
 use crate::api::error::{ErrorCode, Problem};
 use crate::api::header::POSITION;
 use crate::api::query::{self, ListQuery, Mark};
@@ -64,7 +64,10 @@ fn one(node: &Node, id: Uuid) -> Result<Response, Failed> {
     let record = entry.record();
     let content = record.message().ok_or_else(|| not_found(id))?;
     let mut json = Vec::with_capacity(512);
-    view(&content, entry.place).write_answer_json(&node.durable_on(entry.place), None, &mut json);
+    let copies = node.store().standings(id, &node.logs())?.into_iter();
+    let copies: Vec<_> =
+        copies.filter(|copy| copy.digest == first.digest).map(|copy| acks::at(copy.place)).collect();
+    view(&content, entry.place).write_answer_json(&node.durable_on(&copies), None, &mut json);
     Ok(serve::json(StatusCode::OK, json))
 }
 

@@ -7,14 +7,15 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 use super::care::Progress;
 use super::notes::Notes;
+use super::peer::{Opening, Peer, SUSPECT};
 use crate::api::address::Addr;
-use crate::api::network::{NodeId, PeerStatus, State};
+use crate::api::network::{NodeId, PeerStatus};
 use crate::api::time::Time;
-use crate::chain::place::{Origin, Place};
+use crate::chain::place::Origin;
 use crate::chain::sync::Door;
 use crate::chain::vector::Vector;
 use crate::chain::wire::{Body, Hello, Range};
@@ -25,8 +26,6 @@ use crate::replica::heal::Heal;
 /// Stores that may have a door here at the same time. At the bound the one unused for longest is closed,
 /// which costs its peer one full vector.
 const DOORS_MAX: usize = 256;
-/// Damaged entries of a peer that are remembered, as ranges; no honest one asks for more at once.
-const DAMAGED_MAX: usize = 256;
 /// Peers that were not configured but came by themselves. At the bound the one silent for longest makes room; if none
 /// is silent, further ones are served without being listed.
 const STRANGERS_MAX: usize = 64;
@@ -39,8 +38,6 @@ const HEARD: Duration = Duration::from_secs(5);
 const STARTING: Duration = Duration::from_secs(3);
 /// For so long one peer alone is asked for a log.
 const CLAIM: Duration = Duration::from_secs(5);
-/// A peer that failed, but answered within this time, is suspect rather than down.
-const SUSPECT: Duration = Duration::from_secs(10);
 
 /// See the head of this file.
 pub struct Mesh {
@@ -56,6 +53,8 @@ pub struct Mesh {
     pub scrub: Progress,
     book: Mutex<Book>,
     heal: Mutex<Heal>,
+    /// Counts the times that a peer said something new of what it holds.
+    held: watch::Sender<u64>,
 }
 
 #[derive(Default)]
@@ -83,108 +82,6 @@ impl Book {
     }
 }
 
-type Opening = ([u8; 16], [u8; 16]);
-
-/// What is known of one peer.
-struct Peer {
-    addr: Addr,
-    /// Asked by us; the others came by themselves. Configured ones stand first, so that their index stays.
-    configured: bool,
-    node_id: Option<NodeId>,
-    opening: Option<Opening>,
-    theirs: Option<Vector>,
-    /// What it had by its last word before its store was opened anew, until it says what it has now.
-    had: Option<Vector>,
-    own: Option<Origin>,
-    /// Entries below its heads that it asked for: they are damaged there, and no copies.
-    damaged: Vec<Range>,
-    /// It spoke to us.
-    heard: Option<Instant>,
-    /// It answered us.
-    answered: Option<Instant>,
-    last_sync: Option<Time>,
-    rtt: Option<Duration>,
-    error: Option<String>,
-    /// It is this node itself.
-    is_self: bool,
-    /// Wakes the link to it.
-    wake: Arc<Notify>,
-}
-
-impl Peer {
-    fn new(addr: Addr, configured: bool, node_id: Option<NodeId>) -> Self {
-        Peer {
-            addr,
-            configured,
-            node_id,
-            opening: None,
-            theirs: None,
-            had: None,
-            own: None,
-            damaged: Vec::new(),
-            heard: None,
-            answered: None,
-            last_sync: None,
-            rtt: None,
-            error: None,
-            is_self: false,
-            wake: Arc::default(),
-        }
-    }
-
-    /// Notes who speaks. Of a store that was opened anew nothing is known any more.
-    fn met(&mut self, body: &Body, notes: &Notes) {
-        let opening = (body.hello.store_id, body.hello.open_id);
-        let before = self.opening.replace(opening);
-        if before != Some(opening) {
-            let had = self.theirs.take().or(self.had.take());
-            self.own = None;
-            match before {
-                Some((store, _)) if store == opening.0 => self.had = had,
-                Some(_) => notes.add(format!("node {} came back with another store", body.hello.node_id)),
-                None => {}
-            }
-        }
-        self.node_id = Some(body.hello.node_id);
-        self.own = body.own.or(self.own);
-        self.damaged = body.wants.iter().take(DAMAGED_MAX).copied().collect();
-    }
-
-    /// Whether an entry is on its disk, as far as it says.
-    fn holds(&self, place: Place) -> bool {
-        let is_asked =
-            |range: &Range| range.origin == place.origin && (range.first..=range.last).contains(&place.seq);
-        let covers = self.theirs.as_ref().is_some_and(|theirs| theirs.seq(place.origin) >= place.seq);
-        covers && !self.damaged.iter().any(is_asked)
-    }
-
-    /// Notes what it has.
-    fn has(&mut self, theirs: Option<&Vector>, notes: &Notes) {
-        self.theirs = theirs.cloned();
-        let Some(theirs) = theirs else { return };
-        let less = self.had.take().map_or(0, |had| had.ahead_of(theirs));
-        if less > 0 {
-            let node = self.node_id.map_or_else(|| self.addr.to_string(), |id| id.to_string());
-            notes.add(format!(
-                "node {node} came back with {less} entries fewer than it had, and gets them back"
-            ));
-        }
-    }
-
-    fn is_store(&self, hello: &Hello) -> bool {
-        self.opening.is_some_and(|(store, _)| store == hello.store_id)
-    }
-
-    fn state(&self) -> State {
-        let recently = |at: Option<Instant>| at.is_some_and(|at| at.elapsed() < SUSPECT);
-        match (&self.error, recently(self.answered) || recently(self.heard)) {
-            (None, true) => State::Up,
-            (Some(_), true) => State::Suspect,
-            (_, false) => State::Down,
-        }
-    }
-}
-
 fn lock(mutex: &Mutex<Book>) -> MutexGuard<'_, Book> {
     // Every change below is complete before anything that could panic.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -205,6 +102,7 @@ impl Mesh {
             scrub: Progress::default(),
             book,
             heal: Mutex::default(),
+            held: watch::Sender::new(0),
         }
     }
 
@@ -239,13 +137,25 @@ impl Mesh {
         self.heal().answered(index, self.running_ms());
         let mut book = lock(&self.book);
         let peer = &mut book.peers[index];
-        peer.met(reply, &self.notes);
-        peer.has(theirs, &self.notes);
+        let is_news = peer.spoke(reply, theirs, &self.notes);
         peer.answered = Some(Instant::now());
         (peer.last_sync, peer.rtt, peer.error) = (Some(Time(now_ms)), Some(rtt), None);
         peer.is_self = false;
         // It may have come by itself before, under the address that it tells rather than the configured one.
         book.peers.retain(|peer| peer.configured || !peer.is_store(&reply.hello));
+        drop(book);
+        self.tell(is_news);
+    }
+
+    fn tell(&self, is_news: bool) {
+        if is_news {
+            self.held.send_modify(|count| *count += 1);
+        }
+    }
+
+    /// Changes when a peer may hold more than before.
+    pub fn held(&self) -> watch::Receiver<u64> {
+        self.held.subscribe()
     }
 
     /// An exchange with a peer failed.
@@ -272,14 +182,13 @@ impl Mesh {
             book.peers.len() - 1
         };
         let peer = &mut book.peers[index];
-        peer.met(request, &self.notes);
-        if theirs.is_some() {
-            peer.has(theirs, &self.notes);
-        }
+        let is_news = peer.spoke(request, theirs, &self.notes);
         peer.heard = Some(Instant::now());
         if peer.error.is_some() || peer.answered.is_none() {
             peer.wake.notify_one();
         }
+        drop(book);
+        self.tell(is_news);
     }
 
     /// Takes the state of a peer's exchanges with us, to be given back with [`Mesh::close_door`].
@@ -388,18 +297,37 @@ impl Mesh {
         warnings
     }
 
-    /// The peers that are known to have an entry on disk.
-    pub fn holders(&self, place: Place) -> Vec<NodeId> {
+    /// How many nodes there are, this one included.
+    pub fn members(&self) -> usize {
         let book = lock(&self.book);
-        let has = |peer: &&Peer| peer.holds(place);
-        let mut ids = Vec::new();
-        for id in book.peers.iter().filter(|peer| !peer.is_self).filter(has).filter_map(|peer| peer.node_id) {
-            // One node may be configured under two addresses; it is one copy all the same.
-            if !ids.contains(&id) {
-                ids.push(id);
+        let mut ids = vec![self.hello.node_id];
+        let mut unmet = 0;
+        for peer in book.peers.iter().filter(|peer| !peer.is_self) {
+            match peer.node_id {
+                Some(id) if ids.contains(&id) => {}
+                Some(id) => ids.push(id),
+                None => unmet += 1,
             }
         }
-        ids
+        ids.len() + unmet
+    }
+
+    /// The nodes that are known to have a message on disk. `copies`: where it stands, once or more often; `here`: this node
+    /// has it; `mine`: our logs. A node counts once, under however many addresses, and so does a store.
+    pub fn holders(&self, copies: &[Range], here: bool, mine: &Vector) -> Vec<NodeId> {
+        let book = lock(&self.book);
+        let mut found: Vec<(NodeId, [u8; 16])> = Vec::new();
+        if here {
+            found.push((self.hello.node_id, self.hello.store_id));
+        }
+        for peer in book.peers.iter().filter(|peer| !peer.is_self) {
+            let (Some(id), Some((store, _))) = (peer.node_id, peer.opening) else { continue };
+            let is_counted = found.iter().any(|(other, name)| *other == id || *name == store);
+            if !is_counted && copies.iter().any(|copy| peer.holds(copy, mine)) {
+                found.push((id, store));
+            }
+        }
+        found.into_iter().map(|(id, _)| id).collect()
     }
 
     /// Everything any known node is known to have.
@@ -414,16 +342,7 @@ impl Mesh {
     /// The peers as they are shown, each with how many entries of `all` it lacks.
     pub fn statuses(&self, all: &Vector) -> Vec<PeerStatus> {
         let book = lock(&self.book);
-        let status = |peer: &Peer| PeerStatus {
-            node_id: peer.node_id,
-            address: peer.addr.clone(),
-            state: peer.state(),
-            last_sync: peer.last_sync,
-            rtt_ms: peer.rtt.map(|rtt| (rtt.as_secs_f64() * 1e5).round() / 100.0),
-            behind: peer.theirs.as_ref().map(|theirs| all.ahead_of(theirs)),
-            error: peer.error.clone(),
-        };
-        book.peers.iter().filter(|peer| !peer.is_self).map(status).collect()
+        book.peers.iter().filter(|peer| !peer.is_self).map(|peer| peer.status(all)).collect()
     }
 }
 

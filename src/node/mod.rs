@@ -4,6 +4,7 @@
 //! everything in order. The three flows here: a send goes http -> send -> writer -> store and back; a read goes
 //! http -> history -> store; an exchange goes replicate -> chain::sync -> writer.
 
+mod acks;
 mod alarm;
 mod care;
 mod doubt;
@@ -15,6 +16,7 @@ mod inbox;
 mod mesh;
 mod notes;
 mod patience;
+mod peer;
 mod pid;
 mod position;
 mod replicate;
@@ -31,7 +33,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::api::network::NodeId;
 use crate::chain::log::Logs;
-use crate::chain::place::Place;
+use crate::chain::wire::Range;
 use crate::config::NodeConfig;
 use crate::serve::{BODIES_BYTES_MAX, Budget};
 use crate::store::Store;
@@ -129,12 +131,11 @@ impl Node {
         &self.bounds.hub
     }
 
-    /// The nodes that are known to have this entry on disk.
-    fn durable_on(&self, place: Place) -> Vec<NodeId> {
-        let wounds = self.store.log().wounds().within(place.origin, place.seq, place.seq);
-        let mut ids = if wounds.is_empty() { vec![self.config.node_id] } else { Vec::new() };
-        ids.extend(self.mesh.holders(place));
-        ids
+    /// The nodes that are known to have a message on disk, which stands at any of these places.
+    fn durable_on(&self, copies: &[Range]) -> Vec<NodeId> {
+        let wounds = self.store.log().wounds();
+        let is_whole = |copy: &Range| wounds.within(copy.origin, copy.first, copy.last).is_empty();
+        self.mesh.holders(copies, copies.iter().any(is_whole), self.logs().vector())
     }
 }
 

@@ -1,14 +1,17 @@
 //! Owns `POST /messages` at a node: from the request to the disk to the answer.
 //!
 //! The flow: headers and query are checked before the body is read; the body becomes checked messages; the
-//! writer stores them and answers once they are on disk; then the sender is told.
+//! writer stores them and answers once they are on disk; where further copies are asked for, they are waited for; then the
+//! sender is told.
 
 use axum::body::Body;
 use axum::extract::RawQuery;
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::Response;
+use bytes::Bytes;
 use uuid::Uuid;
 
+use super::acks::{self, Asked};
 use super::{Node, position};
 use crate::api::batch::{self, BatchAnswer, Rejected};
 use crate::api::error::{ErrorCode, Problem};
@@ -29,13 +32,13 @@ pub async fn post(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
-    SendQuery::parse(query.as_deref().unwrap_or(""))?;
+    let asked = Asked::of(SendQuery::parse(query.as_deref().unwrap_or(""))?, &node)?;
     let kind = SendKind::of(&headers)?;
     let key = serve::idempotency_key(&headers)?;
     let body = serve::read_body(body, kind.limit(), node.budget()).await?;
     match kind {
-        SendKind::One => one(&node, message::parse_send(&body, key, Uuid::now_v7)?).await,
-        SendKind::Batch => many(&node, &body, key).await,
+        SendKind::One => one(&node, body, key, asked).await,
+        SendKind::Batch => many(&node, body, key, asked).await,
     }
 }
 
@@ -44,17 +47,32 @@ fn intake(message: &Message) -> Intake {
     Intake { id: message.fields().id, digest: Digest::of(&content), content }
 }
 
-async fn one(node: &Node, message: Message) -> Result<Response, Problem> {
-    let outcome = node.writer().send(vec![intake(&message)]).await.pop();
+async fn one(node: &Node, body: Bytes, key: Option<Uuid>, asked: Asked) -> Result<Response, Problem> {
+    let message = message::parse_send(&body, key, Uuid::now_v7)?;
+    let intake = intake(&message);
+    let digest = intake.digest;
+    let outcome = node.writer().send(vec![intake]).await.pop();
     let (place, duplicate) = match outcome.expect("one outcome per message") {
         Outcome::Stored { place, duplicate } => (place, duplicate),
         Outcome::NotStored(why) => return Err(why.into()),
     };
+    drop(body); // others need its share of the memory more than who only waits
+    let copies = if duplicate {
+        acks::all_copies(node, vec![(message.fields().id, digest, place)]).await
+    } else {
+        vec![vec![acks::at(place)]]
+    };
+    asked.wait(node, &copies).await;
+    let durable_on = node.durable_on(&copies[0]);
     let content = message.encode();
     let content = Content::decode(&content).expect("was encoded just now");
     let mut json = Vec::with_capacity(512);
-    view(&content, place).write_answer_json(&node.durable_on(place), Some(duplicate), &mut json);
-    let status = if duplicate { StatusCode::OK } else { StatusCode::CREATED };
+    view(&content, place).write_answer_json(&durable_on, Some(duplicate), &mut json);
+    let status = match (asked.is_met_by(durable_on.len()), duplicate) {
+        (false, _) => StatusCode::ACCEPTED,
+        (true, true) => StatusCode::OK,
+        (true, false) => StatusCode::CREATED,
+    };
     let mut response = serve::json(status, json);
     let location = format!("{}{}", path::MESSAGES_PREFIX, content.id.hyphenated());
     let location = location.try_into().expect("a UUID is a header value");
@@ -63,34 +81,45 @@ async fn one(node: &Node, message: Message) -> Result<Response, Problem> {
     Ok(response)
 }
 
-async fn many(node: &Node, body: &[u8], key: Option<Uuid>) -> Result<Response, Problem> {
+async fn many(node: &Node, body: Bytes, key: Option<Uuid>, asked: Asked) -> Result<Response, Problem> {
     let mut answer = BatchAnswer::default();
-    let (mut numbers, mut messages) = (Vec::new(), Vec::new());
-    for line in batch::parse_batch(body, key, Uuid::now_v7)? {
+    let (mut lines, mut messages) = (Vec::new(), Vec::new());
+    for line in batch::parse_batch(&body, key, Uuid::now_v7)? {
         match line.message {
             Ok(message) => {
-                numbers.push(line.number);
-                messages.push(intake(&message));
+                let message = intake(&message);
+                lines.push((line.number, message.id, message.digest));
+                messages.push(message);
             }
             Err(problem) => answer.rejected.push(Rejected::new(line.number, problem)),
         }
     }
     let outcomes = if messages.is_empty() { Vec::new() } else { node.writer().send(messages).await };
-    let mut places = Vec::new();
-    for (number, outcome) in numbers.into_iter().zip(outcomes) {
-        if let Outcome::Stored { place, .. } = outcome {
-            places.push(place);
-        }
+    drop(body); // as above
+    let (mut new, mut known) = (Vec::new(), Vec::new());
+    for ((number, id, digest), outcome) in lines.into_iter().zip(outcomes) {
         match outcome {
-            Outcome::Stored { duplicate: false, .. } => answer.accepted += 1,
-            Outcome::Stored { duplicate: true, .. } => answer.duplicates += 1,
+            Outcome::Stored { place, duplicate: false } => new.push(place),
+            Outcome::Stored { place, duplicate: true } => known.push((id, digest, place)),
             Outcome::NotStored(why) => answer.rejected.push(Rejected::new(number, why.into())),
         }
     }
+    (answer.accepted, answer.duplicates) = (new.len() as u64, known.len() as u64);
     answer.rejected.sort_by_key(|rejected| rejected.line);
+    let covered =
+        position::of_places(node, new.iter().copied().chain(known.iter().map(|(.., place)| *place)));
+    let mut status = StatusCode::OK;
+    if asked.needs_peers() {
+        let mut copies = acks::together(new);
+        copies.extend(acks::all_copies(node, known).await);
+        asked.wait(node, &copies).await;
+        if !asked.is_met(node, &copies) {
+            status = StatusCode::ACCEPTED;
+        }
+    }
     let json = serde_json::to_vec(&answer).expect("numbers and strings serialise");
-    let mut response = serve::json(StatusCode::OK, json);
-    response.headers_mut().insert(POSITION, position::of_places(node, places));
+    let mut response = serve::json(status, json);
+    response.headers_mut().insert(POSITION, covered);
     Ok(response)
 }
 

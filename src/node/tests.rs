@@ -7,7 +7,7 @@ use uuid::Uuid;
 use super::*;
 use crate::chain::clock::Stamp;
 use crate::chain::message::{Digest, Draft, Message};
-use crate::chain::place::{ChainHash, Origin};
+use crate::chain::place::{ChainHash, Origin, Place};
 use crate::chain::record::{Kind, Record};
 use crate::chain::vector::{Head, Vector};
 use crate::chain::wire::{Body, Heads, Hello, Range, Run, short};

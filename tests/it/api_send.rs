@@ -243,10 +243,12 @@ fn what_is_just_within_the_limits_is_stored_as_it_was_sent() {
 }
 
 #[test]
-fn acks_of_one_and_a_timeout_are_understood() {
+fn a_node_alone_is_its_own_quorum_and_does_not_wait() {
     let doors = Doors::open();
     for (door, addr) in doors.both() {
-        for query in ["?", "?acks=1", "?acks=1&timeout=500ms", "?timeout=20s", "?timeout=0s"] {
+        for query in
+            ["?", "?acks=1", "?acks=1&timeout=500ms", "?timeout=20s", "?acks=quorum&timeout=0s", "?acks=all"]
+        {
             let body = json!({ "sender": "a", "recipient": "b", "text": "c" }).to_string();
             assert_eq!(
                 post(addr, &format!("/messages{query}"), &[JSON], body).status(),

@@ -2,6 +2,7 @@
 //!
 //! They know ChatChain from outside. Each starts what it needs with `support` and leaves nothing behind.
 
+mod api_acks;
 mod api_batch;
 mod api_clients;
 mod api_copies;

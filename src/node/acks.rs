@@ -1,0 +1,101 @@
+//! Owns how a send waits for further copies: until enough nodes are known to have it on disk, or its time is over.
+//!
+//! What is waited for is stored already, so nothing here fails: what was not confirmed in time is only not counted. Nobody
+//! polls. Whoever waits is woken when a peer says something new of what it holds, keeps nothing but places in mind, and
+//! ends at once when the node closes its store.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep_until};
+use uuid::Uuid;
+
+use super::Node;
+use crate::api::error::Problem;
+use crate::api::query::SendQuery;
+use crate::chain::message::Digest;
+use crate::chain::place::{Origin, Place};
+use crate::chain::wire::Range;
+
+/// How many copies a send asks for, and for how long it waits.
+#[derive(Debug, Clone, Copy)]
+pub struct Asked {
+    count: usize,
+    timeout: Duration,
+}
+
+impl Asked {
+    /// What a query asks of the network as this node knows it.
+    pub fn of(query: SendQuery, node: &Node) -> Result<Self, Problem> {
+        Ok(Asked { count: query.acks.of(node.mesh().members())?, timeout: query.timeout })
+    }
+
+    /// Whether more is asked for than this node alone can give.
+    pub fn needs_peers(self) -> bool {
+        self.count > 1
+    }
+
+    /// Whether so many copies are enough. That a message was stored here was known before it was asked for others.
+    pub fn is_met_by(self, copies: usize) -> bool {
+        copies >= self.count || !self.needs_peers()
+    }
+
+    /// Whether there are enough copies of each of these messages now.
+    pub fn is_met(self, node: &Node, messages: &[Vec<Range>]) -> bool {
+        messages.iter().all(|copies| self.is_met_by(node.durable_on(copies).len()))
+    }
+
+    /// Waits until there are.
+    pub async fn wait(self, node: &Node, messages: &[Vec<Range>]) {
+        let (until, mut held) = (Instant::now() + self.timeout, node.mesh().held());
+        let mut enough = 0; // of the first so many there are
+        loop {
+            held.mark_unchanged();
+            while messages.get(enough).is_some_and(|copies| self.is_met_by(node.durable_on(copies).len())) {
+                enough += 1;
+            }
+            if enough == messages.len() {
+                return;
+            }
+            tokio::select! {
+                changed = held.changed() => if changed.is_err() {
+                    return;
+                },
+                () = sleep_until(until) => return,
+                () = node.hub().stop().cancelled() => return,
+            }
+        }
+    }
+}
+
+/// A copy of a message.
+pub fn at(place: Place) -> Range {
+    Range { origin: place.origin, first: place.seq, last: place.seq }
+}
+
+/// Of messages that were stored together: what must be held to have all of them, by log.
+pub fn together(places: impl IntoIterator<Item = Place>) -> Vec<Vec<Range>> {
+    let mut logs: BTreeMap<Origin, Range> = BTreeMap::new();
+    for place in places {
+        let range = logs.entry(place.origin).or_insert_with(|| at(place));
+        (range.first, range.last) = (range.first.min(place.seq), range.last.max(place.seq));
+    }
+    logs.into_values().map(|range| vec![range]).collect()
+}
+
+/// All copies of messages that were stored before: any of them counts. What cannot be looked up now is not lost; then the
+/// copy that is known counts.
+pub async fn all_copies(node: &Node, messages: Vec<(Uuid, Digest, Place)>) -> Vec<Vec<Range>> {
+    let (store, logs) = (node.store().clone(), node.logs());
+    let known: Vec<Vec<Range>> = messages.iter().map(|(.., place)| vec![at(*place)]).collect();
+    let looking = move || {
+        let copies = |(id, digest, place): (Uuid, Digest, Place)| {
+            let standings = store.standings(id, &logs).unwrap_or_default();
+            let copies = standings.iter().filter(|standing| standing.digest == digest);
+            let others = copies.map(|standing| standing.place).filter(|other| *other != place);
+            std::iter::once(place).chain(others).map(at).collect()
+        };
+        messages.into_iter().map(copies).collect()
+    };
+    tokio::task::spawn_blocking(looking).await.unwrap_or(known)
+}
