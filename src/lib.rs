@@ -32,7 +32,11 @@
 //!    `chain/wire` → the peer's `node/replicate` → its writer → its answer, and the same way back.
 //! 3. **Through the proxy**: `proxy/run` → `proxy/forward` → `proxy/course` (when to ask one more) → `proxy/upstreams`
 //!    (which node next) → `proxy/forward` → `client` → a node.
+//!    A feed goes the same way, and `proxy/feed` stays with it: when the node ends, it asks the next one.
 //! 4. **A command**: `main` → `cli` → `config` → `commands/*` → `client` → `output`.
+//!
+//! Nothing is queued for whoever follows the feed, they read it: `node/feed` → `store/follow` (what it has not seen, by its cursor:
+//! `chain/cursor`, `chain/seqs`) → at the end `node/hub`, the newest messages in memory, moved by the same change signal.
 //!
 //! # What always holds
 //!
@@ -42,6 +46,7 @@
 //! - A message's identity is its id and the digest of its content. The same again is a duplicate for ever.
 //! - Every record carries a check that is verified on every read.
 //! - History depends on the vector alone: nodes with equal digests list the same bytes.
+//! - A cursor means the same on every node, and no reader is led past an entry that it was not given.
 
 pub mod api;
 pub mod chain;

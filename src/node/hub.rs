@@ -31,8 +31,9 @@ const RING_COUNT_MAX: usize = 4_096;
 const RING_BYTES_MAX: usize = 8 << 20;
 /// When more entries come at once, they are not put into the ring: whoever wants them reads the store.
 const STEP_COUNT_MAX: u64 = 2_048;
-/// Changes since the last milestone that are written into every cursor. With more, it is time for another milestone.
-const CHANGES_MAX: usize = 20;
+/// Changes since the last milestone that are written into every cursor, in the worst case twice. With more, it is time for
+/// another milestone.
+const CHANGES_MAX: usize = 16;
 /// How often it is looked whether an entry that could not be given can be now: nothing else says so.
 const HELD_PAUSE: Duration = Duration::from_secs(1);
 

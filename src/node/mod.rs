@@ -2,7 +2,7 @@
 //!
 //! [`Node`] is what handlers hold: a small handle, cheap to clone. [`run`](run::run) starts everything and ends
 //! everything in order. The three flows here: a send goes http -> send -> writer -> store and back; a read goes
-//! http -> history -> store; an exchange goes replicate -> chain::sync -> writer.
+//! http -> history -> store (a feed: http -> feed -> store or hub); an exchange goes replicate -> chain::sync -> writer.
 
 mod acks;
 mod alarm;

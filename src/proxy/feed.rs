@@ -33,6 +33,8 @@ const AHEAD: Duration = Duration::from_secs(2);
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// A node says something at least every 15 s.
 const SILENCE_MAX: Duration = Duration::from_secs(20);
+/// One that does not answer others either is not waited for that long.
+const SILENCE_OF_ASIDE_MAX: Duration = Duration::from_secs(1);
 /// A reader for whom no node is there hears something this often.
 const COMMENT_EVERY: Duration = Duration::from_secs(5);
 /// How long before nodes are asked again, none of which answered.
@@ -137,13 +139,15 @@ impl Relay {
                 Some(self.whole_events())
             }
             Ok(Some(Err(_)) | None) => Some(self.leave()),
-            Err(_) if self.heard.elapsed() >= SILENCE_MAX || self.is_aside() => Some(self.leave()),
+            Err(_) if self.heard.elapsed() >= self.patience() => Some(self.leave()),
             Err(_) => Some(Bytes::new()),
         }
     }
 
-    fn is_aside(&self) -> bool {
-        self.node.is_some_and(|Served(place)| self.proxy.forwarder.is_aside(place))
+    /// How long the node may be silent.
+    fn patience(&self) -> Duration {
+        let is_aside = self.node.is_some_and(|Served(place)| self.proxy.forwarder.is_aside(place));
+        if is_aside { SILENCE_OF_ASIDE_MAX } else { SILENCE_MAX }
     }
 
     /// The node behind the feed is of no use any more; what came of an event is dropped, and comes again.
