@@ -193,6 +193,8 @@ pub struct Machine {
     pub reaches_nobody: bool,
     /// Its newest pages may be damaged after a crash: then redb silently goes back one commit.
     pub may_fall_back: bool,
+    /// What the last commit made whole: it is damaged again without it.
+    pub mended_last: BTreeSet<(Origin, u64)>,
     /// What its latest message said of its logs.
     pub advertised: Vector,
 }
@@ -213,6 +215,7 @@ impl Machine {
             opens_carelessly: false,
             reaches_nobody: false,
             may_fall_back: false,
+            mended_last: BTreeSet::new(),
             advertised: Vector::default(),
         }
     }

@@ -134,6 +134,10 @@ impl World {
         let fell_back = std::mem::take(&mut machine.may_fall_back);
         if fell_back {
             gone.clear();
+            // The commit that is gone may have mended something.
+            let machine = &mut self.machines[node];
+            let mended = std::mem::take(&mut machine.mended_last);
+            machine.held.spoilt.extend(mended);
         }
         if let Some(recovery) = &recovery {
             gone.clear(); // it is another store now; what is behind gaps comes back
@@ -242,7 +246,12 @@ impl World {
         for care in care {
             self.say(format!("node {node} takes care: {}", in_words(care)));
         }
+        let spoilt = self.machines[node].held.spoilt.clone();
         self.observe(node);
+        let machine = &mut self.machines[node];
+        if written.changed {
+            machine.mended_last = spoilt.difference(&machine.held.spoilt).copied().collect();
+        }
         self.outcomes(node, &before, &requests, &written.sends);
         if written.changed {
             self.wake_links(node);
