@@ -259,6 +259,11 @@ pub fn open(bytes: &[u8], purpose: Purpose) -> Result<Cursor, NotACursor> {
     read_core(core).ok_or(NotACursor::Malformed)
 }
 
+/// The core of a cursor that was opened.
+pub fn core_of(bytes: &[u8]) -> Option<&[u8]> {
+    bytes.get(HEAD_BYTES..bytes.len().checked_sub(CHECK_BYTES)?)
+}
+
 fn opened(kind: u8, bytes: &[u8], purpose: Purpose) -> Result<&[u8], NotACursor> {
     let (sealed, check_bytes) = bytes.split_last_chunk::<CHECK_BYTES>().ok_or(NotACursor::Malformed)?;
     let (head, core) = sealed.split_first_chunk::<HEAD_BYTES>().ok_or(NotACursor::Malformed)?;

@@ -19,7 +19,7 @@ use uuid::Uuid;
 use super::{Exit, list, servers, serving::StopSignals};
 use crate::{
     api::{
-        feed::{FeedLine, FeedQuery, Kind},
+        feed::{FeedLine, FeedQuery, Kind, from_text},
         message::Listed,
         query::ListQuery,
     },
@@ -48,6 +48,7 @@ pub async fn run(
     let mut stop = StopSignals::catch()?;
     let servers = servers(common, sources)?;
     let kept = args.cursor_file.as_deref().map(read).transpose()?.flatten();
+    args.cursor_file.as_deref().map(check_writable).transpose()?;
     let mut follower = Follower {
         query: FeedQuery {
             cursor: kept.clone(),
@@ -59,19 +60,35 @@ pub async fn run(
         },
         text: listing.text.as_deref().map(str::to_lowercase),
         listed: HashSet::new(),
+        collected: Vec::new(),
+        collects: !args.follow && output.format() == Format::Json,
         place: Place { file: args.cursor_file.clone(), unkept: false, due: Instant::now() },
         output,
     };
     let follow = async {
         let mut feed = servers.feed(&follower.query).await.map_err(|error| hint(args, error))?;
         if kept.is_none() {
+            // Its first word says where it begins; without that, it would begin later if it had to be opened again.
+            while follower.query.cursor.is_none() {
+                match feed.next().await {
+                    Ok(Some(line)) => follower.query.cursor = Some(line.cursor),
+                    _ => feed = follower.again(&servers, "before it began".into()).await?,
+                }
+            }
+            follower.place.unkept = true;
             follower.list(&servers, listing, &feed).await?;
+            if !args.follow {
+                return Ok(());
+            }
         }
         follower.follow(&servers, &mut feed, args.follow).await
     };
     tokio::select! {
         ended = follow => ended?,
         () = stop.next() => {}
+    }
+    if !args.follow && output.format() == Format::Json {
+        output.json_list(&follower.collected)?;
     }
     follower.keep()?;
     Ok(Exit::Done)
@@ -84,6 +101,9 @@ struct Follower<'a> {
     text: Option<String>,
     /// What was listed at first and may come once more.
     listed: HashSet<(Uuid, String, String, String)>,
+    /// One JSON value can be printed only once all of it is there.
+    collected: Vec<Listed>,
+    collects: bool,
     place: Place,
     output: &'a Output,
 }
@@ -93,8 +113,8 @@ impl Follower<'_> {
     async fn list(&mut self, servers: &Servers, query: &ListQuery, feed: &Feed) -> Result<()> {
         let mut listing = servers.list_covering(query, feed.position()).await?;
         while let Some(message) = listing.next().await? {
-            self.print(&message)?;
-            self.listed.insert(key(message));
+            self.listed.insert(key(message.clone()));
+            self.print(message)?;
         }
         Ok(())
     }
@@ -129,7 +149,7 @@ impl Follower<'_> {
             let matches = self.text.as_ref().is_none_or(|text| message.text.to_lowercase().contains(text));
             let is_listed = !self.listed.is_empty() && self.listed.remove(&key(message.clone()));
             if matches && !is_listed {
-                self.print(&message)?;
+                self.print(message)?;
             }
         }
         self.query.cursor = Some(cursor);
@@ -139,10 +159,14 @@ impl Follower<'_> {
         Ok(())
     }
 
-    fn print(&self, message: &Listed) -> io::Result<()> {
+    fn print(&mut self, message: Listed) -> io::Result<()> {
         match self.output.format() {
-            Format::Table => self.output.line(&list::columns(message).join("  ")),
-            Format::Json | Format::Ndjson => self.output.json(message),
+            Format::Table => self.output.line(&list::columns(&message).join("  ")),
+            Format::Json if self.collects => {
+                self.collected.push(message);
+                Ok(())
+            }
+            Format::Json | Format::Ndjson => self.output.json(&message),
         }
     }
 
@@ -192,19 +216,37 @@ impl Place {
 
 /// Replaces the file as a whole: whoever reads it finds the old cursor or the new one.
 fn write(file: &Path, cursor: &str) -> io::Result<()> {
-    let mut name = file.as_os_str().to_owned();
-    name.push(".new");
+    let name = new_name(file);
     let mut new = fs::File::create(&name)?;
     writeln!(new, "{cursor}")?;
     new.sync_data()?;
     fs::rename(&name, file)
 }
 
+/// Said before anything is printed that could then not be kept.
+fn check_writable(file: &Path) -> Result<(), config::Error> {
+    let name = new_name(file);
+    let made = fs::File::create(&name).and_then(|_| fs::remove_file(&name));
+    made.map_err(|error| {
+        config::Error::new(format!("cannot write beside the cursor file {}: {error}", file.display()))
+    })
+}
+
+fn new_name(file: &Path) -> PathBuf {
+    let mut name = file.as_os_str().to_owned();
+    name.push(".new");
+    name.into()
+}
+
 /// The cursor in a file; `None`: there is no such file.
 fn read(file: &Path) -> Result<Option<String>, config::Error> {
     match fs::read_to_string(file) {
         Ok(text) if text.trim().is_empty() => Ok(None),
-        Ok(text) => Ok(Some(text.trim().to_owned())),
+        Ok(text) if from_text(text.trim()).is_some() => Ok(Some(text.trim().to_owned())),
+        Ok(_) => Err(config::Error::new(format!(
+            "{} is no file in which a place was kept; name another one, or remove it to begin anew",
+            file.display()
+        ))),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => {
             Err(config::Error::new(format!("cannot read the cursor file {}: {error}", file.display())))
@@ -234,7 +276,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("temp dir");
         let file = dir.path().join("seen");
         assert_eq!(read(&file), Ok(None));
-        for cursor in ["AbC-_", "De"] {
+        for cursor in ["AbC-", "De"] {
             write(&file, cursor).expect("writes");
             assert_eq!(read(&file), Ok(Some(cursor.into())));
         }

@@ -17,17 +17,24 @@ use crate::chain::message::Digest;
 use crate::chain::place::{Origin, Place};
 use crate::chain::wire::Range;
 
+/// So long after a request came its answer begins at the latest, for what is stored must not end as `timeout`: where
+/// receiving and storing were slow, less is waited for copies. Below the 30 s that a server has.
+const ANSWERED_BY: Duration = Duration::from_secs(27);
+
 /// How many copies a send asks for, and for how long it waits.
 #[derive(Debug, Clone, Copy)]
 pub struct Asked {
     count: usize,
     timeout: Duration,
+    /// When the request came.
+    began: Instant,
 }
 
 impl Asked {
     /// What a query asks of the network as this node knows it.
     pub fn of(query: SendQuery, node: &Node) -> Result<Self, Problem> {
-        Ok(Asked { count: query.acks.of(node.mesh().members())?, timeout: query.timeout })
+        let (count, timeout, began) = (query.acks.of(node.mesh().members())?, query.timeout, Instant::now());
+        Ok(Asked { count, timeout, began })
     }
 
     /// Whether more is asked for than this node alone can give.
@@ -47,7 +54,8 @@ impl Asked {
 
     /// Waits until there are.
     pub async fn wait(self, node: &Node, messages: &[Vec<Range>]) {
-        let (until, mut held) = (Instant::now() + self.timeout, node.mesh().held());
+        let until = (Instant::now() + self.timeout).min(self.began + ANSWERED_BY);
+        let mut held = node.mesh().held();
         let mut enough = 0; // of the first so many there are
         loop {
             held.mark_unchanged();

@@ -56,7 +56,7 @@ pub async fn get(node: Node, RawQuery(query): RawQuery, headers: HeaderMap) -> R
     let entered = node.hub().enter();
     let seen = match &query.cursor {
         Some(text) => Some(resume(&node, text, purpose).await?),
-        None => query.from_start.then(Seen::default),
+        None => query.from_start.then(|| (Seen::default(), None)),
     };
     let reader = Reader::begin(&node, entered, query, purpose, format, seen).await?;
     // For who lists what came before: it covers at least what this reader is not given.
@@ -73,25 +73,25 @@ pub async fn get(node: Node, RawQuery(query): RawQuery, headers: HeaderMap) -> R
 }
 
 /// What a cursor says that somebody brings, once this node has what it speaks of, or has waited for it.
-async fn resume(node: &Node, text: &str, purpose: Purpose) -> Result<Seen, Problem> {
+async fn resume(node: &Node, text: &str, purpose: Purpose) -> Result<(Seen, Option<Bytes>), Problem> {
     let bytes = from_text(text).ok_or_else(|| cursor_invalid(cursor::NotACursor::Malformed))?;
     let cursor = cursor::open(&bytes, purpose).map_err(cursor_invalid)?;
+    let core = cursor::core_of(&bytes).map(Bytes::copy_from_slice);
     let (until, mut signal) = (Instant::now() + AHEAD_MAX, node.logs_signal());
+    let mut seen = expand(node, cursor.clone()).await?;
     loop {
-        let seen = expand(node, cursor.clone()).await?;
-        let is_here = seen.as_ref().is_some_and(|seen| {
-            let here = Seqs::of(signal.borrow_and_update().vector());
-            seen.beyond(&here).is_empty()
-        });
+        let logs = signal.borrow_and_update().clone();
+        let is_here = seen.as_ref().is_some_and(|seen| seen.beyond(&Seqs::of(logs.vector())).is_empty());
         let waited = !is_here && timeout_at(until, signal.changed()).await.is_err();
         match seen {
-            Some(seen) if is_here || waited => return Ok(seen),
+            Some(seen) if is_here || waited => return Ok((seen, core)),
+            Some(_) => {}
             None if waited => {
                 let detail =
                     "this node lacks the entry that the cursor refers to; it comes with the next exchanges";
                 return Err(Problem::new(ErrorCode::CursorUnknown, detail));
             }
-            _ => {}
+            None => seen = expand(node, cursor.clone()).await?,
         }
     }
 }
@@ -136,6 +136,8 @@ struct Reader {
     at: At,
     /// What it has seen, as of the end of the last piece.
     seen: Seen,
+    /// While it reads the ring: what of it lies beyond all that this node has, for it was seen elsewhere.
+    elsewhere: Vec<Walk>,
     /// The core of the last cursor that could be written.
     core: Bytes,
     caught_up: bool,
@@ -151,15 +153,18 @@ impl Reader {
         query: FeedQuery,
         purpose: Purpose,
         format: Format,
-        seen: Option<Seen>,
+        seen: Option<(Seen, Option<Bytes>)>,
     ) -> Result<Self, Problem> {
         let hub = node.hub().clone();
         let end = hub.advance(node).await?;
-        let (at, seen) = match seen {
-            None => (At::Ring(end.index), Seen::all(end.until, end.last)),
-            Some(seen) => (At::Held, seen),
+        let (at, seen, core) = match seen {
+            None => (At::Ring(end.index), Seen::all(end.until, end.last), None),
+            Some((seen, core)) => (At::Held, seen, core),
         };
-        let core = cursor::core(&seen).or_else(|| cursor::core(&Seen::default()));
+        let Some(core) = core.or_else(|| cursor::core(&seen).map(Bytes::from)) else {
+            let detail = "this node cannot say now where its logs end, for it cannot write; others may";
+            return Err(Problem::new(ErrorCode::CursorUnknown, detail));
+        };
         let mut reader = Reader {
             store: Arc::downgrade(node.store()),
             turns: node.readers().clone(),
@@ -171,7 +176,8 @@ impl Reader {
             format,
             at,
             seen,
-            core: core.expect("what nobody has seen is written in two bytes").into(),
+            elsewhere: Vec::new(),
+            core,
             caught_up: false,
             told: Instant::now(),
             _entered: entered,
@@ -195,6 +201,7 @@ impl Reader {
                 Err(problem) => return Some(Err(problem)),
                 Ok(()) if !out.is_empty() => break,
                 Ok(()) if self.told.elapsed() >= QUIET_MAX => {
+                    self.note_core();
                     self.tell(Event::Bookmark, &mut out);
                     break;
                 }
@@ -220,8 +227,8 @@ impl Reader {
                     Found::Items(items) => self.take(index, &items, out),
                     Found::Gone => return self.read_the_store().await,
                     Found::Nothing(seen) => {
-                        let walks = self.seen.beyond(&seen.full);
-                        self.seen = Seen { walks, ..seen };
+                        self.elsewhere.retain(|walk| !walk.until.beyond(&seen.full).is_empty());
+                        self.seen = Seen { walks: self.elsewhere.clone(), ..seen };
                         if out.is_empty() {
                             self.wait(QUIET_MAX).await;
                         }
@@ -261,7 +268,7 @@ impl Reader {
     async fn walk(&mut self, out: &mut Vec<u8>) -> Result<(), Problem> {
         let At::Store(mut follow, end) = std::mem::replace(&mut self.at, At::Held) else { return Ok(()) };
         let reading = move || -> Result<_, Failed> {
-            let found = follow.next_chunk(PIECE_COUNT / 4)?;
+            let found = follow.next_chunk(PIECE_COUNT / 4, PIECE_BYTES)?;
             Ok((follow, found))
         };
         let (mut follow, found) = blocking(self.turns.clone(), reading).await?;
@@ -286,14 +293,17 @@ impl Reader {
         self.at = match (follow.is_done(), follow.holds()) {
             (false, _) => At::Store(follow, end),
             (true, true) => At::Held,
-            (true, false) => At::Ring(end.index),
+            (true, false) => {
+                self.elsewhere.clone_from(&self.seen.walks);
+                At::Ring(end.index)
+            }
         };
         Ok(())
     }
 
     /// Takes messages from the ring.
     fn take(&mut self, index: u64, items: &[Arc<Item>], out: &mut Vec<u8>) {
-        let (mut taken, walks) = (0, self.seen.walks.clone());
+        let (mut taken, walks) = (0, std::mem::take(&mut self.elsewhere));
         for item in items {
             taken += 1;
             let Next { entry, .. } = item.next();
@@ -311,6 +321,7 @@ impl Reader {
         self.seen = with(last.seen(), &walks);
         self.at = At::Ring(index + taken as u64);
         self.core = core_of(last, &walks).unwrap_or_else(|| self.core.clone());
+        self.elsewhere = walks;
     }
 
     fn give(&mut self, item: &Item, walks: &[Walk], out: &mut Vec<u8>) {

@@ -409,8 +409,12 @@ pub(super) async fn blocking<T: Send + 'static>(
     readers: Arc<Semaphore>,
     work: impl FnOnce() -> Result<T, Failed> + Send + 'static,
 ) -> Result<T, Failed> {
-    let _turn = readers.acquire().await;
-    tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| {
+    let turn = readers.acquire_owned().await;
+    let in_turn = move || {
+        let _turn = turn; // kept also when nobody waits for the answer any more
+        work()
+    };
+    tokio::task::spawn_blocking(in_turn).await.unwrap_or_else(|error| {
         tracing::error!(%error, "reading panicked");
         Err(Problem::new(ErrorCode::Internal, "a mistake in this server, which its log describes").into())
     })

@@ -133,8 +133,9 @@ impl Ring {
         }
     }
 
-    fn clear(&mut self) {
-        (self.gone, self.bytes) = (self.end(), 0);
+    /// Leaves out what came now. Who was at the end lacks it, and is at the end no longer.
+    fn leave_out(&mut self) {
+        (self.gone, self.bytes) = (self.end() + 1, 0);
         self.items.clear();
     }
 }
@@ -252,7 +253,7 @@ impl Hub {
         let (until, last) = (brief(node, until).await, last_of(&logs));
         if count > STEP_COUNT_MAX {
             let mut ring = self.ring();
-            ring.clear();
+            ring.leave_out();
             (ring.until, ring.last, ring.logs, ring.held) = (until, last, logs, Vec::new());
         } else {
             let walked = walk(node, logs.clone(), before.clone(), until).await?;
@@ -292,7 +293,7 @@ async fn walk(node: &Node, logs: Arc<Logs>, before: Seen, until: Seqs) -> Result
         let mut follow = Follow::new(&store, logs, before, until.clone())?;
         let mut found = Vec::new();
         while !follow.is_done() {
-            found.extend(follow.next_chunk(usize::MAX)?);
+            found.extend(follow.next_chunk(usize::MAX, usize::MAX)?);
         }
         let reached = follow.seen_at_end().full;
         let held = until.beyond(&reached).into_iter().map(|(origin, _)| origin).collect();

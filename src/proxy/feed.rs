@@ -25,6 +25,7 @@ use super::upstreams::Lane;
 use crate::api::error::Problem;
 use crate::api::feed::{Event, FeedQuery, Format};
 use crate::api::header::LAST_EVENT_ID;
+use crate::api::time::Time;
 use crate::api::{media, path};
 
 /// A node may wait so long for what a cursor speaks of before it answers: no reason to ask another one.
@@ -61,7 +62,8 @@ pub(super) async fn get(
         return Ok(answer);
     }
     let (parts, body) = answer.into_parts();
-    let relay = Relay {
+    let is_from_now = parsed.cursor.is_none() && !parsed.from_start;
+    let mut relay = Relay {
         node: parts.extensions.get::<Served>().copied(),
         events: Some(body.into_data_stream()),
         stop: proxy.stop.clone(),
@@ -73,13 +75,18 @@ pub(super) async fn get(
         buffer: BytesMut::new(),
         recent: VecDeque::new(),
         moved: false,
+        caught_up: false,
         heard: Instant::now(),
         told: Instant::now(),
     };
-    let body = stream::unfold(relay, |mut relay| async move {
-        let piece = relay.next_piece().await?;
-        Some((Ok::<_, Problem>(piece), relay))
-    });
+    // "Now" is where the first node says it is; were that lost, another one would mean a later moment.
+    let (mut first, until) = (BytesMut::new(), Instant::now() + AHEAD);
+    while is_from_now && relay.cursor.is_none() && Instant::now() < until {
+        first.extend(relay.step().await);
+    }
+    let rest = stream::unfold(relay, |mut relay| async move { Some((relay.next_piece().await?, relay)) });
+    let first = stream::iter((!first.is_empty()).then(|| first.freeze()));
+    let body = first.chain(rest).map(Ok::<_, Problem>);
     let mut response = Body::from_stream(body).into_response();
     (*response.headers_mut(), *response.status_mut()) = (parts.headers, parts.status);
     Ok(response)
@@ -109,6 +116,8 @@ struct Relay {
     recent: VecDeque<u64>,
     /// Another node than before may give what the reader had.
     moved: bool,
+    /// The reader was told that everything from before it came is through.
+    caught_up: bool,
     heard: Instant,
     told: Instant,
 }
@@ -201,7 +210,8 @@ impl Relay {
             if let Some(cursor) = cursor_of(&event, self.format) {
                 self.cursor = Some(cursor.to_owned());
             }
-            if !self.was_given(&event) {
+            let is_told = is_caught_up(&event) && std::mem::replace(&mut self.caught_up, true);
+            if !is_told && !self.was_given(&event) {
                 out.unsplit(event);
             }
         }
@@ -216,7 +226,7 @@ impl Relay {
     fn was_given(&mut self, event: &[u8]) -> bool {
         let Some(message) = message_of(event) else { return false };
         let mut hasher = DefaultHasher::new();
-        message.hash(&mut hasher);
+        (message, timestamp_of(event)).hash(&mut hasher);
         let hash = hasher.finish();
         // One node gives nothing twice.
         if self.moved && self.recent.contains(&hash) {
@@ -258,6 +268,19 @@ fn message_of(event: &[u8]) -> Option<&[u8]> {
     let begin = find(b"{\"id\":\"", 0)?;
     let end = find(b",\"timestamp\":", begin)?;
     Some(&event[begin..end])
+}
+
+/// The timestamp that the sender gave. If it gave none, the second of acceptance is shown, which each copy has its own.
+fn timestamp_of(event: &[u8]) -> Option<u64> {
+    let text = std::str::from_utf8(event).ok()?;
+    let (_, rest) = text.split_once(",\"timestamp\":")?;
+    let (timestamp, rest) = rest.split_once(",\"accepted_at\":\"")?;
+    let accepted = rest.split_once('"')?.0.parse::<Time>().ok()?;
+    timestamp.parse().ok().filter(|shown| *shown != accepted.0 / 1000)
+}
+
+fn is_caught_up(event: &[u8]) -> bool {
+    event.starts_with(b"{\"event\":\"caught-up\"") || event.ends_with(b"\nevent: caught-up\ndata: {}\n\n")
 }
 
 #[cfg(test)]

@@ -74,14 +74,15 @@ impl Follow {
         Ok(Follow { store, logs, before, until, merge, at: None, holds, done: false, core: None })
     }
 
-    /// The next messages, at most `most`; maybe none although there are more. See [`Follow::is_done`].
-    pub fn next_chunk(&mut self, most: usize) -> Result<Vec<Next>, Error> {
+    /// The next messages, at most `most` and no further one once there are so many bytes; maybe none although there are
+    /// more. See [`Follow::is_done`].
+    pub fn next_chunk(&mut self, most: usize, most_bytes: usize) -> Result<Vec<Next>, Error> {
         let began = Instant::now();
         let store = self.store.upgrade().ok_or(Error::Closed)?;
         let mut reader = store.log().read()?;
         let (mut found, mut bytes) = (Vec::new(), 0);
         for _ in 0..CHUNK_ROWS {
-            if found.len() >= most || bytes >= CHUNK_BYTES || began.elapsed() >= CHUNK_TIME {
+            if found.len() >= most || bytes >= most_bytes.min(CHUNK_BYTES) || began.elapsed() >= CHUNK_TIME {
                 break;
             }
             let (entry, has_copy) = match self.merge.next(&store, &mut reader) {

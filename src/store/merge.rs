@@ -16,6 +16,8 @@ use crate::chain::place::{Origin, Place};
 const BUFFER_ROWS: usize = 4_096;
 /// Bytes buffered for one log at a time.
 const BUFFER_BYTES: usize = 256 << 10;
+/// Bytes buffered for all logs together by a walk of which there may be thousands at a time.
+const SMALL_BUFFER_BYTES: usize = 128 << 10;
 
 /// One log being merged.
 #[derive(Debug)]
@@ -36,6 +38,7 @@ pub(super) struct Merge {
     /// The next place of every run that is not at its end.
     next: BTreeSet<(Place, usize)>,
     reached: usize,
+    is_small: bool,
 }
 
 impl Merge {
@@ -46,7 +49,8 @@ impl Merge {
         from: Option<Place>,
         backward: bool,
     ) -> Result<Self, Error> {
-        let mut merge = Merge { backward, runs: Vec::new(), next: BTreeSet::new(), reached: 0 };
+        let mut merge =
+            Merge { backward, runs: Vec::new(), next: BTreeSet::new(), reached: 0, is_small: false };
         let mut reader = store.log().read()?;
         for (origin, range) in logs.ranges() {
             let head = logs.vector().seq(origin);
@@ -74,13 +78,14 @@ impl Merge {
         Ok(merge)
     }
 
-    /// A merge of these parts of logs, each `origin, first, last`.
+    /// A merge of these parts of logs, each `origin, first, last`, that keeps little in memory.
     pub(super) fn of(
         store: &Store,
         logs: &Logs,
         parts: impl IntoIterator<Item = (Origin, u64, u64)>,
     ) -> Result<Self, Error> {
-        let mut merge = Merge { backward: false, runs: Vec::new(), next: BTreeSet::new(), reached: 0 };
+        let mut merge =
+            Merge { backward: false, runs: Vec::new(), next: BTreeSet::new(), reached: 0, is_small: true };
         let mut reader = store.log().read()?;
         for (origin, first, last) in parts {
             let stamp = match logs.stamps(origin) {
@@ -177,7 +182,8 @@ impl Merge {
 
     fn fill(&mut self, index: usize, store: &Store, reader: &mut Reader) -> Result<(), Error> {
         let rows = (BUFFER_ROWS / self.reached.max(1)).max(2);
-        let most = Most { rows, bytes: BUFFER_BYTES };
+        let bytes = if self.is_small { SMALL_BUFFER_BYTES / self.reached.max(1) } else { BUFFER_BYTES };
+        let most = Most { rows, bytes };
         let run = &mut self.runs[index];
         let entries = if self.backward {
             let entries = reader.backward(run.origin, run.first, run.last, most)?;

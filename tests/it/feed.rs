@@ -302,3 +302,49 @@ fn send_amid_faults(cluster: &mut Cluster, chance: &mut Chance, seconds: u64, ra
     }
     sent
 }
+
+/// Whatever comes at once, who waits at the end gets all of it, with a cursor of its own for each message.
+#[test]
+fn a_burst_reaches_who_waits_and_each_of_its_cursors_is_the_message_s_own() {
+    let cluster = Cluster::start_with_proxy(2);
+    let doors = [cluster.node(0), cluster.proxy(), cluster.node(1)];
+    let mut sent = 0;
+    for burst in [300, 2_000, 2_049, 6_000] {
+        let want = sent + burst;
+        let readers = doors.map(|addr| {
+            let (tell, begun) = std::sync::mpsc::channel();
+            let reader = std::thread::spawn(move || {
+                let (mut found, mut cursors) = (Vec::new(), Vec::new());
+                read(addr, "", Format::Lines, |event| {
+                    match event.kind.as_str() {
+                        "message" => {
+                            found.push(number(&event.message));
+                            cursors.push(event.cursor);
+                        }
+                        _ => drop(tell.send(())),
+                    }
+                    (found.len() as u64) < burst
+                })
+                .expect("a feed");
+                (found, cursors)
+            });
+            begun.recv().expect("it follows");
+            reader
+        });
+        send_all(cluster.node(0), sent..want);
+        for (reader, addr) in readers.into_iter().zip(doors) {
+            let (mut found, cursors) = reader.join().expect("it reads");
+            for at in [0, burst / 2, burst - 1] {
+                let at = usize::try_from(at).expect("small");
+                let (rest, _) = catch_up(cluster.node(0), &format!("?cursor={}", cursors[at]), Format::Lines);
+                let mut rest = numbers(&rest);
+                rest.extend(&found[..=at]);
+                rest.sort_unstable();
+                assert_eq!(rest, (sent..want).collect::<Vec<_>>(), "after {at} of {burst} at {addr}");
+            }
+            found.sort_unstable();
+            assert_eq!(found, (sent..want).collect::<Vec<_>>(), "{burst} at {addr}");
+        }
+        sent = want;
+    }
+}

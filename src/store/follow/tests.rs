@@ -22,7 +22,7 @@ impl Reader {
         let mut follow = Follow::new(&bench.store, logs, self.seen.clone(), until).expect("begins");
         let mut texts = Vec::new();
         while !follow.is_done() && texts.len() < most {
-            for next in follow.next_chunk((most - texts.len()).min(7)).expect("reads") {
+            for next in follow.next_chunk((most - texts.len()).min(7), usize::MAX).expect("reads") {
                 let record = next.entry.record();
                 let text = Content::decode(record.content).expect("readable").text.to_owned();
                 *self.given.entry(text.clone()).or_default() += 1;

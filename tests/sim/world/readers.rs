@@ -59,7 +59,7 @@ impl World {
         };
         let (mut count, mut at) = (0, None);
         while !follow.is_done() && count < most {
-            let Ok(found) = follow.next_chunk(most - count) else { break };
+            let Ok(found) = follow.next_chunk(most - count, usize::MAX) else { break };
             for next in found {
                 let record = next.entry.record();
                 let content = Content::decode(record.content).expect("readable");
