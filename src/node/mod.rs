@@ -6,8 +6,10 @@
 
 mod acks;
 mod alarm;
+mod book;
 mod care;
 mod feed;
+mod forget;
 mod history;
 mod http;
 mod hub;

@@ -11,7 +11,7 @@ use axum::{
     extract::{RawQuery, State},
     http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header},
     response::Response,
-    routing::{get, post},
+    routing::{delete, get, post},
 };
 use bytes::Bytes;
 use tokio::{
@@ -112,6 +112,7 @@ fn routes(proxy: Proxy) -> Router {
         .route("/messages/{id}", get(message))
         .route(path::NETWORK, get(whole_network))
         .route(path::NODES, get(nodes))
+        .route("/nodes/{id}", delete(forget))
         .route(path::LIVEZ, get(serve::live))
         .route(path::READYZ, get(ready))
         .with_state(proxy)
@@ -167,6 +168,17 @@ async fn whole_network(
 ) -> Result<Response, Problem> {
     let request = asking(Method::GET, path::NETWORK, query, &headers, Bytes::new());
     proxy.forwarder.forward(&request, proxy.long).await
+}
+
+async fn forget(
+    State(proxy): State<Proxy>,
+    uri: Uri,
+    RawQuery(query): RawQuery,
+    headers: HeaderMap,
+) -> Result<Response, Problem> {
+    let path = format!("{}{}", path::NODES_PREFIX, query::path_node(uri.path())?);
+    let request = asking(Method::DELETE, &path, query, &headers, Bytes::new());
+    proxy.forwarder.forward(&request, proxy.quick).await
 }
 
 async fn nodes(State(proxy): State<Proxy>, RawQuery(query): RawQuery) -> Result<Response, Problem> {

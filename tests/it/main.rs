@@ -20,6 +20,7 @@ mod disk;
 mod durability;
 mod healing;
 mod lock;
+mod members;
 mod network;
 mod node_start;
 mod outage;
