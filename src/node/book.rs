@@ -270,3 +270,86 @@ impl Book {
         up.into_iter().filter(|(_, addrs)| addrs.len() > 1).collect()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::node::notes::Notes;
+
+    fn hello(node_id: u16, store: u8, open: u8, port: u16) -> Hello {
+        let address = format!("127.0.0.1:{port}");
+        Hello { network: [0; 8], node_id, store_id: [store; 16], open_id: [open; 16], address }
+    }
+
+    fn speaks(hello: Hello) -> Body {
+        Body::quiet(hello, [0; 16])
+    }
+
+    fn configured(port: u16) -> config::Peer {
+        config::Peer { node_id: None, addr: format!("127.0.0.1:{port}").parse().expect("an address") }
+    }
+
+    fn shown(book: &Book) -> Vec<(Option<NodeId>, u16)> {
+        let mut shown: Vec<_> =
+            book.rows().into_iter().map(|(_, peer)| (peer.node_id, peer.addr.port())).collect();
+        shown.sort_unstable();
+        shown
+    }
+
+    #[test]
+    fn a_member_at_a_configured_address_is_asked_once() {
+        let mut book = Book::new(hello(0, 1, 1, 1), &[configured(2)], Members::default());
+        assert_eq!((shown(&book), book.count()), (vec![(None, 2)], 2), "it never answered, and counts");
+        assert!(book.take_in(&speaks(hello(7, 2, 1, 2))));
+        assert_eq!((shown(&book), book.count()), (vec![(Some(7), 2)], 2));
+        assert!(book.take_in(&speaks(hello(8, 3, 1, 3))), "nobody configured it");
+        assert!(!book.take_in(&speaks(hello(8, 3, 1, 3))));
+        assert_eq!((shown(&book), book.asked().len()), (vec![(Some(7), 2), (Some(8), 3)], 2));
+    }
+
+    #[test]
+    fn a_configured_peer_that_moved_is_asked_at_both_addresses_and_shown_at_the_new_one() {
+        let mut book = Book::new(hello(0, 1, 1, 1), &[configured(2)], Members::default());
+        let notes = Notes::default();
+        book.peer(0).expect("configured").spoke(&speaks(hello(7, 2, 1, 2)), None, &notes);
+        book.peer(0).expect("configured").error = Some("refused".into());
+        let moved = hello(7, 2, 2, 9);
+        book.take_in(&speaks(moved.clone()));
+        let learned = *book.asked().last().expect("two");
+        book.peer(learned).expect("learned").spoke(&speaks(moved.clone()), None, &notes);
+        book.found(learned, &moved);
+        assert_eq!((shown(&book), book.asked().len()), (vec![(Some(7), 9)], 2));
+    }
+
+    #[test]
+    fn a_forgotten_node_is_neither_asked_nor_shown_until_it_speaks_again() {
+        let mut book = Book::new(hello(0, 1, 1, 1), &[], Members::default());
+        book.take_in(&speaks(hello(7, 2, 1, 2)));
+        assert_eq!(book.forget(0), Forgetting::IsUp);
+        assert_eq!(book.forget(9), Forgetting::Unknown);
+        assert_eq!((book.forget(7), book.forget(7)), (Forgetting::Done, Forgetting::Done));
+        assert_eq!((shown(&book), book.asked().len(), book.count()), (vec![], 0, 1));
+        assert!(!book.take_in(&speaks(hello(7, 2, 1, 2))), "that opening is forgotten");
+        assert!(book.take_in(&speaks(hello(7, 2, 2, 2))));
+        assert_eq!(shown(&book), [(Some(7), 2)]);
+    }
+
+    #[test]
+    fn who_is_said_to_be_forgotten_says_that_it_is_there() {
+        let mut book = Book::new(hello(0, 1, 1, 1), &[], Members::default());
+        let mark = Member { open_id: [1; 16], marks: 1, address: "127.0.0.1:1".into() };
+        let members = vec![(hello(0, 1, 1, 1).name(), mark)];
+        assert!(book.take_in(&Body { members, ..speaks(hello(7, 2, 1, 2)) }));
+        let own = book.members().get(hello(0, 1, 1, 1).name()).expect("a member");
+        assert_eq!((own.marks, own.is_forgotten()), (2, false));
+    }
+
+    #[test]
+    fn nobody_makes_us_ask_more_addresses_than_there_may_be_members() {
+        let mut book = Book::new(hello(0, 1, 1, 1), &[], Members::default());
+        for port in 2..2_000 {
+            book.take_in(&speaks(hello(port, 9, 1, port)));
+        }
+        assert_eq!(book.asked().len(), crate::chain::members::MEMBERS_MAX - 1);
+    }
+}
