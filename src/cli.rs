@@ -96,6 +96,8 @@ pub enum Command {
     List(List),
     /// Show every node of the network and whether they agree
     Status(Status),
+    /// Forget a node that is gone for good
+    Forget(Forget),
     /// Check every record of the stores on this machine that are not in use
     Verify(Verify),
     /// Make a key for a network, so that only those who have it can read and write
@@ -286,6 +288,20 @@ pub struct Status {
     /// Show it again every second, until interrupted
     #[arg(short, long, conflicts_with = "check")]
     pub watch: bool,
+}
+
+/// `chatchain forget`.
+#[derive(Debug, Default, Args)]
+#[command(after_help = "\
+All nodes hear of it. What the node accepted stays. One that is up is not forgotten, and one that speaks again is
+a member again.
+
+Examples:
+  chatchain forget --node-id 3")]
+pub struct Forget {
+    /// Which node
+    #[arg(long, value_name = "N")]
+    pub node_id: NodeId,
 }
 
 /// `chatchain verify`.

@@ -76,6 +76,11 @@ impl Request {
         Self { method, path_and_query: path_and_query.into(), headers, body }
     }
 
+    /// Has something taken away.
+    pub fn delete(path_and_query: impl Into<String>) -> Self {
+        Self { method: Method::DELETE, ..Self::get(path_and_query) }
+    }
+
     /// Brings something of this media type.
     pub fn post(path_and_query: impl Into<String>, media: &'static str, body: impl Into<Bytes>) -> Self {
         let headers = HeaderMap::from_iter([(CONTENT_TYPE, HeaderValue::from_static(media))]);

@@ -45,6 +45,7 @@
 //!   twice, whatever was restored or copied.
 //! - A message's identity is its id and the digest of its content. The same again is a duplicate for ever.
 //! - Every record carries a check that is verified on every read.
+//! - A member's own newest word is the truth about it; all nodes come to the same members, whatever they heard first.
 //! - History depends on the vector alone: nodes with equal digests list the same bytes.
 //! - A cursor means the same on every node, and no reader is led past an entry that it was not given.
 

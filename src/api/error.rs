@@ -32,6 +32,8 @@ pub enum ErrorCode {
     TooLarge,
     /// The id is known, with other content.
     IdConflict,
+    /// What is up cannot be forgotten.
+    NodeIsUp,
     /// A bound of this server is reached.
     Overloaded,
     /// The disk is nearly full.
@@ -57,7 +59,7 @@ pub enum ErrorCode {
 
 impl ErrorCode {
     /// Every code, for tables and tests.
-    pub const ALL: [ErrorCode; 20] = [
+    pub const ALL: [ErrorCode; 21] = [
         Self::InvalidJson,
         Self::InvalidMessage,
         Self::InvalidQuery,
@@ -68,6 +70,7 @@ impl ErrorCode {
         Self::UnsupportedMediaType,
         Self::TooLarge,
         Self::IdConflict,
+        Self::NodeIsUp,
         Self::Overloaded,
         Self::StorageFull,
         Self::StorageFailed,
@@ -88,7 +91,7 @@ impl ErrorCode {
             Self::WrongNetwork | Self::Forbidden => 403,
             Self::NotFound => 404,
             Self::MethodNotAllowed => 405,
-            Self::IdConflict => 409,
+            Self::IdConflict | Self::NodeIsUp => 409,
             Self::TooLarge => 413,
             Self::UnsupportedMediaType => 415,
             Self::InvalidMessage => 422,
@@ -119,6 +122,7 @@ impl ErrorCode {
             | Self::UnsupportedMediaType
             | Self::TooLarge
             | Self::IdConflict
+            | Self::NodeIsUp
             | Self::WrongNetwork
             | Self::UnsupportedProtocol
             | Self::Unauthorized
@@ -139,6 +143,7 @@ impl ErrorCode {
             | Self::UnsupportedMediaType
             | Self::TooLarge
             | Self::IdConflict
+            | Self::NodeIsUp
             | Self::Overloaded
             | Self::StorageFull
             | Self::WrongNetwork
@@ -158,7 +163,7 @@ impl ErrorCode {
             Self::WrongNetwork | Self::Forbidden => "Forbidden",
             Self::NotFound => "Not Found",
             Self::MethodNotAllowed => "Method Not Allowed",
-            Self::IdConflict => "Conflict",
+            Self::IdConflict | Self::NodeIsUp => "Conflict",
             Self::TooLarge => "Content Too Large",
             Self::UnsupportedMediaType => "Unsupported Media Type",
             Self::InvalidMessage => "Unprocessable Content",
@@ -185,6 +190,7 @@ impl ErrorCode {
             Self::UnsupportedMediaType => "unsupported_media_type",
             Self::TooLarge => "too_large",
             Self::IdConflict => "id_conflict",
+            Self::NodeIsUp => "node_is_up",
             Self::Overloaded => "overloaded",
             Self::StorageFull => "storage_full",
             Self::StorageFailed => "storage_failed",

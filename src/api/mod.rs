@@ -26,6 +26,8 @@ pub mod path {
     pub const FEED: &str = "/feed";
     /// How this server sees its peers or upstreams.
     pub const NODES: &str = "/nodes";
+    /// One node; its id follows. It can be forgotten.
+    pub const NODES_PREFIX: &str = "/nodes/";
     /// The whole network.
     pub const NETWORK: &str = "/network";
     /// The exchange between nodes; the proxy does not have it.

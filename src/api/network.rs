@@ -127,6 +127,15 @@ pub struct UpstreamStatus {
     pub error: Option<String>,
 }
 
+/// `DELETE /nodes/{id}`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Forgotten {
+    /// Which node.
+    pub node_id: NodeId,
+    /// It is forgotten now, and may have been before.
+    pub forgotten: bool,
+}
+
 /// `GET /network`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct NetworkStatus {

@@ -16,6 +16,7 @@ use uuid::Uuid;
 
 use super::{
     error::{ErrorCode, Problem},
+    network::NodeId,
     path,
     refusal::quote,
     time::second_of,
@@ -201,6 +202,15 @@ pub fn path_id(path: &str) -> Result<Uuid, Problem> {
     let id = decode(segment).ok().and_then(|id| Uuid::try_parse(&id).ok());
     id.ok_or_else(|| {
         let detail = format!("{} is not a UUID, hence not the id of a message", quote(segment));
+        Problem::new(ErrorCode::NotFound, detail)
+    })
+}
+
+/// Reads the node id in the raw path `/nodes/{id}`. What is no number names no node.
+pub fn path_node(path: &str) -> Result<NodeId, Problem> {
+    let segment = path.strip_prefix(path::NODES_PREFIX).unwrap_or(path);
+    digits(segment).ok_or_else(|| {
+        let detail = format!("{} is not the number of a node", quote(segment));
         Problem::new(ErrorCode::NotFound, detail)
     })
 }
@@ -440,6 +450,10 @@ mod tests {
         assert_eq!(path_id(&format!("/messages/{id}").replace('f', "%66")), Ok(id));
         for path in ["/messages/x", "/messages/%FF", "/messages/%", "/messages/..", "/messages/"] {
             assert_eq!(path_id(path).expect_err("refused").code, ErrorCode::NotFound, "{path}");
+        }
+        assert_eq!(path_node("/nodes/7"), Ok(7));
+        for path in ["/nodes/", "/nodes/x", "/nodes/-1", "/nodes/+1", "/nodes/65536"] {
+            assert_eq!(path_node(path).expect_err("refused").code, ErrorCode::NotFound, "{path}");
         }
     }
 

@@ -7,6 +7,7 @@ pub mod clock;
 pub mod cursor;
 pub mod fork;
 pub mod log;
+pub mod members;
 pub mod message;
 pub mod place;
 pub mod record;

@@ -6,6 +6,7 @@
 
 use bytes::Bytes;
 
+use super::members::{self, MEMBERS_MAX, Member, MembersDigest, Name};
 use super::place::{ChainHash, Origin};
 use super::record::{NotARecord, Record};
 use super::vector::{Head, Vector, VectorDigest};
@@ -24,6 +25,8 @@ const OWN: u8 = 2;
 const WANTS: u8 = 3;
 const RUN: u8 = 4;
 const CUTS: u8 = 5;
+const MEMBERS: u8 = 6;
+const MEMBERS_DIGEST: u8 = 7;
 
 /// Who speaks. In every message.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -41,6 +44,11 @@ pub struct Hello {
 }
 
 impl Hello {
+    /// Which member speaks.
+    pub fn name(&self) -> Name {
+        Name { node_id: self.node_id, store_id: self.store_id }
+    }
+
     /// Whether both are the word of one process: it has met itself.
     pub fn is_ours(&self, ours: &Hello) -> bool {
         self == ours
@@ -137,6 +145,10 @@ pub struct Body {
     pub wants: Vec<Range>,
     /// Entries for the other.
     pub runs: Vec<Run>,
+    /// Of all members that the speaker knows. An answer has none.
+    pub members_digest: Option<MembersDigest>,
+    /// All of them, where the other knows others.
+    pub members: Vec<(Name, Member)>,
 }
 
 /// Why bytes are not a message of an exchange.
@@ -165,6 +177,8 @@ impl Body {
             own: None,
             wants: Vec::new(),
             runs: Vec::new(),
+            members_digest: None,
+            members: Vec::new(),
         }
     }
 
@@ -220,7 +234,19 @@ impl Body {
                 run.records.iter().for_each(|record| out.extend_from_slice(record));
             });
         }
+        self.encode_members(&mut out);
         out
+    }
+
+    fn encode_members(&self, out: &mut Vec<u8>) {
+        if let Some(digest) = self.members_digest {
+            section(out, MEMBERS_DIGEST, |out| out.extend_from_slice(&digest));
+        }
+        if !self.members.is_empty() {
+            section(out, MEMBERS, |out| {
+                self.members.iter().for_each(|(name, member)| members::put(out, *name, member));
+            });
+        }
     }
 
     /// Reads a message. Records are checked; their order and chain are not, that is for who admits them.
@@ -250,6 +276,8 @@ impl Body {
                 OWN => body.own = Some(Origin(section.whole()?)),
                 WANTS => body.wants = section.wants()?,
                 RUN => body.runs.push(section.run(bytes)?),
+                MEMBERS_DIGEST => body.members_digest = Some(section.whole()?),
+                MEMBERS => body.members = section.members()?,
                 CUTS => body.heads.as_mut().ok_or(Malformed::Layout)?.cuts = section.cuts()?,
                 _ => {} // of a newer program that can do without an answer to it
             }
@@ -336,6 +364,16 @@ impl<'a> Reader<'a> {
         Ok(wants)
     }
 
+    fn members(mut self) -> Result<Vec<(Name, Member)>, Malformed> {
+        let mut members = Vec::new();
+        while !self.0.is_empty() && members.len() < MEMBERS_MAX {
+            let (member, rest) = members::read(self.0).ok_or(Malformed::Layout)?;
+            self.0 = rest;
+            members.push(member);
+        }
+        Ok(members)
+    }
+
     /// `whole` is the message this section lies in: records are parts of it, not copies.
     fn run(mut self, whole: &Bytes) -> Result<Run, Malformed> {
         let (origin, before) = (Origin(self.take()?), self.head()?);
@@ -384,6 +422,11 @@ mod tests {
         Record { origin: A, seq, stamp, digest, kind: Kind::Message, content }.encode().into()
     }
 
+    fn member(store: u8) -> (Name, Member) {
+        let member = Member { open_id: [4; 16], marks: 1, address: "127.0.0.1:8084".into() };
+        (Name { node_id: 3, store_id: [store; 16] }, member)
+    }
+
     fn full() -> Body {
         let head = |seq| Head { seq, hash: ChainHash([5; 32]) };
         Body {
@@ -392,6 +435,8 @@ mod tests {
             heads: Some(Heads { base: Some([6; 16]), changes: vec![(A, head(9))], cuts: vec![(A, 10)] }),
             own: Some(A),
             wants: vec![Range { origin: A, first: 3, last: 9 }],
+            members_digest: Some([8; 8]),
+            members: vec![member(9), member(8)],
             runs: vec![Run { origin: A, before: head(6), records: vec![record(7), record(8)], broken: None }],
             ..Body::quiet(hello(), [7; 16])
         }
@@ -429,14 +474,30 @@ mod tests {
         );
     }
 
+    /// Frozen: what protocol 1 says of members. May be added to, never changed.
+    #[test]
+    fn members_in_protocol_1_are_frozen() {
+        let quiet = Body::quiet(hello(), [7; 16]);
+        let body = Body { members_digest: Some([8; 8]), members: vec![member(9)], ..quiet.clone() };
+        assert_eq!(
+            crate::chain::hex(&body.encode()[quiet.encode().len()..]),
+            concat!(
+                "070000000808080808080808080600000033000309090909090909090909090909090909040404040404040404",
+                "0404040404040400010e3132372e302e302e313a38303834"
+            )
+        );
+    }
+
     #[test]
     fn a_quiet_exchange_is_small() {
-        assert!(2 * Body::quiet(hello(), [0; 16]).encode().len() <= 200);
+        let answer = Body::quiet(hello(), [0; 16]);
+        let request = Body { members_digest: Some([8; 8]), ..answer.clone() };
+        assert!(request.encode().len() + answer.encode().len() <= 200);
     }
 
     #[test]
     fn a_broken_record_hides_only_what_follows_it() {
-        let mut bytes = full().encode();
+        let mut bytes = Body { members_digest: None, members: Vec::new(), ..full() }.encode();
         let last = bytes.len() - 1;
         bytes[last] ^= 1;
         let body = Body::decode(&bytes.into()).expect("the frame is intact");

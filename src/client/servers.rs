@@ -26,7 +26,7 @@ use crate::api::{
     feed::{FeedLine, FeedQuery},
     header, media,
     message::{Listed, SendRequest, Sent},
-    network::{NetworkStatus, NodeStatus, ProxyStatus},
+    network::{Forgotten, NetworkStatus, NodeId, NodeStatus, ProxyStatus},
     path,
     query::ListQuery,
 };
@@ -169,6 +169,13 @@ impl Servers {
     /// Asks for the whole network.
     pub async fn network(&self) -> Result<NetworkStatus, ClientError> {
         self.get(path::NETWORK.into()).await
+    }
+
+    /// Has a node forgotten.
+    pub async fn forget(&self, node_id: NodeId) -> Result<Forgotten, ClientError> {
+        let request = Request::delete(format!("{}{node_id}", path::NODES_PREFIX));
+        let whole = async |answer: Answer| answer.json(ANSWER_BYTES_MAX).await;
+        self.first(&request, ATTEMPT_MAX, whole).await
     }
 
     async fn get<T: DeserializeOwned>(&self, path: String) -> Result<T, ClientError> {

@@ -4,6 +4,7 @@
 //! [`crate::output`]. Nothing is decided on the text of an error: [`Exit::of`] looks at its type.
 
 mod follow;
+mod forget;
 mod key;
 mod list;
 mod node;
@@ -114,6 +115,7 @@ pub async fn run(cli: &Cli, output: &Output) -> Result<Exit> {
         Command::Send(args) => send::run(args, &cli.common, &sources, output).await,
         Command::List(args) => list::run(args, &cli.common, &sources, output).await,
         Command::Status(args) => status::run(args, &cli.common, &sources, output).await,
+        Command::Forget(args) => forget::run(args, &cli.common, &sources, output).await,
         Command::Verify(args) => verify::run(args, &sources, output).await,
         Command::Key(cli::Key {}) => key::run(output),
     }

@@ -25,7 +25,9 @@ fn resolve(line: &str, env: &[(&str, &str)], file: Option<&str>) -> Result<Strin
         Command::Send(args) => sources.sender(args.from.as_deref())?,
         Command::Verify(args) => sources.stores(args).display().to_string(),
         Command::Key(_) => unreachable!("it has no settings"),
-        Command::List(_) | Command::Status(_) => format!("{:?}", sources.client(&cli.common)?),
+        Command::List(_) | Command::Status(_) | Command::Forget(_) => {
+            format!("{:?}", sources.client(&cli.common)?)
+        }
     })
 }
 

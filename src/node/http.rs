@@ -1,10 +1,10 @@
 //! Owns which path leads to which handler of a node. What is not here answers `not_found`.
 
 use axum::Router;
-use axum::routing::{get, post};
+use axum::routing::{delete, get, post};
 
 use super::seat::Seat;
-use super::{feed, history, replicate, send, status};
+use super::{feed, forget, history, replicate, send, status};
 use crate::api::path;
 use crate::serve;
 
@@ -15,6 +15,7 @@ pub fn routes(seat: Seat) -> Router {
         .route("/messages/{id}", get(history::get_one))
         .route(path::FEED, get(feed::get))
         .route(path::NODES, get(status::nodes))
+        .route("/nodes/{id}", delete(forget::delete))
         .route(path::NETWORK, get(status::network))
         .route(path::SYNC, post(replicate::post))
         .route(path::LIVEZ, get(serve::live))

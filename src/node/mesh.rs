@@ -1,20 +1,24 @@
-//! Owns what this node knows of the others: its book of peers, the open doors, who is being asked for what.
+//! Owns what this node does with what it knows of the others: who is told of news, the open doors, who is asked for what.
+//!
+//! Who they are stands in the book, and what each of them holds in its peer.
 //!
 //! One lock, never held across a wait. What is known of a peer is its latest word; it is dropped when the
 //! peer's store was opened anew, so that nobody is counted as holding what it may have lost.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, watch};
 
+use super::book::{Book, Forgetting};
 use super::care::Progress;
 use super::notes::Notes;
-use super::peer::{Opening, Peer, SUSPECT};
+use super::peer::{Opening, Peer};
 use crate::api::address::Addr;
 use crate::api::network::{NodeId, PeerStatus};
 use crate::api::time::Time;
+use crate::chain::members::{Member, Members, Name};
 use crate::chain::place::Origin;
 use crate::chain::sync::Door;
 use crate::chain::vector::Vector;
@@ -22,13 +26,11 @@ use crate::chain::wire::{Body, Hello, Range};
 use crate::client::Client;
 use crate::config::NodeConfig;
 use crate::replica::heal::Heal;
+use crate::replica::jobs::Care;
 
 /// Stores that may have a door here at the same time. At the bound the one unused for longest is closed,
 /// which costs its peer one full vector.
 const DOORS_MAX: usize = 256;
-/// Peers that were not configured but came by themselves. At the bound the one silent for longest makes room; if none
-/// is silent, further ones are served without being listed.
-const STRANGERS_MAX: usize = 64;
 /// Heads that all open doors may remember together; beyond it they are closed as above. It bounds what peers can make
 /// us keep by claiming logs that nobody has, to some 100 MB, and is far above what honest ones need.
 const DOOR_HEADS_MAX: usize = 1 << 20;
@@ -52,69 +54,108 @@ pub struct Mesh {
     /// How far the scrub is.
     pub scrub: Progress,
     book: Mutex<Book>,
+    desk: Mutex<Desk>,
     heal: Mutex<Heal>,
     /// Counts the times that a peer said something new of what it holds.
     held: watch::Sender<u64>,
+    /// Counts the times that members came or went.
+    changed: watch::Sender<u64>,
+    /// The members as they are on disk.
+    stored: tokio::sync::Mutex<Members>,
 }
 
 #[derive(Default)]
-struct Book {
-    peers: Vec<Peer>,
+struct Desk {
     doors: HashMap<Opening, (Door, Instant)>,
     claims: HashMap<Origin, (usize, Instant)>,
 }
 
-impl Book {
-    fn strangers(&self) -> usize {
-        self.peers.iter().filter(|peer| !peer.configured).count()
-    }
-
-    /// Makes room in a full list of strangers, so that those who came once do not shut out those who come now.
-    fn forget_a_silent_stranger(&mut self) {
-        if self.strangers() < STRANGERS_MAX {
-            return;
-        }
-        let silent = |peer: &Peer| peer.heard.is_none_or(|heard| heard.elapsed() >= SUSPECT);
-        let strangers = self.peers.iter().enumerate().filter(|(_, peer)| !peer.configured && silent(peer));
-        if let Some((index, _)) = strangers.min_by_key(|(_, peer)| peer.heard) {
-            self.peers.remove(index); // configured ones stand before it and keep their index
-        }
-    }
-}
-
-fn lock(mutex: &Mutex<Book>) -> MutexGuard<'_, Book> {
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // Every change below is complete before anything that could panic.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Mesh {
-    /// A mesh that knows only the configured peers.
+    /// A mesh that knows the configured peers and who was a member before.
     /// `started`: when the process began to serve.
-    pub fn new(config: &NodeConfig, hello: Hello, started: Instant, notes: Notes) -> Self {
-        let peers =
-            config.peers.iter().map(|peer| Peer::new(peer.addr.clone(), true, peer.node_id)).collect();
-        let book = Mutex::new(Book { peers, ..Book::default() });
+    pub fn new(config: &NodeConfig, hello: Hello, members: &Members, started: Instant, notes: Notes) -> Self {
+        let book = Book::new(hello.clone(), &config.peers, members.clone());
         Mesh {
             hello,
             client: Client::new(config.keys.as_ref()),
             started,
             notes,
             scrub: Progress::default(),
-            book,
+            book: Mutex::new(book),
+            desk: Mutex::default(),
             heal: Mutex::default(),
             held: watch::Sender::new(0),
+            changed: watch::Sender::new(0),
+            stored: tokio::sync::Mutex::new(members.clone()),
         }
     }
 
-    /// How many peers are asked: the configured ones, by index.
-    pub fn links(&self) -> usize {
-        lock(&self.book).peers.iter().filter(|peer| peer.configured).count()
+    /// The peers that are asked, by number.
+    pub fn links(&self) -> BTreeSet<usize> {
+        lock(&self.book).asked()
     }
 
-    /// Where a peer is, and what wakes the link to it.
-    pub fn link(&self, index: usize) -> (Addr, Arc<Notify>) {
+    /// Where a peer is, and what wakes the link to it. `None`: it is not asked any more.
+    pub fn link(&self, number: usize) -> Option<(Addr, Arc<Notify>)> {
+        lock(&self.book).peer(number).map(|peer| (peer.addr.clone(), peer.wake.clone()))
+    }
+
+    /// Changes when members come or go.
+    pub fn changed(&self) -> watch::Receiver<u64> {
+        self.changed.subscribe()
+    }
+
+    /// Has the members as they are now written to disk, if they changed since the last time.
+    pub async fn store_members(&self, node: &super::Node) {
+        let mut stored = self.stored.lock().await; // one after the other, or an older list could come last
+        let now = lock(&self.book).members().clone();
+        if *stored != now {
+            node.writer().care(Care::Members(now.clone())).await;
+            *stored = now;
+        }
+    }
+
+    /// Says in a request who the members are: briefly, or all of it.
+    pub fn introduce(&self, request: &mut Body, in_full: bool) {
         let book = lock(&self.book);
-        (book.peers[index].addr.clone(), book.peers[index].wake.clone())
+        request.members_digest = Some(book.members().digest());
+        if in_full {
+            request.members = list(book.members());
+        }
+    }
+
+    /// Says in an answer who the members are, where the asker knows others.
+    pub fn introduce_back(&self, request: &Body, reply: &mut Body) {
+        let book = lock(&self.book);
+        let digest = request.members_digest;
+        if digest.is_some_and(|digest| digest != book.members().digest()) {
+            reply.members = list(book.members());
+        }
+    }
+
+    /// Whether a peer whose answer listed these members lacks some.
+    pub fn knows_more_than(&self, reply: &Body) -> bool {
+        let said: Members = reply.members.iter().cloned().collect();
+        !reply.members.is_empty() && said.digest() != lock(&self.book).members().digest()
+    }
+
+    /// Forgets a node.
+    pub fn forget(&self, node_id: NodeId) -> Forgetting {
+        let forgetting = lock(&self.book).forget(node_id);
+        self.tell_of_members(forgetting == Forgetting::Done);
+        forgetting
+    }
+
+    fn tell_of_members(&self, is_news: bool) {
+        if is_news {
+            lock(&self.book).wake_all();
+            self.changed.send_modify(|count| *count += 1);
+        }
     }
 
     /// Whether a message comes from this very process.
@@ -127,24 +168,77 @@ impl Mesh {
         body.hello.is_copied(&self.hello)
     }
 
-    /// A peer turned out to be this node; it is not shown as a peer.
-    pub fn found_self(&self, index: usize) {
-        lock(&self.book).peers[index].is_self = true;
+    /// A peer turned out to be this node. Where the configuration says so, it is not shown as a peer; else it is a member
+    /// at whose address this node is now.
+    pub fn found_self(&self, number: usize) {
+        let mut book = lock(&self.book);
+        if let Some(peer) = book.peer(number) {
+            peer.is_self = peer.configured;
+            peer.error = Some("this node itself answers there".into());
+        }
+        book.settle();
     }
 
-    /// A peer answered an exchange.
-    pub fn answered(&self, index: usize, reply: &Body, theirs: Option<&Vector>, rtt: Duration, now_ms: u64) {
-        self.heal().answered(index, self.running_ms());
+    /// A peer answered an exchange. An error if it is another one than the one that was asked.
+    pub fn answered(
+        &self,
+        number: usize,
+        reply: &Body,
+        theirs: Option<&Vector>,
+        rtt: Duration,
+        now_ms: u64,
+    ) -> Result<(), String> {
+        self.heal().answered(number, self.running_ms());
         let mut book = lock(&self.book);
-        let peer = &mut book.peers[index];
+        let members = book.take_in(reply);
+        let Some(peer) = book.peer(number) else {
+            self.tell_of_news(book, members, false);
+            return Ok(());
+        };
+        if peer.expects.is_some_and(|name| name != reply.hello.name()) {
+            let why = format!("node {} answers at {}", reply.hello.node_id, peer.addr);
+            self.tell_of_news(book, members, false);
+            return Err(why);
+        }
         let is_news = peer.spoke(reply, theirs, &self.notes);
         peer.answered = Some(Instant::now());
         (peer.last_sync, peer.rtt, peer.error) = (Some(Time(now_ms)), Some(rtt), None);
         peer.is_self = false;
-        // It may have come by itself before, under the address that it tells rather than the configured one.
-        book.peers.retain(|peer| peer.configured || !peer.is_store(&reply.hello));
+        let before = book.asked();
+        book.found(number, &reply.hello);
+        let moved = before != book.asked();
+        self.tell_of_news(book, members || moved, is_news);
+        Ok(())
+    }
+
+    fn tell_of_news(&self, book: MutexGuard<'_, Book>, members: bool, held: bool) {
         drop(book);
-        self.tell(is_news);
+        self.tell(held);
+        self.tell_of_members(members);
+    }
+
+    /// An exchange with a peer failed.
+    pub fn failed(&self, number: usize, why: String) {
+        let mut book = lock(&self.book);
+        let Some(peer) = book.peer(number) else { return };
+        peer.error = Some(why);
+        let before = book.asked();
+        book.settle(); // it may be asked at another address now
+        let moved = before != book.asked();
+        self.tell_of_news(book, moved, false);
+    }
+
+    /// A peer spoke to us: it is not to be waited for any longer.
+    pub fn heard(&self, request: &Body, theirs: Option<&Vector>) {
+        let mut book = lock(&self.book);
+        let members = book.take_in(request);
+        let Some(peer) = book.speaker(&request.hello) else { return self.tell_of_news(book, members, false) };
+        let is_news = peer.spoke(request, theirs, &self.notes);
+        peer.heard = Some(Instant::now());
+        if peer.error.is_some() || peer.answered.is_none() {
+            peer.wake.notify_one();
+        }
+        self.tell_of_news(book, members, is_news);
     }
 
     fn tell(&self, is_news: bool) {
@@ -158,57 +252,24 @@ impl Mesh {
         self.held.subscribe()
     }
 
-    /// An exchange with a peer failed.
-    pub fn failed(&self, index: usize, why: String) {
-        lock(&self.book).peers[index].error = Some(why);
-    }
-
-    /// A peer spoke to us: it is not to be waited for any longer.
-    pub fn heard(&self, request: &Body, theirs: Option<&Vector>) {
-        let Ok(addr) = request.hello.address.parse::<Addr>() else { return };
-        let mut book = lock(&self.book);
-        let known = |peer: &Peer| peer.is_store(&request.hello) || peer.addr == addr;
-        let index = if let Some(index) = book.peers.iter().position(known) {
-            index
-        } else {
-            book.forget_a_silent_stranger();
-            if book.strangers() >= STRANGERS_MAX {
-                return;
-            }
-            // It may be one that is configured under another name and is not waited for at the moment.
-            let unmet = book.peers.iter().filter(|peer| peer.configured && peer.opening.is_none());
-            unmet.for_each(|peer| peer.wake.notify_one());
-            book.peers.push(Peer::new(addr, false, Some(request.hello.node_id)));
-            book.peers.len() - 1
-        };
-        let peer = &mut book.peers[index];
-        let is_news = peer.spoke(request, theirs, &self.notes);
-        peer.heard = Some(Instant::now());
-        if peer.error.is_some() || peer.answered.is_none() {
-            peer.wake.notify_one();
-        }
-        drop(book);
-        self.tell(is_news);
-    }
-
     /// Takes the state of a peer's exchanges with us, to be given back with [`Mesh::close_door`].
     pub fn open_door(&self, body: &Body) -> Door {
         let key = (body.hello.store_id, body.hello.open_id);
-        lock(&self.book).doors.remove(&key).map(|(door, _)| door).unwrap_or_default()
+        lock(&self.desk).doors.remove(&key).map(|(door, _)| door).unwrap_or_default()
     }
 
     /// See [`Mesh::open_door`].
     pub fn close_door(&self, body: &Body, door: Door) {
-        let mut book = lock(&self.book);
+        let mut desk = lock(&self.desk);
         let heads = |door: &Door| door.theirs().map_or(0, Vector::origins);
-        let mut sum = heads(&door) + book.doors.values().map(|(door, _)| heads(door)).sum::<usize>();
-        while book.doors.len() >= DOORS_MAX || (sum > DOOR_HEADS_MAX && !book.doors.is_empty()) {
-            let oldest = book.doors.iter().min_by_key(|(_, (_, used))| *used).map(|(key, _)| *key);
-            let closed = oldest.and_then(|key| book.doors.remove(&key));
+        let mut sum = heads(&door) + desk.doors.values().map(|(door, _)| heads(door)).sum::<usize>();
+        while desk.doors.len() >= DOORS_MAX || (sum > DOOR_HEADS_MAX && !desk.doors.is_empty()) {
+            let oldest = desk.doors.iter().min_by_key(|(_, (_, used))| *used).map(|(key, _)| *key);
+            let closed = oldest.and_then(|key| desk.doors.remove(&key));
             sum -= closed.map_or(0, |(door, _)| heads(&door));
         }
         let key = (body.hello.store_id, body.hello.open_id);
-        book.doors.insert(key, (door, Instant::now()));
+        desk.doors.insert(key, (door, Instant::now()));
     }
 
     /// Whether a log's owner is about to push it to us.
@@ -218,16 +279,16 @@ impl Mesh {
             let heard = peer.heard.is_some_and(|heard| heard.elapsed() < HEARD);
             peer.own == Some(origin) && (heard || (starting && peer.answered.is_some()))
         };
-        lock(&self.book).peers.iter().any(pushes)
+        lock(&self.book).any(pushes)
     }
 
     /// Whether this link may ask for a log now; if so, others do not for a while.
     pub fn claim(&self, origin: Origin, index: usize) -> bool {
-        let mut book = lock(&self.book);
-        match book.claims.get(&origin) {
+        let mut desk = lock(&self.desk);
+        match desk.claims.get(&origin) {
             Some((other, since)) if *other != index && since.elapsed() < CLAIM => false,
             _ => {
-                book.claims.insert(origin, (index, Instant::now()));
+                desk.claims.insert(origin, (index, Instant::now()));
                 true
             }
         }
@@ -235,7 +296,7 @@ impl Mesh {
 
     /// The link is done asking.
     pub fn release(&self, index: usize) {
-        lock(&self.book).claims.retain(|_, (holder, since)| *holder != index && since.elapsed() < CLAIM);
+        lock(&self.desk).claims.retain(|_, (holder, since)| *holder != index && since.elapsed() < CLAIM);
     }
 
     /// Milliseconds since this process began to serve: a clock that only goes forward.
@@ -267,8 +328,8 @@ impl Mesh {
         if self.damaged(node) == 0 {
             return Vec::new();
         }
-        let peers = self.links();
-        self.heal().hopeless(peers, self.running_ms())
+        let peers: Vec<usize> = lock(&self.book).rows().into_iter().map(|(number, _)| number).collect();
+        self.heal().hopeless(&peers, self.running_ms())
     }
 
     /// What is done about damage here.
@@ -291,25 +352,21 @@ impl Mesh {
     /// What an operator should know of the peers.
     pub fn warnings(&self) -> Vec<String> {
         let mut warnings = self.notes.lines();
-        if lock(&self.book).peers.is_empty() {
+        let book = lock(&self.book);
+        if book.rows().is_empty() {
             warnings.push("this node has no peers: its messages are on no other machine".into());
+        }
+        for (id, addrs) in book.namesakes() {
+            let addrs = addrs.join(" and ");
+            warnings
+                .push(format!("there is more than one node {id}: {addrs}; give each a --node-id of its own"));
         }
         warnings
     }
 
     /// How many nodes there are, this one included.
     pub fn members(&self) -> usize {
-        let book = lock(&self.book);
-        let mut ids = vec![self.hello.node_id];
-        let mut unmet = 0;
-        for peer in book.peers.iter().filter(|peer| !peer.is_self) {
-            match peer.node_id {
-                Some(id) if ids.contains(&id) => {}
-                Some(id) => ids.push(id),
-                None => unmet += 1,
-            }
-        }
-        ids.len() + unmet
+        lock(&self.book).count()
     }
 
     /// The nodes that are known to have a message on disk. `copies`: where it stands, once or more often; `here`: this node
@@ -320,7 +377,7 @@ impl Mesh {
         if here {
             found.push((self.hello.node_id, self.hello.store_id));
         }
-        for peer in book.peers.iter().filter(|peer| !peer.is_self) {
+        for peer in book.present() {
             let (Some(id), Some((store, _))) = (peer.node_id, peer.opening) else { continue };
             let is_counted = found.iter().any(|(other, name)| *other == id || *name == store);
             if !is_counted && copies.iter().any(|copy| peer.holds(copy, mine)) {
@@ -333,7 +390,7 @@ impl Mesh {
     /// Everything any known node is known to have.
     pub fn union(&self, mine: &Vector) -> Vector {
         let mut union = mine.clone();
-        for theirs in lock(&self.book).peers.iter().filter_map(|peer| peer.theirs.as_ref()) {
+        for theirs in lock(&self.book).present().filter_map(|peer| peer.theirs.as_ref()) {
             union.merge(theirs);
         }
         union
@@ -341,9 +398,12 @@ impl Mesh {
 
     /// The peers as they are shown, each with how many entries of `all` it lacks.
     pub fn statuses(&self, all: &Vector) -> Vec<PeerStatus> {
-        let book = lock(&self.book);
-        book.peers.iter().filter(|peer| !peer.is_self).map(|peer| peer.status(all)).collect()
+        lock(&self.book).rows().into_iter().map(|(_, peer)| peer.status(all)).collect()
     }
+}
+
+fn list(members: &Members) -> Vec<(Name, Member)> {
+    members.iter().map(|(name, member)| (name, member.clone())).collect()
 }
 
 #[cfg(test)]
@@ -355,19 +415,6 @@ mod tests {
 
     fn addr(port: u16) -> Addr {
         format!("127.0.0.1:{port}").parse().expect("an address")
-    }
-
-    #[test]
-    fn a_full_list_of_silent_strangers_makes_room_for_who_comes_now() {
-        let mut book = Book::default();
-        book.peers.push(Peer::new(addr(1), true, None));
-        book.peers.extend((0..STRANGERS_MAX).map(|_| Peer::new(addr(2), false, None)));
-        book.forget_a_silent_stranger();
-        assert_eq!((book.strangers(), book.peers.len()), (STRANGERS_MAX - 1, STRANGERS_MAX));
-        book.peers.push(Peer { heard: Some(Instant::now()), ..Peer::new(addr(3), false, None) });
-        book.peers.retain(|peer| peer.heard.is_some());
-        book.forget_a_silent_stranger();
-        assert_eq!(book.strangers(), 1, "who speaks stays");
     }
 
     #[test]
@@ -400,11 +447,11 @@ mod tests {
             scrub_interval: Duration::from_hours(1),
             keys: None,
         };
-        let mesh = Mesh::new(&config, hello, Instant::now(), Notes::default());
+        let mesh = Mesh::new(&config, hello, &Members::default(), Instant::now(), Notes::default());
         for n in 0..20 {
             body.hello.store_id = [n; 16];
             mesh.close_door(&body, door.clone());
         }
-        assert_eq!(lock(&mesh.book).doors.len(), 8);
+        assert_eq!(lock(&mesh.desk).doors.len(), 8);
     }
 }

@@ -6,9 +6,11 @@
 
 mod acks;
 mod alarm;
+mod book;
 mod care;
 mod doubt;
 mod feed;
+mod forget;
 mod history;
 mod http;
 mod hub;

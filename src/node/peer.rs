@@ -12,9 +12,10 @@ use super::notes::Notes;
 use crate::api::address::Addr;
 use crate::api::network::{NodeId, PeerStatus, State};
 use crate::api::time::Time;
+use crate::chain::members::Name;
 use crate::chain::place::Origin;
 use crate::chain::vector::Vector;
-use crate::chain::wire::{Body, Hello, Range, ShortDigest};
+use crate::chain::wire::{Body, Range, ShortDigest};
 
 /// Damaged entries of a peer that are remembered, as ranges; no honest one asks for more at once.
 const DAMAGED_MAX: usize = 256;
@@ -27,8 +28,10 @@ pub type Opening = ([u8; 16], [u8; 16]);
 /// What is known of one peer.
 pub struct Peer {
     pub addr: Addr,
-    /// Asked by us; the others came by themselves. Configured ones stand first, so that their index stays.
+    /// The configuration names it; the others are members that were learned of.
     pub configured: bool,
+    /// The member that is asked here, if it was learned of.
+    pub expects: Option<Name>,
     pub node_id: Option<NodeId>,
     pub opening: Option<Opening>,
     pub theirs: Option<Vector>,
@@ -57,6 +60,7 @@ impl Peer {
         Peer {
             addr,
             configured,
+            expects: None,
             node_id,
             opening: None,
             theirs: None,
@@ -134,8 +138,17 @@ impl Peer {
         }
     }
 
-    pub fn is_store(&self, hello: &Hello) -> bool {
-        self.opening.is_some_and(|(store, _)| store == hello.store_id)
+    /// Which member it is, as far as is known.
+    pub fn name(&self) -> Option<Name> {
+        let met = || Some(Name { node_id: self.node_id?, store_id: self.opening?.0 });
+        self.expects.or_else(met)
+    }
+
+    /// Who was found at this address is found at another one now.
+    pub fn leave(&mut self) {
+        let (addr, wake) = (self.addr.clone(), self.wake.clone());
+        let error = self.error.take();
+        *self = Peer { error, wake, ..Peer::new(addr, true, self.node_id) };
     }
 
     pub fn state(&self) -> State {

@@ -1,9 +1,10 @@
-//! Owns the exchanges with peers: one task per configured peer that starts them, and `POST /sync` that answers.
+//! Owns the exchanges with peers: one task per peer that starts them, and `POST /sync` that answers.
 //!
 //! What is said is decided in `chain::sync`; here are the wire, the store and the waiting. A task wakes when
 //! this node's own log grew, when the peer spoke to us, or by a jittered timer; so pushing and comparing are
 //! one loop with two reasons. Nothing here holds up a send.
 
+use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use axum::body::Body as HttpBody;
@@ -12,6 +13,7 @@ use axum::http::{HeaderMap, header};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use futures_util::stream::{self, StreamExt};
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::Node;
@@ -44,11 +46,44 @@ const BACK_OFF_MAX: Duration = Duration::from_secs(30);
 const BACK_OFF_MIN: Duration = Duration::from_millis(250);
 /// Exchanges in a row that may bring nothing before the peer counts as failing.
 const IDLE_ROUNDS_MAX: u32 = 8;
-/// Talks to one peer until `stop`.
-pub async fn link(node: Node, index: usize, stop: CancellationToken) {
+
+/// Keeps a link to every peer, and what is known of members on disk, until `stop`.
+pub async fn links(node: Node, stop: CancellationToken) {
+    let mut changed = node.mesh().changed();
+    let mut running: HashMap<usize, CancellationToken> = HashMap::new();
+    let mut tasks = JoinSet::new();
+    loop {
+        changed.mark_unchanged();
+        let links = node.mesh().links();
+        let gone = running.extract_if(|number, _| !links.contains(number));
+        gone.for_each(|(_, end)| end.cancel());
+        for number in links {
+            running.entry(number).or_insert_with(|| {
+                let end = stop.child_token();
+                tasks.spawn(link(node.clone(), number, end.clone()));
+                end
+            });
+        }
+        node.mesh().store_members(&node).await;
+        tokio::select! {
+            () = stop.cancelled() => return,
+            changed = changed.changed() => if changed.is_err() {
+                return; // the node is ending
+            },
+            Some(ended) = tasks.join_next() => if let Err(error) = ended {
+                tracing::error!(%error, "a link ended"); // as early as that, it ends the node
+                return;
+            },
+        }
+    }
+}
+
+/// Talks to one peer until `stop`, or until it is none any more.
+async fn link(node: Node, index: usize, stop: CancellationToken) {
     let mut talk = Talk::new(index);
     let mut on_timer = true;
     loop {
+        let Some((peer, _)) = node.mesh().link(index) else { return };
         let next = tokio::select! {
             () = stop.cancelled() => return,
             next = talk.exchange(&node, on_timer) => next,
@@ -57,7 +92,7 @@ pub async fn link(node: Node, index: usize, stop: CancellationToken) {
             Ok(Some(Next::Again)) => on_timer = false,
             Ok(Some(Next::Wait)) => {
                 if talk.failures > 0 {
-                    tracing::info!(peer = %node.mesh().link(index).0, "exchanges work again");
+                    tracing::info!(%peer, "exchanges work again");
                 }
                 talk.failures = 0;
                 on_timer = tokio::select! {
@@ -74,7 +109,7 @@ pub async fn link(node: Node, index: usize, stop: CancellationToken) {
             }
             Err(why) => {
                 if talk.failures == 0 {
-                    tracing::warn!(peer = %node.mesh().link(index).0, why, "exchanges fail");
+                    tracing::warn!(%peer, why, "exchanges fail");
                 }
                 node.mesh().failed(index, why);
                 node.mesh().release(index);
@@ -94,23 +129,26 @@ pub(super) struct Talk {
     index: usize,
     failures: u32,
     idle_rounds: u32,
+    /// The peer lacks members that we know.
+    introduces: bool,
 }
 
 impl Talk {
     pub(super) fn new(index: usize) -> Self {
-        Talk { exchange: Exchange::default(), index, failures: 0, idle_rounds: 0 }
+        Talk { exchange: Exchange::default(), index, failures: 0, idle_rounds: 0, introduces: false }
     }
 
-    /// One exchange. `None`: the peer is this node.
+    /// One exchange. `None`: the peer is this node, or none any more.
     pub(super) async fn exchange(&mut self, node: &Node, on_timer: bool) -> Result<Option<Next>, String> {
         let (logs, mesh) = (node.logs(), node.mesh());
-        let (addr, _) = mesh.link(self.index);
+        let Some((addr, _)) = mesh.link(self.index) else { return Ok(None) };
         let mend = mesh.mends(node, self.exchange.theirs());
         let leave = |origin| mesh.owner_pushes(origin) || !mesh.claim(origin, self.index);
         let occasion = Occasion { on_timer, now_ms: mesh.running_ms(), leave: &leave, mend };
         let planned = self.exchange.plan(&logs, occasion);
         let read = read(node, planned.reads.clone()).await?;
-        let request = self.exchange.request(mesh.hello.clone(), &planned, read);
+        let mut request = self.exchange.request(mesh.hello.clone(), &planned, read);
+        mesh.introduce(&mut request, self.introduces);
         let began = Instant::now();
         let reply = mesh.client.sync(&addr, request.encode().into(), EXCHANGE_TIME).await;
         let reply = reply.map_err(|error| error.to_string())?;
@@ -130,12 +168,14 @@ impl Talk {
         let said = Body {
             own: reply.own,
             wants: reply.wants.clone(),
+            members: reply.members.clone(),
             ..Body::quiet(reply.hello.clone(), reply.digest)
         };
         let heard = self.exchange.on_reply(planned, reply, &node.logs(), node.store().log().wounds());
-        mesh.answered(self.index, &said, self.exchange.theirs(), rtt, super::now_ms());
+        mesh.answered(self.index, &said, self.exchange.theirs(), rtt, super::now_ms())?;
         let (mut next, progress) = (heard.next, self.carry_out(node, &addr.to_string(), heard).await?);
-        if progress {
+        let introduced = std::mem::replace(&mut self.introduces, mesh.knows_more_than(&said));
+        if progress || (self.introduces && !introduced) {
             next = Next::Again;
         }
         mesh.release(self.index);
@@ -182,7 +222,7 @@ impl Talk {
     async fn wait(&self, node: &Node) -> bool {
         let mut signal = node.logs_signal();
         let timer = tokio::time::sleep(jittered(node.config().sync_interval));
-        let (_, wake) = node.mesh().link(self.index);
+        let Some((_, wake)) = node.mesh().link(self.index) else { return true };
         tokio::pin!(timer);
         loop {
             if self.exchange.has_own_to_push(&signal.borrow_and_update()) {
@@ -201,8 +241,8 @@ impl Talk {
     /// After a failure: until a random part of a growing time has passed, or the peer speaks to us.
     async fn back_off(&mut self, node: &Node) {
         let growing = BACK_OFF_MIN.saturating_mul(1 << self.failures.min(16)).min(BACK_OFF_MAX);
-        let (_, wake) = node.mesh().link(self.index);
         self.idle_rounds = 0;
+        let Some((_, wake)) = node.mesh().link(self.index) else { return };
         tokio::select! {
             () = tokio::time::sleep(growing.mul_f64(random_part())) => {}
             () = wake.notified() => self.failures = 0,
@@ -328,7 +368,8 @@ pub(super) async fn answer(node: &Node, mut request: Body, _bytes: Bytes) -> Res
     let read = read(node, exchange::wanted(&request, &logs)).await;
     let read = read.map_err(|error| Problem::new(ErrorCode::StorageFailed, error))?;
     let mend = node.mesh().mends(node, door.theirs());
-    let reply = exchange::answer(&mut door, &logs, &request, read, mend, node.mesh().hello.clone());
+    let mut reply = exchange::answer(&mut door, &logs, &request, read, mend, node.mesh().hello.clone());
+    node.mesh().introduce_back(&request, &mut reply);
     node.mesh().close_door(&request, door);
     Ok(reply)
 }

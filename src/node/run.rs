@@ -24,7 +24,9 @@ use super::pid::PidFile;
 use super::seat::Seat;
 use super::writer::Writer;
 use super::{Bounds, Error, Node, care, doubt, http, hub, now_ms, replicate, status};
+use crate::api::network::NodeId;
 use crate::chain::log::Logs;
+use crate::chain::members::Name;
 use crate::chain::wire::Hello;
 use crate::config::NodeConfig;
 use crate::serve;
@@ -45,13 +47,13 @@ pub async fn run(config: NodeConfig, listener: TcpListener, stop: CancellationTo
     let begin = |opened| Life::begin(&config, opened, started, notes.clone(), stop.child_token());
     let (seat, mut life) = match open(&config, doubt::trust(&config.store_dir).await).await? {
         Ok(opened) => {
-            announce(&config); // before the exchanges have something to say
+            announce(&config, opened.0.log().members().count()); // before the exchanges have something to say
             let life = begin(opened)?;
             (Seat::of(life.node.clone()), Some(life))
         }
         // As later on: the disk may come to its senses, and until then the address says what is wrong.
         Err(error) if error.may_pass() => {
-            announce(&config);
+            announce(&config, 0);
             tracing::error!(%error, "the store does not open");
             patience.note(&error);
             (Seat::empty(error.to_string(), status::unopened(&config)), None)
@@ -169,15 +171,14 @@ impl Life {
         notes: Notes,
         feeds_end: CancellationToken,
     ) -> Result<Self, Error> {
-        let mesh = Arc::new(Mesh::new(config, hello(config, &store), started, notes));
+        let members = store.log().members();
+        let mesh = Arc::new(Mesh::new(config, hello(config, &store), members, started, notes));
         let (writer, logs, writing) = Writer::start(store.clone(), logs, config.store_dir.clone(), now_ms)?;
         let (indexing, indexer_ended) = start_indexer(store.clone(), writer.alarm().clone())?;
         let (config, bounds) = (config.clone(), Bounds::new(feeds_end));
         let node = Node { config, store, writer, logs, mesh, bounds };
         let (mut tasks, stop) = (JoinSet::new(), CancellationToken::new());
-        for index in 0..node.mesh.links() {
-            tasks.spawn(replicate::link(node.clone(), index, stop.clone()));
-        }
+        tasks.spawn(replicate::links(node.clone(), stop.clone()));
         tasks.spawn(care::take_care(node.clone()));
         tasks.spawn(hub::move_along(node.clone()));
         tasks.spawn(care::prove(node.clone()));
@@ -240,9 +241,10 @@ impl Life {
     }
 }
 
-fn announce(config: &NodeConfig) {
+/// `members`: those that its store knows, itself among them if it was open before.
+fn announce(config: &NodeConfig, members: usize) {
     tracing::info!(node = config.node_id, address = %config.advertise, network = config.network, "serving");
-    if config.peers.is_empty() {
+    if config.peers.is_empty() && members < 2 {
         tracing::warn!("this node has no peers: its messages are on no other machine");
     }
     if !config.listen.is_loopback() && config.keys.is_none() {
@@ -259,9 +261,16 @@ fn hello(config: &NodeConfig, store: &Store) -> Hello {
         network: Hello::network_hash(&config.network),
         node_id: config.node_id,
         store_id: store.id().0,
-        open_id: Uuid::now_v7().into_bytes(),
+        open_id: next_opening(store, config.node_id),
         address: config.advertise.to_string(),
     }
+}
+
+/// Later than the last one of this store, also if the clock was set back: a smaller one would be taken for an old word.
+fn next_opening(store: &Store, node_id: NodeId) -> [u8; 16] {
+    let name = Name { node_id, store_id: store.id().0 };
+    let last = store.log().members().get(name).map_or(0, |member| u128::from_be_bytes(member.open_id));
+    Uuid::now_v7().as_u128().max(last.saturating_add(1)).to_be_bytes()
 }
 
 /// Waits for a task that ends although the node does not.

@@ -47,7 +47,13 @@ impl Bench {
         let mut hello = hello(1);
         // No two of them run with copies of one store.
         (hello.store_id, hello.open_id) = (Uuid::new_v4().into_bytes(), Uuid::new_v4().into_bytes());
-        let mesh = Arc::new(Mesh::new(&config, hello, std::time::Instant::now(), notes::Notes::default()));
+        let mesh = Arc::new(Mesh::new(
+            &config,
+            hello,
+            store.log().members(),
+            std::time::Instant::now(),
+            notes::Notes::default(),
+        ));
         let node = Node {
             config: Arc::new(config),
             store,

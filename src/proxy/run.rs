@@ -11,7 +11,7 @@ use axum::{
     extract::{RawQuery, State},
     http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header},
     response::Response,
-    routing::{get, post},
+    routing::{delete, get, post},
 };
 use bytes::Bytes;
 use tokio::net::TcpListener;
@@ -83,6 +83,7 @@ fn routes(proxy: Proxy) -> Router {
         .route(path::FEED, get(feed::get))
         .route(path::NETWORK, get(whole_network))
         .route(path::NODES, get(nodes))
+        .route("/nodes/{id}", delete(forget))
         .route(path::LIVEZ, get(serve::live))
         .route(path::READYZ, get(ready))
         .with_state(proxy)
@@ -136,6 +137,18 @@ async fn whole_network(
 ) -> Result<Response, Problem> {
     let request = asking(Method::GET, path::NETWORK, query, &headers, Bytes::new());
     proxy.forwarder.forward(&request, reading(false, &headers)).await
+}
+
+async fn forget(
+    State(proxy): State<Proxy>,
+    uri: Uri,
+    RawQuery(query): RawQuery,
+    headers: HeaderMap,
+) -> Result<Response, Problem> {
+    let path = format!("{}{}", path::NODES_PREFIX, query::path_node(uri.path())?);
+    let request = asking(Method::DELETE, &path, query, &headers, Bytes::new());
+    let nature = Nature { lane: Lane::Write, is_quick: true, asked: Duration::ZERO };
+    proxy.forwarder.forward(&request, nature).await
 }
 
 async fn nodes(State(proxy): State<Proxy>, RawQuery(query): RawQuery) -> Result<Response, Problem> {

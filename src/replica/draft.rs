@@ -12,6 +12,7 @@ use bytes::Bytes;
 use super::jobs::{Admit, Admitted, Intake, Outcome, Room, WhyNot};
 use crate::chain::clock::Stamp;
 use crate::chain::log::{self, Logs};
+use crate::chain::members::Members;
 use crate::chain::message::Digest;
 use crate::chain::place::{ChainHash, Origin, Place};
 use crate::chain::record::{Kind, Record};
@@ -293,6 +294,11 @@ impl<'a> Draft<'a> {
         let hash = self.logs.vector().hash(record.origin);
         self.change.mended.push(NewEntry { place, hash, record: bytes.to_vec(), known });
         Ok(())
+    }
+
+    /// Writes who belongs to the network.
+    pub(super) fn members(&mut self, members: &Members) {
+        self.change.members = Some(members.clone());
     }
 
     /// Writes a checkpoint of the chain anew, unless it was cut off since it was found wrong.

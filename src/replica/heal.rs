@@ -76,10 +76,10 @@ impl Heal {
         self.answered.insert(peer, now_ms);
     }
 
-    /// Where logs are to be cut, since nobody has what is missing. `peers`: how many there are.
-    pub fn hopeless(&self, peers: usize, now_ms: u64) -> Vec<(Origin, u64)> {
+    /// Where logs are to be cut, since nobody has what is missing. `peers`: all there are.
+    pub fn hopeless(&self, peers: &[usize], now_ms: u64) -> Vec<(Origin, u64)> {
         let all_since =
-            |since: u64| (0..peers).all(|peer| self.answered.get(&peer).is_some_and(|at| *at > since));
+            |since: u64| peers.iter().all(|peer| self.answered.get(peer).is_some_and(|at| *at > since));
         let mut hopeless: BTreeMap<Origin, u64> = BTreeMap::new();
         for ((origin, seq), since) in &self.missing {
             let age = now_ms.saturating_sub(*since);
@@ -147,11 +147,11 @@ mod tests {
     fn an_entry_is_given_up_once_everybody_was_asked_or_was_away_for_long() {
         let (mut heal, _) = heal(&[7, 3]);
         heal.answered(0, 9_000);
-        assert_eq!(heal.hopeless(2, 1_000 + GIVE_UP_MS), [], "one was not asked");
-        assert_eq!(heal.hopeless(2, 1_000 + GIVE_UP_AWAY_MS), [(A, 3)]);
+        assert_eq!(heal.hopeless(&[0, 1], 1_000 + GIVE_UP_MS), [], "one was not asked");
+        assert_eq!(heal.hopeless(&[0, 1], 1_000 + GIVE_UP_AWAY_MS), [(A, 3)]);
         heal.answered(1, 9_000);
-        assert_eq!(heal.hopeless(2, GIVE_UP_MS), []);
-        assert_eq!(heal.hopeless(2, 1_000 + GIVE_UP_MS), [(A, 3)]);
+        assert_eq!(heal.hopeless(&[0, 1], GIVE_UP_MS), []);
+        assert_eq!(heal.hopeless(&[0, 1], 1_000 + GIVE_UP_MS), [(A, 3)]);
     }
 
     /// Thousands of entries may be damaged at once, or many logs have a gap that a long catch-up comes to one by one.
@@ -168,7 +168,7 @@ mod tests {
         for seq in 1..=8 {
             heal.look(&wounds, &logs, now);
             heal.answered(0, now);
-            assert_eq!(heal.hopeless(1, now), [], "at {now}");
+            assert_eq!(heal.hopeless(&[0], now), [], "at {now}");
             wounds.healed(A, seq);
             now += GIVE_UP_MS / 2;
         }
@@ -176,6 +176,6 @@ mod tests {
         now += GIVE_UP_MS;
         heal.answered(0, now);
         heal.look(&wounds, &logs, now);
-        assert_eq!(heal.hopeless(1, now), [(A, 9)]);
+        assert_eq!(heal.hopeless(&[0], now), [(A, 9)]);
     }
 }

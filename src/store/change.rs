@@ -6,6 +6,7 @@
 use std::sync::Arc;
 
 use super::Standing;
+use crate::chain::members::Members;
 use crate::chain::place::{ChainHash, Origin, Place};
 
 /// An entry to be written: its place, the chain's hash there, its record.
@@ -36,16 +37,19 @@ pub struct Change {
     pub loses: bool,
     /// Checkpoints of the chain that were found wrong, as they are.
     pub checkpoints: Vec<(Origin, u64, ChainHash)>,
+    /// Who belongs to the network now, where that has changed.
+    pub members: Option<Members>,
 }
 
 impl Change {
     /// Nothing is to be written.
     pub fn is_empty(&self) -> bool {
-        let Change { entries, mended, cuts, loose, loses: _, checkpoints } = self;
+        let Change { entries, mended, cuts, loose, loses: _, checkpoints, members } = self;
         entries.is_empty()
             && mended.is_empty()
             && cuts.is_empty()
             && loose.is_empty()
             && checkpoints.is_empty()
+            && members.is_none()
     }
 }

@@ -70,12 +70,10 @@ fn of_two_nodes_with_copies_of_one_store_the_later_one_takes_another_name() {
     let third = cluster.join(&[0, 1]);
     send_all(cluster.node(1), 100..200);
     eventually_blocking(LONG, "the copy to take messages of its own", || {
+        let told = told(&cluster);
+        // Only then: it is ready also before it has met the other.
         let ready = crate::support::http::get(cluster.node(third), "/readyz").expect("answered");
-        if ready.status() == 200 && told(&cluster).contains("took a new name") {
-            Ok(())
-        } else {
-            Err(told(&cluster))
-        }
+        if told.contains("took a new name") && ready.status() == 200 { Ok(()) } else { Err(told) }
     });
     send_all(cluster.node(third), 200..300);
     cluster.converge(LONG, 300);

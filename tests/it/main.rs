@@ -23,6 +23,7 @@ mod feed;
 mod feed_load;
 mod healing;
 mod lock;
+mod members;
 mod network;
 mod node_start;
 mod outage;

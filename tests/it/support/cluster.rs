@@ -17,6 +17,8 @@ const READY_TIMEOUT: Duration = Duration::from_secs(60);
 /// Node N listens on this port + N.
 const NODE_PORT: u16 = 7100;
 const PROXY_PORT: u16 = 7099;
+/// A node that moves goes so many ports further.
+const MOVED: usize = 100;
 
 /// Nodes 0 to n of one network and perhaps their proxy.
 pub struct Cluster {
@@ -28,8 +30,18 @@ pub struct Cluster {
 }
 
 struct Node {
+    /// Its number, where that is not its place.
+    id: Option<usize>,
+    /// How often it moved; each time to another port.
+    moves: usize,
     peers: Vec<SocketAddr>,
     process: Option<Process>,
+}
+
+impl Node {
+    fn new(peers: Vec<SocketAddr>) -> Self {
+        Node { id: None, moves: 0, peers, process: None }
+    }
 }
 
 impl Cluster {
@@ -56,7 +68,7 @@ impl Cluster {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let addrs: Vec<_> = (0..n).map(|i| node_addr(ip, i)).collect();
         let peers = |own| addrs.iter().copied().filter(|addr| *addr != own).collect();
-        let nodes = addrs.iter().map(|own| Node { peers: peers(*own), process: None }).collect();
+        let nodes = addrs.iter().map(|own| Node::new(peers(*own))).collect();
         Cluster { ip, nodes, proxy: None, dir }
     }
 
@@ -69,9 +81,26 @@ impl Cluster {
     /// The same for peers anywhere, who may not exist.
     #[track_caller]
     pub fn join_peers(&mut self, peers: Vec<SocketAddr>) -> usize {
-        self.nodes.push(Node { peers, process: None });
+        self.nodes.push(Node::new(peers));
         self.start_node(self.nodes.len() - 1);
         self.nodes.len() - 1
+    }
+
+    /// One more node that says it is node `id`, in a directory of its own, started and ready. Gives its place.
+    #[track_caller]
+    pub fn join_as(&mut self, id: usize, known: &[usize]) -> usize {
+        let peers = known.iter().map(|i| self.node(*i)).collect();
+        self.nodes.push(Node { id: Some(id), ..Node::new(peers) });
+        self.start_node(self.nodes.len() - 1);
+        self.nodes.len() - 1
+    }
+
+    /// Starts a node that is down at another address, on what is in its directory, and waits until it is ready.
+    #[track_caller]
+    pub fn move_node(&mut self, i: usize) -> SocketAddr {
+        self.nodes[i].moves += 1;
+        self.start_node(i);
+        self.node(i)
     }
 
     /// Starts all nodes that are down, together, and waits until they are ready.
@@ -121,12 +150,15 @@ impl Cluster {
     /// The command that runs this node.
     pub fn node_command(&self, i: usize) -> Command {
         let mut command = self.command();
-        let (id, addr) = (i.to_string(), self.node(i).to_string());
+        let (id, addr) = (self.nodes[i].id.unwrap_or(i).to_string(), self.node(i).to_string());
         command.args(["node", "--node-id", &id, "--listen", &addr]);
         if !self.nodes[i].peers.is_empty() {
             command.args(["--peers", &join_addrs(&self.nodes[i].peers)]);
         }
-        command.arg("--data-dir").arg(self.data_dir());
+        command.arg("--data-dir").arg(match self.nodes[i].id {
+            Some(_) => self.data_dir().join(format!("place-{i}")),
+            None => self.data_dir(),
+        });
         command
     }
 
@@ -191,7 +223,7 @@ impl Cluster {
     }
 
     pub fn node(&self, i: usize) -> SocketAddr {
-        node_addr(self.ip, i)
+        node_addr(self.ip, i + MOVED * self.nodes.get(i).map_or(0, |node| node.moves))
     }
 
     /// Where the proxy listens, if it was started.

@@ -294,7 +294,8 @@ impl World {
         let running = self.now - run.started;
         run.heal.look(run.store.log().wounds(), run.pen.logs(), running);
         // Whoever answers at this address with another store is another peer; what matters is that it was asked.
-        let hopeless = run.heal.hopeless(peers.len(), running);
+        let numbers: Vec<usize> = (0..peers.len()).collect();
+        let hopeless = run.heal.hopeless(&numbers, running);
         for (origin, seq) in hopeless {
             self.say(format!("node {node} gives up entry {seq} of log {}", name(origin)));
             if self.write(node, &[Care::Cut(origin, seq)], &[]).is_none() {
@@ -353,6 +354,7 @@ fn in_words(care: &Care) -> String {
     match care {
         Care::Cut(origin, seq) => format!("log {} is to be cut at {seq}", name(*origin)),
         Care::Mend(records) => format!("{} records for damaged entries", records.len()),
+        Care::Members(members) => format!("{} members", members.count()),
         Care::Milestones(contents) => format!("{} milestones", contents.len()),
         Care::Checkpoint(origin, seq, _) => format!("checkpoint {seq} of log {}", name(*origin)),
     }

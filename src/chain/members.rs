@@ -1,0 +1,264 @@
+//! Owns who belongs to a network, as one node knows it: the stores that ever spoke, and where each was found last.
+//!
+//! A member is a store at a node. Its own word is the truth about it: what it says at a later opening replaces what it said
+//! before, whoever passes that on, so all nodes come to the same whatever they heard first. An address is one process, so of
+//! two stores of one node at one address only the one opened later is left. A member that was forgotten stays as a mark,
+//! which counts for that opening: one that speaks again is a member again.
+
+use std::collections::BTreeMap;
+
+/// Members that a node keeps in mind, and marks of those it forgot. At the bound unknown ones are not taken in: they are
+/// answered, but neither listed nor asked.
+pub const MEMBERS_MAX: usize = 256;
+
+/// Which store at which node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Name {
+    /// The node.
+    pub node_id: u16,
+    /// The store.
+    pub store_id: [u8; 16],
+}
+
+/// What is known of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Member {
+    /// Its last opening. Later ones are larger.
+    pub open_id: [u8; 16],
+    /// How often it was forgotten and said that it is there, since that opening: odd while it is forgotten.
+    pub marks: u16,
+    /// Where it was found.
+    pub address: String,
+}
+
+impl Member {
+    /// Whether an operator wants it forgotten.
+    pub fn is_forgotten(&self) -> bool {
+        self.marks % 2 == 1
+    }
+
+    fn rank(&self) -> ([u8; 16], u16, &str) {
+        (self.open_id, self.marks, &self.address)
+    }
+}
+
+/// The first bytes of a hash over all members: enough to notice a difference.
+pub type MembersDigest = [u8; 8];
+
+/// All members. See the head of this file.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Members(BTreeMap<Name, Member>);
+
+impl Members {
+    /// Takes in what somebody says of a member. Whether it is news.
+    pub fn take(&mut self, name: Name, member: Member) -> bool {
+        let known = self.0.get(&name);
+        if member.address.is_empty() || known.is_some_and(|known| known.rank() >= member.rank()) {
+            return false;
+        }
+        let is_rival = |(other, known): &(&Name, &Member)| {
+            other.node_id == name.node_id && **other != name && known.address == member.address
+        };
+        let rivals: Vec<(Name, bool)> = self
+            .0
+            .iter()
+            .filter(is_rival)
+            .map(|(other, known)| (*other, (known.open_id, *other) < (member.open_id, name)))
+            .collect();
+        let is_alive = |other: &Name| self.0.get(other).is_some_and(|known| !known.is_forgotten());
+        if rivals.iter().any(|(other, is_older)| !is_older && is_alive(other)) {
+            return false;
+        }
+        let replaced = rivals.iter().filter(|(_, is_older)| *is_older);
+        let replaced: Vec<Name> = replaced.map(|(other, _)| *other).collect();
+        if known.is_none() && replaced.is_empty() && self.0.len() >= MEMBERS_MAX {
+            return false;
+        }
+        for other in replaced {
+            self.0.remove(&other);
+        }
+        self.0.insert(name, member);
+        true
+    }
+
+    /// What is known of a member.
+    pub fn get(&self, name: Name) -> Option<&Member> {
+        self.0.get(&name)
+    }
+
+    /// All of them, marks included, by node.
+    pub fn iter(&self) -> impl Iterator<Item = (Name, &Member)> + '_ {
+        self.0.iter().map(|(name, member)| (*name, member))
+    }
+
+    /// How many, marks included.
+    pub fn count(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Marks a member as forgotten, or as there after all. Whether that changes anything.
+    pub fn mark(&mut self, name: Name, forgotten: bool) -> bool {
+        match self.0.get_mut(&name) {
+            Some(member) if member.is_forgotten() != forgotten && member.marks < u16::MAX => {
+                member.marks += 1;
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// The hash that two nodes compare.
+    pub fn digest(&self) -> MembersDigest {
+        let mut bytes = Vec::new();
+        self.iter().for_each(|(name, member)| put(&mut bytes, name, member));
+        *blake3::hash(&bytes).as_bytes().first_chunk().expect("32 bytes have 8")
+    }
+}
+
+impl FromIterator<(Name, Member)> for Members {
+    fn from_iter<T: IntoIterator<Item = (Name, Member)>>(members: T) -> Self {
+        let mut all = Members::default();
+        for (name, member) in members {
+            all.take(name, member);
+        }
+        all
+    }
+}
+
+/// Appends a member as it travels: `node id u16 | store id | opening | marks u16 | length u8, address`.
+pub fn put(out: &mut Vec<u8>, name: Name, member: &Member) {
+    out.extend_from_slice(&name.node_id.to_be_bytes());
+    out.extend_from_slice(&name.store_id);
+    put_member(out, member);
+}
+
+/// Appends what is known of a member, without its name.
+pub fn put_member(out: &mut Vec<u8>, member: &Member) {
+    out.extend_from_slice(&member.open_id);
+    out.extend_from_slice(&member.marks.to_be_bytes());
+    let address = &member.address.as_bytes()[..member.address.len().min(usize::from(u8::MAX))];
+    out.push(u8::try_from(address.len()).expect("cut just now"));
+    out.extend_from_slice(address);
+}
+
+/// Reads what [`put`] wrote, and gives the rest.
+pub fn read(bytes: &[u8]) -> Option<((Name, Member), &[u8])> {
+    let (node_id, rest) = bytes.split_first_chunk()?;
+    let (store_id, rest) = rest.split_first_chunk()?;
+    let (member, rest) = read_member(rest)?;
+    Some(((Name { node_id: u16::from_be_bytes(*node_id), store_id: *store_id }, member), rest))
+}
+
+/// Reads what [`put_member`] wrote, and gives the rest.
+pub fn read_member(bytes: &[u8]) -> Option<(Member, &[u8])> {
+    let (open_id, rest) = bytes.split_first_chunk()?;
+    let (marks, rest) = rest.split_first_chunk()?;
+    let (length, rest) = rest.split_first()?;
+    let (address, rest) = rest.split_at_checked(usize::from(*length))?;
+    let address = std::str::from_utf8(address).ok()?.to_owned();
+    Some((Member { open_id: *open_id, marks: u16::from_be_bytes(*marks), address }, rest))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn name(node_id: u16, store: u8) -> Name {
+        Name { node_id, store_id: [store; 16] }
+    }
+
+    fn member(open: u8, address: &str) -> Member {
+        Member { open_id: [open; 16], marks: 0, address: address.into() }
+    }
+
+    fn said(members: &Members) -> Vec<(u16, u8, u8, String)> {
+        let row = |(name, member): (Name, &Member)| {
+            (name.node_id, name.store_id[0], member.open_id[0], member.address.clone())
+        };
+        members.iter().map(row).collect()
+    }
+
+    #[test]
+    fn the_newest_word_of_a_store_counts() {
+        let mut members = Members::default();
+        assert!(members.take(name(1, 1), member(5, "a:1")));
+        assert!(!members.take(name(1, 1), member(4, "b:1")), "an older one");
+        assert!(members.take(name(1, 1), member(6, "b:1")), "it moved");
+        assert_eq!(said(&members), [(1, 1, 6, "b:1".into())]);
+    }
+
+    #[test]
+    fn a_newer_store_of_a_node_replaces_the_one_before_it_at_that_address() {
+        let mut members = Members::default();
+        members.take(name(1, 1), member(5, "a:1"));
+        assert!(members.take(name(1, 2), member(6, "a:1")));
+        assert!(!members.take(name(1, 1), member(5, "a:1")), "which somebody else still tells");
+        assert!(members.take(name(1, 3), member(4, "b:1")), "elsewhere it may be alive");
+        assert!(members.take(name(2, 4), member(1, "a:1")), "another node is no newer store of this one");
+        assert_eq!(members.count(), 3);
+    }
+
+    #[test]
+    fn a_mark_counts_until_the_member_speaks_again() {
+        let mut members = Members::default();
+        members.take(name(1, 1), member(5, "a:1"));
+        assert!(members.mark(name(1, 1), true) && !members.mark(name(1, 1), true));
+        assert!(!members.take(name(1, 1), member(5, "a:1")), "what was known when it was forgotten");
+        assert!(members.get(name(1, 1)).is_some_and(Member::is_forgotten));
+        assert!(members.take(name(1, 1), member(6, "a:1")));
+        assert!(!members.get(name(1, 1)).is_some_and(Member::is_forgotten));
+        assert!(members.mark(name(1, 1), true) && members.mark(name(1, 1), false));
+        assert_eq!(members.get(name(1, 1)).map(|member| member.marks), Some(2), "it was there all the time");
+    }
+
+    #[test]
+    fn no_more_are_taken_in_than_there_is_room_for() {
+        let mut members = Members::default();
+        for node in 0..1_000 {
+            members.take(name(node, 1), member(1, &format!("a:{node}")));
+        }
+        assert_eq!(members.count(), MEMBERS_MAX);
+        assert!(members.take(name(3, 1), member(2, "b:1")), "those that are known go on");
+    }
+
+    /// Frozen: how a member travels and is kept. May be added to, never changed.
+    #[test]
+    fn the_bytes_of_a_member_are_frozen() {
+        let mut bytes = Vec::new();
+        let moved = Member { marks: 3, ..member(7, "127.0.0.1:8083") };
+        put(&mut bytes, name(2, 9), &moved);
+        assert_eq!(
+            crate::chain::hex(&bytes),
+            "0002090909090909090909090909090909090707070707070707070707070707070700030e3132372e302e302e313a38303833"
+        );
+        assert_eq!(read(&bytes), Some(((name(2, 9), moved), &[][..])));
+        assert_eq!(read(&bytes[..bytes.len() - 1]), None);
+    }
+
+    proptest! {
+        /// Two that tell each other all they know agree, whatever each heard before and in whichever order.
+        #[test]
+        fn all_come_to_the_same(words in proptest::collection::vec((0..3_u16, 0..3_u8, 0..6_u8, 0..3_u16, 0..3_u8), 0..20), cut in 0..20_usize) {
+            let word = |(node, store, open, marks, place): &(u16, u8, u8, u16, u8)| {
+                // One opening has one address.
+                let address = format!("h{}:{}", place, (open + store) % 2);
+                (name(*node, *store), Member { marks: *marks, ..member(*open, &address) })
+            };
+            let cut = cut.min(words.len());
+            let mut one: Members = words[..cut].iter().map(word).collect();
+            let mut two: Members = words[cut..].iter().map(word).collect();
+            for _ in 0..3 {
+                let told = one.clone();
+                for (name, member) in told.iter() {
+                    two.take(name, member.clone());
+                }
+                let told = two.clone();
+                for (name, member) in told.iter() {
+                    one.take(name, member.clone());
+                }
+            }
+            prop_assert_eq!(one.digest(), two.digest());
+        }
+    }
+}

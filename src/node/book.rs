@@ -1,0 +1,355 @@
+//! Owns who the others are: the members of the network as this node knows them, and a peer for each address it asks.
+//!
+//! The configured addresses are always asked. A member is asked besides where its last word says it is, unless that is a
+//! configured address or one of those has answered as it. What a member says of itself is the truth about it; what was
+//! forgotten is neither asked nor shown. Numbers of peers are never used twice, so a task that outlives its peer meets nobody.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::peer::Peer;
+use crate::api::address::Addr;
+use crate::api::network::{NodeId, State};
+use crate::chain::members::{Member, Members, Name};
+use crate::chain::wire::{Body, Hello};
+use crate::config;
+
+/// See the head of this file.
+pub struct Book {
+    own: Hello,
+    peers: BTreeMap<usize, Peer>,
+    next: usize,
+    members: Members,
+}
+
+fn word(hello: &Hello) -> Member {
+    Member { open_id: hello.open_id, marks: 0, address: hello.address.clone() }
+}
+
+/// What came of forgetting a node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Forgetting {
+    /// It is forgotten, and may have been before.
+    Done,
+    /// It is up.
+    IsUp,
+    /// No member has that id.
+    Unknown,
+}
+
+impl Book {
+    /// A book of the configured peers and of who was a member before. `own`: this node.
+    pub fn new(own: Hello, configured: &[config::Peer], mut members: Members) -> Self {
+        members.take(own.name(), word(&own));
+        let peer = |peer: &config::Peer| Peer::new(peer.addr.clone(), true, peer.node_id);
+        let peers: BTreeMap<usize, Peer> = configured.iter().map(peer).enumerate().collect();
+        let mut book = Book { own, next: peers.len(), peers, members };
+        book.settle();
+        book
+    }
+
+    /// All members, and marks of those that were forgotten.
+    pub fn members(&self) -> &Members {
+        &self.members
+    }
+
+    /// The peers that are asked.
+    pub fn asked(&self) -> BTreeSet<usize> {
+        self.peers.keys().copied().collect()
+    }
+
+    /// One of them, if it still is.
+    pub fn peer(&mut self, number: usize) -> Option<&mut Peer> {
+        self.peers.get_mut(&number)
+    }
+
+    /// Whether this holds for any of them.
+    pub fn any(&self, of: impl Fn(&Peer) -> bool) -> bool {
+        self.peers.values().any(of)
+    }
+
+    /// Has all of them asked soon.
+    pub fn wake_all(&self) {
+        self.peers.values().for_each(|peer| peer.wake.notify_one());
+    }
+
+    /// Takes in what a peer says of itself and of others. Whether that is news of members.
+    pub fn take_in(&mut self, body: &Body) -> bool {
+        let own = self.own.name();
+        let said = body.members.iter().filter(|(name, _)| *name != own).cloned();
+        let mut is_news = false;
+        for (name, member) in said.chain([(body.hello.name(), word(&body.hello))]) {
+            let is_usable = name != own && member.address.parse::<Addr>().is_ok();
+            is_news |= is_usable && self.members.take(name, member);
+        }
+        // Somebody had this very opening of ours forgotten.
+        let marked = body.members.iter().find(|(name, of)| *name == own && of.open_id == self.own.open_id);
+        if let Some((name, marked)) = marked {
+            is_news |=
+                self.members.take(*name, Member { address: self.own.address.clone(), ..marked.clone() });
+            is_news |= self.members.mark(*name, false);
+        }
+        if is_news {
+            self.settle();
+        }
+        is_news
+    }
+
+    /// The peer that speaks, if it is one of those that are asked.
+    pub fn speaker(&mut self, hello: &Hello) -> Option<&mut Peer> {
+        let who = hello.name();
+        let addr = hello.address.parse::<Addr>().ok();
+        let is_named = |peer: &Peer| peer.name() == Some(who);
+        let is_there = |peer: &Peer| peer.configured && Some(&peer.addr) == addr.as_ref();
+        let find = |test: &dyn Fn(&Peer) -> bool| {
+            self.peers.iter().find(|(_, peer)| test(peer)).map(|(number, _)| *number)
+        };
+        let number = find(&is_named).or_else(|| find(&is_there))?;
+        self.peers.get_mut(&number)
+    }
+
+    /// A peer answered as this store: no other one is needed for it, and where it was found before it is no longer.
+    pub fn found(&mut self, number: usize, hello: &Hello) {
+        let who = hello.name();
+        for (other, peer) in &mut self.peers {
+            if *other != number && peer.configured && peer.error.is_some() && peer.name() == Some(who) {
+                peer.leave();
+            }
+        }
+        self.settle();
+    }
+
+    /// Makes the peers those that the members ask for.
+    pub fn settle(&mut self) {
+        let wanted: BTreeMap<Name, Addr> = self.wanted();
+        let learned: Vec<usize> =
+            self.peers.iter().filter(|(_, peer)| !peer.configured).map(|(number, _)| *number).collect();
+        for number in learned {
+            let peer = &self.peers[&number];
+            if peer.expects.is_some_and(|name| wanted.contains_key(&name)) {
+                continue;
+            }
+            // Its node has another store at the same address: the peer stays, and notes it.
+            let replaces = |(name, addr): &(&Name, &Addr)| {
+                Some(name.node_id) == peer.expects.map(|name| name.node_id) && **addr == peer.addr
+            };
+            match wanted.iter().find(replaces).map(|(name, _)| *name) {
+                Some(name) if !self.expects(name) => {
+                    self.peers.get_mut(&number).expect("looked up just now").expects = Some(name);
+                }
+                _ => drop(self.peers.remove(&number)),
+            }
+        }
+        for (name, addr) in wanted {
+            let known = self.peers.values_mut().find(|peer| peer.expects == Some(name));
+            match known {
+                Some(peer) if peer.addr != addr => {
+                    peer.addr = addr;
+                    peer.wake.notify_one();
+                }
+                Some(_) => {}
+                None => {
+                    let peer = Peer { expects: Some(name), ..Peer::new(addr, false, Some(name.node_id)) };
+                    self.peers.insert(self.next, peer);
+                    self.next += 1;
+                }
+            }
+        }
+        for (name, member) in self.members.iter().filter(|(_, member)| !member.is_forgotten()) {
+            let unmet = |peer: &&mut Peer| peer.configured && peer.node_id.is_none();
+            for peer in self.peers.values_mut().filter(unmet) {
+                if peer.addr.to_string() == member.address {
+                    peer.node_id = Some(name.node_id);
+                }
+            }
+        }
+    }
+
+    fn expects(&self, name: Name) -> bool {
+        self.peers.values().any(|peer| peer.expects == Some(name))
+    }
+
+    /// Members for which there is no configured peer, and where they are.
+    fn wanted(&self) -> BTreeMap<Name, Addr> {
+        let members = self.members.iter().filter(|(name, member)| {
+            *name != self.own.name() && !member.is_forgotten() && member.address != self.own.address
+        });
+        let found = members.filter_map(|(name, member)| Some((name, member.address.parse::<Addr>().ok()?)));
+        found.filter(|(name, addr)| !self.is_covered(*name, addr)).collect()
+    }
+
+    fn is_covered(&self, name: Name, addr: &Addr) -> bool {
+        let covers = |peer: &Peer| match peer.name() {
+            // The same node at the same address has another store now.
+            Some(of) => {
+                (of == name && peer.error.is_none()) || (of.node_id == name.node_id && peer.addr == *addr)
+            }
+            None => peer.addr == *addr,
+        };
+        self.peers.values().any(|peer| peer.configured && !peer.is_self && covers(peer))
+    }
+
+    /// Peers that were not forgotten; a node may be among them under two addresses.
+    pub fn present(&self) -> impl Iterator<Item = &Peer> + '_ {
+        self.peers.values().filter(|peer| !self.is_hidden(peer))
+    }
+
+    /// The peers as they count and are shown: each node once, and none that was forgotten.
+    pub fn rows(&self) -> Vec<(usize, &Peer)> {
+        let mut rows: Vec<(usize, &Peer)> = Vec::new();
+        for (number, peer) in self.peers.iter().filter(|(_, peer)| !self.is_hidden(peer)) {
+            let twin = peer.name().and_then(|name| rows.iter().position(|(_, row)| row.name() == Some(name)));
+            match twin {
+                Some(at) if peer.state() == State::Up => rows[at] = (*number, peer),
+                Some(_) => {}
+                None => rows.push((*number, peer)),
+            }
+        }
+        rows
+    }
+
+    fn is_hidden(&self, peer: &Peer) -> bool {
+        if peer.is_self {
+            return true;
+        }
+        if let Some(name) = peer.name() {
+            return self.members.get(name).is_some_and(Member::is_forgotten);
+        }
+        let of_node = |(name, member): &(Name, &Member)| {
+            peer.node_id.map_or(member.address == peer.addr.to_string(), |id| name.node_id == id)
+        };
+        let mut of_node = self.members.iter().filter(of_node).peekable();
+        // It is known by another address, or was forgotten.
+        of_node.peek().is_some()
+            && of_node.all(|(_, member)| member.is_forgotten() || member.address != peer.addr.to_string())
+    }
+
+    /// How many nodes there are, this one included.
+    pub fn count(&self) -> usize {
+        let mut ids = BTreeSet::from([self.own.node_id]);
+        let mut unmet = 0;
+        for (_, peer) in self.rows() {
+            match peer.node_id {
+                Some(id) => drop(ids.insert(id)),
+                None => unmet += 1,
+            }
+        }
+        ids.len() + unmet
+    }
+
+    /// Forgets a node, but no store of it that is up.
+    pub fn forget(&mut self, node_id: NodeId) -> Forgetting {
+        let of_node: Vec<Name> =
+            self.members.iter().map(|(name, _)| name).filter(|name| name.node_id == node_id).collect();
+        let is_up = |name: &Name| {
+            let mut peers = self.peers.values();
+            *name == self.own.name()
+                || peers.any(|peer| peer.name() == Some(*name) && peer.state() == State::Up)
+        };
+        let (up, away): (Vec<Name>, Vec<Name>) = of_node.into_iter().partition(is_up);
+        let mut marked = false;
+        for name in &away {
+            marked |= self.members.mark(*name, true);
+        }
+        self.settle();
+        match (up.is_empty(), away.is_empty()) {
+            (true, true) => Forgetting::Unknown,
+            (false, _) if !marked => Forgetting::IsUp,
+            _ => Forgetting::Done,
+        }
+    }
+
+    /// Live nodes that share a number, with where they are.
+    pub fn namesakes(&self) -> Vec<(NodeId, Vec<String>)> {
+        let mut up: BTreeMap<NodeId, Vec<String>> = BTreeMap::new();
+        up.entry(self.own.node_id).or_default().push(self.own.address.clone());
+        for (_, peer) in self.rows() {
+            if let (Some(id), State::Up) = (peer.node_id, peer.state()) {
+                up.entry(id).or_default().push(peer.addr.to_string());
+            }
+        }
+        up.into_iter().filter(|(_, addrs)| addrs.len() > 1).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::node::notes::Notes;
+
+    fn hello(node_id: u16, store: u8, open: u8, port: u16) -> Hello {
+        let address = format!("127.0.0.1:{port}");
+        Hello { network: [0; 8], node_id, store_id: [store; 16], open_id: [open; 16], address }
+    }
+
+    fn speaks(hello: Hello) -> Body {
+        Body::quiet(hello, [0; 16])
+    }
+
+    fn configured(port: u16) -> config::Peer {
+        config::Peer { node_id: None, addr: format!("127.0.0.1:{port}").parse().expect("an address") }
+    }
+
+    fn shown(book: &Book) -> Vec<(Option<NodeId>, u16)> {
+        let mut shown: Vec<_> =
+            book.rows().into_iter().map(|(_, peer)| (peer.node_id, peer.addr.port())).collect();
+        shown.sort_unstable();
+        shown
+    }
+
+    #[test]
+    fn a_member_at_a_configured_address_is_asked_once() {
+        let mut book = Book::new(hello(0, 1, 1, 1), &[configured(2)], Members::default());
+        assert_eq!((shown(&book), book.count()), (vec![(None, 2)], 2), "it never answered, and counts");
+        assert!(book.take_in(&speaks(hello(7, 2, 1, 2))));
+        assert_eq!((shown(&book), book.count()), (vec![(Some(7), 2)], 2));
+        assert!(book.take_in(&speaks(hello(8, 3, 1, 3))), "nobody configured it");
+        assert!(!book.take_in(&speaks(hello(8, 3, 1, 3))));
+        assert_eq!((shown(&book), book.asked().len()), (vec![(Some(7), 2), (Some(8), 3)], 2));
+    }
+
+    #[test]
+    fn a_configured_peer_that_moved_is_asked_at_both_addresses_and_shown_at_the_new_one() {
+        let mut book = Book::new(hello(0, 1, 1, 1), &[configured(2)], Members::default());
+        let notes = Notes::default();
+        book.peer(0).expect("configured").spoke(&speaks(hello(7, 2, 1, 2)), None, &notes);
+        book.peer(0).expect("configured").error = Some("refused".into());
+        let moved = hello(7, 2, 2, 9);
+        book.take_in(&speaks(moved.clone()));
+        let learned = *book.asked().last().expect("two");
+        book.peer(learned).expect("learned").spoke(&speaks(moved.clone()), None, &notes);
+        book.found(learned, &moved);
+        assert_eq!((shown(&book), book.asked().len()), (vec![(Some(7), 9)], 2));
+    }
+
+    #[test]
+    fn a_forgotten_node_is_neither_asked_nor_shown_until_it_speaks_again() {
+        let mut book = Book::new(hello(0, 1, 1, 1), &[], Members::default());
+        book.take_in(&speaks(hello(7, 2, 1, 2)));
+        assert_eq!(book.forget(0), Forgetting::IsUp);
+        assert_eq!(book.forget(9), Forgetting::Unknown);
+        assert_eq!((book.forget(7), book.forget(7)), (Forgetting::Done, Forgetting::Done));
+        assert_eq!((shown(&book), book.asked().len(), book.count()), (vec![], 0, 1));
+        assert!(!book.take_in(&speaks(hello(7, 2, 1, 2))), "that opening is forgotten");
+        assert!(book.take_in(&speaks(hello(7, 2, 2, 2))));
+        assert_eq!(shown(&book), [(Some(7), 2)]);
+    }
+
+    #[test]
+    fn who_is_said_to_be_forgotten_says_that_it_is_there() {
+        let mut book = Book::new(hello(0, 1, 1, 1), &[], Members::default());
+        let mark = Member { open_id: [1; 16], marks: 1, address: "127.0.0.1:1".into() };
+        let members = vec![(hello(0, 1, 1, 1).name(), mark)];
+        assert!(book.take_in(&Body { members, ..speaks(hello(7, 2, 1, 2)) }));
+        let own = book.members().get(hello(0, 1, 1, 1).name()).expect("a member");
+        assert_eq!((own.marks, own.is_forgotten()), (2, false));
+    }
+
+    #[test]
+    fn nobody_makes_us_ask_more_addresses_than_there_may_be_members() {
+        let mut book = Book::new(hello(0, 1, 1, 1), &[], Members::default());
+        for port in 2..2_000 {
+            book.take_in(&speaks(hello(port, 9, 1, port)));
+        }
+        assert_eq!(book.asked().len(), crate::chain::members::MEMBERS_MAX - 1);
+    }
+}
