@@ -18,6 +18,7 @@ use chatchain::{api::error::ErrorCode, config::keys};
 use crate::support::{
     address::free_base_port,
     eventually::eventually_blocking,
+    http,
     process::{Process, run},
 };
 use document::{Action, Step};
@@ -94,6 +95,10 @@ impl<'a> Reader<'a> {
         if script.starts_with("alias ") {
             self.aliases += script;
         }
+        if script.starts_with("kill ") {
+            // Whoever reads what status said before has taken his time.
+            eventually_blocking(SOON, "all know that all have everything", || self.all_know());
+        }
         let (script, shown) = (self.moved(script), self.moved(shown));
         let attempt = || {
             let done = run(self.shell(&script), "");
@@ -111,6 +116,18 @@ impl<'a> Reader<'a> {
         } else if let Err(why) = attempt() {
             panic!("README.md:{line}: {why}");
         }
+    }
+
+    /// Whether each node that runs has heard from each other one that it lacks nothing.
+    fn all_know(&self) -> bool {
+        (1..5).all(|offset| {
+            let Ok(answer) = http::get(([127, 0, 0, 1], self.base_port + offset).into(), "/nodes") else {
+                return true; // it does not run
+            };
+            let json = answer.json();
+            let mut peers = json["peers"].as_array().into_iter().flatten();
+            peers.all(|peer| peer["state"] != "up" || peer["behind"] == 0)
+        })
     }
 
     fn serve(&mut self, line: usize, command: &str, shown: &str) {
