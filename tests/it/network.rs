@@ -1,11 +1,14 @@
 //! Nodes that exchange what they accepted: one message per id, everywhere the same, whichever way it came.
 
+use std::io::{Read as _, Write as _};
+use std::net::SocketAddr;
 use std::sync::Barrier;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
 use crate::support::cluster::Cluster;
+use crate::support::eventually::eventually_blocking;
 use crate::support::http::{self, Connection};
 use crate::support::measure;
 use crate::support::messages::{
@@ -180,4 +183,49 @@ fn nodes_in_a_line_relay_both_ways_and_across_a_gap_that_closes() {
     cluster.start_node(b);
     cluster.converge(LONG, 400);
     assert_holds(&common_history(&cluster), 0..400);
+}
+
+/// One peer's answers have no end, another one's no second byte. Each is refused in words, alone.
+#[test]
+fn peers_that_answer_without_end_or_not_to_the_end_hold_up_nobody() {
+    let listen = || std::net::TcpListener::bind("127.0.0.1:0").expect("binds");
+    let (endless, stuck) = (listen(), listen());
+    let bad = [&endless, &stuck].map(|listener| listener.local_addr().expect("bound"));
+    std::thread::spawn(move || {
+        let head = b"HTTP/1.1 200 OK\r\ncontent-type: application/octet-stream\r\n\r\n";
+        for mut stream in endless.incoming().flatten() {
+            let mut piece: &[u8] = head;
+            while stream.write_all(piece).is_ok() {
+                piece = &[7; 8 * 1024];
+            }
+        }
+    });
+    std::thread::spawn(move || {
+        let mut kept = Vec::new();
+        for mut stream in stuck.incoming().flatten() {
+            drop(stream.read(&mut [0; 1024])); // an answer before its question would be another mistake
+            drop(stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 1000\r\n\r\n7"));
+            kept.push(stream);
+        }
+    });
+    let mut cluster = Cluster::prepare(0);
+    let first = cluster.join(&[]);
+    let peers = bad.into_iter().chain([cluster.node(first)]).collect();
+    let second = cluster.join_peers(peers);
+    send_all(cluster.node(first), 0..1_000);
+    cluster.converge(Duration::from_secs(10), 1_000);
+    eventually_blocking(Duration::from_secs(30), "it says what is wrong with each", || {
+        let status = &cluster.statuses()[second];
+        let peers = status["peers"].as_array().expect("peers").iter();
+        let why = |addr: SocketAddr| {
+            let peer = peers.clone().find(|peer| peer["address"] == addr.to_string());
+            peer.and_then(|peer| peer["error"].as_str()).unwrap_or_default().to_owned()
+        };
+        let [endless, stuck] = bad.map(why);
+        if endless.contains("longer than") && stuck.contains("no answer within") {
+            Ok(())
+        } else {
+            Err((endless, stuck))
+        }
+    });
 }
