@@ -12,6 +12,7 @@ pub mod feed;
 pub mod key;
 pub mod message;
 pub mod network;
+pub mod position;
 pub mod query;
 pub mod refusal;
 pub mod time;
@@ -66,9 +67,37 @@ pub mod media {
         content_type.split(';').next().is_some_and(|essence| essence.trim().eq_ignore_ascii_case(media))
     }
 
-    /// Whether an `Accept` header asks for NDJSON by its name. A wildcard does not.
+    /// Whether an `Accept` header asks for NDJSON by its name. A wildcard does not, nor does who gives it the weight 0.
     pub fn wants_ndjson(accept: &str) -> bool {
-        accept.split(',').any(|range| is(range, NDJSON))
+        let is_refused = |range: &str| {
+            let weights = range.split(';').skip(1).filter_map(|part| part.split_once('='));
+            let is_zero = |(name, value): (&str, &str)| {
+                name.trim().eq_ignore_ascii_case("q") && value.trim().parse() == Ok(0.0)
+            };
+            weights.into_iter().any(is_zero)
+        };
+        accept.split(',').any(|range| is(range, NDJSON) && !is_refused(range))
+    }
+
+    #[cfg(test)]
+    mod tests {
+        use super::wants_ndjson;
+
+        #[test]
+        fn ndjson_is_for_who_names_it_and_does_not_refuse_it() {
+            for accept in [
+                "application/x-ndjson",
+                "text/html, Application/X-NDJSON ;q=0.5",
+                "a/b;q=0, application/x-ndjson",
+            ] {
+                assert!(wants_ndjson(accept), "{accept}");
+            }
+            for accept in
+                ["", "*/*", "application/json", "application/x-ndjson;q=0", "application/x-ndjson; Q = 0.000"]
+            {
+                assert!(!wants_ndjson(accept), "{accept}");
+            }
+        }
     }
 }
 

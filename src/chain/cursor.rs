@@ -363,5 +363,10 @@ pub fn read_position(bytes: &[u8], network: [u8; 8]) -> Result<Vec<(Origin, u64)
     all.ok_or(NotACursor::Malformed)
 }
 
+/// Of which network a position says that it is. Whether it is one, is seen by who reads it.
+pub fn network_of_position(bytes: &[u8]) -> Option<[u8; 8]> {
+    bytes.get(1..)?.first_chunk().copied()
+}
+
 #[cfg(test)]
 mod tests;

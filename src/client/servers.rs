@@ -18,7 +18,7 @@ use serde::de::DeserializeOwned;
 use tokio::time::{Instant, timeout};
 use uuid::Uuid;
 
-use super::{Answer, Client, ClientError, HeaderValue, Request};
+use super::{Answer, Client, ClientError, Request};
 use crate::api::{
     address::Addr,
     batch::BatchAnswer,
@@ -28,6 +28,7 @@ use crate::api::{
     message::{Listed, SendRequest, Sent},
     network::{Forgotten, NetworkStatus, NodeId, NodeStatus, ProxyStatus},
     path,
+    position::Position,
     query::ListQuery,
 };
 
@@ -58,6 +59,8 @@ pub struct Acked<T> {
     pub answer: T,
     /// Stored, but fewer copies than asked were confirmed in time.
     pub below_acks: bool,
+    /// What a read must cover to show it.
+    pub position: Option<Position>,
 }
 
 /// The answer to `GET /nodes`.
@@ -117,42 +120,31 @@ impl Servers {
         self.post(request, BATCH_ATTEMPT_MAX).await
     }
 
-    /// Asks for history, oldest first, one message at a time. A listing that breaks ends with an error.
-    pub async fn list(&self, query: &ListQuery) -> Result<Listing, ClientError> {
-        self.list_covering(query, None).await
-    }
-
-    /// The same, of a server that covers a position, if it does so soon enough.
-    pub async fn list_covering(
-        &self,
-        query: &ListQuery,
-        position: Option<&HeaderValue>,
-    ) -> Result<Listing, ClientError> {
-        let query = query.to_query_string();
-        let separator = if query.is_empty() { "" } else { "?" };
-        let mut request = Request::get(format!("{}{separator}{query}", path::MESSAGES));
-        request.headers.insert("accept", media::NDJSON.parse().expect("a header value"));
+    /// Asks for history, oldest first, one message at a time. A listing that breaks ends with an error. The server waits
+    /// for a moment until it covers the position, if one is given.
+    pub async fn list(&self, query: &ListQuery, position: Option<&Position>) -> Result<Listing, ClientError> {
+        let mut request = asking(path::MESSAGES, &query.to_query_string());
         if let Some(position) = position {
-            request.headers.insert(header::POSITION, position.clone());
+            let position = position.to_text().parse().expect("base64 is a header value");
+            request.headers.insert(header::POSITION, position);
         }
-        let begin = async |answer: Answer| {
-            let addr = answer.addr().clone();
-            Ok(Listing { addr, body: answer.into_stream().boxed(), buffer: BytesMut::new() })
-        };
-        self.first(&request, ATTEMPT_MAX, begin).await
+        let begin = async |answer: Answer| Ok(Listing::begin(answer));
+        match self.first(&request, ATTEMPT_MAX, begin).await {
+            // It may be a position of another network, of which nothing is to be found here.
+            Err(ClientError::Problem { problem, .. })
+                if position.is_some() && problem.code == ErrorCode::InvalidQuery =>
+            {
+                request.headers.remove(header::POSITION);
+                self.first(&request, ATTEMPT_MAX, begin).await
+            }
+            answer => answer,
+        }
     }
 
     /// Opens the feed, as one event after the other.
     pub async fn feed(&self, query: &FeedQuery) -> Result<Feed, ClientError> {
-        let query = query.to_query_string();
-        let separator = if query.is_empty() { "" } else { "?" };
-        let mut request = Request::get(format!("{}{separator}{query}", path::FEED));
-        request.headers.insert("accept", media::NDJSON.parse().expect("a header value"));
-        let begin = async |answer: Answer| {
-            let position = answer.headers().get(header::POSITION).cloned();
-            let (addr, body) = (answer.addr().clone(), answer.into_stream().boxed());
-            Ok(Feed { lines: Listing { addr, body, buffer: BytesMut::new() }, position })
-        };
+        let request = asking(path::FEED, &query.to_query_string());
+        let begin = async |answer: Answer| Ok(Feed { lines: Listing::begin(answer) });
         self.first(&request, ATTEMPT_MAX, begin).await
     }
 
@@ -189,8 +181,8 @@ impl Servers {
         attempt: Duration,
     ) -> Result<Acked<T>, ClientError> {
         let whole = async |answer: Answer| {
-            let below_acks = answer.status() == 202;
-            Ok(Acked { answer: answer.json(ANSWER_BYTES_MAX).await?, below_acks })
+            let (below_acks, position) = (answer.status() == 202, position_of(&answer));
+            Ok(Acked { answer: answer.json(ANSWER_BYTES_MAX).await?, below_acks, position })
         };
         self.first(&request, attempt, whole).await
     }
@@ -224,6 +216,18 @@ impl Servers {
     }
 }
 
+/// Asks for lines.
+fn asking(path: &str, query: &str) -> Request {
+    let separator = if query.is_empty() { "" } else { "?" };
+    let mut request = Request::get(format!("{path}{separator}{query}"));
+    request.headers.insert("accept", media::NDJSON.parse().expect("a header value"));
+    request
+}
+
+fn position_of(answer: &Answer) -> Option<Position> {
+    Position::parse(answer.headers().get(header::POSITION)?.to_str().ok()?)
+}
+
 fn messages_path(acks: Option<&str>) -> String {
     match acks {
         Some(acks) => format!("{}?acks={acks}", path::MESSAGES),
@@ -242,11 +246,27 @@ fn summary(mut tried: Vec<ClientError>) -> ClientError {
 /// A listing under way.
 pub struct Listing {
     addr: Addr,
+    position: Option<Position>,
     body: BoxStream<'static, Result<Bytes, ClientError>>,
     buffer: BytesMut,
 }
 
 impl Listing {
+    fn begin(answer: Answer) -> Self {
+        let (addr, position) = (answer.addr().clone(), position_of(&answer));
+        Self { addr, position, body: answer.into_stream().boxed(), buffer: BytesMut::new() }
+    }
+
+    /// Who answers.
+    pub fn addr(&self) -> &Addr {
+        &self.addr
+    }
+
+    /// What it covers, if the server says so.
+    pub fn position(&self) -> Option<&Position> {
+        self.position.as_ref()
+    }
+
     /// The next message, as the bytes of its line without the line's end.
     pub async fn next_line(&mut self) -> Result<Option<Bytes>, ClientError> {
         let mut searched = 0;
@@ -282,13 +302,12 @@ impl Listing {
 /// A feed under way. It ends when the server does; whoever follows opens another with the last cursor.
 pub struct Feed {
     lines: Listing,
-    position: Option<HeaderValue>,
 }
 
 impl Feed {
     /// What a listing must cover so that it and this feed together have everything.
-    pub fn position(&self) -> Option<&HeaderValue> {
-        self.position.as_ref()
+    pub fn position(&self) -> Option<&Position> {
+        self.lines.position()
     }
 
     /// The next event.

@@ -16,7 +16,7 @@ use color_eyre::eyre::{Result, WrapErr};
 use tokio::time::{Instant, sleep, sleep_until};
 use uuid::Uuid;
 
-use super::{Exit, list, servers, serving::StopSignals};
+use super::{Exit, list, sent::Memory, servers, serving::StopSignals};
 use crate::{
     api::{
         feed::{FeedLine, FeedQuery, Kind, from_text},
@@ -37,14 +37,11 @@ const KEEP_EVERY: Duration = Duration::from_millis(200);
 /// How long to wait before the feed is opened again; doubled up to the second.
 const RETRY_MIN: Duration = Duration::from_millis(100);
 const RETRY_MAX: Duration = Duration::from_secs(2);
+/// How long a server is looked for that has all messages from before the feed.
+const BEGIN_MAX: Duration = Duration::from_secs(5);
 
-pub async fn run(
-    args: &cli::List,
-    listing: &ListQuery,
-    common: &Common,
-    sources: &Sources,
-    output: &Output,
-) -> Result<Exit> {
+pub async fn run(args: &cli::List, common: &Common, sources: &Sources, output: &Output) -> Result<Exit> {
+    let listing = list::query(args)?;
     let mut stop = StopSignals::catch()?;
     let servers = servers(common, sources)?;
     let kept = args.cursor_file.as_deref().map(read).transpose()?.flatten();
@@ -66,21 +63,15 @@ pub async fn run(
         output,
     };
     let follow = async {
-        let mut feed = servers.feed(&follower.query).await.map_err(|error| hint(args, error))?;
-        if kept.is_none() {
-            // Its first word says where it begins; without that, it would begin later if it had to be opened again.
-            while follower.query.cursor.is_none() {
-                match feed.next().await {
-                    Ok(Some(line)) => follower.query.cursor = Some(line.cursor),
-                    _ => feed = follower.again(&servers, "before it began".into()).await?,
-                }
-            }
-            follower.place.unkept = true;
-            follower.list(&servers, listing, &feed).await?;
+        let mut feed = if kept.is_some() {
+            servers.feed(&follower.query).await.map_err(|error| hint(args, error))?
+        } else {
+            let feed = follower.begin(&servers, &listing, &Memory::of(sources)).await?;
             if !args.follow {
                 return Ok(());
             }
-        }
+            feed
+        };
         follower.follow(&servers, &mut feed, args.follow).await
     };
     tokio::select! {
@@ -109,14 +100,53 @@ struct Follower<'a> {
 }
 
 impl Follower<'_> {
-    /// Prints the newest messages, of a server that has everything from before this feed.
-    async fn list(&mut self, servers: &Servers, query: &ListQuery, feed: &Feed) -> Result<()> {
-        let mut listing = servers.list_covering(query, feed.position()).await?;
-        while let Some(message) = listing.next().await? {
-            self.listed.insert(key(message.clone()));
-            self.print(message)?;
+    /// Opens the feed and prints the newest messages from before it. If a server that has all of those is not found, for what
+    /// lies between is with a node that cannot be reached, the feed begins where another server is: there it will bring them.
+    async fn begin(&mut self, servers: &Servers, query: &ListQuery, memory: &Memory) -> Result<Feed> {
+        let (until, sent) = (Instant::now() + BEGIN_MAX, memory.position().await);
+        loop {
+            let feed = self.open(servers).await?;
+            let mut wanted = feed.position().cloned();
+            if let (Some(wanted), Some(sent)) = (&mut wanted, &sent) {
+                wanted.join(sent);
+            }
+            let found = list::find(servers, query, wanted.as_ref()).await?;
+            if !found.covers && Instant::now() < until {
+                continue;
+            }
+            if !found.covers {
+                if let Some(sent) = &sent {
+                    memory.forget(sent).await;
+                }
+                self.output.warn(&format!(
+                    "{} lacks something from before now, and this listing with it; it stands in history once the node that \
+                     took it is reached",
+                    found.addr
+                ));
+            }
+            for message in found.messages {
+                self.listed.insert(key(message.clone()));
+                self.print(message)?;
+            }
+            self.place.unkept = true;
+            return Ok(feed);
         }
-        Ok(())
+    }
+
+    /// Opens the feed from now on, and notes where that is: its first word says so. Without that, it would begin later if it
+    /// had to be opened again.
+    async fn open(&mut self, servers: &Servers) -> Result<Feed> {
+        self.query.cursor = None;
+        let mut feed = servers.feed(&self.query).await?;
+        loop {
+            match feed.next().await {
+                Ok(Some(line)) => {
+                    self.query.cursor = Some(line.cursor);
+                    return Ok(feed);
+                }
+                _ => feed = self.again(servers, "before it began".into()).await?,
+            }
+        }
     }
 
     async fn follow(&mut self, servers: &Servers, feed: &mut Feed, on: bool) -> Result<()> {

@@ -1,27 +1,25 @@
 //! `chatchain list`: from filters to messages, oldest first.
+//!
+//! Of a server that has what was sent from here last, or that has been waited for. What is asked and how it is shown serves
+//! [`super::follow`], too.
 
 use color_eyre::eyre::Result;
 use jiff::{Span, SpanRelativeTo, Timestamp, fmt::friendly::SpanParser};
 
-use super::{Exit, follow, servers};
+use super::{Exit, sent::Memory, servers};
 use crate::{
-    api::{message::Listed, query::ListQuery, time::second_of},
+    api::{address::Addr, message::Listed, position::Position, query::ListQuery, time::second_of},
     chain::message::TIMESTAMP_MAX,
     cli::{self, Common, Format},
+    client::{ClientError, servers::Servers},
     config::{self, Sources},
     output::{Output, Tone},
 };
 
 pub async fn run(args: &cli::List, common: &Common, sources: &Sources, output: &Output) -> Result<Exit> {
-    let query = query(args, now())?;
-    if args.follow || args.cursor_file.is_some() {
-        return follow::run(args, &query, common, sources, output).await;
-    }
-    let mut listing = servers(common, sources)?.list(&query).await?;
-    let mut messages = Vec::new(); // at most as many as --limit, for columns can only be laid out over all of them
-    while let Some(message) = listing.next().await? {
-        messages.push(message);
-    }
+    let (query, memory) = (query(args)?, Memory::of(sources));
+    let wanted = memory.position().await;
+    let Found { messages, covers, addr } = find(&servers(common, sources)?, &query, wanted.as_ref()).await?;
     match output.format() {
         Format::Json | Format::Ndjson => output.json_list(&messages)?,
         Format::Table if messages.is_empty() => output.note("no messages match"),
@@ -30,10 +28,46 @@ pub async fn run(args: &cli::List, common: &Common, sources: &Sources, output: &
             output.table(&[], &rows)?;
         }
     }
+    if let Some(wanted) = wanted.filter(|_| !covers) {
+        memory.forget(&wanted).await;
+        output.note(&format!(
+            "some of what you sent last is not at {addr} yet; it comes when the node that took it is reached"
+        ));
+    }
     Ok(Exit::Done)
 }
 
-fn query(args: &cli::List, now: Timestamp) -> Result<ListQuery, config::Error> {
+/// What was listed.
+pub(super) struct Found {
+    /// Oldest first. At most as many as --limit, for columns can only be laid out over all of them.
+    pub messages: Vec<Listed>,
+    /// Whether everything was looked through that was to be covered, as far as the server says.
+    pub covers: bool,
+    /// Who was asked.
+    pub addr: Addr,
+}
+
+/// Asks for all of it, of a server that has what is to be covered, or has waited for that.
+pub(super) async fn find(
+    servers: &Servers,
+    query: &ListQuery,
+    wanted: Option<&Position>,
+) -> Result<Found, ClientError> {
+    let mut listing = servers.list(query, wanted).await?;
+    let lacks = |wanted: &Position| listing.position().is_some_and(|position| position.lacks(wanted));
+    let (covers, mut messages) = (!wanted.is_some_and(lacks), Vec::new());
+    while let Some(message) = listing.next().await? {
+        messages.push(message);
+    }
+    Ok(Found { messages, covers, addr: listing.addr().clone() })
+}
+
+/// What the flags ask for.
+pub(super) fn query(args: &cli::List) -> Result<ListQuery, config::Error> {
+    query_at(args, now())
+}
+
+fn query_at(args: &cli::List, now: Timestamp) -> Result<ListQuery, config::Error> {
     let time = |flag: &str, text: &Option<String>| {
         text.as_ref().map(|text| parse_time(text, now).ok_or_else(|| not_a_time(flag, text))).transpose()
     };
@@ -125,7 +159,7 @@ mod tests {
             limit: 50,
             ..Default::default()
         };
-        let query = query(&args, Timestamp::UNIX_EPOCH).expect("good flags");
+        let query = query_at(&args, Timestamp::UNIX_EPOCH).expect("good flags");
         assert_eq!(query.to_query_string(), "recipient=%23ops&text=%C3%A9&since=7&limit=50");
     }
 }

@@ -9,8 +9,8 @@ mod key;
 mod list;
 mod node;
 mod proxy;
-
 mod send;
+mod sent;
 mod serving;
 mod status;
 mod up;
@@ -113,6 +113,9 @@ pub async fn run(cli: &Cli, output: &Output) -> Result<Exit> {
         Command::Node(args) => node::run(args, &sources).await,
         Command::Proxy(args) => proxy::run(args, &sources).await,
         Command::Send(args) => send::run(args, &cli.common, &sources, output).await,
+        Command::List(args) if args.follow || args.cursor_file.is_some() => {
+            follow::run(args, &cli.common, &sources, output).await
+        }
         Command::List(args) => list::run(args, &cli.common, &sources, output).await,
         Command::Status(args) => status::run(args, &cli.common, &sources, output).await,
         Command::Forget(args) => forget::run(args, &cli.common, &sources, output).await,

@@ -30,7 +30,7 @@ const fn setting(
 
 /// Every setting there is.
 #[rustfmt::skip] // a table reads best as one
-pub const SETTINGS: [Setting; 17] = [
+pub const SETTINGS: [Setting; 18] = [
     setting("", "CHATCHAIN_CONFIG", "--config", "config.toml, if it is there", "the configuration file"),
     setting("network", "CHATCHAIN_NETWORK", "", "chatchain", "name of the network; nodes of another name are refused"),
     setting("nodes", "CHATCHAIN_NODES", "node --peers, proxy --nodes", "127.0.0.1:8081 to 127.0.0.1:8084", "the nodes' addresses: node N listens on the N-th, counted from 0; or a table `{ 0 = \"…\", 3 = \"…\" }`"),
@@ -48,6 +48,7 @@ pub const SETTINGS: [Setting; 17] = [
     setting("proxy.strategy", "CHATCHAIN_PROXY_STRATEGY", "", "hedge", "`failover`: one node after the other; `hedge`: also ask a second one when the first is slow; `race`: ask two at once"),
     setting("", "CHATCHAIN_SERVER", "--server", "the proxy, then the nodes", "whom a client asks: addresses separated by commas (the flag is repeated instead)"),
     setting("", "CHATCHAIN_USER", "send --from", "your login name", "who sends"),
+    setting("", "CHATCHAIN_STATE_DIR", "", "chatchain in $XDG_STATE_HOME, else in ~/.local/state", "where `send` keeps for some minutes how far it wrote, so that `list` waits until the server it asks has that"),
 ];
 
 /// The names of all keys in `config.toml`.

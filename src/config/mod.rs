@@ -304,6 +304,13 @@ impl Sources {
         name.ok_or_else(|| Error("nobody knows who sends: give --from NAME or set CHATCHAIN_USER".into()))
     }
 
+    /// Where commands keep what they remember from one run to the next, if anywhere.
+    pub fn state_dir(&self) -> Option<PathBuf> {
+        let named = |name: &str| non_empty(&self.env, name).map(PathBuf::from);
+        let of_user = || named("XDG_STATE_HOME").or_else(|| Some(named("HOME")?.join(".local/state")));
+        named("CHATCHAIN_STATE_DIR").or_else(|| Some(of_user()?.join("chatchain")))
+    }
+
     fn node_id(&self, args: &cli::Node) -> Result<NodeId, Error> {
         match (args.node_id, self.env("CHATCHAIN_NODE_ID")) {
             (Some(id), _) => Ok(id),

@@ -60,7 +60,7 @@ pub async fn get(node: Node, RawQuery(query): RawQuery, headers: HeaderMap) -> R
     };
     let reader = Reader::begin(&node, entered, query, purpose, format, seen).await?;
     // For who lists what came before: it covers at least what this reader is not given.
-    let position = position::of_logs(&node, &node.hub().end().logs);
+    let position = position::of_logs(&node, &node.hub().end().logs, &[]);
     let body = stream::unfold(reader, |mut reader| async move {
         let piece = reader.next_piece().await?;
         Some((piece, reader))

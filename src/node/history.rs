@@ -78,9 +78,9 @@ fn not_found(id: Uuid) -> Problem {
 /// `GET /messages`.
 pub async fn get(node: Node, RawQuery(query): RawQuery, headers: HeaderMap) -> Result<Response, Problem> {
     let query = ListQuery::parse(query.as_deref().unwrap_or(""))?;
-    position::wait_for(&node, &headers).await?;
+    let asked = position::wait_for(&node, &headers).await?;
     // Taken before the listing begins, so that it covers no more than the listing does.
-    let covered = position::of_logs(&node, &node.logs());
+    let covered = position::of_logs(&node, &node.logs(), &asked);
     let accepts = headers.get_all(header::ACCEPT).iter();
     let ndjson = accepts.filter_map(|value| value.to_str().ok()).any(media::wants_ndjson);
     let format = if ndjson { Format::Lines } else { Format::Array };

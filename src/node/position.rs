@@ -21,9 +21,9 @@ const WAIT_MAX: Duration = Duration::from_secs(1);
 /// Logs that a position names at the most: those that grew last. As many as there is room for.
 const LOGS_MAX: usize = 40;
 
-/// Waits until the logs cover what the request asks for, or for as long as it may.
-pub async fn wait_for(node: &Node, headers: &HeaderMap) -> Result<(), Problem> {
-    let Some(value) = headers.get(POSITION) else { return Ok(()) };
+/// Waits until the logs cover what the request asks for, or for as long as it may. Gives what it asks for.
+pub async fn wait_for(node: &Node, headers: &HeaderMap) -> Result<Vec<(Origin, u64)>, Problem> {
+    let Some(value) = headers.get(POSITION) else { return Ok(Vec::new()) };
     let bytes = value.to_str().ok().and_then(from_text).ok_or(NotACursor::Malformed);
     let read = bytes.and_then(|bytes| cursor::read_position(&bytes, node.mesh().hello.network));
     let wanted = read.map_err(|why| {
@@ -34,16 +34,19 @@ pub async fn wait_for(node: &Node, headers: &HeaderMap) -> Result<(), Problem> {
     loop {
         let is_covered = {
             let logs = signal.borrow_and_update();
-            let covers = |(origin, seq): &(Origin, u64)| {
-                logs.vector().seq(*origin) >= (*seq).min(logs.vector().limit(*origin))
-            };
-            wanted.iter().all(covers)
+            wanted.iter().all(|(origin, seq)| covered(&logs, *origin, *seq) >= *seq)
         };
         let changed = async { signal.changed().await.is_ok() };
         if is_covered || !timeout_at(until, changed).await.unwrap_or(false) {
-            return Ok(());
+            return Ok(wanted);
         }
     }
+}
+
+/// How much of a log is covered, of which this much was asked for. Where it was cut, what stood behind is in a branch.
+fn covered(logs: &Logs, origin: Origin, asked: u64) -> u64 {
+    let seq = logs.vector().seq(origin);
+    if seq >= asked.min(logs.vector().limit(origin)) { seq.max(asked) } else { seq }
 }
 
 /// The header that says: these entries are covered.
@@ -56,15 +59,19 @@ pub fn of_places(node: &Node, places: impl IntoIterator<Item = Place>) -> Header
     value(node, last)
 }
 
-/// The header that says: all of this is covered.
-pub fn of_logs(node: &Node, logs: &Logs) -> HeaderValue {
-    let mut newest: Vec<_> = logs.ranges().map(|(origin, range)| (range.last, origin)).collect();
+/// The header that says: all of this is covered. Of what was asked for, in any case how much is.
+pub fn of_logs(node: &Node, logs: &Logs, asked: &[(Origin, u64)]) -> HeaderValue {
+    let is_asked = |origin: Origin| asked.iter().any(|(of, _)| *of == origin);
+    let others = logs.ranges().filter(|(origin, _)| !is_asked(*origin));
+    let mut newest: Vec<_> = others.map(|(origin, range)| (range.last, origin)).collect();
     if newest.len() > LOGS_MAX {
         newest.select_nth_unstable_by(LOGS_MAX, |left, right| right.cmp(left));
         newest.truncate(LOGS_MAX);
     }
     newest.sort_unstable_by(|left, right| right.cmp(left));
-    value(node, newest.into_iter().map(|(_, origin)| (origin, logs.vector().seq(origin))))
+    let asked = asked.iter().map(|(origin, seq)| (*origin, covered(logs, *origin, *seq)));
+    let newest = newest.into_iter().map(|(_, origin)| (origin, logs.vector().seq(origin)));
+    value(node, asked.filter(|(_, seq)| *seq > 0).chain(newest))
 }
 
 fn value(node: &Node, seqs: impl IntoIterator<Item = (Origin, u64)>) -> HeaderValue {

@@ -27,6 +27,7 @@ mod members;
 mod network;
 mod node_start;
 mod outage;
+mod own_writes;
 mod readme;
 mod scale;
 mod support;

@@ -77,7 +77,7 @@ impl<'a> Reader<'a> {
         command.args(["-c", &script]).current_dir(self.dir.path());
         // Nothing of whoever runs the tests. Without hedging, so that a slow machine does not store a message twice.
         command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
-        command.env("USER", "ana").env("CHATCHAIN_PROXY_STRATEGY", "failover");
+        command.env("USER", "ana").env("HOME", self.dir.path()).env("CHATCHAIN_PROXY_STRATEGY", "failover");
         command
     }
 

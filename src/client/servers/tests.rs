@@ -105,7 +105,7 @@ async fn a_listing_asks_with_its_query() {
         })
         .await;
     let query = ListQuery { user: Some("a".into()), limit: Some(2), ..ListQuery::default() };
-    let mut listing = servers(&[&good]).list(&query).await.expect("begins");
+    let mut listing = servers(&[&good]).list(&query, None).await.expect("begins");
     assert_eq!(listing.next().await.expect("a message").expect("not the end").text, "c");
     assert_eq!(listing.next().await.expect("the end"), None);
 }
@@ -117,7 +117,7 @@ async fn a_listing_is_read_line_by_line_however_it_is_cut() {
         let pieces: Vec<_> = lines.chunks(size).map(|piece| Ok(Bytes::copy_from_slice(piece))).collect();
         let body = futures_util::stream::iter(pieces).boxed();
         let addr = "127.0.0.1:1".parse().expect("valid");
-        let mut listing = Listing { addr, body, buffer: BytesMut::new() };
+        let mut listing = Listing { addr, position: None, body, buffer: BytesMut::new() };
         assert_eq!(listing.next().await.expect("a message").expect("not the end").text, "c");
         assert_eq!(listing.next_line().await.expect("a line").expect("not the end"), SENT);
         assert_eq!(listing.next().await.expect("the end"), None);
@@ -129,11 +129,11 @@ async fn a_listing_that_breaks_is_never_taken_for_complete() {
     let mut site = Site::default();
     let head = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n3\r\n{}\n\r\n";
     let cut = site.raw(head).await;
-    let mut listing = servers(&[&cut]).list(&ListQuery::default()).await.expect("begins");
+    let mut listing = servers(&[&cut]).list(&ListQuery::default(), None).await.expect("begins");
     assert_eq!(listing.next_line().await.expect("a line").expect("not the end"), "{}");
     assert!(matches!(listing.next_line().await, Err(ClientError::Lost { .. })));
     let half = site.server(|_, _| (200, "{}\n{".into())).await;
-    let mut listing = servers(&[&half]).list(&ListQuery::default()).await.expect("begins");
+    let mut listing = servers(&[&half]).list(&ListQuery::default(), None).await.expect("begins");
     listing.next_line().await.expect("a line");
     assert!(matches!(listing.next_line().await, Err(ClientError::Malformed { .. })));
 }

@@ -27,7 +27,7 @@ use crate::{
     },
     cli::Format,
     client::{ClientError, servers::Servers},
-    commands::Exit,
+    commands::{Exit, sent::Memory},
     output::{Output, Progress},
 };
 
@@ -38,11 +38,17 @@ const PAUSE: Duration = Duration::from_millis(250);
 /// Of a longer line no more than this is kept: it is refused anyway.
 const LINE_BYTES_MAX: usize = MESSAGE_BODY_BYTES_MAX + 1;
 
-pub async fn run(path: &Path, acks: Option<&str>, servers: &Servers, output: &Output) -> Result<Exit> {
+pub async fn run(
+    path: &Path,
+    acks: Option<&str>,
+    servers: &Servers,
+    memory: &Memory,
+    output: &Output,
+) -> Result<Exit> {
     let (source, length) = open(path).await.wrap_err_with(|| format!("cannot read {}", path.display()))?;
     let mut reader = Reader { source: BufReader::new(source), import: Import::default() };
     let progress = output.progress(length);
-    let mut transfer = Transfer { servers, acks, output, progress, tally: Tally::default() };
+    let mut transfer = Transfer { servers, acks, output, memory, progress, tally: Tally::default() };
     let outcome = transfer.run(&mut reader).await;
     let Transfer { progress, tally, .. } = transfer;
     drop(progress);
@@ -98,6 +104,7 @@ struct Transfer<'a> {
     servers: &'a Servers,
     acks: Option<&'a str>,
     output: &'a Output,
+    memory: &'a Memory,
     progress: Progress,
     tally: Tally,
 }
@@ -126,6 +133,9 @@ impl Transfer<'_> {
             match answer {
                 Ok(acked) => {
                     delivered.below_acks |= acked.below_acks;
+                    if let Some(position) = &acked.position {
+                        self.memory.add(position).await;
+                    }
                     batch = delivered.settle(&batch, acked.answer, patient);
                 }
                 // If nobody is there at the very start, nobody wants to wait for it.

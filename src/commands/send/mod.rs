@@ -7,7 +7,7 @@ use color_eyre::eyre::{Report, Result, WrapErr, eyre};
 use tokio::io::AsyncReadExt;
 use uuid::Uuid;
 
-use super::{Exit, room, servers};
+use super::{Exit, room, sent::Memory, servers};
 use crate::{
     api::message::SendRequest,
     chain::message::TEXT_BYTES_MAX,
@@ -23,7 +23,7 @@ const STDIN: &str = "-";
 pub async fn run(args: &cli::Send, common: &Common, sources: &Sources, output: &Output) -> Result<Exit> {
     let servers = servers(common, sources)?;
     if let Some(path) = &args.file {
-        return file::run(path, args.acks.as_deref(), &servers, output).await;
+        return file::run(path, args.acks.as_deref(), &servers, &Memory::of(sources), output).await;
     }
     let recipient = args.to.clone().or_else(|| args.room.as_deref().map(room));
     let id = args.id.unwrap_or_else(Uuid::now_v7);
@@ -35,6 +35,9 @@ pub async fn run(args: &cli::Send, common: &Common, sources: &Sources, output: &
         id: Some(id),
     };
     let sent = servers.send(message, args.acks.as_deref()).await.map_err(|error| with_advice(error, id))?;
+    if let Some(position) = &sent.position {
+        Memory::of(sources).add(position).await;
+    }
     match output.format() {
         Format::Table => output.line(&sent.answer.message.id.to_string())?,
         Format::Json | Format::Ndjson => output.json(&sent.answer)?,

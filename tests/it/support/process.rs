@@ -42,7 +42,8 @@ pub fn chatchain(dir: &Path) -> Command {
     command.current_dir(dir);
     for (name, _) in std::env::vars_os() {
         let ours = name.to_str().is_some_and(|name| name.starts_with("CHATCHAIN_"));
-        if ours || name == "NO_COLOR" || name == "RUST_LOG" {
+        // Without a home, commands keep nothing from one to the next.
+        if ours || ["NO_COLOR", "RUST_LOG", "HOME", "XDG_STATE_HOME"].iter().any(|one| name == *one) {
             command.env_remove(name);
         }
     }
