@@ -2,7 +2,8 @@
 //!
 //! It moves when the durable logs do, and only while somebody reads. Nobody is queued for: a reader remembers how far it
 //! is, and one that falls out of the ring reads the store. The ring's end is a state of all logs, `until`, in the words of
-//! cursors; a milestone is put into the own log whenever that could no longer be said briefly.
+//! cursors. Before that could no longer be said briefly, a milestone is put into the own log, and cursors refer to it as soon as
+//! a second node has it, so that they outlive this one.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -14,13 +15,15 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::Node;
+use super::acks::at;
 use super::send::view;
 use crate::api::feed::{Event, Format, to_text};
 use crate::chain::clock::Stamp;
 use crate::chain::cursor::{self, Purpose, Seen, Walk};
 use crate::chain::log::Logs;
 use crate::chain::place::{Origin, Place};
-use crate::chain::seqs::Seqs;
+use crate::chain::seqs::{Milestone, Seqs};
+use crate::chain::wire::Range;
 use crate::replica::jobs::Care;
 use crate::store::Error;
 use crate::store::follow::{Follow, Next, last_of};
@@ -31,9 +34,11 @@ const RING_COUNT_MAX: usize = 4_096;
 const RING_BYTES_MAX: usize = 8 << 20;
 /// When more entries come at once, they are not put into the ring: whoever wants them reads the store.
 const STEP_COUNT_MAX: u64 = 2_048;
-/// Changes since the last milestone that are written into every cursor, in the worst case twice. With more, it is time for
-/// another milestone.
+/// Changes since the last milestone that are written into every cursor, in the worst case twice. With more, cursors refer to
+/// the next milestone whether another node has it or not.
 const CHANGES_MAX: usize = 16;
+/// With more than these, it is time for another milestone.
+const CHANGES_MANY: usize = 12;
 /// How often it is looked whether an entry that could not be given can be now: nothing else says so.
 const HELD_PAUSE: Duration = Duration::from_secs(1);
 
@@ -117,6 +122,8 @@ struct Ring {
     logs: Arc<Logs>,
     /// Logs of which there is more that cannot be given now.
     held: Vec<Origin>,
+    /// The next milestone, to which no cursor refers yet, and where it stands.
+    next: Option<(Arc<Milestone>, Range)>,
 }
 
 impl Ring {
@@ -250,7 +257,7 @@ impl Hub {
             self.ring().logs = logs;
             return Ok(self.end());
         }
-        let (until, last) = (brief(node, until).await, last_of(&logs));
+        let (until, last) = (self.brief(node, until).await, last_of(&logs));
         if count > STEP_COUNT_MAX {
             let mut ring = self.ring();
             ring.leave_out();
@@ -268,6 +275,28 @@ impl Hub {
         }
         self.moved.send_modify(|steps| *steps += 1);
         Ok(self.end())
+    }
+
+    /// The same, so that it can be written briefly: as a difference to the next milestone, once that has spread or is needed. If
+    /// none can be written, cursors stay where they were last brief enough, which repeats messages to who comes back, and
+    /// skips none.
+    async fn brief(&self, node: &Node, mut until: Seqs) -> Seqs {
+        loop {
+            let (changes, mut next) = (until.changes().len(), self.ring().next.take());
+            if next.is_none() && changes > CHANGES_MANY {
+                next = write_milestone(node, &until).await;
+            }
+            let Some((milestone, place)) = next else { return until };
+            let has_spread = node.mesh().members() == 1 || node.durable_on(&[place]).len() > 1;
+            if changes <= CHANGES_MAX && !has_spread {
+                self.ring().next = Some((milestone, place));
+                return until;
+            }
+            until = until.based_on(&milestone);
+            if until.changes().len() <= CHANGES_MAX {
+                return until;
+            }
+        }
     }
 }
 
@@ -302,20 +331,14 @@ async fn walk(node: &Node, logs: Arc<Logs>, before: Seen, until: Seqs) -> Result
     tokio::task::spawn_blocking(walking).await.unwrap_or_else(|error| Err(Error::Panicked(error.to_string())))
 }
 
-/// The same, so that it can be written briefly: with a new milestone, where there is too much to say. If none can be
-/// written, cursors stay where they were last brief enough, which repeats messages to who comes back, and skips none.
-async fn brief(node: &Node, until: Seqs) -> Seqs {
-    if until.changes().len() <= CHANGES_MAX {
-        return until;
-    }
+/// Puts a milestone that says this into the own log. Gives it and where it stands; `None` where there is no room for it.
+async fn write_milestone(node: &Node, until: &Seqs) -> Option<(Arc<Milestone>, Range)> {
     let (contents, milestones): (Vec<_>, Vec<_>) = until.milestones().into_iter().unzip();
-    let Some(last) = milestones.last().cloned() else { return until };
+    let milestone = milestones.last()?.clone();
     node.writer().care(Care::Milestones(contents)).await;
-    let (store, name) = (node.store().clone(), last.name);
-    match tokio::task::spawn_blocking(move || store.milestone(name)).await {
-        Ok(Ok(Some(_))) => Seqs::at(last),
-        _ => until,
-    }
+    let (store, name) = (node.store().clone(), milestone.name);
+    let place = tokio::task::spawn_blocking(move || store.milestone_place(name)).await.ok()?.ok()??;
+    Some((milestone, at(place)))
 }
 
 /// Moves the ring as long as somebody reads, until the node ends.

@@ -12,7 +12,7 @@ impl Store {
     pub fn milestone(&self, name: Name) -> Result<Option<Arc<Milestone>>, Error> {
         let (mut contents, mut next) = (Vec::new(), Some(name));
         while let Some(name) = next {
-            let Some(content) = self.milestone_content(name)? else { return Ok(None) };
+            let Some((_, content)) = self.milestone_entry(name)? else { return Ok(None) };
             next = content.base;
             contents.push(content);
             if contents.len() > CHAIN_COUNT_MAX {
@@ -26,7 +26,12 @@ impl Store {
         Ok(milestone.map(Arc::new))
     }
 
-    fn milestone_content(&self, name: Name) -> Result<Option<MilestoneContent>, Error> {
+    /// Where it stands, if it is here.
+    pub fn milestone_place(&self, name: Name) -> Result<Option<Place>, Error> {
+        Ok(self.milestone_entry(name)?.map(|(place, _)| place))
+    }
+
+    fn milestone_entry(&self, name: Name) -> Result<Option<(Place, MilestoneContent)>, Error> {
         for standing in self.index.standings(name.0)? {
             if Name::of(standing.digest) != name {
                 continue; // a message whose id somebody chose so
@@ -36,7 +41,7 @@ impl Store {
             let record = entry.record();
             let is_it = record.kind == Kind::Milestone && record.digest == standing.digest;
             if let Some(content) = MilestoneContent::decode(record.content).filter(|_| is_it) {
-                return Ok(Some(content));
+                return Ok(Some((standing.place, content)));
             }
         }
         Ok(None)

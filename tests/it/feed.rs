@@ -150,6 +150,61 @@ fn a_cursor_with_five_thousand_logs_behind_it_is_short_and_resumes_on_every_node
     ));
 }
 
+/// With one more log than these, the time for a milestone has come, and everything can still be said without.
+const LOGS_WITHOUT_MILESTONE: u64 = 12;
+
+/// Two nodes with so many logs, and somebody who follows at the first.
+fn before_the_milestone() -> (Cluster, Follower) {
+    let mut cluster = Cluster::prepare(0);
+    scale::build(&cluster.node_dir(0), LOGS_WITHOUT_MILESTONE, |number| number);
+    cluster.join(&[]);
+    cluster.join(&[0]);
+    cluster.converge(SOON, LOGS_WITHOUT_MILESTONE);
+    let follower = Follower::start(vec![cluster.node(0)], Format::Lines);
+    eventually_blocking(SOON, "it follows", || follower.has_begun());
+    (cluster, follower)
+}
+
+/// What a follower at the first node has for a cursor after this message, which is sent there.
+fn cursor_after(cluster: &Cluster, follower: &Follower, number: u64) -> String {
+    send(cluster.node(0), &numbered(number));
+    eventually_blocking(SOON, "it is told", || follower.given().numbers.contains_key(&number));
+    follower.given().cursor
+}
+
+#[test]
+fn a_cursor_outlives_the_node_that_gave_it() {
+    let (mut cluster, follower) = before_the_milestone();
+    let numbers = LOGS_WITHOUT_MILESTONE..LOGS_WITHOUT_MILESTONE + 3;
+    cluster.kill9(1);
+    let cursors: Vec<_> = numbers.map(|number| cursor_after(&cluster, &follower, number)).collect();
+    follower.end_with(0);
+    cluster.kill9(0);
+    cluster.start_node(1);
+    for cursor in cursors {
+        let (rest, _) = catch_up(cluster.node(1), &format!("?cursor={cursor}"), Format::Lines);
+        assert_eq!(rest, Vec::<Value>::new(), "all that node 1 has was seen");
+    }
+}
+
+#[test]
+fn once_another_node_has_the_milestone_cursors_refer_to_it() {
+    let (mut cluster, follower) = before_the_milestone();
+    let first = cursor_after(&cluster, &follower, LOGS_WITHOUT_MILESTONE);
+    let mut last = LOGS_WITHOUT_MILESTONE;
+    let short = eventually_blocking(SOON, "a cursor that says little", || {
+        last += 1;
+        let cursor = cursor_after(&cluster, &follower, last);
+        (cursor.len() * 2 < first.len()).then_some(cursor)
+    });
+    follower.end_with(0);
+    let rest = last + 1..last + 4;
+    send_all(cluster.node(1), rest.clone());
+    cluster.kill9(0);
+    let (found, _) = catch_up(cluster.node(1), &format!("?cursor={short}"), Format::Lines);
+    assert!(numbers(&found).ends_with(&rest.collect::<Vec<_>>()), "{found:?}");
+}
+
 /// Nodes are killed and stopped in turn, somebody sends all the time, and eight follow.
 #[test]
 fn followers_miss_nothing_while_nodes_are_killed_and_stopped() {
