@@ -322,6 +322,18 @@ mod tests {
     }
 
     #[test]
+    fn another_node_at_an_address_is_no_other_store_of_the_one_before_it() {
+        let mut book = Book::new(hello(0, 1, 1, 1), &[configured(2)], Members::default());
+        let notes = Notes::default();
+        let mut spoke = |hello| book.peer(0).expect("configured").spoke(&speaks(hello), None, &notes);
+        spoke(hello(7, 2, 1, 2));
+        spoke(hello(8, 3, 1, 2));
+        assert_eq!(notes.lines(), Vec::<String>::new());
+        spoke(hello(8, 4, 1, 2));
+        assert_eq!(notes.lines().len(), 1);
+    }
+
+    #[test]
     fn a_forgotten_node_is_neither_asked_nor_shown_until_it_speaks_again() {
         let mut book = Book::new(hello(0, 1, 1, 1), &[], Members::default());
         book.take_in(&speaks(hello(7, 2, 1, 2)));

@@ -93,14 +93,17 @@ impl Peer {
     /// Notes who speaks. Of a store that was opened anew nothing is known any more.
     fn met(&mut self, body: &Body, notes: &Notes) {
         let opening = (body.hello.store_id, body.hello.open_id);
+        let is_same_node = self.node_id == Some(body.hello.node_id);
         let before = self.opening.replace(opening);
         if before != Some(opening) {
             let had = self.theirs.take().or(self.had.take());
             (self.own, self.digest) = (None, None);
             match before {
                 Some((store, _)) if store == opening.0 => self.had = had,
-                Some(_) => notes.add(format!("node {} came back with another store", body.hello.node_id)),
-                None => {}
+                Some(_) if is_same_node => {
+                    notes.add(format!("node {} came back with another store", body.hello.node_id));
+                }
+                _ => {}
             }
         }
         self.node_id = Some(body.hello.node_id);
