@@ -154,14 +154,33 @@ impl Book {
                 }
             }
         }
-        for (name, member) in self.members.iter().filter(|(_, member)| !member.is_forgotten()) {
-            let unmet = |peer: &&mut Peer| peer.configured && peer.node_id.is_none();
-            for peer in self.peers.values_mut().filter(unmet) {
-                if peer.addr.to_string() == member.address {
-                    peer.node_id = Some(name.node_id);
-                }
-            }
+        let presume = |(number, peer): (&usize, &Peer)| {
+            let id = self.presumed(peer).map(|name| name.node_id).or(peer.said);
+            (peer.configured && peer.opening.is_none()).then_some((*number, id))
+        };
+        let presumed: Vec<_> = self.peers.iter().filter_map(presume).collect();
+        for (number, node_id) in presumed {
+            self.peers.get_mut(&number).expect("looked up just now").node_id = node_id;
         }
+    }
+
+    /// Which member is at a configured address, as long as nobody answered there: who says that it is, and of several the
+    /// one that is configured there, else the last.
+    fn presumed(&self, peer: &Peer) -> Option<Name> {
+        if !peer.configured || peer.opening.is_some() {
+            return None;
+        }
+        let addr = peer.addr.to_string();
+        let is_there = |(name, member): &(Name, &Member)| {
+            *name != self.own.name() && !member.is_forgotten() && member.address == addr
+        };
+        let rank = |(name, member): &(Name, &Member)| (Some(name.node_id) == peer.said, member.open_id);
+        self.members.iter().filter(is_there).max_by_key(rank).map(|(name, _)| name)
+    }
+
+    /// Which member a peer is, as far as is known or said.
+    fn who(&self, peer: &Peer) -> Option<Name> {
+        peer.name().or_else(|| self.presumed(peer))
     }
 
     fn expects(&self, name: Name) -> bool {
@@ -183,7 +202,7 @@ impl Book {
             Some(of) => {
                 (of == name && peer.error.is_none()) || (of.node_id == name.node_id && peer.addr == *addr)
             }
-            None => peer.addr == *addr,
+            None => self.presumed(peer) == Some(name),
         };
         self.peers.values().any(|peer| peer.configured && !peer.is_self && covers(peer))
     }
@@ -195,32 +214,30 @@ impl Book {
 
     /// The peers as they count and are shown: each node once, and none that was forgotten.
     pub fn rows(&self) -> Vec<(usize, &Peer)> {
-        let mut rows: Vec<(usize, &Peer)> = Vec::new();
+        let mut rows: Vec<(Option<Name>, usize, &Peer)> = Vec::new();
         for (number, peer) in self.peers.iter().filter(|(_, peer)| !self.is_hidden(peer)) {
-            let twin = peer.name().and_then(|name| rows.iter().position(|(_, row)| row.name() == Some(name)));
+            let who = self.who(peer);
+            let twin = who.and_then(|_| rows.iter().position(|(of, ..)| *of == who));
             match twin {
-                Some(at) if peer.state() == State::Up => rows[at] = (*number, peer),
+                Some(at) if peer.state() == State::Up => rows[at] = (who, *number, peer),
                 Some(_) => {}
-                None => rows.push((*number, peer)),
+                None => rows.push((who, *number, peer)),
             }
         }
-        rows
+        rows.into_iter().map(|(_, number, peer)| (number, peer)).collect()
     }
 
     fn is_hidden(&self, peer: &Peer) -> bool {
         if peer.is_self {
             return true;
         }
-        if let Some(name) = peer.name() {
+        if let Some(name) = self.who(peer) {
             return self.members.get(name).is_some_and(Member::is_forgotten);
         }
-        let of_node = |(name, member): &(Name, &Member)| {
-            peer.node_id.map_or(member.address == peer.addr.to_string(), |id| name.node_id == id)
-        };
-        let mut of_node = self.members.iter().filter(of_node).peekable();
-        // It is known by another address, or was forgotten.
-        of_node.peek().is_some()
-            && of_node.all(|(_, member)| member.is_forgotten() || member.address != peer.addr.to_string())
+        // Who is to be there is known by another address, or was forgotten.
+        let addr = peer.addr.to_string();
+        let mut members = self.members.iter();
+        members.any(|(name, member)| peer.said.map_or(member.address == addr, |id| name.node_id == id))
     }
 
     /// How many nodes there are, this one included.
@@ -319,6 +336,29 @@ mod tests {
         book.peer(learned).expect("learned").spoke(&speaks(moved.clone()), None, &notes);
         book.found(learned, &moved);
         assert_eq!((shown(&book), book.asked().len()), (vec![(Some(7), 9)], 2));
+    }
+
+    fn numbered(node_id: NodeId, port: u16) -> config::Peer {
+        config::Peer { node_id: Some(node_id), ..configured(port) }
+    }
+
+    #[test]
+    fn two_configured_nodes_that_swapped_their_addresses_are_shown_where_they_are() {
+        let configured = [numbered(7, 2), numbered(8, 3)];
+        let mut book = Book::new(hello(0, 1, 1, 1), &configured, Members::default());
+        assert_eq!((shown(&book), book.count()), (vec![(Some(7), 2), (Some(8), 3)], 3));
+        book.take_in(&speaks(hello(7, 2, 1, 3)));
+        book.take_in(&speaks(hello(8, 3, 1, 2)));
+        assert_eq!((shown(&book), book.count()), (vec![(Some(7), 3), (Some(8), 2)], 3));
+        assert_eq!(book.asked().len(), 2);
+    }
+
+    #[test]
+    fn who_took_over_an_address_and_who_had_it_before_both_count() {
+        let mut book = Book::new(hello(0, 1, 1, 1), &[configured(2)], Members::default());
+        book.take_in(&speaks(hello(7, 2, 1, 2)));
+        book.take_in(&speaks(hello(8, 3, 2, 2)));
+        assert_eq!((shown(&book), book.count()), (vec![(Some(7), 2), (Some(8), 2)], 3));
     }
 
     #[test]

@@ -32,6 +32,8 @@ pub struct Peer {
     pub configured: bool,
     /// The member that is asked here, if it was learned of.
     pub expects: Option<Name>,
+    /// Who is here by the configuration, or was when it was left.
+    pub said: Option<NodeId>,
     pub node_id: Option<NodeId>,
     pub opening: Option<Opening>,
     pub theirs: Option<Vector>,
@@ -61,6 +63,7 @@ impl Peer {
             addr,
             configured,
             expects: None,
+            said: node_id,
             node_id,
             opening: None,
             theirs: None,
