@@ -115,6 +115,18 @@ impl Members {
     }
 }
 
+/// Which node was last at each address that is configured here, where that is known. Nobody else is told.
+pub type Met = BTreeMap<String, u16>;
+
+/// What a node keeps in its store of all that.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Kept {
+    /// Who belongs to the network.
+    pub members: Members,
+    /// Who was where.
+    pub met: Met,
+}
+
 impl FromIterator<(Name, Member)> for Members {
     fn from_iter<T: IntoIterator<Item = (Name, Member)>>(members: T) -> Self {
         let mut all = Members::default();

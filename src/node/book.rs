@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::peer::Peer;
 use crate::api::address::Addr;
 use crate::api::network::{NodeId, State};
-use crate::chain::members::{Member, Members, Name};
+use crate::chain::members::{Kept, Member, Members, Met, Name};
 use crate::chain::wire::{Body, Hello};
 use crate::config;
 
@@ -38,9 +38,12 @@ pub enum Forgetting {
 
 impl Book {
     /// A book of the configured peers and of who was a member before. `own`: this node.
-    pub fn new(own: Hello, configured: &[config::Peer], mut members: Members) -> Self {
+    pub fn new(own: Hello, configured: &[config::Peer], Kept { mut members, met }: Kept) -> Self {
         members.take(own.name(), word(&own));
-        let peer = |peer: &config::Peer| Peer::new(peer.addr.clone(), true, peer.node_id);
+        let peer = |peer: &config::Peer| {
+            let was = || met.get(&peer.addr.to_string()).copied();
+            Peer::new(peer.addr.clone(), true, peer.node_id.or_else(was))
+        };
         let peers: BTreeMap<usize, Peer> = configured.iter().map(peer).enumerate().collect();
         let mut book = Book { own, next: peers.len(), peers, members };
         book.settle();
@@ -50,6 +53,17 @@ impl Book {
     /// All members, and marks of those that were forgotten.
     pub fn members(&self) -> &Members {
         &self.members
+    }
+
+    /// What outlives this process.
+    pub fn kept(&self) -> Kept {
+        let is_member = |id: NodeId| self.members.iter().any(|(name, _)| name.node_id == id);
+        let met = |peer: &Peer| {
+            let id = peer.node_id.filter(|id| peer.configured && is_member(*id))?;
+            Some((peer.addr.to_string(), id))
+        };
+        let met: Met = self.peers.values().filter_map(met).collect();
+        Kept { members: self.members.clone(), met }
     }
 
     /// The peers that are asked.
@@ -160,7 +174,9 @@ impl Book {
         };
         let presumed: Vec<_> = self.peers.iter().filter_map(presume).collect();
         for (number, node_id) in presumed {
-            self.peers.get_mut(&number).expect("looked up just now").node_id = node_id;
+            let peer = self.peers.get_mut(&number).expect("looked up just now");
+            peer.node_id = node_id;
+            peer.said = peer.said.or(node_id); // who moves on from here is known to have been here
         }
     }
 
@@ -315,7 +331,7 @@ mod tests {
 
     #[test]
     fn a_member_at_a_configured_address_is_asked_once() {
-        let mut book = Book::new(hello(0, 1, 1, 1), &[configured(2)], Members::default());
+        let mut book = Book::new(hello(0, 1, 1, 1), &[configured(2)], Kept::default());
         assert_eq!((shown(&book), book.count()), (vec![(None, 2)], 2), "it never answered, and counts");
         assert!(book.take_in(&speaks(hello(7, 2, 1, 2))));
         assert_eq!((shown(&book), book.count()), (vec![(Some(7), 2)], 2));
@@ -326,7 +342,7 @@ mod tests {
 
     #[test]
     fn a_configured_peer_that_moved_is_asked_at_both_addresses_and_shown_at_the_new_one() {
-        let mut book = Book::new(hello(0, 1, 1, 1), &[configured(2)], Members::default());
+        let mut book = Book::new(hello(0, 1, 1, 1), &[configured(2)], Kept::default());
         let notes = Notes::default();
         book.peer(0).expect("configured").spoke(&speaks(hello(7, 2, 1, 2)), None, &notes);
         book.peer(0).expect("configured").error = Some("refused".into());
@@ -345,7 +361,7 @@ mod tests {
     #[test]
     fn two_configured_nodes_that_swapped_their_addresses_are_shown_where_they_are() {
         let configured = [numbered(7, 2), numbered(8, 3)];
-        let mut book = Book::new(hello(0, 1, 1, 1), &configured, Members::default());
+        let mut book = Book::new(hello(0, 1, 1, 1), &configured, Kept::default());
         assert_eq!((shown(&book), book.count()), (vec![(Some(7), 2), (Some(8), 3)], 3));
         book.take_in(&speaks(hello(7, 2, 1, 3)));
         book.take_in(&speaks(hello(8, 3, 1, 2)));
@@ -355,15 +371,53 @@ mod tests {
 
     #[test]
     fn who_took_over_an_address_and_who_had_it_before_both_count() {
-        let mut book = Book::new(hello(0, 1, 1, 1), &[configured(2)], Members::default());
+        let mut book = Book::new(hello(0, 1, 1, 1), &[configured(2)], Kept::default());
         book.take_in(&speaks(hello(7, 2, 1, 2)));
         book.take_in(&speaks(hello(8, 3, 2, 2)));
         assert_eq!((shown(&book), book.count()), (vec![(Some(7), 2), (Some(8), 2)], 3));
     }
 
+    fn restarted(book: &Book, configured: &[config::Peer]) -> Book {
+        Book::new(hello(0, 1, 1, 1), configured, book.kept())
+    }
+
+    #[test]
+    fn who_moved_from_a_configured_address_is_known_after_a_restart() {
+        let peers = [configured(2)];
+        let mut book = Book::new(hello(0, 1, 1, 1), &peers, Kept::default());
+        book.take_in(&speaks(hello(7, 2, 1, 2)));
+        book.take_in(&speaks(hello(7, 2, 2, 9)));
+        for _ in 0..2 {
+            book = restarted(&book, &peers);
+            assert_eq!((shown(&book), book.count()), (vec![(Some(7), 9)], 2));
+        }
+        book.take_in(&speaks(hello(8, 3, 1, 2)));
+        book = restarted(&book, &peers);
+        assert_eq!((shown(&book), book.count()), (vec![(Some(7), 9), (Some(8), 2)], 3), "it took over there");
+        book.take_in(&speaks(hello(8, 3, 2, 4)));
+        book.forget(8);
+        book = restarted(&book, &peers);
+        assert_eq!((shown(&book), book.count()), (vec![(Some(7), 9)], 2), "it moved, too, and was forgotten");
+        book.forget(7);
+        assert_eq!((shown(&restarted(&book, &peers)), book.count()), (vec![], 1));
+    }
+
+    /// Under the name of a machine, where the node itself says a number.
+    #[test]
+    fn one_node_under_two_spellings_is_shown_once_after_a_restart() {
+        let peers = [config::Peer { node_id: None, addr: "localhost:2".parse().expect("an address") }];
+        let mut book = Book::new(hello(0, 1, 1, 1), &peers, Kept::default());
+        book.take_in(&speaks(hello(7, 2, 1, 2)));
+        book.peer(0).expect("configured").spoke(&speaks(hello(7, 2, 1, 2)), None, &Notes::default());
+        book.found(0, &hello(7, 2, 1, 2));
+        assert_eq!((shown(&book), book.count()), (vec![(Some(7), 2)], 2));
+        book = restarted(&book, &peers);
+        assert_eq!((shown(&book), book.count()), (vec![(Some(7), 2)], 2));
+    }
+
     #[test]
     fn another_node_at_an_address_is_no_other_store_of_the_one_before_it() {
-        let mut book = Book::new(hello(0, 1, 1, 1), &[configured(2)], Members::default());
+        let mut book = Book::new(hello(0, 1, 1, 1), &[configured(2)], Kept::default());
         let notes = Notes::default();
         let mut spoke = |hello| book.peer(0).expect("configured").spoke(&speaks(hello), None, &notes);
         spoke(hello(7, 2, 1, 2));
@@ -375,7 +429,7 @@ mod tests {
 
     #[test]
     fn a_forgotten_node_is_neither_asked_nor_shown_until_it_speaks_again() {
-        let mut book = Book::new(hello(0, 1, 1, 1), &[], Members::default());
+        let mut book = Book::new(hello(0, 1, 1, 1), &[], Kept::default());
         book.take_in(&speaks(hello(7, 2, 1, 2)));
         assert_eq!(book.forget(0), Forgetting::IsUp);
         assert_eq!(book.forget(9), Forgetting::Unknown);
@@ -388,7 +442,7 @@ mod tests {
 
     #[test]
     fn who_is_said_to_be_forgotten_says_that_it_is_there() {
-        let mut book = Book::new(hello(0, 1, 1, 1), &[], Members::default());
+        let mut book = Book::new(hello(0, 1, 1, 1), &[], Kept::default());
         let mark = Member { open_id: [1; 16], marks: 1, address: "127.0.0.1:1".into() };
         let members = vec![(hello(0, 1, 1, 1).name(), mark)];
         assert!(book.take_in(&Body { members, ..speaks(hello(7, 2, 1, 2)) }));
@@ -398,7 +452,7 @@ mod tests {
 
     #[test]
     fn nobody_makes_us_ask_more_addresses_than_there_may_be_members() {
-        let mut book = Book::new(hello(0, 1, 1, 1), &[], Members::default());
+        let mut book = Book::new(hello(0, 1, 1, 1), &[], Kept::default());
         for port in 2..2_000 {
             book.take_in(&speaks(hello(port, 9, 1, port)));
         }

@@ -18,7 +18,7 @@ use super::peer::{Opening, Peer};
 use crate::api::address::Addr;
 use crate::api::network::{NodeId, PeerStatus};
 use crate::api::time::Time;
-use crate::chain::members::{Member, Members, Name};
+use crate::chain::members::{Kept, Member, Members, Name};
 use crate::chain::place::Origin;
 use crate::chain::sync::Door;
 use crate::chain::vector::Vector;
@@ -61,7 +61,7 @@ pub struct Mesh {
     /// Counts the times that members came or went.
     changed: watch::Sender<u64>,
     /// The members as they are on disk.
-    stored: tokio::sync::Mutex<Members>,
+    stored: tokio::sync::Mutex<Kept>,
 }
 
 #[derive(Default)]
@@ -78,8 +78,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Mesh {
     /// A mesh that knows the configured peers and who was a member before.
     /// `started`: when the process began to serve.
-    pub fn new(config: &NodeConfig, hello: Hello, members: &Members, started: Instant, notes: Notes) -> Self {
-        let book = Book::new(hello.clone(), &config.peers, members.clone());
+    pub fn new(config: &NodeConfig, hello: Hello, kept: &Kept, started: Instant, notes: Notes) -> Self {
+        let book = Book::new(hello.clone(), &config.peers, kept.clone());
         Mesh {
             hello,
             client: Client::new(config.keys.as_ref()),
@@ -91,7 +91,7 @@ impl Mesh {
             heal: Mutex::default(),
             held: watch::Sender::new(0),
             changed: watch::Sender::new(0),
-            stored: tokio::sync::Mutex::new(members.clone()),
+            stored: tokio::sync::Mutex::new(kept.clone()),
         }
     }
 
@@ -113,7 +113,7 @@ impl Mesh {
     /// Has the members as they are now written to disk, if they changed since the last time.
     pub async fn store_members(&self, node: &super::Node) {
         let mut stored = self.stored.lock().await; // one after the other, or an older list could come last
-        let now = lock(&self.book).members().clone();
+        let now = lock(&self.book).kept();
         if *stored != now {
             node.writer().care(Care::Members(now.clone())).await;
             *stored = now;
@@ -200,6 +200,7 @@ impl Mesh {
             self.tell_of_news(book, members, false);
             return Err(why);
         }
+        let is_met = peer.node_id != Some(reply.hello.node_id);
         let is_news = peer.spoke(reply, theirs, &self.notes);
         peer.answered = Some(Instant::now());
         (peer.last_sync, peer.rtt, peer.error) = (Some(Time(now_ms)), Some(rtt), None);
@@ -207,7 +208,7 @@ impl Mesh {
         let before = book.asked();
         book.found(number, &reply.hello);
         let moved = before != book.asked();
-        self.tell_of_news(book, members || moved, is_news);
+        self.tell_of_news(book, members || is_met || moved, is_news);
         Ok(())
     }
 
@@ -447,7 +448,7 @@ mod tests {
             scrub_interval: Duration::from_hours(1),
             keys: None,
         };
-        let mesh = Mesh::new(&config, hello, &Members::default(), Instant::now(), Notes::default());
+        let mesh = Mesh::new(&config, hello, &Kept::default(), Instant::now(), Notes::default());
         for n in 0..20 {
             body.hello.store_id = [n; 16];
             mesh.close_door(&body, door.clone());

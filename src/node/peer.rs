@@ -32,7 +32,7 @@ pub struct Peer {
     pub configured: bool,
     /// The member that is asked here, if it was learned of.
     pub expects: Option<Name>,
-    /// Who is here by the configuration, or was when it was left.
+    /// Who is here by the configuration, else who was here last.
     pub said: Option<NodeId>,
     pub node_id: Option<NodeId>,
     pub opening: Option<Opening>,

@@ -47,7 +47,7 @@ pub async fn run(config: NodeConfig, listener: TcpListener, stop: CancellationTo
     let begin = |opened| Life::begin(&config, opened, started, notes.clone(), stop.child_token());
     let (seat, mut life) = match open(&config, doubt::trust(&config.store_dir).await).await? {
         Ok(opened) => {
-            announce(&config, opened.0.log().members().count()); // before the exchanges have something to say
+            announce(&config, opened.0.log().kept().members.count()); // before the exchanges have something to say
             let life = begin(opened)?;
             (Seat::of(life.node.clone()), Some(life))
         }
@@ -171,8 +171,7 @@ impl Life {
         notes: Notes,
         feeds_end: CancellationToken,
     ) -> Result<Self, Error> {
-        let members = store.log().members();
-        let mesh = Arc::new(Mesh::new(config, hello(config, &store), members, started, notes));
+        let mesh = Arc::new(Mesh::new(config, hello(config, &store), store.log().kept(), started, notes));
         let (writer, logs, writing) = Writer::start(store.clone(), logs, config.store_dir.clone(), now_ms)?;
         let (indexing, indexer_ended) = start_indexer(store.clone(), writer.alarm().clone())?;
         let (config, bounds) = (config.clone(), Bounds::new(feeds_end));
@@ -269,7 +268,7 @@ fn hello(config: &NodeConfig, store: &Store) -> Hello {
 /// Later than the last one of this store, also if the clock was set back: a smaller one would be taken for an old word.
 fn next_opening(store: &Store, node_id: NodeId) -> [u8; 16] {
     let name = Name { node_id, store_id: store.id().0 };
-    let last = store.log().members().get(name).map_or(0, |member| u128::from_be_bytes(member.open_id));
+    let last = store.log().kept().members.get(name).map_or(0, |member| u128::from_be_bytes(member.open_id));
     Uuid::now_v7().as_u128().max(last.saturating_add(1)).to_be_bytes()
 }
 

@@ -50,7 +50,7 @@ impl Bench {
         let mesh = Arc::new(Mesh::new(
             &config,
             hello,
-            store.log().members(),
+            store.log().kept(),
             std::time::Instant::now(),
             notes::Notes::default(),
         ));
