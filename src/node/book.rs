@@ -9,13 +9,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::peer::Peer;
 use crate::api::address::Addr;
 use crate::api::network::{NodeId, State};
-use crate::chain::members::{Kept, Member, Members, Met, Name};
+use crate::chain::members::{self, Kept, Member, Members, Met, Name};
 use crate::chain::wire::{Body, Hello};
 use crate::config;
 
 /// See the head of this file.
 pub struct Book {
     own: Hello,
+    /// As which opening it began.
+    began: [u8; 16],
     peers: BTreeMap<usize, Peer>,
     next: usize,
     members: Members,
@@ -45,9 +47,20 @@ impl Book {
             Peer::new(peer.addr.clone(), true, peer.node_id.or_else(was))
         };
         let peers: BTreeMap<usize, Peer> = configured.iter().map(peer).enumerate().collect();
-        let mut book = Book { own, next: peers.len(), peers, members };
+        let mut book = Book { began: own.open_id, own, next: peers.len(), peers, members };
         book.settle();
         book
+    }
+
+    /// This node.
+    pub fn own(&self) -> &Hello {
+        &self.own
+    }
+
+    /// Whether this is the word of this very process.
+    pub fn is_own(&self, hello: &Hello) -> bool {
+        let now = if hello.open_id == self.began { self.own.open_id } else { hello.open_id };
+        Hello { open_id: now, ..hello.clone() }.is_ours(&self.own)
     }
 
     /// All members, and marks of those that were forgotten.
@@ -90,7 +103,7 @@ impl Book {
     pub fn take_in(&mut self, body: &Body) -> bool {
         let own = self.own.name();
         let said = body.members.iter().filter(|(name, _)| *name != own).cloned();
-        let mut is_news = false;
+        let mut is_news = self.come_later(body);
         for (name, member) in said.chain([(body.hello.name(), word(&body.hello))]) {
             let is_usable = name != own && member.address.parse::<Addr>().is_ok();
             is_news |= is_usable && self.members.take(name, member);
@@ -106,6 +119,20 @@ impl Book {
             self.settle();
         }
         is_news
+    }
+
+    /// Gives our opening a later name than one that somebody takes for the last at this place, where a clock was ahead or
+    /// a store is put back. Once: two that both say they are here would go on for ever. Whether it has another name now.
+    fn come_later(&mut self, body: &Body) -> bool {
+        let said = body.members.iter().filter(|(_, member)| member.address == self.own.address);
+        let said = said.map(|(name, member)| (*name, member));
+        let Some(last) = members::latest(said, self.own.name(), &self.own.address) else { return false };
+        let next = u128::from_be_bytes(last).saturating_add(1).to_be_bytes();
+        if self.own.open_id != self.began || last <= self.own.open_id || next == last {
+            return false;
+        }
+        self.own.open_id = next;
+        self.members.take(self.own.name(), word(&self.own))
     }
 
     /// The peer that speaks, if it is one of those that are asked.
@@ -438,6 +465,35 @@ mod tests {
         assert!(!book.take_in(&speaks(hello(7, 2, 1, 2))), "that opening is forgotten");
         assert!(book.take_in(&speaks(hello(7, 2, 2, 2))));
         assert_eq!(shown(&book), [(Some(7), 2)]);
+    }
+
+    fn tells(name: Name, open: u8, port: u16) -> Body {
+        let member = Member { open_id: [open; 16], marks: 0, address: format!("127.0.0.1:{port}") };
+        Body { members: vec![(name, member)], ..speaks(hello(7, 2, 1, 2)) }
+    }
+
+    #[test]
+    fn whoever_is_there_comes_after_every_other_store_that_was() {
+        let mut book = Book::new(hello(0, 1, 5, 1), &[], Kept::default());
+        let before = hello(0, 9, 8, 1);
+        book.take_in(&tells(before.name(), 4, 1));
+        assert_eq!(book.own(), &hello(0, 1, 5, 1), "it was opened before ours");
+        book.take_in(&tells(hello(0, 6, 8, 2).name(), 8, 2));
+        assert_eq!(book.own(), &hello(0, 1, 5, 1), "it is elsewhere");
+        assert!(book.take_in(&tells(before.name(), 8, 1)));
+        let later = book.own().clone();
+        assert!(later.open_id > [8; 16] && book.is_own(&later) && book.is_own(&hello(0, 1, 5, 1)));
+        assert_eq!(book.members().get(later.name()).map(|member| member.open_id), Some(later.open_id));
+        assert_eq!(book.members().get(before.name()), None);
+        book.take_in(&tells(before.name(), 9, 1));
+        assert_eq!(book.own(), &later, "it says so again, so it is alive, and we would never come to an end");
+    }
+
+    #[test]
+    fn a_store_that_was_put_back_comes_after_what_is_known_of_it() {
+        let mut book = Book::new(hello(0, 1, 5, 1), &[], Kept::default());
+        assert!(!book.take_in(&tells(hello(0, 1, 5, 1).name(), 5, 1)) || book.own().open_id == [5; 16]);
+        assert!(book.take_in(&tells(hello(0, 1, 5, 1).name(), 8, 1)) && book.own().open_id > [8; 16]);
     }
 
     #[test]

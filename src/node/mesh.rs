@@ -43,8 +43,8 @@ const CLAIM: Duration = Duration::from_secs(5);
 
 /// See the head of this file.
 pub struct Mesh {
-    /// Who we are.
-    pub hello: Hello,
+    /// The network, by the hash of its name.
+    pub network: [u8; 8],
     /// The way to the others.
     pub client: Client,
     /// When this process began to serve.
@@ -79,20 +79,24 @@ impl Mesh {
     /// A mesh that knows the configured peers and who was a member before.
     /// `started`: when the process began to serve.
     pub fn new(config: &NodeConfig, hello: Hello, kept: &Kept, started: Instant, notes: Notes) -> Self {
-        let book = Book::new(hello.clone(), &config.peers, kept.clone());
         Mesh {
-            hello,
+            network: hello.network,
             client: Client::new(config.keys.as_ref()),
             started,
             notes,
             scrub: Progress::default(),
-            book: Mutex::new(book),
+            book: Mutex::new(Book::new(hello, &config.peers, kept.clone())),
             desk: Mutex::default(),
             heal: Mutex::default(),
             held: watch::Sender::new(0),
             changed: watch::Sender::new(0),
             stored: tokio::sync::Mutex::new(kept.clone()),
         }
+    }
+
+    /// Who we are.
+    pub fn hello(&self) -> Hello {
+        lock(&self.book).own().clone()
     }
 
     /// The peers that are asked, by number.
@@ -160,12 +164,12 @@ impl Mesh {
 
     /// Whether a message comes from this very process.
     pub fn is_self(&self, body: &Body) -> bool {
-        body.hello.is_ours(&self.hello)
+        lock(&self.book).is_own(&body.hello)
     }
 
     /// Whether a message comes from another process with a copy of this store, and it is on us to take a new name.
     pub fn is_copied(&self, body: &Body) -> bool {
-        body.hello.is_copied(&self.hello)
+        body.hello.is_copied(lock(&self.book).own())
     }
 
     /// A peer turned out to be this node. Where the configuration says so, it is not shown as a peer; else it is a member
@@ -376,7 +380,7 @@ impl Mesh {
         let book = lock(&self.book);
         let mut found: Vec<(NodeId, [u8; 16])> = Vec::new();
         if here {
-            found.push((self.hello.node_id, self.hello.store_id));
+            found.push((book.own().node_id, book.own().store_id));
         }
         for peer in book.present() {
             let (Some(id), Some((store, _))) = (peer.node_id, peer.opening) else { continue };

@@ -45,8 +45,9 @@ impl Bench {
         let (writer, logs, _thread) =
             Writer::start(store.clone(), logs, dir.path().to_owned(), now_ms).expect("starts");
         let mut hello = hello(1);
-        // No two of them run with copies of one store.
+        // No two of them run with copies of one store, or at one address.
         (hello.store_id, hello.open_id) = (Uuid::new_v4().into_bytes(), Uuid::new_v4().into_bytes());
+        hello.address = format!("{}:1", Uuid::new_v4());
         let mesh = Arc::new(Mesh::new(
             &config,
             hello,

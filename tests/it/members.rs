@@ -142,6 +142,47 @@ fn a_wiped_node_is_the_same_member_with_another_store() {
     assert_eq!(acks_all(cluster.node(0), 10).status(), 201);
 }
 
+/// Says something to a node in the name of a store of another one.
+#[track_caller]
+fn speak_as(to: SocketAddr, node: u16, opened: [u8; 16], address: SocketAddr) {
+    let address = address.to_string();
+    let network = blake3::hash(b"chatchain");
+    let length = u8::try_from(address.len()).expect("short");
+    let parts: [&[u8]; 10] = [
+        b"ChSy",
+        &1_u16.to_be_bytes(),
+        &[0],
+        &network.as_bytes()[..8],
+        &node.to_be_bytes(),
+        &[1; 16],
+        &opened,
+        &[length],
+        address.as_bytes(),
+        &[0; 16],
+    ];
+    let answer = post(to, "/sync", &[("content-type", "application/octet-stream")], parts.concat());
+    assert_eq!(answer.status(), 200, "{}", answer.text());
+}
+
+/// Openings are ordered by the clock of their time, and that one was ahead.
+#[test]
+fn a_store_opened_by_a_later_clock_is_replaced_all_the_same() {
+    let mut cluster = chain(3);
+    is_shown(&cluster, &all_up(3));
+    cluster.kill9(2);
+    speak_as(cluster.node(1), 2, [0xee; 16], cluster.node(2));
+    eventually_blocking(LONG, "both to hear of it", || {
+        cluster.statuses().iter().all(|status| peers(status).iter().any(|(id, _, up)| *id == 2 && up != "up"))
+    });
+    cluster.start_node(2);
+    is_shown(&cluster, &all_up(3));
+    assert_eq!(acks_all(cluster.node(0), 1).status(), 201);
+    (0..3).for_each(|i| cluster.kill9(i));
+    cluster.start_all();
+    is_shown(&cluster, &all_up(3));
+    assert_eq!(acks_all(cluster.node(2), 2).status(), 201);
+}
+
 #[test]
 fn two_live_nodes_of_one_number_are_reported_with_both_addresses() {
     let mut cluster = chain(2);
