@@ -135,6 +135,17 @@ impl Book {
         self.members.take(self.own.name(), word(&self.own))
     }
 
+    /// Where a store with our name was opened later than ours, by what is said: it is a copy of ours, or ours of it.
+    pub fn copied_to<'a>(&self, body: &'a Body) -> Option<&'a str> {
+        let is_copy = |(name, member): &&(Name, Member)| {
+            *name == self.own.name()
+                && member.open_id > self.own.open_id
+                && member.address != self.own.address
+                && !member.is_forgotten()
+        };
+        body.members.iter().find(is_copy).map(|(_, member)| member.address.as_str())
+    }
+
     /// The peer that speaks, if it is one of those that are asked.
     pub fn speaker(&mut self, hello: &Hello) -> Option<&mut Peer> {
         let who = hello.name();
@@ -494,6 +505,16 @@ mod tests {
         let mut book = Book::new(hello(0, 1, 5, 1), &[], Kept::default());
         assert!(!book.take_in(&tells(hello(0, 1, 5, 1).name(), 5, 1)) || book.own().open_id == [5; 16]);
         assert!(book.take_in(&tells(hello(0, 1, 5, 1).name(), 8, 1)) && book.own().open_id > [8; 16]);
+    }
+
+    #[test]
+    fn a_store_of_our_name_that_was_opened_later_elsewhere_is_a_copy() {
+        let book = Book::new(hello(0, 1, 5, 1), &[], Kept::default());
+        let own = hello(0, 1, 5, 1).name();
+        assert_eq!(book.copied_to(&tells(own, 6, 3)), Some("127.0.0.1:3"));
+        assert_eq!(book.copied_to(&tells(own, 6, 1)), None);
+        assert_eq!(book.copied_to(&tells(own, 4, 3)), None, "ours was there before");
+        assert_eq!(book.copied_to(&tells(hello(0, 2, 5, 1).name(), 6, 3)), None);
     }
 
     #[test]

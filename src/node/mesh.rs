@@ -172,6 +172,12 @@ impl Mesh {
         body.hello.is_copied(lock(&self.book).own())
     }
 
+    /// Where another process runs with a copy of this store under our node id, by what a message says of the members. It
+    /// is on us to take a new name: to the others the two are one, so the other one may never meet us.
+    pub fn copied_to(&self, body: &Body) -> Option<String> {
+        lock(&self.book).copied_to(body).map(ToOwned::to_owned)
+    }
+
     /// A peer turned out to be this node. Where the configuration says so, it is not shown as a peer; else it is a member
     /// at whose address this node is now.
     pub fn found_self(&self, number: usize) {

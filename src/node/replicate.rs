@@ -172,6 +172,9 @@ impl Talk {
             ..Body::quiet(reply.hello.clone(), reply.digest)
         };
         let heard = self.exchange.on_reply(planned, reply, &node.logs(), node.store().log().wounds());
+        if let Some(copy) = mesh.copied_to(&said) {
+            take_new_name(node, &copy).await;
+        }
         mesh.answered(self.index, &said, self.exchange.theirs(), rtt, super::now_ms())?;
         let (mut next, progress) = (heard.next, self.carry_out(node, &addr.to_string(), heard).await?);
         let introduced = std::mem::replace(&mut self.introduces, mesh.knows_more_than(&said));
@@ -350,6 +353,9 @@ pub(super) async fn answer(node: &Node, mut request: Body, _bytes: Bytes) -> Res
     }
     let mut door = node.mesh().open_door(&request);
     let (care, runs) = exchange::heard(&mut door, &node.logs(), node.store().log().wounds(), &mut request);
+    if let Some(copy) = node.mesh().copied_to(&request) {
+        take_new_name(node, &copy).await;
+    }
     node.mesh().heard(&request, door.theirs());
     for care in care {
         node.writer().care(care).await;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::support::cluster::Cluster;
+use crate::support::cluster::{Cluster, copy_dir};
 use crate::support::doors::{JSON, check_refusal, get, post};
 use crate::support::eventually::eventually_blocking;
 use crate::support::http::{self, Response};
@@ -181,6 +181,23 @@ fn a_store_opened_by_a_later_clock_is_replaced_all_the_same() {
     cluster.start_all();
     is_shown(&cluster, &all_up(3));
     assert_eq!(acks_all(cluster.node(2), 2).status(), 201);
+}
+
+/// Both would be the same member, and neither hears of the other's address but by hearsay.
+#[test]
+fn a_copy_of_a_running_node_with_its_number_is_reported_too() {
+    let mut cluster = chain(2);
+    is_shown(&cluster, &all_up(2));
+    cluster.stop(1);
+    let place = cluster.data_dir().join("place-2").join("node-1");
+    copy_dir(&cluster.node_dir(1), &place);
+    cluster.start_node(1);
+    is_shown(&cluster, &all_up(2));
+    assert_eq!(cluster.join_as(1, &[0]), 2);
+    eventually_blocking(LONG, "both to be named", || {
+        let told = get(cluster.node(0), "/nodes").json()["warnings"].to_string();
+        if told.contains("more than one node 1") { Ok(()) } else { Err(told) }
+    });
 }
 
 #[test]
