@@ -64,6 +64,14 @@ pub struct Mesh {
     stored: tokio::sync::Mutex<Kept>,
 }
 
+/// Which peer is asked for its status, and what was known of it then.
+#[derive(Debug, Clone, Copy)]
+pub struct Seen {
+    number: usize,
+    node_id: Option<NodeId>,
+    opening: Option<Opening>,
+}
+
 #[derive(Default)]
 struct Desk {
     doors: HashMap<Opening, (Door, Instant)>,
@@ -409,7 +417,26 @@ impl Mesh {
 
     /// The peers as they are shown, each with how many entries of `all` it lacks.
     pub fn statuses(&self, all: &Vector) -> Vec<PeerStatus> {
-        lock(&self.book).rows().into_iter().map(|(_, peer)| peer.status(all)).collect()
+        self.surveyed(all).into_iter().map(|(status, _)| status).collect()
+    }
+
+    /// The same, each with what its status may be [seen](Mesh::seen) by.
+    pub fn surveyed(&self, all: &Vector) -> Vec<(PeerStatus, Seen)> {
+        let book = lock(&self.book);
+        let rows = book.rows().into_iter().map(|(number, peer)| {
+            let seen = Seen { number, node_id: peer.node_id, opening: peer.opening };
+            (peer.status(all), seen)
+        });
+        rows.collect()
+    }
+
+    /// A peer, when it was asked for its status, had exactly this.
+    pub fn seen(&self, of: Seen, node_id: NodeId, has: &Vector) {
+        let mut book = lock(&self.book);
+        let Some(peer) = book.peer(of.number) else { return };
+        if (peer.node_id, peer.opening) == (of.node_id, of.opening) && of.node_id == Some(node_id) {
+            peer.seen = Some(has.clone());
+        }
     }
 }
 

@@ -39,6 +39,9 @@ pub struct Peer {
     pub theirs: Option<Vector>,
     /// Of what it had by its last word.
     pub digest: Option<ShortDigest>,
+    /// What it had when it was asked for its status. To be shown, and for nothing else: that answer does not say which
+    /// opening of its store gave it.
+    pub seen: Option<Vector>,
     /// What it had by its last word before its store was opened anew, until it says what it has now.
     pub had: Option<Vector>,
     pub own: Option<Origin>,
@@ -68,6 +71,7 @@ impl Peer {
             opening: None,
             theirs: None,
             digest: None,
+            seen: None,
             had: None,
             own: None,
             damaged: Vec::new(),
@@ -100,7 +104,7 @@ impl Peer {
         let before = self.opening.replace(opening);
         if before != Some(opening) {
             let had = self.theirs.take().or(self.had.take());
-            (self.own, self.digest) = (None, None);
+            (self.own, self.digest, self.seen) = (None, None, None);
             match before {
                 Some((store, _)) if store == opening.0 => self.had = had,
                 Some(_) if is_same_node => {
@@ -174,7 +178,7 @@ impl Peer {
             state: self.state(),
             last_sync: self.last_sync,
             rtt_ms: self.rtt.map(|rtt| (rtt.as_secs_f64() * 1e5).round() / 100.0),
-            behind: self.theirs.as_ref().map(|theirs| all.ahead_of(theirs)),
+            behind: [&self.theirs, &self.seen].into_iter().flatten().map(|has| all.ahead_of(has)).min(),
             error: self.error.clone(),
         }
     }
