@@ -338,6 +338,9 @@ impl Book {
                 up.entry(id).or_default().push(peer.addr.to_string());
             }
         }
+        for addrs in up.values_mut() {
+            addrs.sort(); // all say it in the same words
+        }
         up.into_iter().filter(|(_, addrs)| addrs.len() > 1).collect()
     }
 }
