@@ -2,8 +2,9 @@
 //!
 //! A member is a store at a node. Its own word is the truth about it: what it says at a later opening replaces what it said
 //! before, whoever passes that on, so all nodes come to the same whatever they heard first. An address is one process, so of
-//! two stores of one node at one address only the one opened later is left. A member that was forgotten stays as a mark,
-//! which counts for that opening: one that speaks again is a member again.
+//! two stores of one node at one address only the one opened later is left; a clock may say otherwise, so whoever hears of
+//! a later one at its own place gives its opening a still later name. A member that was forgotten stays as a mark, which
+//! counts for that opening: one that speaks again is a member again, and what was opened before it is not.
 
 use std::collections::BTreeMap;
 
@@ -65,16 +66,13 @@ impl Members {
             .filter(is_rival)
             .map(|(other, known)| (*other, (known.open_id, *other) < (member.open_id, name)))
             .collect();
-        let is_alive = |other: &Name| self.0.get(other).is_some_and(|known| !known.is_forgotten());
-        if rivals.iter().any(|(other, is_older)| !is_older && is_alive(other)) {
+        if rivals.iter().any(|(_, is_older)| !is_older) {
             return false;
         }
-        let replaced = rivals.iter().filter(|(_, is_older)| *is_older);
-        let replaced: Vec<Name> = replaced.map(|(other, _)| *other).collect();
-        if known.is_none() && replaced.is_empty() && self.0.len() >= MEMBERS_MAX {
+        if known.is_none() && rivals.is_empty() && self.0.len() >= MEMBERS_MAX {
             return false;
         }
-        for other in replaced {
+        for (other, _) in rivals {
             self.0.remove(&other);
         }
         self.0.insert(name, member);
@@ -113,6 +111,30 @@ impl Members {
         self.iter().for_each(|(name, member)| put(&mut bytes, name, member));
         *blake3::hash(&bytes).as_bytes().first_chunk().expect("32 bytes have 8")
     }
+}
+
+/// The last opening of a store, or of others of its node at its address: one after these replaces them all.
+pub fn latest<'a>(
+    members: impl Iterator<Item = (Name, &'a Member)>,
+    of: Name,
+    address: &str,
+) -> Option<[u8; 16]> {
+    let is_place = |(name, member): &(Name, &Member)| {
+        *name == of || (name.node_id == of.node_id && member.address == address)
+    };
+    members.filter(is_place).map(|(_, member)| member.open_id).max()
+}
+
+/// Which node was last at each address that is configured here, where that is known. Nobody else is told.
+pub type Met = BTreeMap<String, u16>;
+
+/// What a node keeps in its store of all that.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Kept {
+    /// Who belongs to the network.
+    pub members: Members,
+    /// Who was where.
+    pub met: Met,
 }
 
 impl FromIterator<(Name, Member)> for Members {
@@ -197,6 +219,32 @@ mod tests {
         assert!(members.take(name(1, 3), member(4, "b:1")), "elsewhere it may be alive");
         assert!(members.take(name(2, 4), member(1, "a:1")), "another node is no newer store of this one");
         assert_eq!(members.count(), 3);
+    }
+
+    #[test]
+    fn who_was_replaced_does_not_come_back_when_the_other_is_forgotten() {
+        let mut members = Members::default();
+        members.take(name(1, 2), member(6, "a:1"));
+        members.mark(name(1, 2), true);
+        assert!(!members.take(name(1, 1), member(5, "a:1")), "of somebody who was away all the time");
+        assert!(members.take(name(1, 3), member(7, "a:1")));
+        assert_eq!(said(&members), [(1, 3, 7, "a:1".into())]);
+    }
+
+    #[test]
+    fn the_latest_opening_at_a_place_is_found_whoever_it_was() {
+        let mut members = Members::default();
+        members.take(name(1, 1), member(5, "a:1"));
+        members.take(name(2, 2), member(8, "a:1"));
+        members.take(name(1, 3), member(9, "b:1"));
+        let all = || members.iter();
+        assert_eq!(latest(all(), name(1, 7), "a:1"), Some([5; 16]));
+        assert_eq!(
+            latest(all(), name(1, 3), "a:1"),
+            Some([9; 16]),
+            "its own ones are its own wherever they were"
+        );
+        assert_eq!(latest(all(), name(4, 4), "a:1"), None);
     }
 
     #[test]

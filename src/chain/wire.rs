@@ -37,7 +37,7 @@ pub struct Hello {
     pub node_id: u16,
     /// Its store.
     pub store_id: [u8; 16],
-    /// Random, new whenever the store is opened: what was known before does not hold any more.
+    /// New whenever the store is opened, and larger than before: what was known before does not hold any more.
     pub open_id: [u8; 16],
     /// Where others find it.
     pub address: String,

@@ -9,13 +9,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::peer::Peer;
 use crate::api::address::Addr;
 use crate::api::network::{NodeId, State};
-use crate::chain::members::{Member, Members, Name};
+use crate::chain::members::{self, Kept, Member, Members, Met, Name};
 use crate::chain::wire::{Body, Hello};
 use crate::config;
 
 /// See the head of this file.
 pub struct Book {
     own: Hello,
+    /// As which opening it began.
+    began: [u8; 16],
     peers: BTreeMap<usize, Peer>,
     next: usize,
     members: Members,
@@ -38,18 +40,43 @@ pub enum Forgetting {
 
 impl Book {
     /// A book of the configured peers and of who was a member before. `own`: this node.
-    pub fn new(own: Hello, configured: &[config::Peer], mut members: Members) -> Self {
+    pub fn new(own: Hello, configured: &[config::Peer], Kept { mut members, met }: Kept) -> Self {
         members.take(own.name(), word(&own));
-        let peer = |peer: &config::Peer| Peer::new(peer.addr.clone(), true, peer.node_id);
+        let peer = |peer: &config::Peer| {
+            let was = || met.get(&peer.addr.to_string()).copied();
+            Peer::new(peer.addr.clone(), true, peer.node_id.or_else(was))
+        };
         let peers: BTreeMap<usize, Peer> = configured.iter().map(peer).enumerate().collect();
-        let mut book = Book { own, next: peers.len(), peers, members };
+        let mut book = Book { began: own.open_id, own, next: peers.len(), peers, members };
         book.settle();
         book
+    }
+
+    /// This node.
+    pub fn own(&self) -> &Hello {
+        &self.own
+    }
+
+    /// Whether this is the word of this very process.
+    pub fn is_own(&self, hello: &Hello) -> bool {
+        let now = if hello.open_id == self.began { self.own.open_id } else { hello.open_id };
+        Hello { open_id: now, ..hello.clone() }.is_ours(&self.own)
     }
 
     /// All members, and marks of those that were forgotten.
     pub fn members(&self) -> &Members {
         &self.members
+    }
+
+    /// What outlives this process.
+    pub fn kept(&self) -> Kept {
+        let is_member = |id: NodeId| self.members.iter().any(|(name, _)| name.node_id == id);
+        let met = |peer: &Peer| {
+            let id = peer.node_id.filter(|id| peer.configured && is_member(*id))?;
+            Some((peer.addr.to_string(), id))
+        };
+        let met: Met = self.peers.values().filter_map(met).collect();
+        Kept { members: self.members.clone(), met }
     }
 
     /// The peers that are asked.
@@ -76,7 +103,7 @@ impl Book {
     pub fn take_in(&mut self, body: &Body) -> bool {
         let own = self.own.name();
         let said = body.members.iter().filter(|(name, _)| *name != own).cloned();
-        let mut is_news = false;
+        let mut is_news = self.come_later(body);
         for (name, member) in said.chain([(body.hello.name(), word(&body.hello))]) {
             let is_usable = name != own && member.address.parse::<Addr>().is_ok();
             is_news |= is_usable && self.members.take(name, member);
@@ -92,6 +119,31 @@ impl Book {
             self.settle();
         }
         is_news
+    }
+
+    /// Gives our opening a later name than one that somebody takes for the last at this place, where a clock was ahead or
+    /// a store is put back. Once: two that both say they are here would go on for ever. Whether it has another name now.
+    fn come_later(&mut self, body: &Body) -> bool {
+        let said = body.members.iter().filter(|(_, member)| member.address == self.own.address);
+        let said = said.map(|(name, member)| (*name, member));
+        let Some(last) = members::latest(said, self.own.name(), &self.own.address) else { return false };
+        let next = u128::from_be_bytes(last).saturating_add(1).to_be_bytes();
+        if self.own.open_id != self.began || last <= self.own.open_id || next == last {
+            return false;
+        }
+        self.own.open_id = next;
+        self.members.take(self.own.name(), word(&self.own))
+    }
+
+    /// Where a store with our name was opened later than ours, by what is said: it is a copy of ours, or ours of it.
+    pub fn copied_to<'a>(&self, body: &'a Body) -> Option<&'a str> {
+        let is_copy = |(name, member): &&(Name, Member)| {
+            *name == self.own.name()
+                && member.open_id > self.own.open_id
+                && member.address != self.own.address
+                && !member.is_forgotten()
+        };
+        body.members.iter().find(is_copy).map(|(_, member)| member.address.as_str())
     }
 
     /// The peer that speaks, if it is one of those that are asked.
@@ -154,14 +206,35 @@ impl Book {
                 }
             }
         }
-        for (name, member) in self.members.iter().filter(|(_, member)| !member.is_forgotten()) {
-            let unmet = |peer: &&mut Peer| peer.configured && peer.node_id.is_none();
-            for peer in self.peers.values_mut().filter(unmet) {
-                if peer.addr.to_string() == member.address {
-                    peer.node_id = Some(name.node_id);
-                }
-            }
+        let presume = |(number, peer): (&usize, &Peer)| {
+            let id = self.presumed(peer).map(|name| name.node_id).or(peer.said);
+            (peer.configured && peer.opening.is_none()).then_some((*number, id))
+        };
+        let presumed: Vec<_> = self.peers.iter().filter_map(presume).collect();
+        for (number, node_id) in presumed {
+            let peer = self.peers.get_mut(&number).expect("looked up just now");
+            peer.node_id = node_id;
+            peer.said = peer.said.or(node_id); // who moves on from here is known to have been here
         }
+    }
+
+    /// Which member is at a configured address, as long as nobody answered there: who says that it is, and of several the
+    /// one that is configured there, else the last.
+    fn presumed(&self, peer: &Peer) -> Option<Name> {
+        if !peer.configured || peer.opening.is_some() {
+            return None;
+        }
+        let addr = peer.addr.to_string();
+        let is_there = |(name, member): &(Name, &Member)| {
+            *name != self.own.name() && !member.is_forgotten() && member.address == addr
+        };
+        let rank = |(name, member): &(Name, &Member)| (Some(name.node_id) == peer.said, member.open_id);
+        self.members.iter().filter(is_there).max_by_key(rank).map(|(name, _)| name)
+    }
+
+    /// Which member a peer is, as far as is known or said.
+    fn who(&self, peer: &Peer) -> Option<Name> {
+        peer.name().or_else(|| self.presumed(peer))
     }
 
     fn expects(&self, name: Name) -> bool {
@@ -183,7 +256,7 @@ impl Book {
             Some(of) => {
                 (of == name && peer.error.is_none()) || (of.node_id == name.node_id && peer.addr == *addr)
             }
-            None => peer.addr == *addr,
+            None => self.presumed(peer) == Some(name),
         };
         self.peers.values().any(|peer| peer.configured && !peer.is_self && covers(peer))
     }
@@ -195,32 +268,30 @@ impl Book {
 
     /// The peers as they count and are shown: each node once, and none that was forgotten.
     pub fn rows(&self) -> Vec<(usize, &Peer)> {
-        let mut rows: Vec<(usize, &Peer)> = Vec::new();
+        let mut rows: Vec<(Option<Name>, usize, &Peer)> = Vec::new();
         for (number, peer) in self.peers.iter().filter(|(_, peer)| !self.is_hidden(peer)) {
-            let twin = peer.name().and_then(|name| rows.iter().position(|(_, row)| row.name() == Some(name)));
+            let who = self.who(peer);
+            let twin = who.and_then(|_| rows.iter().position(|(of, ..)| *of == who));
             match twin {
-                Some(at) if peer.state() == State::Up => rows[at] = (*number, peer),
+                Some(at) if peer.state() == State::Up => rows[at] = (who, *number, peer),
                 Some(_) => {}
-                None => rows.push((*number, peer)),
+                None => rows.push((who, *number, peer)),
             }
         }
-        rows
+        rows.into_iter().map(|(_, number, peer)| (number, peer)).collect()
     }
 
     fn is_hidden(&self, peer: &Peer) -> bool {
         if peer.is_self {
             return true;
         }
-        if let Some(name) = peer.name() {
+        if let Some(name) = self.who(peer) {
             return self.members.get(name).is_some_and(Member::is_forgotten);
         }
-        let of_node = |(name, member): &(Name, &Member)| {
-            peer.node_id.map_or(member.address == peer.addr.to_string(), |id| name.node_id == id)
-        };
-        let mut of_node = self.members.iter().filter(of_node).peekable();
-        // It is known by another address, or was forgotten.
-        of_node.peek().is_some()
-            && of_node.all(|(_, member)| member.is_forgotten() || member.address != peer.addr.to_string())
+        // Who is to be there is known by another address, or was forgotten.
+        let addr = peer.addr.to_string();
+        let mut members = self.members.iter();
+        members.any(|(name, member)| peer.said.map_or(member.address == addr, |id| name.node_id == id))
     }
 
     /// How many nodes there are, this one included.
@@ -267,6 +338,9 @@ impl Book {
                 up.entry(id).or_default().push(peer.addr.to_string());
             }
         }
+        for addrs in up.values_mut() {
+            addrs.sort(); // all say it in the same words
+        }
         up.into_iter().filter(|(_, addrs)| addrs.len() > 1).collect()
     }
 }
@@ -298,7 +372,7 @@ mod tests {
 
     #[test]
     fn a_member_at_a_configured_address_is_asked_once() {
-        let mut book = Book::new(hello(0, 1, 1, 1), &[configured(2)], Members::default());
+        let mut book = Book::new(hello(0, 1, 1, 1), &[configured(2)], Kept::default());
         assert_eq!((shown(&book), book.count()), (vec![(None, 2)], 2), "it never answered, and counts");
         assert!(book.take_in(&speaks(hello(7, 2, 1, 2))));
         assert_eq!((shown(&book), book.count()), (vec![(Some(7), 2)], 2));
@@ -309,7 +383,7 @@ mod tests {
 
     #[test]
     fn a_configured_peer_that_moved_is_asked_at_both_addresses_and_shown_at_the_new_one() {
-        let mut book = Book::new(hello(0, 1, 1, 1), &[configured(2)], Members::default());
+        let mut book = Book::new(hello(0, 1, 1, 1), &[configured(2)], Kept::default());
         let notes = Notes::default();
         book.peer(0).expect("configured").spoke(&speaks(hello(7, 2, 1, 2)), None, &notes);
         book.peer(0).expect("configured").error = Some("refused".into());
@@ -321,9 +395,82 @@ mod tests {
         assert_eq!((shown(&book), book.asked().len()), (vec![(Some(7), 9)], 2));
     }
 
+    fn numbered(node_id: NodeId, port: u16) -> config::Peer {
+        config::Peer { node_id: Some(node_id), ..configured(port) }
+    }
+
+    #[test]
+    fn two_configured_nodes_that_swapped_their_addresses_are_shown_where_they_are() {
+        let configured = [numbered(7, 2), numbered(8, 3)];
+        let mut book = Book::new(hello(0, 1, 1, 1), &configured, Kept::default());
+        assert_eq!((shown(&book), book.count()), (vec![(Some(7), 2), (Some(8), 3)], 3));
+        book.take_in(&speaks(hello(7, 2, 1, 3)));
+        book.take_in(&speaks(hello(8, 3, 1, 2)));
+        assert_eq!((shown(&book), book.count()), (vec![(Some(7), 3), (Some(8), 2)], 3));
+        assert_eq!(book.asked().len(), 2);
+    }
+
+    #[test]
+    fn who_took_over_an_address_and_who_had_it_before_both_count() {
+        let mut book = Book::new(hello(0, 1, 1, 1), &[configured(2)], Kept::default());
+        book.take_in(&speaks(hello(7, 2, 1, 2)));
+        book.take_in(&speaks(hello(8, 3, 2, 2)));
+        assert_eq!((shown(&book), book.count()), (vec![(Some(7), 2), (Some(8), 2)], 3));
+    }
+
+    fn restarted(book: &Book, configured: &[config::Peer]) -> Book {
+        Book::new(hello(0, 1, 1, 1), configured, book.kept())
+    }
+
+    #[test]
+    fn who_moved_from_a_configured_address_is_known_after_a_restart() {
+        let peers = [configured(2)];
+        let mut book = Book::new(hello(0, 1, 1, 1), &peers, Kept::default());
+        book.take_in(&speaks(hello(7, 2, 1, 2)));
+        book.take_in(&speaks(hello(7, 2, 2, 9)));
+        for _ in 0..2 {
+            book = restarted(&book, &peers);
+            assert_eq!((shown(&book), book.count()), (vec![(Some(7), 9)], 2));
+        }
+        book.take_in(&speaks(hello(8, 3, 1, 2)));
+        book = restarted(&book, &peers);
+        assert_eq!((shown(&book), book.count()), (vec![(Some(7), 9), (Some(8), 2)], 3), "it took over there");
+        book.take_in(&speaks(hello(8, 3, 2, 4)));
+        book.forget(8);
+        book = restarted(&book, &peers);
+        assert_eq!((shown(&book), book.count()), (vec![(Some(7), 9)], 2), "it moved, too, and was forgotten");
+        book.forget(7);
+        assert_eq!((shown(&restarted(&book, &peers)), book.count()), (vec![], 1));
+    }
+
+    /// Under the name of a machine, where the node itself says a number.
+    #[test]
+    fn one_node_under_two_spellings_is_shown_once_after_a_restart() {
+        let peers = [config::Peer { node_id: None, addr: "localhost:2".parse().expect("an address") }];
+        let mut book = Book::new(hello(0, 1, 1, 1), &peers, Kept::default());
+        book.take_in(&speaks(hello(7, 2, 1, 2)));
+        book.peer(0).expect("configured").spoke(&speaks(hello(7, 2, 1, 2)), None, &Notes::default());
+        book.found(0, &hello(7, 2, 1, 2));
+        assert_eq!((shown(&book), book.count()), (vec![(Some(7), 2)], 2));
+        book = restarted(&book, &peers);
+        assert_eq!((shown(&book), book.count()), (vec![(Some(7), 2)], 2));
+    }
+
+    #[test]
+    fn another_node_at_an_address_is_no_other_store_of_the_one_before_it() {
+        let mut book = Book::new(hello(0, 1, 1, 1), &[configured(2)], Kept::default());
+        let notes = Notes::default();
+        let mut spoke = |hello| book.peer(0).expect("configured").spoke(&speaks(hello), None, &notes);
+        spoke(hello(7, 2, 1, 2));
+        spoke(hello(8, 3, 1, 2));
+        assert_eq!(notes.lines(), Vec::<String>::new());
+        spoke(hello(8, 4, 1, 2));
+        assert_eq!(notes.lines().len(), 1);
+    }
+
     #[test]
     fn a_forgotten_node_is_neither_asked_nor_shown_until_it_speaks_again() {
-        let mut book = Book::new(hello(0, 1, 1, 1), &[], Members::default());
+        let mut book = Book::new(hello(0, 1, 1, 1), &[], Kept::default());
         book.take_in(&speaks(hello(7, 2, 1, 2)));
         assert_eq!(book.forget(0), Forgetting::IsUp);
         assert_eq!(book.forget(9), Forgetting::Unknown);
@@ -334,9 +481,48 @@ mod tests {
         assert_eq!(shown(&book), [(Some(7), 2)]);
     }
 
+    fn tells(name: Name, open: u8, port: u16) -> Body {
+        let member = Member { open_id: [open; 16], marks: 0, address: format!("127.0.0.1:{port}") };
+        Body { members: vec![(name, member)], ..speaks(hello(7, 2, 1, 2)) }
+    }
+
+    #[test]
+    fn whoever_is_there_comes_after_every_other_store_that_was() {
+        let mut book = Book::new(hello(0, 1, 5, 1), &[], Kept::default());
+        let before = hello(0, 9, 8, 1);
+        book.take_in(&tells(before.name(), 4, 1));
+        assert_eq!(book.own(), &hello(0, 1, 5, 1), "it was opened before ours");
+        book.take_in(&tells(hello(0, 6, 8, 2).name(), 8, 2));
+        assert_eq!(book.own(), &hello(0, 1, 5, 1), "it is elsewhere");
+        assert!(book.take_in(&tells(before.name(), 8, 1)));
+        let later = book.own().clone();
+        assert!(later.open_id > [8; 16] && book.is_own(&later) && book.is_own(&hello(0, 1, 5, 1)));
+        assert_eq!(book.members().get(later.name()).map(|member| member.open_id), Some(later.open_id));
+        assert_eq!(book.members().get(before.name()), None);
+        book.take_in(&tells(before.name(), 9, 1));
+        assert_eq!(book.own(), &later, "it says so again, so it is alive, and we would never come to an end");
+    }
+
+    #[test]
+    fn a_store_that_was_put_back_comes_after_what_is_known_of_it() {
+        let mut book = Book::new(hello(0, 1, 5, 1), &[], Kept::default());
+        assert!(!book.take_in(&tells(hello(0, 1, 5, 1).name(), 5, 1)) || book.own().open_id == [5; 16]);
+        assert!(book.take_in(&tells(hello(0, 1, 5, 1).name(), 8, 1)) && book.own().open_id > [8; 16]);
+    }
+
+    #[test]
+    fn a_store_of_our_name_that_was_opened_later_elsewhere_is_a_copy() {
+        let book = Book::new(hello(0, 1, 5, 1), &[], Kept::default());
+        let own = hello(0, 1, 5, 1).name();
+        assert_eq!(book.copied_to(&tells(own, 6, 3)), Some("127.0.0.1:3"));
+        assert_eq!(book.copied_to(&tells(own, 6, 1)), None);
+        assert_eq!(book.copied_to(&tells(own, 4, 3)), None, "ours was there before");
+        assert_eq!(book.copied_to(&tells(hello(0, 2, 5, 1).name(), 6, 3)), None);
+    }
+
     #[test]
     fn who_is_said_to_be_forgotten_says_that_it_is_there() {
-        let mut book = Book::new(hello(0, 1, 1, 1), &[], Members::default());
+        let mut book = Book::new(hello(0, 1, 1, 1), &[], Kept::default());
         let mark = Member { open_id: [1; 16], marks: 1, address: "127.0.0.1:1".into() };
         let members = vec![(hello(0, 1, 1, 1).name(), mark)];
         assert!(book.take_in(&Body { members, ..speaks(hello(7, 2, 1, 2)) }));
@@ -346,7 +532,7 @@ mod tests {
 
     #[test]
     fn nobody_makes_us_ask_more_addresses_than_there_may_be_members() {
-        let mut book = Book::new(hello(0, 1, 1, 1), &[], Members::default());
+        let mut book = Book::new(hello(0, 1, 1, 1), &[], Kept::default());
         for port in 2..2_000 {
             book.take_in(&speaks(hello(port, 9, 1, port)));
         }

@@ -52,7 +52,7 @@ pub async fn get(node: Node, RawQuery(query): RawQuery, headers: HeaderMap) -> R
     let accepts = headers.get_all(header::ACCEPT).iter();
     let lines = accepts.filter_map(|value| value.to_str().ok()).any(media::wants_ndjson);
     let format = if lines { Format::Lines } else { Format::Events };
-    let purpose = Purpose::new(node.mesh().hello.network, &query.filter());
+    let purpose = Purpose::new(node.mesh().network, &query.filter());
     let entered = node.hub().enter();
     let seen = match &query.cursor {
         Some(text) => Some(resume(&node, text, purpose).await?),

@@ -18,7 +18,7 @@ use super::peer::{Opening, Peer};
 use crate::api::address::Addr;
 use crate::api::network::{NodeId, PeerStatus};
 use crate::api::time::Time;
-use crate::chain::members::{Member, Members, Name};
+use crate::chain::members::{Kept, Member, Members, Name};
 use crate::chain::place::Origin;
 use crate::chain::sync::Door;
 use crate::chain::vector::Vector;
@@ -43,8 +43,8 @@ const CLAIM: Duration = Duration::from_secs(5);
 
 /// See the head of this file.
 pub struct Mesh {
-    /// Who we are.
-    pub hello: Hello,
+    /// The network, by the hash of its name.
+    pub network: [u8; 8],
     /// The way to the others.
     pub client: Client,
     /// When this process began to serve.
@@ -61,7 +61,15 @@ pub struct Mesh {
     /// Counts the times that members came or went.
     changed: watch::Sender<u64>,
     /// The members as they are on disk.
-    stored: tokio::sync::Mutex<Members>,
+    stored: tokio::sync::Mutex<Kept>,
+}
+
+/// Which peer is asked for its status, and what was known of it then.
+#[derive(Debug, Clone, Copy)]
+pub struct Seen {
+    number: usize,
+    node_id: Option<NodeId>,
+    opening: Option<Opening>,
 }
 
 #[derive(Default)]
@@ -78,21 +86,25 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Mesh {
     /// A mesh that knows the configured peers and who was a member before.
     /// `started`: when the process began to serve.
-    pub fn new(config: &NodeConfig, hello: Hello, members: &Members, started: Instant, notes: Notes) -> Self {
-        let book = Book::new(hello.clone(), &config.peers, members.clone());
+    pub fn new(config: &NodeConfig, hello: Hello, kept: &Kept, started: Instant, notes: Notes) -> Self {
         Mesh {
-            hello,
+            network: hello.network,
             client: Client::new(config.keys.as_ref()),
             started,
             notes,
             scrub: Progress::default(),
-            book: Mutex::new(book),
+            book: Mutex::new(Book::new(hello, &config.peers, kept.clone())),
             desk: Mutex::default(),
             heal: Mutex::default(),
             held: watch::Sender::new(0),
             changed: watch::Sender::new(0),
-            stored: tokio::sync::Mutex::new(members.clone()),
+            stored: tokio::sync::Mutex::new(kept.clone()),
         }
+    }
+
+    /// Who we are.
+    pub fn hello(&self) -> Hello {
+        lock(&self.book).own().clone()
     }
 
     /// The peers that are asked, by number.
@@ -113,7 +125,7 @@ impl Mesh {
     /// Has the members as they are now written to disk, if they changed since the last time.
     pub async fn store_members(&self, node: &super::Node) {
         let mut stored = self.stored.lock().await; // one after the other, or an older list could come last
-        let now = lock(&self.book).members().clone();
+        let now = lock(&self.book).kept();
         if *stored != now {
             node.writer().care(Care::Members(now.clone())).await;
             *stored = now;
@@ -160,12 +172,18 @@ impl Mesh {
 
     /// Whether a message comes from this very process.
     pub fn is_self(&self, body: &Body) -> bool {
-        body.hello.is_ours(&self.hello)
+        lock(&self.book).is_own(&body.hello)
     }
 
     /// Whether a message comes from another process with a copy of this store, and it is on us to take a new name.
     pub fn is_copied(&self, body: &Body) -> bool {
-        body.hello.is_copied(&self.hello)
+        body.hello.is_copied(lock(&self.book).own())
+    }
+
+    /// Where another process runs with a copy of this store under our node id, by what a message says of the members. It
+    /// is on us to take a new name: to the others the two are one, so the other one may never meet us.
+    pub fn copied_to(&self, body: &Body) -> Option<String> {
+        lock(&self.book).copied_to(body).map(ToOwned::to_owned)
     }
 
     /// A peer turned out to be this node. Where the configuration says so, it is not shown as a peer; else it is a member
@@ -200,6 +218,7 @@ impl Mesh {
             self.tell_of_news(book, members, false);
             return Err(why);
         }
+        let is_met = peer.node_id != Some(reply.hello.node_id);
         let is_news = peer.spoke(reply, theirs, &self.notes);
         peer.answered = Some(Instant::now());
         (peer.last_sync, peer.rtt, peer.error) = (Some(Time(now_ms)), Some(rtt), None);
@@ -207,7 +226,7 @@ impl Mesh {
         let before = book.asked();
         book.found(number, &reply.hello);
         let moved = before != book.asked();
-        self.tell_of_news(book, members || moved, is_news);
+        self.tell_of_news(book, members || is_met || moved, is_news);
         Ok(())
     }
 
@@ -375,7 +394,7 @@ impl Mesh {
         let book = lock(&self.book);
         let mut found: Vec<(NodeId, [u8; 16])> = Vec::new();
         if here {
-            found.push((self.hello.node_id, self.hello.store_id));
+            found.push((book.own().node_id, book.own().store_id));
         }
         for peer in book.present() {
             let (Some(id), Some((store, _))) = (peer.node_id, peer.opening) else { continue };
@@ -398,7 +417,26 @@ impl Mesh {
 
     /// The peers as they are shown, each with how many entries of `all` it lacks.
     pub fn statuses(&self, all: &Vector) -> Vec<PeerStatus> {
-        lock(&self.book).rows().into_iter().map(|(_, peer)| peer.status(all)).collect()
+        self.surveyed(all).into_iter().map(|(status, _)| status).collect()
+    }
+
+    /// The same, each with what its status may be [seen](Mesh::seen) by.
+    pub fn surveyed(&self, all: &Vector) -> Vec<(PeerStatus, Seen)> {
+        let book = lock(&self.book);
+        let rows = book.rows().into_iter().map(|(number, peer)| {
+            let seen = Seen { number, node_id: peer.node_id, opening: peer.opening };
+            (peer.status(all), seen)
+        });
+        rows.collect()
+    }
+
+    /// A peer, when it was asked for its status, had exactly this.
+    pub fn seen(&self, of: Seen, node_id: NodeId, has: &Vector) {
+        let mut book = lock(&self.book);
+        let Some(peer) = book.peer(of.number) else { return };
+        if (peer.node_id, peer.opening) == (of.node_id, of.opening) && of.node_id == Some(node_id) {
+            peer.seen = Some(has.clone());
+        }
     }
 }
 
@@ -447,7 +485,7 @@ mod tests {
             scrub_interval: Duration::from_hours(1),
             keys: None,
         };
-        let mesh = Mesh::new(&config, hello, &Members::default(), Instant::now(), Notes::default());
+        let mesh = Mesh::new(&config, hello, &Kept::default(), Instant::now(), Notes::default());
         for n in 0..20 {
             body.hello.store_id = [n; 16];
             mesh.close_door(&body, door.clone());

@@ -32,11 +32,16 @@ pub struct Peer {
     pub configured: bool,
     /// The member that is asked here, if it was learned of.
     pub expects: Option<Name>,
+    /// Who is here by the configuration, else who was here last.
+    pub said: Option<NodeId>,
     pub node_id: Option<NodeId>,
     pub opening: Option<Opening>,
     pub theirs: Option<Vector>,
     /// Of what it had by its last word.
     pub digest: Option<ShortDigest>,
+    /// What it had when it was asked for its status. To be shown, and for nothing else: that answer does not say which
+    /// opening of its store gave it.
+    pub seen: Option<Vector>,
     /// What it had by its last word before its store was opened anew, until it says what it has now.
     pub had: Option<Vector>,
     pub own: Option<Origin>,
@@ -61,10 +66,12 @@ impl Peer {
             addr,
             configured,
             expects: None,
+            said: node_id,
             node_id,
             opening: None,
             theirs: None,
             digest: None,
+            seen: None,
             had: None,
             own: None,
             damaged: Vec::new(),
@@ -93,14 +100,17 @@ impl Peer {
     /// Notes who speaks. Of a store that was opened anew nothing is known any more.
     fn met(&mut self, body: &Body, notes: &Notes) {
         let opening = (body.hello.store_id, body.hello.open_id);
+        let is_same_node = self.node_id == Some(body.hello.node_id);
         let before = self.opening.replace(opening);
         if before != Some(opening) {
             let had = self.theirs.take().or(self.had.take());
-            (self.own, self.digest) = (None, None);
+            (self.own, self.digest, self.seen) = (None, None, None);
             match before {
                 Some((store, _)) if store == opening.0 => self.had = had,
-                Some(_) => notes.add(format!("node {} came back with another store", body.hello.node_id)),
-                None => {}
+                Some(_) if is_same_node => {
+                    notes.add(format!("node {} came back with another store", body.hello.node_id));
+                }
+                _ => {}
             }
         }
         self.node_id = Some(body.hello.node_id);
@@ -168,7 +178,7 @@ impl Peer {
             state: self.state(),
             last_sync: self.last_sync,
             rtt_ms: self.rtt.map(|rtt| (rtt.as_secs_f64() * 1e5).round() / 100.0),
-            behind: self.theirs.as_ref().map(|theirs| all.ahead_of(theirs)),
+            behind: [&self.theirs, &self.seen].into_iter().flatten().map(|has| all.ahead_of(has)).min(),
             error: self.error.clone(),
         }
     }

@@ -147,13 +147,13 @@ impl Talk {
         let occasion = Occasion { on_timer, now_ms: mesh.running_ms(), leave: &leave, mend };
         let planned = self.exchange.plan(&logs, occasion);
         let read = read(node, planned.reads.clone()).await?;
-        let mut request = self.exchange.request(mesh.hello.clone(), &planned, read);
+        let mut request = self.exchange.request(mesh.hello(), &planned, read);
         mesh.introduce(&mut request, self.introduces);
         let began = Instant::now();
         let reply = mesh.client.sync(&addr, request.encode().into(), EXCHANGE_TIME).await;
         let reply = reply.map_err(|error| error.to_string())?;
         let reply = Body::decode(&reply).map_err(|error| format!("{addr}: {error}"))?;
-        if reply.hello.network != mesh.hello.network {
+        if reply.hello.network != mesh.network {
             return Err(format!("{addr} belongs to another network"));
         }
         if mesh.is_self(&reply) {
@@ -172,6 +172,9 @@ impl Talk {
             ..Body::quiet(reply.hello.clone(), reply.digest)
         };
         let heard = self.exchange.on_reply(planned, reply, &node.logs(), node.store().log().wounds());
+        if let Some(copy) = mesh.copied_to(&said) {
+            take_new_name(node, &copy).await;
+        }
         mesh.answered(self.index, &said, self.exchange.theirs(), rtt, super::now_ms())?;
         let (mut next, progress) = (heard.next, self.carry_out(node, &addr.to_string(), heard).await?);
         let introduced = std::mem::replace(&mut self.introduces, mesh.knows_more_than(&said));
@@ -330,7 +333,7 @@ pub async fn post(
         };
         Problem::new(code, error.to_string())
     })?;
-    if request.hello.network != node.mesh().hello.network {
+    if request.hello.network != node.mesh().network {
         let detail = format!("this node belongs to the network {:?}", node.config().network);
         return Err(Problem::new(ErrorCode::WrongNetwork, detail));
     }
@@ -341,7 +344,7 @@ pub async fn post(
 /// Answers an exchange. `_bytes` keeps the request's share of the memory budget until its records are stored.
 pub(super) async fn answer(node: &Node, mut request: Body, _bytes: Bytes) -> Result<Body, Problem> {
     if node.mesh().is_self(&request) {
-        return Ok(Body::quiet(node.mesh().hello.clone(), [0; 16]));
+        return Ok(Body::quiet(node.mesh().hello(), [0; 16]));
     }
     if node.mesh().is_copied(&request) {
         take_new_name(node, &request.hello.address).await;
@@ -350,6 +353,9 @@ pub(super) async fn answer(node: &Node, mut request: Body, _bytes: Bytes) -> Res
     }
     let mut door = node.mesh().open_door(&request);
     let (care, runs) = exchange::heard(&mut door, &node.logs(), node.store().log().wounds(), &mut request);
+    if let Some(copy) = node.mesh().copied_to(&request) {
+        take_new_name(node, &copy).await;
+    }
     node.mesh().heard(&request, door.theirs());
     for care in care {
         node.writer().care(care).await;
@@ -368,7 +374,7 @@ pub(super) async fn answer(node: &Node, mut request: Body, _bytes: Bytes) -> Res
     let read = read(node, exchange::wanted(&request, &logs)).await;
     let read = read.map_err(|error| Problem::new(ErrorCode::StorageFailed, error))?;
     let mend = node.mesh().mends(node, door.theirs());
-    let mut reply = exchange::answer(&mut door, &logs, &request, read, mend, node.mesh().hello.clone());
+    let mut reply = exchange::answer(&mut door, &logs, &request, read, mend, node.mesh().hello());
     node.mesh().introduce_back(&request, &mut reply);
     node.mesh().close_door(&request, door);
     Ok(reply)

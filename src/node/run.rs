@@ -24,9 +24,8 @@ use super::pid::PidFile;
 use super::seat::Seat;
 use super::writer::Writer;
 use super::{Bounds, Error, Node, care, doubt, http, hub, now_ms, replicate, status};
-use crate::api::network::NodeId;
 use crate::chain::log::Logs;
-use crate::chain::members::Name;
+use crate::chain::members::{self, Name};
 use crate::chain::wire::Hello;
 use crate::config::NodeConfig;
 use crate::serve;
@@ -47,7 +46,7 @@ pub async fn run(config: NodeConfig, listener: TcpListener, stop: CancellationTo
     let begin = |opened| Life::begin(&config, opened, started, notes.clone(), stop.child_token());
     let (seat, mut life) = match open(&config, doubt::trust(&config.store_dir).await).await? {
         Ok(opened) => {
-            announce(&config, opened.0.log().members().count()); // before the exchanges have something to say
+            announce(&config, opened.0.log().kept().members.count()); // before the exchanges have something to say
             let life = begin(opened)?;
             (Seat::of(life.node.clone()), Some(life))
         }
@@ -171,8 +170,7 @@ impl Life {
         notes: Notes,
         feeds_end: CancellationToken,
     ) -> Result<Self, Error> {
-        let members = store.log().members();
-        let mesh = Arc::new(Mesh::new(config, hello(config, &store), members, started, notes));
+        let mesh = Arc::new(Mesh::new(config, hello(config, &store), store.log().kept(), started, notes));
         let (writer, logs, writing) = Writer::start(store.clone(), logs, config.store_dir.clone(), now_ms)?;
         let (indexing, indexer_ended) = start_indexer(store.clone(), writer.alarm().clone())?;
         let (config, bounds) = (config.clone(), Bounds::new(feeds_end));
@@ -261,15 +259,16 @@ fn hello(config: &NodeConfig, store: &Store) -> Hello {
         network: Hello::network_hash(&config.network),
         node_id: config.node_id,
         store_id: store.id().0,
-        open_id: next_opening(store, config.node_id),
+        open_id: next_opening(store, config),
         address: config.advertise.to_string(),
     }
 }
 
-/// Later than the last one of this store, also if the clock was set back: a smaller one would be taken for an old word.
-fn next_opening(store: &Store, node_id: NodeId) -> [u8; 16] {
-    let name = Name { node_id, store_id: store.id().0 };
-    let last = store.log().members().get(name).map_or(0, |member| u128::from_be_bytes(member.open_id));
+/// Later than the last one at this place, also if the clock was set back: a smaller one would be taken for an old word.
+fn next_opening(store: &Store, config: &NodeConfig) -> [u8; 16] {
+    let name = Name { node_id: config.node_id, store_id: store.id().0 };
+    let last = members::latest(store.log().kept().members.iter(), name, &config.advertise.to_string());
+    let last = last.map_or(0, u128::from_be_bytes);
     Uuid::now_v7().as_u128().max(last.saturating_add(1)).to_be_bytes()
 }
 

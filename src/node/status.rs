@@ -150,17 +150,23 @@ pub async fn network(node: Node, RawQuery(raw): RawQuery) -> Result<Response, Pr
 async fn survey(node: &Node) -> NetworkStatus {
     let logs = node.logs();
     let all = node.mesh().union(logs.vector());
-    let peers = node.mesh().statuses(&all);
-    let answers = join_all(peers.iter().map(|peer| ask(node, &peer.address))).await;
+    let peers = node.mesh().surveyed(&all);
+    let answers = join_all(peers.iter().map(|(peer, _)| ask(node, &peer.address))).await;
     let own = status(node);
+    let mine = node.logs();
     let is_up = |answer: &NodeStatus| answer.state == State::Up;
     let writable = node.writer().is_writable() || answers.iter().flatten().any(is_up);
     let mut warnings = own.warnings.clone();
     let mut healthy = own.damaged + own.unreadable == 0;
     let own = row(own, logs.vector(), &all);
     let mut nodes = Vec::new();
-    for (peer, answer) in peers.into_iter().zip(answers) {
+    for ((peer, of), answer) in peers.into_iter().zip(answers) {
         if let Ok(answer) = &answer {
+            for has in [&logs, &mine].map(|logs| logs.vector()) {
+                if answer.digest == has.digest().to_string() {
+                    node.mesh().seen(of, answer.node_id, has);
+                }
+            }
             healthy &= answer.damaged + answer.unreadable == 0;
             warnings.extend(answer.warnings.iter().cloned());
         }

@@ -45,12 +45,13 @@ impl Bench {
         let (writer, logs, _thread) =
             Writer::start(store.clone(), logs, dir.path().to_owned(), now_ms).expect("starts");
         let mut hello = hello(1);
-        // No two of them run with copies of one store.
+        // No two of them run with copies of one store, or at one address.
         (hello.store_id, hello.open_id) = (Uuid::new_v4().into_bytes(), Uuid::new_v4().into_bytes());
+        hello.address = format!("{}:1", Uuid::new_v4());
         let mesh = Arc::new(Mesh::new(
             &config,
             hello,
-            store.log().members(),
+            store.log().kept(),
             std::time::Instant::now(),
             notes::Notes::default(),
         ));
@@ -309,6 +310,33 @@ async fn a_node_with_a_closed_store_is_neither_up_nor_writable_in_the_network() 
     let bytes = axum::body::to_bytes(answer.into_body(), 1 << 20).await.expect("is short");
     let network: crate::api::network::NetworkStatus = serde_json::from_slice(&bytes).expect("parses");
     assert_eq!((network.up, network.total, network.writable), (1, 2, false), "{network:?}");
+}
+
+/// It had entries from a third node, and was killed before it could say so in an exchange.
+#[tokio::test]
+async fn what_a_peer_had_when_its_status_was_asked_for_is_shown_after_it_is_gone() {
+    let mut peer = Bench::new();
+    let bench = Bench::with_peers(vec![peer.serve().await]);
+    replicate::Talk::new(0).exchange(&bench.node, false).await.expect("goes well");
+    let log = Log::new(X, 3, 1, "theirs");
+    for node in [&peer, &bench] {
+        node.push(&log, 1, 3, 3).await;
+    }
+    let mesh = bench.node.mesh();
+    let behind = || {
+        let shown = mesh.statuses(bench.node.logs().vector());
+        shown.iter().find(|peer| peer.state == crate::api::network::State::Up).expect("answered").behind
+    };
+    assert_eq!(behind(), Some(3));
+    status::network(bench.node.clone(), axum::extract::RawQuery(None)).await.expect("answers");
+    assert_eq!(behind(), Some(0));
+    let all = [crate::chain::wire::Range { origin: X, first: 1, last: 3 }];
+    let holders = mesh.holders(&all, false, bench.node.logs().vector());
+    assert_eq!(holders, [2], "who said so; for the other one no copy is counted");
+    let mut anew = Body::quiet(peer.node.mesh().hello(), [0; 16]);
+    anew.hello.open_id = [0xff; 16];
+    bench.answer(anew).await;
+    assert_eq!(behind(), None, "of another opening nothing is known");
 }
 
 /// A peer may say anything, such as an answer to a probe that stands at no place.

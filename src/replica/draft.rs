@@ -12,7 +12,7 @@ use bytes::Bytes;
 use super::jobs::{Admit, Admitted, Intake, Outcome, Room, WhyNot};
 use crate::chain::clock::Stamp;
 use crate::chain::log::{self, Logs};
-use crate::chain::members::Members;
+use crate::chain::members::Kept;
 use crate::chain::message::Digest;
 use crate::chain::place::{ChainHash, Origin, Place};
 use crate::chain::record::{Kind, Record};
@@ -297,8 +297,8 @@ impl<'a> Draft<'a> {
     }
 
     /// Writes who belongs to the network.
-    pub(super) fn members(&mut self, members: &Members) {
-        self.change.members = Some(members.clone());
+    pub(super) fn members(&mut self, kept: &Kept) {
+        self.change.members = Some(kept.clone());
     }
 
     /// Writes a checkpoint of the chain anew, unless it was cut off since it was found wrong.

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use uuid::Uuid;
 
 use crate::chain::log;
-use crate::chain::members::Members;
+use crate::chain::members::Kept;
 use crate::chain::message::Digest;
 use crate::chain::place::{ChainHash, Origin, Place};
 use crate::chain::seqs::MilestoneContent;
@@ -46,7 +46,7 @@ pub enum Care {
     /// Put these milestones into the own log, so that cursors can refer to them. Where there is no room, it is not done.
     Milestones(Vec<MilestoneContent>),
     /// Keep in mind who belongs to the network. Where there is no room, it is not done.
-    Members(Members),
+    Members(Kept),
 }
 
 /// What one commit will hold.

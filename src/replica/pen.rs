@@ -98,7 +98,7 @@ impl Pen {
                 Care::Cut(origin, seq) => self.begin_cut(*origin, *seq),
                 Care::Mend(records) => self.mend(draft, records)?,
                 Care::Checkpoint(origin, seq, hash) => draft.checkpoint(*origin, *seq, *hash),
-                Care::Members(members) if room.peers => draft.members(members),
+                Care::Members(kept) if room.peers => draft.members(kept),
                 Care::Members(_) => {}
                 Care::Milestones(contents) => contents.iter().for_each(|content| draft.milestone(content)),
             }

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use super::Standing;
-use crate::chain::members::Members;
+use crate::chain::members::Kept;
 use crate::chain::place::{ChainHash, Origin, Place};
 
 /// An entry to be written: its place, the chain's hash there, its record.
@@ -38,7 +38,7 @@ pub struct Change {
     /// Checkpoints of the chain that were found wrong, as they are.
     pub checkpoints: Vec<(Origin, u64, ChainHash)>,
     /// Who belongs to the network now, where that has changed.
-    pub members: Option<Members>,
+    pub members: Option<Kept>,
 }
 
 impl Change {

@@ -6,7 +6,7 @@
 //! transaction, bounded rows, no waiting inside. An entry that does not check is noted as a wound, to be mended.
 //!
 //! Tables: `meta` (name -> bytes), `heads` (origin -> seq, hash, first and last stamp, check), `chain`
-//! (origin, seq -> hash), `cuts` (origin -> seq), `loose` (origin -> seq), `members`, and `log/<origin in hex>` (seq -> record).
+//! (origin, seq -> hash), `cuts` (origin -> seq), `loose` (origin -> seq), `members`, `met`, and `log/<origin in hex>` (seq -> record).
 //! Rows of a log behind its head are not of the log: behind a gap they are loose, behind a cut they are left over until
 //! they are swept, which a crash may interrupt. A log's table with rows in it has a row in `heads`, `loose` or `cuts`.
 
@@ -33,7 +33,7 @@ use super::wounds::Wounds;
 use super::{Error, OpenError, StoreId, raw};
 use crate::chain::clock::Stamp;
 use crate::chain::log::{CHECKPOINT_EVERY, Found, Logs, StampRange};
-use crate::chain::members::Members;
+use crate::chain::members::Kept;
 use crate::chain::place::{ChainHash, Origin};
 use crate::chain::vector::Head;
 use crate::fault::Fault;
@@ -66,7 +66,7 @@ pub(super) fn tables(db: &Database) -> Result<Vec<Origin>, Error> {
 pub struct Log {
     db: Open,
     id: StoreId,
-    members: Members,
+    kept: Kept,
     wounds: Arc<Wounds>,
     swept: Arc<Swept>,
 }
@@ -96,7 +96,7 @@ impl Log {
         let broken = |why: String| OpenError::Broken { path: path.clone(), why };
         let opened = guard(|| files.database(files::LOG, CACHE_BYTES, how));
         let db = Open::new(opened.unwrap_or_else(|panic| Err(broken(panic.to_string())))?);
-        let read = || -> Result<(StoreId, Members, Found), OpenError> {
+        let read = || -> Result<(StoreId, Kept, Found), OpenError> {
             let not_readable = |error: Error| match error {
                 Error::Storage(error) => files::why_not(path.clone(), *error),
                 other => broken(other.to_string()),
@@ -109,12 +109,12 @@ impl Log {
                 (None, _) => return Err(broken("it does not say whose store it is".into())),
             };
             meta.check_ours(&path, network)?;
-            let members = members::read(&db).map_err(not_readable)?;
-            Ok((meta.id, members, find(&db).map_err(not_readable)?))
+            let kept = members::read(&db).map_err(not_readable)?;
+            Ok((meta.id, kept, find(&db).map_err(not_readable)?))
         };
         match guard(read).unwrap_or_else(|panic| Err(broken(panic.to_string()))) {
-            Ok((id, members, found)) => {
-                Ok((Log { db, id, members, wounds: Arc::default(), swept: Arc::default() }, found))
+            Ok((id, kept, found)) => {
+                Ok((Log { db, id, kept, wounds: Arc::default(), swept: Arc::default() }, found))
             }
             Err(error) => Err(NotOpen { error, db: Some(db) }),
         }
@@ -130,9 +130,9 @@ impl Log {
         &self.swept
     }
 
-    /// Who belonged to the network when the file was opened.
-    pub fn members(&self) -> &Members {
-        &self.members
+    /// Who belonged to the network when the file was opened, and who was where.
+    pub fn kept(&self) -> &Kept {
+        &self.kept
     }
 
     /// The store's name.
@@ -180,8 +180,8 @@ impl Log {
         for (origin, seq, hash) in &change.checkpoints {
             tx.open_table(CHAIN)?.insert((origin.0, *seq), hash.0)?;
         }
-        if let Some(all) = &change.members {
-            members::write(&tx, all)?;
+        if let Some(kept) = &change.members {
+            members::write(&tx, kept)?;
         }
         tx.commit()?;
         for entry in &change.mended {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::support::cluster::Cluster;
+use crate::support::cluster::{Cluster, copy_dir};
 use crate::support::doors::{JSON, check_refusal, get, post};
 use crate::support::eventually::eventually_blocking;
 use crate::support::http::{self, Response};
@@ -114,9 +114,17 @@ fn a_configured_node_that_moved_is_shown_once() {
         cluster.statuses()[..2].iter().all(|status| peers(status).iter().any(|(_, addr, _)| *addr == moved))
     });
     assert_eq!(acks_all(cluster.node(0), 1).status(), 201);
+    // Nobody answers at the address that is configured for it, which says nothing of who that was.
+    cluster.kill9(0);
+    cluster.start_node(0);
+    is_shown(&cluster, &all_up(3));
+    assert_eq!(acks_all(cluster.node(0), 2).status(), 201);
     cluster.kill9(2);
     is_shown(&cluster, &[(0, true), (1, true), (2, false)]);
     assert_eq!(forget(cluster.node(1), 2).status(), 200);
+    is_shown(&cluster, &all_up(2));
+    cluster.kill9(0);
+    cluster.start_node(0);
     is_shown(&cluster, &all_up(2));
 }
 
@@ -132,6 +140,64 @@ fn a_wiped_node_is_the_same_member_with_another_store() {
     is_shown(&cluster, &all_up(3));
     cluster.converge(LONG, 10);
     assert_eq!(acks_all(cluster.node(0), 10).status(), 201);
+}
+
+/// Says something to a node in the name of a store of another one.
+#[track_caller]
+fn speak_as(to: SocketAddr, node: u16, opened: [u8; 16], address: SocketAddr) {
+    let address = address.to_string();
+    let network = blake3::hash(b"chatchain");
+    let length = u8::try_from(address.len()).expect("short");
+    let parts: [&[u8]; 10] = [
+        b"ChSy",
+        &1_u16.to_be_bytes(),
+        &[0],
+        &network.as_bytes()[..8],
+        &node.to_be_bytes(),
+        &[1; 16],
+        &opened,
+        &[length],
+        address.as_bytes(),
+        &[0; 16],
+    ];
+    let answer = post(to, "/sync", &[("content-type", "application/octet-stream")], parts.concat());
+    assert_eq!(answer.status(), 200, "{}", answer.text());
+}
+
+/// Openings are ordered by the clock of their time, and that one was ahead.
+#[test]
+fn a_store_opened_by_a_later_clock_is_replaced_all_the_same() {
+    let mut cluster = chain(3);
+    is_shown(&cluster, &all_up(3));
+    cluster.kill9(2);
+    speak_as(cluster.node(1), 2, [0xee; 16], cluster.node(2));
+    eventually_blocking(LONG, "both to hear of it", || {
+        cluster.statuses().iter().all(|status| peers(status).iter().any(|(id, _, up)| *id == 2 && up != "up"))
+    });
+    cluster.start_node(2);
+    is_shown(&cluster, &all_up(3));
+    assert_eq!(acks_all(cluster.node(0), 1).status(), 201);
+    (0..3).for_each(|i| cluster.kill9(i));
+    cluster.start_all();
+    is_shown(&cluster, &all_up(3));
+    assert_eq!(acks_all(cluster.node(2), 2).status(), 201);
+}
+
+/// Both would be the same member, and neither hears of the other's address but by hearsay.
+#[test]
+fn a_copy_of_a_running_node_with_its_number_is_reported_too() {
+    let mut cluster = chain(2);
+    is_shown(&cluster, &all_up(2));
+    cluster.stop(1);
+    let place = cluster.data_dir().join("place-2").join("node-1");
+    copy_dir(&cluster.node_dir(1), &place);
+    cluster.start_node(1);
+    is_shown(&cluster, &all_up(2));
+    assert_eq!(cluster.join_as(1, &[0]), 2);
+    eventually_blocking(LONG, "both to be named", || {
+        let told = get(cluster.node(0), "/nodes").json()["warnings"].to_string();
+        if told.contains("more than one node 1") { Ok(()) } else { Err(told) }
+    });
 }
 
 #[test]

@@ -3,7 +3,7 @@
 //! Pure, as all of `upstreams`. Nodes are asked for their word in rounds. A learned upstream is set aside until a probe finds
 //! it; configured ones are never dropped. Nobody becomes an upstream twice, under whatever address.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use tracing::info;
 
@@ -108,14 +108,17 @@ impl Upstreams {
         self.next_place += 1;
     }
 
-    /// A learned one that turns out to be a node which answers under another address as well.
+    /// A learned one that turns out to be a node which answers under another address as well, or has moved there.
     fn drop_doubles(&mut self) {
-        let mut seen: Vec<NodeId> = Vec::new();
-        self.all.retain(|_, upstream| match &upstream.word.said {
-            Some((id, _)) if upstream.word.learned.is_some() && seen.contains(id) => false,
-            Some((id, _)) if !upstream.is_gone() => {
-                seen.push(*id);
-                true
+        let mut answers: BTreeMap<NodeId, usize> = BTreeMap::new();
+        for (place, upstream) in self.all.iter().filter(|(_, upstream)| !upstream.is_gone()) {
+            if let Some((id, _)) = upstream.word.said {
+                answers.entry(id).or_insert(*place);
+            }
+        }
+        self.all.retain(|place, upstream| match &upstream.word.said {
+            Some((id, _)) if upstream.word.learned.is_some() => {
+                answers.get(id).is_none_or(|other| other == place)
             }
             _ => true,
         });

@@ -252,6 +252,21 @@ fn nodes_that_others_name_are_learned_once_each() {
 }
 
 #[test]
+fn a_learned_node_that_moved_is_seen_at_its_new_address_only() {
+    let mut four = four();
+    four.heard(S, &[(0, word(1, 0, 5, &[(5, 4)]))]);
+    four.answered(4, Lane::Probe, S, Some(MS));
+    four.heard(2 * S, &[(4, word(5, 4, 5, &[]))]);
+    four.failed(4, 3 * S, "refused".into());
+    four.heard(4 * S, &[(0, word(1, 0, 5, &[(6, 4)]))]);
+    assert_eq!(four.count(), 6, "until it answers there");
+    four.answered(5, Lane::Probe, 5 * S, Some(MS));
+    four.heard(6 * S, &[(0, word(1, 0, 5, &[(6, 4)])), (5, word(6, 4, 5, &[]))]);
+    let addrs: Vec<_> = four.status(6 * S).into_iter().map(|status| status.address).collect();
+    assert_eq!(addrs, [1, 2, 3, 4, 6].map(addr));
+}
+
+#[test]
 fn there_is_an_end_to_learning() {
     let mut four = four();
     let many: Vec<_> = (100_u16..200).map(|id| (usize::from(id), id)).collect();

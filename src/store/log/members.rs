@@ -1,53 +1,84 @@
-//! Owns the table `members` of `log.redb`: who belongs to the network, as this store heard last.
+//! Owns the tables `members` and `met` of `log.redb`: who belongs to the network, and who was last at the addresses that are
+//! configured here, as this store heard last.
 //!
-//! A row is `(node id, store id) -> opening, marks, address, check`. The table is written as a whole, which is short and
-//! seldom. It is no part of the truth about messages: a salvage forgets it, and peers bring it back.
+//! A row of `members` is `(node id, store id) -> opening, marks, address, check`, and one of `met` is `address -> node id,
+//! check`. Both are written as a whole, which is short and seldom. They are no part of the truth about messages: a salvage
+//! forgets them, and peers bring the members back. A store without one of the tables is of an earlier program, or met nobody.
 
-use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction};
+use redb::{
+    Database, Key, ReadOnlyTable, ReadTransaction, ReadableDatabase, ReadableTable, TableDefinition, Value,
+    WriteTransaction,
+};
 use twox_hash::XxHash3_64;
 
 use super::super::Error;
 use super::not_ours;
-use crate::chain::members::{self, Member, Members, Name};
+use crate::chain::members::{self, Kept, Member, Members, Met, Name};
 
 const MEMBERS: TableDefinition<(u16, [u8; 16]), &[u8]> = TableDefinition::new("members");
 
-/// All that are there.
-pub(super) fn read(db: &Database) -> Result<Members, Error> {
-    let table = match db.begin_read()?.open_table(MEMBERS) {
-        Err(redb::TableError::TableDoesNotExist(_)) => return Ok(Members::default()), // of a store without peers
-        table => table?,
-    };
-    let mut all = Members::default();
-    for row in table.iter()? {
-        let (key, value) = row?;
-        let (node_id, store_id) = key.value();
-        let name = Name { node_id, store_id };
-        let member = decode(name, value.value()).ok_or_else(|| not_ours("members"))?;
-        all.take(name, member);
+const MET: TableDefinition<&str, &[u8]> = TableDefinition::new("met");
+
+/// All that is there.
+pub(super) fn read(db: &Database) -> Result<Kept, Error> {
+    let tx = db.begin_read()?;
+    let (mut members, mut met) = (Members::default(), Met::new());
+    if let Some(table) = open(&tx, MEMBERS)? {
+        for row in table.iter()? {
+            let (key, value) = row?;
+            let (node_id, store_id) = key.value();
+            let name = Name { node_id, store_id };
+            members.take(name, decode(name, value.value()).ok_or_else(|| not_ours("members"))?);
+        }
     }
-    Ok(all)
+    if let Some(table) = open(&tx, MET)? {
+        for row in table.iter()? {
+            let (key, value) = row?;
+            let address = key.value().to_owned();
+            let node_id = decode_met(&address, value.value()).ok_or_else(|| not_ours("met"))?;
+            met.insert(address, node_id);
+        }
+    }
+    Ok(Kept { members, met })
 }
 
-/// Writes all of them, and no others.
-pub(super) fn write(tx: &WriteTransaction, all: &Members) -> Result<(), Error> {
+fn open<K: Key + 'static, V: Value + 'static>(
+    tx: &ReadTransaction,
+    table: TableDefinition<K, V>,
+) -> Result<Option<ReadOnlyTable<K, V>>, Error> {
+    match tx.open_table(table) {
+        Err(redb::TableError::TableDoesNotExist(_)) => Ok(None),
+        table => Ok(Some(table?)),
+    }
+}
+
+/// Writes all of it, and nothing else.
+pub(super) fn write(tx: &WriteTransaction, Kept { members, met }: &Kept) -> Result<(), Error> {
     let mut table = tx.open_table(MEMBERS)?;
-    table.retain(|(node_id, store_id), _| all.get(Name { node_id, store_id }).is_some())?;
-    for (name, member) in all.iter() {
+    table.retain(|(node_id, store_id), _| members.get(Name { node_id, store_id }).is_some())?;
+    for (name, member) in members.iter() {
         table.insert((name.node_id, name.store_id), encode(name, member).as_slice())?;
+    }
+    let mut table = tx.open_table(MET)?;
+    table.retain(|address, _| met.contains_key(address))?;
+    for (address, node_id) in met {
+        table.insert(address.as_str(), encode_met(address, *node_id).as_slice())?;
     }
     Ok(())
 }
 
-fn check(name: Name, bytes: &[u8]) -> [u8; 8] {
-    let key = [&name.node_id.to_be_bytes()[..], &name.store_id].concat();
-    XxHash3_64::oneshot_with_seed(XxHash3_64::oneshot(&key), bytes).to_be_bytes()
+fn check(key: &[u8], bytes: &[u8]) -> [u8; 8] {
+    XxHash3_64::oneshot_with_seed(XxHash3_64::oneshot(key), bytes).to_be_bytes()
+}
+
+fn key(name: Name) -> Vec<u8> {
+    [&name.node_id.to_be_bytes()[..], &name.store_id].concat()
 }
 
 fn encode(name: Name, member: &Member) -> Vec<u8> {
     let mut out = Vec::new();
     members::put_member(&mut out, member);
-    let check = check(name, &out);
+    let check = check(&key(name), &out);
     out.extend_from_slice(&check);
     out
 }
@@ -55,7 +86,17 @@ fn encode(name: Name, member: &Member) -> Vec<u8> {
 fn decode(name: Name, bytes: &[u8]) -> Option<Member> {
     let (member, rest) = members::read_member(bytes)?;
     let body = &bytes[..bytes.len() - rest.len()];
-    (rest == check(name, body)).then_some(member)
+    (rest == check(&key(name), body)).then_some(member)
+}
+
+fn encode_met(address: &str, node_id: u16) -> Vec<u8> {
+    let id = node_id.to_be_bytes();
+    [&id[..], &check(address.as_bytes(), &id)].concat()
+}
+
+fn decode_met(address: &str, bytes: &[u8]) -> Option<u16> {
+    let (id, rest) = bytes.split_first_chunk()?;
+    (rest == check(address.as_bytes(), id)).then_some(u16::from_be_bytes(*id))
 }
 
 #[cfg(test)]
@@ -74,5 +115,14 @@ mod tests {
             crate::chain::hex(&row),
             "0707070707070707070707070707070700010e3132372e302e302e313a38303833013e993785f0908f"
         );
+    }
+
+    /// Frozen: a row of `met` in format 1. May be added to, never changed.
+    #[test]
+    fn a_row_of_met_in_format_1_is_frozen() {
+        let row = encode_met("127.0.0.1:8083", 2);
+        assert_eq!(decode_met("127.0.0.1:8083", &row), Some(2));
+        assert_eq!(decode_met("127.0.0.1:8084", &row), None, "a row belongs to its address");
+        assert_eq!(crate::chain::hex(&row), "0002da3d565c6df848e6");
     }
 }

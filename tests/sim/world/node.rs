@@ -354,7 +354,7 @@ fn in_words(care: &Care) -> String {
     match care {
         Care::Cut(origin, seq) => format!("log {} is to be cut at {seq}", name(*origin)),
         Care::Mend(records) => format!("{} records for damaged entries", records.len()),
-        Care::Members(members) => format!("{} members", members.count()),
+        Care::Members(kept) => format!("{} members", kept.members.count()),
         Care::Milestones(contents) => format!("{} milestones", contents.len()),
         Care::Checkpoint(origin, seq, _) => format!("checkpoint {seq} of log {}", name(*origin)),
     }
