@@ -13,7 +13,7 @@ use axum::http::{HeaderMap, header};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use futures_util::stream;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::history::{Failed, blocking};
@@ -112,10 +112,13 @@ async fn expand(node: &Node, cursor: Cursor) -> Result<Option<Seen>, Problem> {
     Ok(blocking(node.readers().clone(), expanding).await?)
 }
 
+/// A way through the store, up to the end of the ring as it was then.
+type Way = (Box<Follow>, End);
+
 /// Where a reader reads.
 enum At {
-    /// It goes through the store, up to the end of the ring as it was then.
-    Store(Box<Follow>, End),
+    /// It goes through the store. Its way, where that is kept.
+    Store(Option<(Way, OwnedSemaphorePermit)>),
     /// Something cannot be given now, and it waits for it.
     Held,
     /// It reads the ring from this index on.
@@ -159,7 +162,7 @@ impl Reader {
         let end = hub.advance(node).await?;
         let (at, seen, core) = match seen {
             None => (At::Ring(end.index), Seen::all(end.until, end.last), None),
-            Some((seen, core)) => (At::Held, seen, core),
+            Some((seen, core)) => (At::Store(None), seen, core),
         };
         let Some(core) = core.or_else(|| cursor::core(&seen).map(Bytes::from)) else {
             let detail = "this node cannot say now where its logs end, for it cannot write; others may";
@@ -182,8 +185,9 @@ impl Reader {
             told: Instant::now(),
             _entered: entered,
         };
-        if matches!(reader.at, At::Held) {
-            reader.read_the_store().await?;
+        if matches!(reader.at, At::Store(_)) {
+            let way = reader.find_way().await?;
+            reader.keep(way);
         }
         Ok(reader)
     }
@@ -209,23 +213,23 @@ impl Reader {
             }
         }
         self.told = Instant::now();
-        Some(Ok(out.into()))
+        Some(Ok(out.into_boxed_slice().into())) // a piece may wait for long in a buffer
     }
 
     /// Reads on, or waits for a moment.
     async fn step(&mut self, out: &mut Vec<u8>) -> Result<(), Problem> {
         match self.at {
-            At::Store(..) => self.walk(out).await,
+            At::Store(_) => self.walk(out).await,
             At::Held => {
                 self.wait(HELD_PAUSE).await;
-                self.read_the_store().await
+                self.walk(out).await
             }
             At::Ring(index) => {
                 self.be_caught_up(out);
                 self.leave_time_to_others().await;
                 match self.hub.after(index, PIECE_COUNT) {
                     Found::Items(items) => self.take(index, &items, out),
-                    Found::Gone => return self.read_the_store().await,
+                    Found::Gone => self.at = At::Store(None),
                     Found::Nothing(seen) => {
                         self.elsewhere.retain(|walk| !walk.until.beyond(&seen.full).is_empty());
                         self.seen = Seen { walks: self.elsewhere.clone(), ..seen };
@@ -251,22 +255,30 @@ impl Reader {
         sleep_until(self.told + pace).await;
     }
 
-    /// Begins to read the store, from what was seen to the end of the ring as it is now.
-    async fn read_the_store(&mut self) -> Result<(), Problem> {
+    /// The way through the store from what was seen to the end of the ring as it is now.
+    async fn find_way(&self) -> Result<Way, Problem> {
         let (store, end, seen) = (self.store.clone(), self.hub.end(), self.seen.clone());
         let (logs, until) = (end.logs.clone(), end.until.clone());
-        let beginning = move || {
+        let finding = move || {
             let store = store.upgrade().ok_or(Error::Closed)?;
             Ok(Follow::new(&store, logs, seen, until)?)
         };
-        let follow: Follow = blocking(self.turns.clone(), beginning).await?;
-        self.at = At::Store(Box::new(follow), end);
-        Ok(())
+        let follow: Follow = blocking(self.turns.clone(), finding).await?;
+        Ok((Box::new(follow), end))
+    }
+
+    /// Goes on there with the next piece. Whether all of it is remembered depends on how many others do.
+    fn keep(&mut self, way: Way) {
+        let place = self.hub.ways().clone().try_acquire_owned();
+        self.at = At::Store(place.ok().map(|place| (way, place)));
     }
 
     /// A part of the way through the store.
     async fn walk(&mut self, out: &mut Vec<u8>) -> Result<(), Problem> {
-        let At::Store(mut follow, end) = std::mem::replace(&mut self.at, At::Held) else { return Ok(()) };
+        let (mut follow, end) = match std::mem::replace(&mut self.at, At::Store(None)) {
+            At::Store(Some((way, _))) => way,
+            _ => self.find_way().await?,
+        };
         let reading = move || -> Result<_, Failed> {
             let found = follow.next_chunk(PIECE_COUNT / 4, PIECE_BYTES)?;
             Ok((follow, found))
@@ -290,14 +302,14 @@ impl Reader {
             follow.at().map_or_else(|| self.seen.clone(), |at| follow.seen_at(at))
         };
         self.note_core();
-        self.at = match (follow.is_done(), follow.holds()) {
-            (false, _) => At::Store(follow, end),
-            (true, true) => At::Held,
+        match (follow.is_done(), follow.holds()) {
+            (false, _) => self.keep((follow, end)),
+            (true, true) => self.at = At::Held,
             (true, false) => {
                 self.elsewhere.clone_from(&self.seen.walks);
-                At::Ring(end.index)
+                self.at = At::Ring(end.index);
             }
-        };
+        }
         Ok(())
     }
 

@@ -19,6 +19,7 @@ use hyper::{
     service::service_fn,
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
+use socket2::SockRef;
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore},
@@ -38,6 +39,8 @@ use crate::api::key::Keys;
 
 /// A request's head larger than this gets the HTTP library's bare 431.
 const HEAD_BYTES_MAX: usize = 64 * 1024;
+/// So much that was not sent yet the kernel keeps for a connection: else it would be megabytes for each reader that stops.
+const UNSENT_BYTES_MAX: u32 = 128 * 1024;
 /// How long to wait after an accept that failed for want of something, such as file descriptors.
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
 
@@ -162,6 +165,9 @@ impl Server {
         let Server { limits, app, lock, strangers, stop } = self;
         if let Err(e) = socket.set_nodelay(true) {
             debug!("cannot set TCP_NODELAY: {e}"); // slower, not wrong
+        }
+        if let Err(e) = SockRef::from(&socket).set_tcp_notsent_lowat(UNSENT_BYTES_MAX) {
+            debug!("cannot set TCP_NOTSENT_LOWAT: {e}"); // more memory, not wrong
         }
         let stranger = Arc::new(strangers.enter(lock.is_open()));
         let waiting = stranger.clone();

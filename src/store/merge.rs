@@ -49,8 +49,7 @@ impl Merge {
         from: Option<Place>,
         backward: bool,
     ) -> Result<Self, Error> {
-        let mut merge =
-            Merge { backward, runs: Vec::new(), next: BTreeSet::new(), reached: 0, is_small: false };
+        let (mut runs, mut next) = (Vec::new(), Vec::new());
         let mut reader = store.log().read()?;
         for (origin, range) in logs.ranges() {
             let head = logs.vector().seq(origin);
@@ -72,10 +71,11 @@ impl Merge {
                 seq if seq == head => last_place,
                 seq => reader.get(origin, seq)?.place,
             };
-            merge.next.insert((place, merge.runs.len()));
-            merge.runs.push(Run { origin, first, last, rows: VecDeque::new() });
+            next.push((place, runs.len()));
+            runs.push(Run { origin, first, last, rows: VecDeque::new() });
         }
-        Ok(merge)
+        // All at once, which packs the set.
+        Ok(Merge { backward, runs, next: next.into_iter().collect(), reached: 0, is_small: false })
     }
 
     /// A merge of these parts of logs, each `origin, first, last`, that keeps little in memory.
@@ -84,8 +84,7 @@ impl Merge {
         logs: &Logs,
         parts: impl IntoIterator<Item = (Origin, u64, u64)>,
     ) -> Result<Self, Error> {
-        let mut merge =
-            Merge { backward: false, runs: Vec::new(), next: BTreeSet::new(), reached: 0, is_small: true };
+        let (mut runs, mut next) = (Vec::new(), Vec::new());
         let mut reader = store.log().read()?;
         for (origin, first, last) in parts {
             let stamp = match logs.stamps(origin) {
@@ -95,10 +94,10 @@ impl Merge {
                 Some(range) => reader.peek(origin, first)?.map_or(range.first, |entry| entry.place.stamp),
                 None => continue,
             };
-            merge.next.insert((Place { stamp, origin, seq: first }, merge.runs.len()));
-            merge.runs.push(Run { origin, first, last, rows: VecDeque::new() });
+            next.push((Place { stamp, origin, seq: first }, runs.len()));
+            runs.push(Run { origin, first, last, rows: VecDeque::new() });
         }
-        Ok(merge)
+        Ok(Merge { backward: false, runs, next: next.into_iter().collect(), reached: 0, is_small: true })
     }
 
     /// Leaves the rest of a log out.
