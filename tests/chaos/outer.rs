@@ -9,8 +9,8 @@ use std::time::Duration;
 use tokio::runtime;
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::network::{NAME_VARIABLE, Network};
 use crate::schedule::NODES_MAX;
+use crate::support::network::{NAME_VARIABLE, Network};
 use crate::{pace, say};
 
 /// Set for the inner process.
