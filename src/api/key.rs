@@ -120,10 +120,18 @@ impl fmt::Debug for Keys {
 
 #[cfg(test)]
 mod tests {
+    use std::hint::black_box;
+    use std::time::Instant;
+
+    use uuid::Uuid;
+
     use super::*;
 
     const OLD: &str = "old-key-old-key-old";
     const NEW: &str = "new-key-new-key-new";
+    /// Between the quickest and the slowest judgement, where 1 is usual. To hash fewer bytes, to compare fewer hashes, or to
+    /// compare keys instead makes a tenth or far more.
+    const DIFFERENCE_PERCENT_MAX: u128 = 5;
 
     fn keys(list: &str) -> Keys {
         Keys::from_list(list).expect("keys")
@@ -217,5 +225,65 @@ mod tests {
             }
         }
         assert!(!opens(&steps[3], &steps[0].authorization()), "in the end the old one is worth nothing");
+    }
+
+    /// The least of many times for each of these headers, in nanoseconds. All are judged in every round, in any order, so
+    /// what disturbs one disturbs all, and what is left of it in the least one is little.
+    fn least_times(keys: &Keys, headers: &[Option<Vec<u8>>]) -> Vec<u128> {
+        const ROUNDS: usize = 400;
+        /// One call is too short to be measured.
+        const CALLS: u128 = 16;
+        let mut order: Vec<_> = (0..headers.len()).collect();
+        let mut least = vec![u128::MAX; headers.len()];
+        for _ in 0..ROUNDS {
+            order.sort_by_cached_key(|_| Uuid::new_v4());
+            for which in &order {
+                let began = Instant::now();
+                for _ in 0..CALLS {
+                    black_box(black_box(keys).open_for(black_box(headers[*which].as_deref())));
+                }
+                least[*which] = least[*which].min(began.elapsed().as_nanos() / CALLS);
+            }
+        }
+        least
+    }
+
+    #[test]
+    fn the_judgement_takes_equally_long_whatever_is_shown() {
+        // As long, as many and as like each other as can be, so that whatever depends on them shows most.
+        let same = "k".repeat(KEY_CHARS_MAX - 1);
+        let many: Vec<_> =
+            (b'a'..).take(KEYS_MAX).map(|last| format!("{same}{}", char::from(last))).collect();
+        let (first, last) = (&many[0], &many[KEYS_MAX - 1]);
+        let bearer = |token: &str| Some(format!("Bearer {token}").into_bytes());
+        let shown = [
+            ("nothing", None),
+            ("an empty header", Some(Vec::new())),
+            ("an empty key", bearer("")),
+            ("a short key", bearer(NEW)),
+            ("a wrong key", bearer(&"x".repeat(KEY_CHARS_MAX))),
+            ("a wrong end", bearer(&format!("{same}z"))),
+            ("a wrong beginning", bearer(&format!("x{}", &first[1..]))),
+            ("a prefix", bearer(&same)),
+            ("an extension", bearer(&format!("{first}x"))),
+            ("a very long one", bearer(&first.repeat(20))),
+            ("another scheme", Some(format!("Basic {first}").into_bytes())),
+            ("no text", Some([b"Bearer ".as_slice(), &[0xFF; KEY_CHARS_MAX]].concat())),
+            ("the first key", bearer(first)),
+            ("the last key", bearer(last)),
+        ];
+        let (names, headers): (Vec<_>, Vec<_>) = shown.into_iter().unzip();
+        let keys = keys(&many.join(","));
+        // On a machine whose clock rate jumps one attempt may fail, but not all.
+        let mut seen = Vec::new();
+        for _ in 0..20 {
+            let times = least_times(&keys, &headers);
+            let (quickest, slowest) = (times.iter().min().expect("some"), times.iter().max().expect("some"));
+            if slowest * 100 <= quickest * (100 + DIFFERENCE_PERCENT_MAX) {
+                return;
+            }
+            seen = names.iter().zip(times).collect();
+        }
+        panic!("nanoseconds: {seen:?}");
     }
 }

@@ -14,11 +14,11 @@ use crate::client::{Client, Door};
 use crate::faults::{Faults, all_equal, ask};
 use crate::history::History;
 use crate::judge::{Listed, Verdict, Violation, Wrong, judge};
-use crate::network::Network;
 use crate::pace;
 use crate::reader;
 use crate::schedule::{Kind, Need, Plan};
 use crate::site::Site;
+use crate::support::network::Network;
 
 const READY_TIMEOUT: Duration = Duration::from_secs(30);
 const CONVERGE_TIMEOUT: Duration = Duration::from_secs(60);

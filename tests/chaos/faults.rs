@@ -21,6 +21,7 @@ use crate::reader;
 use crate::schedule::{Action, End, Kind, Need, Step, Wound};
 use crate::site::{READS, SYNCS, Site};
 use crate::support::http::Connection;
+use crate::support::network::Network;
 
 const LOG: &str = "log.redb";
 const INDEX: &str = "index.redb";
@@ -213,7 +214,7 @@ impl<'a> Faults<'a> {
         if self.site.kill(i) { Ok(()) } else { Err(format!("node {i} is down")) }
     }
 
-    fn net(&self, change: impl FnOnce(&crate::network::Network) -> Result<(), String>) -> Result<(), String> {
+    fn net(&self, change: impl FnOnce(&Network) -> Result<(), String>) -> Result<(), String> {
         self.site.net().map_or(Err("no namespaces".into()), change)
     }
 

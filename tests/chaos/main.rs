@@ -17,7 +17,6 @@ mod episode;
 mod faults;
 mod history;
 mod judge;
-mod network;
 mod outer;
 mod pace;
 mod reader;
@@ -34,8 +33,8 @@ use std::time::{Duration, Instant};
 
 use clap::Parser;
 
-use network::Network;
 use schedule::{Kind, Need, Plan};
+use support::network::Network;
 use total::Total;
 
 /// Short enough for CI, long enough for a dozen faults.

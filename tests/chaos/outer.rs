@@ -9,8 +9,8 @@ use std::time::Duration;
 use tokio::runtime;
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::network::{NAME_VARIABLE, Network};
 use crate::schedule::NODES_MAX;
+use crate::support::network::{Guard, NAME_VARIABLE, Network};
 use crate::{pace, say};
 
 /// Set for the inner process.
@@ -27,10 +27,8 @@ pub fn run() -> ExitCode {
             None
         }
     };
-    let code = supervise(net.as_ref());
-    if let Some(net) = net {
-        net.remove();
-    }
+    let code = supervise(net.as_ref().map(Guard::network));
+    drop(net);
     code.unwrap_or_else(|why| {
         say(&format!("chaos: {why}"));
         ExitCode::FAILURE

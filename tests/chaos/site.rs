@@ -10,8 +10,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use crate::network::Network;
 use crate::support::address;
+use crate::support::network::Network;
 use crate::support::process::{Process, chatchain};
 
 /// A small disk. Below 64 MiB free, a node refuses clients.

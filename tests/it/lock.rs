@@ -16,10 +16,10 @@ use crate::support::http::{self, Response};
 use crate::support::process::{Finished, Process, chatchain, run};
 
 const LONG: Duration = Duration::from_secs(60);
-const KEY: &str = "the-key-of-this-network";
+pub const KEY: &str = "the-key-of-this-network";
 /// As like the key as can be.
 const WRONG: &str = "the-key-of-this-networ";
-const PATHS: [(&str, &str); 9] = [
+pub const PATHS: [(&str, &str); 9] = [
     ("POST", "/messages"),
     ("GET", "/messages"),
     ("GET", "/messages/0199a0e0-0000-7000-8000-000000000001"),
@@ -40,7 +40,7 @@ fn give_keys(dir: &Path, keys: &str) {
 }
 
 /// A network of `n` nodes and a proxy behind one lock.
-fn locked(n: usize, keys: &str) -> Cluster {
+pub fn locked(n: usize, keys: &str) -> Cluster {
     let mut cluster = Cluster::prepare(n);
     give_keys(cluster.dir(), keys);
     cluster.start_all();

@@ -23,6 +23,7 @@ mod feed;
 mod feed_load;
 mod healing;
 mod lock;
+mod lock_alike;
 mod members;
 mod network;
 mod node_start;

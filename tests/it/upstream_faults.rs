@@ -1,7 +1,9 @@
-//! Nodes die, stop and stall behind the proxy while it carries a steady load: no send fails, and few are late.
+//! Nodes die, stop, vanish and stall behind the proxy while it carries a steady load: no send fails, and few are late.
 //!
 //! What a fault adds to a latency is judged, not the latency: how fast this machine is without it is measured first.
 
+use std::io::ErrorKind;
+use std::net::TcpStream;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -9,12 +11,15 @@ use crate::support::cluster::Cluster;
 use crate::support::eventually::eventually_blocking;
 use crate::support::load::{Latencies, Load};
 use crate::support::measure;
+use crate::support::network::Network;
 use crate::support::process::Process;
 
 const LONG: Duration = Duration::from_secs(60);
 /// Between two faults.
 const TURN: Duration = Duration::from_secs(2);
 const PER_SECOND: u32 = 500;
+/// What it may cost that three of four nodes are silent, for 6 s each.
+const AWAY_COST_MAX: Duration = Duration::from_millis(1_500);
 /// What the scheduler of a machine that runs other tests beside this one may add, fault or not.
 const NOISE: Duration = Duration::from_millis(100);
 
@@ -26,7 +31,13 @@ struct Stage {
 
 impl Stage {
     fn new() -> Self {
-        Stage { cluster: Cluster::start_with_proxy(4), next: 0 }
+        Self::of(Cluster::prepare(4))
+    }
+
+    fn of(mut cluster: Cluster) -> Self {
+        cluster.start_all();
+        cluster.start_proxy();
+        Stage { cluster, next: 0 }
     }
 
     /// Begins to load the proxy for so many seconds.
@@ -74,23 +85,71 @@ fn nodes_killed_in_turn_cost_no_send_and_little_time() {
     stage.cluster.converge(LONG, stage.next);
 }
 
+/// In every turn the next node goes, for three turns, so that only one goes on; and at its end another comes back.
+fn three_away(load: &Load, mut change: impl FnMut(usize, Change)) {
+    in_turns(load, |turn| {
+        if turn >= 3 {
+            change((turn - 3) % 4, Change::Returns);
+        }
+        change(turn % 4, Change::Goes);
+    });
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Change {
+    Goes,
+    Returns,
+}
+
 #[test]
 fn nodes_stopped_in_turn_cost_no_send_and_little_time() {
     let mut stage = Stage::new();
     let normal = stage.normal();
     let load = stage.load(13);
-    // Each for three turns, so that in every turn only one node goes on; and at its end another comes back.
-    in_turns(&load, |turn| {
-        if turn >= 3 {
-            stage.cluster.process((turn - 3) % 4).thaw();
-        }
-        stage.cluster.process(turn % 4).freeze();
+    three_away(&load, |i, change| match change {
+        Change::Goes => stage.cluster.process(i).freeze(),
+        Change::Returns => stage.cluster.process(i).thaw(),
     });
     let stopped = load.finish();
     (0..4).for_each(|i| stage.cluster.process(i).thaw());
     measure::say(&format!("a node stopped every {TURN:?} for 6 s: {stopped:.1?}; before: {normal:.1?}"));
-    assert!(stopped.p99 < normal.p99 + Duration::from_millis(1_500), "{stopped:?}, normally {normal:?}");
+    assert!(stopped.p99 < normal.p99 + AWAY_COST_MAX, "{stopped:?}, normally {normal:?}");
     stage.cluster.converge(LONG, stage.next);
+}
+
+#[test]
+fn nodes_blackholed_in_turn_cost_no_send_and_little_time() {
+    let guard = match Network::create(4) {
+        Ok(guard) => guard,
+        Err(why) => {
+            return measure::say(&format!("blackholed nodes: skipped, for there is no network: {why}"));
+        }
+    };
+    let network = guard.network();
+    let plug = |i, up| network.link(i, up).expect("our own network");
+    network.inside(|| {
+        let mut stage = Stage::of(Cluster::prepare_in(network, 4));
+        plug(3, false);
+        assert_silent(&stage, 3);
+        plug(3, true);
+        stage.cluster.wait_ready(3);
+        let normal = stage.normal();
+        let load = stage.load(13);
+        three_away(&load, |i, change| plug(i, change == Change::Returns));
+        let vanished = load.finish();
+        (0..4).for_each(|i| plug(i, true));
+        measure::say(&format!(
+            "a node blackholed every {TURN:?} for 6 s: {vanished:.1?}; before: {normal:.1?}"
+        ));
+        assert!(vanished.p99 < normal.p99 + AWAY_COST_MAX, "{vanished:?}, normally {normal:?}");
+        stage.cluster.converge(LONG, stage.next);
+    });
+}
+
+/// Who wants to connect to this node hears nothing, not even that nobody hears them.
+fn assert_silent(stage: &Stage, i: usize) {
+    let heard = TcpStream::connect_timeout(&stage.cluster.node(i), Duration::from_millis(500));
+    assert_eq!(heard.expect_err("its cable is out").kind(), ErrorKind::TimedOut);
 }
 
 #[test]

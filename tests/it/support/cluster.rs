@@ -1,6 +1,6 @@
 //! A network of real processes: nodes, and a proxy if a test wants one, in a directory that cleans up after itself.
 //!
-//! All on one loopback IP of their own, so each keeps its address over restarts. Knows the command line and `/readyz` and
+//! All on one loopback IP of their own, or in a network of their own; each keeps its address over restarts. Knows the command line and `/readyz` and
 //! `/nodes` of the contract, nothing else. A node that is down stays in its place; its directory stays as it was.
 
 use std::net::{Ipv4Addr, SocketAddr};
@@ -9,6 +9,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use super::eventually::eventually_blocking;
+use super::network::Network;
 use super::process::{Finished, Process, chatchain, run};
 use super::{address, http};
 
@@ -22,11 +23,42 @@ const MOVED: usize = 100;
 
 /// Nodes 0 to n of one network and perhaps their proxy.
 pub struct Cluster {
-    ip: Ipv4Addr,
+    site: Site,
     nodes: Vec<Node>,
     proxy: Option<Process>,
     /// Last, so that it is removed when the processes are gone.
     dir: tempfile::TempDir,
+}
+
+/// Where everybody is found.
+enum Site {
+    Loopback(Ipv4Addr),
+    /// Each node in its namespace, everybody else in that of the clients.
+    Apart(Network),
+}
+
+impl Site {
+    fn node(&self, i: usize) -> SocketAddr {
+        match self {
+            Site::Loopback(ip) => (*ip, NODE_PORT + u16::try_from(i).expect("few nodes")).into(),
+            Site::Apart(_) => Network::node(i),
+        }
+    }
+
+    fn proxy(&self) -> SocketAddr {
+        match self {
+            Site::Loopback(ip) => (*ip, PROXY_PORT).into(),
+            Site::Apart(_) => Network::proxy(),
+        }
+    }
+
+    /// What a server has to be told there: outside of loopback it wants a lock, but a network apart has no strangers.
+    fn flags(&self) -> &[&str] {
+        match self {
+            Site::Loopback(_) => &[],
+            Site::Apart(_) => &["--insecure"],
+        }
+    }
 }
 
 struct Node {
@@ -64,12 +96,21 @@ impl Cluster {
     /// A network of `n` nodes that know each other, none started: `dir` may still get a `config.toml`.
     #[track_caller]
     pub fn prepare(n: usize) -> Self {
-        let ip = address::free_ip();
+        Self::at(Site::Loopback(address::free_ip()), n)
+    }
+
+    /// The same in a network of its own, which must be used from inside it.
+    #[track_caller]
+    pub fn prepare_in(network: &Network, n: usize) -> Self {
+        Self::at(Site::Apart(network.clone()), n)
+    }
+
+    fn at(site: Site, n: usize) -> Self {
         let dir = tempfile::tempdir().expect("a temporary directory");
-        let addrs: Vec<_> = (0..n).map(|i| node_addr(ip, i)).collect();
+        let addrs: Vec<_> = (0..n).map(|i| site.node(i)).collect();
         let peers = |own| addrs.iter().copied().filter(|addr| *addr != own).collect();
         let nodes = addrs.iter().map(|own| Node::new(peers(*own))).collect();
-        Cluster { ip, nodes, proxy: None, dir }
+        Cluster { site, nodes, proxy: None, dir }
     }
 
     /// One more node that knows only these, started and ready. Gives its number.
@@ -151,7 +192,7 @@ impl Cluster {
     pub fn node_command(&self, i: usize) -> Command {
         let mut command = self.command();
         let (id, addr) = (self.nodes[i].id.unwrap_or(i).to_string(), self.node(i).to_string());
-        command.args(["node", "--node-id", &id, "--listen", &addr]);
+        command.args(["node", "--node-id", &id, "--listen", &addr]).args(self.site.flags());
         if !self.nodes[i].peers.is_empty() {
             command.args(["--peers", &join_addrs(&self.nodes[i].peers)]);
         }
@@ -159,7 +200,10 @@ impl Cluster {
             Some(_) => self.data_dir().join(format!("place-{i}")),
             None => self.data_dir(),
         });
-        command
+        match &self.site {
+            Site::Loopback(_) => command,
+            Site::Apart(network) => network.at_node(i, &command),
+        }
     }
 
     /// Starts the proxy, which knows the nodes there are now, and waits until it is ready.
@@ -169,8 +213,9 @@ impl Cluster {
         let nodes: Vec<_> = (0..self.nodes.len()).map(|i| self.node(i)).collect();
         let mut command = self.command();
         command.args(["proxy", "--listen", &self.proxy().to_string(), "--nodes", &join_addrs(&nodes)]);
+        command.args(self.site.flags());
         let proxy = self.proxy.insert(Process::spawn("proxy", command));
-        ready(proxy, (self.ip, PROXY_PORT).into(), "the proxy is ready");
+        ready(proxy, self.site.proxy(), "the proxy is ready");
     }
 
     /// Ends the proxy with SIGKILL.
@@ -223,12 +268,12 @@ impl Cluster {
     }
 
     pub fn node(&self, i: usize) -> SocketAddr {
-        node_addr(self.ip, i + MOVED * self.nodes.get(i).map_or(0, |node| node.moves))
+        self.site.node(i + MOVED * self.nodes.get(i).map_or(0, |node| node.moves))
     }
 
     /// Where the proxy listens, if it was started.
     pub fn proxy(&self) -> SocketAddr {
-        (self.ip, PROXY_PORT).into()
+        self.site.proxy()
     }
 
     /// The working directory of everything that runs here.
@@ -299,10 +344,6 @@ impl Cluster {
             }
         })
     }
-}
-
-fn node_addr(ip: Ipv4Addr, i: usize) -> SocketAddr {
-    (ip, NODE_PORT + u16::try_from(i).expect("few nodes")).into()
 }
 
 fn join_addrs(addrs: &[SocketAddr]) -> String {

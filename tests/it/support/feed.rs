@@ -41,44 +41,55 @@ pub fn read(
     addr: SocketAddr,
     query: &str,
     format: Format,
-    mut each: impl FnMut(Event) -> bool,
+    each: impl FnMut(Event) -> bool,
 ) -> io::Result<Head> {
-    let accept = if format == Format::Lines { "application/x-ndjson" } else { "text/event-stream" };
+    match format {
+        Format::Events => read_by(addr, query, "text/event-stream", block, each),
+        Format::Lines => read_by(addr, query, "application/x-ndjson", |body| event(&line(body)?), each),
+    }
+}
+
+/// The same for long ones: lines as they come, for to understand a million takes longer than to send them.
+pub fn read_lines(addr: SocketAddr, query: &str, each: impl FnMut(String) -> bool) -> io::Result<Head> {
+    read_by(addr, query, "application/x-ndjson", line, each)
+}
+
+fn read_by<T>(
+    addr: SocketAddr,
+    query: &str,
+    accept: &str,
+    next: fn(&mut dyn BufRead) -> io::Result<T>,
+    mut each: impl FnMut(T) -> bool,
+) -> io::Result<Head> {
     let mut connection = Connection::open_within(addr, CONNECT_TIME, STEP_TIME)?;
     let request = format!("GET /feed{query} HTTP/1.1\r\nhost: {addr}\r\naccept: {accept}\r\n\r\n");
     connection.send(request.as_bytes())?;
     let head = connection.head()?;
     let mut body = BufReader::new(connection.body("GET", &head)?);
-    if head.status != 200 {
-        return Ok(head);
-    }
-    loop {
-        let event = if format == Format::Lines { line(&mut body)? } else { block(&mut body)? };
-        if !each(event) {
-            return Ok(head);
-        }
+    while head.status == 200 && each(next(&mut body)?) {}
+    Ok(head)
+}
+
+fn line(body: &mut dyn BufRead) -> io::Result<String> {
+    let mut line = String::new();
+    match body.read_line(&mut line)? {
+        0 => Err(io::ErrorKind::UnexpectedEof.into()),
+        _ => Ok(line),
     }
 }
 
-fn line(body: &mut impl BufRead) -> io::Result<Event> {
-    let mut line = String::new();
-    if body.read_line(&mut line)? == 0 {
-        return Err(io::ErrorKind::UnexpectedEof.into());
-    }
-    let mut event: Value = serde_json::from_str(&line)?;
+fn event(line: &str) -> io::Result<Event> {
+    let mut event: Value = serde_json::from_str(line)?;
     let text = |value: &Value| value.as_str().expect("text").to_owned();
     let (kind, cursor) = (text(&event["event"]), text(&event["cursor"]));
     Ok(Event { kind, cursor, message: event["message"].take() })
 }
 
 /// By the rules of the HTML standard, as far as ours are used.
-fn block(body: &mut impl BufRead) -> io::Result<Event> {
+fn block(body: &mut dyn BufRead) -> io::Result<Event> {
     let (mut kind, mut cursor, mut data) = (None, String::new(), None);
     loop {
-        let mut line = String::new();
-        if body.read_line(&mut line)? == 0 {
-            return Err(io::ErrorKind::UnexpectedEof.into());
-        }
+        let line = line(body)?;
         match line.trim_end_matches('\n').split_once(':') {
             _ if line == "\n" => break,
             Some(("", _)) => kind = Some("comment".to_owned()),

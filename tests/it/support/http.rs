@@ -136,6 +136,13 @@ impl Connection {
         Ok(Response { head, body })
     }
 
+    /// Reads whatever comes until the other side closes, as it comes.
+    pub fn rest(&mut self) -> io::Result<Vec<u8>> {
+        let mut rest = Vec::new();
+        self.stream.read_to_end(&mut rest)?;
+        Ok(rest)
+    }
+
     /// Reads the head of the next answer only.
     pub fn head(&mut self) -> io::Result<Head> {
         let line = self.line()?;

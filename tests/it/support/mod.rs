@@ -15,4 +15,5 @@ pub mod http;
 pub mod load;
 pub mod measure;
 pub mod messages;
+pub mod network;
 pub mod process;

@@ -1,39 +1,72 @@
 //! A network of our own: one namespace per node, one for clients and proxy, and one that holds the switch between them.
 //!
-//! Made and removed by the outer process, which outlives whatever happens inside; used by the inner one, which runs in
-//! the clients' namespace. Names begin with the outer process id. The addresses mean something only in here.
+//! Its maker holds the `Guard` that removes it; a thread of it, or another process, may run in the clients' namespace. Names
+//! begin with the maker's process id, so what a killed one left behind is known, and whoever makes the next network
+//! removes it. The addresses mean something only in here.
 
+use std::collections::BTreeSet;
+use std::fs::File;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::os::fd::AsFd;
+use std::panic::resume_unwind;
+use std::path::Path;
 use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
 
-/// The outer process says so to the inner one, which then is in the clients' namespace.
+use rustix::process::{Pid, Signal, kill_process};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+
+/// The maker says so to a process that it runs in the clients' namespace.
 pub const NAME_VARIABLE: &str = "CHATCHAIN_CHAOS_NETWORK";
 
-/// Before the outer process id.
-const PREFIX: &str = "chaos";
+/// Before the maker's process id.
+const PREFIX: &str = "chatchain";
+/// Where the system keeps namespaces that have names.
+const SPACES: &str = "/run/netns";
 const SWITCH: &str = "switch";
 const CLIENTS: &str = "clients";
 const PORT: u16 = 7100;
 
+/// Networks that this process has made.
+static COUNT: AtomicU32 = AtomicU32::new(0);
+
+/// Its name, by which it is used, wherever that is known.
 #[derive(Debug, Clone)]
 pub struct Network {
     name: String,
 }
 
+/// Removes the network when it is dropped.
+pub struct Guard(Network);
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        self.0.remove();
+    }
+}
+
+impl Guard {
+    pub fn network(&self) -> &Network {
+        &self.0
+    }
+}
+
 impl Network {
-    /// The one this process runs in, if the outer process made one.
+    /// The one this process runs in, if its parent made one.
     pub fn around_us() -> Option<Self> {
         std::env::var(NAME_VARIABLE).ok().map(|name| Network { name })
     }
 
     /// Makes it, for so many nodes. What was made before an error is removed; so is what a killed run left behind.
-    pub fn create(nodes: usize) -> Result<Self, String> {
-        for name in Self::orphans() {
+    pub fn create(nodes: usize) -> Result<Guard, String> {
+        for name in orphans(&spaces(), |pid| Path::new("/proc").join(pid.to_string()).exists()) {
             Network { name }.remove();
         }
-        let network = Network { name: format!("{PREFIX}{}", std::process::id()) };
-        network.build(nodes).inspect_err(|_| network.remove())?;
-        Ok(network)
+        let count = COUNT.fetch_add(1, Ordering::Relaxed);
+        let network = Network { name: format!("{PREFIX}{}.{count}", std::process::id()) };
+        network.remove(); // left behind by somebody who had our process id before
+        let guard = Guard(network);
+        guard.0.build(nodes).map(|()| guard)
     }
 
     fn build(&self, nodes: usize) -> Result<(), String> {
@@ -56,34 +89,30 @@ impl Network {
     }
 
     /// Ends whatever still runs in it, and removes it.
-    pub fn remove(&self) {
-        for space in self.spaces() {
+    fn remove(&self) {
+        let ours = spaces().into_iter().filter(|space| network_of(space) == Some(&self.name));
+        for space in ours {
             let pids = Command::new("ip").args(["netns", "pids", &space]).output();
             let pids =
                 pids.map(|done| String::from_utf8_lossy(&done.stdout).into_owned()).unwrap_or_default();
-            for pid in pids.split_whitespace().filter_map(|pid| pid.parse().ok()) {
-                if let Some(pid) = rustix::process::Pid::from_raw(pid) {
-                    let _gone = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
-                }
+            for pid in pids.split_whitespace().filter_map(|pid| Pid::from_raw(pid.parse().ok()?)) {
+                let _gone = kill_process(pid, Signal::KILL);
             }
             drop(ip(&["netns", "del", &space]));
         }
     }
 
-    /// Networks whose outer process is gone.
-    fn orphans() -> Vec<String> {
-        let switches =
-            spaces().into_iter().filter_map(|space| Some(space.strip_suffix("-switch")?.to_owned()));
-        let gone = |name: &String| {
-            let pid = name.strip_prefix(PREFIX).filter(|pid| pid.parse::<u32>().is_ok());
-            pid.is_some_and(|pid| !std::path::Path::new("/proc").join(pid).exists())
+    /// Runs this in the clients' namespace, with all threads and processes that it starts. In a thread of its own, for the
+    /// thread that goes there stays there.
+    pub fn inside<T: Send>(&self, run: impl FnOnce() -> T + Send) -> T {
+        let enter = || {
+            let space = File::open(Path::new(SPACES).join(self.space(CLIENTS))).expect("our namespace");
+            let entered = move_into_link_name_space(space.as_fd(), Some(LinkNameSpaceType::Network));
+            entered.expect("whoever makes a namespace may enter it");
+            run()
         };
-        switches.filter(gone).collect()
-    }
-
-    fn spaces(&self) -> Vec<String> {
-        let ours = format!("{}-", self.name);
-        spaces().into_iter().filter(|space| space.starts_with(&ours)).collect()
+        let ended = std::thread::scope(|scope| scope.spawn(enter).join());
+        ended.unwrap_or_else(|panicked| resume_unwind(panicked))
     }
 
     pub fn name(&self) -> &str {
@@ -137,6 +166,7 @@ impl Network {
         wrapped
     }
 
+    /// Plugs a node's cable in, or out: then its packets and those to it vanish, and nobody is told.
     pub fn link(&self, i: usize, up: bool) -> Result<(), String> {
         let state = if up { "up" } else { "down" };
         self.ip(SWITCH, &format!("link set {} {state}", node(i)))
@@ -162,6 +192,22 @@ fn node(i: usize) -> String {
     format!("node{i}")
 }
 
+/// To which network a namespace belongs.
+fn network_of(space: &str) -> Option<&str> {
+    space.rsplit_once('-').map(|(network, _)| network)
+}
+
+/// Networks of ours among these namespaces whose maker is gone.
+fn orphans(spaces: &[String], lives: impl Fn(u32) -> bool) -> BTreeSet<String> {
+    let gone = |name: &&str| {
+        let numbers = name.strip_prefix(PREFIX).and_then(|name| name.split_once('.'));
+        let pid =
+            numbers.filter(|(_, count)| count.parse::<u32>().is_ok()).and_then(|(pid, _)| pid.parse().ok());
+        pid.is_some_and(|pid| !lives(pid))
+    };
+    spaces.iter().filter_map(|space| network_of(space)).filter(gone).map(str::to_owned).collect()
+}
+
 /// All namespaces of this machine that have a name.
 fn spaces() -> Vec<String> {
     let listed = Command::new("ip").args(["netns", "list"]).output();
@@ -175,4 +221,27 @@ fn ip(args: &[&str]) -> Result<(), String> {
         return Ok(());
     }
     Err(format!("ip {}: {}", args.join(" "), String::from_utf8_lossy(&done.stderr).trim()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_a_dead_maker_left_behind_is_an_orphan() {
+        let spaces = [
+            "chatchain7.0-switch",
+            "chatchain7.0-node0",
+            "chatchain7.1-node3", // all that is left of it
+            "chatchain77.0-switch",
+            "chatchain8.0-switch",
+            "chatchain-switch",
+            "chatchainx.0-switch",
+            "chatchain7-switch",
+            "somebody7.0-switch",
+            "elses",
+        ];
+        let found = orphans(&spaces.map(str::to_owned), |pid| pid == 77 || pid == 8);
+        assert_eq!(found.into_iter().collect::<Vec<_>>(), ["chatchain7.0", "chatchain7.1"]);
+    }
 }

@@ -1,0 +1,145 @@
+//! Whatever a stranger shows, and however like a key it is: the answer is the same, byte for byte, and takes as long.
+//!
+//! A stranger gets one answer per connection, so every request here has a connection of its own. How long the judgement
+//! alone takes is measured beside its code, where a few nanoseconds can be told apart; here, what stands around it.
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use crate::lock::{KEY, PATHS, locked};
+use crate::support::chance::Chance;
+use crate::support::cluster::Cluster;
+use crate::support::doors::JSON;
+use crate::support::http::{Connection, encode};
+use crate::support::measure::{self, percentile};
+
+/// Of the medians of different headers, over a quarter. A read from a disk or a question to another process is more.
+const NOISE: Duration = Duration::from_micros(20);
+const MESSAGE: &str = r#"{"sender":"eve","recipient":"bob","text":"let me in"}"#;
+
+/// What strangers show: header lines, and what they are.
+fn shown() -> Vec<(&'static str, Vec<u8>)> {
+    let line = |value: &[u8]| [b"authorization: ", value, b"\r\n"].concat();
+    let bearer = |key: &str| line(format!("Bearer {key}").as_bytes());
+    let (all_but_the_last, count) = (&KEY[..KEY.len() - 1], KEY.len());
+    vec![
+        ("nothing", Vec::new()),
+        ("an empty header", line(b"")),
+        ("an empty key", bearer("")),
+        ("a wrong key of the same length", bearer(&"x".repeat(count))),
+        ("all but the last character", bearer(&format!("{all_but_the_last}x"))),
+        ("a prefix", bearer(all_but_the_last)),
+        ("an extension", bearer(&format!("{KEY}x"))),
+        ("a very long one", bearer(&KEY.repeat(100))),
+        ("another scheme", line(format!("Basic {KEY}").as_bytes())),
+        ("no scheme", line(KEY.as_bytes())),
+        ("garbage", line(b";=,\"{ ]\\ %00")),
+        ("what is no UTF-8", line(&[b"Bearer ", KEY.as_bytes(), b"\xff\xfe"].concat())),
+        ("the key in two headers", bearer(KEY).repeat(2)),
+        ("the key and a wrong one", [bearer(KEY), bearer(all_but_the_last)].concat()),
+    ]
+}
+
+fn request(addr: SocketAddr, (method, path): (&str, &str), shown: &[u8], body: &str) -> Vec<u8> {
+    let mut request = encode(addr, method, path, &[JSON], body.as_bytes());
+    let line = request.windows(2).position(|bytes| bytes == b"\r\n").expect("a request line") + 2;
+    request.splice(line..line, shown.iter().copied());
+    request
+}
+
+/// All that comes back, up to the end of the connection, but for the date.
+#[track_caller]
+fn answer(addr: SocketAddr, request: &[u8]) -> String {
+    let mut connection = Connection::open(addr).expect("connected");
+    connection.send(request).expect("sent");
+    let answer = String::from_utf8(connection.rest().expect("answered")).expect("text");
+    let lines = answer.split_inclusive("\r\n");
+    assert_eq!(lines.clone().filter(|line| line.starts_with("date: ")).count(), 1, "{answer}");
+    lines.filter(|line| !line.starts_with("date: ")).collect()
+}
+
+fn doors(cluster: &Cluster) -> [(&'static str, SocketAddr); 2] {
+    [("node", cluster.node(0)), ("proxy", cluster.proxy())]
+}
+
+#[test]
+fn whatever_is_shown_wherever_the_answer_is_the_same() {
+    let cluster = locked(1, KEY);
+    let mut first = None;
+    for (door, addr) in doors(&cluster) {
+        for path in PATHS {
+            let bodies: &[&str] = if path.0 == "POST" { &["", MESSAGE, &"x".repeat(40_000)] } else { &[""] };
+            for (body, (what, shown)) in
+                bodies.iter().flat_map(|body| shown().into_iter().map(move |s| (body, s)))
+            {
+                let answer = answer(addr, &request(addr, path, &shown, body));
+                let first = first.get_or_insert_with(|| answer.clone());
+                assert_eq!(answer, *first, "{what} at the {door}, {path:?}, {} bytes", body.len());
+            }
+        }
+    }
+    let first = first.expect("some were asked");
+    assert!(first.starts_with("HTTP/1.1 401 ") && first.contains("this network is locked"), "{first}");
+}
+
+/// What is open to everybody does not tell either whether a key was right, nor how nearly.
+#[test]
+fn what_is_open_answers_all_strangers_alike() {
+    let cluster = locked(1, KEY);
+    for (door, addr) in doors(&cluster) {
+        for path in ["/livez", "/readyz"] {
+            let answers = shown()
+                .into_iter()
+                .map(|(what, shown)| (what, answer(addr, &request(addr, ("GET", path), &shown, ""))));
+            let answers: Vec<_> = answers.collect();
+            let (_, first) = &answers[0];
+            assert!(first.starts_with("HTTP/1.1 200 "), "{first}");
+            for (what, answer) in &answers {
+                assert_eq!(answer, first, "{what} at the {door}, {path}");
+            }
+        }
+    }
+}
+
+/// The median time to an answer for each of these, asked in any order, so that what disturbs one disturbs all.
+fn medians(addr: SocketAddr, shown: &[Vec<u8>], chance: &mut Chance) -> Vec<Duration> {
+    const ROUNDS: usize = 200;
+    let requests: Vec<_> = shown.iter().map(|shown| request(addr, ("GET", "/messages"), shown, "")).collect();
+    let mut order: Vec<_> = (0..requests.len()).collect();
+    let mut times = vec![Vec::new(); requests.len()];
+    for _ in 0..ROUNDS {
+        order.sort_by_cached_key(|_| chance.number());
+        let mut connections: Vec<_> =
+            order.iter().map(|_| Connection::open(addr).expect("connected")).collect();
+        for (which, connection) in order.iter().zip(&mut connections) {
+            let began = Instant::now();
+            connection.send(&requests[*which]).expect("sent");
+            let answer = connection.receive("GET").expect("answered");
+            times[*which].push(began.elapsed());
+            assert_eq!(answer.status(), 401);
+        }
+    }
+    times.iter().map(|times| percentile(times, 0.5)).collect()
+}
+
+#[test]
+fn whatever_is_shown_the_answer_takes_equally_long() {
+    let cluster = locked(1, KEY);
+    let mut chance = Chance::new();
+    // To read a header of kilobytes takes its time, whatever it shows.
+    let short = shown().into_iter().filter(|(_, line)| line.len() < 100);
+    let (names, lines): (Vec<_>, Vec<_>) = short.unzip();
+    for (door, addr) in doors(&cluster) {
+        // On a busy machine an attempt may fail, but not all.
+        let mut seen = Vec::new();
+        let alike = (0..10).any(|_| {
+            let times = medians(addr, &lines, &mut chance);
+            let (least, most) = (times.iter().min().expect("some"), times.iter().max().expect("some"));
+            measure::say(&format!("the {door} refuses after {least:.1?} to {most:.1?}, whatever is shown"));
+            let alike = *most < least.mul_f64(1.25) + NOISE;
+            seen = names.iter().zip(times).collect();
+            alike
+        });
+        assert!(alike, "at the {door}: {seen:.1?}");
+    }
+}
