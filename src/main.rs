@@ -5,7 +5,7 @@ use std::{io, process::ExitCode};
 use chatchain::{
     cli::{Cli, Command},
     commands::{self, Exit},
-    output::Output,
+    output::{self, Output},
 };
 use clap::Parser;
 use color_eyre::config::{HookBuilder, Theme};
@@ -38,7 +38,11 @@ fn report_errors(cli: &Cli) {
         .display_env_section(false)
         .panic_section("This is a mistake in ChatChain. Nothing that was acknowledged is lost by it.");
     let (panics, errors) = builder.into_hooks();
-    panics.install();
+    // A panic is an answer of 500 or a page of the store that is damaged, and must not become an abort because the report of
+    // it cannot be written.
+    std::panic::set_hook(Box::new(move |panic| {
+        output::aside(&panics.panic_report(panic).to_string());
+    }));
     if in_full(cli) {
         errors.install().expect("the hook is installed once");
     }
@@ -61,6 +65,7 @@ fn log_to_stderr(cli: &Cli, output: &Output) {
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(io::stderr)
+        .log_internal_errors(false) // it panics where standard error is closed
         .with_ansi(output.colors_errors())
         .with_target(cli.common.verbose > 0)
         .init();

@@ -304,7 +304,7 @@ fn data(text: &str) -> io::Result<()> {
 }
 
 /// To standard error. If nobody reads that, there is nobody to tell.
-fn aside(text: &str) {
+pub fn aside(text: &str) {
     let _ = writeln!(io::stderr().lock(), "{text}");
 }
 

@@ -5,8 +5,10 @@
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
+
+use rustix::process::{Pid, Signal};
 
 use crate::support::address::{free_addr, free_ip};
 use crate::support::cluster::Cluster;
@@ -278,6 +280,34 @@ fn with_a_key_listening_beyond_this_machine_is_nothing_to_warn_of() {
     assert!(!answer.json()["warnings"].to_string().contains("key"), "{}", answer.text());
     assert_eq!(get(addr, "/nodes").status(), 401);
     assert!(!node.stderr().contains("key"), "{}", node.stderr());
+}
+
+/// A process that is not left behind.
+struct Kept(Child);
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        drop(self.0.kill());
+        drop(self.0.wait());
+    }
+}
+
+#[test]
+fn a_node_to_whose_log_nobody_listens_any_more_goes_on() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let (addr, nobody) = (free_addr(), free_addr());
+    let mut command = chatchain(dir.path());
+    command.args(["node", "--node-id", "0", "--listen", &addr.to_string(), "--peers", &nobody.to_string()]);
+    let (reader, log) = std::io::pipe().expect("a pipe");
+    let mut node = Kept(command.stdin(Stdio::null()).stderr(log).spawn().expect("it starts"));
+    drop((reader, command)); // which has the other end too
+    eventually_blocking(LONG, "an exchange that failed, of which it said so", || {
+        assert_eq!(node.0.try_wait().expect("our own child"), None, "it ended");
+        let status = http::get(addr, "/nodes").map_err(|error| error.to_string())?.json();
+        if status["peers"][0]["error"].is_string() { Ok(()) } else { Err(status.to_string()) }
+    });
+    rustix::process::kill_process(Pid::from_child(&node.0), Signal::TERM).expect("our own child");
+    assert_eq!(node.0.wait().expect("our own child").code(), Some(0));
 }
 
 #[test]
