@@ -79,9 +79,10 @@ pub async fn run(config: NodeConfig, listener: TcpListener, stop: CancellationTo
             Ended::Early(why) => break Err(Error::Ended(why)),
             Ended::Suspect(why) => {
                 notes.add(format!("node {} opened its store anew: {why}", config.node_id));
-                seat.leave(why);
+                let life = life.take().expect("it ended just now");
+                seat.leave(why, status::status(&life.node));
                 // The address answers meanwhile: without being polled, it accepts nobody.
-                let closing = life.take().expect("it ended just now").end();
+                let closing = life.end();
                 tokio::pin!(closing);
                 tokio::select! {
                     () = &mut serving => return closing.await,
@@ -140,7 +141,7 @@ async fn reopen(config: &Arc<NodeConfig>, seat: &Seat, patience: &mut Patience) 
             Err(error) => error.to_string(),
         };
         tracing::error!(why, "the store does not open");
-        seat.leave(why);
+        seat.stay_empty(why);
     }
 }
 

@@ -8,7 +8,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use axum::extract::FromRequestParts;
 use axum::http::request::Parts;
 
-use super::{Node, status};
+use super::Node;
 use crate::api::error::{ErrorCode, Problem};
 use crate::api::network::NodeStatus;
 
@@ -46,13 +46,16 @@ impl Seat {
         *self.0.write().unwrap_or_else(PoisonError::into_inner) = Taken::Open(node);
     }
 
-    /// The node gives it up.
-    pub fn leave(&self, why: String) {
-        let last = match self.taken() {
-            Taken::Open(node) => Box::new(status::status(&node)),
-            Taken::Closed(_, last) => last,
-        };
-        *self.0.write().unwrap_or_else(PoisonError::into_inner) = Taken::Closed(why, last);
+    /// The node gives it up, with its last word on itself.
+    pub fn leave(&self, why: String, last: NodeStatus) {
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = Taken::Closed(why, Box::new(last));
+    }
+
+    /// Nobody can take it, for this reason now.
+    pub fn stay_empty(&self, why: String) {
+        if let Taken::Closed(was, _) = &mut *self.0.write().unwrap_or_else(PoisonError::into_inner) {
+            *was = why;
+        }
     }
 }
 

@@ -304,7 +304,7 @@ async fn a_node_with_a_closed_store_is_neither_up_nor_writable_in_the_network() 
     let seat = seat::Seat::of(peer.node.clone());
     let bench = Bench::with_peers(vec![peer.serve_at(&seat).await]);
     replicate::Talk::new(0).exchange(&bench.node, false).await.expect("goes well");
-    seat.leave("its disk is gone".into());
+    seat.leave("its disk is gone".into(), status::status(&peer.node));
     bench.node.writer().alarm().raise("ours is gone as well".into());
     let answer = status::network(bench.node.clone(), axum::extract::RawQuery(None)).await.expect("answers");
     let bytes = axum::body::to_bytes(answer.into_body(), 1 << 20).await.expect("is short");

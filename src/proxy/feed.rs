@@ -3,7 +3,7 @@
 //! Events pass through as they come; of each only its cursor and what message it is are looked at. When the node ends it,
 //! falls silent or is set aside, the feed is asked for again, at whichever node answers, with the last cursor. Another node
 //! may have another copy of a message that this reader has had: the last ones are remembered, and not given twice.
-//! With no node left the reader is kept, with a line now and then.
+//! With no node left, or none that knows yet what the cursor speaks of, the reader is kept, with a line now and then.
 
 use std::collections::VecDeque;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -18,9 +18,9 @@ use futures_util::{StreamExt, stream};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
+use super::Proxy;
 use super::course::Nature;
-use super::forward::Served;
-use super::run::{Proxy, asking};
+use super::forward::{Served, asking};
 use super::upstreams::Lane;
 use crate::api::error::Problem;
 use crate::api::feed::{Event, FeedQuery, Format};
@@ -192,7 +192,9 @@ impl Relay {
     /// Says that the reader is still there, and nothing else.
     fn comment(&self) -> Bytes {
         match (self.format, &self.cursor) {
-            (Format::Events, _) => Bytes::from_static(b": no node answers; going on as soon as one does\n\n"),
+            (Format::Events, _) => {
+                Bytes::from_static(b": no node can go on with it now; one will as soon as it can\n\n")
+            }
             (Format::Lines, Some(cursor)) => {
                 let mut out = Vec::new();
                 Event::Bookmark.write(Format::Lines, cursor, &mut out);

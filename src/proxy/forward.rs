@@ -11,9 +11,10 @@ use std::{
 
 use axum::{
     body::Body,
-    http::{HeaderMap, HeaderName, StatusCode, header},
+    http::{HeaderMap, HeaderName, Method, StatusCode, header},
     response::{IntoResponse, Response},
 };
+use bytes::Bytes;
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use tokio::time::{Instant, sleep_until};
 
@@ -247,7 +248,7 @@ const OF_THE_CONNECTION: [HeaderName; 11] = [
 ];
 
 /// What is passed on of a request's or an answer's headers.
-pub(super) fn end_to_end(headers: &HeaderMap) -> HeaderMap {
+fn end_to_end(headers: &HeaderMap) -> HeaderMap {
     let named: Vec<String> = headers
         .get_all(header::CONNECTION)
         .iter()
@@ -265,6 +266,23 @@ pub(super) fn end_to_end(headers: &HeaderMap) -> HeaderMap {
         .filter(|(name, _)| passes(name))
         .map(|(name, value)| (name.clone(), value.clone()))
         .collect()
+}
+
+/// A request as it is passed on.
+pub(super) fn asking(
+    method: Method,
+    path: &str,
+    query: Option<String>,
+    headers: &HeaderMap,
+    body: Bytes,
+) -> Request {
+    let mut headers = end_to_end(headers);
+    headers.remove(header::CONTENT_LENGTH); // of the body as it was framed; the client frames it anew
+    let path_and_query = match query {
+        Some(query) => format!("{path}?{query}"),
+        None => path.to_owned(),
+    };
+    Request { method, path_and_query, headers, body }
 }
 
 fn passed_on(answer: Answer) -> Response {

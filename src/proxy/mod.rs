@@ -17,7 +17,24 @@ mod run;
 mod upstreams;
 mod watch;
 
+use std::sync::Arc;
+
+use tokio_util::sync::CancellationToken;
+
+use crate::serve::Budget;
+use forward::Forwarder;
+
 pub use run::run;
+
+/// What handlers hold.
+#[derive(Clone)]
+struct Proxy {
+    forwarder: Arc<Forwarder>,
+    budget: Budget,
+    warnings: Arc<[String]>,
+    /// With this, feeds end.
+    stop: CancellationToken,
+}
 
 /// Why a proxy ended.
 #[derive(Debug, thiserror::Error)]

@@ -9,7 +9,7 @@ use axum::{
     Router,
     body::Body,
     extract::{RawQuery, State},
-    http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header},
+    http::{HeaderMap, HeaderValue, Method, StatusCode, Uri},
     response::Response,
     routing::{delete, get, post},
 };
@@ -19,10 +19,10 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::{
-    Error,
+    Error, Proxy,
     course::Nature,
     feed,
-    forward::{Forwarder, end_to_end},
+    forward::{Forwarder, asking},
     upstreams::Lane,
     watch::watch,
 };
@@ -34,7 +34,6 @@ use crate::{
         network::{self, ProxyStatus, Ready},
         path, query,
     },
-    client::Request,
     config::ProxyConfig,
     serve::{self, BODIES_BYTES_MAX, Budget, SendKind, idempotency_key, json, read_body},
 };
@@ -44,16 +43,6 @@ const POSITION_WAIT: Duration = Duration::from_secs(1);
 /// What an operator should know of a proxy that others can reach; who binds its listener warns at the start.
 const OPEN_WARNING: &str = "listening beyond this machine without a key: whoever reaches this port can read \
                             and write everything";
-
-/// What handlers need.
-#[derive(Clone)]
-pub(super) struct Proxy {
-    pub(super) forwarder: Arc<Forwarder>,
-    budget: Budget,
-    warnings: Arc<[String]>,
-    /// With this, feeds end.
-    pub(super) stop: CancellationToken,
-}
 
 /// Runs a proxy on this listener until `stop`.
 pub async fn run(config: ProxyConfig, listener: TcpListener, stop: CancellationToken) -> Result<(), Error> {
@@ -174,22 +163,6 @@ async fn ready(RawQuery(query): RawQuery) -> Result<Response, Problem> {
 fn reading(is_quick: bool, headers: &HeaderMap) -> Nature {
     let asked = if headers.contains_key(POSITION) { POSITION_WAIT } else { Duration::ZERO };
     Nature { lane: Lane::Read, is_quick, asked }
-}
-
-pub(super) fn asking(
-    method: Method,
-    path: &str,
-    query: Option<String>,
-    headers: &HeaderMap,
-    body: Bytes,
-) -> Request {
-    let mut headers = end_to_end(headers);
-    headers.remove(header::CONTENT_LENGTH); // of the body as it was framed; the client frames it anew
-    let path_and_query = match query {
-        Some(query) => format!("{path}?{query}"),
-        None => path.to_owned(),
-    };
-    Request { method, path_and_query, headers, body }
 }
 
 #[cfg(test)]

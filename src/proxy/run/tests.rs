@@ -9,7 +9,7 @@ use tokio::sync::mpsc;
 use super::*;
 use crate::{
     api::{address::Addr, error::ErrorCode, key::Keys, media},
-    client::{Answer, Client},
+    client::{Answer, Client, Request},
     config::Strategy,
     proxy::fake::{ID, MESSAGE, Network, refuses, says},
 };
