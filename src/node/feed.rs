@@ -129,6 +129,7 @@ enum At {
 struct Reader {
     store: Weak<Store>,
     turns: Arc<Semaphore>,
+    ways: Arc<Semaphore>,
     hub: Arc<Hub>,
     moved: watch::Receiver<u64>,
     query: FeedQuery,
@@ -171,6 +172,7 @@ impl Reader {
         let mut reader = Reader {
             store: Arc::downgrade(node.store()),
             turns: node.readers().clone(),
+            ways: node.ways().clone(),
             moved: hub.moved(),
             hub,
             wants_all: query.filter().is_empty(),
@@ -269,7 +271,7 @@ impl Reader {
 
     /// Goes on there with the next piece. Whether all of it is remembered depends on how many others do.
     fn keep(&mut self, way: Way) {
-        let place = self.hub.ways().clone().try_acquire_owned();
+        let place = self.ways.clone().try_acquire_owned();
         self.at = At::Store(place.ok().map(|place| (way, place)));
     }
 

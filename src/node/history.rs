@@ -13,7 +13,7 @@ use axum::extract::RawQuery;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use futures_util::stream;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use uuid::Uuid;
 
 use super::send::view;
@@ -34,12 +34,16 @@ const SEARCH_TIME: Duration = Duration::from_secs(2);
 const PROBE_TIME: Duration = Duration::from_millis(100);
 /// Bytes of records that a page keeps while it is put together. Those beyond are read a second time.
 const PAGE_BYTES_MAX: usize = 4 << 20;
+/// The same, of a page that has no place among those who keep their way.
+const PAGE_BYTES_FEW: usize = 128 << 10;
 /// How long a read waits for damage to be mended.
 const DAMAGE_TIME: Duration = Duration::from_secs(2);
 /// How often it looks whether that is so.
 const DAMAGE_PAUSE: Duration = Duration::from_millis(50);
 /// Messages per chunk of an answer, at the most.
 const CHUNK_COUNT: usize = 1_000;
+/// The same, of an answer that has no place among those who keep their way.
+const CHUNK_COUNT_FEW: usize = 100;
 
 /// `GET /messages/{id}`.
 pub async fn get_one(
@@ -158,13 +162,17 @@ fn whole(node: &Node, query: &ListQuery, format: Format) -> Result<Response, Fai
     let mut listing = listing(node, query, after, false)?.until(before);
     let mut encoder = Encoder::new(format);
     // The first chunk is read before the status is sent, so that a failure can still be one.
-    let first = listing.next_chunk(CHUNK_COUNT)?;
+    let way = node.ways().clone().try_acquire_owned().ok();
+    let first = listing.next_chunk(chunk_count(way.as_ref()))?;
     encoder.push_all(&first);
-    Ok(streamed(node, format, encoder, listing, |listing, encoder| {
+    Ok(streamed(node, format, encoder, (listing, way), |(listing, way), encoder| {
         while !listing.is_done() {
-            let entries = listing.next_chunk(CHUNK_COUNT)?;
+            let entries = listing.next_chunk(chunk_count(way.as_ref()))?;
             if !entries.is_empty() {
                 encoder.push_all(&entries);
+                if way.is_none() {
+                    listing.put_down();
+                }
                 return Ok(true);
             }
         }
@@ -210,7 +218,7 @@ fn place_of(node: &Node, mark: Mark) -> Result<Place, Failed> {
 /// A part of history, put together before it is sent, since it is found newest first and sent oldest first.
 #[derive(Default)]
 struct Page {
-    /// Oldest first. Records beyond [`PAGE_BYTES_MAX`] are left out here.
+    /// Oldest first. Records beyond the bytes that it may keep are left out here.
     entries: Vec<(Place, Option<Entry>)>,
     /// The entry from which older ones can be asked for.
     older: Option<Place>,
@@ -224,8 +232,10 @@ fn page(node: &Node, query: &ListQuery, limit: usize, format: Format) -> Result<
     let forward = after.is_some() && before.is_none();
     let (from, until) = if forward { (after, None) } else { (before, after) };
     let mut listing = listing(node, query, from, !forward)?.until(until);
+    let way = node.ways().clone().try_acquire_owned().ok();
+    let bytes_max = if way.is_some() { PAGE_BYTES_MAX } else { PAGE_BYTES_FEW };
     let mut page = Page::default();
-    let go_on = collect(&mut listing, limit, &mut page)?;
+    let go_on = collect(&mut listing, limit, bytes_max, &mut page)?;
     let (first, last) = (page.entries.first(), page.entries.last());
     let (nearest, farthest) = (first.map(|(place, _)| *place), last.map(|(place, _)| *place));
     let beyond =
@@ -242,11 +252,12 @@ fn page(node: &Node, query: &ListQuery, limit: usize, format: Format) -> Result<
     }
     let links = links(query, &page);
     let places: VecDeque<_> = page.entries.into();
-    let state = (Arc::downgrade(node.store()), places);
-    let mut response = streamed(node, format, Encoder::new(format), state, |(store, places), encoder| {
-        let store = store.upgrade().ok_or(Error::Closed)?;
-        send_places(&store, places, encoder)
-    });
+    let state = (Arc::downgrade(node.store()), places, way);
+    let mut response =
+        streamed(node, format, Encoder::new(format), state, |(store, places, way), encoder| {
+            let store = store.upgrade().ok_or(Error::Closed)?;
+            send_places(&store, places, chunk_count(way.as_ref()), encoder)
+        });
     if let Some(links) = links {
         response.headers_mut().insert(header::LINK, links);
     }
@@ -254,7 +265,7 @@ fn page(node: &Node, query: &ListQuery, limit: usize, format: Format) -> Result<
 }
 
 /// Fills the page in the listing's direction. Whether there is more, or time ran out before that was known.
-fn collect(listing: &mut Listing, limit: usize, page: &mut Page) -> Result<bool, Error> {
+fn collect(listing: &mut Listing, limit: usize, bytes_max: usize, page: &mut Page) -> Result<bool, Error> {
     let began = Instant::now();
     let mut bytes = 0;
     while !listing.is_done() {
@@ -264,7 +275,7 @@ fn collect(listing: &mut Listing, limit: usize, page: &mut Page) -> Result<bool,
                 return Ok(true);
             }
             bytes += entry.record.len();
-            page.entries.push((entry.place, (bytes <= PAGE_BYTES_MAX).then_some(entry)));
+            page.entries.push((entry.place, (bytes <= bytes_max).then_some(entry)));
         }
         if began.elapsed() >= SEARCH_TIME && !listing.is_done() {
             return Ok(true);
@@ -306,9 +317,10 @@ fn links(query: &ListQuery, page: &Page) -> Option<HeaderValue> {
 fn send_places(
     store: &Store,
     places: &mut VecDeque<(Place, Option<Entry>)>,
+    most: usize,
     encoder: &mut Encoder,
 ) -> Result<bool, Error> {
-    for count in 0..CHUNK_COUNT {
+    for count in 0..most {
         let Some((place, entry)) = places.front_mut() else { return Ok(count > 0) };
         let entry = match entry.take() {
             Some(entry) => entry,
@@ -321,6 +333,10 @@ fn send_places(
         places.pop_front();
     }
     Ok(true)
+}
+
+fn chunk_count(way: Option<&OwnedSemaphorePermit>) -> usize {
+    if way.is_some() { CHUNK_COUNT } else { CHUNK_COUNT_FEW }
 }
 
 /// How messages are put into a body.
@@ -365,7 +381,7 @@ impl Encoder {
     }
 
     fn take(&mut self) -> Bytes {
-        std::mem::take(&mut self.out).into()
+        std::mem::take(&mut self.out).into_boxed_slice().into() // it may wait for long
     }
 }
 

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::Node;
@@ -41,10 +41,6 @@ const CHANGES_MAX: usize = 16;
 const CHANGES_MANY: usize = 12;
 /// How often it is looked whether an entry that could not be given can be now: nothing else says so.
 const HELD_PAUSE: Duration = Duration::from_secs(1);
-
-/// So many readers keep their way through the store between two pieces: a buffer of up to 200 KiB, and some 150 bytes for each
-/// log. The others find theirs anew for every piece, which costs time and no memory.
-const WAYS_MAX: usize = 32;
 
 /// From one state of all logs to the next.
 #[derive(Debug)]
@@ -184,8 +180,6 @@ pub struct Hub {
     /// Counts the steps.
     moved: watch::Sender<u64>,
     readers: AtomicUsize,
-    /// For those who keep their way through the store.
-    ways: Arc<Semaphore>,
     stop: CancellationToken,
 }
 
@@ -193,8 +187,7 @@ impl Hub {
     /// A hub whose feeds end with this signal.
     pub fn new(stop: CancellationToken) -> Self {
         let (ring, turn) = (Mutex::default(), tokio::sync::Mutex::default());
-        let ways = Arc::new(Semaphore::new(WAYS_MAX));
-        Hub { ring, turn, moved: watch::Sender::new(0), readers: AtomicUsize::new(0), ways, stop }
+        Hub { ring, turn, moved: watch::Sender::new(0), readers: AtomicUsize::new(0), stop }
     }
 
     fn ring(&self) -> MutexGuard<'_, Ring> {
@@ -212,11 +205,6 @@ impl Hub {
     /// How many read now.
     pub fn readers(&self) -> usize {
         self.readers.load(Ordering::Relaxed)
-    }
-
-    /// A place for each reader that keeps its way through the store.
-    pub fn ways(&self) -> &Arc<Semaphore> {
-        &self.ways
     }
 
     /// Changes with every step.

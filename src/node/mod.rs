@@ -63,19 +63,25 @@ pub enum Error {
 /// take all threads from exchanges, nor all processors from sends.
 const READERS_MAX: usize = 4;
 
+/// Readers who keep their way through the store while they take what they were given: a buffer of up to a megabyte (a large
+/// page of history: four), and some 150 bytes for each log. The others find it anew for each piece, which takes longer.
+const WAYS_MAX: usize = 32;
+
 /// What requests share and none may use up.
 #[derive(Clone)]
 struct Bounds {
     bodies: Budget,
     readers: Arc<Semaphore>,
+    ways: Arc<Semaphore>,
     hub: Arc<Hub>,
 }
 
 impl Bounds {
     /// With this signal all feeds end.
     fn new(stop: CancellationToken) -> Self {
-        let (bodies, readers) = (Budget::new(BODIES_BYTES_MAX), Semaphore::new(READERS_MAX));
-        Bounds { bodies, readers: Arc::new(readers), hub: Arc::new(Hub::new(stop)) }
+        let (readers, ways) = (Semaphore::new(READERS_MAX), Semaphore::new(WAYS_MAX));
+        let bodies = Budget::new(BODIES_BYTES_MAX);
+        Bounds { bodies, readers: Arc::new(readers), ways: Arc::new(ways), hub: Arc::new(Hub::new(stop)) }
     }
 }
 
@@ -126,6 +132,11 @@ impl Node {
     /// What all readers of history share.
     fn readers(&self) -> &Arc<Semaphore> {
         &self.bounds.readers
+    }
+
+    /// A place for each reader who keeps its way through the store.
+    fn ways(&self) -> &Arc<Semaphore> {
+        &self.bounds.ways
     }
 
     /// What all readers of the feed share.

@@ -95,6 +95,34 @@ enum Source {
     User(Scan),
 }
 
+impl Source {
+    /// `filter` must be folded.
+    fn new(
+        store: &Store,
+        logs: &Logs,
+        filter: &Filter,
+        from: Option<Place>,
+        backward: bool,
+    ) -> Result<Self, Error> {
+        Ok(match filter.indexed() {
+            Some((name, sides)) => Source::User(Scan::new(store, name, sides, from, backward)),
+            None => Source::Logs(Merge::new(store, logs, from, backward)?),
+        })
+    }
+
+    fn next(
+        &mut self,
+        store: &Store,
+        logs: &Logs,
+        reader: &mut Reader,
+    ) -> Result<Option<(Entry, bool)>, Error> {
+        match self {
+            Source::Logs(merge) => merge.next(store, reader),
+            Source::User(scan) => scan.next(store, logs, reader),
+        }
+    }
+}
+
 /// A walk through history. See the head of this file.
 #[derive(Debug)]
 pub struct Listing {
@@ -102,7 +130,9 @@ pub struct Listing {
     store: Weak<Store>,
     logs: Arc<Logs>,
     filter: Filter,
-    source: Source,
+    /// `None`: it was put down.
+    source: Option<Source>,
+    from: Option<Place>,
     backward: bool,
     until: Option<Place>,
     done: bool,
@@ -120,12 +150,15 @@ impl Listing {
         backward: bool,
     ) -> Result<Self, Error> {
         let filter = filter.folded();
-        let source = match filter.indexed() {
-            Some((name, sides)) => Source::User(Scan::new(store, name, sides, from, backward)),
-            None => Source::Logs(Merge::new(store, &logs, from, backward)?),
-        };
+        let source = Some(Source::new(store, &logs, &filter, from, backward)?);
         let store = Arc::downgrade(store);
-        Ok(Listing { store, logs, filter, source, backward, until: None, done: false, last_seen: None })
+        let (until, done, last_seen) = (None, false, None);
+        Ok(Listing { store, logs, filter, source, from, backward, until, done, last_seen })
+    }
+
+    /// Keeps no more in memory than where it is, until the next chunk is asked for.
+    pub fn put_down(&mut self) {
+        self.source = None;
     }
 
     /// Ends the listing before it reaches this place.
@@ -144,7 +177,13 @@ impl Listing {
             if shown.len() >= most || bytes >= CHUNK_BYTES || began.elapsed() >= CHUNK_TIME {
                 break;
             }
-            let next = match self.next_entry(&store, &mut reader) {
+            let source = if let Some(source) = &mut self.source {
+                source
+            } else {
+                let from = self.last_seen.or(self.from);
+                self.source.insert(Source::new(&store, &self.logs, &self.filter, from, self.backward)?)
+            };
+            let next = match source.next(&store, &self.logs, &mut reader) {
                 // What was found is given first; the next chunk begins with the damage.
                 Err(Error::Damaged { .. }) if !shown.is_empty() => break,
                 next => next?,
@@ -166,13 +205,6 @@ impl Listing {
 
     fn is_before_the_end(&self, place: Place) -> bool {
         self.until.is_none_or(|until| if self.backward { place > until } else { place < until })
-    }
-
-    fn next_entry(&mut self, store: &Store, reader: &mut Reader) -> Result<Option<(Entry, bool)>, Error> {
-        match &mut self.source {
-            Source::Logs(merge) => merge.next(store, reader),
-            Source::User(scan) => scan.next(store, &self.logs, reader),
-        }
     }
 
     fn shows(&self, store: &Store, entry: &Entry, has_copy: bool) -> Result<bool, Error> {

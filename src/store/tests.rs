@@ -80,7 +80,20 @@ impl Bench {
         }
     }
 
+    /// What is listed, whether the listing is put down between its chunks or not.
     pub(super) fn list(&self, filter: Filter, from: Option<Place>, backward: bool) -> Vec<String> {
+        let listed = self.list_chunks(filter.clone(), from, backward, |_| {});
+        assert_eq!(self.list_chunks(filter, from, backward, Listing::put_down), listed);
+        listed
+    }
+
+    fn list_chunks(
+        &self,
+        filter: Filter,
+        from: Option<Place>,
+        backward: bool,
+        between: impl Fn(&mut Listing),
+    ) -> Vec<String> {
         let logs = Arc::new(self.logs.clone());
         let mut listing = Listing::new(&self.store, logs, filter, from, backward).expect("starts");
         let mut texts = Vec::new();
@@ -88,6 +101,7 @@ impl Bench {
             for entry in listing.next_chunk(7).expect("reads") {
                 texts.push(Content::decode(entry.record().content).expect("readable").text.to_owned());
             }
+            between(&mut listing);
         }
         texts
     }
