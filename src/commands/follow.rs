@@ -35,7 +35,8 @@ use crate::{
 
 /// The cursor is kept at most so often, and always before waiting for longer.
 const KEEP_EVERY: Duration = Duration::from_millis(200);
-/// How long to wait before the feed is opened again; doubled up to the second.
+/// How long to wait before the feed is opened again, but not the first time; doubled up to the second. A feed that lasts for
+/// longer than that is one that goes on.
 const RETRY_MIN: Duration = Duration::from_millis(100);
 const RETRY_MAX: Duration = Duration::from_secs(2);
 /// How long a server is looked for that has all messages from before the feed.
@@ -62,6 +63,8 @@ pub async fn run(args: &cli::List, common: &Common, sources: &Sources, output: &
         collected: Vec::new(),
         collects: !args.follow && output.format() == Format::Json,
         place: Place { file, unkept: false, due: Instant::now() },
+        opened: Instant::now(),
+        pause: Duration::ZERO,
         output,
     };
     let follow = async {
@@ -98,6 +101,9 @@ struct Follower<'a> {
     collected: Vec<Listed>,
     collects: bool,
     place: Place,
+    /// When the feed was opened last, and how long to wait before that is done again.
+    opened: Instant,
+    pause: Duration,
     output: &'a Output,
 }
 
@@ -206,14 +212,20 @@ impl Follower<'_> {
     async fn again(&mut self, servers: &Servers, why: String) -> Result<Feed> {
         self.keep()?;
         self.output.note(&format!("the feed was interrupted ({why}); going on as soon as a server answers"));
-        let mut pause = RETRY_MIN;
+        if self.opened.elapsed() > RETRY_MAX {
+            self.pause = Duration::ZERO;
+        }
         loop {
+            sleep(self.pause).await;
+            self.pause = (self.pause * 2).clamp(RETRY_MIN, RETRY_MAX);
             match servers.feed(&self.query).await {
-                Ok(feed) => return Ok(feed),
+                Ok(feed) => {
+                    self.opened = Instant::now();
+                    return Ok(feed);
+                }
                 Err(error) if !error.retryable() => return Err(error.into()),
-                Err(_) => sleep(pause).await,
+                Err(_) => {}
             }
-            pause = (pause * 2).min(RETRY_MAX);
         }
     }
 
