@@ -9,6 +9,7 @@ use std::{
     fs,
     io::{self, Write as _},
     path::{Path, PathBuf},
+    process,
     time::Duration,
 };
 
@@ -34,7 +35,8 @@ use crate::{
 
 /// The cursor is kept at most so often, and always before waiting for longer.
 const KEEP_EVERY: Duration = Duration::from_millis(200);
-/// How long to wait before the feed is opened again; doubled up to the second.
+/// How long to wait before the feed is opened again, but not the first time; doubled up to the second. A feed that lasts for
+/// longer than that is one that goes on.
 const RETRY_MIN: Duration = Duration::from_millis(100);
 const RETRY_MAX: Duration = Duration::from_secs(2);
 /// How long a server is looked for that has all messages from before the feed.
@@ -44,8 +46,9 @@ pub async fn run(args: &cli::List, common: &Common, sources: &Sources, output: &
     let listing = list::query(args)?;
     let mut stop = StopSignals::catch()?;
     let servers = servers(common, sources)?;
-    let kept = args.cursor_file.as_deref().map(read).transpose()?.flatten();
-    args.cursor_file.as_deref().map(check_writable).transpose()?;
+    let file = args.cursor_file.as_deref().map(resolve).transpose()?;
+    let kept = file.as_deref().map(read).transpose()?.flatten();
+    file.as_deref().map(check_writable).transpose()?;
     let mut follower = Follower {
         query: FeedQuery {
             cursor: kept.clone(),
@@ -59,7 +62,9 @@ pub async fn run(args: &cli::List, common: &Common, sources: &Sources, output: &
         listed: HashSet::new(),
         collected: Vec::new(),
         collects: !args.follow && output.format() == Format::Json,
-        place: Place { file: args.cursor_file.clone(), unkept: false, due: Instant::now() },
+        place: Place { file, unkept: false, due: Instant::now() },
+        opened: Instant::now(),
+        pause: Duration::ZERO,
         output,
     };
     let follow = async {
@@ -96,6 +101,9 @@ struct Follower<'a> {
     collected: Vec<Listed>,
     collects: bool,
     place: Place,
+    /// When the feed was opened last, and how long to wait before that is done again.
+    opened: Instant,
+    pause: Duration,
     output: &'a Output,
 }
 
@@ -204,14 +212,20 @@ impl Follower<'_> {
     async fn again(&mut self, servers: &Servers, why: String) -> Result<Feed> {
         self.keep()?;
         self.output.note(&format!("the feed was interrupted ({why}); going on as soon as a server answers"));
-        let mut pause = RETRY_MIN;
+        if self.opened.elapsed() > RETRY_MAX {
+            self.pause = Duration::ZERO;
+        }
         loop {
+            sleep(self.pause).await;
+            self.pause = (self.pause * 2).clamp(RETRY_MIN, RETRY_MAX);
             match servers.feed(&self.query).await {
-                Ok(feed) => return Ok(feed),
+                Ok(feed) => {
+                    self.opened = Instant::now();
+                    return Ok(feed);
+                }
                 Err(error) if !error.retryable() => return Err(error.into()),
-                Err(_) => sleep(pause).await,
+                Err(_) => {}
             }
-            pause = (pause * 2).min(RETRY_MAX);
         }
     }
 
@@ -247,10 +261,30 @@ impl Place {
 /// Replaces the file as a whole: whoever reads it finds the old cursor or the new one.
 fn write(file: &Path, cursor: &str) -> io::Result<()> {
     let name = new_name(file);
-    let mut new = fs::File::create(&name)?;
-    writeln!(new, "{cursor}")?;
-    new.sync_data()?;
-    fs::rename(&name, file)
+    let replace = || {
+        let mut new = fs::File::create(&name)?;
+        if let Ok(old) = fs::metadata(file) {
+            new.set_permissions(old.permissions())?;
+        }
+        writeln!(new, "{cursor}")?;
+        new.sync_data()?;
+        fs::rename(&name, file)
+    };
+    replace().inspect_err(|_| {
+        let _ = fs::remove_file(&name); // it may not have come so far
+    })
+}
+
+/// The file itself, behind all links: it is replaced, and neither they nor a device must be.
+fn resolve(file: &Path) -> Result<PathBuf, config::Error> {
+    match fs::canonicalize(file) {
+        Ok(real) if real.is_file() => Ok(real),
+        Ok(_) => Err(config::Error::new(format!(
+            "{} is not a regular file, and only in one can a place be kept",
+            file.display()
+        ))),
+        Err(_) => Ok(file.to_owned()), // not there yet, or what is wrong is said by who reads it
+    }
 }
 
 /// Said before anything is printed that could then not be kept.
@@ -262,9 +296,10 @@ fn check_writable(file: &Path) -> Result<(), config::Error> {
     })
 }
 
+/// Each process has a name of its own, for there may be others with this file.
 fn new_name(file: &Path) -> PathBuf {
     let mut name = file.as_os_str().to_owned();
-    name.push(".new");
+    name.push(format!(".{}.new", process::id()));
     name.into()
 }
 
@@ -299,6 +334,11 @@ fn hint(args: &cli::List, error: ClientError) -> color_eyre::Report {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::{
+        fs::{PermissionsExt, symlink},
+        net::UnixListener,
+    };
+
     use super::*;
 
     #[test]
@@ -311,6 +351,33 @@ mod tests {
             assert_eq!(read(&file), Ok(Some(cursor.into())));
         }
         assert!(read(dir.path()).is_err(), "a directory is no cursor file");
+        assert_eq!(fs::read_dir(dir.path()).expect("reads").count(), 1);
+    }
+
+    #[test]
+    fn links_devices_and_permissions_stay_what_they_are() {
+        let dir = tempfile::tempdir().expect("temp dir");
+        let (file, link) = (dir.path().join("seen"), dir.path().join("link"));
+        fs::write(&file, "").expect("writes");
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).expect("is ours");
+        symlink(&file, &link).expect("links");
+        write(&resolve(&link).expect("a file"), "AAAA").expect("writes");
+        assert!(link.is_symlink());
+        assert_eq!(read(&file), Ok(Some("AAAA".into())));
+        assert_eq!(fs::metadata(&file).expect("is there").permissions().mode() & 0o777, 0o600);
+        let socket = dir.path().join("socket");
+        let _bound = UnixListener::bind(&socket).expect("binds");
+        assert!(resolve(&socket).is_err() && resolve(dir.path()).is_err());
+        let absent = dir.path().join("absent");
+        assert_eq!(resolve(&absent), Ok(absent));
+    }
+
+    #[test]
+    fn where_nothing_can_be_kept_nothing_is_left() {
+        let dir = tempfile::tempdir().expect("temp dir");
+        let taken = dir.path().join("taken");
+        fs::create_dir(&taken).expect("is made");
+        assert!(write(&taken, "AAAA").is_err());
         assert_eq!(fs::read_dir(dir.path()).expect("reads").count(), 1);
     }
 }

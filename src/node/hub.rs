@@ -240,7 +240,7 @@ impl Hub {
     pub async fn advance(&self, node: &Node) -> Result<End, Error> {
         let _turn = self.turn.lock().await;
         let logs = node.logs();
-        let (before, until, count) = {
+        let (before, until) = {
             let ring = self.ring();
             let mut until = ring.until.clone();
             for (origin, head) in logs.vector().changes_since(ring.logs.vector()) {
@@ -249,10 +249,11 @@ impl Hub {
             for origin in &ring.held {
                 until.raise(*origin, logs.vector().seq(*origin));
             }
-            let ahead = until.beyond(&ring.until).into_iter();
-            let count = ahead.map(|(origin, seq)| seq - ring.until.seq(origin)).fold(0, u64::saturating_add);
-            (Seen::all(ring.until.clone(), ring.last), until, count)
+            (Seen::all(ring.until.clone(), ring.last), until)
         };
+        let until = without_last_milestones(node, &before.full, until).await?;
+        let ahead = until.beyond(&before.full).into_iter();
+        let count = ahead.map(|(origin, seq)| seq - before.full.seq(origin)).fold(0, u64::saturating_add);
         if count == 0 {
             self.ring().logs = logs;
             return Ok(self.end());
@@ -310,6 +311,16 @@ impl Drop for Entered {
     }
 }
 
+/// There is nothing to be told in milestones, so the ring does not go on for them. Else nodes would answer the milestones of
+/// each other with milestones, for ever.
+async fn without_last_milestones(node: &Node, before: &Seqs, until: Seqs) -> Result<Seqs, Error> {
+    if until.beyond(before).is_empty() {
+        return Ok(until);
+    }
+    let (store, before) = (node.store().clone(), before.clone());
+    on_a_thread(move || store.without_last_milestones(&before, until)).await
+}
+
 struct Walked {
     found: Vec<Next>,
     until: Seqs,
@@ -318,7 +329,7 @@ struct Walked {
 
 async fn walk(node: &Node, logs: Arc<Logs>, before: Seen, until: Seqs) -> Result<Walked, Error> {
     let store = node.store().clone();
-    let walking = move || -> Result<Walked, Error> {
+    on_a_thread(move || {
         let mut follow = Follow::new(&store, logs, before, until.clone())?;
         let mut found = Vec::new();
         while !follow.is_done() {
@@ -327,8 +338,14 @@ async fn walk(node: &Node, logs: Arc<Logs>, before: Seen, until: Seqs) -> Result
         let reached = follow.seen_at_end().full;
         let held = until.beyond(&reached).into_iter().map(|(origin, _)| origin).collect();
         Ok(Walked { found, until: reached, held })
-    };
-    tokio::task::spawn_blocking(walking).await.unwrap_or_else(|error| Err(Error::Panicked(error.to_string())))
+    })
+    .await
+}
+
+async fn on_a_thread<T: Send + 'static>(
+    reading: impl FnOnce() -> Result<T, Error> + Send + 'static,
+) -> Result<T, Error> {
+    tokio::task::spawn_blocking(reading).await.unwrap_or_else(|error| Err(Error::Panicked(error.to_string())))
 }
 
 /// Puts a milestone that says this into the own log. Gives it and where it stands; `None` where there is no room for it.

@@ -9,6 +9,7 @@ use crate::chain::clock::Stamp;
 use crate::chain::message::{Digest, Draft, Message};
 use crate::chain::place::{ChainHash, Origin, Place};
 use crate::chain::record::{Kind, Record};
+use crate::chain::seqs::MilestoneContent;
 use crate::chain::vector::{Head, Vector};
 use crate::chain::wire::{Body, Heads, Hello, Range, Run, short};
 
@@ -162,10 +163,14 @@ impl Log {
     }
 
     fn run(&self, first: u64, last: u64) -> Run {
+        self.run_of(Kind::Message, first, last)
+    }
+
+    fn run_of(&self, kind: Kind, first: u64, last: u64) -> Run {
         let record = |seq: u64| {
             let content = &self.contents[usize::try_from(seq - 1).expect("small")];
             let (origin, stamp, digest) = (self.origin, Stamp(STAMP + seq), Digest::of(content));
-            Record { origin, seq, stamp, digest, kind: Kind::Message, content }.encode().into()
+            Record { origin, seq, stamp, digest, kind, content }.encode().into()
         };
         let records = (first..=last).map(record).collect();
         Run { origin: self.origin, before: self.head(first - 1), records, broken: None }
@@ -393,4 +398,26 @@ async fn the_address_answers_while_a_store_waits_to_be_closed() {
     drop(slow);
     stop.cancel();
     running.join_next().await.expect("runs").expect("does not panic").expect("ends well");
+}
+
+/// Where many nodes have readers, each would answer the milestones of the others with one of its own, for ever.
+#[tokio::test]
+async fn milestones_are_written_because_of_messages_and_not_of_milestones() {
+    let bench = Bench::new();
+    let milestone = MilestoneContent { base: None, changes: vec![(X, 1)] };
+    let mut logs: Vec<_> = (0..20).map(|n| Log::new(origin(n), 3, 1, "old")).collect();
+    for log in &mut logs {
+        log.contents[1] = milestone.encode();
+    }
+    let entries = || bench.node.logs().vector().iter().map(|(_, head)| head.seq).sum::<u64>();
+    let mut before = 0;
+    for (kind, seq, written) in [(Kind::Message, 1, 1), (Kind::Milestone, 2, 0), (Kind::Message, 3, 1)] {
+        let runs = logs.iter().map(|log| log.run_of(kind, seq, seq)).collect();
+        bench.answer(Body { runs, ..quiet() }).await;
+        for _ in 0..2 {
+            bench.node.hub().advance(&bench.node).await.expect("reads");
+        }
+        assert_eq!(entries(), before + 20 + written, "{kind:?}");
+        before = entries();
+    }
 }

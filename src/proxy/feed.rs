@@ -15,7 +15,7 @@ use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use bytes::{Bytes, BytesMut};
 use futures_util::{StreamExt, stream};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::Proxy;
@@ -38,7 +38,7 @@ const SILENCE_MAX: Duration = Duration::from_secs(20);
 const SILENCE_OF_ASIDE_MAX: Duration = Duration::from_secs(1);
 /// A reader for whom no node is there hears something this often.
 const COMMENT_EVERY: Duration = Duration::from_secs(5);
-/// How long before nodes are asked again, none of which answered.
+/// How long before nodes are asked again, none of which answered, or one whose feed ended as soon as it was open.
 const RETRY: Duration = Duration::from_millis(250);
 /// One event is at most this long: a text in which every byte is escaped, its names and its cursor.
 const EVENT_BYTES_MAX: usize = 256 * 1024;
@@ -76,13 +76,15 @@ pub(super) async fn get(
         recent: VecDeque::new(),
         moved: false,
         caught_up: false,
+        opened: Instant::now(),
         heard: Instant::now(),
         told: Instant::now(),
     };
     // "Now" is where the first node says it is; were that lost, another one would mean a later moment.
     let (mut first, until) = (BytesMut::new(), Instant::now() + AHEAD);
     while is_from_now && relay.cursor.is_none() && Instant::now() < until {
-        first.extend(relay.step().await);
+        let Some(piece) = relay.step().await else { break };
+        first.extend_from_slice(&piece);
     }
     let rest = stream::unfold(relay, |mut relay| async move { Some((relay.next_piece().await?, relay)) });
     let first = stream::iter((!first.is_empty()).then(|| first.freeze()));
@@ -118,6 +120,7 @@ struct Relay {
     moved: bool,
     /// The reader was told that everything from before it came is through.
     caught_up: bool,
+    opened: Instant,
     heard: Instant,
     told: Instant,
 }
@@ -168,6 +171,7 @@ impl Relay {
 
     /// Asks for the feed from where the reader is. `None`: that is refused for good.
     async fn find_a_node(&mut self) -> Option<Bytes> {
+        sleep_until(self.opened + RETRY).await;
         let mut headers = self.headers.clone();
         if let Some(cursor) = self.cursor.as_ref().and_then(|cursor| HeaderValue::from_str(cursor).ok()) {
             headers.insert(LAST_EVENT_ID, cursor);
@@ -177,7 +181,7 @@ impl Relay {
                 let (parts, body) = answer.into_parts();
                 self.node = parts.extensions.get::<Served>().copied();
                 self.events = Some(body.into_data_stream());
-                self.heard = Instant::now();
+                (self.opened, self.heard) = (Instant::now(), Instant::now());
                 return Some(Bytes::new());
             }
             // It was understood before; now it is not, so there is nothing to go on with.

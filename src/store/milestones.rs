@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::{Error, Store};
 use crate::chain::place::Place;
 use crate::chain::record::Kind;
-use crate::chain::seqs::{CHAIN_COUNT_MAX, Milestone, MilestoneContent, Name};
+use crate::chain::seqs::{CHAIN_COUNT_MAX, Milestone, MilestoneContent, Name, Seqs};
 
 impl Store {
     /// The milestone of this name, and those that it builds on: `None` if they are not all here.
@@ -24,6 +24,20 @@ impl Store {
             milestone = Some(content.milestone(milestone.as_ref()));
         }
         Ok(milestone.map(Arc::new))
+    }
+
+    /// The same without the milestones at the end of each log, as far as that is beyond `before`.
+    pub fn without_last_milestones(&self, before: &Seqs, mut until: Seqs) -> Result<Seqs, Error> {
+        let mut reader = self.log.read()?;
+        for (origin, mut last) in until.beyond(before) {
+            while last > before.seq(origin)
+                && reader.peek(origin, last)?.is_some_and(|entry| entry.record().kind == Kind::Milestone)
+            {
+                last -= 1;
+            }
+            until.lower(origin, last);
+        }
+        Ok(until)
     }
 
     /// Where it stands, if it is here.

@@ -1,8 +1,10 @@
 //! The command line as people and scripts meet it: exit codes, sentences, and what goes where.
 
 use std::{
+    io::{BufRead, BufReader, Write},
+    net::TcpListener,
     process::{Command, Stdio},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use serde_json::Value;
@@ -11,7 +13,7 @@ use crate::support::{
     address::free_addr,
     cluster::Cluster,
     eventually::eventually_blocking,
-    process::{Finished, chatchain, run},
+    process::{Finished, Process, chatchain, run},
 };
 
 const LONG: Duration = Duration::from_secs(20);
@@ -246,6 +248,28 @@ fn a_reader_that_goes_away_is_no_failure() {
     drop(child.stdout.take());
     let done = child.wait_with_output().expect("ended");
     assert_eq!((done.status.code(), String::from_utf8_lossy(&done.stderr).as_ref()), (Some(0), ""));
+}
+
+/// A server that takes everybody and says nothing, as one does whose store cannot be read.
+#[test]
+fn a_feed_that_ends_again_and_again_is_not_opened_without_a_pause() {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let server = listener.local_addr().expect("bound").to_string();
+    std::thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            let mut lines = BufReader::new(&stream).lines().map_while(Result::ok);
+            let _head = lines.find(String::is_empty);
+            drop((&stream).write_all(b"HTTP/1.1 200 OK\r\nconnection: close\r\n\r\n")); // who asks may have gone
+        }
+    });
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let mut command = chatchain(dir.path());
+    command.args(["list", "--follow", "--server", &server]);
+    let (began, mut follower) = (Instant::now(), Process::spawn("list", command));
+    eventually_blocking(LONG, "it is opened anew", || follower.stderr().lines().count() >= 6);
+    assert!(began.elapsed() >= Duration::from_millis(1_500), "{:?}", began.elapsed());
+    follower.interrupt();
+    assert_eq!(follower.wait(LONG).code(), Some(0));
 }
 
 #[test]

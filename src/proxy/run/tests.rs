@@ -1,10 +1,10 @@
 //! The whole proxy before small nodes, as its clients see it.
 
-use std::{sync::Mutex, time::Instant};
+use std::{pin::pin, sync::Mutex, time::Instant};
 
 use axum::response::IntoResponse;
-use futures_util::{FutureExt, StreamExt};
-use tokio::sync::mpsc;
+use futures_util::{FutureExt, StreamExt, stream};
+use tokio::{sync::mpsc, time::timeout};
 
 use super::*;
 use crate::{
@@ -227,4 +227,19 @@ async fn if_no_node_takes_the_proxys_key_it_is_not_the_client_who_is_refused() {
         assert!(body.contains("does not take the key of this proxy"), "{body}");
     }
     assert_eq!(network.heard(), []);
+}
+
+/// As of a node whose store cannot be read.
+#[tokio::test]
+async fn a_feed_that_ends_again_and_again_is_not_asked_for_without_a_pause() {
+    let ends =
+        || async { Body::from_stream(stream::empty::<Result<Bytes, Error>>()).into_response() }.boxed();
+    let mut network = Network::new();
+    network.node("only", Arc::new(ends)).await;
+    let door = proxy(&mut network).await;
+    let mut feed = pin!(door.get("/feed?from=start").await.into_stream());
+    let second = Duration::from_secs(1);
+    assert!(timeout(second, feed.next()).await.is_err(), "the reader is kept");
+    let feeds = network.heard().into_iter().filter(|heard| heard.line.contains("/feed")).count();
+    assert!((2..=6).contains(&feeds), "{feeds}");
 }
