@@ -79,6 +79,12 @@ impl fmt::Debug for Digest {
     }
 }
 
+/// As texts are compared where case does not matter: upper and then lower case, letter by letter, so that ß meets SS and
+/// final sigma meets sigma.
+pub fn fold(text: &str) -> String {
+    text.chars().flat_map(char::to_uppercase).flat_map(char::to_lowercase).collect()
+}
+
 impl Message {
     /// Checks a draft against the limits.
     pub fn new(draft: Draft) -> Result<Self, Invalid> {

@@ -24,6 +24,7 @@ use crate::{
         message::Listed,
         query::ListQuery,
     },
+    chain::message::fold,
     cli::{self, Common, Format},
     client::{
         ClientError,
@@ -58,7 +59,7 @@ pub async fn run(args: &cli::List, common: &Common, sources: &Sources, output: &
             user: listing.user.clone(),
             with: listing.with.clone(),
         },
-        text: listing.text.as_deref().map(str::to_lowercase),
+        text: listing.text.as_deref().map(fold),
         listed: HashSet::new(),
         collected: Vec::new(),
         collects: !args.follow && output.format() == Format::Json,
@@ -93,7 +94,7 @@ pub async fn run(args: &cli::List, common: &Common, sources: &Sources, output: &
 struct Follower<'a> {
     /// What is asked for, with the last cursor.
     query: FeedQuery,
-    /// In lower case. Servers do not look at texts in a feed.
+    /// Folded. Servers do not look at texts in a feed.
     text: Option<String>,
     /// What was listed at first and may come once more.
     listed: HashSet<(Uuid, String, String, String)>,
@@ -184,7 +185,7 @@ impl Follower<'_> {
 
     fn take(&mut self, FeedLine { cursor, message, .. }: FeedLine) -> Result<()> {
         if let Some(message) = message {
-            let matches = self.text.as_ref().is_none_or(|text| message.text.to_lowercase().contains(text));
+            let matches = self.text.as_ref().is_none_or(|text| fold(&message.text).contains(text));
             let is_listed = !self.listed.is_empty() && self.listed.remove(&key(message.clone()));
             if matches && !is_listed {
                 self.print(message)?;

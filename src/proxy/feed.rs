@@ -1,9 +1,10 @@
 //! Owns `GET /feed` at the proxy: a feed that goes on when the node behind it does not.
 //!
 //! Events pass through as they come; of each only its cursor and what message it is are looked at. When the node ends it,
-//! falls silent or is set aside, the feed is asked for again, at whichever node answers, with the last cursor. Another node
-//! may have another copy of a message that this reader has had: the last ones are remembered, and not given twice.
-//! With no node left, or none that knows yet what the cursor speaks of, the reader is kept, with a line now and then.
+//! falls silent, is set aside or gets nothing any more, the feed is asked for again, at whichever node answers, with the
+//! last cursor. Another node may have another copy of a message that this reader has had: the last ones are remembered, and
+//! not given twice. With no node left, or none that knows yet what the cursor speaks of, the reader is kept, with a line now
+//! and then.
 
 use std::collections::VecDeque;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -36,6 +37,9 @@ const LOOK_EVERY: Duration = Duration::from_millis(500);
 const SILENCE_MAX: Duration = Duration::from_secs(20);
 /// One that does not answer others either is not waited for that long.
 const SILENCE_OF_ASIDE_MAX: Duration = Duration::from_secs(1);
+/// Nor is one that lacks what another has: its disk may be full, or it may reach none of the others. While it catches up, it
+/// is not silent.
+const SILENCE_OF_BEHIND_MAX: Duration = Duration::from_secs(3);
 /// A reader for whom no node is there hears something this often.
 const COMMENT_EVERY: Duration = Duration::from_secs(5);
 /// How long before nodes are asked again, none of which answered, or one whose feed ended as soon as it was open.
@@ -158,8 +162,12 @@ impl Relay {
 
     /// How long the node may be silent.
     fn patience(&self) -> Duration {
-        let is_aside = self.node.is_some_and(|Served(place)| self.proxy.forwarder.is_aside(place));
-        if is_aside { SILENCE_OF_ASIDE_MAX } else { SILENCE_MAX }
+        let forwarder = &self.proxy.forwarder;
+        match self.node {
+            Some(Served(place)) if forwarder.is_aside(place) => SILENCE_OF_ASIDE_MAX,
+            Some(Served(place)) if forwarder.is_behind(place) => SILENCE_OF_BEHIND_MAX,
+            _ => SILENCE_MAX,
+        }
     }
 
     /// The node behind the feed is of no use any more; what came of an event is dropped, and comes again.

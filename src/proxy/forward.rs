@@ -92,6 +92,11 @@ impl Forwarder {
         self.outlook().upstreams.is_aside(place, Lane::Read)
     }
 
+    /// Whether another node that is expected to answer has more.
+    pub(super) fn is_behind(&self, place: usize) -> bool {
+        self.outlook().upstreams.is_behind(place)
+    }
+
     /// Carries a request to whichever node answers.
     pub(super) async fn forward(&self, request: &Request, nature: Nature) -> Result<Response, Problem> {
         let mut course = Course::new(nature, self.strategy, &mut self.outlook(), self.uptime());

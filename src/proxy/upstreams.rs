@@ -207,6 +207,13 @@ impl Upstreams {
         self.all.get(&place).is_none_or(|upstream| upstream.is_aside(lane))
     }
 
+    /// Whether it lacks messages, while another one that is expected to answer does not.
+    pub(super) fn is_behind(&self, place: usize) -> bool {
+        let is_better = |upstream: &Upstream| !upstream.word.is_behind && !upstream.is_aside(Lane::Read);
+        self.all.get(&place).is_some_and(|upstream| upstream.word.is_behind)
+            && self.all.values().any(is_better)
+    }
+
     /// Whether it was away, and came back after this moment: what was asked before is lost.
     pub(super) fn is_back_since(&self, place: usize, asked: Duration) -> bool {
         self.all.get(&place).is_some_and(|upstream| !upstream.is_gone() && upstream.back_since > asked)

@@ -16,7 +16,7 @@ use super::scan::Scan;
 use super::tail::{RECIPIENT, SENDER};
 use super::{Error, Store};
 use crate::chain::log::Logs;
-use crate::chain::message::{Content, Digest};
+use crate::chain::message::{Content, Digest, fold};
 use crate::chain::place::Place;
 
 /// Entries looked at in one chunk; then the transaction ends.
@@ -43,11 +43,6 @@ pub struct Filter {
     pub since: Option<u64>,
     /// Shown timestamp below this, Unix seconds.
     pub until: Option<u64>,
-}
-
-/// Upper and then lower case, letter by letter, so that ß meets SS and final sigma meets sigma.
-fn fold(text: &str) -> String {
-    text.chars().flat_map(char::to_uppercase).flat_map(char::to_lowercase).collect()
 }
 
 /// The timestamp that is shown: the sender's, else the second of acceptance.

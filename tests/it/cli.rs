@@ -155,6 +155,20 @@ fn send_prints_the_id_and_list_the_message() {
 }
 
 #[test]
+fn a_text_is_found_alike_in_history_and_in_what_comes() {
+    let cluster = Cluster::start(1);
+    let search = ["list", "--text", "STRASSE ΣΟΦΟΣ", "-o", "ndjson"];
+    let search_on = [&search[..], &["--cursor-file", "seen"]].concat();
+    assert_eq!(cluster.cli(&search_on).stdout, "");
+    for text in ["Straße σοφος", "strasse σοφοσ", "Straße σοφ"] {
+        assert_eq!(cluster.cli(&["send", "--from", "a", "--to", "b", text]).code, Some(0));
+    }
+    let found = cluster.cli(&search).stdout;
+    assert_eq!(found.lines().count(), 2, "{found}");
+    assert_eq!(cluster.cli(&search_on).stdout, found);
+}
+
+#[test]
 fn what_strangers_write_cannot_steer_the_terminal() {
     let cluster = Cluster::start(1);
     let evil = "\u{1b}[2J\u{1b}]0;title\u{7}\u{9b}31m\u{202e}\r\u{7f}";

@@ -314,6 +314,26 @@ fn a_feed_through_the_proxy_survives_the_nodes_behind_it_without_a_repeat() {
     }
 }
 
+/// Two nodes that never exchange anything, as where a disk is full or a link is cut. Whichever is behind the feed falls behind.
+#[test]
+fn a_feed_through_the_proxy_leaves_a_node_that_gets_nothing_any_more() {
+    let mut cluster = Cluster::prepare(0);
+    for _ in 0..2 {
+        cluster.join(&[]);
+    }
+    cluster.start_proxy();
+    let follower = Follower::start(vec![cluster.proxy()], Format::Events);
+    eventually_blocking(SOON, "it follows", || follower.has_begun());
+    for (node, numbers) in [(1, 0..3), (0, 3..9)] {
+        send_all(cluster.node(node), numbers.clone());
+        let has_all = || follower.given().numbers.len() as u64 == numbers.end;
+        eventually_blocking(SOON, "it has what the other node has", has_all);
+    }
+    let given = follower.given();
+    let repeats = given.numbers.values().filter(|(times, _)| *times > 1).count();
+    assert_eq!((given.opened, repeats), (1, 0));
+}
+
 /// Sends at a steady rate, to whichever node takes it, while every three seconds one is killed or stopped. Gives what
 /// was acknowledged.
 fn send_amid_faults(cluster: &mut Cluster, chance: &mut Chance, seconds: u64, rate: u64) -> Vec<u64> {
