@@ -241,11 +241,14 @@ impl Book {
         self.peers.values().any(|peer| peer.expects == Some(name))
     }
 
-    /// Members for which there is no configured peer, and where they are.
+    /// Members for which there is no configured peer, and where they are; one of them may have been where this node is now.
     fn wanted(&self) -> BTreeMap<Name, Addr> {
-        let members = self.members.iter().filter(|(name, member)| {
-            *name != self.own.name() && !member.is_forgotten() && member.address != self.own.address
-        });
+        let is_here = |name: Name, member: &Member| {
+            name == self.own.name()
+                || (name.node_id == self.own.node_id && member.address == self.own.address)
+        };
+        let members = self.members.iter();
+        let members = members.filter(|(name, member)| !is_here(*name, member) && !member.is_forgotten());
         let found = members.filter_map(|(name, member)| Some((name, member.address.parse::<Addr>().ok()?)));
         found.filter(|(name, addr)| !self.is_covered(*name, addr)).collect()
     }
@@ -418,6 +421,15 @@ mod tests {
         assert_eq!((shown(&book), book.count()), (vec![(Some(7), 2), (Some(8), 2)], 3));
     }
 
+    #[test]
+    fn who_had_the_address_of_this_node_before_counts() {
+        let mut book = Book::new(hello(0, 1, 2, 1), &[], Kept::default());
+        book.take_in(&tells(hello(8, 3, 1, 1).name(), 1, 1));
+        assert_eq!((shown(&book), book.count()), (vec![(Some(7), 2), (Some(8), 1)], 3));
+        assert_eq!(book.forget(8), Forgetting::Done);
+        assert_eq!((shown(&book), book.count()), (vec![(Some(7), 2)], 2));
+    }
+
     fn restarted(book: &Book, configured: &[config::Peer]) -> Book {
         Book::new(hello(0, 1, 1, 1), configured, book.kept())
     }
@@ -501,6 +513,7 @@ mod tests {
         assert_eq!(book.members().get(before.name()), None);
         book.take_in(&tells(before.name(), 9, 1));
         assert_eq!(book.own(), &later, "it says so again, so it is alive, and we would never come to an end");
+        assert!(shown(&book).iter().all(|(_, port)| *port != 1), "and it is not shown beside us");
     }
 
     #[test]

@@ -83,7 +83,7 @@ async fn link(node: Node, index: usize, stop: CancellationToken) {
     let mut talk = Talk::new(index);
     let mut on_timer = true;
     loop {
-        let Some((peer, _)) = node.mesh().link(index) else { return };
+        let Some((peer, wake)) = node.mesh().link(index) else { return };
         let next = tokio::select! {
             () = stop.cancelled() => return,
             next = talk.exchange(&node, on_timer) => next,
@@ -100,11 +100,13 @@ async fn link(node: Node, index: usize, stop: CancellationToken) {
                     on_timer = talk.wait(&node) => on_timer,
                 };
             }
-            // At this address we meet ourselves. It may be somebody else's one day, so it is looked at again.
+            // At this address we meet ourselves. It may be somebody else's one day, or who was there may be found
+            // elsewhere, so it is looked at again.
             Ok(None) => {
                 tokio::select! {
                     () = stop.cancelled() => return,
                     () = tokio::time::sleep(jittered(BACK_OFF_MAX)) => on_timer = true,
+                    () = wake.notified() => on_timer = true,
                 }
             }
             Err(why) => {
