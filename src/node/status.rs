@@ -13,7 +13,6 @@ use tokio::time::timeout;
 
 use super::Node;
 use super::seat::{Seat, Taken};
-use crate::api::address::Addr;
 use crate::api::error::Problem;
 use crate::api::network::{NetworkNode, NetworkStatus, NodeStatus, PeerStatus, Ready, ScrubStatus, State};
 use crate::api::{path, query};
@@ -151,7 +150,7 @@ async fn survey(node: &Node) -> NetworkStatus {
     let logs = node.logs();
     let all = node.mesh().union(logs.vector());
     let peers = node.mesh().surveyed(&all);
-    let answers = join_all(peers.iter().map(|(peer, _)| ask(node, &peer.address))).await;
+    let answers = join_all(peers.iter().map(|(peer, _)| ask(node, peer))).await;
     let own = status(node);
     let mine = node.logs();
     let is_up = |answer: &NodeStatus| answer.state == State::Up;
@@ -184,21 +183,26 @@ async fn survey(node: &Node) -> NetworkStatus {
     NetworkStatus { nodes, up, total, writable, converged, warnings }
 }
 
-async fn ask(node: &Node, peer: &Addr) -> Result<NodeStatus, String> {
+/// What a peer says of itself. An error also if another node answers in its place, which has a row of its own.
+async fn ask(node: &Node, PeerStatus { node_id, address, .. }: &PeerStatus) -> Result<NodeStatus, String> {
     let request = Request::get(path::NODES);
     let answer = async {
         node.mesh()
             .client
-            .forward(peer, &request, ASK_TIME)
+            .forward(address, &request, ASK_TIME)
             .await?
             .accepted()
             .await?
             .json(STATUS_BYTES_MAX)
             .await
     };
-    match timeout(ASK_TIME, answer).await {
-        Ok(answer) => answer.map_err(|error| error.to_string()),
-        Err(_) => Err(format!("{peer}: no answer within {} s", ASK_TIME.as_secs_f32())),
+    let answer: NodeStatus = match timeout(ASK_TIME, answer).await {
+        Ok(answer) => answer.map_err(|error| error.to_string())?,
+        Err(_) => return Err(format!("{address}: no answer within {} s", ASK_TIME.as_secs_f32())),
+    };
+    match node_id {
+        Some(id) if *id != answer.node_id => Err(format!("node {} answers at {address}", answer.node_id)),
+        _ => Ok(answer),
     }
 }
 

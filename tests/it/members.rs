@@ -183,6 +183,23 @@ fn a_store_opened_by_a_later_clock_is_replaced_all_the_same() {
     assert_eq!(acks_all(cluster.node(2), 2).status(), 201);
 }
 
+/// Another machine was given its address, or it moved there itself and nobody has heard from it since.
+#[test]
+fn who_answers_at_the_address_of_another_node_is_not_taken_for_it() {
+    let cluster = chain(2);
+    is_shown(&cluster, &all_up(2));
+    speak_as(cluster.node(0), 7, [0x11; 16], cluster.node(1));
+    let want = [(0, true), (1, true), (7, false)];
+    is_shown(&cluster, &want);
+    for i in 0..2 {
+        let network = get(cluster.node(i), "/network").json();
+        let row = |row: &Value| (row["node_id"].as_u64().unwrap_or(99), row["state"] == "up");
+        let rows: Vec<_> = network["nodes"].as_array().expect("rows").iter().map(row).collect();
+        assert_eq!((rows.as_slice(), &network["up"]), (&want[..], &json!(2)), "{network}");
+        assert!(network["nodes"][2]["error"].to_string().contains("node 1 answers at"), "{network}");
+    }
+}
+
 /// Both would be the same member, and neither hears of the other's address but by hearsay.
 #[test]
 fn a_copy_of_a_running_node_with_its_number_is_reported_too() {
