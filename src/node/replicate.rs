@@ -81,7 +81,7 @@ pub async fn links(node: Node, stop: CancellationToken) {
 /// Talks to one peer until `stop`, or until it is none any more.
 async fn link(node: Node, index: usize, stop: CancellationToken) {
     let mut talk = Talk::new(index);
-    let mut on_timer = true;
+    let (mut on_timer, mut is_failing) = (true, false);
     loop {
         let Some((peer, wake)) = node.mesh().link(index) else { return };
         let next = tokio::select! {
@@ -91,10 +91,10 @@ async fn link(node: Node, index: usize, stop: CancellationToken) {
         match next {
             Ok(Some(Next::Again)) => on_timer = false,
             Ok(Some(Next::Wait)) => {
-                if talk.failures > 0 {
+                if is_failing {
                     tracing::info!(%peer, "exchanges work again");
                 }
-                talk.failures = 0;
+                (talk.failures, is_failing) = (0, false);
                 on_timer = tokio::select! {
                     () = stop.cancelled() => return,
                     on_timer = talk.wait(&node) => on_timer,
@@ -110,9 +110,11 @@ async fn link(node: Node, index: usize, stop: CancellationToken) {
                 }
             }
             Err(why) => {
-                if talk.failures == 0 {
+                // Once, also of one that speaks to us, by which it is tried again each time.
+                if !is_failing {
                     tracing::warn!(%peer, why, "exchanges fail");
                 }
+                is_failing = true;
                 node.mesh().failed(index, why);
                 node.mesh().release(index);
                 talk.failures += 1;

@@ -1,6 +1,6 @@
 //! Who belongs to the network: members that spread, stay, move, are replaced, share a number, and are forgotten.
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -162,6 +162,20 @@ fn speak_as(to: SocketAddr, node: u16, opened: [u8; 16], address: SocketAddr) {
     ];
     let answer = post(to, "/sync", &[("content-type", "application/octet-stream")], parts.concat());
     assert_eq!(answer.status(), 200, "{}", answer.text());
+}
+
+/// Its exchanges with us are enough, so it is no news each second that ours with it fail.
+#[test]
+fn of_a_peer_that_can_only_speak_to_us_the_log_complains_once() {
+    let mut cluster = chain(1);
+    let mute = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
+    let addr = mute.local_addr().expect("is bound");
+    for _ in 0..5 {
+        speak_as(cluster.node(0), 7, [0x11; 16], addr);
+        drop(mute.accept().expect("it tries to exchange"));
+    }
+    let complaints = cluster.process(0).stderr().matches("exchanges fail").count();
+    assert_eq!(complaints, 1, "{}", cluster.process(0).stderr());
 }
 
 /// Openings are ordered by the clock of their time, and that one was ahead.
