@@ -6,6 +6,7 @@
 
 use std::path::PathBuf;
 
+use clap::builder::NonEmptyStringValueParser;
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use uuid::Uuid;
 
@@ -198,7 +199,7 @@ pub struct Send {
     #[arg(long, value_name = "NAME", required_unless_present_any = ["room", "file"], conflicts_with_all = ["room", "file"])]
     pub to: Option<String>,
     /// The room it is for: the same as --to '#ROOM'
-    #[arg(long, value_name = "ROOM", conflicts_with = "file")]
+    #[arg(long, value_name = "ROOM", value_parser = NonEmptyStringValueParser::new(), conflicts_with = "file")]
     pub room: Option<String>,
     /// Who says it [default: CHATCHAIN_USER, else your login name]
     #[arg(long, value_name = "NAME", conflicts_with = "file")]
@@ -252,7 +253,7 @@ pub struct List {
     #[arg(long, value_name = "NAME")]
     pub from: Option<String>,
     /// In this room: the same as --to '#ROOM'
-    #[arg(long, value_name = "ROOM")]
+    #[arg(long, value_name = "ROOM", value_parser = NonEmptyStringValueParser::new())]
     pub room: Option<String>,
     /// Containing this text, upper or lower case
     #[arg(long, value_name = "TEXT")]

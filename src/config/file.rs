@@ -54,9 +54,6 @@ pub(super) fn read(path: PathBuf, text: &str) -> Result<Settings, Error> {
     Ok(settings)
 }
 
-/// The tables of the file. (`nodes` may be one too, but its keys are ids.)
-const SECTIONS: [&str; 2] = ["node", "proxy"];
-
 type Entry<'t, 'i> = (String, Range<usize>, &'t Spanned<DeValue<'i>>);
 
 struct File<'a> {
@@ -70,7 +67,7 @@ impl File<'_> {
         let mut entries = Vec::new();
         for (key, value) in top {
             let name = key.get_ref();
-            if !SECTIONS.contains(&&**name) {
+            if !keys::SECTIONS.contains(&&**name) {
                 entries.push((name.to_string(), key.span(), value));
                 continue;
             }

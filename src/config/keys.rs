@@ -56,7 +56,10 @@ pub fn file_keys() -> impl Iterator<Item = &'static str> {
     SETTINGS.iter().map(|s| s.key).filter(|key| !key.is_empty())
 }
 
-/// The known key that looks most like this one.
+/// The tables of the file. (`nodes` may be one too, but its keys are ids.)
+pub const SECTIONS: [&str; 2] = ["node", "proxy"];
+
+/// The known key or table that looks most like this one.
 pub fn nearest_key(typed: &str) -> &'static str {
     let last = |key: &'_ str| key.rsplit('.').next().map(str::to_owned).unwrap_or_default();
     // A key in the wrong table is as near as its own part: `listen` means `proxy.listen`.
@@ -64,7 +67,7 @@ pub fn nearest_key(typed: &str) -> &'static str {
         let whole = strsim::damerau_levenshtein(typed, known);
         whole.min(strsim::damerau_levenshtein(&last(typed), &last(known)))
     };
-    file_keys().min_by_key(|known| distance(known)).expect("the file has keys")
+    file_keys().chain(SECTIONS).min_by_key(|known| distance(known)).expect("the file has keys")
 }
 
 /// The name among `known` that looks most like this one.
@@ -98,6 +101,8 @@ mod tests {
             ("listen", "proxy.listen"),
             ("peers", "nodes"),
             ("keyfile", "key_file"),
+            ("prxy", "proxy"),
+            ("nod", "node"),
         ] {
             assert_eq!(nearest_key(typed), meant, "{typed}");
         }

@@ -243,8 +243,12 @@ impl Book {
 
     /// Members for which there is no configured peer, and where they are; one of them may have been where this node is now.
     fn wanted(&self) -> BTreeMap<Name, Addr> {
+        let is_here = |name: Name, member: &Member| {
+            name == self.own.name()
+                || (name.node_id == self.own.node_id && member.address == self.own.address)
+        };
         let members = self.members.iter();
-        let members = members.filter(|(name, member)| *name != self.own.name() && !member.is_forgotten());
+        let members = members.filter(|(name, member)| !is_here(*name, member) && !member.is_forgotten());
         let found = members.filter_map(|(name, member)| Some((name, member.address.parse::<Addr>().ok()?)));
         found.filter(|(name, addr)| !self.is_covered(*name, addr)).collect()
     }
@@ -509,6 +513,7 @@ mod tests {
         assert_eq!(book.members().get(before.name()), None);
         book.take_in(&tells(before.name(), 9, 1));
         assert_eq!(book.own(), &later, "it says so again, so it is alive, and we would never come to an end");
+        assert!(shown(&book).iter().all(|(_, port)| *port != 1), "and it is not shown beside us");
     }
 
     #[test]

@@ -64,7 +64,7 @@ pub enum OpenError {
         source: std::io::Error,
     },
     /// Another process has it open.
-    #[error("the data directory {} is in use by another process", .0.display())]
+    #[error("the data directory {} is in use by another process; stop that one first", .0.display())]
     InUse(PathBuf),
     /// Written by a newer program.
     #[error("{} has format {found}; this program knows formats up to {known}: use a newer chatchain", path.display())]
@@ -77,7 +77,7 @@ pub enum OpenError {
         known: u32,
     },
     /// It belongs to another network.
-    #[error("{} belongs to the network {found:?}, not to {wanted:?}", path.display())]
+    #[error("{} belongs to the network {found:?}, not to {wanted:?}; set `network` to that or use another data directory", path.display())]
     Network {
         /// The file.
         path: PathBuf,

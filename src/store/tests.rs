@@ -481,10 +481,14 @@ fn a_store_refuses_what_is_not_its_own_in_words() {
     let dir = tempfile::tempdir().expect("temp dir");
     let open = Bench::open(dir.path());
     let in_use = Store::open(dir.path(), "test", NOW).expect_err("is in use");
-    assert!(in_use.to_string().contains("in use by another process"), "{in_use}");
+    assert!(in_use.to_string().contains("in use by another process; stop that one"), "{in_use}");
     drop(open);
     let other = Store::open(dir.path(), "other", NOW).expect_err("another network");
-    assert!(other.to_string().contains("belongs to the network \"test\""), "{other}");
+    assert!(
+        other.to_string().contains("belongs to the network \"test\"")
+            && other.to_string().contains("`network`"),
+        "{other}"
+    );
     let file = dir.path().join("file");
     std::fs::write(&file, "x").expect("writes");
     assert!(matches!(Store::open(&file, "test", NOW), Err(OpenError::Directory { .. })));

@@ -49,6 +49,8 @@ fn wrong_usage_is_code_2() {
     check(None, &["send", "--to", "a", "--file", "x"], 2, &["--to", "--file"]);
     check(None, &["list", "--limit", "0"], 2, &["--limit"]);
     check(None, &["status", "--chekc"], 2, &["--check"]);
+    check(None, &["send", "--room", "", "hi"], 2, &["--room"]);
+    check(None, &["list", "--room", ""], 2, &["--room"]);
     check(None, &["lits"], 2, &["list"]);
     check(None, &["list", "--since", "yesterday"], 2, &["--since", "2h"]);
     check(None, &["node"], 2, &["--node-id"]);
