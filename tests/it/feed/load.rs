@@ -11,7 +11,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
-use crate::scale;
+use crate::cluster::scale;
 use crate::support::cluster::Cluster;
 use crate::support::eventually::{eventually, eventually_blocking};
 use crate::support::feed::{Follower, Format, read, read_lines};

@@ -1,6 +1,6 @@
 //! `POST /messages` as the contract has it, at a node and through the proxy alike.
 //!
-//! What is refused is in `api_refusals`; here is what is stored, and what the answer says of it.
+//! What is refused is in `refusals`; here is what is stored, and what the answer says of it.
 
 use std::net::SocketAddr;
 

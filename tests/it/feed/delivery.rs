@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::scale;
+use crate::cluster::scale;
 use crate::support::chance::Chance;
 use crate::support::cluster::Cluster;
 use crate::support::doors::{check_refusal, get};

@@ -1,6 +1,6 @@
 //! A server that cannot start says why, in one sentence for the operator, with exit code 1 or 2 and no dump.
 //!
-//! What the command line alone gets wrong is in `cli`; here it is directories, ports and addresses.
+//! What the command line alone gets wrong is in `commands`; here it is directories, ports and addresses.
 
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;

@@ -1,7 +1,7 @@
 //! Whatever a server or a peer says, it cannot steer the terminal of who asks it.
 //!
 //! A fake server answers with escape sequences in every place where text can stand; real messages that hold some are in
-//! `cli`.
+//! `commands`.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};

@@ -1,6 +1,6 @@
 //! Bad input over HTTP: each refusal has its code and shape, at a node and through the proxy, and stores nothing.
 //!
-//! The table is of whole requests. Those that a decent HTTP library cannot even send are in `api_clients`.
+//! The table is of whole requests. Those that a decent HTTP library cannot even send are in `hostile_clients`.
 
 use std::net::SocketAddr;
 

@@ -6,7 +6,7 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use crate::lock::{KEY, PATHS, locked};
+use super::auth::{KEY, PATHS, locked};
 use crate::support::chance::Chance;
 use crate::support::cluster::Cluster;
 use crate::support::doors::JSON;

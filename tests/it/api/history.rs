@@ -1,7 +1,7 @@
 //! `GET /messages` and `GET /messages/{id}`: filters, bounds, order and bytes, at a node and through the proxy alike.
 //!
 //! What a filter must find is computed here from the whole history by rules of our own. Pages and their links are
-//! in `api_pages`.
+//! in `pages`.
 
 use serde_json::{Value, json};
 use uuid::Uuid;

@@ -1,0 +1,3 @@
+//! Does the proxy hide a failing node from its clients?
+
+mod upstream_faults;
