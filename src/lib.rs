@@ -22,7 +22,7 @@
 //! | [`output`] | all printing | where it came from |
 //!
 //! Imports run one way: commands → client → api → chain; node → client, serve, replica → store → chain; proxy → client,
-//! serve, api. A test (`tests/it/tidy.rs`) holds the sources to it.
+//! serve, api. A test (`tests/it/tidy`) holds the sources to it.
 //!
 //! # The four flows
 //!
