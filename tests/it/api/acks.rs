@@ -6,11 +6,11 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use crate::support::cluster::{Cluster, copy_dir};
-use crate::support::doors::{JSON, NDJSON, check_refusal, get, post};
 use crate::support::eventually::eventually_blocking;
 use crate::support::http::{self, Connection, Response};
 use crate::support::measure;
 use crate::support::messages::{id, lines, numbered, send_all};
+use crate::support::servers::{JSON, NDJSON, check_refusal, get, post};
 
 const LONG: Duration = Duration::from_secs(60);
 

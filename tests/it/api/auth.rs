@@ -10,10 +10,10 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::support::cluster::Cluster;
-use crate::support::doors::{check_refusal, get};
 use crate::support::eventually::eventually_blocking;
 use crate::support::http::{self, Response};
 use crate::support::process::{Finished, Process, chatchain, run};
+use crate::support::servers::{check_refusal, get};
 
 const LONG: Duration = Duration::from_secs(60);
 pub const KEY: &str = "the-key-of-this-network";

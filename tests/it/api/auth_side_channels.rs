@@ -9,9 +9,9 @@ use std::time::{Duration, Instant};
 use super::auth::{KEY, PATHS, locked};
 use crate::support::chance::Chance;
 use crate::support::cluster::Cluster;
-use crate::support::doors::JSON;
 use crate::support::http::{Connection, encode};
 use crate::support::measure::{self, percentile};
+use crate::support::servers::JSON;
 
 /// Of the medians of different headers, over a quarter. A read from a disk or a question to another process is more.
 const NOISE: Duration = Duration::from_micros(20);
@@ -58,7 +58,7 @@ fn answer(addr: SocketAddr, request: &[u8]) -> String {
     lines.filter(|line| !line.starts_with("date: ")).collect()
 }
 
-fn doors(cluster: &Cluster) -> [(&'static str, SocketAddr); 2] {
+fn servers(cluster: &Cluster) -> [(&'static str, SocketAddr); 2] {
     [("node", cluster.node(0)), ("proxy", cluster.proxy())]
 }
 
@@ -66,7 +66,7 @@ fn doors(cluster: &Cluster) -> [(&'static str, SocketAddr); 2] {
 fn whatever_is_shown_wherever_the_answer_is_the_same() {
     let cluster = locked(1, KEY);
     let mut first = None;
-    for (door, addr) in doors(&cluster) {
+    for (server, addr) in servers(&cluster) {
         for path in PATHS {
             let bodies: &[&str] = if path.0 == "POST" { &["", MESSAGE, &"x".repeat(40_000)] } else { &[""] };
             for (body, (what, shown)) in
@@ -74,7 +74,7 @@ fn whatever_is_shown_wherever_the_answer_is_the_same() {
             {
                 let answer = answer(addr, &request(addr, path, &shown, body));
                 let first = first.get_or_insert_with(|| answer.clone());
-                assert_eq!(answer, *first, "{what} at the {door}, {path:?}, {} bytes", body.len());
+                assert_eq!(answer, *first, "{what} at the {server}, {path:?}, {} bytes", body.len());
             }
         }
     }
@@ -86,7 +86,7 @@ fn whatever_is_shown_wherever_the_answer_is_the_same() {
 #[test]
 fn what_is_open_answers_all_strangers_alike() {
     let cluster = locked(1, KEY);
-    for (door, addr) in doors(&cluster) {
+    for (server, addr) in servers(&cluster) {
         for path in ["/livez", "/readyz"] {
             let answers = shown()
                 .into_iter()
@@ -95,7 +95,7 @@ fn what_is_open_answers_all_strangers_alike() {
             let (_, first) = &answers[0];
             assert!(first.starts_with("HTTP/1.1 200 "), "{first}");
             for (what, answer) in &answers {
-                assert_eq!(answer, first, "{what} at the {door}, {path}");
+                assert_eq!(answer, first, "{what} at the {server}, {path}");
             }
         }
     }
@@ -129,17 +129,17 @@ fn whatever_is_shown_the_answer_takes_equally_long() {
     // To read a header of kilobytes takes its time, whatever it shows.
     let short = shown().into_iter().filter(|(_, line)| line.len() < 100);
     let (names, lines): (Vec<_>, Vec<_>) = short.unzip();
-    for (door, addr) in doors(&cluster) {
+    for (server, addr) in servers(&cluster) {
         // On a busy machine an attempt may fail, but not all.
         let mut seen = Vec::new();
         let alike = (0..10).any(|_| {
             let times = medians(addr, &lines, &mut chance);
             let (least, most) = (times.iter().min().expect("some"), times.iter().max().expect("some"));
-            measure::say(&format!("the {door} refuses after {least:.1?} to {most:.1?}, whatever is shown"));
+            measure::say(&format!("the {server} refuses after {least:.1?} to {most:.1?}, whatever is shown"));
             let alike = *most < least.mul_f64(1.25) + NOISE;
             seen = names.iter().zip(times).collect();
             alike
         });
-        assert!(alike, "at the {door}: {seen:.1?}");
+        assert!(alike, "at the {server}: {seen:.1?}");
     }
 }

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use crate::support::doors::{Doors, NDJSON, check_refusal, keys, post};
+use crate::support::servers::{NDJSON, Servers, check_refusal, keys, post};
 
 const GOOD: &str = r#"{"sender":"a","recipient":"b","text":"c"}"#;
 
@@ -46,9 +46,9 @@ fn keys_of(value: &Value) -> Vec<&String> {
 
 #[test]
 fn each_line_is_judged_by_itself_and_named_by_its_number() {
-    let doors = Doors::open();
-    for (_, addr) in doors.both() {
-        let before = doors.count();
+    let servers = Servers::start();
+    for (_, addr) in servers.both() {
+        let before = servers.count();
         let id = Uuid::now_v7();
         let known = format!(r#"{{"sender":"a","recipient":"b","text":"c","id":"{id}"}}"#);
         let other = known.replace("\"c\"", "\"d\"");
@@ -90,58 +90,58 @@ fn each_line_is_judged_by_itself_and_named_by_its_number() {
                 (15, "invalid_json", "trailing"),
             ],
         );
-        assert_eq!(doors.count() - before, 3);
+        assert_eq!(servers.count() - before, 3);
     }
 }
 
 #[test]
 fn a_batch_with_a_key_may_be_repeated_as_a_whole_through_either_door() {
-    let doors = Doors::open();
+    let servers = Servers::start();
     let key = Uuid::now_v7().to_string();
     let own = format!(r#"{{"sender":"a","recipient":"b","text":"own id","id":"{}"}}"#, Uuid::now_v7());
     let body = format!("{GOOD}\n\n{GOOD}\nnonsense\n{own}\n{GOOD}");
-    check(&send(doors.proxy(), Some(&key), &body), 4, 0, &[(4, "invalid_json", "JSON")]);
-    for (_, addr) in doors.both() {
+    check(&send(servers.proxy(), Some(&key), &body), 4, 0, &[(4, "invalid_json", "JSON")]);
+    for (_, addr) in servers.both() {
         check(&send(addr, Some(&format!("\"{key}\"")), &body), 0, 4, &[(4, "invalid_json", "JSON")]);
     }
     // A line's id is made from the key and its number, so a moved line is another message and a longer batch adds its end.
-    check(&send(doors.node(), Some(&key), format!("{body}\n{GOOD}")), 1, 4, &[(4, "invalid_json", "JSON")]);
+    check(&send(servers.node(), Some(&key), format!("{body}\n{GOOD}")), 1, 4, &[(4, "invalid_json", "JSON")]);
     check(
-        &send(doors.node(), Some(&key), GOOD.replace("\"c\"", "\"other\"")),
+        &send(servers.node(), Some(&key), GOOD.replace("\"c\"", "\"other\"")),
         0,
         0,
         &[(1, "id_conflict", "other content")],
     );
-    assert_eq!(doors.count(), 5);
+    assert_eq!(servers.count(), 5);
 }
 
 #[test]
 fn without_a_key_equal_lines_are_different_messages() {
-    let doors = Doors::open();
-    for (_, addr) in doors.both() {
-        let before = doors.count();
+    let servers = Servers::start();
+    for (_, addr) in servers.both() {
+        let before = servers.count();
         let body = format!("{GOOD}\n").repeat(3);
         check(&send(addr, None, &body), 3, 0, &[]);
         check(&send(addr, None, &body), 3, 0, &[]);
-        assert_eq!(doors.count() - before, 6);
+        assert_eq!(servers.count() - before, 6);
     }
 }
 
 #[test]
 fn an_empty_batch_is_answered_with_nothing() {
-    let doors = Doors::open();
-    for (_, addr) in doors.both() {
+    let servers = Servers::start();
+    for (_, addr) in servers.both() {
         for body in ["", "\n", "\r\n\r\n  \n"] {
             check(&send(addr, None, body), 0, 0, &[]);
         }
     }
-    assert_eq!(doors.count(), 0);
+    assert_eq!(servers.count(), 0);
 }
 
 #[test]
 fn ten_thousand_lines_are_taken_in_their_order() {
-    let doors = Doors::open();
-    let (_, addr) = doors.both()[1];
+    let servers = Servers::start();
+    let (_, addr) = servers.both()[1];
     let line =
         |i: usize| format!("{}\n\n", json!({ "sender": "a", "recipient": "b", "text": i.to_string() }));
     let body: String = (0..10_000).map(line).collect();
@@ -149,31 +149,31 @@ fn ten_thousand_lines_are_taken_in_their_order() {
     check(&send(addr, Some(&key), &body), 10_000, 0, &[]);
     check(&send(addr, Some(&key), &body), 0, 10_000, &[]);
     let texts: Vec<_> =
-        doors.history().iter().map(|message| message["text"].as_str().map(str::to_owned)).collect();
+        servers.history().iter().map(|message| message["text"].as_str().map(str::to_owned)).collect();
     assert!(texts.into_iter().eq((0..10_000).map(|i| Some(i.to_string()))), "listed as they were sent");
 }
 
 #[test]
 fn a_batch_that_is_too_long_is_refused_as_a_whole() {
-    let doors = Doors::open();
-    for (door, addr) in doors.both() {
+    let servers = Servers::start();
+    for (server, addr) in servers.both() {
         let lines = format!("{GOOD}\n").repeat(10_001);
-        check_refusal(door, &post(addr, "/messages", &[NDJSON], lines), 413, "too_large", "10000 lines");
+        check_refusal(server, &post(addr, "/messages", &[NDJSON], lines), 413, "too_large", "10000 lines");
         let padding = " ".repeat(8 * 1024 * 1024);
         let bytes = format!("{GOOD}\n{padding}");
-        check_refusal(door, &post(addr, "/messages", &[NDJSON], bytes), 413, "too_large", "8388608 bytes");
+        check_refusal(server, &post(addr, "/messages", &[NDJSON], bytes), 413, "too_large", "8388608 bytes");
     }
-    assert_eq!(doors.count(), 0);
+    assert_eq!(servers.count(), 0);
 }
 
 #[test]
 fn a_refused_key_refuses_the_batch() {
-    let doors = Doors::open();
-    for (door, addr) in doors.both() {
+    let servers = Servers::start();
+    for (server, addr) in servers.both() {
         let answer = post(addr, "/messages", &[NDJSON, ("idempotency-key", "17")], GOOD);
-        check_refusal(door, &answer, 422, "invalid_message", "Idempotency-Key");
+        check_refusal(server, &answer, 422, "invalid_message", "Idempotency-Key");
         let answer = post(addr, "/messages?acks=2", &[NDJSON], GOOD);
-        check_refusal(door, &answer, 400, "invalid_query", "acks");
+        check_refusal(server, &answer, 400, "invalid_query", "acks");
     }
-    assert_eq!(doors.count(), 0);
+    assert_eq!(servers.count(), 0);
 }

@@ -9,8 +9,8 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use crate::support::cluster::Cluster;
-use crate::support::doors::{JSON, array, check_refusal, get, post};
 use crate::support::http::Response;
+use crate::support::servers::{JSON, array, check_refusal, get, post};
 
 const LONG: Duration = Duration::from_secs(30);
 

@@ -6,13 +6,13 @@
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use crate::support::doors::{Doors, array, check_refusal, get, keys};
 use crate::support::http;
+use crate::support::servers::{Servers, array, check_refusal, get, keys};
 
 const LISTED: [&str; 8] = ["id", "sender", "recipient", "text", "timestamp", "accepted_at", "origin", "seq"];
 
 /// Twenty-four messages among four people and a room, with texts that only Unicode's rules find and timestamps out of order.
-fn talk(doors: &Doors) {
+fn talk(servers: &Servers) {
     let people = ["ann", "bob", "Ann", "#ops", "weiß & söhne"];
     let texts = ["Hello", "GRÜSSE aus der Straße", "ΟΔΥΣΣΕΥΣ", "100% +1 & more?", "\u{1F30D} hello", "a\nb"];
     for i in 0..24_usize {
@@ -22,7 +22,7 @@ fn talk(doors: &Doors) {
         if i % 4 != 0 {
             message["timestamp"] = json!(1_700_000_000 - (i as u64 * 37) % 11 * 60);
         }
-        doors.store(&message);
+        servers.store(&message);
     }
 }
 
@@ -30,22 +30,22 @@ fn encode(text: &str) -> String {
     text.bytes().map(|byte| format!("%{byte:02X}")).collect::<Vec<_>>().concat()
 }
 
-/// Both doors give exactly the messages for which `wanted` holds, in the order of the whole history.
+/// Both servers list exactly the messages for which `wanted` holds, in the order of the whole history. Gives their count.
 #[track_caller]
-fn check(doors: &Doors, query: &str, wanted: impl Fn(&Value) -> bool) -> usize {
-    let want: Vec<_> = doors.history().into_iter().filter(|message| wanted(message)).collect();
-    for (door, addr) in doors.both() {
+fn check(servers: &Servers, query: &str, wanted: impl Fn(&Value) -> bool) -> usize {
+    let want: Vec<_> = servers.history().into_iter().filter(|message| wanted(message)).collect();
+    for (server, addr) in servers.both() {
         let answer = get(addr, &format!("/messages?{query}"));
-        assert_eq!(array(&answer), want, "{door} {query}");
-        assert_eq!(answer.header("link"), None, "{door} {query}: without limit there is nothing beyond");
+        assert_eq!(array(&answer), want, "{server} {query}");
+        assert_eq!(answer.header("link"), None, "{server} {query}: without limit there is nothing beyond");
     }
     want.len()
 }
 
 #[test]
 fn every_filter_finds_what_it_says_and_all_must_hold() {
-    let doors = Doors::open();
-    talk(&doors);
+    let servers = Servers::start();
+    talk(&servers);
     let is = |field: &'static str, name: &'static str| move |m: &Value| m[field] == name;
     let side = |name: &'static str| move |m: &Value| m["sender"] == name || m["recipient"] == name;
     let pair = |one: &'static str, other: &'static str| {
@@ -54,35 +54,36 @@ fn every_filter_finds_what_it_says_and_all_must_hold() {
         }
     };
     let mut found = 0;
-    found += check(&doors, "sender=ann", is("sender", "ann"));
-    found += check(&doors, "recipient=%23ops", is("recipient", "#ops"));
-    found += check(&doors, "user=bob", side("bob"));
-    found += check(&doors, "user=ann&with=bob", pair("ann", "bob"));
-    found += check(&doors, "with=bob&user=ann", pair("bob", "ann"));
-    found += check(&doors, &format!("recipient={}", encode("weiß & söhne")), is("recipient", "weiß & söhne"));
-    found += check(&doors, "recipient=wei%C3%9F+%26+s%c3%b6hne", is("recipient", "weiß & söhne"));
-    found += check(&doors, "user=ann&sender=bob", |m| m["sender"] == "bob" && m["recipient"] == "ann");
-    found += check(&doors, "user=ann&sender=Ann&recipient=ann", |m| {
+    found += check(&servers, "sender=ann", is("sender", "ann"));
+    found += check(&servers, "recipient=%23ops", is("recipient", "#ops"));
+    found += check(&servers, "user=bob", side("bob"));
+    found += check(&servers, "user=ann&with=bob", pair("ann", "bob"));
+    found += check(&servers, "with=bob&user=ann", pair("bob", "ann"));
+    found +=
+        check(&servers, &format!("recipient={}", encode("weiß & söhne")), is("recipient", "weiß & söhne"));
+    found += check(&servers, "recipient=wei%C3%9F+%26+s%c3%b6hne", is("recipient", "weiß & söhne"));
+    found += check(&servers, "user=ann&sender=bob", |m| m["sender"] == "bob" && m["recipient"] == "ann");
+    found += check(&servers, "user=ann&sender=Ann&recipient=ann", |m| {
         m["sender"] == "Ann" && m["recipient"] == "ann"
     });
-    found += check(&doors, "sender=bob&recipient=%23ops&text=hello", |m| {
+    found += check(&servers, "sender=bob&recipient=%23ops&text=hello", |m| {
         m["sender"] == "bob"
             && m["recipient"] == "#ops"
             && m["text"].as_str().is_some_and(|t| t.to_lowercase().contains("hello"))
     });
     assert!(found > 30, "the history has something for every filter: {found}");
-    assert_eq!(check(&doors, "", |_| true), 24);
-    assert_eq!(check(&doors, "sender=nobody", |_| false), 0);
-    assert_eq!(check(&doors, "sender=ANN", |_| false), 0, "names are compared as they are");
+    assert_eq!(check(&servers, "", |_| true), 24);
+    assert_eq!(check(&servers, "sender=nobody", |_| false), 0);
+    assert_eq!(check(&servers, "sender=ANN", |_| false), 0, "names are compared as they are");
 }
 
 #[test]
 fn text_is_found_without_regard_to_unicode_case() {
-    let doors = Doors::open();
-    talk(&doors);
+    let servers = Servers::start();
+    talk(&servers);
     let text = |want: &'static str| move |m: &Value| m["text"] == want;
     for query in ["HELLO", "hello", "ello"] {
-        let found = check(&doors, &format!("text={query}"), |m| {
+        let found = check(&servers, &format!("text={query}"), |m| {
             m["text"] == "Hello" || m["text"] == "\u{1F30D} hello"
         });
         assert_eq!(found, 8, "{query}");
@@ -97,21 +98,21 @@ fn text_is_found_without_regard_to_unicode_case() {
         ("A\nB", "a\nb"),
         ("\u{1F30D}", "\u{1F30D} hello"),
     ] {
-        assert_eq!(check(&doors, &format!("text={}", encode(query)), text(want)), 4, "{query}");
+        assert_eq!(check(&servers, &format!("text={}", encode(query)), text(want)), 4, "{query}");
     }
-    assert_eq!(check(&doors, "text=no+such", |_| false), 0);
+    assert_eq!(check(&servers, "text=no+such", |_| false), 0);
     // As a careless client writes it, without escapes.
-    assert_eq!(check(&doors, "text=Grüsse", text("GRÜSSE aus der Straße")), 4);
-    assert_eq!(check(&doors, "text=+1+%26+more?", |_| false), 0, "a plus sign is a space");
-    assert_eq!(check(&doors, "text=%2B1+%26+more?", text("100% +1 & more?")), 4);
+    assert_eq!(check(&servers, "text=Grüsse", text("GRÜSSE aus der Straße")), 4);
+    assert_eq!(check(&servers, "text=+1+%26+more?", |_| false), 0, "a plus sign is a space");
+    assert_eq!(check(&servers, "text=%2B1+%26+more?", text("100% +1 & more?")), 4);
 }
 
 #[test]
 fn since_is_inclusive_and_until_exclusive_against_the_shown_timestamp() {
-    let doors = Doors::open();
-    talk(&doors);
+    let servers = Servers::start();
+    talk(&servers);
     let at = |m: &Value| m["timestamp"].as_u64().expect("a timestamp is always shown");
-    let mut seconds: Vec<u64> = doors.history().iter().map(at).collect();
+    let mut seconds: Vec<u64> = servers.history().iter().map(at).collect();
     seconds.sort_unstable();
     let in_words = |second: u64| {
         let second = i64::try_from(second).expect("in range");
@@ -123,40 +124,40 @@ fn since_is_inclusive_and_until_exclusive_against_the_shown_timestamp() {
     bounds.push((253_402_300_799, "9999-12-31T12:59:59-11:00".into()));
     for (second, time) in bounds {
         for bound in [second.to_string(), time.clone(), encode(&time)] {
-            check(&doors, &format!("since={bound}"), |m| at(m) >= second);
-            check(&doors, &format!("until={bound}"), |m| at(m) < second);
+            check(&servers, &format!("since={bound}"), |m| at(m) >= second);
+            check(&servers, &format!("until={bound}"), |m| at(m) < second);
         }
     }
     let (low, high) = (seconds[3], seconds[15]);
-    let found = check(&doors, &format!("until={high}&user=ann&since={low}"), |m| {
+    let found = check(&servers, &format!("until={high}&user=ann&since={low}"), |m| {
         (m["sender"] == "ann" || m["recipient"] == "ann") && (low..high).contains(&at(m))
     });
     assert!(found > 0);
-    assert_eq!(check(&doors, &format!("since={high}&until={low}"), |_| false), 0);
+    assert_eq!(check(&servers, &format!("since={high}&until={low}"), |_| false), 0);
 }
 
 #[test]
 fn anchors_bound_the_whole_history_and_need_not_match_its_filters() {
-    let doors = Doors::open();
-    talk(&doors);
-    let history = doors.history();
+    let servers = Servers::start();
+    talk(&servers);
+    let history = servers.history();
     let place = |m: &Value| history.iter().position(|other| other == m).expect("listed");
     for i in [0, 11, 23] {
         let id = history[i]["id"].as_str().expect("text");
-        assert_eq!(check(&doors, &format!("before={id}"), |m| place(m) < i), i);
-        assert_eq!(check(&doors, &format!("after={id}"), |m| place(m) > i), 23 - i);
-        check(&doors, &format!("after={}&sender=bob", id.to_uppercase()), |m| {
+        assert_eq!(check(&servers, &format!("before={id}"), |m| place(m) < i), i);
+        assert_eq!(check(&servers, &format!("after={id}"), |m| place(m) > i), 23 - i);
+        check(&servers, &format!("after={}&sender=bob", id.to_uppercase()), |m| {
             place(m) > i && m["sender"] == "bob"
         });
-        check(&doors, &format!("user=ann&before={id}&text=hello"), |m| {
+        check(&servers, &format!("user=ann&before={id}&text=hello"), |m| {
             let text = m["text"].as_str().unwrap_or_default().to_lowercase();
             place(m) < i && (m["sender"] == "ann" || m["recipient"] == "ann") && text.contains("hello")
         });
     }
-    for (door, addr) in doors.both() {
+    for (server, addr) in servers.both() {
         for query in [format!("before={}", Uuid::nil()), format!("after={}&limit=5", Uuid::nil())] {
             check_refusal(
-                door,
+                server,
                 &get(addr, &format!("/messages?{query}")),
                 404,
                 "not_found",
@@ -168,12 +169,12 @@ fn anchors_bound_the_whole_history_and_need_not_match_its_filters() {
 
 #[test]
 fn all_listings_of_a_message_have_the_same_bytes() {
-    let doors = Doors::open();
-    talk(&doors);
-    let whole = get(doors.node(), "/messages");
+    let servers = Servers::start();
+    talk(&servers);
+    let whole = get(servers.node(), "/messages");
     let lines: Vec<String> = {
         let answer =
-            http::request(doors.node(), "GET", "/messages", &[("accept", "application/x-ndjson")], b"")
+            http::request(servers.node(), "GET", "/messages", &[("accept", "application/x-ndjson")], b"")
                 .expect("an answer");
         assert_eq!(answer.header("content-type"), Some("application/x-ndjson"));
         assert!(answer.text().ends_with('\n'));
@@ -181,13 +182,13 @@ fn all_listings_of_a_message_have_the_same_bytes() {
     };
     assert_eq!(lines.len(), 24);
     assert_eq!(whole.text().trim_end(), format!("[{}]", lines.join(",\n")), "the array holds the same bytes");
-    for (door, addr) in doors.both() {
-        assert_eq!(get(addr, "/messages").body, whole.body, "{door}");
+    for (server, addr) in servers.both() {
+        assert_eq!(get(addr, "/messages").body, whole.body, "{server}");
         let wanted = [("accept", "text/html, Application/X-NDJSON;q=0.5")];
         let answer = http::request(addr, "GET", "/messages?limit=24", &wanted, b"").expect("an answer");
-        assert!(answer.text().lines().eq(lines.iter()), "{door}: {}", answer.text());
+        assert!(answer.text().lines().eq(lines.iter()), "{server}: {}", answer.text());
         for line in &lines {
-            assert_eq!(keys(line), LISTED, "{door}");
+            assert_eq!(keys(line), LISTED, "{server}");
             let id = serde_json::from_str::<Value>(line).expect("JSON")["id"]
                 .as_str()
                 .map(str::to_owned)
@@ -200,7 +201,7 @@ fn all_listings_of_a_message_have_the_same_bytes() {
             assert_eq!(
                 (one.status(), one.header("content-type"), one.text()),
                 (200, Some("application/json"), &*want),
-                "{door}"
+                "{server}"
             );
         }
     }
@@ -208,28 +209,28 @@ fn all_listings_of_a_message_have_the_same_bytes() {
 
 #[test]
 fn an_empty_history_is_an_empty_array_and_no_lines() {
-    let doors = Doors::open();
-    for (door, addr) in doors.both() {
+    let servers = Servers::start();
+    for (server, addr) in servers.both() {
         for path in ["/messages", "/messages?limit=1", "/messages?text=x", "/messages?limit=10000&user=x"] {
             let answer = get(addr, path);
-            assert_eq!(array(&answer), Vec::<Value>::new(), "{door} {path}");
-            assert_eq!(answer.header("link"), None, "{door} {path}");
+            assert_eq!(array(&answer), Vec::<Value>::new(), "{server} {path}");
+            assert_eq!(answer.header("link"), None, "{server} {path}");
             let lines = http::request(addr, "GET", path, &[("accept", "application/x-ndjson")], b"")
                 .expect("an answer");
-            assert_eq!((lines.status(), lines.text()), (200, ""), "{door} {path}");
+            assert_eq!((lines.status(), lines.text()), (200, ""), "{server} {path}");
         }
     }
 }
 
 #[test]
 fn one_message_is_found_by_its_id_in_any_spelling() {
-    let doors = Doors::open();
+    let servers = Servers::start();
     let id = Uuid::now_v7();
-    doors.store(&json!({ "sender": "a", "recipient": "b", "text": "c", "id": id }));
-    for (door, addr) in doors.both() {
+    servers.store(&json!({ "sender": "a", "recipient": "b", "text": "c", "id": id }));
+    for (server, addr) in servers.both() {
         let found = get(addr, &format!("/messages/{id}"));
         for spelling in [id.to_string().to_uppercase(), id.simple().to_string(), encode(&id.to_string())] {
-            assert_eq!(get(addr, &format!("/messages/{spelling}")).body, found.body, "{door} {spelling}");
+            assert_eq!(get(addr, &format!("/messages/{spelling}")).body, found.body, "{server} {spelling}");
         }
         for unknown in [
             Uuid::nil().to_string(),
@@ -240,35 +241,35 @@ fn one_message_is_found_by_its_id_in_any_spelling() {
             "%zz".into(),
         ] {
             check_refusal(
-                &format!("{door} {unknown}"),
+                &format!("{server} {unknown}"),
                 &get(addr, &format!("/messages/{unknown}")),
                 404,
                 "not_found",
                 "",
             );
         }
-        check_refusal(door, &get(addr, &format!("/messages/{id}?x=1")), 400, "invalid_query", "`x`");
+        check_refusal(server, &get(addr, &format!("/messages/{id}?x=1")), 400, "invalid_query", "`x`");
     }
 }
 
 #[test]
 fn head_tells_what_get_would_without_the_body() {
-    let doors = Doors::open();
-    talk(&doors);
-    for (door, addr) in doors.both() {
+    let servers = Servers::start();
+    talk(&servers);
+    for (server, addr) in servers.both() {
         for path in ["/messages", "/messages?limit=3", "/nodes", "/network", "/livez", "/readyz"] {
             let (get, head) =
                 (get(addr, path), http::request(addr, "HEAD", path, &[], b"").expect("an answer"));
-            assert_eq!((head.status(), head.body.len()), (200, 0), "{door} {path}");
+            assert_eq!((head.status(), head.body.len()), (200, 0), "{server} {path}");
             for name in ["content-type", "link"] {
-                assert_eq!(head.header(name), get.header(name), "{door} {path}");
+                assert_eq!(head.header(name), get.header(name), "{server} {path}");
             }
         }
         let head = http::request(addr, "HEAD", "/messages/17", &[], b"").expect("an answer");
         assert_eq!(
             (head.status(), head.header("content-type")),
             (404, Some("application/problem+json")),
-            "{door}"
+            "{server}"
         );
     }
 }

@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use crate::support::doors::{Doors, JSON, NDJSON, check_refusal, get, post};
 use crate::support::http::{Connection, Head, Response, encode};
+use crate::support::servers::{JSON, NDJSON, Servers, check_refusal, get, post};
 
 const GOOD: &str = r#"{"sender":"a","recipient":"b","text":"c"}"#;
 const FRAMED: &str = "content-type: application/json\r\nhost: x\r\n";
@@ -29,18 +29,18 @@ fn talk(addr: SocketAddr, bytes: impl AsRef<[u8]>) -> std::io::Result<Response> 
 }
 
 #[track_caller]
-fn still_serves(doors: &Doors, stored: u64) {
-    for (door, addr) in doors.both() {
-        assert_eq!(get(addr, "/livez").status(), 200, "{door}");
-        assert_eq!(post(addr, "/messages", &[JSON], GOOD).status(), 201, "{door}");
+fn still_serves(servers: &Servers, stored: u64) {
+    for (server, addr) in servers.both() {
+        assert_eq!(get(addr, "/livez").status(), 200, "{server}");
+        assert_eq!(post(addr, "/messages", &[JSON], GOOD).status(), 201, "{server}");
     }
-    assert_eq!(doors.count(), stored + 2);
+    assert_eq!(servers.count(), stored + 2);
 }
 
 #[test]
 fn a_body_cut_half_way_stores_nothing() {
-    let doors = Doors::open();
-    for (door, addr) in doors.both() {
+    let servers = Servers::start();
+    for (server, addr) in servers.both() {
         let cut = |framing: &str, body: &str| {
             talk(addr, format!("POST /messages HTTP/1.1\r\n{FRAMED}{framing}\r\n\r\n{body}"))
         };
@@ -58,7 +58,7 @@ fn a_body_cut_half_way_stores_nothing() {
             // The sender may be gone already; if there is an answer, it is a refusal.
             if let Ok(answer) = cut(&framing, body) {
                 check_refusal(
-                    &format!("{door} {framing} {body}"),
+                    &format!("{server} {framing} {body}"),
                     &answer,
                     400,
                     "invalid_json",
@@ -67,13 +67,13 @@ fn a_body_cut_half_way_stores_nothing() {
             }
         }
     }
-    still_serves(&doors, 0);
+    still_serves(&servers, 0);
 }
 
 #[test]
 fn a_batch_cut_half_way_stores_none_of_its_lines() {
-    let doors = Doors::open();
-    for (_, addr) in doors.both() {
+    let servers = Servers::start();
+    for (_, addr) in servers.both() {
         let lines = format!("{GOOD}\n").repeat(1000);
         let head = format!(
             "POST /messages HTTP/1.1\r\nhost: x\r\ncontent-type: application/x-ndjson\r\ncontent-length: {}\r\n\r\n",
@@ -81,13 +81,13 @@ fn a_batch_cut_half_way_stores_none_of_its_lines() {
         );
         drop(talk(addr, head + &lines));
     }
-    still_serves(&doors, 0);
+    still_serves(&servers, 0);
 }
 
 #[test]
 fn chunked_bodies_are_bodies_like_others() {
-    let doors = Doors::open();
-    for (door, addr) in doors.both() {
+    let servers = Servers::start();
+    for (server, addr) in servers.both() {
         let chunk = |chunk: &[u8]| format!("{:x};x=y\r\n{}\r\n", chunk.len(), String::from_utf8_lossy(chunk));
         let chunks = GOOD.as_bytes().chunks(7).map(chunk).collect::<Vec<_>>().concat();
         let answer = talk(
@@ -97,53 +97,54 @@ fn chunked_bodies_are_bodies_like_others() {
             ),
         );
         let answer = answer.expect("an answer");
-        assert_eq!(answer.status(), 201, "{door}: {}", answer.text());
+        assert_eq!(answer.status(), 201, "{server}: {}", answer.text());
         let long = format!("20001\r\n{}\r\n0\r\n\r\n", " ".repeat(128 * 1024 + 1));
         let answer = talk(
             addr,
             format!("POST /messages HTTP/1.1\r\n{FRAMED}transfer-encoding: chunked\r\n\r\n{long}"),
         );
-        check_refusal(door, &answer.expect("an answer"), 413, "too_large", "131072");
+        check_refusal(server, &answer.expect("an answer"), 413, "too_large", "131072");
     }
-    assert_eq!(doors.count(), 2);
+    assert_eq!(servers.count(), 2);
 }
 
 #[test]
 fn who_asks_to_be_told_to_go_on_is_told() {
-    let doors = Doors::open();
-    for (door, addr) in doors.both() {
+    let servers = Servers::start();
+    for (server, addr) in servers.both() {
         let mut connection = open(addr);
         let head = format!(
             "POST /messages HTTP/1.1\r\n{FRAMED}expect: 100-continue\r\ncontent-length: {}\r\n\r\n",
             GOOD.len()
         );
         connection.send(head.as_bytes()).expect("sent");
-        assert_eq!(connection.head().expect("an interim answer").status, 100, "{door}");
+        assert_eq!(connection.head().expect("an interim answer").status, 100, "{server}");
         connection.send(GOOD.as_bytes()).expect("sent");
-        assert_eq!(connection.receive("POST").expect("an answer").status(), 201, "{door}");
+        assert_eq!(connection.receive("POST").expect("an answer").status(), 201, "{server}");
 
         // And who would be refused anyway is refused before it sends its body.
         let mut connection = open(addr);
         let head = "POST /messages HTTP/1.1\r\nhost: x\r\ncontent-type: text/plain\r\nexpect: 100-continue\r\ncontent-length: 10\r\n\r\n";
         connection.send(head.as_bytes()).expect("sent");
         check_refusal(
-            door,
+            server,
             &connection.receive("POST").expect("an answer"),
             415,
             "unsupported_media_type",
             "text/plain",
         );
     }
-    assert_eq!(doors.count(), 2);
+    assert_eq!(servers.count(), 2);
 }
 
 #[test]
 fn pipelined_requests_are_answered_in_their_order() {
-    let doors = Doors::open();
-    for (door, addr) in doors.both() {
+    let servers = Servers::start();
+    for (server, addr) in servers.both() {
         let mut requests = Vec::new();
         for i in 0..20 {
-            let body = json!({ "sender": "a", "recipient": "b", "text": format!("{door} {i}") }).to_string();
+            let body =
+                json!({ "sender": "a", "recipient": "b", "text": format!("{server} {i}") }).to_string();
             requests.extend(encode(addr, "POST", "/messages", &[JSON], body.as_bytes()));
             requests.extend(encode(addr, "GET", "/nothing", &[], b""));
             requests.extend(encode(addr, "HEAD", "/messages", &[], b""));
@@ -153,20 +154,26 @@ fn pipelined_requests_are_answered_in_their_order() {
         connection.send(&requests).expect("sent");
         for i in 0..20 {
             let sent = connection.receive("POST").expect("an answer");
-            assert_eq!(sent.json()["text"], format!("{door} {i}"));
-            check_refusal(door, &connection.receive("GET").expect("an answer"), 404, "not_found", "/nothing");
-            assert_eq!(connection.receive("HEAD").expect("an answer").status(), 200, "{door}");
+            assert_eq!(sent.json()["text"], format!("{server} {i}"));
+            check_refusal(
+                server,
+                &connection.receive("GET").expect("an answer"),
+                404,
+                "not_found",
+                "/nothing",
+            );
+            assert_eq!(connection.receive("HEAD").expect("an answer").status(), 200, "{server}");
         }
-        assert_eq!(connection.receive("GET").expect("an answer").status(), 200, "{door}");
+        assert_eq!(connection.receive("GET").expect("an answer").status(), 200, "{server}");
     }
-    assert_eq!(doors.count(), 40);
+    assert_eq!(servers.count(), 40);
 }
 
 #[test]
 fn two_hundred_idle_connections_hold_up_nobody() {
-    let doors = Doors::open();
+    let servers = Servers::start();
     let mut idle = Vec::new();
-    for (_, addr) in doors.both() {
+    for (_, addr) in servers.both() {
         for i in 0..200 {
             let mut connection = open(addr);
             // Some say nothing, some half a head, some half a body, some one whole request and then nothing.
@@ -182,29 +189,29 @@ fn two_hundred_idle_connections_hold_up_nobody() {
     }
     let began = Instant::now();
     for i in 0..50 {
-        for (door, addr) in doors.both() {
+        for (server, addr) in servers.both() {
             let answer = post(
                 addr,
                 "/messages",
                 &[JSON],
                 json!({ "sender": "a", "recipient": "b", "text": format!("{i}") }).to_string(),
             );
-            assert_eq!(answer.status(), 201, "{door}");
+            assert_eq!(answer.status(), 201, "{server}");
         }
     }
     // Far more than it takes, and far less than what the idle ones would cost if each were waited for.
     assert!(began.elapsed() < Duration::from_secs(60), "{:?} for 100 sends", began.elapsed());
-    assert_eq!(doors.count(), 100);
+    assert_eq!(servers.count(), 100);
     drop(idle);
 }
 
 /// The limits are those of the contract: 5 s for a head, 30 s for a request.
 #[test]
 fn who_stops_half_way_is_cut_off_in_time() {
-    let doors = Doors::open();
+    let servers = Servers::start();
     let began = Instant::now();
-    let mut heads: Vec<_> = doors.both().iter().map(|(door, addr)| (*door, open(*addr))).collect();
-    let mut bodies: Vec<_> = doors.both().iter().map(|(door, addr)| (*door, open(*addr))).collect();
+    let mut heads: Vec<_> = servers.both().iter().map(|(server, addr)| (*server, open(*addr))).collect();
+    let mut bodies: Vec<_> = servers.both().iter().map(|(server, addr)| (*server, open(*addr))).collect();
     for (_, connection) in &mut heads {
         connection.send(b"POST /messages HTTP/1.1\r\nhost: x\r\ncontent-ty").expect("sent");
     }
@@ -220,21 +227,21 @@ fn who_stops_half_way_is_cut_off_in_time() {
             )
             .expect("sent");
     }
-    for (door, connection) in &mut heads {
-        connection.receive("POST").expect_err(door);
-        assert!((4..25).contains(&began.elapsed().as_secs()), "{door}: after {:?}", began.elapsed());
+    for (server, connection) in &mut heads {
+        connection.receive("POST").expect_err(server);
+        assert!((4..25).contains(&began.elapsed().as_secs()), "{server}: after {:?}", began.elapsed());
     }
-    for (door, connection) in &mut bodies {
+    for (server, connection) in &mut bodies {
         let answer = connection.receive("POST").expect("an answer");
-        check_refusal(door, &answer, 504, "timeout", "30 seconds");
-        assert!((29..55).contains(&began.elapsed().as_secs()), "{door}: after {:?}", began.elapsed());
+        check_refusal(server, &answer, 504, "timeout", "30 seconds");
+        assert!((29..55).contains(&began.elapsed().as_secs()), "{server}: after {:?}", began.elapsed());
     }
-    still_serves(&doors, 0);
+    still_serves(&servers, 0);
 }
 
 #[test]
 fn a_head_that_cannot_be_parsed_gets_a_bare_refusal() {
-    let doors = Doors::open();
+    let servers = Servers::start();
     let long = "x".repeat(300_000);
     let many = "x: y\r\n".repeat(5_000);
     let table = [
@@ -255,30 +262,30 @@ fn a_head_that_cannot_be_parsed_gets_a_bare_refusal() {
         (format!("GET /livez HTTP/1.1\r\nhost: x\r\nx: {long}\r\n\r\n"), &[431]),
         (format!("GET /livez HTTP/1.1\r\nhost: x\r\n{many}\r\n"), &[431]),
     ];
-    for (door, addr) in doors.both() {
+    for (server, addr) in servers.both() {
         for (bytes, statuses) in &table {
             let start: String = bytes.chars().take(60).collect();
             let mut connection = open(addr);
             let sent = connection.send(bytes.as_bytes()); // it may be refused before all of it is taken
             let answer =
-                connection.receive("POST").unwrap_or_else(|e| panic!("{door} {start:?}: {e}, {sent:?}"));
-            assert!(statuses.contains(&answer.status()), "{door} {start:?}: {}", answer.status());
+                connection.receive("POST").unwrap_or_else(|e| panic!("{server} {start:?}: {e}, {sent:?}"));
+            assert!(statuses.contains(&answer.status()), "{server} {start:?}: {}", answer.status());
         }
     }
-    still_serves(&doors, 0);
+    still_serves(&servers, 0);
 }
 
 /// What one client sends must not count as a failing of the nodes: others are served as before.
 #[test]
 fn a_head_that_only_the_proxy_still_takes_harms_nobody_else() {
-    let doors = Doors::open();
-    let upstream = || get(doors.proxy(), "/nodes").json()["upstreams"][0].clone();
+    let servers = Servers::start();
+    let upstream = || get(servers.proxy(), "/nodes").json()["upstreams"][0].clone();
     let mut statuses = std::collections::BTreeSet::new();
     // At most 100 fields are taken, and the proxy adds some of its own.
     for count in 85..=100 {
         let mut headers = vec![("x-padding", "y"); count];
         headers.push(JSON);
-        let answer = post(doors.proxy(), "/messages", &headers, GOOD);
+        let answer = post(servers.proxy(), "/messages", &headers, GOOD);
         statuses.insert(answer.status());
         assert_eq!(
             (&upstream()["state"], &upstream()["error"]),
@@ -290,7 +297,7 @@ fn a_head_that_only_the_proxy_still_takes_harms_nobody_else() {
     // The URL grows on its way through the proxy, which writes these quotes as %27.
     for count in [10_000, 20_000, 21_840, 30_000, 60_000, 66_000] {
         let path = format!("/messages?text={}", "'".repeat(count));
-        let (node, proxy) = (get(doors.node(), &path), get(doors.proxy(), &path));
+        let (node, proxy) = (get(servers.node(), &path), get(servers.proxy(), &path));
         let shown = (proxy.status(), proxy.text());
         let grew = matches!(shown.0, 400 | 414 | 431);
         assert!(
@@ -307,8 +314,8 @@ fn a_head_that_only_the_proxy_still_takes_harms_nobody_else() {
 
 #[test]
 fn older_and_unusual_requests_are_answered() {
-    let doors = Doors::open();
-    for (door, addr) in doors.both() {
+    let servers = Servers::start();
+    for (server, addr) in servers.both() {
         let get = |line: &str| {
             let mut connection = open(addr);
             connection
@@ -317,11 +324,11 @@ fn older_and_unusual_requests_are_answered() {
             connection.head().map(|head| head.status)
         };
         for line in ["GET /livez HTTP/1.1", "GET http://elsewhere:1/livez HTTP/1.1", "GET /livez? HTTP/1.1"] {
-            assert_eq!(get(line).expect("an answer"), 200, "{door} {line}");
+            assert_eq!(get(line).expect("an answer"), 200, "{server} {line}");
         }
         for line in ["OPTIONS * HTTP/1.1", "CONNECT x:1 HTTP/1.1", "GET * HTTP/1.1", "\u{1F30D} / HTTP/1.1"] {
             let status = get(line).expect("an answer");
-            assert!(matches!(status, 400 | 404 | 405), "{door} {line}: {status}");
+            assert!(matches!(status, 400 | 404 | 405), "{server} {line}: {status}");
         }
         let mut connection = open(addr);
         connection
@@ -330,47 +337,47 @@ fn older_and_unusual_requests_are_answered() {
         assert_eq!(
             connection.receive("GET").expect("an answer").status(),
             200,
-            "{door}: no upgrade, but an answer"
+            "{server}: no upgrade, but an answer"
         );
     }
-    still_serves(&doors, 0);
+    still_serves(&servers, 0);
 }
 
 #[test]
 fn readers_that_take_nothing_hold_up_nobody_and_miss_nothing() {
-    let doors = Doors::open();
+    let servers = Servers::start();
     let line = json!({ "sender": "a", "recipient": "b", "text": "x".repeat(3000) }).to_string() + "\n";
     for _ in 0..2 {
-        assert_eq!(post(doors.node(), "/messages", &[NDJSON], line.repeat(2000)).status(), 200);
+        assert_eq!(post(servers.node(), "/messages", &[NDJSON], line.repeat(2000)).status(), 200);
     }
     let mut readers = Vec::new();
-    for (door, addr) in doors.both() {
+    for (server, addr) in servers.both() {
         for _ in 0..5 {
             let mut connection = open(addr);
             connection.send(&encode(addr, "GET", "/messages", &[], b"")).expect("sent");
-            assert_eq!(connection.head().expect("an answer").status, 200, "{door}");
-            readers.push((door, connection));
+            assert_eq!(connection.head().expect("an answer").status, 200, "{server}");
+            readers.push((server, connection));
         }
     }
-    for (door, addr) in doors.both().iter().cycle().take(50) {
-        assert_eq!(post(*addr, "/messages", &[JSON], GOOD).status(), 201, "{door}");
+    for (server, addr) in servers.both().iter().cycle().take(50) {
+        assert_eq!(post(*addr, "/messages", &[JSON], GOOD).status(), 201, "{server}");
     }
     // The listing is of the messages at its start, all of them, however late they are read.
     for place in [0, 9] {
-        let (door, connection) = &mut readers[place];
+        let (server, connection) = &mut readers[place];
         let chunked = Head { status: 200, headers: vec![("transfer-encoding".into(), "chunked".into())] };
         let mut body = Vec::new();
-        connection.body("GET", &chunked).and_then(|mut rest| rest.read_to_end(&mut body)).expect(door);
-        assert!(body.ends_with(b"}]\n"), "{door}");
-        assert_eq!(body.windows(6).filter(|bytes| *bytes == b"\"seq\":").count(), 4000, "{door}");
+        connection.body("GET", &chunked).and_then(|mut rest| rest.read_to_end(&mut body)).expect(server);
+        assert!(body.ends_with(b"}]\n"), "{server}");
+        assert_eq!(body.windows(6).filter(|bytes| *bytes == b"\"seq\":").count(), 4000, "{server}");
     }
-    assert_eq!(doors.count(), 4050);
+    assert_eq!(servers.count(), 4050);
 }
 
 #[test]
 fn servers_stop_in_order_whatever_their_clients_do() {
-    let mut doors = Doors::open();
-    let addrs = doors.both().map(|(_, addr)| addr);
+    let mut servers = Servers::start();
+    let addrs = servers.both().map(|(_, addr)| addr);
     let begun = [
         "",
         "GET /liv",
@@ -387,7 +394,7 @@ fn servers_stop_in_order_whatever_their_clients_do() {
         }
     }
     let asked = Instant::now();
-    doors.cluster.stop_proxy();
-    doors.cluster.stop(0);
+    servers.cluster.stop_proxy();
+    servers.cluster.stop(0);
     assert!(asked.elapsed() < Duration::from_secs(20), "stopped after {:?}", asked.elapsed());
 }

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use crate::support::cluster::Cluster;
-use crate::support::doors::{Doors, NDJSON, array, get, post};
+use crate::support::servers::{NDJSON, Servers, array, get, post};
 
 const COUNT: usize = 61;
 
@@ -75,34 +75,39 @@ fn walk(addrs: &[SocketAddr], start: &str, backward: bool, limit: usize) -> Vec<
     panic!("from {start} there is no end: {} messages so far", seen.len());
 }
 
-/// From the newest page to the first and from there to the last, whichever door each page is asked at.
+/// Walks from the newest page to the oldest and back, and asks each page at the next of these servers in turn.
 #[track_caller]
-fn check(doors: &[SocketAddr], filter: &str, limits: &[usize]) {
-    let whole = array(&get(doors[0], &format!("/messages?{filter}")));
+fn check(servers: &[SocketAddr], filter: &str, limits: &[usize]) {
+    let whole = array(&get(servers[0], &format!("/messages?{filter}")));
     assert!(whole.len() > 1, "{filter} finds too little to walk");
-    let all = array(&get(doors[0], "/messages"));
+    let all = array(&get(servers[0], "/messages"));
     for limit in limits {
         let newest = format!("/messages?{filter}&limit={limit}");
-        assert_eq!(walk(doors, &newest, true, *limit), whole, "{newest}, to the oldest");
+        assert_eq!(walk(servers, &newest, true, *limit), whole, "{newest}, to the oldest");
         let oldest =
             format!("/messages?after={}&{filter}&limit={limit}", all[0]["id"].as_str().expect("text"));
         let rest = whole.strip_prefix(&all[..1]).unwrap_or(&whole);
-        assert_eq!(walk(doors, &oldest, false, *limit), rest, "{oldest}, to the newest");
+        assert_eq!(walk(servers, &oldest, false, *limit), rest, "{oldest}, to the newest");
         // From the middle, both ways: nothing is missing but the anchor.
         let anchor = all[all.len() / 2]["id"].as_str().expect("text");
         let mut both =
-            walk(doors, &format!("/messages?{filter}&limit={limit}&before={anchor}"), true, *limit);
+            walk(servers, &format!("/messages?{filter}&limit={limit}&before={anchor}"), true, *limit);
         both.extend(all.iter().filter(|m| m["id"] == anchor && whole.contains(m)).cloned());
-        both.extend(walk(doors, &format!("/messages?{filter}&limit={limit}&after={anchor}"), false, *limit));
+        both.extend(walk(
+            servers,
+            &format!("/messages?{filter}&limit={limit}&after={anchor}"),
+            false,
+            *limit,
+        ));
         assert_eq!(both, whole, "{filter} from {anchor}, limit {limit}");
     }
 }
 
 #[test]
 fn links_lead_through_all_of_history_without_miss_or_repeat() {
-    let doors = Doors::open();
-    store(doors.node(), 0, COUNT);
-    let addrs = doors.both().map(|(_, addr)| addr);
+    let servers = Servers::start();
+    store(servers.node(), 0, COUNT);
+    let addrs = servers.both().map(|(_, addr)| addr);
     check(&addrs, "", &[1, 7, COUNT - 1, COUNT, COUNT + 1, 10_000]);
     for filter in [
         "sender=ann",
@@ -119,20 +124,20 @@ fn links_lead_through_all_of_history_without_miss_or_repeat() {
 
 #[test]
 fn a_page_says_where_there_is_more_and_only_there() {
-    let doors = Doors::open();
-    store(doors.node(), 0, 10);
+    let servers = Servers::start();
+    store(servers.node(), 0, 10);
     let ids: Vec<String> =
-        doors.history().iter().map(|m| m["id"].as_str().expect("text").to_owned()).collect();
+        servers.history().iter().map(|m| m["id"].as_str().expect("text").to_owned()).collect();
     let at = |i: usize| &ids[i];
-    for (door, addr) in doors.both() {
+    for (server, addr) in servers.both() {
         let check = |query: String, want: std::ops::Range<usize>, prev: bool, next: bool| {
             let (found, links) = page(addr, &format!("/messages?{query}"));
             let found: Vec<_> = found.iter().map(|m| m["id"].as_str().expect("text")).collect();
-            assert_eq!(found, ids[want], "{door} {query}");
+            assert_eq!(found, ids[want], "{server} {query}");
             assert_eq!(
                 (links.prev.is_some(), links.next.is_some()),
                 (prev, next),
-                "{door} {query}: {links:?}"
+                "{server} {query}: {links:?}"
             );
         };
         check("limit=3".into(), 7..10, true, false);
@@ -151,38 +156,38 @@ fn a_page_says_where_there_is_more_and_only_there() {
         check(format!("limit=2&after={}&before={}", at(8), at(1)), 0..0, false, false);
         let between = format!("/messages?limit=2&after={}&before={}", at(1), at(8));
         let walked = walk(&[addr], &between, true, 2);
-        assert!(walked.iter().map(|m| m["id"].as_str().expect("text")).eq(&ids[2..8]), "{door}");
+        assert!(walked.iter().map(|m| m["id"].as_str().expect("text")).eq(&ids[2..8]), "{server}");
     }
 }
 
 #[test]
 fn past_either_end_is_an_empty_page() {
-    let doors = Doors::open();
-    store(doors.node(), 0, 10);
-    let history = doors.history();
+    let servers = Servers::start();
+    store(servers.node(), 0, 10);
+    let history = servers.history();
     let id = |i: usize| history[i]["id"].as_str().expect("text");
-    for (door, addr) in doors.both() {
+    for (server, addr) in servers.both() {
         let (found, before) = page(addr, &format!("/messages?limit=3&before={}", id(0)));
-        assert_eq!((found.len(), &before.prev), (0, &None), "{door}");
+        assert_eq!((found.len(), &before.prev), (0, &None), "{server}");
         let (found, after) = page(addr, &format!("/messages?limit=3&after={}", id(9)));
-        assert_eq!((found.len(), &after.next), (0, &None), "{door}");
+        assert_eq!((found.len(), &after.next), (0, &None), "{server}");
     }
     // A client that polls for what is new keeps its last message as the anchor.
-    store(doors.node(), 10, 12);
-    let (found, _) = page(doors.proxy(), &format!("/messages?limit=3&after={}", id(9)));
-    assert_eq!(found, doors.history()[10..]);
+    store(servers.node(), 10, 12);
+    let (found, _) = page(servers.proxy(), &format!("/messages?limit=3&after={}", id(9)));
+    assert_eq!(found, servers.history()[10..]);
 }
 
 #[test]
 fn a_link_keeps_the_question_whatever_is_in_it() {
-    let doors = Doors::open();
+    let servers = Servers::start();
     for i in 0..5 {
-        doors.store(&json!({ "sender": "a>b \"c\"; d, e&f=g%h", "recipient": "\u{1F30D}+ +", "text": format!("<{i}>"), "timestamp": i }));
+        servers.store(&json!({ "sender": "a>b \"c\"; d, e&f=g%h", "recipient": "\u{1F30D}+ +", "text": format!("<{i}>"), "timestamp": i }));
     }
     let query = "/messages?sender=a%3Eb+%22c%22%3B%20d%2C%20e%26f%3Dg%25h&recipient=%F0%9F%8C%8D%2B+%2b&since=1970-01-01T00:00:01Z&text=%3c&limit=2";
-    for (door, addr) in doors.both() {
+    for (server, addr) in servers.both() {
         let found = walk(&[addr], query, true, 2);
-        assert_eq!(found, doors.history()[1..], "{door}");
+        assert_eq!(found, servers.history()[1..], "{server}");
     }
 }
 

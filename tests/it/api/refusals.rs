@@ -7,8 +7,8 @@ use std::net::SocketAddr;
 use serde_json::json;
 use uuid::Uuid;
 
-use crate::support::doors::{Doors, JSON, NDJSON, check_refusal, get, post};
 use crate::support::http;
+use crate::support::servers::{JSON, NDJSON, Servers, check_refusal, get, post};
 
 const GOOD: &str = r#"{"sender":"a","recipient":"b","text":"c"}"#;
 
@@ -27,58 +27,58 @@ fn without(field: &str) -> String {
     message.to_string()
 }
 
-/// Both doors refuse this body of one message, and store nothing.
+/// Both servers refuse this body of one message, and store nothing.
 #[track_caller]
-fn check_body(doors: &Doors, body: impl AsRef<[u8]>, status: u16, code: &str, part: &str) {
-    for (door, addr) in doors.both() {
+fn check_body(servers: &Servers, body: impl AsRef<[u8]>, status: u16, code: &str, part: &str) {
+    for (server, addr) in servers.both() {
         let start = String::from_utf8_lossy(&body.as_ref()[..body.as_ref().len().min(80)]).into_owned();
         let answer = post(addr, "/messages", &[JSON], body.as_ref());
-        check_refusal(&format!("{door} {start}"), &answer, status, code, part);
+        check_refusal(&format!("{server} {start}"), &answer, status, code, part);
     }
 }
 
-/// Both doors refuse to be asked this.
+/// Both servers refuse a GET of this path.
 #[track_caller]
-fn check_get(doors: &Doors, path: &str, status: u16, code: &str, part: &str) {
-    for (door, addr) in doors.both() {
-        check_refusal(&format!("{door} {path}"), &get(addr, path), status, code, part);
+fn check_get(servers: &Servers, path: &str, status: u16, code: &str, part: &str) {
+    for (server, addr) in servers.both() {
+        check_refusal(&format!("{server} {path}"), &get(addr, path), status, code, part);
     }
 }
 
 #[test]
 fn what_is_not_json_is_invalid_json() {
-    let doors = Doors::open();
+    let servers = Servers::start();
     let code = "invalid_json";
     for body in
         ["", " \n\t", "hello", "{", GOOD.trim_end_matches('}'), r#"{"sender":"a","#, r#"{"sender":"a"}}"#]
     {
-        check_body(&doors, body, 400, code, "");
+        check_body(&servers, body, 400, code, "");
     }
-    check_body(&doors, "", 400, code, "empty");
-    check_body(&doors, format!("{GOOD}{GOOD}"), 400, code, "trailing");
-    check_body(&doors, format!("\u{feff}{GOOD}"), 400, code, "JSON");
-    check_body(&doors, GOOD.replace('"', "'"), 400, code, "JSON");
-    check_body(&doors, with("text", "\"a\tb\""), 400, code, "control character");
-    check_body(&doors, with("text", "\"\0\""), 400, code, "control character");
-    check_body(&doors, with("text", r#""\x41""#), 400, code, "escape");
-    check_body(&doors, with("timestamp", "0x10"), 400, code, "JSON");
-    check_body(&doors, with("timestamp", "NaN"), 400, code, "JSON");
-    check_body(&doors, with("timestamp", "007"), 400, code, "number");
-    check_body(&doors, "[".repeat(100_000), 400, code, "JSON");
-    check_body(&doors, r#"{"a":"#.repeat(20_000), 400, code, "JSON");
+    check_body(&servers, "", 400, code, "empty");
+    check_body(&servers, format!("{GOOD}{GOOD}"), 400, code, "trailing");
+    check_body(&servers, format!("\u{feff}{GOOD}"), 400, code, "JSON");
+    check_body(&servers, GOOD.replace('"', "'"), 400, code, "JSON");
+    check_body(&servers, with("text", "\"a\tb\""), 400, code, "control character");
+    check_body(&servers, with("text", "\"\0\""), 400, code, "control character");
+    check_body(&servers, with("text", r#""\x41""#), 400, code, "escape");
+    check_body(&servers, with("timestamp", "0x10"), 400, code, "JSON");
+    check_body(&servers, with("timestamp", "NaN"), 400, code, "JSON");
+    check_body(&servers, with("timestamp", "007"), 400, code, "number");
+    check_body(&servers, "[".repeat(100_000), 400, code, "JSON");
+    check_body(&servers, r#"{"a":"#.repeat(20_000), 400, code, "JSON");
     for wrong in [&b"\xff"[..], b"\xc3", b"\xed\xa0\x80", b"\xc0\xaf", b"\xf4\x90\x80\x80", b"\xe9t\xe9"] {
         let body = [br#"{"sender":"a","recipient":"b","text":""#, wrong, br#""}"#].concat();
-        check_body(&doors, body, 400, code, "UTF-8");
+        check_body(&servers, body, 400, code, "UTF-8");
     }
     let utf16: Vec<u8> = GOOD.encode_utf16().flat_map(u16::to_le_bytes).collect();
-    check_body(&doors, utf16, 400, code, "");
-    assert_eq!(doors.count(), 0);
+    check_body(&servers, utf16, 400, code, "");
+    assert_eq!(servers.count(), 0);
 }
 
 #[test]
 fn json_that_is_no_message_is_invalid_message_with_the_field() {
-    let doors = Doors::open();
-    let check = |body: String, part: &str| check_body(&doors, body, 422, "invalid_message", part);
+    let servers = Servers::start();
+    let check = |body: String, part: &str| check_body(&servers, body, 422, "invalid_message", part);
     for (other, kind) in [
         ("[]", "an array"),
         ("17", "a number"),
@@ -125,13 +125,13 @@ fn json_that_is_no_message_is_invalid_message_with_the_field() {
     }
     check(with("text", &json!("x".repeat(16_385)).to_string()), "`text`");
     check(with("text", &json!("\u{1F30D}".repeat(4097)).to_string()), "`text`");
-    assert_eq!(doors.count(), 0);
+    assert_eq!(servers.count(), 0);
 }
 
 #[test]
 fn timestamps_ids_and_unknown_fields_are_refused_with_their_name() {
-    let doors = Doors::open();
-    let check = |body: String, part: &str| check_body(&doors, body, 422, "invalid_message", part);
+    let servers = Servers::start();
+    let check = |body: String, part: &str| check_body(&servers, body, 422, "invalid_message", part);
     for huge in
         ["253402300800", "1697913600000", "9223372036854775808", "18446744073709551616", &"9".repeat(500)]
     {
@@ -184,12 +184,12 @@ fn timestamps_ids_and_unknown_fields_are_refused_with_their_name() {
     check(format!("{}{}", "[".repeat(50_000), "]".repeat(50_000)), "an array");
     check(format!("{}1{}", r#"{"a":"#.repeat(20_000), "}".repeat(20_000)), "`a` is unknown");
     check(GOOD.replacen('{', &format!(r#"{{"id":"{id}","id":"{id}","#), 1), "`id` is given twice");
-    assert_eq!(doors.count(), 0);
+    assert_eq!(servers.count(), 0);
 }
 
 #[test]
 fn a_body_that_is_too_long_is_too_large_and_the_sender_learns_it() {
-    let doors = Doors::open();
+    let servers = Servers::start();
     let length = 128 * 1024;
     let just = format!("{}{GOOD}", " ".repeat(length + 1 - GOOD.len()));
     for body in [
@@ -198,15 +198,15 @@ fn a_body_that_is_too_long_is_too_large_and_the_sender_learns_it() {
         "x".repeat(4 << 20),
         with("text", &json!("x".repeat(1 << 20)).to_string()),
     ] {
-        check_body(&doors, body, 413, "too_large", "131072 bytes");
+        check_body(&servers, body, 413, "too_large", "131072 bytes");
     }
-    assert_eq!(doors.count(), 0);
+    assert_eq!(servers.count(), 0);
 }
 
 #[test]
 fn a_body_of_another_type_is_an_unsupported_media_type() {
-    let doors = Doors::open();
-    for (door, addr) in doors.both() {
+    let servers = Servers::start();
+    for (server, addr) in servers.both() {
         let types = [
             "",
             "text/plain",
@@ -218,45 +218,45 @@ fn a_body_of_another_type_is_an_unsupported_media_type() {
             "application/problem+json",
         ];
         for kind in types {
-            let what = format!("{door} {kind:?}");
+            let what = format!("{server} {kind:?}");
             let answer = post(addr, "/messages", &[("content-type", kind)], GOOD);
             check_refusal(&what, &answer, 415, "unsupported_media_type", "application/json");
         }
-        check_refusal(door, &post(addr, "/messages", &[], GOOD), 415, "unsupported_media_type", "missing");
+        check_refusal(server, &post(addr, "/messages", &[], GOOD), 415, "unsupported_media_type", "missing");
         let twice = post(addr, "/messages", &[JSON, NDJSON], GOOD);
-        check_refusal(door, &twice, 415, "unsupported_media_type", "twice");
+        check_refusal(server, &twice, 415, "unsupported_media_type", "twice");
         let packed = post(addr, "/messages", &[JSON, ("content-encoding", "gzip")], b"\x1f\x8b\x08");
-        check_refusal(door, &packed, 415, "unsupported_media_type", "Content-Encoding");
+        check_refusal(server, &packed, 415, "unsupported_media_type", "Content-Encoding");
     }
-    assert_eq!(doors.count(), 0);
+    assert_eq!(servers.count(), 0);
 }
 
 /// A sender that is still writing a long body must see why it is refused, rather than a connection that is reset.
 #[test]
 fn a_long_body_does_not_hide_the_refusal() {
-    let doors = Doors::open();
+    let servers = Servers::start();
     let long = "x".repeat(3 << 20);
-    for (door, addr) in doors.both() {
+    for (server, addr) in servers.both() {
         for _ in 0..10 {
             let answer = post(addr, "/messages", &[("content-type", "text/plain")], &long);
-            check_refusal(door, &answer, 415, "unsupported_media_type", "text/plain");
+            check_refusal(server, &answer, 415, "unsupported_media_type", "text/plain");
             check_refusal(
-                door,
+                server,
                 &post(addr, "/messages?acks=x", &[NDJSON], &long),
                 400,
                 "invalid_query",
                 "acks",
             );
-            check_refusal(door, &post(addr, "/nothing", &[NDJSON], &long), 404, "not_found", "/nothing");
-            check_refusal(door, &post(addr, "/nodes", &[NDJSON], &long), 405, "method_not_allowed", "POST");
+            check_refusal(server, &post(addr, "/nothing", &[NDJSON], &long), 404, "not_found", "/nothing");
+            check_refusal(server, &post(addr, "/nodes", &[NDJSON], &long), 405, "method_not_allowed", "POST");
         }
     }
-    assert_eq!(doors.count(), 0);
+    assert_eq!(servers.count(), 0);
 }
 
 #[test]
 fn unknown_paths_are_not_found() {
-    let doors = Doors::open();
+    let servers = Servers::start();
     let paths = [
         "/",
         "/metrics",
@@ -280,21 +280,27 @@ fn unknown_paths_are_not_found() {
         "/livez/x",
     ];
     for path in paths {
-        check_get(&doors, path, 404, "not_found", "");
-        for (door, addr) in doors.both() {
-            check_refusal(&format!("{door} {path}"), &post(addr, path, &[JSON], GOOD), 404, "not_found", "");
+        check_get(&servers, path, 404, "not_found", "");
+        for (server, addr) in servers.both() {
+            check_refusal(
+                &format!("{server} {path}"),
+                &post(addr, path, &[JSON], GOOD),
+                404,
+                "not_found",
+                "",
+            );
         }
     }
-    check_get(&doors, &format!("/{}", "x".repeat(30_000)), 404, "not_found", "");
-    check_get(&doors, &format!("/messages/{}", "x".repeat(30_000)), 404, "not_found", "");
-    check_get(&doors, &format!("/messages/{}", Uuid::now_v7()), 404, "not_found", "");
-    check_refusal("sync", &post(doors.proxy(), "/sync", &[], ""), 404, "not_found", "/sync");
-    assert_eq!(doors.count(), 0);
+    check_get(&servers, &format!("/{}", "x".repeat(30_000)), 404, "not_found", "");
+    check_get(&servers, &format!("/messages/{}", "x".repeat(30_000)), 404, "not_found", "");
+    check_get(&servers, &format!("/messages/{}", Uuid::now_v7()), 404, "not_found", "");
+    check_refusal("sync", &post(servers.proxy(), "/sync", &[], ""), 404, "not_found", "/sync");
+    assert_eq!(servers.count(), 0);
 }
 
 #[test]
 fn wrong_methods_say_which_are_right() {
-    let doors = Doors::open();
+    let servers = Servers::start();
     let id = format!("/messages/{}", Uuid::now_v7());
     let table = [
         ("/messages", &["GET", "HEAD", "POST"][..]),
@@ -304,31 +310,31 @@ fn wrong_methods_say_which_are_right() {
         ("/livez", &["GET", "HEAD"]),
         ("/readyz", &["GET", "HEAD"]),
     ];
-    let check = |door: &str, addr: SocketAddr, path: &str, allowed: &[&str]| {
+    let check = |server: &str, addr: SocketAddr, path: &str, allowed: &[&str]| {
         for method in ["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "QUERY", "get"] {
             if allowed.contains(&method) {
                 continue;
             }
             let answer = http::request(addr, method, path, &[JSON], GOOD.as_bytes()).expect("an answer");
-            check_refusal(&format!("{door} {method} {path}"), &answer, 405, "method_not_allowed", method);
+            check_refusal(&format!("{server} {method} {path}"), &answer, 405, "method_not_allowed", method);
             let mut allow: Vec<_> =
                 answer.header("allow").unwrap_or_default().split(',').map(str::trim).collect();
             allow.sort_unstable();
-            assert_eq!(allow, allowed, "{door} {method} {path}");
+            assert_eq!(allow, allowed, "{server} {method} {path}");
         }
     };
-    for (door, addr) in doors.both() {
+    for (server, addr) in servers.both() {
         for (path, allowed) in table {
-            check(door, addr, path, allowed);
+            check(server, addr, path, allowed);
         }
     }
-    check("node", doors.node(), "/sync", &["POST"]);
-    assert_eq!(doors.count(), 0);
+    check("node", servers.node(), "/sync", &["POST"]);
+    assert_eq!(servers.count(), 0);
 }
 
 #[test]
 fn a_query_that_is_not_in_the_contract_is_refused_by_name() {
-    let doors = Doors::open();
+    let servers = Servers::start();
     let id = Uuid::now_v7();
     let table = [
         ("colour=red", "`colour`"),
@@ -374,18 +380,18 @@ fn a_query_that_is_not_in_the_contract_is_refused_by_name() {
         ("%FF=a", "UTF-8"),
     ];
     for (query, part) in table {
-        check_get(&doors, &format!("/messages?{query}"), 400, "invalid_query", part);
+        check_get(&servers, &format!("/messages?{query}"), 400, "invalid_query", part);
     }
     for path in ["/nodes", "/network", "/livez", "/readyz", &format!("/messages/{id}")] {
-        check_get(&doors, &format!("{path}?verbose=1"), 400, "invalid_query", "`verbose`");
+        check_get(&servers, &format!("{path}?verbose=1"), 400, "invalid_query", "`verbose`");
     }
-    check_get(&doors, &format!("/messages?{}=1", "x".repeat(30_000)), 400, "invalid_query", "x…");
-    check_get(&doors, &format!("/messages?limit={}", "9".repeat(30_000)), 400, "invalid_query", "9…");
+    check_get(&servers, &format!("/messages?{}=1", "x".repeat(30_000)), 400, "invalid_query", "x…");
+    check_get(&servers, &format!("/messages?limit={}", "9".repeat(30_000)), 400, "invalid_query", "9…");
 }
 
 #[test]
 fn a_send_with_a_bad_query_stores_nothing() {
-    let doors = Doors::open();
+    let servers = Servers::start();
     let queries = [
         ("acks=0", "`acks`"),
         ("acks=2", "knows 1 nodes"),
@@ -403,12 +409,12 @@ fn a_send_with_a_bad_query_stores_nothing() {
         ("x=%zz", "percent"),
     ];
     for (query, part) in queries {
-        for (door, addr) in doors.both() {
+        for (server, addr) in servers.both() {
             for kind in [JSON, NDJSON] {
                 let answer = post(addr, &format!("/messages?{query}"), &[kind], GOOD);
-                check_refusal(&format!("{door} {query}"), &answer, 400, "invalid_query", part);
+                check_refusal(&format!("{server} {query}"), &answer, 400, "invalid_query", part);
             }
         }
     }
-    assert_eq!(doors.count(), 0);
+    assert_eq!(servers.count(), 0);
 }

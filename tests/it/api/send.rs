@@ -7,8 +7,8 @@ use std::net::SocketAddr;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use crate::support::doors::{Doors, JSON, check_refusal, get, keys, post};
 use crate::support::http::Response;
+use crate::support::servers::{JSON, Servers, check_refusal, get, keys, post};
 
 const SENT: [&str; 10] = [
     "id",
@@ -41,8 +41,8 @@ fn millis(time: &Value) -> i64 {
 
 #[test]
 fn a_message_is_answered_in_the_words_and_the_order_of_the_contract() {
-    let doors = Doors::open();
-    for (seq, (door, addr)) in (1..).zip(doors.both()) {
+    let servers = Servers::start();
+    for (seq, (server, addr)) in (1..).zip(servers.both()) {
         let id = Uuid::now_v7();
         let text = "Hello \"world\"! \u{1F30D} \\ \n\t\u{1b}";
         let message = json!({ "sender": "user1", "recipient": "user2", "text": text, "timestamp": 1_697_913_600, "id": id });
@@ -50,9 +50,9 @@ fn a_message_is_answered_in_the_words_and_the_order_of_the_contract() {
         assert_eq!(
             (answer.status(), answer.header("content-type")),
             (201, Some("application/json")),
-            "{door}"
+            "{server}"
         );
-        assert_eq!(answer.header("location"), Some(format!("/messages/{id}").as_str()), "{door}");
+        assert_eq!(answer.header("location"), Some(format!("/messages/{id}").as_str()), "{server}");
         let sent = answer.json();
         let (accepted_at, origin) = (sent["accepted_at"].as_str(), sent["origin"].as_str());
         let want = format!(
@@ -67,57 +67,61 @@ fn a_message_is_answered_in_the_words_and_the_order_of_the_contract() {
             origin = origin.expect("text"),
             seq = seq,
         );
-        assert_eq!(answer.text(), want, "{door}");
-        let age = millis(&doors.history()[0]["accepted_at"]) - millis(&sent["accepted_at"]);
-        assert!(age.abs() < 600_000, "{door}: accepted {age} ms apart");
+        assert_eq!(answer.text(), want, "{server}");
+        let age = millis(&servers.history()[0]["accepted_at"]) - millis(&sent["accepted_at"]);
+        assert!(age.abs() < 600_000, "{server}: accepted {age} ms apart");
         assert_eq!(
             Uuid::try_parse(origin.expect("text")).map(Uuid::hyphenated).expect("a UUID").to_string(),
             origin.expect("text")
         );
     }
-    assert_eq!(doors.count(), 2);
+    assert_eq!(servers.count(), 2);
 }
 
 #[test]
 fn the_same_again_is_a_success_that_says_duplicate() {
-    let doors = Doors::open();
+    let servers = Servers::start();
     let message = json!({ "sender": "a", "recipient": "b", "text": "c", "id": Uuid::now_v7() });
-    let first = send(doors.node(), &message);
-    for (door, addr) in doors.both() {
+    let first = send(servers.node(), &message);
+    for (server, addr) in servers.both() {
         let again = send(addr, &message);
-        assert_eq!(again.status(), 200, "{door}: {}", again.text());
-        assert_eq!(again.text(), first.text().replace("\"duplicate\":false", "\"duplicate\":true"), "{door}");
-        assert_eq!(again.header("location"), first.header("location"), "{door}");
+        assert_eq!(again.status(), 200, "{server}: {}", again.text());
+        assert_eq!(
+            again.text(),
+            first.text().replace("\"duplicate\":false", "\"duplicate\":true"),
+            "{server}"
+        );
+        assert_eq!(again.header("location"), first.header("location"), "{server}");
     }
-    assert_eq!(doors.count(), 1);
+    assert_eq!(servers.count(), 1);
 }
 
 #[test]
 fn an_id_and_a_timestamp_are_made_where_the_sender_gave_none() {
-    let doors = Doors::open();
-    for (door, addr) in doors.both() {
-        let before = doors.count();
+    let servers = Servers::start();
+    for (server, addr) in servers.both() {
+        let before = servers.count();
         let bare = json!({ "sender": "a", "recipient": "b", "text": "the same words" });
         let nulls = json!({ "sender": "a", "recipient": "b", "text": "the same words", "id": null, "timestamp": null });
         let mut ids = Vec::new();
         for message in [&bare, &nulls, &bare] {
             let answer = send(addr, message);
-            assert_eq!(answer.status(), 201, "{door}: {}", answer.text());
-            assert_eq!(keys(answer.text()), SENT, "{door}");
+            assert_eq!(answer.status(), 201, "{server}: {}", answer.text());
+            assert_eq!(keys(answer.text()), SENT, "{server}");
             let sent = answer.json();
-            assert_eq!(sent["timestamp"], millis(&sent["accepted_at"]).div_euclid(1000), "{door}");
+            assert_eq!(sent["timestamp"], millis(&sent["accepted_at"]).div_euclid(1000), "{server}");
             ids.push(sent["id"].to_string());
         }
         ids.dedup();
-        assert_eq!((ids.len(), doors.count() - before), (3, 3), "{door}: {ids:?}");
+        assert_eq!((ids.len(), servers.count() - before), (3, 3), "{server}: {ids:?}");
     }
 }
 
 #[test]
 fn the_idempotency_key_serves_as_the_id_quoted_or_not() {
-    let doors = Doors::open();
+    let servers = Servers::start();
     let bare = json!({ "sender": "a", "recipient": "b", "text": "c" });
-    for (door, addr) in doors.both() {
+    for (server, addr) in servers.both() {
         let key = Uuid::now_v7();
         let spellings =
             [key.to_string(), format!("\"{key}\""), key.to_string().to_uppercase(), format!("\"{key}\"")];
@@ -126,44 +130,44 @@ fn the_idempotency_key_serves_as_the_id_quoted_or_not() {
             assert_eq!(
                 answer.status(),
                 if i == 0 { 201 } else { 200 },
-                "{door} {spelling}: {}",
+                "{server} {spelling}: {}",
                 answer.text()
             );
-            assert_eq!(answer.json()["id"], key.to_string(), "{door} {spelling}");
+            assert_eq!(answer.json()["id"], key.to_string(), "{server} {spelling}");
         }
         let mut agreeing = bare.clone();
         agreeing["id"] = json!(key.to_string().to_uppercase());
-        assert_eq!(with_key(addr, &key.to_string(), &agreeing).status(), 200, "{door}");
+        assert_eq!(with_key(addr, &key.to_string(), &agreeing).status(), 200, "{server}");
     }
-    assert_eq!(doors.count(), 2);
+    assert_eq!(servers.count(), 2);
 }
 
 #[test]
 fn a_key_that_is_no_uuid_or_that_the_body_contradicts_is_refused() {
-    let doors = Doors::open();
+    let servers = Servers::start();
     let bare = json!({ "sender": "a", "recipient": "b", "text": "c" });
     let other = json!({ "sender": "a", "recipient": "b", "text": "c", "id": Uuid::now_v7() });
     let key = Uuid::now_v7().to_string();
-    for (door, addr) in doors.both() {
-        check_refusal(door, &with_key(addr, &key, &other), 422, "invalid_message", &key);
+    for (server, addr) in servers.both() {
+        check_refusal(server, &with_key(addr, &key, &other), 422, "invalid_message", &key);
         for wrong in ["", "17", "\"", "\"\"", "not-a-uuid", &format!("\"{key}"), &format!("{key}, {key}")] {
-            let what = format!("{door}, key {wrong:?}");
+            let what = format!("{server}, key {wrong:?}");
             check_refusal(&what, &with_key(addr, wrong, &bare), 422, "invalid_message", "Idempotency-Key");
         }
         let twice = [JSON, ("idempotency-key", &*key), ("idempotency-key", &*key)];
         let answer = post(addr, "/messages", &twice, bare.to_string());
-        check_refusal(door, &answer, 422, "invalid_message", "twice");
+        check_refusal(server, &answer, 422, "invalid_message", "twice");
     }
-    assert_eq!(doors.count(), 0);
+    assert_eq!(servers.count(), 0);
 }
 
 #[test]
 fn an_id_stands_for_one_content_only() {
-    let doors = Doors::open();
+    let servers = Servers::start();
     let id = Uuid::now_v7();
     let message = json!({ "sender": "a", "recipient": "b", "text": "c", "timestamp": 5, "id": id });
-    doors.store(&message);
-    for (door, addr) in doors.both() {
+    servers.store(&message);
+    for (server, addr) in servers.both() {
         for (field, value) in [
             ("sender", json!("x")),
             ("recipient", json!("x")),
@@ -173,20 +177,20 @@ fn an_id_stands_for_one_content_only() {
         ] {
             let mut other = message.clone();
             other[field] = value;
-            let what = format!("{door}, other {field}");
+            let what = format!("{server}, other {field}");
             check_refusal(&what, &send(addr, &other), 409, "id_conflict", "other content");
         }
-        assert_eq!(send(addr, &message).status(), 200, "{door}: the first one still stands");
+        assert_eq!(send(addr, &message).status(), 200, "{server}: the first one still stands");
     }
-    assert_eq!(doors.count(), 1);
-    assert_eq!(doors.cluster.statuses()[0]["conflicts"], 0, "what was refused is no conflict");
-    assert_eq!(get(doors.node(), &format!("/messages/{id}")).json()["text"], "c");
+    assert_eq!(servers.count(), 1);
+    assert_eq!(servers.cluster.statuses()[0]["conflicts"], 0, "what was refused is no conflict");
+    assert_eq!(get(servers.node(), &format!("/messages/{id}")).json()["text"], "c");
 }
 
 #[test]
 fn an_id_may_be_any_uuid_in_any_spelling() {
-    let doors = Doors::open();
-    for (door, addr) in doors.both() {
+    let servers = Servers::start();
+    for (server, addr) in servers.both() {
         let id = Uuid::new_v4();
         let spellings = [
             id.to_string(),
@@ -200,35 +204,35 @@ fn an_id_may_be_any_uuid_in_any_spelling() {
             assert_eq!(
                 answer.status(),
                 if i == 0 { 201 } else { 200 },
-                "{door} {spelling}: {}",
+                "{server} {spelling}: {}",
                 answer.text()
             );
-            assert_eq!(answer.json()["id"], id.to_string(), "{door} {spelling}: lower case, with hyphens");
+            assert_eq!(answer.json()["id"], id.to_string(), "{server} {spelling}: lower case, with hyphens");
         }
     }
     for odd in [Uuid::nil(), Uuid::max()] {
-        doors.store(&json!({ "sender": "a", "recipient": "b", "text": "c", "id": odd }));
+        servers.store(&json!({ "sender": "a", "recipient": "b", "text": "c", "id": odd }));
     }
-    assert_eq!(doors.count(), 4);
+    assert_eq!(servers.count(), 4);
 }
 
 #[test]
 fn what_is_just_within_the_limits_is_stored_as_it_was_sent() {
-    let doors = Doors::open();
+    let servers = Servers::start();
     let messages = [
         json!({ "sender": "\u{1F30D}".repeat(64), "recipient": "é".repeat(64), "text": "x".repeat(16_384), "timestamp": 0 }),
         json!({ "sender": "a b", "recipient": "#ops", "text": "\u{1F30D}".repeat(4096), "timestamp": 253_402_300_799_u64 }),
         json!({ "sender": "a", "recipient": "a", "text": " \u{1}\u{7f}\u{9b}31m\u{2028}\u{feff}\r\n", "timestamp": 1 }),
         json!({ "sender": "\u{202e}", "recipient": "\\\"", "text": "\n", "timestamp": 1 }),
     ];
-    for (door, addr) in doors.both() {
+    for (server, addr) in servers.both() {
         for message in &messages {
             let answer = send(addr, message);
-            assert_eq!(answer.status(), 201, "{door}: {}", answer.text());
+            assert_eq!(answer.status(), 201, "{server}: {}", answer.text());
             let location = answer.header("location").expect("a Location").to_owned();
             for got in [answer.json(), get(addr, &location).json()] {
                 for field in ["sender", "recipient", "text", "timestamp"] {
-                    assert_eq!(got[field], message[field], "{door}");
+                    assert_eq!(got[field], message[field], "{server}");
                 }
             }
         }
@@ -236,16 +240,16 @@ fn what_is_just_within_the_limits_is_stored_as_it_was_sent() {
         let escaped = format!(r#"{{"sender":"a","recipient":"b","text":"{}"}}"#, "\\u0041".repeat(16_384));
         let padded = format!("{}{escaped}", " ".repeat(128 * 1024 - escaped.len()));
         for body in [escaped, padded] {
-            assert_eq!(post(addr, "/messages", &[JSON], body).status(), 201, "{door}");
+            assert_eq!(post(addr, "/messages", &[JSON], body).status(), 201, "{server}");
         }
     }
-    assert_eq!(doors.count(), 12);
+    assert_eq!(servers.count(), 12);
 }
 
 #[test]
 fn a_node_alone_is_its_own_quorum_and_does_not_wait() {
-    let doors = Doors::open();
-    for (door, addr) in doors.both() {
+    let servers = Servers::start();
+    for (server, addr) in servers.both() {
         for query in
             ["?", "?acks=1", "?acks=1&timeout=500ms", "?timeout=20s", "?acks=quorum&timeout=0s", "?acks=all"]
         {
@@ -253,7 +257,7 @@ fn a_node_alone_is_its_own_quorum_and_does_not_wait() {
             assert_eq!(
                 post(addr, &format!("/messages{query}"), &[JSON], body).status(),
                 201,
-                "{door} {query}"
+                "{server} {query}"
             );
         }
     }
@@ -261,14 +265,14 @@ fn a_node_alone_is_its_own_quorum_and_does_not_wait() {
 
 #[test]
 fn a_content_type_may_have_parameters_and_any_case() {
-    let doors = Doors::open();
-    for (door, addr) in doors.both() {
+    let servers = Servers::start();
+    for (server, addr) in servers.both() {
         for kind in
             ["application/json", "Application/JSON; charset=utf-8", "application/json;charset=\"utf-8\""]
         {
             let body = json!({ "sender": "a", "recipient": "b", "text": "c" }).to_string();
             let answer = post(addr, "/messages", &[("content-type", kind)], body);
-            assert_eq!(answer.status(), 201, "{door} {kind}: {}", answer.text());
+            assert_eq!(answer.status(), 201, "{server} {kind}: {}", answer.text());
         }
     }
 }

@@ -6,9 +6,9 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::support::cluster::Cluster;
-use crate::support::doors::{Doors, check_refusal, get, keys};
 use crate::support::eventually::eventually_blocking;
 use crate::support::http::post_json;
+use crate::support::servers::{Servers, check_refusal, get, keys};
 
 const LONG: Duration = Duration::from_secs(30);
 const NODE: [&str; 14] = [
@@ -73,24 +73,24 @@ fn is_time(value: &Value) {
 
 #[test]
 fn who_lives_says_so_and_who_is_ready_says_for_what() {
-    let doors = Doors::open();
-    for (door, addr) in doors.both() {
+    let servers = Servers::start();
+    for (server, addr) in servers.both() {
         object(addr, "/livez", &["live"]);
         assert_eq!(
             object(addr, "/readyz", &["readable", "writable"]),
             json!({ "readable": true, "writable": true }),
-            "{door}"
+            "{server}"
         );
     }
 }
 
 #[test]
 fn a_node_describes_itself() {
-    let doors = Doors::open();
-    let empty = object(doors.node(), "/nodes", &NODE);
+    let servers = Servers::start();
+    let empty = object(servers.node(), "/nodes", &NODE);
     let digest = |status: &Value| status["digest"].as_str().expect("text").to_owned();
     assert!(digest(&empty).len() >= 32 && digest(&empty).bytes().all(|b| b.is_ascii_hexdigit()), "{empty}");
-    assert_eq!((&empty["node_id"], &empty["address"]), (&json!(0), &json!(doors.node().to_string())));
+    assert_eq!((&empty["node_id"], &empty["address"]), (&json!(0), &json!(servers.node().to_string())));
     assert_eq!(
         (&empty["state"], &empty["messages"], &empty["origins"]),
         (&json!("up"), &json!(0), &json!(0))
@@ -99,27 +99,27 @@ fn a_node_describes_itself() {
     assert_eq!(empty["peers"], json!([]));
     assert_eq!(empty["warnings"].as_array().map(Vec::len), Some(1), "it has no peers and says so: {empty}");
 
-    doors.store(&json!({ "sender": "a", "recipient": "b", "text": "c" }));
-    let one = object(doors.node(), "/nodes", &NODE);
+    servers.store(&json!({ "sender": "a", "recipient": "b", "text": "c" }));
+    let one = object(servers.node(), "/nodes", &NODE);
     assert_eq!((&one["messages"], &one["origins"]), (&json!(1), &json!(1)));
     assert_ne!(digest(&one), digest(&empty));
 }
 
 #[test]
 fn the_proxy_describes_its_upstreams() {
-    let mut doors = Doors::open();
+    let mut servers = Servers::start();
     let fields = ["version", "state", "uptime_seconds", "warnings", "upstreams"];
-    let upstream = |doors: &Doors| object(doors.proxy(), "/nodes", &fields)["upstreams"][0].clone();
-    eventually_blocking(LONG, "the node to be seen", || upstream(&doors)["state"] == "up");
+    let upstream = |servers: &Servers| object(servers.proxy(), "/nodes", &fields)["upstreams"][0].clone();
+    eventually_blocking(LONG, "the node to be seen", || upstream(&servers)["state"] == "up");
     assert_eq!(
-        keys(&first_of(doors.proxy(), "/nodes", "upstreams")),
+        keys(&first_of(servers.proxy(), "/nodes", "upstreams")),
         ["address", "state", "rtt_ms", "error"]
     );
-    let up = upstream(&doors);
-    assert_eq!((&up["address"], &up["error"]), (&json!(doors.node().to_string()), &Value::Null));
-    doors.cluster.kill9(0);
-    eventually_blocking(LONG, "its absence to be seen", || upstream(&doors)["state"] == "down");
-    assert!(upstream(&doors)["error"].is_string());
+    let up = upstream(&servers);
+    assert_eq!((&up["address"], &up["error"]), (&json!(servers.node().to_string()), &Value::Null));
+    servers.cluster.kill9(0);
+    eventually_blocking(LONG, "its absence to be seen", || upstream(&servers)["state"] == "down");
+    assert!(upstream(&servers)["error"].is_string());
 }
 
 #[test]
@@ -128,8 +128,8 @@ fn nodes_see_each_other_and_the_network_is_one_row_per_node() {
     post_json(cluster.node(1), "/messages", &json!({ "sender": "a", "recipient": "b", "text": "c" }))
         .expect("stored");
     let digest = cluster.converge(LONG, 1);
-    let doors = [cluster.node(0), cluster.node(2), cluster.proxy()];
-    for addr in doors {
+    let servers = [cluster.node(0), cluster.node(2), cluster.proxy()];
+    for addr in servers {
         let network = eventually_blocking(LONG, "all to be up and to agree", || {
             let network = object(addr, "/network", &NETWORK);
             let behind = |row: &Value| row["behind"] == 0 && row["state"] == "up";
@@ -189,9 +189,9 @@ fn nodes_see_each_other_and_the_network_is_one_row_per_node() {
 
 #[test]
 fn without_any_node_the_proxy_lives_and_refuses_at_once() {
-    let mut doors = Doors::open();
-    doors.cluster.kill9(0);
-    let proxy = doors.proxy();
+    let mut servers = Servers::start();
+    servers.cluster.kill9(0);
+    let proxy = servers.proxy();
     object(proxy, "/livez", &["live"]);
     object(proxy, "/readyz", &["readable", "writable"]);
     let sent = post_json(proxy, "/messages", &json!({ "sender": "a", "recipient": "b", "text": "c" }))

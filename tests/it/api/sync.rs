@@ -3,8 +3,8 @@
 //! The bytes are written out here, so that a change of the protocol is noticed where it would lock nodes out.
 
 use crate::support::cluster::Cluster;
-use crate::support::doors::{check_refusal, post};
 use crate::support::http::Response;
+use crate::support::servers::{check_refusal, post};
 
 const BINARY: (&str, &str) = ("content-type", "application/octet-stream");
 

@@ -12,10 +12,10 @@ use rustix::process::{Pid, Signal};
 
 use crate::support::address::{free_addr, free_ip};
 use crate::support::cluster::Cluster;
-use crate::support::doors::get;
 use crate::support::eventually::eventually_blocking;
 use crate::support::http;
 use crate::support::process::{Finished, Process, chatchain};
+use crate::support::servers::get;
 
 /// A server that starts after all is a failure, not a wait.
 const LONG: Duration = Duration::from_secs(30);
@@ -141,7 +141,7 @@ fn an_index_that_is_none_is_made_anew() {
         let message = serde_json::json!({ "sender": "ann", "recipient": "bob", "text": i.to_string() });
         crate::support::http::post_json(cluster.node(0), "/messages", &message).expect("stored");
     }
-    let listed = crate::support::doors::get(cluster.node(0), "/messages?user=bob").body;
+    let listed = crate::support::servers::get(cluster.node(0), "/messages?user=bob").body;
     let path = cluster.node_dir(0).join("index.redb");
     for junk in
         [Some(b"these are not the bytes of a database".to_vec()), Some(vec![0; 100_000]), Some(vec![]), None]
@@ -152,7 +152,7 @@ fn an_index_that_is_none_is_made_anew() {
             std::fs::write(&path, junk).expect("written");
         }
         cluster.start_node(0);
-        assert_eq!(crate::support::doors::get(cluster.node(0), "/messages?user=bob").body, listed);
+        assert_eq!(crate::support::servers::get(cluster.node(0), "/messages?user=bob").body, listed);
         assert_eq!(cluster.statuses()[0]["messages"], 5);
     }
 }

@@ -6,10 +6,10 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::support::cluster::{Cluster, copy_dir};
-use crate::support::doors::{JSON, check_refusal, get, post};
 use crate::support::eventually::eventually_blocking;
 use crate::support::http::{self, Response};
 use crate::support::messages::{assert_holds, common_history, numbered, send_all};
+use crate::support::servers::{JSON, check_refusal, get, post};
 
 const LONG: Duration = Duration::from_secs(60);
 

@@ -7,13 +7,13 @@ use serde_json::Value;
 use crate::cluster::scale;
 use crate::support::chance::Chance;
 use crate::support::cluster::Cluster;
-use crate::support::doors::{check_refusal, get};
 use crate::support::eventually::eventually_blocking;
 use crate::support::feed::{Event, Follower, Format, catch_up, read};
 use crate::support::http;
 use crate::support::measure;
 use crate::support::messages::{number, numbered, send, send_all};
 use crate::support::process::Process;
+use crate::support::servers::{check_refusal, get};
 
 /// A cursor is at most this long.
 const CURSOR_MAX: usize = 1024;
@@ -110,7 +110,7 @@ fn a_position_makes_a_read_cover_what_was_written_elsewhere() {
         let other = cluster.node(1 + usize::try_from(n % 2).expect("small"));
         let header = [("chatchain-position", position)];
         let listed = http::request(other, "GET", "/messages?limit=1", &header, b"").expect("answered");
-        assert_eq!(numbers(&crate::support::doors::array(&listed)), [n]);
+        assert_eq!(numbers(&crate::support::servers::array(&listed)), [n]);
     }
 }
 
@@ -382,11 +382,11 @@ fn send_amid_faults(cluster: &mut Cluster, chance: &mut Chance, seconds: u64, ra
 #[test]
 fn a_burst_reaches_who_waits_and_each_of_its_cursors_is_the_message_s_own() {
     let cluster = Cluster::start_with_proxy(2);
-    let doors = [cluster.node(0), cluster.proxy(), cluster.node(1)];
+    let servers = [cluster.node(0), cluster.proxy(), cluster.node(1)];
     let mut sent = 0;
     for burst in [300, 2_000, 2_049, 6_000] {
         let want = sent + burst;
-        let readers = doors.map(|addr| {
+        let readers = servers.map(|addr| {
             let (tell, begun) = std::sync::mpsc::sync_channel(2);
             let reader = std::thread::spawn(move || {
                 let (mut found, mut cursors) = (Vec::new(), Vec::new());
@@ -407,7 +407,7 @@ fn a_burst_reaches_who_waits_and_each_of_its_cursors_is_the_message_s_own() {
             reader
         });
         send_all(cluster.node(0), sent..want);
-        for (reader, addr) in readers.into_iter().zip(doors) {
+        for (reader, addr) in readers.into_iter().zip(servers) {
             let (mut found, cursors) = reader.join().expect("it reads");
             for at in [0, burst / 2, burst - 1] {
                 let at = usize::try_from(at).expect("small");

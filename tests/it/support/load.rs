@@ -1,7 +1,7 @@
-//! A steady load of sends on one door, whatever the door does with it: one begins every so often, and none waits for another.
+//! A steady load on one server: sends start at a fixed rate, and no send waits for another (an open-loop load).
 //!
-//! A latency is from the moment at which a send should have begun to the last byte of its answer, so that a door which
-//! stalls cannot hide it. Runs beside the test that disturbs what is behind the door.
+//! A latency runs from the moment a send was due to the last byte of its answer, so a server that stalls cannot hide the
+//! stall. The load runs in a thread of its own beside the test that injects the faults.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
@@ -38,10 +38,14 @@ pub struct Latencies {
 
 impl Load {
     /// Begins to send these numbered messages, so many per second.
-    pub fn start(door: SocketAddr, numbers: std::ops::Range<u64>, per_second: u32) -> Self {
+    pub fn start(server: SocketAddr, numbers: std::ops::Range<u64>, per_second: u32) -> Self {
         let run = move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-            runtime.expect("a runtime").block_on(send_all(door, numbers, Duration::from_secs(1) / per_second))
+            runtime.expect("a runtime").block_on(send_all(
+                server,
+                numbers,
+                Duration::from_secs(1) / per_second,
+            ))
         };
         Load(std::thread::spawn(run))
     }
@@ -69,24 +73,24 @@ impl Load {
     }
 }
 
-async fn send_all(door: SocketAddr, numbers: std::ops::Range<u64>, every: Duration) -> Vec<Answered> {
+async fn send_all(server: SocketAddr, numbers: std::ops::Range<u64>, every: Duration) -> Vec<Answered> {
     let idle = Arc::new(Mutex::new(Vec::new()));
     let mut tick = interval(every);
     tick.set_missed_tick_behavior(MissedTickBehavior::Burst);
     let mut running = JoinSet::new();
     for number in numbers {
         let due = tick.tick().await;
-        running.spawn(send(door, number, due, Arc::clone(&idle)));
+        running.spawn(send(server, number, due, Arc::clone(&idle)));
     }
     running.join_all().await
 }
 
 type Idle = Arc<Mutex<Vec<TcpStream>>>;
 
-async fn send(door: SocketAddr, number: u64, due: Instant, idle: Idle) -> Answered {
+async fn send(server: SocketAddr, number: u64, due: Instant, idle: Idle) -> Answered {
     let body = messages::numbered(number).to_string();
     let request =
-        http::encode(door, "POST", "/messages", &[("content-type", "application/json")], body.as_bytes());
+        http::encode(server, "POST", "/messages", &[("content-type", "application/json")], body.as_bytes());
     let kept = idle.lock().expect("nobody panics with it").pop();
     let mut answer = match kept {
         Some(stream) => exchange(stream, &request).await,
@@ -94,9 +98,9 @@ async fn send(door: SocketAddr, number: u64, due: Instant, idle: Idle) -> Answer
     };
     if answer.is_err() {
         // None was idle, or it had been closed for that: a new one must do.
-        answer = match TcpStream::connect(door).await {
+        answer = match TcpStream::connect(server).await {
             Ok(stream) => exchange(stream, &request).await,
-            Err(e) => Err(format!("the door: {e}")),
+            Err(e) => Err(format!("the server: {e}")),
         };
     }
     let took = due.elapsed();

@@ -1,7 +1,7 @@
-//! One node and a proxy before it: two doors to the same messages, which must answer alike.
+//! One node and the proxy in front of it: two servers over the same messages, which must answer alike.
 //!
-//! What is asked of one is asked of the other, by tables that tests bring. Knows the contract's refusals, so
-//! that every test checks their whole shape; it shares no code with the program.
+//! Tests send each request to both. Knows the problem document of the contract, so that every test of a refusal checks
+//! all its fields; shares no code with the program.
 
 use std::net::SocketAddr;
 
@@ -14,14 +14,14 @@ pub const JSON: (&str, &str) = ("content-type", "application/json");
 pub const NDJSON: (&str, &str) = ("content-type", "application/x-ndjson");
 
 /// A node, its proxy, and nothing else.
-pub struct Doors {
+pub struct Servers {
     pub cluster: Cluster,
 }
 
-impl Doors {
+impl Servers {
     #[track_caller]
-    pub fn open() -> Self {
-        Doors { cluster: Cluster::start_with_proxy(1) }
+    pub fn start() -> Self {
+        Servers { cluster: Cluster::start_with_proxy(1) }
     }
 
     pub fn node(&self) -> SocketAddr {
@@ -32,7 +32,7 @@ impl Doors {
         self.cluster.proxy()
     }
 
-    /// Both, with their names for whoever reads a failure.
+    /// Both, each with the name that a failure message shows.
     pub fn both(&self) -> [(&'static str, SocketAddr); 2] {
         [("node", self.node()), ("proxy", self.proxy())]
     }
