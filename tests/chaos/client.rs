@@ -15,8 +15,8 @@ use crate::history::History;
 use crate::judge::{Sent, Token, mark};
 use crate::pace;
 use crate::schedule::pick;
-use crate::support::chance::Chance;
 use crate::support::http::{self, Connection, Response};
+use crate::support::rng::SeededRng;
 
 /// All clients of an episode together send so many messages a second, if they are let.
 const RATE: u64 = 900;
@@ -42,7 +42,7 @@ pub struct Door {
 pub struct Client<'a> {
     number: u16,
     rate: f64,
-    chance: Chance,
+    rng: SeededRng,
     history: &'a History,
     doors: &'a [Door],
     open: HashMap<SocketAddr, Connection>,
@@ -76,9 +76,9 @@ impl<'a> Client<'a> {
         let number = u16::try_from(number).expect("few");
         let rate = f64::from(u32::try_from(RATE).expect("a small number"))
             / f64::from(u32::try_from(of).expect("few"));
-        let chance = Chance::of(seed.wrapping_mul(1_000_003).wrapping_add(u64::from(number)));
+        let rng = SeededRng::of(seed.wrapping_mul(1_000_003).wrapping_add(u64::from(number)));
         let (open, waiting) = (HashMap::new(), VecDeque::new());
-        Client { number, rate, chance, history, doors, open, waiting, made: 0 }
+        Client { number, rate, rng, history, doors, open, waiting, made: 0 }
     }
 
     /// Sends until the episode is over, and then what is left.
@@ -111,9 +111,9 @@ impl<'a> Client<'a> {
 
     /// New messages, written down.
     fn parcel(&mut self) -> Parcel {
-        let form = self.chance.within(0..100);
+        let form = self.rng.within(0..100);
         let batch = form >= 70;
-        let count = if batch { self.chance.within(BATCH_LINES) } else { 1 };
+        let count = if batch { self.rng.within(BATCH_LINES) } else { 1 };
         let key = matches!(form, 50..65 | 90..100).then(|| self.uuid());
         let first = self.made;
         let mut sent: Vec<_> =
@@ -148,10 +148,10 @@ impl<'a> Client<'a> {
         let name = |n: u64| if n.is_multiple_of(3) { format!("#room{n}") } else { format!("user{n}") };
         Sent {
             id: with_id.then(|| self.uuid()),
-            sender: format!("user{}", self.chance.within(0..9)),
-            recipient: name(self.chance.within(0..9)),
+            sender: format!("user{}", self.rng.within(0..9)),
+            recipient: name(self.rng.within(0..9)),
             text: format!("{} {}", mark(token), self.prose()),
-            timestamp: (self.chance.within(0..3) == 0).then(|| self.chance.within(0..2_000_000_000)),
+            timestamp: (self.rng.within(0..3) == 0).then(|| self.rng.within(0..2_000_000_000)),
         }
     }
 
@@ -171,17 +171,17 @@ impl<'a> Client<'a> {
             "🚢",
             "e\u{301}",
         ];
-        let words = match self.chance.within(0..200) {
-            0 => self.chance.within(500..2_000),
-            1..20 => self.chance.within(20..80),
-            _ => self.chance.within(0..12),
+        let words = match self.rng.within(0..200) {
+            0 => self.rng.within(500..2_000),
+            1..20 => self.rng.within(20..80),
+            _ => self.rng.within(0..12),
         };
-        let words: Vec<_> = (0..words).map(|_| WORDS[pick(&mut self.chance, WORDS.len())]).collect();
+        let words: Vec<_> = (0..words).map(|_| WORDS[pick(&mut self.rng, WORDS.len())]).collect();
         words.join(" ") + "."
     }
 
     fn uuid(&mut self) -> String {
-        let [high, low] = [self.chance.number(), self.chance.number()];
+        let [high, low] = [self.rng.number(), self.rng.number()];
         uuid::Uuid::from_u64_pair(high, low).to_string()
     }
 
@@ -210,9 +210,9 @@ impl<'a> Client<'a> {
             }
         }
         let newly = stored == fates.len() && !std::mem::replace(&mut parcel.acked, stored == fates.len());
-        let again = if newly { self.chance.within(0..100) < AGAIN_PERCENT } else { stored < fates.len() };
+        let again = if newly { self.rng.within(0..100) < AGAIN_PERCENT } else { stored < fates.len() };
         if again && parcel.may_repeat && parcel.tries < TRIES_MAX {
-            parcel.not_before = Instant::now() + self.chance.duration(RETRY_AFTER_MAX);
+            parcel.not_before = Instant::now() + self.rng.duration(RETRY_AFTER_MAX);
             self.waiting.push_back(parcel);
         }
     }
@@ -220,9 +220,9 @@ impl<'a> Client<'a> {
     /// The proxy or a node, but not the one that was just tried.
     fn door(&mut self, last: Option<SocketAddr>) -> Door {
         loop {
-            let door = match self.chance.within(0..2) {
+            let door = match self.rng.within(0..2) {
                 0 => self.doors[0],
-                _ => self.doors[pick(&mut self.chance, self.doors.len())],
+                _ => self.doors[pick(&mut self.rng, self.doors.len())],
             };
             if Some(door.addr) != last {
                 return door;

@@ -13,8 +13,8 @@ use crate::history::History;
 use crate::judge::{Listed, Token, Violation, Wrong, check_listing};
 use crate::pace;
 use crate::schedule::pick;
-use crate::support::chance::Chance;
 use crate::support::http::Connection;
+use crate::support::rng::SeededRng;
 
 const PAUSE_MAX: Duration = Duration::from_millis(500);
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(700);
@@ -50,13 +50,13 @@ pub fn read(addr: SocketAddr, query: &str) -> io::Result<Reading> {
 
 /// Reads until the episode is over.
 pub fn run(number: u64, seed: u64, history: &History, doors: &[Door]) {
-    let mut chance = Chance::of(seed.wrapping_mul(1_000_003).wrapping_add(1_000_000 + number));
+    let mut rng = SeededRng::of(seed.wrapping_mul(1_000_003).wrapping_add(1_000_000 + number));
     while !history.is_over() {
-        let door = doors[pick(&mut chance, doors.len())];
-        let query = match chance.within(0..5) {
+        let door = doors[pick(&mut rng, doors.len())];
+        let query = match rng.within(0..5) {
             0 => String::new(),
-            1 => format!("?user=user{}", chance.within(1..9)),
-            _ => format!("?limit={}", chance.within(1..500)),
+            1 => format!("?user=user{}", rng.within(1..9)),
+            _ => format!("?limit={}", rng.within(1..500)),
         };
         let began = history.now();
         let reading = history.pass(|| read(door.addr, &query));
@@ -68,7 +68,7 @@ pub fn run(number: u64, seed: u64, history: &History, doors: &[Door]) {
             }
             Err(_) => {} // somebody is down
         }
-        pace::rest(chance.duration(PAUSE_MAX));
+        pace::rest(rng.duration(PAUSE_MAX));
     }
 }
 

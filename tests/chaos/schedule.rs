@@ -7,7 +7,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use crate::support::chance::Chance;
+use crate::support::rng::SeededRng;
 
 /// Where nodes stop: 5 of the plan and the copy that may join them.
 pub const NODES_MAX: usize = 6;
@@ -204,12 +204,12 @@ pub enum Wound {
 impl Plan {
     /// The plan of this seed, in which only these kinds are drawn.
     pub fn draw(seed: u64, calm: Duration, kinds: &[Kind]) -> Plan {
-        let mut chance = Chance::of(seed.wrapping_mul(0x9E37_79B9).wrapping_add(17));
-        let nodes = 3 + pick(&mut chance, 3);
-        let clients = 4 + pick(&mut chance, 4);
-        let small_disk = pick(&mut chance, nodes);
+        let mut rng = SeededRng::of(seed.wrapping_mul(0x9E37_79B9).wrapping_add(17));
+        let nodes = 3 + pick(&mut rng, 3);
+        let clients = 4 + pick(&mut rng, 4);
+        let small_disk = pick(&mut rng, nodes);
         let mut draw = Draw {
-            chance,
+            rng,
             nodes,
             small_disk,
             end: u64::try_from(calm.as_millis()).unwrap_or(u64::MAX),
@@ -239,13 +239,13 @@ impl fmt::Display for Plan {
 }
 
 /// One of so many.
-pub fn pick(chance: &mut Chance, count: usize) -> usize {
+pub fn pick(rng: &mut SeededRng, count: usize) -> usize {
     let most = u64::try_from(count).expect("few");
-    usize::try_from(chance.within(0..most)).expect("below count")
+    usize::try_from(rng.within(0..most)).expect("below count")
 }
 
 struct Draw {
-    chance: Chance,
+    rng: SeededRng,
     nodes: usize,
     small_disk: usize,
     end: u64,
@@ -262,17 +262,17 @@ impl Draw {
     /// Kinds come like cards from a shuffled pack, so that a few episodes see all of them.
     fn fill(&mut self, kinds: &[Kind]) {
         let mut pack: Vec<Kind> = Vec::new();
-        let mut now = LEAD_MS + self.chance.within(0..PAUSE_MS_MAX);
+        let mut now = LEAD_MS + self.rng.within(0..PAUSE_MS_MAX);
         while !kinds.is_empty() && now + FAULT_MS_MIN < self.end {
             if pack.is_empty() {
                 pack = kinds.to_vec();
                 for i in (1..pack.len()).rev() {
-                    pack.swap(i, pick(&mut self.chance, i + 1));
+                    pack.swap(i, pick(&mut self.rng, i + 1));
                 }
             }
             let kind = pack.pop().expect("it was filled");
-            let until = (now + self.chance.within(FAULT_MS_MIN..FAULT_MS_MAX)).min(self.end);
-            now = self.fault(kind, now, until).max(now) + self.chance.within(100..PAUSE_MS_MAX);
+            let until = (now + self.rng.within(FAULT_MS_MIN..FAULT_MS_MAX)).min(self.end);
+            now = self.fault(kind, now, until).max(now) + self.rng.within(100..PAUSE_MS_MAX);
         }
     }
 
@@ -297,13 +297,13 @@ impl Draw {
             Kind::DiskFull => {
                 let node = self.small_disk;
                 self.busy[node] = until;
-                let left = [10, 45][pick(&mut self.chance, 2)];
+                let left = [10, 45][pick(&mut self.rng, 2)];
                 self.pair(kind, (now, A::Fill(node, left)), (until, A::Free(node)));
             }
             _ => {
                 let idle: Vec<_> = (0..self.nodes).filter(|i| self.busy[*i] <= now).collect();
                 if !idle.is_empty() {
-                    let node = idle[pick(&mut self.chance, idle.len())];
+                    let node = idle[pick(&mut self.rng, idle.len())];
                     self.busy[node] = until;
                     self.one_node(kind, node, now, until);
                 }
@@ -314,7 +314,7 @@ impl Draw {
 
     fn one_node(&mut self, kind: Kind, node: usize, now: u64, until: u64) {
         use Action as A;
-        let coin = pick(&mut self.chance, 2) == 0;
+        let coin = pick(&mut self.rng, 2) == 0;
         match kind {
             Kind::Freeze => self.pair(kind, (now, A::Freeze(node)), (until, A::Thaw(node))),
             Kind::LinkDown => self.pair(kind, (now, A::LinkDown(node)), (until, A::LinkUp(node))),
@@ -325,14 +325,14 @@ impl Draw {
             }
             Kind::Rollback => self.pair(kind, (now, A::BackUp(node, coin)), (until, A::Restore(node))),
             Kind::SlowSync => {
-                let delay = Duration::from_millis(self.chance.within(20..400));
+                let delay = Duration::from_millis(self.rng.within(20..400));
                 self.pair(kind, (now, A::SlowSync(node, delay)), (until, A::Untrace(node)));
             }
             Kind::FailSync => self.pair(kind, (now, A::FailSync(node)), (until, A::Untrace(node))),
             Kind::FailRead => self.pair(kind, (now, A::FailRead(node)), (until, A::Untrace(node))),
             Kind::RestartLoop => {
-                let count = 2 + pick(&mut self.chance, 5);
-                let pauses = (0..count).map(|_| self.chance.duration(Duration::from_millis(300))).collect();
+                let count = 2 + pick(&mut self.rng, 5);
+                let pauses = (0..count).map(|_| self.rng.duration(Duration::from_millis(300))).collect();
                 self.step(kind, now, A::RestartLoop(node, pauses));
             }
             Kind::DamageIndex => {
@@ -355,10 +355,10 @@ impl Draw {
         self.net_busy = until;
         let mut order: Vec<_> = (0..self.nodes).collect();
         for i in (1..order.len()).rev() {
-            order.swap(i, pick(&mut self.chance, i + 1));
+            order.swap(i, pick(&mut self.rng, i + 1));
         }
         let (one, other) = match kind {
-            Kind::Split => order.split_at(1 + pick(&mut self.chance, self.nodes - 1)),
+            Kind::Split => order.split_at(1 + pick(&mut self.rng, self.nodes - 1)),
             _ => (&order[..1], &order[1..2]),
         };
         let there = one.iter().flat_map(|a| other.iter().map(|b| (*a, *b)));
@@ -383,7 +383,7 @@ impl Draw {
             let first = share * u16::try_from(node).expect("few");
             all.push(self.wounds(first, first + share - 1, node + 1 == self.nodes));
         }
-        let end = [End::Killed, End::Stopped][pick(&mut self.chance, 2)];
+        let end = [End::Killed, End::Stopped][pick(&mut self.rng, 2)];
         self.step(Kind::DamageAll, at, Action::DamageAll(end, all));
         self.busy.fill(at + QUIET_MS);
         at + QUIET_MS
@@ -391,10 +391,10 @@ impl Draw {
 
     /// Several flips, mostly in records, and perhaps a zeroed page or a missing end.
     fn wounds(&mut self, first: u16, last: u16, may_truncate: bool) -> Vec<Wound> {
-        let chance = &mut self.chance;
+        let rng = &mut self.rng;
         let mut at = || {
-            let at = u16::try_from(chance.within(first.into()..u64::from(last) + 1)).expect("within u16");
-            (at, 1 << pick(chance, 8), pick(chance, 4))
+            let at = u16::try_from(rng.within(first.into()..u64::from(last) + 1)).expect("within u16");
+            (at, 1 << pick(rng, 8), pick(rng, 4))
         };
         let flips = 1 + usize::from(at().0) % 6;
         let mut wounds: Vec<_> = (0..flips)

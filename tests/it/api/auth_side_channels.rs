@@ -7,10 +7,10 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use super::auth::{KEY, PATHS, locked};
-use crate::support::chance::Chance;
 use crate::support::cluster::Cluster;
 use crate::support::http::{Connection, encode};
 use crate::support::measure::{self, percentile};
+use crate::support::rng::SeededRng;
 use crate::support::servers::JSON;
 
 /// Of the medians of different headers, over a quarter. A read from a disk or a question to another process is more.
@@ -102,13 +102,13 @@ fn what_is_open_answers_all_strangers_alike() {
 }
 
 /// The median time to an answer for each of these, asked in any order, so that what disturbs one disturbs all.
-fn medians(addr: SocketAddr, shown: &[Vec<u8>], chance: &mut Chance) -> Vec<Duration> {
+fn medians(addr: SocketAddr, shown: &[Vec<u8>], rng: &mut SeededRng) -> Vec<Duration> {
     const ROUNDS: usize = 200;
     let requests: Vec<_> = shown.iter().map(|shown| request(addr, ("GET", "/messages"), shown, "")).collect();
     let mut order: Vec<_> = (0..requests.len()).collect();
     let mut times = vec![Vec::new(); requests.len()];
     for _ in 0..ROUNDS {
-        order.sort_by_cached_key(|_| chance.number());
+        order.sort_by_cached_key(|_| rng.number());
         let mut connections: Vec<_> =
             order.iter().map(|_| Connection::open(addr).expect("connected")).collect();
         for (which, connection) in order.iter().zip(&mut connections) {
@@ -125,7 +125,7 @@ fn medians(addr: SocketAddr, shown: &[Vec<u8>], chance: &mut Chance) -> Vec<Dura
 #[test]
 fn whatever_is_shown_the_answer_takes_equally_long() {
     let cluster = locked(1, KEY);
-    let mut chance = Chance::new();
+    let mut rng = SeededRng::new();
     // To read a header of kilobytes takes its time, whatever it shows.
     let short = shown().into_iter().filter(|(_, line)| line.len() < 100);
     let (names, lines): (Vec<_>, Vec<_>) = short.unzip();
@@ -133,7 +133,7 @@ fn whatever_is_shown_the_answer_takes_equally_long() {
         // On a busy machine an attempt may fail, but not all.
         let mut seen = Vec::new();
         let alike = (0..10).any(|_| {
-            let times = medians(addr, &lines, &mut chance);
+            let times = medians(addr, &lines, &mut rng);
             let (least, most) = (times.iter().min().expect("some"), times.iter().max().expect("some"));
             measure::say(&format!("the {server} refuses after {least:.1?} to {most:.1?}, whatever is shown"));
             let alike = *most < least.mul_f64(1.25) + NOISE;

@@ -8,7 +8,6 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::support::chance::Chance;
 use crate::support::cluster::{Cluster, copy_dir};
 use crate::support::http::{self, Connection};
 use crate::support::measure;
@@ -16,6 +15,7 @@ use crate::support::messages::{
     Sent, assert_holds, common_history, history, id, lines, listing, numbered, outcome, parse, send,
     send_all, tally,
 };
+use crate::support::rng::SeededRng;
 
 const LONG: Duration = Duration::from_secs(60);
 const ROUNDS: u64 = 50;
@@ -109,16 +109,16 @@ fn listed_after(addr: SocketAddr, last: Option<&Value>) -> Vec<u8> {
 
 #[test]
 fn acknowledged_messages_survive_kill9_at_random_moments_and_none_is_doubled() {
-    let mut chance = Chance::new();
+    let mut rng = SeededRng::new();
     let mut cluster = Cluster::start(1);
     let addr = cluster.node(0);
     let (mut everything, mut acked, mut last) = (Vec::new(), 0, None);
     for round in 0..ROUNDS {
-        let sent = kill_amid_sends(&mut cluster, round, chance.duration(KILLED_AFTER_MAX));
+        let sent = kill_amid_sends(&mut cluster, round, rng.duration(KILLED_AFTER_MAX));
         if round % 3 == 0 {
             let (_nobody, acks) = sync_channel(0);
             cluster.spawn_node(0);
-            until(chance.duration(KILLED_AT_START_MAX), &acks);
+            until(rng.duration(KILLED_AT_START_MAX), &acks);
             cluster.kill9(0);
         }
         cluster.restart(0);

@@ -8,10 +8,10 @@ use chatchain::chain::place::Origin;
 use chatchain::chain::record::Record;
 use serde_json::{Value, json};
 
-use crate::support::chance::Chance;
 use crate::support::cluster::Cluster;
 use crate::support::eventually::eventually_blocking;
 use crate::support::messages::{history, send_all, tally};
+use crate::support::rng::SeededRng;
 
 /// More than a node waits for peers that it does not have.
 const LONG: Duration = Duration::from_secs(60);
@@ -59,9 +59,9 @@ fn a_log_overwritten_in_the_middle_is_salvaged_by_its_node_and_verify_says_so() 
     let log = cluster.node_dir(0).join("log.redb");
     let mut bytes = std::fs::read(&log).expect("reads");
     let (_, first, last) = intact(&bytes);
-    let mut chance = Chance::new();
+    let mut rng = SeededRng::new();
     let span = first + (last - first) / 4..first + (last - first) / 2;
-    bytes[span].iter_mut().for_each(|byte| *byte = u8::try_from(chance.within(0..256)).expect("a byte"));
+    bytes[span].iter_mut().for_each(|byte| *byte = u8::try_from(rng.within(0..256)).expect("a byte"));
     std::fs::write(&log, &bytes).expect("writes");
     let (code, damaged, said) = verify(&cluster);
     assert_eq!((code, &damaged[0]["whole"]), (Some(1), &json!(false)));

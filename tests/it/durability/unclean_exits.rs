@@ -3,10 +3,10 @@
 use std::path::Path;
 use std::time::Duration;
 
-use crate::support::chance::Chance;
 use crate::support::cluster::Cluster;
 use crate::support::eventually::eventually_blocking;
 use crate::support::messages::{assert_holds, history, send_all};
+use crate::support::rng::SeededRng;
 
 const LONG: Duration = Duration::from_secs(60);
 /// A node is killed at the latest so long after its start, mostly before its store is open.
@@ -85,12 +85,12 @@ fn a_log_that_another_process_can_open_is_not_given_up_however_many_openings_end
 
 #[test]
 fn kills_again_and_again_during_the_start_have_nothing_salvaged() {
-    let (mut cluster, mut chance) = (Cluster::start(1), Chance::new());
+    let (mut cluster, mut rng) = (Cluster::start(1), SeededRng::new());
     send_all(cluster.node(0), 0..500);
     cluster.kill9(0);
     for _ in 0..KILLS {
         let began = std::time::Instant::now();
-        let moment = chance.duration(KILLED_WITHIN);
+        let moment = rng.duration(KILLED_WITHIN);
         cluster.spawn_node(0);
         eventually_blocking(LONG, "its moment", || began.elapsed() >= moment);
         cluster.kill9(0);

@@ -5,7 +5,6 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use crate::cluster::scale;
-use crate::support::chance::Chance;
 use crate::support::cluster::Cluster;
 use crate::support::eventually::eventually_blocking;
 use crate::support::feed::{Event, Follower, Format, catch_up, read};
@@ -13,6 +12,7 @@ use crate::support::http;
 use crate::support::measure;
 use crate::support::messages::{number, numbered, send, send_all};
 use crate::support::process::Process;
+use crate::support::rng::SeededRng;
 use crate::support::servers::{check_refusal, get};
 
 /// A cursor is at most this long.
@@ -168,8 +168,8 @@ fn before_the_milestone() -> (Cluster, Follower) {
 /// What a follower at the first node has for a cursor after this message, which is sent there.
 fn cursor_after(cluster: &Cluster, follower: &Follower, number: u64) -> String {
     send(cluster.node(0), &numbered(number));
-    eventually_blocking(SOON, "it is told", || follower.given().numbers.contains_key(&number));
-    follower.given().cursor
+    eventually_blocking(SOON, "it is told", || follower.received().numbers.contains_key(&number));
+    follower.received().cursor
 }
 
 #[test]
@@ -231,28 +231,28 @@ fn followers_miss_nothing_while_nodes_are_killed_and_stopped() {
     }
     eventually_blocking(SOON, "all follow", || followers.iter().all(Follower::has_begun));
     eventually_blocking(SOON, "the commands follow", || files.iter().all(|file| file.exists()));
-    let mut chance = Chance::new();
-    let sent = send_amid_faults(&mut cluster, &mut chance, seconds, RATE);
+    let mut rng = SeededRng::new();
+    let sent = send_amid_faults(&mut cluster, &mut rng, seconds, RATE);
     for follower in &followers {
         follower.end_with(sent.len() as u64);
     }
     // One that has them all ends with the next event.
     let last = *sent.last().expect("some") + 1;
     eventually_blocking(SOON, "everybody has everything", || {
-        followers.iter().all(|follower| follower.given().numbers.len() as u64 >= sent.len() as u64)
+        followers.iter().all(|follower| follower.received().numbers.len() as u64 >= sent.len() as u64)
     });
     send(cluster.node(0), &numbered(last));
     let (mut repeats, mut opened) = (0, 0);
     for follower in &followers {
-        let given = follower.given();
-        let missed: Vec<_> = sent.iter().filter(|n| !given.numbers.contains_key(n)).collect();
+        let received = follower.received();
+        let missed: Vec<_> = sent.iter().filter(|n| !received.numbers.contains_key(n)).collect();
         assert!(missed.is_empty(), "missed {missed:?}");
-        repeats += given.numbers.values().map(|(times, _)| times - 1).sum::<u64>();
-        opened += given.opened;
+        repeats += received.numbers.values().map(|(times, _)| times - 1).sum::<u64>();
+        opened += received.opened;
         // Where it was last, there is nothing before the end on any node.
         for node in &nodes {
-            let (rest, _) = catch_up(*node, &format!("?cursor={}", given.cursor), Format::Lines);
-            assert!(numbers(&rest).iter().all(|n| *n >= last || given.numbers.contains_key(n)));
+            let (rest, _) = catch_up(*node, &format!("?cursor={}", received.cursor), Format::Lines);
+            assert!(numbers(&rest).iter().all(|n| *n >= last || received.numbers.contains_key(n)));
         }
     }
     for command in commands {
@@ -284,7 +284,8 @@ fn a_feed_through_the_proxy_survives_the_nodes_behind_it_without_a_repeat() {
         [Format::Events, Format::Lines].map(|format| Follower::start(vec![cluster.proxy()], format));
     eventually_blocking(SOON, "all follow", || followers.iter().all(Follower::has_begun));
     let mut sent = 0;
-    let has_all = |sent: u64| followers.iter().all(|follower| follower.given().numbers.len() as u64 == sent);
+    let has_all =
+        |sent: u64| followers.iter().all(|follower| follower.received().numbers.len() as u64 == sent);
     for round in 0..6 {
         let (killed, other) = (round % 3, (round + 1) % 3);
         send_all(cluster.node(killed), sent..sent + 20);
@@ -302,15 +303,15 @@ fn a_feed_through_the_proxy_survives_the_nodes_behind_it_without_a_repeat() {
         cluster.kill9(node);
     }
     eventually_blocking(SOON, "they hear that nobody answers", || {
-        followers.iter().all(|follower| follower.given().comments > 0)
+        followers.iter().all(|follower| follower.received().comments > 0)
     });
     cluster.start_node(1);
     send_all(cluster.node(1), sent..sent + 20);
     eventually_blocking(SOON, "all have the rest", || has_all(sent + 20));
     for follower in &followers {
-        let given = follower.given();
-        let repeats = given.numbers.values().filter(|(times, _)| *times > 1).count();
-        assert_eq!((given.opened, repeats), (1, 0));
+        let received = follower.received();
+        let repeats = received.numbers.values().filter(|(times, _)| *times > 1).count();
+        assert_eq!((received.opened, repeats), (1, 0));
     }
 }
 
@@ -326,17 +327,17 @@ fn a_feed_through_the_proxy_leaves_a_node_that_gets_nothing_any_more() {
     eventually_blocking(SOON, "it follows", || follower.has_begun());
     for (node, numbers) in [(1, 0..3), (0, 3..9)] {
         send_all(cluster.node(node), numbers.clone());
-        let has_all = || follower.given().numbers.len() as u64 == numbers.end;
+        let has_all = || follower.received().numbers.len() as u64 == numbers.end;
         eventually_blocking(SOON, "it has what the other node has", has_all);
     }
-    let given = follower.given();
-    let repeats = given.numbers.values().filter(|(times, _)| *times > 1).count();
-    assert_eq!((given.opened, repeats), (1, 0));
+    let received = follower.received();
+    let repeats = received.numbers.values().filter(|(times, _)| *times > 1).count();
+    assert_eq!((received.opened, repeats), (1, 0));
 }
 
 /// Sends at a steady rate, to whichever node takes it, while every three seconds one is killed or stopped. Gives what
 /// was acknowledged.
-fn send_amid_faults(cluster: &mut Cluster, chance: &mut Chance, seconds: u64, rate: u64) -> Vec<u64> {
+fn send_amid_faults(cluster: &mut Cluster, rng: &mut SeededRng, seconds: u64, rate: u64) -> Vec<u64> {
     let began = Instant::now();
     let (mut sent, mut next_fault) = (Vec::new(), Duration::from_secs(1));
     let mut hurt: Option<(usize, bool)> = None;
@@ -354,7 +355,7 @@ fn send_amid_faults(cluster: &mut Cluster, chance: &mut Chance, seconds: u64, ra
                 Some((node, false)) => cluster.process(node).thaw(),
                 None => {
                     let (node, killed) =
-                        (usize::try_from(chance.within(0..3)).expect("small"), chance.within(0..2) == 0);
+                        (usize::try_from(rng.within(0..3)).expect("small"), rng.within(0..2) == 0);
                     if killed {
                         cluster.kill9(node);
                     } else {

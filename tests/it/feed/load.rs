@@ -183,12 +183,12 @@ impl Pace {
             assert_eq!(send(addr, &numbered(number)), Sent::New);
             sent.push((number, began, began.elapsed()));
         }
-        let given = eventually_blocking(SOON, "all to be told", || {
-            let given = follower.given().numbers;
-            sent.iter().all(|(number, ..)| given.contains_key(number)).then_some(given)
+        let received = eventually_blocking(SOON, "all to be told", || {
+            let received = follower.received().numbers;
+            sent.iter().all(|(number, ..)| received.contains_key(number)).then_some(received)
         });
         let told = |(number, began, _): &(u64, Instant, _)| {
-            let (times, first) = given[number];
+            let (times, first) = received[number];
             assert_eq!(times, 1, "message {number}");
             first.expect("it was given").duration_since(*began)
         };

@@ -1,26 +1,26 @@
-//! Addresses for real processes, which need a port that is theirs before they start and after a restart.
+//! Addresses for real processes, which must know their port before they start and keep it over a restart.
 //!
-//! All of 127.0.0.0/8 is loopback on Linux, so every caller gets an IP address of its own, on which it may use any port
-//! but the one that claims it. The claim is a bound listener, held until the test process ends: the kernel sees to
-//! it that no two tests, in this process or another, get the same. In-process tests need none of this: they bind port 0.
+//! All of 127.0.0.0/8 is loopback on Linux, so every caller gets an IP address of its own and may use every port on it
+//! except `CLAIM_PORT`. A claim is a listener on that port, held until the test process ends, so no two tests, in this
+//! process or another, get the same address. In-process tests do not need this module: they bind port 0.
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-/// Bound by the claim of an IP address. Like all ports here it is below those the kernel picks for clients.
+/// The port that claims an IP address. Like all ports here it is below the kernel's ephemeral ports.
 const CLAIM_PORT: u16 = 7999;
 const FREE_PORT: u16 = 7000;
-/// How many ports `free_base_port` gives.
+/// The number of consecutive ports that `free_base_port` reserves.
 pub const UP_PORTS: u16 = 9;
-/// Where it looks.
+/// The range that `free_base_port` searches.
 const UP_PORT_FIRST: u16 = 10_000;
 const UP_PORT_LAST: u16 = 30_000;
 
 static CLAIMS: Mutex<Vec<TcpListener>> = Mutex::new(Vec::new());
 static NEXT: AtomicU32 = AtomicU32::new(0);
 
-/// A loopback IP address that nobody else uses while this process lives.
+/// A loopback IP address that no other test uses while this process lives.
 pub fn free_ip() -> Ipv4Addr {
     loop {
         let ip = candidate(std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
@@ -30,24 +30,24 @@ pub fn free_ip() -> Ipv4Addr {
                 return ip;
             }
             Err(e) if e.kind() == std::io::ErrorKind::AddrInUse => {}
-            Err(e) => panic!("{ip} is not loopback here: {e}"),
+            Err(e) => panic!("cannot bind the loopback address {ip}: {e}"),
         }
     }
 }
 
-/// An address where nobody listens and where nobody else will.
+/// An address on which nothing listens and which no other test gets.
 pub fn free_addr() -> SocketAddr {
     (free_ip(), FREE_PORT).into()
 }
 
-/// A port on 127.0.0.1 for `chatchain up`, which uses it and those after it: `UP_PORTS` are free in all.
+/// The first of `UP_PORTS` consecutive free ports on 127.0.0.1, for `chatchain up`.
 pub fn free_base_port() -> u16 {
     loop {
         let step = std::process::id().wrapping_mul(7).wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed));
         let steps = (UP_PORT_LAST - UP_PORT_FIRST) / (UP_PORTS + 1);
         let step = u16::try_from(step % u32::from(steps)).expect("below steps");
         let base = UP_PORT_FIRST + step * (UP_PORTS + 1);
-        // The claim stands behind them, on a port that nobody is given.
+        // The claim is the port after the last one, which is never given out.
         let claim = TcpListener::bind((Ipv4Addr::LOCALHOST, base + UP_PORTS));
         let free =
             || (base..base + UP_PORTS).all(|port| TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok());
@@ -60,16 +60,17 @@ pub fn free_base_port() -> u16 {
     }
 }
 
-/// Processes begin far apart in 127.0.0.0/8, so that they seldom try the same; never in 127.0.0.x, where people work.
+/// Processes start far apart in 127.0.0.0/8, so that they rarely try the same address. Never 127.0.0.x, which the
+/// machine's other programs use.
 fn candidate(pid: u32, count: u32) -> Ipv4Addr {
     let [_, a, b, c] = (pid.wrapping_mul(0x9E37_79B1) >> 8).wrapping_add(count).to_be_bytes();
     Ipv4Addr::new(127, a.clamp(1, 254), b, c.clamp(1, 254))
 }
 
-/// An address where connecting gets no answer at all, neither accepted nor refused, as with a host that is gone.
+/// An address where a connection is neither accepted nor refused, as on a host that is gone.
 pub struct Blackhole {
     pub addr: SocketAddr,
-    /// Its queue of connections not yet accepted is full for ever, so the kernel drops every further attempt.
+    /// The accept queue of this listener stays full, so the kernel drops every further connection attempt.
     _held: (tokio::net::TcpListener, tokio::runtime::Runtime, Vec<std::net::TcpStream>),
 }
 
@@ -110,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn an_ip_that_another_process_claims_is_passed_over() {
+    fn an_ip_claimed_by_another_process_is_skipped() {
         let next = NEXT.load(Ordering::Relaxed);
         let soon: Vec<_> = (next..next + 20).map(|count| candidate(std::process::id(), count)).collect();
         let claims: Vec<_> = soon.iter().filter_map(|ip| TcpListener::bind((*ip, CLAIM_PORT)).ok()).collect();
@@ -132,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn candidates_stay_out_of_the_way() {
+    fn candidates_avoid_127_0_0_x() {
         for pid in 0..10_000 {
             let [first, second, _, last] = candidate(pid, pid % 7).octets();
             assert_eq!(first, 127);

@@ -1,7 +1,7 @@
-//! A network of real processes: nodes, and a proxy if a test wants one, in a directory that cleans up after itself.
+//! A cluster of real processes: nodes, and a proxy if a test wants one, in a temporary directory.
 //!
-//! All on one loopback IP of their own, or in a network of their own; each keeps its address over restarts. Knows the command line and `/readyz` and
-//! `/nodes` of the contract, nothing else. A node that is down stays in its place; its directory stays as it was.
+//! All processes use one loopback IP address, or one network namespace each; each keeps its address over restarts. Knows
+//! the command line, `/readyz` and `/nodes`, nothing else. A node that is down keeps its number and its directory.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -13,58 +13,58 @@ use super::network::Network;
 use super::process::{Finished, Process, chatchain, run};
 use super::{address, http};
 
-/// Includes a rebuilt index; a process not ready after this fails its test.
+/// A process that is not ready after this fails its test. Long enough for an index rebuild.
 const READY_TIMEOUT: Duration = Duration::from_secs(60);
 /// Node N listens on this port + N.
 const NODE_PORT: u16 = 7100;
 const PROXY_PORT: u16 = 7099;
-/// A node that moves goes so many ports further.
-const MOVED: usize = 100;
+/// Port offset of each move of a node.
+const MOVE_PORT_STEP: usize = 100;
 
-/// Nodes 0 to n of one network and perhaps their proxy.
+/// The nodes 0 to n of one network, and their proxy if it was started.
 pub struct Cluster {
-    site: Site,
+    addressing: Addressing,
     nodes: Vec<Node>,
     proxy: Option<Process>,
-    /// Last, so that it is removed when the processes are gone.
+    /// The last field, so that the directory is removed after the processes have ended.
     dir: tempfile::TempDir,
 }
 
-/// Where everybody is found.
-enum Site {
+/// How the addresses of nodes and proxy are formed.
+enum Addressing {
     Loopback(Ipv4Addr),
-    /// Each node in its namespace, everybody else in that of the clients.
-    Apart(Network),
+    /// Each node runs in its own network namespace; proxy and clients run in the clients' namespace.
+    Namespaces(Network),
 }
 
-impl Site {
+impl Addressing {
     fn node(&self, i: usize) -> SocketAddr {
         match self {
-            Site::Loopback(ip) => (*ip, NODE_PORT + u16::try_from(i).expect("few nodes")).into(),
-            Site::Apart(_) => Network::node(i),
+            Addressing::Loopback(ip) => (*ip, NODE_PORT + u16::try_from(i).expect("few nodes")).into(),
+            Addressing::Namespaces(_) => Network::node(i),
         }
     }
 
     fn proxy(&self) -> SocketAddr {
         match self {
-            Site::Loopback(ip) => (*ip, PROXY_PORT).into(),
-            Site::Apart(_) => Network::proxy(),
+            Addressing::Loopback(ip) => (*ip, PROXY_PORT).into(),
+            Addressing::Namespaces(_) => Network::proxy(),
         }
     }
 
-    /// What a server has to be told there: outside of loopback it wants a lock, but a network apart has no strangers.
+    /// Flags that every server needs. Outside loopback a server requires a key, but a private namespace does not need one.
     fn flags(&self) -> &[&str] {
         match self {
-            Site::Loopback(_) => &[],
-            Site::Apart(_) => &["--insecure"],
+            Addressing::Loopback(_) => &[],
+            Addressing::Namespaces(_) => &["--insecure"],
         }
     }
 }
 
 struct Node {
-    /// Its number, where that is not its place.
+    /// The node id, if it differs from the index of this node in the cluster.
     id: Option<usize>,
-    /// How often it moved; each time to another port.
+    /// How often the node moved. Each move gives it another port.
     moves: usize,
     peers: Vec<SocketAddr>,
     process: Option<Process>,
@@ -77,7 +77,7 @@ impl Node {
 }
 
 impl Cluster {
-    /// A network of `n` nodes that know each other, all ready.
+    /// A cluster of `n` nodes that know each other, all ready.
     #[track_caller]
     pub fn start(n: usize) -> Self {
         let mut cluster = Self::prepare(n);
@@ -85,7 +85,7 @@ impl Cluster {
         cluster
     }
 
-    /// The same, and a proxy in front of them.
+    /// As `start`, with a proxy.
     #[track_caller]
     pub fn start_with_proxy(n: usize) -> Self {
         let mut cluster = Self::start(n);
@@ -93,33 +93,33 @@ impl Cluster {
         cluster
     }
 
-    /// A network of `n` nodes that know each other, none started: `dir` may still get a `config.toml`.
+    /// A cluster of `n` nodes that know each other, none started, so that a test can still write `config.toml` to `dir`.
     #[track_caller]
     pub fn prepare(n: usize) -> Self {
-        Self::at(Site::Loopback(address::free_ip()), n)
+        Self::at(Addressing::Loopback(address::free_ip()), n)
     }
 
-    /// The same in a network of its own, which must be used from inside it.
+    /// As `prepare`, in these network namespaces. Call it from inside the clients' namespace.
     #[track_caller]
     pub fn prepare_in(network: &Network, n: usize) -> Self {
-        Self::at(Site::Apart(network.clone()), n)
+        Self::at(Addressing::Namespaces(network.clone()), n)
     }
 
-    fn at(site: Site, n: usize) -> Self {
+    fn at(addressing: Addressing, n: usize) -> Self {
         let dir = tempfile::tempdir().expect("a temporary directory");
-        let addrs: Vec<_> = (0..n).map(|i| site.node(i)).collect();
+        let addrs: Vec<_> = (0..n).map(|i| addressing.node(i)).collect();
         let peers = |own| addrs.iter().copied().filter(|addr| *addr != own).collect();
         let nodes = addrs.iter().map(|own| Node::new(peers(*own))).collect();
-        Cluster { site, nodes, proxy: None, dir }
+        Cluster { addressing, nodes, proxy: None, dir }
     }
 
-    /// One more node that knows only these, started and ready. Gives its number.
+    /// Adds a node that has only these nodes as peers, and waits until it is ready. Gives its index.
     #[track_caller]
     pub fn join(&mut self, known: &[usize]) -> usize {
         self.join_peers(known.iter().map(|i| self.node(*i)).collect())
     }
 
-    /// The same for peers anywhere, who may not exist.
+    /// As `join`, with any peer addresses, on which nothing need listen.
     #[track_caller]
     pub fn join_peers(&mut self, peers: Vec<SocketAddr>) -> usize {
         self.nodes.push(Node::new(peers));
@@ -127,7 +127,7 @@ impl Cluster {
         self.nodes.len() - 1
     }
 
-    /// One more node that says it is node `id`, in a directory of its own, started and ready. Gives its place.
+    /// Adds a node with node id `id` and its own directory, and waits until it is ready. Gives its index.
     #[track_caller]
     pub fn join_as(&mut self, id: usize, known: &[usize]) -> usize {
         let peers = known.iter().map(|i| self.node(*i)).collect();
@@ -136,7 +136,7 @@ impl Cluster {
         self.nodes.len() - 1
     }
 
-    /// Starts a node that is down at another address, on what is in its directory, and waits until it is ready.
+    /// Starts a stopped node at another address on its existing directory, and waits until it is ready.
     #[track_caller]
     pub fn move_node(&mut self, i: usize) -> SocketAddr {
         self.nodes[i].moves += 1;
@@ -144,7 +144,7 @@ impl Cluster {
         self.node(i)
     }
 
-    /// Starts all nodes that are down, together, and waits until they are ready.
+    /// Starts all stopped nodes at the same time, and waits until they are ready.
     #[track_caller]
     pub fn start_all(&mut self) {
         let down: Vec<_> = (0..self.nodes.len()).filter(|i| !self.is_up(*i)).collect();
@@ -156,14 +156,14 @@ impl Cluster {
         }
     }
 
-    /// Starts a node that is down and waits until it is ready.
+    /// Starts a stopped node and waits until it is ready.
     #[track_caller]
     pub fn start_node(&mut self, i: usize) {
         self.spawn_node(i);
         self.wait_ready(i);
     }
 
-    /// Starts a node that is down, and does not wait.
+    /// Starts a stopped node and does not wait.
     #[track_caller]
     pub fn spawn_node(&mut self, i: usize) {
         assert!(!self.is_up(i), "node {i} is up already");
@@ -171,7 +171,7 @@ impl Cluster {
         self.nodes[i].process = Some(Process::spawn(&format!("node {i}"), command));
     }
 
-    /// Starts a node that is down with these peers instead of those it knows, and does not wait.
+    /// Starts a stopped node with these peers instead of its configured ones, and does not wait.
     #[track_caller]
     pub fn spawn_node_with(&mut self, i: usize, peers: &[&str]) {
         assert!(!self.is_up(i), "node {i} is up already");
@@ -192,30 +192,30 @@ impl Cluster {
     pub fn node_command(&self, i: usize) -> Command {
         let mut command = self.command();
         let (id, addr) = (self.nodes[i].id.unwrap_or(i).to_string(), self.node(i).to_string());
-        command.args(["node", "--node-id", &id, "--listen", &addr]).args(self.site.flags());
+        command.args(["node", "--node-id", &id, "--listen", &addr]).args(self.addressing.flags());
         if !self.nodes[i].peers.is_empty() {
             command.args(["--peers", &join_addrs(&self.nodes[i].peers)]);
         }
         command.arg("--data-dir").arg(match self.nodes[i].id {
-            Some(_) => self.data_dir().join(format!("place-{i}")),
+            Some(_) => self.data_dir().join(format!("instance-{i}")),
             None => self.data_dir(),
         });
-        match &self.site {
-            Site::Loopback(_) => command,
-            Site::Apart(network) => network.at_node(i, &command),
+        match &self.addressing {
+            Addressing::Loopback(_) => command,
+            Addressing::Namespaces(network) => network.at_node(i, &command),
         }
     }
 
-    /// Starts the proxy, which knows the nodes there are now, and waits until it is ready.
+    /// Starts a proxy for all nodes added so far, and waits until it is ready.
     #[track_caller]
     pub fn start_proxy(&mut self) {
         assert!(self.proxy.is_none(), "the proxy is up already");
         let nodes: Vec<_> = (0..self.nodes.len()).map(|i| self.node(i)).collect();
         let mut command = self.command();
         command.args(["proxy", "--listen", &self.proxy().to_string(), "--nodes", &join_addrs(&nodes)]);
-        command.args(self.site.flags());
+        command.args(self.addressing.flags());
         let proxy = self.proxy.insert(Process::spawn("proxy", command));
-        ready(proxy, self.site.proxy(), "the proxy is ready");
+        ready(proxy, self.addressing.proxy(), "the proxy is ready");
     }
 
     /// Ends the proxy with SIGKILL.
@@ -224,7 +224,7 @@ impl Cluster {
         self.proxy.take().expect("the proxy is up").kill9();
     }
 
-    /// Ends the proxy with SIGTERM. It must end in order.
+    /// Ends the proxy with SIGTERM. It must exit with code 0.
     #[track_caller]
     pub fn stop_proxy(&mut self) {
         let status = self.proxy.take().expect("the proxy is up").stop();
@@ -238,7 +238,7 @@ impl Cluster {
         self.nodes[i].process = None;
     }
 
-    /// Ends a node with SIGTERM. It must end in order.
+    /// Ends a node with SIGTERM. It must exit with code 0.
     #[track_caller]
     pub fn stop(&mut self, i: usize) {
         let status = self.process(i).stop();
@@ -246,7 +246,7 @@ impl Cluster {
         self.nodes[i].process = None;
     }
 
-    /// Starts a node again that was killed or stopped, in place and on what is in its directory now.
+    /// Starts a node again that was killed or stopped, on its existing directory.
     #[track_caller]
     pub fn restart(&mut self, i: usize) {
         self.start_node(i);
@@ -268,41 +268,41 @@ impl Cluster {
     }
 
     pub fn node(&self, i: usize) -> SocketAddr {
-        self.site.node(i + MOVED * self.nodes.get(i).map_or(0, |node| node.moves))
+        self.addressing.node(i + MOVE_PORT_STEP * self.nodes.get(i).map_or(0, |node| node.moves))
     }
 
-    /// Where the proxy listens, if it was started.
+    /// The address on which the proxy listens once it is started.
     pub fn proxy(&self) -> SocketAddr {
-        self.site.proxy()
+        self.addressing.proxy()
     }
 
-    /// The working directory of everything that runs here.
+    /// The working directory of all processes of this cluster.
     pub fn dir(&self) -> &Path {
         self.dir.path()
     }
 
-    /// What `--data-dir` names.
+    /// The value of `--data-dir`.
     pub fn data_dir(&self) -> PathBuf {
         self.dir().join("data")
     }
 
-    /// Where a node keeps its store.
+    /// The directory of a node's store.
     pub fn node_dir(&self, i: usize) -> PathBuf {
         self.data_dir().join(format!("node-{i}"))
     }
 
-    /// The program, with nothing said yet, in the directory of this network.
+    /// The program without arguments, in the directory of this cluster.
     pub fn command(&self) -> Command {
         chatchain(self.dir())
     }
 
-    /// Runs a client command against the proxy if there is one, else against the nodes in their order.
+    /// Runs a client command with the proxy as its server if there is one, else with the nodes in their order.
     #[track_caller]
     pub fn cli(&self, args: &[&str]) -> Finished {
         self.cli_with_input(args, b"")
     }
 
-    /// The same, with this standard input.
+    /// As `cli`, with this standard input.
     #[track_caller]
     pub fn cli_with_input(&self, args: &[&str], input: &[u8]) -> Finished {
         let nodes = (0..self.nodes.len()).map(|i| self.node(i));
@@ -315,7 +315,7 @@ impl Cluster {
         run(command, input)
     }
 
-    /// What each node that is up says about itself (`GET /nodes`).
+    /// The answer of each running node to `GET /nodes`.
     #[track_caller]
     pub fn statuses(&self) -> Vec<serde_json::Value> {
         let up = (0..self.nodes.len()).filter(|i| self.is_up(*i));
@@ -327,7 +327,7 @@ impl Cluster {
         .collect()
     }
 
-    /// Waits until all nodes that are up report equal digests and `messages` messages each. Gives the digest.
+    /// Waits until all running nodes report the same digest and `messages` messages each. Gives the digest.
     #[track_caller]
     pub fn converge(&self, timeout: Duration, messages: u64) -> String {
         eventually_blocking(timeout, &format!("equal digests over {messages} messages"), || {
@@ -350,12 +350,12 @@ fn join_addrs(addrs: &[SocketAddr]) -> String {
     addrs.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
 }
 
-/// Waits until it answers that it is ready. A process that ends instead fails the test at once.
+/// Waits until `/readyz` answers 200. A process that ends before that fails the test at once.
 #[track_caller]
 fn ready(process: &mut Process, addr: SocketAddr, what: &str) {
     eventually_blocking(READY_TIMEOUT, what, || {
         if let Some(status) = process.ended() {
-            panic!("waiting for: {what}; but it ended with {status}");
+            panic!("waiting for: {what}; but the process ended with {status}");
         }
         match http::get(addr, "/readyz") {
             Ok(answer) if answer.status() == 200 => Ok(()),
@@ -365,7 +365,7 @@ fn ready(process: &mut Process, addr: SocketAddr, what: &str) {
 }
 
 /// Copies the files of a directory, as a backup would.
-#[allow(dead_code, reason = "not every program of tests copies")]
+#[allow(dead_code, reason = "not every test program copies directories")]
 pub fn copy_dir(from: &Path, to: &Path) {
     std::fs::create_dir_all(to).expect("a directory");
     for entry in std::fs::read_dir(from).expect("a directory") {
@@ -400,7 +400,7 @@ mod tests {
     }
 
     #[test]
-    #[should_panic(expected = "waiting for: it is ready; but it ended with exit status: 4")]
+    #[should_panic(expected = "waiting for: it is ready; but the process ended with exit status: 4")]
     fn a_process_that_ends_instead_of_getting_ready_fails_at_once() {
         let mut command = Command::new("/bin/sh");
         command.args(["-c", "exit 4"]);

@@ -1,7 +1,7 @@
-//! The real messages that the biggest tests import: 303,895 lines of a public chat, as `send --file` takes them.
+//! The real messages that the largest test imports: 303,895 lines of a public chat, in the format of `send --file`.
 //!
-//! They are not part of the repository. They stand beside the clone, or where CHATCHAIN_CORPUS says. On CI
-//! (CI=true) a test that needs them fails without them; elsewhere it says that it is skipped.
+//! The file is not part of the repository. It is in a directory beside the clone, or at the path in CHATCHAIN_CORPUS. If
+//! it is missing, a test that needs it fails on CI (CI=true) and is skipped with a message elsewhere.
 
 use std::ffi::OsString;
 use std::io::{Read, Write};
@@ -10,11 +10,11 @@ use std::path::{Path, PathBuf};
 /// How many messages the corpus holds, each on a line of its own.
 pub const MESSAGES: u64 = 303_895;
 
-/// The messages, one JSON object per line; None where they are missing, which is then said.
+/// The messages, one JSON object per line. None, with a message on standard error, if the file is missing.
 #[track_caller]
 pub fn corpus() -> Option<Vec<u8>> {
     let on_ci = std::env::var_os("CI").is_some_and(|value| value == "true");
-    // Not eprintln: the test runner would hide that from whoever runs a test that then passes.
+    // Not eprintln: the test runner hides its output when the test passes.
     or_skipped(read(&place(std::env::var_os("CHATCHAIN_CORPUS"))), on_ci, std::io::stderr())
 }
 
@@ -39,7 +39,7 @@ fn or_skipped(read: Result<Vec<u8>, String>, required: bool, mut out: impl Write
         Ok(lines) => Some(lines),
         Err(why) if required => panic!("{why}"),
         Err(why) => {
-            writeln!(out, "skipped: {why}").expect("somebody reads it");
+            writeln!(out, "skipped: {why}").expect("standard error is open");
             None
         }
     }
@@ -61,7 +61,7 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_corpus_skips_a_test_at_home() {
+    fn a_missing_corpus_skips_a_test_outside_ci() {
         let mut said = Vec::new();
         assert_eq!(or_skipped(read(Path::new("/nowhere/irc.gz")), false, &mut said), None);
         assert!(said.starts_with(b"skipped: /nowhere/irc.gz: No such file"));

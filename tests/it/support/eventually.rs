@@ -1,44 +1,44 @@
-//! Waiting for something to become true: the one place in all tests that sleeps.
+//! Polls until a condition holds. The only file of the integration tests that sleeps.
 //!
-//! An attempt answers `bool`, `Option` or `Result`. Waiting ends with the first success, or with a panic that says
-//! what was awaited and what the last attempt said. It is no retry of a test: only observing is repeated.
+//! An attempt returns `bool`, `Option` or `Result`. Polling ends with the first success, or at the timeout with a panic
+//! that names the condition and the result of the last attempt. Only observations are repeated; a test is never retried.
 
 use std::fmt::Debug;
 use std::panic::Location;
 use std::time::{Duration, Instant};
 
-/// Pauses double from the first to the last of these: quick things are seen quickly, slow ones cost little.
+/// The pause between attempts doubles from the minimum to the maximum: short waits end soon, long waits use little CPU.
 const PAUSE_MIN: Duration = Duration::from_millis(1);
 const PAUSE_MAX: Duration = Duration::from_millis(50);
 
-/// What one attempt found: the value, or what is still missing.
+/// The result of one attempt: the value, or a description of what is still missing.
 pub trait Outcome {
     type Value;
-    fn settle(self) -> Result<Self::Value, String>;
+    fn into_result(self) -> Result<Self::Value, String>;
 }
 
 impl Outcome for bool {
     type Value = ();
-    fn settle(self) -> Result<(), String> {
+    fn into_result(self) -> Result<(), String> {
         if self { Ok(()) } else { Err("false".into()) }
     }
 }
 
 impl<T> Outcome for Option<T> {
     type Value = T;
-    fn settle(self) -> Result<T, String> {
+    fn into_result(self) -> Result<T, String> {
         self.ok_or_else(|| "nothing".into())
     }
 }
 
 impl<T, E: Debug> Outcome for Result<T, E> {
     type Value = T;
-    fn settle(self) -> Result<T, String> {
+    fn into_result(self) -> Result<T, String> {
         self.map_err(|e| format!("{e:?}"))
     }
 }
 
-/// Attempts until one succeeds; for async tests. Panics after `timeout`.
+/// Repeats an async attempt until it succeeds. Panics after `timeout`.
 #[track_caller]
 pub fn eventually<O: Outcome, F: Future<Output = O>>(
     timeout: Duration,
@@ -48,7 +48,7 @@ pub fn eventually<O: Outcome, F: Future<Output = O>>(
     let mut wait = Wait::new(timeout, what, Location::caller());
     async move {
         loop {
-            match attempt().await.settle() {
+            match attempt().await.into_result() {
                 Ok(value) => return value,
                 Err(missing) => tokio::time::sleep(wait.pause(&missing)).await,
             }
@@ -56,7 +56,7 @@ pub fn eventually<O: Outcome, F: Future<Output = O>>(
     }
 }
 
-/// Attempts until one succeeds; for tests of real processes. Panics after `timeout`.
+/// Repeats a blocking attempt until it succeeds. Panics after `timeout`.
 #[track_caller]
 #[expect(clippy::disallowed_methods, reason = "the one place where tests sleep")]
 pub fn eventually_blocking<O: Outcome>(
@@ -66,7 +66,7 @@ pub fn eventually_blocking<O: Outcome>(
 ) -> O::Value {
     let mut wait = Wait::new(timeout, what, Location::caller());
     loop {
-        match attempt().settle() {
+        match attempt().into_result() {
             Ok(value) => return value,
             Err(missing) => std::thread::sleep(wait.pause(&missing)),
         }
@@ -86,7 +86,7 @@ impl Wait {
         Wait { what: what.into(), place, began: Instant::now(), timeout, pause: PAUSE_MIN }
     }
 
-    /// How long to pause before the next attempt. An attempt that began in time may end late and still count.
+    /// The pause before the next attempt. Panics if the timeout has passed; an attempt that began before it still counts.
     fn pause(&mut self, missing: &str) -> Duration {
         let Wait { what, place, timeout, .. } = self;
         assert!(self.began.elapsed() < *timeout, "{place}: not within {timeout:?}: {what}; last: {missing}");
@@ -115,7 +115,7 @@ mod tests {
 
     #[test]
     #[should_panic(expected = "not within 5ms: the moon; last: \"still cheese\"")]
-    fn a_wait_that_fails_says_for_what_and_why() {
+    fn a_timeout_names_the_condition_and_the_last_result() {
         eventually_blocking(SHORT, "the moon", || Err::<(), _>("still cheese"));
     }
 

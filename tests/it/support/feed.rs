@@ -1,4 +1,4 @@
-//! Readers of the feed: one event after the other, or as somebody who follows along whatever happens to the servers.
+//! Feed readers for tests: a single connection, event by event, and a follower that reconnects when a server fails.
 
 use std::collections::BTreeMap;
 use std::io::{self, BufRead, BufReader};
@@ -14,29 +14,30 @@ use super::eventually::eventually_blocking;
 use super::http::{Connection, Head};
 use super::messages;
 
-/// A feed brings something at least every 15 s.
-const STEP_TIME: Duration = Duration::from_secs(20);
-/// A server that does not accept within this time is passed over.
-const CONNECT_TIME: Duration = Duration::from_secs(1);
+/// Read timeout. A feed sends an event or a comment at least every 15 s.
+const READ_TIMEOUT: Duration = Duration::from_secs(20);
+/// A server that does not accept a connection within this time is skipped.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// How events are asked for.
+/// The format of a feed: server-sent events or NDJSON.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Format {
     Events,
     Lines,
 }
 
-/// What came.
+/// One event of a feed.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Event {
     /// `message`, `caught-up`, `bookmark`, or `comment`.
     pub kind: String,
     pub cursor: String,
-    /// With a message.
+    /// Null unless the kind is `message`.
     pub message: Value,
 }
 
-/// Reads a feed until `each` says no. Gives the head; an error if it ends before. What is refused has no events.
+/// Reads a feed until `each` returns false. Gives the head of the answer; an error if the feed ends first. An answer other
+/// than 200 has no events.
 pub fn read(
     addr: SocketAddr,
     query: &str,
@@ -49,7 +50,7 @@ pub fn read(
     }
 }
 
-/// The same for long ones: lines as they come, for to understand a million takes longer than to send them.
+/// As `read`, but gives raw lines: parsing a million events takes longer than sending them.
 pub fn read_lines(addr: SocketAddr, query: &str, each: impl FnMut(String) -> bool) -> io::Result<Head> {
     read_by(addr, query, "application/x-ndjson", line, each)
 }
@@ -61,7 +62,7 @@ fn read_by<T>(
     next: fn(&mut dyn BufRead) -> io::Result<T>,
     mut each: impl FnMut(T) -> bool,
 ) -> io::Result<Head> {
-    let mut connection = Connection::open_within(addr, CONNECT_TIME, STEP_TIME)?;
+    let mut connection = Connection::open_within(addr, CONNECT_TIMEOUT, READ_TIMEOUT)?;
     let request = format!("GET /feed{query} HTTP/1.1\r\nhost: {addr}\r\naccept: {accept}\r\n\r\n");
     connection.send(request.as_bytes())?;
     let head = connection.head()?;
@@ -85,7 +86,7 @@ fn event(line: &str) -> io::Result<Event> {
     Ok(Event { kind, cursor, message: event["message"].take() })
 }
 
-/// By the rules of the HTML standard, as far as ours are used.
+/// Parses one server-sent event as the HTML standard defines it, limited to the fields that ChatChain sends.
 fn block(body: &mut dyn BufRead) -> io::Result<Event> {
     let (mut kind, mut cursor, mut data) = (None, String::new(), None);
     loop {
@@ -103,7 +104,7 @@ fn block(body: &mut dyn BufRead) -> io::Result<Event> {
     Ok(Event { kind, cursor, message: data.unwrap_or_default() })
 }
 
-/// Everything up to the next `caught-up`, with the cursor after it.
+/// All messages up to the next `caught-up` event, and the cursor of that event.
 #[track_caller]
 pub fn catch_up(addr: SocketAddr, query: &str, format: Format) -> (Vec<Value>, String) {
     let (mut found, mut last) = (Vec::new(), String::new());
@@ -120,86 +121,87 @@ pub fn catch_up(addr: SocketAddr, query: &str, format: Format) -> (Vec<Value>, S
     (found, last)
 }
 
-/// What a follower was given.
+/// What a follower has received.
 #[derive(Debug, Default, Clone)]
-pub struct Given {
-    /// Each message's number, with how often and when first.
+pub struct Received {
+    /// For each message number: how often it was received, and when first.
     pub numbers: BTreeMap<u64, (u64, Option<Instant>)>,
     pub cursor: String,
-    /// How often it had to begin again.
+    /// The number of connections opened.
     pub opened: u64,
-    /// What was said to keep it: comments, and bookmarks that moved nothing.
+    /// The number of comments and bookmarks, which keep the connection alive.
     pub comments: u64,
 }
 
-/// Somebody who follows, at one of these addresses after the other, from now on.
+/// A thread that follows the feed from its end on, and tries the next address whenever a connection ends.
 pub struct Follower {
-    given: Arc<Mutex<Given>>,
+    received: Arc<Mutex<Received>>,
     wanted: Arc<AtomicU64>,
     thread: JoinHandle<()>,
 }
 
 impl Follower {
     pub fn start(addrs: Vec<SocketAddr>, format: Format) -> Self {
-        let (given, wanted) = (Arc::<Mutex<Given>>::default(), Arc::new(AtomicU64::new(u64::MAX)));
-        let (mine, enough) = (given.clone(), wanted.clone());
+        let (received, wanted) = (Arc::<Mutex<Received>>::default(), Arc::new(AtomicU64::new(u64::MAX)));
+        let (shared, wanted_count) = (received.clone(), wanted.clone());
         let thread = std::thread::spawn(move || {
             for turn in 0.. {
                 let addr = addrs[turn % addrs.len()];
-                let is_there = || TcpStream::connect_timeout(&addr, CONNECT_TIME).is_ok();
+                let is_there = || TcpStream::connect_timeout(&addr, CONNECT_TIMEOUT).is_ok();
                 if addrs.len() > 1 && !is_there() {
                     continue;
                 }
-                eventually_blocking(STEP_TIME, "somebody listens", is_there);
-                if !follow(addr, format, &mine, &enough) {
+                eventually_blocking(READ_TIMEOUT, "a server that accepts connections", is_there);
+                if !follow(addr, format, &shared, &wanted_count) {
                     return;
                 }
             }
         });
-        Follower { given, wanted, thread }
+        Follower { received, wanted, thread }
     }
 
-    /// What it was given so far.
-    pub fn given(&self) -> Given {
-        self.given.lock().expect("it does not panic").clone()
+    /// What the follower has received so far.
+    pub fn received(&self) -> Received {
+        self.received.lock().expect("no follower panics with the lock").clone()
     }
 
-    /// Whether it has connected and heard where it is.
+    /// Whether the follower is connected and has its first cursor.
     pub fn has_begun(&self) -> bool {
-        !self.given().cursor.is_empty()
+        !self.received().cursor.is_empty()
     }
 
-    /// Lets it end with the event after it has so many different messages.
+    /// Makes the follower stop at the first event after which it has `count` different messages.
     pub fn end_with(&self, count: u64) {
         self.wanted.store(count, Ordering::SeqCst);
     }
 
-    /// Whether it has ended.
+    /// Whether the follower has stopped.
     pub fn has_ended(&self) -> bool {
         self.thread.is_finished()
     }
 }
 
-/// One connection. `false`: it was the last.
-fn follow(addr: SocketAddr, format: Format, mine: &Mutex<Given>, enough: &AtomicU64) -> bool {
-    let mut given = mine.lock().expect("nobody panics");
-    given.opened += 1;
-    let query = if given.cursor.is_empty() { String::new() } else { format!("?cursor={}", given.cursor) };
-    drop(given);
+/// Follows over one connection until it ends. False if the follower has all the messages it wants.
+fn follow(addr: SocketAddr, format: Format, shared: &Mutex<Received>, wanted_count: &AtomicU64) -> bool {
+    let mut received = shared.lock().expect("no follower panics with the lock");
+    received.opened += 1;
+    let query =
+        if received.cursor.is_empty() { String::new() } else { format!("?cursor={}", received.cursor) };
+    drop(received);
     let mut goes_on = true;
     let read = read(addr, &query, format, |event| {
-        let mut given = mine.lock().expect("nobody panics");
+        let mut received = shared.lock().expect("no follower panics with the lock");
         if event.kind == "message" {
             let number = messages::number(&event.message);
-            let (times, first) = given.numbers.entry(number).or_default();
+            let (times, first) = received.numbers.entry(number).or_default();
             *times += 1;
             first.get_or_insert_with(Instant::now);
         }
-        given.comments += u64::from(event.kind == "comment" || event.kind == "bookmark");
+        received.comments += u64::from(event.kind == "comment" || event.kind == "bookmark");
         if event.kind != "comment" {
-            given.cursor = event.cursor;
+            received.cursor = event.cursor;
         }
-        goes_on = (given.numbers.len() as u64) < enough.load(Ordering::SeqCst);
+        goes_on = (received.numbers.len() as u64) < wanted_count.load(Ordering::SeqCst);
         goes_on
     });
     match read {

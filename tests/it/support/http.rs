@@ -1,13 +1,13 @@
-//! A small blocking HTTP/1.1 client for tests, on nothing but a TCP stream.
+//! A small blocking HTTP/1.1 client for tests, on a plain TCP stream.
 //!
-//! Written apart from the program's own client so that both cannot have the same bug, and so that tests can send what
-//! a decent client would not. Strict about what it gets: an answer that breaks off is an error, never a short body.
+//! It shares no code with the program's client, so that both cannot have the same bug, and it can send malformed
+//! requests. It is strict about answers: a truncated answer is an error, never a short body.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::time::Duration;
 
-/// Above the longest wait that a request may ask for; a silent server fails the test after this.
+/// A server that sends nothing for this long fails the test. Above the longest timeout that a request can ask for.
 const READ_TIMEOUT: Duration = Duration::from_secs(60);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// A longer line in a head is an error.
@@ -17,7 +17,7 @@ const LINE_BYTES_MAX: u64 = 64 * 1024;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Head {
     pub status: u16,
-    /// As they came, in their order.
+    /// Names and values as received, in their order.
     pub headers: Vec<(String, String)>,
 }
 
@@ -33,7 +33,7 @@ pub fn get(addr: SocketAddr, path: &str) -> io::Result<Response> {
     request(addr, "GET", path, &[], b"")
 }
 
-/// Posts a body with these header fields; the content type is among them, or there is none.
+/// Posts a body with these header fields. No content type is added.
 pub fn post(addr: SocketAddr, path: &str, headers: &[(&str, &str)], body: &[u8]) -> io::Result<Response> {
     request(addr, "POST", path, headers, body)
 }
@@ -53,12 +53,12 @@ pub fn request(
 ) -> io::Result<Response> {
     let mut connection = Connection::open(addr)?;
     let bytes = encode(addr, method, path, headers, body);
-    // A server may refuse before it has read the whole body and close: its answer counts, not the broken pipe.
+    // A server may refuse the request and close before it has read the whole body: prefer its answer to the broken pipe.
     let sent = connection.send(&bytes);
     connection.receive(method).or_else(|e| sent.and(Err(e)))
 }
 
-/// A request's bytes, with the length of its body.
+/// The bytes of a request, with a `content-length`.
 pub fn encode(addr: SocketAddr, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Vec<u8> {
     let mut bytes = format!("{method} {path} HTTP/1.1\r\nhost: {addr}\r\n").into_bytes();
     for (name, value) in headers {
@@ -99,7 +99,7 @@ impl Response {
     }
 }
 
-/// A connection, for tests that send raw bytes, keep it open, or read an answer bit by bit.
+/// A connection, for tests that send raw bytes, reuse a connection, or read an answer in pieces.
 pub struct Connection {
     stream: BufReader<TcpStream>,
 }
@@ -109,7 +109,7 @@ impl Connection {
         Self::open_within(addr, CONNECT_TIMEOUT, READ_TIMEOUT)
     }
 
-    /// The same for those who expect silence: how long to wait for the connection, and for each further step.
+    /// As `open`, with these timeouts: for the connection, and for each read and write.
     pub fn open_within(addr: SocketAddr, connect: Duration, step: Duration) -> io::Result<Self> {
         let stream = TcpStream::connect_timeout(&addr, connect)?;
         stream.set_read_timeout(Some(step))?;
@@ -118,17 +118,17 @@ impl Connection {
         Ok(Connection { stream: BufReader::new(stream) })
     }
 
-    /// Sends these bytes, whatever they are.
+    /// Sends these bytes, well-formed or not.
     pub fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.stream.get_mut().write_all(bytes)
     }
 
-    /// Says that nothing more will be sent, as a client does that died half-way.
+    /// Closes the sending side, as happens when a client dies in the middle of a request.
     pub fn end(&mut self) -> io::Result<()> {
         self.stream.get_ref().shutdown(Shutdown::Write)
     }
 
-    /// Reads the whole next answer, which is to a request with this method.
+    /// Reads the next whole answer. `method` is that of its request: an answer to HEAD has no body.
     pub fn receive(&mut self, method: &str) -> io::Result<Response> {
         let head = self.head()?;
         let mut body = Vec::new();
@@ -136,14 +136,14 @@ impl Connection {
         Ok(Response { head, body })
     }
 
-    /// Reads whatever comes until the other side closes, as it comes.
+    /// Reads raw bytes until the server closes the connection.
     pub fn rest(&mut self) -> io::Result<Vec<u8>> {
         let mut rest = Vec::new();
         self.stream.read_to_end(&mut rest)?;
         Ok(rest)
     }
 
-    /// Reads the head of the next answer only.
+    /// Reads only the head of the next answer.
     pub fn head(&mut self) -> io::Result<Head> {
         let line = self.line()?;
         let status = line.strip_prefix("HTTP/1.1 ").and_then(|rest| rest.get(..3)?.parse().ok());
@@ -159,7 +159,7 @@ impl Connection {
         }
     }
 
-    /// The body that follows this head, to be read as it comes.
+    /// A reader of the body that follows this head.
     pub fn body(&mut self, method: &str, head: &Head) -> io::Result<Body<'_>> {
         let chunked = head.header("transfer-encoding").is_some_and(|v| v.eq_ignore_ascii_case("chunked"));
         let left = if method == "HEAD" || matches!(head.status, 100..200 | 204 | 304) {
@@ -185,24 +185,24 @@ impl Connection {
     }
 }
 
-/// A body as it comes. Reading ends only where the framing says so.
+/// A reader of a body. It ends only where the HTTP framing says so.
 pub struct Body<'a> {
     connection: &'a mut Connection,
     left: Left,
-    /// No chunk was read yet, hence no line end stands before the next size.
+    /// No chunk was read yet, so no line end precedes the next chunk size.
     first: bool,
 }
 
-/// What is still to come.
+/// The rest of the body.
 enum Left {
     Bytes(u64),
-    /// Of this chunk; others follow.
+    /// Bytes left of this chunk; more chunks follow.
     Chunk(u64),
     UntilClosed,
 }
 
 impl Body<'_> {
-    /// The size of the next chunk. Zero: the body has ended, its trailers are read.
+    /// The size of the next chunk. Zero: the body has ended, and its trailers have been read.
     fn next_chunk(&mut self) -> io::Result<u64> {
         if !std::mem::take(&mut self.first) && !self.connection.line()?.is_empty() {
             return Err(malformed("a chunk longer than its size".into()));
@@ -219,7 +219,7 @@ impl Body<'_> {
     fn take(&mut self, buffer: &mut [u8], left: u64) -> io::Result<usize> {
         let most = buffer.len().min(usize::try_from(left).unwrap_or(usize::MAX));
         if most == 0 {
-            return Ok(0); // a buffered reader asked for nothing would wait for the next answer all the same
+            return Ok(0); // reading zero bytes from a buffered reader would still wait for the next answer
         }
         match self.connection.stream.read(&mut buffer[..most])? {
             0 => Err(io::ErrorKind::UnexpectedEof.into()),
@@ -261,7 +261,7 @@ mod tests {
     use super::*;
     use std::net::TcpListener;
 
-    /// A server that reads one request up to the end of its head plus `body` bytes, answers these bytes and closes.
+    /// A server that reads one head and `body` more bytes, answers with these bytes and closes.
     fn serve(answer: &'static [u8], body: usize) -> (SocketAddr, std::thread::JoinHandle<String>) {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
         let addr = listener.local_addr().expect("bound");
@@ -301,7 +301,7 @@ mod tests {
     }
 
     #[test]
-    fn answers_that_break_off_are_errors() {
+    fn truncated_answers_are_errors() {
         use io::ErrorKind::{InvalidData, UnexpectedEof};
         check(b"", Err(UnexpectedEof));
         check(b"SSH-2.0\r\n\r\n", Err(InvalidData));
@@ -335,11 +335,11 @@ mod tests {
         connection.send(b"\r\n").expect("sent");
         assert_eq!(connection.receive("GET").expect("first").text(), "1");
         assert_eq!(connection.receive("GET").expect("second").status(), 404);
-        server.join().expect_err("what we sent was no text");
+        server.join().expect_err("the bytes were not UTF-8");
     }
 
     #[test]
-    fn nobody_listening_is_an_error() {
+    fn a_refused_connection_is_an_error() {
         let addr = crate::support::address::free_addr();
         assert_eq!(get(addr, "/").expect_err("refused").kind(), io::ErrorKind::ConnectionRefused);
     }

@@ -16,18 +16,18 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 use super::measure::percentile;
 use super::{http, messages};
 
-/// A load under way.
+/// A running load.
 pub struct Load(JoinHandle<Vec<Answered>>);
 
-/// What came of one send.
+/// The result of one send.
 #[derive(Debug, Clone)]
 struct Answered {
     took: Duration,
-    /// 201 and 200 are good; else what went wrong.
+    /// Ok for 200 and 201, else a description of the failure.
     outcome: Result<(), String>,
 }
 
-/// What came of a load.
+/// The latencies of a load, all of whose sends succeeded.
 #[derive(Debug, Clone, Copy)]
 pub struct Latencies {
     pub count: usize,
@@ -37,7 +37,7 @@ pub struct Latencies {
 }
 
 impl Load {
-    /// Begins to send these numbered messages, so many per second.
+    /// Starts to send these numbered messages, `per_second` of them per second.
     pub fn start(server: SocketAddr, numbers: std::ops::Range<u64>, per_second: u32) -> Self {
         let run = move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
@@ -50,12 +50,12 @@ impl Load {
         Load(std::thread::spawn(run))
     }
 
-    /// Whether all of it was sent and answered.
+    /// Whether all sends have been answered.
     pub fn is_over(&self) -> bool {
         self.0.is_finished()
     }
 
-    /// Waits for the last answer. A send that failed fails the test.
+    /// Waits for the last answer. A failed send fails the test.
     #[track_caller]
     pub fn finish(self) -> Latencies {
         let answered = self.0.join().expect("the load runs to its end");
@@ -97,10 +97,10 @@ async fn send(server: SocketAddr, number: u64, due: Instant, idle: Idle) -> Answ
         None => Err("no connection".into()),
     };
     if answer.is_err() {
-        // None was idle, or it had been closed for that: a new one must do.
+        // No connection was idle, or the server had closed the idle one: open a new one.
         answer = match TcpStream::connect(server).await {
             Ok(stream) => exchange(stream, &request).await,
-            Err(e) => Err(format!("the server: {e}")),
+            Err(e) => Err(format!("cannot connect: {e}")),
         };
     }
     let took = due.elapsed();
@@ -112,7 +112,7 @@ async fn send(server: SocketAddr, number: u64, due: Instant, idle: Idle) -> Answ
     Answered { took, outcome }
 }
 
-/// One request and its answer, whose length is in its head.
+/// Sends one request and reads its answer.
 async fn exchange(mut stream: TcpStream, request: &[u8]) -> Result<(TcpStream, String), String> {
     stream.set_nodelay(true).map_err(|e| e.to_string())?;
     stream.write_all(request).await.map_err(|e| e.to_string())?;
@@ -120,7 +120,7 @@ async fn exchange(mut stream: TcpStream, request: &[u8]) -> Result<(TcpStream, S
     while !is_whole(&answer) {
         let read = stream.read_buf(&mut answer).await.map_err(|e| e.to_string())?;
         if read == 0 {
-            return Err("the answer broke off".into());
+            return Err("the answer is truncated".into());
         }
     }
     String::from_utf8(answer).map(|answer| (stream, answer)).map_err(|e| e.to_string())

@@ -1,14 +1,14 @@
-//! What a test measured, said also when it passes, so that the log of a run shows how far the bounds are away.
+//! Prints measurements, also of tests that pass, so that the log of a run shows the margin to each bound.
 
 use std::io::Write;
 use std::time::Duration;
 
-/// Says it. Not eprintln: the test runner would hide that of a test that passes.
+/// Prints a measurement. Not eprintln: the test runner hides its output when the test passes.
 pub fn say(measured: &str) {
-    writeln!(std::io::stderr(), "measured: {measured}").expect("somebody reads it");
+    writeln!(std::io::stderr(), "measured: {measured}").expect("standard error is open");
 }
 
-/// The value that this share of all do not exceed: 0.5 for the median.
+/// The value that this share of all values do not exceed: 0.5 gives the median.
 #[track_caller]
 pub fn percentile(times: &[Duration], share: f64) -> Duration {
     assert!(!times.is_empty() && (0.0..=1.0).contains(&share));

@@ -1,7 +1,7 @@
-//! Messages that tests send, and what they find of them later.
+//! Numbered messages: what tests send, and the checks of what nodes list.
 //!
-//! Everything in a numbered message follows from its number, its id too. So a test keeps numbers only, and whatever
-//! a node lists can be checked against them, word by word.
+//! All fields of a numbered message follow from its number, its id included. So a test only keeps numbers, and every
+//! field of a listed message can be checked.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -12,16 +12,16 @@ use uuid::Uuid;
 use super::cluster::Cluster;
 use super::http;
 
-/// Lines in one batch, as many as a server takes.
+/// Lines in one batch: the most that a server accepts.
 const BATCH_LINES: usize = 10_000;
 const NDJSON: (&str, &str) = ("content-type", "application/x-ndjson");
 
-/// The id of a numbered message: spread over all ids, as random ones are.
+/// The id of a numbered message, evenly spread as random ids are.
 pub fn id(number: u64) -> Uuid {
     Uuid::new_v5(&Uuid::NAMESPACE_OID, &number.to_be_bytes())
 }
 
-/// A message without timestamp, as people send them.
+/// A message without a timestamp, as most clients send it.
 pub fn numbered(number: u64) -> Value {
     json!({
         "id": id(number),
@@ -31,7 +31,7 @@ pub fn numbered(number: u64) -> Value {
     })
 }
 
-/// What came of one message.
+/// The outcome of one send.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Sent {
     New,
@@ -47,7 +47,7 @@ pub fn send(addr: SocketAddr, message: &Value) -> Sent {
     outcome(&answer)
 }
 
-/// What an answer to a message says.
+/// The outcome that an answer to a send reports.
 #[track_caller]
 pub fn outcome(answer: &http::Response) -> Sent {
     let json = answer.json();
@@ -64,7 +64,7 @@ pub fn lines(numbers: impl IntoIterator<Item = u64>) -> Vec<u8> {
     numbers.into_iter().flat_map(|number| format!("{}\n", numbered(number)).into_bytes()).collect()
 }
 
-/// Sends lines as they are in one request. How many were new and how many duplicates; none may be rejected.
+/// Sends these lines in one request. Gives the counts of new messages and duplicates; none may be rejected.
 #[track_caller]
 pub fn send_lines(addr: SocketAddr, lines: &[u8]) -> (u64, u64) {
     let answer =
@@ -84,13 +84,13 @@ pub fn send_all(addr: SocketAddr, numbers: impl IntoIterator<Item = u64>) {
     }
 }
 
-/// The whole history of a node, as it came.
+/// The raw listing of a node's whole history.
 #[track_caller]
 pub fn history(addr: SocketAddr) -> Vec<u8> {
     listing(addr, "")
 }
 
-/// A listing with this query, as it came.
+/// The raw listing for this query.
 #[track_caller]
 pub fn listing(addr: SocketAddr, query: &str) -> Vec<u8> {
     let answer = http::get(addr, &format!("/messages{query}")).unwrap_or_else(|e| panic!("{addr}: {e}"));
@@ -98,13 +98,13 @@ pub fn listing(addr: SocketAddr, query: &str) -> Vec<u8> {
     answer.body
 }
 
-/// The history that all nodes which are up give, byte for byte the same.
+/// The history of all running nodes. Panics unless all give the same bytes.
 #[track_caller]
 pub fn common_history(cluster: &Cluster) -> Vec<u8> {
     let up: Vec<_> = (0..cluster.count()).filter(|i| cluster.is_up(*i)).collect();
     let first = history(cluster.node(up[0]));
     for i in &up[1..] {
-        // Not assert_eq: nobody wants to read two histories.
+        // Not assert_eq: its message would print both histories.
         assert!(history(cluster.node(*i)) == first, "nodes {} and {i} give different histories", up[0]);
     }
     first
@@ -116,7 +116,7 @@ pub fn parse(listing: &[u8]) -> Vec<Value> {
     serde_json::from_slice(listing).unwrap_or_else(|e| panic!("not a listing: {e}"))
 }
 
-/// How often each numbered message is listed. What is listed must be such a message, with nothing changed.
+/// How often each numbered message is listed. Panics if any other or changed message is listed.
 #[track_caller]
 pub fn tally(listing: &[u8]) -> BTreeMap<u64, u64> {
     let mut tally = BTreeMap::new();
@@ -126,11 +126,13 @@ pub fn tally(listing: &[u8]) -> BTreeMap<u64, u64> {
     tally
 }
 
-/// The number of a numbered message, in which nothing is changed.
+/// The number of a listed message. Panics if it is not a numbered message with unchanged fields.
 #[track_caller]
 pub fn number(listed: &Value) -> u64 {
     let words = listed["text"].as_str().and_then(|text| text.split(' ').nth(1));
-    let number = words.and_then(|word| word.parse().ok()).unwrap_or_else(|| panic!("a stranger: {listed}"));
+    let number = words
+        .and_then(|word| word.parse().ok())
+        .unwrap_or_else(|| panic!("not a numbered message: {listed}"));
     let sent = numbered(number);
     for field in ["id", "sender", "recipient", "text"] {
         assert_eq!(listed[field], sent[field], "{field} of message {number}");
@@ -146,7 +148,7 @@ pub fn assert_holds(listing: &[u8], numbers: impl IntoIterator<Item = u64>) {
     let missing: Vec<_> = sent.iter().filter(|number| !listed.contains_key(number)).collect();
     assert!(missing.is_empty(), "{} messages are missing: {:?}", missing.len(), first(&missing));
     let twice: Vec<_> = listed.iter().filter(|(_, count)| **count != 1).collect();
-    assert!(twice.is_empty(), "{} messages are there more than once: {:?}", twice.len(), first(&twice));
+    assert!(twice.is_empty(), "{} messages are listed more than once: {:?}", twice.len(), first(&twice));
     for number in sent {
         listed.remove(&number);
     }
@@ -158,7 +160,7 @@ pub fn assert_holds(listing: &[u8], numbers: impl IntoIterator<Item = u64>) {
     );
 }
 
-/// Enough of a list to begin to look for the cause.
+/// The first 20 elements, so that a failure message stays short.
 fn first<T>(list: &[T]) -> &[T] {
     &list[..list.len().min(20)]
 }
@@ -183,20 +185,20 @@ mod tests {
     }
 
     #[test]
-    #[should_panic(expected = "1 messages are there more than once: [(1, 2)]")]
-    fn a_message_that_is_there_twice_is_named() {
+    #[should_panic(expected = "1 messages are listed more than once: [(1, 2)]")]
+    fn a_message_listed_twice_is_named() {
         assert_holds(&listed(&[1, 1]), [1]);
     }
 
     #[test]
     #[should_panic(expected = "1 messages that were not expected")]
-    fn a_message_nobody_sent_is_named() {
+    fn an_unsent_message_is_named() {
         assert_holds(&listed(&[1, 2]), [1]);
     }
 
     #[test]
     #[should_panic(expected = "sender of message 1")]
-    fn a_message_that_changed_is_named() {
+    fn a_changed_message_is_named() {
         let text = String::from_utf8(listed(&[1])).expect("text").replace("user1\"", "user2\"");
         assert_holds(text.as_bytes(), [1]);
     }

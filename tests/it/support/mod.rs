@@ -1,11 +1,10 @@
-//! The harness: what integration tests need to run real ChatChain processes and talk to them.
+//! The test harness: starts real ChatChain processes and sends them requests.
 //!
-//! Knows ChatChain only from outside: its command line, its HTTP and its directories. It uses none of the crate's
-//! own code, so that a test cannot share a bug with what it tests. Blocking throughout; only `eventually` sleeps.
-#![allow(dead_code, reason = "each test file uses its part of the harness")]
+//! Knows only the command line, the HTTP API and the directories of ChatChain. It uses none of the crate's own code, so
+//! that a test cannot share a bug with the program. Its calls block; only `eventually` sleeps.
+#![allow(dead_code, reason = "each test program uses its part of the harness")]
 
 pub mod address;
-pub mod chance;
 pub mod cluster;
 pub mod corpus;
 pub mod eventually;
@@ -16,4 +15,5 @@ pub mod measure;
 pub mod messages;
 pub mod network;
 pub mod process;
+pub mod rng;
 pub mod servers;

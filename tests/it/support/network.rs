@@ -1,8 +1,8 @@
-//! A network of our own: one namespace per node, one for clients and proxy, and one that holds the switch between them.
+//! Network namespaces: one per node, one for clients and proxy, and one that holds the switch between them.
 //!
-//! Its maker holds the `Guard` that removes it; a thread of it, or another process, may run in the clients' namespace. Names
-//! begin with the maker's process id, so what a killed one left behind is known, and whoever makes the next network
-//! removes it. The addresses mean something only in here.
+//! The process that creates a network holds the `Guard` that removes it; its threads and other processes can run in the
+//! clients' namespace. Names contain the creator's process id, so the next creator recognizes and removes the networks
+//! of processes that were killed. The addresses are valid only inside the namespaces.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -16,21 +16,21 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use rustix::process::{Pid, Signal, kill_process};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
-/// The maker says so to a process that it runs in the clients' namespace.
+/// Passes the name of the network to a process that runs in the clients' namespace.
 pub const NAME_VARIABLE: &str = "CHATCHAIN_CHAOS_NETWORK";
 
-/// Before the maker's process id.
+/// Prefix of all network names; the creator's process id follows.
 const PREFIX: &str = "chatchain";
-/// Where the system keeps namespaces that have names.
-const SPACES: &str = "/run/netns";
+/// The directory in which the system keeps named namespaces.
+const NAMESPACES: &str = "/run/netns";
 const SWITCH: &str = "switch";
 const CLIENTS: &str = "clients";
 const PORT: u16 = 7100;
 
-/// Networks that this process has made.
+/// The number of networks that this process has created.
 static COUNT: AtomicU32 = AtomicU32::new(0);
 
-/// Its name, by which it is used, wherever that is known.
+/// A handle to a network: its name. Does not remove the network when dropped.
 #[derive(Debug, Clone)]
 pub struct Network {
     name: String,
@@ -52,25 +52,25 @@ impl Guard {
 }
 
 impl Network {
-    /// The one this process runs in, if its parent made one.
+    /// The network in which this process runs, if its parent created one.
     pub fn around_us() -> Option<Self> {
         std::env::var(NAME_VARIABLE).ok().map(|name| Network { name })
     }
 
-    /// Makes it, for so many nodes. What was made before an error is removed; so is what a killed run left behind.
+    /// Creates a network for `nodes` nodes. Removes what was created before an error, and the leftovers of killed runs.
     pub fn create(nodes: usize) -> Result<Guard, String> {
-        for name in orphans(&spaces(), |pid| Path::new("/proc").join(pid.to_string()).exists()) {
+        for name in orphans(&namespaces(), |pid| Path::new("/proc").join(pid.to_string()).exists()) {
             Network { name }.remove();
         }
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
         let network = Network { name: format!("{PREFIX}{}.{count}", std::process::id()) };
-        network.remove(); // left behind by somebody who had our process id before
+        network.remove(); // a leftover of an earlier process with our process id
         let guard = Guard(network);
         guard.0.build(nodes).map(|()| guard)
     }
 
     fn build(&self, nodes: usize) -> Result<(), String> {
-        ip(&["netns", "add", &self.space(SWITCH)])?;
+        ip(&["netns", "add", &self.namespace(SWITCH)])?;
         self.ip(SWITCH, "link add bridge type bridge")?;
         self.ip(SWITCH, "link set bridge up")?;
         self.attach(CLIENTS, Self::clients_ip())?;
@@ -78,37 +78,38 @@ impl Network {
     }
 
     fn attach(&self, who: &str, address: Ipv4Addr) -> Result<(), String> {
-        let (space, switch) = (self.space(who), self.space(SWITCH));
-        ip(&["netns", "add", &space])?;
+        let (namespace, switch) = (self.namespace(who), self.namespace(SWITCH));
+        ip(&["netns", "add", &namespace])?;
         let cable = ["link", "add", who, "netns", &switch, "type", "veth", "peer", "name", "eth0", "netns"];
-        ip(&[&cable[..], &[&space]].concat())?;
+        ip(&[&cable[..], &[&namespace]].concat())?;
         self.ip(SWITCH, &format!("link set {who} master bridge up"))?;
         self.ip(who, &format!("addr add {address}/24 dev eth0"))?;
         self.ip(who, "link set eth0 up")?;
         self.ip(who, "link set lo up")
     }
 
-    /// Ends whatever still runs in it, and removes it.
+    /// Kills the processes that still run in the network, and removes it.
     fn remove(&self) {
-        let ours = spaces().into_iter().filter(|space| network_of(space) == Some(&self.name));
-        for space in ours {
-            let pids = Command::new("ip").args(["netns", "pids", &space]).output();
+        let ours = namespaces().into_iter().filter(|namespace| network_of(namespace) == Some(&self.name));
+        for namespace in ours {
+            let pids = Command::new("ip").args(["netns", "pids", &namespace]).output();
             let pids =
                 pids.map(|done| String::from_utf8_lossy(&done.stdout).into_owned()).unwrap_or_default();
             for pid in pids.split_whitespace().filter_map(|pid| Pid::from_raw(pid.parse().ok()?)) {
                 let _gone = kill_process(pid, Signal::KILL);
             }
-            drop(ip(&["netns", "del", &space]));
+            drop(ip(&["netns", "del", &namespace]));
         }
     }
 
-    /// Runs this in the clients' namespace, with all threads and processes that it starts. In a thread of its own, for the
-    /// thread that goes there stays there.
+    /// Runs a closure in the clients' namespace, together with all threads and processes that it starts. It runs in a new
+    /// thread, because a thread cannot leave the namespace again.
     pub fn inside<T: Send>(&self, run: impl FnOnce() -> T + Send) -> T {
         let enter = || {
-            let space = File::open(Path::new(SPACES).join(self.space(CLIENTS))).expect("our namespace");
-            let entered = move_into_link_name_space(space.as_fd(), Some(LinkNameSpaceType::Network));
-            entered.expect("whoever makes a namespace may enter it");
+            let namespace =
+                File::open(Path::new(NAMESPACES).join(self.namespace(CLIENTS))).expect("our namespace");
+            let entered = move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network));
+            entered.expect("the creator of a namespace can enter it");
             run()
         };
         let ended = std::thread::scope(|scope| scope.spawn(enter).join());
@@ -119,7 +120,7 @@ impl Network {
         &self.name
     }
 
-    fn space(&self, who: &str) -> String {
+    fn namespace(&self, who: &str) -> String {
         format!("{}-{who}", self.name)
     }
 
@@ -139,20 +140,20 @@ impl Network {
         Ipv4Addr::new(10, 77, 0, 1)
     }
 
-    /// The command, run in a node's namespace.
+    /// Wraps a command to run in a node's namespace.
     pub fn at_node(&self, i: usize, command: &Command) -> Command {
         self.at(&node(i), command)
     }
 
-    /// The command, run where the clients are.
+    /// Wraps a command to run in the clients' namespace.
     pub fn at_clients(&self, command: &Command) -> Command {
         self.at(CLIENTS, command)
     }
 
-    /// `ip netns exec` becomes the command, which therefore has the process id that we see.
+    /// `ip netns exec` replaces itself with the command, so the process id of the child is that of the command.
     fn at(&self, who: &str, command: &Command) -> Command {
         let mut wrapped = Command::new("ip");
-        wrapped.args(["netns", "exec", &self.space(who)]);
+        wrapped.args(["netns", "exec", &self.namespace(who)]);
         wrapped.arg(command.get_program()).args(command.get_args());
         for (name, value) in command.get_envs() {
             match value {
@@ -166,13 +167,13 @@ impl Network {
         wrapped
     }
 
-    /// Plugs a node's cable in, or out: then its packets and those to it vanish, and nobody is told.
+    /// Sets a node's link up or down. While it is down, packets from and to the node are dropped without an error.
     pub fn link(&self, i: usize, up: bool) -> Result<(), String> {
         let state = if up { "up" } else { "down" };
         self.ip(SWITCH, &format!("link set {} {state}", node(i)))
     }
 
-    /// One node's packets to another vanish.
+    /// Drops the packets of one node to another.
     pub fn block(&self, from: usize, to: usize) -> Result<(), String> {
         self.ip(&node(from), &format!("route replace blackhole {}/32", Self::node_ip(to)))
     }
@@ -182,8 +183,8 @@ impl Network {
     }
 
     fn ip(&self, who: &str, args: &str) -> Result<(), String> {
-        let space = self.space(who);
-        let args: Vec<_> = ["-n", &space].into_iter().chain(args.split(' ')).collect();
+        let namespace = self.namespace(who);
+        let args: Vec<_> = ["-n", &namespace].into_iter().chain(args.split(' ')).collect();
         ip(&args)
     }
 }
@@ -192,24 +193,24 @@ fn node(i: usize) -> String {
     format!("node{i}")
 }
 
-/// To which network a namespace belongs.
-fn network_of(space: &str) -> Option<&str> {
-    space.rsplit_once('-').map(|(network, _)| network)
+/// The network to which a namespace belongs.
+fn network_of(namespace: &str) -> Option<&str> {
+    namespace.rsplit_once('-').map(|(network, _)| network)
 }
 
-/// Networks of ours among these namespaces whose maker is gone.
-fn orphans(spaces: &[String], lives: impl Fn(u32) -> bool) -> BTreeSet<String> {
+/// The networks among these namespaces that a test process created which no longer runs.
+fn orphans(namespaces: &[String], is_running: impl Fn(u32) -> bool) -> BTreeSet<String> {
     let gone = |name: &&str| {
         let numbers = name.strip_prefix(PREFIX).and_then(|name| name.split_once('.'));
         let pid =
             numbers.filter(|(_, count)| count.parse::<u32>().is_ok()).and_then(|(pid, _)| pid.parse().ok());
-        pid.is_some_and(|pid| !lives(pid))
+        pid.is_some_and(|pid| !is_running(pid))
     };
-    spaces.iter().filter_map(|space| network_of(space)).filter(gone).map(str::to_owned).collect()
+    namespaces.iter().filter_map(|namespace| network_of(namespace)).filter(gone).map(str::to_owned).collect()
 }
 
-/// All namespaces of this machine that have a name.
-fn spaces() -> Vec<String> {
+/// All named namespaces of this machine.
+fn namespaces() -> Vec<String> {
     let listed = Command::new("ip").args(["netns", "list"]).output();
     let listed = listed.map(|done| String::from_utf8_lossy(&done.stdout).into_owned()).unwrap_or_default();
     listed.lines().filter_map(|line| line.split_whitespace().next()).map(str::to_owned).collect()
@@ -228,11 +229,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_what_a_dead_maker_left_behind_is_an_orphan() {
-        let spaces = [
+    fn a_network_is_an_orphan_only_if_its_creator_is_gone() {
+        let namespaces = [
             "chatchain7.0-switch",
             "chatchain7.0-node0",
-            "chatchain7.1-node3", // all that is left of it
+            "chatchain7.1-node3", // the only namespace left of its network
             "chatchain77.0-switch",
             "chatchain8.0-switch",
             "chatchain-switch",
@@ -241,7 +242,7 @@ mod tests {
             "somebody7.0-switch",
             "elses",
         ];
-        let found = orphans(&spaces.map(str::to_owned), |pid| pid == 77 || pid == 8);
+        let found = orphans(&namespaces.map(str::to_owned), |pid| pid == 77 || pid == 8);
         assert_eq!(found.into_iter().collect::<Vec<_>>(), ["chatchain7.0", "chatchain7.1"]);
     }
 }

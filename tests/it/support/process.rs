@@ -1,7 +1,7 @@
-//! A real process under test: started, watched, killed, and never left behind.
+//! A real process under test: starts it, captures its output, sends it signals, and kills it at the end of the test.
 //!
-//! Its output is drained all the time, so it can never block on a full pipe, and is printed if the test fails. It dies with its
-//! `Process`. Nothing here knows HTTP; `Cluster` does.
+//! A thread drains each output, so the process never blocks on a full pipe; the output is printed if the test fails.
+//! Dropping the `Process` kills the process. Knows no HTTP.
 
 use std::io::{Read, Write};
 use std::path::Path;
@@ -12,14 +12,14 @@ use std::time::Duration;
 
 use super::eventually::eventually_blocking;
 
-/// A process that was told to stop and still runs after this fails its test.
+/// A process that still runs this long after SIGTERM fails its test.
 const STOP_TIMEOUT: Duration = Duration::from_secs(30);
-/// So does a command that `run` waits for.
+/// A command that still runs after this fails the test that called `run`.
 const RUN_TIMEOUT: Duration = Duration::from_secs(300);
-/// Of each output of a process, at most this many last bytes are printed when its test fails.
+/// When a test fails, at most this many trailing bytes of each output are printed.
 const PRINTED_BYTES_MAX: usize = 16 * 1024;
 
-/// A started program.
+/// A child process. Killed when dropped.
 pub struct Process {
     name: String,
     child: Child,
@@ -27,22 +27,22 @@ pub struct Process {
     stderr: Capture,
 }
 
-/// How a program ended and what it said.
+/// The exit code and the output of a process that has ended.
 #[derive(Debug)]
 pub struct Finished {
-    /// None: ended by a signal.
+    /// None if a signal ended the process.
     pub code: Option<i32>,
     pub stdout: String,
     pub stderr: String,
 }
 
-/// The program under test, in its own world: `dir` is its working directory, and no setting of ours reaches it.
+/// The program under test with working directory `dir` and without the environment variables that configure it.
 pub fn chatchain(dir: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_chatchain"));
     command.current_dir(dir);
     for (name, _) in std::env::vars_os() {
         let ours = name.to_str().is_some_and(|name| name.starts_with("CHATCHAIN_"));
-        // Without a home, commands keep nothing from one to the next.
+        // Without a home directory, a command stores no state for the next one.
         if ours || ["NO_COLOR", "RUST_LOG", "HOME", "XDG_STATE_HOME"].iter().any(|one| name == *one) {
             command.env_remove(name);
         }
@@ -50,27 +50,27 @@ pub fn chatchain(dir: &Path) -> Command {
     command
 }
 
-/// Runs a command to its end with this standard input.
+/// Runs a command with this standard input until it ends.
 #[track_caller]
 pub fn run(command: Command, input: impl Into<Vec<u8>>) -> Finished {
     Process::spawn_with_input("command", command, input).finish(RUN_TIMEOUT)
 }
 
 impl Process {
-    /// Starts the command with an empty standard input. The name is for people who read a failure.
+    /// Starts the command with an empty standard input. Failure messages show the name.
     #[track_caller]
     pub fn spawn(name: &str, command: Command) -> Self {
         Self::spawn_with_input(name, command, Vec::new())
     }
 
-    /// Starts the command and feeds it this standard input.
+    /// Starts the command with this standard input.
     #[track_caller]
     pub fn spawn_with_input(name: &str, mut command: Command, input: impl Into<Vec<u8>>) -> Self {
         let input = input.into();
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap_or_else(|e| panic!("cannot start {command:?}: {e}"));
         let mut stdin = child.stdin.take().expect("piped");
-        // It may end without reading its input: that is its right, and no error here.
+        // The process may end without reading its input, which is not an error.
         std::thread::spawn(move || drop(stdin.write_all(&input)));
         let stdout = Capture::of(child.stdout.take().expect("piped"));
         let stderr = Capture::of(child.stderr.take().expect("piped"));
@@ -81,22 +81,22 @@ impl Process {
         self.child.id()
     }
 
-    /// What it wrote so far.
+    /// The standard output so far.
     pub fn stdout(&self) -> String {
         self.stdout.text()
     }
 
-    /// What it wrote so far.
+    /// The standard error so far.
     pub fn stderr(&self) -> String {
         self.stderr.text()
     }
 
-    /// Its exit status, if it has ended.
+    /// The exit status if the process has ended.
     pub fn ended(&mut self) -> Option<ExitStatus> {
         self.child.try_wait().expect("our own child")
     }
 
-    /// Ends it with SIGKILL, at once and without its doing, and waits until it is gone.
+    /// Sends SIGKILL and waits until the process is gone.
     pub fn kill9(&mut self) {
         self.child.kill().expect("our own child");
         self.child.wait().expect("our own child");
@@ -112,12 +112,12 @@ impl Process {
         self.signal(rustix::process::Signal::INT);
     }
 
-    /// Stops it where it is, between any two of its instructions. It knows nothing of it.
+    /// Sends SIGSTOP, which pauses the process at any instruction without its knowledge.
     pub fn freeze(&self) {
         self.signal(rustix::process::Signal::STOP);
     }
 
-    /// Lets it go on.
+    /// Sends SIGCONT, after which a paused process continues.
     pub fn thaw(&self) {
         self.signal(rustix::process::Signal::CONT);
     }
@@ -127,21 +127,22 @@ impl Process {
         rustix::process::kill_process(pid, signal).unwrap_or_else(|e| panic!("signal to {}: {e}", self.name));
     }
 
-    /// Sends SIGTERM and waits for the end.
+    /// Sends SIGTERM and waits until the process has ended.
     #[track_caller]
     pub fn stop(&mut self) -> ExitStatus {
         self.terminate();
         self.wait(STOP_TIMEOUT)
     }
 
-    /// Waits until it has ended by itself. Panics if it still runs after `timeout`.
+    /// Waits until the process has ended. Panics if it still runs after `timeout`.
     #[track_caller]
     pub fn wait(&mut self, timeout: Duration) -> ExitStatus {
         let what = format!("the end of {}", self.name);
         eventually_blocking(timeout, &what, || self.ended())
     }
 
-    /// Waits for the end and for all output. Output that stays open means that a child of it lives on: a failure.
+    /// Waits until the process has ended and its output is complete. Output that stays open means that a child of the
+    /// process still runs, and fails the test.
     #[track_caller]
     pub fn finish(mut self, timeout: Duration) -> Finished {
         let code = self.wait(timeout).code();
@@ -154,7 +155,7 @@ impl Process {
 impl Drop for Process {
     #[expect(clippy::print_stderr, reason = "the test runner shows it with the failure")]
     fn drop(&mut self) {
-        // Both fail only if it is gone already.
+        // Both fail only if the process has ended already.
         drop(self.child.kill());
         drop(self.child.wait());
         if std::thread::panicking() {
@@ -173,7 +174,7 @@ fn tail(text: &str, bytes: usize) -> &str {
     &text[start..]
 }
 
-/// One output of a process, read by a thread of its own as long as anybody holds the other end.
+/// One output of a process, read by a thread until all writers have closed the pipe.
 struct Capture {
     bytes: Arc<Mutex<Vec<u8>>>,
     reader: JoinHandle<()>,
@@ -186,14 +187,14 @@ impl Capture {
         let reader = std::thread::spawn(move || {
             let mut buffer = [0; 16 * 1024];
             while let Ok(count @ 1..) = pipe.read(&mut buffer) {
-                sink.lock().expect("nobody panics with it").extend_from_slice(&buffer[..count]);
+                sink.lock().expect("no thread panics with the lock").extend_from_slice(&buffer[..count]);
             }
         });
         Capture { bytes, reader }
     }
 
     fn text(&self) -> String {
-        String::from_utf8_lossy(&self.bytes.lock().expect("nobody panics with it")).into_owned()
+        String::from_utf8_lossy(&self.bytes.lock().expect("no thread panics with the lock")).into_owned()
     }
 
     fn ended(&self) -> bool {
@@ -219,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn a_finished_command_gives_its_code_and_all_it_said() {
+    fn a_finished_command_gives_its_code_and_its_output() {
         let done = run(shell("cat; echo oops >&2; exit 3"), "input\n".repeat(100_000));
         assert_eq!((done.code, done.stdout.len(), done.stderr.as_str()), (Some(3), 600_000, "oops\n"));
     }
@@ -231,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn kill9_gives_no_chance_to_clean_up() {
+    fn kill9_runs_no_exit_handler() {
         let script = "trap 'echo bye' TERM EXIT; echo up; while :; do sleep 0.01; done";
         let mut process = Process::spawn("stubborn", shell(script));
         eventually_blocking(LONG, "its trap", || process.stdout().contains("up"));
@@ -241,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn stop_asks_and_waits() {
+    fn stop_sends_sigterm_and_waits() {
         let script = "trap 'echo bye; exit 7' TERM; echo up; while :; do sleep 0.01; done";
         let mut process = Process::spawn("polite", shell(script));
         eventually_blocking(LONG, "its trap", || process.stdout().contains("up"));
@@ -264,7 +265,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tail_begins_with_a_whole_character() {
+    fn a_tail_starts_at_a_character_boundary() {
         assert_eq!(tail("aäb", 2), "b");
         assert_eq!(tail("ab", 9), "ab");
     }

@@ -1,6 +1,6 @@
-//! Chance that can be repeated: all randomness of a test comes from one seed, which is printed if the test fails.
+//! A seeded random number generator: all randomness of a test comes from one seed, which is printed if the test fails.
 //!
-//! `CHATCHAIN_TEST_SEED=<number>` repeats the choices of a run; how the machine interleaves them it cannot repeat.
+//! `CHATCHAIN_TEST_SEED=<number>` repeats the choices of a run, but not how the machine interleaves its processes.
 
 use std::ops::Range;
 use std::time::Duration;
@@ -8,13 +8,13 @@ use std::time::Duration;
 const SEED_VARIABLE: &str = "CHATCHAIN_TEST_SEED";
 
 /// Random numbers from a seed. Not for secrets.
-pub struct Chance {
+pub struct SeededRng {
     seed: u64,
     state: u64,
 }
 
-impl Chance {
-    /// From the environment if it names a seed, else from one that nobody had before.
+impl SeededRng {
+    /// Takes the seed from `CHATCHAIN_TEST_SEED` if that is set, else a random one.
     pub fn new() -> Self {
         let configured = std::env::var(SEED_VARIABLE).ok();
         let seed = match configured {
@@ -25,7 +25,7 @@ impl Chance {
     }
 
     pub fn of(seed: u64) -> Self {
-        Chance { seed, state: seed }
+        SeededRng { seed, state: seed }
     }
 
     /// SplitMix64, after Steele, Lea and Flood 2014.
@@ -41,18 +41,18 @@ impl Chance {
         range.start + self.number() % (range.end - range.start)
     }
 
-    /// A time below `most`, to the microsecond.
+    /// A duration below `most`, to the microsecond.
     pub fn duration(&mut self, most: Duration) -> Duration {
         let micros = u64::try_from(most.as_micros()).expect("a short time");
         Duration::from_micros(self.within(0..micros))
     }
 }
 
-impl Drop for Chance {
+impl Drop for SeededRng {
     #[expect(clippy::print_stderr, reason = "the test runner shows it with the failure")]
     fn drop(&mut self) {
         if std::thread::panicking() {
-            eprintln!("--- the same choices again: {SEED_VARIABLE}={}", self.seed);
+            eprintln!("--- repeat the same choices with: {SEED_VARIABLE}={}", self.seed);
         }
     }
 }
@@ -63,7 +63,7 @@ mod tests {
 
     #[test]
     fn the_same_seed_gives_the_same_choices() {
-        let (mut one, mut other) = (Chance::of(7), Chance::of(7));
+        let (mut one, mut other) = (SeededRng::of(7), SeededRng::of(7));
         let choices: Vec<_> = (0..100).map(|_| one.within(10..20)).collect();
         assert_eq!(choices, (0..100).map(|_| other.within(10..20)).collect::<Vec<_>>());
         assert!((10..20).all(|value| choices.contains(&value)), "{choices:?}");
