@@ -1,6 +1,7 @@
-//! All integration tests, in one program so that it links once: real processes, the API, the command line, tidiness.
+//! All integration tests, in one program so that it links once: one folder per area.
 //!
-//! They know ChatChain from outside. Each starts what it needs with `support` and leaves nothing behind.
+//! The tests run real processes and know ChatChain from outside. Each starts its processes with `support` and leaves
+//! nothing behind. `tidy` checks the sources, `readme` runs the commands of the README.
 
 mod api;
 mod cli;

@@ -1,4 +1,4 @@
-//! Sends that ask for more copies than one: what they wait for, what they are told, and for how long.
+//! Sends with `acks`: which copies they wait for, for how long, and what the answer says.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -22,24 +22,24 @@ fn send_lines(addr: SocketAddr, query: &str, numbers: std::ops::Range<u64>) -> R
     post(addr, &format!("/messages?{query}"), &[NDJSON], lines(numbers))
 }
 
-/// The nodes that an answer names, in order.
-fn named(answer: &Response) -> Vec<u64> {
+/// The `durable_on` of an answer, sorted.
+fn durable_on(answer: &Response) -> Vec<u64> {
     let mut ids: Vec<u64> = serde_json::from_value(answer.json()["durable_on"].clone()).expect("numbers");
     ids.sort_unstable();
     ids
 }
 
-/// The answer has this status and names these nodes.
+/// The answer has this status and this `durable_on`.
 #[track_caller]
 fn check(answer: &Response, status: u16, nodes: &[u64]) {
-    assert_eq!((answer.status(), named(answer).as_slice()), (status, nodes), "{}", answer.text());
+    assert_eq!((answer.status(), durable_on(answer).as_slice()), (status, nodes), "{}", answer.text());
 }
 
-/// Nodes that have met, so that each knows what the others hold.
+/// Nodes that have exchanged with all others, so that each knows what the others hold.
 #[track_caller]
-fn acquainted(n: usize) -> Cluster {
+fn converged(n: usize) -> Cluster {
     let cluster = Cluster::start(n);
-    eventually_blocking(LONG, "all to have met", || {
+    eventually_blocking(LONG, "all nodes to have exchanged", || {
         let met = |status: &Value| {
             let peers = status["peers"].as_array().expect("an array");
             peers.len() == n - 1 && peers.iter().all(|peer| peer["behind"] == 0 && peer["state"] == "up")
@@ -50,11 +50,11 @@ fn acquainted(n: usize) -> Cluster {
 }
 
 #[test]
-fn all_is_all_of_them_and_what_was_not_confirmed_in_time_is_accepted_without() {
-    let mut cluster = acquainted(3);
+fn acks_all_waits_for_every_member_and_a_timeout_gives_202() {
+    let mut cluster = converged(3);
     let addr = cluster.node(0);
     check(&send(addr, "acks=all&timeout=20s", 1), 201, &[0, 1, 2]);
-    assert!(named(&send(addr, "acks=quorum&timeout=20s", 2)).len() >= 2);
+    assert!(durable_on(&send(addr, "acks=quorum&timeout=20s", 2)).len() >= 2);
     assert_eq!(send(addr, "acks=3&timeout=20s", 3).status(), 201);
     check_refusal(
         "too many",
@@ -63,7 +63,7 @@ fn all_is_all_of_them_and_what_was_not_confirmed_in_time_is_accepted_without() {
         "invalid_query",
         "knows 3 nodes, itself included",
     );
-    assert_eq!(get(addr, &format!("/messages/{}", id(4))).status(), 404, "nothing of it was stored");
+    assert_eq!(get(addr, &format!("/messages/{}", id(4))).status(), 404, "the refused message is not stored");
 
     cluster.kill9(2);
     let began = Instant::now();
@@ -82,8 +82,8 @@ fn all_is_all_of_them_and_what_was_not_confirmed_in_time_is_accepted_without() {
 }
 
 #[test]
-fn a_batch_is_below_its_acks_if_any_of_its_lines_is() {
-    let mut cluster = acquainted(2);
+fn a_batch_with_one_line_below_its_acks_gives_202() {
+    let mut cluster = converged(2);
     let addr = cluster.node(0);
     let answer = send_lines(addr, "acks=all&timeout=20s", 0..500);
     assert_eq!((answer.status(), &answer.json()["accepted"]), (200, &json!(500)), "{}", answer.text());
@@ -91,7 +91,11 @@ fn a_batch_is_below_its_acks_if_any_of_its_lines_is() {
     let answer = send_lines(addr, "acks=all&timeout=100ms", 400..600);
     assert_eq!(answer.status(), 202, "{}", answer.text());
     assert_eq!((&answer.json()["accepted"], &answer.json()["duplicates"]), (&json!(100), &json!(100)));
-    assert_eq!(send_lines(addr, "acks=all&timeout=0s", 0..500).status(), 200, "those it has");
+    assert_eq!(
+        send_lines(addr, "acks=all&timeout=0s", 0..500).status(),
+        200,
+        "these lines have all their copies"
+    );
     assert_eq!(send_lines(addr, "acks=1", 600..700).status(), 200);
     let refused = post(addr, "/messages?acks=all", &[NDJSON], "{}\n");
     assert_eq!(refused.status(), 200, "nothing was stored, so nothing lacks copies: {}", refused.text());
@@ -99,9 +103,9 @@ fn a_batch_is_below_its_acks_if_any_of_its_lines_is() {
     assert_eq!(send_lines(addr, "acks=2&timeout=20s", 400..700).status(), 200);
 }
 
-/// Each has taken the message into a log of its own, and neither log is everywhere.
+/// Each node has accepted the message into its own log, so no single log with it is on both nodes at first.
 #[test]
-fn of_a_message_that_stands_in_several_logs_every_copy_counts() {
+fn durable_on_counts_the_copies_in_every_log() {
     let mut cluster = Cluster::prepare(2);
     for i in [0, 1] {
         cluster.start_node(i);
@@ -116,8 +120,8 @@ fn of_a_message_that_stands_in_several_logs_every_copy_counts() {
 }
 
 #[test]
-fn a_node_that_was_rolled_back_is_not_named_for_what_it_lost() {
-    let mut cluster = acquainted(2);
+fn durable_on_omits_a_node_that_lost_the_message_in_a_rollback() {
+    let mut cluster = converged(2);
     let addr = cluster.node(0);
     check(&send(addr, "acks=all&timeout=20s", 1), 201, &[0, 1]);
     cluster.stop(1);
@@ -128,23 +132,27 @@ fn a_node_that_was_rolled_back_is_not_named_for_what_it_lost() {
     cluster.kill9(1);
     std::fs::remove_dir_all(cluster.node_dir(1)).expect("removed");
     copy_dir(&older, &cluster.node_dir(1));
-    // It takes nothing from others, but says what it has.
+    // Node 0 is down, so node 1 cannot copy the message back before it reports what it has.
     cluster.kill9(0);
     cluster.start_node(1);
     let lost = get(cluster.node(1), &format!("/messages/{}", id(2)));
     assert_eq!(lost.status(), 404, "{}", lost.text());
     cluster.start_node(0);
     check(&send(addr, "acks=all&timeout=20s", 2), 200, &[0, 1]);
-    assert_eq!(get(cluster.node(1), &format!("/messages/{}", id(2))).status(), 200, "so it has it again");
+    assert_eq!(
+        get(cluster.node(1), &format!("/messages/{}", id(2))).status(),
+        200,
+        "node 1 has the message again"
+    );
 }
 
 #[test]
-fn who_waits_does_not_keep_a_node_from_stopping() {
-    let mut cluster = acquainted(2);
+fn a_waiting_send_does_not_delay_a_shutdown() {
+    let mut cluster = converged(2);
     let addr = cluster.node(0);
     cluster.kill9(1);
     let waiting = std::thread::spawn(move || send(addr, "acks=all&timeout=20s", 1));
-    eventually_blocking(LONG, "it to be stored", || {
+    eventually_blocking(LONG, "the message to be stored", || {
         get(addr, &format!("/messages/{}", id(1))).status() == 200
     });
     let began = Instant::now();
@@ -154,8 +162,8 @@ fn who_waits_does_not_keep_a_node_from_stopping() {
 }
 
 #[test]
-fn the_command_says_so_with_its_exit_code() {
-    let mut cluster = acquainted(2);
+fn send_exits_with_code_6_below_the_requested_acks() {
+    let mut cluster = converged(2);
     let send = |cluster: &Cluster, acks: &str| {
         cluster.cli(&["send", "--from", "a", "--to", "b", "--acks", acks, "hi"])
     };
@@ -173,11 +181,11 @@ fn the_command_says_so_with_its_exit_code() {
     assert!(many.stderr.contains("knows 2 nodes"), "{many:?}");
 }
 
-/// A node pushes at once, so a quorum is one exchange away.
+/// A node pushes new entries at once, so a quorum costs one exchange.
 #[test]
-fn a_quorum_takes_about_one_round_trip_more() {
+fn a_quorum_takes_about_one_extra_round_trip() {
     const TIMES: u64 = 200;
-    let cluster = acquainted(3);
+    let cluster = converged(3);
     let addr = cluster.node(0);
     send_all(addr, 1_000..1_100);
     let timed = |acks: &str, numbers: std::ops::Range<u64>| {
@@ -206,5 +214,8 @@ fn a_quorum_takes_about_one_round_trip_more() {
     measure::say(&format!(
         "median of {TIMES} sends one after the other, of three nodes: acks=1 {one:.1?}, quorum {quorum:.1?}, all {all:.1?}"
     ));
-    assert!(quorum < Duration::from_millis(500), "not the timer of a second: {quorum:?}");
+    assert!(
+        quorum < Duration::from_millis(500),
+        "a quorum must not wait for the sync timer of 1 s: {quorum:?}"
+    );
 }

@@ -1,6 +1,6 @@
-//! A locked network of real processes: everything works with the key, nothing without it, and the key is never told.
+//! A network with a key: requests with the key are served, all others are refused, and the key never appears in output.
 //!
-//! Knows how keys are given and shown, and nothing of how they are compared; that is tested beside the code.
+//! Covers how keys are configured and sent. How they are compared is tested beside the code.
 
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
@@ -17,7 +17,7 @@ use crate::support::servers::{check_refusal, get};
 
 const LONG: Duration = Duration::from_secs(60);
 pub const KEY: &str = "the-key-of-this-network";
-/// As like the key as can be.
+/// All but the last character of the key.
 const WRONG: &str = "the-key-of-this-networ";
 pub const PATHS: [(&str, &str); 9] = [
     ("POST", "/messages"),
@@ -31,7 +31,7 @@ pub const PATHS: [(&str, &str); 9] = [
     ("GET", "/nothing?key=the-key-of-this-network"),
 ];
 
-/// The processes in this directory have these keys from their next start on.
+/// Configures these comma-separated keys for the processes that start in this directory.
 fn give_keys(dir: &Path, keys: &str) {
     std::fs::write(dir.join("config.toml"), "key_file = 'network.key'").expect("a config.toml");
     let path = dir.join("network.key");
@@ -39,8 +39,8 @@ fn give_keys(dir: &Path, keys: &str) {
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).expect("our own file");
 }
 
-/// A network of `n` nodes and a proxy behind one lock.
-pub fn locked(n: usize, keys: &str) -> Cluster {
+/// A network of `n` nodes and a proxy with these keys.
+pub fn start_with_keys(n: usize, keys: &str) -> Cluster {
     let mut cluster = Cluster::prepare(n);
     give_keys(cluster.dir(), keys);
     cluster.start_all();
@@ -48,7 +48,7 @@ pub fn locked(n: usize, keys: &str) -> Cluster {
     cluster
 }
 
-/// Asks with this key, if any.
+/// Sends a request with this key, or without one.
 #[track_caller]
 fn ask(addr: SocketAddr, (method, path): (&str, &str), key: Option<&str>, body: &[u8]) -> Response {
     let bearer = key.map(|key| format!("Bearer {key}"));
@@ -64,8 +64,8 @@ fn nodes(addr: SocketAddr, key: &str) -> Value {
     answer.json()
 }
 
-/// A client from elsewhere, with this key if any.
-fn from_elsewhere(server: SocketAddr, key: Option<&str>, args: &[&str], input: &[u8]) -> Finished {
+/// Runs a client command in another directory, with this key or without one.
+fn client(server: SocketAddr, key: Option<&str>, args: &[&str], input: &[u8]) -> Finished {
     let mut command = chatchain(&std::env::temp_dir());
     command.args(args).args(["--server", &server.to_string()]);
     command.envs(key.map(|key| ("CHATCHAIN_KEY", key)));
@@ -75,11 +75,11 @@ fn from_elsewhere(server: SocketAddr, key: Option<&str>, args: &[&str], input: &
 const SEND: [&str; 6] = ["send", "--from", "ann", "--to", "bob", "hi"];
 
 #[test]
-fn with_the_key_everything_works_and_without_it_nothing() {
-    let cluster = locked(2, KEY);
+fn only_requests_with_the_key_are_served() {
+    let cluster = start_with_keys(2, KEY);
     let sent = cluster.cli(&SEND);
     assert_eq!((sent.code, sent.stderr.as_str()), (Some(0), ""));
-    eventually_blocking(LONG, "nodes that agree", || cluster.cli(&["status", "--check"]).code == Some(0));
+    eventually_blocking(LONG, "nodes to converge", || cluster.cli(&["status", "--check"]).code == Some(0));
     let status = cluster.cli(&["status"]).stdout;
     assert!(status.ends_with("2 of 2 nodes up, writable, converged\n"), "{status}");
 
@@ -96,24 +96,24 @@ fn with_the_key_everything_works_and_without_it_nothing() {
         for open in ["/livez", "/readyz"] {
             assert_eq!(get(addr, open).status(), 200);
         }
-        let listed = from_elsewhere(addr, Some(&format!("{KEY} a-key-for-tomorrow")), &["list"], b"");
+        let listed = client(addr, Some(&format!("{KEY} a-key-for-tomorrow")), &["list"], b"");
         assert!(listed.stdout.ends_with("ann -> bob  hi\n"), "{listed:?}");
-        assert_eq!(listed.stdout.lines().count(), 1, "strangers stored nothing: {listed:?}");
+        assert_eq!(listed.stdout.lines().count(), 1, "requests without the key stored nothing: {listed:?}");
     }
 }
 
 #[test]
-fn a_command_without_the_key_says_what_to_do() {
-    let cluster = locked(1, KEY);
+fn a_command_without_the_key_gives_advice() {
+    let cluster = start_with_keys(1, KEY);
     let line =
         json!({ "sender": "a", "recipient": "b", "text": "x".repeat(10_000), "timestamp": 1 }).to_string();
-    let file = format!("{line}\n").repeat(700); // far more than what the system holds between the two
+    let file = format!("{line}\n").repeat(700); // far more than the socket buffers hold
     let commands: [(&[&str], &[u8]); 4] =
         [(&SEND, b""), (&["list"], b""), (&["status"], b""), (&["send", "--file", "-"], file.as_bytes())];
     for addr in [cluster.node(0), cluster.proxy()] {
         for (args, input) in commands {
             for key in [None, Some(WRONG)] {
-                let done = from_elsewhere(addr, key, args, input);
+                let done = client(addr, key, args, input);
                 assert_eq!((done.code, done.stdout.as_str()), (Some(1), ""), "{args:?}: {done:?}");
                 for part in ["this network is locked", "(unauthorized)", "CHATCHAIN_KEY", "`key_file`"] {
                     assert!(done.stderr.contains(part), "{args:?}: {:?} lacks {part:?}", done.stderr);
@@ -126,7 +126,7 @@ fn a_command_without_the_key_says_what_to_do() {
 }
 
 #[test]
-fn sync_from_a_stranger_stores_nothing() {
+fn an_unauthenticated_sync_stores_nothing() {
     let mut cluster = Cluster::prepare(1);
     give_keys(cluster.dir(), KEY);
     cluster.start_all();
@@ -149,16 +149,16 @@ fn sync_from_a_stranger_stores_nothing() {
         assert_eq!(
             (&status()["messages"], &status()["origins"]),
             (&json!(3), &json!(1)),
-            "and learns nothing"
+            "the outside node received nothing"
         );
     }
     let status = nodes(inside, KEY);
     assert_eq!((&status["messages"], &status["origins"]), (&json!(1), &json!(1)));
-    assert_eq!(status["peers"], json!([]), "a stranger is nobody's peer");
+    assert_eq!(status["peers"], json!([]), "an unauthenticated node is not a peer");
 }
 
 #[test]
-fn the_key_is_not_told_by_logs_errors_or_the_process_list() {
+fn the_key_never_appears_in_logs_errors_or_the_process_list() {
     let cluster = Cluster::prepare(1);
     give_keys(cluster.dir(), KEY);
     let mut command = cluster.node_command(0);
@@ -170,15 +170,15 @@ fn the_key_is_not_told_by_logs_errors_or_the_process_list() {
     let proxy = Process::spawn("proxy", command);
     let loud = [&SEND[..], &["-vv"]].concat();
     let mut said = String::new();
-    eventually_blocking(LONG, "a send", || {
-        let sent = from_elsewhere(cluster.proxy(), Some(KEY), &loud, b"");
+    eventually_blocking(LONG, "a successful send", || {
+        let sent = client(cluster.proxy(), Some(KEY), &loud, b"");
         said += &(sent.stdout + &sent.stderr);
         sent.code == Some(0)
     });
-    let failed = from_elsewhere(cluster.node(0), Some(&format!("{KEY}x")), &["list", "-vv"], b"");
+    let failed = client(cluster.node(0), Some(&format!("{KEY}x")), &["list", "-vv"], b"");
     assert_eq!(failed.code, Some(1));
     said += &failed.stderr;
-    assert!(proxy.stderr().contains("TRACE"), "the HTTP client tells all it does");
+    assert!(proxy.stderr().contains("TRACE"), "the HTTP client logs at trace level");
     for server in [&node, &proxy] {
         let (log, line) = (server.stderr(), std::fs::read(format!("/proc/{}/cmdline", server.id())));
         assert!(log.contains("answered"), "{log}");
@@ -188,22 +188,23 @@ fn the_key_is_not_told_by_logs_errors_or_the_process_list() {
     assert!(!said.contains(KEY), "{said}");
 }
 
-/// Old, then both, then the new one first, then the new one alone; one process at a time, with a client a step ahead or behind.
+/// Each step restarts one process after the other: the old key, both keys, the new key first, the new key alone. Clients
+/// with the keys of the previous and of the next step must be served at all times.
 #[test]
-fn a_key_is_exchanged_without_an_outage() {
+fn a_key_is_rotated_without_an_outage() {
     const OLD: &str = "the-key-of-last-year";
     const NEW: &str = "the-key-of-this-year";
     let steps = [OLD.to_owned(), format!("{OLD},{NEW}"), format!("{NEW},{OLD}"), NEW.to_owned()];
-    let mut cluster = locked(2, OLD);
+    let mut cluster = start_with_keys(2, OLD);
     let mut count = 0;
     for step in steps.windows(2) {
         give_keys(cluster.dir(), &step[1]);
         let mut send_with_both = |cluster: &Cluster| {
             for keys in step {
                 let server = cluster.proxy();
-                // Without the proxy, whoever knows the nodes asks them.
+                // While the proxy is down, clients use a node.
                 let up = get_any(&[server, cluster.node(0), cluster.node(1)]);
-                let sent = from_elsewhere(up, Some(keys), &SEND, b"");
+                let sent = client(up, Some(keys), &SEND, b"");
                 assert_eq!(sent.code, Some(0), "{step:?}: {sent:?}");
                 count += 1;
             }
@@ -219,19 +220,19 @@ fn a_key_is_exchanged_without_an_outage() {
         cluster.start_proxy();
         send_with_both(&cluster);
         let shown = step[1].split(',').next().expect("a key");
-        eventually_blocking(LONG, "nodes that agree", || {
+        eventually_blocking(LONG, "all messages on both nodes", || {
             let seen: Vec<_> =
                 (0..2).map(|node| nodes(cluster.node(node), shown)["messages"].clone()).collect();
             if seen == [json!(count), json!(count)] { Ok(()) } else { Err(format!("{seen:?}, not {count}")) }
         });
     }
-    let late = from_elsewhere(cluster.proxy(), Some(OLD), &SEND, b"");
-    assert_eq!(late.code, Some(1), "the old key is worth nothing: {late:?}");
+    let late = client(cluster.proxy(), Some(OLD), &SEND, b"");
+    assert_eq!(late.code, Some(1), "the old key is refused: {late:?}");
 }
 
-/// The first of them that answers.
+/// The first of these servers that answers.
 #[track_caller]
 fn get_any(addrs: &[SocketAddr]) -> SocketAddr {
     let answers = |addr: &&SocketAddr| http::get(**addr, "/livez").is_ok();
-    *addrs.iter().find(answers).expect("somebody answers")
+    *addrs.iter().find(answers).expect("at least one server answers")
 }

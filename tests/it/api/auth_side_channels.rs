@@ -1,24 +1,25 @@
-//! Whatever a stranger shows, and however like a key it is: the answer is the same, byte for byte, and takes as long.
+//! Rejected credentials, however similar to the key, all get the same bytes after the same time.
 //!
-//! A stranger gets one answer per connection, so every request here has a connection of its own. How long the judgement
-//! alone takes is measured beside its code, where a few nanoseconds can be told apart; here, what stands around it.
+//! A server closes the connection after it refused a request, so every request here uses its own connection. The duration
+//! of the comparison itself is measured beside its code, to nanoseconds; here, that of the whole request.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use super::auth::{KEY, PATHS, locked};
+use super::auth::{KEY, PATHS, start_with_keys};
 use crate::support::cluster::Cluster;
 use crate::support::http::{Connection, encode};
 use crate::support::measure::{self, percentile};
 use crate::support::rng::SeededRng;
 use crate::support::servers::JSON;
 
-/// Of the medians of different headers, over a quarter. A read from a disk or a question to another process is more.
+/// Tolerance between the medians of different headers, beyond 25 %. A disk read or a request to another process takes
+/// longer than this.
 const NOISE: Duration = Duration::from_micros(20);
 const MESSAGE: &str = r#"{"sender":"eve","recipient":"bob","text":"let me in"}"#;
 
-/// What strangers show: header lines, and what they are.
-fn shown() -> Vec<(&'static str, Vec<u8>)> {
+/// Rejected credentials: a description, and raw header lines.
+fn credentials() -> Vec<(&'static str, Vec<u8>)> {
     let line = |value: &[u8]| [b"authorization: ", value, b"\r\n"].concat();
     let bearer = |key: &str| line(format!("Bearer {key}").as_bytes());
     let (all_but_the_last, count) = (&KEY[..KEY.len() - 1], KEY.len());
@@ -34,20 +35,20 @@ fn shown() -> Vec<(&'static str, Vec<u8>)> {
         ("another scheme", line(format!("Basic {KEY}").as_bytes())),
         ("no scheme", line(KEY.as_bytes())),
         ("garbage", line(b";=,\"{ ]\\ %00")),
-        ("what is no UTF-8", line(&[b"Bearer ", KEY.as_bytes(), b"\xff\xfe"].concat())),
+        ("a key that is not UTF-8", line(&[b"Bearer ", KEY.as_bytes(), b"\xff\xfe"].concat())),
         ("the key in two headers", bearer(KEY).repeat(2)),
-        ("the key and a wrong one", [bearer(KEY), bearer(all_but_the_last)].concat()),
+        ("the key and a wrong key", [bearer(KEY), bearer(all_but_the_last)].concat()),
     ]
 }
 
-fn request(addr: SocketAddr, (method, path): (&str, &str), shown: &[u8], body: &str) -> Vec<u8> {
+fn request(addr: SocketAddr, (method, path): (&str, &str), credential: &[u8], body: &str) -> Vec<u8> {
     let mut request = encode(addr, method, path, &[JSON], body.as_bytes());
     let line = request.windows(2).position(|bytes| bytes == b"\r\n").expect("a request line") + 2;
-    request.splice(line..line, shown.iter().copied());
+    request.splice(line..line, credential.iter().copied());
     request
 }
 
-/// All that comes back, up to the end of the connection, but for the date.
+/// All bytes up to the end of the connection, without the date.
 #[track_caller]
 fn answer(addr: SocketAddr, request: &[u8]) -> String {
     let mut connection = Connection::open(addr).expect("connected");
@@ -63,34 +64,34 @@ fn servers(cluster: &Cluster) -> [(&'static str, SocketAddr); 2] {
 }
 
 #[test]
-fn whatever_is_shown_wherever_the_answer_is_the_same() {
-    let cluster = locked(1, KEY);
+fn every_rejected_credential_gets_the_same_bytes() {
+    let cluster = start_with_keys(1, KEY);
     let mut first = None;
     for (server, addr) in servers(&cluster) {
         for path in PATHS {
             let bodies: &[&str] = if path.0 == "POST" { &["", MESSAGE, &"x".repeat(40_000)] } else { &[""] };
-            for (body, (what, shown)) in
-                bodies.iter().flat_map(|body| shown().into_iter().map(move |s| (body, s)))
+            for (body, (what, credential)) in
+                bodies.iter().flat_map(|body| credentials().into_iter().map(move |s| (body, s)))
             {
-                let answer = answer(addr, &request(addr, path, &shown, body));
+                let answer = answer(addr, &request(addr, path, &credential, body));
                 let first = first.get_or_insert_with(|| answer.clone());
                 assert_eq!(answer, *first, "{what} at the {server}, {path:?}, {} bytes", body.len());
             }
         }
     }
-    let first = first.expect("some were asked");
+    let first = first.expect("at least one request");
     assert!(first.starts_with("HTTP/1.1 401 ") && first.contains("this network is locked"), "{first}");
 }
 
-/// What is open to everybody does not tell either whether a key was right, nor how nearly.
+/// The answers of public paths do not reveal how close a credential is to the key either.
 #[test]
-fn what_is_open_answers_all_strangers_alike() {
-    let cluster = locked(1, KEY);
+fn public_paths_answer_every_credential_alike() {
+    let cluster = start_with_keys(1, KEY);
     for (server, addr) in servers(&cluster) {
         for path in ["/livez", "/readyz"] {
-            let answers = shown()
-                .into_iter()
-                .map(|(what, shown)| (what, answer(addr, &request(addr, ("GET", path), &shown, ""))));
+            let answers = credentials().into_iter().map(|(what, credential)| {
+                (what, answer(addr, &request(addr, ("GET", path), &credential, "")))
+            });
             let answers: Vec<_> = answers.collect();
             let (_, first) = &answers[0];
             assert!(first.starts_with("HTTP/1.1 200 "), "{first}");
@@ -101,10 +102,12 @@ fn what_is_open_answers_all_strangers_alike() {
     }
 }
 
-/// The median time to an answer for each of these, asked in any order, so that what disturbs one disturbs all.
-fn medians(addr: SocketAddr, shown: &[Vec<u8>], rng: &mut SeededRng) -> Vec<Duration> {
+/// The median response time for each credential. The order of requests is random in each round, so that a disturbance of
+/// the machine affects all credentials alike.
+fn medians(addr: SocketAddr, credentials: &[Vec<u8>], rng: &mut SeededRng) -> Vec<Duration> {
     const ROUNDS: usize = 200;
-    let requests: Vec<_> = shown.iter().map(|shown| request(addr, ("GET", "/messages"), shown, "")).collect();
+    let requests: Vec<_> =
+        credentials.iter().map(|credential| request(addr, ("GET", "/messages"), credential, "")).collect();
     let mut order: Vec<_> = (0..requests.len()).collect();
     let mut times = vec![Vec::new(); requests.len()];
     for _ in 0..ROUNDS {
@@ -123,19 +126,21 @@ fn medians(addr: SocketAddr, shown: &[Vec<u8>], rng: &mut SeededRng) -> Vec<Dura
 }
 
 #[test]
-fn whatever_is_shown_the_answer_takes_equally_long() {
-    let cluster = locked(1, KEY);
+fn every_rejected_credential_takes_equally_long() {
+    let cluster = start_with_keys(1, KEY);
     let mut rng = SeededRng::new();
-    // To read a header of kilobytes takes its time, whatever it shows.
-    let short = shown().into_iter().filter(|(_, line)| line.len() < 100);
+    // Reading a header of kilobytes takes measurably longer, whatever its content.
+    let short = credentials().into_iter().filter(|(_, line)| line.len() < 100);
     let (names, lines): (Vec<_>, Vec<_>) = short.unzip();
     for (server, addr) in servers(&cluster) {
-        // On a busy machine an attempt may fail, but not all.
+        // On a busy machine single attempts may fail, but not all ten.
         let mut seen = Vec::new();
         let alike = (0..10).any(|_| {
             let times = medians(addr, &lines, &mut rng);
             let (least, most) = (times.iter().min().expect("some"), times.iter().max().expect("some"));
-            measure::say(&format!("the {server} refuses after {least:.1?} to {most:.1?}, whatever is shown"));
+            measure::say(&format!(
+                "the {server} refuses after {least:.1?} to {most:.1?}, for every credential"
+            ));
             let alike = *most < least.mul_f64(1.25) + NOISE;
             seen = names.iter().zip(times).collect();
             alike

@@ -1,4 +1,5 @@
-//! Many messages in one `POST /messages`: each line stands for itself, and a batch may be repeated as a whole.
+//! Batches of messages in one `POST /messages`: each line is accepted or rejected by itself, and the whole batch can be
+//! repeated safely.
 
 use std::net::SocketAddr;
 
@@ -19,7 +20,7 @@ fn send(addr: SocketAddr, key: Option<&str>, body: impl AsRef<[u8]>) -> Value {
     answer.json()
 }
 
-/// The batch is answered with these counts and these refused lines.
+/// The answer to a batch has these counts and these rejected lines.
 #[track_caller]
 fn check(answer: &Value, accepted: u64, duplicates: u64, rejected: &[(u64, &str, &str)]) {
     assert_eq!(
@@ -45,7 +46,7 @@ fn keys_of(value: &Value) -> Vec<&String> {
 }
 
 #[test]
-fn each_line_is_judged_by_itself_and_named_by_its_number() {
+fn each_line_is_accepted_or_rejected_by_itself_with_its_number() {
     let servers = Servers::start();
     for (_, addr) in servers.both() {
         let before = servers.count();
@@ -59,9 +60,9 @@ fn each_line_is_judged_by_itself_and_named_by_its_number() {
             b"",                // 2: empty lines are skipped but counted
             known.as_bytes(),   // 3
             b"{\"sender\":",    // 4
-            known.as_bytes(),   // 5: known by now
-            other.as_bytes(),   // 6: the id of another one
-            b"  \t ",           // 7: as good as empty
+            known.as_bytes(),   // 5: a duplicate
+            other.as_bytes(),   // 6: the same id with other content
+            b"  \t ",           // 7: blank
             b"\xff\xfe",        // 8
             b"[]",              // 9
             long.as_bytes(),    // 10
@@ -95,7 +96,7 @@ fn each_line_is_judged_by_itself_and_named_by_its_number() {
 }
 
 #[test]
-fn a_batch_with_a_key_may_be_repeated_as_a_whole_through_either_door() {
+fn a_batch_with_a_key_can_be_repeated_through_either_server() {
     let servers = Servers::start();
     let key = Uuid::now_v7().to_string();
     let own = format!(r#"{{"sender":"a","recipient":"b","text":"own id","id":"{}"}}"#, Uuid::now_v7());
@@ -104,7 +105,8 @@ fn a_batch_with_a_key_may_be_repeated_as_a_whole_through_either_door() {
     for (_, addr) in servers.both() {
         check(&send(addr, Some(&format!("\"{key}\"")), &body), 0, 4, &[(4, "invalid_json", "JSON")]);
     }
-    // A line's id is made from the key and its number, so a moved line is another message and a longer batch adds its end.
+    // The id of a line is derived from the key and the line number: a moved line is another message, and a longer batch
+    // only adds its new lines.
     check(&send(servers.node(), Some(&key), format!("{body}\n{GOOD}")), 1, 4, &[(4, "invalid_json", "JSON")]);
     check(
         &send(servers.node(), Some(&key), GOOD.replace("\"c\"", "\"other\"")),
@@ -128,7 +130,7 @@ fn without_a_key_equal_lines_are_different_messages() {
 }
 
 #[test]
-fn an_empty_batch_is_answered_with_nothing() {
+fn an_empty_batch_accepts_nothing() {
     let servers = Servers::start();
     for (_, addr) in servers.both() {
         for body in ["", "\n", "\r\n\r\n  \n"] {
@@ -139,7 +141,7 @@ fn an_empty_batch_is_answered_with_nothing() {
 }
 
 #[test]
-fn ten_thousand_lines_are_taken_in_their_order() {
+fn ten_thousand_lines_keep_their_order() {
     let servers = Servers::start();
     let (_, addr) = servers.both()[1];
     let line =
@@ -150,7 +152,10 @@ fn ten_thousand_lines_are_taken_in_their_order() {
     check(&send(addr, Some(&key), &body), 0, 10_000, &[]);
     let texts: Vec<_> =
         servers.history().iter().map(|message| message["text"].as_str().map(str::to_owned)).collect();
-    assert!(texts.into_iter().eq((0..10_000).map(|i| Some(i.to_string()))), "listed as they were sent");
+    assert!(
+        texts.into_iter().eq((0..10_000).map(|i| Some(i.to_string()))),
+        "listed in the order in which they were sent"
+    );
 }
 
 #[test]
@@ -167,7 +172,7 @@ fn a_batch_that_is_too_long_is_refused_as_a_whole() {
 }
 
 #[test]
-fn a_refused_key_refuses_the_batch() {
+fn an_invalid_key_or_query_refuses_the_batch() {
     let servers = Servers::start();
     for (server, addr) in servers.both() {
         let answer = post(addr, "/messages", &[NDJSON, ("idempotency-key", "17")], GOOD);

@@ -1,6 +1,6 @@
-//! Ids that two nodes accepted before they met: copies of one message are one message, two contents are a conflict.
+//! One id accepted by two nodes: equal contents are one message, different contents are a conflict.
 //!
-//! Each node takes its part while the other is away; then both must say the same of what has come together.
+//! Each node accepts its messages while the other is down. After they converge, both must answer alike.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -18,18 +18,18 @@ fn send(addr: SocketAddr, message: &Value) -> Response {
     post(addr, "/messages", &[JSON], message.to_string())
 }
 
-/// Node 0 takes the first of these messages while node 1 is away, and the other way round; then they meet.
+/// Each node accepts its part of these messages while the other is down; then both start and converge.
 #[track_caller]
-fn meet(parts: [&[Value]; 2], distinct: u64) -> Cluster {
-    let mut cluster = apart(parts);
+fn accept_apart_and_converge(parts: [&[Value]; 2], distinct: u64) -> Cluster {
+    let mut cluster = accept_apart(parts);
     cluster.start_all();
     cluster.converge(LONG, distinct);
     cluster
 }
 
-/// The same, but both are down.
+/// Each node accepts its part of these messages while the other is down. Both are down at the end.
 #[track_caller]
-fn apart(parts: [&[Value]; 2]) -> Cluster {
+fn accept_apart(parts: [&[Value]; 2]) -> Cluster {
     let mut cluster = Cluster::prepare(2);
     for (node, messages) in parts.into_iter().enumerate() {
         cluster.start_node(node);
@@ -46,9 +46,9 @@ fn message(text: &str, id: Uuid) -> Value {
     json!({ "sender": "ann", "recipient": "bob", "text": text, "id": id })
 }
 
-/// The same bytes on both nodes. Gives the messages.
+/// The listing at this path. Panics unless both nodes give the same bytes.
 #[track_caller]
-fn agreed(cluster: &Cluster, path: &str) -> Vec<Value> {
+fn common_listing(cluster: &Cluster, path: &str) -> Vec<Value> {
     let answers = [0, 1].map(|node| get(cluster.node(node), path));
     assert_eq!(answers[0].text(), answers[1].text(), "{path}");
     array(&answers[0])
@@ -57,9 +57,11 @@ fn agreed(cluster: &Cluster, path: &str) -> Vec<Value> {
 #[test]
 fn a_message_that_two_nodes_accepted_is_one_message() {
     let (id, other) = (Uuid::now_v7(), Uuid::now_v7());
-    let cluster =
-        meet([&[message("a", id), message("b", other)], &[message("b", other), message("a", id)]], 2);
-    let listed = agreed(&cluster, "/messages");
+    let cluster = accept_apart_and_converge(
+        [&[message("a", id), message("b", other)], &[message("b", other), message("a", id)]],
+        2,
+    );
+    let listed = common_listing(&cluster, "/messages");
     let texts: Vec<_> = listed.iter().map(|m| m["text"].as_str().expect("text")).collect();
     assert_eq!(texts, ["a", "b"], "in the order of their first copies");
     for path in [
@@ -68,11 +70,11 @@ fn a_message_that_two_nodes_accepted_is_one_message() {
         "/messages?user=bob&with=ann",
         "/messages?recipient=bob&limit=2",
     ] {
-        assert_eq!(agreed(&cluster, path), listed, "{path}");
+        assert_eq!(common_listing(&cluster, path), listed, "{path}");
     }
     let first = format!("/messages?after={id}&limit=1");
-    assert_eq!(agreed(&cluster, &first), listed[1..]);
-    assert_eq!(agreed(&cluster, &format!("/messages?before={other}&user=ann")), listed[..1]);
+    assert_eq!(common_listing(&cluster, &first), listed[1..]);
+    assert_eq!(common_listing(&cluster, &format!("/messages?before={other}&user=ann")), listed[..1]);
     for node in [0, 1] {
         let status = &cluster.statuses()[node];
         assert_eq!(
@@ -89,18 +91,18 @@ fn a_message_that_two_nodes_accepted_is_one_message() {
 }
 
 #[test]
-fn two_contents_of_an_id_are_both_kept_and_either_may_be_repeated() {
+fn both_contents_of_a_conflicting_id_are_kept_and_can_be_retried() {
     let id = Uuid::now_v7();
     let (one, other) = (message("one", id), message("other", id));
-    let cluster = meet([std::slice::from_ref(&one), std::slice::from_ref(&other)], 2);
-    let listed = agreed(&cluster, "/messages");
+    let cluster = accept_apart_and_converge([std::slice::from_ref(&one), std::slice::from_ref(&other)], 2);
+    let listed = common_listing(&cluster, "/messages");
     let texts: Vec<_> = listed.iter().map(|m| m["text"].as_str().expect("text")).collect();
     assert_eq!(texts, ["one", "other"]);
-    assert_eq!(agreed(&cluster, "/messages?user=ann"), listed);
-    assert_eq!(agreed(&cluster, "/messages?text=OTHER&limit=1"), listed[1..]);
-    // By its id means the first in display order.
-    assert_eq!(agreed(&cluster, &format!("/messages?after={id}")), listed[1..]);
-    assert_eq!(agreed(&cluster, &format!("/messages?before={id}")), Vec::<Value>::new());
+    assert_eq!(common_listing(&cluster, "/messages?user=ann"), listed);
+    assert_eq!(common_listing(&cluster, "/messages?text=OTHER&limit=1"), listed[1..]);
+    // An id stands for its first message in display order.
+    assert_eq!(common_listing(&cluster, &format!("/messages?after={id}")), listed[1..]);
+    assert_eq!(common_listing(&cluster, &format!("/messages?before={id}")), Vec::<Value>::new());
     for node in [0, 1] {
         let addr = cluster.node(node);
         assert_eq!(cluster.statuses()[node]["conflicts"], 1, "node {node}");
@@ -121,13 +123,13 @@ fn two_contents_of_an_id_are_both_kept_and_either_may_be_repeated() {
     cluster.converge(LONG, 2);
 }
 
-/// An earlier copy may arrive while somebody walks: the link names the copy that was shown, which stays where it is.
+/// An earlier copy can arrive during a walk. The link names the copy that was shown, whose position does not change.
 #[test]
 fn a_walk_misses_nothing_when_an_earlier_copy_arrives() {
     let id = Uuid::now_v7();
     let (shared, other) = (message("shared", id), |text: &str| message(text, Uuid::now_v7()));
     let mut cluster =
-        apart([&[other("a"), shared.clone()], &[other("x"), other("y"), shared.clone(), other("z")]]);
+        accept_apart([&[other("a"), shared.clone()], &[other("x"), other("y"), shared.clone(), other("z")]]);
     cluster.start_node(1);
     let page = get(cluster.node(1), "/messages?limit=2");
     let texts = |page: &Response| -> Vec<String> {

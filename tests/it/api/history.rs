@@ -1,7 +1,7 @@
 //! `GET /messages` and `GET /messages/{id}`: filters, bounds, order and bytes, at a node and through the proxy alike.
 //!
-//! What a filter must find is computed here from the whole history by rules of our own. Pages and their links are
-//! in `pages`.
+//! The expected result of each filter is computed here from the whole history, independently of the program. Pages and
+//! their links are in `pages`.
 
 use serde_json::{Value, json};
 use uuid::Uuid;
@@ -11,8 +11,8 @@ use crate::support::servers::{Servers, array, check_refusal, get, keys};
 
 const LISTED: [&str; 8] = ["id", "sender", "recipient", "text", "timestamp", "accepted_at", "origin", "seq"];
 
-/// Twenty-four messages among four people and a room, with texts that only Unicode's rules find and timestamps out of order.
-fn talk(servers: &Servers) {
+/// Stores 24 messages among four users and a room: texts that need Unicode case folding, timestamps out of order.
+fn store_conversation(servers: &Servers) {
     let people = ["ann", "bob", "Ann", "#ops", "weiß & söhne"];
     let texts = ["Hello", "GRÜSSE aus der Straße", "ΟΔΥΣΣΕΥΣ", "100% +1 & more?", "\u{1F30D} hello", "a\nb"];
     for i in 0..24_usize {
@@ -43,9 +43,9 @@ fn check(servers: &Servers, query: &str, wanted: impl Fn(&Value) -> bool) -> usi
 }
 
 #[test]
-fn every_filter_finds_what_it_says_and_all_must_hold() {
+fn a_message_is_listed_only_if_all_filters_match() {
     let servers = Servers::start();
-    talk(&servers);
+    store_conversation(&servers);
     let is = |field: &'static str, name: &'static str| move |m: &Value| m[field] == name;
     let side = |name: &'static str| move |m: &Value| m["sender"] == name || m["recipient"] == name;
     let pair = |one: &'static str, other: &'static str| {
@@ -71,16 +71,16 @@ fn every_filter_finds_what_it_says_and_all_must_hold() {
             && m["recipient"] == "#ops"
             && m["text"].as_str().is_some_and(|t| t.to_lowercase().contains("hello"))
     });
-    assert!(found > 30, "the history has something for every filter: {found}");
+    assert!(found > 30, "the filters match too little to test anything: {found}");
     assert_eq!(check(&servers, "", |_| true), 24);
     assert_eq!(check(&servers, "sender=nobody", |_| false), 0);
-    assert_eq!(check(&servers, "sender=ANN", |_| false), 0, "names are compared as they are");
+    assert_eq!(check(&servers, "sender=ANN", |_| false), 0, "names are compared byte for byte");
 }
 
 #[test]
-fn text_is_found_without_regard_to_unicode_case() {
+fn text_search_ignores_unicode_case() {
     let servers = Servers::start();
-    talk(&servers);
+    store_conversation(&servers);
     let text = |want: &'static str| move |m: &Value| m["text"] == want;
     for query in ["HELLO", "hello", "ello"] {
         let found = check(&servers, &format!("text={query}"), |m| {
@@ -101,25 +101,25 @@ fn text_is_found_without_regard_to_unicode_case() {
         assert_eq!(check(&servers, &format!("text={}", encode(query)), text(want)), 4, "{query}");
     }
     assert_eq!(check(&servers, "text=no+such", |_| false), 0);
-    // As a careless client writes it, without escapes.
+    // Some clients do not percent-encode.
     assert_eq!(check(&servers, "text=Grüsse", text("GRÜSSE aus der Straße")), 4);
     assert_eq!(check(&servers, "text=+1+%26+more?", |_| false), 0, "a plus sign is a space");
     assert_eq!(check(&servers, "text=%2B1+%26+more?", text("100% +1 & more?")), 4);
 }
 
 #[test]
-fn since_is_inclusive_and_until_exclusive_against_the_shown_timestamp() {
+fn since_is_inclusive_and_until_is_exclusive() {
     let servers = Servers::start();
-    talk(&servers);
+    store_conversation(&servers);
     let at = |m: &Value| m["timestamp"].as_u64().expect("a timestamp is always shown");
     let mut seconds: Vec<u64> = servers.history().iter().map(at).collect();
     seconds.sort_unstable();
-    let in_words = |second: u64| {
+    let rfc3339 = |second: u64| {
         let second = i64::try_from(second).expect("in range");
         jiff::Timestamp::from_second(second).expect("in range").to_string()
     };
     let mut bounds: Vec<(u64, String)> =
-        [0, seconds[5], seconds[5] + 1, seconds[20]].map(|second| (second, in_words(second))).into();
+        [0, seconds[5], seconds[5] + 1, seconds[20]].map(|second| (second, rfc3339(second))).into();
     bounds.push((253_402_300_799, "9999-12-31T23:59:59Z".into()));
     bounds.push((253_402_300_799, "9999-12-31T12:59:59-11:00".into()));
     for (second, time) in bounds {
@@ -137,21 +137,21 @@ fn since_is_inclusive_and_until_exclusive_against_the_shown_timestamp() {
 }
 
 #[test]
-fn anchors_bound_the_whole_history_and_need_not_match_its_filters() {
+fn anchors_bound_the_history_and_need_not_match_the_filters() {
     let servers = Servers::start();
-    talk(&servers);
+    store_conversation(&servers);
     let history = servers.history();
-    let place = |m: &Value| history.iter().position(|other| other == m).expect("listed");
+    let index = |m: &Value| history.iter().position(|other| other == m).expect("listed");
     for i in [0, 11, 23] {
         let id = history[i]["id"].as_str().expect("text");
-        assert_eq!(check(&servers, &format!("before={id}"), |m| place(m) < i), i);
-        assert_eq!(check(&servers, &format!("after={id}"), |m| place(m) > i), 23 - i);
+        assert_eq!(check(&servers, &format!("before={id}"), |m| index(m) < i), i);
+        assert_eq!(check(&servers, &format!("after={id}"), |m| index(m) > i), 23 - i);
         check(&servers, &format!("after={}&sender=bob", id.to_uppercase()), |m| {
-            place(m) > i && m["sender"] == "bob"
+            index(m) > i && m["sender"] == "bob"
         });
         check(&servers, &format!("user=ann&before={id}&text=hello"), |m| {
             let text = m["text"].as_str().unwrap_or_default().to_lowercase();
-            place(m) < i && (m["sender"] == "ann" || m["recipient"] == "ann") && text.contains("hello")
+            index(m) < i && (m["sender"] == "ann" || m["recipient"] == "ann") && text.contains("hello")
         });
     }
     for (server, addr) in servers.both() {
@@ -170,7 +170,7 @@ fn anchors_bound_the_whole_history_and_need_not_match_its_filters() {
 #[test]
 fn all_listings_of_a_message_have_the_same_bytes() {
     let servers = Servers::start();
-    talk(&servers);
+    store_conversation(&servers);
     let whole = get(servers.node(), "/messages");
     let lines: Vec<String> = {
         let answer =
@@ -255,7 +255,7 @@ fn one_message_is_found_by_its_id_in_any_spelling() {
 #[test]
 fn head_tells_what_get_would_without_the_body() {
     let servers = Servers::start();
-    talk(&servers);
+    store_conversation(&servers);
     for (server, addr) in servers.both() {
         for path in ["/messages", "/messages?limit=3", "/nodes", "/network", "/livez", "/readyz"] {
             let (get, head) =

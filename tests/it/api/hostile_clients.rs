@@ -1,7 +1,8 @@
-//! Slow, broken and hostile HTTP clients: each gets an answer or is cut off, stores nothing, and delays nobody.
+//! Slow, broken and hostile HTTP clients: each gets an answer or is disconnected, stores nothing, and delays no other
+//! client.
 //!
-//! Raw bytes on raw connections, at a node and through the proxy. A head that cannot be parsed gets the HTTP library's
-//! bare 400, 414 or 431; everything else an answer of the contract.
+//! The tests send raw bytes to a node and to the proxy. A head that cannot be parsed gets the HTTP library's plain 400,
+//! 414 or 431; every other request an answer of the contract.
 
 use std::io::Read;
 use std::net::SocketAddr;
@@ -19,9 +20,9 @@ fn open(addr: SocketAddr) -> Connection {
     Connection::open(addr).expect("connected")
 }
 
-/// Sends these bytes, says that nothing follows, and reads one answer.
+/// Sends these bytes, closes the sending side, and reads one answer.
 #[track_caller]
-fn talk(addr: SocketAddr, bytes: impl AsRef<[u8]>) -> std::io::Result<Response> {
+fn send_and_end(addr: SocketAddr, bytes: impl AsRef<[u8]>) -> std::io::Result<Response> {
     let mut connection = open(addr);
     connection.send(bytes.as_ref())?;
     connection.end()?;
@@ -42,7 +43,7 @@ fn a_body_cut_half_way_stores_nothing() {
     let servers = Servers::start();
     for (server, addr) in servers.both() {
         let cut = |framing: &str, body: &str| {
-            talk(addr, format!("POST /messages HTTP/1.1\r\n{FRAMED}{framing}\r\n\r\n{body}"))
+            send_and_end(addr, format!("POST /messages HTTP/1.1\r\n{FRAMED}{framing}\r\n\r\n{body}"))
         };
         let length = GOOD.len();
         for (framing, body) in [
@@ -55,7 +56,7 @@ fn a_body_cut_half_way_stores_nothing() {
             ("transfer-encoding: chunked".into(), &*format!("{length:x}\r\n{GOOD}\r\nzz\r\n")),
             ("transfer-encoding: chunked".into(), ""),
         ] {
-            // The sender may be gone already; if there is an answer, it is a refusal.
+            // The server may just close the connection; if it answers, the answer is a refusal.
             if let Ok(answer) = cut(&framing, body) {
                 check_refusal(
                     &format!("{server} {framing} {body}"),
@@ -79,18 +80,18 @@ fn a_batch_cut_half_way_stores_none_of_its_lines() {
             "POST /messages HTTP/1.1\r\nhost: x\r\ncontent-type: application/x-ndjson\r\ncontent-length: {}\r\n\r\n",
             lines.len() + 1
         );
-        drop(talk(addr, head + &lines));
+        drop(send_and_end(addr, head + &lines));
     }
     still_serves(&servers, 0);
 }
 
 #[test]
-fn chunked_bodies_are_bodies_like_others() {
+fn chunked_bodies_are_accepted_and_limited() {
     let servers = Servers::start();
     for (server, addr) in servers.both() {
         let chunk = |chunk: &[u8]| format!("{:x};x=y\r\n{}\r\n", chunk.len(), String::from_utf8_lossy(chunk));
         let chunks = GOOD.as_bytes().chunks(7).map(chunk).collect::<Vec<_>>().concat();
-        let answer = talk(
+        let answer = send_and_end(
             addr,
             format!(
                 "POST /messages HTTP/1.1\r\n{FRAMED}transfer-encoding: chunked\r\n\r\n{chunks}0\r\nx-trailer: y\r\n\r\n"
@@ -99,7 +100,7 @@ fn chunked_bodies_are_bodies_like_others() {
         let answer = answer.expect("an answer");
         assert_eq!(answer.status(), 201, "{server}: {}", answer.text());
         let long = format!("20001\r\n{}\r\n0\r\n\r\n", " ".repeat(128 * 1024 + 1));
-        let answer = talk(
+        let answer = send_and_end(
             addr,
             format!("POST /messages HTTP/1.1\r\n{FRAMED}transfer-encoding: chunked\r\n\r\n{long}"),
         );
@@ -109,7 +110,7 @@ fn chunked_bodies_are_bodies_like_others() {
 }
 
 #[test]
-fn who_asks_to_be_told_to_go_on_is_told() {
+fn expect_100_continue_is_answered() {
     let servers = Servers::start();
     for (server, addr) in servers.both() {
         let mut connection = open(addr);
@@ -122,7 +123,7 @@ fn who_asks_to_be_told_to_go_on_is_told() {
         connection.send(GOOD.as_bytes()).expect("sent");
         assert_eq!(connection.receive("POST").expect("an answer").status(), 201, "{server}");
 
-        // And who would be refused anyway is refused before it sends its body.
+        // A request that is refused anyway is refused before the client sends the body.
         let mut connection = open(addr);
         let head = "POST /messages HTTP/1.1\r\nhost: x\r\ncontent-type: text/plain\r\nexpect: 100-continue\r\ncontent-length: 10\r\n\r\n";
         connection.send(head.as_bytes()).expect("sent");
@@ -170,13 +171,13 @@ fn pipelined_requests_are_answered_in_their_order() {
 }
 
 #[test]
-fn two_hundred_idle_connections_hold_up_nobody() {
+fn two_hundred_idle_connections_delay_no_request() {
     let servers = Servers::start();
     let mut idle = Vec::new();
     for (_, addr) in servers.both() {
         for i in 0..200 {
             let mut connection = open(addr);
-            // Some say nothing, some half a head, some half a body, some one whole request and then nothing.
+            // Nothing, half a head, half a body, or one whole request; then silence.
             let begun = [
                 "",
                 "GET /mess",
@@ -199,15 +200,15 @@ fn two_hundred_idle_connections_hold_up_nobody() {
             assert_eq!(answer.status(), 201, "{server}");
         }
     }
-    // Far more than it takes, and far less than what the idle ones would cost if each were waited for.
+    // Far above the normal duration, and far below what waiting for each idle connection would take.
     assert!(began.elapsed() < Duration::from_secs(60), "{:?} for 100 sends", began.elapsed());
     assert_eq!(servers.count(), 100);
     drop(idle);
 }
 
-/// The limits are those of the contract: 5 s for a head, 30 s for a request.
+/// The limits of the contract: 5 s for a head, 30 s for a request.
 #[test]
-fn who_stops_half_way_is_cut_off_in_time() {
+fn unfinished_requests_time_out() {
     let servers = Servers::start();
     let began = Instant::now();
     let mut heads: Vec<_> = servers.both().iter().map(|(server, addr)| (*server, open(*addr))).collect();
@@ -240,7 +241,7 @@ fn who_stops_half_way_is_cut_off_in_time() {
 }
 
 #[test]
-fn a_head_that_cannot_be_parsed_gets_a_bare_refusal() {
+fn a_head_that_cannot_be_parsed_gets_a_plain_status() {
     let servers = Servers::start();
     let long = "x".repeat(300_000);
     let many = "x: y\r\n".repeat(5_000);
@@ -266,7 +267,7 @@ fn a_head_that_cannot_be_parsed_gets_a_bare_refusal() {
         for (bytes, statuses) in &table {
             let start: String = bytes.chars().take(60).collect();
             let mut connection = open(addr);
-            let sent = connection.send(bytes.as_bytes()); // it may be refused before all of it is taken
+            let sent = connection.send(bytes.as_bytes()); // the server may answer before it has read all bytes
             let answer =
                 connection.receive("POST").unwrap_or_else(|e| panic!("{server} {start:?}: {e}, {sent:?}"));
             assert!(statuses.contains(&answer.status()), "{server} {start:?}: {}", answer.status());
@@ -275,13 +276,13 @@ fn a_head_that_cannot_be_parsed_gets_a_bare_refusal() {
     still_serves(&servers, 0);
 }
 
-/// What one client sends must not count as a failing of the nodes: others are served as before.
+/// A request that only the node refuses must not mark the node as down, which would affect other clients.
 #[test]
-fn a_head_that_only_the_proxy_still_takes_harms_nobody_else() {
+fn a_head_that_only_the_proxy_accepts_does_not_mark_the_node_down() {
     let servers = Servers::start();
     let upstream = || get(servers.proxy(), "/nodes").json()["upstreams"][0].clone();
     let mut statuses = std::collections::BTreeSet::new();
-    // At most 100 fields are taken, and the proxy adds some of its own.
+    // A server accepts at most 100 header fields, and the proxy adds some to each request.
     for count in 85..=100 {
         let mut headers = vec![("x-padding", "y"); count];
         headers.push(JSON);
@@ -294,7 +295,7 @@ fn a_head_that_only_the_proxy_still_takes_harms_nobody_else() {
         );
     }
     assert_eq!(statuses.into_iter().collect::<Vec<_>>(), [201, 431]);
-    // The URL grows on its way through the proxy, which writes these quotes as %27.
+    // The URL is longer behind the proxy, which encodes these quotes as %27.
     for count in [10_000, 20_000, 21_840, 30_000, 60_000, 66_000] {
         let path = format!("/messages?text={}", "'".repeat(count));
         let (node, proxy) = (get(servers.node(), &path), get(servers.proxy(), &path));
@@ -337,14 +338,14 @@ fn older_and_unusual_requests_are_answered() {
         assert_eq!(
             connection.receive("GET").expect("an answer").status(),
             200,
-            "{server}: no upgrade, but an answer"
+            "{server}: answers without the upgrade"
         );
     }
     still_serves(&servers, 0);
 }
 
 #[test]
-fn readers_that_take_nothing_hold_up_nobody_and_miss_nothing() {
+fn stalled_readers_delay_no_request_and_miss_nothing() {
     let servers = Servers::start();
     let line = json!({ "sender": "a", "recipient": "b", "text": "x".repeat(3000) }).to_string() + "\n";
     for _ in 0..2 {
@@ -362,9 +363,9 @@ fn readers_that_take_nothing_hold_up_nobody_and_miss_nothing() {
     for (server, addr) in servers.both().iter().cycle().take(50) {
         assert_eq!(post(*addr, "/messages", &[JSON], GOOD).status(), 201, "{server}");
     }
-    // The listing is of the messages at its start, all of them, however late they are read.
-    for place in [0, 9] {
-        let (server, connection) = &mut readers[place];
+    // A listing holds all messages that existed at its start, however late it is read.
+    for index in [0, 9] {
+        let (server, connection) = &mut readers[index];
         let chunked = Head { status: 200, headers: vec![("transfer-encoding".into(), "chunked".into())] };
         let mut body = Vec::new();
         connection.body("GET", &chunked).and_then(|mut rest| rest.read_to_end(&mut body)).expect(server);
@@ -375,7 +376,7 @@ fn readers_that_take_nothing_hold_up_nobody_and_miss_nothing() {
 }
 
 #[test]
-fn servers_stop_in_order_whatever_their_clients_do() {
+fn servers_exit_cleanly_with_connections_open() {
     let mut servers = Servers::start();
     let addrs = servers.both().map(|(_, addr)| addr);
     let begun = [

@@ -1,6 +1,6 @@
 //! Does every HTTP path answer as the contract says, at a node and through the proxy alike?
 //!
-//! One file per question that a client of the API asks: what is stored, what is listed, what is refused, who may ask.
+//! One file per question of a client: what is stored, what is listed, what is refused, and which requests need a key.
 
 mod acks;
 mod auth;

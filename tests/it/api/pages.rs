@@ -1,6 +1,6 @@
-//! Pages of `GET /messages`: `limit`, anchors and `Link` headers, which lead through all of history both ways.
+//! Pages of `GET /messages`: following the `Link` headers lists the whole history in both directions.
 //!
-//! A walk follows the links alone, as a client would, and compares what it saw with the listing without limit.
+//! A walk follows only the links, as a client does, and its messages are compared with the listing without `limit`.
 
 use std::net::SocketAddr;
 
@@ -23,14 +23,14 @@ fn store(addr: SocketAddr, from: usize, to: usize) {
     assert_eq!(answer.json()["accepted"], to - from, "{}", answer.text());
 }
 
-/// What a page links to.
+/// The targets of a page's `Link` header.
 #[derive(Debug, Default)]
 struct Links {
     prev: Option<String>,
     next: Option<String>,
 }
 
-/// Reads a `Link` header strictly: relative, each direction at most once, each leading to `/messages`.
+/// Parses a `Link` header strictly: relative targets under `/messages`, each direction at most once.
 #[track_caller]
 fn links(header: Option<&str>) -> Links {
     let mut links = Links::default();
@@ -57,7 +57,7 @@ fn page(addr: SocketAddr, path: &str) -> (Vec<Value>, Links) {
     (found, links(answer.header("link")))
 }
 
-/// Walks from this page on, backward or forward, and gives all that was seen, oldest first.
+/// Walks backward or forward from this page to the end. Gives all messages of the pages, oldest first.
 #[track_caller]
 fn walk(addrs: &[SocketAddr], start: &str, backward: bool, limit: usize) -> Vec<Value> {
     let mut seen: Vec<Value> = Vec::new();
@@ -72,7 +72,7 @@ fn walk(addrs: &[SocketAddr], start: &str, backward: bool, limit: usize) -> Vec<
             None => return seen,
         }
     }
-    panic!("from {start} there is no end: {} messages so far", seen.len());
+    panic!("the walk from {start} does not end: {} messages so far", seen.len());
 }
 
 /// Walks from the newest page to the oldest and back, and asks each page at the next of these servers in turn.
@@ -88,7 +88,7 @@ fn check(servers: &[SocketAddr], filter: &str, limits: &[usize]) {
             format!("/messages?after={}&{filter}&limit={limit}", all[0]["id"].as_str().expect("text"));
         let rest = whole.strip_prefix(&all[..1]).unwrap_or(&whole);
         assert_eq!(walk(servers, &oldest, false, *limit), rest, "{oldest}, to the newest");
-        // From the middle, both ways: nothing is missing but the anchor.
+        // From the middle, both ways: only the anchor itself is missing.
         let anchor = all[all.len() / 2]["id"].as_str().expect("text");
         let mut both =
             walk(servers, &format!("/messages?{filter}&limit={limit}&before={anchor}"), true, *limit);
@@ -104,7 +104,7 @@ fn check(servers: &[SocketAddr], filter: &str, limits: &[usize]) {
 }
 
 #[test]
-fn links_lead_through_all_of_history_without_miss_or_repeat() {
+fn following_the_links_lists_every_message_once() {
     let servers = Servers::start();
     store(servers.node(), 0, COUNT);
     let addrs = servers.both().map(|(_, addr)| addr);
@@ -123,7 +123,7 @@ fn links_lead_through_all_of_history_without_miss_or_repeat() {
 }
 
 #[test]
-fn a_page_says_where_there_is_more_and_only_there() {
+fn a_page_links_only_where_there_is_more() {
     let servers = Servers::start();
     store(servers.node(), 0, 10);
     let ids: Vec<String> =
@@ -149,7 +149,7 @@ fn a_page_says_where_there_is_more_and_only_there() {
         check(format!("limit=3&after={}", at(5)), 6..9, true, true);
         check(format!("limit=4&after={}", at(5)), 6..10, true, false);
         check(format!("limit=2&after={}", at(0)), 1..3, true, true);
-        // Between two anchors: the newest first, and the walk does not leave them.
+        // Between two anchors: the first page is the newest, and the walk stays between the anchors.
         check(format!("limit=3&after={}&before={}", at(1), at(8)), 5..8, true, false);
         check(format!("limit=6&after={}&before={}", at(1), at(8)), 2..8, false, false);
         check(format!("after={}&before={}", at(1), at(8)), 2..8, false, false);
@@ -161,7 +161,7 @@ fn a_page_says_where_there_is_more_and_only_there() {
 }
 
 #[test]
-fn past_either_end_is_an_empty_page() {
+fn a_page_past_either_end_is_empty() {
     let servers = Servers::start();
     store(servers.node(), 0, 10);
     let history = servers.history();
@@ -172,14 +172,14 @@ fn past_either_end_is_an_empty_page() {
         let (found, after) = page(addr, &format!("/messages?limit=3&after={}", id(9)));
         assert_eq!((found.len(), &after.next), (0, &None), "{server}");
     }
-    // A client that polls for what is new keeps its last message as the anchor.
+    // A client that polls for new messages uses its last message as the anchor.
     store(servers.node(), 10, 12);
     let (found, _) = page(servers.proxy(), &format!("/messages?limit=3&after={}", id(9)));
     assert_eq!(found, servers.history()[10..]);
 }
 
 #[test]
-fn a_link_keeps_the_question_whatever_is_in_it() {
+fn a_link_keeps_every_filter_of_its_request() {
     let servers = Servers::start();
     for i in 0..5 {
         servers.store(&json!({ "sender": "a>b \"c\"; d, e&f=g%h", "recipient": "\u{1F30D}+ +", "text": format!("<{i}>"), "timestamp": i }));
@@ -192,10 +192,10 @@ fn a_link_keeps_the_question_whatever_is_in_it() {
 }
 
 #[test]
-fn a_walk_passes_ids_that_stand_for_two_contents() {
+fn a_walk_passes_conflicting_ids() {
     let mut cluster = Cluster::prepare(2);
     let id = Uuid::now_v7();
-    // Each node accepts the id with another content, and other messages around it, while the other node is away.
+    // While the other node is down, each node accepts the id with its own content, and other messages around it.
     for node in 0..2 {
         cluster.start_node(node);
         store(cluster.node(node), 0, 3);

@@ -1,6 +1,7 @@
-//! Bad input over HTTP: each refusal has its code and shape, at a node and through the proxy, and stores nothing.
+//! Invalid HTTP requests: each gets its error code and a problem document, from a node and from the proxy, and stores
+//! nothing.
 //!
-//! The table is of whole requests. Those that a decent HTTP library cannot even send are in `hostile_clients`.
+//! These requests are well-formed HTTP. Requests that an HTTP library cannot send are in `hostile_clients`.
 
 use std::net::SocketAddr;
 
@@ -12,7 +13,7 @@ use crate::support::servers::{JSON, NDJSON, Servers, check_refusal, get, post};
 
 const GOOD: &str = r#"{"sender":"a","recipient":"b","text":"c"}"#;
 
-/// A good body but for one field, which is given as it stands in JSON.
+/// A valid message with one field replaced by this raw JSON value.
 fn with(field: &str, value: &str) -> String {
     let mut fields = vec![("sender", r#""a""#), ("recipient", r#""b""#), ("text", r#""c""#)];
     fields.retain(|(name, _)| *name != field);
@@ -27,7 +28,7 @@ fn without(field: &str) -> String {
     message.to_string()
 }
 
-/// Both servers refuse this body of one message, and store nothing.
+/// Both servers refuse this body of a single message.
 #[track_caller]
 fn check_body(servers: &Servers, body: impl AsRef<[u8]>, status: u16, code: &str, part: &str) {
     for (server, addr) in servers.both() {
@@ -46,7 +47,7 @@ fn check_get(servers: &Servers, path: &str, status: u16, code: &str, part: &str)
 }
 
 #[test]
-fn what_is_not_json_is_invalid_json() {
+fn a_body_that_is_not_json_gets_invalid_json() {
     let servers = Servers::start();
     let code = "invalid_json";
     for body in
@@ -76,7 +77,7 @@ fn what_is_not_json_is_invalid_json() {
 }
 
 #[test]
-fn json_that_is_no_message_is_invalid_message_with_the_field() {
+fn json_that_is_not_a_message_gets_invalid_message_and_the_field_name() {
     let servers = Servers::start();
     let check = |body: String, part: &str| check_body(&servers, body, 422, "invalid_message", part);
     for (other, kind) in [
@@ -129,7 +130,7 @@ fn json_that_is_no_message_is_invalid_message_with_the_field() {
 }
 
 #[test]
-fn timestamps_ids_and_unknown_fields_are_refused_with_their_name() {
+fn invalid_timestamps_ids_and_unknown_fields_are_refused_by_name() {
     let servers = Servers::start();
     let check = |body: String, part: &str| check_body(&servers, body, 422, "invalid_message", part);
     for huge in
@@ -188,7 +189,7 @@ fn timestamps_ids_and_unknown_fields_are_refused_with_their_name() {
 }
 
 #[test]
-fn a_body_that_is_too_long_is_too_large_and_the_sender_learns_it() {
+fn a_body_over_the_limit_gets_too_large() {
     let servers = Servers::start();
     let length = 128 * 1024;
     let just = format!("{}{GOOD}", " ".repeat(length + 1 - GOOD.len()));
@@ -204,7 +205,7 @@ fn a_body_that_is_too_long_is_too_large_and_the_sender_learns_it() {
 }
 
 #[test]
-fn a_body_of_another_type_is_an_unsupported_media_type() {
+fn a_body_of_another_content_type_gets_unsupported_media_type() {
     let servers = Servers::start();
     for (server, addr) in servers.both() {
         let types = [
@@ -231,9 +232,9 @@ fn a_body_of_another_type_is_an_unsupported_media_type() {
     assert_eq!(servers.count(), 0);
 }
 
-/// A sender that is still writing a long body must see why it is refused, rather than a connection that is reset.
+/// A sender that still writes a long body must receive the refusal rather than a connection reset.
 #[test]
-fn a_long_body_does_not_hide_the_refusal() {
+fn a_long_body_does_not_lose_the_refusal() {
     let servers = Servers::start();
     let long = "x".repeat(3 << 20);
     for (server, addr) in servers.both() {
@@ -299,7 +300,7 @@ fn unknown_paths_are_not_found() {
 }
 
 #[test]
-fn wrong_methods_say_which_are_right() {
+fn wrong_methods_get_the_allowed_methods() {
     let servers = Servers::start();
     let id = format!("/messages/{}", Uuid::now_v7());
     let table = [
@@ -333,7 +334,7 @@ fn wrong_methods_say_which_are_right() {
 }
 
 #[test]
-fn a_query_that_is_not_in_the_contract_is_refused_by_name() {
+fn an_unknown_or_invalid_query_parameter_is_refused_by_name() {
     let servers = Servers::start();
     let id = Uuid::now_v7();
     let table = [

@@ -1,6 +1,6 @@
-//! `POST /messages` as the contract has it, at a node and through the proxy alike.
+//! `POST /messages`: what is stored and what the answer says, at a node and through the proxy alike.
 //!
-//! What is refused is in `refusals`; here is what is stored, and what the answer says of it.
+//! Requests that are refused are in `refusals`.
 
 use std::net::SocketAddr;
 
@@ -31,7 +31,7 @@ fn with_key(addr: SocketAddr, key: &str, message: &Value) -> Response {
     post(addr, "/messages", &[JSON, ("idempotency-key", key)], message.to_string())
 }
 
-/// The milliseconds of an RFC 3339 time in UTC that has exactly three digits of them.
+/// Milliseconds since the epoch. Panics unless the value is an RFC 3339 time in UTC with exactly three decimals.
 #[track_caller]
 fn millis(time: &Value) -> i64 {
     let text = time.as_str().expect("a time is text");
@@ -40,7 +40,7 @@ fn millis(time: &Value) -> i64 {
 }
 
 #[test]
-fn a_message_is_answered_in_the_words_and_the_order_of_the_contract() {
+fn the_answer_has_the_fields_of_the_contract_in_order() {
     let servers = Servers::start();
     for (seq, (server, addr)) in (1..).zip(servers.both()) {
         let id = Uuid::now_v7();
@@ -79,7 +79,7 @@ fn a_message_is_answered_in_the_words_and_the_order_of_the_contract() {
 }
 
 #[test]
-fn the_same_again_is_a_success_that_says_duplicate() {
+fn a_repeated_send_succeeds_as_a_duplicate() {
     let servers = Servers::start();
     let message = json!({ "sender": "a", "recipient": "b", "text": "c", "id": Uuid::now_v7() });
     let first = send(servers.node(), &message);
@@ -97,7 +97,7 @@ fn the_same_again_is_a_success_that_says_duplicate() {
 }
 
 #[test]
-fn an_id_and_a_timestamp_are_made_where_the_sender_gave_none() {
+fn a_missing_id_and_timestamp_are_filled_in() {
     let servers = Servers::start();
     for (server, addr) in servers.both() {
         let before = servers.count();
@@ -118,7 +118,7 @@ fn an_id_and_a_timestamp_are_made_where_the_sender_gave_none() {
 }
 
 #[test]
-fn the_idempotency_key_serves_as_the_id_quoted_or_not() {
+fn the_idempotency_key_is_the_id_quoted_or_not() {
     let servers = Servers::start();
     let bare = json!({ "sender": "a", "recipient": "b", "text": "c" });
     for (server, addr) in servers.both() {
@@ -143,7 +143,7 @@ fn the_idempotency_key_serves_as_the_id_quoted_or_not() {
 }
 
 #[test]
-fn a_key_that_is_no_uuid_or_that_the_body_contradicts_is_refused() {
+fn an_idempotency_key_that_is_no_uuid_or_differs_from_the_id_is_refused() {
     let servers = Servers::start();
     let bare = json!({ "sender": "a", "recipient": "b", "text": "c" });
     let other = json!({ "sender": "a", "recipient": "b", "text": "c", "id": Uuid::now_v7() });
@@ -162,7 +162,7 @@ fn a_key_that_is_no_uuid_or_that_the_body_contradicts_is_refused() {
 }
 
 #[test]
-fn an_id_stands_for_one_content_only() {
+fn an_id_with_other_content_is_refused() {
     let servers = Servers::start();
     let id = Uuid::now_v7();
     let message = json!({ "sender": "a", "recipient": "b", "text": "c", "timestamp": 5, "id": id });
@@ -180,10 +180,14 @@ fn an_id_stands_for_one_content_only() {
             let what = format!("{server}, other {field}");
             check_refusal(&what, &send(addr, &other), 409, "id_conflict", "other content");
         }
-        assert_eq!(send(addr, &message).status(), 200, "{server}: the first one still stands");
+        assert_eq!(send(addr, &message).status(), 200, "{server}: the first content is kept");
     }
     assert_eq!(servers.count(), 1);
-    assert_eq!(servers.cluster.statuses()[0]["conflicts"], 0, "what was refused is no conflict");
+    assert_eq!(
+        servers.cluster.statuses()[0]["conflicts"],
+        0,
+        "a refused message is not counted as a conflict"
+    );
     assert_eq!(get(servers.node(), &format!("/messages/{id}")).json()["text"], "c");
 }
 
@@ -217,7 +221,7 @@ fn an_id_may_be_any_uuid_in_any_spelling() {
 }
 
 #[test]
-fn what_is_just_within_the_limits_is_stored_as_it_was_sent() {
+fn messages_at_the_limits_are_stored_unchanged() {
     let servers = Servers::start();
     let messages = [
         json!({ "sender": "\u{1F30D}".repeat(64), "recipient": "é".repeat(64), "text": "x".repeat(16_384), "timestamp": 0 }),
@@ -236,7 +240,7 @@ fn what_is_just_within_the_limits_is_stored_as_it_was_sent() {
                 }
             }
         }
-        // Escaped as far as JSON can, the longest text still fits into a body; and a body is at most 128 KiB.
+        // The longest text fits into a body even with every character escaped; a body may have up to 128 KiB.
         let escaped = format!(r#"{{"sender":"a","recipient":"b","text":"{}"}}"#, "\\u0041".repeat(16_384));
         let padded = format!("{}{escaped}", " ".repeat(128 * 1024 - escaped.len()));
         for body in [escaped, padded] {
@@ -247,7 +251,7 @@ fn what_is_just_within_the_limits_is_stored_as_it_was_sent() {
 }
 
 #[test]
-fn a_node_alone_is_its_own_quorum_and_does_not_wait() {
+fn a_lone_node_is_its_own_quorum() {
     let servers = Servers::start();
     for (server, addr) in servers.both() {
         for query in

@@ -1,4 +1,4 @@
-//! What servers say of themselves: `/livez`, `/readyz`, `/nodes` and `/network`, as the contract shapes them.
+//! The status paths: `/livez`, `/readyz`, `/nodes` and `/network` have the fields of the contract.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -43,7 +43,7 @@ const ROW: [&str; 11] = [
     "error",
 ];
 
-/// The answer to a path, whose fields are these in this order.
+/// The object at a path. Panics unless it has exactly these fields in this order.
 #[track_caller]
 fn object(addr: SocketAddr, path: &str, fields: &[&str]) -> Value {
     let answer = get(addr, path);
@@ -57,7 +57,7 @@ fn object(addr: SocketAddr, path: &str, fields: &[&str]) -> Value {
     answer.json()
 }
 
-/// The first object in the array of this name, as it was written.
+/// The raw text of the first object in the array of this name.
 fn first_of(addr: SocketAddr, path: &str, array: &str) -> String {
     let text = get(addr, path).text().to_owned();
     let (_, rest) = text.split_once(&format!("\"{array}\":[")).expect("the array");
@@ -72,7 +72,7 @@ fn is_time(value: &Value) {
 }
 
 #[test]
-fn who_lives_says_so_and_who_is_ready_says_for_what() {
+fn livez_and_readyz_report_liveness_and_readiness() {
     let servers = Servers::start();
     for (server, addr) in servers.both() {
         object(addr, "/livez", &["live"]);
@@ -97,7 +97,11 @@ fn a_node_describes_itself() {
     );
     assert!(empty["uptime_seconds"].is_u64() && empty["version"].is_string(), "{empty}");
     assert_eq!(empty["peers"], json!([]));
-    assert_eq!(empty["warnings"].as_array().map(Vec::len), Some(1), "it has no peers and says so: {empty}");
+    assert_eq!(
+        empty["warnings"].as_array().map(Vec::len),
+        Some(1),
+        "a node without peers warns about it: {empty}"
+    );
 
     servers.store(&json!({ "sender": "a", "recipient": "b", "text": "c" }));
     let one = object(servers.node(), "/nodes", &NODE);
@@ -110,7 +114,7 @@ fn the_proxy_describes_its_upstreams() {
     let mut servers = Servers::start();
     let fields = ["version", "state", "uptime_seconds", "warnings", "upstreams"];
     let upstream = |servers: &Servers| object(servers.proxy(), "/nodes", &fields)["upstreams"][0].clone();
-    eventually_blocking(LONG, "the node to be seen", || upstream(&servers)["state"] == "up");
+    eventually_blocking(LONG, "the node to be up", || upstream(&servers)["state"] == "up");
     assert_eq!(
         keys(&first_of(servers.proxy(), "/nodes", "upstreams")),
         ["address", "state", "rtt_ms", "error"]
@@ -118,7 +122,7 @@ fn the_proxy_describes_its_upstreams() {
     let up = upstream(&servers);
     assert_eq!((&up["address"], &up["error"]), (&json!(servers.node().to_string()), &Value::Null));
     servers.cluster.kill9(0);
-    eventually_blocking(LONG, "its absence to be seen", || upstream(&servers)["state"] == "down");
+    eventually_blocking(LONG, "the node to be down", || upstream(&servers)["state"] == "down");
     assert!(upstream(&servers)["error"].is_string());
 }
 
@@ -130,7 +134,7 @@ fn nodes_see_each_other_and_the_network_is_one_row_per_node() {
     let digest = cluster.converge(LONG, 1);
     let servers = [cluster.node(0), cluster.node(2), cluster.proxy()];
     for addr in servers {
-        let network = eventually_blocking(LONG, "all to be up and to agree", || {
+        let network = eventually_blocking(LONG, "all nodes to be up and converged", || {
             let network = object(addr, "/network", &NETWORK);
             let behind = |row: &Value| row["behind"] == 0 && row["state"] == "up";
             let rows = network["nodes"].as_array().expect("an array");
@@ -151,7 +155,7 @@ fn nodes_see_each_other_and_the_network_is_one_row_per_node() {
             );
         }
     }
-    let status = eventually_blocking(LONG, "both peers to have been asked", || {
+    let status = eventually_blocking(LONG, "an exchange with both peers", || {
         let status = object(cluster.node(0), "/nodes", &NODE);
         let peers = status["peers"].as_array().expect("an array");
         if peers.iter().all(|peer| peer["last_sync"].is_string() && peer["behind"] == 0) {
@@ -170,7 +174,7 @@ fn nodes_see_each_other_and_the_network_is_one_row_per_node() {
 
     cluster.kill9(2);
     for addr in [cluster.node(0), cluster.proxy()] {
-        let network = eventually_blocking(LONG, "its end to be seen", || {
+        let network = eventually_blocking(LONG, "node 2 to be down", || {
             let network = object(addr, "/network", &NETWORK);
             if network["up"] == 2 && network["nodes"][2]["state"] == "down" {
                 Ok(network)
@@ -181,14 +185,14 @@ fn nodes_see_each_other_and_the_network_is_one_row_per_node() {
         assert_eq!(
             (&network["total"], &network["writable"], &network["converged"]),
             (&json!(3), &json!(true), &json!(true)),
-            "those that are up agree"
+            "the running nodes are converged"
         );
         assert!(network["nodes"][2]["error"].is_string(), "{network}");
     }
 }
 
 #[test]
-fn without_any_node_the_proxy_lives_and_refuses_at_once() {
+fn without_nodes_the_proxy_is_live_and_refuses_at_once() {
     let mut servers = Servers::start();
     servers.cluster.kill9(0);
     let proxy = servers.proxy();
@@ -207,9 +211,9 @@ fn without_any_node_the_proxy_lives_and_refuses_at_once() {
     }
 }
 
-/// A peer under another spelling of its address is still one node, and one copy.
+/// A peer configured under another spelling of its address is one peer, and its copy counts once.
 #[test]
-fn a_node_is_one_peer_under_however_many_addresses() {
+fn a_node_under_two_spellings_of_its_address_is_one_peer() {
     let mut cluster = Cluster::prepare(2);
     let (one, other) = (cluster.node(0), cluster.node(1));
     let mapped = |addr: SocketAddr| match addr.ip() {
@@ -223,7 +227,7 @@ fn a_node_is_one_peer_under_however_many_addresses() {
         .expect("stored")
         .json();
     cluster.converge(LONG, 1);
-    eventually_blocking(LONG, "each to have met the other, once", || {
+    eventually_blocking(LONG, "each node to have one peer", || {
         let statuses = cluster.statuses();
         let met = |status: &Value| {
             let peers = status["peers"].as_array().expect("an array");

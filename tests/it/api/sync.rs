@@ -1,6 +1,7 @@
-//! `POST /sync` and bodies that are no exchange of this network: each has its code, and stores nothing.
+//! `POST /sync` with invalid or foreign requests: each gets its error code and stores nothing.
 //!
-//! The bytes are written out here, so that a change of the protocol is noticed where it would lock nodes out.
+//! The requests are spelled out byte by byte, so that an accidental change of the protocol, which would separate nodes of
+//! two versions, fails a test.
 
 use crate::support::cluster::Cluster;
 use crate::support::http::Response;
@@ -8,7 +9,7 @@ use crate::support::servers::{check_refusal, post};
 
 const BINARY: (&str, &str) = ("content-type", "application/octet-stream");
 
-/// The head of an exchange: magic, protocol, flags, network, node id, store id, open id, address, digest.
+/// The head of a sync request: magic, protocol, flags, network, node id, store id, incarnation id, address, digest.
 fn exchange(protocol: u16, network: &str) -> Vec<u8> {
     let mut bytes = b"ChSy".to_vec();
     bytes.extend_from_slice(&protocol.to_be_bytes());
@@ -23,14 +24,14 @@ fn exchange(protocol: u16, network: &str) -> Vec<u8> {
     bytes
 }
 
-/// A section of an exchange.
+/// A section of a sync request.
 fn section(tag: u8, body: &[u8]) -> Vec<u8> {
     let length = u32::try_from(body.len()).expect("short");
     [&[tag][..], &length.to_be_bytes(), body].concat()
 }
 
 #[test]
-fn what_is_no_exchange_of_this_network_is_refused() {
+fn an_invalid_or_foreign_exchange_is_refused() {
     let cluster = Cluster::start(1);
     let addr = cluster.node(0);
     let ask = |bytes: &[u8]| post(addr, "/sync", &[BINARY], bytes);
@@ -75,7 +76,7 @@ fn what_is_no_exchange_of_this_network_is_refused() {
 }
 
 #[test]
-fn an_exchange_of_this_network_is_answered_in_kind() {
+fn a_valid_exchange_is_answered() {
     let cluster = Cluster::start(1);
     let answer = post(cluster.node(0), "/sync", &[BINARY], exchange(1, "chatchain"));
     assert_eq!((answer.status(), answer.header("content-type")), (200, Some("application/octet-stream")));
@@ -89,12 +90,12 @@ fn an_exchange_of_this_network_is_answered_in_kind() {
     assert_eq!(
         post(cluster.node(0), "/sync", &[BINARY], newer).status(),
         200,
-        "what is unknown is passed over"
+        "an unknown section is ignored"
     );
 }
 
 #[test]
-fn entries_that_do_not_check_are_not_stored() {
+fn entries_with_a_wrong_checksum_are_not_stored() {
     let cluster = Cluster::start(1);
     let addr = cluster.node(0);
     let origin = uuid::Uuid::now_v7().into_bytes();
