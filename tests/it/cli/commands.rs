@@ -1,4 +1,4 @@
-//! The command line as people and scripts meet it: exit codes, sentences, and what goes where.
+//! The command line as people and scripts use it: exit codes, error messages, and the split of standard output and error.
 
 use std::{
     io::{BufRead, BufReader, Write},
@@ -29,7 +29,7 @@ fn alone(config: Option<&str>, args: &[&str]) -> Finished {
     run(command, "")
 }
 
-/// The program ends with this code, prints no data, and one sentence that holds these parts.
+/// The program exits with this code, prints nothing on standard output, and these parts on standard error.
 #[track_caller]
 fn check(config: Option<&str>, args: &[&str], code: i32, parts: &[&str]) {
     let done = alone(config, args);
@@ -39,7 +39,7 @@ fn check(config: Option<&str>, args: &[&str], code: i32, parts: &[&str]) {
         assert!(done.stderr.contains(part), "{:?} lacks {part:?}", done.stderr);
     }
     for dump in ["panicked", "Error {", "BACKTRACE", "Location:"] {
-        assert!(!done.stderr.contains(dump), "{:?} is a dump", done.stderr);
+        assert!(!done.stderr.contains(dump), "{:?} is a debug dump", done.stderr);
     }
 }
 
@@ -82,7 +82,11 @@ fn a_key_is_made_and_one_that_cannot_be_used_is_code_2() {
     for args in [&["list"] as &[&str], &["node", "--node-id", "0"], &["proxy"], &["up"]] {
         check(Some(config), args, 2, &["cannot read the key file network.key", "line 1", "chatchain key"]);
     }
-    assert_eq!(alone(Some(config), &["key"]).code, Some(0), "or nobody could make the one that is missing");
+    assert_eq!(
+        alone(Some(config), &["key"]).code,
+        Some(0),
+        "`chatchain key` must work before the key file exists"
+    );
     assert_eq!(alone(Some(config), &["verify"]).code, alone(None, &["verify"]).code);
 }
 
@@ -96,7 +100,7 @@ fn help_and_version_are_data_and_success() {
 }
 
 #[test]
-fn nobody_there_is_code_5_with_advice() {
+fn an_unreachable_server_is_code_5_with_advice() {
     let server = free_addr().to_string();
     for command in [&["send", "--to", "a", "--from", "b", "hi"] as &[&str], &["list"], &["status"]] {
         let args: Vec<_> = command.iter().copied().chain(["--server", &server]).collect();
@@ -107,7 +111,7 @@ fn nobody_there_is_code_5_with_advice() {
 }
 
 #[test]
-fn a_file_for_nobody_is_not_waited_for() {
+fn an_import_to_an_unreachable_server_fails_at_once() {
     let server = free_addr().to_string();
     let mut command = chatchain(&std::env::temp_dir());
     command.args(["send", "--file", "-", "--server", &server]);
@@ -157,7 +161,7 @@ fn send_prints_the_id_and_list_the_message() {
 }
 
 #[test]
-fn a_text_is_found_alike_in_history_and_in_what_comes() {
+fn a_text_search_matches_alike_in_history_and_feed() {
     let cluster = Cluster::start(1);
     let search = ["list", "--text", "STRASSE ΣΟΦΟΣ", "-o", "ndjson"];
     let search_on = [&search[..], &["--cursor-file", "seen"]].concat();
@@ -171,15 +175,15 @@ fn a_text_is_found_alike_in_history_and_in_what_comes() {
 }
 
 #[test]
-fn what_strangers_write_cannot_steer_the_terminal() {
+fn message_text_cannot_control_the_terminal() {
     let cluster = Cluster::start(1);
     let evil = "\u{1b}[2J\u{1b}]0;title\u{7}\u{9b}31m\u{202e}\r\u{7f}";
     let sent = cluster.cli(&["send", "--from", "a", "--to", "b", evil]);
     assert_eq!(sent.code, Some(0), "{sent:?}");
     for format in ["table", "json", "ndjson"] {
         let listed = cluster.cli(&["list", "-o", format]);
-        let steers = |c: char| (c.is_control() && c != '\n') || c == '\u{202e}';
-        assert!(!listed.stdout.contains(steers), "{format}: {:?}", listed.stdout);
+        let is_control_code = |c: char| (c.is_control() && c != '\n') || c == '\u{202e}';
+        assert!(!listed.stdout.contains(is_control_code), "{format}: {:?}", listed.stdout);
         assert!(listed.stdout.contains("31m"), "{format}: {:?}", listed.stdout);
     }
 }
@@ -227,7 +231,7 @@ fn a_file_is_imported_once_however_often_it_is_sent() {
 }
 
 #[test]
-fn lines_that_are_refused_are_named_by_their_place_in_the_file() {
+fn rejected_lines_are_reported_by_line_number() {
     let cluster = Cluster::start(1);
     let input = [
         r#"{"sender":"a","recipient":"b","text":"c","timestamp":1,"id":"00000000-0000-0000-0000-000000000001"}"#,
@@ -251,7 +255,7 @@ fn lines_that_are_refused_are_named_by_their_place_in_the_file() {
 }
 
 #[test]
-fn a_reader_that_goes_away_is_no_failure() {
+fn a_closed_standard_output_is_not_a_failure() {
     let cluster = Cluster::start(1);
     let line =
         r#"{"sender":"a","recipient":"b","text":"TEXT","timestamp":1}"#.replace("TEXT", &"x".repeat(10_000));
@@ -259,63 +263,59 @@ fn a_reader_that_goes_away_is_no_failure() {
     assert_eq!(cluster.cli_with_input(&["send", "--file", "-"], file.as_bytes()).code, Some(0));
     let mut command = Command::new(env!("CARGO_BIN_EXE_chatchain"));
     command.args(["list", "--limit", "100", "--server", &cluster.node(0).to_string()]);
-    // Far more than a pipe holds, and nobody reads it.
+    // The output is far larger than a pipe buffer, and the reading end is closed.
     let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("started");
     drop(child.stdout.take());
     let done = child.wait_with_output().expect("ended");
     assert_eq!((done.status.code(), String::from_utf8_lossy(&done.stderr).as_ref()), (Some(0), ""));
 }
 
-/// A server that takes everybody and says nothing, as one does whose store cannot be read.
+/// The server accepts each request and ends the feed at once, as a node does whose store cannot be read.
 #[test]
-fn a_feed_that_ends_again_and_again_is_not_opened_without_a_pause() {
+fn follow_pauses_before_it_reopens_a_feed_that_keeps_ending() {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let server = listener.local_addr().expect("bound").to_string();
     std::thread::spawn(move || {
         for stream in listener.incoming().flatten() {
             let mut lines = BufReader::new(&stream).lines().map_while(Result::ok);
             let _head = lines.find(String::is_empty);
-            drop((&stream).write_all(b"HTTP/1.1 200 OK\r\nconnection: close\r\n\r\n")); // who asks may have gone
+            drop((&stream).write_all(b"HTTP/1.1 200 OK\r\nconnection: close\r\n\r\n")); // the client may have closed the connection
         }
     });
     let dir = tempfile::tempdir().expect("a temporary directory");
     let mut command = chatchain(dir.path());
     command.args(["list", "--follow", "--server", &server]);
     let (began, mut follower) = (Instant::now(), Process::spawn("list", command));
-    eventually_blocking(LONG, "it is opened anew", || follower.stderr().lines().count() >= 6);
+    eventually_blocking(LONG, "the feed to be reopened", || follower.stderr().lines().count() >= 6);
     assert!(began.elapsed() >= Duration::from_millis(1_500), "{:?}", began.elapsed());
     follower.interrupt();
     assert_eq!(follower.wait(LONG).code(), Some(0));
 }
 
 #[test]
-fn a_node_stops_in_order_when_asked() {
+fn a_node_exits_cleanly_on_sigint() {
     let mut cluster = Cluster::start(1);
-    // It is ready before it has said everything.
-    eventually_blocking(LONG, "its warning", || cluster.process(0).stderr().contains("no peers"));
+    // The node is ready before it has logged its last warning.
+    eventually_blocking(LONG, "the warning", || cluster.process(0).stderr().contains("no peers"));
     cluster.process(0).interrupt();
     let status = cluster.process(0).wait(LONG);
     assert_eq!(status.code(), Some(0));
 }
 
 #[test]
-fn status_tells_people_and_check_tells_scripts() {
+fn status_is_a_table_and_check_is_an_exit_code() {
     let mut cluster = Cluster::start(2);
     assert_eq!(cluster.cli(&["send", "--from", "a", "--to", "b", "hi"]).code, Some(0));
-    eventually_blocking(LONG, "a network that is well", || {
-        cluster.cli(&["status", "--check"]).code == Some(0)
-    });
+    eventually_blocking(LONG, "a healthy network", || cluster.cli(&["status", "--check"]).code == Some(0));
     let status = cluster.cli(&["status"]);
     let lines: Vec<_> = status.stdout.lines().collect();
     assert!(lines[0].starts_with("NODE  STATE  ADDRESS"), "{status:?}");
     assert_eq!((lines.len(), lines[3]), (4, "2 of 2 nodes up, writable, converged"), "{status:?}");
-    assert!(!status.stdout.contains('\u{1b}'), "no colours where no terminal is");
+    assert!(!status.stdout.contains('\u{1b}'), "no colors without a terminal");
     assert!(cluster.cli(&["status", "--color", "always"]).stdout.contains("\u{1b}[32m2 of 2"));
 
     cluster.kill9(1);
-    eventually_blocking(LONG, "a network that is not", || {
-        cluster.cli(&["status", "--check"]).code == Some(3)
-    });
+    eventually_blocking(LONG, "an unhealthy network", || cluster.cli(&["status", "--check"]).code == Some(3));
     let status = cluster.cli(&["status", "-o", "json"]);
     let network: Value = serde_json::from_str(&status.stdout).expect("JSON");
     assert_eq!((status.code, &network["up"], &network["total"]), (Some(0), &1.into(), &2.into()));

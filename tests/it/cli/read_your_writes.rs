@@ -1,5 +1,5 @@
-//! Whoever sends through one server and reads through another finds what was sent, and whoever lists and then follows finds
-//! all of it in the one or the other.
+//! Read your writes: a user who sends through one server and lists through another finds the message, and `list --follow`
+//! misses nothing between its listing and its feed.
 
 use std::collections::BTreeSet;
 use std::io::{self, Read, Write};
@@ -13,7 +13,7 @@ use crate::support::process::{Finished, Process, run};
 
 const SOON: Duration = Duration::from_secs(30);
 
-/// A command of somebody who has a home.
+/// A command with a state directory, in which the program remembers the user's last writes.
 fn command(cluster: &Cluster, server: SocketAddr, args: &[&str]) -> std::process::Command {
     let mut command = cluster.command();
     command.env("CHATCHAIN_STATE_DIR", cluster.dir().join("state"));
@@ -29,13 +29,13 @@ fn done(cluster: &Cluster, server: SocketAddr, args: &[&str]) -> Finished {
 }
 
 #[test]
-fn a_list_shows_what_was_just_sent_through_another_server() {
+fn list_shows_a_message_just_sent_through_another_server() {
     let mut cluster = Cluster::start(2);
     for round in 0..12 {
         let text = format!("round {round}");
         cluster.process(1).freeze();
         done(&cluster, cluster.node(0), &["send", "--from", "a", "--to", "b", &text]);
-        // It waits before node 1 has heard anything of the message.
+        // `list` starts before node 1 has received the message, so it has to wait.
         let list = Process::spawn("list", command(&cluster, cluster.node(1), &["list", "--limit", "1"]));
         cluster.process(1).thaw();
         let listed = list.finish(SOON);
@@ -45,7 +45,7 @@ fn a_list_shows_what_was_just_sent_through_another_server() {
 }
 
 #[test]
-fn where_it_cannot_be_shown_the_list_says_so_once() {
+fn list_warns_once_if_own_writes_are_missing() {
     let mut apart = Cluster::prepare(0);
     apart.join(&[]);
     apart.join(&[]);
@@ -63,7 +63,7 @@ fn where_it_cannot_be_shown_the_list_says_so_once() {
 }
 
 #[test]
-fn what_was_sent_to_another_network_is_no_reason_to_refuse_a_list() {
+fn writes_to_another_network_do_not_affect_list() {
     let cluster = Cluster::start(1);
     let mut others = Cluster::prepare(0);
     std::fs::write(others.dir().join("config.toml"), "network = 'others'").expect("a config.toml");
@@ -73,13 +73,13 @@ fn what_was_sent_to_another_network_is_no_reason_to_refuse_a_list() {
     assert_eq!((listed.stdout.as_str(), listed.stderr.trim_end()), ("", "no messages match"));
 }
 
-/// A door to two nodes that do not know each other: the first feed is the first one's, all else the second one's.
-fn two_faced(first: SocketAddr, second: SocketAddr) -> io::Result<SocketAddr> {
-    let door = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
-    let addr = door.local_addr()?;
+/// A relay in front of two nodes: forwards the first `GET /feed` to the first node, every other request to the second.
+fn split_feed_from_listing(first: SocketAddr, second: SocketAddr) -> io::Result<SocketAddr> {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+    let addr = listener.local_addr()?;
     std::thread::spawn(move || {
         let mut feeds = 0;
-        for client in door.incoming() {
+        for client in listener.incoming() {
             let mut client = client?;
             let mut head = vec![0; 4096];
             let length = client.read(&mut head)?;
@@ -87,7 +87,7 @@ fn two_faced(first: SocketAddr, second: SocketAddr) -> io::Result<SocketAddr> {
             let is_first = head.starts_with(b"GET /feed") && feeds == 1;
             let mut server = TcpStream::connect(if is_first { first } else { second })?;
             let lines = head[..length].strip_suffix(b"\r\n").unwrap_or_default();
-            server.write_all(&[lines, b"connection: close\r\n\r\n"].concat())?; // so that each request comes anew
+            server.write_all(&[lines, b"connection: close\r\n\r\n"].concat())?; // so that each request is a new connection
             std::thread::spawn(move || {
                 io::copy(&mut server, &mut client)?;
                 client.shutdown(Shutdown::Both)
@@ -99,28 +99,28 @@ fn two_faced(first: SocketAddr, second: SocketAddr) -> io::Result<SocketAddr> {
 }
 
 #[test]
-fn a_listing_without_what_the_feed_begins_after_is_not_taken_for_all_of_history() {
+fn follow_does_not_trust_a_listing_that_lags_behind_the_start_of_the_feed() {
     let mut cluster = Cluster::prepare(0);
     cluster.join(&[]);
     cluster.join(&[]);
     send_all(cluster.node(0), 0..5);
     send_all(cluster.node(1), 10..12);
-    let door = two_faced(cluster.node(0), cluster.node(1)).expect("a port");
-    let follower = Process::spawn("list", command(&cluster, door, &["list", "--follow", "-o", "ndjson"]));
+    let relay = split_feed_from_listing(cluster.node(0), cluster.node(1)).expect("a port");
+    let follower = Process::spawn("list", command(&cluster, relay, &["list", "--follow", "-o", "ndjson"]));
     let shown = || {
         let text = follower.stdout();
         let lines = text.lines().filter_map(|line| serde_json::from_str(line).ok());
         lines.map(|line| number(&line)).collect::<BTreeSet<u64>>()
     };
     let wait_for = |want: BTreeSet<u64>| {
-        eventually_blocking(SOON, "all that there is", || {
+        eventually_blocking(SOON, "all messages", || {
             let shown = shown();
             if shown == want { Ok(()) } else { Err(format!("{shown:?}; {}", follower.stderr())) }
         });
     };
     wait_for((10..12).collect());
     assert_eq!(follower.stderr(), "");
-    // Now what the first node has comes to the second.
+    // A third node now brings the messages of the first node to the second.
     cluster.join(&[0, 1]);
     wait_for((0..5).chain(10..12).collect());
 }

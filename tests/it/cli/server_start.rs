@@ -1,6 +1,6 @@
-//! A server that cannot start says why, in one sentence for the operator, with exit code 1 or 2 and no dump.
+//! A server that cannot start prints one sentence with the reason and exits with code 1 or 2.
 //!
-//! What the command line alone gets wrong is in `commands`; here it is directories, ports and addresses.
+//! Covers directories, stores, ports, addresses and keys. Errors of the command line alone are in `commands`.
 
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
@@ -17,10 +17,10 @@ use crate::support::http;
 use crate::support::process::{Finished, Process, chatchain};
 use crate::support::servers::get;
 
-/// A server that starts after all is a failure, not a wait.
+/// A server that starts although it should not fails the test after this.
 const LONG: Duration = Duration::from_secs(30);
 
-/// Runs the program to its end in this directory.
+/// Runs the program in this directory until it ends.
 #[track_caller]
 fn start(dir: &Path, args: &[&str]) -> Finished {
     let mut command = chatchain(dir);
@@ -28,22 +28,22 @@ fn start(dir: &Path, args: &[&str]) -> Finished {
     Process::spawn("a server that must not start", command).finish(LONG)
 }
 
-/// It ends with this code, and with one line of error that holds these parts and tells nothing of Rust.
+/// The program exits with this code. Its last line is its only error, holds these parts, and shows no Rust internals.
 #[track_caller]
 fn check(done: &Finished, code: i32, parts: &[&str]) {
     assert_eq!((done.code, done.stdout.as_str()), (Some(code), ""), "{}", done.stderr);
     let errors: Vec<_> = done.stderr.lines().filter(|line| line.contains("error")).collect();
-    assert_eq!(errors.len(), 1, "one sentence: {}", done.stderr);
-    assert_eq!(done.stderr.lines().last(), Some(errors[0]), "the sentence stands last: {}", done.stderr);
+    assert_eq!(errors.len(), 1, "one error: {}", done.stderr);
+    assert_eq!(done.stderr.lines().last(), Some(errors[0]), "the error is the last line: {}", done.stderr);
     for part in parts {
         assert!(errors[0].contains(part), "{:?} lacks {part:?}", errors[0]);
     }
     for dump in ["panicked", "Error {", "Error(", "Os {", "BACKTRACE", "Location:", "src/", "os error"] {
-        assert!(!done.stderr.contains(dump), "{:?} is a dump: {dump:?}", done.stderr);
+        assert!(!done.stderr.contains(dump), "{:?} is a debug dump: {dump:?}", done.stderr);
     }
 }
 
-/// Starts node 0 on this directory and checks how it fails.
+/// Starts node 0 on this directory. It must fail with an error that holds these parts.
 #[track_caller]
 fn check_data_dir(data_dir: &Path, parts: &[&str]) {
     let dir = tempfile::tempdir().expect("a temporary directory");
@@ -56,15 +56,15 @@ fn check_data_dir(data_dir: &Path, parts: &[&str]) {
     );
 }
 
-/// A store as a node leaves it behind.
-fn store() -> Cluster {
+/// A stopped node with a store.
+fn stopped_node() -> Cluster {
     let mut cluster = Cluster::start(1);
     cluster.stop(0);
     cluster
 }
 
 #[test]
-fn a_directory_that_cannot_be_made_is_named() {
+fn an_unusable_data_directory_is_named() {
     let dir = tempfile::tempdir().expect("a temporary directory");
     let file = dir.path().join("a file");
     std::fs::write(&file, "words").expect("a file");
@@ -84,15 +84,15 @@ fn a_directory_that_cannot_be_made_is_named() {
 }
 
 #[test]
-fn a_store_in_use_is_left_alone() {
+fn a_store_in_use_is_refused() {
     let cluster = Cluster::start(1);
     check_data_dir(&cluster.data_dir(), &["node-0", "in use by another process"]);
     assert_eq!(cluster.statuses()[0]["state"], "up");
 }
 
 #[test]
-fn a_store_of_a_newer_program_is_left_alone() {
-    let cluster = store();
+fn a_store_of_a_newer_format_is_refused() {
+    let cluster = stopped_node();
     let path = cluster.node_dir(0).join("log.redb");
     {
         let table = redb::TableDefinition::<&str, &[u8]>::new("meta");
@@ -109,8 +109,8 @@ fn a_store_of_a_newer_program_is_left_alone() {
 }
 
 #[test]
-fn a_store_of_another_network_is_left_alone() {
-    let cluster = store();
+fn a_store_of_another_network_is_refused() {
+    let cluster = stopped_node();
     std::fs::write(cluster.dir().join("config.toml"), "network = \"elsewhere\"").expect("a config.toml");
     let addr = free_addr().to_string();
     let data_dir = cluster.data_dir();
@@ -120,22 +120,22 @@ fn a_store_of_another_network_is_left_alone() {
 }
 
 #[test]
-fn a_store_that_is_none_is_set_aside_and_kept() {
-    let mut cluster = store();
+fn a_log_file_that_is_not_a_database_is_kept_under_another_name() {
+    let mut cluster = stopped_node();
     let path = cluster.node_dir(0).join("log.redb");
-    for junk in [b"these are not the bytes of a database".to_vec(), vec![0; 100_000], Vec::new()] {
-        std::fs::write(&path, &junk).expect("written");
+    for garbage in [b"these are not the bytes of a database".to_vec(), vec![0; 100_000], Vec::new()] {
+        std::fs::write(&path, &garbage).expect("written");
         cluster.start_node(0);
         cluster.stop(0);
         let files = std::fs::read_dir(cluster.node_dir(0)).expect("a directory");
         let kept = files.map(|file| std::fs::read(file.expect("a file").path()).expect("reads"));
-        assert!(kept.into_iter().any(|bytes| bytes == junk), "{} bytes are gone", junk.len());
+        assert!(kept.into_iter().any(|bytes| bytes == garbage), "{} bytes are gone", garbage.len());
     }
 }
 
-/// The index is derived: whatever is in its place is made anew, and the answers are the same.
+/// The index is derived from the log: it is rebuilt, and the node gives the same answers.
 #[test]
-fn an_index_that_is_none_is_made_anew() {
+fn an_index_file_that_is_not_a_database_is_rebuilt() {
     let mut cluster = Cluster::start(1);
     for i in 0..5 {
         let message = serde_json::json!({ "sender": "ann", "recipient": "bob", "text": i.to_string() });
@@ -143,13 +143,13 @@ fn an_index_that_is_none_is_made_anew() {
     }
     let listed = crate::support::servers::get(cluster.node(0), "/messages?user=bob").body;
     let path = cluster.node_dir(0).join("index.redb");
-    for junk in
+    for garbage in
         [Some(b"these are not the bytes of a database".to_vec()), Some(vec![0; 100_000]), Some(vec![]), None]
     {
         cluster.stop(0);
         std::fs::remove_file(&path).expect("an index");
-        if let Some(junk) = junk {
-            std::fs::write(&path, junk).expect("written");
+        if let Some(garbage) = garbage {
+            std::fs::write(&path, garbage).expect("written");
         }
         cluster.start_node(0);
         assert_eq!(crate::support::servers::get(cluster.node(0), "/messages?user=bob").body, listed);
@@ -158,7 +158,7 @@ fn an_index_that_is_none_is_made_anew() {
 }
 
 #[test]
-fn a_port_in_use_is_named_with_what_to_do() {
+fn a_port_in_use_is_named_with_advice() {
     let cluster = Cluster::start_with_proxy(1);
     let (node, proxy) = (cluster.node(0).to_string(), cluster.proxy().to_string());
     let dir = tempfile::tempdir().expect("a temporary directory");
@@ -167,11 +167,11 @@ fn a_port_in_use_is_named_with_what_to_do() {
         check(&start(dir.path(), &["node", "--node-id", "1", "--listen", taken]), 1, &parts);
         check(&start(dir.path(), &["proxy", "--listen", taken, "--nodes", &node]), 1, &parts);
     }
-    assert!(!dir.path().join("data").exists(), "nothing is made before the port is known to be free");
+    assert!(!dir.path().join("data").exists(), "no directory is created before the port is known to be free");
 }
 
 #[test]
-fn an_address_that_is_not_ours_is_named() {
+fn an_address_that_cannot_be_used_is_named() {
     let dir = tempfile::tempdir().expect("a temporary directory");
     for (addr, part) in
         [("192.0.2.1:7000", "no such address"), ("no-such-host.invalid:7000", "no-such-host.invalid:7000")]
@@ -194,7 +194,7 @@ fn an_address_that_is_not_ours_is_named() {
 }
 
 #[test]
-fn a_configuration_that_says_something_wrong_is_quoted() {
+fn a_configuration_error_names_its_line_or_setting() {
     let dir = tempfile::tempdir().expect("a temporary directory");
     let check = |config: &str, args: &[&str], parts: &[&str]| {
         std::fs::write(dir.path().join("config.toml"), config).expect("a config.toml");
@@ -219,18 +219,18 @@ fn a_configuration_that_says_something_wrong_is_quoted() {
     check("= broken", &node, &["config.toml line 1", "not TOML"]);
     check("\u{0}\u{1b}[2J", &node, &["config.toml line 1"]);
     std::fs::write(dir.path().join("config.toml"), b"network = '\xff'").expect("a config.toml");
-    super_check(dir.path(), &node, &["config.toml", "UTF-8"]);
-    super_check(dir.path(), &["node", "--node-id", "0", "--config", "elsewhere.toml"], &["elsewhere.toml"]);
-    super_check(dir.path(), &["node", "--node-id", "0", "--config", "/"], &["cannot read"]);
+    check_usage(dir.path(), &node, &["config.toml", "UTF-8"]);
+    check_usage(dir.path(), &["node", "--node-id", "0", "--config", "elsewhere.toml"], &["elsewhere.toml"]);
+    check_usage(dir.path(), &["node", "--node-id", "0", "--config", "/"], &["cannot read"]);
 }
 
 #[track_caller]
-fn super_check(dir: &Path, args: &[&str], parts: &[&str]) {
+fn check_usage(dir: &Path, args: &[&str], parts: &[&str]) {
     check(&start(dir, args), 2, parts);
 }
 
 #[test]
-fn listening_beyond_this_machine_without_a_key_is_refused() {
+fn listening_beyond_loopback_without_a_key_is_refused() {
     let dir = tempfile::tempdir().expect("a temporary directory");
     let remedy = ["0.0.0.0:7000", "there is no key", "umask 077; chatchain key > network.key", "--insecure"];
     let node = ["node", "--node-id", "0", "--listen", "0.0.0.0:7000", "--advertise", "a:1"];
@@ -238,14 +238,17 @@ fn listening_beyond_this_machine_without_a_key_is_refused() {
     check(&start(dir.path(), &["proxy", "--listen", "0.0.0.0:7000"]), 2, &remedy);
 }
 
-/// A node that listens everywhere, what it said at its start, and where it can be asked.
-fn listening_everywhere(dir: &Path, prepare: impl FnOnce(&mut Command)) -> (Process, String, SocketAddr) {
+/// Starts a node that listens on all addresses. Gives the process, its log at the start, and an address to reach it.
+fn start_listening_everywhere(
+    dir: &Path,
+    prepare: impl FnOnce(&mut Command),
+) -> (Process, String, SocketAddr) {
     let mut command = chatchain(dir);
     let ip = free_ip();
     command.args(["node", "--node-id", "0", "--listen", "0.0.0.0:0", "--advertise", &format!("{ip}:0")]);
     prepare(&mut command);
     let mut node = Process::spawn("node", command);
-    let said = eventually_blocking(LONG, "its last word at the start", || {
+    let said = eventually_blocking(LONG, "the last log line of the start", || {
         assert!(node.ended().is_none(), "{}", node.stderr());
         let said = node.stderr();
         if said.contains("no peers") { Ok(said) } else { Err(said) }
@@ -257,12 +260,12 @@ fn listening_everywhere(dir: &Path, prepare: impl FnOnce(&mut Command)) -> (Proc
 }
 
 #[test]
-fn insecurity_that_was_asked_for_is_said_loudly_at_the_start_and_in_status() {
+fn insecure_mode_warns_at_the_start_and_in_status() {
     let dir = tempfile::tempdir().expect("a temporary directory");
-    let (node, _, addr) = listening_everywhere(dir.path(), |command| {
+    let (node, _, addr) = start_listening_everywhere(dir.path(), |command| {
         command.arg("--insecure");
     });
-    eventually_blocking(LONG, "its warning", || {
+    eventually_blocking(LONG, "the warning", || {
         node.stderr().lines().any(|line| line.contains("WARN") && line.contains("without a key"))
     });
     let status = get(addr, "/nodes").json();
@@ -270,9 +273,9 @@ fn insecurity_that_was_asked_for_is_said_loudly_at_the_start_and_in_status() {
 }
 
 #[test]
-fn with_a_key_listening_beyond_this_machine_is_nothing_to_warn_of() {
+fn listening_beyond_loopback_with_a_key_gives_no_warning() {
     let dir = tempfile::tempdir().expect("a temporary directory");
-    let (node, _, addr) = listening_everywhere(dir.path(), |command| {
+    let (node, _, addr) = start_listening_everywhere(dir.path(), |command| {
         command.env("CHATCHAIN_KEY", "a-key-that-nobody-guesses");
     });
     let with_key = [("authorization", "Bearer a-key-that-nobody-guesses")];
@@ -282,10 +285,9 @@ fn with_a_key_listening_beyond_this_machine_is_nothing_to_warn_of() {
     assert!(!node.stderr().contains("key"), "{}", node.stderr());
 }
 
-/// A process that is not left behind.
-struct Kept(Child);
+struct KillOnDrop(Child);
 
-impl Drop for Kept {
+impl Drop for KillOnDrop {
     fn drop(&mut self) {
         drop(self.0.kill());
         drop(self.0.wait());
@@ -293,16 +295,16 @@ impl Drop for Kept {
 }
 
 #[test]
-fn a_node_to_whose_log_nobody_listens_any_more_goes_on() {
+fn a_node_survives_a_closed_standard_error() {
     let dir = tempfile::tempdir().expect("a temporary directory");
     let (addr, nobody) = (free_addr(), free_addr());
     let mut command = chatchain(dir.path());
     command.args(["node", "--node-id", "0", "--listen", &addr.to_string(), "--peers", &nobody.to_string()]);
     let (reader, log) = std::io::pipe().expect("a pipe");
-    let mut node = Kept(command.stdin(Stdio::null()).stderr(log).spawn().expect("it starts"));
-    drop((reader, command)); // which has the other end too
-    eventually_blocking(LONG, "an exchange that failed, of which it said so", || {
-        assert_eq!(node.0.try_wait().expect("our own child"), None, "it ended");
+    let mut node = KillOnDrop(command.stdin(Stdio::null()).stderr(log).spawn().expect("it starts"));
+    drop((reader, command)); // `command` holds a copy of the writing end
+    eventually_blocking(LONG, "a failed exchange, which the node logs", || {
+        assert_eq!(node.0.try_wait().expect("our own child"), None, "the node has ended");
         let status = http::get(addr, "/nodes").map_err(|error| error.to_string())?.json();
         if status["peers"][0]["error"].is_string() { Ok(()) } else { Err(status.to_string()) }
     });
@@ -311,7 +313,7 @@ fn a_node_to_whose_log_nobody_listens_any_more_goes_on() {
 }
 
 #[test]
-fn a_key_file_that_others_may_read_is_warned_of() {
+fn a_key_file_that_others_can_read_gives_a_warning() {
     let dir = tempfile::tempdir().expect("a temporary directory");
     let path = dir.path().join("network.key");
     std::fs::write(&path, "a-key-that-nobody-guesses").expect("a file");

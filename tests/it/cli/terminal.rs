@@ -1,7 +1,7 @@
-//! Whatever a server or a peer says, it cannot steer the terminal of who asks it.
+//! Output of a malicious server cannot control the client's terminal.
 //!
-//! A fake server answers with escape sequences in every place where text can stand; real messages that hold some are in
-//! `commands`.
+//! A fake server answers with escape sequences in every text field. Escape sequences in messages of a real server are
+//! tested in `commands`.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -18,7 +18,7 @@ fn fake(status: &'static str, kind: &'static str, body: String) -> SocketAddr {
     let addr = listener.local_addr().expect("bound");
     std::thread::spawn(move || {
         for stream in listener.incoming().flatten() {
-            drop(answer(stream, status, kind, &body)); // who asks may have gone
+            drop(answer(stream, status, kind, &body)); // the client may have closed the connection
         }
     });
     addr
@@ -41,7 +41,7 @@ fn answer(stream: TcpStream, status: &str, kind: &str, body: &str) -> std::io::R
     reader.get_mut().write_all((head + body).as_bytes())
 }
 
-/// Asks this server in every output format; what is printed holds what the server said, but cannot steer.
+/// Runs the command in every output format. Its output holds the server's text without any control character.
 #[track_caller]
 fn check(server: SocketAddr, args: &[&str], code: i32) {
     for format in ["table", "json", "ndjson"] {
@@ -51,14 +51,14 @@ fn check(server: SocketAddr, args: &[&str], code: i32) {
         let Finished { code: ended, stdout, stderr } = run(command, "");
         assert_eq!(ended, Some(code), "{args:?} {format}: {stderr}");
         assert!(stdout.contains("31m") || stderr.contains("31m"), "{args:?} {format}: {stdout} {stderr}");
-        let steers = |c: char| (c.is_control() && c != '\n' && c != '\t') || c == '\u{202e}';
-        assert!(!stdout.contains(steers), "{args:?} {format}: {stdout:?}");
-        assert!(!stderr.contains(steers), "{args:?} {format}: {stderr:?}");
+        let is_control_code = |c: char| (c.is_control() && c != '\n' && c != '\t') || c == '\u{202e}';
+        assert!(!stdout.contains(is_control_code), "{args:?} {format}: {stdout:?}");
+        assert!(!stderr.contains(is_control_code), "{args:?} {format}: {stderr:?}");
     }
 }
 
 #[test]
-fn what_a_network_says_of_itself_cannot_steer_the_terminal() {
+fn status_fields_cannot_control_the_terminal() {
     let row = json!({
         "node_id": 0, "address": "127.0.0.1:1", "state": "up", "version": EVIL, "uptime_seconds": 1, "messages": 1, "behind": 0,
         "digest": EVIL, "last_sync": null, "rtt_ms": 0.1, "error": EVIL,
@@ -68,7 +68,7 @@ fn what_a_network_says_of_itself_cannot_steer_the_terminal() {
 }
 
 #[test]
-fn a_refusal_cannot_steer_the_terminal() {
+fn a_refusal_cannot_control_the_terminal() {
     let problem = json!({ "type": EVIL, "title": EVIL, "status": 422, "detail": EVIL, "code": "invalid_message", "retryable": false });
     let server = fake("422 Unprocessable Content", "application/problem+json", problem.to_string());
     check(server, &["send", "--from", "a", "--to", "b", "c"], 1);
@@ -77,7 +77,7 @@ fn a_refusal_cannot_steer_the_terminal() {
 }
 
 #[test]
-fn messages_of_a_server_cannot_steer_the_terminal() {
+fn messages_of_a_server_cannot_control_the_terminal() {
     let message = json!({
         "id": "00000000-0000-0000-0000-000000000000", "sender": EVIL, "recipient": EVIL, "text": EVIL, "timestamp": 253_402_300_799_u64,
         "accepted_at": "2026-11-22T12:31:14.123Z", "origin": "00000000-0000-0000-0000-000000000000", "seq": 1,
@@ -86,7 +86,7 @@ fn messages_of_a_server_cannot_steer_the_terminal() {
 }
 
 #[test]
-fn an_answer_that_makes_no_sense_cannot_steer_the_terminal() {
+fn a_malformed_answer_cannot_control_the_terminal() {
     let nonsense = format!("{{\"nodes\":\"{EVIL} 31m\"}}");
     for kind in ["application/json", "text/html"] {
         let server = fake("200 OK", kind, nonsense.clone());

@@ -1,4 +1,4 @@
-//! `chatchain up`: a network of real processes that starts with one command and leaves nothing behind.
+//! `chatchain up`: one command starts a whole network, and no process outlives it.
 
 use std::{
     net::{Ipv4Addr, SocketAddr, TcpListener},
@@ -45,7 +45,7 @@ impl Up {
         run(command, "")
     }
 
-    /// The process that was told to listen there.
+    /// The process whose `--listen` is this port.
     #[track_caller]
     fn child(&self, offset: u16) -> Pid {
         let addr = self.addr(offset).to_string();
@@ -56,12 +56,12 @@ impl Up {
         };
         let pids = std::fs::read_dir("/proc").expect("a /proc").filter_map(|entry| Some(entry.ok()?.path()));
         let pid = pids.filter(|pid| listens(pid)).find_map(|pid| pid.file_name()?.to_str()?.parse().ok());
-        Pid::from_raw(pid.expect("somebody listens there")).expect("a pid")
+        Pid::from_raw(pid.expect("a process with this --listen")).expect("a pid")
     }
 
-    /// Waits until nobody listens on any of its ports.
+    /// Waits until no process listens on any of the ports.
     #[track_caller]
-    fn all_gone(&self) {
+    fn wait_until_gone(&self) {
         eventually_blocking(LONG, "the end of all children", || {
             (0..4).all(|offset| TcpListener::bind(self.addr(offset)).is_ok())
         });
@@ -69,7 +69,7 @@ impl Up {
 }
 
 #[test]
-fn up_runs_a_network_and_says_how_to_go_on() {
+fn up_starts_a_network_and_prints_the_next_steps() {
     let mut up = Up::start();
     let told = up.process.stdout();
     for part in ["3 of 3 nodes are ready", "proxy", "send --to user2 \"hi\"", "status"] {
@@ -82,13 +82,13 @@ fn up_runs_a_network_and_says_how_to_go_on() {
 
     up.process.interrupt();
     assert_eq!(up.process.wait(LONG).code(), Some(0));
-    up.all_gone();
+    up.wait_until_gone();
     let logs = up.process.stderr();
     assert!(["node-0 |", "node-2 |", "proxy |"].iter().all(|tag| logs.contains(tag)), "{logs}");
 }
 
 #[test]
-fn a_child_that_dies_is_reported_with_the_command_that_starts_it_again() {
+fn a_dead_child_is_reported_with_its_restart_command() {
     let mut up = Up::start();
     kill_process(up.child(2), Signal::KILL).expect("our own grandchild");
     let stderr = || up.process.stderr();
@@ -105,26 +105,26 @@ fn a_child_that_dies_is_reported_with_the_command_that_starts_it_again() {
     up.process.terminate();
     assert_eq!(up.process.wait(LONG).code(), Some(0));
     drop(again);
-    up.all_gone();
+    up.wait_until_gone();
 }
 
 #[test]
-fn no_child_outlives_an_up_that_is_killed() {
+fn no_child_outlives_a_killed_up() {
     let mut up = Up::start();
     up.process.kill9();
-    up.all_gone();
+    up.wait_until_gone();
 }
 
 #[test]
-fn a_second_signal_stops_even_children_that_hang() {
+fn a_second_signal_kills_hanging_children() {
     let mut up = Up::start();
     kill_process(up.child(1), Signal::STOP).expect("our own grandchild");
     up.process.interrupt();
     let hangs = || up.process.stderr().contains("a second Ctrl-C stops at once");
-    eventually_blocking(LONG, "the first signal", hangs);
+    eventually_blocking(LONG, "the reaction to the first signal", hangs);
     up.process.interrupt();
     assert_eq!(up.process.wait(LONG).code(), Some(1));
-    up.all_gone();
+    up.wait_until_gone();
 }
 
 #[test]
@@ -144,7 +144,7 @@ fn ports_in_use_are_found_before_anything_starts() {
 }
 
 #[test]
-fn a_store_in_use_is_told_once_and_nothing_stays_behind() {
+fn a_store_in_use_is_reported_once_and_no_child_is_left() {
     let up = Up::start();
     let base_port = free_base_port();
     let mut command = chatchain(up.dir.path());
@@ -157,7 +157,7 @@ fn a_store_in_use_is_told_once_and_nothing_stays_behind() {
 }
 
 #[test]
-fn each_node_says_which_process_it_is_while_it_runs() {
+fn a_running_node_has_a_pid_file() {
     let up = Up::start();
     let pid_file = |n: u16| up.dir.path().join(format!("data/node-{n}/pid"));
     for n in 0..3 {

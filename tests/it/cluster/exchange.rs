@@ -1,4 +1,4 @@
-//! Nodes that exchange what they accepted: one message per id, everywhere the same, whichever way it came.
+//! Exchanges between nodes: all nodes end with the same messages, one per id, however the messages reach them.
 
 use std::io::{Read as _, Write as _};
 use std::net::SocketAddr;
@@ -15,13 +15,13 @@ use crate::support::messages::{
     Sent, assert_holds, common_history, history, id, listing, numbered, outcome, parse, send, send_all,
 };
 
-/// For what usually takes one or two rounds of a second each.
+/// For conditions that normally hold after one or two exchanges, one second apart.
 const LONG: Duration = Duration::from_secs(60);
-/// A node that was away for 100,000 messages must be equal again after this. It is seconds on a quiet machine.
+/// A node that missed 100,000 messages must have converged after this. Takes seconds on an idle machine.
 const CATCH_UP: Duration = Duration::from_secs(60);
 
-/// Two nodes, of which the first is up and holds what `first` sends, and then the second is up alone.
-fn apart(first: impl Fn(&Cluster)) -> Cluster {
+/// Two nodes that have not met: the first holds what `first` sends and is down, the second is up and empty.
+fn unmet_nodes(first: impl Fn(&Cluster)) -> Cluster {
     let mut cluster = Cluster::prepare(2);
     cluster.start_node(0);
     first(&cluster);
@@ -36,7 +36,7 @@ fn with_text(number: u64, text: &str) -> Value {
     message
 }
 
-/// A node's answer to `GET /messages/{id}`, without who else has it.
+/// A node's answer to `GET /messages/{id}` without `durable_on`, which differs between nodes.
 fn look_up(cluster: &Cluster, i: usize, number: u64) -> Value {
     let answer = http::get(cluster.node(i), &format!("/messages/{}", id(number))).expect("answered");
     assert_eq!(answer.status(), 200, "{}", answer.text());
@@ -47,8 +47,8 @@ fn look_up(cluster: &Cluster, i: usize, number: u64) -> Value {
 
 #[test]
 fn the_same_id_sent_to_two_nodes_that_then_sync_is_one_message() {
-    let mut cluster = apart(|cluster| assert_eq!(send(cluster.node(0), &numbered(1)), Sent::New));
-    assert_eq!(send(cluster.node(1), &numbered(1)), Sent::New, "the second knows nothing of the first");
+    let mut cluster = unmet_nodes(|cluster| assert_eq!(send(cluster.node(0), &numbered(1)), Sent::New));
+    assert_eq!(send(cluster.node(1), &numbered(1)), Sent::New, "node 1 has not seen node 0's copy");
     cluster.start_node(0);
     cluster.converge(LONG, 1);
     for (i, status) in cluster.statuses().iter().enumerate() {
@@ -59,7 +59,7 @@ fn the_same_id_sent_to_two_nodes_that_then_sync_is_one_message() {
         assert_holds(&listing(cluster.node(i), "?limit=5"), [1]);
     }
     assert_holds(&common_history(&cluster), [1]);
-    assert_eq!(cluster.converge(LONG, 1), cluster.converge(LONG, 1), "asking changed nothing");
+    assert_eq!(cluster.converge(LONG, 1), cluster.converge(LONG, 1), "reading changed nothing");
 }
 
 #[test]
@@ -90,7 +90,7 @@ fn the_same_id_sent_to_all_four_nodes_at_the_same_moment_is_one_message() {
         threads.into_iter().map(|thread| thread.join().expect("answered")).collect()
     });
     let all: u64 = accepted.iter().sum();
-    assert!(all > TIMES, "no two nodes accepted the same id: this tested nothing");
+    assert!(all > TIMES, "no two nodes accepted the same id, so nothing was tested");
     cluster.converge(LONG, TIMES);
     assert_holds(&common_history(&cluster), 0..TIMES);
     for status in cluster.statuses() {
@@ -100,8 +100,8 @@ fn the_same_id_sent_to_all_four_nodes_at_the_same_moment_is_one_message() {
 }
 
 #[test]
-fn one_id_for_two_contents_on_nodes_apart_is_kept_listed_and_counted_on_both() {
-    let mut cluster = apart(|cluster| {
+fn both_contents_of_a_conflicting_id_are_kept_listed_and_counted_on_both_nodes() {
+    let mut cluster = unmet_nodes(|cluster| {
         send_all(cluster.node(0), 0..10);
         assert_eq!(send(cluster.node(0), &with_text(77, "one")), Sent::New);
     });
@@ -114,7 +114,11 @@ fn one_id_for_two_contents_on_nodes_apart_is_kept_listed_and_counted_on_both() {
     for i in 0..2 {
         let addr = cluster.node(i);
         assert_eq!(cluster.statuses()[i]["conflicts"], 1);
-        assert_eq!(&look_up(&cluster, i, 77), texts[0], "an id means the first in display order");
+        assert_eq!(
+            &look_up(&cluster, i, 77),
+            texts[0],
+            "an id stands for its first message in display order"
+        );
         assert_eq!(send(addr, &with_text(77, "one")), Sent::Duplicate, "a retry of either");
         assert_eq!(send(addr, &with_text(77, "other")), Sent::Duplicate, "a retry of either");
         assert_eq!(send(addr, &with_text(77, "third")), Sent::Conflict);
@@ -123,7 +127,7 @@ fn one_id_for_two_contents_on_nodes_apart_is_kept_listed_and_counted_on_both() {
 }
 
 #[test]
-fn a_node_that_was_away_while_100_000_messages_arrived_catches_up_within_seconds() {
+fn a_node_that_missed_100_000_messages_catches_up_within_seconds() {
     let mut cluster = Cluster::start(3);
     send_all(cluster.node(2), 0..1_000);
     cluster.converge(LONG, 1_000);
@@ -141,14 +145,14 @@ fn a_node_that_was_away_while_100_000_messages_arrived_catches_up_within_seconds
     let began = Instant::now();
     cluster.converge(CATCH_UP, 101_000);
     measure::say(&format!(
-        "100,000 messages sent to two of three nodes in {sent:.1?}; the third was equal {:.1?} after its start",
+        "100,000 messages sent to two of three nodes in {sent:.1?}; the third converged {:.1?} after its start",
         began.elapsed()
     ));
     assert_holds(&common_history(&cluster), 0..101_000);
 }
 
 #[test]
-fn a_fifth_node_that_knows_one_peer_gets_everything_and_gives_everything() {
+fn a_new_node_with_one_peer_converges_with_all_nodes() {
     let mut cluster = Cluster::start(4);
     for i in 0..4 {
         let from = i as u64 * 100;
@@ -160,7 +164,7 @@ fn a_fifth_node_that_knows_one_peer_gets_everything_and_gives_everything() {
     send_all(cluster.node(0), 450..500);
     cluster.converge(LONG, 500);
     assert_holds(&common_history(&cluster), 0..500);
-    // What only the dead knew directly is passed on by who heard of it.
+    // The survivors hold all messages, also those that the killed nodes accepted.
     cluster.kill9(2);
     cluster.kill9(0);
     assert_holds(&history(cluster.node(fifth)), 0..500);
@@ -168,7 +172,7 @@ fn a_fifth_node_that_knows_one_peer_gets_everything_and_gives_everything() {
 }
 
 #[test]
-fn nodes_in_a_line_relay_both_ways_and_across_a_gap_that_closes() {
+fn nodes_in_a_line_relay_both_ways_and_after_the_middle_one_returns() {
     let mut cluster = Cluster::prepare(0);
     let a = cluster.join(&[]);
     let b = cluster.join(&[a]);
@@ -176,7 +180,7 @@ fn nodes_in_a_line_relay_both_ways_and_across_a_gap_that_closes() {
     send_all(cluster.node(a), 0..100);
     send_all(cluster.node(c), 100..200);
     cluster.converge(LONG, 200);
-    // The ends go on while the middle is away.
+    // Both ends accept messages while the middle node is down.
     cluster.kill9(b);
     send_all(cluster.node(a), 200..300);
     send_all(cluster.node(c), 300..400);
@@ -185,9 +189,9 @@ fn nodes_in_a_line_relay_both_ways_and_across_a_gap_that_closes() {
     assert_holds(&common_history(&cluster), 0..400);
 }
 
-/// One peer's answers have no end, another one's no second byte. Each is refused in words, alone.
+/// One peer's answer never ends, another peer's answer stalls after its first byte. Status shows the error of each.
 #[test]
-fn peers_that_answer_without_end_or_not_to_the_end_hold_up_nobody() {
+fn endless_and_stalled_answers_of_peers_delay_no_other_exchange() {
     let listen = || std::net::TcpListener::bind("127.0.0.1:0").expect("binds");
     let (endless, stuck) = (listen(), listen());
     let bad = [&endless, &stuck].map(|listener| listener.local_addr().expect("bound"));
@@ -203,7 +207,7 @@ fn peers_that_answer_without_end_or_not_to_the_end_hold_up_nobody() {
     std::thread::spawn(move || {
         let mut kept = Vec::new();
         for mut stream in stuck.incoming().flatten() {
-            drop(stream.read(&mut [0; 1024])); // an answer before its question would be another mistake
+            drop(stream.read(&mut [0; 1024])); // an answer before the request would be another fault
             drop(stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 1000\r\n\r\n7"));
             kept.push(stream);
         }
@@ -214,7 +218,7 @@ fn peers_that_answer_without_end_or_not_to_the_end_hold_up_nobody() {
     let second = cluster.join_peers(peers);
     send_all(cluster.node(first), 0..1_000);
     cluster.converge(Duration::from_secs(10), 1_000);
-    eventually_blocking(Duration::from_secs(30), "it says what is wrong with each", || {
+    eventually_blocking(Duration::from_secs(30), "status to show the error of each peer", || {
         let status = &cluster.statuses()[second];
         let peers = status["peers"].as_array().expect("peers").iter();
         let why = |addr: SocketAddr| {

@@ -1,4 +1,4 @@
-//! Most of the network is gone or silent: whoever is left stores and lists, and nobody waits for the rest.
+//! Most of the network is down or silent: the remaining nodes store and list, and no request waits for the others.
 
 use std::net::{SocketAddr, TcpListener};
 use std::time::{Duration, Instant};
@@ -11,10 +11,10 @@ use crate::support::messages::{Sent, common_history, numbered, outcome, parse};
 use crate::support::process::{Finished, run};
 
 const LONG: Duration = Duration::from_secs(60);
-/// A command that finds most of the network gone ends within this. A second or so on a quiet machine.
-const PATIENCE: Duration = Duration::from_secs(4);
+/// A command must end within this although most of the network is down. Takes about a second on an idle machine.
+const COMMAND_TIME_MAX: Duration = Duration::from_secs(4);
 
-/// Runs a client command that is told of these servers, and fails if it takes long.
+/// Runs a client command with these servers. Fails the test if it takes longer than `COMMAND_TIME_MAX`.
 #[track_caller]
 fn cli(cluster: &Cluster, servers: &[SocketAddr], args: &[&str]) -> Finished {
     let mut command = cluster.command();
@@ -24,7 +24,7 @@ fn cli(cluster: &Cluster, servers: &[SocketAddr], args: &[&str]) -> Finished {
     command.args(args);
     let began = Instant::now();
     let done = run(command, "");
-    assert!(began.elapsed() < PATIENCE, "{args:?} took {:?}: {done:?}", began.elapsed());
+    assert!(began.elapsed() < COMMAND_TIME_MAX, "{args:?} took {:?}: {done:?}", began.elapsed());
     done
 }
 
@@ -33,7 +33,7 @@ fn nodes(cluster: &Cluster) -> Vec<SocketAddr> {
 }
 
 #[test]
-fn with_three_of_four_nodes_down_send_and_list_still_work() {
+fn send_and_list_work_with_three_of_four_nodes_down() {
     let mut cluster = Cluster::start_with_proxy(4);
     let (proxy, nodes) = ([cluster.proxy()], nodes(&cluster));
     let mut sent = Vec::new();
@@ -42,8 +42,8 @@ fn with_three_of_four_nodes_down_send_and_list_still_work() {
         for i in (0..4).filter(|i| *i != survivor) {
             cluster.kill9(i);
         }
-        for (way, servers) in [("through the proxy", &proxy[..]), ("directly", &nodes[..])] {
-            let text = format!("node {survivor} alone, {way}");
+        for (route, servers) in [("through the proxy", &proxy[..]), ("directly", &nodes[..])] {
+            let text = format!("node {survivor} alone, {route}");
             let done = cli(&cluster, servers, &["send", "--from", "a", "--to", "b", &text]);
             assert_eq!(done.code, Some(0), "{text}: {done:?}");
             let listed = cli(&cluster, servers, &["list", "--text", &text, "-o", "ndjson"]);
@@ -68,7 +68,7 @@ fn with_three_of_four_nodes_down_send_and_list_still_work() {
 }
 
 #[test]
-fn with_all_nodes_down_commands_end_soon_with_code_5_and_a_sentence_that_helps() {
+fn commands_exit_soon_with_code_5_and_advice_if_all_nodes_are_down() {
     let mut cluster = Cluster::start_with_proxy(4);
     let (proxy, nodes) = ([cluster.proxy()], nodes(&cluster));
     for i in 0..4 {
@@ -76,20 +76,20 @@ fn with_all_nodes_down_commands_end_soon_with_code_5_and_a_sentence_that_helps()
     }
     let send = ["send", "--from", "a", "--to", "b", "hi"];
     let mut slowest = Duration::ZERO;
-    for (way, servers) in [("through the proxy", &proxy[..]), ("directly", &nodes[..])] {
+    for (route, servers) in [("through the proxy", &proxy[..]), ("directly", &nodes[..])] {
         for args in [&send[..], &["list"], &["status"]] {
             let began = Instant::now();
             let done = cli(&cluster, servers, args);
             slowest = slowest.max(began.elapsed());
-            assert_eq!((done.code, done.stdout.as_str()), (Some(5), ""), "{args:?} {way}: {done:?}");
+            assert_eq!((done.code, done.stdout.as_str()), (Some(5), ""), "{args:?} {route}: {done:?}");
             for part in ["chatchain up", &nodes[0].to_string()] {
-                assert!(done.stderr.contains(part), "{args:?} {way} does not say {part}: {}", done.stderr);
+                assert!(done.stderr.contains(part), "{args:?} {route} does not say {part}: {}", done.stderr);
             }
         }
     }
     let began = Instant::now();
     let answer = http::post_json(cluster.proxy(), "/messages", &numbered(1)).expect("answered");
-    assert!(began.elapsed() < PATIENCE, "{:?}", began.elapsed());
+    assert!(began.elapsed() < COMMAND_TIME_MAX, "{:?}", began.elapsed());
     assert_eq!((answer.status(), &answer.json()["code"]), (503, &"no_node_available".into()));
     assert!(answer.header("retry-after").is_some(), "{answer:?}");
     measure::say(&format!("all four nodes down: the slowest of six commands ended after {slowest:.1?}"));
@@ -98,7 +98,7 @@ fn with_all_nodes_down_commands_end_soon_with_code_5_and_a_sentence_that_helps()
 #[test]
 fn sends_never_wait_for_a_peer() {
     const SENDS: u64 = 1_000;
-    // Peers that refuse, that do not answer at all, and that accept a connection and then say nothing.
+    // Peers that refuse connections, that do not answer at all, and that accept a connection and send nothing.
     let holes: Vec<_> = (0..3).map(|_| Blackhole::open()).collect();
     let silent: Vec<_> = (0..3).map(|_| TcpListener::bind(free_addr()).expect("a free address")).collect();
     let silent = silent.iter().map(|listener| (listener, listener.local_addr().expect("bound")));
@@ -110,7 +110,7 @@ fn sends_never_wait_for_a_peer() {
         ("silent peers", silent),
     ];
     let mut cluster = Cluster::prepare(0);
-    let mut lanes: Vec<_> = kinds
+    let mut targets: Vec<_> = kinds
         .into_iter()
         .map(|(kind, peers)| {
             let node = cluster.join_peers(peers);
@@ -118,10 +118,10 @@ fn sends_never_wait_for_a_peer() {
             (kind, addr, Connection::open(addr).expect("connected"), Vec::new())
         })
         .collect();
-    // In turn, so that whatever else the machine does disturbs all of them alike.
+    // In turn, so that other load on the machine affects all targets alike.
     for number in 0..SENDS {
         let body = numbered(number).to_string().into_bytes();
-        for (kind, addr, connection, times) in &mut lanes {
+        for (kind, addr, connection, times) in &mut targets {
             let request =
                 http::encode(*addr, "POST", "/messages", &[("content-type", "application/json")], &body);
             let began = Instant::now();
@@ -131,7 +131,7 @@ fn sends_never_wait_for_a_peer() {
             assert_eq!(outcome(&answer), Sent::New, "{kind}");
         }
     }
-    let figures: Vec<_> = lanes
+    let figures: Vec<_> = targets
         .iter()
         .map(|(kind, _, _, times)| (*kind, [0.5, 0.99, 1.0].map(|share| percentile(times, share))))
         .collect();

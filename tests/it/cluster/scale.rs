@@ -1,6 +1,6 @@
-//! What a large store costs: memory for a long listing, time for many old logs.
+//! The cost of a large store: memory for a long listing, time for a start and for many logs.
 //!
-//! The only tests of processes that use the crate's own code: they build stores that would take months to grow.
+//! The only tests of real processes that use the crate's own code: they build stores that would take months to fill.
 
 use std::collections::HashMap;
 use std::io::Read;
@@ -21,7 +21,7 @@ use crate::support::http::Connection;
 use crate::support::measure::{self, percentile};
 use crate::support::messages::{assert_holds, id, listing, numbered, send_all};
 
-/// The first message's; each further one is a millisecond later.
+/// The stamp of the first message. Each further one is a millisecond later.
 const BEGAN_MS: u64 = 1_700_000_000_000;
 const COMMIT_COUNT: u64 = 20_000;
 const LISTED: u64 = 300_000;
@@ -29,7 +29,7 @@ const MILLION: u64 = 1_000_000;
 const READY_TIME: Duration = Duration::from_secs(2);
 const GROWTH_KIB_MAX: u64 = 32 * 1024;
 
-/// Makes a store of numbered messages; `log_of` says in which log each stands.
+/// Builds a store of numbered messages. `log_of` gives the log of each message.
 pub fn build(dir: &Path, count: u64, log_of: impl Fn(u64) -> u64) {
     let (store, mut logs) = Store::open(dir, "chatchain", BEGAN_MS).expect("opens");
     let mut names: HashMap<u64, Origin> = HashMap::new();
@@ -61,21 +61,21 @@ fn message(number: u64) -> Message {
     Message::new(Draft { id: id(number), sender, recipient, text, timestamp: None }).expect("valid")
 }
 
-/// A line of `/proc/PID/status`, in KiB.
+/// A field of `/proc/PID/status`, in KiB.
 pub fn memory(pid: u32, name: &str) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("it lives");
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("the process runs");
     let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
     let words = line.and_then(|line| line.split_whitespace().next());
     words.and_then(|word| word.parse().ok()).unwrap_or_else(|| panic!("{name} in {status}"))
 }
 
-/// From now on `VmHWM` is the most that it had since now.
-pub fn forget_the_peak(pid: u32) {
+/// Resets `VmHWM`, the peak memory of the process.
+pub fn reset_peak_memory(pid: u32) {
     std::fs::write(format!("/proc/{pid}/clear_refs"), "5").expect("our own process");
 }
 
-/// Reads a whole listing without keeping it. Gives its lines, of which each holds a message.
-fn read_through(addr: SocketAddr, query: &str) -> usize {
+/// Reads a whole listing without keeping it. Gives the number of lines, each of which holds a message.
+fn count_listed(addr: SocketAddr, query: &str) -> usize {
     let mut connection = Connection::open(addr).expect("connected");
     connection
         .send(format!("GET /messages{query} HTTP/1.1\r\nhost: {addr}\r\n\r\n").as_bytes())
@@ -85,7 +85,7 @@ fn read_through(addr: SocketAddr, query: &str) -> usize {
     let mut body = connection.body("GET", &head).expect("a body");
     let (mut buffer, mut lines) = (vec![0; 64 * 1024], 0);
     loop {
-        match body.read(&mut buffer).expect("a body that does not break off") {
+        match body.read(&mut buffer).expect("a complete body") {
             0 => return lines,
             count => lines += buffer[..count].split(|byte| *byte == b'\n').count() - 1,
         }
@@ -95,7 +95,7 @@ fn read_through(addr: SocketAddr, query: &str) -> usize {
 #[test]
 fn listing_300_000_messages_takes_less_than_32_mib() {
     let mut cluster = Cluster::prepare(1);
-    // Logs that grew at the same time, so that a listing reads all of them at once.
+    // The stamps of the logs interleave, so that a listing reads all of them at the same time.
     build(&cluster.node_dir(0), LISTED, |number| number % 5);
     cluster.start_node(0);
     let (addr, pid) = (cluster.node(0), cluster.process(0).id());
@@ -105,9 +105,9 @@ fn listing_300_000_messages_takes_less_than_32_mib() {
     let before = memory(pid, "VmRSS");
     let mut figures = Vec::new();
     for (query, want) in [("", LISTED), ("", LISTED), ("?text=message", LISTED), ("?limit=10000", 10_000)] {
-        forget_the_peak(pid);
+        reset_peak_memory(pid);
         let began = Instant::now();
-        assert_eq!(read_through(addr, query) as u64, want, "{query}");
+        assert_eq!(count_listed(addr, query) as u64, want, "{query}");
         let growth = memory(pid, "VmHWM").saturating_sub(before);
         figures.push(format!("{query:?}: {:.1?}, {growth} KiB more", began.elapsed()));
         assert!(growth < GROWTH_KIB_MAX, "from {before} KiB: {figures:?}");
@@ -133,7 +133,7 @@ fn a_node_with_a_million_messages_is_ready_within_two_seconds_of_kill9() {
 #[test]
 fn five_thousand_old_logs_list_as_fast_as_five() {
     const COUNT: u64 = 100_000;
-    // Each for itself, for they would exchange.
+    // The nodes do not know each other; otherwise they would exchange their messages.
     let mut alone = Cluster::prepare(0);
     for (i, logs) in [5, 5_000].into_iter().enumerate() {
         build(&alone.node_dir(i), COUNT, |number| number / (COUNT / logs));
@@ -150,14 +150,14 @@ fn five_thousand_old_logs_list_as_fast_as_five() {
     let mut figures = Vec::new();
     for (what, query, times) in listings {
         let nodes = [alone.node(0), alone.node(1)];
-        let listed = nodes.map(|addr| read_through(addr, &query));
+        let listed = nodes.map(|addr| count_listed(addr, &query));
         assert_eq!(listed[0], listed[1], "{what}");
         assert!(listed[0] >= 50, "{what}: {listed:?}");
         let mut took = [Vec::new(), Vec::new()];
         for _ in 0..times {
             for (addr, took) in nodes.into_iter().zip(&mut took) {
                 let began = Instant::now();
-                read_through(addr, &query);
+                count_listed(addr, &query);
                 took.push(began.elapsed());
             }
         }
@@ -170,7 +170,7 @@ fn five_thousand_old_logs_list_as_fast_as_five() {
 }
 
 #[test]
-fn a_new_node_takes_in_five_thousand_old_logs() {
+fn a_new_node_copies_five_thousand_old_logs() {
     const COUNT: u64 = 100_000;
     let mut cluster = Cluster::prepare(0);
     build(&cluster.node_dir(0), COUNT, |number| number / (COUNT / 5_000));

@@ -254,7 +254,7 @@ fn a_slow_follower_costs_a_node_little_and_nobody_else_anything() {
     other.end_with(2 * SENDS);
     let alone = Pace::measure(addr, &other, BACKLOG..BACKLOG + SENDS);
     let before = scale::memory(pid, "VmRSS");
-    scale::forget_the_peak(pid);
+    scale::reset_peak_memory(pid);
     let (mut seen, mut settled, mut beside) = (Seen::none_of(TOTAL), 0, None);
     let (mut taken, mut cursor) = (0, String::new());
     let began = Instant::now();

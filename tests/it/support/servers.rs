@@ -121,7 +121,7 @@ pub fn check_refusal(what: &str, answer: &Response, status: u16, code: &str, par
     let detail = problem["detail"].as_str().unwrap_or_default();
     assert!(detail.contains(part), "{what}: {detail:?} lacks {part:?}");
     for dump in ["Error(", "Error {", "Some(", "panicked"] {
-        assert!(!detail.contains(dump), "{what}: {detail:?} is a dump");
+        assert!(!detail.contains(dump), "{what}: {detail:?} is a debug dump");
     }
     assert!(shown.len() < 1024, "{what}: a refusal is short, not {} bytes", shown.len());
 }
