@@ -1,4 +1,4 @@
-//! What was acknowledged stays: through `kill -9`, through an older copy of a directory, through a lost index.
+//! Acknowledged messages survive `kill -9`, a directory restored from a backup, and a lost index.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -19,42 +19,42 @@ use crate::support::rng::SeededRng;
 
 const LONG: Duration = Duration::from_secs(60);
 const ROUNDS: u64 = 50;
-/// Each lane sends over one connection, one request after the other, of so many messages.
-const LANES: [u64; 4] = [1, 1, 1, 20];
-/// A node is killed at the latest so long after its senders began.
+/// The senders: each sends one request after the other over one connection, with this many messages per request.
+const BATCH_SIZES: [u64; 4] = [1, 1, 1, 20];
+/// A node is killed within this time after its senders have started.
 const KILLED_AFTER_MAX: Duration = Duration::from_millis(300);
-/// A node that is killed before it is ready is killed so long after its start.
+/// A node that is killed during its start is killed within this time.
 const KILLED_AT_START_MAX: Duration = Duration::from_millis(60);
 
-/// What one lane did until its node was gone.
+/// The messages that a sender sent until its node was gone, and those that were acknowledged.
 #[derive(Default)]
-struct Lane {
+struct Attempts {
     tried: Vec<u64>,
     acked: Vec<u64>,
 }
 
-/// Sends batch after batch until there is no answer.
+/// Sends batch after batch until one gets no answer.
 fn send_until_gone(
     addr: SocketAddr,
     mut numbers: impl Iterator<Item = u64>,
     batch: u64,
     acks: &SyncSender<u64>,
-) -> Lane {
-    let mut lane = Lane::default();
-    let Ok(mut connection) = Connection::open(addr) else { return lane };
+) -> Attempts {
+    let mut attempts = Attempts::default();
+    let Ok(mut connection) = Connection::open(addr) else { return attempts };
     loop {
         let next: Vec<u64> = (0..batch).filter_map(|_| numbers.next()).collect();
-        lane.tried.extend(&next);
+        attempts.tried.extend(&next);
         if attempt(&mut connection, addr, &next).is_err() {
-            return lane;
+            return attempts;
         }
-        lane.acked.extend(&next);
-        // Only the moment counts: nobody misses one of so many.
+        attempts.acked.extend(&next);
+        // The channel only wakes the receiver, so a full channel may drop the value.
         let _full = acks.try_send(batch);
     }
 }
 
-/// Sends new messages. No answer is an error; a wrong one fails the test.
+/// Sends new messages in one request. No answer is an error; a wrong answer fails the test.
 fn attempt(connection: &mut Connection, addr: SocketAddr, numbers: &[u64]) -> io::Result<()> {
     let (media, body) = match numbers {
         [one] => ("application/json", numbered(*one).to_string().into_bytes()),
@@ -71,44 +71,44 @@ fn attempt(connection: &mut Connection, addr: SocketAddr, numbers: &[u64]) -> io
     Ok(())
 }
 
-/// Lets this time pass, to the microsecond, while acknowledgements come.
+/// Waits for this time, to the microsecond, while acknowledgements arrive.
 fn until(moment: Duration, acks: &Receiver<u64>) {
     let began = Instant::now();
     while acks.recv_timeout(moment.saturating_sub(began.elapsed())).is_ok() {}
 }
 
-/// Kills the node while all lanes send. Gives what was tried and what was acknowledged.
-fn kill_amid_sends(cluster: &mut Cluster, round: u64, moment: Duration) -> Lane {
+/// Kills the node while all senders run. Gives the messages of all senders.
+fn kill_amid_sends(cluster: &mut Cluster, round: u64, moment: Duration) -> Attempts {
     let addr = cluster.node(0);
     std::thread::scope(|scope| {
         let (ack, acks) = sync_channel(1_024);
-        let lanes: Vec<_> = (1..)
-            .zip(LANES)
-            .map(|(lane, batch)| {
-                let (numbers, ack) = ((round * 100 + lane) * 1_000_000.., ack.clone());
+        let senders: Vec<_> = (1..)
+            .zip(BATCH_SIZES)
+            .map(|(sender, batch)| {
+                let (numbers, ack) = ((round * 100 + sender) * 1_000_000.., ack.clone());
                 scope.spawn(move || send_until_gone(addr, numbers, batch, &ack))
             })
             .collect();
         until(moment, &acks);
         cluster.kill9(0);
-        let mut all = Lane::default();
-        for lane in lanes {
-            let lane = lane.join().expect("its answers were right");
-            all.tried.extend(lane.tried);
-            all.acked.extend(lane.acked);
+        let mut all = Attempts::default();
+        for sender in senders {
+            let attempts = sender.join().expect("the answers were right");
+            all.tried.extend(attempts.tried);
+            all.acked.extend(attempts.acked);
         }
         all
     })
 }
 
-/// What the node holds beyond the last message known before.
+/// The listing of the node after this message, or from its start.
 fn listed_after(addr: SocketAddr, last: Option<&Value>) -> Vec<u8> {
     let query = last.map(|message| format!("?after={}", message["id"].as_str().expect("an id")));
     listing(addr, &query.unwrap_or_default())
 }
 
 #[test]
-fn acknowledged_messages_survive_kill9_at_random_moments_and_none_is_doubled() {
+fn acknowledged_messages_survive_kill9_at_random_moments_and_are_listed_once() {
     let mut rng = SeededRng::new();
     let mut cluster = Cluster::start(1);
     let addr = cluster.node(0);
@@ -127,36 +127,36 @@ fn acknowledged_messages_survive_kill9_at_random_moments_and_none_is_doubled() {
         let missing: Vec<_> = sent.acked.iter().filter(|number| !listed.contains_key(number)).collect();
         assert!(
             missing.is_empty(),
-            "round {round}: {} acknowledged and missing: {:?}",
+            "round {round}: {} acknowledged messages are missing: {:?}",
             missing.len(),
             missing.first()
         );
-        assert!(listed.values().all(|count| *count == 1), "round {round}: doubled: {listed:?}");
+        assert!(listed.values().all(|count| *count == 1), "round {round}: listed twice: {listed:?}");
 
-        // Who got no answer sends again, which makes no second message of what was stored all the same.
+        // A sender without an answer repeats its send. If the message was stored, the repeat is a duplicate.
         let acknowledged: BTreeSet<_> = sent.acked.iter().collect();
         for number in sent.tried.iter().filter(|number| !acknowledged.contains(number)) {
             let want = if listed.contains_key(number) { Sent::Duplicate } else { Sent::New };
-            assert_eq!(send(addr, &numbered(*number)), want, "message {number} again");
+            assert_eq!(send(addr, &numbered(*number)), want, "repeat of message {number}");
         }
         for number in &sent.tried {
             listed.remove(number);
         }
-        assert!(listed.is_empty(), "round {round}: nobody sent {listed:?}");
+        assert!(listed.is_empty(), "round {round}: listed but never sent: {listed:?}");
         acked += sent.acked.len();
         everything.extend(sent.tried);
         last = parse(&listing(addr, "?limit=1")).pop();
     }
     assert_holds(&history(addr), everything.iter().copied());
-    assert!(acked as u64 > ROUNDS * 10, "only {acked} acknowledged: this tested nothing");
+    assert!(acked as u64 > ROUNDS * 10, "only {acked} acknowledged, which tests too little");
     measure::say(&format!(
-        "{ROUNDS} kills amid sends, {acked} messages acknowledged, {} tried, none lost or doubled",
+        "{ROUNDS} kills amid sends, {acked} messages acknowledged, {} tried, none lost or listed twice",
         everything.len()
     ));
 }
 
 #[test]
-fn an_older_copy_of_a_directory_put_back_costs_nothing_anywhere() {
+fn a_directory_restored_from_a_backup_loses_no_message() {
     let mut cluster = Cluster::start(3);
     let send_each = |cluster: &Cluster, from: u64| {
         for i in 0..3 {
@@ -165,7 +165,7 @@ fn an_older_copy_of_a_directory_put_back_costs_nothing_anywhere() {
     };
     send_each(&cluster, 0);
     cluster.converge(LONG, 300);
-    // As a snapshot of the disk would be: in the midst of the log that this process goes on writing.
+    // As a disk snapshot: the copy ends in the middle of a log that the process continues to write.
     let older = cluster.dir().join("older");
     cluster.process(0).freeze();
     copy_dir(&cluster.node_dir(0), &older);
@@ -178,7 +178,7 @@ fn an_older_copy_of_a_directory_put_back_costs_nothing_anywhere() {
     }
     std::fs::remove_dir_all(cluster.node_dir(0)).expect("removed");
     copy_dir(&older, &cluster.node_dir(0));
-    // Alone, so that it cannot learn from the others how far its log had come.
+    // Alone, so that the node cannot learn from the others how far its log went.
     cluster.start_node(0);
     assert_holds(&history(cluster.node(0)), 0..300);
     send_all(cluster.node(0), 600..700);
@@ -192,7 +192,7 @@ fn an_older_copy_of_a_directory_put_back_costs_nothing_anywhere() {
     }
 }
 
-/// What a node says about everything that the index helps to answer. Without `durable_on`, which is about its peers.
+/// A node's answers to all requests that use the index. Without `durable_on`, which depends on the peers.
 fn answers(addr: SocketAddr, ids: &[u64]) -> Vec<Value> {
     let queries = [
         "",
@@ -219,7 +219,7 @@ fn answers(addr: SocketAddr, ids: &[u64]) -> Vec<Value> {
 }
 
 #[test]
-fn an_index_that_is_deleted_or_older_or_garbage_is_rebuilt_with_the_same_answers() {
+fn a_deleted_stale_or_garbage_index_is_rebuilt_with_the_same_answers() {
     let mut cluster = Cluster::prepare(2);
     let addr = cluster.node(0);
     let other_content = |number| {
@@ -227,7 +227,7 @@ fn an_index_that_is_deleted_or_older_or_garbage_is_rebuilt_with_the_same_answers
         message["text"] = "something else".into();
         message
     };
-    // Two nodes apart accept 100 messages both, and one id for two contents.
+    // While the other is down, each node accepts its messages: 100 are the same, and one id has two contents.
     cluster.start_node(0);
     send_all(addr, 0..300);
     let older = cluster.dir().join("older-index");
@@ -238,7 +238,7 @@ fn an_index_that_is_deleted_or_older_or_garbage_is_rebuilt_with_the_same_answers
     assert_eq!(send(cluster.node(1), &other_content(7)), Sent::New);
     cluster.start_node(0);
     cluster.converge(LONG, 501);
-    // Alone, so that nobody can help it out.
+    // Alone, so that the node cannot get anything from its peer.
     cluster.kill9(1);
 
     let ids = [0, 7, 250, 499];

@@ -1,5 +1,5 @@
-//! The pure parts of the chaos program, here for their unit tests: that program has no test harness to run them.
-#![allow(dead_code, reason = "most of it is used only there")]
+//! Runs the unit tests of the pure parts of the chaos program, which has no test harness of its own.
+#![allow(dead_code, reason = "most of these files is used only by the chaos program")]
 
 #[path = "../../chaos/damage.rs"]
 mod damage;

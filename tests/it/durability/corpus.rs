@@ -1,4 +1,4 @@
-//! Real messages, 303,895 of them, through everything: command line, proxy, four nodes, and nodes that die meanwhile.
+//! An import of 303,895 real messages with the command line through a proxy to four nodes, which are killed meanwhile.
 
 use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
@@ -12,11 +12,12 @@ use crate::support::measure;
 use crate::support::messages::{common_history, history};
 use crate::support::process::{Finished, Process};
 
-/// An import that is not done after this fails the test. It is well under a minute where nothing else runs.
+/// An import that takes longer fails the test. Takes well under a minute on an idle machine.
 const IMPORT: Duration = Duration::from_secs(600);
-/// What the nodes lack of each other after the import is there within this.
+/// The nodes must have converged within this time after the import.
 const CATCH_UP: Duration = Duration::from_secs(120);
-/// What `send --file -o json` says.
+
+/// The output of `send --file -o json`.
 #[derive(Debug, Deserialize, PartialEq, Eq)]
 struct Tally {
     sent: u64,
@@ -25,7 +26,7 @@ struct Tally {
     rejected: u64,
 }
 
-/// What the sender decided. Whatever else a listing says of a message is passed over.
+/// The fields of a message that the sender sets. Other fields of a listing are ignored.
 #[derive(Debug, Deserialize, PartialEq, Eq, Hash)]
 struct Content {
     sender: String,
@@ -42,7 +43,7 @@ struct Listed {
 }
 
 #[test]
-fn real_messages_imported_while_nodes_are_killed_are_everywhere_the_same_and_there_once() {
+fn an_import_amid_node_kills_stores_every_message_once_on_all_nodes() {
     let Some(file) = corpus() else { return };
     let mut cluster = Cluster::start_with_proxy(4);
     std::fs::write(cluster.dir().join("irc.ndjson"), &file).expect("written");
@@ -59,7 +60,7 @@ fn real_messages_imported_while_nodes_are_killed_are_everywhere_the_same_and_the
     let digest = cluster.converge(CATCH_UP, MESSAGES);
     let converged = began.elapsed();
     let all = common_history(&cluster);
-    assert!(history(cluster.proxy()) == all, "the proxy shows another history than the nodes");
+    assert!(history(cluster.proxy()) == all, "the proxy lists another history than the nodes");
     assert_holds_the_file(&all, &file);
 
     let began = Instant::now();
@@ -71,7 +72,7 @@ fn real_messages_imported_while_nodes_are_killed_are_everywhere_the_same_and_the
 
     let rate = |took: Duration| u128::from(MESSAGES) * 1_000 / took.as_millis();
     measure::say(&format!(
-        "{MESSAGES} real messages imported in {imported:.1?} ({}/s) while each node was killed once, equal on four \
+        "{MESSAGES} real messages imported in {imported:.1?} ({}/s) while each node was killed once, converged on four \
          nodes {converged:.1?} later; importing again found only duplicates in {again:.1?} ({}/s)",
         rate(imported),
         rate(again)
@@ -84,7 +85,7 @@ fn import(cluster: &Cluster, args: &[&str]) -> Process {
     Process::spawn("import", command)
 }
 
-/// Each node, so that the one which the proxy prefers is among them; started again when more has arrived.
+/// Kills every node once, so that the proxy's preferred node is among them, and restarts each after further messages.
 fn kill_one_after_the_other(cluster: &mut Cluster, importing: &mut Process) {
     let wait_for = |cluster: &Cluster, part: u64| {
         let count = MESSAGES / 10 * part;
@@ -102,7 +103,7 @@ fn kill_one_after_the_other(cluster: &mut Cluster, importing: &mut Process) {
     }
 }
 
-/// Compares as multisets, since some lines stand in the file more than once and each is a message of its own.
+/// Compares as multisets: some lines occur more than once in the file, and each is a separate message.
 #[track_caller]
 fn assert_holds_the_file(listing: &[u8], file: &[u8]) {
     let listed: Vec<Listed> = serde_json::from_slice(listing).expect("a listing");

@@ -1,4 +1,4 @@
-//! A node whose log was damaged while it was down: it starts by itself, with everything that is intact.
+//! A log that is damaged while its node is down: the node starts without help and keeps every intact entry.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -13,22 +13,22 @@ use crate::support::eventually::eventually_blocking;
 use crate::support::messages::{history, send_all, tally};
 use crate::support::rng::SeededRng;
 
-/// More than a node waits for peers that it does not have.
+/// Longer than a node waits for peers before it gives missing entries up.
 const LONG: Duration = Duration::from_secs(60);
-/// Sent to each of so many logs.
+/// The number of messages in each log.
 const MESSAGES: u64 = 500;
 const LOGS: u64 = 4;
 
-/// The seqs of every log whose record is intact, and where the first and the last record lie.
+/// The seqs of the intact records per log, and the offsets of the first and the last of them.
 fn intact(bytes: &[u8]) -> (BTreeMap<Origin, BTreeSet<u64>>, usize, usize) {
     let mut found = BTreeMap::<Origin, BTreeSet<u64>>::new();
-    let places: Vec<usize> = (0..bytes.len())
+    let offsets: Vec<usize> = (0..bytes.len())
         .filter(|at| {
             let record = Record::parse(&bytes[*at..]).map(|(record, _)| record);
             record.is_ok_and(|record| found.entry(record.origin).or_default().insert(record.seq))
         })
         .collect();
-    (found, places[0], places[places.len() - 1])
+    (found, offsets[0], offsets[offsets.len() - 1])
 }
 
 fn verify(cluster: &Cluster) -> (Option<i32>, Value, String) {
@@ -36,13 +36,14 @@ fn verify(cluster: &Cluster) -> (Option<i32>, Value, String) {
     (done.code, serde_json::from_str(&done.stdout).expect("JSON"), done.stderr)
 }
 
-fn set_aside(dir: &Path) -> usize {
+/// The number of damaged log files that the node has kept.
+fn kept_damaged_logs(dir: &Path) -> usize {
     let files = std::fs::read_dir(dir).expect("a directory").map(|file| file.expect("a file").file_name());
     files.filter(|name| name.to_string_lossy().starts_with("log.redb.damaged-")).count()
 }
 
 #[test]
-fn a_log_overwritten_in_the_middle_is_salvaged_by_its_node_and_verify_says_so() {
+fn a_log_overwritten_in_the_middle_is_salvaged_and_verify_reports_it() {
     let mut cluster = Cluster::start(1);
     for part in 0..LOGS {
         send_all(cluster.node(0), part * MESSAGES..(part + 1) * MESSAGES);
@@ -73,13 +74,16 @@ fn a_log_overwritten_in_the_middle_is_salvaged_by_its_node_and_verify_says_so() 
     let listed: u64 = intact.values().map(prefix).sum();
     let all: u64 = intact.values().map(|seqs| seqs.len() as u64).sum();
     assert!(listed > 0 && all < MESSAGES * LOGS, "{listed} of {all}");
-    assert!(tally(&history(cluster.node(0))).len() as u64 >= listed, "what follows no gap is there at once");
-    // Nobody has what is missing: after a while what stands behind it is a log of its own.
-    eventually_blocking(LONG, "all that is intact to be listed", || {
+    assert!(
+        tally(&history(cluster.node(0))).len() as u64 >= listed,
+        "entries before the first gap of a log are listed at once"
+    );
+    // No peer has the missing entries: after a while the entries after a gap become a log of their own.
+    eventually_blocking(LONG, "all intact entries to be listed", || {
         let history = tally(&history(cluster.node(0)));
         history.len() as u64 == all && history.values().all(|times| *times == 1)
     });
-    assert_eq!(set_aside(&cluster.node_dir(0)), 1);
+    assert_eq!(kept_damaged_logs(&cluster.node_dir(0)), 1);
 
     cluster.stop(0);
     let (code, salvaged, said) = verify(&cluster);
@@ -89,7 +93,7 @@ fn a_log_overwritten_in_the_middle_is_salvaged_by_its_node_and_verify_says_so() 
 }
 
 #[test]
-fn a_directory_without_a_store_cannot_be_verified() {
+fn verify_refuses_a_directory_without_a_store() {
     let cluster = Cluster::prepare(1);
     let done = cluster.cli(&["verify", "--data-dir", "."]);
     assert_eq!(done.code, Some(1), "{done:?}");

@@ -1,4 +1,4 @@
-//! A disk that fails for a while under a node that runs. Sectors that fail for good are simulated (`tests/sim/sectors.rs`).
+//! A disk whose reads fail temporarily under a running node. Permanent bad sectors are simulated in `tests/sim/sectors.rs`.
 
 use std::path::Path;
 use std::process::Command;
@@ -13,11 +13,12 @@ use crate::support::process::{Process, run};
 
 const LONG: Duration = Duration::from_secs(60);
 
-/// Lets every read of a file fail, and its next fsync, which has a node close it. None where that cannot be done.
+/// An `strace` command that fails every read of a file, and its next fsync, which makes a node close the file. None, with
+/// a message, without root or `strace`.
 fn failing_reads(of: &Path) -> Option<Command> {
     let is_there = Command::new("strace").arg("--version").output().is_ok_and(|done| done.status.success());
     if !is_there || !rustix::process::geteuid().is_root() {
-        measure::say("skipped: a disk that gives nothing, for that needs root and strace");
+        measure::say("skipped: failing reads need root and strace");
         return None;
     }
     let mut strace = Command::new("strace");
@@ -26,7 +27,7 @@ fn failing_reads(of: &Path) -> Option<Command> {
     Some(strace)
 }
 
-/// The same for a node that runs, from now on.
+/// Starts to fail the reads of a running process.
 fn fail_reads(process: &Process, file: &Path) -> Option<Process> {
     let mut strace = failing_reads(file)?;
     strace.args(["-p", &process.id().to_string()]);
@@ -39,7 +40,7 @@ fn fail_reads(process: &Process, file: &Path) -> Option<Process> {
 }
 
 #[test]
-fn a_disk_that_gives_nothing_for_long_has_nothing_salvaged_and_loses_nothing() {
+fn a_temporarily_unreadable_log_is_not_salvaged_and_loses_nothing() {
     let mut cluster = Cluster::start(1);
     let addr = cluster.node(0);
     send_all(addr, 0..100);
@@ -47,15 +48,15 @@ fn a_disk_that_gives_nothing_for_long_has_nothing_salvaged_and_loses_nothing() {
     let Some(mut trace) = fail_reads(cluster.process(0), &log) else { return };
     let answer = http::post_json(addr, "/messages", &numbered(100)).expect("answered");
     assert_eq!((answer.status(), &answer.json()["code"]), (503, &"storage_failed".into()));
-    // By then the node has lost its patience.
-    eventually_blocking(LONG, "it to try to give the file up", || {
+    // The node logs this after its normal retries have failed.
+    eventually_blocking(LONG, "the node to report the unreadable log", || {
         cluster.process(0).stderr().contains("log.redb cannot be read: the disk gives nothing of it")
     });
     assert_eq!(http::get(addr, "/readyz").expect("answered").status(), 503);
     trace.terminate();
     trace.wait(LONG);
     cluster.wait_ready(0);
-    send(addr, &numbered(100)); // nobody knows what became of it
+    send(addr, &numbered(100)); // the outcome of the first send is unknown
     assert_holds(&history(addr), 0..101);
     let names = std::fs::read_dir(cluster.node_dir(0)).expect("a directory");
     let names: Vec<_> = names.map(|file| file.expect("a file").file_name()).collect();
@@ -63,7 +64,7 @@ fn a_disk_that_gives_nothing_for_long_has_nothing_salvaged_and_loses_nothing() {
 }
 
 #[test]
-fn verify_says_that_a_log_cannot_be_read() {
+fn verify_reports_a_log_that_cannot_be_read() {
     let mut cluster = Cluster::start(1);
     send_all(cluster.node(0), 0..10);
     cluster.stop(0);
@@ -73,5 +74,5 @@ fn verify_says_that_a_log_cannot_be_read() {
     let done = run(strace, "");
     assert_eq!(done.code, Some(1), "{done:?}");
     assert!(done.stderr.contains("log.redb cannot be read: the disk gives nothing of it"), "{done:?}");
-    assert_eq!(cluster.cli(&["verify"]).code, Some(0), "and nothing was changed");
+    assert_eq!(cluster.cli(&["verify"]).code, Some(0), "verify changed nothing");
 }

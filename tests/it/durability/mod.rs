@@ -1,4 +1,4 @@
-//! Does an acknowledged message survive: kills, damaged files, failing disks, and directories that were lost or copied?
+//! Does every acknowledged message survive kills, damaged files, failing disks, and lost, restored or copied directories?
 
 mod acknowledged;
 mod chaos;

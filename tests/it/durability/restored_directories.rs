@@ -1,4 +1,4 @@
-//! Directories that were wiped, put back or copied: everybody ends with everything, and `status` says what happened.
+//! Node directories that were wiped, restored from a backup or copied: all nodes converge, and `status` reports the event.
 
 use std::time::Duration;
 
@@ -8,8 +8,8 @@ use crate::support::messages::{assert_holds, common_history, send_all};
 
 const LONG: Duration = Duration::from_secs(60);
 
-/// The warnings that `chatchain status` shows.
-fn told(cluster: &Cluster) -> String {
+/// The output of `chatchain status`, which includes the warnings.
+fn status_output(cluster: &Cluster) -> String {
     let server = cluster.node(0).to_string();
     let done = cluster.cli(&["status", "--server", &server]);
     assert_eq!(done.code, Some(0), "{}", done.stderr);
@@ -17,15 +17,15 @@ fn told(cluster: &Cluster) -> String {
 }
 
 #[track_caller]
-fn is_told(cluster: &Cluster, what: &str) {
-    eventually_blocking(LONG, what, || {
-        let told = told(cluster);
-        if told.contains(what) { Ok(()) } else { Err(told) }
+fn wait_for_warning(cluster: &Cluster, warning: &str) {
+    eventually_blocking(LONG, warning, || {
+        let shown = status_output(cluster);
+        if shown.contains(warning) { Ok(()) } else { Err(shown) }
     });
 }
 
 #[test]
-fn a_wiped_node_gets_everything_back_and_the_others_tell() {
+fn a_wiped_node_recovers_all_messages_and_the_others_warn() {
     let mut cluster = Cluster::start(3);
     send_all(cluster.node(2), 0..300);
     cluster.converge(LONG, 300);
@@ -35,11 +35,11 @@ fn a_wiped_node_gets_everything_back_and_the_others_tell() {
     send_all(cluster.node(2), 300..310);
     cluster.converge(LONG, 310);
     assert_holds(&common_history(&cluster), 0..310);
-    is_told(&cluster, "node 2 came back with another store");
+    wait_for_warning(&cluster, "node 2 came back with another store");
 }
 
 #[test]
-fn a_node_put_back_to_an_older_state_gets_the_rest_back_and_the_others_tell() {
+fn a_node_restored_from_a_backup_recovers_the_rest_and_the_others_warn() {
     let mut cluster = Cluster::start(3);
     send_all(cluster.node(2), 0..100);
     cluster.converge(LONG, 100);
@@ -55,11 +55,11 @@ fn a_node_put_back_to_an_older_state_gets_the_rest_back_and_the_others_tell() {
     cluster.start_node(2);
     cluster.converge(LONG, 400);
     assert_holds(&common_history(&cluster), 0..400);
-    is_told(&cluster, "node 2 came back with 300 entries fewer than it had");
+    wait_for_warning(&cluster, "node 2 came back with 300 entries fewer than it had");
 }
 
 #[test]
-fn of_two_nodes_with_copies_of_one_store_the_later_one_takes_another_name() {
+fn of_two_nodes_with_copies_of_one_store_the_later_one_takes_a_new_id() {
     let mut cluster = Cluster::start(2);
     send_all(cluster.node(1), 0..100);
     cluster.converge(LONG, 100);
@@ -69,11 +69,11 @@ fn of_two_nodes_with_copies_of_one_store_the_later_one_takes_another_name() {
     cluster.start_node(1);
     let third = cluster.join(&[0, 1]);
     send_all(cluster.node(1), 100..200);
-    eventually_blocking(LONG, "the copy to take messages of its own", || {
-        let told = told(&cluster);
-        // Only then: it is ready also before it has met the other.
+    eventually_blocking(LONG, "the copy to accept messages under its new id", || {
+        let shown = status_output(&cluster);
+        // Readiness alone is not enough: the copy is also ready before it has met the original.
         let ready = crate::support::http::get(cluster.node(third), "/readyz").expect("answered");
-        if told.contains("took a new name") && ready.status() == 200 { Ok(()) } else { Err(told) }
+        if shown.contains("took a new name") && ready.status() == 200 { Ok(()) } else { Err(shown) }
     });
     send_all(cluster.node(third), 200..300);
     cluster.converge(LONG, 300);

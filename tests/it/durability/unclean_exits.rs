@@ -1,4 +1,5 @@
-//! Nodes that were killed again and again, or whose store ends them: the next start looks closer, says so, and loses nothing.
+//! Nodes that were killed repeatedly, or crashed on their store: the next start checks the store, reports it, and loses
+//! nothing.
 
 use std::path::Path;
 use std::time::Duration;
@@ -9,7 +10,7 @@ use crate::support::messages::{assert_holds, history, send_all};
 use crate::support::rng::SeededRng;
 
 const LONG: Duration = Duration::from_secs(60);
-/// A node is killed at the latest so long after its start, mostly before its store is open.
+/// A node is killed within this time after its start, mostly before its store is open.
 const KILLED_WITHIN: Duration = Duration::from_millis(80);
 const KILLS: usize = 12;
 
@@ -25,24 +26,24 @@ fn files(dir: &Path) -> Vec<String> {
     names
 }
 
-/// As so many processes leave it that ended badly, the last of them while they checked every page.
-fn pretend(cluster: &Cluster, sessions: u32, openings: u32) {
+/// Writes the marker file that this many unclean exits leave, `openings` of them during a full check.
+fn pretend_unclean_exits(cluster: &Cluster, sessions: u32, openings: u32) {
     let note = format!("{sessions} {openings}\n");
     std::fs::write(cluster.node_dir(0).join("unproven"), note).expect("written");
 }
 
 #[test]
-fn a_node_that_was_killed_twice_checks_its_store_and_forgets_it_with_an_end_in_order() {
+fn two_kills_cause_a_full_check_and_a_clean_exit_resets_the_count() {
     let mut cluster = Cluster::start(1);
     send_all(cluster.node(0), 0..100);
     cluster.kill9(0);
     cluster.start_node(0);
-    assert!(!warnings(&cluster).contains("ended badly"), "one kill says nothing");
+    assert!(!warnings(&cluster).contains("ended badly"), "one kill gives no warning");
     cluster.kill9(0);
     cluster.start_node(0);
     let log = cluster.process(0).stderr();
     assert!(log.contains("the last sessions with the store ended badly: checking every page of it"), "{log}");
-    assert!(!warnings(&cluster).contains("ended badly"), "nothing was wrong, so there is nothing to do");
+    assert!(!warnings(&cluster).contains("ended badly"), "the check found nothing, so there is no warning");
     send_all(cluster.node(0), 100..110);
     cluster.stop(0);
     assert_eq!(files(&cluster.node_dir(0)), ["index.redb", "log.redb"]);
@@ -52,7 +53,7 @@ fn a_node_that_was_killed_twice_checks_its_store_and_forgets_it_with_an_end_in_o
 }
 
 #[test]
-fn a_damaged_store_that_ended_two_processes_is_healed_and_its_node_says_so() {
+fn a_damaged_store_is_salvaged_after_two_unclean_exits_and_reported() {
     let mut cluster = Cluster::start(1);
     send_all(cluster.node(0), 0..500);
     cluster.stop(0);
@@ -60,7 +61,7 @@ fn a_damaged_store_that_ended_two_processes_is_healed_and_its_node_says_so() {
     let mut bytes = std::fs::read(&log).expect("reads");
     bytes[..4096].fill(0);
     std::fs::write(&log, &bytes).expect("writes");
-    pretend(&cluster, 2, 0);
+    pretend_unclean_exits(&cluster, 2, 0);
     cluster.start_node(0);
     let told = warnings(&cluster);
     assert!(told.contains("its last 2 runs ended badly") && told.contains("its log was damaged"), "{told}");
@@ -69,11 +70,11 @@ fn a_damaged_store_that_ended_two_processes_is_healed_and_its_node_says_so() {
 }
 
 #[test]
-fn a_log_that_another_process_can_open_is_not_given_up_however_many_openings_ended_badly() {
+fn a_log_that_a_child_process_can_open_is_kept_after_any_number_of_crashes() {
     let mut cluster = Cluster::start(1);
     send_all(cluster.node(0), 0..500);
     cluster.stop(0);
-    pretend(&cluster, 40, 38);
+    pretend_unclean_exits(&cluster, 40, 38);
     cluster.start_node(0);
     let said = cluster.process(0).stderr();
     assert!(said.contains("another process tries to open the log"), "{said}");
@@ -84,7 +85,7 @@ fn a_log_that_another_process_can_open_is_not_given_up_however_many_openings_end
 }
 
 #[test]
-fn kills_again_and_again_during_the_start_have_nothing_salvaged() {
+fn repeated_kills_during_the_start_cause_no_salvage() {
     let (mut cluster, mut rng) = (Cluster::start(1), SeededRng::new());
     send_all(cluster.node(0), 0..500);
     cluster.kill9(0);
@@ -92,7 +93,7 @@ fn kills_again_and_again_during_the_start_have_nothing_salvaged() {
         let began = std::time::Instant::now();
         let moment = rng.duration(KILLED_WITHIN);
         cluster.spawn_node(0);
-        eventually_blocking(LONG, "its moment", || began.elapsed() >= moment);
+        eventually_blocking(LONG, "the time of the kill", || began.elapsed() >= moment);
         cluster.kill9(0);
     }
     cluster.start_node(0);

@@ -1,4 +1,4 @@
-//! `GET /feed` and `list --follow`: whoever follows along, at whichever node, misses nothing.
+//! `GET /feed` and `list --follow`: a follower misses no message, and its cursor is valid on every node.
 
 use std::time::{Duration, Instant};
 
@@ -15,8 +15,7 @@ use crate::support::process::Process;
 use crate::support::rng::SeededRng;
 use crate::support::servers::{check_refusal, get};
 
-/// A cursor is at most this long.
-const CURSOR_MAX: usize = 1024;
+const CURSOR_BYTES_MAX: usize = 1024;
 const SOON: Duration = Duration::from_secs(30);
 
 fn numbers(messages: &[Value]) -> Vec<u64> {
@@ -26,7 +25,7 @@ fn numbers(messages: &[Value]) -> Vec<u64> {
 }
 
 #[test]
-fn a_feed_gives_what_a_listing_lists_in_both_formats_and_resumes_on_every_node() {
+fn a_feed_equals_the_listing_in_both_formats_and_resumes_on_every_node() {
     let cluster = Cluster::start(3);
     for n in 0..30 {
         send(cluster.node(usize::try_from(n % 3).expect("small")), &numbered(n));
@@ -42,18 +41,22 @@ fn a_feed_gives_what_a_listing_lists_in_both_formats_and_resumes_on_every_node()
         })
         .expect("a feed");
         for (read, cursor) in cursors.iter().enumerate() {
-            assert!(cursor.len() <= CURSOR_MAX);
+            assert!(cursor.len() <= CURSOR_BYTES_MAX);
             let node = cluster.node(read % 3);
             let (rest, same_end) = catch_up(node, &format!("?cursor={cursor}"), Format::Lines);
             assert_eq!(rest, all[read + 1..], "after {read}");
-            assert_eq!(same_end, end, "on every node alike");
+            assert_eq!(same_end, end, "all nodes give the same cursor");
         }
-        assert_eq!(catch_up(cluster.node(2), "", format).0, Vec::<Value>::new(), "from now on");
+        assert_eq!(
+            catch_up(cluster.node(2), "", format).0,
+            Vec::<Value>::new(),
+            "without a cursor a feed starts at the end"
+        );
     }
 }
 
 #[test]
-fn a_filter_is_of_the_feed_and_of_its_cursor() {
+fn a_filter_applies_to_the_feed_and_is_part_of_its_cursor() {
     let cluster = Cluster::start(1);
     send_all(cluster.node(0), 0..70);
     let node = cluster.node(0);
@@ -75,7 +78,7 @@ fn a_filter_is_of_the_feed_and_of_its_cursor() {
 }
 
 #[test]
-fn what_is_no_cursor_of_this_network_is_refused_in_words() {
+fn an_invalid_cursor_is_refused_with_its_reason() {
     let cluster = Cluster::start(1);
     send_all(cluster.node(0), 0..3);
     let node = cluster.node(0);
@@ -88,7 +91,7 @@ fn what_is_no_cursor_of_this_network_is_refused_in_words() {
     check("cursor=abc", "cursor_invalid", "it is not one");
     check(&format!("cursor={}", &cursor[..cursor.len() - 4]), "cursor_invalid", "it is not one");
     check(&format!("cursor={position}"), "cursor_invalid", "position");
-    check(&format!("cursor={}", "A".repeat(CURSOR_MAX + 4)), "cursor_invalid", "it is not one");
+    check(&format!("cursor={}", "A".repeat(CURSOR_BYTES_MAX + 4)), "cursor_invalid", "it is not one");
     check("from=yesterday", "invalid_query", "`from`");
     check(&format!("cursor={cursor}&from=start"), "invalid_query", "leave `from` out");
     check("limit=3", "invalid_query", "`limit` is unknown");
@@ -97,12 +100,12 @@ fn what_is_no_cursor_of_this_network_is_refused_in_words() {
     check_refusal("the header wins", &refused, 400, "cursor_invalid", "it is not one");
     let refused =
         http::request(node, "GET", "/messages", &[("chatchain-position", &cursor)], b"").expect("answered");
-    check_refusal("a cursor is no position", &refused, 400, "invalid_query", "ChatChain-Position");
+    check_refusal("a cursor as a position", &refused, 400, "invalid_query", "ChatChain-Position");
 }
 
-/// Whoever sends to one node and then reads at another finds what was sent, if it says so.
+/// A client that passes the position of its send finds the message on every node.
 #[test]
-fn a_position_makes_a_read_cover_what_was_written_elsewhere() {
+fn a_read_with_a_position_shows_writes_to_other_nodes() {
     let cluster = Cluster::start(3);
     for n in 0..60 {
         let sent = http::post_json(cluster.node(0), "/messages", &numbered(n)).expect("answered");
@@ -114,9 +117,9 @@ fn a_position_makes_a_read_cover_what_was_written_elsewhere() {
     }
 }
 
-/// A cursor refers to what all nodes know, so it stays short whatever lies behind.
+/// A cursor refers to a frontier snapshot that all nodes have, so its length does not grow with the number of logs.
 #[test]
-fn a_cursor_with_five_thousand_logs_behind_it_is_short_and_resumes_on_every_node() {
+fn a_cursor_over_five_thousand_logs_is_short_and_resumes_on_every_node() {
     const COUNT: u64 = 20_000;
     let mut cluster = Cluster::prepare(0);
     scale::build(&cluster.node_dir(0), COUNT, |number| number / (COUNT / 5_000));
@@ -136,13 +139,13 @@ fn a_cursor_with_five_thousand_logs_behind_it_is_short_and_resumes_on_every_node
     })
     .expect("a feed");
     assert_eq!((count, kept.len()), (COUNT, 3));
-    assert!(longest <= CURSOR_MAX, "{longest}");
-    // The entry that the cursors refer to comes to the others like any other.
+    assert!(longest <= CURSOR_BYTES_MAX, "{longest}");
+    // The other nodes receive the snapshot that the cursors refer to as an ordinary entry.
     for (read, cursor) in &kept {
         for node in 0..3 {
             let (rest, end) = catch_up(cluster.node(node), &format!("?cursor={cursor}"), Format::Lines);
             assert_eq!(numbers(&rest), (*read..COUNT).collect::<Vec<_>>(), "after {read}, at node {node}");
-            assert!(end.len() <= CURSOR_MAX);
+            assert!(end.len() <= CURSOR_BYTES_MAX);
         }
     }
     measure::say(&format!(
@@ -150,32 +153,34 @@ fn a_cursor_with_five_thousand_logs_behind_it_is_short_and_resumes_on_every_node
     ));
 }
 
-/// With one more log than these, the time for a milestone has come, and everything can still be said without.
-const LOGS_WITHOUT_MILESTONE: u64 = 12;
+/// The largest number of logs for which a node writes no frontier snapshot, and a cursor lists every log itself.
+const LOGS_WITHOUT_SNAPSHOT: u64 = 12;
 
-/// Two nodes with so many logs, and somebody who follows at the first.
-fn before_the_milestone() -> (Cluster, Follower) {
+/// Two nodes with the most logs that need no snapshot, and a follower at the first.
+fn before_the_snapshot() -> (Cluster, Follower) {
     let mut cluster = Cluster::prepare(0);
-    scale::build(&cluster.node_dir(0), LOGS_WITHOUT_MILESTONE, |number| number);
+    scale::build(&cluster.node_dir(0), LOGS_WITHOUT_SNAPSHOT, |number| number);
     cluster.join(&[]);
     cluster.join(&[0]);
-    cluster.converge(SOON, LOGS_WITHOUT_MILESTONE);
+    cluster.converge(SOON, LOGS_WITHOUT_SNAPSHOT);
     let follower = Follower::start(vec![cluster.node(0)], Format::Lines);
-    eventually_blocking(SOON, "it follows", || follower.has_begun());
+    eventually_blocking(SOON, "the follower to start", || follower.has_begun());
     (cluster, follower)
 }
 
-/// What a follower at the first node has for a cursor after this message, which is sent there.
+/// Sends this message to the first node. Gives the cursor of the follower there after it has the message.
 fn cursor_after(cluster: &Cluster, follower: &Follower, number: u64) -> String {
     send(cluster.node(0), &numbered(number));
-    eventually_blocking(SOON, "it is told", || follower.received().numbers.contains_key(&number));
+    eventually_blocking(SOON, "the follower to get the message", || {
+        follower.received().numbers.contains_key(&number)
+    });
     follower.received().cursor
 }
 
 #[test]
-fn a_cursor_outlives_the_node_that_gave_it() {
-    let (mut cluster, follower) = before_the_milestone();
-    let numbers = LOGS_WITHOUT_MILESTONE..LOGS_WITHOUT_MILESTONE + 3;
+fn a_cursor_stays_valid_after_its_node_is_gone() {
+    let (mut cluster, follower) = before_the_snapshot();
+    let numbers = LOGS_WITHOUT_SNAPSHOT..LOGS_WITHOUT_SNAPSHOT + 3;
     cluster.kill9(1);
     let cursors: Vec<_> = numbers.map(|number| cursor_after(&cluster, &follower, number)).collect();
     follower.end_with(0);
@@ -183,16 +188,16 @@ fn a_cursor_outlives_the_node_that_gave_it() {
     cluster.start_node(1);
     for cursor in cursors {
         let (rest, _) = catch_up(cluster.node(1), &format!("?cursor={cursor}"), Format::Lines);
-        assert_eq!(rest, Vec::<Value>::new(), "all that node 1 has was seen");
+        assert_eq!(rest, Vec::<Value>::new(), "the cursor covers all messages of node 1");
     }
 }
 
 #[test]
-fn once_another_node_has_the_milestone_cursors_refer_to_it() {
-    let (mut cluster, follower) = before_the_milestone();
-    let first = cursor_after(&cluster, &follower, LOGS_WITHOUT_MILESTONE);
-    let mut last = LOGS_WITHOUT_MILESTONE;
-    let short = eventually_blocking(SOON, "a cursor that says little", || {
+fn cursors_refer_to_a_snapshot_once_another_node_has_it() {
+    let (mut cluster, follower) = before_the_snapshot();
+    let first = cursor_after(&cluster, &follower, LOGS_WITHOUT_SNAPSHOT);
+    let mut last = LOGS_WITHOUT_SNAPSHOT;
+    let short = eventually_blocking(SOON, "a short cursor", || {
         last += 1;
         let cursor = cursor_after(&cluster, &follower, last);
         (cursor.len() * 2 < first.len()).then_some(cursor)
@@ -205,7 +210,7 @@ fn once_another_node_has_the_milestone_cursors_refer_to_it() {
     assert!(numbers(&found).ends_with(&rest.collect::<Vec<_>>()), "{found:?}");
 }
 
-/// Nodes are killed and stopped in turn, somebody sends all the time, and eight follow.
+/// Eight followers read while nodes are killed and paused in turn and messages arrive at a steady rate.
 #[test]
 fn followers_miss_nothing_while_nodes_are_killed_and_stopped() {
     const RATE: u64 = 200;
@@ -229,16 +234,16 @@ fn followers_miss_nothing_while_nodes_are_killed_and_stopped() {
         }
         commands.push(Process::spawn(&format!("list-{i}"), command));
     }
-    eventually_blocking(SOON, "all follow", || followers.iter().all(Follower::has_begun));
-    eventually_blocking(SOON, "the commands follow", || files.iter().all(|file| file.exists()));
+    eventually_blocking(SOON, "all followers to start", || followers.iter().all(Follower::has_begun));
+    eventually_blocking(SOON, "the commands to start", || files.iter().all(|file| file.exists()));
     let mut rng = SeededRng::new();
     let sent = send_amid_faults(&mut cluster, &mut rng, seconds, RATE);
     for follower in &followers {
         follower.end_with(sent.len() as u64);
     }
-    // One that has them all ends with the next event.
+    // A follower that has all messages stops at the next event.
     let last = *sent.last().expect("some") + 1;
-    eventually_blocking(SOON, "everybody has everything", || {
+    eventually_blocking(SOON, "all followers to have all messages", || {
         followers.iter().all(|follower| follower.received().numbers.len() as u64 >= sent.len() as u64)
     });
     send(cluster.node(0), &numbered(last));
@@ -249,7 +254,7 @@ fn followers_miss_nothing_while_nodes_are_killed_and_stopped() {
         assert!(missed.is_empty(), "missed {missed:?}");
         repeats += received.numbers.values().map(|(times, _)| times - 1).sum::<u64>();
         opened += received.opened;
-        // Where it was last, there is nothing before the end on any node.
+        // From its last cursor on, no node has a message that the follower lacks.
         for node in &nodes {
             let (rest, _) = catch_up(*node, &format!("?cursor={}", received.cursor), Format::Lines);
             assert!(numbers(&rest).iter().all(|n| *n >= last || received.numbers.contains_key(n)));
@@ -265,7 +270,7 @@ fn followers_miss_nothing_while_nodes_are_killed_and_stopped() {
                 .collect();
             seen
         };
-        eventually_blocking(SOON, "the command has everything", || {
+        eventually_blocking(SOON, "the command to have all messages", || {
             let seen = listed();
             sent.iter().all(|n| seen.contains(n))
         });
@@ -276,38 +281,38 @@ fn followers_miss_nothing_while_nodes_are_killed_and_stopped() {
     ));
 }
 
-/// While the proxy lives, its readers have one feed, whatever happens behind it.
+/// A reader at the proxy keeps one connection while nodes behind the proxy fail.
 #[test]
-fn a_feed_through_the_proxy_survives_the_nodes_behind_it_without_a_repeat() {
+fn a_proxy_feed_survives_its_nodes_without_a_repeat() {
     let mut cluster = Cluster::start_with_proxy(3);
     let followers =
         [Format::Events, Format::Lines].map(|format| Follower::start(vec![cluster.proxy()], format));
-    eventually_blocking(SOON, "all follow", || followers.iter().all(Follower::has_begun));
+    eventually_blocking(SOON, "all followers to start", || followers.iter().all(Follower::has_begun));
     let mut sent = 0;
     let has_all =
         |sent: u64| followers.iter().all(|follower| follower.received().numbers.len() as u64 == sent);
     for round in 0..6 {
         let (killed, other) = (round % 3, (round + 1) % 3);
         send_all(cluster.node(killed), sent..sent + 20);
-        // The same by way of another node: maybe two copies of one message.
+        // Also to another node, so that there may be two copies of a message.
         (sent..sent + 10).for_each(|n| drop(http::post_json(cluster.node(other), "/messages", &numbered(n))));
         sent += 20;
-        eventually_blocking(SOON, "all have it", || has_all(sent));
+        eventually_blocking(SOON, "all followers to have the messages", || has_all(sent));
         cluster.kill9(killed);
         send_all(cluster.node(other), sent..sent + 20);
         sent += 20;
-        eventually_blocking(SOON, "all have it without that node", || has_all(sent));
+        eventually_blocking(SOON, "all followers to have the messages without that node", || has_all(sent));
         cluster.start_node(killed);
     }
     for node in 0..3 {
         cluster.kill9(node);
     }
-    eventually_blocking(SOON, "they hear that nobody answers", || {
+    eventually_blocking(SOON, "comments while no node answers", || {
         followers.iter().all(|follower| follower.received().comments > 0)
     });
     cluster.start_node(1);
     send_all(cluster.node(1), sent..sent + 20);
-    eventually_blocking(SOON, "all have the rest", || has_all(sent + 20));
+    eventually_blocking(SOON, "all followers to have the last messages", || has_all(sent + 20));
     for follower in &followers {
         let received = follower.received();
         let repeats = received.numbers.values().filter(|(times, _)| *times > 1).count();
@@ -315,42 +320,43 @@ fn a_feed_through_the_proxy_survives_the_nodes_behind_it_without_a_repeat() {
     }
 }
 
-/// Two nodes that never exchange anything, as where a disk is full or a link is cut. Whichever is behind the feed falls behind.
+/// Two nodes that never exchange, as if a disk were full or a link cut. The node that the proxy reads from falls behind.
 #[test]
-fn a_feed_through_the_proxy_leaves_a_node_that_gets_nothing_any_more() {
+fn a_proxy_feed_leaves_a_node_that_receives_nothing_new() {
     let mut cluster = Cluster::prepare(0);
     for _ in 0..2 {
         cluster.join(&[]);
     }
     cluster.start_proxy();
     let follower = Follower::start(vec![cluster.proxy()], Format::Events);
-    eventually_blocking(SOON, "it follows", || follower.has_begun());
+    eventually_blocking(SOON, "the follower to start", || follower.has_begun());
     for (node, numbers) in [(1, 0..3), (0, 3..9)] {
         send_all(cluster.node(node), numbers.clone());
         let has_all = || follower.received().numbers.len() as u64 == numbers.end;
-        eventually_blocking(SOON, "it has what the other node has", has_all);
+        eventually_blocking(SOON, "the follower to have the messages of this node", has_all);
     }
     let received = follower.received();
     let repeats = received.numbers.values().filter(|(times, _)| *times > 1).count();
     assert_eq!((received.opened, repeats), (1, 0));
 }
 
-/// Sends at a steady rate, to whichever node takes it, while every three seconds one is killed or stopped. Gives what
-/// was acknowledged.
+/// Sends at a steady rate to nodes that are up, while every three seconds a node is killed or paused. Gives the numbers
+/// of the acknowledged messages.
 fn send_amid_faults(cluster: &mut Cluster, rng: &mut SeededRng, seconds: u64, rate: u64) -> Vec<u64> {
     let began = Instant::now();
     let (mut sent, mut next_fault) = (Vec::new(), Duration::from_secs(1));
-    let mut hurt: Option<(usize, bool)> = None;
+    // A node with a fault, and whether it was killed rather than paused.
+    let mut faulty: Option<(usize, bool)> = None;
     for n in 0..seconds * rate {
         let due = began + Duration::from_secs(n) / u32::try_from(rate).expect("small");
-        eventually_blocking(SOON, "its time has come", || Instant::now() >= due);
+        eventually_blocking(SOON, "the time of the next send", || Instant::now() >= due);
         if n == seconds * rate / 3 || n == seconds * rate * 2 / 3 {
             cluster.kill9_proxy();
             cluster.start_proxy();
         }
         if began.elapsed() >= next_fault {
             next_fault += Duration::from_millis(1_500);
-            match hurt.take() {
+            match faulty.take() {
                 Some((node, true)) => cluster.start_node(node),
                 Some((node, false)) => cluster.process(node).thaw(),
                 None => {
@@ -361,17 +367,17 @@ fn send_amid_faults(cluster: &mut Cluster, rng: &mut SeededRng, seconds: u64, ra
                     } else {
                         cluster.process(node).freeze();
                     }
-                    hurt = Some((node, killed));
+                    faulty = Some((node, killed));
                 }
             }
         }
-        let out = hurt.map(|(node, _)| node);
+        let out = faulty.map(|(node, _)| node);
         let first = usize::try_from(n % 3).expect("small");
         let node = (first..first + 3).map(|node| node % 3).find(|node| Some(*node) != out);
         send(cluster.node(node.expect("two are left")), &numbered(n));
         sent.push(n);
     }
-    match hurt {
+    match faulty {
         Some((node, true)) => cluster.start_node(node),
         Some((node, false)) => cluster.process(node).thaw(),
         None => {}
@@ -379,9 +385,9 @@ fn send_amid_faults(cluster: &mut Cluster, rng: &mut SeededRng, seconds: u64, ra
     sent
 }
 
-/// Whatever comes at once, who waits at the end gets all of it, with a cursor of its own for each message.
+/// Followers that wait at the end of the feed get every message of a burst, each with its own cursor.
 #[test]
-fn a_burst_reaches_who_waits_and_each_of_its_cursors_is_the_message_s_own() {
+fn a_burst_reaches_waiting_followers_with_one_cursor_per_message() {
     let cluster = Cluster::start_with_proxy(2);
     let servers = [cluster.node(0), cluster.proxy(), cluster.node(1)];
     let mut sent = 0;
@@ -404,12 +410,12 @@ fn a_burst_reaches_who_waits_and_each_of_its_cursors_is_the_message_s_own() {
                 .expect("a feed");
                 (found, cursors)
             });
-            begun.recv().expect("it follows");
+            begun.recv().expect("the reader started");
             reader
         });
         send_all(cluster.node(0), sent..want);
         for (reader, addr) in readers.into_iter().zip(servers) {
-            let (mut found, cursors) = reader.join().expect("it reads");
+            let (mut found, cursors) = reader.join().expect("the reader has read all");
             for at in [0, burst / 2, burst - 1] {
                 let at = usize::try_from(at).expect("small");
                 let (rest, _) = catch_up(cluster.node(0), &format!("?cursor={}", cursors[at]), Format::Lines);

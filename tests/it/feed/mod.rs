@@ -1,4 +1,4 @@
-//! Does a reader of the feed get every message, wherever it reads and whatever happens to the nodes, and at what cost?
+//! Does a reader of the feed get every message, from every node and through node failures, and what does it cost a node?
 
 mod delivery;
 mod load;

@@ -1,3 +1,3 @@
-//! Does the proxy hide a failing node from its clients?
+//! Do sends through the proxy succeed in time while nodes behind it fail?
 
 mod upstream_faults;

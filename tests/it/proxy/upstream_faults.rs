@@ -1,6 +1,6 @@
-//! Nodes die, stop, vanish and stall behind the proxy while it carries a steady load: no send fails, and few are late.
+//! Nodes behind the proxy are killed, paused, blackholed and slowed under a steady load: no send fails, and few are late.
 //!
-//! What a fault adds to a latency is judged, not the latency: how fast this machine is without it is measured first.
+//! The bounds are on the latency that a fault adds: each test first measures the latency of this machine without faults.
 
 use std::io::ErrorKind;
 use std::net::TcpStream;
@@ -15,21 +15,22 @@ use crate::support::network::Network;
 use crate::support::process::Process;
 
 const LONG: Duration = Duration::from_secs(60);
-/// Between two faults.
-const TURN: Duration = Duration::from_secs(2);
+/// Time between two faults.
+const FAULT_INTERVAL: Duration = Duration::from_secs(2);
 const PER_SECOND: u32 = 500;
-/// What it may cost that three of four nodes are silent, for 6 s each.
-const AWAY_COST_MAX: Duration = Duration::from_millis(1_500);
-/// What the scheduler of a machine that runs other tests beside this one may add, fault or not.
+/// Latency that may be added while up to three of four nodes are silent, for 6 s each.
+const SILENCE_COST_MAX: Duration = Duration::from_millis(1_500);
+/// Latency that other tests on the same machine may add.
 const NOISE: Duration = Duration::from_millis(100);
 
-/// Four nodes and their proxy under load, and where its numbers go on.
-struct Stage {
+/// Four nodes and their proxy under load.
+struct LoadedCluster {
     cluster: Cluster,
+    /// The number of the next message to send.
     next: u64,
 }
 
-impl Stage {
+impl LoadedCluster {
     fn new() -> Self {
         Self::of(Cluster::prepare(4))
     }
@@ -37,88 +38,90 @@ impl Stage {
     fn of(mut cluster: Cluster) -> Self {
         cluster.start_all();
         cluster.start_proxy();
-        Stage { cluster, next: 0 }
+        LoadedCluster { cluster, next: 0 }
     }
 
-    /// Begins to load the proxy for so many seconds.
+    /// Starts a load on the proxy for this many seconds.
     fn load(&mut self, seconds: u64) -> Load {
         let numbers = self.next..self.next + seconds * u64::from(PER_SECOND);
         self.next = numbers.end;
         Load::start(self.cluster.proxy(), numbers, PER_SECOND)
     }
 
-    /// How it is without faults.
+    /// The latencies without faults.
     fn normal(&mut self) -> Latencies {
-        self.load(2).finish(); // connections, caches, and what the proxy measures
+        self.load(2).finish(); // warms up connections, caches and the proxy's statistics
         self.load(3).finish()
     }
 }
 
-/// Calls for one turn after the other, until the load is over.
-fn in_turns(load: &Load, mut turn: impl FnMut(usize)) {
+/// Calls `inject` with 0, 1, 2 … every `FAULT_INTERVAL` until the load is over.
+fn at_intervals(load: &Load, mut inject: impl FnMut(usize)) {
     let began = Instant::now();
     for count in 0.. {
-        let at = TURN * u32::try_from(count).expect("few turns");
-        eventually_blocking(LONG, "the next turn", || began.elapsed() >= at || load.is_over());
+        let at = FAULT_INTERVAL * u32::try_from(count).expect("few faults");
+        eventually_blocking(LONG, "the next fault", || began.elapsed() >= at || load.is_over());
         if load.is_over() {
             return;
         }
-        turn(count);
+        inject(count);
     }
 }
 
 #[test]
-fn nodes_killed_in_turn_cost_no_send_and_little_time() {
-    let mut stage = Stage::new();
-    let normal = stage.normal();
-    let load = stage.load(9);
-    in_turns(&load, |turn| {
-        stage.cluster.kill9(turn % 4);
-        stage.cluster.spawn_node(turn % 4);
+fn killing_nodes_in_turn_fails_no_send_and_delays_few() {
+    let mut loaded = LoadedCluster::new();
+    let normal = loaded.normal();
+    let load = loaded.load(9);
+    at_intervals(&load, |count| {
+        loaded.cluster.kill9(count % 4);
+        loaded.cluster.spawn_node(count % 4);
     });
     let killed = load.finish();
-    measure::say(&format!("a node killed every {TURN:?}: {killed:.1?}; before: {normal:.1?}"));
+    measure::say(&format!("a node killed every {FAULT_INTERVAL:?}: {killed:.1?}; before: {normal:.1?}"));
     assert!(killed.p99 < normal.p99 + Duration::from_millis(300), "{killed:?}, normally {normal:?}");
     for i in 0..4 {
-        stage.cluster.wait_ready(i);
+        loaded.cluster.wait_ready(i);
     }
-    stage.cluster.converge(LONG, stage.next);
+    loaded.cluster.converge(LONG, loaded.next);
 }
 
-/// In every turn the next node goes, for three turns, so that only one goes on; and at its end another comes back.
-fn three_away(load: &Load, mut change: impl FnMut(usize, Change)) {
-    in_turns(load, |turn| {
-        if turn >= 3 {
-            change((turn - 3) % 4, Change::Returns);
+/// Silences the next node at each interval, for three intervals. So three of four nodes are silent most of the time.
+fn silence_in_turn(load: &Load, mut change: impl FnMut(usize, Silence)) {
+    at_intervals(load, |count| {
+        if count >= 3 {
+            change((count - 3) % 4, Silence::Ends);
         }
-        change(turn % 4, Change::Goes);
+        change(count % 4, Silence::Begins);
     });
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Change {
-    Goes,
-    Returns,
+enum Silence {
+    Begins,
+    Ends,
 }
 
 #[test]
-fn nodes_stopped_in_turn_cost_no_send_and_little_time() {
-    let mut stage = Stage::new();
-    let normal = stage.normal();
-    let load = stage.load(13);
-    three_away(&load, |i, change| match change {
-        Change::Goes => stage.cluster.process(i).freeze(),
-        Change::Returns => stage.cluster.process(i).thaw(),
+fn pausing_nodes_in_turn_fails_no_send_and_delays_few() {
+    let mut loaded = LoadedCluster::new();
+    let normal = loaded.normal();
+    let load = loaded.load(13);
+    silence_in_turn(&load, |i, silence| match silence {
+        Silence::Begins => loaded.cluster.process(i).freeze(),
+        Silence::Ends => loaded.cluster.process(i).thaw(),
     });
-    let stopped = load.finish();
-    (0..4).for_each(|i| stage.cluster.process(i).thaw());
-    measure::say(&format!("a node stopped every {TURN:?} for 6 s: {stopped:.1?}; before: {normal:.1?}"));
-    assert!(stopped.p99 < normal.p99 + AWAY_COST_MAX, "{stopped:?}, normally {normal:?}");
-    stage.cluster.converge(LONG, stage.next);
+    let paused = load.finish();
+    (0..4).for_each(|i| loaded.cluster.process(i).thaw());
+    measure::say(&format!(
+        "a node paused every {FAULT_INTERVAL:?} for 6 s: {paused:.1?}; before: {normal:.1?}"
+    ));
+    assert!(paused.p99 < normal.p99 + SILENCE_COST_MAX, "{paused:?}, normally {normal:?}");
+    loaded.cluster.converge(LONG, loaded.next);
 }
 
 #[test]
-fn nodes_blackholed_in_turn_cost_no_send_and_little_time() {
+fn blackholing_nodes_in_turn_fails_no_send_and_delays_few() {
     let guard = match Network::create(4) {
         Ok(guard) => guard,
         Err(why) => {
@@ -126,74 +129,74 @@ fn nodes_blackholed_in_turn_cost_no_send_and_little_time() {
         }
     };
     let network = guard.network();
-    let plug = |i, up| network.link(i, up).expect("our own network");
+    let set_link = |i, up| network.link(i, up).expect("our own network");
     network.inside(|| {
-        let mut stage = Stage::of(Cluster::prepare_in(network, 4));
-        plug(3, false);
-        assert_silent(&stage, 3);
-        plug(3, true);
-        stage.cluster.wait_ready(3);
-        let normal = stage.normal();
-        let load = stage.load(13);
-        three_away(&load, |i, change| plug(i, change == Change::Returns));
-        let vanished = load.finish();
-        (0..4).for_each(|i| plug(i, true));
+        let mut loaded = LoadedCluster::of(Cluster::prepare_in(network, 4));
+        set_link(3, false);
+        assert_silent(&loaded, 3);
+        set_link(3, true);
+        loaded.cluster.wait_ready(3);
+        let normal = loaded.normal();
+        let load = loaded.load(13);
+        silence_in_turn(&load, |i, silence| set_link(i, silence == Silence::Ends));
+        let blackholed = load.finish();
+        (0..4).for_each(|i| set_link(i, true));
         measure::say(&format!(
-            "a node blackholed every {TURN:?} for 6 s: {vanished:.1?}; before: {normal:.1?}"
+            "a node blackholed every {FAULT_INTERVAL:?} for 6 s: {blackholed:.1?}; before: {normal:.1?}"
         ));
-        assert!(vanished.p99 < normal.p99 + AWAY_COST_MAX, "{vanished:?}, normally {normal:?}");
-        stage.cluster.converge(LONG, stage.next);
+        assert!(blackholed.p99 < normal.p99 + SILENCE_COST_MAX, "{blackholed:?}, normally {normal:?}");
+        loaded.cluster.converge(LONG, loaded.next);
     });
 }
 
-/// Who wants to connect to this node hears nothing, not even that nobody hears them.
-fn assert_silent(stage: &Stage, i: usize) {
-    let heard = TcpStream::connect_timeout(&stage.cluster.node(i), Duration::from_millis(500));
-    assert_eq!(heard.expect_err("its cable is out").kind(), ErrorKind::TimedOut);
+/// A connection attempt to this node times out; it is not even refused.
+fn assert_silent(loaded: &LoadedCluster, i: usize) {
+    let connected = TcpStream::connect_timeout(&loaded.cluster.node(i), Duration::from_millis(500));
+    assert_eq!(connected.expect_err("its link is down").kind(), ErrorKind::TimedOut);
 }
 
 #[test]
-fn a_node_with_a_slow_disk_is_left_to_itself() {
-    let mut stage = Stage::new();
-    let normal = stage.normal();
-    let Some(strace) = slow_disk(stage.cluster.process(0).id()) else {
+fn a_node_with_a_slow_disk_is_avoided() {
+    let mut loaded = LoadedCluster::new();
+    let normal = loaded.normal();
+    let Some(strace) = slow_disk(loaded.cluster.process(0).id()) else {
         measure::say("a slow disk: skipped, for it needs root and `strace`");
         return;
     };
-    let slow = stage.load(8).finish();
+    let slow = loaded.load(8).finish();
     drop(strace);
     measure::say(&format!("one of four nodes needs 2 s for an fsync: {slow:.1?}; before: {normal:.1?}"));
     assert!(slow.p99 < (normal.p99 * 2).max(normal.p99 + NOISE), "{slow:?}, normally {normal:?}");
 }
 
 #[test]
-fn where_all_disks_are_slow_little_more_is_asked_than_was_offered() {
-    let mut stage = Stage::new();
-    let normal = stage.normal();
-    stage.cluster.converge(LONG, stage.next);
-    let before = entries(&stage.cluster);
-    let straces: Vec<_> = (0..4).filter_map(|i| slow_disk(stage.cluster.process(i).id())).collect();
+fn hedging_stays_within_its_budget_if_all_disks_are_slow() {
+    let mut loaded = LoadedCluster::new();
+    let normal = loaded.normal();
+    loaded.cluster.converge(LONG, loaded.next);
+    let before = entries(&loaded.cluster);
+    let straces: Vec<_> = (0..4).filter_map(|i| slow_disk(loaded.cluster.process(i).id())).collect();
     if straces.len() < 4 {
         measure::say("slow disks: skipped, for they need root and `strace`");
         return;
     }
-    let slow = stage.load(6).finish();
+    let slow = loaded.load(6).finish();
     drop(straces);
-    stage.cluster.converge(LONG, stage.next);
-    let (asked, offered) = (entries(&stage.cluster) - before, slow.count);
+    loaded.cluster.converge(LONG, loaded.next);
+    let (asked, offered) = (entries(&loaded.cluster) - before, slow.count);
     measure::say(&format!(
         "all disks slow: {asked} entries of {offered} sends, {slow:.1?}; before: {normal:.1?}"
     ));
     assert!(asked * 10 <= offered * 12, "{asked} of {offered}");
 }
 
-/// How often a message was taken by a node: an entry for each time, also where several nodes took one message.
+/// The number of log entries. A message that several nodes accepted has several entries.
 fn entries(cluster: &Cluster) -> usize {
     let total = cluster.statuses()[0]["scrub"]["total"].as_u64().expect("a count");
     usize::try_from(total).expect("few")
 }
 
-/// Every fsync of this process takes 2 s as long as what this gives lives. None where that cannot be done.
+/// Delays every fsync of this process by 2 s until the returned process is dropped. None without root or `strace`.
 fn slow_disk(pid: u32) -> Option<Process> {
     if !rustix::process::geteuid().is_root() || Command::new("strace").arg("-V").output().is_err() {
         return None;
@@ -209,7 +212,7 @@ fn slow_disk(pid: u32) -> Option<Process> {
 }
 
 #[test]
-fn a_node_that_the_proxy_was_not_told_of_is_found() {
+fn the_proxy_discovers_a_node_that_is_not_configured() {
     let mut cluster = Cluster::start_with_proxy(1);
     let joined = cluster.join(&[0]);
     let upstreams = |cluster: &Cluster| {
@@ -219,11 +222,11 @@ fn a_node_that_the_proxy_was_not_told_of_is_found() {
         up.map(|upstream| upstream["address"].as_str().expect("text").to_owned()).collect::<Vec<_>>()
     };
     let both = [cluster.node(0), cluster.node(joined)].map(|addr| addr.to_string());
-    eventually_blocking(LONG, "both to be upstreams, once each", || {
+    eventually_blocking(LONG, "each node to be an upstream once", || {
         let up = upstreams(&cluster);
         if up == both { Ok(()) } else { Err(up) }
     });
     cluster.kill9(0);
     Load::start(cluster.proxy(), 0..20, 20).finish();
-    assert_eq!(cluster.statuses()[0]["messages"], 20, "who was not configured took them");
+    assert_eq!(cluster.statuses()[0]["messages"], 20, "the discovered node stored the messages");
 }
