@@ -297,9 +297,9 @@ impl Drop for KillOnDrop {
 #[test]
 fn a_node_survives_a_closed_standard_error() {
     let dir = tempfile::tempdir().expect("a temporary directory");
-    let (addr, nobody) = (free_addr(), free_addr());
+    let (addr, absent) = (free_addr(), free_addr());
     let mut command = chatchain(dir.path());
-    command.args(["node", "--node-id", "0", "--listen", &addr.to_string(), "--peers", &nobody.to_string()]);
+    command.args(["node", "--node-id", "0", "--listen", &addr.to_string(), "--peers", &absent.to_string()]);
     let (reader, log) = std::io::pipe().expect("a pipe");
     let mut node = KillOnDrop(command.stdin(Stdio::null()).stderr(log).spawn().expect("it starts"));
     drop((reader, command)); // `command` holds a copy of the writing end

@@ -71,11 +71,11 @@ impl Up {
 #[test]
 fn up_starts_a_network_and_prints_the_next_steps() {
     let mut up = Up::start();
-    let told = up.process.stdout();
+    let printed = up.process.stdout();
     for part in ["3 of 3 nodes are ready", "proxy", "send --to user2 \"hi\"", "status"] {
-        assert!(told.contains(part), "{told:?} lacks {part:?}");
+        assert!(printed.contains(part), "{printed:?} lacks {part:?}");
     }
-    assert!((0..4).all(|offset| told.contains(&format!("http://{}\n", up.addr(offset)))), "{told}");
+    assert!((0..4).all(|offset| printed.contains(&format!("http://{}\n", up.addr(offset)))), "{printed}");
     let sent = up.cli(&["send", "--from", "user1", "--to", "user2", "hi"]);
     assert_eq!(sent.code, Some(0), "{sent:?}");
     assert!(up.cli(&["list"]).stdout.contains("user1 -> user2  hi"));

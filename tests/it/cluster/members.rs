@@ -226,8 +226,8 @@ fn a_copied_store_that_runs_under_the_same_node_id_is_reported() {
     wait_for_members(&cluster, &all_up(2));
     assert_eq!(cluster.join_as(1, &[0]), 2);
     eventually_blocking(LONG, "both nodes to be named", || {
-        let told = get(cluster.node(0), "/nodes").json()["warnings"].to_string();
-        if told.contains("more than one node 1") { Ok(()) } else { Err(told) }
+        let warnings = get(cluster.node(0), "/nodes").json()["warnings"].to_string();
+        if warnings.contains("more than one node 1") { Ok(()) } else { Err(warnings) }
     });
 }
 
@@ -238,10 +238,11 @@ fn two_live_nodes_with_one_node_id_are_reported_with_both_addresses() {
     let (first, second) = (cluster.node(1).to_string(), cluster.node(other).to_string());
     for path in ["/nodes", "/network"] {
         eventually_blocking(LONG, "both nodes to be named", || {
-            let told = get(cluster.node(0), path).json()["warnings"].to_string();
-            let named =
-                told.contains("more than one node 1") && told.contains(&first) && told.contains(&second);
-            if named { Ok(()) } else { Err(told) }
+            let warnings = get(cluster.node(0), path).json()["warnings"].to_string();
+            let named = warnings.contains("more than one node 1")
+                && warnings.contains(&first)
+                && warnings.contains(&second);
+            if named { Ok(()) } else { Err(warnings) }
         });
     }
 }
@@ -255,7 +256,7 @@ fn a_forgotten_node_is_gone_everywhere_until_it_returns() {
     cluster.converge(LONG, 10);
     check_refusal("up", &forget(cluster.node(0), 3), 409, "node_is_up", "node 3 is up");
     check_refusal("itself", &forget(cluster.node(0), 0), 409, "node_is_up", "node 0 is up");
-    check_refusal("nobody", &forget(cluster.node(0), 77), 404, "not_found", "node 77");
+    check_refusal("unknown", &forget(cluster.node(0), 77), 404, "not_found", "node 77");
     check_refusal("no number", &forget_path(cluster.node(0), "/nodes/x"), 404, "not_found", "`x`");
     cluster.kill9(3);
     wait_for_members(&cluster, &[(0, true), (1, true), (2, true), (3, false)]);

@@ -116,7 +116,7 @@ fn acknowledged_messages_survive_kill9_at_random_moments_and_are_listed_once() {
     for round in 0..ROUNDS {
         let sent = kill_amid_sends(&mut cluster, round, rng.duration(KILLED_AFTER_MAX));
         if round % 3 == 0 {
-            let (_nobody, acks) = sync_channel(0);
+            let (_ack, acks) = sync_channel(0);
             cluster.spawn_node(0);
             until(rng.duration(KILLED_AT_START_MAX), &acks);
             cluster.kill9(0);

@@ -63,9 +63,12 @@ fn a_damaged_store_is_salvaged_after_two_unclean_exits_and_reported() {
     std::fs::write(&log, &bytes).expect("writes");
     pretend_unclean_exits(&cluster, 2, 0);
     cluster.start_node(0);
-    let told = warnings(&cluster);
-    assert!(told.contains("its last 2 runs ended badly") && told.contains("its log was damaged"), "{told}");
-    assert!(told.contains("500 entries were salvaged"), "{told}");
+    let shown = warnings(&cluster);
+    assert!(
+        shown.contains("its last 2 runs ended badly") && shown.contains("its log was damaged"),
+        "{shown}"
+    );
+    assert!(shown.contains("500 entries were salvaged"), "{shown}");
     assert_holds(&history(cluster.node(0)), 0..500);
 }
 
@@ -78,8 +81,8 @@ fn a_log_that_a_child_process_can_open_is_kept_after_any_number_of_crashes() {
     cluster.start_node(0);
     let said = cluster.process(0).stderr();
     assert!(said.contains("another process tries to open the log"), "{said}");
-    let told = warnings(&cluster);
-    assert!(told.contains("its log was in order, and its index was built anew"), "{told}");
+    let shown = warnings(&cluster);
+    assert!(shown.contains("its log was in order, and its index was built anew"), "{shown}");
     assert_holds(&history(cluster.node(0)), 0..500);
     assert_eq!(files(&cluster.node_dir(0)), ["index.redb", "log.redb", "pid", "unproven"]);
 }

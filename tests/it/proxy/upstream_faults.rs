@@ -125,7 +125,7 @@ fn blackholing_nodes_in_turn_fails_no_send_and_delays_few() {
     let guard = match Network::create(4) {
         Ok(guard) => guard,
         Err(why) => {
-            return measure::say(&format!("blackholed nodes: skipped, for there is no network: {why}"));
+            return measure::say(&format!("skipped: blackholed nodes need a network of their own: {why}"));
         }
     };
     let network = guard.network();
@@ -160,7 +160,7 @@ fn a_node_with_a_slow_disk_is_avoided() {
     let mut loaded = LoadedCluster::new();
     let normal = loaded.normal();
     let Some(strace) = slow_disk(loaded.cluster.process(0).id()) else {
-        measure::say("a slow disk: skipped, for it needs root and `strace`");
+        measure::say("skipped: a slow disk needs root and `strace`");
         return;
     };
     let slow = loaded.load(8).finish();
@@ -177,7 +177,7 @@ fn hedging_stays_within_its_budget_if_all_disks_are_slow() {
     let before = entries(&loaded.cluster);
     let straces: Vec<_> = (0..4).filter_map(|i| slow_disk(loaded.cluster.process(i).id())).collect();
     if straces.len() < 4 {
-        measure::say("slow disks: skipped, for they need root and `strace`");
+        measure::say("skipped: slow disks need root and `strace`");
         return;
     }
     let slow = loaded.load(6).finish();

@@ -15,10 +15,10 @@ pub const MESSAGES: u64 = 303_895;
 pub fn corpus() -> Option<Vec<u8>> {
     let on_ci = std::env::var_os("CI").is_some_and(|value| value == "true");
     // Not eprintln: the test runner hides its output when the test passes.
-    or_skipped(read(&place(std::env::var_os("CHATCHAIN_CORPUS"))), on_ci, std::io::stderr())
+    or_skipped(read(&corpus_path(std::env::var_os("CHATCHAIN_CORPUS"))), on_ci, std::io::stderr())
 }
 
-fn place(configured: Option<OsString>) -> PathBuf {
+fn corpus_path(configured: Option<OsString>) -> PathBuf {
     match configured {
         Some(path) => path.into(),
         None => Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/data/irc-zig.ndjson.gz"),
@@ -52,7 +52,7 @@ mod tests {
     #[test]
     fn a_corpus_is_decompressed() {
         let dir = tempfile::tempdir().expect("a temporary directory");
-        let path = place(Some(dir.path().join("two.ndjson.gz").into()));
+        let path = corpus_path(Some(dir.path().join("two.ndjson.gz").into()));
         let file = std::fs::File::create(&path).expect("writable");
         let mut gzip = flate2::write::GzEncoder::new(file, flate2::Compression::fast());
         gzip.write_all(b"{}\n{}\n").expect("writable");

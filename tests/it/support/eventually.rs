@@ -58,7 +58,7 @@ pub fn eventually<O: Outcome, F: Future<Output = O>>(
 
 /// Repeats a blocking attempt until it succeeds. Panics after `timeout`.
 #[track_caller]
-#[expect(clippy::disallowed_methods, reason = "the one place where tests sleep")]
+#[expect(clippy::disallowed_methods, reason = "the only function of the tests that sleeps")]
 pub fn eventually_blocking<O: Outcome>(
     timeout: Duration,
     what: &str,
@@ -75,21 +75,21 @@ pub fn eventually_blocking<O: Outcome>(
 
 struct Wait {
     what: String,
-    place: &'static Location<'static>,
+    caller: &'static Location<'static>,
     began: Instant,
     timeout: Duration,
     pause: Duration,
 }
 
 impl Wait {
-    fn new(timeout: Duration, what: &str, place: &'static Location<'static>) -> Self {
-        Wait { what: what.into(), place, began: Instant::now(), timeout, pause: PAUSE_MIN }
+    fn new(timeout: Duration, what: &str, caller: &'static Location<'static>) -> Self {
+        Wait { what: what.into(), caller, began: Instant::now(), timeout, pause: PAUSE_MIN }
     }
 
     /// The pause before the next attempt. Panics if the timeout has passed; an attempt that began before it still counts.
     fn pause(&mut self, missing: &str) -> Duration {
-        let Wait { what, place, timeout, .. } = self;
-        assert!(self.began.elapsed() < *timeout, "{place}: not within {timeout:?}: {what}; last: {missing}");
+        let Wait { what, caller, timeout, .. } = self;
+        assert!(self.began.elapsed() < *timeout, "{caller}: not within {timeout:?}: {what}; last: {missing}");
         let pause = self.pause;
         self.pause = (pause * 2).min(PAUSE_MAX);
         pause

@@ -91,7 +91,7 @@ async fn send(server: SocketAddr, number: u64, due: Instant, idle: Idle) -> Answ
     let body = messages::numbered(number).to_string();
     let request =
         http::encode(server, "POST", "/messages", &[("content-type", "application/json")], body.as_bytes());
-    let kept = idle.lock().expect("nobody panics with it").pop();
+    let kept = idle.lock().expect("no task panics with the lock").pop();
     let mut answer = match kept {
         Some(stream) => exchange(stream, &request).await,
         None => Err("no connection".into()),
@@ -105,7 +105,7 @@ async fn send(server: SocketAddr, number: u64, due: Instant, idle: Idle) -> Answ
     }
     let took = due.elapsed();
     let outcome = answer.and_then(|(stream, answer)| {
-        idle.lock().expect("nobody panics with it").push(stream);
+        idle.lock().expect("no task panics with the lock").push(stream);
         let good = answer.starts_with("HTTP/1.1 201 ") || answer.starts_with("HTTP/1.1 200 ");
         if good { Ok(()) } else { Err(format!("message {number} after {took:?}: {answer}")) }
     });
