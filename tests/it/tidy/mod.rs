@@ -1,8 +1,9 @@
-//! Reads the repository and fails when it is not as the house wants it: layers, heads, sleeps, sizes, words.
+//! Do the files of the repository obey its own rules: imports, folders, file heads, sizes, names, sleeps, forbidden words?
 //!
-//! The rules stand in `rules`, with what each forbids and why; here they meet the real files. To license an exception,
-//! change the table there, with a reason, rather than the code so that the rule no longer sees it.
+//! `rules` and `layout` define what is forbidden and why; the tests here apply them to the real files. To allow an
+//! exception, add it to the table of the rule with a reason. Do not rewrite the code to hide it from the rule.
 
+mod layout;
 mod rules;
 mod source;
 
@@ -16,7 +17,7 @@ fn top() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// What git tracks, from the top; where git does not know this directory, all files but what is built or stored.
+/// The files that git tracks, relative to the top. Without git, all files except build products and stores.
 fn tracked() -> Vec<String> {
     let git = Command::new("git").args(["ls-files", "-z"]).current_dir(top()).output();
     let listed = git.ok().filter(|done| done.status.success()).map(|done| done.stdout).unwrap_or_default();
@@ -25,7 +26,7 @@ fn tracked() -> Vec<String> {
     if listed.is_empty() { walk(top()) } else { listed }
 }
 
-/// All files below a directory, from the top of the repository, with slashes.
+/// All files below a directory, relative to the top of the repository, with slashes.
 fn walk(dir: &Path) -> Vec<String> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir(dir).expect("a directory") {
@@ -40,48 +41,61 @@ fn walk(dir: &Path) -> Vec<String> {
     found
 }
 
-/// The text of a file; None if it is not text, or deleted and still listed.
+/// The text of a file. None if the file is not UTF-8, or if it is tracked but deleted.
 fn text(path: &str) -> Option<String> {
     std::fs::read_to_string(top().join(path)).ok()
 }
 
 #[track_caller]
-fn none(complaints: &[String]) {
+fn assert_none(complaints: &[String]) {
     assert!(complaints.is_empty(), "\n{}\n", complaints.join("\n"));
 }
 
 #[test]
 fn sources_are_tidy() {
-    // Walked, not listed: a new file obeys before it is tracked.
+    // Walked rather than listed by git, so that the rules also apply to files that are not tracked yet.
     let mut files = walk(&top().join("src"));
     files.extend(walk(&top().join("tests")));
     files.retain(|path| Path::new(path).extension().is_some_and(|e| e == "rs"));
-    assert!(files.len() > 10 && files.contains(&"src/lib.rs".into()), "these are not the sources: {files:?}");
+    assert!(
+        files.len() > 10 && files.contains(&"src/lib.rs".into()),
+        "the sources were not found: {files:?}"
+    );
     let complaints = files.iter().flat_map(|path| {
         let text = text(path).unwrap_or_else(|| panic!("{path} cannot be read"));
         rules::source(&Source::new(path, &text))
     });
-    none(&complaints.collect::<Vec<_>>());
+    assert_none(&complaints.collect::<Vec<_>>());
 }
 
 #[test]
 fn the_top_level_is_tidy() {
     let files = tracked();
     let entries: BTreeSet<&str> = files.iter().filter_map(|path| path.split('/').next()).collect();
-    none(&rules::top_level(entries));
+    assert_none(&rules::top_level(entries));
 }
 
 #[test]
 fn the_manifest_is_tidy() {
-    none(&rules::manifest(&text("Cargo.toml").expect("a manifest")));
+    assert_none(&rules::manifest(&text("Cargo.toml").expect("a manifest")));
 }
 
 #[test]
 fn tracked_text_is_tidy() {
     let texts = tracked().into_iter().filter_map(|path| text(&path).map(|text| (path, text)));
     let texts: Vec<_> = texts.collect();
-    assert!(texts.iter().any(|(path, _)| path == "Cargo.toml"), "these are not the tracked files");
-    none(&texts.iter().flat_map(|(path, text)| rules::words(path, text)).collect::<Vec<_>>());
+    assert!(texts.iter().any(|(path, _)| path == "Cargo.toml"), "the tracked files were not found");
+    assert_none(&texts.iter().flat_map(|(path, text)| rules::words(path, text)).collect::<Vec<_>>());
+}
+
+#[test]
+fn integration_tests_lie_in_the_folder_of_their_area() {
+    let mut complaints = layout::folders("tests/it", layout::TESTS, &walk(&top().join("tests/it")));
+    let loose = walk(&top().join("tests/it")).into_iter().filter(|path| path.matches('/').count() == 2);
+    complaints.extend(
+        loose.filter(|path| path != "tests/it/main.rs").map(|path| format!("{path}: is in no folder")),
+    );
+    assert_none(&complaints);
 }
 
 #[test]
@@ -89,5 +103,5 @@ fn without_git_the_same_files_are_found() {
     let walked = walk(top());
     let missed: Vec<_> =
         tracked().into_iter().filter(|path| text(path).is_some() && !walked.contains(path)).collect();
-    none(&missed);
+    assert_none(&missed);
 }

@@ -1,33 +1,33 @@
-//! The rules of the house that a compiler does not check, each a function from text to complaints.
+//! Rules for the sources that the compiler does not check, each a function from text to complaints.
 //!
-//! A complaint names the place and the reason. Every rule has a test that plants what it must find.
+//! A complaint names the file, the line and the reason. Each rule has a test with sources that violate it.
 
 use super::source::{Source, mentions};
 
-/// A longer file is two files. Tests do not count.
+/// A longer file must be split. Its tests do not count.
 const FILE_LINES_MAX: usize = 500;
-/// A head says what the file owns, what it must not know, and its invariants. A short file, or one of tests, may say
-/// it in a line.
+/// A head says what the file owns, what it must not know, and its invariants. A short file or a test file needs only one
+/// line.
 const HEAD_LINES_MIN: usize = 3;
 const HEAD_LINES_MAX: usize = 15;
 const SHORT_FILE_LINES_MAX: usize = 100;
-/// The crate's own head is the architecture on one page.
+/// The head of the crate describes the architecture and may be longer.
 const LONG_HEAD: &str = "src/lib.rs";
-/// The files whose test code may sleep: the one that waits for something, and the one that keeps a schedule of faults and
-/// a rate of sending, where nothing but the time is awaited.
+/// The files whose test code may sleep: the one that polls for a condition, and the one that keeps the schedule of faults
+/// and the send rate, where there is no condition to wait for.
 const SLEEPERS: &[&str] = &["tests/it/support/eventually.rs", "tests/chaos/pace.rs"];
 
-/// What stands at the top, besides dotfiles: the first page a visitor sees.
+/// The entries at the top level besides dotfiles: the first page that a visitor sees.
 const TOP_LEVEL: &[&str] =
     &["Cargo.lock", "Cargo.toml", "LICENSE", "README.md", "config.toml", "scripts", "src", "tests"];
-/// Of these, what must be there from the first day.
+/// The entries of `TOP_LEVEL` that must exist.
 const TOP_LEVEL_REQUIRED: &[&str] = &["Cargo.lock", "Cargo.toml", "LICENSE", "src", "tests"];
 
 /// Which other modules of the crate a module may mention. Imports run one way: main -> commands -> client -> api ->
-/// chain; node -> client, serve, replica -> store -> chain; proxy -> client, serve, api. A file may do what any line says that
-/// it is within. A module that is not here mentions nobody.
+/// chain; node -> client, serve, replica -> store -> chain; proxy -> client, serve, api. If several lines apply to a file,
+/// it may mention the modules of all of them. A module without a line may mention no other module.
 const IMPORTS: &[(&str, &[&str])] = &[
-    // Questions that the compiler answers, unless the tests themselves are tested.
+    // `fault` is compiled out except in builds that test the tests.
     ("src/chain", &["fault"]),
     ("src/store", &["chain", "fault"]),
     ("src/replica", &["chain", "fault", "store"]),
@@ -41,31 +41,31 @@ const IMPORTS: &[(&str, &[&str])] = &[
     ("src/config", &["api", "cli"]),
     ("src/output", &["api", "cli"]),
     ("src/commands", &["api", "chain", "cli", "client", "config", "output"]),
-    // The two that start a server, and the one that reads a store which is not in use.
+    // Two commands start a server, and one reads a store that is not in use.
     ("src/commands/node", &["node"]),
     ("src/commands/proxy", &["proxy"]),
     ("src/commands/verify", &["store"]),
 ];
 
-const CLOCKS_AND_CHANCE: &[&str] =
+const CLOCKS_AND_RANDOMNESS: &[&str] =
     &["SystemTime", "Instant::now", "Timestamp::now", "Zoned::now", "now_v7", "new_v4", "rand", "getrandom"];
-const OUTSIDE_WORLD: &[&str] =
+const SYSTEM: &[&str] =
     &["tokio", "std::fs", "std::net", "std::env", "std::process", "std::thread", "rustix"];
 const HTTP: &[&str] = &["axum", "hyper", "hyper_util", "tower"];
 
-/// What a module must not mention besides, and why.
+/// Other tokens that a module must not mention, and why.
 const FORBIDDEN: &[(&str, &[&str], &str)] = &[
-    ("src/chain", CLOCKS_AND_CHANCE, "the core is given `now` and new names"),
-    ("src/chain", OUTSIDE_WORLD, "the core is values in, values out"),
+    ("src/chain", CLOCKS_AND_RANDOMNESS, "the core gets `now` and new ids as arguments"),
+    ("src/chain", SYSTEM, "the core is values in, values out"),
     ("src/chain", HTTP, "the core knows no HTTP"),
     ("src/store", HTTP, "the store knows no HTTP"),
     ("src/store", &["tokio"], "the store blocks; its caller decides where"),
-    ("src/replica", CLOCKS_AND_CHANCE, "a seed must be able to drive it"),
-    ("src/replica", OUTSIDE_WORLD, "whoever drives it has the threads and the sockets"),
+    ("src/replica", CLOCKS_AND_RANDOMNESS, "the simulation must be able to drive it from a seed"),
+    ("src/replica", SYSTEM, "its caller has the threads and the sockets"),
     ("src/replica", HTTP, "it is driven by values"),
-    ("src/api", HTTP, "the contract is the same for whoever serves it"),
-    ("src/api", &["tokio", "std::fs"], "the contract is shapes and words"),
-    ("src/client", &["hyper", "hyper_util", "tower"], "the client serves nobody"),
+    ("src/api", HTTP, "the contract does not depend on the HTTP library of its server"),
+    ("src/api", &["tokio", "std::fs"], "the contract is types and texts"),
+    ("src/client", &["hyper", "hyper_util", "tower"], "the client is not a server"),
     ("src/proxy", &["chain::log", "chain::vector", "chain::record"], "the proxy is stateless"),
     ("src/commands", HTTP, "commands are clients"),
     ("src/main", HTTP, "main parses, dispatches and exits"),
@@ -76,7 +76,7 @@ const FORBIDDEN: &[(&str, &[&str], &str)] = &[
     ),
 ];
 
-/// What is known at one place only: the tokens, the places, and whether unit tests elsewhere may use them too.
+/// Tokens that only some modules may mention: the tokens, the modules, and whether unit tests elsewhere may use them too.
 const ONLY: &[(&[&str], &[&str], bool)] = &[
     (&["redb"], &["src/store"], false),
     (&["reqwest"], &["src/client"], false),
@@ -86,12 +86,12 @@ const ONLY: &[(&[&str], &[&str], bool)] = &[
     (&["print!", "println!", "eprint!", "eprintln!", "stdout()", "stderr()"], &["src/output"], true),
 ];
 
-/// Names that say nothing: they end a type that has no job of its own.
+/// Endings of type names that do not say what the type does.
 const EMPTY_NAMES: &[&str] =
     &["Manager", "Helper", "Helpers", "Service", "Util", "Utils", "Impl", "Data", "Info"];
 
-/// Words that a tracked file must not hold: what is unfinished, and what names somebody's machine. Written in two
-/// parts, for this file is tracked as well.
+/// Words that no tracked file may contain: marks of unfinished work, and paths of a developer's machine. Each is written
+/// in two parts because this file is tracked as well.
 const WORDS: &[&str] = &[
     concat!("TO", "DO"),
     concat!("FIX", "ME"),
@@ -104,13 +104,13 @@ const WORDS: &[&str] = &[
     concat!("/Us", "ers/"),
 ];
 
-/// Everything that is wrong with one source file.
+/// The complaints of all rules about one source file.
 pub fn source(source: &Source) -> Vec<String> {
     [imports, forbidden, only, head, length, sleeps, names].iter().flat_map(|rule| rule(source)).collect()
 }
 
 fn imports(source: &Source) -> Vec<String> {
-    let lines = IMPORTS.iter().filter(|(place, _)| source.is_within(place));
+    let lines = IMPORTS.iter().filter(|(module, _)| source.is_within(module));
     let allowed: Vec<_> =
         lines.flat_map(|(_, modules)| modules.iter().copied()).chain([source.module()]).collect();
     let mut complaints = Vec::new();
@@ -126,7 +126,7 @@ fn imports(source: &Source) -> Vec<String> {
 
 fn forbidden(source: &Source) -> Vec<String> {
     let mut complaints = Vec::new();
-    for (_, tokens, why) in FORBIDDEN.iter().filter(|(place, ..)| source.is_within(place)) {
+    for (_, tokens, why) in FORBIDDEN.iter().filter(|(module, ..)| source.is_within(module)) {
         for line in &source.code {
             for token in tokens.iter().filter(|token| mentions(&line.text, token)) {
                 complaints.push(format!("{}:{}: mentions {token}: {why}", source.path, line.number));
@@ -138,16 +138,16 @@ fn forbidden(source: &Source) -> Vec<String> {
 
 fn only(source: &Source) -> Vec<String> {
     let mut complaints = Vec::new();
-    for (tokens, places, tests_may) in ONLY {
-        let licensed = places.iter().any(|place| source.is_within(place));
-        if licensed || !source.path.starts_with("src/") {
+    for (tokens, modules, tests_may) in ONLY {
+        let allowed = modules.iter().any(|module| source.is_within(module));
+        if allowed || !source.path.starts_with("src/") {
             continue;
         }
         for line in source.code.iter().filter(|line| !(line.test && *tests_may)) {
             for token in tokens.iter().filter(|token| mentions(&line.text, token)) {
-                let places = places.join(", ");
+                let modules = modules.join(", ");
                 complaints
-                    .push(format!("{}:{}: mentions {token}: only {places} may", source.path, line.number));
+                    .push(format!("{}:{}: mentions {token}: only {modules} may", source.path, line.number));
             }
         }
     }
@@ -173,9 +173,9 @@ fn sleeps(source: &Source) -> Vec<String> {
     if SLEEPERS.contains(&source.path.as_str()) {
         return vec![];
     }
-    let sleepy = ["sleep", "sleep_until", "sleep_ms", "park_timeout"];
+    let sleep_calls = ["sleep", "sleep_until", "sleep_ms", "park_timeout"];
     let lines = source.code.iter().filter(|line| line.test);
-    let found = lines.filter(|line| sleepy.iter().any(|token| mentions(&line.text, token)));
+    let found = lines.filter(|line| sleep_calls.iter().any(|token| mentions(&line.text, token)));
     found
         .map(|line| format!("{}:{}: a test sleeps: wait with `eventually`", source.path, line.number))
         .collect()
@@ -185,10 +185,10 @@ fn names(source: &Source) -> Vec<String> {
     let mut complaints = Vec::new();
     let file = source.path.rsplit('/').next().unwrap_or_default();
     if ["utils.rs", "util.rs", "helpers.rs", "helper.rs", "misc.rs", "common.rs"].contains(&file) {
-        complaints.push(format!("{}: a file is named after what it owns", source.path));
+        complaints.push(format!("{}: name the file after what it owns", source.path));
     }
     for line in &source.code {
-        // An indented alias is one that somebody else's trait asks for.
+        // An indented alias is an associated type, whose name the trait determines.
         if line.text.starts_with("    type ") {
             continue;
         }
@@ -199,23 +199,23 @@ fn names(source: &Source) -> Vec<String> {
             }
             let name = words.next().unwrap_or_default();
             if EMPTY_NAMES.iter().any(|empty| name.ends_with(empty)) {
-                complaints.push(format!("{}:{}: {name} says nothing of its job", source.path, line.number));
+                complaints.push(format!("{}:{}: {name} does not say what it does", source.path, line.number));
             }
         }
     }
     complaints
 }
 
-/// What is wrong with the visible entries at the top.
+/// Checks the visible entries at the top level.
 pub fn top_level<'a>(entries: impl IntoIterator<Item = &'a str>) -> Vec<String> {
     let visible: Vec<_> = entries.into_iter().filter(|entry| !entry.starts_with('.')).collect();
     let extra = visible.iter().filter(|entry| !TOP_LEVEL.contains(entry));
     let missing = TOP_LEVEL_REQUIRED.iter().filter(|entry| !visible.contains(entry));
-    let extra = extra.map(|entry| format!("{entry}: has no place at the top level"));
+    let extra = extra.map(|entry| format!("{entry}: does not belong to the top level"));
     extra.chain(missing.map(|entry| format!("{entry}: is missing"))).collect()
 }
 
-/// Every dependency is followed by what it saves us, on its line.
+/// Checks that the line of every dependency ends with a comment that says what it saves.
 pub fn manifest(text: &str) -> Vec<String> {
     let mut complaints = Vec::new();
     let mut in_dependencies = false;
@@ -223,20 +223,21 @@ pub fn manifest(text: &str) -> Vec<String> {
         if let Some(section) = line.strip_prefix('[') {
             in_dependencies = section.contains("dependencies");
             if section.contains("dependencies.") {
-                complaints.push(format!("Cargo.toml:{number}: a dependency is one line in its section"));
+                complaints
+                    .push(format!("Cargo.toml:{number}: write a dependency as one line in its section"));
             }
         } else if in_dependencies
             && !line.trim().is_empty()
             && !line.starts_with('#')
             && comment(line).is_empty()
         {
-            complaints.push(format!("Cargo.toml:{number}: does not say what it saves us: {line}"));
+            complaints.push(format!("Cargo.toml:{number}: does not say what it saves: {line}"));
         }
     }
     complaints
 }
 
-/// What follows the first `#` outside of quotes.
+/// The text after the first `#` outside quotes.
 fn comment(line: &str) -> &str {
     let mut quoted = false;
     for (at, c) in line.char_indices() {
@@ -249,12 +250,12 @@ fn comment(line: &str) -> &str {
     ""
 }
 
-/// Words that no tracked file may hold.
+/// Checks a tracked file for forbidden words.
 pub fn words(path: &str, text: &str) -> Vec<String> {
     let mut complaints = Vec::new();
     for (line, number) in text.lines().zip(1..) {
         for word in WORDS.iter().filter(|word| mentions(line, word)) {
-            complaints.push(format!("{path}:{number}: holds {word:?}"));
+            complaints.push(format!("{path}:{number}: contains {word:?}"));
         }
     }
     complaints
@@ -266,16 +267,16 @@ mod tests {
 
     const HEAD: &str = "//! One.\n//!\n//! Two.\n";
 
-    /// Plants code in a file with a good head: exactly one complaint that holds `want`, or none if that is empty.
+    /// Checks code in a file with a valid head: exactly one complaint that contains `want`, or none if `want` is empty.
     #[track_caller]
     fn check(path: &str, code: &str, want: &str) {
-        judge(&source(&Source::new(path, &format!("{HEAD}{code}\n"))), want);
+        expect(&source(&Source::new(path, &format!("{HEAD}{code}\n"))), want);
     }
 
     #[track_caller]
-    fn judge(complaints: &[String], want: &str) {
+    fn expect(complaints: &[String], want: &str) {
         match complaints {
-            [] => assert_eq!(want, "", "nothing was found"),
+            [] => assert_eq!(want, "", "no complaint"),
             [one] => assert!(!want.is_empty() && one.contains(want), "{one}"),
             more => panic!("more than one complaint: {more:?}"),
         }
@@ -321,7 +322,7 @@ mod tests {
         check("src/store/log.rs", "use hyper::body;", "mentions hyper");
         check("src/api/mod.rs", "use hyper::StatusCode;", "mentions hyper");
         check("src/api/mod.rs", "async fn f() { tokio::task::yield_now().await }", "mentions tokio");
-        check("src/client.rs", "use tower::Service;", "the client serves nobody");
+        check("src/client.rs", "use tower::Service;", "the client is not a server");
         check("src/proxy/run.rs", "use crate::chain::log::Log;", "stateless");
         check("src/commands/send.rs", "use hyper::Method;", "commands are clients");
         check("src/main.rs", "use chatchain::store::Store;", "main parses");
@@ -332,7 +333,7 @@ mod tests {
     }
 
     #[test]
-    fn outside_things_have_one_place() {
+    fn each_outside_library_has_its_modules() {
         check(
             "src/node/writer.rs",
             "use redb::Database;",
@@ -362,7 +363,7 @@ mod tests {
 
     #[test]
     fn every_file_has_a_head() {
-        let check = |path, text: &str, want| judge(&source(&Source::new(path, text)), want);
+        let check = |path, text: &str, want| expect(&source(&Source::new(path, text)), want);
         check("src/a.rs", "use b;\n", "src/a.rs: 0 lines of //!");
         check("tests/it/a.rs", "\n//! One.\n", "0 lines of //!");
         check("src/a.rs", "//! One.\n", "");
@@ -403,10 +404,10 @@ mod tests {
 
     #[test]
     fn names_say_what_things_do() {
-        check("src/a.rs", "pub struct PeerManager;", "src/a.rs:4: PeerManager says nothing");
-        check("src/a.rs", "enum NodeInfo<T> {", "NodeInfo says nothing");
-        check("src/utils.rs", "", "named after what it owns");
-        check("src/a.rs", "type PeerData = u8;", "PeerData says nothing");
+        check("src/a.rs", "pub struct PeerManager;", "src/a.rs:4: PeerManager does not say");
+        check("src/a.rs", "enum NodeInfo<T> {", "NodeInfo does not say");
+        check("src/utils.rs", "", "name the file after what it owns");
+        check("src/a.rs", "type PeerData = u8;", "PeerData does not say");
         check("src/a.rs", "struct Manages;\nfn info() {}", "");
         check("src/a.rs", "impl Body for A {\n    type Data = Bytes;\n}", "");
     }
@@ -414,27 +415,30 @@ mod tests {
     #[test]
     fn the_top_level_holds_what_it_should() {
         let all = || TOP_LEVEL.iter().copied().chain([".github"]);
-        judge(&top_level(all()), "");
-        judge(&top_level(all().chain(["notes.md"])), "notes.md: has no place");
-        judge(&top_level(all().filter(|entry| *entry != "Cargo.lock")), "Cargo.lock: is missing");
-        judge(&top_level(all().filter(|entry| *entry != "config.toml")), "");
+        expect(&top_level(all()), "");
+        expect(&top_level(all().chain(["notes.md"])), "notes.md: does not belong");
+        expect(&top_level(all().filter(|entry| *entry != "Cargo.lock")), "Cargo.lock: is missing");
+        expect(&top_level(all().filter(|entry| *entry != "config.toml")), "");
     }
 
     #[test]
     fn dependencies_say_what_they_save() {
-        judge(&manifest("[package]\nname = \"a\"\n[dependencies]\nb = \"1\" # saves c\n\n# note\n"), "");
-        judge(&manifest("[dependencies]\nb = \"1\"\n"), "Cargo.toml:2: does not say what it saves us: b");
-        judge(&manifest("[dev-dependencies]\nb = \"1\" #\n"), "Cargo.toml:2");
-        judge(&manifest("[dependencies]\nb = { git = \"x#y\" }\n"), "Cargo.toml:2");
-        judge(&manifest("[target.'cfg(unix)'.dependencies]\nb = \"1\"\n"), "Cargo.toml:2");
-        judge(&manifest("[dependencies.b]\n"), "Cargo.toml:1: a dependency is one line");
+        expect(&manifest("[package]\nname = \"a\"\n[dependencies]\nb = \"1\" # saves c\n\n# note\n"), "");
+        expect(&manifest("[dependencies]\nb = \"1\"\n"), "Cargo.toml:2: does not say what it saves: b");
+        expect(&manifest("[dev-dependencies]\nb = \"1\" #\n"), "Cargo.toml:2");
+        expect(&manifest("[dependencies]\nb = { git = \"x#y\" }\n"), "Cargo.toml:2");
+        expect(&manifest("[target.'cfg(unix)'.dependencies]\nb = \"1\"\n"), "Cargo.toml:2");
+        expect(&manifest("[dependencies.b]\n"), "Cargo.toml:1: write a dependency as one line");
     }
 
     #[test]
-    fn words_that_must_not_be_there_are_found() {
+    fn forbidden_words_are_found() {
         for word in WORDS {
-            judge(&words("a.md", &format!("fine\n{word}x y {word} z")), &format!("a.md:2: holds {word:?}"));
+            expect(
+                &words("a.md", &format!("fine\n{word}x y {word} z")),
+                &format!("a.md:2: contains {word:?}"),
+            );
         }
-        judge(&words("a.md", "mktemp XXXXXX; a to-do; target/home"), "");
+        expect(&words("a.md", "mktemp XXXXXX; a to-do; target/home"), "");
     }
 }

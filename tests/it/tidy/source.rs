@@ -1,14 +1,14 @@
-//! A source file as the rules see it: its code without comments and string contents, line by line.
+//! A source file in the form that the rules check: its code without comments and string contents, line by line.
 //!
-//! Not a parser. It knows just enough of Rust that prose and text cannot raise a false alarm, and that
-//! `use std::{fs, io}` mentions `std::fs` like anything else does.
+//! Not a parser. It removes comments and strings so that they cause no false alarm, and expands `use std::{fs, io}` so
+//! that it mentions `std::fs`.
 
 /// One file of `src` or `tests`.
 pub struct Source {
-    /// From the top of the repository, with slashes.
+    /// Relative to the top of the repository, with slashes.
     pub path: String,
     pub text: String,
-    /// Its code; every `use` is written out as one line per path.
+    /// The code; every `use` is expanded to one line per path.
     pub code: Vec<Line>,
 }
 
@@ -18,7 +18,7 @@ pub struct Line {
     /// Counted from 1.
     pub number: usize,
     pub text: String,
-    /// It stands in a test module, or in a file that holds nothing but tests.
+    /// Whether the line is in a test module or in a file that holds only tests.
     pub test: bool,
 }
 
@@ -45,25 +45,25 @@ impl Source {
         Source { path: path.into(), text: text.into(), code }
     }
 
-    /// How many lines it has before its tests, comments and blank lines included.
+    /// The number of lines before the test module, comments and blank lines included.
     pub fn lines_before_tests(&self) -> usize {
         (tests_from(&self.path, &strip(&self.text)) - 1).min(self.text.lines().count())
     }
 
-    /// The module of the crate that it belongs to: `node` for everything in `src/node/`.
+    /// The top-level module of the file: `node` for all files in `src/node/`.
     pub fn module(&self) -> &str {
         let name = self.path.split('/').nth(1).unwrap_or_default();
         name.strip_suffix(".rs").unwrap_or(name)
     }
 
-    /// Whether it is this module: `src/node` means `src/node.rs` and everything in `src/node/`.
-    pub fn is_within(&self, place: &str) -> bool {
-        let rest = self.path.strip_prefix(place);
+    /// Whether the file belongs to this module: `src/node` means `src/node.rs` and all files in `src/node/`.
+    pub fn is_within(&self, module: &str) -> bool {
+        let rest = self.path.strip_prefix(module);
         rest.is_some_and(|rest| rest.is_empty() || rest == ".rs" || rest.starts_with('/'))
     }
 }
 
-/// Whether the token stands in the line as words of its own: `rand` is not in `random` or `operand`.
+/// Whether the line contains the token as a whole word: `rand` is not in `random` or `operand`.
 pub fn mentions(line: &str, token: &str) -> bool {
     let in_word = |c: Option<char>| c.is_some_and(|c| c.is_alphanumeric() || c == '_');
     line.match_indices(token).any(|(at, _)| {
@@ -74,7 +74,7 @@ pub fn mentions(line: &str, token: &str) -> bool {
     })
 }
 
-/// The line on which tests begin, counted from 1; behind the end if there are none.
+/// The line on which the tests begin, counted from 1; one past the last line if there are none.
 fn tests_from(path: &str, stripped: &str) -> usize {
     let only_tests = path.starts_with("tests/")
         || path.ends_with("/tests.rs")
@@ -91,7 +91,7 @@ fn tests_from(path: &str, stripped: &str) -> usize {
     (0..lines.len()).find(|at| begins(*at)).unwrap_or(lines.len()) + 1
 }
 
-/// What follows `use` on a line that begins with it, or with `pub use`, `pub(crate) use` and the like.
+/// The rest of a line that begins with `use`, `pub use`, `pub(crate) use` and the like.
 fn use_tree(line: &str) -> Option<&str> {
     let mut line = line.trim_start();
     if let Some(public) = line.strip_prefix("pub") {
@@ -127,7 +127,7 @@ fn flatten(tree: &str) -> Vec<String> {
     items.flat_map(|item| flatten(&format!("{}{item}", prefix.trim()))).collect()
 }
 
-/// The text with comments and the contents of strings and characters left out. Line ends stay where they are.
+/// The text without comments and without the contents of strings and characters. Keeps the line ends.
 fn strip(text: &str) -> String {
     let mut code = String::with_capacity(text.len());
     let mut rest = text;
@@ -156,7 +156,7 @@ fn strip(text: &str) -> String {
     code
 }
 
-/// The length of a comment that may hold others.
+/// The length of a block comment, which may contain nested ones.
 fn block_comment(text: &str) -> usize {
     let mut depth = 0;
     let mut at = 0;
@@ -178,7 +178,7 @@ fn block_comment(text: &str) -> usize {
     at
 }
 
-/// The length of a string or character with its quotes.
+/// The length of a string or character literal with its quotes.
 fn quoted(text: &str, quote: char) -> usize {
     let mut escaped = false;
     for (at, c) in text.char_indices().skip(1) {
@@ -192,7 +192,7 @@ fn quoted(text: &str, quote: char) -> usize {
     text.len()
 }
 
-/// The length of `r"…"`, `br#"…"#` and the like; 0 if none begins here.
+/// The length of a raw string such as `r"…"` or `br#"…"#`; 0 if none begins here.
 fn raw_string(text: &str) -> usize {
     let Some(body) = text.trim_start_matches(['b', 'c']).strip_prefix('r') else { return 0 };
     let hashes = body.len() - body.trim_start_matches('#').len();
@@ -216,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn comments_and_strings_are_no_code() {
+    fn comments_and_strings_are_removed() {
         check("a // b\nc", "a\nc");
         check("a /* b /* c\n */ d */ e", "a e");
         check("/// doc\nf(\"tokio // \\\" x\", y)", "f( , y)");
@@ -235,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn tests_are_told_from_the_rest() {
+    fn tests_are_recognized() {
         let before = |path, text| Source::new(path, text).lines_before_tests();
         assert_eq!(before("src/a.rs", "a\nb\n#[cfg(test)]\n#[rustfmt::skip]\nmod tests {\n}\n"), 2);
         assert_eq!(before("src/a.rs", "a\n#[cfg(test)]\nmod tests;\n#[cfg(test)]\nuse b;\n"), 5);
@@ -244,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn a_word_is_found_whole() {
+    fn only_whole_words_are_found() {
         assert!(mentions("x = rand();", "rand"));
         assert!(!mentions("operand random rand_x", "rand"));
         assert!(mentions("operand + rand", "rand"));
