@@ -27,7 +27,7 @@ use crate::api::{
     error::{ErrorCode, Problem},
     key::{self, Keys},
     media,
-    network::Ready,
+    network::Readiness,
     path,
 };
 
@@ -288,7 +288,7 @@ impl Client {
 
     /// What one server can do just now; an answer also when that is nothing. Everybody may ask that; that the server
     /// would not let this client do anything else is an error all the same.
-    pub async fn readyz(&self, addr: &Addr, within: Duration) -> Result<Ready, ClientError> {
+    pub async fn readyz(&self, addr: &Addr, within: Duration) -> Result<Readiness, ClientError> {
         let answer = self.forward(addr, &Request::get(path::READYZ), within).await?;
         if answer.headers().contains_key(WWW_AUTHENTICATE) {
             let problem = Box::new(Problem::new(ErrorCode::Unauthorized, key::REFUSAL));

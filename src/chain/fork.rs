@@ -6,12 +6,12 @@
 //! entry checks, stands at a place up to which both logs are equal, and is another than ours.
 
 use super::clock::Stamp;
+use super::ids::ChainHash;
 use super::message::Digest;
-use super::place::ChainHash;
 
 /// A search in one log with one peer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Search {
+pub struct Bisection {
     /// Up to here both are equal.
     equal: u64,
     /// Here they have different hashes, as they say.
@@ -20,7 +20,7 @@ pub struct Search {
 
 /// An entry as one side has it: the hash before it, and what the chain binds of itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Side {
+pub struct ChainedEntry {
     /// `h(seq - 1)`.
     pub before: ChainHash,
     /// Its stamp.
@@ -31,19 +31,19 @@ pub struct Side {
 
 /// What an answer came to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Found {
+pub enum BisectionOutcome {
     /// Ask again.
-    Closer(Search),
+    Closer(Bisection),
     /// This entry is the first that differs: the log is forked here.
     Fork(u64),
     /// The entries are equal where the hashes are not: somebody's chain is damaged.
     Doubt,
 }
 
-impl Search {
+impl Bisection {
     /// A search in a log whose hashes at this seq are different.
     pub fn below(differs: u64) -> Self {
-        Search { equal: 0, differs }
+        Bisection { equal: 0, differs }
     }
 
     /// The entry to ask for.
@@ -52,46 +52,50 @@ impl Search {
     }
 
     /// Takes both sides' versions of that entry.
-    pub fn compare(self, ours: Side, theirs: Side) -> Found {
+    pub fn compare(self, ours: ChainedEntry, theirs: ChainedEntry) -> BisectionOutcome {
         let asked = self.asks();
         if ours.before != theirs.before {
             let differs = asked - 1;
             return if differs > self.equal {
-                Found::Closer(Search { differs, ..self })
+                BisectionOutcome::Closer(Bisection { differs, ..self })
             } else {
-                Found::Doubt // they were equal there a moment ago
+                BisectionOutcome::Doubt // they were equal there a moment ago
             };
         }
         if (ours.stamp, ours.digest) != (theirs.stamp, theirs.digest) {
-            return Found::Fork(asked);
+            return BisectionOutcome::Fork(asked);
         }
-        if asked >= self.differs { Found::Doubt } else { Found::Closer(Search { equal: asked, ..self }) }
+        if asked >= self.differs {
+            BisectionOutcome::Doubt
+        } else {
+            BisectionOutcome::Closer(Bisection { equal: asked, ..self })
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::chain::place::Origin;
+    use crate::chain::ids::Origin;
     use proptest::prelude::*;
 
-    fn sides(texts: &[u32]) -> Vec<Side> {
+    fn sides(texts: &[u32]) -> Vec<ChainedEntry> {
         let mut before = ChainHash::genesis(Origin([1; 16]));
         let mut sides = Vec::new();
         for (seq, text) in (1..).zip(texts) {
             let (stamp, digest) = (Stamp(seq), Digest::of(&text.to_be_bytes()));
-            sides.push(Side { before, stamp, digest });
+            sides.push(ChainedEntry { before, stamp, digest });
             before = before.next(seq, stamp, digest);
         }
         sides
     }
 
-    fn search(ours: &[Side], theirs: &[Side]) -> (Found, usize) {
-        let mut search = Search::below(ours.len().min(theirs.len()) as u64);
+    fn search(ours: &[ChainedEntry], theirs: &[ChainedEntry]) -> (BisectionOutcome, usize) {
+        let mut search = Bisection::below(ours.len().min(theirs.len()) as u64);
         for step in 1.. {
             let at = usize::try_from(search.asks()).expect("small") - 1;
             match search.compare(ours[at], theirs[at]) {
-                Found::Closer(closer) => search = closer,
+                BisectionOutcome::Closer(closer) => search = closer,
                 end => return (end, step),
             }
         }
@@ -105,7 +109,7 @@ mod tests {
             let ours: Vec<u32> = (0..length).collect();
             let theirs: Vec<u32> = (0..length).map(|n| if n as usize >= fork { n + 7_000 } else { n }).collect();
             let (found, steps) = search(&sides(&ours), &sides(&theirs));
-            prop_assert_eq!(found, Found::Fork(fork as u64 + 1));
+            prop_assert_eq!(found, BisectionOutcome::Fork(fork as u64 + 1));
             prop_assert!(steps <= 12, "{} steps", steps);
         }
 
@@ -115,7 +119,7 @@ mod tests {
             let mut theirs = ours.clone();
             theirs[at.index(length as usize)].before = ChainHash([9; 32]);
             let (found, _) = search(&ours, &theirs);
-            prop_assert_eq!(found, Found::Doubt);
+            prop_assert_eq!(found, BisectionOutcome::Doubt);
         }
     }
 }

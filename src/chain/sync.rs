@@ -12,9 +12,9 @@
 
 use std::collections::BTreeMap;
 
-use super::place::Origin;
+use super::ids::Origin;
 use super::vector::{Head, Vector};
-use super::wire::{Body, Heads, Range, ShortDigest, short};
+use super::wire::{EntryRange, Heads, ShortDigest, SyncMessage, short};
 use crate::fault::Fault;
 
 /// Timer rounds in which somebody must lack the same entries before another than their owner sends them.
@@ -22,9 +22,9 @@ const ROUNDS: u8 = 2;
 
 /// What is lacking, and for how many timer rounds nothing of it has moved.
 #[derive(Debug, Clone, Default)]
-struct Rounds(BTreeMap<Origin, (u64, u8)>);
+struct StallCounter(BTreeMap<Origin, (u64, u8)>);
 
-impl Rounds {
+impl StallCounter {
     /// Counts one round for each of `lacking` (log, and how far it is there), and forgets the others.
     fn count(&mut self, lacking: impl Iterator<Item = (Origin, u64)>) {
         let before = std::mem::take(&mut self.0);
@@ -56,16 +56,16 @@ pub fn new_cuts(mine: &Vector, theirs: &Vector) -> Vec<(Origin, u64)> {
 }
 
 /// A peer's store as of one opening.
-type Opening = ([u8; 16], [u8; 16]);
+type Incarnation = ([u8; 16], [u8; 16]);
 
-fn opening(body: &Body) -> Opening {
+fn opening(body: &SyncMessage) -> Incarnation {
     (body.hello.store_id, body.hello.open_id)
 }
 
 /// The starting side of exchanges with one peer.
 #[derive(Debug, Clone, Default)]
-pub struct Link {
-    peer: Option<Opening>,
+pub struct Initiator {
+    peer: Option<Incarnation>,
     /// The peer's vector by its latest word.
     theirs: Option<Vector>,
     /// Our vector as the peer last confirmed to know it.
@@ -74,35 +74,35 @@ pub struct Link {
     had: Vector,
     /// We lost track of theirs.
     need_full: bool,
-    they_lack: Rounds,
-    we_lack: Rounds,
+    they_lack: StallCounter,
+    we_lack: StallCounter,
 }
 
 /// What the next request says, besides who speaks.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Plan {
+pub struct ExchangePlan {
     /// Our vector, whose digest is sent.
     pub mine: Vector,
     /// What the peer does not know of it.
     pub heads: Option<Heads>,
     /// Entries to push.
-    pub push: Vec<Range>,
+    pub push: Vec<EntryRange>,
     /// Entries to ask for.
-    pub wants: Vec<Range>,
+    pub wants: Vec<EntryRange>,
     /// Ask for all heads.
     pub need_full: bool,
 }
 
 /// What to do after an answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Next {
+pub enum NextExchange {
     /// Start again at once: there is more to say.
     Again,
     /// Wait for a change or the timer.
     Wait,
 }
 
-impl Link {
+impl Initiator {
     /// Plans a request. `on_timer`: this is a timer's round, not a change's. `leave`: logs that need not be
     /// asked for yet, because their owner pushes them to us or another peer is being asked.
     pub fn start(
@@ -111,12 +111,12 @@ impl Link {
         own: Option<Origin>,
         on_timer: bool,
         leave: impl Fn(Origin) -> bool,
-    ) -> Plan {
+    ) -> ExchangePlan {
         let heads = match &self.told {
             None => Some(Heads::all(mine)),
             Some(told) => Heads::since(mine, told),
         };
-        let mut plan = Plan {
+        let mut plan = ExchangePlan {
             mine: mine.clone(),
             heads,
             push: Vec::new(),
@@ -131,24 +131,24 @@ impl Link {
         }
         for (origin, last, theirs) in they_lack {
             if Some(origin) == own || self.they_lack.is_due(origin) {
-                plan.push.push(Range { origin, first: theirs + 1, last });
+                plan.push.push(EntryRange { origin, first: theirs + 1, last });
             }
         }
         // Our own log first: those are the entries that somebody waits for.
         plan.push.sort_by_key(|range| Some(range.origin) != own);
         for (origin, last, mine) in we_lack {
             if !leave(origin) || self.we_lack.is_due(origin) {
-                plan.wants.push(Range { origin, first: mine + 1, last });
+                plan.wants.push(EntryRange { origin, first: mine + 1, last });
             }
         }
         plan
     }
 
     /// Takes note of the answer to a plan.
-    pub fn on_reply(&mut self, plan: Plan, reply: &Body) -> Next {
+    pub fn on_reply(&mut self, plan: ExchangePlan, reply: &SyncMessage) -> NextExchange {
         let is_anew = self.peer.is_some_and(|peer| peer != opening(reply));
         if is_anew && !Fault::OldHeads.is_planted() {
-            *self = Link::default();
+            *self = Initiator::default();
         }
         let is_first = self.theirs.is_none();
         self.peer = Some(opening(reply));
@@ -158,11 +158,11 @@ impl Link {
             self.had = theirs.clone();
         }
         self.told = (!reply.need_full).then_some(plan.mine);
-        if in_doubt || is_first { Next::Again } else { Next::Wait }
+        if in_doubt || is_first { NextExchange::Again } else { NextExchange::Wait }
     }
 
     /// Whether their vector is known for sure now.
-    fn note_theirs(&mut self, mine: &Vector, reply: &Body) -> bool {
+    fn note_theirs(&mut self, mine: &Vector, reply: &SyncMessage) -> bool {
         let theirs = if reply.digest == short(mine.digest()) {
             Some(mine.clone())
         } else {
@@ -204,14 +204,14 @@ fn apply(heads: &Heads, known: Option<&Vector>, digest: ShortDigest) -> Option<V
 
 /// The answering side of exchanges with one opening of one peer's store.
 #[derive(Debug, Clone, Default)]
-pub struct Door {
+pub struct Responder {
     theirs: Option<Vector>,
     told: Option<Vector>,
 }
 
-impl Door {
+impl Responder {
     /// Takes note of a request. `mine` is our vector before anything of it is admitted.
-    pub fn on_request(&mut self, mine: &Vector, request: &Body) {
+    pub fn on_request(&mut self, mine: &Vector, request: &SyncMessage) {
         if request.need_full {
             self.told = None;
         }
@@ -223,7 +223,7 @@ impl Door {
     }
 
     /// Completes an answer: `mine` is our durable vector after what came was admitted.
-    pub fn answer(&mut self, mine: &Vector, request: &Body, reply: &mut Body) {
+    pub fn answer(&mut self, mine: &Vector, request: &SyncMessage, reply: &mut SyncMessage) {
         reply.digest = short(mine.digest());
         reply.need_full = self.theirs.is_none();
         if reply.digest != request.digest || request.need_full {

@@ -6,9 +6,9 @@
 
 use bytes::Bytes;
 
-use super::members::{self, MEMBERS_MAX, Member, MembersDigest, Name};
-use super::place::{ChainHash, Origin};
-use super::record::{NotARecord, Record};
+use super::ids::{ChainHash, Origin};
+use super::members::{self, MEMBERS_MAX, Member, MemberId, MembersDigest};
+use super::record::{InvalidRecord, Record};
 use super::vector::{Head, Vector, VectorDigest};
 
 /// The newest protocol this program speaks; another one is refused.
@@ -45,8 +45,8 @@ pub struct Hello {
 
 impl Hello {
     /// Which member speaks.
-    pub fn name(&self) -> Name {
-        Name { node_id: self.node_id, store_id: self.store_id }
+    pub fn name(&self) -> MemberId {
+        MemberId { node_id: self.node_id, store_id: self.store_id }
     }
 
     /// Whether both are the word of one process: it has met itself.
@@ -104,7 +104,7 @@ impl Heads {
 
 /// Entries `first..=last` of a log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Range {
+pub struct EntryRange {
     /// The log.
     pub origin: Origin,
     /// From here,
@@ -123,12 +123,12 @@ pub struct Run {
     /// The records, ascending from `before.seq + 1`.
     pub records: Vec<Bytes>,
     /// Why what followed was not looked at.
-    pub broken: Option<NotARecord>,
+    pub broken: Option<InvalidRecord>,
 }
 
 /// One message of an exchange, either way.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Body {
+pub struct SyncMessage {
     /// Who speaks.
     pub hello: Hello,
     /// Of the speaker's vector.
@@ -142,13 +142,13 @@ pub struct Body {
     /// The log that the speaker appends to.
     pub own: Option<Origin>,
     /// What the speaker asks for.
-    pub wants: Vec<Range>,
+    pub wants: Vec<EntryRange>,
     /// Entries for the other.
     pub runs: Vec<Run>,
     /// Of all members that the speaker knows. An answer has none.
     pub members_digest: Option<MembersDigest>,
     /// All of them, where the other knows others.
-    pub members: Vec<(Name, Member)>,
+    pub members: Vec<(MemberId, Member)>,
 }
 
 /// Why bytes are not a message of an exchange.
@@ -165,10 +165,10 @@ pub enum Malformed {
     Layout,
 }
 
-impl Body {
+impl SyncMessage {
     /// A message without sections.
     pub fn quiet(hello: Hello, digest: ShortDigest) -> Self {
-        Body {
+        SyncMessage {
             hello,
             digest,
             need_full: false,
@@ -220,7 +220,7 @@ impl Body {
         }
         if !self.wants.is_empty() {
             section(&mut out, WANTS, |out| {
-                for Range { origin, first, last } in &self.wants {
+                for EntryRange { origin, first, last } in &self.wants {
                     out.extend_from_slice(&origin.0);
                     out.extend_from_slice(&first.to_be_bytes());
                     out.extend_from_slice(&last.to_be_bytes());
@@ -251,7 +251,7 @@ impl Body {
 
     /// Reads a message. Records are checked; their order and chain are not, that is for who admits them.
     pub fn decode(bytes: &Bytes) -> Result<Self, Malformed> {
-        let mut rest = Reader(bytes);
+        let mut rest = WireReader(bytes);
         if rest.take::<4>().map_err(|_| Malformed::Magic)? != MAGIC {
             return Err(Malformed::Magic);
         }
@@ -265,12 +265,12 @@ impl Body {
         let [address_len] = rest.take::<1>()?;
         let address = std::str::from_utf8(rest.slice(address_len.into())?).map_err(|_| Malformed::Layout)?;
         let hello = Hello { network, node_id, store_id, open_id, address: address.to_owned() };
-        let mut body = Body::quiet(hello, rest.take()?);
+        let mut body = SyncMessage::quiet(hello, rest.take()?);
         (body.need_full, body.more) = (flags & NEED_FULL != 0, flags & MORE != 0);
         while !rest.0.is_empty() {
             let [tag] = rest.take::<1>()?;
             let length = u32::from_be_bytes(rest.take()?) as usize;
-            let section = Reader(rest.slice(length)?);
+            let section = WireReader(rest.slice(length)?);
             match tag {
                 HEADS => body.heads = Some(section.heads()?),
                 OWN => body.own = Some(Origin(section.whole()?)),
@@ -301,9 +301,9 @@ fn put_head(out: &mut Vec<u8>, head: &Head) {
 }
 
 /// A shrinking slice.
-struct Reader<'a>(&'a [u8]);
+struct WireReader<'a>(&'a [u8]);
 
-impl<'a> Reader<'a> {
+impl<'a> WireReader<'a> {
     fn take<const N: usize>(&mut self) -> Result<[u8; N], Malformed> {
         let (head, rest) = self.0.split_first_chunk::<N>().ok_or(Malformed::Layout)?;
         self.0 = rest;
@@ -351,7 +351,7 @@ impl<'a> Reader<'a> {
         Ok(cuts)
     }
 
-    fn wants(mut self) -> Result<Vec<Range>, Malformed> {
+    fn wants(mut self) -> Result<Vec<EntryRange>, Malformed> {
         let mut wants = Vec::with_capacity(self.0.len() / 32);
         while !self.0.is_empty() {
             let origin = Origin(self.take()?);
@@ -359,12 +359,12 @@ impl<'a> Reader<'a> {
             if first == 0 || last < first {
                 return Err(Malformed::Layout);
             }
-            wants.push(Range { origin, first, last });
+            wants.push(EntryRange { origin, first, last });
         }
         Ok(wants)
     }
 
-    fn members(mut self) -> Result<Vec<(Name, Member)>, Malformed> {
+    fn members(mut self) -> Result<Vec<(MemberId, Member)>, Malformed> {
         let mut members = Vec::new();
         while !self.0.is_empty() && members.len() < MEMBERS_MAX {
             let (member, rest) = members::read(self.0).ok_or(Malformed::Layout)?;
@@ -401,7 +401,7 @@ mod tests {
     use super::*;
     use crate::chain::clock::Stamp;
     use crate::chain::message::Digest;
-    use crate::chain::record::Kind;
+    use crate::chain::record::EntryKind;
     use proptest::prelude::*;
 
     const A: Origin = Origin([1; 16]);
@@ -419,33 +419,33 @@ mod tests {
     fn record(seq: u64) -> Bytes {
         let content = b"content";
         let (stamp, digest) = (Stamp(seq), Digest::of(content));
-        Record { origin: A, seq, stamp, digest, kind: Kind::Message, content }.encode().into()
+        Record { origin: A, seq, stamp, digest, kind: EntryKind::Message, content }.encode().into()
     }
 
-    fn member(store: u8) -> (Name, Member) {
+    fn member(store: u8) -> (MemberId, Member) {
         let member = Member { open_id: [4; 16], marks: 1, address: "127.0.0.1:8084".into() };
-        (Name { node_id: 3, store_id: [store; 16] }, member)
+        (MemberId { node_id: 3, store_id: [store; 16] }, member)
     }
 
-    fn full() -> Body {
+    fn full() -> SyncMessage {
         let head = |seq| Head { seq, hash: ChainHash([5; 32]) };
-        Body {
+        SyncMessage {
             need_full: true,
             more: true,
             heads: Some(Heads { base: Some([6; 16]), changes: vec![(A, head(9))], cuts: vec![(A, 10)] }),
             own: Some(A),
-            wants: vec![Range { origin: A, first: 3, last: 9 }],
+            wants: vec![EntryRange { origin: A, first: 3, last: 9 }],
             members_digest: Some([8; 8]),
             members: vec![member(9), member(8)],
             runs: vec![Run { origin: A, before: head(6), records: vec![record(7), record(8)], broken: None }],
-            ..Body::quiet(hello(), [7; 16])
+            ..SyncMessage::quiet(hello(), [7; 16])
         }
     }
 
     #[test]
     fn decode_gives_back_what_was_encoded() {
-        for body in [full(), Body::quiet(hello(), [7; 16])] {
-            assert_eq!(Body::decode(&body.encode().into()), Ok(body));
+        for body in [full(), SyncMessage::quiet(hello(), [7; 16])] {
+            assert_eq!(SyncMessage::decode(&body.encode().into()), Ok(body));
         }
     }
 
@@ -453,12 +453,12 @@ mod tests {
     #[test]
     fn protocol_1_is_frozen() {
         let head = Head { seq: 9, hash: ChainHash([5; 32]) };
-        let body = Body {
+        let body = SyncMessage {
             heads: Some(Heads { base: Some([6; 16]), changes: vec![(A, head)], cuts: Vec::new() }),
             own: Some(A),
-            wants: vec![Range { origin: A, first: 3, last: 9 }],
+            wants: vec![EntryRange { origin: A, first: 3, last: 9 }],
             runs: vec![Run { origin: A, before: head, records: Vec::new(), broken: None }],
-            ..Body::quiet(hello(), [7; 16])
+            ..SyncMessage::quiet(hello(), [7; 16])
         };
         assert_eq!(
             crate::chain::hex(&body.encode()),
@@ -477,8 +477,8 @@ mod tests {
     /// Frozen: what protocol 1 says of members. May be added to, never changed.
     #[test]
     fn members_in_protocol_1_are_frozen() {
-        let quiet = Body::quiet(hello(), [7; 16]);
-        let body = Body { members_digest: Some([8; 8]), members: vec![member(9)], ..quiet.clone() };
+        let quiet = SyncMessage::quiet(hello(), [7; 16]);
+        let body = SyncMessage { members_digest: Some([8; 8]), members: vec![member(9)], ..quiet.clone() };
         assert_eq!(
             crate::chain::hex(&body.encode()[quiet.encode().len()..]),
             concat!(
@@ -490,35 +490,35 @@ mod tests {
 
     #[test]
     fn a_quiet_exchange_is_small() {
-        let answer = Body::quiet(hello(), [0; 16]);
-        let request = Body { members_digest: Some([8; 8]), ..answer.clone() };
+        let answer = SyncMessage::quiet(hello(), [0; 16]);
+        let request = SyncMessage { members_digest: Some([8; 8]), ..answer.clone() };
         assert!(request.encode().len() + answer.encode().len() <= 200);
     }
 
     #[test]
     fn a_broken_record_hides_only_what_follows_it() {
-        let mut bytes = Body { members_digest: None, members: Vec::new(), ..full() }.encode();
+        let mut bytes = SyncMessage { members_digest: None, members: Vec::new(), ..full() }.encode();
         let last = bytes.len() - 1;
         bytes[last] ^= 1;
-        let body = Body::decode(&bytes.into()).expect("the frame is intact");
+        let body = SyncMessage::decode(&bytes.into()).expect("the frame is intact");
         assert_eq!(body.runs[0].records, [record(7)]);
-        assert_eq!(body.runs[0].broken, Some(NotARecord::Check));
+        assert_eq!(body.runs[0].broken, Some(InvalidRecord::Check));
     }
 
     #[test]
     fn strangers_and_other_versions_are_told_apart() {
-        assert_eq!(Body::decode(&Bytes::from_static(b"GET / HTTP/1.1")), Err(Malformed::Magic));
-        assert_eq!(Body::decode(&Bytes::new()), Err(Malformed::Magic));
+        assert_eq!(SyncMessage::decode(&Bytes::from_static(b"GET / HTTP/1.1")), Err(Malformed::Magic));
+        assert_eq!(SyncMessage::decode(&Bytes::new()), Err(Malformed::Magic));
         let mut bytes = full().encode();
         bytes[5] = 9;
-        assert_eq!(Body::decode(&bytes.into()), Err(Malformed::Protocol(9)));
+        assert_eq!(SyncMessage::decode(&bytes.into()), Err(Malformed::Protocol(9)));
     }
 
     #[test]
     fn an_unknown_section_is_skipped() {
-        let mut bytes = Body::quiet(hello(), [7; 16]).encode();
+        let mut bytes = SyncMessage::quiet(hello(), [7; 16]).encode();
         section(&mut bytes, 200, |out| out.extend_from_slice(b"from the future"));
-        assert_eq!(Body::decode(&bytes.into()), Ok(Body::quiet(hello(), [7; 16])));
+        assert_eq!(SyncMessage::decode(&bytes.into()), Ok(SyncMessage::quiet(hello(), [7; 16])));
     }
 
     proptest! {
@@ -527,9 +527,9 @@ mod tests {
             let mut body = full().encode();
             let at = at.index(body.len());
             body.splice(at..(at + bytes.len()).min(body.len()), bytes);
-            let _ = Body::decode(&body.clone().into());
+            let _ = SyncMessage::decode(&body.clone().into());
             body.truncate(at);
-            let _ = Body::decode(&body.into());
+            let _ = SyncMessage::decode(&body.into());
         }
     }
 }

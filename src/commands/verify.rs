@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use super::Exit;
 use crate::{
-    cli::{self, Format},
+    cli::{self, OutputFormat},
     config::Sources,
     output::{Output, Row, Tone},
     store::verify::{self, Verified},
@@ -26,15 +26,15 @@ struct Checked {
     /// Nothing is damaged, nothing is missing, and it could be looked at.
     whole: bool,
     #[serde(flatten)]
-    counts: Option<Counts>,
-    first_bad: Option<Bad>,
+    counts: Option<PrintedCounts>,
+    first_bad: Option<PrintedBadEntry>,
     set_aside: Vec<PathBuf>,
     /// Why it could not be looked at.
     error: Option<String>,
 }
 
 #[derive(Debug, Serialize)]
-struct Counts {
+struct PrintedCounts {
     logs: u64,
     entries: u64,
     bytes: u64,
@@ -45,13 +45,13 @@ struct Counts {
 }
 
 #[derive(Debug, Serialize)]
-struct Bad {
+struct PrintedBadEntry {
     log: String,
     seq: u64,
     why: String,
 }
 
-pub async fn run(args: &cli::Verify, sources: &Sources, output: &Output) -> Result<Exit> {
+pub async fn run(args: &cli::VerifyArgs, sources: &Sources, output: &Output) -> Result<Exit> {
     let dir = sources.stores(args);
     if args.only_open {
         tokio::task::spawn_blocking(move || verify::only_open(&dir)).await??;
@@ -70,8 +70,8 @@ pub async fn run(args: &cli::Verify, sources: &Sources, output: &Output) -> Resu
     };
     let stores = tokio::task::spawn_blocking(looking).await??;
     match output.format() {
-        Format::Json | Format::Ndjson => output.json_list(&stores)?,
-        Format::Table => {
+        OutputFormat::Json | OutputFormat::Ndjson => output.json_list(&stores)?,
+        OutputFormat::Table => {
             output.table(&HEADER, &stores.iter().map(row).collect::<Vec<_>>())?;
             let whole = stores.iter().filter(|store| store.whole).count();
             let tone = if whole == stores.len() { Tone::Good } else { Tone::Bad };
@@ -96,7 +96,7 @@ fn check(store: &Path) -> Checked {
     match verify::verify(store) {
         Ok(Verified::Read(report)) => Checked {
             whole: report.is_whole(),
-            counts: Some(Counts {
+            counts: Some(PrintedCounts {
                 logs: report.logs,
                 entries: report.entries,
                 bytes: report.bytes,
@@ -105,7 +105,7 @@ fn check(store: &Path) -> Checked {
                 loose: report.loose,
                 unreadable: report.unreadable,
             }),
-            first_bad: report.first_bad.map(|bad| Bad {
+            first_bad: report.first_bad.map(|bad| PrintedBadEntry {
                 log: bad.origin.to_string(),
                 seq: bad.seq,
                 why: bad.why,
@@ -153,7 +153,7 @@ fn explain(store: &Checked, output: &Output) {
     if let Some(error) = &store.error {
         output.error(&format!("{name}: {error}"));
     }
-    if let Some(Bad { log, seq, why }) = &store.first_bad {
+    if let Some(PrintedBadEntry { log, seq, why }) = &store.first_bad {
         output.error(&format!("{name}: the first of what is wrong is entry {seq} of log {log}: {why}"));
     }
     if let Some(counts) = store.counts.as_ref().filter(|counts| counts.loose > 0) {

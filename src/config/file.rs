@@ -10,31 +10,31 @@ use toml::{
     de::{DeTable, DeValue},
 };
 
-use super::{Error, Given, keys};
+use super::{ConfigError, SourcedValue, settings};
 use crate::api::network::NodeId;
 
 /// What a configuration file says. All of it may be missing.
 #[derive(Debug, Default)]
-pub(super) struct Settings {
-    pub network: Option<Given>,
+pub(super) struct FileSettings {
+    pub network: Option<SourcedValue>,
     /// Node ids with their addresses.
-    pub nodes: Option<Vec<(NodeId, Given)>>,
-    pub key_file: Option<Given>,
-    pub data_dir: Option<Given>,
-    pub sync_interval: Option<Given>,
-    pub scrub_interval: Option<Given>,
-    pub proxy_listen: Option<Given>,
-    pub strategy: Option<Given>,
+    pub nodes: Option<Vec<(NodeId, SourcedValue)>>,
+    pub key_file: Option<SourcedValue>,
+    pub data_dir: Option<SourcedValue>,
+    pub sync_interval: Option<SourcedValue>,
+    pub scrub_interval: Option<SourcedValue>,
+    pub proxy_listen: Option<SourcedValue>,
+    pub strategy: Option<SourcedValue>,
 }
 
 /// Reads the text of the file at this path.
-pub(super) fn read(path: PathBuf, text: &str) -> Result<Settings, Error> {
-    let file = File { path, text };
+pub(super) fn read(path: PathBuf, text: &str) -> Result<FileSettings, ConfigError> {
+    let file = ParsedFile { path, text };
     let table = DeTable::parse(text).map_err(|error| {
         let message = error.message().replace('\n', "; ");
         file.error(&error.span().unwrap_or(0..0), &format!("this is not TOML: {message}"))
     })?;
-    let mut settings = Settings::default();
+    let mut settings = FileSettings::default();
     for (name, span, value) in file.flatten(table.get_ref())? {
         match &*name {
             "network" => settings.network = Some(file.text(&name, value)?),
@@ -46,7 +46,8 @@ pub(super) fn read(path: PathBuf, text: &str) -> Result<Settings, Error> {
             "proxy.listen" => settings.proxy_listen = Some(file.text(&name, value)?),
             "proxy.strategy" => settings.strategy = Some(file.text(&name, value)?),
             unknown => {
-                let why = format!("unknown key `{unknown}`; did you mean `{}`?", keys::nearest_key(unknown));
+                let why =
+                    format!("unknown key `{unknown}`; did you mean `{}`?", settings::nearest_key(unknown));
                 return Err(file.error(&span, &why));
             }
         }
@@ -54,20 +55,20 @@ pub(super) fn read(path: PathBuf, text: &str) -> Result<Settings, Error> {
     Ok(settings)
 }
 
-type Entry<'t, 'i> = (String, Range<usize>, &'t Spanned<DeValue<'i>>);
+type TomlEntry<'t, 'i> = (String, Range<usize>, &'t Spanned<DeValue<'i>>);
 
-struct File<'a> {
+struct ParsedFile<'a> {
     path: PathBuf,
     text: &'a str,
 }
 
-impl File<'_> {
+impl ParsedFile<'_> {
     /// Every key by its dotted name, with where it stands.
-    fn flatten<'t, 'i>(&self, top: &'t DeTable<'i>) -> Result<Vec<Entry<'t, 'i>>, Error> {
+    fn flatten<'t, 'i>(&self, top: &'t DeTable<'i>) -> Result<Vec<TomlEntry<'t, 'i>>, ConfigError> {
         let mut entries = Vec::new();
         for (key, value) in top {
             let name = key.get_ref();
-            if !keys::SECTIONS.contains(&&**name) {
+            if !settings::SECTIONS.contains(&&**name) {
                 entries.push((name.to_string(), key.span(), value));
                 continue;
             }
@@ -81,7 +82,7 @@ impl File<'_> {
         Ok(entries)
     }
 
-    fn text(&self, key: &str, value: &Spanned<DeValue<'_>>) -> Result<Given, Error> {
+    fn text(&self, key: &str, value: &Spanned<DeValue<'_>>) -> Result<SourcedValue, ConfigError> {
         match value.get_ref() {
             DeValue::String(text) => Ok(self.given(key, text, &value.span())),
             other => {
@@ -95,7 +96,7 @@ impl File<'_> {
     }
 
     /// `nodes` as an array, where the place is the node id, or as a table that names the ids.
-    fn nodes(&self, value: &Spanned<DeValue<'_>>) -> Result<Vec<(NodeId, Given)>, Error> {
+    fn nodes(&self, value: &Spanned<DeValue<'_>>) -> Result<Vec<(NodeId, SourcedValue)>, ConfigError> {
         match value.get_ref() {
             DeValue::Array(array) => {
                 (0..).zip(array.iter()).map(|(id, value)| Ok((id, self.address(id, value)?))).collect()
@@ -115,7 +116,7 @@ impl File<'_> {
         }
     }
 
-    fn address(&self, id: NodeId, value: &Spanned<DeValue<'_>>) -> Result<Given, Error> {
+    fn address(&self, id: NodeId, value: &Spanned<DeValue<'_>>) -> Result<SourcedValue, ConfigError> {
         match value.get_ref() {
             DeValue::String(text) => Ok(self.given(&format!("nodes.{id}"), text, &value.span())),
             _ => {
@@ -124,12 +125,12 @@ impl File<'_> {
         }
     }
 
-    fn given(&self, key: &str, text: &str, span: &Range<usize>) -> Given {
-        Given { text: text.to_owned(), origin: format!("`{key}` in {}", self.place(span)) }
+    fn given(&self, key: &str, text: &str, span: &Range<usize>) -> SourcedValue {
+        SourcedValue { text: text.to_owned(), origin: format!("`{key}` in {}", self.place(span)) }
     }
 
-    fn error(&self, span: &Range<usize>, why: &str) -> Error {
-        Error(format!("{}: {why}", self.place(span)))
+    fn error(&self, span: &Range<usize>, why: &str) -> ConfigError {
+        ConfigError(format!("{}: {why}", self.place(span)))
     }
 
     fn place(&self, span: &Range<usize>) -> String {
@@ -140,5 +141,5 @@ impl File<'_> {
 }
 
 fn default_of(key: &str) -> &'static str {
-    keys::SETTINGS.iter().find(|setting| setting.key == key).map_or("…", |setting| setting.default)
+    settings::SETTINGS.iter().find(|setting| setting.key == key).map_or("…", |setting| setting.default)
 }

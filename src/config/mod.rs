@@ -6,8 +6,8 @@
 //! that says what, where and what to try, and ends the program with exit code 2.
 
 mod file;
-pub mod keys;
-mod lock;
+mod key_file;
+pub mod settings;
 
 use std::{
     collections::BTreeMap,
@@ -26,7 +26,7 @@ use crate::{
     api::{address::Addr, key::Keys, network::NodeId},
     cli,
 };
-use lock::KeyFile;
+use key_file::KeyFile;
 
 /// A network's name has 1 to this many characters; longer ones are refused.
 pub const NETWORK_CHARS_MAX: usize = 64;
@@ -60,7 +60,7 @@ pub struct NodeConfig {
     /// The address that others are told. Its port is 0 only where `listen` asks for any free port.
     pub advertise: Addr,
     /// Whom to sync with at first; empty is allowed and worth a warning.
-    pub peers: Vec<Peer>,
+    pub peers: Vec<ConfiguredPeer>,
     /// This node's own store, `<data_dir>/node-<id>`.
     pub store_dir: PathBuf,
     /// How often a quiet node compares itself with its peers.
@@ -73,7 +73,7 @@ pub struct NodeConfig {
 
 /// A node to sync with.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Peer {
+pub struct ConfiguredPeer {
     /// Its id, where the configuration says so. `--peers` does not.
     pub node_id: Option<NodeId>,
     /// Where it listens.
@@ -131,36 +131,36 @@ pub struct UpConfig {
 /// Why the configuration cannot be used: one sentence for whoever wrote it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
-pub struct Error(String);
+pub struct ConfigError(String);
 
-impl Error {
+impl ConfigError {
     /// A sentence that says what, where and what to try.
     pub fn new(sentence: impl Into<String>) -> Self {
-        Error(sentence.into())
+        ConfigError(sentence.into())
     }
 }
 
 /// A value as it was given, and where.
 #[derive(Debug, Clone)]
-struct Given {
+struct SourcedValue {
     text: String,
     origin: String,
 }
 
-impl Given {
+impl SourcedValue {
     /// The parts between commas.
-    fn split(&self) -> impl Iterator<Item = Given> {
+    fn split(&self) -> impl Iterator<Item = SourcedValue> {
         let parts = self.text.split(',').map(str::trim).filter(|part| !part.is_empty());
-        parts.map(|part| Given { text: part.into(), origin: self.origin.clone() })
+        parts.map(|part| SourcedValue { text: part.into(), origin: self.origin.clone() })
     }
 
     /// As an address; also as the http URL of one, which is harmless everywhere.
-    fn addr(&self) -> Result<Addr, Error> {
-        Addr::from_server_arg(self.text.trim()).map_err(|why| Error(format!("{}: {why}", self.origin)))
+    fn addr(&self) -> Result<Addr, ConfigError> {
+        Addr::from_server_arg(self.text.trim()).map_err(|why| ConfigError(format!("{}: {why}", self.origin)))
     }
 
-    fn error(&self, why: &dyn Display) -> Error {
-        Error(format!("{} is {:?}: {why}", self.origin, self.text))
+    fn error(&self, why: &dyn Display) -> ConfigError {
+        ConfigError(format!("{} is {:?}: {why}", self.origin, self.text))
     }
 }
 
@@ -168,9 +168,9 @@ impl Given {
 #[derive(Debug, Default)]
 pub struct Sources {
     env: BTreeMap<String, String>,
-    file: file::Settings,
+    file: file::FileSettings,
     /// Taken out of the environment, so that nobody who prints that prints them.
-    keys: Option<Result<Keys, Error>>,
+    keys: Option<Result<Keys, ConfigError>>,
     /// None is named, or keys stand in the environment.
     key_file: Option<KeyFile>,
     /// Whose account runs this program, as the system has it. In a container the environment seldom says.
@@ -179,10 +179,10 @@ pub struct Sources {
 
 impl Sources {
     /// Reads the process's environment and the configuration file.
-    pub fn load(common: &cli::Common) -> Result<Self, Error> {
+    pub fn load(common: &cli::CommonArgs) -> Result<Self, ConfigError> {
         // A variable that is not UTF-8 cannot be a setting of ours. A key must not be passed over: it is refused.
         let text = |name: &str, value: OsString| match value.into_string() {
-            Err(value) if name == lock::KEY => Some(value.to_string_lossy().into_owned()),
+            Err(value) if name == key_file::KEY => Some(value.to_string_lossy().into_owned()),
             text => text.ok(),
         };
         let env: BTreeMap<_, _> = std::env::vars_os()
@@ -194,7 +194,7 @@ impl Sources {
             Ok(text) => Self::new(env, Some((path, &text))),
             Err(error) if error.kind() == io::ErrorKind::NotFound && named.is_none() => Self::new(env, None),
             Err(error) => {
-                Err(Error(format!("cannot read the configuration file {}: {error}", path.display())))
+                Err(ConfigError(format!("cannot read the configuration file {}: {error}", path.display())))
             }
         };
         let sources = sources?;
@@ -207,14 +207,18 @@ impl Sources {
     }
 
     /// Takes the environment and the text of the configuration file, if there is one.
-    pub fn new(mut env: BTreeMap<String, String>, file: Option<(PathBuf, &str)>) -> Result<Self, Error> {
+    pub fn new(
+        mut env: BTreeMap<String, String>,
+        file: Option<(PathBuf, &str)>,
+    ) -> Result<Self, ConfigError> {
         let file = file.map(|(path, text)| file::read(path, text)).transpose()?.unwrap_or_default();
-        let keys = env.remove(lock::KEY).filter(|text| !text.is_empty()).map(|text| lock::listed(&text));
+        let keys =
+            env.remove(key_file::KEY).filter(|text| !text.is_empty()).map(|text| key_file::listed(&text));
         Ok(Sources { env, file, keys, key_file: None, login: None })
     }
 
     /// What `chatchain node` does.
-    pub fn node(&self, args: &cli::Node) -> Result<NodeConfig, Error> {
+    pub fn node(&self, args: &cli::NodeArgs) -> Result<NodeConfig, ConfigError> {
         let node_id = self.node_id(args)?;
         let known = self.listed_nodes()?;
         let own = known.as_ref().unwrap_or(&default_nodes()).get(&node_id).cloned();
@@ -225,9 +229,11 @@ impl Sources {
         let advertise = self.advertise(args, &listen, own.as_ref())?;
         let keys = self.keys_to_listen(&listen, args.insecure)?;
         let mut peers = match self.pick(args.peers.as_deref(), "--peers", "CHATCHAIN_NODE_PEERS", None) {
-            Some(given) => addresses(&given)?.into_iter().map(|addr| Peer { node_id: None, addr }).collect(),
+            Some(given) => {
+                addresses(&given)?.into_iter().map(|addr| ConfiguredPeer { node_id: None, addr }).collect()
+            }
             None => known.map_or_else(Vec::new, |nodes| {
-                nodes.into_iter().map(|(id, addr)| Peer { node_id: Some(id), addr }).collect()
+                nodes.into_iter().map(|(id, addr)| ConfiguredPeer { node_id: Some(id), addr }).collect()
             }),
         };
         // A list that is the same on every machine holds the node itself, too.
@@ -246,13 +252,15 @@ impl Sources {
     }
 
     /// What `chatchain proxy` does.
-    pub fn proxy(&self, args: &cli::Proxy) -> Result<ProxyConfig, Error> {
+    pub fn proxy(&self, args: &cli::ProxyArgs) -> Result<ProxyConfig, ConfigError> {
         let nodes = match &args.nodes {
-            Some(text) => addresses(&Given { text: text.clone(), origin: "--nodes".into() })?,
+            Some(text) => addresses(&SourcedValue { text: text.clone(), origin: "--nodes".into() })?,
             None => self.nodes()?,
         };
         if nodes.is_empty() {
-            return Err(Error("the proxy has no nodes to forward to; name them with --nodes a,b,c".into()));
+            return Err(ConfigError(
+                "the proxy has no nodes to forward to; name them with --nodes a,b,c".into(),
+            ));
         }
         let listen = self.proxy_listen(args)?;
         let keys = self.keys_to_listen(&listen, args.insecure)?;
@@ -260,8 +268,9 @@ impl Sources {
     }
 
     /// Whom the client commands ask.
-    pub fn client(&self, common: &cli::Common) -> Result<ClientConfig, Error> {
-        let flags = common.server.iter().map(|text| Given { text: text.clone(), origin: "--server".into() });
+    pub fn client(&self, common: &cli::CommonArgs) -> Result<ClientConfig, ConfigError> {
+        let flags =
+            common.server.iter().map(|text| SourcedValue { text: text.clone(), origin: "--server".into() });
         let mut servers = flags.map(|given| given.addr()).collect::<Result<Vec<Addr>, _>>()?;
         if servers.is_empty()
             && let Some(given) = self.env("CHATCHAIN_SERVER")
@@ -269,39 +278,44 @@ impl Sources {
             servers = addresses(&given)?;
         }
         if servers.is_empty() {
-            servers.push(reachable(self.proxy_listen(&cli::Proxy::default())?));
+            servers.push(reachable(self.proxy_listen(&cli::ProxyArgs::default())?));
             servers.extend(self.nodes()?.into_iter().map(reachable));
         }
         Ok(ClientConfig { servers, keys: self.keys()? })
     }
 
     /// What `chatchain up` does.
-    pub fn up(&self, args: &cli::Up) -> Result<UpConfig, Error> {
+    pub fn up(&self, args: &cli::UpArgs) -> Result<UpConfig, ConfigError> {
         let port = |offset: u16| {
             let why = || {
-                Error(format!("{} nodes from port {} on need ports above 65535", args.nodes, args.base_port))
+                ConfigError(format!(
+                    "{} nodes from port {} on need ports above 65535",
+                    args.nodes, args.base_port
+                ))
             };
             Ok(local(args.base_port.checked_add(offset).ok_or_else(why)?))
         };
         Ok(UpConfig {
             proxy: port(0)?,
-            nodes: (1..=args.nodes).map(port).collect::<Result<_, Error>>()?,
+            nodes: (1..=args.nodes).map(port).collect::<Result<_, ConfigError>>()?,
             data_dir: self.data_dir(args.data_dir.as_ref()),
             keys: self.keys()?,
         })
     }
 
     /// Where `chatchain verify` finds stores.
-    pub fn stores(&self, args: &cli::Verify) -> PathBuf {
+    pub fn stores(&self, args: &cli::VerifyArgs) -> PathBuf {
         self.data_dir(args.data_dir.as_ref())
     }
 
     /// Who sends: the flag, else `CHATCHAIN_USER`, else the login name.
-    pub fn sender(&self, from: Option<&str>) -> Result<String, Error> {
+    pub fn sender(&self, from: Option<&str>) -> Result<String, ConfigError> {
         let names = ["CHATCHAIN_USER", "USER", "LOGNAME"];
         let name = from.or_else(|| names.into_iter().find_map(|name| non_empty(&self.env, name)));
         let name = name.or(self.login.as_deref()).map(str::to_owned);
-        name.ok_or_else(|| Error("nobody knows who sends: give --from NAME or set CHATCHAIN_USER".into()))
+        name.ok_or_else(|| {
+            ConfigError("nobody knows who sends: give --from NAME or set CHATCHAIN_USER".into())
+        })
     }
 
     /// Where commands keep what they remember from one run to the next, if anywhere.
@@ -311,30 +325,35 @@ impl Sources {
         named("CHATCHAIN_STATE_DIR").or_else(|| Some(of_user()?.join("chatchain")))
     }
 
-    fn node_id(&self, args: &cli::Node) -> Result<NodeId, Error> {
+    fn node_id(&self, args: &cli::NodeArgs) -> Result<NodeId, ConfigError> {
         match (args.node_id, self.env("CHATCHAIN_NODE_ID")) {
             (Some(id), _) => Ok(id),
             (None, Some(given)) => given.text.parse().map_err(|_| given.error(&"give a number such as 0")),
             (None, None) => {
-                Err(Error("a node needs its number: give --node-id N or set CHATCHAIN_NODE_ID".into()))
+                Err(ConfigError("a node needs its number: give --node-id N or set CHATCHAIN_NODE_ID".into()))
             }
         }
     }
 
-    fn advertise(&self, args: &cli::Node, listen: &Addr, own: Option<&Addr>) -> Result<Addr, Error> {
+    fn advertise(
+        &self,
+        args: &cli::NodeArgs,
+        listen: &Addr,
+        own: Option<&Addr>,
+    ) -> Result<Addr, ConfigError> {
         let given = self.pick(args.advertise.as_deref(), "--advertise", "CHATCHAIN_NODE_ADVERTISE", None);
-        let advertise = given.as_ref().map_or_else(|| Ok(listen.clone()), Given::addr)?;
+        let advertise = given.as_ref().map_or_else(|| Ok(listen.clone()), SourcedValue::addr)?;
         if !advertise.is_wildcard() {
             return Ok(advertise);
         }
         let example =
             own.filter(|own| !own.is_wildcard()).map_or("chat1.example:8081".into(), Addr::to_string);
-        Err(Error(format!(
+        Err(ConfigError(format!(
             "{advertise} is no address that others could reach; say which one they are told, such as --advertise {example}"
         )))
     }
 
-    fn network(&self) -> Result<String, Error> {
+    fn network(&self) -> Result<String, ConfigError> {
         let Some(given) = self.pick(None, "", "CHATCHAIN_NETWORK", self.file.network.as_ref()) else {
             return Ok(NETWORK_DEFAULT.into());
         };
@@ -351,8 +370,8 @@ impl Sources {
     }
 
     /// The nodes by id where environment or file names them.
-    fn listed_nodes(&self) -> Result<Option<BTreeMap<NodeId, Addr>>, Error> {
-        let listed: Vec<(NodeId, Given)> = match (self.env("CHATCHAIN_NODES"), &self.file.nodes) {
+    fn listed_nodes(&self) -> Result<Option<BTreeMap<NodeId, Addr>>, ConfigError> {
+        let listed: Vec<(NodeId, SourcedValue)> = match (self.env("CHATCHAIN_NODES"), &self.file.nodes) {
             (Some(given), _) => (0..).zip(given.split()).collect(),
             (None, Some(nodes)) => nodes.clone(),
             (None, None) => return Ok(None),
@@ -369,7 +388,7 @@ impl Sources {
         Ok(Some(nodes))
     }
 
-    fn nodes(&self) -> Result<Vec<Addr>, Error> {
+    fn nodes(&self) -> Result<Vec<Addr>, ConfigError> {
         Ok(self.listed_nodes()?.unwrap_or_else(default_nodes).into_values().collect())
     }
 
@@ -378,34 +397,40 @@ impl Sources {
         flag.cloned().or_else(|| Some(given()?.text.into())).unwrap_or_else(|| DATA_DIR_DEFAULT.into())
     }
 
-    fn sync_interval(&self) -> Result<Duration, Error> {
+    fn sync_interval(&self) -> Result<Duration, ConfigError> {
         let given = self.pick(None, "", "CHATCHAIN_NODE_SYNC_INTERVAL", self.file.sync_interval.as_ref());
         given.map_or(Ok(SYNC_INTERVAL_DEFAULT), |g| duration(&g, SYNC_INTERVAL_MIN, SYNC_INTERVAL_MAX))
     }
 
-    fn scrub_interval(&self) -> Result<Duration, Error> {
+    fn scrub_interval(&self) -> Result<Duration, ConfigError> {
         let given = self.pick(None, "", "CHATCHAIN_NODE_SCRUB_INTERVAL", self.file.scrub_interval.as_ref());
         given.map_or(Ok(SCRUB_INTERVAL_DEFAULT), |g| duration(&g, SCRUB_INTERVAL_MIN, SCRUB_INTERVAL_MAX))
     }
 
-    fn proxy_listen(&self, args: &cli::Proxy) -> Result<Addr, Error> {
+    fn proxy_listen(&self, args: &cli::ProxyArgs) -> Result<Addr, ConfigError> {
         let file = self.file.proxy_listen.as_ref();
         let given = self.pick(args.listen.as_deref(), "--listen", "CHATCHAIN_PROXY_LISTEN", file);
         given.map_or_else(|| Ok(local(PROXY_PORT_DEFAULT)), |given| given.addr())
     }
 
-    fn strategy(&self) -> Result<Strategy, Error> {
+    fn strategy(&self) -> Result<Strategy, ConfigError> {
         let given = self.pick(None, "", "CHATCHAIN_PROXY_STRATEGY", self.file.strategy.as_ref());
         given.map_or(Ok(Strategy::Hedge), |given| given.text.parse().map_err(|why: String| given.error(&why)))
     }
 
-    fn env(&self, name: &str) -> Option<Given> {
-        non_empty(&self.env, name).map(|text| Given { text: text.into(), origin: name.into() })
+    fn env(&self, name: &str) -> Option<SourcedValue> {
+        non_empty(&self.env, name).map(|text| SourcedValue { text: text.into(), origin: name.into() })
     }
 
     /// The first of flag, environment and file that says something.
-    fn pick(&self, flag: Option<&str>, flag_name: &str, env: &str, file: Option<&Given>) -> Option<Given> {
-        let flag = flag.map(|text| Given { text: text.into(), origin: flag_name.into() });
+    fn pick(
+        &self,
+        flag: Option<&str>,
+        flag_name: &str,
+        env: &str,
+        file: Option<&SourcedValue>,
+    ) -> Option<SourcedValue> {
+        let flag = flag.map(|text| SourcedValue { text: text.into(), origin: flag_name.into() });
         flag.or_else(|| self.env(env)).or_else(|| file.cloned())
     }
 }
@@ -429,7 +454,7 @@ impl FromStr for Strategy {
             "hedge" => Ok(Strategy::Hedge),
             "race" => Ok(Strategy::Race),
             other => {
-                let near = keys::nearest(other, ["failover", "hedge", "race"]).unwrap_or("hedge");
+                let near = settings::nearest(other, ["failover", "hedge", "race"]).unwrap_or("hedge");
                 Err(format!("a strategy is failover, hedge or race; did you mean {near}?"))
             }
         }
@@ -449,7 +474,7 @@ fn account(accounts: &str, uid: u32) -> Option<String> {
 }
 
 /// Addresses separated by commas; repeated ones count once, and none at all is allowed.
-fn addresses(given: &Given) -> Result<Vec<Addr>, Error> {
+fn addresses(given: &SourcedValue) -> Result<Vec<Addr>, ConfigError> {
     let mut addresses = Vec::new();
     for one in given.split() {
         let addr = one.addr()?;
@@ -460,7 +485,7 @@ fn addresses(given: &Given) -> Result<Vec<Addr>, Error> {
     Ok(addresses)
 }
 
-fn duration(given: &Given, min: Duration, max: Duration) -> Result<Duration, Error> {
+fn duration(given: &SourcedValue, min: Duration, max: Duration) -> Result<Duration, ConfigError> {
     let parsed = SpanParser::new().parse_unsigned_duration(&given.text);
     let duration = parsed.map_err(|_| given.error(&"write a duration with its unit, such as 500ms or 2s"))?;
     if duration < min || duration > max {
@@ -482,12 +507,12 @@ fn reachable(addr: Addr) -> Addr {
     if addr.is_wildcard() { local(addr.port()) } else { addr }
 }
 
-fn not_listed(node_id: NodeId, listed: Option<&BTreeMap<NodeId, Addr>>) -> Error {
+fn not_listed(node_id: NodeId, listed: Option<&BTreeMap<NodeId, Addr>>) -> ConfigError {
     let (which, nodes) = match listed {
         Some(nodes) => ("`nodes`", nodes.keys().map(NodeId::to_string).collect::<Vec<_>>().join(", ")),
         None => ("the default list", "0, 1, 2, 3".into()),
     };
-    Error(format!(
+    ConfigError(format!(
         "{which} holds the nodes {nodes} and no node {node_id}; add it there or say where it listens with --listen ADDR"
     ))
 }

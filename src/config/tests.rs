@@ -9,13 +9,13 @@ use crate::cli::{Cli, Command};
 
 const SHIPPED: &str = include_str!("../../config.toml");
 
-fn sources(env: &[(&str, &str)], file: Option<&str>) -> Result<Sources, Error> {
+fn sources(env: &[(&str, &str)], file: Option<&str>) -> Result<Sources, ConfigError> {
     let env: BTreeMap<_, _> = env.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
     Sources::new(env, file.map(|text| (FILE_NAME.into(), text)))
 }
 
 /// What a command line resolves to; the parts as one debug text each, so that tests can name any of them.
-fn resolve(line: &str, env: &[(&str, &str)], file: Option<&str>) -> Result<String, Error> {
+fn resolve(line: &str, env: &[(&str, &str)], file: Option<&str>) -> Result<String, ConfigError> {
     let cli = Cli::try_parse_from(format!("chatchain {line}").split(' ')).expect("the line is good usage");
     let sources = sources(env, file)?;
     Ok(match &cli.command {
@@ -78,11 +78,11 @@ fn shipped_file_shows_every_key_with_its_default() {
             _ => shown.push(key.clone()),
         }
     }
-    let mut known: Vec<&str> = keys::file_keys().collect();
+    let mut known: Vec<&str> = settings::file_keys().collect();
     known.sort_unstable();
     shown.sort_unstable();
     assert_eq!(shown, known);
-    for setting in keys::SETTINGS.iter().filter(|s| !s.key.is_empty() && s.key != "nodes") {
+    for setting in settings::SETTINGS.iter().filter(|s| !s.key.is_empty() && s.key != "nodes") {
         assert!(
             SHIPPED.contains(&format!("= {:?}", setting.default)),
             "{} = {}",
@@ -322,7 +322,8 @@ fn a_key_file_is_named_by_the_environment_or_the_file() {
 
 #[test]
 fn only_a_file_that_was_named_must_exist() {
-    let missing = cli::Common { config: Some("/nonexistent/chatchain.toml".into()), ..Default::default() };
+    let missing =
+        cli::CommonArgs { config: Some("/nonexistent/chatchain.toml".into()), ..Default::default() };
     let error = Sources::load(&missing).expect_err("it is missing").to_string();
     assert!(error.contains("cannot read the configuration file /nonexistent/chatchain.toml"), "{error}");
 }

@@ -13,9 +13,9 @@ use uuid::Uuid;
 use super::Node;
 use crate::api::error::Problem;
 use crate::api::query::SendQuery;
+use crate::chain::ids::{EntryKey, Origin};
 use crate::chain::message::Digest;
-use crate::chain::place::{Origin, Place};
-use crate::chain::wire::Range;
+use crate::chain::wire::EntryRange;
 
 /// So long after a request came its answer begins at the latest, for what is stored must not end as `timeout`: where
 /// receiving and storing were slow, less is waited for copies. Below the 30 s that a server has.
@@ -23,18 +23,18 @@ const ANSWERED_BY: Duration = Duration::from_secs(27);
 
 /// How many copies a send asks for, and for how long it waits.
 #[derive(Debug, Clone, Copy)]
-pub struct Asked {
+pub struct AckPolicy {
     count: usize,
     timeout: Duration,
     /// When the request came.
     began: Instant,
 }
 
-impl Asked {
+impl AckPolicy {
     /// What a query asks of the network as this node knows it.
     pub fn of(query: SendQuery, node: &Node) -> Result<Self, Problem> {
         let (count, timeout, began) = (query.acks.of(node.mesh().members())?, query.timeout, Instant::now());
-        Ok(Asked { count, timeout, began })
+        Ok(AckPolicy { count, timeout, began })
     }
 
     /// Whether more is asked for than this node alone can give.
@@ -48,12 +48,12 @@ impl Asked {
     }
 
     /// Whether there are enough copies of each of these messages now.
-    pub fn is_met(self, node: &Node, messages: &[Vec<Range>]) -> bool {
+    pub fn is_met(self, node: &Node, messages: &[Vec<EntryRange>]) -> bool {
         messages.iter().all(|copies| self.is_met_by(node.durable_on(copies).len()))
     }
 
     /// Waits until there are.
-    pub async fn wait(self, node: &Node, messages: &[Vec<Range>]) {
+    pub async fn wait(self, node: &Node, messages: &[Vec<EntryRange>]) {
         let until = (Instant::now() + self.timeout).min(self.began + ANSWERED_BY);
         let mut held = node.mesh().held();
         let mut enough = 0; // of the first so many there are
@@ -77,13 +77,13 @@ impl Asked {
 }
 
 /// A copy of a message.
-pub fn at(place: Place) -> Range {
-    Range { origin: place.origin, first: place.seq, last: place.seq }
+pub fn at(place: EntryKey) -> EntryRange {
+    EntryRange { origin: place.origin, first: place.seq, last: place.seq }
 }
 
 /// Of messages that were stored together: what must be held to have all of them, by log.
-pub fn together(places: impl IntoIterator<Item = Place>) -> Vec<Vec<Range>> {
-    let mut logs: BTreeMap<Origin, Range> = BTreeMap::new();
+pub fn together(places: impl IntoIterator<Item = EntryKey>) -> Vec<Vec<EntryRange>> {
+    let mut logs: BTreeMap<Origin, EntryRange> = BTreeMap::new();
     for place in places {
         let range = logs.entry(place.origin).or_insert_with(|| at(place));
         (range.first, range.last) = (range.first.min(place.seq), range.last.max(place.seq));
@@ -93,12 +93,12 @@ pub fn together(places: impl IntoIterator<Item = Place>) -> Vec<Vec<Range>> {
 
 /// All copies of messages that were stored before: any of them counts. What cannot be looked up now is not lost; then the
 /// copy that is known counts.
-pub async fn all_copies(node: &Node, messages: Vec<(Uuid, Digest, Place)>) -> Vec<Vec<Range>> {
+pub async fn all_copies(node: &Node, messages: Vec<(Uuid, Digest, EntryKey)>) -> Vec<Vec<EntryRange>> {
     let (store, logs) = (node.store().clone(), node.logs());
-    let known: Vec<Vec<Range>> = messages.iter().map(|(.., place)| vec![at(*place)]).collect();
+    let known: Vec<Vec<EntryRange>> = messages.iter().map(|(.., place)| vec![at(*place)]).collect();
     let looking = move || {
-        let copies = |(id, digest, place): (Uuid, Digest, Place)| {
-            let standings = store.standings(id, &logs).unwrap_or_default();
+        let copies = |(id, digest, place): (Uuid, Digest, EntryKey)| {
+            let standings = store.stored_copies(id, &logs).unwrap_or_default();
             let copies = standings.iter().filter(|standing| standing.digest == digest);
             let others = copies.map(|standing| standing.place).filter(|other| *other != place);
             std::iter::once(place).chain(others).map(at).collect()

@@ -12,8 +12,8 @@ use std::process::{ExitStatus, Stdio};
 use rustix::process::Signal;
 use tokio::process::Command;
 
-use crate::store::Trust;
-use crate::store::session::BadEnds;
+use crate::store::OpenPolicy;
+use crate::store::crash_count::UncleanExits;
 
 /// So many openings in a row, for which every page was checked, must have ended the process before it is found out whether
 /// it is the log that ends it. One may be a kill, and finding out takes as long as an opening.
@@ -23,10 +23,10 @@ const OPENINGS_MAX: u32 = 2;
 const OF_ITSELF: [Signal; 3] = [Signal::ABORT, Signal::SEGV, Signal::BUS];
 
 /// With how much trust the store in this directory is opened.
-pub async fn trust(store_dir: &Path) -> Trust {
-    let openings = BadEnds::of(store_dir).openings;
+pub async fn trust(store_dir: &Path) -> OpenPolicy {
+    let openings = UncleanExits::of(store_dir).openings;
     if openings < OPENINGS_MAX {
-        return Trust::Usual; // the store itself knows of other bad ends
+        return OpenPolicy::Default; // the store itself knows of other bad ends
     }
     tracing::warn!(
         openings,
@@ -35,13 +35,13 @@ pub async fn trust(store_dir: &Path) -> Trust {
     match only_open(store_dir).await {
         Ok(status) if ended_of_itself(status) => {
             tracing::error!(%status, "whoever opens the log ends with it: it is given up");
-            Trust::Nothing
+            OpenPolicy::SalvageLog
         }
         // If it was damage, then to the index.
-        Ok(_) => Trust::LogAlone,
+        Ok(_) => OpenPolicy::RebuildIndex,
         Err(error) => {
             tracing::warn!(%error, "no other process can be started");
-            Trust::LogAlone
+            OpenPolicy::RebuildIndex
         }
     }
 }
@@ -81,8 +81,8 @@ mod tests {
     #[tokio::test]
     async fn a_store_of_which_nothing_bad_is_known_is_opened_as_usual() {
         let dir = tempfile::tempdir().expect("temp dir");
-        assert_eq!(trust(dir.path()).await, Trust::Usual);
+        assert_eq!(trust(dir.path()).await, OpenPolicy::Default);
         std::fs::write(dir.path().join("unproven"), "7 1\n").expect("written");
-        assert_eq!(trust(dir.path()).await, Trust::Usual);
+        assert_eq!(trust(dir.path()).await, OpenPolicy::Default);
     }
 }

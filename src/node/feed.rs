@@ -16,19 +16,19 @@ use futures_util::stream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::{Instant, sleep_until, timeout_at};
 
-use super::history::{Failed, blocking};
-use super::hub::{End, Entered, Found, Hub, Item};
+use super::history::{ReadFailure, blocking};
+use super::live_feed::{CountedReader, LiveFeed, RingEnd, RingItem, RingRead};
 use super::send::view;
 use super::{Node, position};
 use crate::api::error::{ErrorCode, Problem};
-use crate::api::feed::{Event, FeedQuery, Format, cursor_invalid, from_text, to_text};
+use crate::api::feed::{FeedEvent, FeedFormat, FeedQuery, cursor_invalid, from_text, to_text};
 use crate::api::header::{LAST_EVENT_ID, POSITION};
 use crate::api::media;
-use crate::chain::cursor::{self, Cursor, Purpose, Seen, Walk};
+use crate::chain::cursor::{self, Cursor, PartialScan, ReadState, Scope};
+use crate::chain::frontier::{Frontier, SnapshotId};
 use crate::chain::message::Content;
-use crate::chain::seqs::{Name, Seqs};
-use crate::store::follow::{Follow, Next};
-use crate::store::{Error, Store};
+use crate::store::feed_scan::{FeedItem, FeedScan};
+use crate::store::{Store, StoreError};
 
 /// A reader that was sent nothing for so long is sent where it is.
 const QUIET_MAX: Duration = Duration::from_secs(15);
@@ -51,14 +51,14 @@ pub async fn get(node: Node, RawQuery(query): RawQuery, headers: HeaderMap) -> R
     let query = FeedQuery::parse(query.as_deref().unwrap_or(""), last_id)?;
     let accepts = headers.get_all(header::ACCEPT).iter();
     let lines = accepts.filter_map(|value| value.to_str().ok()).any(media::wants_ndjson);
-    let format = if lines { Format::Lines } else { Format::Events };
-    let purpose = Purpose::new(node.mesh().network, &query.filter());
+    let format = if lines { FeedFormat::Lines } else { FeedFormat::Events };
+    let purpose = Scope::new(node.mesh().network, &query.filter());
     let entered = node.hub().enter();
     let seen = match &query.cursor {
         Some(text) => Some(resume(&node, text, purpose).await?),
-        None => query.from_start.then(|| (Seen::default(), None)),
+        None => query.from_start.then(|| (ReadState::default(), None)),
     };
-    let reader = Reader::begin(&node, entered, query, purpose, format, seen).await?;
+    let reader = FeedReader::begin(&node, entered, query, purpose, format, seen).await?;
     // For who lists what came before: it covers at least what this reader is not given.
     let position = position::of_logs(&node, &node.hub().end().logs, &[]);
     let body = stream::unfold(reader, |mut reader| async move {
@@ -73,15 +73,15 @@ pub async fn get(node: Node, RawQuery(query): RawQuery, headers: HeaderMap) -> R
 }
 
 /// What a cursor says that somebody brings, once this node has what it speaks of, or has waited for it.
-async fn resume(node: &Node, text: &str, purpose: Purpose) -> Result<(Seen, Option<Bytes>), Problem> {
-    let bytes = from_text(text).ok_or_else(|| cursor_invalid(cursor::NotACursor::Malformed))?;
+async fn resume(node: &Node, text: &str, purpose: Scope) -> Result<(ReadState, Option<Bytes>), Problem> {
+    let bytes = from_text(text).ok_or_else(|| cursor_invalid(cursor::InvalidCursor::Malformed))?;
     let cursor = cursor::open(&bytes, purpose).map_err(cursor_invalid)?;
     let core = cursor::core_of(&bytes).map(Bytes::copy_from_slice);
     let (until, mut signal) = (Instant::now() + AHEAD_MAX, node.logs_signal());
     let mut seen = expand(node, cursor.clone()).await?;
     loop {
         let logs = signal.borrow_and_update().clone();
-        let is_here = seen.as_ref().is_some_and(|seen| seen.beyond(&Seqs::of(logs.vector())).is_empty());
+        let is_here = seen.as_ref().is_some_and(|seen| seen.beyond(&Frontier::of(logs.vector())).is_empty());
         let waited = !is_here && timeout_at(until, signal.changed()).await.is_err();
         match seen {
             Some(seen) if is_here || waited => return Ok((seen, core)),
@@ -96,16 +96,16 @@ async fn resume(node: &Node, text: &str, purpose: Purpose) -> Result<(Seen, Opti
     }
 }
 
-async fn expand(node: &Node, cursor: Cursor) -> Result<Option<Seen>, Problem> {
+async fn expand(node: &Node, cursor: Cursor) -> Result<Option<ReadState>, Problem> {
     let store = node.store().clone();
     let expanding = move || {
         let mut milestones = Vec::new();
         for name in cursor.milestones() {
             milestones.extend(store.milestone(name)?);
         }
-        let find = |name: Name| {
+        let find = |name: SnapshotId| {
             let found = milestones.iter().find(|milestone| milestone.name == name);
-            found.map(|milestone| Seqs::at(milestone.clone()))
+            found.map(|milestone| Frontier::at(milestone.clone()))
         };
         Ok(cursor.expand(find))
     };
@@ -113,12 +113,12 @@ async fn expand(node: &Node, cursor: Cursor) -> Result<Option<Seen>, Problem> {
 }
 
 /// A way through the store, up to the end of the ring as it was then.
-type Way = (Box<Follow>, End);
+type KeptIterator = (Box<FeedScan>, RingEnd);
 
 /// Where a reader reads.
-enum At {
+enum ReadingFrom {
     /// It goes through the store. Its way, where that is kept.
-    Store(Option<(Way, OwnedSemaphorePermit)>),
+    Store(Option<(KeptIterator, OwnedSemaphorePermit)>),
     /// Something cannot be given now, and it waits for it.
     Held,
     /// It reads the ring from this index on.
@@ -126,50 +126,50 @@ enum At {
 }
 
 /// One reader. See the head of this file.
-struct Reader {
+struct FeedReader {
     store: Weak<Store>,
     turns: Arc<Semaphore>,
     ways: Arc<Semaphore>,
-    hub: Arc<Hub>,
+    hub: Arc<LiveFeed>,
     moved: watch::Receiver<u64>,
     query: FeedQuery,
     /// It wants everything, so what it is told can be shared.
     wants_all: bool,
-    purpose: Purpose,
-    format: Format,
-    at: At,
+    purpose: Scope,
+    format: FeedFormat,
+    at: ReadingFrom,
     /// What it has seen, as of the end of the last piece.
-    seen: Seen,
+    seen: ReadState,
     /// While it reads the ring: what of it lies beyond all that this node has, for it was seen elsewhere.
-    elsewhere: Vec<Walk>,
+    elsewhere: Vec<PartialScan>,
     /// The core of the last cursor that could be written.
     core: Bytes,
     caught_up: bool,
     told: Instant,
-    _entered: Entered,
+    _entered: CountedReader,
 }
 
-impl Reader {
+impl FeedReader {
     /// A reader that has seen this, or everything up to now.
     async fn begin(
         node: &Node,
-        entered: Entered,
+        entered: CountedReader,
         query: FeedQuery,
-        purpose: Purpose,
-        format: Format,
-        seen: Option<(Seen, Option<Bytes>)>,
+        purpose: Scope,
+        format: FeedFormat,
+        seen: Option<(ReadState, Option<Bytes>)>,
     ) -> Result<Self, Problem> {
         let hub = node.hub().clone();
         let end = hub.advance(node).await?;
         let (at, seen, core) = match seen {
-            None => (At::Ring(end.index), Seen::all(end.until, end.last), None),
-            Some((seen, core)) => (At::Store(None), seen, core),
+            None => (ReadingFrom::Ring(end.index), ReadState::all(end.until, end.last), None),
+            Some((seen, core)) => (ReadingFrom::Store(None), seen, core),
         };
         let Some(core) = core.or_else(|| cursor::core(&seen).map(Bytes::from)) else {
             let detail = "this node cannot say now where its logs end, for it cannot write; others may";
             return Err(Problem::new(ErrorCode::CursorUnknown, detail));
         };
-        let mut reader = Reader {
+        let mut reader = FeedReader {
             store: Arc::downgrade(node.store()),
             turns: node.readers().clone(),
             ways: node.ways().clone(),
@@ -187,7 +187,7 @@ impl Reader {
             told: Instant::now(),
             _entered: entered,
         };
-        if matches!(reader.at, At::Store(_)) {
+        if matches!(reader.at, ReadingFrom::Store(_)) {
             let way = reader.find_way().await?;
             reader.keep(way);
         }
@@ -208,7 +208,7 @@ impl Reader {
                 Ok(()) if !out.is_empty() => break,
                 Ok(()) if self.told.elapsed() >= QUIET_MAX => {
                     self.note_core();
-                    self.tell(Event::Bookmark, &mut out);
+                    self.tell(FeedEvent::Bookmark, &mut out);
                     break;
                 }
                 Ok(()) => {}
@@ -221,20 +221,20 @@ impl Reader {
     /// Reads on, or waits for a moment.
     async fn step(&mut self, out: &mut Vec<u8>) -> Result<(), Problem> {
         match self.at {
-            At::Store(_) => self.walk(out).await,
-            At::Held => {
+            ReadingFrom::Store(_) => self.walk(out).await,
+            ReadingFrom::Held => {
                 self.wait(HELD_PAUSE).await;
                 self.walk(out).await
             }
-            At::Ring(index) => {
+            ReadingFrom::Ring(index) => {
                 self.be_caught_up(out);
                 self.leave_time_to_others().await;
                 match self.hub.after(index, PIECE_COUNT) {
-                    Found::Items(items) => self.take(index, &items, out),
-                    Found::Gone => self.at = At::Store(None),
-                    Found::Nothing(seen) => {
+                    RingRead::Items(items) => self.take(index, &items, out),
+                    RingRead::Gone => self.at = ReadingFrom::Store(None),
+                    RingRead::Nothing(seen) => {
                         self.elsewhere.retain(|walk| !walk.until.beyond(&seen.full).is_empty());
-                        self.seen = Seen { walks: self.elsewhere.clone(), ..seen };
+                        self.seen = ReadState { walks: self.elsewhere.clone(), ..seen };
                         if out.is_empty() {
                             self.wait(QUIET_MAX).await;
                         }
@@ -258,35 +258,35 @@ impl Reader {
     }
 
     /// The way through the store from what was seen to the end of the ring as it is now.
-    async fn find_way(&self) -> Result<Way, Problem> {
+    async fn find_way(&self) -> Result<KeptIterator, Problem> {
         let (store, end, seen) = (self.store.clone(), self.hub.end(), self.seen.clone());
         let (logs, until) = (end.logs.clone(), end.until.clone());
         let finding = move || {
-            let store = store.upgrade().ok_or(Error::Closed)?;
-            Ok(Follow::new(&store, logs, seen, until)?)
+            let store = store.upgrade().ok_or(StoreError::Closed)?;
+            Ok(FeedScan::new(&store, logs, seen, until)?)
         };
-        let follow: Follow = blocking(self.turns.clone(), finding).await?;
+        let follow: FeedScan = blocking(self.turns.clone(), finding).await?;
         Ok((Box::new(follow), end))
     }
 
     /// Goes on there with the next piece. Whether all of it is remembered depends on how many others do.
-    fn keep(&mut self, way: Way) {
+    fn keep(&mut self, way: KeptIterator) {
         let place = self.ways.clone().try_acquire_owned();
-        self.at = At::Store(place.ok().map(|place| (way, place)));
+        self.at = ReadingFrom::Store(place.ok().map(|place| (way, place)));
     }
 
     /// A part of the way through the store.
     async fn walk(&mut self, out: &mut Vec<u8>) -> Result<(), Problem> {
-        let (mut follow, end) = match std::mem::replace(&mut self.at, At::Store(None)) {
-            At::Store(Some((way, _))) => way,
+        let (mut follow, end) = match std::mem::replace(&mut self.at, ReadingFrom::Store(None)) {
+            ReadingFrom::Store(Some((way, _))) => way,
             _ => self.find_way().await?,
         };
-        let reading = move || -> Result<_, Failed> {
+        let reading = move || -> Result<_, ReadFailure> {
             let found = follow.next_chunk(PIECE_COUNT / 4, PIECE_BYTES)?;
             Ok((follow, found))
         };
         let (mut follow, found) = blocking(self.turns.clone(), reading).await?;
-        for Next { entry, first } in found {
+        for FeedItem { entry, first } in found {
             let record = entry.record();
             let Some(content) = record.message().filter(|content| is_wanted(&self.query, content)) else {
                 continue;
@@ -296,7 +296,7 @@ impl Reader {
             if let Some(core) = follow.core_at(entry.place) {
                 self.core = core.into();
             }
-            self.tell(Event::Message(&json), out);
+            self.tell(FeedEvent::Message(&json), out);
         }
         self.seen = if follow.is_done() {
             follow.seen_at_end()
@@ -306,21 +306,21 @@ impl Reader {
         self.note_core();
         match (follow.is_done(), follow.holds()) {
             (false, _) => self.keep((follow, end)),
-            (true, true) => self.at = At::Held,
+            (true, true) => self.at = ReadingFrom::Held,
             (true, false) => {
                 self.elsewhere.clone_from(&self.seen.walks);
-                self.at = At::Ring(end.index);
+                self.at = ReadingFrom::Ring(end.index);
             }
         }
         Ok(())
     }
 
     /// Takes messages from the ring.
-    fn take(&mut self, index: u64, items: &[Arc<Item>], out: &mut Vec<u8>) {
+    fn take(&mut self, index: u64, items: &[Arc<RingItem>], out: &mut Vec<u8>) {
         let (mut taken, walks) = (0, std::mem::take(&mut self.elsewhere));
         for item in items {
             taken += 1;
-            let Next { entry, .. } = item.next();
+            let FeedItem { entry, .. } = item.next();
             let record = entry.record();
             let content = record.message().expect("the ring holds messages only");
             let is_new = !walks.iter().any(|walk| walk.covers(entry.place));
@@ -331,14 +331,14 @@ impl Reader {
                 break;
             }
         }
-        let last: &Item = &items[taken - 1];
+        let last: &RingItem = &items[taken - 1];
         self.seen = with(last.seen(), &walks);
-        self.at = At::Ring(index + taken as u64);
+        self.at = ReadingFrom::Ring(index + taken as u64);
         self.core = core_of(last, &walks).unwrap_or_else(|| self.core.clone());
         self.elsewhere = walks;
     }
 
-    fn give(&mut self, item: &Item, walks: &[Walk], out: &mut Vec<u8>) {
+    fn give(&mut self, item: &RingItem, walks: &[PartialScan], out: &mut Vec<u8>) {
         let is_shared = walks.is_empty() && self.wants_all;
         if let Some(frame) = is_shared.then(|| item.frame(self.format, self.purpose)).flatten() {
             out.extend_from_slice(frame);
@@ -347,13 +347,13 @@ impl Reader {
         if let Some(core) = core_of(item, walks) {
             self.core = core;
         }
-        self.tell(Event::Message(item.json()), out);
+        self.tell(FeedEvent::Message(item.json()), out);
     }
 
     fn be_caught_up(&mut self, out: &mut Vec<u8>) {
         if !std::mem::replace(&mut self.caught_up, true) {
             self.note_core();
-            self.tell(Event::CaughtUp, out);
+            self.tell(FeedEvent::CaughtUp, out);
         }
     }
 
@@ -363,19 +363,19 @@ impl Reader {
         }
     }
 
-    fn tell(&self, event: Event<'_>, out: &mut Vec<u8>) {
+    fn tell(&self, event: FeedEvent<'_>, out: &mut Vec<u8>) {
         let cursor = to_text(&cursor::seal(&self.core, self.purpose));
         event.write(self.format, &cursor, out);
     }
 }
 
-fn with(mut seen: Seen, walks: &[Walk]) -> Seen {
+fn with(mut seen: ReadState, walks: &[PartialScan]) -> ReadState {
     // The walk that goes on stands last.
     seen.walks.splice(0..0, walks.iter().cloned());
     seen
 }
 
-fn core_of(item: &Item, walks: &[Walk]) -> Option<Bytes> {
+fn core_of(item: &RingItem, walks: &[PartialScan]) -> Option<Bytes> {
     if walks.is_empty() {
         return item.core().cloned();
     }

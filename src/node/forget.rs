@@ -5,9 +5,9 @@ use axum::http::{StatusCode, Uri};
 use axum::response::Response;
 
 use super::Node;
-use super::book::Forgetting;
+use super::roster::ForgetOutcome;
 use crate::api::error::{ErrorCode, Problem};
-use crate::api::network::Forgotten;
+use crate::api::network::ForgetAnswer;
 use crate::api::query;
 use crate::serve;
 
@@ -16,17 +16,17 @@ pub async fn delete(node: Node, uri: Uri, RawQuery(raw): RawQuery) -> Result<Res
     query::refuse_any(raw.as_deref())?;
     let node_id = query::path_node(uri.path())?;
     let (code, detail) = match node.mesh().forget(node_id) {
-        Forgetting::Done => {
+        ForgetOutcome::Done => {
             node.mesh().store_members(&node).await;
-            let forgotten = Forgotten { node_id, forgotten: true };
+            let forgotten = ForgetAnswer { node_id, forgotten: true };
             let json = serde_json::to_vec(&forgotten).expect("numbers and booleans serialise");
             return Ok(serve::json(StatusCode::OK, json));
         }
-        Forgetting::IsUp => {
+        ForgetOutcome::IsUp => {
             let detail = format!("node {node_id} is up, and would come back at once; stop it before");
             (ErrorCode::NodeIsUp, detail)
         }
-        Forgetting::Unknown => (
+        ForgetOutcome::Unknown => (
             ErrorCode::NotFound,
             format!(
                 "no node {node_id} has ever been heard of here; if a list of `nodes` or `--peers` holds it, take it out there"

@@ -20,13 +20,13 @@ use super::send::view;
 use super::{Node, acks, position};
 use crate::api::error::{ErrorCode, Problem};
 use crate::api::header::POSITION;
-use crate::api::query::{self, ListQuery, Mark};
+use crate::api::query::{self, Anchor, ListQuery};
 use crate::api::{media, path};
-use crate::chain::place::{Origin, Place};
+use crate::chain::ids::{EntryKey, Origin};
 use crate::serve;
 use crate::store::listing::{Filter, Listing};
 use crate::store::log::Entry;
-use crate::store::{Error, Store};
+use crate::store::{Store, StoreError};
 
 /// A page stops looking after this long; it then says how to go on.
 const SEARCH_TIME: Duration = Duration::from_secs(2);
@@ -62,13 +62,13 @@ pub async fn get_one(
     reading.await
 }
 
-fn one(node: &Node, id: Uuid) -> Result<Response, Failed> {
-    let first = node.store().first_standing(id, &node.logs())?.ok_or_else(|| not_found(id))?;
+fn one(node: &Node, id: Uuid) -> Result<Response, ReadFailure> {
+    let first = node.store().first_copy(id, &node.logs())?.ok_or_else(|| not_found(id))?;
     let entry = node.store().log().read()?.get(first.place.origin, first.place.seq)?;
     let record = entry.record();
     let content = record.message().ok_or_else(|| not_found(id))?;
     let mut json = Vec::with_capacity(512);
-    let copies = node.store().standings(id, &node.logs())?.into_iter();
+    let copies = node.store().stored_copies(id, &node.logs())?.into_iter();
     let copies: Vec<_> =
         copies.filter(|copy| copy.digest == first.digest).map(|copy| acks::at(copy.place)).collect();
     view(&content, entry.place).write_answer_json(&node.durable_on(&copies), None, &mut json);
@@ -87,7 +87,7 @@ pub async fn get(node: Node, RawQuery(query): RawQuery, headers: HeaderMap) -> R
     let covered = position::of_logs(&node, &node.logs(), &asked);
     let accepts = headers.get_all(header::ACCEPT).iter();
     let ndjson = accepts.filter_map(|value| value.to_str().ok()).any(media::wants_ndjson);
-    let format = if ndjson { Format::Lines } else { Format::Array };
+    let format = if ndjson { BodyFormat::Lines } else { BodyFormat::Array };
     let listing = patiently(node.store(), || {
         let (node, query) = (node.clone(), query.clone());
         blocking(node.readers().clone(), move || match query.limit {
@@ -100,40 +100,40 @@ pub async fn get(node: Node, RawQuery(query): RawQuery, headers: HeaderMap) -> R
     Ok(response)
 }
 
-impl From<Failed> for Problem {
-    fn from(failed: Failed) -> Self {
+impl From<ReadFailure> for Problem {
+    fn from(failed: ReadFailure) -> Self {
         match failed {
-            Failed::Problem(problem) => problem,
-            Failed::CutOff(error) => error.into(),
+            ReadFailure::Problem(problem) => problem,
+            ReadFailure::CutOff(error) => error.into(),
         }
     }
 }
 
 /// Why a read came to nothing.
-pub(super) enum Failed {
+pub(super) enum ReadFailure {
     Problem(Problem),
     /// A log was cut after its vector was taken: begun again, it reads what moved where it is now.
-    CutOff(Error),
+    CutOff(StoreError),
 }
 
-impl From<Problem> for Failed {
+impl From<Problem> for ReadFailure {
     fn from(problem: Problem) -> Self {
-        Failed::Problem(problem)
+        ReadFailure::Problem(problem)
     }
 }
 
-impl From<Error> for Failed {
-    fn from(error: Error) -> Self {
+impl From<StoreError> for ReadFailure {
+    fn from(error: StoreError) -> Self {
         match error {
-            Error::CutOff { .. } => Failed::CutOff(error),
-            error => Failed::Problem(error.into()),
+            StoreError::CutOff { .. } => ReadFailure::CutOff(error),
+            error => ReadFailure::Problem(error.into()),
         }
     }
 }
 
 /// Repeats a read that meets damage for a moment, in which a peer may help, and one under which a log was cut. Then it
 /// fails: nothing is ever skipped.
-async fn patiently<T, Read: Future<Output = Result<T, Failed>>>(
+async fn patiently<T, Read: Future<Output = Result<T, ReadFailure>>>(
     store: &Arc<Store>,
     read: impl Fn() -> Read,
 ) -> Result<T, Problem> {
@@ -144,10 +144,10 @@ async fn patiently<T, Read: Future<Output = Result<T, Failed>>>(
             Err(failed) => failed,
         };
         let may_pass = match &failed {
-            Failed::Problem(problem) => {
+            ReadFailure::Problem(problem) => {
                 problem.code == ErrorCode::StorageFailed && store.log().wounds().count() > 0
             }
-            Failed::CutOff(_) => true,
+            ReadFailure::CutOff(_) => true,
         };
         if !may_pass || began.elapsed() >= DAMAGE_TIME {
             return Err(failed.into());
@@ -157,10 +157,10 @@ async fn patiently<T, Read: Future<Output = Result<T, Failed>>>(
 }
 
 /// Everything that matches, oldest first.
-fn whole(node: &Node, query: &ListQuery, format: Format) -> Result<Response, Failed> {
+fn whole(node: &Node, query: &ListQuery, format: BodyFormat) -> Result<Response, ReadFailure> {
     let (before, after) = anchors(node, query)?;
     let mut listing = listing(node, query, after, false)?.until(before);
-    let mut encoder = Encoder::new(format);
+    let mut encoder = MessageEncoder::new(format);
     // The first chunk is read before the status is sent, so that a failure can still be one.
     let way = node.ways().clone().try_acquire_owned().ok();
     let first = listing.next_chunk(chunk_count(way.as_ref()))?;
@@ -180,7 +180,12 @@ fn whole(node: &Node, query: &ListQuery, format: Format) -> Result<Response, Fai
     }))
 }
 
-fn listing(node: &Node, query: &ListQuery, from: Option<Place>, backward: bool) -> Result<Listing, Error> {
+fn listing(
+    node: &Node,
+    query: &ListQuery,
+    from: Option<EntryKey>,
+    backward: bool,
+) -> Result<Listing, StoreError> {
     let filter = Filter {
         sender: query.sender.clone(),
         recipient: query.recipient.clone(),
@@ -194,17 +199,15 @@ fn listing(node: &Node, query: &ListQuery, from: Option<Place>, backward: bool) 
 }
 
 /// The places of `before` and `after`.
-fn anchors(node: &Node, query: &ListQuery) -> Result<(Option<Place>, Option<Place>), Failed> {
-    let place = |mark: Option<Mark>| mark.map(|mark| place_of(node, mark)).transpose();
+fn anchors(node: &Node, query: &ListQuery) -> Result<(Option<EntryKey>, Option<EntryKey>), ReadFailure> {
+    let place = |mark: Option<Anchor>| mark.map(|mark| place_of(node, mark)).transpose();
     Ok((place(query.before)?, place(query.after)?))
 }
 
-fn place_of(node: &Node, mark: Mark) -> Result<Place, Failed> {
+fn place_of(node: &Node, mark: Anchor) -> Result<EntryKey, ReadFailure> {
     match mark {
-        Mark::Id(id) => {
-            Ok(node.store().first_standing(id, &node.logs())?.ok_or_else(|| not_found(id))?.place)
-        }
-        Mark::Entry(origin, seq) => {
+        Anchor::Id(id) => Ok(node.store().first_copy(id, &node.logs())?.ok_or_else(|| not_found(id))?.place),
+        Anchor::Entry(origin, seq) => {
             let origin = Origin(origin.into_bytes());
             if !(1..=node.logs().vector().seq(origin)).contains(&seq) {
                 let detail = format!("no entry {mark} is known here");
@@ -219,15 +222,15 @@ fn place_of(node: &Node, mark: Mark) -> Result<Place, Failed> {
 #[derive(Default)]
 struct Page {
     /// Oldest first. Records beyond the bytes that it may keep are left out here.
-    entries: Vec<(Place, Option<Entry>)>,
+    entries: Vec<(EntryKey, Option<Entry>)>,
     /// The entry from which older ones can be asked for.
-    older: Option<Place>,
+    older: Option<EntryKey>,
     /// The entry from which newer ones can be asked for.
-    newer: Option<Place>,
+    newer: Option<EntryKey>,
 }
 
 /// At most `limit` messages: the newest, or those next to an anchor. Between two anchors, the newest.
-fn page(node: &Node, query: &ListQuery, limit: usize, format: Format) -> Result<Response, Failed> {
+fn page(node: &Node, query: &ListQuery, limit: usize, format: BodyFormat) -> Result<Response, ReadFailure> {
     let (before, after) = anchors(node, query)?;
     let forward = after.is_some() && before.is_none();
     let (from, until) = if forward { (after, None) } else { (before, after) };
@@ -254,8 +257,8 @@ fn page(node: &Node, query: &ListQuery, limit: usize, format: Format) -> Result<
     let places: VecDeque<_> = page.entries.into();
     let state = (Arc::downgrade(node.store()), places, way);
     let mut response =
-        streamed(node, format, Encoder::new(format), state, |(store, places, way), encoder| {
-            let store = store.upgrade().ok_or(Error::Closed)?;
+        streamed(node, format, MessageEncoder::new(format), state, |(store, places, way), encoder| {
+            let store = store.upgrade().ok_or(StoreError::Closed)?;
             send_places(&store, places, chunk_count(way.as_ref()), encoder)
         });
     if let Some(links) = links {
@@ -265,7 +268,12 @@ fn page(node: &Node, query: &ListQuery, limit: usize, format: Format) -> Result<
 }
 
 /// Fills the page in the listing's direction. Whether there is more, or time ran out before that was known.
-fn collect(listing: &mut Listing, limit: usize, bytes_max: usize, page: &mut Page) -> Result<bool, Error> {
+fn collect(
+    listing: &mut Listing,
+    limit: usize,
+    bytes_max: usize,
+    page: &mut Page,
+) -> Result<bool, StoreError> {
     let began = Instant::now();
     let mut bytes = 0;
     while !listing.is_done() {
@@ -286,7 +294,7 @@ fn collect(listing: &mut Listing, limit: usize, bytes_max: usize, page: &mut Pag
 
 /// Whether anything that matches lies beyond a place. Not knowing in time counts as yes: a link that leads to
 /// an empty page does less harm than one that is missing.
-fn is_beyond(node: &Node, query: &ListQuery, place: Option<Place>, backward: bool) -> bool {
+fn is_beyond(node: &Node, query: &ListQuery, place: Option<EntryKey>, backward: bool) -> bool {
     let began = Instant::now();
     let Ok(mut listing) = listing(node, query, place, backward) else { return true };
     while !listing.is_done() {
@@ -300,7 +308,7 @@ fn is_beyond(node: &Node, query: &ListQuery, place: Option<Place>, backward: boo
 }
 
 fn links(query: &ListQuery, page: &Page) -> Option<HeaderValue> {
-    let mark = |place: Place| Mark::Entry(Uuid::from_bytes(place.origin.0), place.seq);
+    let mark = |place: EntryKey| Anchor::Entry(Uuid::from_bytes(place.origin.0), place.seq);
     let link = |before, after, rel| {
         let query = ListQuery { before, after, ..query.clone() };
         format!("<{}?{}>; rel=\"{rel}\"", path::MESSAGES, query.to_query_string())
@@ -316,16 +324,16 @@ fn links(query: &ListQuery, page: &Page) -> Option<HeaderValue> {
 /// Encodes the next few messages of a page. Whether there may be more.
 fn send_places(
     store: &Store,
-    places: &mut VecDeque<(Place, Option<Entry>)>,
+    places: &mut VecDeque<(EntryKey, Option<Entry>)>,
     most: usize,
-    encoder: &mut Encoder,
-) -> Result<bool, Error> {
+    encoder: &mut MessageEncoder,
+) -> Result<bool, StoreError> {
     for count in 0..most {
         let Some((place, entry)) = places.front_mut() else { return Ok(count > 0) };
         let entry = match entry.take() {
             Some(entry) => entry,
             None => match store.log().read()?.get(place.origin, place.seq) {
-                Err(Error::Damaged { .. }) if count > 0 => return Ok(true), // the next step begins with it
+                Err(StoreError::Damaged { .. }) if count > 0 => return Ok(true), // the next step begins with it
                 entry => entry?,
             },
         };
@@ -341,41 +349,41 @@ fn chunk_count(way: Option<&OwnedSemaphorePermit>) -> usize {
 
 /// How messages are put into a body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Format {
+enum BodyFormat {
     Array,
     Lines,
 }
 
 /// Messages as they go out.
-struct Encoder {
-    format: Format,
+struct MessageEncoder {
+    format: BodyFormat,
     out: Vec<u8>,
     began: bool,
 }
 
-impl Encoder {
-    fn new(format: Format) -> Self {
-        let out = if format == Format::Array { b"[".to_vec() } else { Vec::new() };
-        Encoder { format, out, began: false }
+impl MessageEncoder {
+    fn new(format: BodyFormat) -> Self {
+        let out = if format == BodyFormat::Array { b"[".to_vec() } else { Vec::new() };
+        MessageEncoder { format, out, began: false }
     }
 
     fn push_all(&mut self, entries: &[Entry]) {
         for entry in entries {
             let record = entry.record();
             let Some(content) = record.message() else { continue };
-            if self.format == Format::Array && self.began {
+            if self.format == BodyFormat::Array && self.began {
                 self.out.extend_from_slice(b",\n");
             }
             self.began = true;
             view(&content, entry.place).write_json(&mut self.out);
-            if self.format == Format::Lines {
+            if self.format == BodyFormat::Lines {
                 self.out.push(b'\n');
             }
         }
     }
 
     fn end(&mut self) {
-        if self.format == Format::Array {
+        if self.format == BodyFormat::Array {
             self.out.extend_from_slice(b"]\n");
         }
     }
@@ -390,16 +398,16 @@ impl Encoder {
 /// one that fails aborts the answer, so that half a history is never taken for all of it.
 fn streamed<S: Send + 'static>(
     node: &Node,
-    format: Format,
-    encoder: Encoder,
+    format: BodyFormat,
+    encoder: MessageEncoder,
     state: S,
-    step: fn(&mut S, &mut Encoder) -> Result<bool, Error>,
+    step: fn(&mut S, &mut MessageEncoder) -> Result<bool, StoreError>,
 ) -> Response {
     let (readers, store) = (node.readers().clone(), Arc::downgrade(node.store()));
     let walk = Arc::new(Mutex::new((state, encoder)));
     let body = stream::try_unfold(Some((walk, readers, store)), move |state| async move {
         let Some((walk, readers, weak)) = state else { return Ok(None) };
-        let store = weak.upgrade().ok_or(Error::Closed)?;
+        let store = weak.upgrade().ok_or(StoreError::Closed)?;
         let stepping = patiently(&store, || {
             let walk = walk.clone();
             blocking(readers.clone(), move || {
@@ -416,15 +424,15 @@ fn streamed<S: Send + 'static>(
         drop(store); // not held while the reader takes its time
         Ok::<_, Problem>(Some((bytes, goes_on.then_some((walk, readers, weak)))))
     });
-    let media = if format == Format::Lines { media::NDJSON } else { media::JSON };
+    let media = if format == BodyFormat::Lines { media::NDJSON } else { media::JSON };
     ([(header::CONTENT_TYPE, media)], Body::from_stream(body)).into_response()
 }
 
 /// Runs what touches the disk where it holds up nobody, a few at a time.
 pub(super) async fn blocking<T: Send + 'static>(
     readers: Arc<Semaphore>,
-    work: impl FnOnce() -> Result<T, Failed> + Send + 'static,
-) -> Result<T, Failed> {
+    work: impl FnOnce() -> Result<T, ReadFailure> + Send + 'static,
+) -> Result<T, ReadFailure> {
     let turn = readers.acquire_owned().await;
     let in_turn = move || {
         let _turn = turn; // kept also when nobody waits for the answer any more
@@ -436,9 +444,9 @@ pub(super) async fn blocking<T: Send + 'static>(
     })
 }
 
-impl From<Error> for Problem {
-    fn from(error: Error) -> Self {
-        if let Error::CutOff { .. } = error {
+impl From<StoreError> for Problem {
+    fn from(error: StoreError) -> Self {
+        if let StoreError::CutOff { .. } = error {
             tracing::warn!(%error, "a read is not gone on with");
         } else {
             tracing::error!(%error, "reading failed");
@@ -459,7 +467,7 @@ mod tests {
         let times = &AtomicU32::new(0);
         let read = |fails: u32| {
             move || async move {
-                let cut_off = Error::CutOff { origin: Origin([1; 16]), seq: 7 };
+                let cut_off = StoreError::CutOff { origin: Origin([1; 16]), seq: 7 };
                 if times.fetch_add(1, Ordering::Relaxed) < fails { Err(cut_off.into()) } else { Ok("all") }
             }
         };

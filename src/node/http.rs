@@ -3,13 +3,13 @@
 use axum::Router;
 use axum::routing::{delete, get, post};
 
-use super::seat::Seat;
-use super::{feed, forget, history, replicate, send, status};
+use super::slot::NodeSlot;
+use super::{feed, forget, history, send, status, sync};
 use crate::api::path;
 use crate::serve;
 
 /// All paths of a node.
-pub fn routes(seat: Seat) -> Router {
+pub fn routes(seat: NodeSlot) -> Router {
     Router::new()
         .route(path::MESSAGES, post(send::post).get(history::get))
         .route("/messages/{id}", get(history::get_one))
@@ -17,7 +17,7 @@ pub fn routes(seat: Seat) -> Router {
         .route(path::NODES, get(status::nodes))
         .route("/nodes/{id}", delete(forget::delete))
         .route(path::NETWORK, get(status::network))
-        .route(path::SYNC, post(replicate::post))
+        .route(path::SYNC, post(sync::post))
         .route(path::LIVEZ, get(serve::live))
         .route(path::READYZ, get(status::ready))
         .with_state(seat)

@@ -11,7 +11,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::sync::oneshot;
 
-use crate::replica::jobs::{Admit, Admitted, Care, Intake, Outcome};
+use crate::replica::write_ops::{Admitted, Maintenance, NewMessage, PeerRecords, SendOutcome};
 
 /// Messages of clients that may wait. At the bound a send is answered `overloaded`.
 const CLIENT_COUNT_MAX: usize = 65_536;
@@ -30,34 +30,34 @@ const COMMIT_CLIENT_BYTES_MAX: usize = COMMIT_BYTES_MAX / 4 * 3;
 #[derive(Debug)]
 pub struct SendJob {
     /// In the order of the request.
-    pub messages: Vec<Intake>,
+    pub messages: Vec<NewMessage>,
     /// Gets one outcome per message.
-    pub reply: oneshot::Sender<Vec<Outcome>>,
+    pub reply: oneshot::Sender<Vec<SendOutcome>>,
 }
 
 /// A run of a peer.
 #[derive(Debug)]
 pub struct AdmitJob {
     /// The run.
-    pub admit: Admit,
+    pub admit: PeerRecords,
     /// Gets what became of it.
     pub reply: oneshot::Sender<Admitted>,
 }
 
 /// What keeps logs whole.
 #[derive(Debug)]
-pub struct CareJob {
+pub struct MaintenanceJob {
     /// What is to be done.
-    pub care: Care,
+    pub care: Maintenance,
     /// Hears when it is begun, and done if it is small.
     pub reply: oneshot::Sender<()>,
 }
 
 /// What one commit will hold.
 #[derive(Debug, Default)]
-pub struct Batch {
+pub struct InboxBatch {
     /// What keeps logs whole.
-    pub care: Vec<CareJob>,
+    pub care: Vec<MaintenanceJob>,
     /// Of clients.
     pub sends: Vec<SendJob>,
     /// Of peers.
@@ -66,9 +66,9 @@ pub struct Batch {
 
 /// What the writer does next.
 #[derive(Debug)]
-pub enum Next {
+pub enum NextJob {
     /// Write this.
-    Batch(Batch),
+    Batch(InboxBatch),
     /// Nothing came for the time given.
     Idle,
     /// Everything is written and nothing more will come.
@@ -77,7 +77,7 @@ pub enum Next {
 
 /// The inbox does not take it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Refused {
+pub enum InboxRefusal {
     /// Too much waits already.
     Full,
     /// The node is stopping.
@@ -90,7 +90,7 @@ struct Queues {
     send_count: usize,
     send_bytes: usize,
     admits: VecDeque<AdmitJob>,
-    care: VecDeque<CareJob>,
+    care: VecDeque<MaintenanceJob>,
     stopped: bool,
 }
 
@@ -116,16 +116,16 @@ impl Inbox {
     }
 
     /// Takes in a request's messages.
-    pub fn push_send(&self, job: SendJob) -> Result<(), Refused> {
+    pub fn push_send(&self, job: SendJob) -> Result<(), InboxRefusal> {
         let bytes = send_bytes(&job);
         let mut queues = self.lock();
         if queues.stopped {
-            return Err(Refused::Stopped);
+            return Err(InboxRefusal::Stopped);
         }
         let fits = queues.send_count + job.messages.len() <= CLIENT_COUNT_MAX
             && queues.send_bytes + bytes <= CLIENT_BYTES_MAX;
         if !fits {
-            return Err(Refused::Full);
+            return Err(InboxRefusal::Full);
         }
         queues.send_count += job.messages.len();
         queues.send_bytes += bytes;
@@ -136,13 +136,13 @@ impl Inbox {
     }
 
     /// Takes in a peer's records.
-    pub fn push_admit(&self, job: AdmitJob) -> Result<(), Refused> {
+    pub fn push_admit(&self, job: AdmitJob) -> Result<(), InboxRefusal> {
         let mut queues = self.lock();
         if queues.stopped {
-            return Err(Refused::Stopped);
+            return Err(InboxRefusal::Stopped);
         }
         if queues.admits.len() >= PEER_RUNS_MAX {
-            return Err(Refused::Full);
+            return Err(InboxRefusal::Full);
         }
         queues.admits.push_back(job);
         drop(queues);
@@ -151,13 +151,13 @@ impl Inbox {
     }
 
     /// Takes in what keeps logs whole.
-    pub fn push_care(&self, job: CareJob) -> Result<(), Refused> {
+    pub fn push_care(&self, job: MaintenanceJob) -> Result<(), InboxRefusal> {
         let mut queues = self.lock();
         if queues.stopped {
-            return Err(Refused::Stopped);
+            return Err(InboxRefusal::Stopped);
         }
         if queues.care.len() >= CARE_COUNT_MAX {
-            return Err(Refused::Full);
+            return Err(InboxRefusal::Full);
         }
         queues.care.push_back(job);
         drop(queues);
@@ -172,16 +172,16 @@ impl Inbox {
     }
 
     /// Waits for work, at most `idle` long.
-    pub fn next(&self, idle: Duration) -> Next {
+    pub fn next(&self, idle: Duration) -> NextJob {
         let nothing = |queues: &mut Queues| queues.is_empty() && !queues.stopped;
         let waited = self.wake.wait_timeout_while(self.lock(), idle, nothing);
         let (mut queues, _) = waited.unwrap_or_else(PoisonError::into_inner);
         let is_empty = queues.is_empty();
         let batch = queues.take();
         match (is_empty, queues.stopped) {
-            (false, _) => Next::Batch(batch),
-            (true, true) => Next::Stopped,
-            (true, false) => Next::Idle,
+            (false, _) => NextJob::Batch(batch),
+            (true, true) => NextJob::Stopped,
+            (true, false) => NextJob::Idle,
         }
     }
 }
@@ -191,8 +191,8 @@ impl Queues {
         self.sends.is_empty() && self.admits.is_empty() && self.care.is_empty()
     }
 
-    fn take(&mut self) -> Batch {
-        let mut batch = Batch { care: self.care.drain(..).collect(), ..Batch::default() };
+    fn take(&mut self) -> InboxBatch {
+        let mut batch = InboxBatch { care: self.care.drain(..).collect(), ..InboxBatch::default() };
         let client_bytes_max =
             if self.admits.is_empty() { COMMIT_BYTES_MAX } else { COMMIT_CLIENT_BYTES_MAX };
         let mut bytes = 0;
@@ -218,26 +218,26 @@ impl Queues {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::chain::ids::ChainHash;
     use crate::chain::message::Digest;
-    use crate::chain::place::ChainHash;
     use crate::chain::vector::Head;
     use uuid::Uuid;
 
     fn send(bytes: usize) -> SendJob {
-        let intake = Intake { id: Uuid::nil(), digest: Digest([0; 32]), content: vec![0; bytes] };
+        let intake = NewMessage { id: Uuid::nil(), digest: Digest([0; 32]), content: vec![0; bytes] };
         SendJob { messages: vec![intake], reply: oneshot::channel().0 }
     }
 
     fn admit(bytes: usize) -> AdmitJob {
         let before = Head { seq: 0, hash: ChainHash([0; 32]) };
-        let admit = Admit { before, claimed: None, records: vec![vec![0; bytes].into()] };
+        let admit = PeerRecords { before, claimed: None, records: vec![vec![0; bytes].into()] };
         AdmitJob { admit, reply: oneshot::channel().0 }
     }
 
     #[track_caller]
     fn check(inbox: &Inbox, want: (usize, usize)) {
         match inbox.next(Duration::ZERO) {
-            Next::Batch(batch) => assert_eq!((batch.sends.len(), batch.admits.len()), want),
+            NextJob::Batch(batch) => assert_eq!((batch.sends.len(), batch.admits.len()), want),
             other => panic!("wanted a batch, got {other:?}"),
         }
     }
@@ -254,18 +254,18 @@ mod tests {
         check(&inbox, (6, 2));
         check(&inbox, (2, 6));
         check(&inbox, (0, 8));
-        assert!(matches!(inbox.next(Duration::ZERO), Next::Idle));
+        assert!(matches!(inbox.next(Duration::ZERO), NextJob::Idle));
     }
 
     #[test]
     fn a_full_inbox_refuses_and_a_stopped_one_empties() {
         let inbox = Inbox::default();
         inbox.push_send(send(CLIENT_BYTES_MAX)).expect("fits");
-        assert_eq!(inbox.push_send(send(1)), Err(Refused::Full));
+        assert_eq!(inbox.push_send(send(1)), Err(InboxRefusal::Full));
         inbox.push_admit(admit(1)).expect("peers have a queue of their own");
         inbox.stop();
-        assert_eq!(inbox.push_send(send(1)), Err(Refused::Stopped));
+        assert_eq!(inbox.push_send(send(1)), Err(InboxRefusal::Stopped));
         check(&inbox, (1, 1));
-        assert!(matches!(inbox.next(Duration::ZERO), Next::Stopped));
+        assert!(matches!(inbox.next(Duration::ZERO), NextJob::Stopped));
     }
 }

@@ -5,27 +5,27 @@
 //! http -> history -> store (a feed: http -> feed -> store or hub); an exchange goes replicate -> chain::sync -> writer.
 
 mod acks;
-mod alarm;
-mod book;
-mod care;
+mod cluster;
 mod doubt;
 mod feed;
 mod forget;
 mod history;
 mod http;
-mod hub;
 mod inbox;
-mod mesh;
-mod notes;
+mod incidents;
+mod live_feed;
+mod maintenance;
 mod patience;
 mod peer;
 mod pid;
 mod position;
-mod replicate;
+mod roster;
 pub mod run;
-mod seat;
 mod send;
+mod slot;
 mod status;
+mod store_fault;
+mod sync;
 mod writer;
 
 use std::sync::Arc;
@@ -34,20 +34,20 @@ use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::api::network::NodeId;
-use crate::chain::log::Logs;
-use crate::chain::wire::Range;
+use crate::chain::logs::Logs;
+use crate::chain::wire::EntryRange;
 use crate::config::NodeConfig;
 use crate::serve::{BODIES_BYTES_MAX, Budget};
 use crate::store::Store;
-use hub::Hub;
-use mesh::Mesh;
+use cluster::Cluster;
+use live_feed::LiveFeed;
 use writer::Writer;
 
 pub use run::run;
 
 /// Why a node cannot run, or had to end.
 #[derive(Debug, thiserror::Error)]
-pub enum Error {
+pub enum NodeError {
     /// Its store cannot be opened.
     #[error(transparent)]
     Open(#[from] crate::store::OpenError),
@@ -73,7 +73,7 @@ struct Bounds {
     bodies: Budget,
     readers: Arc<Semaphore>,
     ways: Arc<Semaphore>,
-    hub: Arc<Hub>,
+    hub: Arc<LiveFeed>,
 }
 
 impl Bounds {
@@ -81,7 +81,12 @@ impl Bounds {
     fn new(stop: CancellationToken) -> Self {
         let (readers, ways) = (Semaphore::new(READERS_MAX), Semaphore::new(WAYS_MAX));
         let bodies = Budget::new(BODIES_BYTES_MAX);
-        Bounds { bodies, readers: Arc::new(readers), ways: Arc::new(ways), hub: Arc::new(Hub::new(stop)) }
+        Bounds {
+            bodies,
+            readers: Arc::new(readers),
+            ways: Arc::new(ways),
+            hub: Arc::new(LiveFeed::new(stop)),
+        }
     }
 }
 
@@ -92,7 +97,7 @@ pub struct Node {
     store: Arc<Store>,
     writer: Writer,
     logs: watch::Receiver<Arc<Logs>>,
-    mesh: Arc<Mesh>,
+    mesh: Arc<Cluster>,
     bounds: Bounds,
 }
 
@@ -120,7 +125,7 @@ impl Node {
     }
 
     /// The other nodes.
-    fn mesh(&self) -> &Mesh {
+    fn mesh(&self) -> &Cluster {
         &self.mesh
     }
 
@@ -140,14 +145,14 @@ impl Node {
     }
 
     /// What all readers of the feed share.
-    fn hub(&self) -> &Arc<Hub> {
+    fn hub(&self) -> &Arc<LiveFeed> {
         &self.bounds.hub
     }
 
     /// The nodes that are known to have a message on disk, which stands at any of these places.
-    fn durable_on(&self, copies: &[Range]) -> Vec<NodeId> {
+    fn durable_on(&self, copies: &[EntryRange]) -> Vec<NodeId> {
         let wounds = self.store.log().wounds();
-        let is_whole = |copy: &Range| wounds.within(copy.origin, copy.first, copy.last).is_empty();
+        let is_whole = |copy: &EntryRange| wounds.within(copy.origin, copy.first, copy.last).is_empty();
         self.mesh.holders(copies, copies.iter().any(is_whole), self.logs().vector())
     }
 }

@@ -4,7 +4,7 @@
 //! Counted are openings in a row that failed because of the disk. Whether it is reading that fails, and for good, the
 //! store finds out itself when it is told to give up; else it refuses as before, and the counting begins anew.
 
-use crate::store::{OpenError, Trust};
+use crate::store::{OpenError, OpenPolicy};
 
 /// So many openings in a row fail because of the disk, a second apart, before one gives up what it does not get.
 const OPENINGS_MAX: u32 = 5;
@@ -22,12 +22,12 @@ impl Patience {
     }
 
     /// With how much trust the store is opened next, after at least one opening or reading that failed.
-    pub fn next(&mut self) -> Trust {
+    pub fn next(&mut self) -> OpenPolicy {
         if self.failed < OPENINGS_MAX {
-            return Trust::Suspect;
+            return OpenPolicy::FullCheck;
         }
         self.failed = 0;
-        Trust::Unreadable
+        OpenPolicy::AcceptLoss
     }
 }
 
@@ -40,7 +40,7 @@ mod tests {
     }
 
     /// How the store is opened after each of these errors.
-    fn tries(errors: &[i32]) -> Vec<Trust> {
+    fn tries(errors: &[i32]) -> Vec<OpenPolicy> {
         let mut patience = Patience::default();
         let next = |number: &i32| {
             patience.note(&error(*number));
@@ -51,7 +51,7 @@ mod tests {
 
     #[test]
     fn what_cannot_be_read_many_times_in_a_row_is_given_up_now_and_then() {
-        let (usual, given_up) = (vec![Trust::Suspect; 4], Trust::Unreadable);
+        let (usual, given_up) = (vec![OpenPolicy::FullCheck; 4], OpenPolicy::AcceptLoss);
         let want = [usual.clone(), vec![given_up], usual, vec![given_up]].concat();
         assert_eq!(tries(&[5; 10]), want);
     }
@@ -59,7 +59,7 @@ mod tests {
     #[test]
     fn a_full_disk_in_between_begins_the_count_anew() {
         const FULL: i32 = 28;
-        assert!(tries(&[FULL; 9]).iter().all(|trust| *trust == Trust::Suspect));
-        assert!(tries(&[5, 5, 5, 5, FULL, 5, 5, 5, 5]).iter().all(|trust| *trust == Trust::Suspect));
+        assert!(tries(&[FULL; 9]).iter().all(|trust| *trust == OpenPolicy::FullCheck));
+        assert!(tries(&[5, 5, 5, 5, FULL, 5, 5, 5, 5]).iter().all(|trust| *trust == OpenPolicy::FullCheck));
     }
 }

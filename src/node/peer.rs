@@ -8,14 +8,14 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 
-use super::notes::Notes;
+use super::incidents::Incidents;
 use crate::api::address::Addr;
-use crate::api::network::{NodeId, PeerStatus, State};
+use crate::api::network::{NodeId, NodeState, PeerStatus};
 use crate::api::time::Time;
-use crate::chain::members::Name;
-use crate::chain::place::Origin;
+use crate::chain::ids::Origin;
+use crate::chain::members::MemberId;
 use crate::chain::vector::Vector;
-use crate::chain::wire::{Body, Range, ShortDigest};
+use crate::chain::wire::{EntryRange, ShortDigest, SyncMessage};
 
 /// Damaged entries of a peer that are remembered, as ranges; no honest one asks for more at once.
 const DAMAGED_MAX: usize = 256;
@@ -23,7 +23,7 @@ const DAMAGED_MAX: usize = 256;
 pub const SUSPECT: Duration = Duration::from_secs(10);
 
 /// A store, as of one opening.
-pub type Opening = ([u8; 16], [u8; 16]);
+pub type Incarnation = ([u8; 16], [u8; 16]);
 
 /// What is known of one peer.
 pub struct Peer {
@@ -31,11 +31,11 @@ pub struct Peer {
     /// The configuration names it; the others are members that were learned of.
     pub configured: bool,
     /// The member that is asked here, if it was learned of.
-    pub expects: Option<Name>,
+    pub expects: Option<MemberId>,
     /// Who is here by the configuration, else who was here last.
     pub said: Option<NodeId>,
     pub node_id: Option<NodeId>,
-    pub opening: Option<Opening>,
+    pub opening: Option<Incarnation>,
     pub theirs: Option<Vector>,
     /// Of what it had by its last word.
     pub digest: Option<ShortDigest>,
@@ -46,7 +46,7 @@ pub struct Peer {
     pub had: Option<Vector>,
     pub own: Option<Origin>,
     /// Entries below its heads that it asked for: they are damaged there, and no copies.
-    pub damaged: Vec<Range>,
+    pub damaged: Vec<EntryRange>,
     /// It spoke to us.
     pub heard: Option<Instant>,
     /// It answered us.
@@ -87,7 +87,7 @@ impl Peer {
 
     /// It spoke. `theirs`: what it has, where that is known from its words; else what it had before, unless its store was
     /// opened anew. Whether it may have more than before.
-    pub fn spoke(&mut self, body: &Body, theirs: Option<&Vector>, notes: &Notes) -> bool {
+    pub fn spoke(&mut self, body: &SyncMessage, theirs: Option<&Vector>, notes: &Incidents) -> bool {
         let before = (self.theirs.is_some(), self.digest, self.damaged.clone());
         self.met(body, notes);
         if let Some(theirs) = theirs {
@@ -98,7 +98,7 @@ impl Peer {
     }
 
     /// Notes who speaks. Of a store that was opened anew nothing is known any more.
-    fn met(&mut self, body: &Body, notes: &Notes) {
+    fn met(&mut self, body: &SyncMessage, notes: &Incidents) {
         let opening = (body.hello.store_id, body.hello.open_id);
         let is_same_node = self.node_id == Some(body.hello.node_id);
         let before = self.opening.replace(opening);
@@ -120,13 +120,13 @@ impl Peer {
 
     /// Whether all of these entries are on its disk, as far as it says. `mine`: our logs. Where they show that its log is
     /// another one of that name, it holds other entries than these.
-    pub fn holds(&self, entries: &Range, mine: &Vector) -> bool {
+    pub fn holds(&self, entries: &EntryRange, mine: &Vector) -> bool {
         let Some(theirs) = self.theirs.as_ref().and_then(|theirs| theirs.get(entries.origin)) else {
             return false;
         };
         let is_other =
             mine.get(entries.origin).is_some_and(|mine| mine.seq == theirs.seq && mine.hash != theirs.hash);
-        let is_damaged = |range: &Range| {
+        let is_damaged = |range: &EntryRange| {
             range.origin == entries.origin && range.first <= entries.last && entries.first <= range.last
         };
         theirs.seq >= entries.last && !is_other && !self.damaged.iter().any(is_damaged)
@@ -134,7 +134,7 @@ impl Peer {
 
     /// Notes what it has. As long as its store is open nothing goes from it, so a word that was overtaken by a later one
     /// takes nothing back.
-    fn has(&mut self, theirs: &Vector, notes: &Notes) {
+    fn has(&mut self, theirs: &Vector, notes: &Incidents) {
         let before = self.theirs.replace(theirs.clone());
         if let (Some(before), Some(now)) = (before, &mut self.theirs) {
             now.merge(&before);
@@ -149,8 +149,8 @@ impl Peer {
     }
 
     /// Which member it is, as far as is known.
-    pub fn name(&self) -> Option<Name> {
-        let met = || Some(Name { node_id: self.node_id?, store_id: self.opening?.0 });
+    pub fn name(&self) -> Option<MemberId> {
+        let met = || Some(MemberId { node_id: self.node_id?, store_id: self.opening?.0 });
         self.expects.or_else(met)
     }
 
@@ -161,12 +161,12 @@ impl Peer {
         *self = Peer { error, wake, ..Peer::new(addr, true, self.node_id) };
     }
 
-    pub fn state(&self) -> State {
+    pub fn state(&self) -> NodeState {
         let recently = |at: Option<Instant>| at.is_some_and(|at| at.elapsed() < SUSPECT);
         match (&self.error, recently(self.answered) || recently(self.heard)) {
-            (None, true) => State::Up,
-            (Some(_), true) => State::Suspect,
-            (_, false) => State::Down,
+            (None, true) => NodeState::Up,
+            (Some(_), true) => NodeState::Suspect,
+            (_, false) => NodeState::Down,
         }
     }
 

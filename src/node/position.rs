@@ -12,9 +12,9 @@ use super::Node;
 use crate::api::error::{ErrorCode, Problem};
 use crate::api::feed::{from_text, to_text};
 use crate::api::header::POSITION;
-use crate::chain::cursor::{self, NotACursor};
-use crate::chain::log::Logs;
-use crate::chain::place::{Origin, Place};
+use crate::chain::cursor::{self, InvalidCursor};
+use crate::chain::ids::{EntryKey, Origin};
+use crate::chain::logs::Logs;
 
 /// How long a read waits for what it must cover.
 const WAIT_MAX: Duration = Duration::from_secs(1);
@@ -24,7 +24,7 @@ const LOGS_MAX: usize = 40;
 /// Waits until the logs cover what the request asks for, or for as long as it may. Gives what it asks for.
 pub async fn wait_for(node: &Node, headers: &HeaderMap) -> Result<Vec<(Origin, u64)>, Problem> {
     let Some(value) = headers.get(POSITION) else { return Ok(Vec::new()) };
-    let bytes = value.to_str().ok().and_then(from_text).ok_or(NotACursor::Malformed);
+    let bytes = value.to_str().ok().and_then(from_text).ok_or(InvalidCursor::Malformed);
     let read = bytes.and_then(|bytes| cursor::read_position(&bytes, node.mesh().network));
     let wanted = read.map_err(|why| {
         let detail = format!("the header ChatChain-Position cannot be used: {why}");
@@ -50,9 +50,9 @@ fn covered(logs: &Logs, origin: Origin, asked: u64) -> u64 {
 }
 
 /// The header that says: these entries are covered.
-pub fn of_places(node: &Node, places: impl IntoIterator<Item = Place>) -> HeaderValue {
+pub fn of_places(node: &Node, places: impl IntoIterator<Item = EntryKey>) -> HeaderValue {
     let mut last = std::collections::BTreeMap::new();
-    for Place { origin, seq, .. } in places {
+    for EntryKey { origin, seq, .. } in places {
         let known = last.entry(origin).or_insert(seq);
         *known = seq.max(*known);
     }

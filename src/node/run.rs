@@ -16,20 +16,20 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::alarm::Alarm;
-use super::mesh::Mesh;
-use super::notes::Notes;
+use super::cluster::Cluster;
+use super::incidents::Incidents;
 use super::patience::Patience;
 use super::pid::PidFile;
-use super::seat::Seat;
+use super::slot::NodeSlot;
+use super::store_fault::StoreFault;
 use super::writer::Writer;
-use super::{Bounds, Error, Node, care, doubt, http, hub, now_ms, replicate, status};
-use crate::chain::log::Logs;
-use crate::chain::members::{self, Name};
+use super::{Bounds, Node, NodeError, doubt, http, live_feed, maintenance, now_ms, status, sync};
+use crate::chain::logs::Logs;
+use crate::chain::members::{self, MemberId};
 use crate::chain::wire::Hello;
 use crate::config::NodeConfig;
 use crate::serve;
-use crate::store::{OpenError, Store, Trust};
+use crate::store::{OpenError, OpenPolicy, Store};
 
 /// Whoever still reads a store that is being closed has so long to end; streams do within their own time. Then the node
 /// ends with that reason.
@@ -40,22 +40,26 @@ const LOOK_EVERY: Duration = Duration::from_millis(250);
 const REOPEN_EVERY: Duration = Duration::from_secs(1);
 
 /// Runs a node on this listener until `stop`.
-pub async fn run(config: NodeConfig, listener: TcpListener, stop: CancellationToken) -> Result<(), Error> {
-    let (config, started, notes) = (Arc::new(config), Instant::now(), Notes::default());
+pub async fn run(
+    config: NodeConfig,
+    listener: TcpListener,
+    stop: CancellationToken,
+) -> Result<(), NodeError> {
+    let (config, started, notes) = (Arc::new(config), Instant::now(), Incidents::default());
     let mut patience = Patience::default();
-    let begin = |opened| Life::begin(&config, opened, started, notes.clone(), stop.child_token());
+    let begin = |opened| OpenNode::begin(&config, opened, started, notes.clone(), stop.child_token());
     let (seat, mut life) = match open(&config, doubt::trust(&config.store_dir).await).await? {
         Ok(opened) => {
             announce(&config, opened.0.log().kept().members.count()); // before the exchanges have something to say
             let life = begin(opened)?;
-            (Seat::of(life.node.clone()), Some(life))
+            (NodeSlot::of(life.node.clone()), Some(life))
         }
         // As later on: the disk may come to its senses, and until then the address says what is wrong.
         Err(error) if error.may_pass() => {
             announce(&config, 0);
             tracing::error!(%error, "the store does not open");
             patience.note(&error);
-            (Seat::empty(error.to_string(), status::unopened(&config)), None)
+            (NodeSlot::empty(error.to_string(), status::unopened(&config)), None)
         }
         Err(error) => return Err(error.into()),
     };
@@ -76,8 +80,8 @@ pub async fn run(config: NodeConfig, listener: TcpListener, stop: CancellationTo
             why = current.ended() => why,
         };
         match why {
-            Ended::Early(why) => break Err(Error::Ended(why)),
-            Ended::Suspect(why) => {
+            EndReason::Early(why) => break Err(NodeError::Ended(why)),
+            EndReason::Suspect(why) => {
                 notes.add(format!("node {} opened its store anew: {why}", config.node_id));
                 let life = life.take().expect("it ended just now");
                 seat.leave(why, status::status(&life.node));
@@ -106,13 +110,16 @@ pub async fn run(config: NodeConfig, listener: TcpListener, stop: CancellationTo
     ended
 }
 
-type Opened = (Arc<Store>, Logs);
+type OpenedStore = (Arc<Store>, Logs);
 
-async fn open(config: &Arc<NodeConfig>, trust: Trust) -> Result<Result<Opened, OpenError>, Error> {
+async fn open(
+    config: &Arc<NodeConfig>,
+    trust: OpenPolicy,
+) -> Result<Result<OpenedStore, OpenError>, NodeError> {
     let of = config.clone();
     let opening =
         tokio::task::spawn_blocking(move || Store::open_with(&of.store_dir, &of.network, now_ms(), trust));
-    let opened = opening.await.map_err(|error| Error::Ended(format!("opening the store: {error}")))?;
+    let opened = opening.await.map_err(|error| NodeError::Ended(format!("opening the store: {error}")))?;
     if let Ok((store, logs)) = &opened {
         tracing::info!(
             node = config.node_id,
@@ -126,7 +133,7 @@ async fn open(config: &Arc<NodeConfig>, trust: Trust) -> Result<Result<Opened, O
 }
 
 /// Opens a store that failed, however often it takes.
-async fn reopen(config: &Arc<NodeConfig>, seat: &Seat, patience: &mut Patience) -> Opened {
+async fn reopen(config: &Arc<NodeConfig>, seat: &NodeSlot, patience: &mut Patience) -> OpenedStore {
     loop {
         tokio::time::sleep(REOPEN_EVERY).await;
         let why = match open(config, patience.next()).await {
@@ -146,7 +153,7 @@ async fn reopen(config: &Arc<NodeConfig>, seat: &Seat, patience: &mut Patience) 
 }
 
 /// Why a life ends although nobody stopped it.
-enum Ended {
+enum EndReason {
     /// Something that must go on did not.
     Early(String),
     /// The store must not be believed.
@@ -154,7 +161,7 @@ enum Ended {
 }
 
 /// What goes on while a store is open: from one opening to the next everything begins anew.
-struct Life {
+struct OpenNode {
     node: Node,
     writing: JoinHandle<()>,
     indexing: JoinHandle<()>,
@@ -163,29 +170,29 @@ struct Life {
     stop: CancellationToken,
 }
 
-impl Life {
+impl OpenNode {
     fn begin(
         config: &Arc<NodeConfig>,
-        (store, logs): Opened,
+        (store, logs): OpenedStore,
         started: Instant,
-        notes: Notes,
+        notes: Incidents,
         feeds_end: CancellationToken,
-    ) -> Result<Self, Error> {
-        let mesh = Arc::new(Mesh::new(config, hello(config, &store), store.log().kept(), started, notes));
+    ) -> Result<Self, NodeError> {
+        let mesh = Arc::new(Cluster::new(config, hello(config, &store), store.log().kept(), started, notes));
         let (writer, logs, writing) = Writer::start(store.clone(), logs, config.store_dir.clone(), now_ms)?;
         let (indexing, indexer_ended) = start_indexer(store.clone(), writer.alarm().clone())?;
         let (config, bounds) = (config.clone(), Bounds::new(feeds_end));
         let node = Node { config, store, writer, logs, mesh, bounds };
         let (mut tasks, stop) = (JoinSet::new(), CancellationToken::new());
-        tasks.spawn(replicate::links(node.clone(), stop.clone()));
-        tasks.spawn(care::take_care(node.clone()));
-        tasks.spawn(hub::move_along(node.clone()));
-        tasks.spawn(care::prove(node.clone()));
-        Ok(Life { node, writing, indexing, indexer_ended, tasks, stop })
+        tasks.spawn(sync::links(node.clone(), stop.clone()));
+        tasks.spawn(maintenance::take_care(node.clone()));
+        tasks.spawn(live_feed::move_along(node.clone()));
+        tasks.spawn(maintenance::prove(node.clone()));
+        Ok(OpenNode { node, writing, indexing, indexer_ended, tasks, stop })
     }
 
     /// Waits for the end of something that must go on.
-    async fn ended(&mut self) -> Ended {
+    async fn ended(&mut self) -> EndReason {
         // Whether the writer is alive shows in its signal: the sending end is gone once the thread is.
         let mut signal = self.node.logs.clone();
         let writer_ended = async move { while signal.changed().await.is_ok() {} };
@@ -201,16 +208,16 @@ impl Life {
         };
         tokio::select! {
             biased;
-            why = reads_failed => Ended::Suspect(why),
-            why = alarm.raised() => Ended::Suspect(why),
-            () = writer_ended => Ended::Early("the writer ended; the log says why".into()),
-            _ = &mut self.indexer_ended => Ended::Early("the indexer ended; the log says why".into()),
+            why = reads_failed => EndReason::Suspect(why),
+            why = alarm.raised() => EndReason::Suspect(why),
+            () = writer_ended => EndReason::Early("the writer ended; the log says why".into()),
+            _ = &mut self.indexer_ended => EndReason::Early("the indexer ended; the log says why".into()),
             why = task_ended(&mut self.tasks, &alarm) => why,
         }
     }
 
     /// Ends all of it, in order: exchanges, writer, indexer, store.
-    async fn end(mut self) -> Result<(), Error> {
+    async fn end(mut self) -> Result<(), NodeError> {
         self.stop.cancel();
         self.node.hub().stop().cancel();
         self.tasks.shutdown().await;
@@ -232,7 +239,7 @@ impl Life {
         let began = Instant::now();
         while store.strong_count() > 0 {
             if began.elapsed() > CLOSE_TIME {
-                return Err(Error::Ended("the store cannot be closed: something still reads it".into()));
+                return Err(NodeError::Ended("the store cannot be closed: something still reads it".into()));
             }
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
@@ -267,18 +274,18 @@ fn hello(config: &NodeConfig, store: &Store) -> Hello {
 
 /// Later than the last one at this place, also if the clock was set back: a smaller one would be taken for an old word.
 fn next_opening(store: &Store, config: &NodeConfig) -> [u8; 16] {
-    let name = Name { node_id: config.node_id, store_id: store.id().0 };
+    let name = MemberId { node_id: config.node_id, store_id: store.id().0 };
     let last = members::latest(store.log().kept().members.iter(), name, &config.advertise.to_string());
     let last = last.map_or(0, u128::from_be_bytes);
     Uuid::now_v7().as_u128().max(last.saturating_add(1)).to_be_bytes()
 }
 
 /// Waits for a task that ends although the node does not.
-async fn task_ended(tasks: &mut JoinSet<()>, alarm: &Alarm) -> Ended {
+async fn task_ended(tasks: &mut JoinSet<()>, alarm: &StoreFault) -> EndReason {
     match tasks.join_next().await {
-        _ if alarm.is_raised() => Ended::Suspect(alarm.raised().await),
-        Some(Err(error)) => Ended::Early(format!("a background task ended: {error}")),
-        Some(Ok(())) => Ended::Early("a background task ended; the log says why".into()),
+        _ if alarm.is_raised() => EndReason::Suspect(alarm.raised().await),
+        Some(Err(error)) => EndReason::Early(format!("a background task ended: {error}")),
+        Some(Ok(())) => EndReason::Early("a background task ended; the log says why".into()),
         None => std::future::pending().await,
     }
 }
@@ -288,7 +295,7 @@ async fn task_ended(tasks: &mut JoinSet<()>, alarm: &Alarm) -> Ended {
 /// The second value is dropped when it ends.
 fn start_indexer(
     store: Arc<Store>,
-    alarm: Alarm,
+    alarm: StoreFault,
 ) -> std::io::Result<(JoinHandle<()>, oneshot::Receiver<()>)> {
     let (alive, ended) = oneshot::channel();
     let thread = std::thread::Builder::new().name("indexer".into()).spawn(move || {

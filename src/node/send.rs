@@ -11,7 +11,7 @@ use axum::response::Response;
 use bytes::Bytes;
 use uuid::Uuid;
 
-use super::acks::{self, Asked};
+use super::acks::{self, AckPolicy};
 use super::{Node, position};
 use crate::api::batch::{self, BatchAnswer, Rejected};
 use crate::api::error::{ErrorCode, Problem};
@@ -19,9 +19,9 @@ use crate::api::header::POSITION;
 use crate::api::message::{self, MessageView};
 use crate::api::query::SendQuery;
 use crate::api::{path, time::Time};
+use crate::chain::ids::EntryKey;
 use crate::chain::message::{Content, Digest, Message};
-use crate::chain::place::Place;
-use crate::replica::jobs::{Intake, Outcome, WhyNot};
+use crate::replica::write_ops::{NewMessage, Rejection, SendOutcome};
 use crate::serve::{self, SendKind};
 use crate::store::listing::shown_timestamp;
 
@@ -32,7 +32,7 @@ pub async fn post(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
-    let asked = Asked::of(SendQuery::parse(query.as_deref().unwrap_or(""))?, &node)?;
+    let asked = AckPolicy::of(SendQuery::parse(query.as_deref().unwrap_or(""))?, &node)?;
     let kind = SendKind::of(&headers)?;
     let key = serve::idempotency_key(&headers)?;
     let body = serve::read_body(body, kind.limit(), node.budget()).await?;
@@ -42,19 +42,19 @@ pub async fn post(
     }
 }
 
-fn intake(message: &Message) -> Intake {
+fn intake(message: &Message) -> NewMessage {
     let content = message.encode();
-    Intake { id: message.fields().id, digest: Digest::of(&content), content }
+    NewMessage { id: message.fields().id, digest: Digest::of(&content), content }
 }
 
-async fn one(node: &Node, body: Bytes, key: Option<Uuid>, asked: Asked) -> Result<Response, Problem> {
+async fn one(node: &Node, body: Bytes, key: Option<Uuid>, asked: AckPolicy) -> Result<Response, Problem> {
     let message = message::parse_send(&body, key, Uuid::now_v7)?;
     let intake = intake(&message);
     let digest = intake.digest;
     let outcome = node.writer().send(vec![intake]).await.pop();
     let (place, duplicate) = match outcome.expect("one outcome per message") {
-        Outcome::Stored { place, duplicate } => (place, duplicate),
-        Outcome::NotStored(why) => return Err(why.into()),
+        SendOutcome::Stored { place, duplicate } => (place, duplicate),
+        SendOutcome::NotStored(why) => return Err(why.into()),
     };
     drop(body); // others need its share of the memory more than who only waits
     let copies = if duplicate {
@@ -81,7 +81,7 @@ async fn one(node: &Node, body: Bytes, key: Option<Uuid>, asked: Asked) -> Resul
     Ok(response)
 }
 
-async fn many(node: &Node, body: Bytes, key: Option<Uuid>, asked: Asked) -> Result<Response, Problem> {
+async fn many(node: &Node, body: Bytes, key: Option<Uuid>, asked: AckPolicy) -> Result<Response, Problem> {
     let mut answer = BatchAnswer::default();
     let (mut lines, mut messages) = (Vec::new(), Vec::new());
     for line in batch::parse_batch(&body, key, Uuid::now_v7)? {
@@ -99,9 +99,9 @@ async fn many(node: &Node, body: Bytes, key: Option<Uuid>, asked: Asked) -> Resu
     let (mut new, mut known) = (Vec::new(), Vec::new());
     for ((number, id, digest), outcome) in lines.into_iter().zip(outcomes) {
         match outcome {
-            Outcome::Stored { place, duplicate: false } => new.push(place),
-            Outcome::Stored { place, duplicate: true } => known.push((id, digest, place)),
-            Outcome::NotStored(why) => answer.rejected.push(Rejected::new(number, why.into())),
+            SendOutcome::Stored { place, duplicate: false } => new.push(place),
+            SendOutcome::Stored { place, duplicate: true } => known.push((id, digest, place)),
+            SendOutcome::NotStored(why) => answer.rejected.push(Rejected::new(number, why.into())),
         }
     }
     (answer.accepted, answer.duplicates) = (new.len() as u64, known.len() as u64);
@@ -124,7 +124,7 @@ async fn many(node: &Node, body: Bytes, key: Option<Uuid>, asked: Asked) -> Resu
 }
 
 /// How a stored message is shown.
-pub fn view<'a>(content: &Content<'a>, place: Place) -> MessageView<'a> {
+pub fn view<'a>(content: &Content<'a>, place: EntryKey) -> MessageView<'a> {
     MessageView {
         id: content.id,
         sender: content.sender,
@@ -137,15 +137,15 @@ pub fn view<'a>(content: &Content<'a>, place: Place) -> MessageView<'a> {
     }
 }
 
-impl From<WhyNot> for Problem {
-    fn from(why: WhyNot) -> Self {
+impl From<Rejection> for Problem {
+    fn from(why: Rejection) -> Self {
         let (code, detail) = match why {
-            WhyNot::Conflict => {
+            Rejection::Conflict => {
                 (ErrorCode::IdConflict, "this id already stands for a message with other content")
             }
-            WhyNot::Overloaded => (ErrorCode::Overloaded, "too many messages wait to be written"),
-            WhyNot::Full => (ErrorCode::StorageFull, "the disk of this node is nearly full"),
-            WhyNot::Failed => (ErrorCode::StorageFailed, "this node cannot write to its disk"),
+            Rejection::Overloaded => (ErrorCode::Overloaded, "too many messages wait to be written"),
+            Rejection::Full => (ErrorCode::StorageFull, "the disk of this node is nearly full"),
+            Rejection::Failed => (ErrorCode::StorageFailed, "this node cannot write to its disk"),
         };
         Problem::new(code, detail)
     }

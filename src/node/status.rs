@@ -12,9 +12,11 @@ use futures_util::future::join_all;
 use tokio::time::timeout;
 
 use super::Node;
-use super::seat::{Seat, Taken};
+use super::slot::{NodeSlot, SlotState};
 use crate::api::error::Problem;
-use crate::api::network::{NetworkNode, NetworkStatus, NodeStatus, PeerStatus, Ready, ScrubStatus, State};
+use crate::api::network::{
+    NetworkNode, NetworkStatus, NodeState, NodeStatus, PeerStatus, Readiness, ScrubStatus,
+};
 use crate::api::{path, query};
 use crate::chain::vector::Vector;
 use crate::client::Request;
@@ -29,14 +31,14 @@ const STATUS_BYTES_MAX: usize = 1 << 20;
 
 /// `GET /nodes`. While the store is closed: the last word, and why.
 pub async fn nodes(
-    extract::State(seat): extract::State<Seat>,
+    extract::State(seat): extract::State<NodeSlot>,
     RawQuery(raw): RawQuery,
 ) -> Result<Response, Problem> {
     query::refuse_any(raw.as_deref())?;
     let status = match seat.taken() {
-        Taken::Open(node) => status(&node),
-        Taken::Closed(why, mut last) => {
-            let (state, node_id) = (State::Suspect, last.node_id);
+        SlotState::Open(node) => status(&node),
+        SlotState::Closed(why, mut last) => {
+            let (state, node_id) = (NodeState::Suspect, last.node_id);
             last.warnings.retain(|warning| !warning.starts_with(&format!("node {node_id} cannot write")));
             last.warnings
                 .insert(0, format!("node {node_id} has closed its store, and tries to open it again: {why}"));
@@ -53,7 +55,7 @@ pub fn unopened(config: &NodeConfig) -> NodeStatus {
         node_id: config.node_id,
         address: config.advertise.clone(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
-        state: State::Suspect,
+        state: NodeState::Suspect,
         uptime_seconds: 0,
         messages: 0,
         digest: String::new(),
@@ -75,7 +77,7 @@ pub fn status(node: &Node) -> NodeStatus {
         node_id: node.config().node_id,
         address: node.config().advertise.clone(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
-        state: State::Up,
+        state: NodeState::Up,
         uptime_seconds: node.mesh().started.elapsed().as_secs(),
         messages: counts.messages,
         digest: logs.vector().digest().to_string(),
@@ -153,7 +155,7 @@ async fn survey(node: &Node) -> NetworkStatus {
     let answers = join_all(peers.iter().map(|(peer, _)| ask(node, peer))).await;
     let own = status(node);
     let mine = node.logs();
-    let is_up = |answer: &NodeStatus| answer.state == State::Up;
+    let is_up = |answer: &NodeStatus| answer.state == NodeState::Up;
     let writable = node.writer().is_writable() || answers.iter().flatten().any(is_up);
     let mut warnings = own.warnings.clone();
     let mut healthy = own.damaged + own.unreadable == 0;
@@ -177,7 +179,7 @@ async fn survey(node: &Node) -> NetworkStatus {
     nodes.sort_by(|left, right| {
         (left.node_id.is_none(), left.node_id).cmp(&(right.node_id.is_none(), right.node_id))
     });
-    let up: Vec<&NetworkNode> = nodes.iter().filter(|node| node.state == State::Up).collect();
+    let up: Vec<&NetworkNode> = nodes.iter().filter(|node| node.state == NodeState::Up).collect();
     let converged = healthy && up.iter().all(|node| node.digest == up[0].digest);
     let (up, total) = (up.len() as u64, nodes.len() as u64);
     NetworkStatus { nodes, up, total, writable, converged, warnings }
@@ -231,8 +233,8 @@ fn peer_row(own: &NetworkNode, peer: PeerStatus, answer: Result<NodeStatus, Stri
     // whatever the last exchange said.
     let state = match (&answer, peer.state) {
         (Some(answer), _) => answer.state,
-        (None, State::Down) => State::Down,
-        (None, State::Up | State::Suspect) => State::Suspect,
+        (None, NodeState::Down) => NodeState::Down,
+        (None, NodeState::Up | NodeState::Suspect) => NodeState::Suspect,
     };
     // Equal digests prove equal logs, which is fresher than what the last exchange knew.
     let is_equal = answer.as_ref().is_some_and(|answer| Some(&answer.digest) == own.digest.as_ref());
@@ -254,13 +256,13 @@ fn peer_row(own: &NetworkNode, peer: PeerStatus, answer: Result<NodeStatus, Stri
 
 /// `GET /readyz`: whether it can store and read here.
 pub async fn ready(
-    extract::State(seat): extract::State<Seat>,
+    extract::State(seat): extract::State<NodeSlot>,
     RawQuery(raw): RawQuery,
 ) -> Result<Response, Problem> {
     query::refuse_any(raw.as_deref())?;
     let ready = match seat.taken() {
-        Taken::Open(node) => Ready { readable: true, writable: node.writer().is_writable() },
-        Taken::Closed(..) => Ready { readable: false, writable: false },
+        SlotState::Open(node) => Readiness { readable: true, writable: node.writer().is_writable() },
+        SlotState::Closed(..) => Readiness { readable: false, writable: false },
     };
     let status = if ready.writable { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     Ok(serve::json(status, serde_json::to_vec(&ready).expect("booleans serialise")))

@@ -12,13 +12,15 @@ use std::time::{Duration, Instant};
 use tokio::sync::{oneshot, watch};
 use uuid::Uuid;
 
-use super::alarm::Alarm;
-use super::inbox::{AdmitJob, Batch, CareJob, Inbox, Next, Refused, SendJob};
-use crate::chain::log::Logs;
-use crate::chain::place::Origin;
-use crate::replica::jobs::{self, Admit, Admitted, Care, Intake, Outcome, Room, WhyNot, Written};
-use crate::replica::pen::Pen;
-use crate::store::{Error, Store};
+use super::inbox::{AdmitJob, Inbox, InboxBatch, InboxRefusal, MaintenanceJob, NextJob, SendJob};
+use super::store_fault::StoreFault;
+use crate::chain::ids::Origin;
+use crate::chain::logs::Logs;
+use crate::replica::committer::Committer;
+use crate::replica::write_ops::{
+    self, Admitted, Committed, Maintenance, NewMessage, PeerRecords, Rejection, SendOutcome, Space,
+};
+use crate::store::{Store, StoreError};
 
 /// A quiet writer makes the next start fast after this long.
 const SETTLE_AFTER: Duration = Duration::from_secs(2);
@@ -33,15 +35,15 @@ const FREE_BYTES_AGE: Duration = Duration::from_millis(250);
 #[derive(Debug, Clone)]
 pub struct Writer {
     inbox: Arc<Inbox>,
-    alarm: Alarm,
+    alarm: StoreFault,
 }
 
 /// The writing side: what the thread owns.
-struct Desk {
-    pen: Pen,
+struct WriterThread {
+    pen: Committer,
     signal: watch::Sender<Arc<Logs>>,
     inbox: Arc<Inbox>,
-    alarm: Alarm,
+    alarm: StoreFault,
     free: FreeSpace,
     now_ms: fn() -> u64,
 }
@@ -55,50 +57,50 @@ impl Writer {
         now_ms: fn() -> u64,
     ) -> std::io::Result<(Self, watch::Receiver<Arc<Logs>>, std::thread::JoinHandle<()>)> {
         let inbox = Arc::new(Inbox::default());
-        let alarm = Alarm::default();
+        let alarm = StoreFault::default();
         let (signal, watched) = watch::channel(Arc::new(logs.clone()));
         let free = FreeSpace { dir, measured: None };
         // Ordered by time, so that new logs are created at the right edge of the list of tables.
         let mint = Box::new(|| Origin(Uuid::now_v7().into_bytes()));
-        let pen = Pen::new(store, logs, mint);
-        let desk = Desk { pen, signal, inbox: inbox.clone(), alarm: alarm.clone(), free, now_ms };
+        let pen = Committer::new(store, logs, mint);
+        let desk = WriterThread { pen, signal, inbox: inbox.clone(), alarm: alarm.clone(), free, now_ms };
         let thread = std::thread::Builder::new().name("writer".into()).spawn(move || desk.run())?;
         Ok((Writer { inbox, alarm }, watched, thread))
     }
 
     /// Stores messages; one outcome each, in order. When it answers, what is stored is on disk.
-    pub async fn send(&self, messages: Vec<Intake>) -> Vec<Outcome> {
+    pub async fn send(&self, messages: Vec<NewMessage>) -> Vec<SendOutcome> {
         let count = messages.len();
         let (reply, outcome) = oneshot::channel();
         let why_not = match self.inbox.push_send(SendJob { messages, reply }) {
             Ok(()) => match outcome.await {
                 Ok(outcomes) => return outcomes,
-                Err(_) => WhyNot::Failed,
+                Err(_) => Rejection::Failed,
             },
-            Err(Refused::Full) => WhyNot::Overloaded,
-            Err(Refused::Stopped) => WhyNot::Failed,
+            Err(InboxRefusal::Full) => Rejection::Overloaded,
+            Err(InboxRefusal::Stopped) => Rejection::Failed,
         };
-        vec![Outcome::NotStored(why_not); count]
+        vec![SendOutcome::NotStored(why_not); count]
     }
 
     /// Takes in records of one log from a peer.
-    pub async fn admit(&self, admit: Admit) -> Admitted {
+    pub async fn admit(&self, admit: PeerRecords) -> Admitted {
         let (reply, admitted) = oneshot::channel();
         let why_not = match self.inbox.push_admit(AdmitJob { admit, reply }) {
             Ok(()) => match admitted.await {
                 Ok(admitted) => return admitted,
-                Err(_) => WhyNot::Failed,
+                Err(_) => Rejection::Failed,
             },
-            Err(Refused::Full) => WhyNot::Overloaded,
-            Err(Refused::Stopped) => WhyNot::Failed,
+            Err(InboxRefusal::Full) => Rejection::Overloaded,
+            Err(InboxRefusal::Stopped) => Rejection::Failed,
         };
         Admitted { new: 0, refused: None, not_stored: Some(why_not) }
     }
 
     /// Begins what keeps logs whole. What cannot be done now is found again later, so nobody is told.
-    pub async fn care(&self, care: Care) {
+    pub async fn care(&self, care: Maintenance) {
         let (reply, begun) = oneshot::channel();
-        if self.inbox.push_care(CareJob { care, reply }).is_ok() {
+        if self.inbox.push_care(MaintenanceJob { care, reply }).is_ok() {
             let _not_now = begun.await;
         }
     }
@@ -109,7 +111,7 @@ impl Writer {
     }
 
     /// For whoever sees that the store must not be believed.
-    pub fn alarm(&self) -> &Alarm {
+    pub fn alarm(&self) -> &StoreFault {
         &self.alarm
     }
 
@@ -119,26 +121,26 @@ impl Writer {
     }
 }
 
-impl Desk {
+impl WriterThread {
     fn run(mut self) {
         let mut settled = false;
         loop {
             let idle = if self.has_more() { Duration::ZERO } else { SETTLE_AFTER };
             match self.inbox.next(idle) {
-                Next::Batch(batch) => {
+                NextJob::Batch(batch) => {
                     self.write(batch);
                     settled = false;
                 }
-                Next::Idle if self.has_more() => {
-                    self.write(Batch::default());
+                NextJob::Idle if self.has_more() => {
+                    self.write(InboxBatch::default());
                     settled = false;
                 }
-                Next::Idle if !settled => {
+                NextJob::Idle if !settled => {
                     self.settle();
                     settled = true;
                 }
-                Next::Idle => {}
-                Next::Stopped => break,
+                NextJob::Idle => {}
+                NextJob::Stopped => break,
             }
         }
         self.settle();
@@ -157,19 +159,19 @@ impl Desk {
         }
     }
 
-    fn fail(&self, error: &Error) {
+    fn fail(&self, error: &StoreError) {
         tracing::error!(%error, "writing failed; nothing more is stored until the store is open again");
         self.alarm.raise(error.to_string());
     }
 
-    fn room(&mut self) -> Room {
+    fn room(&mut self) -> Space {
         let free = self.free.bytes();
-        Room { clients: free >= FREE_BYTES_CLIENTS, peers: free >= FREE_BYTES_PEERS }
+        Space { clients: free >= FREE_BYTES_CLIENTS, peers: free >= FREE_BYTES_PEERS }
     }
 
-    fn write(&mut self, batch: Batch) {
+    fn write(&mut self, batch: InboxBatch) {
         if self.alarm.is_raised() {
-            return refuse(batch, WhyNot::Failed);
+            return refuse(batch, Rejection::Failed);
         }
         match self.try_write(&batch) {
             Ok(written) => {
@@ -186,14 +188,14 @@ impl Desk {
             }
             Err(error) => {
                 self.fail(&error);
-                refuse(batch, WhyNot::Failed);
+                refuse(batch, Rejection::Failed);
             }
         }
     }
 
-    fn try_write(&mut self, batch: &Batch) -> Result<Written, Error> {
+    fn try_write(&mut self, batch: &InboxBatch) -> Result<Committed, StoreError> {
         let room = self.room();
-        let asked = jobs::Batch {
+        let asked = write_ops::WriteOps {
             care: batch.care.iter().map(|job| &job.care).collect(),
             sends: batch.sends.iter().map(|job| job.messages.as_slice()).collect(),
             admits: batch.admits.iter().map(|job| &job.admit).collect(),
@@ -206,9 +208,9 @@ impl Desk {
     }
 }
 
-fn refuse(batch: Batch, why: WhyNot) {
+fn refuse(batch: InboxBatch, why: Rejection) {
     for job in batch.sends {
-        let _gone = job.reply.send(vec![Outcome::NotStored(why); job.messages.len()]);
+        let _gone = job.reply.send(vec![SendOutcome::NotStored(why); job.messages.len()]);
     }
     for job in batch.admits {
         let _gone = job.reply.send(Admitted { new: 0, refused: None, not_stored: Some(why) });

@@ -20,11 +20,11 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::Proxy;
-use super::course::Nature;
-use super::forward::{Served, asking};
+use super::forward::{ServedBy, asking};
+use super::plan::RequestClass;
 use super::upstreams::Lane;
 use crate::api::error::Problem;
-use crate::api::feed::{Event, FeedQuery, Format};
+use crate::api::feed::{FeedEvent, FeedFormat, FeedQuery};
 use crate::api::header::LAST_EVENT_ID;
 use crate::api::time::Time;
 use crate::api::{media, path};
@@ -60,7 +60,7 @@ pub(super) async fn get(
     let parsed = FeedQuery::parse(query.as_deref().unwrap_or(""), last_id)?;
     let accepts = headers.get_all(header::ACCEPT).iter();
     let lines = accepts.filter_map(|value| value.to_str().ok()).any(media::wants_ndjson);
-    let format = if lines { Format::Lines } else { Format::Events };
+    let format = if lines { FeedFormat::Lines } else { FeedFormat::Events };
     let answer = ask(&proxy, query.clone(), &headers).await?;
     if answer.status() != StatusCode::OK {
         return Ok(answer);
@@ -68,7 +68,7 @@ pub(super) async fn get(
     let (parts, body) = answer.into_parts();
     let is_from_now = parsed.cursor.is_none() && !parsed.from_start;
     let mut relay = Relay {
-        node: parts.extensions.get::<Served>().copied(),
+        node: parts.extensions.get::<ServedBy>().copied(),
         events: Some(body.into_data_stream()),
         stop: proxy.stop.clone(),
         proxy,
@@ -100,7 +100,7 @@ pub(super) async fn get(
 
 async fn ask(proxy: &Proxy, query: Option<String>, headers: &HeaderMap) -> Result<Response, Problem> {
     let request = asking(Method::GET, path::FEED, query, headers, Bytes::new());
-    let nature = Nature { lane: Lane::Read, is_quick: false, asked: AHEAD };
+    let nature = RequestClass { lane: Lane::Read, is_quick: false, asked: AHEAD };
     proxy.forwarder.forward(&request, nature).await
 }
 
@@ -109,11 +109,11 @@ struct Relay {
     proxy: Proxy,
     query: Option<String>,
     headers: HeaderMap,
-    format: Format,
+    format: FeedFormat,
     stop: CancellationToken,
     /// Where the events come from; `None`: from nowhere at the moment.
     events: Option<BodyDataStream>,
-    node: Option<Served>,
+    node: Option<ServedBy>,
     /// After the last event that was passed on.
     cursor: Option<String>,
     /// The beginning of an event.
@@ -164,8 +164,8 @@ impl Relay {
     fn patience(&self) -> Duration {
         let forwarder = &self.proxy.forwarder;
         match self.node {
-            Some(Served(place)) if forwarder.is_aside(place) => SILENCE_OF_ASIDE_MAX,
-            Some(Served(place)) if forwarder.is_behind(place) => SILENCE_OF_BEHIND_MAX,
+            Some(ServedBy(place)) if forwarder.is_aside(place) => SILENCE_OF_ASIDE_MAX,
+            Some(ServedBy(place)) if forwarder.is_behind(place) => SILENCE_OF_BEHIND_MAX,
             _ => SILENCE_MAX,
         }
     }
@@ -187,7 +187,7 @@ impl Relay {
         match ask(&self.proxy, self.query.clone(), &headers).await {
             Ok(answer) if answer.status() == StatusCode::OK => {
                 let (parts, body) = answer.into_parts();
-                self.node = parts.extensions.get::<Served>().copied();
+                self.node = parts.extensions.get::<ServedBy>().copied();
                 self.events = Some(body.into_data_stream());
                 (self.opened, self.heard) = (Instant::now(), Instant::now());
                 return Some(Bytes::new());
@@ -204,15 +204,15 @@ impl Relay {
     /// Says that the reader is still there, and nothing else.
     fn comment(&self) -> Bytes {
         match (self.format, &self.cursor) {
-            (Format::Events, _) => {
+            (FeedFormat::Events, _) => {
                 Bytes::from_static(b": no node can go on with it now; one will as soon as it can\n\n")
             }
-            (Format::Lines, Some(cursor)) => {
+            (FeedFormat::Lines, Some(cursor)) => {
                 let mut out = Vec::new();
-                Event::Bookmark.write(Format::Lines, cursor, &mut out);
+                FeedEvent::Bookmark.write(FeedFormat::Lines, cursor, &mut out);
                 out.into()
             }
-            (Format::Lines, None) => Bytes::from_static(b"\n"),
+            (FeedFormat::Lines, None) => Bytes::from_static(b"\n"),
         }
     }
 
@@ -255,17 +255,17 @@ impl Relay {
 }
 
 /// The length of the first event with its end, if all of it is there.
-fn end_of_event(buffer: &[u8], format: Format) -> Option<usize> {
+fn end_of_event(buffer: &[u8], format: FeedFormat) -> Option<usize> {
     match format {
-        Format::Lines => buffer.iter().position(|byte| *byte == b'\n').map(|end| end + 1),
-        Format::Events => buffer.windows(2).position(|two| two == b"\n\n").map(|end| end + 2),
+        FeedFormat::Lines => buffer.iter().position(|byte| *byte == b'\n').map(|end| end + 1),
+        FeedFormat::Events => buffer.windows(2).position(|two| two == b"\n\n").map(|end| end + 2),
     }
 }
 
-fn cursor_of(event: &[u8], format: Format) -> Option<&str> {
+fn cursor_of(event: &[u8], format: FeedFormat) -> Option<&str> {
     let (before, after) = match format {
-        Format::Lines => (&b"\"cursor\":\""[..], b'"'),
-        Format::Events => (&b"id: "[..], b'\n'),
+        FeedFormat::Lines => (&b"\"cursor\":\""[..], b'"'),
+        FeedFormat::Events => (&b"id: "[..], b'\n'),
     };
     // It stands before everything that somebody else has written.
     let begin = event.windows(before.len()).position(|part| part == before)? + before.len();
@@ -308,11 +308,11 @@ mod tests {
 
     #[test]
     fn of_an_event_its_end_its_cursor_and_its_message_are_found() {
-        assert_eq!(end_of_event(LINE, Format::Lines), Some(LINE.len()));
-        assert_eq!(end_of_event(BLOCK, Format::Events), Some(BLOCK.len()));
-        assert_eq!(end_of_event(&BLOCK[..BLOCK.len() - 1], Format::Events), None);
-        assert_eq!(cursor_of(LINE, Format::Lines), Some("AbC"));
-        assert_eq!(cursor_of(BLOCK, Format::Events), Some("AbC"));
+        assert_eq!(end_of_event(LINE, FeedFormat::Lines), Some(LINE.len()));
+        assert_eq!(end_of_event(BLOCK, FeedFormat::Events), Some(BLOCK.len()));
+        assert_eq!(end_of_event(&BLOCK[..BLOCK.len() - 1], FeedFormat::Events), None);
+        assert_eq!(cursor_of(LINE, FeedFormat::Lines), Some("AbC"));
+        assert_eq!(cursor_of(BLOCK, FeedFormat::Events), Some("AbC"));
         let message = message_of(LINE).expect("a message");
         assert!(message.ends_with(br#""text":"\",\"timestamp\":1""#), "{}", String::from_utf8_lossy(message));
         assert_eq!(message_of(BLOCK), Some(&br#"{"id":"x","text":"id: no""#[..]));

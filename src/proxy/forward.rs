@@ -19,7 +19,7 @@ use futures_util::{StreamExt, stream::FuturesUnordered};
 use tokio::time::{Instant, sleep_until};
 
 use super::{
-    course::{Course, Nature, Outlook, Step},
+    plan::{NextStep, ProxyState, RequestClass, RequestPlan},
     upstreams::{Lane, Upstreams},
 };
 use crate::{
@@ -48,17 +48,17 @@ const BARE: [StatusCode; 3] =
 pub(super) struct Forwarder {
     pub(super) client: Client,
     strategy: Strategy,
-    outlook: Mutex<Outlook>,
+    outlook: Mutex<ProxyState>,
     began: Instant,
 }
 
 /// What came of asking one node.
 struct Attempt {
     ticket: usize,
-    outcome: Outcome,
+    outcome: AttemptOutcome,
 }
 
-enum Outcome {
+enum AttemptOutcome {
     /// This is the answer.
     Final(Response),
     /// The answer, if no other node has a better one.
@@ -70,7 +70,7 @@ enum Outcome {
 impl Forwarder {
     /// `own`: where the proxy itself is found.
     pub(super) fn new(addrs: Vec<Addr>, own: Addr, strategy: Strategy, keys: Option<&Keys>) -> Self {
-        let outlook = Mutex::new(Outlook::new(Upstreams::new(addrs, own)));
+        let outlook = Mutex::new(ProxyState::new(Upstreams::new(addrs, own)));
         Self { client: Client::new(keys), strategy, outlook, began: Instant::now() }
     }
 
@@ -98,32 +98,32 @@ impl Forwarder {
     }
 
     /// Carries a request to whichever node answers.
-    pub(super) async fn forward(&self, request: &Request, nature: Nature) -> Result<Response, Problem> {
-        let mut course = Course::new(nature, self.strategy, &mut self.outlook(), self.uptime());
+    pub(super) async fn forward(&self, request: &Request, nature: RequestClass) -> Result<Response, Problem> {
+        let mut course = RequestPlan::new(nature, self.strategy, &mut self.outlook(), self.uptime());
         let mut running = FuturesUnordered::new();
         let mut refusal = None;
         loop {
             let step = course.step(&mut self.outlook(), self.uptime());
             let until = match step {
-                Step::Ask { ticket, place, addr } => {
+                NextStep::Ask { ticket, place, addr } => {
                     running.push(self.attempt(ticket, place, addr, request, nature));
                     continue;
                 }
-                Step::Wait(until) => until,
-                Step::Over => break,
+                NextStep::Wait(until) => until,
+                NextStep::Over => break,
             };
             tokio::select! {
                 biased;
                 Some(Attempt { ticket, outcome }) = running.next() => match outcome {
-                    Outcome::Final(response) => {
+                    AttemptOutcome::Final(response) => {
                         course.won(ticket, &mut self.outlook(), self.uptime());
                         return Ok(response);
                     }
-                    Outcome::Refused(response) => {
+                    AttemptOutcome::Refused(response) => {
                         refusal = Some(response);
                         course.failed(ticket, false);
                     }
-                    Outcome::Failed { free } => course.failed(ticket, free),
+                    AttemptOutcome::Failed { free } => course.failed(ticket, free),
                 },
                 () = sleep_until(self.began + until) => {}
             }
@@ -142,7 +142,7 @@ impl Forwarder {
         place: usize,
         addr: Addr,
         request: &Request,
-        nature: Nature,
+        nature: RequestClass,
     ) -> Attempt {
         let _in_flight = InFlight::begin(self, place, nature);
         let asked = Instant::now();
@@ -150,18 +150,18 @@ impl Forwarder {
             Ok(answer) if answer.status().is_success() => {
                 self.note_answer(place, nature.lane, nature.measures().then(|| asked.elapsed()));
                 let mut response = passed_on(answer);
-                response.extensions_mut().insert(Served(place));
-                Outcome::Final(response)
+                response.extensions_mut().insert(ServedBy(place));
+                AttemptOutcome::Final(response)
             }
             Ok(answer) => self.judge_refusal(place, nature.lane, answer).await,
             // It cannot be sent to any node, which is no node's fault.
-            Err(ClientError::Problem { problem, .. }) => Outcome::Final(problem.into_response()),
+            Err(ClientError::Problem { problem, .. }) => AttemptOutcome::Final(problem.into_response()),
             Err(e) => self.note_failure(place, &e),
         };
         Attempt { ticket, outcome }
     }
 
-    async fn judge_refusal(&self, place: usize, lane: Lane, answer: Answer) -> Outcome {
+    async fn judge_refusal(&self, place: usize, lane: Lane, answer: Answer) -> AttemptOutcome {
         let (addr, status, headers) = (answer.addr().clone(), answer.status(), answer.headers().clone());
         let body = match answer.bytes(REFUSAL_BYTES_MAX).await {
             Ok(body) => body,
@@ -169,7 +169,7 @@ impl Forwarder {
         };
         if body.is_empty() && BARE.contains(&status) {
             self.note_answer(place, lane, None);
-            return Outcome::Final(respond(status, &headers, Body::empty()));
+            return AttemptOutcome::Final(respond(status, &headers, Body::empty()));
         }
         let Ok(problem) = serde_json::from_slice::<Problem>(&body) else {
             let why = format!("{status}, without a reason");
@@ -178,15 +178,15 @@ impl Forwarder {
         if problem.code == ErrorCode::Unauthorized {
             // The client's key was taken here; the mistake is between servers.
             self.outlook().upstreams.locked_out(place, self.uptime());
-            return Outcome::Failed { free: true };
+            return AttemptOutcome::Failed { free: true };
         }
         let response = respond(status, &headers, Body::from(body));
         if problem.retryable {
             self.outlook().upstreams.refused(place, lane, self.uptime(), problem.to_string());
-            Outcome::Refused(response)
+            AttemptOutcome::Refused(response)
         } else {
             self.note_answer(place, lane, None);
-            Outcome::Final(response)
+            AttemptOutcome::Final(response)
         }
     }
 
@@ -194,13 +194,13 @@ impl Forwarder {
         self.outlook().answered(place, lane, self.uptime(), took);
     }
 
-    fn note_failure(&self, place: usize, e: &ClientError) -> Outcome {
+    fn note_failure(&self, place: usize, e: &ClientError) -> AttemptOutcome {
         self.outlook().upstreams.failed(place, self.uptime(), e.why());
-        Outcome::Failed { free: matches!(e, ClientError::Unreachable { .. }) }
+        AttemptOutcome::Failed { free: matches!(e, ClientError::Unreachable { .. }) }
     }
 
     /// What all requests know together. Held for one small step, never over an await.
-    pub(super) fn outlook(&self) -> MutexGuard<'_, Outlook> {
+    pub(super) fn outlook(&self) -> MutexGuard<'_, ProxyState> {
         // Every change is one small step: a panic elsewhere leaves nothing half-done.
         self.outlook.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -208,7 +208,7 @@ impl Forwarder {
 
 /// Which node an answer comes from, beside the answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Served(pub(super) usize);
+pub(super) struct ServedBy(pub(super) usize);
 
 /// Counts a request for as long as it waits for its answer, also when it is given up. Waiting that its client asked for
 /// is no load, and does not count.
@@ -219,7 +219,7 @@ struct InFlight<'a> {
 }
 
 impl<'a> InFlight<'a> {
-    fn begin(forwarder: &'a Forwarder, place: usize, nature: Nature) -> Self {
+    fn begin(forwarder: &'a Forwarder, place: usize, nature: RequestClass) -> Self {
         let lane = nature.asked.is_zero().then_some(nature.lane);
         if let Some(lane) = lane {
             forwarder.outlook().upstreams.began(place, lane);

@@ -7,15 +7,15 @@
 //! and ids.
 
 mod budget;
-mod course;
 #[cfg(test)]
 mod fake;
 mod feed;
 mod forward;
-mod recent;
+mod latency_window;
+mod plan;
+mod prober;
 mod run;
 mod upstreams;
-mod watch;
 
 use std::sync::Arc;
 
@@ -38,7 +38,7 @@ struct Proxy {
 
 /// Why a proxy ended.
 #[derive(Debug, thiserror::Error)]
-pub enum Error {
+pub enum ProxyError {
     /// Something that must go on for as long as the proxy serves did not.
     #[error("{0} ended early; the log says why")]
     Ended(&'static str),

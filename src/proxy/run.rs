@@ -19,19 +19,18 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::{
-    Error, Proxy,
-    course::Nature,
-    feed,
+    Proxy, ProxyError, feed,
     forward::{Forwarder, asking},
+    plan::RequestClass,
+    prober::watch,
     upstreams::Lane,
-    watch::watch,
 };
 use crate::{
     api::{
         error::Problem,
         header::{IDEMPOTENCY_KEY, POSITION},
         message::names_id,
-        network::{self, ProxyStatus, Ready},
+        network::{self, ProxyStatus, Readiness},
         path, query,
     },
     config::ProxyConfig,
@@ -45,7 +44,11 @@ const OPEN_WARNING: &str = "listening beyond this machine without a key: whoever
                             and write everything";
 
 /// Runs a proxy on this listener until `stop`.
-pub async fn run(config: ProxyConfig, listener: TcpListener, stop: CancellationToken) -> Result<(), Error> {
+pub async fn run(
+    config: ProxyConfig,
+    listener: TcpListener,
+    stop: CancellationToken,
+) -> Result<(), ProxyError> {
     let ProxyConfig { network, listen, nodes, strategy, keys } = config;
     tracing::info!(address = %listen, network, nodes = nodes.len(), %strategy, "serving as a proxy");
     let mut warnings = Vec::new();
@@ -61,7 +64,7 @@ pub async fn run(config: ProxyConfig, listener: TcpListener, stop: CancellationT
     };
     tokio::select! {
         () = serve::serve(listener, routes(proxy), keys, stop) => Ok(()),
-        () = watch(&forwarder) => Err(Error::Ended("watching the nodes")),
+        () = watch(&forwarder) => Err(ProxyError::Ended("watching the nodes")),
     }
 }
 
@@ -94,7 +97,7 @@ async fn send(
         let key = HeaderValue::try_from(Uuid::now_v7().to_string()).expect("a UUID is a header value");
         request.headers.insert(IDEMPOTENCY_KEY, key);
     }
-    let nature = Nature { lane: Lane::Write, is_quick: kind == SendKind::One, asked };
+    let nature = RequestClass { lane: Lane::Write, is_quick: kind == SendKind::One, asked };
     proxy.forwarder.forward(&request, nature).await
 }
 
@@ -136,7 +139,7 @@ async fn forget(
 ) -> Result<Response, Problem> {
     let path = format!("{}{}", path::NODES_PREFIX, query::path_node(uri.path())?);
     let request = asking(Method::DELETE, &path, query, &headers, Bytes::new());
-    let nature = Nature { lane: Lane::Write, is_quick: true, asked: Duration::ZERO };
+    let nature = RequestClass { lane: Lane::Write, is_quick: true, asked: Duration::ZERO };
     proxy.forwarder.forward(&request, nature).await
 }
 
@@ -144,7 +147,7 @@ async fn nodes(State(proxy): State<Proxy>, RawQuery(query): RawQuery) -> Result<
     query::refuse_any(query.as_deref())?;
     let status = ProxyStatus {
         version: env!("CARGO_PKG_VERSION").to_owned(),
-        state: network::State::Up,
+        state: network::NodeState::Up,
         uptime_seconds: proxy.forwarder.uptime().as_secs(),
         warnings: [proxy.warnings.to_vec(), proxy.forwarder.warnings()].concat(),
         upstreams: proxy.forwarder.status(),
@@ -155,14 +158,14 @@ async fn nodes(State(proxy): State<Proxy>, RawQuery(query): RawQuery) -> Result<
 /// A proxy is ready when it serves: what it can do without nodes is to say so, and to find them again.
 async fn ready(RawQuery(query): RawQuery) -> Result<Response, Problem> {
     query::refuse_any(query.as_deref())?;
-    let ready = Ready { readable: true, writable: true };
+    let ready = Readiness { readable: true, writable: true };
     Ok(json(StatusCode::OK, serde_json::to_vec(&ready).expect("booleans serialise")))
 }
 
 /// Of a listing, or of one message, which is quick. A position is a wait that the reader asked for.
-fn reading(is_quick: bool, headers: &HeaderMap) -> Nature {
+fn reading(is_quick: bool, headers: &HeaderMap) -> RequestClass {
     let asked = if headers.contains_key(POSITION) { POSITION_WAIT } else { Duration::ZERO };
-    Nature { lane: Lane::Read, is_quick, asked }
+    RequestClass { lane: Lane::Read, is_quick, asked }
 }
 
 #[cfg(test)]

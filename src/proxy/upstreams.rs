@@ -5,20 +5,20 @@
 //! separates what differs clearly: among equals the first one stays the first, so one user's requests mostly meet
 //! the same node and find there what was just sent. Places never change; a place that is gone is passed over.
 
-mod lane;
-mod learning;
+mod discovery;
+mod stats;
 
 use std::{collections::BTreeMap, time::Duration};
 
-use lane::Pace;
+use stats::UpstreamStats;
 use tracing::{info, warn};
 
-pub(super) use lane::Lane;
-use learning::Word;
+use discovery::StatusReport;
+pub(super) use stats::Lane;
 
 use crate::api::{
     address::{self, Addr},
-    network::{Ready, State, UpstreamStatus},
+    network::{NodeState, Readiness, UpstreamStatus},
 };
 
 /// A node that fails for longer than this is shown as down, before as suspect.
@@ -46,7 +46,7 @@ pub(super) struct Upstreams {
     /// Where clients find the proxy itself: never an upstream.
     own: Addr,
     next_place: usize,
-    round: learning::Round,
+    round: discovery::DiscoveryRounds,
 }
 
 #[derive(Debug)]
@@ -57,12 +57,12 @@ struct Upstream {
     is_locked_out: bool,
     /// Since when it is in use without a break.
     back_since: Duration,
-    write: Pace,
-    read: Pace,
-    probe: Pace,
+    write: UpstreamStats,
+    read: UpstreamStats,
+    probe: UpstreamStats,
     probe_at: Duration,
     error: Option<String>,
-    word: Word,
+    word: StatusReport,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -92,7 +92,7 @@ impl Upstreams {
         let all: BTreeMap<_, _> =
             addrs.into_iter().map(|addr| Upstream::new(addr, Health::Unknown)).enumerate().collect();
         let next_place = all.len();
-        Self { all, own, next_place, round: learning::Round::default() }
+        Self { all, own, next_place, round: discovery::DiscoveryRounds::default() }
     }
 
     /// All of them, the most promising first.
@@ -270,7 +270,7 @@ impl Upstreams {
     }
 
     /// It said what it can do.
-    pub(super) fn probed(&mut self, place: usize, now: Duration, took: Duration, ready: Ready) {
+    pub(super) fn probed(&mut self, place: usize, now: Duration, took: Duration, ready: Readiness) {
         self.answered(place, Lane::Probe, now, Some(took));
         let why = "it says that it cannot store just now".to_owned();
         if !ready.writable {
@@ -307,16 +307,17 @@ impl Upstreams {
         self.all.values().map(|upstream| upstream.status(now)).collect()
     }
 
-    fn pace(&mut self, place: usize, lane: Lane) -> Option<&mut Pace> {
+    fn pace(&mut self, place: usize, lane: Lane) -> Option<&mut UpstreamStats> {
         Some(self.all.get_mut(&place)?.pace_mut(lane))
     }
 }
 
 impl Upstream {
     fn new(addr: Addr, health: Health) -> Self {
-        let (write, read, probe) = (Pace::default(), Pace::default(), Pace::default());
+        let (write, read, probe) =
+            (UpstreamStats::default(), UpstreamStats::default(), UpstreamStats::default());
         let (back_since, probe_at) = (Duration::ZERO, Duration::ZERO);
-        let (error, word, is_locked_out) = (None, Word::default(), false);
+        let (error, word, is_locked_out) = (None, StatusReport::default(), false);
         Self { addr, health, is_locked_out, back_since, write, read, probe, probe_at, error, word }
     }
 
@@ -354,7 +355,7 @@ impl Upstream {
             self.back_since = now;
             self.probe_at = now + PROBE_EVERY;
             self.word.is_asked_for = true;
-            [&mut self.write, &mut self.read, &mut self.probe].into_iter().for_each(Pace::forgive);
+            [&mut self.write, &mut self.read, &mut self.probe].into_iter().for_each(UpstreamStats::forgive);
         }
         self.health = Health::Up;
     }
@@ -369,7 +370,7 @@ impl Upstream {
         }
     }
 
-    fn pace(&self, lane: Lane) -> &Pace {
+    fn pace(&self, lane: Lane) -> &UpstreamStats {
         match lane {
             Lane::Write => &self.write,
             Lane::Read => &self.read,
@@ -377,7 +378,7 @@ impl Upstream {
         }
     }
 
-    fn pace_mut(&mut self, lane: Lane) -> &mut Pace {
+    fn pace_mut(&mut self, lane: Lane) -> &mut UpstreamStats {
         match lane {
             Lane::Write => &mut self.write,
             Lane::Read => &mut self.read,
@@ -387,10 +388,10 @@ impl Upstream {
 
     fn status(&self, now: Duration) -> UpstreamStatus {
         let state = match self.health {
-            Health::Aside { .. } if self.is_down(now) => State::Down,
-            Health::Aside { .. } | Health::Unknown => State::Suspect,
-            Health::Up if self.is_slow() || self.is_locked_out => State::Suspect,
-            Health::Up => State::Up,
+            Health::Aside { .. } if self.is_down(now) => NodeState::Down,
+            Health::Aside { .. } | Health::Unknown => NodeState::Suspect,
+            Health::Up if self.is_slow() || self.is_locked_out => NodeState::Suspect,
+            Health::Up => NodeState::Up,
         };
         UpstreamStatus {
             address: self.addr.clone(),

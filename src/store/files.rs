@@ -33,7 +33,7 @@ const MAKING_CACHE_BYTES: usize = 1 << 20;
 
 /// How a database is opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Opening {
+pub enum OpenMode {
     /// As it lies there, made if it does not.
     AsItIs,
     /// With every page of it checked first.
@@ -48,7 +48,7 @@ pub trait Files: fmt::Debug + Send + Sync {
     fn keep(&self) -> Box<dyn Files>;
 
     /// Opens a database.
-    fn database(&self, name: &str, cache_bytes: usize, how: Opening) -> Result<Database, OpenError>;
+    fn database(&self, name: &str, cache_bytes: usize, how: OpenMode) -> Result<Database, OpenError>;
 
     /// How a file is called in sentences.
     fn path(&self, name: &str) -> PathBuf;
@@ -63,7 +63,7 @@ pub trait Files: fmt::Debug + Send + Sync {
     fn len(&self, name: &str) -> io::Result<Option<u64>>;
 
     /// The bytes of a file as they lie there.
-    fn raw(&self, name: &str) -> io::Result<Box<dyn Bytes>>;
+    fn raw(&self, name: &str) -> io::Result<Box<dyn FileBytes>>;
 
     /// Puts a file there, in place of whatever is called so: whole or not at all.
     fn put(&self, name: &str, bytes: &[u8]) -> io::Result<()>;
@@ -80,7 +80,7 @@ pub trait Files: fmt::Debug + Send + Sync {
 
 /// The bytes of a file, to be had from anywhere: what cannot be read must not hide what lies behind it.
 #[expect(clippy::len_without_is_empty, reason = "nobody asks")]
-pub trait Bytes {
+pub trait FileBytes {
     /// How many there are.
     fn len(&self) -> io::Result<u64>;
 
@@ -88,7 +88,7 @@ pub trait Bytes {
     fn read_at(&self, offset: u64, out: &mut [u8]) -> io::Result<usize>;
 }
 
-impl Bytes for File {
+impl FileBytes for File {
     fn len(&self) -> io::Result<u64> {
         Ok(self.metadata()?.len())
     }
@@ -114,13 +114,13 @@ impl Files for Directory {
         Box::new(self.clone())
     }
 
-    fn database(&self, name: &str, cache_bytes: usize, how: Opening) -> Result<Database, OpenError> {
+    fn database(&self, name: &str, cache_bytes: usize, how: OpenMode) -> Result<Database, OpenError> {
         let path = self.path(name);
-        let afresh = how == Opening::Afresh;
+        let afresh = how == OpenMode::Afresh;
         if afresh || !path.exists() {
             self.make(&path, afresh)?;
         }
-        self.open(&path, cache_bytes, how == Opening::Checked)
+        self.open(&path, cache_bytes, how == OpenMode::Checked)
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -150,7 +150,7 @@ impl Files for Directory {
         }
     }
 
-    fn raw(&self, name: &str) -> io::Result<Box<dyn Bytes>> {
+    fn raw(&self, name: &str) -> io::Result<Box<dyn FileBytes>> {
         Ok(Box::new(File::open(self.path(name))?))
     }
 

@@ -10,8 +10,8 @@
 //! them against the log ([`audit`]). What a cut leaves behind is taken out again ([`forget`]).
 
 mod audit;
-mod file;
-mod forget;
+mod purge;
+mod tables;
 
 use std::cell::RefCell;
 use std::collections::{BTreeSet, HashMap};
@@ -24,20 +24,20 @@ use std::time::Duration;
 
 use redb::{ReadOnlyTable, ReadableDatabase};
 
-use super::files::{self, Files, Opening};
-use super::guard::{Open, guard, guarded};
-use super::log::{Log, Most, NewEntry};
-use super::tail::{NameHash, Noted, Tail};
-use super::{Counts, Error, OpenError, Standing, StoreId, Trust, recover};
+use super::catch_panic::{GuardedDb, guard, guarded};
+use super::files::{self, Files, OpenMode};
+use super::log::{Log, NewRow, ReadLimit};
+use super::memtable::{IndexEntry, Memtable, NameHash};
+use super::{Counts, OpenError, OpenPolicy, StoreError, StoreId, StoredCopy, recover};
 use crate::chain::clock::Stamp;
-use crate::chain::log::Logs;
+use crate::chain::ids::{EntryKey, Origin};
+use crate::chain::logs::Logs;
 use crate::chain::message::Digest;
-use crate::chain::place::{Origin, Place};
 use crate::chain::record::Record;
 pub use audit::Audit;
-use file::{BY_ID, BY_USER, COPIES, IdKey, Rows, UserKey};
+use tables::{BY_ID, BY_USER, COPIES, IdKey, IndexRows, UserKey};
 #[cfg(test)]
-pub(crate) use file::{Row, damage};
+pub(crate) use tables::{IndexRow, damage};
 
 /// redb's page cache for the index; random ids need more of it than the log does.
 const CACHE_BYTES: usize = 64 << 20;
@@ -52,8 +52,8 @@ const FLUSH_IDLE: Duration = Duration::from_secs(1);
 /// The open file and the tail above it.
 #[derive(Debug)]
 pub struct Index {
-    db: Open,
-    tail: RwLock<Tail>,
+    db: GuardedDb,
+    tail: RwLock<Memtable>,
     /// Damaged entries that neither file nor tail has, although later ones of their logs are there.
     holes: Mutex<BTreeSet<(Origin, u64)>>,
     /// Of file and tail together.
@@ -64,7 +64,7 @@ pub struct Index {
     may_have_lost: AtomicBool,
     /// From where on they are looked for.
     lost_from: Mutex<Bound<IdKey>>,
-    work: Mutex<Work>,
+    work: Mutex<IndexerWork>,
     wake: Condvar,
     /// How the engine failed when something was read, if it did.
     failed: OnceLock<String>,
@@ -72,10 +72,10 @@ pub struct Index {
 }
 
 /// What was known of an id before an entry.
-type Known<'a> = Box<dyn FnOnce([u8; 16]) -> Result<Vec<Standing>, Error> + 'a>;
+type Known<'a> = Box<dyn FnOnce([u8; 16]) -> Result<Vec<StoredCopy>, StoreError> + 'a>;
 
 #[derive(Debug, Default)]
-struct Work {
+struct IndexerWork {
     waiting: usize,
     stopped: bool,
 }
@@ -86,10 +86,10 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn broken(files: &dyn Files, error: Error) -> OpenError {
+fn broken(files: &dyn Files, error: StoreError) -> OpenError {
     let path = files.path(files::INDEX);
     match error {
-        Error::Storage(error) => files::why_not(path, *error),
+        StoreError::Storage(error) => files::why_not(path, *error),
         other => OpenError::Broken { path, why: other.to_string() },
     }
 }
@@ -97,12 +97,17 @@ fn broken(files: &dyn Files, error: Error) -> OpenError {
 impl Index {
     /// Opens the file beside `log`, rebuilds it where needed, and notes what it does not cover. If it is broken even so,
     /// the log is: a new index has nothing in it that could be.
-    pub(super) fn open(files: &dyn Files, log: &Log, logs: &Logs, trust: Trust) -> Result<Self, OpenError> {
+    pub(super) fn open(
+        files: &dyn Files,
+        log: &Log,
+        logs: &Logs,
+        trust: OpenPolicy,
+    ) -> Result<Self, OpenError> {
         let opened = match trust {
-            Trust::LogAlone | Trust::Nothing => Ok(Ok(None)),
+            OpenPolicy::RebuildIndex | OpenPolicy::SalvageLog => Ok(Ok(None)),
             trust => guard(|| Self::open_as_is(files, log, logs, trust)),
         };
-        match opened.unwrap_or_else(|panic| Err(broken(files, Error::Panicked(panic.0)))) {
+        match opened.unwrap_or_else(|panic| Err(broken(files, StoreError::Panicked(panic.0)))) {
             Ok(Some(index)) => return Ok(index),
             Err(error @ OpenError::InUse(_)) => return Err(error),
             // Another index would not make it readable.
@@ -123,14 +128,14 @@ impl Index {
         files: &dyn Files,
         log: &Log,
         logs: &Logs,
-        trust: Trust,
+        trust: OpenPolicy,
     ) -> Result<Option<Self>, OpenError> {
         let how = recover::opening(files, files::INDEX, trust);
-        let db = Open::new(files.database(files::INDEX, CACHE_BYTES, how)?);
-        let Some(counts) = file::read_meta(&db, log).map_err(|error| broken(files, error))? else {
+        let db = GuardedDb::new(files.database(files::INDEX, CACHE_BYTES, how)?);
+        let Some(counts) = tables::read_meta(&db, log).map_err(|error| broken(files, error))? else {
             return Ok(None);
         };
-        let marks = file::watermarks(&db).map_err(|error| broken(files, error))?;
+        let marks = tables::watermarks(&db).map_err(|error| broken(files, error))?;
         // What stood behind a cut is found under its old place and in its branch; whoever looks up knows the logs.
         let knows_more = marks
             .iter()
@@ -140,7 +145,7 @@ impl Index {
         }
         // Or a cut was made and never swept: by an earlier program, which left no mark.
         let is_left = marks.iter().any(|(origin, seq)| *seq > logs.vector().limit(*origin));
-        let may_have_lost = is_left || file::is_marked_lost(&db).map_err(|error| broken(files, error))?;
+        let may_have_lost = is_left || tables::is_marked_lost(&db).map_err(|error| broken(files, error))?;
         let index = Self::new(db, counts, may_have_lost);
         index.catch_up(log, logs).map_err(|error| broken(files, error))?;
         Ok(Some(index))
@@ -148,12 +153,12 @@ impl Index {
 
     /// Begins an empty file in place of whatever is there.
     fn make(files: &dyn Files, log: &Log) -> Result<Self, OpenError> {
-        let db = Open::new(files.database(files::INDEX, CACHE_BYTES, Opening::Afresh)?);
-        file::write_meta(&db, log).map_err(|error| broken(files, error))?;
+        let db = GuardedDb::new(files.database(files::INDEX, CACHE_BYTES, OpenMode::Afresh)?);
+        tables::write_meta(&db, log).map_err(|error| broken(files, error))?;
         Ok(Self::new(db, Counts::default(), false))
     }
 
-    fn new(db: Open, counts: Counts, may_have_lost: bool) -> Self {
+    fn new(db: GuardedDb, counts: Counts, may_have_lost: bool) -> Self {
         Index {
             db,
             tail: RwLock::default(),
@@ -171,8 +176,8 @@ impl Index {
 
     /// Notes every entry above the watermarks, and those below that were damaged and are whole now. One that is damaged
     /// is left out: what is known of it is gone, and what brings it back notes it.
-    fn catch_up(&self, log: &Log, logs: &Logs) -> Result<(), Error> {
-        for (origin, seq) in file::holes(&self.db)? {
+    fn catch_up(&self, log: &Log, logs: &Logs) -> Result<(), StoreError> {
+        for (origin, seq) in tables::holes(&self.db)? {
             if seq > logs.vector().seq(origin) {
                 continue; // cut off
             }
@@ -181,17 +186,17 @@ impl Index {
                     let lookup = self.lookup();
                     self.note_one(entry.place, &entry.record(), Box::new(|id| lookup.standings(id)))?;
                 }
-                Err(Error::Damaged { .. }) => drop(lock(&self.holes).insert((origin, seq))),
+                Err(StoreError::Damaged { .. }) => drop(lock(&self.holes).insert((origin, seq))),
                 Err(error) => return Err(error),
             }
         }
-        let marks = file::watermarks(&self.db)?;
-        let most = Most { rows: 1_000, bytes: 1 << 20 };
+        let marks = tables::watermarks(&self.db)?;
+        let most = ReadLimit { rows: 1_000, bytes: 1 << 20 };
         for (origin, head) in logs.vector().iter() {
             let mut next = marks.get(&origin).copied().unwrap_or(0) + 1;
             while next <= head.seq {
                 let entries = match log.read()?.forward(origin, next, head.seq, most) {
-                    Err(Error::Damaged { seq, .. }) => {
+                    Err(StoreError::Damaged { seq, .. }) => {
                         lock(&self.holes).insert((origin, seq));
                         next = seq + 1; // it is noted, and indexed once it is mended
                         continue;
@@ -211,9 +216,9 @@ impl Index {
         Ok(())
     }
 
-    fn note_one(&self, place: Place, record: &Record<'_>, known: Known<'_>) -> Result<(), Error> {
+    fn note_one(&self, place: EntryKey, record: &Record<'_>, known: Known<'_>) -> Result<(), StoreError> {
         let mut failed = None;
-        let noted = Noted::new(place, record, |id| {
+        let noted = IndexEntry::new(place, record, |id| {
             known(id).unwrap_or_else(|error| {
                 failed = Some(error);
                 Vec::new()
@@ -228,7 +233,7 @@ impl Index {
     }
 
     /// Sees to it that the tail has room for a batch.
-    pub(super) fn make_room(&self) -> Result<(), Error> {
+    pub(super) fn make_room(&self) -> Result<(), StoreError> {
         while self.read_tail().len() >= TAIL_COUNT_MAX {
             self.flush()?;
         }
@@ -238,12 +243,12 @@ impl Index {
     /// Takes note of entries that the log has just made durable, and then of those that were damaged and are whole again,
     /// unless the index had them from before. Each brings what was known of its id when it was decided; what the same
     /// commit added is found here.
-    pub(super) fn note(&self, entries: &[NewEntry], mended: &[NewEntry]) {
-        let is_known = |entry: &&NewEntry| entry.known.iter().any(|standing| standing.place == entry.place);
-        let mut batch: HashMap<[u8; 16], Vec<Standing>> = HashMap::new();
+    pub(super) fn note(&self, entries: &[NewRow], mended: &[NewRow]) {
+        let is_known = |entry: &&NewRow| entry.known.iter().any(|standing| standing.place == entry.place);
+        let mut batch: HashMap<[u8; 16], Vec<StoredCopy>> = HashMap::new();
         for entry in entries.iter().chain(mended.iter().filter(|entry| !is_known(entry))) {
             let (record, _) = Record::parse(&entry.record).expect("was encoded or checked just now");
-            let standing = Standing { place: entry.place, digest: record.digest };
+            let standing = StoredCopy { place: entry.place, digest: record.digest };
             let known = |id| {
                 let mut known = entry.known.to_vec();
                 let earlier = batch.entry(id).or_default();
@@ -264,7 +269,7 @@ impl Index {
 
     /// Waits for a full batch, or for a small one to have waited long enough. `false`: stopped.
     pub(super) fn wait_for_work(&self) -> bool {
-        let idle = |work: &mut Work| !work.stopped && work.waiting < FLUSH_COUNT;
+        let idle = |work: &mut IndexerWork| !work.stopped && work.waiting < FLUSH_COUNT;
         let waited = self.wake.wait_timeout_while(lock(&self.work), FLUSH_IDLE, idle);
         let (work, _) = waited.unwrap_or_else(PoisonError::into_inner);
         !work.stopped
@@ -276,12 +281,12 @@ impl Index {
     }
 
     /// Writes the oldest part of the tail to the file. `true` if there is more.
-    pub(super) fn flush(&self) -> Result<bool, Error> {
+    pub(super) fn flush(&self) -> Result<bool, StoreError> {
         let mut flushed = lock(&self.flushed);
         let (rows, count) = {
             let tail = self.read_tail();
             let count = tail.len().min(FLUSH_COUNT);
-            (Rows::of(tail.oldest(count)), count)
+            (IndexRows::of(tail.oldest(count)), count)
         };
         if count == 0 {
             return Ok(false);
@@ -303,19 +308,19 @@ impl Index {
     }
 
     /// Has the next opening build the file anew.
-    pub(super) fn spoil(&self) -> Result<(), Error> {
+    pub(super) fn spoil(&self) -> Result<(), StoreError> {
         let _flushed = lock(&self.flushed);
-        guarded(|| file::spoil(&self.db))
+        guarded(|| tables::spoil(&self.db))
     }
 
     /// Has the file go with a log of another name.
-    pub(super) fn belong_to(&self, name: StoreId) -> Result<(), Error> {
+    pub(super) fn belong_to(&self, name: StoreId) -> Result<(), StoreError> {
         let _flushed = lock(&self.flushed);
-        guarded(|| file::belong_to(&self.db, name))
+        guarded(|| tables::belong_to(&self.db, name))
     }
 
     /// Reads from the file, and notes it if that fails: the engine then refuses everything, until the file is opened anew.
-    fn read<T>(&self, work: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
+    fn read<T>(&self, work: impl FnOnce() -> Result<T, StoreError>) -> Result<T, StoreError> {
         guarded(work).inspect_err(|error| {
             let _later_ones_say_the_same = self.failed.set(error.to_string());
         })
@@ -335,7 +340,7 @@ impl Index {
         *lock(&self.counts)
     }
 
-    pub(super) fn standings(&self, id: [u8; 16]) -> Result<Vec<Standing>, Error> {
+    pub(super) fn standings(&self, id: [u8; 16]) -> Result<Vec<StoredCopy>, StoreError> {
         self.lookup().standings(id)
     }
 
@@ -349,16 +354,16 @@ impl Index {
         Audit::new(self)
     }
 
-    fn read_tail(&self) -> RwLockReadGuard<'_, Tail> {
+    fn read_tail(&self) -> RwLockReadGuard<'_, Memtable> {
         self.tail.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn write_tail(&self) -> RwLockWriteGuard<'_, Tail> {
+    fn write_tail(&self) -> RwLockWriteGuard<'_, Memtable> {
         self.tail.write().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Which of `first..=last` of a log have another copy, ascending.
-    pub(super) fn copies(&self, origin: Origin, first: u64, last: u64) -> Result<Vec<u64>, Error> {
+    pub(super) fn copies(&self, origin: Origin, first: u64, last: u64) -> Result<Vec<u64>, StoreError> {
         let mut copies: Vec<u64> = self.read_tail().copies(origin, first, last).collect();
         self.read(|| {
             let table = self.db.begin_read()?.open_table(COPIES)?;
@@ -373,17 +378,22 @@ impl Index {
     }
 
     /// The places in the tail where a name stands on one of `sides`, in display order.
-    pub(super) fn tail_places(&self, name: NameHash, sides: u8) -> Vec<Place> {
-        let mut places: Vec<Place> = self.read_tail().places_of(name, sides).collect();
+    pub(super) fn tail_places(&self, name: NameHash, sides: u8) -> Vec<EntryKey> {
+        let mut places: Vec<EntryKey> = self.read_tail().places_of(name, sides).collect();
         places.sort_unstable();
         places
     }
 
     /// Up to `rows` places in the file where a name stands on one of `sides`, after (or, backward, before)
     /// `from`. Also the last place looked at, to go on from; `None` at the end.
-    pub(super) fn file_places(&self, name: NameHash, sides: u8, scan: FileScan) -> Result<FilePlaces, Error> {
+    pub(super) fn file_places(
+        &self,
+        name: NameHash,
+        sides: u8,
+        scan: FileScan,
+    ) -> Result<FilePlaces, StoreError> {
         let found = self.read(|| self.look_up_places(name, sides, scan));
-        if matches!(found, Err(Error::Misplaced))
+        if matches!(found, Err(StoreError::Misplaced))
             && let Err(error) = self.spoil()
         {
             tracing::error!(%error, "the index cannot even be marked as wrong");
@@ -391,20 +401,20 @@ impl Index {
         found
     }
 
-    fn look_up_places(&self, name: NameHash, sides: u8, scan: FileScan) -> Result<FilePlaces, Error> {
+    fn look_up_places(&self, name: NameHash, sides: u8, scan: FileScan) -> Result<FilePlaces, StoreError> {
         let table = self.db.begin_read()?.open_table(BY_USER)?;
-        let key = |place: Place| (name.0, place.stamp.0, place.origin.0, place.seq);
+        let key = |place: EntryKey| (name.0, place.stamp.0, place.origin.0, place.seq);
         let (low, high) = ((name.0, 0, [0; 16], 0), (name.0, u64::MAX, [0xff; 16], u64::MAX));
         let mut found = FilePlaces::default();
         let (mut looked_at, mut last) = (0, scan.from);
         let mut take = |row: Result<(redb::AccessGuard<'_, UserKey>, redb::AccessGuard<'_, u8>), _>| {
             let (key, value) = row?;
             let (of, stamp, origin, seq) = key.value();
-            let place = Place { stamp: Stamp(stamp), origin: Origin(origin), seq };
+            let place = EntryKey { stamp: Stamp(stamp), origin: Origin(origin), seq };
             // Rows carry no check, and whoever goes on from one that leads back never comes to an end.
-            let goes_on = |last: Place| if scan.backward { place < last } else { place > last };
+            let goes_on = |last: EntryKey| if scan.backward { place < last } else { place > last };
             if of != name.0 || !last.is_none_or(goes_on) {
-                return Err(Error::Misplaced);
+                return Err(StoreError::Misplaced);
             }
             last = Some(place);
             if value.value() & sides != 0 {
@@ -412,7 +422,7 @@ impl Index {
             }
             looked_at += 1;
             found.next = (looked_at == scan.rows).then_some(place);
-            Ok::<bool, Error>(looked_at < scan.rows)
+            Ok::<bool, StoreError>(looked_at < scan.rows)
         };
         if scan.backward {
             let end = scan.from.map_or(Included(high), |place| Excluded(key(place)));
@@ -436,7 +446,7 @@ impl Index {
 /// Where to look in the file for a name.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct FileScan {
-    pub(super) from: Option<Place>,
+    pub(super) from: Option<EntryKey>,
     pub(super) backward: bool,
     pub(super) rows: usize,
 }
@@ -444,8 +454,8 @@ pub(super) struct FileScan {
 /// What was found there.
 #[derive(Debug, Default)]
 pub(super) struct FilePlaces {
-    pub(super) places: Vec<Place>,
-    pub(super) next: Option<Place>,
+    pub(super) places: Vec<EntryKey>,
+    pub(super) next: Option<EntryKey>,
 }
 
 /// Look-ups by id that share one transaction while they can. See [`Index::lookup`].
@@ -459,7 +469,7 @@ type IdTable = ReadOnlyTable<IdKey, (u64, [u8; 32])>;
 
 impl Lookup<'_> {
     /// All known copies of an id.
-    pub fn standings(&self, id: [u8; 16]) -> Result<Vec<Standing>, Error> {
+    pub fn standings(&self, id: [u8; 16]) -> Result<Vec<StoredCopy>, StoreError> {
         let (mut standings, let_go) = {
             let tail = self.index.read_tail();
             (tail.standings(&id).to_vec(), tail.let_go())
@@ -468,7 +478,12 @@ impl Lookup<'_> {
         Ok(standings)
     }
 
-    fn look_into_file(&self, id: [u8; 16], let_go: u64, standings: &mut Vec<Standing>) -> Result<(), Error> {
+    fn look_into_file(
+        &self,
+        id: [u8; 16],
+        let_go: u64,
+        standings: &mut Vec<StoredCopy>,
+    ) -> Result<(), StoreError> {
         // What the tail let go after the transaction began is in neither: then it must begin anew.
         let mut file = self.file.borrow_mut();
         let table = match file.take() {
@@ -478,9 +493,9 @@ impl Lookup<'_> {
         for row in table.range((id, [0; 16], 0)..=(id, [0xff; 16], u64::MAX))? {
             let (key, value) = row?;
             let ((_, origin, seq), (stamp, digest)) = (key.value(), value.value());
-            let place = Place { stamp: Stamp(stamp), origin: Origin(origin), seq };
+            let place = EntryKey { stamp: Stamp(stamp), origin: Origin(origin), seq };
             if !standings.iter().any(|known| known.place == place) {
-                standings.push(Standing { place, digest: Digest(digest) });
+                standings.push(StoredCopy { place, digest: Digest(digest) });
             }
         }
         *file = Some((let_go, table));

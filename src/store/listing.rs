@@ -10,14 +10,14 @@ use std::time::{Duration, Instant};
 
 use uuid::Uuid;
 
-use super::log::{Entry, Reader};
+use super::log::{Entry, LogReader};
+use super::memtable::{RECIPIENT, SENDER};
 use super::merge::Merge;
-use super::scan::Scan;
-use super::tail::{RECIPIENT, SENDER};
-use super::{Error, Store};
-use crate::chain::log::Logs;
+use super::user_scan::UserScan;
+use super::{Store, StoreError};
+use crate::chain::ids::EntryKey;
+use crate::chain::logs::Logs;
 use crate::chain::message::{Content, Digest, fold};
-use crate::chain::place::Place;
 
 /// Entries looked at in one chunk; then the transaction ends.
 const CHUNK_ROWS: usize = 1_000;
@@ -46,7 +46,7 @@ pub struct Filter {
 }
 
 /// The timestamp that is shown: the sender's, else the second of acceptance.
-pub fn shown_timestamp(content: &Content<'_>, place: Place) -> u64 {
+pub fn shown_timestamp(content: &Content<'_>, place: EntryKey) -> u64 {
     content.timestamp.unwrap_or(place.stamp.ms() / 1000)
 }
 
@@ -57,7 +57,7 @@ impl Filter {
     }
 
     /// `self` must be folded.
-    fn matches(&self, content: &Content<'_>, place: Place) -> bool {
+    fn matches(&self, content: &Content<'_>, place: EntryKey) -> bool {
         let is = |want: &Option<String>, name: &str| want.as_deref().is_none_or(|want| want == name);
         let between = |user: &String, other: &Option<String>| {
             (content.sender == user && is(other, content.recipient))
@@ -87,7 +87,7 @@ impl Filter {
 #[derive(Debug)]
 enum Source {
     Logs(Merge),
-    User(Scan),
+    User(UserScan),
 }
 
 impl Source {
@@ -96,11 +96,11 @@ impl Source {
         store: &Store,
         logs: &Logs,
         filter: &Filter,
-        from: Option<Place>,
+        from: Option<EntryKey>,
         backward: bool,
-    ) -> Result<Self, Error> {
+    ) -> Result<Self, StoreError> {
         Ok(match filter.indexed() {
-            Some((name, sides)) => Source::User(Scan::new(store, name, sides, from, backward)),
+            Some((name, sides)) => Source::User(UserScan::new(store, name, sides, from, backward)),
             None => Source::Logs(Merge::new(store, logs, from, backward)?),
         })
     }
@@ -109,8 +109,8 @@ impl Source {
         &mut self,
         store: &Store,
         logs: &Logs,
-        reader: &mut Reader,
-    ) -> Result<Option<(Entry, bool)>, Error> {
+        reader: &mut LogReader,
+    ) -> Result<Option<(Entry, bool)>, StoreError> {
         match self {
             Source::Logs(merge) => merge.next(store, reader),
             Source::User(scan) => scan.next(store, logs, reader),
@@ -127,11 +127,11 @@ pub struct Listing {
     filter: Filter,
     /// `None`: it was put down.
     source: Option<Source>,
-    from: Option<Place>,
+    from: Option<EntryKey>,
     backward: bool,
-    until: Option<Place>,
+    until: Option<EntryKey>,
     done: bool,
-    last_seen: Option<Place>,
+    last_seen: Option<EntryKey>,
 }
 
 impl Listing {
@@ -141,9 +141,9 @@ impl Listing {
         store: &Arc<Store>,
         logs: Arc<Logs>,
         filter: Filter,
-        from: Option<Place>,
+        from: Option<EntryKey>,
         backward: bool,
-    ) -> Result<Self, Error> {
+    ) -> Result<Self, StoreError> {
         let filter = filter.folded();
         let source = Some(Source::new(store, &logs, &filter, from, backward)?);
         let store = Arc::downgrade(store);
@@ -158,14 +158,14 @@ impl Listing {
 
     /// Ends the listing before it reaches this place.
     #[must_use]
-    pub fn until(self, place: Option<Place>) -> Self {
+    pub fn until(self, place: Option<EntryKey>) -> Self {
         Listing { until: place, ..self }
     }
 
     /// The next messages, at most `most` of them; maybe none although there are more. See [`Listing::is_done`].
-    pub fn next_chunk(&mut self, most: usize) -> Result<Vec<Entry>, Error> {
+    pub fn next_chunk(&mut self, most: usize) -> Result<Vec<Entry>, StoreError> {
         let began = Instant::now();
-        let store = self.store.upgrade().ok_or(Error::Closed)?;
+        let store = self.store.upgrade().ok_or(StoreError::Closed)?;
         let mut reader = store.log().read()?;
         let (mut shown, mut bytes) = (Vec::new(), 0);
         for _ in 0..CHUNK_ROWS {
@@ -180,7 +180,7 @@ impl Listing {
             };
             let next = match source.next(&store, &self.logs, &mut reader) {
                 // What was found is given first; the next chunk begins with the damage.
-                Err(Error::Damaged { .. }) if !shown.is_empty() => break,
+                Err(StoreError::Damaged { .. }) if !shown.is_empty() => break,
                 next => next?,
             };
             let Some((entry, has_copy)) = next.filter(|(entry, _)| self.is_before_the_end(entry.place))
@@ -198,11 +198,11 @@ impl Listing {
         Ok(shown)
     }
 
-    fn is_before_the_end(&self, place: Place) -> bool {
+    fn is_before_the_end(&self, place: EntryKey) -> bool {
         self.until.is_none_or(|until| if self.backward { place > until } else { place < until })
     }
 
-    fn shows(&self, store: &Store, entry: &Entry, has_copy: bool) -> Result<bool, Error> {
+    fn shows(&self, store: &Store, entry: &Entry, has_copy: bool) -> Result<bool, StoreError> {
         let record = entry.record();
         let Some(content) = record.message() else { return Ok(false) };
         if has_copy && !self.is_first_copy(store, content.id, record.digest, entry.place)? {
@@ -211,8 +211,14 @@ impl Listing {
         Ok(self.filter.matches(&content, entry.place))
     }
 
-    fn is_first_copy(&self, store: &Store, id: Uuid, digest: Digest, place: Place) -> Result<bool, Error> {
-        let copies = store.standings(id, &self.logs)?;
+    fn is_first_copy(
+        &self,
+        store: &Store,
+        id: Uuid,
+        digest: Digest,
+        place: EntryKey,
+    ) -> Result<bool, StoreError> {
+        let copies = store.stored_copies(id, &self.logs)?;
         Ok(!copies.iter().any(|copy| copy.digest == digest && copy.place < place))
     }
 
@@ -222,7 +228,7 @@ impl Listing {
     }
 
     /// The last entry looked at, shown or not: where another listing can go on.
-    pub fn last_seen(&self) -> Option<Place> {
+    pub fn last_seen(&self) -> Option<EntryKey> {
         self.last_seen
     }
 }

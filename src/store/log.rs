@@ -12,8 +12,8 @@
 
 mod members;
 mod meta;
+mod purge;
 mod reader;
-mod sweep;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -24,21 +24,21 @@ use redb::{
 use twox_hash::XxHash3_64;
 use uuid::Uuid;
 
-pub use super::change::{Change, NewEntry};
-use super::files::{self, Files, Opening};
-use super::guard::{Open, guard, guarded};
-use super::patchy::{self, Patchy};
-use super::swept::Swept;
-use super::wounds::Wounds;
-use super::{Error, OpenError, StoreId, raw};
+use super::catch_panic::{GuardedDb, guard, guarded};
+use super::damage::Damage;
+use super::files::{self, Files, OpenMode};
+use super::lossy_file::{self, LossyFile};
+use super::purged::Purged;
+pub use super::write_batch::{NewRow, WriteBatch};
+use super::{OpenError, StoreError, StoreId, record_scan};
 use crate::chain::clock::Stamp;
-use crate::chain::log::{CHECKPOINT_EVERY, Found, Logs, StampRange};
-use crate::chain::members::Kept;
-use crate::chain::place::{ChainHash, Origin};
+use crate::chain::ids::{ChainHash, Origin};
+use crate::chain::logs::{CHECKPOINT_EVERY, Logs, LogsOnDisk, StampRange};
+use crate::chain::members::Membership;
 use crate::chain::vector::Head;
 use crate::fault::Fault;
 pub(super) use meta::make as make_meta;
-pub use reader::{Entry, Most, Reader};
+pub use reader::{Entry, LogReader, ReadLimit};
 
 /// redb's own page cache. Kept small: the system's page cache holds the file, and a listing must not fill ours.
 const CACHE_BYTES: usize = 12 << 20;
@@ -54,7 +54,7 @@ pub(super) fn table_name(origin: Origin) -> String {
 }
 
 /// The logs that have a table.
-pub(super) fn tables(db: &Database) -> Result<Vec<Origin>, Error> {
+pub(super) fn tables(db: &Database) -> Result<Vec<Origin>, StoreError> {
     let tx = db.begin_read()?;
     let tables = tx.list_tables()?;
     let origin = |name: &str| Some(Origin(Uuid::try_parse(name.strip_prefix("log/")?).ok()?.into_bytes()));
@@ -64,11 +64,11 @@ pub(super) fn tables(db: &Database) -> Result<Vec<Origin>, Error> {
 /// The open file. See the head of this file.
 #[derive(Debug)]
 pub struct Log {
-    db: Open,
+    db: GuardedDb,
     id: StoreId,
-    kept: Kept,
-    wounds: Arc<Wounds>,
-    swept: Arc<Swept>,
+    kept: Membership,
+    wounds: Arc<Damage>,
+    swept: Arc<Purged>,
 }
 
 /// Why a file does not open. Where redb has it open already, it stays so until this is dropped, because closing it
@@ -76,7 +76,7 @@ pub struct Log {
 #[derive(Debug)]
 pub(super) struct NotOpen {
     pub(super) error: OpenError,
-    pub(super) db: Option<Open>,
+    pub(super) db: Option<GuardedDb>,
 }
 
 impl From<OpenError> for NotOpen {
@@ -90,15 +90,15 @@ impl Log {
     pub(super) fn open(
         files: &dyn Files,
         network: Option<&str>,
-        how: Opening,
-    ) -> Result<(Self, Found), NotOpen> {
+        how: OpenMode,
+    ) -> Result<(Self, LogsOnDisk), NotOpen> {
         let path = files.path(files::LOG);
         let broken = |why: String| OpenError::Broken { path: path.clone(), why };
         let opened = guard(|| files.database(files::LOG, CACHE_BYTES, how));
-        let db = Open::new(opened.unwrap_or_else(|panic| Err(broken(panic.to_string())))?);
-        let read = || -> Result<(StoreId, Kept, Found), OpenError> {
-            let not_readable = |error: Error| match error {
-                Error::Storage(error) => files::why_not(path.clone(), *error),
+        let db = GuardedDb::new(opened.unwrap_or_else(|panic| Err(broken(panic.to_string())))?);
+        let read = || -> Result<(StoreId, Membership, LogsOnDisk), OpenError> {
+            let not_readable = |error: StoreError| match error {
+                StoreError::Storage(error) => files::why_not(path.clone(), *error),
                 other => broken(other.to_string()),
             };
             let meta = match (meta::read(&db).map_err(not_readable)?, network) {
@@ -121,17 +121,17 @@ impl Log {
     }
 
     /// The entries that were found damaged.
-    pub fn wounds(&self) -> &Wounds {
+    pub fn wounds(&self) -> &Damage {
         &self.wounds
     }
 
     /// The rows behind cuts that may be gone.
-    pub fn swept(&self) -> &Swept {
+    pub fn swept(&self) -> &Purged {
         &self.swept
     }
 
     /// Who belonged to the network when the file was opened, and who was where.
-    pub fn kept(&self) -> &Kept {
+    pub fn kept(&self) -> &Membership {
         &self.kept
     }
 
@@ -141,13 +141,13 @@ impl Log {
     }
 
     /// Writes a change and the heads it leads to; one durable commit.
-    pub fn commit(&self, change: &Change, logs: &Logs) -> Result<(), Error> {
+    pub fn commit(&self, change: &WriteBatch, logs: &Logs) -> Result<(), StoreError> {
         guarded(|| self.write(change, logs))
     }
 
-    fn write(&self, change: &Change, logs: &Logs) -> Result<(), Error> {
+    fn write(&self, change: &WriteBatch, logs: &Logs) -> Result<(), StoreError> {
         let mut tx = self.db.begin_write()?;
-        let is_own = |entry: &NewEntry| logs.own() == Some(entry.place.origin);
+        let is_own = |entry: &NewRow| logs.own() == Some(entry.place.origin);
         let is_early = if change.entries.iter().any(is_own) { Fault::EarlyAck } else { Fault::EarlyHead };
         if is_early.is_planted() {
             tx.set_durability(Durability::None)?;
@@ -172,7 +172,7 @@ impl Log {
         }
         for origin in &change.loose {
             let mut loose = tx.open_table(LOOSE)?;
-            match logs.loose_until(*origin) {
+            match logs.detached_until(*origin) {
                 Some(last) => drop(loose.insert(origin.0, last)?),
                 None => drop(loose.remove(origin.0)?),
             }
@@ -194,12 +194,12 @@ impl Log {
     }
 
     /// Whether a log's entries up to this one are all there and its chain holds over them. Reads all of them.
-    pub fn is_sound(&self, origin: Origin, last: u64) -> Result<bool, Error> {
+    pub fn is_sound(&self, origin: Origin, last: u64) -> Result<bool, StoreError> {
         let mut hash = ChainHash::genesis(origin);
         let mut next = 1;
         while next <= last {
             let mut reader = self.read()?;
-            for entry in reader.forward(origin, next, last, Most { rows: 1_000, bytes: 1 << 20 })? {
+            for entry in reader.forward(origin, next, last, ReadLimit { rows: 1_000, bytes: 1 << 20 })? {
                 hash = hash.next(next, entry.place.stamp, entry.record().digest);
                 let is_checkpoint = next % CHECKPOINT_EVERY == 0;
                 if is_checkpoint && reader.checkpoint(origin, next)?.is_some_and(|kept| kept != hash) {
@@ -212,7 +212,7 @@ impl Log {
     }
 
     /// Writes another name for the store, and gives it.
-    pub(super) fn take_new_name(&self) -> Result<StoreId, Error> {
+    pub(super) fn take_new_name(&self) -> Result<StoreId, StoreError> {
         guarded(|| {
             let network = meta::read(&self.db)?.ok_or_else(|| not_ours("meta"))?.network;
             Ok(meta::make(&self.db, &network)?.id)
@@ -220,7 +220,7 @@ impl Log {
     }
 
     /// Commits with redb's allocator state, so that the next open need not walk the file.
-    pub fn settle(&self) -> Result<(), Error> {
+    pub fn settle(&self) -> Result<(), StoreError> {
         guarded(|| {
             let mut tx = self.db.begin_write()?;
             tx.set_quick_repair(true);
@@ -229,15 +229,15 @@ impl Log {
     }
 
     /// Begins a read. Keep it short: it pins pages.
-    pub fn read(&self) -> Result<Reader, Error> {
-        let begin = || Ok(Reader::new(self.db.begin_read()?, self.wounds.clone(), self.swept.clone()));
+    pub fn read(&self) -> Result<LogReader, StoreError> {
+        let begin = || Ok(LogReader::new(self.db.begin_read()?, self.wounds.clone(), self.swept.clone()));
         guarded(begin).inspect_err(|error| self.wounds.engine_failed(error))
     }
 }
 
 /// `follow`: the entries come with the chain's hashes; else they only take the place of damaged ones.
-fn put_entries(tx: &WriteTransaction, entries: &[NewEntry], follow: bool) -> Result<(), Error> {
-    let mut by_origin: BTreeMap<Origin, Vec<&NewEntry>> = BTreeMap::new();
+fn put_entries(tx: &WriteTransaction, entries: &[NewRow], follow: bool) -> Result<(), StoreError> {
+    let mut by_origin: BTreeMap<Origin, Vec<&NewRow>> = BTreeMap::new();
     for entry in entries {
         by_origin.entry(entry.place.origin).or_default().push(entry);
     }
@@ -251,7 +251,7 @@ fn put_entries(tx: &WriteTransaction, entries: &[NewEntry], follow: bool) -> Res
                 table.insert(entry.place.seq, entry.record.as_slice())?;
             }
         }
-        let is_kept = |entry: &&&NewEntry| follow && entry.place.seq.is_multiple_of(CHECKPOINT_EVERY);
+        let is_kept = |entry: &&&NewRow| follow && entry.place.seq.is_multiple_of(CHECKPOINT_EVERY);
         for entry in entries.iter().filter(is_kept) {
             tx.open_table(CHAIN)?.insert((origin.0, entry.place.seq), entry.hash.0)?;
         }
@@ -265,25 +265,25 @@ pub(super) fn log_table(name: &str) -> TableDefinition<'_, u64, &'static [u8]> {
 
 /// Whether there are records in a file that has no tables of ours: then it lost them, and is not new.
 fn holds_records(files: &dyn Files) -> Result<bool, OpenError> {
-    let looked = Patchy::new(files, files::LOG, false).and_then(|mut bytes| raw::any(&mut bytes));
-    looked.map_err(|error| patchy::not_read(files.path(files::LOG), error))
+    let looked = LossyFile::new(files, files::LOG, false).and_then(|mut bytes| record_scan::any(&mut bytes));
+    looked.map_err(|error| lossy_file::not_read(files.path(files::LOG), error))
 }
 
-fn not_ours(table: &str) -> Error {
+fn not_ours(table: &str) -> StoreError {
     redb::StorageError::Corrupted(format!("the table `{table}` is not as we write it")).into()
 }
 
 /// All logs. A log of which only the table is left lost its row: then the file is damaged, though redb did not notice.
-fn find(db: &Database) -> Result<Found, Error> {
+fn find(db: &Database) -> Result<LogsOnDisk, StoreError> {
     let tx = db.begin_read()?;
-    let mut found = Found::default();
+    let mut found = LogsOnDisk::default();
     for row in tx.open_table(HEADS)?.iter()? {
         let (key, value) = row?;
         let origin = Origin(key.value());
         let (head, range) = decode_head(origin, value.value()).ok_or_else(|| not_ours("heads"))?;
         found.heads.push((origin, head, range));
     }
-    for (definition, list) in [(CUTS, &mut found.cuts), (LOOSE, &mut found.loose)] {
+    for (definition, list) in [(CUTS, &mut found.cuts), (LOOSE, &mut found.detached)] {
         let table = match tx.open_table(definition) {
             Err(redb::TableError::TableDoesNotExist(_)) => continue, // never needed so far
             table => table?,
@@ -295,7 +295,7 @@ fn find(db: &Database) -> Result<Found, Error> {
     }
     check_ends(&found)?;
     let mut known: BTreeSet<Origin> = found.heads.iter().map(|(origin, ..)| *origin).collect();
-    known.extend(found.loose.iter().map(|(origin, _)| *origin));
+    known.extend(found.detached.iter().map(|(origin, _)| *origin));
     let cut: BTreeSet<Origin> = found.cuts.iter().map(|(origin, _)| *origin).collect();
     for origin in tables(db)? {
         let is_known = known.remove(&origin) || cut.contains(&origin);
@@ -308,13 +308,13 @@ fn find(db: &Database) -> Result<Found, Error> {
 
 /// Whether cuts and loose ends are where they can be: their rows carry no check. What is wrong is salvaged, which forgets
 /// the cuts; peers that know them bring them back.
-fn check_ends(found: &Found) -> Result<(), Error> {
+fn check_ends(found: &LogsOnDisk) -> Result<(), StoreError> {
     let heads: BTreeMap<Origin, u64> =
         found.heads.iter().map(|(origin, head, _)| (*origin, head.seq)).collect();
     if found.cuts.iter().any(|(origin, cut)| *cut <= heads.get(origin).copied().unwrap_or(0)) {
         return Err(not_ours("cuts"));
     }
-    if found.loose.iter().any(|(_, last)| *last == u64::MAX) {
+    if found.detached.iter().any(|(_, last)| *last == u64::MAX) {
         return Err(not_ours("loose"));
     }
     Ok(())

@@ -6,11 +6,11 @@
 
 use std::collections::{BTreeSet, VecDeque};
 
-use super::log::{Entry, Most, Reader};
-use super::{Error, Store};
+use super::log::{Entry, LogReader, ReadLimit};
+use super::{Store, StoreError};
 use crate::chain::clock::Stamp;
-use crate::chain::log::Logs;
-use crate::chain::place::{Origin, Place};
+use crate::chain::ids::{EntryKey, Origin};
+use crate::chain::logs::Logs;
 
 /// Entries buffered by one merge, over all logs it has reached. At the bound each log holds fewer.
 const BUFFER_ROWS: usize = 4_096;
@@ -21,7 +21,7 @@ const SMALL_BUFFER_BYTES: usize = 128 << 10;
 
 /// One log being merged.
 #[derive(Debug)]
-struct Run {
+struct MergeInput {
     origin: Origin,
     /// Seqs not yet read from the store.
     first: u64,
@@ -34,9 +34,9 @@ struct Run {
 #[derive(Debug)]
 pub(super) struct Merge {
     backward: bool,
-    runs: Vec<Run>,
+    runs: Vec<MergeInput>,
     /// The next place of every run that is not at its end.
-    next: BTreeSet<(Place, usize)>,
+    next: BTreeSet<(EntryKey, usize)>,
     reached: usize,
     is_small: bool,
 }
@@ -46,15 +46,15 @@ impl Merge {
     pub(super) fn new(
         store: &Store,
         logs: &Logs,
-        from: Option<Place>,
+        from: Option<EntryKey>,
         backward: bool,
-    ) -> Result<Self, Error> {
+    ) -> Result<Self, StoreError> {
         let (mut runs, mut next) = (Vec::new(), Vec::new());
         let mut reader = store.log().read()?;
         for (origin, range) in logs.ranges() {
             let head = logs.vector().seq(origin);
-            let first_place = Place { stamp: range.first, origin, seq: 1 };
-            let last_place = Place { stamp: range.last, origin, seq: head };
+            let first_place = EntryKey { stamp: range.first, origin, seq: 1 };
+            let last_place = EntryKey { stamp: range.last, origin, seq: head };
             let (first, last) = match from {
                 None => (1, head),
                 Some(from) if backward && last_place < from => (1, head),
@@ -72,7 +72,7 @@ impl Merge {
                 seq => reader.get(origin, seq)?.place,
             };
             next.push((place, runs.len()));
-            runs.push(Run { origin, first, last, rows: VecDeque::new() });
+            runs.push(MergeInput { origin, first, last, rows: VecDeque::new() });
         }
         // All at once, which packs the set.
         Ok(Merge { backward, runs, next: next.into_iter().collect(), reached: 0, is_small: false })
@@ -83,7 +83,7 @@ impl Merge {
         store: &Store,
         logs: &Logs,
         parts: impl IntoIterator<Item = (Origin, u64, u64)>,
-    ) -> Result<Self, Error> {
+    ) -> Result<Self, StoreError> {
         let (mut runs, mut next) = (Vec::new(), Vec::new());
         let mut reader = store.log().read()?;
         for (origin, first, last) in parts {
@@ -94,8 +94,8 @@ impl Merge {
                 Some(range) => reader.peek(origin, first)?.map_or(range.first, |entry| entry.place.stamp),
                 None => continue,
             };
-            next.push((Place { stamp, origin, seq: first }, runs.len()));
-            runs.push(Run { origin, first, last, rows: VecDeque::new() });
+            next.push((EntryKey { stamp, origin, seq: first }, runs.len()));
+            runs.push(MergeInput { origin, first, last, rows: VecDeque::new() });
         }
         Ok(Merge { backward: false, runs, next: next.into_iter().collect(), reached: 0, is_small: true })
     }
@@ -114,8 +114,8 @@ impl Merge {
     pub(super) fn next(
         &mut self,
         store: &Store,
-        reader: &mut Reader,
-    ) -> Result<Option<(Entry, bool)>, Error> {
+        reader: &mut LogReader,
+    ) -> Result<Option<(Entry, bool)>, StoreError> {
         loop {
             let first = if self.backward { self.next.pop_last() } else { self.next.pop_first() };
             let Some((place, index)) = first else { return Ok(None) };
@@ -133,11 +133,11 @@ impl Merge {
     /// The next row of a run, which stands at `place` as far as known.
     fn take(
         &mut self,
-        place: Place,
+        place: EntryKey,
         index: usize,
         store: &Store,
-        reader: &mut Reader,
-    ) -> Result<Option<(Entry, bool)>, Error> {
+        reader: &mut LogReader,
+    ) -> Result<Option<(Entry, bool)>, StoreError> {
         if self.runs[index].rows.is_empty() {
             self.reached += 1;
             let filled = self.fill(index, store, reader);
@@ -160,7 +160,7 @@ impl Merge {
         let next = match if is_read { self.fill(index, store, reader) } else { Ok(()) } {
             Ok(()) => self.runs[index].rows.front().map(|(next, _)| next.place),
             // It is met when it is its turn, which is not before the next possible stamp.
-            Err(Error::Damaged { .. } | Error::CutOff { .. }) => Some(self.after(place)),
+            Err(StoreError::Damaged { .. } | StoreError::CutOff { .. }) => Some(self.after(place)),
             Err(error) => return Err(error),
         };
         if self.runs[index].rows.is_empty() {
@@ -171,18 +171,18 @@ impl Merge {
     }
 
     /// Where the next entry of a log is at the nearest.
-    fn after(&self, Place { stamp, origin, seq }: Place) -> Place {
+    fn after(&self, EntryKey { stamp, origin, seq }: EntryKey) -> EntryKey {
         if self.backward {
-            Place { stamp: Stamp(stamp.0.saturating_sub(1)), origin, seq: seq - 1 }
+            EntryKey { stamp: Stamp(stamp.0.saturating_sub(1)), origin, seq: seq - 1 }
         } else {
-            Place { stamp: Stamp(stamp.0.saturating_add(1)), origin, seq: seq + 1 }
+            EntryKey { stamp: Stamp(stamp.0.saturating_add(1)), origin, seq: seq + 1 }
         }
     }
 
-    fn fill(&mut self, index: usize, store: &Store, reader: &mut Reader) -> Result<(), Error> {
+    fn fill(&mut self, index: usize, store: &Store, reader: &mut LogReader) -> Result<(), StoreError> {
         let rows = (BUFFER_ROWS / self.reached.max(1)).max(2);
         let bytes = if self.is_small { SMALL_BUFFER_BYTES / self.reached.max(1) } else { BUFFER_BYTES };
-        let most = Most { rows, bytes };
+        let most = ReadLimit { rows, bytes };
         let run = &mut self.runs[index];
         let entries = if self.backward {
             let entries = reader.backward(run.origin, run.first, run.last, most)?;
@@ -204,12 +204,12 @@ impl Merge {
     }
 }
 
-fn damaged(place: Place) -> Error {
-    Error::Damaged { origin: place.origin, seq: place.seq }
+fn damaged(place: EntryKey) -> StoreError {
+    StoreError::Damaged { origin: place.origin, seq: place.seq }
 }
 
 /// The last seq strictly before `from`, given the first one after it.
-fn before(reader: &mut Reader, origin: Origin, after: u64, from: Place) -> Result<u64, Error> {
+fn before(reader: &mut LogReader, origin: Origin, after: u64, from: EntryKey) -> Result<u64, StoreError> {
     let last = after - 1;
     if last >= 1 && reader.get(origin, last)?.place == from { Ok(last - 1) } else { Ok(last) }
 }

@@ -9,25 +9,25 @@
 //! Invariants: whoever commits is the only one to do so ([`Store::commit`] is called by the node's writer
 //! alone); [`Logs`] handed to readers list durable entries only; every record is checked on every read.
 
-mod change;
+mod catch_panic;
+pub mod crash_count;
+pub mod damage;
+pub mod feed_scan;
 pub mod files;
-pub mod follow;
-mod guard;
 pub mod index;
 pub mod listing;
 pub mod log;
+mod lossy_file;
+mod memtable;
 mod merge;
-mod milestones;
-mod patchy;
-mod raw;
+pub mod purged;
+mod record_scan;
 pub mod recover;
 pub mod salvage;
-mod scan;
-pub mod session;
-pub mod swept;
-mod tail;
+mod snapshots;
+mod user_scan;
 pub mod verify;
-pub mod wounds;
+mod write_batch;
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -36,14 +36,14 @@ use std::sync::Arc;
 use rustix::io::Errno;
 use uuid::Uuid;
 
-use crate::chain::log::Logs;
+use crate::chain::ids::{EntryKey, Origin};
+use crate::chain::logs::Logs;
 use crate::chain::message::Digest;
-use crate::chain::place::{Origin, Place};
+use crash_count::CrashCount;
 use files::{Directory, Files};
 use index::Index;
-use log::{Change, Log};
+use log::{Log, WriteBatch};
 use recover::Recovery;
-use session::Session;
 
 /// The store's directory, its parent and the one above may just have been made.
 const SYNCED_LEVELS: usize = 3;
@@ -125,7 +125,7 @@ impl OpenError {
 
 /// Why a read or a commit failed.
 #[derive(Debug, thiserror::Error)]
-pub enum Error {
+pub enum StoreError {
     /// The engine or the disk failed.
     #[error("storage failed: {0}")]
     Storage(#[from] Box<redb::Error>),
@@ -159,9 +159,9 @@ pub enum Error {
 /// redb has one error type per operation; here they all mean that storage failed.
 macro_rules! storage_errors {
     ($($kind:ty),*) => {$(
-        impl From<$kind> for Error {
+        impl From<$kind> for StoreError {
             fn from(error: $kind) -> Self {
-                Error::Storage(Box::new(error.into()))
+                StoreError::Storage(Box::new(error.into()))
             }
         }
     )*};
@@ -176,9 +176,9 @@ storage_errors!(
 
 /// Where one copy of a message stands, and which content it has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Standing {
+pub struct StoredCopy {
     /// Its place.
-    pub place: Place,
+    pub place: EntryKey,
     /// Its content's digest: copies of one id with different digests are a conflict.
     pub digest: Digest,
 }
@@ -196,30 +196,30 @@ pub struct Counts {
 
 /// How much a store is trusted when it is opened.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum Trust {
+pub enum OpenPolicy {
     /// The last process to have it open left it well, or was killed, or lost its power. Every page is checked unless that
     /// would take long.
     #[default]
-    Usual,
+    Default,
     /// The same, and no page is checked before it is needed, which may be too late.
     Blind,
     /// A write or an fsync failed, or too many processes in a row ended badly: nothing that the system still keeps of it in
     /// memory is believed, and every page is checked.
-    Suspect,
+    FullCheck,
     /// The same, and so many openings before failed because of the disk that what it does not give now is given up: a log
     /// that cannot be read counts as a damaged one.
-    Unreadable,
+    AcceptLoss,
     /// As [`Trust::Suspect`], but whoever checked that did not come to the end of it, and it was not for the log: the index
     /// is built anew without a look at it.
-    LogAlone,
+    RebuildIndex,
     /// Whoever opens the log ends with it: it counts as a damaged one without being opened, and the index is built anew.
-    Nothing,
+    SalvageLog,
 }
 
-impl Trust {
+impl OpenPolicy {
     /// Whether every page is checked, at the least.
     pub(super) fn is_doubt(self) -> bool {
-        !matches!(self, Trust::Usual | Trust::Blind)
+        !matches!(self, OpenPolicy::Default | OpenPolicy::Blind)
     }
 }
 
@@ -231,7 +231,7 @@ pub struct Store {
     recovery: Option<Recovery>,
     set_aside: Vec<PathBuf>,
     /// Ends when the databases are closed, hence behind them.
-    session: Session,
+    crash_count: CrashCount,
     /// Let go when the session has ended, hence last.
     _lock: Option<File>,
 }
@@ -240,7 +240,7 @@ impl Store {
     /// Opens or makes the store in `dir`, and brings its index up to date. The logs found are returned as they
     /// are on disk; none of them will be appended to. `now_ms` is the wall clock.
     pub fn open(dir: &Path, network: &str, now_ms: u64) -> Result<(Arc<Self>, Logs), OpenError> {
-        Self::open_with(dir, network, now_ms, Trust::Usual)
+        Self::open_with(dir, network, now_ms, OpenPolicy::Default)
     }
 
     /// As [`Store::open`], with more checks or fewer.
@@ -248,7 +248,7 @@ impl Store {
         dir: &Path,
         network: &str,
         now_ms: u64,
-        trust: Trust,
+        trust: OpenPolicy,
     ) -> Result<(Arc<Self>, Logs), OpenError> {
         let usable = |source| OpenError::Directory { path: dir.to_owned(), source };
         std::fs::create_dir_all(dir).map_err(usable)?;
@@ -262,12 +262,12 @@ impl Store {
         files: &dyn Files,
         network: &str,
         now_ms: u64,
-        trust: Trust,
+        trust: OpenPolicy,
     ) -> Result<(Arc<Self>, Logs), OpenError> {
         let lock = files.lock()?;
-        let session = Session::begin(files, trust);
-        let trust = session.trust();
-        if let Some(count) = session.bad_ends_before() {
+        let crash_count = CrashCount::begin(files, trust);
+        let trust = crash_count.trust();
+        if let Some(count) = crash_count.bad_ends_before() {
             tracing::warn!(count, "the last sessions with the store ended badly: checking every page of it");
         }
         if trust.is_doubt() {
@@ -278,13 +278,13 @@ impl Store {
             // Where not every page was checked, damage may have led behind the end of a file.
             Err(error) if !trust.is_doubt() && files::is_of_an_earlier(&error) => {
                 tracing::warn!(%error, "checking every page of the store");
-                Self::open_files(files, network, now_ms, Trust::Suspect)?
+                Self::open_files(files, network, now_ms, OpenPolicy::FullCheck)?
             }
             opened => opened?,
         };
-        let (recover::Opened { log, recovery, set_aside, .. }, logs, index) = opened;
-        session.is_open();
-        let store = Store { log, index, recovery, set_aside, session, _lock: lock };
+        let (recover::OpenedLog { log, recovery, set_aside, .. }, logs, index) = opened;
+        crash_count.is_open();
+        let store = Store { log, index, recovery, set_aside, crash_count, _lock: lock };
         Ok((Arc::new(store), logs))
     }
 
@@ -292,8 +292,8 @@ impl Store {
         files: &dyn Files,
         network: &str,
         now_ms: u64,
-        trust: Trust,
-    ) -> Result<(recover::Opened, Logs, Index), OpenError> {
+        trust: OpenPolicy,
+    ) -> Result<(recover::OpenedLog, Logs, Index), OpenError> {
         let mut opened = recover::open_log(files, network, now_ms, trust)?;
         let mut logs = Logs::restore(opened.found.clone(), now_ms);
         let index = match Index::open(files, &opened.log, &logs, trust) {
@@ -314,23 +314,23 @@ impl Store {
 
     /// How many processes in a row ended badly with it, if they were so many that every page was checked at this opening.
     pub fn bad_ends_before(&self) -> Option<u32> {
-        self.session.bad_ends_before()
+        self.crash_count.bad_ends_before()
     }
 
     /// Whether both files were written to since they were opened. Whoever has used the store for long enough besides may
     /// call it proven.
     pub fn is_tried(&self) -> bool {
-        self.session.is_tried()
+        self.crash_count.is_tried()
     }
 
     /// Sees to it that a bad end of this process does not count against the store.
     pub fn prove(&self) {
-        self.session.prove();
+        self.crash_count.prove();
     }
 
     /// Sees to it that no bad end counts against the store once it is closed, for the process ends in order.
     pub fn end_in_order(&self) {
-        self.session.ends_in_order();
+        self.crash_count.ends_in_order();
     }
 
     /// Whether the index was made at this opening: there was none, or it could not be used.
@@ -350,20 +350,20 @@ impl Store {
 
     /// Writes a change durably: when this returns, all of it is on disk. `logs` is the state after it.
     /// On an error nothing of it may be believed. Called by the writer alone.
-    pub fn commit(&self, change: &Change, logs: &Logs) -> Result<(), Error> {
+    pub fn commit(&self, change: &WriteBatch, logs: &Logs) -> Result<(), StoreError> {
         self.index.make_room()?; // before the log has it: what is on disk must not be reported as failed
         if change.loses {
             self.index.mark_lost()?; // likewise: after it, nobody could tell
         }
         self.log.commit(change, logs)?;
         self.index.note(&change.entries, &change.mended);
-        self.session.has_committed();
+        self.crash_count.has_committed();
         Ok(())
     }
 
     /// Removes a piece of what a log still has behind its cut, which must be durable: from the index first, which is found
     /// by it, then from the log. `false`: nothing was left. Called by the writer alone.
-    pub fn sweep(&self, origin: Origin, cut: u64) -> Result<bool, Error> {
+    pub fn sweep(&self, origin: Origin, cut: u64) -> Result<bool, StoreError> {
         let Some(piece) = self.log.left_behind(origin, cut)? else { return Ok(false) };
         self.log.swept().begin(origin, cut);
         if self.index.forget(&piece.entries, origin, cut)? {
@@ -378,21 +378,21 @@ impl Store {
     }
 
     /// Looks through a part of the index for them, and takes them out. Called by the writer alone.
-    pub fn look_for_lost(&self, logs: &Logs) -> Result<(), Error> {
+    pub fn look_for_lost(&self, logs: &Logs) -> Result<(), StoreError> {
         self.index.look_for_lost(logs, self.log.swept())
     }
 
     /// Makes the next start fast, also after a `kill -9`. For quiet moments: it costs two more fsyncs.
-    pub fn settle(&self) -> Result<(), Error> {
+    pub fn settle(&self) -> Result<(), StoreError> {
         self.log.settle()
     }
 
     /// Moves what has gathered in memory into the index file. Called by one thread, the indexer.
-    pub fn index_behind(&self) -> Result<bool, Error> {
-        let holds_a_commit = self.session.committed();
+    pub fn index_behind(&self) -> Result<bool, StoreError> {
+        let holds_a_commit = self.crash_count.committed();
         let more = self.index.flush()?;
         if holds_a_commit {
-            self.session.has_indexed();
+            self.crash_count.has_indexed();
         }
         Ok(more)
     }
@@ -415,7 +415,7 @@ impl Store {
     }
 
     /// Gives the store another name, which holds from the next opening on.
-    pub fn take_new_name(&self) -> Result<(), Error> {
+    pub fn take_new_name(&self) -> Result<(), StoreError> {
         let name = self.log.take_new_name()?;
         self.index.belong_to(name)
     }
@@ -431,23 +431,23 @@ impl Store {
     }
 
     /// All copies of an id that `logs` cover, in no order; of every content it stands for.
-    pub fn standings(&self, id: Uuid, logs: &Logs) -> Result<Vec<Standing>, Error> {
+    pub fn stored_copies(&self, id: Uuid, logs: &Logs) -> Result<Vec<StoredCopy>, StoreError> {
         let mut standings = self.index.standings(*id.as_bytes())?;
         standings.retain(|standing| logs.covers(standing.place));
         Ok(standings)
     }
 
     /// The first copy of an id in display order, of whichever content.
-    pub fn first_standing(&self, id: Uuid, logs: &Logs) -> Result<Option<Standing>, Error> {
-        let first = self.standings(id, logs)?.into_iter().min_by_key(|standing| standing.place);
+    pub fn first_copy(&self, id: Uuid, logs: &Logs) -> Result<Option<StoredCopy>, StoreError> {
+        let first = self.stored_copies(id, logs)?.into_iter().min_by_key(|standing| standing.place);
         self.check_unswept(logs)?;
         Ok(first)
     }
 
     /// What was looked up within these logs before this is all that there was, unless one was cut since and swept.
-    fn check_unswept(&self, logs: &Logs) -> Result<(), Error> {
+    fn check_unswept(&self, logs: &Logs) -> Result<(), StoreError> {
         match self.log.swept().within(logs) {
-            Some((origin, seq)) => Err(Error::CutOff { origin, seq }),
+            Some((origin, seq)) => Err(StoreError::CutOff { origin, seq }),
             None => Ok(()),
         }
     }

@@ -10,11 +10,11 @@
 use std::io;
 use std::path::PathBuf;
 
-use super::files::{Files, LOG, Opening, SALVAGING};
+use super::files::{Files, LOG, OpenMode, SALVAGING};
 use super::log::{Log, NotOpen};
-use super::salvage::{Salvaged, Salvaging, salvage};
-use super::{OpenError, Trust, patchy};
-use crate::chain::log::Found;
+use super::salvage::{SalvageJob, Salvaged, salvage};
+use super::{OpenError, OpenPolicy, lossy_file};
+use crate::chain::logs::LogsOnDisk;
 
 /// A file up to this size is checked at every opening, which takes about half a second at the most when the system has
 /// it in memory. redb trusts the pages of a larger one: damage shows when something is read, or when it writes to pages
@@ -36,21 +36,23 @@ pub struct Recovery {
 }
 
 /// An open log, and how it came to be open.
-pub(super) struct Opened {
+pub(super) struct OpenedLog {
     pub(super) log: Log,
-    pub(super) found: Found,
+    pub(super) found: LogsOnDisk,
     pub(super) recovery: Option<Recovery>,
     pub(super) set_aside: Vec<PathBuf>,
 }
 
 /// How a file is opened with this trust in it.
-pub(super) fn opening(files: &dyn Files, name: &str, trust: Trust) -> Opening {
+pub(super) fn opening(files: &dyn Files, name: &str, trust: OpenPolicy) -> OpenMode {
     match trust {
-        trust if trust.is_doubt() => Opening::Checked,
-        Trust::Usual if files.len(name).is_ok_and(|len| len.is_some_and(|len| len <= CHECKED_BYTES_MAX)) => {
-            Opening::Checked
+        trust if trust.is_doubt() => OpenMode::Checked,
+        OpenPolicy::Default
+            if files.len(name).is_ok_and(|len| len.is_some_and(|len| len <= CHECKED_BYTES_MAX)) =>
+        {
+            OpenMode::Checked
         }
-        _ => Opening::AsItIs,
+        _ => OpenMode::AsItIs,
     }
 }
 
@@ -59,18 +61,18 @@ pub(super) fn open_log(
     files: &dyn Files,
     network: &str,
     now_ms: u64,
-    trust: Trust,
-) -> Result<Opened, OpenError> {
+    trust: OpenPolicy,
+) -> Result<OpenedLog, OpenError> {
     let aside = set_aside(files)?;
     let opened = match trust {
-        Trust::Nothing if files.len(LOG).is_ok_and(|len| len.is_some()) => {
+        OpenPolicy::SalvageLog if files.len(LOG).is_ok_and(|len| len.is_some()) => {
             Err(OpenError::Broken { path: files.path(LOG), why: "whoever opens it ends with it".into() }
                 .into())
         }
         _ => open_as_is(files, Some(network), opening(files, LOG, trust), !aside.is_empty()),
     };
     match opened {
-        Ok((log, found)) => Ok(Opened { log, found, recovery: None, set_aside: paths(files, &aside) }),
+        Ok((log, found)) => Ok(OpenedLog { log, found, recovery: None, set_aside: paths(files, &aside) }),
         // What is open of it stays open meanwhile: closing it would write to it.
         Err(NotOpen { ref error, .. }) if is_lost(files, trust, error)? => {
             open_salvaged(files, network, now_ms, trust, error, aside)
@@ -81,11 +83,11 @@ pub(super) fn open_log(
 
 /// Whether a log that does not open for this reason is to be salvaged. If it is the disk, only what is proved: that a part
 /// of the file cannot be read. A disk that would not write has lost nothing.
-pub(super) fn is_lost(files: &dyn Files, trust: Trust, error: &OpenError) -> Result<bool, OpenError> {
+pub(super) fn is_lost(files: &dyn Files, trust: OpenPolicy, error: &OpenError) -> Result<bool, OpenError> {
     match error {
         OpenError::Broken { .. } => Ok(true),
-        error if trust == Trust::Unreadable && error.is_of_the_disk() => {
-            Ok(files.len(LOG).is_ok_and(|len| len.is_some()) && !patchy::is_whole(files, LOG)?)
+        error if trust == OpenPolicy::AcceptLoss && error.is_of_the_disk() => {
+            Ok(files.len(LOG).is_ok_and(|len| len.is_some()) && !lossy_file::is_whole(files, LOG)?)
         }
         _ => Ok(false),
     }
@@ -96,10 +98,10 @@ pub(super) fn give_up(
     files: &dyn Files,
     network: &str,
     now_ms: u64,
-    trust: Trust,
-    opened: Opened,
+    trust: OpenPolicy,
+    opened: OpenedLog,
     error: &OpenError,
-) -> Result<Opened, OpenError> {
+) -> Result<OpenedLog, OpenError> {
     let salvaged = open_salvaged(files, network, now_ms, trust, error, set_aside(files)?);
     drop(opened);
     salvaged
@@ -109,21 +111,21 @@ fn open_salvaged(
     files: &dyn Files,
     network: &str,
     now_ms: u64,
-    trust: Trust,
+    trust: OpenPolicy,
     error: &OpenError,
     mut aside: Vec<String>,
-) -> Result<Opened, OpenError> {
+) -> Result<OpenedLog, OpenError> {
     let why = &match error {
         OpenError::Broken { why, .. } => why.clone(),
         OpenError::Directory { source, .. } => format!("the disk does not give all of it: {source}"),
         other => other.to_string(),
     };
     tracing::warn!(why, path = %files.path(LOG).display(), "the log is damaged: salvaging what is left of it");
-    let salvaging = Salvaging { network, goes_on: trust == Trust::Unreadable };
+    let salvaging = SalvageJob { network, goes_on: trust == OpenPolicy::AcceptLoss };
     let recovery = Some(recover(files, salvaging, now_ms, why, &mut aside)?);
-    let opened = Log::open(files, Some(network), Opening::AsItIs);
+    let opened = Log::open(files, Some(network), OpenMode::AsItIs);
     let (log, found) = opened.map_err(|not_open| not_open.error)?;
-    Ok(Opened { log, found, recovery, set_aside: paths(files, &aside) })
+    Ok(OpenedLog { log, found, recovery, set_aside: paths(files, &aside) })
 }
 
 fn paths(files: &dyn Files, names: &[String]) -> Vec<PathBuf> {
@@ -134,9 +136,9 @@ fn paths(files: &dyn Files, names: &[String]) -> Vec<PathBuf> {
 pub(super) fn open_as_is(
     files: &dyn Files,
     network: Option<&str>,
-    how: Opening,
+    how: OpenMode,
     some_aside: bool,
-) -> Result<(Log, Found), NotOpen> {
+) -> Result<(Log, LogsOnDisk), NotOpen> {
     let path = files.path(LOG);
     let broken = |why: &str| OpenError::Broken { path: path.clone(), why: why.into() };
     match files.len(LOG) {
@@ -150,7 +152,7 @@ pub(super) fn open_as_is(
 
 fn recover(
     files: &dyn Files,
-    salvaging: Salvaging<'_>,
+    salvaging: SalvageJob<'_>,
     now_ms: u64,
     why: &str,
     aside: &mut Vec<String>,

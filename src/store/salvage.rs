@@ -12,12 +12,12 @@ use std::io;
 
 use redb::{Database, ReadableDatabase, ReadableTable, WriteTransaction};
 
-use super::files::{self, Files, Opening, SALVAGING};
+use super::files::{self, Files, OpenMode, SALVAGING};
 use super::log::{CHAIN, HEADS, LOOSE, encode_head, log_table, make_meta, table_name, tables};
-use super::patchy::{self, Patchy};
-use super::{Error, OpenError, raw};
-use crate::chain::log::{CHECKPOINT_EVERY, StampRange};
-use crate::chain::place::{ChainHash, Origin, Place};
+use super::lossy_file::{self, LossyFile};
+use super::{OpenError, StoreError, record_scan};
+use crate::chain::ids::{ChainHash, EntryKey, Origin};
+use crate::chain::logs::{CHECKPOINT_EVERY, StampRange};
 use crate::chain::record::Record;
 use crate::chain::vector::Head;
 
@@ -47,7 +47,7 @@ pub struct Salvaged {
 
 /// For whom a file is made, and from what.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Salvaging<'a> {
+pub(super) struct SalvageJob<'a> {
     /// The network it belongs to.
     pub(super) network: &'a str,
     /// What the disk does not give is passed over. Else it is an error.
@@ -59,7 +59,7 @@ enum Failure {
     #[error(transparent)]
     Reading(#[from] io::Error),
     #[error(transparent)]
-    Writing(#[from] Error),
+    Writing(#[from] StoreError),
     #[error(transparent)]
     Source(#[from] OpenError),
 }
@@ -69,14 +69,14 @@ enum Failure {
 pub(super) fn salvage(
     files: &dyn Files,
     sources: &[String],
-    salvaging: Salvaging<'_>,
+    salvaging: SalvageJob<'_>,
 ) -> Result<Salvaged, OpenError> {
     let path = files.path(SALVAGING);
-    let db = files.database(SALVAGING, CACHE_BYTES, Opening::Afresh)?;
+    let db = files.database(SALVAGING, CACHE_BYTES, OpenMode::Afresh)?;
     let done = Salvage::new(&db).of(files, sources, salvaging).map_err(|failure| match failure {
-        Failure::Reading(error) => patchy::not_read(path.clone(), error),
+        Failure::Reading(error) => lossy_file::not_read(path.clone(), error),
         Failure::Source(error) => error,
-        Failure::Writing(Error::Storage(error)) => files::why_not(path.clone(), *error),
+        Failure::Writing(StoreError::Storage(error)) => files::why_not(path.clone(), *error),
         Failure::Writing(error) => OpenError::Broken { path: path.clone(), why: error.to_string() },
     });
     let closed = db.close().map_err(|error| files::why_not(path.clone(), error.into()));
@@ -104,11 +104,11 @@ impl<'a> Salvage<'a> {
         mut self,
         files: &dyn Files,
         sources: &[String],
-        salvaging: Salvaging<'_>,
+        salvaging: SalvageJob<'_>,
     ) -> Result<Salvaged, Failure> {
         for source in sources {
             self.take(files, source, salvaging.goes_on).map_err(|failure| match failure {
-                Failure::Reading(error) => patchy::not_read(files.path(source), error).into(),
+                Failure::Reading(error) => lossy_file::not_read(files.path(source), error).into(),
                 other => other,
             })?;
         }
@@ -119,8 +119,8 @@ impl<'a> Salvage<'a> {
     }
 
     fn take(&mut self, files: &dyn Files, source: &str, goes_on: bool) -> Result<(), Failure> {
-        let mut file = Patchy::new(files, source, goes_on)?;
-        raw::scan(&mut file, &mut |record, bytes| -> Result<(), Failure> {
+        let mut file = LossyFile::new(files, source, goes_on)?;
+        record_scan::scan(&mut file, &mut |record, bytes| -> Result<(), Failure> {
             self.batch.entry(record.origin).or_default().push((record.seq, bytes.to_vec()));
             self.batch_bytes += bytes.len();
             if self.batch_bytes >= BATCH_BYTES {
@@ -132,7 +132,7 @@ impl<'a> Salvage<'a> {
         Ok(())
     }
 
-    fn write_batch(&mut self) -> Result<(), Error> {
+    fn write_batch(&mut self) -> Result<(), StoreError> {
         let tx = self.db.begin_write()?;
         let mut branches = Vec::new();
         for (origin, rows) in std::mem::take(&mut self.batch) {
@@ -154,7 +154,7 @@ impl<'a> Salvage<'a> {
         tx: &WriteTransaction,
         origin: Origin,
         rows: Vec<(u64, Vec<u8>)>,
-    ) -> Result<Vec<(Origin, Vec<u8>)>, Error> {
+    ) -> Result<Vec<(Origin, Vec<u8>)>, StoreError> {
         let mut branches = Vec::new();
         let mut table = tx.open_table(log_table(&table_name(origin)))?;
         for (seq, bytes) in rows {
@@ -173,13 +173,13 @@ impl<'a> Salvage<'a> {
     }
 
     /// The second pass: makes logs of the rows.
-    fn tie(&mut self) -> Result<(), Error> {
+    fn tie(&mut self) -> Result<(), StoreError> {
         let tx = self.db.begin_write()?;
         {
             let (mut heads, mut chain, mut loose) =
                 (tx.open_table(HEADS)?, tx.open_table(CHAIN)?, tx.open_table(LOOSE)?);
             for origin in tables(self.db)? {
-                let log = Tied::of(self.db, origin)?;
+                let log = RebuiltLog::of(self.db, origin)?;
                 for (seq, hash) in &log.checkpoints {
                     chain.insert((origin.0, *seq), hash.0)?;
                 }
@@ -201,7 +201,7 @@ impl<'a> Salvage<'a> {
 }
 
 /// What the rows of one log come to.
-struct Tied {
+struct RebuiltLog {
     head: Head,
     range: Option<StampRange>,
     checkpoints: Vec<(u64, ChainHash)>,
@@ -209,15 +209,15 @@ struct Tied {
     last: u64,
 }
 
-impl Tied {
-    fn of(db: &Database, origin: Origin) -> Result<Self, Error> {
+impl RebuiltLog {
+    fn of(db: &Database, origin: Origin) -> Result<Self, StoreError> {
         let head = Head { seq: 0, hash: ChainHash::genesis(origin) };
-        let mut log = Tied { head, range: None, checkpoints: Vec::new(), loose: 0, last: 0 };
+        let mut log = RebuiltLog { head, range: None, checkpoints: Vec::new(), loose: 0, last: 0 };
         let table = db.begin_read()?.open_table(log_table(&table_name(origin)))?;
         for row in table.iter()? {
             let (key, bytes) = row?;
             log.last = key.value();
-            let damaged = |_| Error::Damaged { origin, seq: log.last };
+            let damaged = |_| StoreError::Damaged { origin, seq: log.last };
             let (record, _) = Record::parse(bytes.value()).map_err(damaged)?;
             let follows = log.range.is_none_or(|range| range.last < record.stamp);
             if log.loose > 0 || log.last != log.head.seq + 1 || !follows {
@@ -238,7 +238,7 @@ impl Tied {
 /// The same entry as the first one of a branch.
 fn branch(bytes: &[u8]) -> (Origin, Vec<u8>) {
     let (record, _) = Record::parse(bytes).expect("was checked when it was found");
-    let place = Place { stamp: record.stamp, origin: record.origin, seq: record.seq };
+    let place = EntryKey { stamp: record.stamp, origin: record.origin, seq: record.seq };
     let origin = Origin::branch(place, record.digest);
     (origin, Record { origin, seq: 1, ..record }.encode())
 }

@@ -6,17 +6,17 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::files::{Directory, Files, LOG, Opening};
-use super::log::{Log, Most, NotOpen, Reader};
-use super::patchy::{self, Patchy};
-use super::{OpenError, raw, recover};
-use crate::chain::log::{CHECKPOINT_EVERY, Found, StampRange};
-use crate::chain::place::{ChainHash, Origin};
+use super::files::{Directory, Files, LOG, OpenMode};
+use super::log::{Log, LogReader, NotOpen, ReadLimit};
+use super::lossy_file::{self, LossyFile};
+use super::{OpenError, record_scan, recover};
+use crate::chain::ids::{ChainHash, Origin};
+use crate::chain::logs::{CHECKPOINT_EVERY, LogsOnDisk, StampRange};
 use crate::chain::record::Record;
 use crate::chain::vector::Head;
 
 /// Read in one transaction.
-const MOST: Most = Most { rows: 1_000, bytes: 1 << 20 };
+const MOST: ReadLimit = ReadLimit { rows: 1_000, bytes: 1 << 20 };
 
 /// How the stores below a `data_dir` are called.
 const STORE: &str = "node-";
@@ -25,7 +25,7 @@ const STORE: &str = "node-";
 #[derive(Debug)]
 pub enum Verified {
     /// Its log was read from end to end.
-    Read(Report),
+    Read(VerifyReport),
     /// Its log cannot be opened.
     NotOpened {
         /// Why not.
@@ -39,7 +39,7 @@ pub enum Verified {
 
 /// What is in a log that was read.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
-pub struct Report {
+pub struct VerifyReport {
     /// Logs.
     pub logs: u64,
     /// Entries in them that are as they should be.
@@ -55,14 +55,14 @@ pub struct Report {
     /// Intact entries that this program cannot read; a newer one can.
     pub unreadable: u64,
     /// The first of the damaged and missing.
-    pub first_bad: Option<Bad>,
+    pub first_bad: Option<BadEntry>,
     /// Damaged files of an earlier salvage that an operator may remove.
     pub set_aside: Vec<PathBuf>,
 }
 
 /// An entry that is not as it should be.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Bad {
+pub struct BadEntry {
     /// Its log.
     pub origin: Origin,
     /// Its place there.
@@ -71,7 +71,7 @@ pub struct Bad {
     pub why: String,
 }
 
-impl Report {
+impl VerifyReport {
     /// Nothing is damaged and nothing is missing.
     pub fn is_whole(&self) -> bool {
         self.damaged == 0 && self.missing == 0
@@ -103,7 +103,7 @@ pub fn verify(dir: &Path) -> Result<Verified, OpenError> {
     let files = Directory(dir.to_owned());
     let _lock = files.lock()?;
     let set_aside = recover::set_aside(&files)?;
-    match recover::open_as_is(&files, None, Opening::AsItIs, true) {
+    match recover::open_as_is(&files, None, OpenMode::AsItIs, true) {
         Ok((log, found)) => {
             let mut report = read(&log, &found);
             report.set_aside = set_aside.iter().map(|name| files.path(name)).collect();
@@ -128,7 +128,7 @@ pub fn verify(dir: &Path) -> Result<Verified, OpenError> {
 pub fn only_open(dir: &Path) -> Result<(), OpenError> {
     let files = Directory(dir.to_owned());
     let _lock = files.lock()?;
-    let opened = recover::open_as_is(&files, None, Opening::Checked, true);
+    let opened = recover::open_as_is(&files, None, OpenMode::Checked, true);
     opened.map(drop).map_err(|NotOpen { error, db }| {
         leave_open(db);
         error
@@ -142,13 +142,13 @@ fn leave_open<T>(database: T) {
 
 fn not_opened(files: &dyn Files, mut names: Vec<String>, why: String) -> Result<Verified, OpenError> {
     names.push(LOG.into());
-    let (mut seen, mut intact, mut unread_bytes) = (raw::Seen::default(), 0, 0);
+    let (mut seen, mut intact, mut unread_bytes) = (record_scan::SeenEntries::default(), 0, 0);
     let mut look = |name: &str| -> io::Result<()> {
         if files.len(name)?.is_none() {
             return Ok(());
         }
-        let mut file = Patchy::new(files, name, true)?;
-        raw::scan(&mut file, &mut |record, _| -> io::Result<()> {
+        let mut file = LossyFile::new(files, name, true)?;
+        record_scan::scan(&mut file, &mut |record, _| -> io::Result<()> {
             intact += u64::from(seen.insert(record.origin, record.seq));
             Ok(())
         })?;
@@ -156,19 +156,19 @@ fn not_opened(files: &dyn Files, mut names: Vec<String>, why: String) -> Result<
         Ok(())
     };
     for name in &names {
-        look(name).map_err(|error| patchy::not_read(files.path(name), error))?;
+        look(name).map_err(|error| lossy_file::not_read(files.path(name), error))?;
     }
     Ok(Verified::NotOpened { why, intact, unread_bytes })
 }
 
-fn read(log: &Log, found: &Found) -> Report {
-    let mut report = Report { logs: found.heads.len() as u64, ..Report::default() };
+fn read(log: &Log, found: &LogsOnDisk) -> VerifyReport {
+    let mut report = VerifyReport { logs: found.heads.len() as u64, ..VerifyReport::default() };
     for (origin, head, range) in &found.heads {
-        let mut walk = Walk::new(*origin, *head, &mut report);
+        let mut walk = VerifyWalk::new(*origin, *head, &mut report);
         walk.all(log);
         walk.check_end(*range);
     }
-    for (origin, last) in &found.loose {
+    for (origin, last) in &found.detached {
         let head = found.heads.iter().find(|(of, ..)| of == origin).map_or(0, |(_, head, _)| head.seq);
         read_loose(log, *origin, head + 1, *last, &mut report);
     }
@@ -176,20 +176,20 @@ fn read(log: &Log, found: &Found) -> Report {
 }
 
 /// A walk through one log.
-struct Walk<'a> {
+struct VerifyWalk<'a> {
     origin: Origin,
     head: Head,
     next: u64,
     /// The chain's hash before `next`, unless it was lost with an entry.
     hash: Option<ChainHash>,
     stamps: Option<StampRange>,
-    report: &'a mut Report,
+    report: &'a mut VerifyReport,
 }
 
-impl<'a> Walk<'a> {
-    fn new(origin: Origin, head: Head, report: &'a mut Report) -> Self {
+impl<'a> VerifyWalk<'a> {
+    fn new(origin: Origin, head: Head, report: &'a mut VerifyReport) -> Self {
         let hash = Some(ChainHash::genesis(origin));
-        Walk { origin, head, next: 1, hash, stamps: None, report }
+        VerifyWalk { origin, head, next: 1, hash, stamps: None, report }
     }
 
     fn all(&mut self, log: &Log) {
@@ -212,7 +212,7 @@ impl<'a> Walk<'a> {
         }
     }
 
-    fn row(&mut self, reader: &Reader, seq: u64, bytes: &[u8]) {
+    fn row(&mut self, reader: &LogReader, seq: u64, bytes: &[u8]) {
         if seq > self.next {
             self.miss(seq - 1);
         }
@@ -237,7 +237,7 @@ impl<'a> Walk<'a> {
     }
 
     /// The chain must be what was kept of it here; behind a damaged entry it goes on with that.
-    fn check_chain(&mut self, reader: &Reader, seq: u64) {
+    fn check_chain(&mut self, reader: &LogReader, seq: u64) {
         let kept = reader.checkpoint(self.origin, seq);
         match (&kept, self.hash) {
             (Ok(Some(kept)), hash) if hash.is_none_or(|hash| hash == *kept) => {}
@@ -278,12 +278,12 @@ impl<'a> Walk<'a> {
     }
 }
 
-fn note_bad(report: &mut Report, origin: Origin, seq: u64, why: &str) {
-    report.first_bad.get_or_insert_with(|| Bad { origin, seq, why: why.to_owned() });
+fn note_bad(report: &mut VerifyReport, origin: Origin, seq: u64, why: &str) {
+    report.first_bad.get_or_insert_with(|| BadEntry { origin, seq, why: why.to_owned() });
 }
 
 /// The entries behind a hole: each for itself, for nothing else is known of them.
-fn read_loose(log: &Log, origin: Origin, first: u64, last: u64, report: &mut Report) {
+fn read_loose(log: &Log, origin: Origin, first: u64, last: u64, report: &mut VerifyReport) {
     let mut next = first;
     while next <= last {
         let rows = match log.read().and_then(|mut reader| reader.rows(origin, next, last, MOST)) {

@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use chatchain::store::OpenError;
-use chatchain::store::files::{Bytes, Files, Opening, why_not};
+use chatchain::store::files::{FileBytes, Files, OpenMode, why_not};
 use redb::{Builder, Database, StorageBackend};
 
 /// A file's name.
@@ -200,7 +200,7 @@ impl Files for Disk {
         Box::new(self.clone())
     }
 
-    fn database(&self, name: &str, cache_bytes: usize, how: Opening) -> Result<Database, OpenError> {
+    fn database(&self, name: &str, cache_bytes: usize, how: OpenMode) -> Result<Database, OpenError> {
         let file: Name = name.into();
         let open = |disk: &Disk, check: bool| {
             let backend = Backend { disk: disk.clone(), number: disk.lock().live[&file].0 };
@@ -210,7 +210,7 @@ impl Files for Disk {
             let opened = builder.create_with_backend(backend);
             opened.map_err(|error| why_not(self.path(name), error.into()))
         };
-        if how == Opening::Afresh || !self.lock().live.contains_key(&file) {
+        if how == OpenMode::Afresh || !self.lock().live.contains_key(&file) {
             let beside = Disk::new(Images::from([(file.clone(), Vec::new())]));
             drop(open(&beside, false)?);
             let bytes = beside.lock().live[&file].1.clone();
@@ -219,7 +219,7 @@ impl Files for Disk {
             state.put(file.clone(), bytes.clone());
             state.steps.push(Step::Made { file: file.clone(), bytes });
         }
-        open(self, how == Opening::Checked)
+        open(self, how == OpenMode::Checked)
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -238,7 +238,7 @@ impl Files for Disk {
         Ok(self.lock().live.get(name).map(|(_, bytes)| bytes.len() as u64))
     }
 
-    fn raw(&self, name: &str) -> io::Result<Box<dyn Bytes>> {
+    fn raw(&self, name: &str) -> io::Result<Box<dyn FileBytes>> {
         let file = self.lock().live.get(name).map(|(number, _)| *number);
         Ok(Box::new(Backend { disk: self.clone(), number: file.ok_or(io::ErrorKind::NotFound)? }))
     }
@@ -280,7 +280,7 @@ struct Backend {
     number: u64,
 }
 
-impl Bytes for Backend {
+impl FileBytes for Backend {
     fn len(&self) -> io::Result<u64> {
         StorageBackend::len(self)
     }

@@ -66,7 +66,7 @@ fn a_busy_one_is_asked_later() {
 #[test]
 fn a_slow_writer_is_asked_last_for_sends_alone_and_no_probe_makes_it_fast() {
     let mut four = answering(S, MS);
-    let ready = Ready { readable: true, writable: true };
+    let ready = Readiness { readable: true, writable: true };
     for round in 1..=3 {
         four.probed(0, S, MS, ready);
         four.lost(0, Lane::Write, S, 40 * MS, 5 * MS);
@@ -76,7 +76,7 @@ fn a_slow_writer_is_asked_last_for_sends_alone_and_no_probe_makes_it_fast() {
     assert_eq!(order(&four, Lane::Read, 20 * S), [0, 1, 2, 3]);
     four.probed(0, 20 * S, MS, ready);
     check(&four, 20 * S, [1, 2, 3, 0]);
-    assert_eq!(four.status(20 * S)[0].state, State::Suspect);
+    assert_eq!(four.status(20 * S)[0].state, NodeState::Suspect);
 }
 
 #[test]
@@ -101,7 +101,7 @@ fn a_slow_one_is_tried_with_one_request_after_ever_longer_pauses() {
     assert!(four.is_aside(0, Lane::Write), "an answer, but a slow one");
     four.answered(0, Lane::Write, 8 * S, Some(20 * MS));
     assert!(!four.is_aside(0, Lane::Write));
-    assert_eq!(four.status(8 * S)[0].state, State::Up);
+    assert_eq!(four.status(8 * S)[0].state, NodeState::Up);
 }
 
 #[test]
@@ -168,8 +168,8 @@ fn states_are_told_as_they_are_known() {
     four.refused(1, Lane::Write, S, "full".into());
     four.failed(2, S, "refused".into());
     let states = |now| four.status(now).into_iter().map(|status| status.state).collect::<Vec<_>>();
-    assert_eq!(states(S), [State::Up, State::Up, State::Suspect, State::Suspect]);
-    assert_eq!(states(9 * S), [State::Up, State::Up, State::Down, State::Suspect]);
+    assert_eq!(states(S), [NodeState::Up, NodeState::Up, NodeState::Suspect, NodeState::Suspect]);
+    assert_eq!(states(9 * S), [NodeState::Up, NodeState::Up, NodeState::Down, NodeState::Suspect]);
     assert_eq!(four.status(S)[0].rtt_ms, Some(2.0));
     assert_eq!(four.status(S)[2].error.as_deref(), Some("refused"));
 }
@@ -184,7 +184,7 @@ fn probes_are_rarer_the_longer_a_node_is_away() {
     assert_eq!(due(&mut four, S).count(), 3);
     let mut probes = 0;
     for tick in 12..=10_000 {
-        four.probed(0, tick * 100 * MS, MS, Ready { readable: true, writable: true });
+        four.probed(0, tick * 100 * MS, MS, Readiness { readable: true, writable: true });
         probes += due(&mut four, tick * 100 * MS).filter(|place| *place == 3).count();
     }
     assert!((200..=300).contains(&probes), "{probes} in a thousand seconds");
@@ -196,7 +196,7 @@ fn a_silent_probe_counts_where_others_answer_theirs_or_after_a_while() {
     let late = |four: &mut Upstreams, place, at| four.probe_waits(place, at, at + S, "silent".into());
     (0..4).for_each(|place| late(&mut four, place, S));
     assert!((0..4).all(|place| !four.is_aside(place, Lane::Write)), "perhaps it is us");
-    four.probed(1, 2 * S + MS, MS, Ready { readable: true, writable: true });
+    four.probed(1, 2 * S + MS, MS, Readiness { readable: true, writable: true });
     late(&mut four, 0, 2 * S);
     assert!(four.is_aside(0, Lane::Read));
     late(&mut four, 1, 2 * S);
@@ -210,7 +210,7 @@ fn word(port: usize, node_id: u16, messages: u64, peers: &[(usize, u16)]) -> Nod
     let peer = |(port, id): &(usize, u16)| PeerStatus {
         node_id: Some(*id),
         address: addr(*port),
-        state: State::Up,
+        state: NodeState::Up,
         last_sync: None,
         rtt_ms: None,
         behind: None,
@@ -220,7 +220,7 @@ fn word(port: usize, node_id: u16, messages: u64, peers: &[(usize, u16)]) -> Nod
         node_id,
         address: addr(port),
         version: String::new(),
-        state: State::Up,
+        state: NodeState::Up,
         uptime_seconds: 0,
         messages,
         digest: String::new(),

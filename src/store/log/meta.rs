@@ -6,7 +6,7 @@ use redb::{Database, ReadableDatabase, TableDefinition};
 use twox_hash::XxHash3_64;
 use uuid::Uuid;
 
-use super::super::{Error, OpenError, StoreId};
+use super::super::{OpenError, StoreError, StoreId};
 use super::{CHAIN, HEADS, not_ours};
 
 /// The newest layout of `log.redb` that this program knows. A newer one is refused.
@@ -43,12 +43,13 @@ impl Meta {
 }
 
 /// Whose store it is; `None` if it does not say.
-pub(super) fn read(db: &Database) -> Result<Option<Meta>, Error> {
+pub(super) fn read(db: &Database) -> Result<Option<Meta>, StoreError> {
     let table = match db.begin_read()?.open_table(META) {
         Err(redb::TableError::TableDoesNotExist(_)) => return Ok(None),
         table => table?,
     };
-    let read = |name| -> Result<Option<Vec<u8>>, Error> { Ok(table.get(name)?.map(|v| v.value().to_vec())) };
+    let read =
+        |name| -> Result<Option<Vec<u8>>, StoreError> { Ok(table.get(name)?.map(|v| v.value().to_vec())) };
     let found = (read("format")?, read("store_id")?, read("network")?);
     let (Some(format), Some(id), Some(network)) = found else { return Err(not_ours("meta")) };
     let (Ok(format), Ok(id), Ok(network)) = (format.try_into(), id.try_into(), String::from_utf8(network))
@@ -65,7 +66,7 @@ pub(super) fn read(db: &Database) -> Result<Option<Meta>, Error> {
 }
 
 /// Says whose store it is, under a new name; the file is one of ours from then on.
-pub(in crate::store) fn make(db: &Database, network: &str) -> Result<Meta, Error> {
+pub(in crate::store) fn make(db: &Database, network: &str) -> Result<Meta, StoreError> {
     let id = StoreId(Uuid::now_v7().into_bytes());
     let meta = Meta { format: FORMAT, id, network: network.to_owned() };
     let tx = db.begin_write()?;

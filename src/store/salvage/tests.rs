@@ -3,22 +3,22 @@
 use std::path::Path;
 
 use super::super::files::{Directory, LOG};
-use super::super::{Store, Trust};
+use super::super::{OpenPolicy, Store};
 use super::*;
 use crate::chain::clock::Stamp;
 use crate::chain::message::Digest;
-use crate::chain::record::Kind;
+use crate::chain::record::EntryKind;
 
 const A: Origin = Origin([1; 16]);
 const B: Origin = Origin([2; 16]);
 
 fn record(origin: Origin, seq: u64, stamp: u64, content: &[u8]) -> Vec<u8> {
     let (stamp, digest) = (Stamp(stamp), Digest::of(content));
-    Record { origin, seq, stamp, digest, kind: Kind::Message, content }.encode()
+    Record { origin, seq, stamp, digest, kind: EntryKind::Message, content }.encode()
 }
 
 /// Opens a store in whose place these records lie about.
-fn open(dir: &Path, records: &[Vec<u8>]) -> (std::sync::Arc<Store>, crate::chain::log::Logs) {
+fn open(dir: &Path, records: &[Vec<u8>]) -> (std::sync::Arc<Store>, crate::chain::logs::Logs) {
     let bytes = [b"no database at all".as_slice(), &records.concat()].concat();
     std::fs::write(dir.join(LOG), bytes).expect("writes");
     Store::open(dir, "test", 0).expect("opens")
@@ -40,7 +40,7 @@ fn the_beginning_without_a_hole_is_the_log_and_the_rest_is_loose() {
     for checkpoint in [1024, 2048] {
         assert!(reader.checkpoint(A, checkpoint).expect("reads").is_some());
     }
-    assert_eq!(logs.loose().collect::<Vec<_>>(), [(A, 3005), (B, 2)]);
+    assert_eq!(logs.detached().collect::<Vec<_>>(), [(A, 3005), (B, 2)]);
     for (origin, seq) in [(A, 2501), (A, 3000), (A, 3005), (B, 2)] {
         assert_eq!(reader.get(origin, seq).expect("is there").place.seq, seq);
     }
@@ -58,8 +58,8 @@ fn the_beginning_without_a_hole_is_the_log_and_the_rest_is_loose() {
     assert_eq!(recovery.salvaged, want);
     assert_eq!(recovery.set_aside.as_slice(), store.set_aside());
     drop((reader, store));
-    let (store, logs) = Store::open_with(dir.path(), "test", 0, Trust::Suspect).expect("opens");
-    assert_eq!((logs.loose().count(), logs.vector().entries(), store.recovery()), (2, 2499, None));
+    let (store, logs) = Store::open_with(dir.path(), "test", 0, OpenPolicy::FullCheck).expect("opens");
+    assert_eq!((logs.detached().count(), logs.vector().entries(), store.recovery()), (2, 2499, None));
 }
 
 #[test]
@@ -73,7 +73,7 @@ fn different_records_of_one_place_are_all_kept() {
     let mut reader = store.log().read().expect("reads");
     assert_eq!(reader.get(A, 2).expect("is there").record, records[1], "the first one keeps the place");
     for content in [b"other", b"third"] {
-        let place = Place { stamp: Stamp(20), origin: A, seq: 2 };
+        let place = EntryKey { stamp: Stamp(20), origin: A, seq: 2 };
         let branch = Origin::branch(place, Digest::of(content));
         assert_eq!(reader.get(branch, 1).expect("is there").record, record(branch, 1, 20, content));
         assert_eq!(logs.vector().seq(branch), 1);
@@ -88,7 +88,7 @@ fn an_entry_that_is_not_stamped_later_is_loose() {
     let dir = tempfile::tempdir().expect("temp dir");
     let records = [record(A, 1, 5, b"a"), record(A, 2, 5, b"b"), record(A, 3, 6, b"c")];
     let (_store, logs) = open(dir.path(), &records);
-    assert_eq!((logs.vector().seq(A), logs.loose().collect::<Vec<_>>()), (1, vec![(A, 3)]));
+    assert_eq!((logs.vector().seq(A), logs.detached().collect::<Vec<_>>()), (1, vec![(A, 3)]));
 }
 
 #[test]
@@ -146,5 +146,5 @@ fn a_log_whose_head_is_gone_is_noticed_though_the_database_is_well() {
 fn a_record_at_no_possible_place_is_not_salvaged() {
     let dir = tempfile::tempdir().expect("temp dir");
     let (_, logs) = open(dir.path(), &[record(A, u64::MAX, 9, b"a"), record(A, 3, 3, b"a")]);
-    assert_eq!(logs.loose().collect::<Vec<_>>(), [(A, 3)]);
+    assert_eq!(logs.detached().collect::<Vec<_>>(), [(A, 3)]);
 }

@@ -1,11 +1,11 @@
 //! What `verify` says of stores that are whole, damaged in one place, or no databases.
 
-use super::super::{Store, Trust, log};
+use super::super::{OpenPolicy, Store, log};
 use super::*;
-use crate::chain::log::Logs;
+use crate::chain::logs::Logs;
 use crate::chain::message::Digest;
-use crate::chain::record::Kind;
-use crate::store::log::{Change, NewEntry};
+use crate::chain::record::EntryKind;
+use crate::store::log::{NewRow, WriteBatch};
 
 /// A store with a log of so many entries.
 fn store(dir: &Path, entries: u64) -> (std::sync::Arc<Store>, Logs, Origin) {
@@ -16,15 +16,15 @@ fn store(dir: &Path, entries: u64) -> (std::sync::Arc<Store>, Logs, Origin) {
         let content = number.to_be_bytes();
         let digest = Digest::of(&content);
         let place = logs.assign(digest, 1_000, || origin);
-        let (seq, stamp, kind) = (place.seq, place.stamp, Kind::Message);
+        let (seq, stamp, kind) = (place.seq, place.stamp, EntryKind::Message);
         let record = Record { origin, seq, stamp, digest, kind, content: &content }.encode();
-        new.push(NewEntry { place, hash: logs.vector().hash(origin), record, known: [].into() });
+        new.push(NewRow { place, hash: logs.vector().hash(origin), record, known: [].into() });
     }
-    store.commit(&Change { entries: new, ..Change::default() }, &logs).expect("commits");
+    store.commit(&WriteBatch { entries: new, ..WriteBatch::default() }, &logs).expect("commits");
     (store, logs, origin)
 }
 
-fn report(dir: &Path) -> Report {
+fn report(dir: &Path) -> VerifyReport {
     match verify(dir).expect("looks at it") {
         Verified::Read(report) => report,
         other @ Verified::NotOpened { .. } => panic!("{other:?}"),
@@ -55,7 +55,7 @@ fn the_first_damaged_entry_is_named_and_all_are_counted() {
     let found = report(dir.path());
     assert_eq!((found.entries, found.damaged, found.missing), (2496, 2, 2));
     let why = "its record does not check".to_owned();
-    assert_eq!(found.first_bad, Some(Bad { origin, seq: 1000, why }));
+    assert_eq!(found.first_bad, Some(BadEntry { origin, seq: 1000, why }));
 }
 
 #[test]
@@ -83,7 +83,7 @@ fn a_log_that_cannot_be_opened_is_searched_and_left_alone() {
     assert!(matches!(found, Verified::NotOpened { intact: 100, .. }), "{found:?}");
     assert_eq!(std::fs::read(&path).expect("reads"), bytes);
     // The node salvages it, and then it is whole.
-    drop(Store::open_with(dir.path(), "test", 0, Trust::Usual).expect("opens"));
+    drop(Store::open_with(dir.path(), "test", 0, OpenPolicy::Default).expect("opens"));
     let found = report(dir.path());
     assert_eq!((found.is_whole(), found.entries, found.set_aside.len()), (true, 100, 1));
     std::fs::remove_file(&path).expect("removes");
