@@ -5,7 +5,6 @@
 
 pub mod clock;
 pub mod cursor;
-pub mod fork;
 pub mod frontier;
 pub mod ids;
 pub mod logs;
@@ -14,7 +13,6 @@ pub mod message;
 pub mod record;
 pub mod sync;
 pub mod vector;
-pub mod wire;
 
 /// Bytes as frozen fixtures have them.
 #[cfg(test)]

@@ -9,12 +9,12 @@ use color_eyre::eyre::{Result, WrapErr, bail};
 use serde::Serialize;
 
 use super::Exit;
-use crate::{
-    cli::{self, OutputFormat},
-    config::Sources,
-    output::{Output, Row, Tone},
-    store::verify::{self, Verified},
-};
+use crate::cli;
+use crate::cli::OutputFormat;
+use crate::config::Sources;
+use crate::output::{Output, Row, Tone};
+use crate::store::recovery::verify;
+use crate::store::recovery::verify::Verified;
 
 const HEADER: [&str; 9] =
     ["STORE", "STATE", "LOGS", "ENTRIES", "BYTES", "DAMAGED", "MISSING", "LOOSE", "UNREADABLE"];

@@ -13,7 +13,7 @@ use rustix::process::Signal;
 use tokio::process::Command;
 
 use crate::store::OpenPolicy;
-use crate::store::crash_count::UncleanExits;
+use crate::store::recovery::crash_count::UncleanExits;
 
 /// So many openings in a row, for which every page was checked, must have ended the process before it is found out whether
 /// it is the log that ends it. One may be a kill, and finding out takes as long as an opening.

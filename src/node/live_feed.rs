@@ -15,18 +15,18 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::Node;
-use super::acks::at;
-use super::send::view;
 use crate::api::feed::{FeedEvent, FeedFormat, to_text};
 use crate::chain::clock::Stamp;
 use crate::chain::cursor::{self, PartialScan, ReadState, Scope};
 use crate::chain::frontier::{Frontier, FrontierSnapshot};
 use crate::chain::ids::{EntryKey, Origin};
 use crate::chain::logs::Logs;
-use crate::chain::wire::EntryRange;
+use crate::chain::sync::wire::EntryRange;
+use crate::node::http::acks::at;
+use crate::node::http::send::view;
 use crate::replica::write_ops::Maintenance;
 use crate::store::StoreError;
-use crate::store::feed_scan::{FeedItem, FeedScan, last_of};
+use crate::store::history::feed_scan::{FeedItem, FeedScan, last_of};
 
 /// Messages in the ring. A reader that is further behind reads the store.
 const RING_COUNT_MAX: usize = 4_096;

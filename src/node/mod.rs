@@ -4,28 +4,18 @@
 //! everything in order. The three flows here: a send goes http -> send -> writer -> store and back; a read goes
 //! http -> history -> store (a feed: http -> feed -> store or hub); an exchange goes replicate -> chain::sync -> writer.
 
-mod acks;
 mod cluster;
 mod doubt;
-mod feed;
-mod forget;
-mod history;
 mod http;
-mod inbox;
 mod incidents;
 mod live_feed;
 mod maintenance;
 mod patience;
-mod peer;
 mod pid;
-mod position;
-mod roster;
 pub mod run;
-mod send;
 mod slot;
 mod status;
 mod store_fault;
-mod sync;
 mod writer;
 
 use std::sync::Arc;
@@ -35,7 +25,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::api::network::NodeId;
 use crate::chain::logs::Logs;
-use crate::chain::wire::EntryRange;
+use crate::chain::sync::wire::EntryRange;
 use crate::config::NodeConfig;
 use crate::serve::{BODIES_BYTES_MAX, Budget};
 use crate::store::Store;
@@ -65,26 +55,26 @@ const READERS_MAX: usize = 4;
 
 /// Readers who keep their way through the store while they take what they were given: a buffer of up to a megabyte (a large
 /// page of history: four), and some 150 bytes for each log. The others find it anew for each piece, which takes longer.
-const WAYS_MAX: usize = 32;
+const ITERATORS_MAX: usize = 32;
 
 /// What requests share and none may use up.
 #[derive(Clone)]
 struct Bounds {
     bodies: Budget,
     readers: Arc<Semaphore>,
-    ways: Arc<Semaphore>,
+    iterators: Arc<Semaphore>,
     hub: Arc<LiveFeed>,
 }
 
 impl Bounds {
     /// With this signal all feeds end.
     fn new(stop: CancellationToken) -> Self {
-        let (readers, ways) = (Semaphore::new(READERS_MAX), Semaphore::new(WAYS_MAX));
+        let (readers, ways) = (Semaphore::new(READERS_MAX), Semaphore::new(ITERATORS_MAX));
         let bodies = Budget::new(BODIES_BYTES_MAX);
         Bounds {
             bodies,
             readers: Arc::new(readers),
-            ways: Arc::new(ways),
+            iterators: Arc::new(ways),
             hub: Arc::new(LiveFeed::new(stop)),
         }
     }
@@ -140,8 +130,8 @@ impl Node {
     }
 
     /// A place for each reader who keeps its way through the store.
-    fn ways(&self) -> &Arc<Semaphore> {
-        &self.bounds.ways
+    fn iterators(&self) -> &Arc<Semaphore> {
+        &self.bounds.iterators
     }
 
     /// What all readers of the feed share.

@@ -23,11 +23,12 @@ use super::pid::PidFile;
 use super::slot::NodeSlot;
 use super::store_fault::StoreFault;
 use super::writer::Writer;
-use super::{Bounds, Node, NodeError, doubt, http, live_feed, maintenance, now_ms, status, sync};
 use crate::chain::logs::Logs;
 use crate::chain::members::{self, MemberId};
-use crate::chain::wire::Hello;
+use crate::chain::sync::wire::Hello;
 use crate::config::NodeConfig;
+use crate::node::cluster::sync;
+use crate::node::{Bounds, Node, NodeError, doubt, http, live_feed, maintenance, now_ms, status};
 use crate::serve;
 use crate::store::{OpenError, OpenPolicy, Store};
 

@@ -22,7 +22,7 @@ use crate::chain::vector::Vector;
 use crate::client::Request;
 use crate::config::NodeConfig;
 use crate::serve;
-use crate::store::recover::Recovery;
+use crate::store::recovery::Recovery;
 
 /// How long a peer is waited for when the whole network is asked. One that takes longer is shown as suspect.
 const ASK_TIME: Duration = Duration::from_secs(1);
@@ -111,7 +111,7 @@ fn warnings(node: &Node) -> Vec<String> {
 /// What came of damage to the store, or of doubts in it: it stays until an operator has taken the damaged files away.
 fn of_the_store(node: &Node) -> impl Iterator<Item = String> {
     let (store, id) = (node.store(), node.config().node_id);
-    let doubted = store.bad_ends_before().and_then(|count| {
+    let doubted = store.unclean_exits_before().and_then(|count| {
         let found = match (store.recovery(), store.has_new_index()) {
             (Some(_), _) => "its log was damaged",
             (None, true) => "its log was in order, and its index was built anew",

@@ -10,8 +10,9 @@ use crate::chain::frontier::SnapshotContent;
 use crate::chain::ids::{ChainHash, EntryKey, Origin};
 use crate::chain::message::{Digest, Message, UncheckedMessage};
 use crate::chain::record::{EntryKind, Record};
+use crate::chain::sync::wire::{EntryRange, Heads, Hello, Run, SyncMessage, short};
 use crate::chain::vector::{Head, Vector};
-use crate::chain::wire::{EntryRange, Heads, Hello, Run, SyncMessage, short};
+use crate::node::cluster::sync;
 
 const X: Origin = Origin([7; 16]);
 const STAMP: u64 = 1_700_000_000_000 << 16;
@@ -338,7 +339,7 @@ async fn what_a_peer_had_when_its_status_was_asked_for_is_shown_after_it_is_gone
     assert_eq!(behind(), Some(3));
     status::network(bench.node.clone(), axum::extract::RawQuery(None)).await.expect("answers");
     assert_eq!(behind(), Some(0));
-    let all = [crate::chain::wire::EntryRange { origin: X, first: 1, last: 3 }];
+    let all = [crate::chain::sync::wire::EntryRange { origin: X, first: 1, last: 3 }];
     let holders = mesh.holders(&all, false, bench.node.logs().vector());
     assert_eq!(holders, [2], "who said so; for the other one no copy is counted");
     let mut anew = SyncMessage::quiet(peer.node.mesh().hello(), [0; 16]);

@@ -59,7 +59,7 @@ impl Committer {
 
     /// There is something to be gone on with although nobody asks for it: write again, if only an empty batch.
     pub fn has_more(&self) -> bool {
-        let has_left = !self.sweeping.is_done() || self.store.may_count_lost();
+        let has_left = !self.sweeping.is_done() || self.store.may_have_dangling();
         has_left || !self.cutting.is_empty() || !self.absorbing.is_empty()
     }
 
@@ -240,8 +240,8 @@ mod tests {
 
     use crate::chain::message::{self, Digest, Message};
     use crate::replica::write_ops::{NewMessage, Rejection, SendOutcome};
-    use crate::store::files::{Directory, Files, INDEX, LOG};
-    use crate::store::listing::{Filter, Listing};
+    use crate::store::engine::files::{Directory, Files, INDEX, LOG};
+    use crate::store::history::listing::{Filter, Listing};
     use crate::store::log::overwrite;
 
     const NOW: u64 = 1_700_000_000_000;

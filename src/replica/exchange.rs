@@ -10,15 +10,15 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use bytes::Bytes;
 
 use super::write_ops::{Admitted, Maintenance, PeerRecords};
-use crate::chain::fork::{Bisection, BisectionOutcome, ChainedEntry};
 use crate::chain::ids::{ChainHash, Origin};
 use crate::chain::logs::{AdmitError, Logs};
 use crate::chain::record::Record;
+use crate::chain::sync::bisect::{Bisection, BisectionOutcome, ChainedEntry};
+use crate::chain::sync::wire::{EntryRange, Hello, Run, SyncMessage, short};
 use crate::chain::sync::{self, ExchangePlan, Initiator, NextExchange, Responder};
 use crate::chain::vector::{Head, Vector};
-use crate::chain::wire::{EntryRange, Hello, Run, SyncMessage, short};
-use crate::store::damage::Damage;
 use crate::store::log::ReadLimit;
+use crate::store::log::damage::Damage;
 use crate::store::{Store, StoreError};
 
 /// Records in one message of an exchange. What does not fit goes with the next.

@@ -49,14 +49,14 @@ impl Purger {
         for _ in 0..LOOKS_MAX {
             let Some(origin) = self.logs.first().copied() else { break };
             if let Some(cut) = logs.vector().cut_of(origin)
-                && store.sweep(origin, cut)?
+                && store.purge(origin, cut)?
             {
                 return Ok(());
             }
             self.logs.remove(&origin);
         }
-        if self.is_done() && store.may_count_lost() {
-            store.look_for_lost(logs)?;
+        if self.is_done() && store.may_have_dangling() {
+            store.purge_dangling(logs)?;
         }
         Ok(())
     }

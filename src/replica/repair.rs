@@ -9,9 +9,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::chain::ids::Origin;
 use crate::chain::logs::Logs;
+use crate::chain::sync::wire::EntryRange;
 use crate::chain::vector::Vector;
-use crate::chain::wire::EntryRange;
-use crate::store::damage::Damage;
+use crate::store::log::damage::Damage;
 
 /// After this long an entry is given up that no peer has, if all of them were asked meanwhile.
 pub const GIVE_UP_MS: u64 = 10_000;

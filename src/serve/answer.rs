@@ -79,10 +79,10 @@ pub(super) async fn answer(
     let began = Instant::now();
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
     let mut response = match standing {
-        Access::Known | Access::Guest => ask(app, request, limit, (&method, &path)).await,
-        Access::Stranger => auth::refusal().into_response(),
+        Access::Authenticated | Access::PublicPath => ask(app, request, limit, (&method, &path)).await,
+        Access::Unauthenticated => auth::refusal().into_response(),
     };
-    if standing != Access::Known {
+    if standing != Access::Authenticated {
         auth::dismiss(&mut response);
     }
     debug!(%method, path, status = response.status().as_u16(), ms = began.elapsed().as_millis(), "answered");

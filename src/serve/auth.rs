@@ -28,11 +28,11 @@ pub(super) struct Auth(Option<Keys>);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Access {
     /// Everything: they have shown a key, or there is no lock.
-    Known,
+    Authenticated,
     /// What they ask is open to everybody, but they have shown no key.
-    Guest,
+    PublicPath,
     /// Nothing.
-    Stranger,
+    Unauthenticated,
 }
 
 impl Auth {
@@ -48,13 +48,13 @@ impl Auth {
     /// Judges a request by its head alone, and takes its body away unless they are known.
     pub(super) fn admit(&self, request: Request<Incoming>) -> (Access, Request<Option<Incoming>>) {
         let standing = if self.0.as_ref().is_none_or(|keys| keys.open_for(authorization(request.headers()))) {
-            Access::Known
+            Access::Authenticated
         } else if OPEN.contains(&request.uri().path()) {
-            Access::Guest
+            Access::PublicPath
         } else {
-            Access::Stranger
+            Access::Unauthenticated
         };
-        (standing, request.map(|body| Some(body).filter(|_| standing == Access::Known)))
+        (standing, request.map(|body| Some(body).filter(|_| standing == Access::Authenticated)))
     }
 }
 

@@ -178,9 +178,9 @@ impl Server {
             let sends_on = !request.body().is_end_stream();
             let admitted = lock.admit(request);
             match admitted.0 {
-                Access::Known => stranger.becomes_known(),
-                Access::Guest | Access::Stranger if sends_on => linger.at_the_end(),
-                Access::Guest | Access::Stranger => {}
+                Access::Authenticated => stranger.becomes_known(),
+                Access::PublicPath | Access::Unauthenticated if sends_on => linger.at_the_end(),
+                Access::PublicPath | Access::Unauthenticated => {}
             }
             answer::answer(app.clone(), admitted, limits.answer)
         });

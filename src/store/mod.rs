@@ -9,25 +9,11 @@
 //! Invariants: whoever commits is the only one to do so ([`Store::commit`] is called by the node's writer
 //! alone); [`Logs`] handed to readers list durable entries only; every record is checked on every read.
 
-mod catch_panic;
-pub mod crash_count;
-pub mod damage;
-pub mod feed_scan;
-pub mod files;
+pub mod engine;
+pub mod history;
 pub mod index;
-pub mod listing;
 pub mod log;
-mod lossy_file;
-mod memtable;
-mod merge;
-pub mod purged;
-mod record_scan;
-pub mod recover;
-pub mod salvage;
-mod snapshots;
-mod user_scan;
-pub mod verify;
-mod write_batch;
+pub mod recovery;
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -39,11 +25,11 @@ use uuid::Uuid;
 use crate::chain::ids::{EntryKey, Origin};
 use crate::chain::logs::Logs;
 use crate::chain::message::Digest;
-use crash_count::CrashCount;
-use files::{Directory, Files};
+use crate::store::engine::files::{self, Directory, Files};
+use crate::store::recovery::Recovery;
+use crate::store::recovery::crash_count::CrashCount;
 use index::Index;
 use log::{Log, WriteBatch};
-use recover::Recovery;
 
 /// The store's directory, its parent and the one above may just have been made.
 const SYNCED_LEVELS: usize = 3;
@@ -282,7 +268,7 @@ impl Store {
             }
             opened => opened?,
         };
-        let (recover::OpenedLog { log, recovery, set_aside, .. }, logs, index) = opened;
+        let (recovery::OpenedLog { log, recovery, set_aside, .. }, logs, index) = opened;
         crash_count.is_open();
         let store = Store { log, index, recovery, set_aside, crash_count, _lock: lock };
         Ok((Arc::new(store), logs))
@@ -293,12 +279,12 @@ impl Store {
         network: &str,
         now_ms: u64,
         trust: OpenPolicy,
-    ) -> Result<(recover::OpenedLog, Logs, Index), OpenError> {
-        let mut opened = recover::open_log(files, network, now_ms, trust)?;
+    ) -> Result<(recovery::OpenedLog, Logs, Index), OpenError> {
+        let mut opened = recovery::open_log(files, network, now_ms, trust)?;
         let mut logs = Logs::restore(opened.found.clone(), now_ms);
         let index = match Index::open(files, &opened.log, &logs, trust) {
-            Err(error) if opened.recovery.is_none() && recover::is_lost(files, trust, &error)? => {
-                opened = recover::give_up(files, network, now_ms, trust, opened, &error)?;
+            Err(error) if opened.recovery.is_none() && recovery::is_lost(files, trust, &error)? => {
+                opened = recovery::give_up(files, network, now_ms, trust, opened, &error)?;
                 logs = Logs::restore(opened.found.clone(), now_ms);
                 Index::open(files, &opened.log, &logs, trust)?
             }
@@ -313,7 +299,7 @@ impl Store {
     }
 
     /// How many processes in a row ended badly with it, if they were so many that every page was checked at this opening.
-    pub fn bad_ends_before(&self) -> Option<u32> {
+    pub fn unclean_exits_before(&self) -> Option<u32> {
         self.crash_count.bad_ends_before()
     }
 
@@ -324,7 +310,7 @@ impl Store {
     }
 
     /// Sees to it that a bad end of this process does not count against the store.
-    pub fn prove(&self) {
+    pub fn mark_healthy(&self) {
         self.crash_count.prove();
     }
 
@@ -363,7 +349,7 @@ impl Store {
 
     /// Removes a piece of what a log still has behind its cut, which must be durable: from the index first, which is found
     /// by it, then from the log. `false`: nothing was left. Called by the writer alone.
-    pub fn sweep(&self, origin: Origin, cut: u64) -> Result<bool, StoreError> {
+    pub fn purge(&self, origin: Origin, cut: u64) -> Result<bool, StoreError> {
         let Some(piece) = self.log.left_behind(origin, cut)? else { return Ok(false) };
         self.log.swept().begin(origin, cut);
         if self.index.forget(&piece.entries, origin, cut)? {
@@ -373,17 +359,17 @@ impl Store {
     }
 
     /// Whether the index may count messages that were lost with a cut.
-    pub fn may_count_lost(&self) -> bool {
+    pub fn may_have_dangling(&self) -> bool {
         self.index.may_have_lost()
     }
 
     /// Looks through a part of the index for them, and takes them out. Called by the writer alone.
-    pub fn look_for_lost(&self, logs: &Logs) -> Result<(), StoreError> {
+    pub fn purge_dangling(&self, logs: &Logs) -> Result<(), StoreError> {
         self.index.look_for_lost(logs, self.log.swept())
     }
 
     /// Makes the next start fast, also after a `kill -9`. For quiet moments: it costs two more fsyncs.
-    pub fn settle(&self) -> Result<(), StoreError> {
+    pub fn commit_for_fast_open(&self) -> Result<(), StoreError> {
         self.log.settle()
     }
 
@@ -408,7 +394,7 @@ impl Store {
     }
 
     /// The index was found wrong: the next opening builds it anew.
-    pub fn spoil_index(&self) {
+    pub fn invalidate_index(&self) {
         if let Err(error) = self.index.spoil() {
             tracing::error!(%error, "the index cannot even be marked as wrong");
         }

@@ -4,11 +4,12 @@ use std::path::Path;
 
 use uuid::Uuid;
 
-use super::listing::{Filter, Listing};
 use super::log::{NewRow, WriteBatch};
 use super::*;
 use crate::chain::message::{Content, Message, UncheckedMessage};
 use crate::chain::record::{EntryKind, Record};
+use crate::store::engine::files;
+use crate::store::history::listing::{Filter, Listing};
 
 const NOW: u64 = 1_700_000_000_000;
 
@@ -220,7 +221,7 @@ fn a_row_of_the_index_that_leads_back_ends_a_walk_and_the_index_is_built_anew() 
         let EntryKey { stamp, origin, seq } = places[damaged];
         let lies = if backward { u64::MAX } else { 0 };
         // As it stands in the file: the engine keeps numbers with their last byte first.
-        let name = memtable::NameHash::of("#room").0;
+        let name = index::memtable::NameHash::of("#room").0;
         let key = |stamp: u64| [&name, &stamp.to_le_bytes()[..], &origin.0, &seq.to_le_bytes()].concat();
         let path = dir.path().join(files::INDEX);
         let mut bytes = std::fs::read(&path).expect("reads");

@@ -51,7 +51,7 @@ pub fn build(dir: &Path, count: u64, log_of: impl Fn(u64) -> u64) {
         }
     }
     while store.index_behind().expect("indexes") {}
-    store.settle().expect("commits");
+    store.commit_for_fast_open().expect("commits");
 }
 
 fn message(number: u64) -> Message {

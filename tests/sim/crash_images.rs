@@ -11,7 +11,7 @@ use chatchain::chain::ids::{ChainHash, Origin};
 use chatchain::chain::logs::Logs;
 use chatchain::chain::message::{Content, Digest, Message, UncheckedMessage};
 use chatchain::chain::record::{EntryKind, Record};
-use chatchain::store::listing::{Filter, Listing};
+use chatchain::store::history::listing::{Filter, Listing};
 use chatchain::store::log::{NewRow, WriteBatch};
 use chatchain::store::{OpenPolicy, Store};
 use uuid::Uuid;
@@ -72,7 +72,7 @@ fn workload(seed: u64) -> Disk {
             while store.index_behind().expect("indexes") {}
         }
         if dice.one_in(30) {
-            store.settle().expect("settles");
+            store.commit_for_fast_open().expect("settles");
         }
         if dice.one_in(60) {
             drop(store);

@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use chatchain::store::OpenError;
-use chatchain::store::files::{FileBytes, Files, OpenMode, why_not};
+use chatchain::store::engine::files::{FileBytes, Files, OpenMode, why_not};
 use redb::{Builder, Database, StorageBackend};
 
 /// A file's name.

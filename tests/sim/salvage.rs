@@ -12,8 +12,8 @@ use chatchain::chain::ids::{ChainHash, Origin};
 use chatchain::chain::logs::Logs;
 use chatchain::chain::message::{Content, Digest, Message, UncheckedMessage};
 use chatchain::chain::record::{EntryKind, MAGIC, Record};
-use chatchain::store::files::{INDEX, LOG};
-use chatchain::store::listing::{Filter, Listing};
+use chatchain::store::engine::files::{INDEX, LOG};
+use chatchain::store::history::listing::{Filter, Listing};
 use chatchain::store::log::{NewRow, WriteBatch};
 use chatchain::store::{OpenPolicy, Store, StoreError};
 use uuid::Uuid;
@@ -71,7 +71,7 @@ fn workload(seed: u64, commits: u64) -> (Disk, Arc<Store>, Logs) {
             while store.index_behind().expect("indexes") {}
         }
         if dice.one_in(100) {
-            store.settle().expect("settles");
+            store.commit_for_fast_open().expect("settles");
         }
     }
     (disk, store, logs)

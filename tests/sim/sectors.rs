@@ -6,7 +6,7 @@
 
 use std::collections::BTreeSet;
 
-use chatchain::store::files::{INDEX, LOG, UNPROVEN};
+use chatchain::store::engine::files::{INDEX, LOG, UNPROVEN};
 use chatchain::store::{OpenError, OpenPolicy, Store, StoreError};
 
 use crate::disk::{Dice, Disk, Images};

@@ -9,7 +9,7 @@ use crate::chain::ids::ChainHash;
 use crate::chain::logs::Logs;
 use crate::chain::message::Digest;
 use crate::chain::record::{EntryKind, Record};
-use crate::chain::wire::{Hello, Run};
+use crate::chain::sync::wire::{Hello, Run};
 
 const NOW: u64 = 1_700_000_000_000;
 

@@ -8,9 +8,7 @@ use std::cell::RefCell;
 
 use redb::{ReadOnlyTable, ReadTransaction, ReadableDatabase};
 
-use super::super::catch_panic::guarded;
 use super::super::log::Entry;
-use super::super::memtable::IndexEntry;
 use super::super::{StoreError, StoredCopy};
 use super::Index;
 use super::tables::{BY_ID, BY_USER, COPIES, IdKey, IndexRows, UserKey};
@@ -18,6 +16,8 @@ use crate::chain::clock::Stamp;
 use crate::chain::ids::{EntryKey, Origin};
 use crate::chain::logs::Logs;
 use crate::chain::message::Digest;
+use crate::store::engine::catch_panic::guarded;
+use crate::store::index::memtable::IndexEntry;
 
 /// The tables as of one moment.
 struct AuditTables {

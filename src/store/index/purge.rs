@@ -15,10 +15,7 @@ use std::sync::atomic::Ordering;
 
 use redb::{Database, ReadableDatabase, ReadableTable};
 
-use super::super::catch_panic::guarded;
 use super::super::log::Entry;
-use super::super::memtable::IndexEntry;
-use super::super::purged::Purged;
 use super::super::{Counts, StoreError};
 use super::tables::{self, BY_ID, BY_USER, COPIES, IdKey, IndexRows, UserKey};
 use super::{Index, lock};
@@ -26,6 +23,9 @@ use crate::chain::frontier::SnapshotId;
 use crate::chain::ids::Origin;
 use crate::chain::logs::Logs;
 use crate::chain::message::Digest;
+use crate::store::engine::catch_panic::guarded;
+use crate::store::index::memtable::IndexEntry;
+use crate::store::log::purged::Purged;
 
 /// Rows of `by_id` looked at together.
 const LOOK_COUNT: usize = 4_096;

@@ -8,9 +8,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction};
 
 use super::super::log::Log;
-use super::super::memtable::{IndexEntry, NameHash};
 use super::super::{Counts, StoreError, StoreId, StoredCopy};
 use crate::chain::ids::Origin;
+use crate::store::index::memtable::{IndexEntry, NameHash};
 
 /// The layout of `index.redb`. Any other is rebuilt.
 const FORMAT: u32 = 1;

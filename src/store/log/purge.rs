@@ -7,10 +7,10 @@
 use redb::{ReadableDatabase, ReadableTableMetadata};
 
 use super::super::StoreError;
-use super::super::catch_panic::guarded;
 use super::reader::checked;
 use super::{CHAIN, Entry, Log, log_table, table_name};
 use crate::chain::ids::Origin;
+use crate::store::engine::catch_panic::guarded;
 
 /// Rows that one commit removes at the most.
 const PIECE_COUNT: usize = 1_000;

@@ -10,14 +10,14 @@ use std::sync::Arc;
 use redb::{ReadOnlyTable, ReadTransaction};
 
 use super::super::StoreError;
-use super::super::catch_panic::guarded;
-use super::super::damage::Damage;
-use super::super::purged::Purged;
 use super::{CHAIN, log_table, table_name};
 use crate::chain::ids::{ChainHash, EntryKey, Origin};
 use crate::chain::logs::CHECKPOINT_EVERY;
 use crate::chain::record::Record;
 use crate::fault::Fault;
+use crate::store::engine::catch_panic::guarded;
+use crate::store::log::damage::Damage;
+use crate::store::log::purged::Purged;
 
 /// An entry as read, checked.
 #[derive(Debug, Clone, PartialEq, Eq)]

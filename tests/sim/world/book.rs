@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use chatchain::chain::ids::{EntryKey, Origin};
+use chatchain::chain::sync::wire::SyncMessage;
 use chatchain::chain::vector::Vector;
-use chatchain::chain::wire::SyncMessage;
 
 use super::machine::Opening;
 

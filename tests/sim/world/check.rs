@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use chatchain::chain::message::{Content, Digest};
 use chatchain::store::StoreError;
-use chatchain::store::listing::{Filter, Listing};
+use chatchain::store::history::listing::{Filter, Listing};
 use chatchain::store::log::Entry;
 use uuid::Uuid;
 

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use chatchain::chain::record::{MAGIC, Record};
 use chatchain::replica::committer::Committer;
 use chatchain::replica::write_ops::Space;
-use chatchain::store::files::{INDEX, LOG};
+use chatchain::store::engine::files::{INDEX, LOG};
 use chatchain::store::{OpenPolicy, Store};
 
 use super::machine::{Backup, Stop};

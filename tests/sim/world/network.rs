@@ -8,9 +8,9 @@ use std::cell::Cell;
 
 use bytes::Bytes;
 use chatchain::chain::ids::Origin;
+use chatchain::chain::sync::wire::{Run, SyncMessage};
 use chatchain::chain::sync::{NextExchange, Responder};
 use chatchain::chain::vector::Vector;
-use chatchain::chain::wire::{Run, SyncMessage};
 use chatchain::replica::exchange::{self, PlannedRequest, ReplyActions, Trigger};
 use chatchain::replica::write_ops::{Admitted, PeerRecords};
 

@@ -6,8 +6,8 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 
 use chatchain::chain::ids::Origin;
+use chatchain::chain::sync::wire::Hello;
 use chatchain::chain::vector::Vector;
-use chatchain::chain::wire::Hello;
 use chatchain::replica::committer::Committer;
 use chatchain::replica::repair::Repair;
 use chatchain::replica::scrub::Scrub;
@@ -284,7 +284,7 @@ impl World {
     pub(super) fn write_index(&mut self, node: usize) {
         let run = self.machines[node].up.as_ref().expect("lives");
         let settles = self.dice.one_in(3);
-        if run.store.index_behind().is_err() || (settles && run.store.settle().is_err()) {
+        if run.store.index_behind().is_err() || (settles && run.store.commit_for_fast_open().is_err()) {
             return self.storage_fails(node, "behind the acknowledgement");
         }
         self.machines[node].fold();

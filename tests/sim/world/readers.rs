@@ -10,7 +10,7 @@ use chatchain::chain::cursor::{self, ReadState, Scope};
 use chatchain::chain::frontier::Frontier;
 use chatchain::chain::ids::EntryKey;
 use chatchain::chain::message::Content;
-use chatchain::store::feed_scan::FeedScan;
+use chatchain::store::history::feed_scan::FeedScan;
 
 use super::machine::Key;
 use super::{Event, World, index};
