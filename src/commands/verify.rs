@@ -54,7 +54,7 @@ struct PrintedBadEntry {
 pub async fn run(args: &cli::VerifyArgs, sources: &Sources, output: &Output) -> Result<Exit> {
     let dir = sources.stores(args);
     if args.only_open {
-        tokio::task::spawn_blocking(move || verify::only_open(&dir)).await??;
+        tokio::task::spawn_blocking(move || verify::open_log_only(&dir)).await??;
         return Ok(Exit::Done);
     }
     let looking = move || -> Result<Vec<Checked>> {
@@ -102,7 +102,7 @@ fn check(store: &Path) -> Checked {
                 bytes: report.bytes,
                 damaged: report.damaged,
                 missing: report.missing,
-                loose: report.loose,
+                loose: report.detached,
                 unreadable: report.unreadable,
             }),
             first_bad: report.first_bad.map(|bad| PrintedBadEntry {

@@ -26,7 +26,7 @@ use crate::node::http::acks::at;
 use crate::node::http::send::view;
 use crate::replica::write_ops::Maintenance;
 use crate::store::StoreError;
-use crate::store::history::feed_scan::{FeedItem, FeedScan, last_of};
+use crate::store::history::feed_scan::{FeedItem, FeedScan, last_stamp};
 
 /// Messages in the ring. A reader that is further behind reads the store.
 const RING_COUNT_MAX: usize = 4_096;
@@ -258,7 +258,7 @@ impl LiveFeed {
             self.ring().logs = logs;
             return Ok(self.end());
         }
-        let (until, last) = (self.brief(node, until).await, last_of(&logs));
+        let (until, last) = (self.brief(node, until).await, last_stamp(&logs));
         if count > STEP_COUNT_MAX {
             let mut ring = self.ring();
             ring.leave_out();
@@ -322,7 +322,7 @@ async fn without_last_milestones(
         return Ok(until);
     }
     let (store, before) = (node.store().clone(), before.clone());
-    on_a_thread(move || store.without_last_milestones(&before, until)).await
+    on_a_thread(move || store.without_trailing_snapshots(&before, until)).await
 }
 
 struct Walked {
@@ -344,7 +344,7 @@ async fn walk(
         while !follow.is_done() {
             found.extend(follow.next_chunk(usize::MAX, usize::MAX)?);
         }
-        let reached = follow.seen_at_end().full;
+        let reached = follow.state_at_end().full;
         let held = until.beyond(&reached).into_iter().map(|(origin, _)| origin).collect();
         Ok(Walked { found, until: reached, held })
     })
@@ -356,7 +356,7 @@ async fn on_a_thread<T: Send + 'static>(
 ) -> Result<T, StoreError> {
     tokio::task::spawn_blocking(reading)
         .await
-        .unwrap_or_else(|error| Err(StoreError::Panicked(error.to_string())))
+        .unwrap_or_else(|error| Err(StoreError::EnginePanicked(error.to_string())))
 }
 
 /// Puts a milestone that says this into the own log. Gives it and where it stands; `None` where there is no room for it.
@@ -365,7 +365,7 @@ async fn write_milestone(node: &Node, until: &Frontier) -> Option<(Arc<FrontierS
     let milestone = milestones.last()?.clone();
     node.writer().care(Maintenance::Milestones(contents)).await;
     let (store, name) = (node.store().clone(), milestone.name);
-    let place = tokio::task::spawn_blocking(move || store.milestone_place(name)).await.ok()?.ok()??;
+    let place = tokio::task::spawn_blocking(move || store.snapshot_key(name)).await.ok()?.ok()??;
     Some((milestone, at(place)))
 }
 

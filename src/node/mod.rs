@@ -141,7 +141,7 @@ impl Node {
 
     /// The nodes that are known to have a message on disk, which stands at any of these places.
     fn durable_on(&self, copies: &[EntryRange]) -> Vec<NodeId> {
-        let wounds = self.store.log().wounds();
+        let wounds = self.store.log().damage();
         let is_whole = |copy: &EntryRange| wounds.within(copy.origin, copy.first, copy.last).is_empty();
         self.mesh.holders(copies, copies.iter().any(is_whole), self.logs().vector())
     }

@@ -18,7 +18,7 @@ pub struct Patience {
 impl Patience {
     /// An opening failed.
     pub fn note(&mut self, error: &OpenError) {
-        self.failed = if error.is_of_the_disk() { self.failed + 1 } else { 0 };
+        self.failed = if error.is_disk_error() { self.failed + 1 } else { 0 };
     }
 
     /// With how much trust the store is opened next, after at least one opening or reading that failed.

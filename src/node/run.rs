@@ -51,12 +51,12 @@ pub async fn run(
     let begin = |opened| OpenNode::begin(&config, opened, started, notes.clone(), stop.child_token());
     let (seat, mut life) = match open(&config, doubt::trust(&config.store_dir).await).await? {
         Ok(opened) => {
-            announce(&config, opened.0.log().kept().members.count()); // before the exchanges have something to say
+            announce(&config, opened.0.log().membership().members.count()); // before the exchanges have something to say
             let life = begin(opened)?;
             (NodeSlot::of(life.node.clone()), Some(life))
         }
         // As later on: the disk may come to its senses, and until then the address says what is wrong.
-        Err(error) if error.may_pass() => {
+        Err(error) if error.is_transient() => {
             announce(&config, 0);
             tracing::error!(%error, "the store does not open");
             patience.note(&error);
@@ -179,7 +179,8 @@ impl OpenNode {
         notes: Incidents,
         feeds_end: CancellationToken,
     ) -> Result<Self, NodeError> {
-        let mesh = Arc::new(Cluster::new(config, hello(config, &store), store.log().kept(), started, notes));
+        let mesh =
+            Arc::new(Cluster::new(config, hello(config, &store), store.log().membership(), started, notes));
         let (writer, logs, writing) = Writer::start(store.clone(), logs, config.store_dir.clone(), now_ms)?;
         let (indexing, indexer_ended) = start_indexer(store.clone(), writer.alarm().clone())?;
         let (config, bounds) = (config.clone(), Bounds::new(feeds_end));
@@ -201,7 +202,7 @@ impl OpenNode {
         let store = self.node.store.clone();
         let reads_failed = async move {
             loop {
-                if let Some(why) = store.has_failed_reading() {
+                if let Some(why) = store.read_failure() {
                     return format!("reading failed: {why}");
                 }
                 tokio::time::sleep(LOOK_EVERY).await;
@@ -276,7 +277,7 @@ fn hello(config: &NodeConfig, store: &Store) -> Hello {
 /// Later than the last one at this place, also if the clock was set back: a smaller one would be taken for an old word.
 fn next_opening(store: &Store, config: &NodeConfig) -> [u8; 16] {
     let name = MemberId { node_id: config.node_id, store_id: store.id().0 };
-    let last = members::latest(store.log().kept().members.iter(), name, &config.advertise.to_string());
+    let last = members::latest(store.log().membership().members.iter(), name, &config.advertise.to_string());
     let last = last.map_or(0, u128::from_be_bytes);
     Uuid::now_v7().as_u128().max(last.saturating_add(1)).to_be_bytes()
 }
@@ -302,7 +303,7 @@ fn start_indexer(
     let thread = std::thread::Builder::new().name("indexer".into()).spawn(move || {
         let _alive = alive;
         while store.wait_for_index_work() {
-            if let Err(error) = store.index_behind() {
+            if let Err(error) = store.flush_index() {
                 tracing::error!(%error, "indexing failed");
                 alarm.raise(format!("the index cannot be written: {error}"));
                 return;

@@ -123,7 +123,7 @@ fn of_the_store(node: &Node) -> impl Iterator<Item = String> {
         ))
     });
     let recovery = store.recovery().map(|Recovery { why, salvaged, .. }| {
-        let (kept, loose, holes) = (salvaged.entries, salvaged.loose, salvaged.holes);
+        let (kept, loose, holes) = (salvaged.entries, salvaged.detached, salvaged.missing);
         let unread = match salvaged.unread_bytes {
             0 => String::new(),
             bytes => format!(", and {bytes} bytes of it can never be read again"),
@@ -133,7 +133,7 @@ fn of_the_store(node: &Node) -> impl Iterator<Item = String> {
              that are missing; what its peers have, it takes from them"
         )
     });
-    let set_aside = store.set_aside().iter().map(move |path| {
+    let set_aside = store.damaged_files().iter().map(move |path| {
         let path = path.display();
         format!("node {id}: {path} was damaged and set aside; remove it once nothing is missing any more")
     });

@@ -53,7 +53,7 @@ impl Bench {
         let mesh = Arc::new(Cluster::new(
             &config,
             hello,
-            store.log().kept(),
+            store.log().membership(),
             std::time::Instant::now(),
             incidents::Incidents::default(),
         ));
@@ -353,7 +353,7 @@ async fn what_a_peer_had_when_its_status_was_asked_for_is_shown_after_it_is_gone
 async fn a_run_beyond_all_numbers_is_no_answer_to_a_probe() {
     let bench = Bench::new();
     bench.push(&Log::new(X, 2, 1, "ours"), 1, 2, 2).await;
-    let (logs, wounds) = (bench.node.logs(), bench.node.store().log().wounds());
+    let (logs, wounds) = (bench.node.logs(), bench.node.store().log().damage());
     let mut exchange = crate::replica::exchange::Exchange::default();
     let other = Log::new(X, 2, 1, "theirs");
     for _ in 0..2 {

@@ -174,7 +174,7 @@ impl Committer {
                 continue;
             }
             if draft.reader()?.peek(origin, seq)?.is_some() {
-                self.store.log().wounds().healed(origin, seq); // a read that failed once, or mended meanwhile
+                self.store.log().damage().remove(origin, seq); // a read that failed once, or mended meanwhile
                 continue;
             }
             if self.candidates.len() >= CANDIDATES_MAX {
@@ -210,7 +210,7 @@ impl Committer {
                     record_of(bytes)
                 }
                 (None, None) => {
-                    self.store.log().wounds().add(origin, seq);
+                    self.store.log().damage().add(origin, seq);
                     return Ok(()); // more is damaged than was sent; the rest is asked for as well
                 }
             };
@@ -276,7 +276,7 @@ mod tests {
         for part in all.chunks(500) {
             write(pen, Vec::new(), part);
         }
-        while pen.store().index_behind().expect("indexes") {}
+        while pen.store().flush_index().expect("indexes") {}
         pen.logs().own().expect("has begun one")
     }
 
@@ -319,7 +319,7 @@ mod tests {
         for round in 1..=16 {
             write(&mut pen, vec![&Maintenance::Cut(origin, 1)], &[]);
             finish(&mut pen);
-            while pen.store().index_behind().expect("indexes") {}
+            while pen.store().flush_index().expect("indexes") {}
             let mut logs = pen.logs().vector().iter().map(|(origin, _)| origin);
             origin = logs.next().expect("a branch");
             assert_eq!((logs.next(), pen.logs().vector().cut_count()), (None, round));
@@ -390,7 +390,7 @@ mod tests {
         }
         let moved = pen.store().first_copy(Uuid::from_u128(20), &before);
         assert!(matches!(moved, Err(StoreError::CutOff { .. })), "it is not unknown: {moved:?}");
-        assert_eq!(pen.store().log().wounds().count(), 0);
+        assert_eq!(pen.store().log().damage().count(), 0);
     }
 
     #[test]

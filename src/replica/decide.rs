@@ -244,7 +244,7 @@ impl<'a> Staged<'a> {
             let Some(last) = self.logs.detached_until(origin) else { return Ok(false) };
             if next > last {
                 self.logs.attach(origin);
-                self.change.loose.push(origin);
+                self.change.detached.push(origin);
                 return Ok(false);
             }
             let Some(entry) = reader.peek(origin, next)? else { return Ok(false) };
@@ -280,11 +280,11 @@ impl<'a> Staged<'a> {
     /// Ends a log before `seq`. `loses`: not all that it had from there on could be moved.
     pub(super) fn cut(&mut self, origin: Origin, seq: u64, before: Option<(Head, Stamp)>, loses: bool) {
         if self.logs.detached_until(origin).is_some() {
-            self.change.loose.push(origin);
+            self.change.detached.push(origin);
         }
         self.logs.cut(origin, seq, before);
         self.change.cuts.push((origin, seq));
-        self.change.loses |= loses;
+        self.change.drops_unreadable |= loses;
     }
 
     /// Writes records in place of damaged ones. The caller has held them against the chain.
@@ -293,7 +293,7 @@ impl<'a> Staged<'a> {
         let known = self.known_of(record)?;
         // Written beside its row, not to the chain's: its hash is not asked for.
         let hash = self.logs.vector().hash(record.origin);
-        self.change.mended.push(NewRow { place, hash, record: bytes.to_vec(), known });
+        self.change.repaired.push(NewRow { place, hash, record: bytes.to_vec(), known });
         Ok(())
     }
 

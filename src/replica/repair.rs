@@ -35,7 +35,7 @@ impl Repair {
     pub fn look(&mut self, wounds: &Damage, logs: &Logs, now_ms: u64) {
         for (origin, seq) in wounds.all() {
             if seq > logs.vector().limit(origin) {
-                wounds.healed(origin, seq);
+                wounds.remove(origin, seq);
             }
         }
         let is_within = |(origin, seq): &(Origin, u64)| *seq <= logs.vector().seq(*origin);
@@ -169,7 +169,7 @@ mod tests {
             heal.look(&wounds, &logs, now);
             heal.answered(0, now);
             assert_eq!(heal.hopeless(&[0], now), [], "at {now}");
-            wounds.healed(A, seq);
+            wounds.remove(A, seq);
             now += GIVE_UP_MS / 2;
         }
         heal.look(&wounds, &logs, now);

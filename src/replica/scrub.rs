@@ -134,8 +134,8 @@ impl ScrubPosition {
             if self.next.is_multiple_of(CHECKPOINT_EVERY) {
                 self.compare(reader.checkpoint(self.origin, self.next)?);
             }
-            let is_due = logs.covers(entry.place) && !audit.knows(&entry, logs)?;
-            if is_due && !store.log().swept().covers(self.origin, self.next) {
+            let is_due = logs.covers(entry.place) && !audit.has_rows_of(&entry, logs)?;
+            if is_due && !store.log().purged().covers(self.origin, self.next) {
                 step.index_lacks.get_or_insert((self.origin, self.next));
             }
             self.next += 1;
@@ -218,7 +218,7 @@ mod tests {
     }
 
     fn index(store: &Arc<Store>) {
-        while store.index_behind().expect("indexes") {}
+        while store.flush_index().expect("indexes") {}
     }
 
     /// What the index is found to lack in a whole round.

@@ -54,7 +54,7 @@ pub enum OpenError {
     InUse(PathBuf),
     /// Written by a newer program.
     #[error("{} has format {found}; this program knows formats up to {known}: use a newer chatchain", path.display())]
-    Newer {
+    NewerFormat {
         /// The file.
         path: PathBuf,
         /// What it says.
@@ -64,7 +64,7 @@ pub enum OpenError {
     },
     /// It belongs to another network.
     #[error("{} belongs to the network {found:?}, not to {wanted:?}; set `network` to that or use another data directory", path.display())]
-    Network {
+    OtherNetwork {
         /// The file.
         path: PathBuf,
         /// The network it was made for.
@@ -74,7 +74,7 @@ pub enum OpenError {
     },
     /// The disk does not give a file, or not all of it.
     #[error("{} cannot be read: {why}", path.display())]
-    Unreadable {
+    DiskUnreadable {
         /// The file.
         path: PathBuf,
         /// What the system says, or how much of it.
@@ -82,7 +82,7 @@ pub enum OpenError {
     },
     /// The file is not what we wrote.
     #[error("{} cannot be opened: {why}", path.display())]
-    Broken {
+    Corrupt {
         /// The file.
         path: PathBuf,
         /// What is wrong.
@@ -93,16 +93,16 @@ pub enum OpenError {
 impl OpenError {
     /// Whether it can be otherwise a moment later without anybody changing the configuration: the disk fails or is full, or
     /// its file system lets nobody write since it met an error.
-    pub fn may_pass(&self) -> bool {
+    pub fn is_transient(&self) -> bool {
         let passing = [Errno::NOSPC, Errno::DQUOT, Errno::ROFS];
         let passes = |source| Errno::from_io_error(source).is_some_and(|errno| passing.contains(&errno));
-        self.is_of_the_disk() || matches!(self, OpenError::Directory { source, .. } if passes(source))
+        self.is_disk_error() || matches!(self, OpenError::Directory { source, .. } if passes(source))
     }
 
     /// Whether the disk would not read or would not write; the engine does not say which.
-    pub fn is_of_the_disk(&self) -> bool {
+    pub fn is_disk_error(&self) -> bool {
         match self {
-            OpenError::Unreadable { .. } => true,
+            OpenError::DiskUnreadable { .. } => true,
             OpenError::Directory { source, .. } => files::is_unreadable(source),
             _ => false,
         }
@@ -117,13 +117,13 @@ pub enum StoreError {
     Storage(#[from] Box<redb::Error>),
     /// The engine gave up over what it read; most likely the file is damaged.
     #[error("storage failed: the storage engine cannot make sense of it: {0}")]
-    Panicked(String),
+    EnginePanicked(String),
     /// The store was closed, because it failed; it is opened anew.
     #[error("the store is being opened anew")]
     Closed,
     /// A row of the index is not where it must be.
     #[error("the index is damaged: a row is not in its place")]
-    Misplaced,
+    IndexRowMisplaced,
     /// An entry that must be there does not check, or is not there.
     #[error("entry {seq} of log {origin} is damaged")]
     Damaged {
@@ -215,7 +215,7 @@ pub struct Store {
     log: Log,
     index: Index,
     recovery: Option<Recovery>,
-    set_aside: Vec<PathBuf>,
+    damaged_files: Vec<PathBuf>,
     /// Ends when the databases are closed, hence behind them.
     crash_count: CrashCount,
     /// Let go when the session has ended, hence last.
@@ -239,7 +239,7 @@ impl Store {
         let usable = |source| OpenError::Directory { path: dir.to_owned(), source };
         std::fs::create_dir_all(dir).map_err(usable)?;
         let opened = Self::open_in(&Directory(dir.to_owned()), network, now_ms, trust)?;
-        dir.ancestors().take(SYNCED_LEVELS).for_each(files::sync);
+        dir.ancestors().take(SYNCED_LEVELS).for_each(files::sync_directory);
         Ok(opened)
     }
 
@@ -257,12 +257,12 @@ impl Store {
             tracing::warn!(count, "the last sessions with the store ended badly: checking every page of it");
         }
         if trust.is_doubt() {
-            files.forget_cached(files::LOG);
-            files.forget_cached(files::INDEX);
+            files.drop_page_cache(files::LOG);
+            files.drop_page_cache(files::INDEX);
         }
         let opened = match Self::open_files(files, network, now_ms, trust) {
             // Where not every page was checked, damage may have led behind the end of a file.
-            Err(error) if !trust.is_doubt() && files::is_of_an_earlier(&error) => {
+            Err(error) if !trust.is_doubt() && files::is_previous_io_error(&error) => {
                 tracing::warn!(%error, "checking every page of the store");
                 Self::open_files(files, network, now_ms, OpenPolicy::FullCheck)?
             }
@@ -270,7 +270,7 @@ impl Store {
         };
         let (recovery::OpenedLog { log, recovery, set_aside, .. }, logs, index) = opened;
         crash_count.is_open();
-        let store = Store { log, index, recovery, set_aside, crash_count, _lock: lock };
+        let store = Store { log, index, recovery, damaged_files: set_aside, crash_count, _lock: lock };
         Ok((Arc::new(store), logs))
     }
 
@@ -283,8 +283,8 @@ impl Store {
         let mut opened = recovery::open_log(files, network, now_ms, trust)?;
         let mut logs = Logs::restore(opened.found.clone(), now_ms);
         let index = match Index::open(files, &opened.log, &logs, trust) {
-            Err(error) if opened.recovery.is_none() && recovery::is_lost(files, trust, &error)? => {
-                opened = recovery::give_up(files, network, now_ms, trust, opened, &error)?;
+            Err(error) if opened.recovery.is_none() && recovery::must_salvage(files, trust, &error)? => {
+                opened = recovery::salvage_opened(files, network, now_ms, trust, opened, &error)?;
                 logs = Logs::restore(opened.found.clone(), now_ms);
                 Index::open(files, &opened.log, &logs, trust)?
             }
@@ -325,8 +325,8 @@ impl Store {
     }
 
     /// Damaged files that were there at this opening, for an operator to look at and remove.
-    pub fn set_aside(&self) -> &[PathBuf] {
-        &self.set_aside
+    pub fn damaged_files(&self) -> &[PathBuf] {
+        &self.damaged_files
     }
 
     /// The store's name.
@@ -338,11 +338,11 @@ impl Store {
     /// On an error nothing of it may be believed. Called by the writer alone.
     pub fn commit(&self, change: &WriteBatch, logs: &Logs) -> Result<(), StoreError> {
         self.index.make_room()?; // before the log has it: what is on disk must not be reported as failed
-        if change.loses {
-            self.index.mark_lost()?; // likewise: after it, nobody could tell
+        if change.drops_unreadable {
+            self.index.mark_dangling()?; // likewise: after it, nobody could tell
         }
         self.log.commit(change, logs)?;
-        self.index.note(&change.entries, &change.mended);
+        self.index.add_committed(&change.entries, &change.repaired);
         self.crash_count.has_committed();
         Ok(())
     }
@@ -350,31 +350,31 @@ impl Store {
     /// Removes a piece of what a log still has behind its cut, which must be durable: from the index first, which is found
     /// by it, then from the log. `false`: nothing was left. Called by the writer alone.
     pub fn purge(&self, origin: Origin, cut: u64) -> Result<bool, StoreError> {
-        let Some(piece) = self.log.left_behind(origin, cut)? else { return Ok(false) };
-        self.log.swept().begin(origin, cut);
-        if self.index.forget(&piece.entries, origin, cut)? {
-            self.log.remove(&piece)?;
+        let Some(piece) = self.log.next_purge_piece(origin, cut)? else { return Ok(false) };
+        self.log.purged().add(origin, cut);
+        if self.index.purge(&piece.entries, origin, cut)? {
+            self.log.remove_piece(&piece)?;
         }
         Ok(true)
     }
 
     /// Whether the index may count messages that were lost with a cut.
     pub fn may_have_dangling(&self) -> bool {
-        self.index.may_have_lost()
+        self.index.may_have_dangling()
     }
 
     /// Looks through a part of the index for them, and takes them out. Called by the writer alone.
     pub fn purge_dangling(&self, logs: &Logs) -> Result<(), StoreError> {
-        self.index.look_for_lost(logs, self.log.swept())
+        self.index.purge_dangling(logs, self.log.purged())
     }
 
     /// Makes the next start fast, also after a `kill -9`. For quiet moments: it costs two more fsyncs.
     pub fn commit_for_fast_open(&self) -> Result<(), StoreError> {
-        self.log.settle()
+        self.log.commit_for_fast_open()
     }
 
     /// Moves what has gathered in memory into the index file. Called by one thread, the indexer.
-    pub fn index_behind(&self) -> Result<bool, StoreError> {
+    pub fn flush_index(&self) -> Result<bool, StoreError> {
         let holds_a_commit = self.crash_count.committed();
         let more = self.index.flush()?;
         if holds_a_commit {
@@ -395,15 +395,15 @@ impl Store {
 
     /// The index was found wrong: the next opening builds it anew.
     pub fn invalidate_index(&self) {
-        if let Err(error) = self.index.spoil() {
+        if let Err(error) = self.index.invalidate() {
             tracing::error!(%error, "the index cannot even be marked as wrong");
         }
     }
 
     /// Gives the store another name, which holds from the next opening on.
-    pub fn take_new_name(&self) -> Result<(), StoreError> {
-        let name = self.log.take_new_name()?;
-        self.index.belong_to(name)
+    pub fn renew_id(&self) -> Result<(), StoreError> {
+        let name = self.log.renew_id()?;
+        self.index.set_id(name)
     }
 
     /// Begins look-ups by id for a batch.
@@ -426,13 +426,13 @@ impl Store {
     /// The first copy of an id in display order, of whichever content.
     pub fn first_copy(&self, id: Uuid, logs: &Logs) -> Result<Option<StoredCopy>, StoreError> {
         let first = self.stored_copies(id, logs)?.into_iter().min_by_key(|standing| standing.place);
-        self.check_unswept(logs)?;
+        self.check_not_purged(logs)?;
         Ok(first)
     }
 
     /// What was looked up within these logs before this is all that there was, unless one was cut since and swept.
-    fn check_unswept(&self, logs: &Logs) -> Result<(), StoreError> {
-        match self.log.swept().within(logs) {
+    fn check_not_purged(&self, logs: &Logs) -> Result<(), StoreError> {
+        match self.log.purged().purged_entry_of(logs) {
             Some((origin, seq)) => Err(StoreError::CutOff { origin, seq }),
             None => Ok(()),
         }
@@ -444,8 +444,8 @@ impl Store {
     }
 
     /// Whether the engine failed while something was read, and how: then the store must be opened anew.
-    pub fn has_failed_reading(&self) -> Option<&str> {
-        self.log.wounds().of_engine().or_else(|| self.index.has_failed_reading())
+    pub fn read_failure(&self) -> Option<&str> {
+        self.log.damage().engine_failure().or_else(|| self.index.read_failure())
     }
 
     fn index(&self) -> &Index {

@@ -88,7 +88,7 @@ impl Bench {
     /// What is listed, whether the listing is put down between its chunks or not.
     pub(super) fn list(&self, filter: Filter, from: Option<EntryKey>, backward: bool) -> Vec<String> {
         let listed = self.list_chunks(filter.clone(), from, backward, |_| {});
-        assert_eq!(self.list_chunks(filter, from, backward, Listing::put_down), listed);
+        assert_eq!(self.list_chunks(filter, from, backward, Listing::release_buffers), listed);
         listed
     }
 
@@ -112,7 +112,7 @@ impl Bench {
     }
 
     fn index_everything(&self) {
-        while self.store.index_behind().expect("indexes") {}
+        while self.store.flush_index().expect("indexes") {}
     }
 }
 
@@ -133,13 +133,13 @@ struct Latched {
 }
 
 impl Files for Latched {
-    fn keep(&self) -> Box<dyn Files> {
-        self.files.keep()
+    fn boxed(&self) -> Box<dyn Files> {
+        self.files.boxed()
     }
 
     fn database(&self, name: &str, cache: usize, how: files::OpenMode) -> Result<redb::Database, OpenError> {
-        if self.always || how == files::OpenMode::AsItIs {
-            return Err(files::why_not(self.path(name), redb::Error::PreviousIo));
+        if self.always || how == files::OpenMode::Unchecked {
+            return Err(files::classify_error(self.path(name), redb::Error::PreviousIo));
         }
         self.files.database(name, cache, how)
     }
@@ -160,12 +160,12 @@ impl Files for Latched {
         self.files.len(name)
     }
 
-    fn raw(&self, name: &str) -> std::io::Result<Box<dyn files::FileBytes>> {
-        self.files.raw(name)
+    fn open_raw(&self, name: &str) -> std::io::Result<Box<dyn files::FileBytes>> {
+        self.files.open_raw(name)
     }
 
-    fn put(&self, name: &str, bytes: &[u8]) -> std::io::Result<()> {
-        self.files.put(name, bytes)
+    fn replace(&self, name: &str, bytes: &[u8]) -> std::io::Result<()> {
+        self.files.replace(name, bytes)
     }
 
     fn rename(&self, from: &str, to: &str) -> std::io::Result<()> {
@@ -176,8 +176,8 @@ impl Files for Latched {
         self.files.remove(name)
     }
 
-    fn forget_cached(&self, name: &str) {
-        self.files.forget_cached(name);
+    fn drop_page_cache(&self, name: &str) {
+        self.files.drop_page_cache(name);
     }
 }
 
@@ -205,7 +205,7 @@ fn what_is_not_even_opened_is_salvaged_and_kept() {
     assert_eq!(logs.vector().entries(), 20);
     drop(store);
     let (store, logs) = Store::open_with(dir.path(), "test", NOW, OpenPolicy::SalvageLog).expect("opens");
-    assert_eq!((logs.vector().entries(), store.set_aside().len()), (20, 1));
+    assert_eq!((logs.vector().entries(), store.damaged_files().len()), (20, 1));
     assert!(store.recovery().is_some_and(|recovery| recovery.why.contains("ends with it")));
 }
 
@@ -245,8 +245,8 @@ fn a_row_of_the_index_that_leads_back_ends_a_walk_and_the_index_is_built_anew() 
             }
             assert!(!listing.is_done() && listed <= 2_000, "{damaged}, {backward}: {listed}");
         };
-        assert!(matches!(error, StoreError::Misplaced), "{error}");
-        assert!(store.has_failed_reading().is_some());
+        assert!(matches!(error, StoreError::IndexRowMisplaced), "{error}");
+        assert!(store.read_failure().is_some());
         drop(listing);
         drop(store);
         let bench = Bench::open(dir.path());
@@ -306,7 +306,10 @@ fn an_entry_that_was_damaged_before_it_was_indexed_is_found_once_it_is_mended() 
     let bench = Bench::open(dir.path());
     let hash = bench.logs.vector().hash(place.origin);
     let mended = vec![NewRow { place, hash, record, known: Arc::default() }];
-    bench.store.commit(&WriteBatch { mended, ..WriteBatch::default() }, &bench.logs).expect("commits");
+    bench
+        .store
+        .commit(&WriteBatch { repaired: mended, ..WriteBatch::default() }, &bench.logs)
+        .expect("commits");
     drop(bench); // before it is indexed
 
     for _ in 0..2 {
@@ -338,7 +341,7 @@ fn two_copies_of_a_message_that_are_mended_together_know_of_each_other() {
         let hash = bench.logs.vector().hash(place.origin);
         NewRow { place, hash, record, known: Arc::default() }
     });
-    let change = WriteBatch { mended: mended.collect(), ..WriteBatch::default() };
+    let change = WriteBatch { repaired: mended.collect(), ..WriteBatch::default() };
     bench.store.commit(&change, &bench.logs).expect("commits");
     assert_eq!(bench.list(Filter::default(), None, false), ["the same"]);
     assert_eq!(bench.store.counts().messages, 1);
@@ -529,7 +532,7 @@ fn damaged_bytes_are_never_served() {
             "it is not skipped"
         );
     }
-    assert_eq!(bench.store.log().wounds().all(), [(places[4].origin, 5)]);
+    assert_eq!(bench.store.log().damage().all(), [(places[4].origin, 5)]);
 }
 
 /// Rows of that table carry no check of their own.

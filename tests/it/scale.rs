@@ -50,7 +50,7 @@ pub fn build(dir: &Path, count: u64, log_of: impl Fn(u64) -> u64) {
                 .expect("commits");
         }
     }
-    while store.index_behind().expect("indexes") {}
+    while store.flush_index().expect("indexes") {}
     store.commit_for_fast_open().expect("commits");
 }
 

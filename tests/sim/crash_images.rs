@@ -69,7 +69,7 @@ fn workload(seed: u64) -> Disk {
             .collect();
         commit(&disk, &store, &mut logs, &numbers, opened);
         if dice.one_in(20) {
-            while store.index_behind().expect("indexes") {}
+            while store.flush_index().expect("indexes") {}
         }
         if dice.one_in(30) {
             store.commit_for_fast_open().expect("settles");

@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use chatchain::store::OpenError;
-use chatchain::store::engine::files::{FileBytes, Files, OpenMode, why_not};
+use chatchain::store::engine::files::{FileBytes, Files, OpenMode, classify_error};
 use redb::{Builder, Database, StorageBackend};
 
 /// A file's name.
@@ -196,7 +196,7 @@ impl Disk {
 }
 
 impl Files for Disk {
-    fn keep(&self) -> Box<dyn Files> {
+    fn boxed(&self) -> Box<dyn Files> {
         Box::new(self.clone())
     }
 
@@ -208,14 +208,14 @@ impl Files for Disk {
             let mut builder = Builder::new();
             builder.set_cache_size(cache_bytes).set_check_integrity_on_open(check);
             let opened = builder.create_with_backend(backend);
-            opened.map_err(|error| why_not(self.path(name), error.into()))
+            opened.map_err(|error| classify_error(self.path(name), error.into()))
         };
-        if how == OpenMode::Afresh || !self.lock().live.contains_key(&file) {
+        if how == OpenMode::Replace || !self.lock().live.contains_key(&file) {
             let beside = Disk::new(Images::from([(file.clone(), Vec::new())]));
             drop(open(&beside, false)?);
             let bytes = beside.lock().live[&file].1.clone();
             let mut state = self.lock();
-            state.change().map_err(|error| why_not(self.path(name), error.into()))?;
+            state.change().map_err(|error| classify_error(self.path(name), error.into()))?;
             state.put(file.clone(), bytes.clone());
             state.steps.push(Step::Made { file: file.clone(), bytes });
         }
@@ -238,12 +238,12 @@ impl Files for Disk {
         Ok(self.lock().live.get(name).map(|(_, bytes)| bytes.len() as u64))
     }
 
-    fn raw(&self, name: &str) -> io::Result<Box<dyn FileBytes>> {
+    fn open_raw(&self, name: &str) -> io::Result<Box<dyn FileBytes>> {
         let file = self.lock().live.get(name).map(|(number, _)| *number);
         Ok(Box::new(Backend { disk: self.clone(), number: file.ok_or(io::ErrorKind::NotFound)? }))
     }
 
-    fn put(&self, name: &str, bytes: &[u8]) -> io::Result<()> {
+    fn replace(&self, name: &str, bytes: &[u8]) -> io::Result<()> {
         let (mut state, file): (_, Name) = (self.lock(), name.into());
         state.change()?;
         state.put(file.clone(), bytes.to_vec());
@@ -270,7 +270,7 @@ impl Files for Disk {
         Ok(())
     }
 
-    fn forget_cached(&self, _name: &str) {}
+    fn drop_page_cache(&self, _name: &str) {}
 }
 
 /// One file, as redb sees it.

@@ -68,7 +68,7 @@ fn workload(seed: u64, commits: u64) -> (Disk, Arc<Store>, Logs) {
             logs.abandon_own();
         }
         if dice.one_in(75) {
-            while store.index_behind().expect("indexes") {}
+            while store.flush_index().expect("indexes") {}
         }
         if dice.one_in(100) {
             store.commit_for_fast_open().expect("settles");
@@ -333,7 +333,7 @@ fn whatever_is_set_aside_counts_again_if_the_log_is_missing() {
     assert_eq!(check(&disk, &sample.truth, &sample.truth, OpenPolicy::Default, "the third time").salvaged, 1);
     let (store, _) = Store::open_in(&disk, "sim", NOW, OpenPolicy::Default).expect("opens");
     assert_eq!(store.recovery(), None, "once is enough");
-    assert_eq!(store.set_aside().len(), 2, "whoever asks is told as long as they are there");
+    assert_eq!(store.damaged_files().len(), 2, "whoever asks is told as long as they are there");
 }
 
 #[test]

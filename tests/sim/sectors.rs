@@ -6,7 +6,7 @@
 
 use std::collections::BTreeSet;
 
-use chatchain::store::engine::files::{INDEX, LOG, UNPROVEN};
+use chatchain::store::engine::files::{CRASH_MARKER, INDEX, LOG};
 use chatchain::store::{OpenError, OpenPolicy, Store, StoreError};
 
 use crate::disk::{Dice, Disk, Images};
@@ -42,10 +42,10 @@ fn spoil(disk: &Disk, dice: &mut Dice) -> (BTreeSet<usize>, Records) {
 /// An opening of a log of which a part cannot be read.
 fn refused(disk: &Disk, trust: OpenPolicy, what: &str) -> bool {
     let Err(error) = open(disk, trust) else { return false };
-    assert!(error.is_of_the_disk() && error.may_pass(), "{what}: {error}");
+    assert!(error.is_disk_error() && error.is_transient(), "{what}: {error}");
     assert!(error.to_string().contains("os error 5"), "{what}: {error}");
     let files = disk.bytes();
-    let kept: Vec<&str> = files.keys().map(|name| &**name).filter(|name| *name != UNPROVEN).collect();
+    let kept: Vec<&str> = files.keys().map(|name| &**name).filter(|name| *name != CRASH_MARKER).collect();
     assert_eq!(kept, [INDEX, LOG], "{what}: nothing is done about it");
     true
 }
@@ -110,7 +110,7 @@ fn a_log_of_which_nothing_can_be_read_is_not_given_up() {
     disk.goes_bad(LOG, 0..sample.closed[LOG].len());
     for trust in [OpenPolicy::Default, OpenPolicy::FullCheck, OpenPolicy::AcceptLoss] {
         let error = open(&disk, trust).expect_err("gives nothing");
-        assert!(error.is_of_the_disk(), "{error}");
+        assert!(error.is_disk_error(), "{error}");
     }
     assert!(
         open(&disk, OpenPolicy::AcceptLoss).expect_err("gives nothing").to_string().contains("gives nothing")
@@ -182,7 +182,7 @@ fn a_file_that_was_set_aside_may_have_gone_bad_since() {
     disk.goes_bad(ASIDE, bad..bad + 1);
     for _ in 0..3 {
         let error = open(&disk, OpenPolicy::FullCheck).expect_err("cannot read it");
-        assert!(error.is_of_the_disk() && error.to_string().contains(ASIDE), "{error}");
+        assert!(error.is_disk_error() && error.to_string().contains(ASIDE), "{error}");
     }
     let mut left = log;
     left[bad..bad + PAGE_BYTES].fill(0);
@@ -206,7 +206,7 @@ fn a_sector_that_goes_bad_while_the_store_is_open_ends_in_a_salvage() {
                 matches!(read, Err(StoreError::Storage(_)))
             })
         });
-        assert_eq!(failed, store.has_failed_reading().is_some(), "{what}");
+        assert_eq!(failed, store.read_failure().is_some(), "{what}");
         drop(store);
         if !failed || !refused(&disk, OpenPolicy::FullCheck, &what) {
             return Outcome::default();

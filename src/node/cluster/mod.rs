@@ -335,7 +335,7 @@ impl Cluster {
 
     /// Damaged entries that a peer with this vector may have whole.
     pub fn mends(&self, node: &super::Node, theirs: Option<&Vector>) -> Vec<EntryRange> {
-        let wounds = node.store().log().wounds();
+        let wounds = node.store().log().damage();
         if wounds.count() == 0 {
             return Vec::new();
         }
@@ -348,7 +348,7 @@ impl Cluster {
     /// Number of entries that are damaged or missing here, as far as found.
     pub fn damaged(&self, node: &super::Node) -> u64 {
         let mut heal = self.heal();
-        heal.look(node.store().log().wounds(), &node.logs(), self.running_ms());
+        heal.look(node.store().log().damage(), &node.logs(), self.running_ms());
         heal.count() as u64
     }
 

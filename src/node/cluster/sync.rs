@@ -180,7 +180,7 @@ impl SyncClient {
             members: reply.members.clone(),
             ..SyncMessage::quiet(reply.hello.clone(), reply.digest)
         };
-        let heard = self.exchange.on_reply(planned, reply, &node.logs(), node.store().log().wounds());
+        let heard = self.exchange.on_reply(planned, reply, &node.logs(), node.store().log().damage());
         if let Some(copy) = mesh.copied_to(&said) {
             take_new_name(node, &copy).await;
         }
@@ -280,7 +280,7 @@ async fn take_new_name(node: &Node, peer: &str) {
         return; // nobody is copied that often: a peer that claims so must not keep the store closed
     }
     let store = node.store().clone();
-    let renamed = tokio::task::spawn_blocking(move || store.take_new_name()).await;
+    let renamed = tokio::task::spawn_blocking(move || store.renew_id()).await;
     let why = match renamed {
         Ok(Ok(())) => format!("{peer} runs with a copy of it, so {NEW_NAME}"),
         Ok(Err(error)) => error.to_string(),
@@ -365,7 +365,7 @@ pub(in crate::node) async fn answer(
         return Err(Problem::new(ErrorCode::Overloaded, detail));
     }
     let mut door = node.mesh().open_door(&request);
-    let (care, runs) = exchange::heard(&mut door, &node.logs(), node.store().log().wounds(), &mut request);
+    let (care, runs) = exchange::heard(&mut door, &node.logs(), node.store().log().damage(), &mut request);
     if let Some(copy) = node.mesh().copied_to(&request) {
         take_new_name(node, &copy).await;
     }

@@ -103,7 +103,7 @@ async fn expand(node: &Node, cursor: Cursor) -> Result<Option<ReadState>, Proble
     let expanding = move || {
         let mut milestones = Vec::new();
         for name in cursor.milestones() {
-            milestones.extend(store.milestone(name)?);
+            milestones.extend(store.snapshot(name)?);
         }
         let find = |name: SnapshotId| {
             let found = milestones.iter().find(|milestone| milestone.name == name);
@@ -301,12 +301,12 @@ impl FeedReader {
             self.tell(FeedEvent::Message(&json), out);
         }
         self.seen = if follow.is_done() {
-            follow.seen_at_end()
+            follow.state_at_end()
         } else {
-            follow.at().map_or_else(|| self.seen.clone(), |at| follow.seen_at(at))
+            follow.at().map_or_else(|| self.seen.clone(), |at| follow.state_at(at))
         };
         self.note_core();
-        match (follow.is_done(), follow.holds()) {
+        match (follow.is_done(), follow.is_blocked()) {
             (false, _) => self.keep((follow, end)),
             (true, true) => self.at = ReadingFrom::Blocked,
             (true, false) => {

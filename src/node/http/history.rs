@@ -147,7 +147,7 @@ async fn patiently<T, Read: Future<Output = Result<T, ReadFailure>>>(
         };
         let may_pass = match &failed {
             ReadFailure::Problem(problem) => {
-                problem.code == ErrorCode::StorageFailed && store.log().wounds().count() > 0
+                problem.code == ErrorCode::StorageFailed && store.log().damage().count() > 0
             }
             ReadFailure::CutOff(_) => true,
         };
@@ -173,7 +173,7 @@ fn whole(node: &Node, query: &ListQuery, format: BodyFormat) -> Result<Response,
             if !entries.is_empty() {
                 encoder.push_all(&entries);
                 if way.is_none() {
-                    listing.put_down();
+                    listing.release_buffers();
                 }
                 return Ok(true);
             }

@@ -14,7 +14,7 @@ use crate::store::StoreError;
 pub(in crate::store) struct EnginePanic(pub(in crate::store) String);
 
 /// Does the work, whose panic is an answer like any other. What the work changed must not be believed after one.
-pub(in crate::store) fn guard<T>(work: impl FnOnce() -> T) -> Result<T, EnginePanic> {
+pub(in crate::store) fn catch_panic<T>(work: impl FnOnce() -> T) -> Result<T, EnginePanic> {
     catch_unwind(AssertUnwindSafe(work)).map_err(|payload| {
         let words = payload.downcast_ref::<String>().map(String::as_str);
         let words =
@@ -24,8 +24,10 @@ pub(in crate::store) fn guard<T>(work: impl FnOnce() -> T) -> Result<T, EnginePa
 }
 
 /// As [`guard`], for what fails with [`Error`] anyway.
-pub(in crate::store) fn guarded<T>(work: impl FnOnce() -> Result<T, StoreError>) -> Result<T, StoreError> {
-    guard(work).unwrap_or_else(|panic| Err(StoreError::Panicked(panic.0)))
+pub(in crate::store) fn catch_engine_panic<T>(
+    work: impl FnOnce() -> Result<T, StoreError>,
+) -> Result<T, StoreError> {
+    catch_panic(work).unwrap_or_else(|panic| Err(StoreError::EnginePanicked(panic.0)))
 }
 
 /// An open database. Closing it writes to the file, which can go wrong as everything else.
@@ -49,7 +51,7 @@ impl Deref for GuardedDb {
 impl Drop for GuardedDb {
     fn drop(&mut self) {
         let db = self.0.take();
-        if let Err(panic) = guard(|| drop(db)) {
+        if let Err(panic) = catch_panic(|| drop(db)) {
             tracing::warn!(%panic, "a database was not closed in order");
         }
     }
@@ -61,8 +63,9 @@ mod tests {
 
     #[test]
     fn a_panic_is_an_error_with_its_words() {
-        let panicked = guarded(|| -> Result<(), StoreError> { panic!("page {}", 7) }).expect_err("panicked");
+        let panicked =
+            catch_engine_panic(|| -> Result<(), StoreError> { panic!("page {}", 7) }).expect_err("panicked");
         assert!(panicked.to_string().ends_with("cannot make sense of it: page 7"), "{panicked}");
-        assert_eq!(guarded(|| Ok(7)).expect("did not"), 7);
+        assert_eq!(catch_engine_panic(|| Ok(7)).expect("did not"), 7);
     }
 }

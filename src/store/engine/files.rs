@@ -23,7 +23,7 @@ pub const INDEX: &str = "index.redb";
 pub const SALVAGING: &str = "log.salvaging";
 
 /// What is remembered of those who had the store open (see [`session`](super::session)); mostly it is not there.
-pub const UNPROVEN: &str = "unproven";
+pub const CRASH_MARKER: &str = "unproven";
 
 /// How a file is called while it is made, behind its name.
 const UNFINISHED: &str = "unfinished";
@@ -35,17 +35,17 @@ const MAKING_CACHE_BYTES: usize = 1 << 20;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OpenMode {
     /// As it lies there, made if it does not.
-    AsItIs,
+    Unchecked,
     /// With every page of it checked first.
     Checked,
     /// Empty, in place of whatever is there.
-    Afresh,
+    Replace,
 }
 
 /// Where files lie.
 pub trait Files: fmt::Debug + Send + Sync {
     /// The same files, for as long as somebody needs them.
-    fn keep(&self) -> Box<dyn Files>;
+    fn boxed(&self) -> Box<dyn Files>;
 
     /// Opens a database.
     fn database(&self, name: &str, cache_bytes: usize, how: OpenMode) -> Result<Database, OpenError>;
@@ -63,10 +63,10 @@ pub trait Files: fmt::Debug + Send + Sync {
     fn len(&self, name: &str) -> io::Result<Option<u64>>;
 
     /// The bytes of a file as they lie there.
-    fn raw(&self, name: &str) -> io::Result<Box<dyn FileBytes>>;
+    fn open_raw(&self, name: &str) -> io::Result<Box<dyn FileBytes>>;
 
     /// Puts a file there, in place of whatever is called so: whole or not at all.
-    fn put(&self, name: &str, bytes: &[u8]) -> io::Result<()>;
+    fn replace(&self, name: &str, bytes: &[u8]) -> io::Result<()>;
 
     /// Gives a file another name, which must be free.
     fn rename(&self, from: &str, to: &str) -> io::Result<()>;
@@ -75,7 +75,7 @@ pub trait Files: fmt::Debug + Send + Sync {
     fn remove(&self, name: &str) -> io::Result<()>;
 
     /// Forgets what the system keeps of a file in memory, so that what is read next comes from the disk.
-    fn forget_cached(&self, name: &str);
+    fn drop_page_cache(&self, name: &str);
 }
 
 /// The bytes of a file, to be had from anywhere: what cannot be read must not hide what lies behind it.
@@ -110,15 +110,15 @@ pub fn is_unreadable(error: &io::Error) -> bool {
 pub struct Directory(pub PathBuf);
 
 impl Files for Directory {
-    fn keep(&self) -> Box<dyn Files> {
+    fn boxed(&self) -> Box<dyn Files> {
         Box::new(self.clone())
     }
 
     fn database(&self, name: &str, cache_bytes: usize, how: OpenMode) -> Result<Database, OpenError> {
         let path = self.path(name);
-        let afresh = how == OpenMode::Afresh;
+        let afresh = how == OpenMode::Replace;
         if afresh || !path.exists() {
-            self.make(&path, afresh)?;
+            self.make_empty(&path, afresh)?;
         }
         self.open(&path, cache_bytes, how == OpenMode::Checked)
     }
@@ -150,18 +150,18 @@ impl Files for Directory {
         }
     }
 
-    fn raw(&self, name: &str) -> io::Result<Box<dyn FileBytes>> {
+    fn open_raw(&self, name: &str) -> io::Result<Box<dyn FileBytes>> {
         Ok(Box::new(File::open(self.path(name))?))
     }
 
-    fn put(&self, name: &str, bytes: &[u8]) -> io::Result<()> {
+    fn replace(&self, name: &str, bytes: &[u8]) -> io::Result<()> {
         let path = self.path(name);
         let unfinished = path.with_extension(UNFINISHED);
         let mut file = File::create(&unfinished)?;
         file.write_all(bytes)?;
         file.sync_data()?;
         fs::rename(&unfinished, &path)?;
-        sync(&self.0);
+        sync_directory(&self.0);
         Ok(())
     }
 
@@ -172,19 +172,19 @@ impl Files for Directory {
             Err(Errno::INVAL | Errno::NOSYS) if !to.exists() => fs::rename(&from, &to)?,
             moved => moved?,
         }
-        sync(&self.0);
+        sync_directory(&self.0);
         Ok(())
     }
 
     fn remove(&self, name: &str) -> io::Result<()> {
         match fs::remove_file(self.path(name)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => sync(&self.0),
+            _ => sync_directory(&self.0),
         }
         Ok(())
     }
 
-    fn forget_cached(&self, name: &str) {
+    fn drop_page_cache(&self, name: &str) {
         // Where it is not there or the system will not, there is nothing to be done about it.
         if let Ok(file) = File::open(self.path(name)) {
             let _ = fadvise(&file, 0, None, Advice::DontNeed);
@@ -198,13 +198,13 @@ impl Directory {
         builder.set_cache_size(cache_bytes).set_check_integrity_on_open(check);
         builder.create(path).map_err(|error| match error {
             DatabaseError::DatabaseAlreadyOpen => OpenError::InUse(self.0.clone()),
-            other => why_not(path.to_owned(), other.into()),
+            other => classify_error(path.to_owned(), other.into()),
         })
     }
 
     /// Puts an empty database there, whole or not at all: a power failure while redb makes a file leaves one that it
     /// does not open again. Unless `afresh`, a file that another process has made meanwhile stays.
-    fn make(&self, path: &Path, afresh: bool) -> Result<(), OpenError> {
+    fn make_empty(&self, path: &Path, afresh: bool) -> Result<(), OpenError> {
         let unfinished = path.with_extension(UNFINISHED);
         let _ = fs::remove_file(&unfinished); // of a process that was killed here; if it cannot go, opening says so
         drop(self.open(&unfinished, MAKING_CACHE_BYTES, false)?);
@@ -221,19 +221,19 @@ impl Directory {
 
 /// What an error of redb says of a file: that its bytes are wrong, or that the disk or the system would not have it
 /// read or written, which is no damage of the file.
-pub fn why_not(path: PathBuf, error: redb::Error) -> OpenError {
+pub fn classify_error(path: PathBuf, error: redb::Error) -> OpenError {
     let is_about_bytes =
         |error: &io::Error| matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof);
     match error {
         redb::Error::Io(source) if !is_about_bytes(&source) => OpenError::Directory { path, source },
         redb::Error::PreviousIo => OpenError::Directory { path, source: io::Error::other(error) },
-        other => OpenError::Broken { path, why: other.to_string() },
+        other => OpenError::Corrupt { path, why: other.to_string() },
     }
 }
 
 /// Whether redb only says that an earlier read or write failed. Which one, it told nobody; it may have been a read behind
 /// the end of the file, for damaged pages point anywhere.
-pub(in crate::store) fn is_of_an_earlier(error: &OpenError) -> bool {
+pub(in crate::store) fn is_previous_io_error(error: &OpenError) -> bool {
     let OpenError::Directory { source, .. } = error else { return false };
     let said = source.get_ref().and_then(|inner| inner.downcast_ref::<redb::Error>());
     matches!(said, Some(redb::Error::PreviousIo))
@@ -241,7 +241,7 @@ pub(in crate::store) fn is_of_an_earlier(error: &OpenError) -> bool {
 
 /// What was renamed is safe from a power failure only once the directory is. Where a system cannot do that, or we may
 /// not read it, it is no worse than without.
-pub(in crate::store) fn sync(dir: &Path) {
+pub(in crate::store) fn sync_directory(dir: &Path) {
     let dir = if dir.as_os_str().is_empty() { Path::new(".") } else { dir };
     if let Err(error) = File::open(dir).and_then(|dir| dir.sync_all()) {
         tracing::debug!(dir = %dir.display(), %error, "cannot sync a directory");

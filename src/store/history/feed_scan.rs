@@ -46,7 +46,7 @@ pub struct FeedScan {
     until: Frontier,
     merge: Merge,
     at: Option<EntryKey>,
-    holds: bool,
+    is_blocked: bool,
     done: bool,
     /// The core that this walk's cursors share, and with how many earlier walks.
     core: Option<(usize, Option<Vec<u8>>)>,
@@ -75,9 +75,19 @@ impl FeedScan {
                 }
             }
         }
-        let merge = Merge::of(store, &logs, parts)?;
+        let merge = Merge::of_ranges(store, &logs, parts)?;
         let store = Arc::downgrade(store);
-        Ok(FeedScan { store, logs, before, until, merge, at: None, holds, done: false, core: None })
+        Ok(FeedScan {
+            store,
+            logs,
+            before,
+            until,
+            merge,
+            at: None,
+            is_blocked: holds,
+            done: false,
+            core: None,
+        })
     }
 
     /// The next messages, at most `most` and no further one once there are so many bytes; maybe none although there are
@@ -99,32 +109,37 @@ impl FeedScan {
                 }
                 // Damaged, or cut off meanwhile: what was moved stands in a branch, which the next walk knows.
                 Err(StoreError::Damaged { origin, seq } | StoreError::CutOff { origin, seq }) => {
-                    self.hold(origin, seq);
+                    self.block_log(origin, seq);
                     continue;
                 }
                 Err(error) => return Err(error),
             };
             if entry.record().is_unreadable() {
-                self.hold(entry.place.origin, entry.place.seq);
+                self.block_log(entry.place.origin, entry.place.seq);
                 continue;
             }
             bytes += entry.record.len();
-            found.extend(self.shown(&store, entry, has_copy)?);
+            found.extend(self.deliver(&store, entry, has_copy)?);
         }
         Ok(found)
     }
 
     /// Ends this log's part of the walk before an entry that cannot be given.
-    fn hold(&mut self, origin: Origin, seq: u64) {
-        self.merge.leave(origin);
-        (self.holds, self.core) = (true, None);
+    fn block_log(&mut self, origin: Origin, seq: u64) {
+        self.merge.drop_log(origin);
+        (self.is_blocked, self.core) = (true, None);
         if !Fault::PastGap.is_planted() {
             self.until.lower(origin, (seq - 1).max(self.before.full.seq(origin)));
         }
     }
 
     /// Walks past an entry. Gives it if the reader has not had its message.
-    fn shown(&mut self, store: &Store, entry: Entry, has_copy: bool) -> Result<Option<FeedItem>, StoreError> {
+    fn deliver(
+        &mut self,
+        store: &Store,
+        entry: Entry,
+        has_copy: bool,
+    ) -> Result<Option<FeedItem>, StoreError> {
         let before_it = self.at.replace(entry.place);
         let record = entry.record();
         let Some(content) = record.message() else { return Ok(None) };
@@ -150,8 +165,8 @@ impl FeedScan {
     }
 
     /// Some log waits for an entry that cannot be given now.
-    pub fn holds(&self) -> bool {
-        self.holds
+    pub fn is_blocked(&self) -> bool {
+        self.is_blocked
     }
 
     /// The place of the last entry walked past.
@@ -160,7 +175,7 @@ impl FeedScan {
     }
 
     /// What the reader has seen once it was given everything up to this place.
-    pub fn seen_at(&self, at: EntryKey) -> ReadState {
+    pub fn state_at(&self, at: EntryKey) -> ReadState {
         let mut seen = self.before_at(at);
         seen.walks.push(PartialScan { until: self.until.clone(), at });
         seen
@@ -184,14 +199,14 @@ impl FeedScan {
     }
 
     /// What it has seen at the end of the walk.
-    pub fn seen_at_end(&self) -> ReadState {
+    pub fn state_at_end(&self) -> ReadState {
         let walks = self.before.beyond(&self.until);
-        ReadState { full: self.until.clone(), last: self.before.last.max(last_of(&self.logs)), walks }
+        ReadState { full: self.until.clone(), last: self.before.last.max(last_stamp(&self.logs)), walks }
     }
 }
 
 /// The largest stamp in these logs.
-pub fn last_of(logs: &Logs) -> Stamp {
+pub fn last_stamp(logs: &Logs) -> Stamp {
     logs.ranges().map(|(_, range)| range.last).max().unwrap_or_default()
 }
 
@@ -222,7 +237,7 @@ fn covered(
         let is_before = EntryKey { stamp: range.first, origin, seq: 1 } <= at;
         if is_before {
             let all = EntryKey { stamp: range.last, origin, seq: head } <= at;
-            match if all { Covered::UpTo(until) } else { walked(reader, origin, until, at)? } {
+            match if all { Covered::UpTo(until) } else { scanned(reader, origin, until, at)? } {
                 Covered::UpTo(seq) => covered = covered.max(seq),
                 Covered::UpToDamage(seq) => return Ok(Covered::UpToDamage(covered.max(seq))),
             }
@@ -232,7 +247,7 @@ fn covered(
 }
 
 /// How many of a log's first `until` entries stand before this place.
-fn walked(reader: &mut LogReader, origin: Origin, until: u64, at: EntryKey) -> Result<Covered, StoreError> {
+fn scanned(reader: &mut LogReader, origin: Origin, until: u64, at: EntryKey) -> Result<Covered, StoreError> {
     let mut search = until;
     loop {
         match reader.first_after(origin, search, at) {

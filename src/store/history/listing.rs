@@ -152,7 +152,7 @@ impl Listing {
     }
 
     /// Keeps no more in memory than where it is, until the next chunk is asked for.
-    pub fn put_down(&mut self) {
+    pub fn release_buffers(&mut self) {
         self.source = None;
     }
 
@@ -194,7 +194,7 @@ impl Listing {
                 shown.push(entry);
             }
         }
-        store.check_unswept(&self.logs)?; // the index says nothing where it lacks a row
+        store.check_not_purged(&self.logs)?; // the index says nothing where it lacks a row
         Ok(shown)
     }
 

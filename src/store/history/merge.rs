@@ -34,10 +34,10 @@ struct MergeInput {
 #[derive(Debug)]
 pub(in crate::store) struct Merge {
     backward: bool,
-    runs: Vec<MergeInput>,
+    inputs: Vec<MergeInput>,
     /// The next place of every run that is not at its end.
     next: BTreeSet<(EntryKey, usize)>,
-    reached: usize,
+    buffered: usize,
     is_small: bool,
 }
 
@@ -75,11 +75,11 @@ impl Merge {
             runs.push(MergeInput { origin, first, last, rows: VecDeque::new() });
         }
         // All at once, which packs the set.
-        Ok(Merge { backward, runs, next: next.into_iter().collect(), reached: 0, is_small: false })
+        Ok(Merge { backward, inputs: runs, next: next.into_iter().collect(), buffered: 0, is_small: false })
     }
 
     /// A merge of these parts of logs, each `origin, first, last`, that keeps little in memory.
-    pub(in crate::store) fn of(
+    pub(in crate::store) fn of_ranges(
         store: &Store,
         logs: &Logs,
         parts: impl IntoIterator<Item = (Origin, u64, u64)>,
@@ -97,16 +97,22 @@ impl Merge {
             next.push((EntryKey { stamp, origin, seq: first }, runs.len()));
             runs.push(MergeInput { origin, first, last, rows: VecDeque::new() });
         }
-        Ok(Merge { backward: false, runs, next: next.into_iter().collect(), reached: 0, is_small: true })
+        Ok(Merge {
+            backward: false,
+            inputs: runs,
+            next: next.into_iter().collect(),
+            buffered: 0,
+            is_small: true,
+        })
     }
 
     /// Leaves the rest of a log out.
-    pub(in crate::store) fn leave(&mut self, origin: Origin) {
-        let Some(index) = self.runs.iter().position(|run| run.origin == origin) else { return };
+    pub(in crate::store) fn drop_log(&mut self, origin: Origin) {
+        let Some(index) = self.inputs.iter().position(|run| run.origin == origin) else { return };
         self.next.retain(|(_, of)| *of != index);
-        if !self.runs[index].rows.is_empty() {
-            self.runs[index].rows.clear();
-            self.reached -= 1;
+        if !self.inputs[index].rows.is_empty() {
+            self.inputs[index].rows.clear();
+            self.buffered -= 1;
         }
     }
 
@@ -138,15 +144,15 @@ impl Merge {
         store: &Store,
         reader: &mut LogReader,
     ) -> Result<Option<(Entry, bool)>, StoreError> {
-        if self.runs[index].rows.is_empty() {
-            self.reached += 1;
+        if self.inputs[index].rows.is_empty() {
+            self.buffered += 1;
             let filled = self.fill(index, store, reader);
             if filled.is_err() {
-                self.reached -= 1;
+                self.buffered -= 1;
             }
             filled?;
         }
-        match self.runs[index].rows.front().map(|(entry, _)| entry.place) {
+        match self.inputs[index].rows.front().map(|(entry, _)| entry.place) {
             Some(front) if front == place => {}
             Some(front) if front.seq == place.seq => {
                 self.next.insert((front, index));
@@ -154,17 +160,17 @@ impl Merge {
             }
             _ => return Err(damaged(place)),
         }
-        let row = self.runs[index].rows.pop_front();
-        let run = &self.runs[index];
+        let row = self.inputs[index].rows.pop_front();
+        let run = &self.inputs[index];
         let is_read = run.rows.is_empty() && run.first <= run.last;
         let next = match if is_read { self.fill(index, store, reader) } else { Ok(()) } {
-            Ok(()) => self.runs[index].rows.front().map(|(next, _)| next.place),
+            Ok(()) => self.inputs[index].rows.front().map(|(next, _)| next.place),
             // It is met when it is its turn, which is not before the next possible stamp.
             Err(StoreError::Damaged { .. } | StoreError::CutOff { .. }) => Some(self.after(place)),
             Err(error) => return Err(error),
         };
-        if self.runs[index].rows.is_empty() {
-            self.reached -= 1;
+        if self.inputs[index].rows.is_empty() {
+            self.buffered -= 1;
         }
         self.next.extend(next.map(|next| (next, index)));
         Ok(row)
@@ -180,10 +186,10 @@ impl Merge {
     }
 
     fn fill(&mut self, index: usize, store: &Store, reader: &mut LogReader) -> Result<(), StoreError> {
-        let rows = (BUFFER_ROWS / self.reached.max(1)).max(2);
-        let bytes = if self.is_small { SMALL_BUFFER_BYTES / self.reached.max(1) } else { BUFFER_BYTES };
+        let rows = (BUFFER_ROWS / self.buffered.max(1)).max(2);
+        let bytes = if self.is_small { SMALL_BUFFER_BYTES / self.buffered.max(1) } else { BUFFER_BYTES };
         let most = ReadLimit { rows, bytes };
-        let run = &mut self.runs[index];
+        let run = &mut self.inputs[index];
         let entries = if self.backward {
             let entries = reader.backward(run.origin, run.first, run.last, most)?;
             run.last -= entries.len() as u64;

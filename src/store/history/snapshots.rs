@@ -9,10 +9,10 @@ use crate::store::{Store, StoreError};
 
 impl Store {
     /// The milestone of this name, and those that it builds on: `None` if they are not all here.
-    pub fn milestone(&self, name: SnapshotId) -> Result<Option<Arc<FrontierSnapshot>>, StoreError> {
+    pub fn snapshot(&self, name: SnapshotId) -> Result<Option<Arc<FrontierSnapshot>>, StoreError> {
         let (mut contents, mut next) = (Vec::new(), Some(name));
         while let Some(name) = next {
-            let Some((_, content)) = self.milestone_entry(name)? else { return Ok(None) };
+            let Some((_, content)) = self.snapshot_entry(name)? else { return Ok(None) };
             next = content.base;
             contents.push(content);
             if contents.len() > CHAIN_COUNT_MAX {
@@ -27,7 +27,7 @@ impl Store {
     }
 
     /// The same without the milestones at the end of each log, as far as that is beyond `before`.
-    pub fn without_last_milestones(
+    pub fn without_trailing_snapshots(
         &self,
         before: &Frontier,
         mut until: Frontier,
@@ -45,11 +45,11 @@ impl Store {
     }
 
     /// Where it stands, if it is here.
-    pub fn milestone_place(&self, name: SnapshotId) -> Result<Option<EntryKey>, StoreError> {
-        Ok(self.milestone_entry(name)?.map(|(place, _)| place))
+    pub fn snapshot_key(&self, name: SnapshotId) -> Result<Option<EntryKey>, StoreError> {
+        Ok(self.snapshot_entry(name)?.map(|(place, _)| place))
     }
 
-    fn milestone_entry(&self, name: SnapshotId) -> Result<Option<(EntryKey, SnapshotContent)>, StoreError> {
+    fn snapshot_entry(&self, name: SnapshotId) -> Result<Option<(EntryKey, SnapshotContent)>, StoreError> {
         for standing in self.index.standings(name.0)? {
             if SnapshotId::of(standing.digest) != name {
                 continue; // a message whose id somebody chose so

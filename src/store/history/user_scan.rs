@@ -39,7 +39,7 @@ impl UserScan {
         backward: bool,
     ) -> Self {
         let name = NameHash::of(name);
-        let mut tail = store.index().tail_places(name, sides);
+        let mut tail = store.index().memtable_keys(name, sides);
         tail.retain(|place| from.is_none_or(|from| if backward { *place < from } else { *place > from }));
         if backward {
             tail.reverse();
@@ -67,7 +67,7 @@ impl UserScan {
     fn next_place(&mut self, store: &Store) -> Result<Option<EntryKey>, StoreError> {
         while self.file.is_empty() && !self.file_done {
             let scan = FileScan { from: self.file_from, backward: self.backward, rows: ROWS };
-            let found = store.index().file_places(self.name, self.sides, scan)?;
+            let found = store.index().file_keys(self.name, self.sides, scan)?;
             self.file.extend(found.places);
             self.file_done = found.next.is_none();
             self.file_from = found.next;

@@ -16,7 +16,7 @@ use crate::chain::clock::Stamp;
 use crate::chain::ids::{EntryKey, Origin};
 use crate::chain::logs::Logs;
 use crate::chain::message::Digest;
-use crate::store::engine::catch_panic::guarded;
+use crate::store::engine::catch_panic::catch_engine_panic;
 use crate::store::index::memtable::IndexEntry;
 
 /// The tables as of one moment.
@@ -80,18 +80,18 @@ impl<'a> Audit<'a> {
     }
 
     /// Whether the index has all rows of an entry: by its id, by both names, and that it has a copy if `logs` cover one.
-    pub fn knows(&self, entry: &Entry, logs: &Logs) -> Result<bool, StoreError> {
+    pub fn has_rows_of(&self, entry: &Entry, logs: &Logs) -> Result<bool, StoreError> {
         let noted = IndexEntry::new(entry.place, &entry.record(), |_| Vec::new());
         let (Some(id), here) = (noted.id, noted.standing) else { return Ok(true) };
         let EntryKey { origin, seq, .. } = here.place;
         let (is_noted, has_copy, is_marked, let_go) = {
-            let tail = self.index.read_tail();
+            let tail = self.index.read_memtable();
             let standings = tail.standings(&id);
             let has_copy = standings.iter().any(|other| is_copy(other, here, logs));
             let is_marked = tail.copies(origin, seq, seq).next().is_some();
-            (standings.contains(&here), has_copy, is_marked, tail.let_go())
+            (standings.contains(&here), has_copy, is_marked, tail.epoch())
         };
-        guarded(|| {
+        catch_engine_panic(|| {
             // As with look-ups: what the tail let go after the transaction began is in neither.
             let mut file = self.file.borrow_mut();
             let tables = match file.take() {

@@ -102,7 +102,7 @@ pub(in crate::store) struct Memtable {
     entries: VecDeque<IndexEntry>,
     by_id: HashMap<[u8; 16], Vec<StoredCopy>>,
     copies: BTreeSet<(Origin, u64)>,
-    let_go: u64,
+    epoch: u64,
 }
 
 impl Memtable {
@@ -124,8 +124,8 @@ impl Memtable {
     }
 
     /// Lets go of the oldest `count` entries: the file has them.
-    pub(in crate::store) fn forget_oldest(&mut self, count: usize) {
-        self.let_go += 1;
+    pub(in crate::store) fn drop_oldest(&mut self, count: usize) {
+        self.epoch += 1;
         for noted in self.entries.drain(..count) {
             for place in &noted.copies {
                 self.copies.remove(place);
@@ -141,8 +141,8 @@ impl Memtable {
     }
 
     /// How often entries were let go. Whoever looked into the file before that must look again.
-    pub(in crate::store) fn let_go(&self) -> u64 {
-        self.let_go
+    pub(in crate::store) fn epoch(&self) -> u64 {
+        self.epoch
     }
 
     pub(in crate::store) fn standings(&self, id: &[u8; 16]) -> &[StoredCopy] {
@@ -160,11 +160,7 @@ impl Memtable {
     }
 
     /// The places where a name stands on one of `sides`, in no order.
-    pub(in crate::store) fn places_of(
-        &self,
-        name: NameHash,
-        sides: u8,
-    ) -> impl Iterator<Item = EntryKey> + '_ {
+    pub(in crate::store) fn keys_of(&self, name: NameHash, sides: u8) -> impl Iterator<Item = EntryKey> + '_ {
         self.entries
             .iter()
             .filter(move |noted| noted.sides(name) & sides != 0)

@@ -31,7 +31,7 @@ use crate::chain::ids::{EntryKey, Origin};
 use crate::chain::logs::Logs;
 use crate::chain::message::Digest;
 use crate::chain::record::Record;
-use crate::store::engine::catch_panic::{GuardedDb, guard, guarded};
+use crate::store::engine::catch_panic::{GuardedDb, catch_engine_panic, catch_panic};
 use crate::store::engine::files;
 use crate::store::engine::files::{Files, OpenMode};
 use crate::store::index::memtable::{IndexEntry, Memtable, NameHash};
@@ -47,7 +47,7 @@ const CACHE_BYTES: usize = 64 << 20;
 const FLUSH_COUNT: usize = 16_384;
 /// Entries in the tail at the most. At the bound the writer indexes before it goes on, so sends become slower,
 /// and memory stays bounded.
-const TAIL_COUNT_MAX: usize = 131_072;
+const MEMTABLE_COUNT_MAX: usize = 131_072;
 /// How long a few entries may wait for more of them before they are written.
 const FLUSH_IDLE: Duration = Duration::from_secs(1);
 
@@ -55,21 +55,21 @@ const FLUSH_IDLE: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub struct Index {
     db: GuardedDb,
-    tail: RwLock<Memtable>,
+    memtable: RwLock<Memtable>,
     /// Damaged entries that neither file nor tail has, although later ones of their logs are there.
-    holes: Mutex<BTreeSet<(Origin, u64)>>,
+    unindexed: Mutex<BTreeSet<(Origin, u64)>>,
     /// Of file and tail together.
     counts: Mutex<Counts>,
     /// Of the file alone; held while flushing, so that one flush runs at a time.
-    flushed: Mutex<Counts>,
+    flushed_counts: Mutex<Counts>,
     /// There may be entries in the file that were lost with a cut: see [`forget`].
-    may_have_lost: AtomicBool,
+    may_have_dangling: AtomicBool,
     /// From where on they are looked for.
-    lost_from: Mutex<Bound<IdKey>>,
+    dangling_scan_from: Mutex<Bound<IdKey>>,
     work: Mutex<IndexerWork>,
     wake: Condvar,
     /// How the engine failed when something was read, if it did.
-    failed: OnceLock<String>,
+    read_failure: OnceLock<String>,
     is_new: bool,
 }
 
@@ -88,11 +88,11 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn broken(files: &dyn Files, error: StoreError) -> OpenError {
+fn open_error(files: &dyn Files, error: StoreError) -> OpenError {
     let path = files.path(files::INDEX);
     match error {
-        StoreError::Storage(error) => files::why_not(path, *error),
-        other => OpenError::Broken { path, why: other.to_string() },
+        StoreError::Storage(error) => files::classify_error(path, *error),
+        other => OpenError::Corrupt { path, why: other.to_string() },
     }
 }
 
@@ -107,21 +107,21 @@ impl Index {
     ) -> Result<Self, OpenError> {
         let opened = match trust {
             OpenPolicy::RebuildIndex | OpenPolicy::SalvageLog => Ok(Ok(None)),
-            trust => guard(|| Self::open_as_is(files, log, logs, trust)),
+            trust => catch_panic(|| Self::open_as_is(files, log, logs, trust)),
         };
-        match opened.unwrap_or_else(|panic| Err(broken(files, StoreError::Panicked(panic.0)))) {
+        match opened.unwrap_or_else(|panic| Err(open_error(files, StoreError::EnginePanicked(panic.0)))) {
             Ok(Some(index)) => return Ok(index),
             Err(error @ OpenError::InUse(_)) => return Err(error),
             // Another index would not make it readable.
-            Err(OpenError::Directory { source, .. }) if log.wounds().of_engine().is_some() => {
+            Err(OpenError::Directory { source, .. }) if log.damage().engine_failure().is_some() => {
                 return Err(OpenError::Directory { path: files.path(files::LOG), source });
             }
             Ok(None) => {}
             Err(error) => tracing::warn!(%error, "rebuilding the index"),
         }
-        let mut index = Self::make(files, log)?;
+        let mut index = Self::make_empty(files, log)?;
         index.is_new = true;
-        guarded(|| index.catch_up(log, logs)).map_err(|error| broken(files, error))?;
+        catch_engine_panic(|| index.catch_up(log, logs)).map_err(|error| open_error(files, error))?;
         Ok(index)
     }
 
@@ -132,12 +132,12 @@ impl Index {
         logs: &Logs,
         trust: OpenPolicy,
     ) -> Result<Option<Self>, OpenError> {
-        let how = recovery::opening(files, files::INDEX, trust);
+        let how = recovery::open_mode(files, files::INDEX, trust);
         let db = GuardedDb::new(files.database(files::INDEX, CACHE_BYTES, how)?);
-        let Some(counts) = tables::read_meta(&db, log).map_err(|error| broken(files, error))? else {
+        let Some(counts) = tables::read_meta(&db, log).map_err(|error| open_error(files, error))? else {
             return Ok(None);
         };
-        let marks = tables::watermarks(&db).map_err(|error| broken(files, error))?;
+        let marks = tables::read_watermarks(&db).map_err(|error| open_error(files, error))?;
         // What stood behind a cut is found under its old place and in its branch; whoever looks up knows the logs.
         let knows_more = marks
             .iter()
@@ -147,31 +147,32 @@ impl Index {
         }
         // Or a cut was made and never swept: by an earlier program, which left no mark.
         let is_left = marks.iter().any(|(origin, seq)| *seq > logs.vector().limit(*origin));
-        let may_have_lost = is_left || tables::is_marked_lost(&db).map_err(|error| broken(files, error))?;
+        let may_have_lost =
+            is_left || tables::has_dangling_mark(&db).map_err(|error| open_error(files, error))?;
         let index = Self::new(db, counts, may_have_lost);
-        index.catch_up(log, logs).map_err(|error| broken(files, error))?;
+        index.catch_up(log, logs).map_err(|error| open_error(files, error))?;
         Ok(Some(index))
     }
 
     /// Begins an empty file in place of whatever is there.
-    fn make(files: &dyn Files, log: &Log) -> Result<Self, OpenError> {
-        let db = GuardedDb::new(files.database(files::INDEX, CACHE_BYTES, OpenMode::Afresh)?);
-        tables::write_meta(&db, log).map_err(|error| broken(files, error))?;
+    fn make_empty(files: &dyn Files, log: &Log) -> Result<Self, OpenError> {
+        let db = GuardedDb::new(files.database(files::INDEX, CACHE_BYTES, OpenMode::Replace)?);
+        tables::write_meta(&db, log).map_err(|error| open_error(files, error))?;
         Ok(Self::new(db, Counts::default(), false))
     }
 
     fn new(db: GuardedDb, counts: Counts, may_have_lost: bool) -> Self {
         Index {
             db,
-            tail: RwLock::default(),
-            holes: Mutex::default(),
+            memtable: RwLock::default(),
+            unindexed: Mutex::default(),
             counts: Mutex::new(counts),
-            flushed: Mutex::new(counts),
-            may_have_lost: AtomicBool::new(may_have_lost),
-            lost_from: Mutex::new(Unbounded),
+            flushed_counts: Mutex::new(counts),
+            may_have_dangling: AtomicBool::new(may_have_lost),
+            dangling_scan_from: Mutex::new(Unbounded),
             work: Mutex::default(),
             wake: Condvar::new(),
-            failed: OnceLock::new(),
+            read_failure: OnceLock::new(),
             is_new: false,
         }
     }
@@ -179,27 +180,27 @@ impl Index {
     /// Notes every entry above the watermarks, and those below that were damaged and are whole now. One that is damaged
     /// is left out: what is known of it is gone, and what brings it back notes it.
     fn catch_up(&self, log: &Log, logs: &Logs) -> Result<(), StoreError> {
-        for (origin, seq) in tables::holes(&self.db)? {
+        for (origin, seq) in tables::read_unindexed(&self.db)? {
             if seq > logs.vector().seq(origin) {
                 continue; // cut off
             }
             match log.read()?.get(origin, seq) {
                 Ok(entry) => {
                     let lookup = self.lookup();
-                    self.note_one(entry.place, &entry.record(), Box::new(|id| lookup.standings(id)))?;
+                    self.add_entry(entry.place, &entry.record(), Box::new(|id| lookup.standings(id)))?;
                 }
-                Err(StoreError::Damaged { .. }) => drop(lock(&self.holes).insert((origin, seq))),
+                Err(StoreError::Damaged { .. }) => drop(lock(&self.unindexed).insert((origin, seq))),
                 Err(error) => return Err(error),
             }
         }
-        let marks = tables::watermarks(&self.db)?;
+        let marks = tables::read_watermarks(&self.db)?;
         let most = ReadLimit { rows: 1_000, bytes: 1 << 20 };
         for (origin, head) in logs.vector().iter() {
             let mut next = marks.get(&origin).copied().unwrap_or(0) + 1;
             while next <= head.seq {
                 let entries = match log.read()?.forward(origin, next, head.seq, most) {
                     Err(StoreError::Damaged { seq, .. }) => {
-                        lock(&self.holes).insert((origin, seq));
+                        lock(&self.unindexed).insert((origin, seq));
                         next = seq + 1; // it is noted, and indexed once it is mended
                         continue;
                     }
@@ -208,9 +209,9 @@ impl Index {
                 next += entries.len() as u64;
                 let lookup = self.lookup();
                 for entry in entries {
-                    self.note_one(entry.place, &entry.record(), Box::new(|id| lookup.standings(id)))?;
+                    self.add_entry(entry.place, &entry.record(), Box::new(|id| lookup.standings(id)))?;
                 }
-                if self.read_tail().len() >= FLUSH_COUNT {
+                if self.read_memtable().len() >= FLUSH_COUNT {
                     self.flush()?;
                 }
             }
@@ -218,7 +219,7 @@ impl Index {
         Ok(())
     }
 
-    fn note_one(&self, place: EntryKey, record: &Record<'_>, known: Known<'_>) -> Result<(), StoreError> {
+    fn add_entry(&self, place: EntryKey, record: &Record<'_>, known: Known<'_>) -> Result<(), StoreError> {
         let mut failed = None;
         let noted = IndexEntry::new(place, record, |id| {
             known(id).unwrap_or_else(|error| {
@@ -230,13 +231,13 @@ impl Index {
             return Err(error);
         }
         lock(&self.counts).add(noted.adds);
-        self.write_tail().push(noted);
+        self.write_memtable().push(noted);
         Ok(())
     }
 
     /// Sees to it that the tail has room for a batch.
     pub(in crate::store) fn make_room(&self) -> Result<(), StoreError> {
-        while self.read_tail().len() >= TAIL_COUNT_MAX {
+        while self.read_memtable().len() >= MEMTABLE_COUNT_MAX {
             self.flush()?;
         }
         Ok(())
@@ -245,7 +246,7 @@ impl Index {
     /// Takes note of entries that the log has just made durable, and then of those that were damaged and are whole again,
     /// unless the index had them from before. Each brings what was known of its id when it was decided; what the same
     /// commit added is found here.
-    pub(in crate::store) fn note(&self, entries: &[NewRow], mended: &[NewRow]) {
+    pub(in crate::store) fn add_committed(&self, entries: &[NewRow], mended: &[NewRow]) {
         let is_known = |entry: &&NewRow| entry.known.iter().any(|standing| standing.place == entry.place);
         let mut batch: HashMap<[u8; 16], Vec<StoredCopy>> = HashMap::new();
         for entry in entries.iter().chain(mended.iter().filter(|entry| !is_known(entry))) {
@@ -259,10 +260,10 @@ impl Index {
                 Ok(known)
             };
             // The file keeps its hole until it has the entry: a crash before that must not lose it.
-            lock(&self.holes).remove(&(entry.place.origin, entry.place.seq));
-            self.note_one(entry.place, &record, Box::new(known)).expect("nothing is read that could fail");
+            lock(&self.unindexed).remove(&(entry.place.origin, entry.place.seq));
+            self.add_entry(entry.place, &record, Box::new(known)).expect("nothing is read that could fail");
         }
-        let waiting = self.read_tail().len();
+        let waiting = self.read_memtable().len();
         lock(&self.work).waiting = waiting;
         if waiting >= FLUSH_COUNT {
             self.wake.notify_all();
@@ -284,9 +285,9 @@ impl Index {
 
     /// Writes the oldest part of the tail to the file. `true` if there is more.
     pub(in crate::store) fn flush(&self) -> Result<bool, StoreError> {
-        let mut flushed = lock(&self.flushed);
+        let mut flushed = lock(&self.flushed_counts);
         let (rows, count) = {
-            let tail = self.read_tail();
+            let tail = self.read_memtable();
             let count = tail.len().min(FLUSH_COUNT);
             (IndexRows::of(tail.oldest(count)), count)
         };
@@ -294,15 +295,15 @@ impl Index {
             return Ok(false);
         }
         let mut counts = *flushed;
-        counts.add(rows.adds);
+        counts.add(rows.counts);
         // If this fails, the indexer waits before it tries again, however much there is to do.
         lock(&self.work).waiting = 0;
-        let holes = lock(&self.holes).clone();
-        guarded(|| rows.write(&self.db, counts, &holes))?;
+        let holes = lock(&self.unindexed).clone();
+        catch_engine_panic(|| rows.write(&self.db, counts, &holes))?;
         *flushed = counts;
         let left = {
-            let mut tail = self.write_tail();
-            tail.forget_oldest(count);
+            let mut tail = self.write_memtable();
+            tail.drop_oldest(count);
             tail.len()
         };
         lock(&self.work).waiting = left;
@@ -310,27 +311,27 @@ impl Index {
     }
 
     /// Has the next opening build the file anew.
-    pub(in crate::store) fn spoil(&self) -> Result<(), StoreError> {
-        let _flushed = lock(&self.flushed);
-        guarded(|| tables::spoil(&self.db))
+    pub(in crate::store) fn invalidate(&self) -> Result<(), StoreError> {
+        let _flushed = lock(&self.flushed_counts);
+        catch_engine_panic(|| tables::invalidate(&self.db))
     }
 
     /// Has the file go with a log of another name.
-    pub(in crate::store) fn belong_to(&self, name: StoreId) -> Result<(), StoreError> {
-        let _flushed = lock(&self.flushed);
-        guarded(|| tables::belong_to(&self.db, name))
+    pub(in crate::store) fn set_id(&self, name: StoreId) -> Result<(), StoreError> {
+        let _flushed = lock(&self.flushed_counts);
+        catch_engine_panic(|| tables::set_id(&self.db, name))
     }
 
     /// Reads from the file, and notes it if that fails: the engine then refuses everything, until the file is opened anew.
     fn read<T>(&self, work: impl FnOnce() -> Result<T, StoreError>) -> Result<T, StoreError> {
-        guarded(work).inspect_err(|error| {
-            let _later_ones_say_the_same = self.failed.set(error.to_string());
+        catch_engine_panic(work).inspect_err(|error| {
+            let _later_ones_say_the_same = self.read_failure.set(error.to_string());
         })
     }
 
     /// Whether reading the file failed, and how.
-    pub(in crate::store) fn has_failed_reading(&self) -> Option<&str> {
-        self.failed.get().map(String::as_str)
+    pub(in crate::store) fn read_failure(&self) -> Option<&str> {
+        self.read_failure.get().map(String::as_str)
     }
 
     /// Whether the file was made at this opening.
@@ -356,12 +357,12 @@ impl Index {
         Audit::new(self)
     }
 
-    fn read_tail(&self) -> RwLockReadGuard<'_, Memtable> {
-        self.tail.read().unwrap_or_else(PoisonError::into_inner)
+    fn read_memtable(&self) -> RwLockReadGuard<'_, Memtable> {
+        self.memtable.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn write_tail(&self) -> RwLockWriteGuard<'_, Memtable> {
-        self.tail.write().unwrap_or_else(PoisonError::into_inner)
+    fn write_memtable(&self) -> RwLockWriteGuard<'_, Memtable> {
+        self.memtable.write().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Which of `first..=last` of a log have another copy, ascending.
@@ -371,7 +372,7 @@ impl Index {
         first: u64,
         last: u64,
     ) -> Result<Vec<u64>, StoreError> {
-        let mut copies: Vec<u64> = self.read_tail().copies(origin, first, last).collect();
+        let mut copies: Vec<u64> = self.read_memtable().copies(origin, first, last).collect();
         self.read(|| {
             let table = self.db.begin_read()?.open_table(COPIES)?;
             for row in table.range((origin.0, first)..=(origin.0, last))? {
@@ -385,23 +386,23 @@ impl Index {
     }
 
     /// The places in the tail where a name stands on one of `sides`, in display order.
-    pub(in crate::store) fn tail_places(&self, name: NameHash, sides: u8) -> Vec<EntryKey> {
-        let mut places: Vec<EntryKey> = self.read_tail().places_of(name, sides).collect();
+    pub(in crate::store) fn memtable_keys(&self, name: NameHash, sides: u8) -> Vec<EntryKey> {
+        let mut places: Vec<EntryKey> = self.read_memtable().keys_of(name, sides).collect();
         places.sort_unstable();
         places
     }
 
     /// Up to `rows` places in the file where a name stands on one of `sides`, after (or, backward, before)
     /// `from`. Also the last place looked at, to go on from; `None` at the end.
-    pub(in crate::store) fn file_places(
+    pub(in crate::store) fn file_keys(
         &self,
         name: NameHash,
         sides: u8,
         scan: FileScan,
     ) -> Result<FilePlaces, StoreError> {
         let found = self.read(|| self.look_up_places(name, sides, scan));
-        if matches!(found, Err(StoreError::Misplaced))
-            && let Err(error) = self.spoil()
+        if matches!(found, Err(StoreError::IndexRowMisplaced))
+            && let Err(error) = self.invalidate()
         {
             tracing::error!(%error, "the index cannot even be marked as wrong");
         }
@@ -421,7 +422,7 @@ impl Index {
             // Rows carry no check, and whoever goes on from one that leads back never comes to an end.
             let goes_on = |last: EntryKey| if scan.backward { place < last } else { place > last };
             if of != name.0 || !last.is_none_or(goes_on) {
-                return Err(StoreError::Misplaced);
+                return Err(StoreError::IndexRowMisplaced);
             }
             last = Some(place);
             if value.value() & sides != 0 {
@@ -478,8 +479,8 @@ impl Lookup<'_> {
     /// All known copies of an id.
     pub fn standings(&self, id: [u8; 16]) -> Result<Vec<StoredCopy>, StoreError> {
         let (mut standings, let_go) = {
-            let tail = self.index.read_tail();
-            (tail.standings(&id).to_vec(), tail.let_go())
+            let tail = self.index.read_memtable();
+            (tail.standings(&id).to_vec(), tail.epoch())
         };
         self.index.read(|| self.look_into_file(id, let_go, &mut standings))?;
         Ok(standings)

@@ -23,12 +23,12 @@ use crate::chain::frontier::SnapshotId;
 use crate::chain::ids::Origin;
 use crate::chain::logs::Logs;
 use crate::chain::message::Digest;
-use crate::store::engine::catch_panic::guarded;
+use crate::store::engine::catch_panic::catch_engine_panic;
 use crate::store::index::memtable::IndexEntry;
 use crate::store::log::purged::Purged;
 
 /// Rows of `by_id` looked at together.
-const LOOK_COUNT: usize = 4_096;
+const SCAN_ROWS: usize = 4_096;
 
 /// What is to be taken out.
 #[derive(Debug, Default)]
@@ -84,7 +84,7 @@ impl PurgedRows {
             }
         }
         tables::lower_watermarks(&tx, &self.marks)?;
-        tables::put_counts(&tx, counts.without(less))?;
+        tables::put_counts(&tx, counts.minus(less))?;
         tx.commit()?;
         Ok(less)
     }
@@ -92,7 +92,7 @@ impl PurgedRows {
 
 impl Index {
     /// Takes out entries of a log that is cut at `cut`. `false`: not yet, the tail is shorter now.
-    pub(in super::super) fn forget(
+    pub(in super::super) fn purge(
         &self,
         entries: &[Entry],
         origin: Origin,
@@ -106,63 +106,63 @@ impl Index {
             rows.by_id.iter().for_each(|(key, _)| gone.add(*key));
             gone.by_user.extend(rows.by_user.iter().map(|(key, _)| *key));
         }
-        self.take_out(&gone)
+        self.remove_rows(&gone)
     }
 
-    fn take_out(&self, gone: &PurgedRows) -> Result<bool, StoreError> {
+    fn remove_rows(&self, gone: &PurgedRows) -> Result<bool, StoreError> {
         let is_in_tail = {
-            let tail = self.read_tail();
+            let tail = self.read_memtable();
             gone.by_id.keys().any(|id| !tail.standings(id).is_empty())
         };
         if is_in_tail {
             self.flush()?;
             return Ok(false);
         }
-        let mut flushed = lock(&self.flushed);
-        let less = guarded(|| gone.remove(&self.db, *flushed))?;
-        *flushed = flushed.without(less);
+        let mut flushed = lock(&self.flushed_counts);
+        let less = catch_engine_panic(|| gone.remove(&self.db, *flushed))?;
+        *flushed = flushed.minus(less);
         let mut counts = lock(&self.counts);
-        *counts = counts.without(less);
+        *counts = counts.minus(less);
         Ok(true)
     }
 
     /// Entries are about to be lost with a cut: see [`Index::look_for_lost`].
-    pub(in super::super) fn mark_lost(&self) -> Result<(), StoreError> {
-        let _flushed = lock(&self.flushed);
-        guarded(|| tables::mark_lost(&self.db, true))?;
-        *lock(&self.lost_from) = Unbounded;
-        self.may_have_lost.store(true, Ordering::Relaxed);
+    pub(in super::super) fn mark_dangling(&self) -> Result<(), StoreError> {
+        let _flushed = lock(&self.flushed_counts);
+        catch_engine_panic(|| tables::set_dangling_mark(&self.db, true))?;
+        *lock(&self.dangling_scan_from) = Unbounded;
+        self.may_have_dangling.store(true, Ordering::Relaxed);
         Ok(())
     }
 
     /// Whether there may be entries in it that were lost.
-    pub(in super::super) fn may_have_lost(&self) -> bool {
-        self.may_have_lost.load(Ordering::Relaxed)
+    pub(in super::super) fn may_have_dangling(&self) -> bool {
+        self.may_have_dangling.load(Ordering::Relaxed)
     }
 
     /// Looks through the next part of `by_id` for places behind the cuts of `logs`, and takes them out.
-    pub(in super::super) fn look_for_lost(&self, logs: &Logs, swept: &Purged) -> Result<(), StoreError> {
-        let from = *lock(&self.lost_from);
-        let (keys, next) = guarded(|| self.keys_from(from))?;
+    pub(in super::super) fn purge_dangling(&self, logs: &Logs, swept: &Purged) -> Result<(), StoreError> {
+        let from = *lock(&self.dangling_scan_from);
+        let (keys, next) = catch_engine_panic(|| self.keys_from(from))?;
         let mut gone = PurgedRows::default();
         for (id, origin, seq) in keys {
             let limit = logs.vector().limit(Origin(origin));
             if seq > limit {
-                swept.begin(Origin(origin), limit + 1);
+                swept.add(Origin(origin), limit + 1);
                 gone.add((id, origin, seq));
                 gone.marks.insert(Origin(origin), limit);
             }
         }
-        if !gone.by_id.is_empty() && !self.take_out(&gone)? {
+        if !gone.by_id.is_empty() && !self.remove_rows(&gone)? {
             return Ok(()); // the same part is looked at again
         }
         if let Some(next) = next {
-            *lock(&self.lost_from) = Excluded(next);
+            *lock(&self.dangling_scan_from) = Excluded(next);
             return Ok(());
         }
-        let _flushed = lock(&self.flushed);
-        guarded(|| tables::mark_lost(&self.db, false))?;
-        self.may_have_lost.store(false, Ordering::Relaxed);
+        let _flushed = lock(&self.flushed_counts);
+        catch_engine_panic(|| tables::set_dangling_mark(&self.db, false))?;
+        self.may_have_dangling.store(false, Ordering::Relaxed);
         Ok(())
     }
 
@@ -170,10 +170,10 @@ impl Index {
     fn keys_from(&self, from: Bound<IdKey>) -> Result<(Vec<IdKey>, Option<IdKey>), StoreError> {
         let table = self.db.begin_read()?.open_table(BY_ID)?;
         let mut keys = Vec::new();
-        for row in table.range::<IdKey>((from, Unbounded))?.take(LOOK_COUNT) {
+        for row in table.range::<IdKey>((from, Unbounded))?.take(SCAN_ROWS) {
             keys.push(row?.0.value());
         }
-        let next = keys.last().copied().filter(|_| keys.len() == LOOK_COUNT);
+        let next = keys.last().copied().filter(|_| keys.len() == SCAN_ROWS);
         Ok((keys, next))
     }
 }

@@ -20,13 +20,13 @@ pub(super) type UserKey = ([u8; 8], u64, [u8; 16], u64);
 
 const META: TableDefinition<&str, &[u8]> = TableDefinition::new("meta");
 /// In `meta`: see [`mark_lost`].
-const LOST: &str = "lost";
+const DANGLING: &str = "lost";
 const WATERMARK: TableDefinition<[u8; 16], u64> = TableDefinition::new("watermark");
 pub(super) const BY_ID: TableDefinition<IdKey, (u64, [u8; 32])> = TableDefinition::new("by_id");
 pub(super) const BY_USER: TableDefinition<UserKey, u8> = TableDefinition::new("by_user");
 pub(super) const COPIES: TableDefinition<([u8; 16], u64), ()> = TableDefinition::new("copies");
 /// Entries at or below a watermark that were damaged when it passed them: the file does not have them.
-const HOLES: TableDefinition<([u8; 16], u64), ()> = TableDefinition::new("holes");
+const UNINDEXED: TableDefinition<([u8; 16], u64), ()> = TableDefinition::new("holes");
 
 /// What a part of the tail becomes in the file, sorted, so that the trees are walked in order.
 #[derive(Default)]
@@ -34,20 +34,20 @@ pub(super) struct IndexRows {
     pub(super) by_id: Vec<(IdKey, (u64, [u8; 32]))>,
     pub(super) by_user: Vec<(UserKey, u8)>,
     copies: Vec<([u8; 16], u64)>,
-    places: Vec<(Origin, u64)>,
+    entries: Vec<(Origin, u64)>,
     watermarks: BTreeMap<Origin, u64>,
-    pub(super) adds: Counts,
+    pub(super) counts: Counts,
 }
 
 impl IndexRows {
     pub(super) fn of<'a>(entries: impl Iterator<Item = &'a IndexEntry>) -> Self {
         let mut rows = IndexRows::default();
         for noted in entries {
-            rows.adds.add(noted.adds);
+            rows.counts.add(noted.adds);
             let StoredCopy { place, digest } = noted.standing;
             let mark = rows.watermarks.entry(place.origin).or_default();
             *mark = place.seq.max(*mark);
-            rows.places.push((place.origin, place.seq));
+            rows.entries.push((place.origin, place.seq));
             let Some(id) = noted.id else { continue };
             rows.by_id.push(((id, place.origin.0, place.seq), (place.stamp.0, digest.0)));
             let mut add = |name: NameHash| {
@@ -103,11 +103,11 @@ impl IndexRows {
             }
         }
         {
-            let mut table = tx.open_table(HOLES)?;
+            let mut table = tx.open_table(UNINDEXED)?;
             for (origin, seq) in holes {
                 table.insert((origin.0, *seq), ())?;
             }
-            for (origin, seq) in &self.places {
+            for (origin, seq) in &self.entries {
                 table.remove((origin.0, *seq))?;
             }
         }
@@ -144,7 +144,7 @@ impl Counts {
         self.unreadable += more.unreadable;
     }
 
-    pub(super) fn without(self, less: Counts) -> Self {
+    pub(super) fn minus(self, less: Counts) -> Self {
         Counts {
             messages: self.messages.saturating_sub(less.messages),
             conflicts: self.conflicts.saturating_sub(less.conflicts),
@@ -198,7 +198,7 @@ pub(super) fn write_meta(db: &Database, log: &Log) -> Result<(), StoreError> {
 }
 
 /// Says whose index this is.
-pub(super) fn belong_to(db: &Database, name: StoreId) -> Result<(), StoreError> {
+pub(super) fn set_id(db: &Database, name: StoreId) -> Result<(), StoreError> {
     let tx = db.begin_write()?;
     tx.open_table(META)?.insert("store_id", name.0.as_slice())?;
     tx.commit()?;
@@ -206,31 +206,31 @@ pub(super) fn belong_to(db: &Database, name: StoreId) -> Result<(), StoreError> 
 }
 
 /// Says whether there may be entries in it that were lost.
-pub(super) fn mark_lost(db: &Database, may_be: bool) -> Result<(), StoreError> {
+pub(super) fn set_dangling_mark(db: &Database, may_be: bool) -> Result<(), StoreError> {
     let tx = db.begin_write()?;
     if may_be {
-        tx.open_table(META)?.insert(LOST, [].as_slice())?;
+        tx.open_table(META)?.insert(DANGLING, [].as_slice())?;
     } else {
-        tx.open_table(META)?.remove(LOST)?;
+        tx.open_table(META)?.remove(DANGLING)?;
     }
     tx.commit()?;
     Ok(())
 }
 
 /// Whether the file says that.
-pub(super) fn is_marked_lost(db: &Database) -> Result<bool, StoreError> {
-    Ok(db.begin_read()?.open_table(META)?.get(LOST)?.is_some())
+pub(super) fn has_dangling_mark(db: &Database) -> Result<bool, StoreError> {
+    Ok(db.begin_read()?.open_table(META)?.get(DANGLING)?.is_some())
 }
 
 /// Takes away what the file says of itself, so that it is not believed.
-pub(super) fn spoil(db: &Database) -> Result<(), StoreError> {
+pub(super) fn invalidate(db: &Database) -> Result<(), StoreError> {
     let tx = db.begin_write()?;
     tx.open_table(META)?.remove("format")?;
     tx.commit()?;
     Ok(())
 }
 
-pub(super) fn watermarks(db: &Database) -> Result<BTreeMap<Origin, u64>, StoreError> {
+pub(super) fn read_watermarks(db: &Database) -> Result<BTreeMap<Origin, u64>, StoreError> {
     let table = db.begin_read()?.open_table(WATERMARK)?;
     let mut marks = BTreeMap::new();
     for row in table.iter()? {
@@ -241,8 +241,8 @@ pub(super) fn watermarks(db: &Database) -> Result<BTreeMap<Origin, u64>, StoreEr
 }
 
 /// The entries that were damaged when the watermarks passed them.
-pub(super) fn holes(db: &Database) -> Result<BTreeSet<(Origin, u64)>, StoreError> {
-    let table = match db.begin_read()?.open_table(HOLES) {
+pub(super) fn read_unindexed(db: &Database) -> Result<BTreeSet<(Origin, u64)>, StoreError> {
+    let table = match db.begin_read()?.open_table(UNINDEXED) {
         Err(redb::TableError::TableDoesNotExist(_)) => return Ok(BTreeSet::new()),
         table => table?,
     };

@@ -11,13 +11,13 @@ use crate::chain::ids::Origin;
 use crate::store::StoreError;
 
 /// Wounds that are remembered. Further ones are found again once these are mended.
-const WOUNDS_MAX: usize = 65_536;
+const DAMAGED_ENTRIES_MAX: usize = 65_536;
 
 /// See the head of this file.
 #[derive(Debug, Default)]
 pub struct Damage {
     entries: Mutex<BTreeSet<(Origin, u64)>>,
-    engine: OnceLock<String>,
+    engine_failure: OnceLock<String>,
 }
 
 impl Damage {
@@ -28,28 +28,28 @@ impl Damage {
     /// This entry is damaged.
     pub fn add(&self, origin: Origin, seq: u64) {
         let mut wounds = self.lock();
-        if wounds.len() < WOUNDS_MAX && wounds.insert((origin, seq)) {
+        if wounds.len() < DAMAGED_ENTRIES_MAX && wounds.insert((origin, seq)) {
             tracing::error!(%origin, seq, "an entry is damaged");
         }
     }
 
     /// The engine failed while reading: it is not one entry that is damaged, but the file or the disk.
     pub(in crate::store) fn engine_failed(&self, error: &StoreError) {
-        let _later_ones_say_the_same = self.engine.set(error.to_string());
+        let _later_ones_say_the_same = self.engine_failure.set(error.to_string());
     }
 
     /// Whether that happened, and how.
-    pub fn of_engine(&self) -> Option<&str> {
-        self.engine.get().map(String::as_str)
+    pub fn engine_failure(&self) -> Option<&str> {
+        self.engine_failure.get().map(String::as_str)
     }
 
     /// This entry is whole again.
-    pub fn healed(&self, origin: Origin, seq: u64) {
+    pub fn remove(&self, origin: Origin, seq: u64) {
         self.lock().remove(&(origin, seq));
     }
 
     /// From here on the log has ended.
-    pub fn cut(&self, origin: Origin, seq: u64) {
+    pub fn remove_from(&self, origin: Origin, seq: u64) {
         self.lock().retain(|(of, at)| *of != origin || *at < seq);
     }
 

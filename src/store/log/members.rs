@@ -12,7 +12,7 @@ use redb::{
 use twox_hash::XxHash3_64;
 
 use super::super::StoreError;
-use super::not_ours;
+use super::malformed_table;
 use crate::chain::members::{self, LastSeenAt, Member, MemberId, Members, Membership};
 
 const MEMBERS: TableDefinition<(u16, [u8; 16]), &[u8]> = TableDefinition::new("members");
@@ -28,14 +28,14 @@ pub(super) fn read(db: &Database) -> Result<Membership, StoreError> {
             let (key, value) = row?;
             let (node_id, store_id) = key.value();
             let name = MemberId { node_id, store_id };
-            members.take(name, decode(name, value.value()).ok_or_else(|| not_ours("members"))?);
+            members.take(name, decode(name, value.value()).ok_or_else(|| malformed_table("members"))?);
         }
     }
     if let Some(table) = open(&tx, MET)? {
         for row in table.iter()? {
             let (key, value) = row?;
             let address = key.value().to_owned();
-            let node_id = decode_met(&address, value.value()).ok_or_else(|| not_ours("met"))?;
+            let node_id = decode_met(&address, value.value()).ok_or_else(|| malformed_table("met"))?;
             met.insert(address, node_id);
         }
     }

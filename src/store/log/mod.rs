@@ -33,7 +33,7 @@ use crate::chain::logs::{CHECKPOINT_EVERY, Logs, LogsOnDisk, StampRange};
 use crate::chain::members::Membership;
 use crate::chain::vector::Head;
 use crate::fault::Fault;
-use crate::store::engine::catch_panic::{GuardedDb, guard, guarded};
+use crate::store::engine::catch_panic::{GuardedDb, catch_engine_panic, catch_panic};
 use crate::store::engine::files;
 use crate::store::engine::files::{Files, OpenMode};
 use crate::store::log::damage::Damage;
@@ -43,7 +43,7 @@ use crate::store::recovery::lossy_file;
 use crate::store::recovery::lossy_file::LossyFile;
 use crate::store::recovery::record_scan;
 use crate::store::{OpenError, StoreError, StoreId};
-pub(in crate::store) use meta::make as make_meta;
+pub(in crate::store) use meta::write_new as make_meta;
 pub use reader::{Entry, LogReader, ReadLimit};
 
 /// redb's own page cache. Kept small: the system's page cache holds the file, and a listing must not fill ours.
@@ -51,7 +51,7 @@ const CACHE_BYTES: usize = 12 << 20;
 
 pub(in crate::store) const HEADS: TableDefinition<[u8; 16], &[u8]> = TableDefinition::new("heads");
 pub(in crate::store) const CHAIN: TableDefinition<([u8; 16], u64), [u8; 32]> = TableDefinition::new("chain");
-pub(in crate::store) const LOOSE: TableDefinition<[u8; 16], u64> = TableDefinition::new("loose");
+pub(in crate::store) const DETACHED: TableDefinition<[u8; 16], u64> = TableDefinition::new("loose");
 const CUTS: TableDefinition<[u8; 16], u64> = TableDefinition::new("cuts");
 
 /// Name of the table that holds a log.
@@ -72,9 +72,9 @@ pub(in crate::store) fn tables(db: &Database) -> Result<Vec<Origin>, StoreError>
 pub struct Log {
     db: GuardedDb,
     id: StoreId,
-    kept: Membership,
-    wounds: Arc<Damage>,
-    swept: Arc<Purged>,
+    membership: Membership,
+    damage: Arc<Damage>,
+    purged: Arc<Purged>,
 }
 
 /// Why a file does not open. Where redb has it open already, it stays so until this is dropped, because closing it
@@ -99,46 +99,46 @@ impl Log {
         how: OpenMode,
     ) -> Result<(Self, LogsOnDisk), NotOpen> {
         let path = files.path(files::LOG);
-        let broken = |why: String| OpenError::Broken { path: path.clone(), why };
-        let opened = guard(|| files.database(files::LOG, CACHE_BYTES, how));
+        let broken = |why: String| OpenError::Corrupt { path: path.clone(), why };
+        let opened = catch_panic(|| files.database(files::LOG, CACHE_BYTES, how));
         let db = GuardedDb::new(opened.unwrap_or_else(|panic| Err(broken(panic.to_string())))?);
         let read = || -> Result<(StoreId, Membership, LogsOnDisk), OpenError> {
             let not_readable = |error: StoreError| match error {
-                StoreError::Storage(error) => files::why_not(path.clone(), *error),
+                StoreError::Storage(error) => files::classify_error(path.clone(), *error),
                 other => broken(other.to_string()),
             };
             let meta = match (meta::read(&db).map_err(not_readable)?, network) {
                 (Some(meta), _) => meta,
                 (None, Some(network)) if !holds_records(files)? => {
-                    meta::make(&db, network).map_err(not_readable)?
+                    meta::write_new(&db, network).map_err(not_readable)?
                 }
                 (None, _) => return Err(broken("it does not say whose store it is".into())),
             };
             meta.check_ours(&path, network)?;
             let kept = members::read(&db).map_err(not_readable)?;
-            Ok((meta.id, kept, find(&db).map_err(not_readable)?))
+            Ok((meta.id, kept, find_logs(&db).map_err(not_readable)?))
         };
-        match guard(read).unwrap_or_else(|panic| Err(broken(panic.to_string()))) {
+        match catch_panic(read).unwrap_or_else(|panic| Err(broken(panic.to_string()))) {
             Ok((id, kept, found)) => {
-                Ok((Log { db, id, kept, wounds: Arc::default(), swept: Arc::default() }, found))
+                Ok((Log { db, id, membership: kept, damage: Arc::default(), purged: Arc::default() }, found))
             }
             Err(error) => Err(NotOpen { error, db: Some(db) }),
         }
     }
 
     /// The entries that were found damaged.
-    pub fn wounds(&self) -> &Damage {
-        &self.wounds
+    pub fn damage(&self) -> &Damage {
+        &self.damage
     }
 
     /// The rows behind cuts that may be gone.
-    pub fn swept(&self) -> &Purged {
-        &self.swept
+    pub fn purged(&self) -> &Purged {
+        &self.purged
     }
 
     /// Who belonged to the network when the file was opened, and who was where.
-    pub fn kept(&self) -> &Membership {
-        &self.kept
+    pub fn membership(&self) -> &Membership {
+        &self.membership
     }
 
     /// The store's name.
@@ -148,7 +148,7 @@ impl Log {
 
     /// Writes a change and the heads it leads to; one durable commit.
     pub fn commit(&self, change: &WriteBatch, logs: &Logs) -> Result<(), StoreError> {
-        guarded(|| self.write(change, logs))
+        catch_engine_panic(|| self.write(change, logs))
     }
 
     fn write(&self, change: &WriteBatch, logs: &Logs) -> Result<(), StoreError> {
@@ -159,7 +159,7 @@ impl Log {
             tx.set_durability(Durability::None)?;
         }
         put_entries(&tx, &change.entries, true)?;
-        put_entries(&tx, &change.mended, false)?;
+        put_entries(&tx, &change.repaired, false)?;
         {
             let mut touched: BTreeSet<Origin> = change.cuts.iter().map(|(origin, _)| *origin).collect();
             touched.extend(change.entries.iter().map(|entry| entry.place.origin));
@@ -176,8 +176,8 @@ impl Log {
         for (origin, seq) in &change.cuts {
             tx.open_table(CUTS)?.insert(origin.0, *seq)?;
         }
-        for origin in &change.loose {
-            let mut loose = tx.open_table(LOOSE)?;
+        for origin in &change.detached {
+            let mut loose = tx.open_table(DETACHED)?;
             match logs.detached_until(*origin) {
                 Some(last) => drop(loose.insert(origin.0, last)?),
                 None => drop(loose.remove(origin.0)?),
@@ -190,11 +190,11 @@ impl Log {
             members::write(&tx, kept)?;
         }
         tx.commit()?;
-        for entry in &change.mended {
-            self.wounds.healed(entry.place.origin, entry.place.seq);
+        for entry in &change.repaired {
+            self.damage.remove(entry.place.origin, entry.place.seq);
         }
         for (origin, seq) in &change.cuts {
-            self.wounds.cut(*origin, *seq);
+            self.damage.remove_from(*origin, *seq);
         }
         Ok(())
     }
@@ -218,16 +218,16 @@ impl Log {
     }
 
     /// Writes another name for the store, and gives it.
-    pub(in crate::store) fn take_new_name(&self) -> Result<StoreId, StoreError> {
-        guarded(|| {
-            let network = meta::read(&self.db)?.ok_or_else(|| not_ours("meta"))?.network;
-            Ok(meta::make(&self.db, &network)?.id)
+    pub(in crate::store) fn renew_id(&self) -> Result<StoreId, StoreError> {
+        catch_engine_panic(|| {
+            let network = meta::read(&self.db)?.ok_or_else(|| malformed_table("meta"))?.network;
+            Ok(meta::write_new(&self.db, &network)?.id)
         })
     }
 
     /// Commits with redb's allocator state, so that the next open need not walk the file.
-    pub fn settle(&self) -> Result<(), StoreError> {
-        guarded(|| {
+    pub fn commit_for_fast_open(&self) -> Result<(), StoreError> {
+        catch_engine_panic(|| {
             let mut tx = self.db.begin_write()?;
             tx.set_quick_repair(true);
             Ok(tx.commit()?)
@@ -236,8 +236,8 @@ impl Log {
 
     /// Begins a read. Keep it short: it pins pages.
     pub fn read(&self) -> Result<LogReader, StoreError> {
-        let begin = || Ok(LogReader::new(self.db.begin_read()?, self.wounds.clone(), self.swept.clone()));
-        guarded(begin).inspect_err(|error| self.wounds.engine_failed(error))
+        let begin = || Ok(LogReader::new(self.db.begin_read()?, self.damage.clone(), self.purged.clone()));
+        catch_engine_panic(begin).inspect_err(|error| self.damage.engine_failed(error))
     }
 }
 
@@ -271,25 +271,26 @@ pub(in crate::store) fn log_table(name: &str) -> TableDefinition<'_, u64, &'stat
 
 /// Whether there are records in a file that has no tables of ours: then it lost them, and is not new.
 fn holds_records(files: &dyn Files) -> Result<bool, OpenError> {
-    let looked = LossyFile::new(files, files::LOG, false).and_then(|mut bytes| record_scan::any(&mut bytes));
-    looked.map_err(|error| lossy_file::not_read(files.path(files::LOG), error))
+    let looked =
+        LossyFile::new(files, files::LOG, false).and_then(|mut bytes| record_scan::has_record(&mut bytes));
+    looked.map_err(|error| lossy_file::read_error(files.path(files::LOG), error))
 }
 
-fn not_ours(table: &str) -> StoreError {
+fn malformed_table(table: &str) -> StoreError {
     redb::StorageError::Corrupted(format!("the table `{table}` is not as we write it")).into()
 }
 
 /// All logs. A log of which only the table is left lost its row: then the file is damaged, though redb did not notice.
-fn find(db: &Database) -> Result<LogsOnDisk, StoreError> {
+fn find_logs(db: &Database) -> Result<LogsOnDisk, StoreError> {
     let tx = db.begin_read()?;
     let mut found = LogsOnDisk::default();
     for row in tx.open_table(HEADS)?.iter()? {
         let (key, value) = row?;
         let origin = Origin(key.value());
-        let (head, range) = decode_head(origin, value.value()).ok_or_else(|| not_ours("heads"))?;
+        let (head, range) = decode_head(origin, value.value()).ok_or_else(|| malformed_table("heads"))?;
         found.heads.push((origin, head, range));
     }
-    for (definition, list) in [(CUTS, &mut found.cuts), (LOOSE, &mut found.detached)] {
+    for (definition, list) in [(CUTS, &mut found.cuts), (DETACHED, &mut found.detached)] {
         let table = match tx.open_table(definition) {
             Err(redb::TableError::TableDoesNotExist(_)) => continue, // never needed so far
             table => table?,
@@ -306,10 +307,10 @@ fn find(db: &Database) -> Result<LogsOnDisk, StoreError> {
     for origin in tables(db)? {
         let is_known = known.remove(&origin) || cut.contains(&origin);
         if !is_known && tx.open_table(log_table(&table_name(origin)))?.first()?.is_some() {
-            return Err(not_ours("heads"));
+            return Err(malformed_table("heads"));
         }
     }
-    if known.is_empty() { Ok(found) } else { Err(not_ours("heads")) }
+    if known.is_empty() { Ok(found) } else { Err(malformed_table("heads")) }
 }
 
 /// Whether cuts and loose ends are where they can be: their rows carry no check. What is wrong is salvaged, which forgets
@@ -318,10 +319,10 @@ fn check_ends(found: &LogsOnDisk) -> Result<(), StoreError> {
     let heads: BTreeMap<Origin, u64> =
         found.heads.iter().map(|(origin, head, _)| (*origin, head.seq)).collect();
     if found.cuts.iter().any(|(origin, cut)| *cut <= heads.get(origin).copied().unwrap_or(0)) {
-        return Err(not_ours("cuts"));
+        return Err(malformed_table("cuts"));
     }
     if found.detached.iter().any(|(_, last)| *last == u64::MAX) {
-        return Err(not_ours("loose"));
+        return Err(malformed_table("loose"));
     }
     Ok(())
 }

@@ -10,16 +10,16 @@ use super::super::StoreError;
 use super::reader::checked;
 use super::{CHAIN, Entry, Log, log_table, table_name};
 use crate::chain::ids::Origin;
-use crate::store::engine::catch_panic::guarded;
+use crate::store::engine::catch_panic::catch_engine_panic;
 
 /// Rows that one commit removes at the most.
-const PIECE_COUNT: usize = 1_000;
+const PIECE_ROWS_MAX: usize = 1_000;
 /// Bytes of rows that one commit removes; as above.
-const PIECE_BYTES: usize = 1 << 20;
+const PIECE_BYTES_MAX: usize = 1 << 20;
 
 /// The last rows behind a cut.
 #[derive(Debug)]
-pub(in super::super) struct Piece {
+pub(in super::super) struct PurgePiece {
     origin: Origin,
     /// From here on everything goes.
     first: u64,
@@ -29,24 +29,24 @@ pub(in super::super) struct Piece {
 
 impl Log {
     /// What of a log at or behind `cut` is to be removed next; `None`: nothing is left.
-    pub(in super::super) fn left_behind(
+    pub(in super::super) fn next_purge_piece(
         &self,
         origin: Origin,
         cut: u64,
-    ) -> Result<Option<Piece>, StoreError> {
-        guarded(|| {
+    ) -> Result<Option<PurgePiece>, StoreError> {
+        catch_engine_panic(|| {
             let tx = self.db.begin_read()?;
             let (mut first, mut entries, mut bytes) = (None, Vec::new(), 0);
             match tx.open_table(log_table(&table_name(origin))) {
                 Err(redb::TableError::TableDoesNotExist(_)) => {}
                 table => {
-                    for row in table?.range(cut..)?.rev().take(PIECE_COUNT) {
+                    for row in table?.range(cut..)?.rev().take(PIECE_ROWS_MAX) {
                         let (seq, record) = row?;
                         let (seq, record) = (seq.value(), record.value());
                         first = Some(seq);
                         entries.extend(checked(origin, seq, record).ok());
                         bytes += record.len();
-                        if bytes >= PIECE_BYTES {
+                        if bytes >= PIECE_BYTES_MAX {
                             break;
                         }
                     }
@@ -54,14 +54,14 @@ impl Log {
             }
             let mut checkpoints = tx.open_table(CHAIN)?.range((origin.0, cut)..=(origin.0, u64::MAX))?;
             let first = first.or(checkpoints.next().is_some().then_some(cut));
-            Ok(first.map(|first| Piece { origin, first, entries }))
+            Ok(first.map(|first| PurgePiece { origin, first, entries }))
         })
     }
 
     /// Removes it, durably; a table that is empty then goes as well.
-    pub(in super::super) fn remove(&self, piece: &Piece) -> Result<(), StoreError> {
-        guarded(|| {
-            let Piece { origin, first, .. } = *piece;
+    pub(in super::super) fn remove_piece(&self, piece: &PurgePiece) -> Result<(), StoreError> {
+        catch_engine_panic(|| {
+            let PurgePiece { origin, first, .. } = *piece;
             let name = table_name(origin);
             let tx = self.db.begin_write()?;
             let is_empty = {
@@ -115,8 +115,8 @@ mod tests {
         }
         tx.commit().expect("commits");
         let sweep = |cut| {
-            let pieces = std::iter::from_fn(|| log.left_behind(A, cut).expect("reads"));
-            pieces.inspect(|piece| log.remove(piece).expect("removes")).count()
+            let pieces = std::iter::from_fn(|| log.next_purge_piece(A, cut).expect("reads"));
+            pieces.inspect(|piece| log.remove_piece(piece).expect("removes")).count()
         };
         assert_eq!((sweep(2_501), sweep(1_025)), (0, 2));
         assert_eq!(left(log), (Some(1), vec![1_024], true), "what is before the cut stays");

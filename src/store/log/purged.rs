@@ -15,7 +15,7 @@ pub struct Purged(RwLock<BTreeMap<Origin, u64>>);
 
 impl Purged {
     /// From now on rows of this log from `cut` on may be gone.
-    pub(in crate::store) fn begin(&self, origin: Origin, cut: u64) {
+    pub(in crate::store) fn add(&self, origin: Origin, cut: u64) {
         let mut swept = self.0.write().unwrap_or_else(PoisonError::into_inner); // no change of a map stops half-way
         let from = swept.entry(origin).or_insert(cut);
         *from = cut.min(*from);
@@ -28,7 +28,7 @@ impl Purged {
     }
 
     /// An entry that `logs` cover and that may be gone: they are from before its cut.
-    pub fn within(&self, logs: &Logs) -> Option<(Origin, u64)> {
+    pub fn purged_entry_of(&self, logs: &Logs) -> Option<(Origin, u64)> {
         let swept = self.0.read().unwrap_or_else(PoisonError::into_inner);
         let mut all = swept.iter().map(|(origin, from)| (*origin, *from));
         all.find(|(origin, from)| *from <= logs.vector().seq(*origin))

@@ -15,7 +15,7 @@ use crate::chain::ids::{ChainHash, EntryKey, Origin};
 use crate::chain::logs::CHECKPOINT_EVERY;
 use crate::chain::record::Record;
 use crate::fault::Fault;
-use crate::store::engine::catch_panic::guarded;
+use crate::store::engine::catch_panic::catch_engine_panic;
 use crate::store::log::damage::Damage;
 use crate::store::log::purged::Purged;
 
@@ -89,7 +89,7 @@ impl LogReader {
     }
 
     fn read(&mut self, origin: Origin, seq: u64) -> Result<Entry, StoreError> {
-        guarded(|| match self.table(origin, seq)?.get(seq)? {
+        catch_engine_panic(|| match self.table(origin, seq)?.get(seq)? {
             Some(bytes) => checked(origin, seq, bytes.value()),
             None => Err(StoreError::Damaged { origin, seq }),
         })
@@ -107,7 +107,7 @@ impl LogReader {
     ) -> Result<Vec<Entry>, StoreError> {
         let mut entries = Vec::new();
         if first <= last {
-            let read = guarded(|| {
+            let read = catch_engine_panic(|| {
                 let range = self.table(origin, first)?.range(first..=last)?;
                 take_rows(origin, (first..=last).zip(range), most, &mut entries)
             });
@@ -129,7 +129,7 @@ impl LogReader {
     ) -> Result<Vec<Entry>, StoreError> {
         let mut entries = Vec::new();
         if first <= last {
-            let read = guarded(|| {
+            let read = catch_engine_panic(|| {
                 let range = self.table(origin, last)?.range(first..=last)?.rev();
                 take_rows(origin, (first..=last).rev().zip(range), most, &mut entries)
             });
@@ -143,7 +143,7 @@ impl LogReader {
 
     /// The seq of the first row from here on, whatever is in it.
     pub fn row_from(&mut self, origin: Origin, seq: u64) -> Result<Option<u64>, StoreError> {
-        let read = guarded(|| match self.table(origin, seq) {
+        let read = catch_engine_panic(|| match self.table(origin, seq) {
             Err(StoreError::Damaged { .. }) => Ok(None), // it has no table
             table => Ok(table?.range(seq..)?.next().transpose()?.map(|(key, _)| key.value())),
         });
@@ -158,7 +158,7 @@ impl LogReader {
         last: u64,
         most: ReadLimit,
     ) -> Result<Vec<(u64, Vec<u8>)>, StoreError> {
-        guarded(|| {
+        catch_engine_panic(|| {
             let (mut rows, mut bytes) = (Vec::new(), 0);
             for row in self.table(origin, first)?.range(first..=last)?.take(most.rows) {
                 let (seq, record) = row?;
@@ -176,7 +176,7 @@ impl LogReader {
     pub fn checkpoint(&self, origin: Origin, seq: u64) -> Result<Option<ChainHash>, StoreError> {
         let kept =
             |tx: &ReadTransaction| Ok(tx.open_table(CHAIN)?.get((origin.0, seq))?.map(|hash| hash.value()));
-        self.noted(guarded(|| kept(&self.tx))).map(|kept| kept.map(ChainHash))
+        self.noted(catch_engine_panic(|| kept(&self.tx))).map(|kept| kept.map(ChainHash))
     }
 
     /// `h(seq)`: from the nearest checkpoint at or below it, by reading the entries between.

@@ -28,13 +28,13 @@ pub struct WriteBatch {
     /// Entries that follow the heads, ascending within each log.
     pub entries: Vec<NewRow>,
     /// Entries that are damaged here, as a peer has them.
-    pub mended: Vec<NewRow>,
+    pub repaired: Vec<NewRow>,
     /// Logs that are cut now, and where.
     pub cuts: Vec<(Origin, u64)>,
     /// Logs of which less is behind a gap than before.
-    pub loose: Vec<Origin>,
+    pub detached: Vec<Origin>,
     /// With one of the cuts, entries that could not be read leave their log, and stand nowhere else.
-    pub loses: bool,
+    pub drops_unreadable: bool,
     /// Checkpoints of the chain that were found wrong, as they are.
     pub checkpoints: Vec<(Origin, u64, ChainHash)>,
     /// Who belongs to the network now, where that has changed.
@@ -44,7 +44,15 @@ pub struct WriteBatch {
 impl WriteBatch {
     /// Nothing is to be written.
     pub fn is_empty(&self) -> bool {
-        let WriteBatch { entries, mended, cuts, loose, loses: _, checkpoints, members } = self;
+        let WriteBatch {
+            entries,
+            repaired: mended,
+            cuts,
+            detached: loose,
+            drops_unreadable: _,
+            checkpoints,
+            members,
+        } = self;
         entries.is_empty()
             && mended.is_empty()
             && cuts.is_empty()

@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use crate::store::OpenPolicy;
-use crate::store::engine::files::{Directory, Files, UNPROVEN};
+use crate::store::engine::files::{CRASH_MARKER, Directory, Files};
 
 /// So many sessions in a row must have ended badly before every page is checked. One is a `kill -9` or a power failure, after
 /// which a start is to be fast; that damage ends the process again is seen from the second on.
@@ -41,7 +41,7 @@ impl UncleanExits {
 
     fn read(files: &dyn Files) -> io::Result<Self> {
         let mut note = [0; NOTE_BYTES_MAX];
-        match files.raw(UNPROVEN).and_then(|file| file.read_at(0, &mut note)) {
+        match files.open_raw(CRASH_MARKER).and_then(|file| file.read_at(0, &mut note)) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(UncleanExits::default()),
             read => Ok(Self::parse(&note[..read?])),
         }
@@ -59,9 +59,9 @@ impl UncleanExits {
 
     fn write(self, files: &dyn Files) -> io::Result<()> {
         match self {
-            UncleanExits { sessions: 0, openings: 0 } => files.remove(UNPROVEN),
+            UncleanExits { sessions: 0, openings: 0 } => files.remove(CRASH_MARKER),
             UncleanExits { sessions, openings } => {
-                files.put(UNPROVEN, format!("{sessions} {openings}\n").as_bytes())
+                files.replace(CRASH_MARKER, format!("{sessions} {openings}\n").as_bytes())
             }
         }
     }
@@ -102,7 +102,7 @@ impl CrashCount {
         };
         let openings = if trust.is_doubt() { before.openings.saturating_add(1) } else { before.openings };
         let session = CrashCount {
-            files: files.keep(),
+            files: files.boxed(),
             trust,
             before,
             note: Mutex::new(CrashMarker { now: before, at_close: before }),
@@ -210,7 +210,7 @@ mod tests {
     }
 
     fn note(files: &Directory) -> Option<String> {
-        std::fs::read_to_string(files.path(UNPROVEN)).ok()
+        std::fs::read_to_string(files.path(CRASH_MARKER)).ok()
     }
 
     #[test]

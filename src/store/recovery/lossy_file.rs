@@ -23,19 +23,19 @@ const UNREAD_BLOCKS_MAX: usize = 16_384;
 pub(in crate::store) struct LossyFile {
     bytes: Box<dyn FileBytes>,
     len: u64,
-    at: u64,
+    offset: u64,
     /// Up to here in blocks.
     narrow_until: u64,
-    goes_on: bool,
+    accept_loss: bool,
     unread: Vec<Range<u64>>,
 }
 
 impl LossyFile {
     /// A file, from its beginning. Unless it `goes_on`, the first part that cannot be read is an error.
     pub(in crate::store) fn new(files: &dyn Files, name: &str, goes_on: bool) -> io::Result<Self> {
-        let bytes = files.raw(name)?;
+        let bytes = files.open_raw(name)?;
         let len = bytes.len()?;
-        Ok(LossyFile { bytes, len, at: 0, narrow_until: 0, goes_on, unread: Vec::new() })
+        Ok(LossyFile { bytes, len, offset: 0, narrow_until: 0, accept_loss: goes_on, unread: Vec::new() })
     }
 
     /// Once everything was read: how many bytes of it could not be.
@@ -56,39 +56,39 @@ impl LossyFile {
     }
 
     /// Passes a block, or what is left of one, over.
-    fn pass_over(&mut self, out: &mut [u8]) -> io::Result<usize> {
-        let end = (self.at + out.len() as u64).min(self.len);
-        if end <= self.at {
+    fn fill_with_zeros(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        let end = (self.offset + out.len() as u64).min(self.len);
+        if end <= self.offset {
             return Ok(0); // some disks do not even give the end
         }
         if self.unread.len() == UNREAD_BLOCKS_MAX {
             let bytes = UNREAD_BLOCKS_MAX * BLOCK_BYTES;
             return Err(io::Error::other(format!("the disk does not give {bytes} bytes of it, and more")));
         }
-        let part = self.at..end;
+        let part = self.offset..end;
         let count = length(&part);
         out[..count].fill(0);
         self.unread.push(part);
-        self.at = end;
+        self.offset = end;
         Ok(count)
     }
 }
 
 impl Read for LossyFile {
     fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
-        let in_block = usize::try_from(self.at % BLOCK_BYTES as u64).expect("is below that");
-        let is_narrow = self.at < self.narrow_until;
+        let in_block = usize::try_from(self.offset % BLOCK_BYTES as u64).expect("is below that");
+        let is_narrow = self.offset < self.narrow_until;
         let most = if is_narrow { out.len().min(BLOCK_BYTES - in_block) } else { out.len() };
         let out = &mut out[..most];
-        match self.bytes.read_at(self.at, out) {
+        match self.bytes.read_at(self.offset, out) {
             Ok(count) => {
-                self.at += count as u64;
+                self.offset += count as u64;
                 Ok(count)
             }
-            Err(error) if !(self.goes_on && is_unreadable(&error)) => Err(error),
-            Err(_) if is_narrow => self.pass_over(out),
+            Err(error) if !(self.accept_loss && is_unreadable(&error)) => Err(error),
+            Err(_) if is_narrow => self.fill_with_zeros(out),
             Err(_) => {
-                self.narrow_until = self.at + NARROW_BYTES;
+                self.narrow_until = self.offset + NARROW_BYTES;
                 self.read(out)
             }
         }
@@ -105,15 +105,15 @@ pub(in crate::store) fn is_whole(files: &dyn Files, name: &str) -> Result<bool, 
     match read {
         Ok(_) => Ok(true),
         Err(error) if is_unreadable(&error) => Ok(false),
-        Err(error) => Err(not_read(files.path(name), error)),
+        Err(error) => Err(read_error(files.path(name), error)),
     }
 }
 
 /// What a file that could not be read means to whoever opens the store.
-pub(in crate::store) fn not_read(path: PathBuf, error: io::Error) -> OpenError {
+pub(in crate::store) fn read_error(path: PathBuf, error: io::Error) -> OpenError {
     // Either the system's words or those from here.
     if is_unreadable(&error) || error.get_ref().is_some() {
-        OpenError::Unreadable { path, why: error.to_string() }
+        OpenError::DiskUnreadable { path, why: error.to_string() }
     } else {
         OpenError::Directory { path, source: error }
     }
@@ -154,7 +154,7 @@ mod tests {
 
     fn open(len: u64, hole: Range<u64>, refusals: u64) -> LossyFile {
         let bytes = Box::new(Holey { len, hole, refusals: Rc::new(Cell::new(refusals)) });
-        LossyFile { bytes, len, at: 0, narrow_until: 0, goes_on: true, unread: Vec::new() }
+        LossyFile { bytes, len, offset: 0, narrow_until: 0, accept_loss: true, unread: Vec::new() }
     }
 
     #[track_caller]

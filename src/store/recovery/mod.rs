@@ -28,7 +28,7 @@ use crate::store::{OpenError, OpenPolicy};
 const CHECKED_BYTES_MAX: u64 = 512 << 20;
 
 /// How a file that was set aside is called, before the time.
-const SET_ASIDE: &str = "log.redb.damaged-";
+const DAMAGED_PREFIX: &str = "log.redb.damaged-";
 
 /// What was done because `log.redb` could not be opened.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -50,7 +50,7 @@ pub(in crate::store) struct OpenedLog {
 }
 
 /// How a file is opened with this trust in it.
-pub(in crate::store) fn opening(files: &dyn Files, name: &str, trust: OpenPolicy) -> OpenMode {
+pub(in crate::store) fn open_mode(files: &dyn Files, name: &str, trust: OpenPolicy) -> OpenMode {
     match trust {
         trust if trust.is_doubt() => OpenMode::Checked,
         OpenPolicy::Default
@@ -58,7 +58,7 @@ pub(in crate::store) fn opening(files: &dyn Files, name: &str, trust: OpenPolicy
         {
             OpenMode::Checked
         }
-        _ => OpenMode::AsItIs,
+        _ => OpenMode::Unchecked,
     }
 }
 
@@ -69,18 +69,18 @@ pub(in crate::store) fn open_log(
     now_ms: u64,
     trust: OpenPolicy,
 ) -> Result<OpenedLog, OpenError> {
-    let aside = set_aside(files)?;
+    let aside = damaged_files(files)?;
     let opened = match trust {
         OpenPolicy::SalvageLog if files.len(LOG).is_ok_and(|len| len.is_some()) => {
-            Err(OpenError::Broken { path: files.path(LOG), why: "whoever opens it ends with it".into() }
+            Err(OpenError::Corrupt { path: files.path(LOG), why: "whoever opens it ends with it".into() }
                 .into())
         }
-        _ => open_as_is(files, Some(network), opening(files, LOG, trust), !aside.is_empty()),
+        _ => open_as_is(files, Some(network), open_mode(files, LOG, trust), !aside.is_empty()),
     };
     match opened {
         Ok((log, found)) => Ok(OpenedLog { log, found, recovery: None, set_aside: paths(files, &aside) }),
         // What is open of it stays open meanwhile: closing it would write to it.
-        Err(NotOpen { ref error, .. }) if is_lost(files, trust, error)? => {
+        Err(NotOpen { ref error, .. }) if must_salvage(files, trust, error)? => {
             open_salvaged(files, network, now_ms, trust, error, aside)
         }
         Err(NotOpen { error, .. }) => Err(error),
@@ -89,14 +89,14 @@ pub(in crate::store) fn open_log(
 
 /// Whether a log that does not open for this reason is to be salvaged. If it is the disk, only what is proved: that a part
 /// of the file cannot be read. A disk that would not write has lost nothing.
-pub(in crate::store) fn is_lost(
+pub(in crate::store) fn must_salvage(
     files: &dyn Files,
     trust: OpenPolicy,
     error: &OpenError,
 ) -> Result<bool, OpenError> {
     match error {
-        OpenError::Broken { .. } => Ok(true),
-        error if trust == OpenPolicy::AcceptLoss && error.is_of_the_disk() => {
+        OpenError::Corrupt { .. } => Ok(true),
+        error if trust == OpenPolicy::AcceptLoss && error.is_disk_error() => {
             Ok(files.len(LOG).is_ok_and(|len| len.is_some()) && !lossy_file::is_whole(files, LOG)?)
         }
         _ => Ok(false),
@@ -104,7 +104,7 @@ pub(in crate::store) fn is_lost(
 }
 
 /// Salvages a log that could be opened, but not be read. It stays open meanwhile, too.
-pub(in crate::store) fn give_up(
+pub(in crate::store) fn salvage_opened(
     files: &dyn Files,
     network: &str,
     now_ms: u64,
@@ -112,7 +112,7 @@ pub(in crate::store) fn give_up(
     opened: OpenedLog,
     error: &OpenError,
 ) -> Result<OpenedLog, OpenError> {
-    let salvaged = open_salvaged(files, network, now_ms, trust, error, set_aside(files)?);
+    let salvaged = open_salvaged(files, network, now_ms, trust, error, damaged_files(files)?);
     drop(opened);
     salvaged
 }
@@ -126,14 +126,14 @@ fn open_salvaged(
     mut aside: Vec<String>,
 ) -> Result<OpenedLog, OpenError> {
     let why = &match error {
-        OpenError::Broken { why, .. } => why.clone(),
+        OpenError::Corrupt { why, .. } => why.clone(),
         OpenError::Directory { source, .. } => format!("the disk does not give all of it: {source}"),
         other => other.to_string(),
     };
     tracing::warn!(why, path = %files.path(LOG).display(), "the log is damaged: salvaging what is left of it");
     let salvaging = SalvageJob { network, goes_on: trust == OpenPolicy::AcceptLoss };
-    let recovery = Some(recover(files, salvaging, now_ms, why, &mut aside)?);
-    let opened = Log::open(files, Some(network), OpenMode::AsItIs);
+    let recovery = Some(salvage_and_replace(files, salvaging, now_ms, why, &mut aside)?);
+    let opened = Log::open(files, Some(network), OpenMode::Unchecked);
     let (log, found) = opened.map_err(|not_open| not_open.error)?;
     Ok(OpenedLog { log, found, recovery, set_aside: paths(files, &aside) })
 }
@@ -150,7 +150,7 @@ pub(in crate::store) fn open_as_is(
     some_aside: bool,
 ) -> Result<(Log, LogsOnDisk), NotOpen> {
     let path = files.path(LOG);
-    let broken = |why: &str| OpenError::Broken { path: path.clone(), why: why.into() };
+    let broken = |why: &str| OpenError::Corrupt { path: path.clone(), why: why.into() };
     match files.len(LOG) {
         Err(source) => Err(OpenError::Directory { path, source }.into()),
         Ok(None) if some_aside => Err(broken("it is missing").into()),
@@ -160,7 +160,7 @@ pub(in crate::store) fn open_as_is(
     }
 }
 
-fn recover(
+fn salvage_and_replace(
     files: &dyn Files,
     salvaging: SalvageJob<'_>,
     now_ms: u64,
@@ -183,7 +183,15 @@ fn recover(
         aside.push(name);
     }
     files.rename(SALVAGING, LOG).map_err(moving)?;
-    let Salvaged { records, logs, entries, loose, holes, different, unread_bytes } = salvaged;
+    let Salvaged {
+        records,
+        logs,
+        entries,
+        detached: loose,
+        missing: holes,
+        conflicting: different,
+        unread_bytes,
+    } = salvaged;
     tracing::warn!(
         records, logs, entries, loose, holes, different, unread_bytes, set_aside = ?moved,
         "the log was salvaged; the damaged file is kept until somebody removes it"
@@ -192,12 +200,12 @@ fn recover(
 }
 
 /// The names of the files that were set aside, oldest first.
-pub(in crate::store) fn set_aside(files: &dyn Files) -> Result<Vec<String>, OpenError> {
+pub(in crate::store) fn damaged_files(files: &dyn Files) -> Result<Vec<String>, OpenError> {
     let unreadable = |source| OpenError::Directory { path: files.path(LOG), source };
     let mut names = files.names().map_err(unreadable)?;
-    names.retain(|name| name.starts_with(SET_ASIDE));
+    names.retain(|name| name.starts_with(DAMAGED_PREFIX));
     names.sort_by_key(|name| (name.len(), name.clone())); // of one second: the plain one, then -2, …
-    names.sort_by_key(|name| name.get(..SET_ASIDE.len() + TIME_BYTES).map(str::to_owned));
+    names.sort_by_key(|name| name.get(..DAMAGED_PREFIX.len() + TIME_BYTES).map(str::to_owned));
     Ok(names)
 }
 
@@ -207,7 +215,7 @@ const TIME_BYTES: usize = 16;
 fn free_name(taken: &[String], now_ms: u64) -> String {
     let time =
         jiff::Timestamp::from_millisecond(i64::try_from(now_ms).unwrap_or(i64::MAX)).unwrap_or_default();
-    let first = format!("{SET_ASIDE}{}", time.strftime("%Y%m%dT%H%M%SZ"));
+    let first = format!("{DAMAGED_PREFIX}{}", time.strftime("%Y%m%dT%H%M%SZ"));
     let mut names =
         std::iter::once(first.clone()).chain((2..).map(|number: u64| format!("{first}-{number}")));
     names.find(|name| !taken.contains(name)).expect("numbers do not end")

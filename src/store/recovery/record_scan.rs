@@ -30,7 +30,7 @@ pub(in crate::store) fn scan<E: From<io::Error>>(
                 Err(error) => return Err(error.into()),
             }
         }
-        let rest = look(&window[..filled], ended, found)?;
+        let rest = scan_window(&window[..filled], ended, found)?;
         window.copy_within(rest..filled, 0);
         filled -= rest;
     }
@@ -38,7 +38,7 @@ pub(in crate::store) fn scan<E: From<io::Error>>(
 }
 
 /// Finds what lies in the window as a whole, and says where that begins which needs another look.
-fn look<E>(window: &[u8], ended: bool, found: &mut OnRecord<'_, E>) -> Result<usize, E> {
+fn scan_window<E>(window: &[u8], ended: bool, found: &mut OnRecord<'_, E>) -> Result<usize, E> {
     let mut at = 0;
     while let Some(skipped) = window[at..].iter().position(|byte| *byte == MAGIC[0]) {
         at += skipped;
@@ -64,7 +64,7 @@ fn is_seq(seq: u64) -> bool {
 }
 
 /// Whether there is any record.
-pub(in crate::store) fn any(source: &mut dyn Read) -> io::Result<bool> {
+pub(in crate::store) fn has_record(source: &mut dyn Read) -> io::Result<bool> {
     /// Ends the search at the first one.
     struct End(Option<io::Error>);
     impl From<io::Error> for End {
@@ -135,7 +135,7 @@ mod tests {
         }
         assert!(bytes.len() > 5 * WINDOW_BYTES);
         assert_eq!(seqs(&bytes), (1..=200).collect::<Vec<_>>());
-        assert!(any(&mut bytes.as_slice()).expect("reads"));
+        assert!(has_record(&mut bytes.as_slice()).expect("reads"));
     }
 
     #[test]
@@ -149,7 +149,7 @@ mod tests {
         bytes.extend(record(0, b"no seq"));
         bytes.extend_from_slice(&record(4, b"cut off")[..80]);
         assert_eq!(seqs(&bytes), [2]);
-        assert!(!any(&mut &bytes[..80]).expect("reads"));
+        assert!(!has_record(&mut &bytes[..80]).expect("reads"));
     }
 
     /// Otherwise a sender could put entries of anybody into a log that is salvaged.

@@ -18,7 +18,7 @@ use crate::chain::record::Record;
 use crate::chain::vector::Head;
 use crate::store::engine::files;
 use crate::store::engine::files::{Files, OpenMode, SALVAGING};
-use crate::store::log::{CHAIN, HEADS, LOOSE, encode_head, log_table, make_meta, table_name, tables};
+use crate::store::log::{CHAIN, DETACHED, HEADS, encode_head, log_table, make_meta, table_name, tables};
 use crate::store::recovery::lossy_file;
 use crate::store::recovery::lossy_file::LossyFile;
 use crate::store::recovery::record_scan;
@@ -39,11 +39,11 @@ pub struct Salvaged {
     /// Entries in them.
     pub entries: u64,
     /// Entries behind a hole.
-    pub loose: u64,
+    pub detached: u64,
     /// Entries that are missing below the last loose one, in all logs.
-    pub holes: u64,
+    pub missing: u64,
     /// Records whose place another record had; each begins a branch.
-    pub different: u64,
+    pub conflicting: u64,
     /// Bytes of the files that the disk does not give any more: what was in them is not known.
     pub unread_bytes: u64,
 }
@@ -75,14 +75,14 @@ pub(in crate::store) fn salvage(
     salvaging: SalvageJob<'_>,
 ) -> Result<Salvaged, OpenError> {
     let path = files.path(SALVAGING);
-    let db = files.database(SALVAGING, CACHE_BYTES, OpenMode::Afresh)?;
+    let db = files.database(SALVAGING, CACHE_BYTES, OpenMode::Replace)?;
     let done = Salvage::new(&db).of(files, sources, salvaging).map_err(|failure| match failure {
-        Failure::Reading(error) => lossy_file::not_read(path.clone(), error),
+        Failure::Reading(error) => lossy_file::read_error(path.clone(), error),
         Failure::Source(error) => error,
-        Failure::Writing(StoreError::Storage(error)) => files::why_not(path.clone(), *error),
-        Failure::Writing(error) => OpenError::Broken { path: path.clone(), why: error.to_string() },
+        Failure::Writing(StoreError::Storage(error)) => files::classify_error(path.clone(), *error),
+        Failure::Writing(error) => OpenError::Corrupt { path: path.clone(), why: error.to_string() },
     });
-    let closed = db.close().map_err(|error| files::why_not(path.clone(), error.into()));
+    let closed = db.close().map_err(|error| files::classify_error(path.clone(), error.into()));
     let done = done.and_then(|done| closed.map(|()| done));
     if done.is_err() {
         // The disk may be full, and the room is needed.
@@ -110,18 +110,18 @@ impl<'a> Salvage<'a> {
         salvaging: SalvageJob<'_>,
     ) -> Result<Salvaged, Failure> {
         for source in sources {
-            self.take(files, source, salvaging.goes_on).map_err(|failure| match failure {
-                Failure::Reading(error) => lossy_file::not_read(files.path(source), error).into(),
+            self.scan_source(files, source, salvaging.goes_on).map_err(|failure| match failure {
+                Failure::Reading(error) => lossy_file::read_error(files.path(source), error).into(),
                 other => other,
             })?;
         }
         self.write_batch()?;
-        self.tie()?;
+        self.build_logs()?;
         make_meta(self.db, salvaging.network)?;
         Ok(self.done)
     }
 
-    fn take(&mut self, files: &dyn Files, source: &str, goes_on: bool) -> Result<(), Failure> {
+    fn scan_source(&mut self, files: &dyn Files, source: &str, goes_on: bool) -> Result<(), Failure> {
         let mut file = LossyFile::new(files, source, goes_on)?;
         record_scan::scan(&mut file, &mut |record, bytes| -> Result<(), Failure> {
             self.batch.entry(record.origin).or_default().push((record.seq, bytes.to_vec()));
@@ -144,7 +144,7 @@ impl<'a> Salvage<'a> {
         while let Some((origin, record)) = branches.pop() {
             let before = self.done.records;
             branches.extend(self.write_rows(&tx, origin, vec![(1, record)])?);
-            self.done.different += self.done.records - before;
+            self.done.conflicting += self.done.records - before;
         }
         tx.commit()?;
         self.batch_bytes = 0;
@@ -176,11 +176,11 @@ impl<'a> Salvage<'a> {
     }
 
     /// The second pass: makes logs of the rows.
-    fn tie(&mut self) -> Result<(), StoreError> {
+    fn build_logs(&mut self) -> Result<(), StoreError> {
         let tx = self.db.begin_write()?;
         {
             let (mut heads, mut chain, mut loose) =
-                (tx.open_table(HEADS)?, tx.open_table(CHAIN)?, tx.open_table(LOOSE)?);
+                (tx.open_table(HEADS)?, tx.open_table(CHAIN)?, tx.open_table(DETACHED)?);
             for origin in tables(self.db)? {
                 let log = RebuiltLog::of(self.db, origin)?;
                 for (seq, hash) in &log.checkpoints {
@@ -193,8 +193,8 @@ impl<'a> Salvage<'a> {
                 }
                 if log.loose > 0 {
                     loose.insert(origin.0, log.last)?;
-                    self.done.loose += log.loose;
-                    self.done.holes = self.done.holes.saturating_add(log.last - log.head.seq - log.loose);
+                    self.done.detached += log.loose;
+                    self.done.missing = self.done.missing.saturating_add(log.last - log.head.seq - log.loose);
                 }
             }
         }

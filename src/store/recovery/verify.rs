@@ -53,7 +53,7 @@ pub struct VerifyReport {
     /// Entries that are not there, below a head.
     pub missing: u64,
     /// Entries behind a hole that a salvage left: intact, and in no log yet.
-    pub loose: u64,
+    pub detached: u64,
     /// Intact entries that this program cannot read; a newer one can.
     pub unreadable: u64,
     /// The first of the damaged and missing.
@@ -83,7 +83,8 @@ impl VerifyReport {
 /// The stores that a directory is or holds.
 pub fn stores_in(dir: &Path) -> io::Result<Vec<PathBuf>> {
     let is_store = |dir: &Path| {
-        dir.join(LOG).exists() || recovery::set_aside(&Directory(dir.to_owned())).is_ok_and(|a| !a.is_empty())
+        dir.join(LOG).exists()
+            || recovery::damaged_files(&Directory(dir.to_owned())).is_ok_and(|a| !a.is_empty())
     };
     if is_store(dir) {
         return Ok(vec![dir.to_owned()]);
@@ -104,8 +105,8 @@ pub fn stores_in(dir: &Path) -> io::Result<Vec<PathBuf>> {
 pub fn verify(dir: &Path) -> Result<Verified, OpenError> {
     let files = Directory(dir.to_owned());
     let _lock = files.lock()?;
-    let set_aside = recovery::set_aside(&files)?;
-    match recovery::open_as_is(&files, None, OpenMode::AsItIs, true) {
+    let set_aside = recovery::damaged_files(&files)?;
+    match recovery::open_as_is(&files, None, OpenMode::Unchecked, true) {
         Ok((log, found)) => {
             let mut report = read(&log, &found);
             report.set_aside = set_aside.iter().map(|name| files.path(name)).collect();
@@ -114,11 +115,11 @@ pub fn verify(dir: &Path) -> Result<Verified, OpenError> {
             }
             Ok(Verified::Read(report))
         }
-        Err(NotOpen { error: OpenError::Broken { why, .. }, db }) => {
+        Err(NotOpen { error: OpenError::Corrupt { why, .. }, db }) => {
             leave_open(db);
             not_opened(&files, set_aside, why)
         }
-        Err(NotOpen { error, db }) if error.is_of_the_disk() => {
+        Err(NotOpen { error, db }) if error.is_disk_error() => {
             leave_open(db);
             not_opened(&files, set_aside, error.to_string())
         }
@@ -127,7 +128,7 @@ pub fn verify(dir: &Path) -> Result<Verified, OpenError> {
 }
 
 /// Opens the log in `dir` with every page of it checked, and no more: how the process ends that does is the answer.
-pub fn only_open(dir: &Path) -> Result<(), OpenError> {
+pub fn open_log_only(dir: &Path) -> Result<(), OpenError> {
     let files = Directory(dir.to_owned());
     let _lock = files.lock()?;
     let opened = recovery::open_as_is(&files, None, OpenMode::Checked, true);
@@ -158,7 +159,7 @@ fn not_opened(files: &dyn Files, mut names: Vec<String>, why: String) -> Result<
         Ok(())
     };
     for name in &names {
-        look(name).map_err(|error| lossy_file::not_read(files.path(name), error))?;
+        look(name).map_err(|error| lossy_file::read_error(files.path(name), error))?;
     }
     Ok(Verified::NotOpened { why, intact, unread_bytes })
 }
@@ -166,7 +167,7 @@ fn not_opened(files: &dyn Files, mut names: Vec<String>, why: String) -> Result<
 fn read(log: &Log, found: &LogsOnDisk) -> VerifyReport {
     let mut report = VerifyReport { logs: found.heads.len() as u64, ..VerifyReport::default() };
     for (origin, head, range) in &found.heads {
-        let mut walk = VerifyWalk::new(*origin, *head, &mut report);
+        let mut walk = LogVerifier::new(*origin, *head, &mut report);
         walk.all(log);
         walk.check_end(*range);
     }
@@ -178,7 +179,7 @@ fn read(log: &Log, found: &LogsOnDisk) -> VerifyReport {
 }
 
 /// A walk through one log.
-struct VerifyWalk<'a> {
+struct LogVerifier<'a> {
     origin: Origin,
     head: Head,
     next: u64,
@@ -188,10 +189,10 @@ struct VerifyWalk<'a> {
     report: &'a mut VerifyReport,
 }
 
-impl<'a> VerifyWalk<'a> {
+impl<'a> LogVerifier<'a> {
     fn new(origin: Origin, head: Head, report: &'a mut VerifyReport) -> Self {
         let hash = Some(ChainHash::genesis(origin));
-        VerifyWalk { origin, head, next: 1, hash, stamps: None, report }
+        LogVerifier { origin, head, next: 1, hash, stamps: None, report }
     }
 
     fn all(&mut self, log: &Log) {
@@ -204,11 +205,11 @@ impl<'a> VerifyWalk<'a> {
             match read {
                 // Nobody knows which of the rest can be read: what finds them is damaged.
                 Err(error) => {
-                    self.bad(self.next, &error.to_string());
+                    self.set_first_bad(self.next, &error.to_string());
                     self.report.damaged += left;
-                    self.lose(self.head.seq);
+                    self.skip_to(self.head.seq);
                 }
-                Ok((_, rows)) if rows.is_empty() => self.miss(self.head.seq),
+                Ok((_, rows)) if rows.is_empty() => self.add_missing(self.head.seq),
                 Ok((reader, rows)) => rows.iter().for_each(|(seq, bytes)| self.row(&reader, *seq, bytes)),
             }
         }
@@ -216,14 +217,17 @@ impl<'a> VerifyWalk<'a> {
 
     fn row(&mut self, reader: &LogReader, seq: u64, bytes: &[u8]) {
         if seq > self.next {
-            self.miss(seq - 1);
+            self.add_missing(seq - 1);
         }
         let record = match check(self.origin, seq, bytes) {
             Ok(record) if self.stamps.is_none_or(|range| record.stamp > range.last) => record,
             other => {
-                self.bad(seq, other.err().unwrap_or("it is not stamped later than the one before it"));
+                self.set_first_bad(
+                    seq,
+                    other.err().unwrap_or("it is not stamped later than the one before it"),
+                );
                 self.report.damaged += 1;
-                return self.lose(seq);
+                return self.skip_to(seq);
             }
         };
         let first = self.stamps.map_or(record.stamp, |range| range.first);
@@ -243,8 +247,8 @@ impl<'a> VerifyWalk<'a> {
         let kept = reader.checkpoint(self.origin, seq);
         match (&kept, self.hash) {
             (Ok(Some(kept)), hash) if hash.is_none_or(|hash| hash == *kept) => {}
-            (Err(error), _) => self.damage(seq, &error.to_string()),
-            _ => self.damage(seq, "the chain's hash that was kept of it is another one"),
+            (Err(error), _) => self.add_damaged(seq, &error.to_string()),
+            _ => self.add_damaged(seq, "the chain's hash that was kept of it is another one"),
         }
         self.hash = self.hash.or(kept.ok().flatten());
     }
@@ -252,30 +256,30 @@ impl<'a> VerifyWalk<'a> {
     fn check_end(&mut self, range: StampRange) {
         let head = self.head;
         if self.hash.is_some_and(|hash| hash != head.hash) {
-            self.damage(head.seq, "the chain does not lead to the head's hash");
+            self.add_damaged(head.seq, "the chain does not lead to the head's hash");
         } else if self.hash.is_some() && self.stamps != Some(range) {
-            self.damage(head.seq, "the head says other stamps than the entries");
+            self.add_damaged(head.seq, "the head says other stamps than the entries");
         }
     }
 
     /// Everything up to here is gone.
-    fn miss(&mut self, last: u64) {
-        self.bad(self.next, "it is missing");
+    fn add_missing(&mut self, last: u64) {
+        self.set_first_bad(self.next, "it is missing");
         self.report.missing += last - self.next + 1;
-        self.lose(last);
+        self.skip_to(last);
     }
 
     /// Goes on behind an entry of which nothing is known.
-    fn lose(&mut self, last: u64) {
+    fn skip_to(&mut self, last: u64) {
         (self.hash, self.next) = (None, last + 1);
     }
 
-    fn damage(&mut self, seq: u64, why: &str) {
-        self.bad(seq, why);
+    fn add_damaged(&mut self, seq: u64, why: &str) {
+        self.set_first_bad(seq, why);
         self.report.damaged += 1;
     }
 
-    fn bad(&mut self, seq: u64, why: &str) {
+    fn set_first_bad(&mut self, seq: u64, why: &str) {
         note_bad(self.report, self.origin, seq, why);
     }
 }
@@ -299,7 +303,7 @@ fn read_loose(log: &Log, origin: Origin, first: u64, last: u64, report: &mut Ver
         for (seq, bytes) in rows {
             next = seq.saturating_add(1);
             match check(origin, seq, &bytes) {
-                Ok(_) => report.loose += 1,
+                Ok(_) => report.detached += 1,
                 Err(why) => {
                     report.damaged += 1;
                     note_bad(report, origin, seq, why);

@@ -86,7 +86,7 @@ impl World {
             let Some(run) = &machine.up else { return false };
             let logs = run.pen.logs();
             let is_busy = run.pen.has_more() || logs.detached().next().is_some() || !run.inbox.is_empty();
-            if is_busy || run.store.log().wounds().count() > 0 {
+            if is_busy || run.store.log().damage().count() > 0 {
                 return false;
             }
             digests.insert(logs.vector().digest().0);
@@ -113,7 +113,7 @@ impl World {
                 logs.vector().cuts().map(|(origin, seq)| format!("{}:{seq}", name(origin))).collect();
             let loose: Vec<String> =
                 logs.detached().map(|(origin, to)| format!("{}:{to}", name(origin))).collect();
-            let wounds = run.store.log().wounds().all();
+            let wounds = run.store.log().damage().all();
             let (heads, cuts, loose) = (heads.join(" "), cuts.join(" "), loose.join(" "));
             let digest = &logs.vector().digest().to_string()[..6];
             write!(words, "node {node} {digest} [{heads}] cuts [{cuts}] loose [{loose}] wounds {wounds:?}; ")

@@ -167,7 +167,7 @@ impl World {
         }
         let run = self.machines[node].up.as_mut().expect("lives");
         let logs = run.pen.logs().clone();
-        let wounds = run.store.log().wounds();
+        let wounds = run.store.log().damage();
         run.heal.look(wounds, &logs, now - run.started);
         let talk = &mut run.talks[peer];
         let mend = run.heal.ranges(logs.vector(), talk.exchange.theirs());
@@ -260,7 +260,7 @@ impl World {
             });
         }
         let mut door = run.doors.remove(&opening).unwrap_or_default();
-        let wounds = run.store.log().wounds();
+        let wounds = run.store.log().damage();
         let (care, runs) = exchange::heard(&mut door, run.pen.logs(), wounds, &mut request);
         let mut book = run.book.borrow_mut();
         let at = book.index_of(&request);
@@ -312,7 +312,7 @@ impl World {
             Ok(read) => read,
             Err(error) => return self.storage_fails(node, &error.to_string()),
         };
-        run.heal.look(run.store.log().wounds(), &logs, now - run.started);
+        run.heal.look(run.store.log().damage(), &logs, now - run.started);
         let mend = run.heal.ranges(logs.vector(), door.theirs());
         let reply = exchange::answer(&mut door, &logs, &request, read, mend, run.hello.clone());
         run.doors.insert(opening, door);
@@ -344,7 +344,7 @@ impl World {
         }
         let met = SyncMessage { own: reply.own, ..SyncMessage::quiet(reply.hello.clone(), reply.digest) };
         let logs = run.pen.logs().clone();
-        let heard = talk.exchange.on_reply(planned, reply, &logs, run.store.log().wounds());
+        let heard = talk.exchange.on_reply(planned, reply, &logs, run.store.log().damage());
         let mut book = run.book.borrow_mut();
         let known = &mut book.peers[peer];
         known.met(&met);

@@ -284,7 +284,7 @@ impl World {
     pub(super) fn write_index(&mut self, node: usize) {
         let run = self.machines[node].up.as_ref().expect("lives");
         let settles = self.dice.one_in(3);
-        if run.store.index_behind().is_err() || (settles && run.store.commit_for_fast_open().is_err()) {
+        if run.store.flush_index().is_err() || (settles && run.store.commit_for_fast_open().is_err()) {
             return self.storage_fails(node, "behind the acknowledgement");
         }
         self.machines[node].fold();
@@ -297,7 +297,7 @@ impl World {
         let peers: Vec<usize> = (0..self.machines.len()).filter(|peer| *peer != node).collect();
         let run = self.machines[node].up.as_mut().expect("lives");
         let running = self.now - run.started;
-        run.heal.look(run.store.log().wounds(), run.pen.logs(), running);
+        run.heal.look(run.store.log().damage(), run.pen.logs(), running);
         // Whoever answers at this address with another store is another peer; what matters is that it was asked.
         let numbers: Vec<usize> = (0..peers.len()).collect();
         let hopeless = run.heal.hopeless(&numbers, running);

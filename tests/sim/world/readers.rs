@@ -73,8 +73,8 @@ impl World {
             }
         }
         let seen = match at {
-            _ if follow.is_done() => follow.seen_at_end(),
-            Some(at) => follow.seen_at(at),
+            _ if follow.is_done() => follow.state_at_end(),
+            Some(at) => follow.state_at(at),
             None => seen,
         };
         // It keeps nothing but the bytes, where they are short enough.

@@ -31,9 +31,9 @@ impl Reader {
         }
         let at_end = follow.is_done();
         self.seen = match follow.at() {
-            Some(at) if !at_end => follow.seen_at(at),
+            Some(at) if !at_end => follow.state_at(at),
             None if !at_end => self.seen.clone(),
-            _ => follow.seen_at_end(),
+            _ => follow.state_at_end(),
         };
         texts
     }
@@ -129,7 +129,7 @@ fn a_damaged_entry_holds_its_log_and_no_other_and_is_given_once_it_is_mended() {
     reader.was_given(100 - 16, 1);
     let hash = bench.logs.vector().hash(origin);
     let mended = vec![crate::store::log::NewRow { place, hash, record, known: Arc::default() }];
-    let change = crate::store::log::WriteBatch { mended, ..Default::default() };
+    let change = crate::store::log::WriteBatch { repaired: mended, ..Default::default() };
     bench.store.commit(&change, &bench.logs).expect("commits");
     assert_eq!(reader.read(&bench, usize::MAX).len(), 16);
     reader.was_given(100, 1);

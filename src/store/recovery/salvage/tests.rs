@@ -50,13 +50,13 @@ fn the_beginning_without_a_hole_is_the_log_and_the_rest_is_loose() {
         records: 3001,
         logs: 1,
         entries: 2499,
-        loose: 502,
-        holes: 6,
-        different: 0,
+        detached: 502,
+        missing: 6,
+        conflicting: 0,
         unread_bytes: 0,
     };
     assert_eq!(recovery.salvaged, want);
-    assert_eq!(recovery.set_aside.as_slice(), store.set_aside());
+    assert_eq!(recovery.set_aside.as_slice(), store.damaged_files());
     drop((reader, store));
     let (store, logs) = Store::open_with(dir.path(), "test", 0, OpenPolicy::FullCheck).expect("opens");
     assert_eq!((logs.detached().count(), logs.vector().entries(), store.recovery()), (2, 2499, None));
@@ -78,8 +78,15 @@ fn different_records_of_one_place_are_all_kept() {
         assert_eq!(reader.get(branch, 1).expect("is there").record, record(branch, 1, 20, content));
         assert_eq!(logs.vector().seq(branch), 1);
     }
-    let want =
-        Salvaged { records: 4, logs: 3, entries: 4, loose: 0, holes: 0, different: 2, unread_bytes: 0 };
+    let want = Salvaged {
+        records: 4,
+        logs: 3,
+        entries: 4,
+        detached: 0,
+        missing: 0,
+        conflicting: 2,
+        unread_bytes: 0,
+    };
     assert_eq!(store.recovery().expect("was salvaged").salvaged, want);
 }
 
@@ -109,7 +116,7 @@ fn only_wrong_bytes_lead_to_a_salvage() {
     std::fs::remove_dir(dir.path().join(LOG)).expect("removes");
     std::fs::write(dir.path().join(LOG), whole).expect("writes");
     let (store, _) = Store::open(dir.path(), "test", 0).expect("opens");
-    assert!(store.set_aside().is_empty() && store.recovery().is_none());
+    assert!(store.damaged_files().is_empty() && store.recovery().is_none());
 }
 
 #[test]
