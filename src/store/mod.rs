@@ -10,6 +10,7 @@
 //! alone); [`Logs`] handed to readers list durable entries only; every record is checked on every read.
 
 pub mod engine;
+mod error;
 pub mod history;
 pub mod index;
 pub mod log;
@@ -19,7 +20,6 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustix::io::Errno;
 use uuid::Uuid;
 
 use crate::chain::ids::{EntryKey, Origin};
@@ -28,6 +28,8 @@ use crate::chain::message::Digest;
 use crate::store::engine::files::{self, Directory, Files};
 use crate::store::recovery::Recovery;
 use crate::store::recovery::crash_count::CrashCount;
+pub use engine::open_policy::OpenPolicy;
+pub use error::{OpenError, StoreError};
 use index::Index;
 use log::{Log, WriteBatch};
 
@@ -37,128 +39,6 @@ const SYNCED_LEVELS: usize = 3;
 /// The random name of one store. It stays with the files; two running stores must not share one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct StoreId(pub [u8; 16]);
-
-/// Why a store cannot be opened. Each is a sentence for the operator.
-#[derive(Debug, thiserror::Error)]
-pub enum OpenError {
-    /// The directory cannot be made or used.
-    #[error("the data directory {} cannot be used: {source}", path.display())]
-    Directory {
-        /// The directory.
-        path: PathBuf,
-        /// What the system says.
-        source: std::io::Error,
-    },
-    /// Another process has it open.
-    #[error("the data directory {} is in use by another process; stop that one first", .0.display())]
-    InUse(PathBuf),
-    /// Written by a newer program.
-    #[error("{} has format {found}; this program knows formats up to {known}: use a newer chatchain", path.display())]
-    NewerFormat {
-        /// The file.
-        path: PathBuf,
-        /// What it says.
-        found: u32,
-        /// What we can read.
-        known: u32,
-    },
-    /// It belongs to another network.
-    #[error("{} belongs to the network {found:?}, not to {wanted:?}; set `network` to that or use another data directory", path.display())]
-    OtherNetwork {
-        /// The file.
-        path: PathBuf,
-        /// The network it was made for.
-        found: String,
-        /// The network of the configuration.
-        wanted: String,
-    },
-    /// The disk does not give a file, or not all of it.
-    #[error("{} cannot be read: {why}", path.display())]
-    DiskUnreadable {
-        /// The file.
-        path: PathBuf,
-        /// What the system says, or how much of it.
-        why: String,
-    },
-    /// The file is not what we wrote.
-    #[error("{} cannot be opened: {why}", path.display())]
-    Corrupt {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong.
-        why: String,
-    },
-}
-
-impl OpenError {
-    /// Whether it can be otherwise a moment later without anybody changing the configuration: the disk fails or is full, or
-    /// its file system lets nobody write since it met an error.
-    pub fn is_transient(&self) -> bool {
-        let passing = [Errno::NOSPC, Errno::DQUOT, Errno::ROFS];
-        let passes = |source| Errno::from_io_error(source).is_some_and(|errno| passing.contains(&errno));
-        self.is_disk_error() || matches!(self, OpenError::Directory { source, .. } if passes(source))
-    }
-
-    /// Whether the disk would not read or would not write; the engine does not say which.
-    pub fn is_disk_error(&self) -> bool {
-        match self {
-            OpenError::DiskUnreadable { .. } => true,
-            OpenError::Directory { source, .. } => files::is_unreadable(source),
-            _ => false,
-        }
-    }
-}
-
-/// Why a read or a commit failed.
-#[derive(Debug, thiserror::Error)]
-pub enum StoreError {
-    /// The engine or the disk failed.
-    #[error("storage failed: {0}")]
-    Storage(#[from] Box<redb::Error>),
-    /// The engine gave up over what it read; most likely the file is damaged.
-    #[error("storage failed: the storage engine cannot make sense of it: {0}")]
-    EnginePanicked(String),
-    /// The store was closed, because it failed; it is opened anew.
-    #[error("the store is being opened anew")]
-    Closed,
-    /// A row of the index is not where it must be.
-    #[error("the index is damaged: a row is not in its place")]
-    IndexRowMisplaced,
-    /// An entry that must be there does not check, or is not there.
-    #[error("entry {seq} of log {origin} is damaged")]
-    Damaged {
-        /// Its log.
-        origin: Origin,
-        /// Its place.
-        seq: u64,
-    },
-    /// An entry was removed, because its log was cut after whoever reads looked at the logs. It stands in a branch.
-    #[error("log {origin} was cut meanwhile: its entry {seq} has moved to another log")]
-    CutOff {
-        /// Its log.
-        origin: Origin,
-        /// Its former place.
-        seq: u64,
-    },
-}
-
-/// redb has one error type per operation; here they all mean that storage failed.
-macro_rules! storage_errors {
-    ($($kind:ty),*) => {$(
-        impl From<$kind> for StoreError {
-            fn from(error: $kind) -> Self {
-                StoreError::Storage(Box::new(error.into()))
-            }
-        }
-    )*};
-}
-storage_errors!(
-    redb::StorageError,
-    redb::TableError,
-    redb::TransactionError,
-    redb::CommitError,
-    redb::SetDurabilityError
-);
 
 /// Where one copy of a message stands, and which content it has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -178,35 +58,6 @@ pub struct Counts {
     pub conflicts: u64,
     /// Entries that this program cannot read; a newer one can.
     pub unreadable: u64,
-}
-
-/// How much a store is trusted when it is opened.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum OpenPolicy {
-    /// The last process to have it open left it well, or was killed, or lost its power. Every page is checked unless that
-    /// would take long.
-    #[default]
-    Default,
-    /// The same, and no page is checked before it is needed, which may be too late.
-    Blind,
-    /// A write or an fsync failed, or too many processes in a row ended badly: nothing that the system still keeps of it in
-    /// memory is believed, and every page is checked.
-    FullCheck,
-    /// The same, and so many openings before failed because of the disk that what it does not give now is given up: a log
-    /// that cannot be read counts as a damaged one.
-    AcceptLoss,
-    /// As [`Trust::Suspect`], but whoever checked that did not come to the end of it, and it was not for the log: the index
-    /// is built anew without a look at it.
-    RebuildIndex,
-    /// Whoever opens the log ends with it: it counts as a damaged one without being opened, and the index is built anew.
-    SalvageLog,
-}
-
-impl OpenPolicy {
-    /// Whether every page is checked, at the least.
-    pub(super) fn is_doubt(self) -> bool {
-        !matches!(self, OpenPolicy::Default | OpenPolicy::Blind)
-    }
 }
 
 /// One node's store, open. Reads go on from any thread; see the head of this file for writing.

@@ -2,3 +2,4 @@
 
 pub(super) mod catch_panic;
 pub mod files;
+pub mod open_policy;

@@ -25,7 +25,7 @@ use crate::chain::logs::Logs;
 use crate::chain::message::Digest;
 use crate::store::engine::catch_panic::catch_engine_panic;
 use crate::store::index::memtable::IndexEntry;
-use crate::store::log::purged::Purged;
+use crate::store::log::purge::Purged;
 
 /// Rows of `by_id` looked at together.
 const SCAN_ROWS: usize = 4_096;

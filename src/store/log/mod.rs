@@ -13,8 +13,7 @@
 pub mod damage;
 mod members;
 mod meta;
-mod purge;
-pub mod purged;
+pub mod purge;
 mod reader;
 pub(super) mod write_batch;
 
@@ -37,7 +36,7 @@ use crate::store::engine::catch_panic::{GuardedDb, catch_engine_panic, catch_pan
 use crate::store::engine::files;
 use crate::store::engine::files::{Files, OpenMode};
 use crate::store::log::damage::Damage;
-use crate::store::log::purged::Purged;
+use crate::store::log::purge::Purged;
 pub use crate::store::log::write_batch::{NewRow, WriteBatch};
 use crate::store::recovery::lossy_file;
 use crate::store::recovery::lossy_file::LossyFile;

@@ -4,12 +4,16 @@
 //! crash begins with the end of it. The room is used again by later commits. Nothing here asks whether the rows are still
 //! needed: the caller knows the cut to be durable.
 
+use std::collections::BTreeMap;
+use std::sync::{PoisonError, RwLock};
+
 use redb::{ReadableDatabase, ReadableTableMetadata};
 
 use super::super::StoreError;
 use super::reader::checked;
 use super::{CHAIN, Entry, Log, log_table, table_name};
 use crate::chain::ids::Origin;
+use crate::chain::logs::Logs;
 use crate::store::engine::catch_panic::catch_engine_panic;
 
 /// Rows that one commit removes at the most.
@@ -25,6 +29,32 @@ pub(in super::super) struct PurgePiece {
     first: u64,
     /// Those that can be read.
     pub(in super::super) entries: Vec<Entry>,
+}
+
+/// See the head of this file.
+#[derive(Debug, Default)]
+pub struct Purged(RwLock<BTreeMap<Origin, u64>>);
+
+impl Purged {
+    /// From now on rows of this log from `cut` on may be gone.
+    pub(in crate::store) fn add(&self, origin: Origin, cut: u64) {
+        let mut swept = self.0.write().unwrap_or_else(PoisonError::into_inner); // no change of a map stops half-way
+        let from = swept.entry(origin).or_insert(cut);
+        *from = cut.min(*from);
+    }
+
+    /// Whether this row may be gone.
+    pub fn covers(&self, origin: Origin, seq: u64) -> bool {
+        let swept = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        swept.get(&origin).is_some_and(|from| *from <= seq)
+    }
+
+    /// An entry that `logs` cover and that may be gone: they are from before its cut.
+    pub fn purged_entry_of(&self, logs: &Logs) -> Option<(Origin, u64)> {
+        let swept = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        let mut all = swept.iter().map(|(origin, from)| (*origin, *from));
+        all.find(|(origin, from)| *from <= logs.vector().seq(*origin))
+    }
 }
 
 impl Log {

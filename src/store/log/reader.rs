@@ -17,7 +17,7 @@ use crate::chain::record::Record;
 use crate::fault::Fault;
 use crate::store::engine::catch_panic::catch_engine_panic;
 use crate::store::log::damage::Damage;
-use crate::store::log::purged::Purged;
+use crate::store::log::purge::Purged;
 
 /// An entry as read, checked.
 #[derive(Debug, Clone, PartialEq, Eq)]
