@@ -52,7 +52,7 @@ struct PrintedBadEntry {
 }
 
 pub async fn run(args: &cli::VerifyArgs, sources: &Sources, output: &Output) -> Result<Exit> {
-    let dir = sources.stores(args);
+    let dir = sources.data_dir(args.data_dir.as_ref());
     if args.only_open {
         tokio::task::spawn_blocking(move || verify::open_log_only(&dir)).await??;
         return Ok(Exit::Done);

@@ -26,8 +26,7 @@ impl Sources {
 
     /// The file that is to be read for keys.
     pub(super) fn named_key_file(&self) -> Option<SourcedValue> {
-        let named = self.pick(None, "", KEY_FILE, self.file.key_file.as_ref());
-        named.filter(|given| self.keys.is_none() && !given.text.is_empty())
+        self.value(KEY_FILE).filter(|path| self.keys.is_none() && !path.text.is_empty())
     }
 
     /// The keys of the network; none: there is no lock.
@@ -56,7 +55,7 @@ impl Sources {
 }
 
 /// The keys in the text of the variable.
-pub(super) fn listed(text: &str) -> Result<Keys, ConfigError> {
+pub(super) fn keys_of_variable(text: &str) -> Result<Keys, ConfigError> {
     Keys::from_list(text).map_err(|why| ConfigError(format!("{KEY}: {why}")))
 }
 
@@ -72,7 +71,7 @@ impl KeyFile {
     /// Reads the file that a setting names.
     pub(super) fn read(setting: &SourcedValue) -> Self {
         let path = Path::new(&setting.text);
-        let name = format!("the key file {} ({})", path.display(), setting.origin);
+        let name = format!("the key file {} ({})", path.display(), setting.source);
         let (keys, warning) = match contents(path) {
             Ok((text, mode)) => {
                 let keys = Keys::from_lines(&text).map_err(|why| ConfigError(format!("{name}: {why}")));
@@ -114,7 +113,7 @@ mod tests {
     const KEY: &str = "a-key-that-nobody-guesses";
 
     fn read(path: &Path) -> KeyFile {
-        KeyFile::read(&SourcedValue { text: path.display().to_string(), origin: "`key_file`".into() })
+        KeyFile::read(&SourcedValue { text: path.display().to_string(), source: "`key_file`".into() })
     }
 
     #[track_caller]

@@ -56,23 +56,31 @@ pub fn file_keys() -> impl Iterator<Item = &'static str> {
     SETTINGS.iter().map(|s| s.key).filter(|key| !key.is_empty())
 }
 
-/// The tables of the file. (`nodes` may be one too, but its keys are ids.)
+/// The tables of the file. (`nodes` may be a table too, but its keys are node ids.)
 pub const SECTIONS: [&str; 2] = ["node", "proxy"];
+
+/// The default of the setting with this variable, as it would be written in the file.
+pub fn default_of(variable: &str) -> &'static str {
+    SETTINGS.iter().find(|setting| setting.env == variable).expect("it is a setting").default
+}
 
 /// The known key or table that looks most like this one.
 pub fn nearest_key(typed: &str) -> &'static str {
-    let last = |key: &'_ str| key.rsplit('.').next().map(str::to_owned).unwrap_or_default();
-    // A key in the wrong table is as near as its own part: `listen` means `proxy.listen`.
-    let distance = |known: &'static str| {
+    fn last(key: &str) -> &str {
+        key.rsplit('.').next().unwrap_or(key)
+    }
+    // A key in the wrong table is as near as its last part: `listen` means `proxy.listen`.
+    let distance = |known: &&str| {
         let whole = strsim::damerau_levenshtein(typed, known);
-        whole.min(strsim::damerau_levenshtein(&last(typed), &last(known)))
+        whole.min(strsim::damerau_levenshtein(last(typed), last(known)))
     };
-    file_keys().chain(SECTIONS).min_by_key(|known| distance(known)).expect("the file has keys")
+    file_keys().chain(SECTIONS).min_by_key(distance).expect("the file has keys")
 }
 
 /// The name among `known` that looks most like this one.
-pub fn nearest<'a>(typed: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
-    known.into_iter().min_by_key(|name| strsim::damerau_levenshtein(typed, name))
+pub fn nearest<const N: usize>(typed: &str, known: [&'static str; N]) -> &'static str {
+    let distance = |name: &&str| strsim::damerau_levenshtein(typed, name);
+    known.into_iter().min_by_key(distance).expect("there are names")
 }
 
 /// All settings as the Markdown table that the README shows.

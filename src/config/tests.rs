@@ -23,7 +23,7 @@ fn resolve(line: &str, env: &[(&str, &str)], file: Option<&str>) -> Result<Strin
         Command::Proxy(args) => format!("{:?}", sources.proxy(args)?),
         Command::Up(args) => format!("{:?}", sources.up(args)?),
         Command::Send(args) => sources.sender(args.from.as_deref())?,
-        Command::Verify(args) => sources.stores(args).display().to_string(),
+        Command::Verify(args) => sources.data_dir(args.data_dir.as_ref()).display().to_string(),
         Command::Key(_) => unreachable!("it has no settings"),
         Command::List(_) | Command::Status(_) | Command::Forget(_) => {
             format!("{:?}", sources.client(&cli.common)?)
@@ -198,7 +198,7 @@ fn mistakes_in_the_file_are_named_with_their_line() {
     file("listen = '127.0.0.1:1'", &["line 1", "did you mean `proxy.listen`?"]);
     file("[nodes]\n0 = 'a:1'\nx = 'b:1'", &["line 3", "`x`", "node ids"]);
     file("nodes = 'a:1'", &["`nodes` must be an array"]);
-    file("nodes = [1]", &["node 0 must be text"]);
+    file("nodes = [1]", &["`nodes.0` must be text", "integer"]);
     file("nodes = ['a:1', 'b']", &["`nodes.1` in config.toml line 1", "`b`"]);
     file("nodes = ['a:1', 'a:1']", &["this is node 0 already"]);
     file("nodes = []", &["no nodes to forward to", "--nodes"]);
@@ -243,8 +243,8 @@ fn sender_is_the_flag_the_variable_or_the_login_name() {
     assert_eq!(resolve("send --to x hi", &env[1..], None), Ok("login".into()));
     check_error("send --to x hi", &[], None, &["--from NAME", "CHATCHAIN_USER"]);
     let accounts = "root:x:0:0:root:/root:/bin/bash\nbroken\nann:x:1000:1000::/x:/bin/sh\n";
-    assert_eq!(account(accounts, 1000), Some("ann".into()));
-    assert_eq!(account(accounts, 7), None);
+    assert_eq!(login_name(accounts, 1000), Some("ann".into()));
+    assert_eq!(login_name(accounts, 7), None);
 }
 
 #[test]
