@@ -10,10 +10,10 @@ use std::time::{Duration, Instant};
 use crate::api::time::Time;
 
 /// Notes that are kept. At the bound the oldest goes.
-const NOTES_MAX: usize = 16;
+const INCIDENTS_MAX: usize = 16;
 
 /// A store takes another name at most this often.
-const NEW_NAME_REST: Duration = Duration::from_secs(10 * 60);
+const NEW_ID_INTERVAL: Duration = Duration::from_secs(10 * 60);
 
 /// See the head of this file. Clones are the same notes.
 #[derive(Debug, Clone, Default)]
@@ -22,7 +22,7 @@ pub struct Incidents(Arc<IncidentLog>);
 #[derive(Debug, Default)]
 struct IncidentLog {
     lines: Mutex<VecDeque<(Time, String)>>,
-    renamed: Mutex<Option<Instant>>,
+    last_new_id: Mutex<Option<Instant>>,
 }
 
 impl Incidents {
@@ -35,7 +35,7 @@ impl Incidents {
         tracing::warn!("{what}");
         let mut notes = self.lock();
         notes.retain(|(_, earlier)| *earlier != what);
-        if notes.len() == NOTES_MAX {
+        if notes.len() == INCIDENTS_MAX {
             notes.pop_front();
         }
         notes.push_back((Time(super::now_ms()), what));
@@ -43,9 +43,9 @@ impl Incidents {
 
     /// Whether the store may be given another name now; if so, not again for a while. Kept apart from the lines, which
     /// a peer could have driven out by others.
-    pub fn may_rename(&self) -> bool {
-        let mut renamed = self.0.renamed.lock().unwrap_or_else(PoisonError::into_inner); // one value
-        let may = renamed.is_none_or(|at| at.elapsed() >= NEW_NAME_REST);
+    pub fn may_take_new_id(&self) -> bool {
+        let mut renamed = self.0.last_new_id.lock().unwrap_or_else(PoisonError::into_inner); // one value
+        let may = renamed.is_none_or(|at| at.elapsed() >= NEW_ID_INTERVAL);
         if may {
             *renamed = Some(Instant::now());
         }
@@ -66,9 +66,9 @@ mod tests {
     #[test]
     fn that_a_name_was_taken_is_not_forgotten_over_other_notes() {
         let notes = Incidents::default();
-        assert!(notes.may_rename());
-        (0..2 * NOTES_MAX).for_each(|n| notes.add(format!("node {n} came back with another store")));
-        assert!(!notes.may_rename());
-        assert_eq!(notes.lines().len(), NOTES_MAX);
+        assert!(notes.may_take_new_id());
+        (0..2 * INCIDENTS_MAX).for_each(|n| notes.add(format!("node {n} came back with another store")));
+        assert!(!notes.may_take_new_id());
+        assert_eq!(notes.lines().len(), INCIDENTS_MAX);
     }
 }

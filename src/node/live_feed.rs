@@ -22,7 +22,7 @@ use crate::chain::frontier::{Frontier, FrontierSnapshot};
 use crate::chain::ids::{EntryKey, Origin};
 use crate::chain::logs::Logs;
 use crate::chain::sync::wire::EntryRange;
-use crate::node::http::acks::at;
+use crate::node::http::acks::range_of;
 use crate::node::http::send::view;
 use crate::replica::write_ops::Maintenance;
 use crate::store::StoreError;
@@ -40,7 +40,7 @@ const CHANGES_MAX: usize = 16;
 /// With more than these, it is time for another milestone.
 const CHANGES_MANY: usize = 12;
 /// How often it is looked whether an entry that could not be given can be now: nothing else says so.
-const HELD_PAUSE: Duration = Duration::from_secs(1);
+const BLOCKED_POLL_INTERVAL: Duration = Duration::from_secs(1);
 
 /// From one state of all logs to the next.
 #[derive(Debug)]
@@ -115,20 +115,20 @@ struct Ring {
     items: VecDeque<Arc<RingItem>>,
     bytes: usize,
     /// How many there were before the first of them.
-    gone: u64,
+    dropped: u64,
     /// What was walked through to its end, and the last stamp in it.
     until: Frontier,
     last: Stamp,
     logs: Arc<Logs>,
     /// Logs of which there is more that cannot be given now.
-    held: Vec<Origin>,
+    blocked: Vec<Origin>,
     /// The next milestone, to which no cursor refers yet, and where it stands.
     next: Option<(Arc<FrontierSnapshot>, EntryRange)>,
 }
 
 impl Ring {
     fn end(&self) -> u64 {
-        self.gone + self.items.len() as u64
+        self.dropped + self.items.len() as u64
     }
 
     fn push(&mut self, item: Arc<RingItem>) {
@@ -136,13 +136,13 @@ impl Ring {
         self.items.push_back(item);
         while self.items.len() > RING_COUNT_MAX || self.bytes > RING_BYTES_MAX {
             self.bytes -= self.items.pop_front().map_or(0, |item| item.json.len());
-            self.gone += 1;
+            self.dropped += 1;
         }
     }
 
     /// Leaves out what came now. Who was at the end lacks it, and is at the end no longer.
-    fn leave_out(&mut self) {
-        (self.gone, self.bytes) = (self.end() + 1, 0);
+    fn skip(&mut self) {
+        (self.dropped, self.bytes) = (self.end() + 1, 0);
         self.items.clear();
     }
 }
@@ -226,13 +226,13 @@ impl LiveFeed {
     /// At most `most` messages from this index on.
     pub fn after(&self, index: u64, most: usize) -> RingRead {
         let ring = self.ring();
-        if index < ring.gone || index > ring.end() {
+        if index < ring.dropped || index > ring.end() {
             return RingRead::Gone;
         }
         if index == ring.end() {
             return RingRead::Nothing(ReadState::all(ring.until.clone(), ring.last));
         }
-        let from = usize::try_from(index - ring.gone).expect("an index into memory");
+        let from = usize::try_from(index - ring.dropped).expect("an index into memory");
         RingRead::Items(ring.items.iter().skip(from).take(most).cloned().collect())
     }
 
@@ -246,33 +246,33 @@ impl LiveFeed {
             for (origin, head) in logs.vector().changes_since(ring.logs.vector()) {
                 until.raise(origin, head.seq);
             }
-            for origin in &ring.held {
+            for origin in &ring.blocked {
                 until.raise(*origin, logs.vector().seq(*origin));
             }
             (ReadState::all(ring.until.clone(), ring.last), until)
         };
-        let until = without_last_milestones(node, &before.full, until).await?;
+        let until = without_trailing_snapshots(node, &before.full, until).await?;
         let ahead = until.beyond(&before.full).into_iter();
         let count = ahead.map(|(origin, seq)| seq - before.full.seq(origin)).fold(0, u64::saturating_add);
         if count == 0 {
             self.ring().logs = logs;
             return Ok(self.end());
         }
-        let (until, last) = (self.brief(node, until).await, last_stamp(&logs));
+        let (until, last) = (self.shorten(node, until).await, last_stamp(&logs));
         if count > STEP_COUNT_MAX {
             let mut ring = self.ring();
-            ring.leave_out();
-            (ring.until, ring.last, ring.logs, ring.held) = (until, last, logs, Vec::new());
+            ring.skip();
+            (ring.until, ring.last, ring.logs, ring.blocked) = (until, last, logs, Vec::new());
         } else {
             let walked = walk(node, logs.clone(), before.clone(), until).await?;
-            let Walked { found, until, held } = walked;
+            let Walked { found, until, blocked: held } = walked;
             let core = cursor::walk_core(&before, &until);
             let step = Arc::new(LogsDelta { before, until: until.clone(), core });
             let mut ring = self.ring();
             for next in found {
                 ring.push(Arc::new(RingItem::new(next, &step)));
             }
-            (ring.until, ring.last, ring.logs, ring.held) = (until, last, logs, held);
+            (ring.until, ring.last, ring.logs, ring.blocked) = (until, last, logs, held);
         }
         self.moved.send_modify(|steps| *steps += 1);
         Ok(self.end())
@@ -281,14 +281,14 @@ impl LiveFeed {
     /// The same, so that it can be written briefly: as a difference to the next milestone, once that has spread or is needed. If
     /// none can be written, cursors stay where they were last brief enough, which repeats messages to who comes back, and
     /// skips none.
-    async fn brief(&self, node: &Node, mut until: Frontier) -> Frontier {
+    async fn shorten(&self, node: &Node, mut until: Frontier) -> Frontier {
         loop {
             let (changes, mut next) = (until.changes().len(), self.ring().next.take());
             if next.is_none() && changes > CHANGES_MANY {
-                next = write_milestone(node, &until).await;
+                next = write_snapshot(node, &until).await;
             }
             let Some((milestone, place)) = next else { return until };
-            let has_spread = node.mesh().members() == 1 || node.durable_on(&[place]).len() > 1;
+            let has_spread = node.cluster.node_count() == 1 || node.durable_on(&[place]).len() > 1;
             if changes <= CHANGES_MAX && !has_spread {
                 self.ring().next = Some((milestone, place));
                 return until;
@@ -313,7 +313,7 @@ impl Drop for CountedReader {
 
 /// There is nothing to be told in milestones, so the ring does not go on for them. Else nodes would answer the milestones of
 /// each other with milestones, for ever.
-async fn without_last_milestones(
+async fn without_trailing_snapshots(
     node: &Node,
     before: &Frontier,
     until: Frontier,
@@ -321,14 +321,14 @@ async fn without_last_milestones(
     if until.beyond(before).is_empty() {
         return Ok(until);
     }
-    let (store, before) = (node.store().clone(), before.clone());
+    let (store, before) = (node.store.clone(), before.clone());
     on_a_thread(move || store.without_trailing_snapshots(&before, until)).await
 }
 
 struct Walked {
     found: Vec<FeedItem>,
     until: Frontier,
-    held: Vec<Origin>,
+    blocked: Vec<Origin>,
 }
 
 async fn walk(
@@ -337,7 +337,7 @@ async fn walk(
     before: ReadState,
     until: Frontier,
 ) -> Result<Walked, StoreError> {
-    let store = node.store().clone();
+    let store = node.store.clone();
     on_a_thread(move || {
         let mut follow = FeedScan::new(&store, logs, before, until.clone())?;
         let mut found = Vec::new();
@@ -346,7 +346,7 @@ async fn walk(
         }
         let reached = follow.state_at_end().full;
         let held = until.beyond(&reached).into_iter().map(|(origin, _)| origin).collect();
-        Ok(Walked { found, until: reached, held })
+        Ok(Walked { found, until: reached, blocked: held })
     })
     .await
 }
@@ -360,18 +360,18 @@ async fn on_a_thread<T: Send + 'static>(
 }
 
 /// Puts a milestone that says this into the own log. Gives it and where it stands; `None` where there is no room for it.
-async fn write_milestone(node: &Node, until: &Frontier) -> Option<(Arc<FrontierSnapshot>, EntryRange)> {
+async fn write_snapshot(node: &Node, until: &Frontier) -> Option<(Arc<FrontierSnapshot>, EntryRange)> {
     let (contents, milestones): (Vec<_>, Vec<_>) = until.milestones().into_iter().unzip();
     let milestone = milestones.last()?.clone();
-    node.writer().care(Maintenance::Milestones(contents)).await;
-    let (store, name) = (node.store().clone(), milestone.name);
+    node.writer.maintain(Maintenance::Milestones(contents)).await;
+    let (store, name) = (node.store.clone(), milestone.name);
     let place = tokio::task::spawn_blocking(move || store.snapshot_key(name)).await.ok()?.ok()??;
-    Some((milestone, at(place)))
+    Some((milestone, range_of(place)))
 }
 
 /// Moves the ring as long as somebody reads, until the node ends.
-pub async fn move_along(node: Node) {
-    let (hub, mut signal) = (node.hub().clone(), node.logs_signal());
+pub async fn run(node: Node) {
+    let (hub, mut signal) = (node.live_feed.clone(), node.logs_signal());
     let mut moved = hub.moved();
     loop {
         if hub.readers() == 0 {
@@ -383,15 +383,15 @@ pub async fn move_along(node: Node) {
         signal.mark_unchanged();
         if let Err(error) = hub.advance(&node).await {
             tracing::error!(%error, "the feed cannot be read");
-            node.writer().alarm().raise(error.to_string());
+            node.writer.fault().raise(error.to_string());
             return;
         }
-        let is_held = !hub.ring().held.is_empty();
+        let is_held = !hub.ring().blocked.is_empty();
         tokio::select! {
             changed = signal.changed() => if changed.is_err() {
                 return; // the node is ending
             },
-            () = tokio::time::sleep(HELD_PAUSE), if is_held => {}
+            () = tokio::time::sleep(BLOCKED_POLL_INTERVAL), if is_held => {}
         }
     }
 }

@@ -16,14 +16,14 @@ use crate::store::StoreError;
 /// Bytes of records that the scrub reads in a second, at the most.
 const SCRUB_BYTES_PER_SECOND: u32 = 4 << 20;
 /// A node that has just started has better to do; what it opened was checked as far as the engine can.
-const FIRST_AFTER: Duration = Duration::from_secs(60);
+const FIRST_SCRUB_AFTER: Duration = Duration::from_secs(60);
 /// How often it is looked whether damage is beyond repair, and whether it is time for the next round.
-const PAUSE: Duration = Duration::from_secs(1);
+const POLL_INTERVAL: Duration = Duration::from_secs(1);
 
 /// For so long a store must have been used before a bad end of the process does not count against it. Damage that ends it
 /// mostly does with the first write to either file; the scrub, which begins after a minute, reads 2 GB in that time. Longer
 /// would count more kills, which say nothing of the store.
-const PROVEN_AFTER: Duration = Duration::from_secs(10 * 60);
+const HEALTHY_AFTER: Duration = Duration::from_secs(10 * 60);
 
 /// How far the scrub is, for `GET /nodes`.
 #[derive(Debug, Default)]
@@ -41,12 +41,12 @@ impl ScrubProgress {
 }
 
 /// Takes care until the node ends.
-pub async fn take_care(node: Node) {
-    let interval = node.config().scrub_interval;
-    let (mut scrub, mut due) = (Scrub::default(), Instant::now() + interval.min(FIRST_AFTER));
+pub async fn run(node: Node) {
+    let interval = node.config.scrub_interval;
+    let (mut scrub, mut due) = (Scrub::default(), Instant::now() + interval.min(FIRST_SCRUB_AFTER));
     loop {
-        tokio::time::sleep(PAUSE).await;
-        give_up(&node).await;
+        tokio::time::sleep(POLL_INTERVAL).await;
+        cut_unrepairable(&node).await;
         if Instant::now() < due {
             continue;
         }
@@ -58,12 +58,12 @@ pub async fn take_care(node: Node) {
 }
 
 /// Says that the store is proven once it is; goes on doing nothing until the node ends.
-pub async fn prove(node: Node) {
-    tokio::time::sleep(PROVEN_AFTER).await;
-    while !node.store().is_tried() {
-        tokio::time::sleep(PAUSE).await;
+pub async fn mark_healthy_later(node: Node) {
+    tokio::time::sleep(HEALTHY_AFTER).await;
+    while !node.store.is_tried() {
+        tokio::time::sleep(POLL_INTERVAL).await;
     }
-    let store = node.store().clone();
+    let store = node.store.clone();
     if let Err(error) = tokio::task::spawn_blocking(move || store.mark_healthy()).await {
         tracing::error!(%error, "saying that the store is proven");
     }
@@ -75,7 +75,7 @@ async fn scrub_round(node: &Node, scrub: &mut Scrub) -> bool {
     let mut last_look = Instant::now();
     loop {
         let logs = node.logs();
-        let (store, mut walk) = (node.store().clone(), scrub.clone());
+        let (store, mut walk) = (node.store.clone(), scrub.clone());
         let stepping = move || -> (Scrub, Result<ScrubStep, StoreError>) {
             let step = walk.step(&store, &logs);
             (walk, step)
@@ -83,30 +83,30 @@ async fn scrub_round(node: &Node, scrub: &mut Scrub) -> bool {
         let (walked, step) = match tokio::task::spawn_blocking(stepping).await {
             Ok((walked, Ok(step))) => (walked, step),
             Ok((_, Err(error))) => {
-                node.writer().alarm().raise(error.to_string());
+                node.writer.fault().raise(error.to_string());
                 return false;
             }
             Err(error) => {
-                node.writer().alarm().raise(format!("reading panicked: {error}"));
+                node.writer.fault().raise(format!("reading panicked: {error}"));
                 return false;
             }
         };
         *scrub = walked;
         if let Some((origin, seq)) = step.index_lacks {
             tracing::error!(%origin, seq, "the index does not know an entry");
-            node.store().invalidate_index();
-            node.writer().alarm().raise("the index is damaged".into());
+            node.store.invalidate_index();
+            node.writer.fault().raise("the index is damaged".into());
             return false;
         }
         for care in step.care {
-            node.writer().care(care).await;
+            node.writer.maintain(care).await;
         }
-        note(node, scrub, step.round_ends);
+        update_progress(node, scrub, step.round_ends);
         if step.round_ends {
             return true;
         }
-        if last_look.elapsed() >= PAUSE {
-            give_up(node).await;
+        if last_look.elapsed() >= POLL_INTERVAL {
+            cut_unrepairable(node).await;
             last_look = Instant::now();
         }
         let bytes = u32::try_from(step.bytes).unwrap_or(u32::MAX);
@@ -115,8 +115,8 @@ async fn scrub_round(node: &Node, scrub: &mut Scrub) -> bool {
     }
 }
 
-fn note(node: &Node, scrub: &Scrub, round_ends: bool) {
-    let mut progress = node.mesh().scrub.lock();
+fn update_progress(node: &Node, scrub: &Scrub, round_ends: bool) {
+    let mut progress = node.cluster.scrub.lock();
     progress.checked = scrub.checked();
     if round_ends {
         progress.rounds += 1;
@@ -125,10 +125,10 @@ fn note(node: &Node, scrub: &Scrub, round_ends: bool) {
 }
 
 /// Cuts logs where nobody has what is missing.
-async fn give_up(node: &Node) {
-    for (origin, seq) in node.mesh().hopeless(node) {
+async fn cut_unrepairable(node: &Node) {
+    for (origin, seq) in node.cluster.unrepairable(node) {
         tracing::error!(%origin, seq, "an entry is damaged, and no peer has it: the log is cut there");
-        node.mesh().lost(origin, seq);
-        node.writer().care(Maintenance::Cut(origin, seq)).await;
+        node.cluster.report_lost_entry(origin, seq);
+        node.writer.maintain(Maintenance::Cut(origin, seq)).await;
     }
 }

@@ -21,7 +21,6 @@ mod writer;
 use std::sync::Arc;
 
 use tokio::sync::{Semaphore, watch};
-use tokio_util::sync::CancellationToken;
 
 use crate::api::network::NodeId;
 use crate::chain::logs::Logs;
@@ -57,93 +56,52 @@ const READERS_MAX: usize = 4;
 /// page of history: four), and some 150 bytes for each log. The others find it anew for each piece, which takes longer.
 const ITERATORS_MAX: usize = 32;
 
-/// What requests share and none may use up.
+/// Resources that all requests of a node share. Each has a bound, so no request can use up all of one.
 #[derive(Clone)]
-struct Bounds {
+struct Limits {
+    /// Memory for request bodies.
     bodies: Budget,
     readers: Arc<Semaphore>,
     iterators: Arc<Semaphore>,
-    hub: Arc<LiveFeed>,
 }
 
-impl Bounds {
-    /// With this signal all feeds end.
-    fn new(stop: CancellationToken) -> Self {
-        let (readers, ways) = (Semaphore::new(READERS_MAX), Semaphore::new(ITERATORS_MAX));
-        let bodies = Budget::new(BODIES_BYTES_MAX);
-        Bounds {
-            bodies,
-            readers: Arc::new(readers),
-            iterators: Arc::new(ways),
-            hub: Arc::new(LiveFeed::new(stop)),
+impl Limits {
+    fn new() -> Self {
+        Limits {
+            bodies: Budget::new(BODIES_BYTES_MAX),
+            readers: Arc::new(Semaphore::new(READERS_MAX)),
+            iterators: Arc::new(Semaphore::new(ITERATORS_MAX)),
         }
     }
 }
 
-/// A node as its handlers see it.
+/// A handle to a node whose store is open. Cheap to clone; handlers hold it for one request only.
 #[derive(Clone)]
 pub struct Node {
     config: Arc<NodeConfig>,
     store: Arc<Store>,
     writer: Writer,
-    logs: watch::Receiver<Arc<Logs>>,
-    mesh: Arc<Cluster>,
-    bounds: Bounds,
+    cluster: Arc<Cluster>,
+    live_feed: Arc<LiveFeed>,
+    limits: Limits,
 }
 
 impl Node {
-    fn config(&self) -> &NodeConfig {
-        &self.config
-    }
-
-    fn store(&self) -> &Arc<Store> {
-        &self.store
-    }
-
-    fn writer(&self) -> &Writer {
-        &self.writer
-    }
-
     /// The durable state of all logs.
     fn logs(&self) -> Arc<Logs> {
-        self.logs.borrow().clone()
+        self.writer.logs.borrow().clone()
     }
 
-    /// Moves with every commit.
+    /// Changes with every commit.
     fn logs_signal(&self) -> watch::Receiver<Arc<Logs>> {
-        self.logs.clone()
-    }
-
-    /// The other nodes.
-    fn mesh(&self) -> &Cluster {
-        &self.mesh
-    }
-
-    /// What all request bodies share.
-    fn budget(&self) -> &Budget {
-        &self.bounds.bodies
-    }
-
-    /// What all readers of history share.
-    fn readers(&self) -> &Arc<Semaphore> {
-        &self.bounds.readers
-    }
-
-    /// A place for each reader who keeps its way through the store.
-    fn iterators(&self) -> &Arc<Semaphore> {
-        &self.bounds.iterators
-    }
-
-    /// What all readers of the feed share.
-    fn hub(&self) -> &Arc<LiveFeed> {
-        &self.bounds.hub
+        self.writer.logs.clone()
     }
 
     /// The nodes that are known to have a message on disk, which stands at any of these places.
     fn durable_on(&self, copies: &[EntryRange]) -> Vec<NodeId> {
         let wounds = self.store.log().damage();
         let is_whole = |copy: &EntryRange| wounds.within(copy.origin, copy.first, copy.last).is_empty();
-        self.mesh.holders(copies, copies.iter().any(is_whole), self.logs().vector())
+        self.cluster.holders(copies, copies.iter().any(is_whole), self.logs().vector())
     }
 }
 

@@ -18,6 +18,7 @@ use uuid::Uuid;
 
 use super::cluster::Cluster;
 use super::incidents::Incidents;
+use super::live_feed::LiveFeed;
 use super::patience::Patience;
 use super::pid::PidFile;
 use super::slot::NodeSlot;
@@ -28,17 +29,17 @@ use crate::chain::members::{self, MemberId};
 use crate::chain::sync::wire::Hello;
 use crate::config::NodeConfig;
 use crate::node::cluster::sync;
-use crate::node::{Bounds, Node, NodeError, doubt, http, live_feed, maintenance, now_ms, status};
+use crate::node::{Limits, Node, NodeError, doubt, http, live_feed, maintenance, now_ms, status};
 use crate::serve;
 use crate::store::{OpenError, OpenPolicy, Store};
 
 /// Whoever still reads a store that is being closed has so long to end; streams do within their own time. Then the node
 /// ends with that reason.
-const CLOSE_TIME: Duration = Duration::from_secs(60);
+const CLOSE_TIME_MAX: Duration = Duration::from_secs(60);
 /// How often it is looked whether a reader saw the engine fail.
-const LOOK_EVERY: Duration = Duration::from_millis(250);
+const READ_FAULT_POLL_INTERVAL: Duration = Duration::from_millis(250);
 /// How often a store that failed is tried again.
-const REOPEN_EVERY: Duration = Duration::from_secs(1);
+const REOPEN_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Runs a node on this listener until `stop`.
 pub async fn run(
@@ -48,19 +49,19 @@ pub async fn run(
 ) -> Result<(), NodeError> {
     let (config, started, notes) = (Arc::new(config), Instant::now(), Incidents::default());
     let mut patience = Patience::default();
-    let begin = |opened| OpenNode::begin(&config, opened, started, notes.clone(), stop.child_token());
+    let begin = |opened| OpenNode::start(&config, opened, started, notes.clone(), stop.child_token());
     let (seat, mut life) = match open(&config, doubt::trust(&config.store_dir).await).await? {
         Ok(opened) => {
-            announce(&config, opened.0.log().membership().members.count()); // before the exchanges have something to say
+            log_start(&config, opened.0.log().membership().members.count()); // before the exchanges have something to say
             let life = begin(opened)?;
-            (NodeSlot::of(life.node.clone()), Some(life))
+            (NodeSlot::open_with(life.node.clone()), Some(life))
         }
         // As later on: the disk may come to its senses, and until then the address says what is wrong.
         Err(error) if error.is_transient() => {
-            announce(&config, 0);
+            log_start(&config, 0);
             tracing::error!(%error, "the store does not open");
             patience.note(&error);
-            (NodeSlot::empty(error.to_string(), status::unopened(&config)), None)
+            (NodeSlot::closed(error.to_string(), status::unopened(&config)), None)
         }
         Err(error) => return Err(error.into()),
     };
@@ -73,7 +74,7 @@ pub async fn run(
                 () = &mut serving => break Ok(()),
                 opened = reopen(&config, &seat, &mut patience) => life = Some(begin(opened)?),
             }
-            seat.take(life.as_ref().expect("begun just now").node.clone());
+            seat.open(life.as_ref().expect("begun just now").node.clone());
             continue;
         };
         let why = tokio::select! {
@@ -81,11 +82,11 @@ pub async fn run(
             why = current.ended() => why,
         };
         match why {
-            EndReason::Early(why) => break Err(NodeError::Ended(why)),
-            EndReason::Suspect(why) => {
+            EndReason::TaskEnded(why) => break Err(NodeError::Ended(why)),
+            EndReason::StoreFailed(why) => {
                 notes.add(format!("node {} opened its store anew: {why}", config.node_id));
                 let life = life.take().expect("it ended just now");
-                seat.leave(why, status::status(&life.node));
+                seat.close(why, status::status(&life.node));
                 // The address answers meanwhile: without being polled, it accepts nobody.
                 let closing = life.end();
                 tokio::pin!(closing);
@@ -136,7 +137,7 @@ async fn open(
 /// Opens a store that failed, however often it takes.
 async fn reopen(config: &Arc<NodeConfig>, seat: &NodeSlot, patience: &mut Patience) -> OpenedStore {
     loop {
-        tokio::time::sleep(REOPEN_EVERY).await;
+        tokio::time::sleep(REOPEN_INTERVAL).await;
         let why = match open(config, patience.next()).await {
             Ok(Ok(opened)) => {
                 *patience = Patience::default();
@@ -149,16 +150,16 @@ async fn reopen(config: &Arc<NodeConfig>, seat: &NodeSlot, patience: &mut Patien
             Err(error) => error.to_string(),
         };
         tracing::error!(why, "the store does not open");
-        seat.stay_empty(why);
+        seat.set_reason(why);
     }
 }
 
 /// Why a life ends although nobody stopped it.
 enum EndReason {
     /// Something that must go on did not.
-    Early(String),
+    TaskEnded(String),
     /// The store must not be believed.
-    Suspect(String),
+    StoreFailed(String),
 }
 
 /// What goes on while a store is open: from one opening to the next everything begins anew.
@@ -172,48 +173,53 @@ struct OpenNode {
 }
 
 impl OpenNode {
-    fn begin(
+    fn start(
         config: &Arc<NodeConfig>,
         (store, logs): OpenedStore,
         started: Instant,
         notes: Incidents,
         feeds_end: CancellationToken,
     ) -> Result<Self, NodeError> {
-        let mesh =
-            Arc::new(Cluster::new(config, hello(config, &store), store.log().membership(), started, notes));
-        let (writer, logs, writing) = Writer::start(store.clone(), logs, config.store_dir.clone(), now_ms)?;
-        let (indexing, indexer_ended) = start_indexer(store.clone(), writer.alarm().clone())?;
-        let (config, bounds) = (config.clone(), Bounds::new(feeds_end));
-        let node = Node { config, store, writer, logs, mesh, bounds };
+        let cluster = Arc::new(Cluster::new(
+            config,
+            identity(config, &store),
+            store.log().membership(),
+            started,
+            notes,
+        ));
+        let (writer, writing) = Writer::start(store.clone(), logs, config.store_dir.clone(), now_ms)?;
+        let (indexing, indexer_ended) = start_indexer(store.clone(), writer.fault().clone())?;
+        let live_feed = Arc::new(LiveFeed::new(feeds_end));
+        let node = Node { config: config.clone(), store, writer, cluster, live_feed, limits: Limits::new() };
         let (mut tasks, stop) = (JoinSet::new(), CancellationToken::new());
-        tasks.spawn(sync::links(node.clone(), stop.clone()));
-        tasks.spawn(maintenance::take_care(node.clone()));
-        tasks.spawn(live_feed::move_along(node.clone()));
-        tasks.spawn(maintenance::prove(node.clone()));
+        tasks.spawn(sync::run(node.clone(), stop.clone()));
+        tasks.spawn(maintenance::run(node.clone()));
+        tasks.spawn(live_feed::run(node.clone()));
+        tasks.spawn(maintenance::mark_healthy_later(node.clone()));
         Ok(OpenNode { node, writing, indexing, indexer_ended, tasks, stop })
     }
 
     /// Waits for the end of something that must go on.
     async fn ended(&mut self) -> EndReason {
         // Whether the writer is alive shows in its signal: the sending end is gone once the thread is.
-        let mut signal = self.node.logs.clone();
+        let mut signal = self.node.logs_signal();
         let writer_ended = async move { while signal.changed().await.is_ok() {} };
-        let alarm = self.node.writer.alarm().clone();
+        let alarm = self.node.writer.fault().clone();
         let store = self.node.store.clone();
         let reads_failed = async move {
             loop {
                 if let Some(why) = store.read_failure() {
                     return format!("reading failed: {why}");
                 }
-                tokio::time::sleep(LOOK_EVERY).await;
+                tokio::time::sleep(READ_FAULT_POLL_INTERVAL).await;
             }
         };
         tokio::select! {
             biased;
-            why = reads_failed => EndReason::Suspect(why),
-            why = alarm.raised() => EndReason::Suspect(why),
-            () = writer_ended => EndReason::Early("the writer ended; the log says why".into()),
-            _ = &mut self.indexer_ended => EndReason::Early("the indexer ended; the log says why".into()),
+            why = reads_failed => EndReason::StoreFailed(why),
+            why = alarm.raised() => EndReason::StoreFailed(why),
+            () = writer_ended => EndReason::TaskEnded("the writer ended; the log says why".into()),
+            _ = &mut self.indexer_ended => EndReason::TaskEnded("the indexer ended; the log says why".into()),
             why = task_ended(&mut self.tasks, &alarm) => why,
         }
     }
@@ -221,7 +227,7 @@ impl OpenNode {
     /// Ends all of it, in order: exchanges, writer, indexer, store.
     async fn end(mut self) -> Result<(), NodeError> {
         self.stop.cancel();
-        self.node.hub().stop().cancel();
+        self.node.live_feed.stop().cancel();
         self.tasks.shutdown().await;
         self.node.writer.stop();
         self.node.store.stop_indexing();
@@ -240,7 +246,7 @@ impl OpenNode {
         }
         let began = Instant::now();
         while store.strong_count() > 0 {
-            if began.elapsed() > CLOSE_TIME {
+            if began.elapsed() > CLOSE_TIME_MAX {
                 return Err(NodeError::Ended("the store cannot be closed: something still reads it".into()));
             }
             tokio::time::sleep(Duration::from_millis(10)).await;
@@ -250,7 +256,7 @@ impl OpenNode {
 }
 
 /// `members`: those that its store knows, itself among them if it was open before.
-fn announce(config: &NodeConfig, members: usize) {
+fn log_start(config: &NodeConfig, members: usize) {
     tracing::info!(node = config.node_id, address = %config.advertise, network = config.network, "serving");
     if config.peers.is_empty() && members < 2 {
         tracing::warn!("this node has no peers: its messages are on no other machine");
@@ -264,18 +270,18 @@ fn announce(config: &NodeConfig, members: usize) {
 }
 
 /// Who this node is to its peers, as of this opening of its store.
-fn hello(config: &NodeConfig, store: &Store) -> Hello {
+fn identity(config: &NodeConfig, store: &Store) -> Hello {
     Hello {
         network: Hello::network_hash(&config.network),
         node_id: config.node_id,
         store_id: store.id().0,
-        open_id: next_opening(store, config),
+        open_id: next_open_id(store, config),
         address: config.advertise.to_string(),
     }
 }
 
 /// Later than the last one at this place, also if the clock was set back: a smaller one would be taken for an old word.
-fn next_opening(store: &Store, config: &NodeConfig) -> [u8; 16] {
+fn next_open_id(store: &Store, config: &NodeConfig) -> [u8; 16] {
     let name = MemberId { node_id: config.node_id, store_id: store.id().0 };
     let last = members::latest(store.log().membership().members.iter(), name, &config.advertise.to_string());
     let last = last.map_or(0, u128::from_be_bytes);
@@ -285,9 +291,9 @@ fn next_opening(store: &Store, config: &NodeConfig) -> [u8; 16] {
 /// Waits for a task that ends although the node does not.
 async fn task_ended(tasks: &mut JoinSet<()>, alarm: &StoreFault) -> EndReason {
     match tasks.join_next().await {
-        _ if alarm.is_raised() => EndReason::Suspect(alarm.raised().await),
-        Some(Err(error)) => EndReason::Early(format!("a background task ended: {error}")),
-        Some(Ok(())) => EndReason::Early("a background task ended; the log says why".into()),
+        _ if alarm.is_raised() => EndReason::StoreFailed(alarm.raised().await),
+        Some(Err(error)) => EndReason::TaskEnded(format!("a background task ended: {error}")),
+        Some(Ok(())) => EndReason::TaskEnded("a background task ended; the log says why".into()),
         None => std::future::pending().await,
     }
 }

@@ -27,32 +27,32 @@ pub enum SlotState {
 
 impl NodeSlot {
     /// A seat that this node takes.
-    pub fn of(node: Node) -> Self {
+    pub fn open_with(node: Node) -> Self {
         NodeSlot(Arc::new(RwLock::new(SlotState::Open(node))))
     }
 
     /// A seat that nobody has taken yet, and why.
-    pub fn empty(why: String, unopened: NodeStatus) -> Self {
+    pub fn closed(why: String, unopened: NodeStatus) -> Self {
         NodeSlot(Arc::new(RwLock::new(SlotState::Closed(why, Box::new(unopened)))))
     }
 
     /// What is there now.
-    pub fn taken(&self) -> SlotState {
+    pub fn state(&self) -> SlotState {
         self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// The node whose store is open again takes it.
-    pub fn take(&self, node: Node) {
+    pub fn open(&self, node: Node) {
         *self.0.write().unwrap_or_else(PoisonError::into_inner) = SlotState::Open(node);
     }
 
     /// The node gives it up, with its last word on itself.
-    pub fn leave(&self, why: String, last: NodeStatus) {
+    pub fn close(&self, why: String, last: NodeStatus) {
         *self.0.write().unwrap_or_else(PoisonError::into_inner) = SlotState::Closed(why, Box::new(last));
     }
 
     /// Nobody can take it, for this reason now.
-    pub fn stay_empty(&self, why: String) {
+    pub fn set_reason(&self, why: String) {
         if let SlotState::Closed(was, _) = &mut *self.0.write().unwrap_or_else(PoisonError::into_inner) {
             *was = why;
         }
@@ -63,7 +63,7 @@ impl FromRequestParts<NodeSlot> for Node {
     type Rejection = Problem;
 
     async fn from_request_parts(_: &mut Parts, seat: &NodeSlot) -> Result<Self, Problem> {
-        match seat.taken() {
+        match seat.state() {
             SlotState::Open(node) => Ok(node),
             SlotState::Closed(why, _) => {
                 let detail = format!("this node's storage failed, and it is opened anew: {why}");

@@ -35,7 +35,7 @@ pub async fn nodes(
     RawQuery(raw): RawQuery,
 ) -> Result<Response, Problem> {
     query::refuse_any(raw.as_deref())?;
-    let status = match seat.taken() {
+    let status = match seat.state() {
         SlotState::Open(node) => status(&node),
         SlotState::Closed(why, mut last) => {
             let (state, node_id) = (NodeState::Suspect, last.node_id);
@@ -72,45 +72,45 @@ pub fn unopened(config: &NodeConfig) -> NodeStatus {
 /// This node's word on itself.
 pub fn status(node: &Node) -> NodeStatus {
     let logs = node.logs();
-    let counts = node.store().counts();
+    let counts = node.store.counts();
     NodeStatus {
-        node_id: node.config().node_id,
-        address: node.config().advertise.clone(),
+        node_id: node.config.node_id,
+        address: node.config.advertise.clone(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         state: NodeState::Up,
-        uptime_seconds: node.mesh().started.elapsed().as_secs(),
+        uptime_seconds: node.cluster.started.elapsed().as_secs(),
         messages: counts.messages,
         digest: logs.vector().digest().to_string(),
         origins: logs.vector().origins() as u64,
         conflicts: counts.conflicts,
-        damaged: node.mesh().damaged(node),
+        damaged: node.cluster.damaged(node),
         unreadable: counts.unreadable,
-        scrub: ScrubStatus { total: logs.vector().entries(), ..node.mesh().scrub.status() },
+        scrub: ScrubStatus { total: logs.vector().entries(), ..node.cluster.scrub.status() },
         warnings: warnings(node),
-        peers: node.mesh().statuses(logs.vector()),
+        peers: node.cluster.statuses(logs.vector()),
     }
 }
 
 fn warnings(node: &Node) -> Vec<String> {
     let mut warnings = Vec::new();
-    let NodeConfig { node_id, listen, keys, .. } = node.config();
+    let NodeConfig { node_id, listen, keys, .. } = &*node.config;
     if !listen.is_loopback() && keys.is_none() {
         warnings.push(format!(
             "node {node_id} listens on {listen}, beyond this machine, and there is no key: whoever reaches it can \
              read and write everything"
         ));
     }
-    if !node.writer().is_writable() {
-        warnings.push(format!("node {} cannot write to its disk", node.config().node_id));
+    if !node.writer.is_writable() {
+        warnings.push(format!("node {} cannot write to its disk", node.config.node_id));
     }
     warnings.extend(of_the_store(node));
-    warnings.extend(node.mesh().warnings());
+    warnings.extend(node.cluster.warnings());
     warnings
 }
 
 /// What came of damage to the store, or of doubts in it: it stays until an operator has taken the damaged files away.
 fn of_the_store(node: &Node) -> impl Iterator<Item = String> {
-    let (store, id) = (node.store(), node.config().node_id);
+    let (store, id) = (&node.store, node.config.node_id);
     let doubted = store.unclean_exits_before().and_then(|count| {
         let found = match (store.recovery(), store.has_new_index()) {
             (Some(_), _) => "its log was damaged",
@@ -150,13 +150,13 @@ pub async fn network(node: Node, RawQuery(raw): RawQuery) -> Result<Response, Pr
 /// Asks all peers at once and puts their words beside ours.
 async fn survey(node: &Node) -> NetworkStatus {
     let logs = node.logs();
-    let all = node.mesh().union(logs.vector());
-    let peers = node.mesh().surveyed(&all);
+    let all = node.cluster.union(logs.vector());
+    let peers = node.cluster.surveyed(&all);
     let answers = join_all(peers.iter().map(|(peer, _)| ask(node, peer))).await;
     let own = status(node);
     let mine = node.logs();
     let is_up = |answer: &NodeStatus| answer.state == NodeState::Up;
-    let writable = node.writer().is_writable() || answers.iter().flatten().any(is_up);
+    let writable = node.writer.is_writable() || answers.iter().flatten().any(is_up);
     let mut warnings = own.warnings.clone();
     let mut healthy = own.damaged + own.unreadable == 0;
     let own = row(own, logs.vector(), &all);
@@ -165,7 +165,7 @@ async fn survey(node: &Node) -> NetworkStatus {
         if let Ok(answer) = &answer {
             for has in [&logs, &mine].map(|logs| logs.vector()) {
                 if answer.digest == has.digest().to_string() {
-                    node.mesh().seen(of, answer.node_id, has);
+                    node.cluster.on_status(of, answer.node_id, has);
                 }
             }
             healthy &= answer.damaged + answer.unreadable == 0;
@@ -189,7 +189,7 @@ async fn survey(node: &Node) -> NetworkStatus {
 async fn ask(node: &Node, PeerStatus { node_id, address, .. }: &PeerStatus) -> Result<NodeStatus, String> {
     let request = Request::get(path::NODES);
     let answer = async {
-        node.mesh()
+        node.cluster
             .client
             .forward(address, &request, ASK_TIME)
             .await?
@@ -260,8 +260,8 @@ pub async fn ready(
     RawQuery(raw): RawQuery,
 ) -> Result<Response, Problem> {
     query::refuse_any(raw.as_deref())?;
-    let ready = match seat.taken() {
-        SlotState::Open(node) => Readiness { readable: true, writable: node.writer().is_writable() },
+    let ready = match seat.state() {
+        SlotState::Open(node) => Readiness { readable: true, writable: node.writer.is_writable() },
         SlotState::Closed(..) => Readiness { readable: false, writable: false },
     };
     let status = if ready.writable { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };

@@ -15,14 +15,14 @@ pub struct StoreFault(Arc<FaultState>);
 #[derive(Debug, Default)]
 struct FaultState {
     why: OnceLock<String>,
-    rung: Notify,
+    notify: Notify,
 }
 
 impl StoreFault {
     /// The first reason counts.
     pub fn raise(&self, why: String) {
         if self.0.why.set(why).is_ok() {
-            self.0.rung.notify_one();
+            self.0.notify.notify_one();
         }
     }
 
@@ -37,7 +37,7 @@ impl StoreFault {
             if let Some(why) = self.0.why.get() {
                 return why.clone();
             }
-            self.0.rung.notified().await;
+            self.0.notify.notified().await;
         }
     }
 }

@@ -4,6 +4,8 @@ use bytes::Bytes;
 use tempfile::TempDir;
 use uuid::Uuid;
 
+use tokio_util::sync::CancellationToken;
+
 use super::*;
 use crate::chain::clock::Stamp;
 use crate::chain::frontier::SnapshotContent;
@@ -44,13 +46,13 @@ impl Bench {
             keys: None,
         };
         let (store, logs) = Store::open(dir.path(), "test", now_ms()).expect("opens");
-        let (writer, logs, _thread) =
+        let (writer, _thread) =
             Writer::start(store.clone(), logs, dir.path().to_owned(), now_ms).expect("starts");
         let mut hello = hello(1);
         // No two of them run with copies of one store, or at one address.
         (hello.store_id, hello.open_id) = (Uuid::new_v4().into_bytes(), Uuid::new_v4().into_bytes());
         hello.address = format!("{}:1", Uuid::new_v4());
-        let mesh = Arc::new(Cluster::new(
+        let cluster = Arc::new(Cluster::new(
             &config,
             hello,
             store.log().membership(),
@@ -61,9 +63,9 @@ impl Bench {
             config: Arc::new(config),
             store,
             writer,
-            logs,
-            mesh,
-            bounds: Bounds::new(CancellationToken::new()),
+            cluster,
+            live_feed: Arc::new(LiveFeed::new(CancellationToken::new())),
+            limits: Limits::new(),
         };
         Bench { node, serving: tokio::task::JoinSet::new(), _dir: dir }
     }
@@ -86,7 +88,7 @@ impl Bench {
 
     /// Serves it until the test ends.
     async fn serve(&mut self) -> crate::config::ConfiguredPeer {
-        self.serve_at(&slot::NodeSlot::of(self.node.clone())).await
+        self.serve_at(&slot::NodeSlot::open_with(self.node.clone())).await
     }
 
     async fn serve_at(&mut self, seat: &slot::NodeSlot) -> crate::config::ConfiguredPeer {
@@ -108,7 +110,7 @@ impl Bench {
             digest: Digest::of(&content),
             content,
         };
-        match self.node.writer().send(vec![intake]).await[..] {
+        match self.node.writer.send(vec![intake]).await[..] {
             [crate::replica::write_ops::SendOutcome::Stored { place, .. }] => place,
             ref other => panic!("not stored: {other:?}"),
         }
@@ -117,7 +119,7 @@ impl Bench {
 
 impl Drop for Bench {
     fn drop(&mut self) {
-        self.node.writer().stop();
+        self.node.writer.stop();
     }
 }
 
@@ -205,7 +207,7 @@ async fn heads_beyond_everything_that_exists_do_not_upset_the_status() {
     bench.answer(request).await;
     let status = status::status(&bench.node);
     assert_eq!(status.peers[0].behind, Some(0));
-    let all = bench.node.mesh().union(bench.node.logs().vector());
+    let all = bench.node.cluster.union(bench.node.logs().vector());
     assert_eq!(all.ahead_of(bench.node.logs().vector()), u64::MAX);
 }
 
@@ -252,7 +254,7 @@ async fn forks_that_a_peer_invents_do_not_pile_up() {
         request.runs = (0..300).map(forged).collect();
         bench.answer(request).await;
     }
-    assert!(bench.node.mesh().warnings().len() < 100);
+    assert!(bench.node.cluster.warnings().len() < 100);
 }
 
 #[tokio::test]
@@ -273,7 +275,7 @@ async fn one_damaged_entry_keeps_nothing_else_from_a_peer() {
     let bench = Bench::new();
     bench.push(&Log::new(X, 60, 1, "long"), 1, 60, 60).await;
     bench.push(&Log::new(origin(1), 3, 1, "other"), 1, 3, 3).await;
-    crate::store::log::overwrite(bench.node.store().log(), X, 40, b"damage");
+    crate::store::log::overwrite(bench.node.store.log(), X, 40, b"damage");
     let wants = [(X, 1, 60), (X, 50, 60), (Origin(origin(1).0), 1, 3)];
     let wants = wants.map(|(origin, first, last)| EntryRange { origin, first, last }).to_vec();
     let reply = bench.answer(SyncMessage { wants, ..quiet() }).await;
@@ -310,11 +312,11 @@ async fn a_fork_does_not_hold_up_the_other_logs_and_ends_in_branches() {
 #[tokio::test]
 async fn a_node_with_a_closed_store_is_neither_up_nor_writable_in_the_network() {
     let mut peer = Bench::new();
-    let seat = slot::NodeSlot::of(peer.node.clone());
+    let seat = slot::NodeSlot::open_with(peer.node.clone());
     let bench = Bench::with_peers(vec![peer.serve_at(&seat).await]);
     sync::SyncClient::new(0).exchange(&bench.node, false).await.expect("goes well");
-    seat.leave("its disk is gone".into(), status::status(&peer.node));
-    bench.node.writer().alarm().raise("ours is gone as well".into());
+    seat.close("its disk is gone".into(), status::status(&peer.node));
+    bench.node.writer.fault().raise("ours is gone as well".into());
     let answer = status::network(bench.node.clone(), axum::extract::RawQuery(None)).await.expect("answers");
     let bytes = axum::body::to_bytes(answer.into_body(), 1 << 20).await.expect("is short");
     let network: crate::api::network::NetworkStatus = serde_json::from_slice(&bytes).expect("parses");
@@ -331,7 +333,7 @@ async fn what_a_peer_had_when_its_status_was_asked_for_is_shown_after_it_is_gone
     for node in [&peer, &bench] {
         node.push(&log, 1, 3, 3).await;
     }
-    let mesh = bench.node.mesh();
+    let mesh = &bench.node.cluster;
     let behind = || {
         let shown = mesh.statuses(bench.node.logs().vector());
         shown.iter().find(|peer| peer.state == crate::api::network::NodeState::Up).expect("answered").behind
@@ -342,7 +344,7 @@ async fn what_a_peer_had_when_its_status_was_asked_for_is_shown_after_it_is_gone
     let all = [crate::chain::sync::wire::EntryRange { origin: X, first: 1, last: 3 }];
     let holders = mesh.holders(&all, false, bench.node.logs().vector());
     assert_eq!(holders, [2], "who said so; for the other one no copy is counted");
-    let mut anew = SyncMessage::quiet(peer.node.mesh().hello(), [0; 16]);
+    let mut anew = SyncMessage::quiet(peer.node.cluster.hello(), [0; 16]);
     anew.hello.open_id = [0xff; 16];
     bench.answer(anew).await;
     assert_eq!(behind(), None, "of another opening nothing is known");
@@ -353,7 +355,7 @@ async fn what_a_peer_had_when_its_status_was_asked_for_is_shown_after_it_is_gone
 async fn a_run_beyond_all_numbers_is_no_answer_to_a_probe() {
     let bench = Bench::new();
     bench.push(&Log::new(X, 2, 1, "ours"), 1, 2, 2).await;
-    let (logs, wounds) = (bench.node.logs(), bench.node.store().log().damage());
+    let (logs, wounds) = (bench.node.logs(), bench.node.store.log().damage());
     let mut exchange = crate::replica::exchange::Exchange::default();
     let other = Log::new(X, 2, 1, "theirs");
     for _ in 0..2 {
@@ -421,7 +423,7 @@ async fn milestones_are_written_because_of_messages_and_not_of_milestones() {
         let runs = logs.iter().map(|log| log.run_of(kind, seq, seq)).collect();
         bench.answer(SyncMessage { runs, ..quiet() }).await;
         for _ in 0..2 {
-            bench.node.hub().advance(&bench.node).await.expect("reads");
+            bench.node.live_feed.advance(&bench.node).await.expect("reads");
         }
         assert_eq!(entries(), before + 20 + written, "{kind:?}");
         before = entries();

@@ -20,7 +20,7 @@ use crate::node::incidents::Incidents;
 /// Damaged entries of a peer that are remembered, as ranges; no honest one asks for more at once.
 const DAMAGED_MAX: usize = 256;
 /// A peer that failed, but answered within this time, is suspect rather than down.
-pub const SUSPECT: Duration = Duration::from_secs(10);
+pub const SUSPECT_TIME: Duration = Duration::from_secs(10);
 
 /// A store, as of one opening.
 pub type Incarnation = ([u8; 16], [u8; 16]);
@@ -31,26 +31,26 @@ pub struct Peer {
     /// The configuration names it; the others are members that were learned of.
     pub configured: bool,
     /// The member that is asked here, if it was learned of.
-    pub expects: Option<MemberId>,
+    pub expected_member: Option<MemberId>,
     /// Who is here by the configuration, else who was here last.
-    pub said: Option<NodeId>,
+    pub expected_id: Option<NodeId>,
     pub node_id: Option<NodeId>,
-    pub opening: Option<Incarnation>,
-    pub theirs: Option<Vector>,
+    pub incarnation: Option<Incarnation>,
+    pub vector: Option<Vector>,
     /// Of what it had by its last word.
     pub digest: Option<ShortDigest>,
     /// What it had when it was asked for its status. To be shown, and for nothing else: that answer does not say which
     /// opening of its store gave it.
-    pub seen: Option<Vector>,
+    pub status_vector: Option<Vector>,
     /// What it had by its last word before its store was opened anew, until it says what it has now.
-    pub had: Option<Vector>,
-    pub own: Option<Origin>,
+    pub vector_before_restart: Option<Vector>,
+    pub own_log: Option<Origin>,
     /// Entries below its heads that it asked for: they are damaged there, and no copies.
     pub damaged: Vec<EntryRange>,
     /// It spoke to us.
-    pub heard: Option<Instant>,
+    pub last_request: Option<Instant>,
     /// It answered us.
-    pub answered: Option<Instant>,
+    pub last_answer: Option<Instant>,
     pub last_sync: Option<Time>,
     pub rtt: Option<Duration>,
     pub error: Option<String>,
@@ -65,18 +65,18 @@ impl Peer {
         Peer {
             addr,
             configured,
-            expects: None,
-            said: node_id,
+            expected_member: None,
+            expected_id: node_id,
             node_id,
-            opening: None,
-            theirs: None,
+            incarnation: None,
+            vector: None,
             digest: None,
-            seen: None,
-            had: None,
-            own: None,
+            status_vector: None,
+            vector_before_restart: None,
+            own_log: None,
             damaged: Vec::new(),
-            heard: None,
-            answered: None,
+            last_request: None,
+            last_answer: None,
             last_sync: None,
             rtt: None,
             error: None,
@@ -87,26 +87,26 @@ impl Peer {
 
     /// It spoke. `theirs`: what it has, where that is known from its words; else what it had before, unless its store was
     /// opened anew. Whether it may have more than before.
-    pub fn spoke(&mut self, body: &SyncMessage, theirs: Option<&Vector>, notes: &Incidents) -> bool {
-        let before = (self.theirs.is_some(), self.digest, self.damaged.clone());
-        self.met(body, notes);
+    pub fn on_message(&mut self, body: &SyncMessage, theirs: Option<&Vector>, notes: &Incidents) -> bool {
+        let before = (self.vector.is_some(), self.digest, self.damaged.clone());
+        self.identify(body, notes);
         if let Some(theirs) = theirs {
-            self.has(theirs, notes);
+            self.merge_vector(theirs, notes);
             self.digest = Some(body.digest);
         }
-        before != (self.theirs.is_some(), self.digest, self.damaged.clone())
+        before != (self.vector.is_some(), self.digest, self.damaged.clone())
     }
 
     /// Notes who speaks. Of a store that was opened anew nothing is known any more.
-    fn met(&mut self, body: &SyncMessage, notes: &Incidents) {
+    fn identify(&mut self, body: &SyncMessage, notes: &Incidents) {
         let opening = (body.hello.store_id, body.hello.open_id);
         let is_same_node = self.node_id == Some(body.hello.node_id);
-        let before = self.opening.replace(opening);
+        let before = self.incarnation.replace(opening);
         if before != Some(opening) {
-            let had = self.theirs.take().or(self.had.take());
-            (self.own, self.digest, self.seen) = (None, None, None);
+            let had = self.vector.take().or(self.vector_before_restart.take());
+            (self.own_log, self.digest, self.status_vector) = (None, None, None);
             match before {
-                Some((store, _)) if store == opening.0 => self.had = had,
+                Some((store, _)) if store == opening.0 => self.vector_before_restart = had,
                 Some(_) if is_same_node => {
                     notes.add(format!("node {} came back with another store", body.hello.node_id));
                 }
@@ -114,14 +114,14 @@ impl Peer {
             }
         }
         self.node_id = Some(body.hello.node_id);
-        self.own = body.own.or(self.own);
+        self.own_log = body.own.or(self.own_log);
         self.damaged = body.wants.iter().take(DAMAGED_MAX).copied().collect();
     }
 
     /// Whether all of these entries are on its disk, as far as it says. `mine`: our logs. Where they show that its log is
     /// another one of that name, it holds other entries than these.
     pub fn holds(&self, entries: &EntryRange, mine: &Vector) -> bool {
-        let Some(theirs) = self.theirs.as_ref().and_then(|theirs| theirs.get(entries.origin)) else {
+        let Some(theirs) = self.vector.as_ref().and_then(|theirs| theirs.get(entries.origin)) else {
             return false;
         };
         let is_other =
@@ -134,12 +134,12 @@ impl Peer {
 
     /// Notes what it has. As long as its store is open nothing goes from it, so a word that was overtaken by a later one
     /// takes nothing back.
-    fn has(&mut self, theirs: &Vector, notes: &Incidents) {
-        let before = self.theirs.replace(theirs.clone());
-        if let (Some(before), Some(now)) = (before, &mut self.theirs) {
+    fn merge_vector(&mut self, theirs: &Vector, notes: &Incidents) {
+        let before = self.vector.replace(theirs.clone());
+        if let (Some(before), Some(now)) = (before, &mut self.vector) {
             now.merge(&before);
         }
-        let less = self.had.take().map_or(0, |had| had.ahead_of(theirs));
+        let less = self.vector_before_restart.take().map_or(0, |had| had.ahead_of(theirs));
         if less > 0 {
             let node = self.node_id.map_or_else(|| self.addr.to_string(), |id| id.to_string());
             notes.add(format!(
@@ -149,21 +149,21 @@ impl Peer {
     }
 
     /// Which member it is, as far as is known.
-    pub fn name(&self) -> Option<MemberId> {
-        let met = || Some(MemberId { node_id: self.node_id?, store_id: self.opening?.0 });
-        self.expects.or_else(met)
+    pub fn member_id(&self) -> Option<MemberId> {
+        let met = || Some(MemberId { node_id: self.node_id?, store_id: self.incarnation?.0 });
+        self.expected_member.or_else(met)
     }
 
     /// Who was found at this address is found at another one now.
-    pub fn leave(&mut self) {
+    pub fn reset(&mut self) {
         let (addr, wake) = (self.addr.clone(), self.wake.clone());
         let error = self.error.take();
         *self = Peer { error, wake, ..Peer::new(addr, true, self.node_id) };
     }
 
     pub fn state(&self) -> NodeState {
-        let recently = |at: Option<Instant>| at.is_some_and(|at| at.elapsed() < SUSPECT);
-        match (&self.error, recently(self.answered) || recently(self.heard)) {
+        let recently = |at: Option<Instant>| at.is_some_and(|at| at.elapsed() < SUSPECT_TIME);
+        match (&self.error, recently(self.last_answer) || recently(self.last_request)) {
             (None, true) => NodeState::Up,
             (Some(_), true) => NodeState::Suspect,
             (_, false) => NodeState::Down,
@@ -178,7 +178,11 @@ impl Peer {
             state: self.state(),
             last_sync: self.last_sync,
             rtt_ms: self.rtt.map(|rtt| (rtt.as_secs_f64() * 1e5).round() / 100.0),
-            behind: [&self.theirs, &self.seen].into_iter().flatten().map(|has| all.ahead_of(has)).min(),
+            behind: [&self.vector, &self.status_vector]
+                .into_iter()
+                .flatten()
+                .map(|has| all.ahead_of(has))
+                .min(),
             error: self.error.clone(),
         }
     }

@@ -31,7 +31,7 @@ use crate::replica::write_ops::{Admitted, Maintenance, PeerRecords};
 use crate::serve;
 
 /// How it is told that a store has another name.
-const NEW_NAME: &str = "it took a new name";
+const NEW_STORE_ID: &str = "it took a new name";
 /// A request longer than this is refused; ours stay well below.
 const BODY_BYTES_MAX: usize = 8 << 20;
 /// Pieces of one exchange that wait for the writer at the same time. At the bound the next ones wait here: thousands of
@@ -49,23 +49,23 @@ const BACK_OFF_MIN: Duration = Duration::from_millis(250);
 const IDLE_ROUNDS_MAX: u32 = 8;
 
 /// Keeps a link to every peer, and what is known of members on disk, until `stop`.
-pub async fn links(node: Node, stop: CancellationToken) {
-    let mut changed = node.mesh().changed();
+pub async fn run(node: Node, stop: CancellationToken) {
+    let mut changed = node.cluster.members_changed();
     let mut running: HashMap<usize, CancellationToken> = HashMap::new();
     let mut tasks = JoinSet::new();
     loop {
         changed.mark_unchanged();
-        let links = node.mesh().links();
-        let gone = running.extract_if(|number, _| !links.contains(number));
+        let numbers = node.cluster.peer_numbers();
+        let gone = running.extract_if(|number, _| !numbers.contains(number));
         gone.for_each(|(_, end)| end.cancel());
-        for number in links {
+        for number in numbers {
             running.entry(number).or_insert_with(|| {
                 let end = stop.child_token();
-                tasks.spawn(link(node.clone(), number, end.clone()));
+                tasks.spawn(run_client(node.clone(), number, end.clone()));
                 end
             });
         }
-        node.mesh().store_members(&node).await;
+        node.cluster.store_members(&node).await;
         tokio::select! {
             () = stop.cancelled() => return,
             changed = changed.changed() => if changed.is_err() {
@@ -80,11 +80,11 @@ pub async fn links(node: Node, stop: CancellationToken) {
 }
 
 /// Talks to one peer until `stop`, or until it is none any more.
-async fn link(node: Node, index: usize, stop: CancellationToken) {
+async fn run_client(node: Node, index: usize, stop: CancellationToken) {
     let mut talk = SyncClient::new(index);
     let (mut on_timer, mut is_failing) = (true, false);
     loop {
-        let Some((peer, wake)) = node.mesh().link(index) else { return };
+        let Some((peer, wake)) = node.cluster.peer_address(index) else { return };
         let next = tokio::select! {
             () = stop.cancelled() => return,
             next = talk.exchange(&node, on_timer) => next,
@@ -116,8 +116,8 @@ async fn link(node: Node, index: usize, stop: CancellationToken) {
                     tracing::warn!(%peer, why, "exchanges fail");
                 }
                 is_failing = true;
-                node.mesh().failed(index, why);
-                node.mesh().release(index);
+                node.cluster.on_failure(index, why);
+                node.cluster.release(index);
                 talk.failures += 1;
                 tokio::select! {
                     () = stop.cancelled() => return,
@@ -135,12 +135,12 @@ pub(in crate::node) struct SyncClient {
     failures: u32,
     idle_rounds: u32,
     /// The peer lacks members that we know.
-    introduces: bool,
+    sends_members: bool,
 }
 
 impl SyncClient {
     pub(in crate::node) fn new(index: usize) -> Self {
-        SyncClient { exchange: Exchange::default(), index, failures: 0, idle_rounds: 0, introduces: false }
+        SyncClient { exchange: Exchange::default(), index, failures: 0, idle_rounds: 0, sends_members: false }
     }
 
     /// One exchange. `None`: the peer is this node, or none any more.
@@ -149,28 +149,28 @@ impl SyncClient {
         node: &Node,
         on_timer: bool,
     ) -> Result<Option<NextExchange>, String> {
-        let (logs, mesh) = (node.logs(), node.mesh());
-        let Some((addr, _)) = mesh.link(self.index) else { return Ok(None) };
-        let mend = mesh.mends(node, self.exchange.theirs());
-        let leave = |origin| mesh.owner_pushes(origin) || !mesh.claim(origin, self.index);
-        let occasion = Trigger { on_timer, now_ms: mesh.running_ms(), leave: &leave, mend };
+        let (logs, cluster) = (node.logs(), &node.cluster);
+        let Some((addr, _)) = cluster.peer_address(self.index) else { return Ok(None) };
+        let mend = cluster.repairs_to_request(node, self.exchange.theirs());
+        let leave = |origin| cluster.owner_pushes(origin) || !cluster.claim(origin, self.index);
+        let occasion = Trigger { on_timer, now_ms: cluster.uptime_ms(), leave: &leave, mend };
         let planned = self.exchange.plan(&logs, occasion);
-        let read = read(node, planned.reads.clone()).await?;
-        let mut request = self.exchange.request(mesh.hello(), &planned, read);
-        mesh.introduce(&mut request, self.introduces);
+        let read = read_runs(node, planned.reads.clone()).await?;
+        let mut request = self.exchange.request(cluster.hello(), &planned, read);
+        cluster.add_members_to_request(&mut request, self.sends_members);
         let began = Instant::now();
-        let reply = mesh.client.sync(&addr, request.encode().into(), EXCHANGE_TIME).await;
+        let reply = cluster.client.sync(&addr, request.encode().into(), EXCHANGE_TIME).await;
         let reply = reply.map_err(|error| error.to_string())?;
         let reply = SyncMessage::decode(&reply).map_err(|error| format!("{addr}: {error}"))?;
-        if reply.hello.network != mesh.network {
+        if reply.hello.network != cluster.network {
             return Err(format!("{addr} belongs to another network"));
         }
-        if mesh.is_self(&reply) {
-            mesh.found_self(self.index);
+        if cluster.is_self(&reply) {
+            cluster.on_self_found(self.index);
             return Ok(None);
         }
-        if mesh.is_copied(&reply) {
-            take_new_name(node, &addr.to_string()).await;
+        if cluster.is_clone(&reply) {
+            take_new_store_id(node, &addr.to_string()).await;
             return Err(format!("{addr} has a copy of this node's store"));
         }
         let rtt = began.elapsed();
@@ -180,17 +180,17 @@ impl SyncClient {
             members: reply.members.clone(),
             ..SyncMessage::quiet(reply.hello.clone(), reply.digest)
         };
-        let heard = self.exchange.on_reply(planned, reply, &node.logs(), node.store().log().damage());
-        if let Some(copy) = mesh.copied_to(&said) {
-            take_new_name(node, &copy).await;
+        let heard = self.exchange.on_reply(planned, reply, &node.logs(), node.store.log().damage());
+        if let Some(copy) = cluster.clone_address(&said) {
+            take_new_store_id(node, &copy).await;
         }
-        mesh.answered(self.index, &said, self.exchange.theirs(), rtt, crate::node::now_ms())?;
-        let (mut next, progress) = (heard.next, self.carry_out(node, &addr.to_string(), heard).await?);
-        let introduced = std::mem::replace(&mut self.introduces, mesh.knows_more_than(&said));
-        if progress || (self.introduces && !introduced) {
+        cluster.on_answer(self.index, &said, self.exchange.theirs(), rtt, crate::node::now_ms())?;
+        let (mut next, progress) = (heard.next, self.apply(node, &addr.to_string(), heard).await?);
+        let introduced = std::mem::replace(&mut self.sends_members, cluster.has_members_missing_in(&said));
+        if progress || (self.sends_members && !introduced) {
             next = NextExchange::Again;
         }
-        mesh.release(self.index);
+        cluster.release(self.index);
         // Only entries are progress: a peer that says something new of itself each time must not keep us running.
         self.idle_rounds = if next == NextExchange::Again && !progress { self.idle_rounds + 1 } else { 0 };
         if self.idle_rounds > IDLE_ROUNDS_MAX {
@@ -200,15 +200,15 @@ impl SyncClient {
     }
 
     /// Does what an answer leads to. Whether anything came of it.
-    async fn carry_out(&mut self, node: &Node, peer: &str, mut heard: ReplyActions) -> Result<bool, String> {
+    async fn apply(&mut self, node: &Node, peer: &str, mut heard: ReplyActions) -> Result<bool, String> {
         for care in std::mem::take(&mut heard.care) {
-            node.writer().care(care).await;
+            node.writer.maintain(care).await;
         }
         let admitted = admit_runs(node, self.exchange.theirs(), std::mem::take(&mut heard.runs)).await;
-        let new = self.exchange.settle(&heard, &admitted, node.mesh().running_ms());
+        let new = self.exchange.settle(&heard, &admitted, node.cluster.uptime_ms());
         for (origin, admitted) in &admitted {
             if let Some(why) = &admitted.refused {
-                report(*origin, peer, why);
+                log_refusal(*origin, peer, why);
             }
             if let Some(why) = admitted.not_stored {
                 return Err(format!("this node cannot store what {peer} sent: {why:?}"));
@@ -216,15 +216,15 @@ impl SyncClient {
         }
         let mut progress = new > 0;
         for (origin, search, run) in heard.probes {
-            let store = node.store().clone();
+            let store = node.store.clone();
             let judging = move || exchange::judge(&store, origin, search, &run);
             let verdict = tokio::task::spawn_blocking(judging).await.map_err(|error| error.to_string())?;
             progress = true; // a search comes closer with every step, or ends
             if let Some(care) = self.exchange.judged(origin, verdict.map_err(|error| error.to_string())?) {
                 if let Maintenance::Cut(origin, _) = care {
-                    node.mesh().forked(origin, peer);
+                    node.cluster.report_fork(origin, peer);
                 }
-                node.writer().care(care).await;
+                node.writer.maintain(care).await;
             }
         }
         Ok(progress)
@@ -233,8 +233,8 @@ impl SyncClient {
     /// Until there is something to say: `true` if it was the timer.
     async fn wait(&self, node: &Node) -> bool {
         let mut signal = node.logs_signal();
-        let timer = tokio::time::sleep(jittered(node.config().sync_interval));
-        let Some((_, wake)) = node.mesh().link(self.index) else { return true };
+        let timer = tokio::time::sleep(jittered(node.config.sync_interval));
+        let Some((_, wake)) = node.cluster.peer_address(self.index) else { return true };
         tokio::pin!(timer);
         loop {
             if self.exchange.has_own_to_push(&signal.borrow_and_update()) {
@@ -254,7 +254,7 @@ impl SyncClient {
     async fn back_off(&mut self, node: &Node) {
         let growing = BACK_OFF_MIN.saturating_mul(1 << self.failures.min(16)).min(BACK_OFF_MAX);
         self.idle_rounds = 0;
-        let Some((_, wake)) = node.mesh().link(self.index) else { return };
+        let Some((_, wake)) = node.cluster.peer_address(self.index) else { return };
         tokio::select! {
             () = tokio::time::sleep(growing.mul_f64(random_part())) => {}
             () = wake.notified() => self.failures = 0,
@@ -275,30 +275,30 @@ fn jittered(interval: Duration) -> Duration {
 }
 
 /// Of two running nodes with one store, the one that opened it later takes a new name for it: each is a copy of its own.
-async fn take_new_name(node: &Node, peer: &str) {
-    if !node.mesh().notes.may_rename() {
+async fn take_new_store_id(node: &Node, peer: &str) {
+    if !node.cluster.incidents.may_take_new_id() {
         return; // nobody is copied that often: a peer that claims so must not keep the store closed
     }
-    let store = node.store().clone();
+    let store = node.store.clone();
     let renamed = tokio::task::spawn_blocking(move || store.renew_id()).await;
     let why = match renamed {
-        Ok(Ok(())) => format!("{peer} runs with a copy of it, so {NEW_NAME}"),
+        Ok(Ok(())) => format!("{peer} runs with a copy of it, so {NEW_STORE_ID}"),
         Ok(Err(error)) => error.to_string(),
         Err(error) => error.to_string(),
     };
-    node.writer().alarm().raise(why);
+    node.writer.fault().raise(why);
 }
 
-fn report(origin: Origin, peer: &str, why: &AdmitError) {
+fn log_refusal(origin: Origin, peer: &str, why: &AdmitError) {
     tracing::warn!(%origin, peer, %why, "entries were refused");
 }
 
 /// Reads what a message of an exchange is to carry.
-async fn read(node: &Node, ranges: Vec<Wanted>) -> Result<ReadRuns, String> {
+async fn read_runs(node: &Node, ranges: Vec<Wanted>) -> Result<ReadRuns, String> {
     if ranges.is_empty() {
         return Ok(ReadRuns::default());
     }
-    let store = node.store().clone();
+    let store = node.store.clone();
     let began = Instant::now();
     let reading = move || -> Result<_, _> { exchange::read(&store, &ranges, || began.elapsed() < READ_TIME) };
     let read = tokio::task::spawn_blocking(reading).await.map_err(|error| error.to_string())?;
@@ -311,7 +311,7 @@ async fn admit_runs(node: &Node, theirs: Option<&Vector>, runs: Vec<Run>) -> Vec
     for (index, run) in runs.iter().enumerate() {
         pieces.extend(exchange::pieces(run, theirs).into_iter().map(|piece| (index, piece)));
     }
-    let admit = |(index, piece)| async move { (index, node.writer().admit(piece).await) };
+    let admit = |(index, piece)| async move { (index, node.writer.admit(piece).await) };
     let mut waiting = stream::iter(pieces.into_iter().map(admit)).buffered(PIECES_WAITING_MAX);
     let mut admitted: Vec<Vec<Admitted>> = vec![Vec::new(); runs.len()];
     while let Some((index, piece)) = waiting.next().await {
@@ -334,7 +334,7 @@ pub async fn post(
         let detail = format!("an exchange has the Content-Type {}", media::BINARY);
         return Err(Problem::new(ErrorCode::UnsupportedMediaType, detail));
     }
-    let bytes = serve::read_body(body, BODY_BYTES_MAX, node.budget()).await?;
+    let bytes = serve::read_body(body, BODY_BYTES_MAX, &node.limits.bodies).await?;
     let request = SyncMessage::decode(&bytes).map_err(|error| {
         let code = match error {
             Malformed::Protocol(_) => ErrorCode::UnsupportedProtocol,
@@ -342,8 +342,8 @@ pub async fn post(
         };
         Problem::new(code, error.to_string())
     })?;
-    if request.hello.network != node.mesh().network {
-        let detail = format!("this node belongs to the network {:?}", node.config().network);
+    if request.hello.network != node.cluster.network {
+        let detail = format!("this node belongs to the network {:?}", node.config.network);
         return Err(Problem::new(ErrorCode::WrongNetwork, detail));
     }
     let reply = answer(&node, request, bytes).await?;
@@ -356,39 +356,39 @@ pub(in crate::node) async fn answer(
     mut request: SyncMessage,
     _bytes: Bytes,
 ) -> Result<SyncMessage, Problem> {
-    if node.mesh().is_self(&request) {
-        return Ok(SyncMessage::quiet(node.mesh().hello(), [0; 16]));
+    if node.cluster.is_self(&request) {
+        return Ok(SyncMessage::quiet(node.cluster.hello(), [0; 16]));
     }
-    if node.mesh().is_copied(&request) {
-        take_new_name(node, &request.hello.address).await;
+    if node.cluster.is_clone(&request) {
+        take_new_store_id(node, &request.hello.address).await;
         let detail = "this node has a copy of your store, and takes another name for it";
         return Err(Problem::new(ErrorCode::Overloaded, detail));
     }
-    let mut door = node.mesh().open_door(&request);
-    let (care, runs) = exchange::heard(&mut door, &node.logs(), node.store().log().damage(), &mut request);
-    if let Some(copy) = node.mesh().copied_to(&request) {
-        take_new_name(node, &copy).await;
+    let mut door = node.cluster.open_door(&request);
+    let (care, runs) = exchange::heard(&mut door, &node.logs(), node.store.log().damage(), &mut request);
+    if let Some(copy) = node.cluster.clone_address(&request) {
+        take_new_store_id(node, &copy).await;
     }
-    node.mesh().heard(&request, door.theirs());
+    node.cluster.on_request(&request, door.theirs());
     for care in care {
-        node.writer().care(care).await;
+        node.writer.maintain(care).await;
     }
     let admitted = admit_runs(node, door.theirs(), runs).await;
     for (origin, admitted) in &admitted {
         if let Some(why) = &admitted.refused {
-            report(*origin, &request.hello.address, why);
+            log_refusal(*origin, &request.hello.address, why);
         }
     }
     if let Some(why) = admitted.iter().find_map(|(_, admitted)| admitted.not_stored) {
-        node.mesh().close_door(&request, door);
+        node.cluster.close_door(&request, door);
         return Err(why.into());
     }
     let logs = node.logs();
-    let read = read(node, exchange::wanted(&request, &logs)).await;
+    let read = read_runs(node, exchange::wanted(&request, &logs)).await;
     let read = read.map_err(|error| Problem::new(ErrorCode::StorageFailed, error))?;
-    let mend = node.mesh().mends(node, door.theirs());
-    let mut reply = exchange::answer(&mut door, &logs, &request, read, mend, node.mesh().hello());
-    node.mesh().introduce_back(&request, &mut reply);
-    node.mesh().close_door(&request, door);
+    let mend = node.cluster.repairs_to_request(node, door.theirs());
+    let mut reply = exchange::answer(&mut door, &logs, &request, read, mend, node.cluster.hello());
+    node.cluster.add_members_to_reply(&request, &mut reply);
+    node.cluster.close_door(&request, door);
     Ok(reply)
 }

@@ -19,7 +19,7 @@ use crate::node::Node;
 
 /// So long after a request came its answer begins at the latest, for what is stored must not end as `timeout`: where
 /// receiving and storing were slow, less is waited for copies. Below the 30 s that a server has.
-const ANSWERED_BY: Duration = Duration::from_secs(27);
+const RESPONSE_DEADLINE: Duration = Duration::from_secs(27);
 
 /// How many copies a send asks for, and for how long it waits.
 #[derive(Debug, Clone, Copy)]
@@ -27,14 +27,15 @@ pub struct AckPolicy {
     count: usize,
     timeout: Duration,
     /// When the request came.
-    began: Instant,
+    arrived: Instant,
 }
 
 impl AckPolicy {
     /// What a query asks of the network as this node knows it.
     pub fn of(query: SendQuery, node: &Node) -> Result<Self, Problem> {
-        let (count, timeout, began) = (query.acks.of(node.mesh().members())?, query.timeout, Instant::now());
-        Ok(AckPolicy { count, timeout, began })
+        let (count, timeout, began) =
+            (query.acks.of(node.cluster.node_count())?, query.timeout, Instant::now());
+        Ok(AckPolicy { count, timeout, arrived: began })
     }
 
     /// Whether more is asked for than this node alone can give.
@@ -54,8 +55,8 @@ impl AckPolicy {
 
     /// Waits until there are.
     pub async fn wait(self, node: &Node, messages: &[Vec<EntryRange>]) {
-        let until = (Instant::now() + self.timeout).min(self.began + ANSWERED_BY);
-        let mut held = node.mesh().held();
+        let until = (Instant::now() + self.timeout).min(self.arrived + RESPONSE_DEADLINE);
+        let mut held = node.cluster.copies_changed();
         let mut enough = 0; // of the first so many there are
         loop {
             held.mark_unchanged();
@@ -70,22 +71,22 @@ impl AckPolicy {
                     return;
                 },
                 () = sleep_until(until) => return,
-                () = node.hub().stop().cancelled() => return,
+                () = node.live_feed.stop().cancelled() => return,
             }
         }
     }
 }
 
 /// A copy of a message.
-pub fn at(place: EntryKey) -> EntryRange {
+pub fn range_of(place: EntryKey) -> EntryRange {
     EntryRange { origin: place.origin, first: place.seq, last: place.seq }
 }
 
 /// Of messages that were stored together: what must be held to have all of them, by log.
-pub fn together(places: impl IntoIterator<Item = EntryKey>) -> Vec<Vec<EntryRange>> {
+pub fn ranges_by_log(places: impl IntoIterator<Item = EntryKey>) -> Vec<Vec<EntryRange>> {
     let mut logs: BTreeMap<Origin, EntryRange> = BTreeMap::new();
     for place in places {
-        let range = logs.entry(place.origin).or_insert_with(|| at(place));
+        let range = logs.entry(place.origin).or_insert_with(|| range_of(place));
         (range.first, range.last) = (range.first.min(place.seq), range.last.max(place.seq));
     }
     logs.into_values().map(|range| vec![range]).collect()
@@ -94,14 +95,14 @@ pub fn together(places: impl IntoIterator<Item = EntryKey>) -> Vec<Vec<EntryRang
 /// All copies of messages that were stored before: any of them counts. What cannot be looked up now is not lost; then the
 /// copy that is known counts.
 pub async fn all_copies(node: &Node, messages: Vec<(Uuid, Digest, EntryKey)>) -> Vec<Vec<EntryRange>> {
-    let (store, logs) = (node.store().clone(), node.logs());
-    let known: Vec<Vec<EntryRange>> = messages.iter().map(|(.., place)| vec![at(*place)]).collect();
+    let (store, logs) = (node.store.clone(), node.logs());
+    let known: Vec<Vec<EntryRange>> = messages.iter().map(|(.., place)| vec![range_of(*place)]).collect();
     let looking = move || {
         let copies = |(id, digest, place): (Uuid, Digest, EntryKey)| {
             let standings = store.stored_copies(id, &logs).unwrap_or_default();
             let copies = standings.iter().filter(|standing| standing.digest == digest);
             let others = copies.map(|standing| standing.place).filter(|other| *other != place);
-            std::iter::once(place).chain(others).map(at).collect()
+            std::iter::once(place).chain(others).map(range_of).collect()
         };
         messages.into_iter().map(copies).collect()
     };

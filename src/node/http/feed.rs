@@ -37,7 +37,7 @@ const QUIET_MAX: Duration = Duration::from_secs(15);
 /// How long a node waits for what a cursor speaks of and it does not have yet.
 const AHEAD_MAX: Duration = Duration::from_secs(2);
 /// How often a log is looked at that waits for an entry to be mended.
-const HELD_PAUSE: Duration = Duration::from_secs(1);
+const BLOCKED_POLL_INTERVAL: Duration = Duration::from_secs(1);
 /// Messages in one piece of the answer.
 const PIECE_COUNT: usize = 256;
 /// Bytes of a piece beyond which no further message is put into it.
@@ -54,15 +54,15 @@ pub async fn get(node: Node, RawQuery(query): RawQuery, headers: HeaderMap) -> R
     let accepts = headers.get_all(header::ACCEPT).iter();
     let lines = accepts.filter_map(|value| value.to_str().ok()).any(media::wants_ndjson);
     let format = if lines { FeedFormat::Lines } else { FeedFormat::Events };
-    let purpose = Scope::new(node.mesh().network, &query.filter());
-    let entered = node.hub().enter();
+    let purpose = Scope::new(node.cluster.network, &query.filter());
+    let entered = node.live_feed.enter();
     let seen = match &query.cursor {
         Some(text) => Some(resume(&node, text, purpose).await?),
         None => query.from_start.then(|| (ReadState::default(), None)),
     };
     let reader = FeedReader::begin(&node, entered, query, purpose, format, seen).await?;
     // For who lists what came before: it covers at least what this reader is not given.
-    let position = position::of_logs(&node, &node.hub().end().logs, &[]);
+    let position = position::of_logs(&node, &node.live_feed.end().logs, &[]);
     let body = stream::unfold(reader, |mut reader| async move {
         let piece = reader.next_piece().await?;
         Some((piece, reader))
@@ -99,7 +99,7 @@ async fn resume(node: &Node, text: &str, purpose: Scope) -> Result<(ReadState, O
 }
 
 async fn expand(node: &Node, cursor: Cursor) -> Result<Option<ReadState>, Problem> {
-    let store = node.store().clone();
+    let store = node.store.clone();
     let expanding = move || {
         let mut milestones = Vec::new();
         for name in cursor.milestones() {
@@ -111,7 +111,7 @@ async fn expand(node: &Node, cursor: Cursor) -> Result<Option<ReadState>, Proble
         };
         Ok(cursor.expand(find))
     };
-    Ok(blocking(node.readers().clone(), expanding).await?)
+    Ok(blocking(node.limits.readers.clone(), expanding).await?)
 }
 
 /// A way through the store, up to the end of the ring as it was then.
@@ -130,24 +130,24 @@ enum ReadingFrom {
 /// One reader. See the head of this file.
 struct FeedReader {
     store: Weak<Store>,
-    turns: Arc<Semaphore>,
-    ways: Arc<Semaphore>,
-    hub: Arc<LiveFeed>,
+    readers: Arc<Semaphore>,
+    iterators: Arc<Semaphore>,
+    live_feed: Arc<LiveFeed>,
     moved: watch::Receiver<u64>,
     query: FeedQuery,
     /// It wants everything, so what it is told can be shared.
     wants_all: bool,
-    purpose: Scope,
+    scope: Scope,
     format: FeedFormat,
     at: ReadingFrom,
     /// What it has seen, as of the end of the last piece.
     seen: ReadState,
     /// While it reads the ring: what of it lies beyond all that this node has, for it was seen elsewhere.
-    elsewhere: Vec<PartialScan>,
+    scans_elsewhere: Vec<PartialScan>,
     /// The core of the last cursor that could be written.
     core: Bytes,
     caught_up: bool,
-    told: Instant,
+    last_sent: Instant,
     _entered: CountedReader,
 }
 
@@ -161,7 +161,7 @@ impl FeedReader {
         format: FeedFormat,
         seen: Option<(ReadState, Option<Bytes>)>,
     ) -> Result<Self, Problem> {
-        let hub = node.hub().clone();
+        let hub = node.live_feed.clone();
         let end = hub.advance(node).await?;
         let (at, seen, core) = match seen {
             None => (ReadingFrom::Ring(end.index), ReadState::all(end.until, end.last), None),
@@ -172,25 +172,25 @@ impl FeedReader {
             return Err(Problem::new(ErrorCode::CursorUnknown, detail));
         };
         let mut reader = FeedReader {
-            store: Arc::downgrade(node.store()),
-            turns: node.readers().clone(),
-            ways: node.iterators().clone(),
+            store: Arc::downgrade(&node.store),
+            readers: node.limits.readers.clone(),
+            iterators: node.limits.iterators.clone(),
             moved: hub.moved(),
-            hub,
+            live_feed: hub,
             wants_all: query.filter().is_empty(),
             query,
-            purpose,
+            scope: purpose,
             format,
             at,
             seen,
-            elsewhere: Vec::new(),
+            scans_elsewhere: Vec::new(),
             core,
             caught_up: false,
-            told: Instant::now(),
+            last_sent: Instant::now(),
             _entered: entered,
         };
         if matches!(reader.at, ReadingFrom::Store(_)) {
-            let way = reader.find_way().await?;
+            let way = reader.seek().await?;
             reader.keep(way);
         }
         Ok(reader)
@@ -198,7 +198,7 @@ impl FeedReader {
 
     /// The next piece of the answer; `None`: the node ends.
     async fn next_piece(&mut self) -> Option<Result<Bytes, Problem>> {
-        let (hub, mut out) = (self.hub.clone(), Vec::new());
+        let (hub, mut out) = (self.live_feed.clone(), Vec::new());
         loop {
             let step = tokio::select! {
                 biased;
@@ -208,35 +208,35 @@ impl FeedReader {
             match step {
                 Err(problem) => return Some(Err(problem)),
                 Ok(()) if !out.is_empty() => break,
-                Ok(()) if self.told.elapsed() >= QUIET_MAX => {
-                    self.note_core();
-                    self.tell(FeedEvent::Bookmark, &mut out);
+                Ok(()) if self.last_sent.elapsed() >= QUIET_MAX => {
+                    self.refresh_core();
+                    self.write_event(FeedEvent::Bookmark, &mut out);
                     break;
                 }
                 Ok(()) => {}
             }
         }
-        self.told = Instant::now();
+        self.last_sent = Instant::now();
         Some(Ok(out.into_boxed_slice().into())) // a piece may wait for long in a buffer
     }
 
     /// Reads on, or waits for a moment.
     async fn step(&mut self, out: &mut Vec<u8>) -> Result<(), Problem> {
         match self.at {
-            ReadingFrom::Store(_) => self.walk(out).await,
+            ReadingFrom::Store(_) => self.read_store(out).await,
             ReadingFrom::Blocked => {
-                self.wait(HELD_PAUSE).await;
-                self.walk(out).await
+                self.wait(BLOCKED_POLL_INTERVAL).await;
+                self.read_store(out).await
             }
             ReadingFrom::Ring(index) => {
-                self.be_caught_up(out);
-                self.leave_time_to_others().await;
-                match self.hub.after(index, PIECE_COUNT) {
-                    RingRead::Items(items) => self.take(index, &items, out),
+                self.write_caught_up(out);
+                self.pace().await;
+                match self.live_feed.after(index, PIECE_COUNT) {
+                    RingRead::Items(items) => self.read_ring(index, &items, out),
                     RingRead::Gone => self.at = ReadingFrom::Store(None),
                     RingRead::Nothing(seen) => {
-                        self.elsewhere.retain(|walk| !walk.until.beyond(&seen.full).is_empty());
-                        self.seen = ReadState { walks: self.elsewhere.clone(), ..seen };
+                        self.scans_elsewhere.retain(|walk| !walk.until.beyond(&seen.full).is_empty());
+                        self.seen = ReadState { walks: self.scans_elsewhere.clone(), ..seen };
                         if out.is_empty() {
                             self.wait(QUIET_MAX).await;
                         }
@@ -249,45 +249,45 @@ impl FeedReader {
 
     /// Until there may be something new, or this reader has to be told where it is.
     async fn wait(&mut self, most: Duration) {
-        let until = (self.told + QUIET_MAX).min(Instant::now() + most);
+        let until = (self.last_sent + QUIET_MAX).min(Instant::now() + most);
         let _either = timeout_at(until, self.moved.changed()).await;
     }
 
-    async fn leave_time_to_others(&self) {
-        let readers = u32::try_from(self.hub.readers()).unwrap_or(u32::MAX);
+    async fn pace(&self) {
+        let readers = u32::try_from(self.live_feed.readers()).unwrap_or(u32::MAX);
         let pace = PACE_PER_READER.saturating_mul(readers).min(PACE_MAX);
-        sleep_until(self.told + pace).await;
+        sleep_until(self.last_sent + pace).await;
     }
 
     /// The way through the store from what was seen to the end of the ring as it is now.
-    async fn find_way(&self) -> Result<KeptIterator, Problem> {
-        let (store, end, seen) = (self.store.clone(), self.hub.end(), self.seen.clone());
+    async fn seek(&self) -> Result<KeptIterator, Problem> {
+        let (store, end, seen) = (self.store.clone(), self.live_feed.end(), self.seen.clone());
         let (logs, until) = (end.logs.clone(), end.until.clone());
         let finding = move || {
             let store = store.upgrade().ok_or(StoreError::Closed)?;
             Ok(FeedScan::new(&store, logs, seen, until)?)
         };
-        let follow: FeedScan = blocking(self.turns.clone(), finding).await?;
+        let follow: FeedScan = blocking(self.readers.clone(), finding).await?;
         Ok((Box::new(follow), end))
     }
 
     /// Goes on there with the next piece. Whether all of it is remembered depends on how many others do.
     fn keep(&mut self, way: KeptIterator) {
-        let place = self.ways.clone().try_acquire_owned();
+        let place = self.iterators.clone().try_acquire_owned();
         self.at = ReadingFrom::Store(place.ok().map(|place| (way, place)));
     }
 
     /// A part of the way through the store.
-    async fn walk(&mut self, out: &mut Vec<u8>) -> Result<(), Problem> {
+    async fn read_store(&mut self, out: &mut Vec<u8>) -> Result<(), Problem> {
         let (mut follow, end) = match std::mem::replace(&mut self.at, ReadingFrom::Store(None)) {
             ReadingFrom::Store(Some((way, _))) => way,
-            _ => self.find_way().await?,
+            _ => self.seek().await?,
         };
         let reading = move || -> Result<_, ReadFailure> {
             let found = follow.next_chunk(PIECE_COUNT / 4, PIECE_BYTES)?;
             Ok((follow, found))
         };
-        let (mut follow, found) = blocking(self.turns.clone(), reading).await?;
+        let (mut follow, found) = blocking(self.readers.clone(), reading).await?;
         for FeedItem { entry, first } in found {
             let record = entry.record();
             let Some(content) = record.message().filter(|content| is_wanted(&self.query, content)) else {
@@ -298,19 +298,19 @@ impl FeedReader {
             if let Some(core) = follow.core_at(entry.place) {
                 self.core = core.into();
             }
-            self.tell(FeedEvent::Message(&json), out);
+            self.write_event(FeedEvent::Message(&json), out);
         }
         self.seen = if follow.is_done() {
             follow.state_at_end()
         } else {
             follow.at().map_or_else(|| self.seen.clone(), |at| follow.state_at(at))
         };
-        self.note_core();
+        self.refresh_core();
         match (follow.is_done(), follow.is_blocked()) {
             (false, _) => self.keep((follow, end)),
             (true, true) => self.at = ReadingFrom::Blocked,
             (true, false) => {
-                self.elsewhere.clone_from(&self.seen.walks);
+                self.scans_elsewhere.clone_from(&self.seen.walks);
                 self.at = ReadingFrom::Ring(end.index);
             }
         }
@@ -318,8 +318,8 @@ impl FeedReader {
     }
 
     /// Takes messages from the ring.
-    fn take(&mut self, index: u64, items: &[Arc<RingItem>], out: &mut Vec<u8>) {
-        let (mut taken, walks) = (0, std::mem::take(&mut self.elsewhere));
+    fn read_ring(&mut self, index: u64, items: &[Arc<RingItem>], out: &mut Vec<u8>) {
+        let (mut taken, walks) = (0, std::mem::take(&mut self.scans_elsewhere));
         for item in items {
             taken += 1;
             let FeedItem { entry, .. } = item.next();
@@ -327,7 +327,7 @@ impl FeedReader {
             let content = record.message().expect("the ring holds messages only");
             let is_new = !walks.iter().any(|walk| walk.covers(entry.place));
             if is_new && is_wanted(&self.query, &content) {
-                self.give(item, &walks, out);
+                self.write_ring_item(item, &walks, out);
             }
             if out.len() >= PIECE_BYTES {
                 break;
@@ -337,36 +337,36 @@ impl FeedReader {
         self.seen = with(last.seen(), &walks);
         self.at = ReadingFrom::Ring(index + taken as u64);
         self.core = core_of(last, &walks).unwrap_or_else(|| self.core.clone());
-        self.elsewhere = walks;
+        self.scans_elsewhere = walks;
     }
 
-    fn give(&mut self, item: &RingItem, walks: &[PartialScan], out: &mut Vec<u8>) {
+    fn write_ring_item(&mut self, item: &RingItem, walks: &[PartialScan], out: &mut Vec<u8>) {
         let is_shared = walks.is_empty() && self.wants_all;
-        if let Some(frame) = is_shared.then(|| item.frame(self.format, self.purpose)).flatten() {
+        if let Some(frame) = is_shared.then(|| item.frame(self.format, self.scope)).flatten() {
             out.extend_from_slice(frame);
             return;
         }
         if let Some(core) = core_of(item, walks) {
             self.core = core;
         }
-        self.tell(FeedEvent::Message(item.json()), out);
+        self.write_event(FeedEvent::Message(item.json()), out);
     }
 
-    fn be_caught_up(&mut self, out: &mut Vec<u8>) {
+    fn write_caught_up(&mut self, out: &mut Vec<u8>) {
         if !std::mem::replace(&mut self.caught_up, true) {
-            self.note_core();
-            self.tell(FeedEvent::CaughtUp, out);
+            self.refresh_core();
+            self.write_event(FeedEvent::CaughtUp, out);
         }
     }
 
-    fn note_core(&mut self) {
+    fn refresh_core(&mut self) {
         if let Some(core) = cursor::core(&self.seen) {
             self.core = core.into();
         }
     }
 
-    fn tell(&self, event: FeedEvent<'_>, out: &mut Vec<u8>) {
-        let cursor = to_text(&cursor::seal(&self.core, self.purpose));
+    fn write_event(&self, event: FeedEvent<'_>, out: &mut Vec<u8>) {
+        let cursor = to_text(&cursor::seal(&self.core, self.scope));
         event.write(self.format, &cursor, out);
     }
 }

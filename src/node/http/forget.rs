@@ -15,9 +15,9 @@ use crate::serve;
 pub async fn delete(node: Node, uri: Uri, RawQuery(raw): RawQuery) -> Result<Response, Problem> {
     query::refuse_any(raw.as_deref())?;
     let node_id = query::path_node(uri.path())?;
-    let (code, detail) = match node.mesh().forget(node_id) {
+    let (code, detail) = match node.cluster.forget(node_id) {
         ForgetOutcome::Done => {
-            node.mesh().store_members(&node).await;
+            node.cluster.store_members(&node).await;
             let forgotten = ForgetAnswer { node_id, forgotten: true };
             let json = serde_json::to_vec(&forgotten).expect("numbers and booleans serialise");
             return Ok(serve::json(StatusCode::OK, json));

@@ -57,22 +57,22 @@ pub async fn get_one(
     query::refuse_any(query.as_deref())?;
     let id = query::path_id(uri.path())?;
     position::wait_for(&node, &headers).await?;
-    let reading = patiently(node.store(), || {
+    let reading = retry_while_repairing(&node.store, || {
         let node = node.clone();
-        blocking(node.readers().clone(), move || one(&node, id))
+        blocking(node.limits.readers.clone(), move || one(&node, id))
     });
     reading.await
 }
 
 fn one(node: &Node, id: Uuid) -> Result<Response, ReadFailure> {
-    let first = node.store().first_copy(id, &node.logs())?.ok_or_else(|| not_found(id))?;
-    let entry = node.store().log().read()?.get(first.place.origin, first.place.seq)?;
+    let first = node.store.first_copy(id, &node.logs())?.ok_or_else(|| not_found(id))?;
+    let entry = node.store.log().read()?.get(first.place.origin, first.place.seq)?;
     let record = entry.record();
     let content = record.message().ok_or_else(|| not_found(id))?;
     let mut json = Vec::with_capacity(512);
-    let copies = node.store().stored_copies(id, &node.logs())?.into_iter();
+    let copies = node.store.stored_copies(id, &node.logs())?.into_iter();
     let copies: Vec<_> =
-        copies.filter(|copy| copy.digest == first.digest).map(|copy| acks::at(copy.place)).collect();
+        copies.filter(|copy| copy.digest == first.digest).map(|copy| acks::range_of(copy.place)).collect();
     view(&content, entry.place).write_answer_json(&node.durable_on(&copies), None, &mut json);
     Ok(serve::json(StatusCode::OK, json))
 }
@@ -90,10 +90,10 @@ pub async fn get(node: Node, RawQuery(query): RawQuery, headers: HeaderMap) -> R
     let accepts = headers.get_all(header::ACCEPT).iter();
     let ndjson = accepts.filter_map(|value| value.to_str().ok()).any(media::wants_ndjson);
     let format = if ndjson { BodyFormat::Lines } else { BodyFormat::Array };
-    let listing = patiently(node.store(), || {
+    let listing = retry_while_repairing(&node.store, || {
         let (node, query) = (node.clone(), query.clone());
-        blocking(node.readers().clone(), move || match query.limit {
-            None => whole(&node, &query, format),
+        blocking(node.limits.readers.clone(), move || match query.limit {
+            None => stream_all(&node, &query, format),
             Some(limit) => page(&node, &query, limit as usize, format),
         })
     });
@@ -135,7 +135,7 @@ impl From<StoreError> for ReadFailure {
 
 /// Repeats a read that meets damage for a moment, in which a peer may help, and one under which a log was cut. Then it
 /// fails: nothing is ever skipped.
-async fn patiently<T, Read: Future<Output = Result<T, ReadFailure>>>(
+async fn retry_while_repairing<T, Read: Future<Output = Result<T, ReadFailure>>>(
     store: &Arc<Store>,
     read: impl Fn() -> Read,
 ) -> Result<T, Problem> {
@@ -159,12 +159,12 @@ async fn patiently<T, Read: Future<Output = Result<T, ReadFailure>>>(
 }
 
 /// Everything that matches, oldest first.
-fn whole(node: &Node, query: &ListQuery, format: BodyFormat) -> Result<Response, ReadFailure> {
+fn stream_all(node: &Node, query: &ListQuery, format: BodyFormat) -> Result<Response, ReadFailure> {
     let (before, after) = anchors(node, query)?;
     let mut listing = listing(node, query, after, false)?.until(before);
     let mut encoder = MessageEncoder::new(format);
     // The first chunk is read before the status is sent, so that a failure can still be one.
-    let way = node.iterators().clone().try_acquire_owned().ok();
+    let way = node.limits.iterators.clone().try_acquire_owned().ok();
     let first = listing.next_chunk(chunk_count(way.as_ref()))?;
     encoder.push_all(&first);
     Ok(streamed(node, format, encoder, (listing, way), |(listing, way), encoder| {
@@ -197,7 +197,7 @@ fn listing(
         since: query.since,
         until: query.until,
     };
-    Listing::new(node.store(), node.logs(), filter, from, backward)
+    Listing::new(&node.store, node.logs(), filter, from, backward)
 }
 
 /// The places of `before` and `after`.
@@ -208,14 +208,14 @@ fn anchors(node: &Node, query: &ListQuery) -> Result<(Option<EntryKey>, Option<E
 
 fn place_of(node: &Node, mark: Anchor) -> Result<EntryKey, ReadFailure> {
     match mark {
-        Anchor::Id(id) => Ok(node.store().first_copy(id, &node.logs())?.ok_or_else(|| not_found(id))?.place),
+        Anchor::Id(id) => Ok(node.store.first_copy(id, &node.logs())?.ok_or_else(|| not_found(id))?.place),
         Anchor::Entry(origin, seq) => {
             let origin = Origin(origin.into_bytes());
             if !(1..=node.logs().vector().seq(origin)).contains(&seq) {
                 let detail = format!("no entry {mark} is known here");
                 return Err(Problem::new(ErrorCode::NotFound, detail).into());
             }
-            Ok(node.store().log().read()?.get(origin, seq)?.place)
+            Ok(node.store.log().read()?.get(origin, seq)?.place)
         }
     }
 }
@@ -237,7 +237,7 @@ fn page(node: &Node, query: &ListQuery, limit: usize, format: BodyFormat) -> Res
     let forward = after.is_some() && before.is_none();
     let (from, until) = if forward { (after, None) } else { (before, after) };
     let mut listing = listing(node, query, from, !forward)?.until(until);
-    let way = node.iterators().clone().try_acquire_owned().ok();
+    let way = node.limits.iterators.clone().try_acquire_owned().ok();
     let bytes_max = if way.is_some() { PAGE_BYTES_MAX } else { PAGE_BYTES_FEW };
     let mut page = Page::default();
     let go_on = collect(&mut listing, limit, bytes_max, &mut page)?;
@@ -257,7 +257,7 @@ fn page(node: &Node, query: &ListQuery, limit: usize, format: BodyFormat) -> Res
     }
     let links = links(query, &page);
     let places: VecDeque<_> = page.entries.into();
-    let state = (Arc::downgrade(node.store()), places, way);
+    let state = (Arc::downgrade(&node.store), places, way);
     let mut response =
         streamed(node, format, MessageEncoder::new(format), state, |(store, places, way), encoder| {
             let store = store.upgrade().ok_or(StoreError::Closed)?;
@@ -405,12 +405,12 @@ fn streamed<S: Send + 'static>(
     state: S,
     step: fn(&mut S, &mut MessageEncoder) -> Result<bool, StoreError>,
 ) -> Response {
-    let (readers, store) = (node.readers().clone(), Arc::downgrade(node.store()));
+    let (readers, store) = (node.limits.readers.clone(), Arc::downgrade(&node.store));
     let walk = Arc::new(Mutex::new((state, encoder)));
     let body = stream::try_unfold(Some((walk, readers, store)), move |state| async move {
         let Some((walk, readers, weak)) = state else { return Ok(None) };
         let store = weak.upgrade().ok_or(StoreError::Closed)?;
-        let stepping = patiently(&store, || {
+        let stepping = retry_while_repairing(&store, || {
             let walk = walk.clone();
             blocking(readers.clone(), move || {
                 // One step at a time; after one that panicked the answer is aborted.
@@ -473,8 +473,8 @@ mod tests {
                 if times.fetch_add(1, Ordering::Relaxed) < fails { Err(cut_off.into()) } else { Ok("all") }
             }
         };
-        assert_eq!(patiently(&store, read(1)).await.expect("is begun again"), "all");
-        let problem = patiently(&store, read(u32::MAX)).await.expect_err("again and again");
+        assert_eq!(retry_while_repairing(&store, read(1)).await.expect("is begun again"), "all");
+        let problem = retry_while_repairing(&store, read(u32::MAX)).await.expect_err("again and again");
         assert_eq!(problem.code, ErrorCode::StorageFailed);
         assert!(problem.to_string().contains("was cut meanwhile"), "{problem}");
     }

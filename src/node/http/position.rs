@@ -26,7 +26,7 @@ const LOGS_MAX: usize = 40;
 pub async fn wait_for(node: &Node, headers: &HeaderMap) -> Result<Vec<(Origin, u64)>, Problem> {
     let Some(value) = headers.get(POSITION) else { return Ok(Vec::new()) };
     let bytes = value.to_str().ok().and_then(from_text).ok_or(InvalidCursor::Malformed);
-    let read = bytes.and_then(|bytes| cursor::read_position(&bytes, node.mesh().network));
+    let read = bytes.and_then(|bytes| cursor::read_position(&bytes, node.cluster.network));
     let wanted = read.map_err(|why| {
         let detail = format!("the header ChatChain-Position cannot be used: {why}");
         Problem::new(ErrorCode::InvalidQuery, detail)
@@ -76,6 +76,6 @@ pub fn of_logs(node: &Node, logs: &Logs, asked: &[(Origin, u64)]) -> HeaderValue
 }
 
 fn value(node: &Node, seqs: impl IntoIterator<Item = (Origin, u64)>) -> HeaderValue {
-    let bytes = cursor::position(node.mesh().network, seqs);
+    let bytes = cursor::position(node.cluster.network, seqs);
     to_text(&bytes).try_into().expect("base64 is a header value")
 }

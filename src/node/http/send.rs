@@ -41,23 +41,23 @@ pub async fn post(
     let asked = AckPolicy::of(SendQuery::parse(query.as_deref().unwrap_or(""))?, &node)?;
     let kind = SendKind::of(&headers)?;
     let key = serve::idempotency_key(&headers)?;
-    let body = serve::read_body(body, kind.limit(), node.budget()).await?;
+    let body = serve::read_body(body, kind.limit(), &node.limits.bodies).await?;
     match kind {
         SendKind::One => one(&node, body, key, asked).await,
         SendKind::Batch => many(&node, body, key, asked).await,
     }
 }
 
-fn intake(message: &Message) -> NewMessage {
+fn new_message(message: &Message) -> NewMessage {
     let content = message.encode();
     NewMessage { id: message.fields().id, digest: Digest::of(&content), content }
 }
 
 async fn one(node: &Node, body: Bytes, key: Option<Uuid>, asked: AckPolicy) -> Result<Response, Problem> {
     let message = message::parse_send(&body, key, Uuid::now_v7)?;
-    let intake = intake(&message);
+    let intake = new_message(&message);
     let digest = intake.digest;
-    let outcome = node.writer().send(vec![intake]).await.pop();
+    let outcome = node.writer.send(vec![intake]).await.pop();
     let (place, duplicate) = match outcome.expect("one outcome per message") {
         SendOutcome::Stored { place, duplicate } => (place, duplicate),
         SendOutcome::NotStored(why) => return Err(why.into()),
@@ -66,7 +66,7 @@ async fn one(node: &Node, body: Bytes, key: Option<Uuid>, asked: AckPolicy) -> R
     let copies = if duplicate {
         acks::all_copies(node, vec![(message.fields().id, digest, place)]).await
     } else {
-        vec![vec![acks::at(place)]]
+        vec![vec![acks::range_of(place)]]
     };
     asked.wait(node, &copies).await;
     let durable_on = node.durable_on(&copies[0]);
@@ -93,14 +93,14 @@ async fn many(node: &Node, body: Bytes, key: Option<Uuid>, asked: AckPolicy) -> 
     for line in batch::parse_batch(&body, key, Uuid::now_v7)? {
         match line.message {
             Ok(message) => {
-                let message = intake(&message);
+                let message = new_message(&message);
                 lines.push((line.number, message.id, message.digest));
                 messages.push(message);
             }
             Err(problem) => answer.rejected.push(Rejected::new(line.number, problem)),
         }
     }
-    let outcomes = if messages.is_empty() { Vec::new() } else { node.writer().send(messages).await };
+    let outcomes = if messages.is_empty() { Vec::new() } else { node.writer.send(messages).await };
     drop(body); // as above
     let (mut new, mut known) = (Vec::new(), Vec::new());
     for ((number, id, digest), outcome) in lines.into_iter().zip(outcomes) {
@@ -116,7 +116,7 @@ async fn many(node: &Node, body: Bytes, key: Option<Uuid>, asked: AckPolicy) -> 
         position::of_places(node, new.iter().copied().chain(known.iter().map(|(.., place)| *place)));
     let mut status = StatusCode::OK;
     if asked.needs_peers() {
-        let mut copies = acks::together(new);
+        let mut copies = acks::ranges_by_log(new);
         copies.extend(acks::all_copies(node, known).await);
         asked.wait(node, &copies).await;
         if !asked.is_met(node, &copies) {

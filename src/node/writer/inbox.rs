@@ -20,7 +20,7 @@ const CLIENT_BYTES_MAX: usize = 64 << 20;
 /// Runs of peers that may wait. At the bound an exchange is answered `overloaded` and its peer backs off.
 const PEER_RUNS_MAX: usize = 1_024;
 /// Cuts and repairs that may wait. At the bound they are found again with a later exchange.
-const CARE_COUNT_MAX: usize = 1_024;
+const MAINTENANCE_COUNT_MAX: usize = 1_024;
 /// Bytes in one commit, unless a single job is larger. Larger batches save few fsyncs and add latency.
 const COMMIT_BYTES_MAX: usize = 2 << 20;
 /// What clients may take of a commit while peers wait: peers get at least a quarter.
@@ -156,7 +156,7 @@ impl Inbox {
         if queues.stopped {
             return Err(InboxRefusal::Stopped);
         }
-        if queues.care.len() >= CARE_COUNT_MAX {
+        if queues.care.len() >= MAINTENANCE_COUNT_MAX {
             return Err(InboxRefusal::Full);
         }
         queues.care.push_back(job);

@@ -27,7 +27,7 @@ use crate::replica::write_ops::{
 use crate::store::{Store, StoreError};
 
 /// A quiet writer makes the next start fast after this long.
-const SETTLE_AFTER: Duration = Duration::from_secs(2);
+const IDLE_COMMIT_AFTER: Duration = Duration::from_secs(2);
 /// Below this much free space clients' messages get `storage_full`.
 const FREE_BYTES_CLIENTS: u64 = 64 << 20;
 /// Below this much free space peers' entries are not taken in either.
@@ -39,15 +39,17 @@ const FREE_BYTES_AGE: Duration = Duration::from_millis(250);
 #[derive(Debug, Clone)]
 pub struct Writer {
     inbox: Arc<Inbox>,
-    alarm: StoreFault,
+    fault: StoreFault,
+    /// The durable state of all logs; the thread replaces it with every commit.
+    pub logs: watch::Receiver<Arc<Logs>>,
 }
 
 /// The writing side: what the thread owns.
 struct WriterThread {
-    pen: Committer,
+    committer: Committer,
     signal: watch::Sender<Arc<Logs>>,
     inbox: Arc<Inbox>,
-    alarm: StoreFault,
+    fault: StoreFault,
     free: FreeSpace,
     now_ms: fn() -> u64,
 }
@@ -59,17 +61,18 @@ impl Writer {
         logs: Logs,
         dir: PathBuf,
         now_ms: fn() -> u64,
-    ) -> std::io::Result<(Self, watch::Receiver<Arc<Logs>>, std::thread::JoinHandle<()>)> {
+    ) -> std::io::Result<(Self, std::thread::JoinHandle<()>)> {
         let inbox = Arc::new(Inbox::default());
-        let alarm = StoreFault::default();
+        let fault = StoreFault::default();
         let (signal, watched) = watch::channel(Arc::new(logs.clone()));
         let free = FreeSpace { dir, measured: None };
         // Ordered by time, so that new logs are created at the right edge of the list of tables.
         let mint = Box::new(|| Origin(Uuid::now_v7().into_bytes()));
         let pen = Committer::new(store, logs, mint);
-        let desk = WriterThread { pen, signal, inbox: inbox.clone(), alarm: alarm.clone(), free, now_ms };
+        let desk =
+            WriterThread { committer: pen, signal, inbox: inbox.clone(), fault: fault.clone(), free, now_ms };
         let thread = std::thread::Builder::new().name("writer".into()).spawn(move || desk.run())?;
-        Ok((Writer { inbox, alarm }, watched, thread))
+        Ok((Writer { inbox, fault, logs: watched }, thread))
     }
 
     /// Stores messages; one outcome each, in order. When it answers, what is stored is on disk.
@@ -102,7 +105,7 @@ impl Writer {
     }
 
     /// Begins what keeps logs whole. What cannot be done now is found again later, so nobody is told.
-    pub async fn care(&self, care: Maintenance) {
+    pub async fn maintain(&self, care: Maintenance) {
         let (reply, begun) = oneshot::channel();
         if self.inbox.push_care(MaintenanceJob { care, reply }).is_ok() {
             let _not_now = begun.await;
@@ -111,12 +114,12 @@ impl Writer {
 
     /// Whether writing still works.
     pub fn is_writable(&self) -> bool {
-        !self.alarm.is_raised()
+        !self.fault.is_raised()
     }
 
     /// For whoever sees that the store must not be believed.
-    pub fn alarm(&self) -> &StoreFault {
-        &self.alarm
+    pub fn fault(&self) -> &StoreFault {
+        &self.fault
     }
 
     /// Nothing more is taken in. What waits is written; then the thread ends.
@@ -129,7 +132,7 @@ impl WriterThread {
     fn run(mut self) {
         let mut settled = false;
         loop {
-            let idle = if self.has_more() { Duration::ZERO } else { SETTLE_AFTER };
+            let idle = if self.has_more() { Duration::ZERO } else { IDLE_COMMIT_AFTER };
             match self.inbox.next(idle) {
                 NextJob::Batch(batch) => {
                     self.write(batch);
@@ -140,24 +143,24 @@ impl WriterThread {
                     settled = false;
                 }
                 NextJob::Idle if !settled => {
-                    self.settle();
+                    self.commit_for_fast_open();
                     settled = true;
                 }
                 NextJob::Idle => {}
                 NextJob::Stopped => break,
             }
         }
-        self.settle();
+        self.commit_for_fast_open();
     }
 
     /// There is something to go on with, and it can be.
     fn has_more(&mut self) -> bool {
-        self.pen.has_more() && !self.alarm.is_raised() && self.room().peers
+        self.committer.has_more() && !self.fault.is_raised() && self.space().peers
     }
 
-    fn settle(&self) {
-        if !self.alarm.is_raised()
-            && let Err(error) = self.pen.store().commit_for_fast_open()
+    fn commit_for_fast_open(&self) {
+        if !self.fault.is_raised()
+            && let Err(error) = self.committer.store().commit_for_fast_open()
         {
             self.fail(&error);
         }
@@ -165,16 +168,16 @@ impl WriterThread {
 
     fn fail(&self, error: &StoreError) {
         tracing::error!(%error, "writing failed; nothing more is stored until the store is open again");
-        self.alarm.raise(error.to_string());
+        self.fault.raise(error.to_string());
     }
 
-    fn room(&mut self) -> Space {
+    fn space(&mut self) -> Space {
         let free = self.free.bytes();
         Space { clients: free >= FREE_BYTES_CLIENTS, peers: free >= FREE_BYTES_PEERS }
     }
 
     fn write(&mut self, batch: InboxBatch) {
-        if self.alarm.is_raised() {
+        if self.fault.is_raised() {
             return refuse(batch, Rejection::Failed);
         }
         match self.try_write(&batch) {
@@ -198,15 +201,15 @@ impl WriterThread {
     }
 
     fn try_write(&mut self, batch: &InboxBatch) -> Result<Committed, StoreError> {
-        let room = self.room();
+        let room = self.space();
         let asked = write_ops::WriteOps {
             care: batch.care.iter().map(|job| &job.care).collect(),
             sends: batch.sends.iter().map(|job| job.messages.as_slice()).collect(),
             admits: batch.admits.iter().map(|job| &job.admit).collect(),
         };
-        let written = self.pen.write(&asked, room, (self.now_ms)())?;
+        let written = self.committer.write(&asked, room, (self.now_ms)())?;
         if written.changed {
-            self.signal.send_replace(Arc::new(self.pen.logs().clone()));
+            self.signal.send_replace(Arc::new(self.committer.logs().clone()));
         }
         Ok(written)
     }
