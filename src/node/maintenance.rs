@@ -60,7 +60,7 @@ pub async fn run(node: Node) {
 /// Says that the store is proven once it is; goes on doing nothing until the node ends.
 pub async fn mark_healthy_later(node: Node) {
     tokio::time::sleep(HEALTHY_AFTER).await;
-    while !node.store.is_tried() {
+    while !node.store.has_written_both() {
         tokio::time::sleep(POLL_INTERVAL).await;
     }
     let store = node.store.clone();

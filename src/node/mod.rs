@@ -5,13 +5,12 @@
 //! http -> history -> store (a feed: http -> feed -> store or hub); an exchange goes replicate -> chain::sync -> writer.
 
 mod cluster;
-mod doubt;
 mod http;
 mod incidents;
 mod live_feed;
 mod maintenance;
-mod patience;
 mod pid;
+mod recovery;
 pub mod run;
 mod slot;
 mod status;

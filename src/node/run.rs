@@ -3,8 +3,8 @@
 //! The stop order: no more connections, open requests finish, exchanges end, the writer commits what it has, the indexer
 //! ends, the databases close. `kill -9` loses nothing acknowledged; the order is politeness. Whatever must go
 //! on and ends early ends the node with its reason. A store that fails is closed while the address keeps answering, and
-//! opened again every second until that works: with another open id, and another log for what is sent from then on. What
-//! the disk does not give then, time after time, is given up (see `patience`).
+//! opened again every second until that works (see `recovery`): with another open id, and another log for what is sent from
+//! then on.
 
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -19,27 +19,24 @@ use uuid::Uuid;
 use super::cluster::Cluster;
 use super::incidents::Incidents;
 use super::live_feed::LiveFeed;
-use super::patience::Patience;
 use super::pid::PidFile;
+use super::recovery::{OpenedStore, StoreOpener};
 use super::slot::NodeSlot;
 use super::store_fault::StoreFault;
 use super::writer::Writer;
-use crate::chain::logs::Logs;
 use crate::chain::members::{self, MemberId};
 use crate::chain::sync::wire::Hello;
 use crate::config::NodeConfig;
 use crate::node::cluster::sync;
-use crate::node::{Limits, Node, NodeError, doubt, http, live_feed, maintenance, now_ms, status};
+use crate::node::{Limits, Node, NodeError, http, live_feed, maintenance, now_ms, status};
 use crate::serve;
-use crate::store::{OpenError, OpenPolicy, Store};
+use crate::store::Store;
 
 /// Whoever still reads a store that is being closed has so long to end; streams do within their own time. Then the node
 /// ends with that reason.
 const CLOSE_TIME_MAX: Duration = Duration::from_secs(60);
 /// How often it is looked whether a reader saw the engine fail.
 const READ_FAULT_POLL_INTERVAL: Duration = Duration::from_millis(250);
-/// How often a store that failed is tried again.
-const REOPEN_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Runs a node on this listener until `stop`.
 pub async fn run(
@@ -48,9 +45,9 @@ pub async fn run(
     stop: CancellationToken,
 ) -> Result<(), NodeError> {
     let (config, started, notes) = (Arc::new(config), Instant::now(), Incidents::default());
-    let mut patience = Patience::default();
+    let mut opener = StoreOpener::new(config.clone()).await;
     let begin = |opened| OpenNode::start(&config, opened, started, notes.clone(), stop.child_token());
-    let (seat, mut life) = match open(&config, doubt::trust(&config.store_dir).await).await? {
+    let (seat, mut life) = match opener.open().await? {
         Ok(opened) => {
             log_start(&config, opened.0.log().membership().members.count()); // before the exchanges have something to say
             let life = begin(opened)?;
@@ -60,7 +57,6 @@ pub async fn run(
         Err(error) if error.is_transient() => {
             log_start(&config, 0);
             tracing::error!(%error, "the store does not open");
-            patience.note(&error);
             (NodeSlot::closed(error.to_string(), status::unopened(&config)), None)
         }
         Err(error) => return Err(error.into()),
@@ -72,7 +68,7 @@ pub async fn run(
         let Some(current) = &mut life else {
             tokio::select! {
                 () = &mut serving => break Ok(()),
-                opened = reopen(&config, &seat, &mut patience) => life = Some(begin(opened)?),
+                opened = opener.reopen(&seat) => life = Some(begin(opened)?),
             }
             seat.open(life.as_ref().expect("begun just now").node.clone());
             continue;
@@ -84,6 +80,7 @@ pub async fn run(
         match why {
             EndReason::TaskEnded(why) => break Err(NodeError::Ended(why)),
             EndReason::StoreFailed(why) => {
+                opener.store_failed();
                 notes.add(format!("node {} opened its store anew: {why}", config.node_id));
                 let life = life.take().expect("it ended just now");
                 seat.close(why, status::status(&life.node));
@@ -105,53 +102,11 @@ pub async fn run(
     drop(pid); // while the store is still ours
     if let Some(life) = life {
         if ended.is_ok() {
-            life.node.store.end_in_order();
+            life.node.store.will_stop_cleanly();
         }
         life.end().await?;
     }
     ended
-}
-
-type OpenedStore = (Arc<Store>, Logs);
-
-async fn open(
-    config: &Arc<NodeConfig>,
-    trust: OpenPolicy,
-) -> Result<Result<OpenedStore, OpenError>, NodeError> {
-    let of = config.clone();
-    let opening =
-        tokio::task::spawn_blocking(move || Store::open_with(&of.store_dir, &of.network, now_ms(), trust));
-    let opened = opening.await.map_err(|error| NodeError::Ended(format!("opening the store: {error}")))?;
-    if let Ok((store, logs)) = &opened {
-        tracing::info!(
-            node = config.node_id,
-            store = %config.store_dir.display(),
-            messages = store.counts().messages,
-            origins = logs.vector().origins(),
-            "the store is open"
-        );
-    }
-    Ok(opened)
-}
-
-/// Opens a store that failed, however often it takes.
-async fn reopen(config: &Arc<NodeConfig>, seat: &NodeSlot, patience: &mut Patience) -> OpenedStore {
-    loop {
-        tokio::time::sleep(REOPEN_INTERVAL).await;
-        let why = match open(config, patience.next()).await {
-            Ok(Ok(opened)) => {
-                *patience = Patience::default();
-                return opened;
-            }
-            Ok(Err(error)) => {
-                patience.note(&error);
-                error.to_string()
-            }
-            Err(error) => error.to_string(),
-        };
-        tracing::error!(why, "the store does not open");
-        seat.set_reason(why);
-    }
 }
 
 /// Why a life ends although nobody stopped it.

@@ -102,25 +102,28 @@ impl Store {
         trust: OpenPolicy,
     ) -> Result<(Arc<Self>, Logs), OpenError> {
         let lock = files.lock()?;
-        let crash_count = CrashCount::begin(files, trust);
-        let trust = crash_count.trust();
-        if let Some(count) = crash_count.bad_ends_before() {
-            tracing::warn!(count, "the last sessions with the store ended badly: checking every page of it");
+        let crash_count = CrashCount::start(files, trust);
+        let trust = crash_count.policy();
+        if let Some(count) = crash_count.exits_to_report() {
+            tracing::warn!(
+                count,
+                "the last runs on the store ended badly (crashed or killed): checking every page"
+            );
         }
-        if trust.is_doubt() {
+        if trust.checks_every_page() {
             files.drop_page_cache(files::LOG);
             files.drop_page_cache(files::INDEX);
         }
         let opened = match Self::open_files(files, network, now_ms, trust) {
             // Where not every page was checked, damage may have led behind the end of a file.
-            Err(error) if !trust.is_doubt() && files::is_previous_io_error(&error) => {
+            Err(error) if !trust.checks_every_page() && files::is_previous_io_error(&error) => {
                 tracing::warn!(%error, "checking every page of the store");
                 Self::open_files(files, network, now_ms, OpenPolicy::FullCheck)?
             }
             opened => opened?,
         };
         let (recovery::OpenedLog { log, recovery, set_aside, .. }, logs, index) = opened;
-        crash_count.is_open();
+        crash_count.opened();
         let store = Store { log, index, recovery, damaged_files: set_aside, crash_count, _lock: lock };
         Ok((Arc::new(store), logs))
     }
@@ -151,23 +154,23 @@ impl Store {
 
     /// How many processes in a row ended badly with it, if they were so many that every page was checked at this opening.
     pub fn unclean_exits_before(&self) -> Option<u32> {
-        self.crash_count.bad_ends_before()
+        self.crash_count.exits_to_report()
     }
 
     /// Whether both files were written to since they were opened. Whoever has used the store for long enough besides may
     /// call it proven.
-    pub fn is_tried(&self) -> bool {
-        self.crash_count.is_tried()
+    pub fn has_written_both(&self) -> bool {
+        self.crash_count.has_written_both()
     }
 
     /// Sees to it that a bad end of this process does not count against the store.
     pub fn mark_healthy(&self) {
-        self.crash_count.prove();
+        self.crash_count.mark_healthy();
     }
 
     /// Sees to it that no bad end counts against the store once it is closed, for the process ends in order.
-    pub fn end_in_order(&self) {
-        self.crash_count.ends_in_order();
+    pub fn will_stop_cleanly(&self) {
+        self.crash_count.will_stop_cleanly();
     }
 
     /// Whether the index was made at this opening: there was none, or it could not be used.
@@ -194,7 +197,7 @@ impl Store {
         }
         self.log.commit(change, logs)?;
         self.index.add_committed(&change.entries, &change.repaired);
-        self.crash_count.has_committed();
+        self.crash_count.committed();
         Ok(())
     }
 
@@ -226,10 +229,10 @@ impl Store {
 
     /// Moves what has gathered in memory into the index file. Called by one thread, the indexer.
     pub fn flush_index(&self) -> Result<bool, StoreError> {
-        let holds_a_commit = self.crash_count.committed();
+        let holds_a_commit = self.crash_count.has_committed();
         let more = self.index.flush()?;
         if holds_a_commit {
-            self.crash_count.has_indexed();
+            self.crash_count.indexed();
         }
         Ok(more)
     }

@@ -41,7 +41,10 @@ fn a_node_that_was_killed_twice_checks_its_store_and_forgets_it_with_an_end_in_o
     cluster.kill9(0);
     cluster.start_node(0);
     let log = cluster.process(0).stderr();
-    assert!(log.contains("the last sessions with the store ended badly: checking every page of it"), "{log}");
+    assert!(
+        log.contains("the last runs on the store ended badly (crashed or killed): checking every page"),
+        "{log}"
+    );
     assert!(!warnings(&cluster).contains("ended badly"), "nothing was wrong, so there is nothing to do");
     send_all(cluster.node(0), 100..110);
     cluster.stop(0);
@@ -76,7 +79,7 @@ fn a_log_that_another_process_can_open_is_not_given_up_however_many_openings_end
     pretend(&cluster, 40, 38);
     cluster.start_node(0);
     let said = cluster.process(0).stderr();
-    assert!(said.contains("another process tries to open the log"), "{said}");
+    assert!(said.contains("a trial process opens the log"), "{said}");
     let told = warnings(&cluster);
     assert!(told.contains("its log was in order, and its index was built anew"), "{told}");
     assert_holds(&history(cluster.node(0)), 0..500);

@@ -266,21 +266,21 @@ fn damage_to_the_log_loses_no_intact_record_and_nothing_wrong_is_served() {
     let sample = sample(1);
     let mut all = Vec::new();
     for kind in 0..6 {
-        for (trust, is_closed) in
-            [OpenPolicy::Default, OpenPolicy::Blind].into_iter().flat_map(|c| [(c, true), (c, false)])
-        {
+        for (is_large, is_closed) in [(false, true), (false, false), (true, true), (true, false)] {
             let work = |seed| {
                 let mut damaged = if is_closed { sample.closed.clone() } else { sample.killed.clone() };
                 let log = damaged.get_mut(LOG).expect("is there");
                 let how = damage(log, kind, &mut Dice(seed));
-                let what = format!("seed {seed}, {trust:?}, closed in order: {is_closed}: {how}");
+                let what = format!("seed {seed}, large: {is_large}, closed in order: {is_closed}: {how}");
                 let intact = records_in(log);
-                check(&Disk::new(damaged), &sample.truth, &intact, trust, &what)
+                let disk = Disk::new(damaged);
+                disk.seems_large(is_large);
+                check(&disk, &sample.truth, &intact, OpenPolicy::Default, &what)
             };
             let outcome = in_parallel(work, SEEDS);
             // A commit that nothing followed is given up if its pages are damaged: a power failure looks the same.
             assert!(outcome.rolled_back <= if is_closed { 0 } else { sample.newest }, "{kind}: {outcome:?}");
-            assert!(trust == OpenPolicy::Blind || outcome.noticed_by_reading == 0, "{kind}: {outcome:?}");
+            assert!(is_large || outcome.noticed_by_reading == 0, "{kind}: {outcome:?}");
             all.push(outcome);
         }
     }
@@ -297,10 +297,13 @@ fn a_log_that_is_no_database_at_all_is_salvaged_too() {
     for (bytes, what) in
         [(Vec::new(), "empty"), (vec![0; 4096], "zeros"), (zeros, "all zeros"), (nothing_before, "short")]
     {
-        for trust in [OpenPolicy::Default, OpenPolicy::Blind, OpenPolicy::FullCheck] {
+        for (trust, is_large) in
+            [(OpenPolicy::Default, false), (OpenPolicy::Default, true), (OpenPolicy::FullCheck, false)]
+        {
             let mut damaged = sample.closed.clone();
             damaged.insert(LOG.into(), bytes.clone());
             let disk = Disk::new(damaged);
+            disk.seems_large(is_large);
             assert_eq!(check(&disk, &sample.truth, &Records::new(), trust, what).salvaged, 1);
             assert!(disk.bytes().values().any(|kept| *kept == bytes), "{what}: it is kept");
         }
@@ -346,8 +349,8 @@ fn damage_to_the_index_loses_nothing() {
             let how = damage(damaged.get_mut(INDEX).expect("is there"), kind, &mut dice);
             let what = format!("seed {seed}: {how}");
             let disk = Disk::new(damaged);
-            let trust = if dice.one_in(2) { OpenPolicy::Default } else { OpenPolicy::Blind };
-            let outcome = check(&disk, &sample.truth, &sample.truth, trust, &what);
+            disk.seems_large(!dice.one_in(2));
+            let outcome = check(&disk, &sample.truth, &sample.truth, OpenPolicy::Default, &what);
             assert_eq!((outcome.salvaged, outcome.rolled_back), (0, 0), "{what}");
             outcome
         };

@@ -162,8 +162,8 @@ fn an_index_that_cannot_be_read_is_built_anew() {
         let start = usize::try_from(Dice(seed).roll()).expect("64 bits") % (len / PAGE_BYTES) * PAGE_BYTES;
         disk.goes_bad(INDEX, if seed == 0 { 0..len } else { start..start + SECTOR_BYTES });
         let what = format!("seed {seed}: {start}");
-        let trust = if seed % 3 == 0 { OpenPolicy::Blind } else { OpenPolicy::Default };
-        let outcome = check(&disk, &sample.truth, &sample.truth, trust, &what);
+        disk.seems_large(seed % 3 == 0);
+        let outcome = check(&disk, &sample.truth, &sample.truth, OpenPolicy::Default, &what);
         assert_eq!(outcome.salvaged, 0, "{what}");
         outcome
     };
@@ -197,7 +197,8 @@ fn a_sector_that_goes_bad_while_the_store_is_open_ends_in_a_salvage() {
     let work = |seed| {
         let disk = Disk::new(sample.closed.clone());
         disk.is_all_there_is();
-        let (store, logs) = Store::open_in(&disk, "sim", NOW, OpenPolicy::Blind).expect("opens");
+        disk.seems_large(true);
+        let (store, logs) = Store::open_in(&disk, "sim", NOW, OpenPolicy::Default).expect("opens");
         let (pages, intact) = spoil(&disk, &mut Dice(seed));
         let what = format!("seed {seed}: pages {pages:?}");
         let failed = logs.vector().iter().any(|(origin, head)| {

@@ -1,30 +1,28 @@
-//! Owns the ways to open a store.
+//! Owns the ways to open a store. Which one is right after what happened before: `recovery/open_rules`.
 
-/// How much a store is trusted when it is opened.
+/// How a store is opened. Each policy after the first costs time; none deletes a record.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum OpenPolicy {
-    /// The last process to have it open left it well, or was killed, or lost its power. Every page is checked unless that
-    /// would take long.
+    /// Check every page of a file that is small enough to check quickly; trust a larger one.
     #[default]
     Default,
-    /// The same, and no page is checked before it is needed, which may be too late.
-    Blind,
-    /// A write or an fsync failed, or too many processes in a row ended badly: nothing that the system still keeps of it in
-    /// memory is believed, and every page is checked.
+    /// Drop the system's page cache of both files and check every page.
     FullCheck,
-    /// The same, and so many openings before failed because of the disk that what it does not give now is given up: a log
-    /// that cannot be read counts as a damaged one.
+    /// As [`OpenPolicy::FullCheck`], but a log that the disk does not read in full is salvaged: its unreadable blocks are
+    /// given up.
     AcceptLoss,
-    /// As [`Trust::Suspect`], but whoever checked that did not come to the end of it, and it was not for the log: the index
-    /// is built anew without a look at it.
+    /// As [`OpenPolicy::FullCheck`] for the log; the index is rebuilt without reading the old one.
     RebuildIndex,
-    /// Whoever opens the log ends with it: it counts as a damaged one without being opened, and the index is built anew.
+    /// Salvage the log without opening it, and rebuild the index.
     SalvageLog,
 }
 
 impl OpenPolicy {
-    /// Whether every page is checked, at the least.
-    pub(in crate::store) fn is_doubt(self) -> bool {
-        !matches!(self, OpenPolicy::Default | OpenPolicy::Blind)
+    pub(in crate::store) fn checks_every_page(self) -> bool {
+        self != OpenPolicy::Default
+    }
+
+    pub(in crate::store) fn rebuilds_index(self) -> bool {
+        matches!(self, OpenPolicy::RebuildIndex | OpenPolicy::SalvageLog)
     }
 }

@@ -105,9 +105,10 @@ impl Index {
         logs: &Logs,
         trust: OpenPolicy,
     ) -> Result<Self, OpenError> {
-        let opened = match trust {
-            OpenPolicy::RebuildIndex | OpenPolicy::SalvageLog => Ok(Ok(None)),
-            trust => catch_panic(|| Self::open_as_is(files, log, logs, trust)),
+        let opened = if trust.rebuilds_index() {
+            Ok(Ok(None))
+        } else {
+            catch_panic(|| Self::open_as_is(files, log, logs, trust))
         };
         match opened.unwrap_or_else(|panic| Err(open_error(files, StoreError::EnginePanicked(panic.0)))) {
             Ok(Some(index)) => return Ok(index),

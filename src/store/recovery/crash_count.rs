@@ -1,13 +1,10 @@
-//! Owns what a store remembers of those who had it open: how many in a row ended badly before they had proven that it can be
-//! used.
+//! Owns the crash marker of a store: a file that counts the runs in a row that ended without a clean stop.
 //!
-//! Damage can make redb end the process in ways that no guard catches: it overflows the stack on pages that lead back to
-//! themselves, panics while it puts away what a panic left, or asks for more memory than there is. And it does so again
-//! at every start. So before anything of a store is opened it is noted that somebody does ([`UNPROVEN`]). The note goes when he
-//! ends in order or has proven the store ([`Session::prove`]); whoever finds enough notes of others has every page checked.
+//! Before anything of a store is opened, the file [`CRASH_MARKER`] says that a run has begun. A clean stop removes it, and so
+//! does [`CrashCount::mark_healthy`] once the store has proved usable. What an unclean exit means: see `open_rules`. A marker
+//! that cannot be read or written is a warning and stops nothing.
 //!
-//! A kill or a power failure leaves the note as well; it says nothing of the file. Therefore notes cost time and no more:
-//! nothing is salvaged because of them. That the note cannot be written stops nobody either.
+//! The file holds two decimal numbers, `runs unfinished_checks`; it is absent if both are 0.
 
 use std::io;
 use std::path::Path;
@@ -16,176 +13,159 @@ use std::sync::{Mutex, PoisonError};
 
 use crate::store::OpenPolicy;
 use crate::store::engine::files::{CRASH_MARKER, Directory, Files};
+use crate::store::recovery::open_rules::OpenHistory;
 
-/// So many sessions in a row must have ended badly before every page is checked. One is a `kill -9` or a power failure, after
-/// which a start is to be fast; that damage ends the process again is seen from the second on.
-pub const SESSIONS_MAX: u32 = 2;
+/// Bytes read of the marker. A longer one was not written by this program.
+const MARKER_BYTES_MAX: usize = 32;
 
-/// The note is longer only if it is not ours.
-const NOTE_BYTES_MAX: usize = 32;
-
-/// How many sessions in a row ended badly, the one that goes on included.
+/// Processes in a row that exited without closing the store or marking it healthy.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct UncleanExits {
-    /// Before they had proven anything.
-    pub sessions: u32,
-    /// Of these, so many openings in a row for which every page was checked, and which did not come to their end.
-    pub openings: u32,
+    /// All of them.
+    pub runs: u32,
+    /// The last of them that were checking every page of the store and did not finish.
+    pub unfinished_checks: u32,
 }
 
 impl UncleanExits {
-    /// What the store in this directory remembers. Between two sessions nobody else changes it.
+    /// What the marker in this directory says. Only valid while no process has the store open. A marker that cannot be read
+    /// counts as none.
     pub fn of(dir: &Path) -> Self {
-        Self::read(&Directory(dir.to_owned())).unwrap_or_default() // whoever opens the store says why not
+        Self::read(&Directory(dir.to_owned()))
     }
 
-    fn read(files: &dyn Files) -> io::Result<Self> {
-        let mut note = [0; NOTE_BYTES_MAX];
-        match files.open_raw(CRASH_MARKER).and_then(|file| file.read_at(0, &mut note)) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(UncleanExits::default()),
-            read => Ok(Self::parse(&note[..read?])),
+    fn read(files: &dyn Files) -> Self {
+        let mut marker = [0; MARKER_BYTES_MAX];
+        match files.open_raw(CRASH_MARKER).and_then(|file| file.read_at(0, &mut marker)) {
+            Ok(count) => Self::parse(&marker[..count]),
+            Err(error) => {
+                if error.kind() != io::ErrorKind::NotFound {
+                    tracing::warn!(%error, "cannot read how the last runs on the store ended");
+                }
+                UncleanExits::default()
+            }
         }
     }
 
-    /// Where it is not as we write it, somebody wrote it all the same.
-    fn parse(note: &[u8]) -> Self {
-        let words = std::str::from_utf8(note).unwrap_or_default();
+    /// A marker that is not in our format still means that a run began.
+    fn parse(marker: &[u8]) -> Self {
+        let words = std::str::from_utf8(marker).unwrap_or_default();
         let numbers: Option<Vec<u32>> = words.split_whitespace().map(|word| word.parse().ok()).collect();
         match numbers.as_deref() {
-            Some(&[sessions, openings]) => UncleanExits { sessions, openings },
-            _ => UncleanExits { sessions: 1, openings: 0 },
+            Some(&[runs, unfinished_checks]) => UncleanExits { runs, unfinished_checks },
+            _ => UncleanExits { runs: 1, unfinished_checks: 0 },
         }
     }
 
-    fn write(self, files: &dyn Files) -> io::Result<()> {
-        match self {
-            UncleanExits { sessions: 0, openings: 0 } => files.remove(CRASH_MARKER),
-            UncleanExits { sessions, openings } => {
-                files.replace(CRASH_MARKER, format!("{sessions} {openings}\n").as_bytes())
-            }
+    fn write(self, files: &dyn Files) {
+        let UncleanExits { runs, unfinished_checks } = self;
+        let written = match self == UncleanExits::default() {
+            true => files.remove(CRASH_MARKER),
+            false => files.replace(CRASH_MARKER, format!("{runs} {unfinished_checks}\n").as_bytes()),
+        };
+        if let Err(error) = written {
+            tracing::warn!(%error, "cannot note how runs on the store end");
         }
     }
 }
 
-/// One opening of a store, until it is closed. To be dropped when nothing of the store is open any more.
+/// The marker of one run over a store. Dropped after the databases are closed.
 #[derive(Debug)]
 pub(in crate::store) struct CrashCount {
     files: Box<dyn Files>,
-    trust: OpenPolicy,
-    /// Those of others.
+    policy: OpenPolicy,
+    /// The runs before this one.
     before: UncleanExits,
-    note: Mutex<CrashMarker>,
-    committed: AtomicBool,
-    indexed: AtomicBool,
-}
-
-#[derive(Debug)]
-struct CrashMarker {
-    now: UncleanExits,
-    /// What it will be when the store is closed. That a session is not the last of its process, which opens the store anew
-    /// because it failed, neither proves the store nor is it a bad end: then it is what it was before.
-    at_close: UncleanExits,
+    /// What the marker says after this run closes the store. If the process goes on and opens the store again because it
+    /// failed, this run counts neither as unclean nor as proof: the marker says again what it said before.
+    after_close: Mutex<UncleanExits>,
+    has_committed: AtomicBool,
+    has_indexed: AtomicBool,
 }
 
 impl CrashCount {
-    /// Begins, for whoever would open the store with this trust; [`Session::trust`] says what is right.
-    pub(in crate::store) fn begin(files: &dyn Files, asked: OpenPolicy) -> Self {
-        let before = UncleanExits::read(files).unwrap_or_else(|error| {
-            tracing::warn!(%error, "cannot read how the last sessions with the store ended");
-            UncleanExits::default()
-        });
-        let trust = match asked {
-            OpenPolicy::Default | OpenPolicy::Blind if before.sessions >= SESSIONS_MAX => {
-                OpenPolicy::FullCheck
-            }
+    /// Writes the marker for an opening with this policy, or with a stricter one that the earlier runs demand.
+    pub(in crate::store) fn start(files: &dyn Files, asked: OpenPolicy) -> Self {
+        let before = UncleanExits::read(files);
+        let policy = match asked {
+            OpenPolicy::Default => OpenHistory::new(before).next_policy(),
             asked => asked,
         };
-        let openings = if trust.is_doubt() { before.openings.saturating_add(1) } else { before.openings };
-        let session = CrashCount {
+        let is_check = u32::from(policy.checks_every_page());
+        let now = UncleanExits {
+            runs: before.runs.saturating_add(1),
+            unfinished_checks: before.unfinished_checks.saturating_add(is_check),
+        };
+        now.write(files);
+        CrashCount {
             files: files.boxed(),
-            trust,
+            policy,
             before,
-            note: Mutex::new(CrashMarker { now: before, at_close: before }),
-            committed: AtomicBool::new(false),
-            indexed: AtomicBool::new(false),
-        };
-        session.write(UncleanExits { sessions: before.sessions.saturating_add(1), openings });
-        session
-    }
-
-    /// How much the store is to be trusted.
-    pub(in crate::store) fn trust(&self) -> OpenPolicy {
-        self.trust
-    }
-
-    /// How many others ended badly, if they were so many that every page was checked.
-    pub(in crate::store) fn bad_ends_before(&self) -> Option<u32> {
-        Some(self.before.sessions).filter(|sessions| *sessions >= SESSIONS_MAX)
-    }
-
-    /// The opening came to its end.
-    pub(in crate::store) fn is_open(&self) {
-        let now = {
-            let mut note = self.lock();
-            note.at_close.openings = 0;
-            note.now
-        };
-        if now.openings > 0 {
-            self.write(UncleanExits { openings: 0, ..now });
+            after_close: Mutex::new(before),
+            has_committed: AtomicBool::new(false),
+            has_indexed: AtomicBool::new(false),
         }
     }
 
-    /// A change was committed, and the index has taken note of it.
-    pub(in crate::store) fn has_committed(&self) {
-        self.committed.store(true, Ordering::Release);
+    /// How the store is opened.
+    pub(in crate::store) fn policy(&self) -> OpenPolicy {
+        self.policy
     }
 
-    /// Whether a change was committed: what is indexed from now on holds it.
-    pub(in crate::store) fn committed(&self) -> bool {
-        self.committed.load(Ordering::Acquire)
+    /// How many runs before this one ended uncleanly, if that is why every page is checked.
+    pub(in crate::store) fn exits_to_report(&self) -> Option<u32> {
+        let policy = OpenHistory::new(self.before).next_policy();
+        policy.checks_every_page().then_some(self.before.runs)
     }
 
-    /// Something that was committed in this session is in the index file.
-    pub(in crate::store) fn has_indexed(&self) {
-        self.indexed.store(true, Ordering::Release);
-    }
-
-    /// Whether both files were written to, which is where damage mostly shows.
-    pub(in crate::store) fn is_tried(&self) -> bool {
-        self.committed() && self.indexed.load(Ordering::Acquire)
-    }
-
-    /// The store can be used: however this process ends, nobody has to check it for that.
-    pub(in crate::store) fn prove(&self) {
-        self.ends_in_order();
-        self.write(UncleanExits::default());
-    }
-
-    /// The process ends as it should, once the store is closed.
-    pub(in crate::store) fn ends_in_order(&self) {
-        self.lock().at_close = UncleanExits::default();
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, CrashMarker> {
-        self.note.lock().unwrap_or_else(PoisonError::into_inner) // plain numbers
-    }
-
-    fn write(&self, want: UncleanExits) {
-        let mut note = self.lock();
-        if note.now == want {
-            return;
+    /// Records that the store is open: a check of every page has finished.
+    pub(in crate::store) fn opened(&self) {
+        let UncleanExits { runs, unfinished_checks } = self.before;
+        if unfinished_checks > 0 || self.policy.checks_every_page() {
+            UncleanExits { runs: runs.saturating_add(1), unfinished_checks: 0 }.write(&*self.files);
         }
-        match want.write(&*self.files) {
-            Ok(()) => note.now = want,
-            Err(error) => tracing::warn!(%error, "cannot note how sessions with the store end"),
-        }
+        self.set_after_close(UncleanExits { runs, unfinished_checks: 0 });
+    }
+
+    /// Records that a batch is in the log and in the memtable.
+    pub(in crate::store) fn committed(&self) {
+        self.has_committed.store(true, Ordering::Release);
+    }
+
+    /// Whether a batch was committed: the next flush of the memtable holds it, or an earlier one did.
+    pub(in crate::store) fn has_committed(&self) -> bool {
+        self.has_committed.load(Ordering::Acquire)
+    }
+
+    /// Records that a committed batch is in the index file.
+    pub(in crate::store) fn indexed(&self) {
+        self.has_indexed.store(true, Ordering::Release);
+    }
+
+    /// Whether this run wrote to both files. Most damage shows at the first write.
+    pub(in crate::store) fn has_written_both(&self) -> bool {
+        self.has_committed() && self.has_indexed.load(Ordering::Acquire)
+    }
+
+    /// Removes the marker: the store is usable, however this process ends.
+    pub(in crate::store) fn mark_healthy(&self) {
+        self.will_stop_cleanly();
+        UncleanExits::default().write(&*self.files);
+    }
+
+    /// The process ends cleanly once the store is closed.
+    pub(in crate::store) fn will_stop_cleanly(&self) {
+        self.set_after_close(UncleanExits::default());
+    }
+
+    fn set_after_close(&self, exits: UncleanExits) {
+        *self.after_close.lock().unwrap_or_else(PoisonError::into_inner) = exits; // two numbers
     }
 }
 
 impl Drop for CrashCount {
     fn drop(&mut self) {
-        let at_close = self.lock().at_close;
-        self.write(at_close);
+        self.after_close.get_mut().unwrap_or_else(PoisonError::into_inner).write(&*self.files);
     }
 }
 
@@ -193,15 +173,15 @@ impl Drop for CrashCount {
 mod tests {
     use super::*;
 
-    /// A session that ends as a killed process does.
-    fn dies(files: &Directory, opens: bool) -> OpenPolicy {
-        let session = CrashCount::begin(files, OpenPolicy::Default);
+    /// A run that ends as a killed process does.
+    fn run_and_crash(files: &Directory, opens: bool) -> OpenPolicy {
+        let run = CrashCount::start(files, OpenPolicy::Default);
         if opens {
-            session.is_open();
+            run.opened();
         }
-        let trust = session.trust();
-        std::mem::forget(session);
-        trust
+        let policy = run.policy();
+        std::mem::forget(run);
+        policy
     }
 
     fn check(work: impl FnOnce(&Directory)) {
@@ -209,96 +189,95 @@ mod tests {
         work(&Directory(dir.path().to_owned()));
     }
 
-    fn note(files: &Directory) -> Option<String> {
+    fn marker(files: &Directory) -> Option<String> {
         std::fs::read_to_string(files.path(CRASH_MARKER)).ok()
     }
 
     #[test]
-    fn every_page_is_checked_from_the_third_session_on_that_follows_bad_ends() {
+    fn every_page_is_checked_from_the_third_run_on_that_follows_unclean_exits() {
         check(|files| {
-            let trusts: Vec<_> = (0..5).map(|_| dies(files, true)).collect();
-            assert_eq!(trusts[..2], [OpenPolicy::Default; 2]);
-            assert_eq!(trusts[2..], [OpenPolicy::FullCheck; 3]);
-            assert_eq!(note(files).as_deref(), Some("5 0\n"));
-            assert_eq!(CrashCount::begin(files, OpenPolicy::AcceptLoss).trust(), OpenPolicy::AcceptLoss);
+            let policies: Vec<_> = (0..5).map(|_| run_and_crash(files, true)).collect();
+            assert_eq!(policies[..2], [OpenPolicy::Default; 2]);
+            assert_eq!(policies[2..], [OpenPolicy::FullCheck; 3]);
+            assert_eq!(marker(files).as_deref(), Some("5 0\n"));
+            assert_eq!(CrashCount::start(files, OpenPolicy::AcceptLoss).policy(), OpenPolicy::AcceptLoss);
         });
     }
 
     #[test]
-    fn openings_that_end_the_process_are_counted_until_one_comes_to_its_end() {
+    fn checks_that_do_not_finish_are_counted_until_one_finishes() {
         check(|files| {
             for want in ["1 0\n", "2 0\n", "3 1\n", "4 2\n"] {
-                dies(files, false);
-                assert_eq!(note(files).as_deref(), Some(want));
+                run_and_crash(files, false);
+                assert_eq!(marker(files).as_deref(), Some(want));
             }
-            dies(files, true);
-            assert_eq!(note(files).as_deref(), Some("5 0\n"));
+            run_and_crash(files, true);
+            assert_eq!(marker(files).as_deref(), Some("5 0\n"));
         });
     }
 
     #[test]
-    fn an_end_in_order_is_the_end_of_it_and_so_is_proof() {
+    fn a_clean_stop_removes_the_marker_and_so_does_a_healthy_store() {
         check(|files| {
-            dies(files, true);
-            let session = CrashCount::begin(files, OpenPolicy::Default);
-            session.is_open();
-            session.ends_in_order();
-            assert_eq!(note(files).as_deref(), Some("2 0\n"), "not before the store is closed");
-            drop(session);
-            assert_eq!(note(files), None);
-            let session = CrashCount::begin(files, OpenPolicy::Default);
-            session.prove();
-            assert_eq!(note(files), None);
-            std::mem::forget(session);
-            assert_eq!(dies(files, true), OpenPolicy::Default);
-            assert_eq!(note(files).as_deref(), Some("1 0\n"));
+            run_and_crash(files, true);
+            let run = CrashCount::start(files, OpenPolicy::Default);
+            run.opened();
+            run.will_stop_cleanly();
+            assert_eq!(marker(files).as_deref(), Some("2 0\n"), "not before the store is closed");
+            drop(run);
+            assert_eq!(marker(files), None);
+            let run = CrashCount::start(files, OpenPolicy::Default);
+            run.mark_healthy();
+            assert_eq!(marker(files), None);
+            std::mem::forget(run);
+            assert_eq!(run_and_crash(files, true), OpenPolicy::Default);
+            assert_eq!(marker(files).as_deref(), Some("1 0\n"));
         });
     }
 
     #[test]
-    fn a_store_that_is_only_opened_anew_neither_ended_badly_nor_is_proven() {
+    fn a_store_that_is_only_opened_again_counts_neither_as_unclean_nor_as_healthy() {
         check(|files| {
-            dies(files, true);
+            run_and_crash(files, true);
             for asked in [OpenPolicy::Default, OpenPolicy::FullCheck, OpenPolicy::FullCheck] {
-                let session = CrashCount::begin(files, asked);
-                assert_eq!(session.bad_ends_before(), None);
-                session.is_open();
-                assert_eq!(note(files).as_deref(), Some("2 0\n"));
-                drop(session);
-                assert_eq!(note(files).as_deref(), Some("1 0\n"));
+                let run = CrashCount::start(files, asked);
+                assert_eq!(run.exits_to_report(), None);
+                run.opened();
+                assert_eq!(marker(files).as_deref(), Some("2 0\n"));
+                drop(run);
+                assert_eq!(marker(files).as_deref(), Some("1 0\n"));
             }
-            drop(CrashCount::begin(files, OpenPolicy::Default)); // it does not open, and the process lives
-            assert_eq!(note(files).as_deref(), Some("1 0\n"));
+            drop(CrashCount::start(files, OpenPolicy::Default)); // it does not open, and the process lives
+            assert_eq!(marker(files).as_deref(), Some("1 0\n"));
         });
     }
 
     #[test]
-    fn it_is_tried_once_both_files_were_written_to() {
+    fn a_store_is_tried_once_both_files_were_written_to() {
         check(|files| {
-            let session = CrashCount::begin(files, OpenPolicy::Default);
-            session.has_committed();
-            assert!(!session.is_tried());
-            session.has_indexed();
-            assert!(session.is_tried());
+            let run = CrashCount::start(files, OpenPolicy::Default);
+            run.committed();
+            assert!(!run.has_written_both());
+            run.indexed();
+            assert!(run.has_written_both());
         });
     }
 
     #[test]
-    fn what_is_not_as_we_write_it_counts_as_one() {
-        for note in ["", "\n", "7", "7 0 0", "-1 0", "many", "99999999999 0", &"1 ".repeat(NOTE_BYTES_MAX)] {
-            assert_eq!(
-                UncleanExits::parse(note.as_bytes()),
-                UncleanExits { sessions: 1, openings: 0 },
-                "{note:?}"
-            );
+    fn a_marker_in_another_format_counts_as_one_run() {
+        for marker in
+            ["", "\n", "7", "7 0 0", "-1 0", "many", "99999999999 0", &"1 ".repeat(MARKER_BYTES_MAX)]
+        {
+            let want = UncleanExits { runs: 1, unfinished_checks: 0 };
+            assert_eq!(UncleanExits::parse(marker.as_bytes()), want, "{marker:?}");
         }
-        assert_eq!(UncleanExits::parse(b"7 3\n"), UncleanExits { sessions: 7, openings: 3 });
+        assert_eq!(UncleanExits::parse(b"7 3\n"), UncleanExits { runs: 7, unfinished_checks: 3 });
     }
 
     #[test]
-    fn a_directory_that_cannot_be_written_stops_nobody() {
-        let session = CrashCount::begin(&Directory("/nowhere/at/all".into()), OpenPolicy::Default);
-        assert_eq!((session.trust(), session.bad_ends_before()), (OpenPolicy::Default, None));
-        session.prove();
+    fn a_directory_that_cannot_be_written_stops_nothing() {
+        let run = CrashCount::start(&Directory("/nowhere/at/all".into()), OpenPolicy::Default);
+        assert_eq!((run.policy(), run.exits_to_report()), (OpenPolicy::Default, None));
+        run.mark_healthy();
     }
 }

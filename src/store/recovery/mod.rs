@@ -9,6 +9,7 @@
 
 pub mod crash_count;
 pub(super) mod lossy_file;
+pub mod open_rules;
 pub(super) mod record_scan;
 pub mod salvage;
 pub mod verify;
@@ -52,7 +53,7 @@ pub(in crate::store) struct OpenedLog {
 /// How a file is opened with this trust in it.
 pub(in crate::store) fn open_mode(files: &dyn Files, name: &str, trust: OpenPolicy) -> OpenMode {
     match trust {
-        trust if trust.is_doubt() => OpenMode::Checked,
+        trust if trust.checks_every_page() => OpenMode::Checked,
         OpenPolicy::Default
             if files.len(name).is_ok_and(|len| len.is_some_and(|len| len <= CHECKED_BYTES_MAX)) =>
         {

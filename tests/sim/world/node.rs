@@ -46,8 +46,8 @@ impl World {
         }
         let now_ms = self.machines[node].clock_says(self.now);
         let is_careless = std::mem::take(&mut self.machines[node].opens_carelessly) && !self.dice.one_in(3);
-        let care = match self.dice.one_in(4) {
-            _ if is_careless => store::OpenPolicy::Blind,
+        self.machines[node].disk.seems_large(is_careless);
+        let care = match self.dice.one_in(4) && !is_careless {
             true => store::OpenPolicy::FullCheck,
             false => store::OpenPolicy::Default,
         };
