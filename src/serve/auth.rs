@@ -47,7 +47,7 @@ impl Auth {
 
     /// Judges a request by its head alone, and takes its body away unless they are known.
     pub(super) fn admit(&self, request: Request<Incoming>) -> (Access, Request<Option<Incoming>>) {
-        let standing = if self.0.as_ref().is_none_or(|keys| keys.open_for(authorization(request.headers()))) {
+        let standing = if self.0.as_ref().is_none_or(|keys| keys.accepts(authorization(request.headers()))) {
             Access::Authenticated
         } else if OPEN.contains(&request.uri().path()) {
             Access::PublicPath
