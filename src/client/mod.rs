@@ -7,6 +7,7 @@
 
 #[cfg(test)]
 mod fake;
+pub mod lines;
 pub mod servers;
 
 pub use reqwest::header::HeaderValue;
@@ -146,7 +147,7 @@ impl fmt::Display for ClientError {
 
 impl ClientError {
     /// Whether the server does not take the key that was shown, or wants one and was shown none.
-    pub fn locked_out(&self) -> bool {
+    pub fn is_unauthorized(&self) -> bool {
         self.problem().is_some_and(|problem| problem.code == ErrorCode::Unauthorized)
     }
 
@@ -192,7 +193,7 @@ impl ClientError {
             Self::Malformed { why, .. } => format!("the answer makes no sense: {why}"),
             Self::NoAnswer { tried } => {
                 let said = tried.iter().filter_map(|error| Some((error.addr()?, error.why())));
-                format!("no server answered: {}", address::complaints(said))
+                format!("no server answered: {}", address::grouped_errors(said))
             }
         }
     }

@@ -12,13 +12,13 @@ use std::{
     time::Duration,
 };
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use futures_util::{StreamExt, stream::BoxStream};
 use serde::de::DeserializeOwned;
 use tokio::time::{Instant, timeout};
 use uuid::Uuid;
 
-use super::{Answer, Client, ClientError, Request};
+use super::{Answer, Client, ClientError, Request, lines::LineBuffer};
 use crate::api::{
     address::Addr,
     batch::BatchAnswer,
@@ -252,13 +252,13 @@ pub struct MessageStream {
     addr: Addr,
     position: Option<Position>,
     body: BoxStream<'static, Result<Bytes, ClientError>>,
-    buffer: BytesMut,
+    buffer: LineBuffer,
 }
 
 impl MessageStream {
     fn begin(answer: Answer) -> Self {
         let (addr, position) = (answer.addr().clone(), position_of(&answer));
-        Self { addr, position, body: answer.into_stream().boxed(), buffer: BytesMut::new() }
+        Self { addr, position, body: answer.into_stream().boxed(), buffer: LineBuffer::default() }
     }
 
     /// Who answers.
@@ -273,19 +273,15 @@ impl MessageStream {
 
     /// The next message, as the bytes of its line without the line's end.
     pub async fn next_line(&mut self) -> Result<Option<Bytes>, ClientError> {
-        let mut searched = 0;
         loop {
-            if let Some(end) = self.buffer[searched..].iter().position(|byte| *byte == b'\n') {
-                let mut line = self.buffer.split_to(searched + end + 1);
-                line.truncate(searched + end);
-                return Ok(Some(line.freeze()));
+            if let Some(line) = self.buffer.next_line() {
+                return Ok(Some(line));
             }
-            searched = self.buffer.len();
-            if searched > LINE_BYTES_MAX {
+            if self.buffer.len() > LINE_BYTES_MAX {
                 return Err(self.malformed("a line of the listing is too long".into()));
             }
             match self.body.next().await {
-                Some(chunk) => self.buffer.extend_from_slice(&chunk?),
+                Some(chunk) => self.buffer.push(&chunk?),
                 None if self.buffer.is_empty() => return Ok(None),
                 None => return Err(self.malformed("the listing ends within a line".into())),
             }

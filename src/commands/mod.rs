@@ -84,7 +84,7 @@ pub fn sentence(report: &Report) -> String {
     if Exit::of(report) == Exit::Unreachable {
         story += "; run a network with `chatchain up`, or say whom to ask with --server ADDR";
     }
-    if report.downcast_ref::<ClientError>().is_some_and(ClientError::locked_out) {
+    if report.downcast_ref::<ClientError>().is_some_and(ClientError::is_unauthorized) {
         story +=
             "; set CHATCHAIN_KEY to the network's key, or `key_file` in config.toml to a file that holds it";
     }

@@ -1,51 +1,40 @@
-//! Owns how long answers took lately, and so when a request is late enough that a second node is asked.
+//! Owns the latencies of recent answers, and the hedge delay that follows: when a second upstream is asked.
 //!
 //! Pure. A request later than the 95th percentile is one of twenty, which is as many as the budget lets hedge.
 
-use std::time::Duration;
+use std::{collections::VecDeque, time::Duration};
 
-/// So many answers say what is usual. At 500 a second that is the last half second; a change is believed soon.
-const KEPT: usize = 256;
-/// Of fewer answers nothing is concluded.
-const LEAST: usize = 20;
-/// The percentile is found anew after so many answers, not after each.
-const RENEWED_EVERY: usize = 16;
-/// Before anything was measured. Above what a healthy node needs even on a busy machine.
+/// Answers in the window. At 500 per second that is half a second, so a change takes effect soon.
+const ANSWERS_MAX: usize = 256;
+/// With fewer answers the percentile says nothing, and the start value is used.
+const ANSWERS_MIN: usize = 20;
+/// Before enough was measured. Above what a healthy node needs even on a busy machine.
 const DELAY_START: Duration = Duration::from_millis(200);
-/// However fast answers are: a pause of a few milliseconds is a scheduler's or a disk's, and passes by itself.
+/// Lower bound: a pause of a few milliseconds comes from a scheduler or a disk and passes without a hedge.
 const DELAY_MIN: Duration = Duration::from_millis(20);
-/// However slow answers are: nobody waits longer without a second try, as long as the budget has one.
+/// Upper bound: a request gets a second try after this time however slow answers are, if the budget allows.
 const DELAY_MAX: Duration = Duration::from_secs(1);
 
-/// The last answers of one kind, whoever gave them.
+/// The last latencies of one traffic class, of all upstreams together.
 #[derive(Debug, Default)]
-pub(super) struct LatencyWindow {
-    times: Vec<Duration>,
-    /// How many there were in all.
-    count: usize,
-    delay: Option<Duration>,
-}
+pub(super) struct LatencyWindow(VecDeque<Duration>);
 
 impl LatencyWindow {
-    /// An answer took so long.
-    pub(super) fn note(&mut self, took: Duration) {
-        if self.times.len() < KEPT {
-            self.times.push(took);
-        } else {
-            self.times[self.count % KEPT] = took;
+    pub(super) fn record(&mut self, latency: Duration) {
+        if self.0.len() == ANSWERS_MAX {
+            self.0.pop_front();
         }
-        self.count += 1;
-        if self.times.len() >= LEAST && self.count.is_multiple_of(RENEWED_EVERY) {
-            let mut times = self.times.clone();
-            let place = times.len() * 95 / 100;
-            let (_, p95, _) = times.select_nth_unstable(place);
-            self.delay = Some((*p95).clamp(DELAY_MIN, DELAY_MAX));
-        }
+        self.0.push_back(latency);
     }
 
-    /// How long to wait for one node before a second one is asked too.
+    /// How long to wait for one upstream before a second one is asked.
     pub(super) fn hedge_delay(&self) -> Duration {
-        self.delay.unwrap_or(DELAY_START)
+        if self.0.len() < ANSWERS_MIN {
+            return DELAY_START;
+        }
+        let mut latencies = Vec::from(self.0.clone());
+        let (_, p95, _) = latencies.select_nth_unstable(self.0.len() * 95 / 100);
+        (*p95).clamp(DELAY_MIN, DELAY_MAX)
     }
 }
 
@@ -56,28 +45,28 @@ mod tests {
     const MS: Duration = Duration::from_millis(1);
 
     #[track_caller]
-    fn check(times: impl IntoIterator<Item = u32>, want: Duration) {
-        let mut recent = LatencyWindow::default();
-        times.into_iter().for_each(|ms| recent.note(ms * MS));
-        assert_eq!(recent.hedge_delay(), want);
+    fn check(latencies: impl IntoIterator<Item = u32>, want: Duration) {
+        let mut window = LatencyWindow::default();
+        latencies.into_iter().for_each(|ms| window.record(ms * MS));
+        assert_eq!(window.hedge_delay(), want);
     }
 
     #[test]
-    fn a_few_answers_say_nothing() {
+    fn few_answers_leave_the_start_value() {
         check([], DELAY_START);
-        check([1; LEAST - 1], DELAY_START);
+        check([1; ANSWERS_MIN - 1], DELAY_START);
     }
 
     #[test]
     fn the_delay_is_the_95th_percentile_within_bounds() {
-        check(1..=100, 92 * MS); // of the first 96: found anew after every sixteenth
+        check(1..=100, 96 * MS);
         check([1; 64], DELAY_MIN);
         check([5_000; 64], DELAY_MAX);
         check([[50; 62].as_slice(), &[900; 2]].concat(), 50 * MS);
     }
 
     #[test]
-    fn what_is_long_ago_does_not_count() {
+    fn old_answers_do_not_count() {
         check([[500; 256].as_slice(), &[30; 256]].concat(), 30 * MS);
     }
 }

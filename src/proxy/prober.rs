@@ -1,6 +1,7 @@
-//! Owns what the proxy asks on its own account: probes of every node, and rounds in which nodes say whom they know.
+//! Owns the requests that the proxy sends of its own accord: readiness probes of every upstream, and rounds of status reports.
 //!
-//! So a node is known to be gone, or back, before a request depends on it. When each is due is for `upstreams` to say.
+//! So the proxy knows that a node failed or recovered before a request depends on it. `upstreams` decides when a probe or
+//! a round is due.
 
 use std::time::Duration;
 
@@ -10,72 +11,66 @@ use futures_util::{
     stream::FuturesUnordered,
 };
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
-use uuid::Uuid;
 
-use super::forward::Forwarder;
+use super::{forward::Forwarder, upstreams::UpstreamId};
 use crate::{
     api::{address::Addr, network::NodeStatus, path},
     client::{ClientError, Request},
 };
 
-/// How often to look whether anything is due.
-const LOOK_EVERY: Duration = Duration::from_millis(50);
-/// A node that is silent for so long has not answered.
+/// Interval at which due probes and rounds are started.
+const CHECK_EVERY: Duration = Duration::from_millis(50);
+/// A probe or report that takes longer counts as not answered.
 const ANSWER_MAX: Duration = Duration::from_secs(1);
-/// A node's word on itself and its peers is at most this long.
-const WORD_BYTES_MAX: usize = 1 << 20;
+/// A longer status report is ignored.
+const REPORT_BYTES_MAX: usize = 1 << 20;
 
-/// Probes and asks for as long as it is awaited.
-pub(super) async fn watch(forwarder: &Forwarder) {
-    let mut tick = interval(LOOK_EVERY);
+/// Probes and asks for status reports for as long as it is awaited.
+pub(super) async fn run(forwarder: &Forwarder) {
+    let mut tick = interval(CHECK_EVERY);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    // Bounded: each node is asked again at the earliest after a quarter of the time that it has for its answer.
-    let mut asked: FuturesUnordered<BoxFuture<'_, ()>> = FuturesUnordered::new();
+    // Bounded: an upstream is probed at most four times within the time limit of one probe.
+    let mut running: FuturesUnordered<BoxFuture<'_, ()>> = FuturesUnordered::new();
     loop {
         tokio::select! {
             _ = tick.tick() => {
                 let (due, round) = {
-                    let (now, mut outlook) = (forwarder.uptime(), forwarder.outlook());
-                    (outlook.upstreams.take_due(now, chance()), outlook.upstreams.take_round(now))
+                    let (now, mut state) = (forwarder.uptime(), forwarder.state());
+                    (state.upstreams.take_due_probes(now, fastrand::f64()), state.upstreams.take_due_round(now))
                 };
-                asked.extend(due.into_iter().map(|(place, addr)| probe(forwarder, place, addr).boxed()));
+                running.extend(due.into_iter().map(|(id, addr)| probe(forwarder, id, addr).boxed()));
                 if !round.is_empty() {
-                    asked.push(hear(forwarder, round).boxed());
+                    running.push(collect_reports(forwarder, round).boxed());
                 }
             }
-            Some(()) = asked.next() => {}
+            Some(()) = running.next() => {}
         }
     }
 }
 
-/// Asks one node whether it is ready.
-pub(super) async fn probe(forwarder: &Forwarder, place: usize, addr: Addr) {
-    let (began, asked) = (forwarder.uptime(), Instant::now());
+/// Asks one upstream whether it is ready.
+pub(super) async fn probe(forwarder: &Forwarder, id: UpstreamId, addr: Addr) {
+    let (since, started) = (forwarder.uptime(), Instant::now());
     let answer = timeout(ANSWER_MAX, forwarder.client.readyz(&addr, ANSWER_MAX)).await;
-    let (now, mut outlook) = (forwarder.uptime(), forwarder.outlook());
-    let late = ClientError::Timeout { addr, after: ANSWER_MAX };
-    match answer.unwrap_or(Err(late)) {
-        Ok(ready) => outlook.upstreams.probed(place, now, asked.elapsed(), ready),
-        Err(e @ ClientError::Timeout { .. }) => outlook.upstreams.probe_waits(place, began, now, e.why()),
-        Err(e) if e.locked_out() => outlook.upstreams.locked_out(place, now),
-        Err(e) => outlook.upstreams.failed(place, now, e.why()),
+    let (now, mut state) = (forwarder.uptime(), forwarder.state());
+    let timed_out = ClientError::Timeout { addr, after: ANSWER_MAX };
+    match answer.unwrap_or(Err(timed_out)) {
+        Ok(ready) => state.upstreams.probe_answered(id, now, started.elapsed(), ready),
+        Err(e @ ClientError::Timeout { .. }) => state.upstreams.probe_timed_out(id, since, now, e.why()),
+        Err(e) if e.is_unauthorized() => state.upstreams.unauthorized(id, now),
+        Err(e) => state.upstreams.failed(id, now, e.why()),
     }
 }
 
-/// Asks all of these for their word, at once. Who does not give it in time says nothing this time.
-async fn hear(forwarder: &Forwarder, round: Vec<(usize, Addr)>) {
-    let ask = async |(place, addr): (usize, Addr)| {
-        let word = async {
+/// Asks all these upstreams for their status at once. One that does not answer in time is left out of the round.
+async fn collect_reports(forwarder: &Forwarder, round: Vec<(UpstreamId, Addr)>) {
+    let ask = async |(id, addr): (UpstreamId, Addr)| {
+        let report = async {
             let answer = forwarder.client.forward(&addr, &Request::get(path::NODES), ANSWER_MAX).await?;
-            answer.accepted().await?.json::<NodeStatus>(WORD_BYTES_MAX).await
+            answer.accepted().await?.json::<NodeStatus>(REPORT_BYTES_MAX).await
         };
-        Some((place, timeout(ANSWER_MAX, word).await.ok()?.ok()?))
+        Some((id, timeout(ANSWER_MAX, report).await.ok()?.ok()?))
     };
-    let words: Vec<_> = join_all(round.into_iter().map(ask)).await.into_iter().flatten().collect();
-    forwarder.outlook().upstreams.heard(forwarder.uptime(), &words);
-}
-
-/// From 0 to 1.
-fn chance() -> f64 {
-    f64::from(Uuid::new_v4().as_bytes()[0]) / 255.0
+    let reports: Vec<_> = join_all(round.into_iter().map(ask)).await.into_iter().flatten().collect();
+    forwarder.state().upstreams.apply_reports(forwarder.uptime(), &reports);
 }

@@ -11,7 +11,8 @@ use crate::{
     },
 };
 
-const SEND: RequestClass = RequestClass { lane: Lane::Write, is_quick: true, asked: Duration::ZERO };
+const SEND: RequestClass =
+    RequestClass { traffic: TrafficClass::Write, is_quick: true, client_wait: Duration::ZERO };
 
 fn sending() -> Request {
     Request::post("/messages", media::JSON, MESSAGE)
@@ -113,8 +114,8 @@ async fn nodes_are_seen_as_probes_find_them() {
         forwarder.status().iter().all(|status| status.state == NodeState::Suspect),
         "nobody was asked yet"
     );
-    for (place, addr) in network.nodes.iter().cloned().enumerate() {
-        prober::probe(&forwarder, place, addr).await;
+    for (id, addr) in network.nodes.iter().cloned().enumerate() {
+        prober::probe(&forwarder, id, addr).await;
     }
     let [there, away] = &forwarder.status()[..] else { panic!("two upstreams") };
     assert_eq!((there.state, &there.error), (NodeState::Up, &None));

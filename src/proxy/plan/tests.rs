@@ -7,7 +7,8 @@ use crate::api::network::Readiness;
 
 const S: Duration = Duration::from_secs(1);
 const MS: Duration = Duration::from_millis(1);
-const SEND: RequestClass = RequestClass { lane: Lane::Write, is_quick: true, asked: Duration::ZERO };
+const SEND: RequestClass =
+    RequestClass { traffic: TrafficClass::Write, is_quick: true, client_wait: Duration::ZERO };
 
 /// How a node takes a send that reaches it at a moment.
 #[derive(Debug, Clone, Copy)]
@@ -46,9 +47,9 @@ impl Ending {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Event {
-    Answer { request: usize, ticket: usize, began: Duration, refused: bool },
-    Probed { place: usize, began: Duration },
-    ProbeLate { place: usize, began: Duration },
+    Answer { request: usize, attempt: usize, began: Duration, refused: bool },
+    Probed { id: usize, began: Duration },
+    ProbeLate { id: usize, began: Duration },
     Probe,
     Wake { request: usize },
     Arrive { request: usize },
@@ -59,25 +60,19 @@ struct World {
     /// Probes need no disk: a node may answer them and no send.
     probes: Node,
     strategy: Strategy,
-    nature: RequestClass,
-    outlook: ProxyState,
-    courses: Vec<Option<(RequestPlan, Duration)>>,
+    class: RequestClass,
+    state: ProxyState,
+    plans: Vec<Option<(RequestPlan, Duration)>>,
     events: BinaryHeap<Reverse<(Duration, Event)>>,
     ending: Ending,
 }
 
 /// Offers so many requests to these nodes, 500 a second.
-fn run(strategy: Strategy, nature: RequestClass, nodes: &[Node], offered: usize) -> Ending {
-    run_with(strategy, nature, nodes, |_| After(MS), offered)
+fn run(strategy: Strategy, class: RequestClass, nodes: &[Node], offered: usize) -> Ending {
+    run_with(strategy, class, nodes, |_| After(MS), offered)
 }
 
-fn run_with(
-    strategy: Strategy,
-    nature: RequestClass,
-    nodes: &[Node],
-    probes: Node,
-    offered: usize,
-) -> Ending {
+fn run_with(strategy: Strategy, class: RequestClass, nodes: &[Node], probes: Node, offered: usize) -> Ending {
     let addr = |port: usize| format!("127.0.0.1:{port}").parse::<Addr>().expect("valid");
     let upstreams = Upstreams::new((1..=nodes.len()).map(addr).collect(), addr(99));
     let ending = Ending { offered, asks: vec![0; nodes.len()], failed: 0, times: Vec::new() };
@@ -85,9 +80,9 @@ fn run_with(
         nodes: nodes.to_vec(),
         probes,
         strategy,
-        nature,
-        outlook: ProxyState::new(upstreams),
-        courses: (0..offered).map(|_| None).collect(),
+        class,
+        state: ProxyState::new(upstreams),
+        plans: (0..offered).map(|_| None).collect(),
         events: BinaryHeap::new(),
         ending,
     };
@@ -109,39 +104,39 @@ impl World {
     fn meet(&mut self, now: Duration, event: Event) {
         match event {
             Event::Arrive { request } => {
-                let course = RequestPlan::new(self.nature, self.strategy, &mut self.outlook, now);
-                self.courses[request] = Some((course, now));
+                let plan = RequestPlan::new(self.class, self.strategy, &mut self.state, now);
+                self.plans[request] = Some((plan, now));
                 self.advance(request, now);
             }
             Event::Wake { request } => self.advance(request, now),
-            Event::Answer { request, ticket, began, refused } => {
-                self.answer(request, ticket, began, refused, now);
+            Event::Answer { request, attempt, began, refused } => {
+                self.answer(request, attempt, began, refused, now);
             }
             Event::Probe => {
-                for (place, _) in self.outlook.upstreams.take_due(now, 0.5) {
-                    match self.probed(place, now) {
-                        After(took) if took < S => self.plan(now + took, Event::Probed { place, began: now }),
-                        Refused => self.outlook.upstreams.failed(place, now, "refused".into()),
-                        After(_) | Never => self.plan(now + S, Event::ProbeLate { place, began: now }),
+                for (id, _) in self.state.upstreams.take_due_probes(now, 0.5) {
+                    match self.probed(id, now) {
+                        After(took) if took < S => self.plan(now + took, Event::Probed { id, began: now }),
+                        Refused => self.state.upstreams.failed(id, now, "refused".into()),
+                        After(_) | Never => self.plan(now + S, Event::ProbeLate { id, began: now }),
                     }
                 }
                 if self.ending.times.len() + self.ending.failed < self.ending.offered {
                     self.plan(now + 50 * MS, Event::Probe);
                 }
             }
-            Event::Probed { place, began } => {
+            Event::Probed { id, began } => {
                 let ready = Readiness { readable: true, writable: true };
-                self.outlook.upstreams.probed(place, now, now.saturating_sub(began), ready);
+                self.state.upstreams.probe_answered(id, now, now.saturating_sub(began), ready);
             }
-            Event::ProbeLate { place, began } => {
-                self.outlook.upstreams.probe_waits(place, began, now, "silent".into());
+            Event::ProbeLate { id, began } => {
+                self.state.upstreams.probe_timed_out(id, began, now, "silent".into());
             }
         }
     }
 
     /// A node that takes no sends takes no probes, unless it is only its disk.
-    fn probed(&self, place: usize, now: Duration) -> Taken {
-        match (self.nodes[place])(now) {
+    fn probed(&self, id: usize, now: Duration) -> Taken {
+        match (self.nodes[id])(now) {
             After(_) => (self.probes)(now),
             other => other,
         }
@@ -149,19 +144,19 @@ impl World {
 
     fn advance(&mut self, request: usize, now: Duration) {
         loop {
-            let Some((course, _)) = &mut self.courses[request] else { return };
-            match course.step(&mut self.outlook, now) {
-                NextStep::Ask { ticket, place, .. } => {
-                    self.ending.asks[place] += 1;
-                    if self.nature.asked.is_zero() {
-                        self.outlook.upstreams.began(place, self.nature.lane);
+            let Some((plan, _)) = &mut self.plans[request] else { return };
+            match plan.step(&mut self.state, now) {
+                NextStep::Ask { attempt, upstream: id, .. } => {
+                    self.ending.asks[id] += 1;
+                    if self.class.client_wait.is_zero() {
+                        self.state.upstreams.request_started(id, self.class.traffic);
                     }
-                    let (took, refused) = match (self.nodes[place])(now) {
+                    let (took, refused) = match (self.nodes[id])(now) {
                         After(took) => (took, false),
                         Refused => (MS / 10, true),
                         Never => continue,
                     };
-                    self.plan(now + took, Event::Answer { request, ticket, began: now, refused });
+                    self.plan(now + took, Event::Answer { request, attempt, began: now, refused });
                 }
                 NextStep::Wait(until) => return self.plan(until.max(now + MS / 10), Event::Wake { request }),
                 NextStep::Over => {
@@ -173,26 +168,28 @@ impl World {
         }
     }
 
-    fn answer(&mut self, request: usize, ticket: usize, began: Duration, refused: bool, now: Duration) {
-        let Some((course, since)) = &mut self.courses[request] else { return };
-        let place = course.asks[ticket].place;
+    fn answer(&mut self, request: usize, attempt: usize, began: Duration, refused: bool, now: Duration) {
+        let Some((plan, since)) = &mut self.plans[request] else { return };
+        let id = plan.attempts[attempt].upstream;
         if refused {
-            course.failed(ticket, true);
-            self.outlook.upstreams.ended(place, self.nature.lane);
-            self.outlook.upstreams.failed(place, now, "refused".into());
+            plan.failed(attempt, true);
+            self.state.upstreams.request_ended(id, self.class.traffic);
+            self.state.upstreams.failed(id, now, "refused".into());
             return self.advance(request, now);
         }
-        let took = self.nature.measures().then_some(now.saturating_sub(began));
-        self.outlook.answered(place, self.nature.lane, now, took);
-        course.won(ticket, &mut self.outlook, now);
+        let took = self.class.is_latency_sample().then_some(now.saturating_sub(began));
+        self.state.answered(id, self.class.traffic, now, took);
+        plan.won(attempt, &mut self.state, now);
         self.ending.times.push(now.saturating_sub(*since));
         self.end(request);
     }
 
     fn end(&mut self, request: usize) {
-        let (course, _) = self.courses[request].take().expect("under way");
-        for ask in course.asks.iter().filter(|ask| ask.running && self.nature.asked.is_zero()) {
-            self.outlook.upstreams.ended(ask.place, self.nature.lane);
+        let (plan, _) = self.plans[request].take().expect("under way");
+        for attempt in
+            plan.attempts.iter().filter(|attempt| attempt.is_running && self.class.client_wait.is_zero())
+        {
+            self.state.upstreams.request_ended(attempt.upstream, self.class.traffic);
         }
     }
 }
@@ -291,7 +288,7 @@ fn a_race_asks_two_whatever_it_costs() {
 
 #[test]
 fn waiting_that_was_asked_for_is_no_reason_to_ask_another_one() {
-    let waiting = RequestClass { asked: 3 * S, ..SEND };
+    let waiting = RequestClass { client_wait: 3 * S, ..SEND };
     let mut ending = run(Strategy::Hedge, waiting, &[slow, quick, quick, quick], 2_000);
     assert_eq!(
         (ending.asks[0], ending.failed, ending.p99()),
@@ -308,19 +305,19 @@ fn where_nobody_answers_it_ends_in_time_and_sooner_once_that_is_known() {
     }
     let upstreams =
         Upstreams::new(vec!["127.0.0.1:1".parse().expect("valid")], "127.0.0.1:9".parse().expect("valid"));
-    let mut outlook = ProxyState::new(upstreams);
-    let ends = |outlook: &mut ProxyState, now: Duration| {
-        let mut course = RequestPlan::new(SEND, Strategy::Hedge, outlook, now);
-        assert!(matches!(course.step(outlook, now), NextStep::Ask { .. }));
+    let mut state = ProxyState::new(upstreams);
+    let ends = |state: &mut ProxyState, now: Duration| {
+        let mut plan = RequestPlan::new(SEND, Strategy::Hedge, state, now);
+        assert!(matches!(plan.step(state, now), NextStep::Ask { .. }));
         (1..1_000)
             .map(|count| now + count * 100 * MS)
-            .find(|now| course.step(outlook, *now) == NextStep::Over)
+            .find(|now| plan.step(state, *now) == NextStep::Over)
             .map(|at| at.saturating_sub(now))
     };
-    assert_eq!(ends(&mut outlook, S), Some(10 * S));
-    outlook.upstreams.failed(0, S, "silent".into());
-    assert_eq!(ends(&mut outlook, 2 * S), Some(10 * S));
-    assert_eq!(ends(&mut outlook, 9 * S), Some(S));
+    assert_eq!(ends(&mut state, S), Some(10 * S));
+    state.upstreams.failed(0, S, "silent".into());
+    assert_eq!(ends(&mut state, 2 * S), Some(10 * S));
+    assert_eq!(ends(&mut state, 9 * S), Some(S));
     let ending = run_with(Strategy::Hedge, SEND, &[away as Node; 4], away, 1_000);
     assert_eq!(ending.failed, 1_000);
     assert!(ending.asks_per_request() < 1.3, "{:?}", ending.asks);

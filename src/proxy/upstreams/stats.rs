@@ -1,49 +1,49 @@
-//! Owns what is known of one node for one sort of request: how fast it answers, and whether it answers at all.
+//! Owns what the proxy knows of one upstream for one traffic class: its latency, its load, and whether it is ejected.
 //!
-//! Sends, reads and probes are told apart, for they fail apart: a node whose disk takes two seconds for an fsync still
-//! reads at once, and says that it is ready. Pure, as all of `upstreams`.
+//! Classes are kept apart because they fail apart: a node whose disk needs two seconds for an fsync still answers reads
+//! and probes at once. Pure, as all of `upstreams`. Must not know the other upstreams: `upstreams` compares.
 
 use std::time::Duration;
 
-/// Answers faster than this count as equally fast.
+/// Faster answers count as equally fast, so that noise does not change the order of upstreams.
 const LATENCY_FLOOR: Duration = Duration::from_millis(5);
-/// What is known of a node's speed counts half after this time, so that a slow one is tried again.
+/// A latency counts half after this time, so that a slow upstream is tried again.
 const LATENCY_HALF_LIFE: Duration = Duration::from_secs(5);
-/// How much of a faster sample enters the mean. A slower one replaces it: peaks are believed at once.
+/// Weight of a faster sample in the mean. A slower sample replaces the mean.
 const LATENCY_WEIGHT: f64 = 0.3;
-/// After a refusal that another node may not repeat (a full disk), a node is asked later than others for so long.
-const REFUSING: Duration = Duration::from_secs(2);
-/// After so many lost hedges in a row a node is slow.
-const LOST_MAX: u32 = 3;
-/// A hedge is lost only where the node had so many times as long as the one that answered.
-const LOST_FACTOR: u32 = 2;
-/// A slow node is tried again after this, then after twice as long each time.
-const TRIAL_MIN: Duration = Duration::from_secs(1);
-const TRIAL_MAX: Duration = Duration::from_secs(30);
+/// After a refusal that another node may not repeat (a full disk), an upstream is asked after the others for this long.
+const REFUSING_FOR: Duration = Duration::from_secs(2);
+/// This many lost hedges without an answer between them eject an upstream.
+const LOST_HEDGES_MAX: u32 = 3;
+/// Length of the first ejection. Each further one, without a prompt answer between, is twice as long, up to the maximum.
+const EJECTION_MIN: Duration = Duration::from_secs(1);
+const EJECTION_MAX: Duration = Duration::from_secs(30);
 
-/// A sort of request.
+/// Kinds of requests that an upstream can be good or bad at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(in crate::proxy) enum Lane {
-    /// Needs the disk.
+pub(in crate::proxy) enum TrafficClass {
+    /// Needs the disk of the node.
     Write,
-    /// Does not.
+    /// Does not need the disk.
     Read,
-    /// The proxy's own question.
+    /// A readiness probe of the proxy.
     Probe,
 }
 
-/// What is known of a node in a lane.
+/// What is known of one upstream in one traffic class.
 #[derive(Debug, Default)]
 pub(super) struct UpstreamStats {
     latency: Option<Latency>,
     in_flight: u32,
     /// Hedges lost since the last answer.
-    lost: u32,
-    /// When it last answered, and what then was measured.
-    pub(super) answered: Option<Duration>,
+    lost_hedges: u32,
+    /// When the last answer came.
+    pub(super) answered_at: Option<Duration>,
+    /// When the last answer came whose latency was measured, and that latency.
     measured: Option<(Duration, Duration)>,
     refusing_until: Option<Duration>,
-    slow: Option<Slow>,
+    /// Also after its end, until a prompt answer: then the next ejection is longer.
+    ejection: Option<Ejection>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -52,96 +52,84 @@ struct Latency {
     at: Duration,
 }
 
-/// Others answer, and this one does not.
-#[derive(Debug)]
-struct Slow {
-    trial_at: Duration,
-    pause: Duration,
+#[derive(Debug, Clone, Copy)]
+struct Ejection {
+    until: Duration,
+    length: Duration,
 }
 
 impl UpstreamStats {
-    pub(super) fn began(&mut self) {
+    pub(super) fn request_started(&mut self) {
         self.in_flight += 1;
     }
 
-    pub(super) fn ended(&mut self) {
+    pub(super) fn request_ended(&mut self) {
         self.in_flight = self.in_flight.saturating_sub(1);
     }
 
-    /// It answered. `usual` is what others need.
-    pub(super) fn note_answer(&mut self, now: Duration, took: Option<Duration>, usual: Duration) {
-        self.answered = Some(now);
+    /// The upstream answered. `prompt`: a latency up to this is no sign of a slow node.
+    pub(super) fn record_answer(&mut self, now: Duration, latency: Option<Duration>, prompt: Duration) {
+        self.answered_at = Some(now);
         self.refusing_until = None;
-        self.lost = 0;
-        if let Some(took) = took {
-            self.sample(now, took);
-            self.measured = Some((now, took));
-            if took <= usual {
-                self.slow = None;
+        self.lost_hedges = 0;
+        if let Some(latency) = latency {
+            self.record_latency(now, latency);
+            self.measured = Some((now, latency));
+            if latency <= prompt {
+                self.ejection = None;
             }
         }
     }
 
     /// Peak-sensitive exponentially weighted mean, as in Finagle's "peak EWMA" balancer.
-    pub(super) fn sample(&mut self, now: Duration, took: Duration) {
-        let (new, old) = (took.as_secs_f64(), self.latency.map_or(0.0, |latency| latency.aged(now)));
+    pub(super) fn record_latency(&mut self, now: Duration, sample: Duration) {
+        let (new, old) = (sample.as_secs_f64(), self.latency.map_or(0.0, |latency| latency.aged(now)));
         let seconds = if new > old { new } else { old + LATENCY_WEIGHT * (new - old) };
         self.latency = Some(Latency { seconds, at: now });
     }
 
-    /// Another one answered after `won`, this one had not after `waited`. True if that was one too many.
-    pub(super) fn note_lost(&mut self, now: Duration, waited: Duration, won: Duration) -> bool {
-        if waited < won * LOST_FACTOR {
-            return false;
-        }
-        self.sample(now, waited);
-        self.lost += 1;
-        self.lost >= LOST_MAX
+    /// Another upstream answered a hedged request first. True if this upstream should be ejected.
+    pub(super) fn record_lost_hedge(&mut self, now: Duration, waited: Duration) -> bool {
+        self.record_latency(now, waited);
+        self.lost_hedges += 1;
+        self.lost_hedges >= LOST_HEDGES_MAX || self.ejection.is_some()
     }
 
-    pub(super) fn note_refusal(&mut self, now: Duration) {
-        self.answered = Some(now);
-        self.refusing_until = Some(now + REFUSING);
+    pub(super) fn record_refusal(&mut self, now: Duration) {
+        self.answered_at = Some(now);
+        self.refusing_until = Some(now + REFUSING_FOR);
     }
 
-    /// Whether it answered since then, and needed at most a `factor`-th of `silence` for it.
-    pub(super) fn is_proof_against(&self, since: Duration, silence: Duration, factor: u32) -> bool {
-        self.measured.is_some_and(|(at, took)| at > since && took * factor <= silence)
+    /// Whether an answer came after `since`, within at most this latency.
+    pub(super) fn answered_within(&self, since: Duration, latency_max: Duration) -> bool {
+        self.measured.is_some_and(|(at, latency)| at > since && latency <= latency_max)
     }
 
+    /// Ejects the upstream for a while; longer than the last time if no prompt answer came since then.
+    pub(super) fn eject(&mut self, now: Duration) {
+        let length = self.ejection.map_or(EJECTION_MIN, |ejection| (ejection.length * 2).min(EJECTION_MAX));
+        self.ejection = Some(Ejection { until: now + length, length });
+    }
+
+    pub(super) fn is_ejected(&self, now: Duration) -> bool {
+        self.ejection.is_some_and(|ejection| now < ejection.until)
+    }
+
+    /// Whether no prompt answer came since the last ejection.
     pub(super) fn is_slow(&self) -> bool {
-        self.slow.is_some()
+        self.ejection.is_some()
     }
 
-    /// True if it was not known to be.
-    pub(super) fn set_slow(&mut self, now: Duration) -> bool {
-        let is_new = self.slow.is_none();
-        self.slow.get_or_insert(Slow { trial_at: now + TRIAL_MIN, pause: TRIAL_MIN });
-        is_new
-    }
-
-    /// It came back: what was held against it is of another time.
-    pub(super) fn forgive(&mut self) {
-        (self.slow, self.lost, self.latency) = (None, 0, None);
-    }
-
-    pub(super) fn is_trial_due(&self, now: Duration) -> bool {
-        self.slow.as_ref().is_some_and(|slow| slow.trial_at <= now)
-    }
-
-    /// A request tries it. The next one not before a longer pause.
-    pub(super) fn begin_trial(&mut self, now: Duration) {
-        if let Some(slow) = &mut self.slow {
-            slow.pause = (slow.pause * 2).min(TRIAL_MAX);
-            slow.trial_at = now + slow.pause;
-        }
+    /// Drops what was measured before the node was away.
+    pub(super) fn reset(&mut self) {
+        (self.ejection, self.lost_hedges, self.latency) = (None, 0, None);
     }
 
     pub(super) fn is_refusing(&self, now: Duration) -> bool {
         self.refusing_until.is_some_and(|until| now < until)
     }
 
-    /// How long an answer is expected to take, in doublings of what counts as fast.
+    /// The expected time to an answer, in doublings of the floor: only clear differences change the order.
     pub(super) fn cost(&self, now: Duration) -> u32 {
         let floor = LATENCY_FLOOR.as_secs_f64();
         let mut cost = self.latency_aged(now).as_secs_f64().max(floor) * f64::from(self.in_flight + 1);
