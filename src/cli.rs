@@ -28,7 +28,7 @@ Exit codes: 0 done, 1 failure, 2 wrong usage or configuration, 3 `status --check
 pub struct Cli {
     /// Flags that every command takes.
     #[command(flatten)]
-    pub common: Common,
+    pub common: CommonArgs,
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
@@ -37,7 +37,7 @@ pub struct Cli {
 /// Flags that every command takes.
 #[derive(Debug, Clone, Default, Args)]
 #[command(next_help_heading = "Common options")]
-pub struct Common {
+pub struct CommonArgs {
     /// Read this configuration file instead of ./config.toml
     #[arg(long, global = true, value_name = "FILE")]
     pub config: Option<PathBuf>,
@@ -46,10 +46,10 @@ pub struct Common {
     pub server: Vec<String>,
     /// How answers are printed: for people, as one JSON value, or as one JSON value per line
     #[arg(short, long, global = true, value_name = "FORMAT", default_value = "table")]
-    pub output: Format,
+    pub output: OutputFormat,
     /// When to colour; `auto` is where a terminal reads it and NO_COLOR is not set
     #[arg(long, global = true, value_name = "WHEN", default_value = "auto")]
-    pub color: When,
+    pub color: ColorChoice,
     /// Say less: no progress, no notes, only warnings and errors
     #[arg(short, long, global = true, conflicts_with = "verbose")]
     pub quiet: bool,
@@ -60,7 +60,7 @@ pub struct Common {
 
 /// The shape of what is printed on standard output.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
-pub enum Format {
+pub enum OutputFormat {
     /// Columns for people.
     #[default]
     Table,
@@ -72,7 +72,7 @@ pub enum Format {
 
 /// When to colour.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
-pub enum When {
+pub enum ColorChoice {
     /// Where a terminal reads it and NO_COLOR is not set.
     #[default]
     Auto,
@@ -86,23 +86,23 @@ pub enum When {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Run a whole network on this machine: nodes and a proxy
-    Up(Up),
+    Up(UpArgs),
     /// Run one node, which stores and syncs messages
-    Node(Node),
+    Node(NodeArgs),
     /// Run a proxy, which forwards to whichever nodes answer
-    Proxy(Proxy),
+    Proxy(ProxyArgs),
     /// Send one message, or a file of them
-    Send(Send),
+    Send(SendArgs),
     /// List messages, oldest first
-    List(List),
+    List(ListArgs),
     /// Show every node of the network and whether they agree
-    Status(Status),
+    Status(StatusArgs),
     /// Forget a node that is gone for good
-    Forget(Forget),
+    Forget(ForgetArgs),
     /// Check every record of the stores on this machine that are not in use
-    Verify(Verify),
+    Verify(VerifyArgs),
     /// Make a key for a network, so that only those who have it can read and write
-    Key(Key),
+    Key(KeyArgs),
 }
 
 /// `chatchain up`.
@@ -114,7 +114,7 @@ port + 1 + N, all on 127.0.0.1. Ctrl-C stops them in order, a second one at once
 Examples:
   chatchain up
   chatchain up --nodes 3 --data-dir /tmp/try --base-port 9000")]
-pub struct Up {
+pub struct UpArgs {
     /// How many nodes
     #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=64))]
     pub nodes: u16,
@@ -137,7 +137,7 @@ Examples:
   chatchain node --node-id 2
   chatchain node --node-id 2 --peers 127.0.0.1:8081,127.0.0.1:8082
   chatchain node --node-id 7 --listen 0.0.0.0:8081 --advertise chat7.example:8081 --peers chat1.example:8081")]
-pub struct Node {
+pub struct NodeArgs {
     /// Which node of the network this is
     #[arg(long, value_name = "N")]
     pub node_id: Option<NodeId>,
@@ -167,7 +167,7 @@ pub struct Node {
 Examples:
   chatchain proxy
   chatchain proxy --listen 127.0.0.1:9000 --nodes 127.0.0.1:8081,127.0.0.1:8082")]
-pub struct Proxy {
+pub struct ProxyArgs {
     /// Where to listen [default: 127.0.0.1:8080]
     #[arg(long, value_name = "ADDR")]
     pub listen: Option<String>,
@@ -194,7 +194,7 @@ Examples:
   chatchain send --to user2 -- \"-1 from me\"             text that starts with a hyphen
   chatchain send --file messages.ndjson                 one JSON object per line
   zcat old.ndjson.gz | chatchain send --file -")]
-pub struct Send {
+pub struct SendArgs {
     /// Whom it is for
     #[arg(long, value_name = "NAME", required_unless_present_any = ["room", "file"], conflicts_with_all = ["room", "file"])]
     pub to: Option<String>,
@@ -239,7 +239,7 @@ Examples:
   chatchain list --text deploy --limit 10 -o json
   chatchain list --follow --room ops                    the newest 50, and then whatever comes
   chatchain list --cursor-file seen --room ops          everything since the last time")]
-pub struct List {
+pub struct ListArgs {
     /// From or to this user
     #[arg(long, value_name = "NAME")]
     pub user: Option<String>,
@@ -282,7 +282,7 @@ Examples:
   chatchain status
   chatchain status --watch
   chatchain status --check -q || echo 'look at it'      for monitoring: exit code 3 unless all is well")]
-pub struct Status {
+pub struct StatusArgs {
     /// Exit with code 3 unless every node is up, can be written to and all agree
     #[arg(long)]
     pub check: bool,
@@ -299,7 +299,7 @@ a member again.
 
 Examples:
   chatchain forget --node-id 3")]
-pub struct Forget {
+pub struct ForgetArgs {
     /// Which node
     #[arg(long, value_name = "N")]
     pub node_id: NodeId,
@@ -314,7 +314,7 @@ damaged salvages it by itself when it starts.
 Examples:
   chatchain verify
   chatchain verify --data-dir data/node-2")]
-pub struct Verify {
+pub struct VerifyArgs {
     /// A store, or the directory that holds the stores node-0, node-1 … [default: data]
     #[arg(long, value_name = "DIR")]
     pub data_dir: Option<PathBuf>,
@@ -333,7 +333,7 @@ sent, each of them opens.
 
 Examples:
   umask 077; chatchain key > network.key")]
-pub struct Key {}
+pub struct KeyArgs {}
 
 #[cfg(test)]
 mod tests {
@@ -384,7 +384,7 @@ mod tests {
             let cli = Cli::try_parse_from(line.split(' ')).expect(line);
             assert_eq!(
                 (cli.common.output, cli.common.server),
-                (Format::Json, vec!["a:1".into(), "b:2".into()])
+                (OutputFormat::Json, vec!["a:1".into(), "b:2".into()])
             );
         }
     }

@@ -17,7 +17,7 @@ use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 
-use crate::cli::{Common, Format, When};
+use crate::cli::{ColorChoice, CommonArgs, OutputFormat};
 
 /// Spaces between two columns.
 const COLUMN_GAP: u16 = 2;
@@ -34,7 +34,7 @@ const TAG_COLORS: [AnsiColor; 6] = [
 /// Where and how to print.
 #[derive(Debug, Clone)]
 pub struct Output {
-    format: Format,
+    format: OutputFormat,
     quiet: bool,
     /// Colours on standard output and on standard error.
     colors: (bool, bool),
@@ -58,19 +58,19 @@ pub type Row = (Tone, Vec<String>);
 
 impl Output {
     /// As the common flags and the terminal say.
-    pub fn new(common: &Common) -> Self {
+    pub fn new(common: &CommonArgs) -> Self {
         let no_color = env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
         let color = |is_terminal: bool| match common.color {
-            When::Always => true,
-            When::Never => false,
-            When::Auto => is_terminal && !no_color,
+            ColorChoice::Always => true,
+            ColorChoice::Never => false,
+            ColorChoice::Auto => is_terminal && !no_color,
         };
         let colors = (color(io::stdout().is_terminal()), color(io::stderr().is_terminal()));
         Output { format: common.output, quiet: common.quiet, colors }
     }
 
     /// The format of data that was asked for.
-    pub fn format(&self) -> Format {
+    pub fn format(&self) -> OutputFormat {
         self.format
     }
 
@@ -81,7 +81,7 @@ impl Output {
 
     /// Begins a page that takes the place of the last one where a terminal shows it; elsewhere one follows the other.
     pub fn begin_page(&self) -> io::Result<()> {
-        if io::stdout().is_terminal() && self.format == Format::Table {
+        if io::stdout().is_terminal() && self.format == OutputFormat::Table {
             // To the upper left corner, and nothing from there on (ECMA-48: CUP, ED).
             data("\u{1b}[H\u{1b}[J")?;
         }
@@ -101,7 +101,7 @@ impl Output {
     /// Many values: as a JSON array, or one per line.
     pub fn json_list<T: Serialize>(&self, values: &[T]) -> io::Result<()> {
         let mut out = io::BufWriter::new(io::stdout().lock());
-        let lines = self.format == Format::Ndjson;
+        let lines = self.format == OutputFormat::Ndjson;
         for (i, value) in values.iter().enumerate() {
             let before = if lines || i > 0 { "" } else { "[" };
             let after = if lines || i + 1 == values.len() { "" } else { "," };
@@ -166,7 +166,7 @@ impl Output {
     }
 
     /// A bar over so many bytes, or a counter where nobody knows how many there are.
-    pub fn progress(&self, bytes: Option<u64>) -> Progress {
+    pub fn progress(&self, bytes: Option<u64>) -> ProgressLine {
         let hidden = self.quiet || !io::stderr().is_terminal();
         let target = if hidden { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() };
         let template = match bytes {
@@ -174,7 +174,7 @@ impl Output {
             None => "{spinner} {bytes}  {msg}  {elapsed}",
         };
         let style = ProgressStyle::with_template(template).expect("the template is well-formed");
-        Progress(ProgressBar::with_draw_target(bytes, target).with_style(style))
+        ProgressLine(ProgressBar::with_draw_target(bytes, target).with_style(style))
     }
 
     fn labelled(&self, label: &str, color: AnsiColor, text: &str) {
@@ -185,9 +185,9 @@ impl Output {
 
 /// A bar on standard error; invisible where no terminal shows it.
 #[derive(Debug)]
-pub struct Progress(ProgressBar);
+pub struct ProgressLine(ProgressBar);
 
-impl Progress {
+impl ProgressLine {
     /// Moves it on, with a few words beside it.
     pub fn advance(&self, bytes: u64, message: String) {
         self.0.inc(bytes);
@@ -200,7 +200,7 @@ impl Progress {
     }
 }
 
-impl Drop for Progress {
+impl Drop for ProgressLine {
     fn drop(&mut self) {
         self.0.finish_and_clear();
     }

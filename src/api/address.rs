@@ -11,7 +11,7 @@ use std::{
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 
-use super::refusal::quote;
+use super::explain_invalid::quote;
 
 /// `host:port`. Compared as written, except that names are in lower case.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -99,7 +99,7 @@ impl Addr {
 
 /// What several servers had to say, for a sentence: `a:1, b:1: connection refused; c:1: no answer within 5 s`. Who says
 /// the same is named together.
-pub fn complaints<'a>(said: impl IntoIterator<Item = (&'a Addr, String)>) -> String {
+pub fn grouped_errors<'a>(said: impl IntoIterator<Item = (&'a Addr, String)>) -> String {
     let mut groups: Vec<(Vec<String>, String)> = Vec::new();
     for (addr, why) in said {
         match groups.iter_mut().find(|(_, known)| *known == why) {
@@ -225,8 +225,8 @@ mod tests {
     fn who_complains_of_the_same_is_named_together() {
         let addrs: Vec<Addr> = ["a:1", "b:2", "c:3"].map(|text| text.parse().expect("valid")).into();
         let said = addrs.iter().zip(["refused", "no answer", "refused"].map(str::to_owned));
-        assert_eq!(complaints(said), "a:1, c:3: refused; b:2: no answer");
-        assert_eq!(complaints([]), "");
+        assert_eq!(grouped_errors(said), "a:1, c:3: refused; b:2: no answer");
+        assert_eq!(grouped_errors([]), "");
     }
 
     #[test]

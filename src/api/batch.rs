@@ -15,7 +15,7 @@ use crate::chain::message::Message;
 
 /// One line that is not empty.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Line {
+pub struct BatchLine {
     /// Counted from 1.
     pub number: u64,
     /// What it holds.
@@ -28,7 +28,7 @@ pub fn parse_batch<F: FnMut() -> Uuid>(
     body: &[u8],
     key: Option<Uuid>,
     mut fresh: F,
-) -> Result<impl Iterator<Item = Line> + use<'_, F>, Problem> {
+) -> Result<impl Iterator<Item = BatchLine> + use<'_, F>, Problem> {
     let count = lines(body).take(BATCH_LINES_MAX + 1).count();
     if count > BATCH_LINES_MAX {
         let detail = format!("the batch has more than {BATCH_LINES_MAX} lines; send it in parts");
@@ -38,7 +38,7 @@ pub fn parse_batch<F: FnMut() -> Uuid>(
         let message = parse_line(line).and_then(|request| {
             request.into_message(|| key.map_or_else(&mut fresh, |key| line_id(key, number)))
         });
-        Line { number, message }
+        BatchLine { number, message }
     }))
 }
 

@@ -1,14 +1,13 @@
-//! Every way in which a request can be refused, and the one shape in which it is told (RFC 9457).
+//! Owns the codes with which a request can be refused, and the body of a refusal (RFC 9457).
 //!
-//! [`ErrorCode`] is closed: a new code does not compile until it has answered which HTTP status it has,
-//! whether a repetition may help, and whether the request surely had no effect. Knows nothing of HTTP
-//! libraries; `serve` turns a [`Problem`] into a response.
+//! [`ErrorCode`] is closed: a new code compiles only with an HTTP status, with whether a repetition may help, and with
+//! whether a refused send surely had no effect. Does not know HTTP libraries: `serve` makes a response of a [`Problem`].
 
 use std::{borrow::Cow, fmt};
 
 use serde::{Deserialize, Serialize};
 
-/// What went wrong, for programs.
+/// What went wrong, for programs. Not for people: that is the `detail` of a [`Problem`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ErrorCode {
@@ -20,42 +19,47 @@ pub enum ErrorCode {
     InvalidQuery,
     /// A cursor that is malformed, or of another filter or network.
     CursorInvalid,
-    /// A cursor this node cannot expand yet.
+    /// A cursor that refers to an entry this node does not have yet.
     CursorUnknown,
     /// No such path or message.
     NotFound,
     /// The path exists, the method does not.
     MethodNotAllowed,
-    /// The body is of a type that is not understood.
+    /// The `Content-Type` of the body is not supported.
     UnsupportedMediaType,
     /// The body is longer than its limit.
     TooLarge,
-    /// The id is known, with other content.
+    /// A message with this id and other content is stored.
     IdConflict,
-    /// What is up cannot be forgotten.
+    /// The node is up, so it cannot be forgotten.
     NodeIsUp,
     /// A bound of this server is reached.
     Overloaded,
     /// The disk is nearly full.
     StorageFull,
-    /// The store cannot be used just now.
+    /// The store cannot be used at present.
     StorageFailed,
     /// The proxy found no node that answers.
     NoNodeAvailable,
-    /// It took too long.
+    /// The request was not answered in time.
     Timeout,
-    /// The exchange came from another network.
+    /// The exchange comes from another network.
     WrongNetwork,
-    /// The exchange speaks a version that is not understood.
+    /// The exchange uses a protocol version that this node does not support.
     UnsupportedProtocol,
-    /// Who asks is not known.
+    /// The request carries no valid key.
     Unauthorized,
-    /// Who asks may not.
+    /// The request is not permitted.
     Forbidden,
-    /// A mistake in this program. Also what a client makes of a code that is newer than itself.
+    /// A bug in this program. A client also reads a code that it does not know as this one.
     #[serde(other)]
     Internal,
 }
+
+const RETRYABLE: bool = true;
+const FINAL: bool = false;
+const NOT_STORED: bool = true;
+const MAYBE_STORED: bool = false;
 
 impl ErrorCode {
     /// Every code, for tables and tests.
@@ -83,128 +87,61 @@ impl ErrorCode {
         Self::Internal,
     ];
 
-    /// The HTTP status it is answered with.
-    pub fn status(self) -> u16 {
+    /// The one table of codes: name, status, title (the phrase of the status, RFC 9457), whether a repetition may help,
+    /// whether a send that is refused with this code may be stored all the same.
+    fn row(self) -> (&'static str, u16, &'static str, bool, bool) {
         match self {
-            Self::InvalidJson | Self::InvalidQuery | Self::CursorInvalid => 400,
-            Self::Unauthorized => 401,
-            Self::WrongNetwork | Self::Forbidden => 403,
-            Self::NotFound => 404,
-            Self::MethodNotAllowed => 405,
-            Self::IdConflict | Self::NodeIsUp => 409,
-            Self::TooLarge => 413,
-            Self::UnsupportedMediaType => 415,
-            Self::InvalidMessage => 422,
-            Self::UnsupportedProtocol => 426,
-            Self::Internal => 500,
-            Self::CursorUnknown | Self::Overloaded | Self::StorageFailed | Self::NoNodeAvailable => 503,
-            Self::Timeout => 504,
-            Self::StorageFull => 507,
+            Self::InvalidJson => ("invalid_json", 400, "Bad Request", FINAL, NOT_STORED),
+            Self::InvalidMessage => ("invalid_message", 422, "Unprocessable Content", FINAL, NOT_STORED),
+            Self::InvalidQuery => ("invalid_query", 400, "Bad Request", FINAL, NOT_STORED),
+            Self::CursorInvalid => ("cursor_invalid", 400, "Bad Request", FINAL, NOT_STORED),
+            Self::CursorUnknown => ("cursor_unknown", 503, "Service Unavailable", RETRYABLE, NOT_STORED),
+            Self::NotFound => ("not_found", 404, "Not Found", FINAL, NOT_STORED),
+            Self::MethodNotAllowed => ("method_not_allowed", 405, "Method Not Allowed", FINAL, NOT_STORED),
+            Self::UnsupportedMediaType => {
+                ("unsupported_media_type", 415, "Unsupported Media Type", FINAL, NOT_STORED)
+            }
+            Self::TooLarge => ("too_large", 413, "Content Too Large", FINAL, NOT_STORED),
+            Self::IdConflict => ("id_conflict", 409, "Conflict", FINAL, NOT_STORED),
+            Self::NodeIsUp => ("node_is_up", 409, "Conflict", FINAL, NOT_STORED),
+            Self::Overloaded => ("overloaded", 503, "Service Unavailable", RETRYABLE, NOT_STORED),
+            Self::StorageFull => ("storage_full", 507, "Insufficient Storage", RETRYABLE, NOT_STORED),
+            // A commit that failed may have reached the disk.
+            Self::StorageFailed => ("storage_failed", 503, "Service Unavailable", RETRYABLE, MAYBE_STORED),
+            // A missing answer does not tell whether a node stored the message.
+            Self::NoNodeAvailable => {
+                ("no_node_available", 503, "Service Unavailable", RETRYABLE, MAYBE_STORED)
+            }
+            Self::Timeout => ("timeout", 504, "Gateway Timeout", RETRYABLE, MAYBE_STORED),
+            Self::WrongNetwork => ("wrong_network", 403, "Forbidden", FINAL, NOT_STORED),
+            Self::UnsupportedProtocol => ("unsupported_protocol", 426, "Upgrade Required", FINAL, NOT_STORED),
+            Self::Unauthorized => ("unauthorized", 401, "Unauthorized", FINAL, NOT_STORED),
+            Self::Forbidden => ("forbidden", 403, "Forbidden", FINAL, NOT_STORED),
+            Self::Internal => ("internal", 500, "Internal Server Error", RETRYABLE, MAYBE_STORED),
         }
+    }
+
+    /// The name in the contract.
+    pub fn as_str(self) -> &'static str {
+        self.row().0
+    }
+
+    /// The HTTP status of the answer.
+    pub fn status(self) -> u16 {
+        self.row().1
     }
 
     /// Whether the same request may succeed later, or at another node. Repeating a send is always safe.
     pub fn retryable(self) -> bool {
-        match self {
-            Self::CursorUnknown
-            | Self::Overloaded
-            | Self::StorageFull
-            | Self::StorageFailed
-            | Self::NoNodeAvailable
-            | Self::Timeout
-            | Self::Internal => true,
-            Self::InvalidJson
-            | Self::InvalidMessage
-            | Self::InvalidQuery
-            | Self::CursorInvalid
-            | Self::NotFound
-            | Self::MethodNotAllowed
-            | Self::UnsupportedMediaType
-            | Self::TooLarge
-            | Self::IdConflict
-            | Self::NodeIsUp
-            | Self::WrongNetwork
-            | Self::UnsupportedProtocol
-            | Self::Unauthorized
-            | Self::Forbidden => false,
-        }
+        self.row().3
     }
 
-    /// Whether a send refused with this code is surely not stored.
+    /// Whether a send that is refused with this code is surely not stored.
     pub fn surely_no_effect(self) -> bool {
-        match self {
-            Self::InvalidJson
-            | Self::InvalidMessage
-            | Self::InvalidQuery
-            | Self::CursorInvalid
-            | Self::CursorUnknown
-            | Self::NotFound
-            | Self::MethodNotAllowed
-            | Self::UnsupportedMediaType
-            | Self::TooLarge
-            | Self::IdConflict
-            | Self::NodeIsUp
-            | Self::Overloaded
-            | Self::StorageFull
-            | Self::WrongNetwork
-            | Self::UnsupportedProtocol
-            | Self::Unauthorized
-            | Self::Forbidden => true,
-            // A commit that failed may have reached the disk; an answer that is missing says nothing.
-            Self::StorageFailed | Self::NoNodeAvailable | Self::Timeout | Self::Internal => false,
-        }
+        self.row().4
     }
 
-    /// The phrase of its HTTP status, as RFC 9457 asks for where the type is `about:blank`.
-    pub fn title(self) -> &'static str {
-        match self {
-            Self::InvalidJson | Self::InvalidQuery | Self::CursorInvalid => "Bad Request",
-            Self::Unauthorized => "Unauthorized",
-            Self::WrongNetwork | Self::Forbidden => "Forbidden",
-            Self::NotFound => "Not Found",
-            Self::MethodNotAllowed => "Method Not Allowed",
-            Self::IdConflict | Self::NodeIsUp => "Conflict",
-            Self::TooLarge => "Content Too Large",
-            Self::UnsupportedMediaType => "Unsupported Media Type",
-            Self::InvalidMessage => "Unprocessable Content",
-            Self::UnsupportedProtocol => "Upgrade Required",
-            Self::Internal => "Internal Server Error",
-            Self::CursorUnknown | Self::Overloaded | Self::StorageFailed | Self::NoNodeAvailable => {
-                "Service Unavailable"
-            }
-            Self::Timeout => "Gateway Timeout",
-            Self::StorageFull => "Insufficient Storage",
-        }
-    }
-
-    /// Its name in the contract.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::InvalidJson => "invalid_json",
-            Self::InvalidMessage => "invalid_message",
-            Self::InvalidQuery => "invalid_query",
-            Self::CursorInvalid => "cursor_invalid",
-            Self::CursorUnknown => "cursor_unknown",
-            Self::NotFound => "not_found",
-            Self::MethodNotAllowed => "method_not_allowed",
-            Self::UnsupportedMediaType => "unsupported_media_type",
-            Self::TooLarge => "too_large",
-            Self::IdConflict => "id_conflict",
-            Self::NodeIsUp => "node_is_up",
-            Self::Overloaded => "overloaded",
-            Self::StorageFull => "storage_full",
-            Self::StorageFailed => "storage_failed",
-            Self::NoNodeAvailable => "no_node_available",
-            Self::Timeout => "timeout",
-            Self::WrongNetwork => "wrong_network",
-            Self::UnsupportedProtocol => "unsupported_protocol",
-            Self::Unauthorized => "unauthorized",
-            Self::Forbidden => "forbidden",
-            Self::Internal => "internal",
-        }
-    }
-
-    /// After how many seconds to try again, where the contract promises a `Retry-After`.
+    /// The value of `Retry-After`, for the codes for which the contract promises that header.
     fn retry_after_seconds(self) -> Option<u32> {
         matches!(self, Self::Overloaded | Self::NoNodeAvailable).then_some(1)
     }
@@ -216,26 +153,26 @@ impl fmt::Display for ErrorCode {
     }
 }
 
-/// A refusal: the body of every answer that is not a success.
+/// A refusal: the body of every answer whose status is not a success.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[error("{detail} ({code})")]
 pub struct Problem {
-    /// Always `about:blank`: the code says more than a URL would.
+    /// Always `about:blank`: `code` identifies the problem.
     #[serde(rename = "type", default = "about_blank")]
     kind: Cow<'static, str>,
-    /// The phrase of the status.
+    /// The phrase of the HTTP status.
     #[serde(default)]
     pub title: Cow<'static, str>,
     /// The HTTP status.
     pub status: u16,
-    /// What was wrong, for people.
+    /// What went wrong, for people.
     #[serde(default)]
     pub detail: String,
-    /// What was wrong, for programs.
+    /// What went wrong, for programs.
     pub code: ErrorCode,
     /// Whether the same request may succeed later, or at another node.
     pub retryable: bool,
-    /// Goes into the `Retry-After` header, not into the body.
+    /// For the `Retry-After` header; not part of the body.
     #[serde(skip)]
     pub retry_after_seconds: Option<u32>,
 }
@@ -245,11 +182,11 @@ fn about_blank() -> Cow<'static, str> {
 }
 
 impl Problem {
-    /// A refusal with this code; `detail` is a sentence that says what was wrong.
+    /// A refusal with this code. `detail` says what went wrong.
     pub fn new(code: ErrorCode, detail: impl Into<String>) -> Self {
         Self {
             kind: about_blank(),
-            title: Cow::Borrowed(code.title()),
+            title: Cow::Borrowed(code.row().2),
             status: code.status(),
             detail: detail.into(),
             code,
@@ -258,7 +195,7 @@ impl Problem {
         }
     }
 
-    /// The body.
+    /// The body as JSON.
     pub fn to_json(&self) -> Vec<u8> {
         serde_json::to_vec(self).expect("a problem has only strings, numbers and booleans")
     }
@@ -269,16 +206,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_shape_is_the_one_of_the_contract() {
-        let problem = Problem::new(ErrorCode::IdConflict, "known, with other content");
+    fn the_body_is_the_one_of_the_contract() {
+        let problem = Problem::new(ErrorCode::IdConflict, "stored with other content");
         assert_eq!(
             String::from_utf8(problem.to_json()).expect("UTF-8"),
-            r#"{"type":"about:blank","title":"Conflict","status":409,"detail":"known, with other content","code":"id_conflict","retryable":false}"#
+            r#"{"type":"about:blank","title":"Conflict","status":409,"detail":"stored with other content","code":"id_conflict","retryable":false}"#
         );
     }
 
     #[test]
-    fn every_code_survives_the_wire_and_has_its_contract_name() {
+    fn every_code_round_trips_and_has_its_contract_name() {
         for code in ErrorCode::ALL {
             let problem = Problem { retry_after_seconds: None, ..Problem::new(code, "why") };
             assert_eq!(serde_json::from_slice::<Problem>(&problem.to_json()).expect("parses"), problem);
@@ -295,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn only_full_and_absent_servers_say_when_to_come_back() {
+    fn only_overloaded_and_no_node_available_send_retry_after() {
         for code in ErrorCode::ALL {
             let says = Problem::new(code, "").retry_after_seconds.is_some();
             assert_eq!(says, matches!(code, ErrorCode::Overloaded | ErrorCode::NoNodeAvailable), "{code}");

@@ -7,9 +7,9 @@ use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
 use super::error::{ErrorCode, Problem};
-use super::message::Listed;
+use super::explain_invalid::quote;
+use super::message::ListedMessage;
 use super::query::{self, ListQuery};
-use super::refusal::quote;
 use crate::chain::cursor::CURSOR_BYTES_MAX;
 
 /// A cursor's text is at most this long; a longer one is none.
@@ -109,7 +109,7 @@ pub fn cursor_invalid(why: impl std::fmt::Display) -> Problem {
 
 /// How events are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Format {
+pub enum FeedFormat {
     /// Server-sent events.
     Events,
     /// One JSON object per line.
@@ -118,7 +118,7 @@ pub enum Format {
 
 /// What is said in a feed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Event<'a> {
+pub enum FeedEvent<'a> {
     /// A message, as JSON.
     Message(&'a [u8]),
     /// Everything that was stored at the time of connecting is through.
@@ -127,24 +127,24 @@ pub enum Event<'a> {
     Bookmark,
 }
 
-impl Event<'_> {
+impl FeedEvent<'_> {
     /// Appends the event. `cursor`: after it.
-    pub fn write(self, format: Format, cursor: &str, out: &mut Vec<u8>) {
+    pub fn write(self, format: FeedFormat, cursor: &str, out: &mut Vec<u8>) {
         let parts: [&[u8]; 5] = match (format, self) {
-            (Format::Events, Event::Message(json)) => {
+            (FeedFormat::Events, FeedEvent::Message(json)) => {
                 [b"id: ", cursor.as_bytes(), b"\nevent: message\ndata: ", json, b"\n\n"]
             }
-            (Format::Events, Event::CaughtUp) => {
+            (FeedFormat::Events, FeedEvent::CaughtUp) => {
                 [b"id: ", cursor.as_bytes(), b"\nevent: caught-up\ndata: {}", b"", b"\n\n"]
             }
-            (Format::Events, Event::Bookmark) => [b"id: ", cursor.as_bytes(), b"", b"", b"\n\n"],
-            (Format::Lines, Event::Message(json)) => {
+            (FeedFormat::Events, FeedEvent::Bookmark) => [b"id: ", cursor.as_bytes(), b"", b"", b"\n\n"],
+            (FeedFormat::Lines, FeedEvent::Message(json)) => {
                 [b"{\"event\":\"message\",\"cursor\":\"", cursor.as_bytes(), b"\",\"message\":", json, b"}\n"]
             }
-            (Format::Lines, Event::CaughtUp) => {
+            (FeedFormat::Lines, FeedEvent::CaughtUp) => {
                 [b"{\"event\":\"caught-up\",\"cursor\":\"", cursor.as_bytes(), b"\"}", b"", b"\n"]
             }
-            (Format::Lines, Event::Bookmark) => {
+            (FeedFormat::Lines, FeedEvent::Bookmark) => {
                 [b"{\"event\":\"bookmark\",\"cursor\":\"", cursor.as_bytes(), b"\"}", b"", b"\n"]
             }
         };
@@ -159,17 +159,17 @@ impl Event<'_> {
 #[derive(Debug, Clone, PartialEq, Eq, serde::Deserialize)]
 pub struct FeedLine {
     /// What it is; kinds that are not known are passed over.
-    pub event: Kind,
+    pub event: FeedEventKind,
     /// Where to go on after it.
     pub cursor: String,
     /// With a message.
-    pub message: Option<Listed>,
+    pub message: Option<ListedMessage>,
 }
 
 /// The kinds of events.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Kind {
+pub enum FeedEventKind {
     /// A message.
     Message,
     /// Everything that was stored at the time of connecting is through.
@@ -215,22 +215,26 @@ mod tests {
 
     #[test]
     fn events_are_written_as_the_contract_says() {
-        let check = |format, event: Event<'_>, want: &str| {
+        let check = |format, event: FeedEvent<'_>, want: &str| {
             let mut out = Vec::new();
             event.write(format, "AbC-_", &mut out);
             assert_eq!(String::from_utf8(out).expect("UTF-8"), want);
         };
         let json: &[u8] = br#"{"id":1}"#;
-        check(Format::Events, Event::Message(json), "id: AbC-_\nevent: message\ndata: {\"id\":1}\n\n");
-        check(Format::Events, Event::CaughtUp, "id: AbC-_\nevent: caught-up\ndata: {}\n\n");
-        check(Format::Events, Event::Bookmark, "id: AbC-_\n\n");
         check(
-            Format::Lines,
-            Event::Message(json),
+            FeedFormat::Events,
+            FeedEvent::Message(json),
+            "id: AbC-_\nevent: message\ndata: {\"id\":1}\n\n",
+        );
+        check(FeedFormat::Events, FeedEvent::CaughtUp, "id: AbC-_\nevent: caught-up\ndata: {}\n\n");
+        check(FeedFormat::Events, FeedEvent::Bookmark, "id: AbC-_\n\n");
+        check(
+            FeedFormat::Lines,
+            FeedEvent::Message(json),
             "{\"event\":\"message\",\"cursor\":\"AbC-_\",\"message\":{\"id\":1}}\n",
         );
-        check(Format::Lines, Event::CaughtUp, "{\"event\":\"caught-up\",\"cursor\":\"AbC-_\"}\n");
-        check(Format::Lines, Event::Bookmark, "{\"event\":\"bookmark\",\"cursor\":\"AbC-_\"}\n");
+        check(FeedFormat::Lines, FeedEvent::CaughtUp, "{\"event\":\"caught-up\",\"cursor\":\"AbC-_\"}\n");
+        check(FeedFormat::Lines, FeedEvent::Bookmark, "{\"event\":\"bookmark\",\"cursor\":\"AbC-_\"}\n");
     }
 
     #[test]

@@ -11,11 +11,11 @@ use uuid::Uuid;
 
 use super::{
     error::{ErrorCode, Problem},
+    explain_invalid,
     network::NodeId,
-    refusal,
     time::Time,
 };
-use crate::chain::message::{Draft, Invalid, Message};
+use crate::chain::message::{InvalidMessage, Message, UncheckedMessage};
 
 /// What a sender posts. `timestamp` and `id` may be absent or `null`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -42,19 +42,19 @@ impl SendRequest {
             let detail = format!("the body is not UTF-8: byte {} is wrong", e.valid_up_to());
             Problem::new(ErrorCode::InvalidJson, detail)
         })?;
-        serde_json::from_str(text).map_err(|e| refusal::explain(text, &e))
+        serde_json::from_str(text).map_err(|e| explain_invalid::explain(text, &e))
     }
 
     /// The message, with its own id, else `otherwise()`.
     pub fn into_message(self, otherwise: impl FnOnce() -> Uuid) -> Result<Message, Problem> {
         let Self { sender, recipient, text, timestamp, id } = self;
         let id = id.unwrap_or_else(otherwise);
-        Message::new(Draft { id, sender, recipient, text, timestamp }).map_err(Problem::from)
+        Message::new(UncheckedMessage { id, sender, recipient, text, timestamp }).map_err(Problem::from)
     }
 }
 
-impl From<Invalid> for Problem {
-    fn from(invalid: Invalid) -> Self {
+impl From<InvalidMessage> for Problem {
+    fn from(invalid: InvalidMessage) -> Self {
         Problem::new(ErrorCode::InvalidMessage, invalid.to_string())
     }
 }
@@ -157,7 +157,7 @@ fn write_uuid(id: Uuid, out: &mut Vec<u8>) {
 
 /// A message as a client reads it from a listing.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Listed {
+pub struct ListedMessage {
     /// Its id.
     pub id: Uuid,
     /// Who said it.
@@ -178,10 +178,10 @@ pub struct Listed {
 
 /// The answer to a send, or to a lookup, as a client reads it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Sent {
+pub struct SendAnswer {
     /// The message.
     #[serde(flatten)]
-    pub message: Listed,
+    pub message: ListedMessage,
     /// The nodes known to have it on disk.
     #[serde(default)]
     pub durable_on: Vec<NodeId>,
@@ -279,7 +279,7 @@ mod tests {
         let mut out = Vec::new();
         view("a", "b", 3).write_answer_json(&[2, 0], Some(true), &mut out);
         assert!(out.ends_with(br#""seq":3,"durable_on":[2,0],"duplicate":true}"#));
-        let sent: Sent = serde_json::from_slice(&out).expect("parses");
+        let sent: SendAnswer = serde_json::from_slice(&out).expect("parses");
         assert_eq!((sent.message.seq, sent.durable_on, sent.duplicate), (3, vec![2, 0], true));
     }
 
@@ -290,7 +290,7 @@ mod tests {
             let mut out = Vec::new();
             view.write_json(&mut out);
             prop_assert_eq!(&out, &serde_json::to_vec(&view).expect("serialises"));
-            let listed: Listed = serde_json::from_slice(&out).expect("parses");
+            let listed: ListedMessage = serde_json::from_slice(&out).expect("parses");
             prop_assert_eq!((listed.sender, listed.text), (sender, text));
         }
     }

@@ -8,13 +8,13 @@
 pub mod address;
 pub mod batch;
 pub mod error;
+pub mod explain_invalid;
 pub mod feed;
 pub mod key;
 pub mod message;
 pub mod network;
 pub mod position;
 pub mod query;
-pub mod refusal;
 pub mod time;
 
 /// Paths that nodes and the proxy answer.

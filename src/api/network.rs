@@ -13,7 +13,7 @@ pub type NodeId = u16;
 /// Whether a server answers, as seen by whoever says so.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum State {
+pub enum NodeState {
     /// It answered when last asked.
     Up,
     /// It missed an answer, or was never asked.
@@ -22,13 +22,13 @@ pub enum State {
     Down,
 }
 
-impl State {
+impl NodeState {
     /// Its name in the contract.
     pub fn as_str(self) -> &'static str {
         match self {
-            State::Up => "up",
-            State::Suspect => "suspect",
-            State::Down => "down",
+            NodeState::Up => "up",
+            NodeState::Suspect => "suspect",
+            NodeState::Down => "down",
         }
     }
 }
@@ -43,7 +43,7 @@ pub struct NodeStatus {
     /// Of the program.
     pub version: String,
     /// A node that answers is up.
-    pub state: State,
+    pub state: NodeState,
     /// Since the process started.
     pub uptime_seconds: u64,
     /// Distinct (id, content).
@@ -88,7 +88,7 @@ pub struct PeerStatus {
     /// Where it is asked.
     pub address: Addr,
     /// Whether it answers.
-    pub state: State,
+    pub state: NodeState,
     /// When it last answered an exchange.
     pub last_sync: Option<Time>,
     /// How long that took.
@@ -105,7 +105,7 @@ pub struct ProxyStatus {
     /// Of the program.
     pub version: String,
     /// A proxy that answers is up.
-    pub state: State,
+    pub state: NodeState,
     /// Since the process started.
     pub uptime_seconds: u64,
     /// What an operator should know.
@@ -120,7 +120,7 @@ pub struct UpstreamStatus {
     /// Where it is asked.
     pub address: Addr,
     /// Whether it answers.
-    pub state: State,
+    pub state: NodeState,
     /// How long answers take, smoothed.
     pub rtt_ms: Option<f64>,
     /// Why the last request failed.
@@ -129,7 +129,7 @@ pub struct UpstreamStatus {
 
 /// `DELETE /nodes/{id}`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Forgotten {
+pub struct ForgetAnswer {
     /// Which node.
     pub node_id: NodeId,
     /// It is forgotten now, and may have been before.
@@ -161,7 +161,7 @@ pub struct NetworkNode {
     /// Where it is asked.
     pub address: Addr,
     /// Whether it answers.
-    pub state: State,
+    pub state: NodeState,
     /// Of the program.
     pub version: Option<String>,
     /// Since its process started.
@@ -182,7 +182,7 @@ pub struct NetworkNode {
 
 /// `GET /readyz`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Ready {
+pub struct Readiness {
     /// History can be read here.
     pub readable: bool,
     /// Messages can be stored here.
@@ -191,7 +191,7 @@ pub struct Ready {
 
 /// `GET /livez`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Live {
+pub struct Liveness {
     /// Always true: who is not, does not answer.
     pub live: bool,
 }

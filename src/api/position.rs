@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use super::feed::{from_text, to_text};
 use crate::chain::cursor;
-use crate::chain::place::Origin;
+use crate::chain::ids::Origin;
 
 /// See the head of this file.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -16,9 +16,9 @@ use uuid::Uuid;
 
 use super::{
     error::{ErrorCode, Problem},
+    explain_invalid::quote,
     network::NodeId,
     path,
-    refusal::quote,
     time::second_of,
 };
 use crate::chain::message::TIMESTAMP_MAX;
@@ -33,14 +33,14 @@ pub const ACKS_TIMEOUT_MAX: Duration = Duration::from_secs(20);
 /// A message, or one copy of it. Links name copies, for an id can stand for two contents, and its first copy
 /// can be another one by the time the link is followed: either would lead a walk past messages or in circles.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Mark {
+pub enum Anchor {
     /// The first copy of this id.
     Id(Uuid),
     /// The entry of this origin and seq, written `ORIGIN.SEQ`.
     Entry(Uuid, u64),
 }
 
-impl fmt::Display for Mark {
+impl fmt::Display for Anchor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Id(id) => write!(f, "{id}"),
@@ -69,9 +69,9 @@ pub struct ListQuery {
     /// Without it, everything.
     pub limit: Option<u32>,
     /// Only what is listed before this. With `limit`: the nearest to it.
-    pub before: Option<Mark>,
+    pub before: Option<Anchor>,
     /// Only what is listed after this. With `limit` and without `before`: the nearest to it.
-    pub after: Option<Mark>,
+    pub after: Option<Anchor>,
 }
 
 impl ListQuery {
@@ -271,11 +271,11 @@ pub(super) fn given(key: &str, value: Cow<'_, str>) -> Result<String, Problem> {
     Ok(value.into_owned())
 }
 
-fn mark(key: &str, value: &str) -> Result<Mark, Problem> {
+fn mark(key: &str, value: &str) -> Result<Anchor, Problem> {
     let mark = match value.split_once('.') {
-        None => Uuid::try_parse(value).ok().map(Mark::Id),
+        None => Uuid::try_parse(value).ok().map(Anchor::Id),
         Some((origin, seq)) => {
-            Uuid::try_parse(origin).ok().zip(digits(seq)).map(|(origin, seq)| Mark::Entry(origin, seq))
+            Uuid::try_parse(origin).ok().zip(digits(seq)).map(|(origin, seq)| Anchor::Entry(origin, seq))
         }
     };
     mark.ok_or_else(|| invalid(format!("`{key}` is {}, not a UUID", quote(value))))
@@ -457,10 +457,10 @@ mod tests {
         }
     }
 
-    fn mark() -> impl Strategy<Value = Option<Mark>> {
+    fn mark() -> impl Strategy<Value = Option<Anchor>> {
         let mark = |(id, seq): (u128, Option<u64>)| {
             let id = Uuid::from_u128(id);
-            seq.map_or(Mark::Id(id), |seq| Mark::Entry(id, seq))
+            seq.map_or(Anchor::Id(id), |seq| Anchor::Entry(id, seq))
         };
         proptest::option::of(any::<(u128, Option<u64>)>().prop_map(mark))
     }

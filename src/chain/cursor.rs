@@ -10,8 +10,8 @@
 //! other. Both carry the network and a check; a cursor also what its filter was.
 
 use super::clock::Stamp;
-use super::place::{Origin, Place};
-use super::seqs::{Bytes, Name, Seqs, put_all, put_number, put_one};
+use super::frontier::{Frontier, FrontierReader, SnapshotId, put_all, put_number, put_one};
+use super::ids::{EntryKey, Origin};
 
 /// A cursor's bytes; as text it then stays below 1 KiB. What would be longer is not written.
 pub const CURSOR_BYTES_MAX: usize = 760;
@@ -24,53 +24,54 @@ const CHECK_BYTES: usize = 4;
 
 /// A walk through everything in `until`, in display order, up to and with `at`.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Walk {
+pub struct PartialScan {
     /// What is walked through.
-    pub until: Seqs,
+    pub until: Frontier,
     /// How far.
-    pub at: Place,
+    pub at: EntryKey,
 }
 
-impl Walk {
+impl PartialScan {
     /// Whether it has come past this entry.
-    pub fn covers(&self, place: Place) -> bool {
+    pub fn covers(&self, place: EntryKey) -> bool {
         place <= self.at && place.seq <= self.until.seq(place.origin)
     }
 }
 
 /// What a reader has seen. See the head of this file.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Seen {
+pub struct ReadState {
     /// The beginning of every log,
-    pub full: Seqs,
+    pub full: Frontier,
     /// as far as it is stamped no later than this.
     pub last: Stamp,
     /// Besides, what walks have come past.
-    pub walks: Vec<Walk>,
+    pub walks: Vec<PartialScan>,
 }
 
-impl Seen {
+impl ReadState {
     /// Everything in these logs up to there, and nothing else. `last`: the largest stamp among it.
-    pub fn all(full: Seqs, last: Stamp) -> Self {
-        Seen { full, last, walks: Vec::new() }
+    pub fn all(full: Frontier, last: Stamp) -> Self {
+        ReadState { full, last, walks: Vec::new() }
     }
 
     /// Where the beginnings end in display order.
-    pub fn end(&self) -> Place {
-        Place { stamp: self.last, origin: Origin([0xff; 16]), seq: u64::MAX }
+    pub fn end(&self) -> EntryKey {
+        EntryKey { stamp: self.last, origin: Origin([0xff; 16]), seq: u64::MAX }
     }
 
     /// Whether an entry is among it.
-    pub fn covers(&self, place: Place) -> bool {
+    pub fn covers(&self, place: EntryKey) -> bool {
         let is_beginning = place.seq <= self.full.seq(place.origin) && place.stamp <= self.last;
         is_beginning || self.walks.iter().any(|walk| walk.covers(place))
     }
 
     /// What is left to be remembered of it by a reader who has besides seen all of `held`: what lies beyond that.
     #[must_use]
-    pub fn beyond(&self, held: &Seqs) -> Vec<Walk> {
+    pub fn beyond(&self, held: &Frontier) -> Vec<PartialScan> {
         let full = self.full.beyond(held);
-        let full = (!full.is_empty()).then(|| Walk { until: full.into_iter().collect(), at: self.end() });
+        let full =
+            (!full.is_empty()).then(|| PartialScan { until: full.into_iter().collect(), at: self.end() });
         let walks = self.walks.iter().filter_map(|walk| {
             let beyond = walk.until.beyond(held);
             // Where only a few logs are meant, those are written; where many, what they were a difference to.
@@ -79,7 +80,7 @@ impl Seen {
                 1..=FEW => beyond.into_iter().collect(),
                 _ => walk.until.clone(),
             };
-            Some(Walk { until, at: walk.at })
+            Some(PartialScan { until, at: walk.at })
         });
         full.into_iter().chain(walks).collect()
     }
@@ -90,37 +91,37 @@ const FEW: usize = 4;
 
 /// Which network and filter a cursor is for, as short hashes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Purpose {
+pub struct Scope {
     /// The first bytes of a hash of the network's name.
     pub network: [u8; 8],
     /// The same of the filter as it is written.
     pub filter: [u8; 8],
 }
 
-impl Purpose {
+impl Scope {
     /// For this network, by the hash that exchanges carry, and a filter as it is written.
     pub fn new(network: [u8; 8], filter: &str) -> Self {
         let filter = *blake3::hash(filter.as_bytes()).as_bytes().first_chunk().expect("32 bytes have 8");
-        Purpose { network, filter }
+        Scope { network, filter }
     }
 }
 
 /// Seqs as they were written: a difference to something that has to be looked up.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Difference {
+pub struct FrontierDelta {
     /// To what.
-    pub to: Base,
+    pub to: DeltaBase,
     /// How far logs are where that is otherwise; 0: not covered.
     pub changes: Vec<(Origin, u64)>,
 }
 
 /// What a difference is one to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Base {
+pub enum DeltaBase {
     /// Nothing: all is written.
     Nothing,
     /// The milestone of this name.
-    Milestone(Name),
+    Milestone(SnapshotId),
     /// In a walk: the beginning of every log, which stands before it.
     Full,
 }
@@ -129,16 +130,16 @@ pub enum Base {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Cursor {
     /// See [`Seen::full`].
-    pub full: Difference,
+    pub full: FrontierDelta,
     /// See [`Seen::last`].
     pub last: Stamp,
     /// See [`Seen::walks`].
-    pub walks: Vec<(Difference, Place)>,
+    pub walks: Vec<(FrontierDelta, EntryKey)>,
 }
 
 /// Why bytes are not a cursor or a position that can be used here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum NotACursor {
+pub enum InvalidCursor {
     /// Not written by us, or cut.
     #[error("it is not one, or it is incomplete")]
     Malformed,
@@ -154,7 +155,7 @@ pub enum NotACursor {
 }
 
 /// The part of a cursor that does not depend on the filter; `None`: it would be too long. Shared by all who read alike.
-pub fn core(seen: &Seen) -> Option<Vec<u8>> {
+pub fn core(seen: &ReadState) -> Option<Vec<u8>> {
     match seen.walks.split_last() {
         None => {
             let mut out = Vec::with_capacity(128);
@@ -163,14 +164,14 @@ pub fn core(seen: &Seen) -> Option<Vec<u8>> {
             (out.len() <= CORE_BYTES_MAX).then_some(out)
         }
         Some((last, others)) => {
-            let before = Seen { walks: others.to_vec(), ..seen.clone() };
+            let before = ReadState { walks: others.to_vec(), ..seen.clone() };
             Some(at_place(&walk_core(&before, &last.until)?, last.at))
         }
     }
 }
 
 /// The core of a cursor on a walk, without the place up to which it has come: all that its cursors share.
-pub fn walk_core(before: &Seen, until: &Seqs) -> Option<Vec<u8>> {
+pub fn walk_core(before: &ReadState, until: &Frontier) -> Option<Vec<u8>> {
     let count = before.walks.len() + 1;
     if count > WALKS_MAX {
         return None;
@@ -178,9 +179,9 @@ pub fn walk_core(before: &Seen, until: &Seqs) -> Option<Vec<u8>> {
     let mut out = Vec::with_capacity(128);
     put_full(&mut out, before);
     out.push(u8::try_from(count).ok()?);
-    let put_until = |out: &mut Vec<u8>, until: &Seqs| {
+    let put_until = |out: &mut Vec<u8>, until: &Frontier| {
         let (by_itself, to_full) = (difference(until), until.changes_to(&before.full));
-        let to_full = Difference { to: Base::Full, changes: to_full };
+        let to_full = FrontierDelta { to: DeltaBase::Full, changes: to_full };
         let is_shorter = to_full.changes.len() <= by_itself.changes.len();
         put_difference(out, if is_shorter { &to_full } else { &by_itself });
     };
@@ -193,7 +194,7 @@ pub fn walk_core(before: &Seen, until: &Seqs) -> Option<Vec<u8>> {
 }
 
 /// The core of a cursor on a walk that has come up to this place.
-pub fn at_place(walk_core: &[u8], at: Place) -> Vec<u8> {
+pub fn at_place(walk_core: &[u8], at: EntryKey) -> Vec<u8> {
     let mut out = Vec::with_capacity(walk_core.len() + PLACE_BYTES_MAX);
     out.extend_from_slice(walk_core);
     put_at(&mut out, at);
@@ -204,26 +205,26 @@ const CORE_BYTES_MAX: usize = CURSOR_BYTES_MAX - HEAD_BYTES - CHECK_BYTES;
 /// A stamp, an origin and the longest number.
 const PLACE_BYTES_MAX: usize = 8 + 16 + 10;
 
-fn put_full(out: &mut Vec<u8>, seen: &Seen) {
+fn put_full(out: &mut Vec<u8>, seen: &ReadState) {
     put_difference(out, &difference(&seen.full));
     out.extend_from_slice(&seen.last.0.to_be_bytes());
 }
 
-fn put_at(out: &mut Vec<u8>, at: Place) {
+fn put_at(out: &mut Vec<u8>, at: EntryKey) {
     out.extend_from_slice(&at.stamp.0.to_be_bytes());
     put_one(out, at.origin, at.seq);
 }
 
-fn difference(seqs: &Seqs) -> Difference {
-    let to = seqs.base().map_or(Base::Nothing, |base| Base::Milestone(base.name));
-    Difference { to, changes: seqs.changes() }
+fn difference(seqs: &Frontier) -> FrontierDelta {
+    let to = seqs.base().map_or(DeltaBase::Nothing, |base| DeltaBase::Milestone(base.name));
+    FrontierDelta { to, changes: seqs.changes() }
 }
 
-fn put_difference(out: &mut Vec<u8>, difference: &Difference) {
+fn put_difference(out: &mut Vec<u8>, difference: &FrontierDelta) {
     match difference.to {
-        Base::Nothing => out.push(0),
-        Base::Full => out.push(2),
-        Base::Milestone(name) => {
+        DeltaBase::Nothing => out.push(0),
+        DeltaBase::Full => out.push(2),
+        DeltaBase::Milestone(name) => {
             out.push(1);
             out.extend_from_slice(&name.0);
         }
@@ -234,11 +235,11 @@ fn put_difference(out: &mut Vec<u8>, difference: &Difference) {
 const HEAD_BYTES: usize = 17;
 
 /// A cursor's bytes, of its core.
-pub fn seal(core: &[u8], purpose: Purpose) -> Vec<u8> {
+pub fn seal(core: &[u8], purpose: Scope) -> Vec<u8> {
     sealed(CURSOR, core, purpose)
 }
 
-fn sealed(kind: u8, core: &[u8], purpose: Purpose) -> Vec<u8> {
+fn sealed(kind: u8, core: &[u8], purpose: Scope) -> Vec<u8> {
     let mut out = Vec::with_capacity(HEAD_BYTES + core.len() + CHECK_BYTES);
     out.push(kind);
     out.extend_from_slice(&purpose.network);
@@ -254,9 +255,9 @@ fn check(bytes: &[u8]) -> [u8; CHECK_BYTES] {
 }
 
 /// Reads a cursor that was made for this purpose.
-pub fn open(bytes: &[u8], purpose: Purpose) -> Result<Cursor, NotACursor> {
+pub fn open(bytes: &[u8], purpose: Scope) -> Result<Cursor, InvalidCursor> {
     let core = opened(CURSOR, bytes, purpose)?;
-    read_core(core).ok_or(NotACursor::Malformed)
+    read_core(core).ok_or(InvalidCursor::Malformed)
 }
 
 /// The core of a cursor that was opened.
@@ -264,21 +265,21 @@ pub fn core_of(bytes: &[u8]) -> Option<&[u8]> {
     bytes.get(HEAD_BYTES..bytes.len().checked_sub(CHECK_BYTES)?)
 }
 
-fn opened(kind: u8, bytes: &[u8], purpose: Purpose) -> Result<&[u8], NotACursor> {
-    let (sealed, check_bytes) = bytes.split_last_chunk::<CHECK_BYTES>().ok_or(NotACursor::Malformed)?;
-    let (head, core) = sealed.split_first_chunk::<HEAD_BYTES>().ok_or(NotACursor::Malformed)?;
+fn opened(kind: u8, bytes: &[u8], purpose: Scope) -> Result<&[u8], InvalidCursor> {
+    let (sealed, check_bytes) = bytes.split_last_chunk::<CHECK_BYTES>().ok_or(InvalidCursor::Malformed)?;
+    let (head, core) = sealed.split_first_chunk::<HEAD_BYTES>().ok_or(InvalidCursor::Malformed)?;
     match head {
-        _ if check(sealed) != *check_bytes => Err(NotACursor::Malformed),
-        [CURSOR | POSITION, ..] if head[0] != kind => Err(NotACursor::OtherUse),
-        _ if head[0] != kind => Err(NotACursor::Malformed),
-        _ if head[1..9] != purpose.network => Err(NotACursor::Network),
-        _ if head[9..] != purpose.filter => Err(NotACursor::Filter),
+        _ if check(sealed) != *check_bytes => Err(InvalidCursor::Malformed),
+        [CURSOR | POSITION, ..] if head[0] != kind => Err(InvalidCursor::OtherUse),
+        _ if head[0] != kind => Err(InvalidCursor::Malformed),
+        _ if head[1..9] != purpose.network => Err(InvalidCursor::Network),
+        _ if head[9..] != purpose.filter => Err(InvalidCursor::Filter),
         _ => Ok(core),
     }
 }
 
 fn read_core(core: &[u8]) -> Option<Cursor> {
-    let mut rest = Bytes(core);
+    let mut rest = FrontierReader(core);
     let full = rest.difference(false)?;
     let last = Stamp(u64::from_be_bytes(rest.take()?));
     let count = usize::from(rest.byte()?);
@@ -288,40 +289,40 @@ fn read_core(core: &[u8]) -> Option<Cursor> {
         let until = rest.difference(true)?;
         let stamp = Stamp(u64::from_be_bytes(rest.take()?));
         let (origin, seq) = rest.one()?;
-        walks.push((until, Place { stamp, origin, seq }));
+        walks.push((until, EntryKey { stamp, origin, seq }));
     }
     rest.0.is_empty().then_some(Cursor { full, last, walks })
 }
 
-impl Bytes<'_> {
-    fn difference(&mut self, is_walk: bool) -> Option<Difference> {
+impl FrontierReader<'_> {
+    fn difference(&mut self, is_walk: bool) -> Option<FrontierDelta> {
         let to = match self.byte()? {
-            0 => Base::Nothing,
-            1 => Base::Milestone(Name(self.take()?)),
-            2 if is_walk => Base::Full,
+            0 => DeltaBase::Nothing,
+            1 => DeltaBase::Milestone(SnapshotId(self.take()?)),
+            2 if is_walk => DeltaBase::Full,
             _ => return None,
         };
-        Some(Difference { to, changes: self.all()? })
+        Some(FrontierDelta { to, changes: self.all()? })
     }
 }
 
 impl Cursor {
     /// The milestones that have to be looked up.
-    pub fn milestones(&self) -> impl Iterator<Item = Name> + '_ {
+    pub fn milestones(&self) -> impl Iterator<Item = SnapshotId> + '_ {
         let all = std::iter::once(&self.full).chain(self.walks.iter().map(|(until, _)| until));
         all.filter_map(|difference| match difference.to {
-            Base::Milestone(name) => Some(name),
-            Base::Nothing | Base::Full => None,
+            DeltaBase::Milestone(name) => Some(name),
+            DeltaBase::Nothing | DeltaBase::Full => None,
         })
     }
 
     /// What it says, given the milestones; `None`: one of them is not there.
-    pub fn expand(self, milestone: impl Fn(Name) -> Option<Seqs>) -> Option<Seen> {
-        let expand = |difference: Difference, full: Option<&Seqs>| {
+    pub fn expand(self, milestone: impl Fn(SnapshotId) -> Option<Frontier>) -> Option<ReadState> {
+        let expand = |difference: FrontierDelta, full: Option<&Frontier>| {
             let mut seqs = match difference.to {
-                Base::Nothing => Seqs::default(),
-                Base::Full => full?.clone(),
-                Base::Milestone(name) => milestone(name)?,
+                DeltaBase::Nothing => Frontier::default(),
+                DeltaBase::Full => full?.clone(),
+                DeltaBase::Milestone(name) => milestone(name)?,
             };
             difference.changes.into_iter().for_each(|(origin, seq)| seqs.set(origin, seq));
             Some(seqs)
@@ -329,10 +330,10 @@ impl Cursor {
         let full = expand(self.full, None)?;
         let walks = self.walks.into_iter().map(|(until, at)| {
             let until = expand(until, Some(&full))?;
-            Some(Walk { until, at })
+            Some(PartialScan { until, at })
         });
         let walks = walks.collect::<Option<_>>()?;
-        Some(Seen { full, last: self.last, walks })
+        Some(ReadState { full, last: self.last, walks })
     }
 }
 
@@ -353,14 +354,14 @@ pub fn position(network: [u8; 8], seqs: impl IntoIterator<Item = (Origin, u64)>)
     let mut core = Vec::with_capacity(list.len() + 2);
     put_number(&mut core, count);
     core.extend_from_slice(&list);
-    sealed(POSITION, &core, Purpose { network, filter: [0; 8] })
+    sealed(POSITION, &core, Scope { network, filter: [0; 8] })
 }
 
 /// Reads a position of this network.
-pub fn read_position(bytes: &[u8], network: [u8; 8]) -> Result<Vec<(Origin, u64)>, NotACursor> {
-    let mut rest = Bytes(opened(POSITION, bytes, Purpose { network, filter: [0; 8] })?);
+pub fn read_position(bytes: &[u8], network: [u8; 8]) -> Result<Vec<(Origin, u64)>, InvalidCursor> {
+    let mut rest = FrontierReader(opened(POSITION, bytes, Scope { network, filter: [0; 8] })?);
     let all = rest.all().filter(|_| rest.0.is_empty());
-    all.ok_or(NotACursor::Malformed)
+    all.ok_or(InvalidCursor::Malformed)
 }
 
 /// Of which network a position says that it is. Whether it is one, is seen by who reads it.

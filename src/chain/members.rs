@@ -14,7 +14,7 @@ pub const MEMBERS_MAX: usize = 256;
 
 /// Which store at which node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Name {
+pub struct MemberId {
     /// The node.
     pub node_id: u16,
     /// The store.
@@ -48,19 +48,19 @@ pub type MembersDigest = [u8; 8];
 
 /// All members. See the head of this file.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Members(BTreeMap<Name, Member>);
+pub struct Members(BTreeMap<MemberId, Member>);
 
 impl Members {
     /// Takes in what somebody says of a member. Whether it is news.
-    pub fn take(&mut self, name: Name, member: Member) -> bool {
+    pub fn take(&mut self, name: MemberId, member: Member) -> bool {
         let known = self.0.get(&name);
         if member.address.is_empty() || known.is_some_and(|known| known.rank() >= member.rank()) {
             return false;
         }
-        let is_rival = |(other, known): &(&Name, &Member)| {
+        let is_rival = |(other, known): &(&MemberId, &Member)| {
             other.node_id == name.node_id && **other != name && known.address == member.address
         };
-        let rivals: Vec<(Name, bool)> = self
+        let rivals: Vec<(MemberId, bool)> = self
             .0
             .iter()
             .filter(is_rival)
@@ -80,12 +80,12 @@ impl Members {
     }
 
     /// What is known of a member.
-    pub fn get(&self, name: Name) -> Option<&Member> {
+    pub fn get(&self, name: MemberId) -> Option<&Member> {
         self.0.get(&name)
     }
 
     /// All of them, marks included, by node.
-    pub fn iter(&self) -> impl Iterator<Item = (Name, &Member)> + '_ {
+    pub fn iter(&self) -> impl Iterator<Item = (MemberId, &Member)> + '_ {
         self.0.iter().map(|(name, member)| (*name, member))
     }
 
@@ -95,7 +95,7 @@ impl Members {
     }
 
     /// Marks a member as forgotten, or as there after all. Whether that changes anything.
-    pub fn mark(&mut self, name: Name, forgotten: bool) -> bool {
+    pub fn mark(&mut self, name: MemberId, forgotten: bool) -> bool {
         match self.0.get_mut(&name) {
             Some(member) if member.is_forgotten() != forgotten && member.marks < u16::MAX => {
                 member.marks += 1;
@@ -115,30 +115,30 @@ impl Members {
 
 /// The last opening of a store, or of others of its node at its address: one after these replaces them all.
 pub fn latest<'a>(
-    members: impl Iterator<Item = (Name, &'a Member)>,
-    of: Name,
+    members: impl Iterator<Item = (MemberId, &'a Member)>,
+    of: MemberId,
     address: &str,
 ) -> Option<[u8; 16]> {
-    let is_place = |(name, member): &(Name, &Member)| {
+    let is_place = |(name, member): &(MemberId, &Member)| {
         *name == of || (name.node_id == of.node_id && member.address == address)
     };
     members.filter(is_place).map(|(_, member)| member.open_id).max()
 }
 
 /// Which node was last at each address that is configured here, where that is known. Nobody else is told.
-pub type Met = BTreeMap<String, u16>;
+pub type LastSeenAt = BTreeMap<String, u16>;
 
 /// What a node keeps in its store of all that.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Kept {
+pub struct Membership {
     /// Who belongs to the network.
     pub members: Members,
     /// Who was where.
-    pub met: Met,
+    pub met: LastSeenAt,
 }
 
-impl FromIterator<(Name, Member)> for Members {
-    fn from_iter<T: IntoIterator<Item = (Name, Member)>>(members: T) -> Self {
+impl FromIterator<(MemberId, Member)> for Members {
+    fn from_iter<T: IntoIterator<Item = (MemberId, Member)>>(members: T) -> Self {
         let mut all = Members::default();
         for (name, member) in members {
             all.take(name, member);
@@ -148,7 +148,7 @@ impl FromIterator<(Name, Member)> for Members {
 }
 
 /// Appends a member as it travels: `node id u16 | store id | opening | marks u16 | length u8, address`.
-pub fn put(out: &mut Vec<u8>, name: Name, member: &Member) {
+pub fn put(out: &mut Vec<u8>, name: MemberId, member: &Member) {
     out.extend_from_slice(&name.node_id.to_be_bytes());
     out.extend_from_slice(&name.store_id);
     put_member(out, member);
@@ -164,11 +164,11 @@ pub fn put_member(out: &mut Vec<u8>, member: &Member) {
 }
 
 /// Reads what [`put`] wrote, and gives the rest.
-pub fn read(bytes: &[u8]) -> Option<((Name, Member), &[u8])> {
+pub fn read(bytes: &[u8]) -> Option<((MemberId, Member), &[u8])> {
     let (node_id, rest) = bytes.split_first_chunk()?;
     let (store_id, rest) = rest.split_first_chunk()?;
     let (member, rest) = read_member(rest)?;
-    Some(((Name { node_id: u16::from_be_bytes(*node_id), store_id: *store_id }, member), rest))
+    Some(((MemberId { node_id: u16::from_be_bytes(*node_id), store_id: *store_id }, member), rest))
 }
 
 /// Reads what [`put_member`] wrote, and gives the rest.
@@ -186,8 +186,8 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn name(node_id: u16, store: u8) -> Name {
-        Name { node_id, store_id: [store; 16] }
+    fn name(node_id: u16, store: u8) -> MemberId {
+        MemberId { node_id, store_id: [store; 16] }
     }
 
     fn member(open: u8, address: &str) -> Member {
@@ -195,7 +195,7 @@ mod tests {
     }
 
     fn said(members: &Members) -> Vec<(u16, u8, u8, String)> {
-        let row = |(name, member): (Name, &Member)| {
+        let row = |(name, member): (MemberId, &Member)| {
             (name.node_id, name.store_id[0], member.open_id[0], member.address.clone())
         };
         members.iter().map(row).collect()

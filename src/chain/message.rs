@@ -24,7 +24,7 @@ pub const CONTENT_VERSION: u8 = 1;
 
 /// What a sender wrote, not yet checked.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Draft {
+pub struct UncheckedMessage {
     /// Chosen by the first program that touched the message.
     pub id: Uuid,
     /// Who says it.
@@ -39,12 +39,12 @@ pub struct Draft {
 
 /// A checked message. Not a place in a log: the same message may stand in several.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Message(Draft);
+pub struct Message(UncheckedMessage);
 
 /// Why a draft is not a message.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("`{field}` {why}")]
-pub struct Invalid {
+pub struct InvalidMessage {
     /// The field that is wrong.
     pub field: &'static str,
     /// What is wrong with it, as the rest of a sentence.
@@ -53,7 +53,7 @@ pub struct Invalid {
 
 /// Why content bytes cannot be shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum Unreadable {
+pub enum UnreadableContent {
     /// Written by a newer ChatChain.
     #[error("content version {0} is newer than this program")]
     Version(u8),
@@ -87,7 +87,7 @@ pub fn fold(text: &str) -> String {
 
 impl Message {
     /// Checks a draft against the limits.
-    pub fn new(draft: Draft) -> Result<Self, Invalid> {
+    pub fn new(draft: UncheckedMessage) -> Result<Self, InvalidMessage> {
         check_name("sender", &draft.sender)?;
         check_name("recipient", &draft.recipient)?;
         check_text(&draft.text)?;
@@ -98,18 +98,18 @@ impl Message {
     }
 
     /// The checked fields.
-    pub fn fields(&self) -> &Draft {
+    pub fn fields(&self) -> &UncheckedMessage {
         &self.0
     }
 
     /// Gives the fields away.
-    pub fn into_fields(self) -> Draft {
+    pub fn into_fields(self) -> UncheckedMessage {
         self.0
     }
 
     /// The content bytes.
     pub fn encode(&self) -> Vec<u8> {
-        let Draft { id, sender, recipient, text, timestamp } = &self.0;
+        let UncheckedMessage { id, sender, recipient, text, timestamp } = &self.0;
         let mut out = Vec::with_capacity(32 + sender.len() + recipient.len() + text.len());
         out.push(1);
         out.extend_from_slice(id.as_bytes());
@@ -144,20 +144,20 @@ pub struct Content<'a> {
 
 impl<'a> Content<'a> {
     /// Reads content bytes. Limits are not asked again: what one node accepted, every node shows.
-    pub fn decode(content: &'a [u8]) -> Result<Self, Unreadable> {
-        let mut rest = Reader(content);
+    pub fn decode(content: &'a [u8]) -> Result<Self, UnreadableContent> {
+        let mut rest = ContentReader(content);
         match rest.take::<1>()? {
             [1] => {}
-            [newer] => return Err(Unreadable::Version(newer)),
+            [newer] => return Err(UnreadableContent::Version(newer)),
         }
         let id = Uuid::from_bytes(rest.take()?);
         let timestamp = match rest.take::<1>()? {
             [0] => None,
             [1] => Some(u64::from_be_bytes(rest.take()?)),
-            _ => return Err(Unreadable::Layout),
+            _ => return Err(UnreadableContent::Layout),
         };
         if timestamp.is_some_and(|seconds| seconds > TIMESTAMP_MAX) {
-            return Err(Unreadable::Layout); // no calendar date: it could not be shown
+            return Err(UnreadableContent::Layout); // no calendar date: it could not be shown
         }
         let sender = rest.name()?;
         let recipient = rest.name()?;
@@ -167,29 +167,29 @@ impl<'a> Content<'a> {
 }
 
 /// A shrinking slice of content bytes.
-struct Reader<'a>(&'a [u8]);
+struct ContentReader<'a>(&'a [u8]);
 
-impl<'a> Reader<'a> {
-    fn take<const N: usize>(&mut self) -> Result<[u8; N], Unreadable> {
-        let (head, rest) = self.0.split_first_chunk::<N>().ok_or(Unreadable::Layout)?;
+impl<'a> ContentReader<'a> {
+    fn take<const N: usize>(&mut self) -> Result<[u8; N], UnreadableContent> {
+        let (head, rest) = self.0.split_first_chunk::<N>().ok_or(UnreadableContent::Layout)?;
         self.0 = rest;
         Ok(*head)
     }
 
-    fn name(&mut self) -> Result<&'a str, Unreadable> {
+    fn name(&mut self) -> Result<&'a str, UnreadableContent> {
         let len = usize::from(u16::from_be_bytes(self.take()?));
-        let (name, rest) = self.0.split_at_checked(len).ok_or(Unreadable::Layout)?;
+        let (name, rest) = self.0.split_at_checked(len).ok_or(UnreadableContent::Layout)?;
         self.0 = rest;
         utf8(name)
     }
 }
 
-fn utf8(bytes: &[u8]) -> Result<&str, Unreadable> {
-    std::str::from_utf8(bytes).map_err(|_| Unreadable::Layout)
+fn utf8(bytes: &[u8]) -> Result<&str, UnreadableContent> {
+    std::str::from_utf8(bytes).map_err(|_| UnreadableContent::Layout)
 }
 
-fn check_name(field: &'static str, name: &str) -> Result<(), Invalid> {
-    let invalid = |why: String| Err(Invalid { field, why });
+fn check_name(field: &'static str, name: &str) -> Result<(), InvalidMessage> {
+    let invalid = |why: String| Err(InvalidMessage { field, why });
     if name.is_empty() {
         return invalid("must not be empty".into());
     }
@@ -206,8 +206,8 @@ fn check_name(field: &'static str, name: &str) -> Result<(), Invalid> {
     Ok(())
 }
 
-fn check_text(text: &str) -> Result<(), Invalid> {
-    let invalid = |why: String| Err(Invalid { field: "text", why });
+fn check_text(text: &str) -> Result<(), InvalidMessage> {
+    let invalid = |why: String| Err(InvalidMessage { field: "text", why });
     if text.is_empty() {
         return invalid("must not be empty".into());
     }
@@ -220,12 +220,12 @@ fn check_text(text: &str) -> Result<(), Invalid> {
     Ok(())
 }
 
-fn check_timestamp(timestamp: u64) -> Result<(), Invalid> {
+fn check_timestamp(timestamp: u64) -> Result<(), InvalidMessage> {
     if timestamp > TIMESTAMP_MAX {
         let why = format!(
             "is {timestamp}, larger than {TIMESTAMP_MAX}: looks like milliseconds; give whole Unix seconds"
         );
-        return Err(Invalid { field: "timestamp", why });
+        return Err(InvalidMessage { field: "timestamp", why });
     }
     Ok(())
 }
@@ -235,8 +235,8 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn draft() -> Draft {
-        Draft {
+    fn draft() -> UncheckedMessage {
+        UncheckedMessage {
             id: Uuid::from_u128(0x0199_0000_0000_7000_8000_0000_0000_0001),
             sender: "user1".into(),
             recipient: "user2".into(),
@@ -246,7 +246,7 @@ mod tests {
     }
 
     #[track_caller]
-    fn check(change: impl FnOnce(&mut Draft), want: Result<(), &str>) {
+    fn check(change: impl FnOnce(&mut UncheckedMessage), want: Result<(), &str>) {
         let mut draft = draft();
         change(&mut draft);
         let got = Message::new(draft).map(|_| ()).map_err(|e| e.to_string());
@@ -290,10 +290,10 @@ mod tests {
 
     #[test]
     fn newer_and_broken_content_is_told_apart() {
-        assert_eq!(Content::decode(&[2, 9, 9]), Err(Unreadable::Version(2)));
-        assert_eq!(Content::decode(&[]), Err(Unreadable::Layout));
+        assert_eq!(Content::decode(&[2, 9, 9]), Err(UnreadableContent::Version(2)));
+        assert_eq!(Content::decode(&[]), Err(UnreadableContent::Layout));
         let content = Message::new(draft()).expect("valid").encode();
-        assert_eq!(Content::decode(&content[..20]), Err(Unreadable::Layout));
+        assert_eq!(Content::decode(&content[..20]), Err(UnreadableContent::Layout));
     }
 
     proptest! {
@@ -302,11 +302,11 @@ mod tests {
             id: u128, sender in "[a-z]{1,64}", recipient in "#?\\w{1,60}", text in "[^\0]{1,200}",
             timestamp in proptest::option::of(0..=TIMESTAMP_MAX),
         ) {
-            let message = Message::new(Draft { id: Uuid::from_u128(id), sender, recipient, text, timestamp });
+            let message = Message::new(UncheckedMessage { id: Uuid::from_u128(id), sender, recipient, text, timestamp });
             if let Ok(message) = message {
                 let content = message.encode();
                 let read = Content::decode(&content).expect("encoded just now");
-                let Draft { id, sender, recipient, text, timestamp } = message.fields();
+                let UncheckedMessage { id, sender, recipient, text, timestamp } = message.fields();
                 prop_assert_eq!(read, Content { id: *id, sender, recipient, text, timestamp: *timestamp });
             }
         }

@@ -5,16 +5,14 @@
 
 pub mod clock;
 pub mod cursor;
-pub mod fork;
-pub mod log;
+pub mod frontier;
+pub mod ids;
+pub mod logs;
 pub mod members;
 pub mod message;
-pub mod place;
 pub mod record;
-pub mod seqs;
 pub mod sync;
 pub mod vector;
-pub mod wire;
 
 /// Bytes as frozen fixtures have them.
 #[cfg(test)]

@@ -11,8 +11,8 @@
 use twox_hash::XxHash3_64;
 
 use super::clock::Stamp;
+use super::ids::Origin;
 use super::message::{Content, Digest};
-use super::place::Origin;
 use crate::fault::Fault;
 
 /// An entry with everything around it is at most this long; a longer one is damaged by definition.
@@ -27,7 +27,7 @@ const VERSION: u8 = 1;
 
 /// What a record carries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
+pub enum EntryKind {
     /// A message's content.
     Message,
     /// Nothing: the body was erased, the place in the chain stays. Reserved; nothing writes it yet.
@@ -38,13 +38,13 @@ pub enum Kind {
     Newer(u8),
 }
 
-impl Kind {
+impl EntryKind {
     fn byte(self) -> u8 {
         match self {
-            Kind::Message => 1,
-            Kind::Erased => 2,
-            Kind::Milestone => 3,
-            Kind::Newer(byte) => byte,
+            EntryKind::Message => 1,
+            EntryKind::Erased => 2,
+            EntryKind::Milestone => 3,
+            EntryKind::Newer(byte) => byte,
         }
     }
 
@@ -52,10 +52,10 @@ impl Kind {
     fn of(byte: u8) -> Option<Self> {
         match byte {
             0 => None,
-            1 => Some(Kind::Message),
-            2 => Some(Kind::Erased),
-            3 => Some(Kind::Milestone),
-            newer => Some(Kind::Newer(newer)),
+            1 => Some(EntryKind::Message),
+            2 => Some(EntryKind::Erased),
+            3 => Some(EntryKind::Milestone),
+            newer => Some(EntryKind::Newer(newer)),
         }
     }
 }
@@ -72,14 +72,14 @@ pub struct Record<'a> {
     /// Digest of the content, also after the content was erased.
     pub digest: Digest,
     /// What it carries.
-    pub kind: Kind,
+    pub kind: EntryKind,
     /// The content bytes.
     pub content: &'a [u8],
 }
 
 /// Why bytes are not a record. They are damaged, or never were one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum NotARecord {
+pub enum InvalidRecord {
     /// Shorter than they say they are.
     #[error("the record is cut off")]
     Short,
@@ -112,20 +112,20 @@ impl<'a> Record<'a> {
     }
 
     /// Reads the record at the start of `bytes` and says how long it is.
-    pub fn parse(bytes: &'a [u8]) -> Result<(Self, usize), NotARecord> {
-        let (header, rest) = bytes.split_first_chunk::<HEADER_BYTES>().ok_or(NotARecord::Short)?;
+    pub fn parse(bytes: &'a [u8]) -> Result<(Self, usize), InvalidRecord> {
+        let (header, rest) = bytes.split_first_chunk::<HEADER_BYTES>().ok_or(InvalidRecord::Short)?;
         let [kind_byte, zero_1, zero_2] = [header[9], header[10], header[11]];
-        let kind = Kind::of(kind_byte).ok_or(NotARecord::Header)?;
+        let kind = EntryKind::of(kind_byte).ok_or(InvalidRecord::Header)?;
         let length = u32::from_be_bytes(part(header, 12)) as usize;
         let is_header = header[..8] == MAGIC && header[8] == VERSION && zero_1 == 0 && zero_2 == 0;
         if !is_header || HEADER_BYTES + length + CHECK_BYTES > RECORD_BYTES_MAX {
-            return Err(NotARecord::Header);
+            return Err(InvalidRecord::Header);
         }
-        let (content, rest) = rest.split_at_checked(length).ok_or(NotARecord::Short)?;
-        let check = rest.first_chunk::<CHECK_BYTES>().ok_or(NotARecord::Short)?;
+        let (content, rest) = rest.split_at_checked(length).ok_or(InvalidRecord::Short)?;
+        let check = rest.first_chunk::<CHECK_BYTES>().ok_or(InvalidRecord::Short)?;
         let is_damaged = XxHash3_64::oneshot(&bytes[..HEADER_BYTES + length]) != u64::from_be_bytes(*check);
         if is_damaged && !Fault::SkipCheck.is_planted() {
-            return Err(NotARecord::Check);
+            return Err(InvalidRecord::Check);
         }
         let record = Record {
             origin: Origin(part(header, 16)),
@@ -142,24 +142,24 @@ impl<'a> Record<'a> {
     /// a record comes from somebody else.
     pub fn content_matches_digest(&self) -> bool {
         match self.kind {
-            Kind::Message | Kind::Milestone => Digest::of(self.content) == self.digest,
-            Kind::Erased => self.content.is_empty(),
+            EntryKind::Message | EntryKind::Milestone => Digest::of(self.content) == self.digest,
+            EntryKind::Erased => self.content.is_empty(),
             // What it means is not known, so what its digest is of is not either; the check holds it together.
-            Kind::Newer(_) => true,
+            EntryKind::Newer(_) => true,
         }
     }
 
     /// What it says, to whom, by whom, if it is a message that this program can read. See also [`Record::is_unreadable`].
     pub fn message(&self) -> Option<Content<'a>> {
-        if self.kind == Kind::Message { Content::decode(self.content).ok() } else { None }
+        if self.kind == EntryKind::Message { Content::decode(self.content).ok() } else { None }
     }
 
     /// Whether a newer program is needed to know what it is. Neither shown nor passed over by readers.
     pub fn is_unreadable(&self) -> bool {
         match self.kind {
-            Kind::Message => Content::decode(self.content).is_err(),
-            Kind::Erased | Kind::Milestone => false,
-            Kind::Newer(_) => true,
+            EntryKind::Message => Content::decode(self.content).is_err(),
+            EntryKind::Erased | EntryKind::Milestone => false,
+            EntryKind::Newer(_) => true,
         }
     }
 }
@@ -179,7 +179,7 @@ mod tests {
             seq: 17,
             stamp: Stamp(0x0102_0304_0506_0708),
             digest: Digest::of(content),
-            kind: Kind::Message,
+            kind: EntryKind::Message,
             content,
         }
     }
@@ -195,11 +195,11 @@ mod tests {
 
     #[test]
     fn what_a_newer_program_wrote_is_kept_as_it_is_and_not_understood() {
-        let bytes = Record { kind: Kind::Newer(9), ..record(b"hi") }.encode();
+        let bytes = Record { kind: EntryKind::Newer(9), ..record(b"hi") }.encode();
         let (read, _) = Record::parse(&bytes).expect("its check holds");
-        assert_eq!((read.kind, read.message(), read.is_unreadable()), (Kind::Newer(9), None, true));
+        assert_eq!((read.kind, read.message(), read.is_unreadable()), (EntryKind::Newer(9), None, true));
         assert_eq!(read.encode(), bytes);
-        assert!(Record::parse(&Record { kind: Kind::Newer(0), ..record(b"hi") }.encode()).is_err());
+        assert!(Record::parse(&Record { kind: EntryKind::Newer(0), ..record(b"hi") }.encode()).is_err());
     }
 
     proptest! {

@@ -8,7 +8,7 @@
 
 use imbl::ordmap::DiffItem;
 
-use super::place::{ChainHash, Origin};
+use super::ids::{ChainHash, Origin};
 use super::record::Record;
 
 /// A log's last entry.

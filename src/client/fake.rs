@@ -15,7 +15,7 @@ use crate::api::{
 
 /// Servers that live as long as the test.
 #[derive(Default)]
-pub(super) struct Site {
+pub(super) struct FakeServers {
     tasks: JoinSet<()>,
     held: Vec<TcpSocket>,
 }
@@ -28,7 +28,7 @@ pub(super) fn refusal(code: ErrorCode) -> Reply {
     (code.status(), String::from_utf8(Problem::new(code, "on purpose").to_json()).expect("UTF-8"))
 }
 
-impl Site {
+impl FakeServers {
     /// A server that answers every request with `answer(method and path, body)`.
     pub(super) async fn server(
         &mut self,

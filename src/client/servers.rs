@@ -12,21 +12,21 @@ use std::{
     time::Duration,
 };
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use futures_util::{StreamExt, stream::BoxStream};
 use serde::de::DeserializeOwned;
 use tokio::time::{Instant, timeout};
 use uuid::Uuid;
 
-use super::{Answer, Client, ClientError, Request};
+use super::{Answer, Client, ClientError, Request, lines::LineBuffer};
 use crate::api::{
     address::Addr,
     batch::BatchAnswer,
     error::ErrorCode,
     feed::{FeedLine, FeedQuery},
     header, media,
-    message::{Listed, SendRequest, Sent},
-    network::{Forgotten, NetworkStatus, NodeId, NodeStatus, ProxyStatus},
+    message::{ListedMessage, SendAnswer, SendRequest},
+    network::{ForgetAnswer, NetworkStatus, NodeId, NodeStatus, ProxyStatus},
     path,
     position::Position,
     query::ListQuery,
@@ -66,7 +66,7 @@ pub struct Acked<T> {
 /// The answer to `GET /nodes`.
 #[derive(Debug, Clone, PartialEq, serde::Deserialize)]
 #[serde(untagged)]
-pub enum Nodes {
+pub enum NodesAnswer {
     /// Of a node.
     Node(NodeStatus),
     /// Of a proxy.
@@ -101,7 +101,7 @@ impl Servers {
         &self,
         mut message: SendRequest,
         acks: Option<&str>,
-    ) -> Result<Acked<Sent>, ClientError> {
+    ) -> Result<Acked<SendAnswer>, ClientError> {
         message.id.get_or_insert_with(Uuid::now_v7);
         let body = serde_json::to_vec(&message).expect("strings and numbers serialise");
         self.post(Request::post(messages_path(acks), media::JSON, body), ATTEMPT_MAX).await
@@ -122,13 +122,17 @@ impl Servers {
 
     /// Asks for history, oldest first, one message at a time. A listing that breaks ends with an error. The server waits
     /// for a moment until it covers the position, if one is given.
-    pub async fn list(&self, query: &ListQuery, position: Option<&Position>) -> Result<Listing, ClientError> {
+    pub async fn list(
+        &self,
+        query: &ListQuery,
+        position: Option<&Position>,
+    ) -> Result<MessageStream, ClientError> {
         let mut request = asking(path::MESSAGES, &query.to_query_string());
         if let Some(position) = position {
             let position = position.to_text().parse().expect("base64 is a header value");
             request.headers.insert(header::POSITION, position);
         }
-        let begin = async |answer: Answer| Ok(Listing::begin(answer));
+        let begin = async |answer: Answer| Ok(MessageStream::begin(answer));
         match self.first(&request, ATTEMPT_MAX, begin).await {
             // It may be a position of another network, of which nothing is to be found here.
             Err(ClientError::Problem { problem, .. })
@@ -142,19 +146,19 @@ impl Servers {
     }
 
     /// Opens the feed, as one event after the other.
-    pub async fn feed(&self, query: &FeedQuery) -> Result<Feed, ClientError> {
+    pub async fn feed(&self, query: &FeedQuery) -> Result<FeedStream, ClientError> {
         let request = asking(path::FEED, &query.to_query_string());
-        let begin = async |answer: Answer| Ok(Feed { lines: Listing::begin(answer) });
+        let begin = async |answer: Answer| Ok(FeedStream { lines: MessageStream::begin(answer) });
         self.first(&request, ATTEMPT_MAX, begin).await
     }
 
     /// Asks for one message.
-    pub async fn message(&self, id: Uuid) -> Result<Sent, ClientError> {
+    pub async fn message(&self, id: Uuid) -> Result<SendAnswer, ClientError> {
         self.get(format!("{}{id}", path::MESSAGES_PREFIX)).await
     }
 
     /// Asks how a server sees the others.
-    pub async fn nodes(&self) -> Result<Nodes, ClientError> {
+    pub async fn nodes(&self) -> Result<NodesAnswer, ClientError> {
         self.get(path::NODES.into()).await
     }
 
@@ -164,7 +168,7 @@ impl Servers {
     }
 
     /// Has a node forgotten.
-    pub async fn forget(&self, node_id: NodeId) -> Result<Forgotten, ClientError> {
+    pub async fn forget(&self, node_id: NodeId) -> Result<ForgetAnswer, ClientError> {
         let request = Request::delete(format!("{}{node_id}", path::NODES_PREFIX));
         let whole = async |answer: Answer| answer.json(ANSWER_BYTES_MAX).await;
         self.first(&request, ATTEMPT_MAX, whole).await
@@ -244,17 +248,17 @@ fn summary(mut tried: Vec<ClientError>) -> ClientError {
 }
 
 /// A listing under way.
-pub struct Listing {
+pub struct MessageStream {
     addr: Addr,
     position: Option<Position>,
     body: BoxStream<'static, Result<Bytes, ClientError>>,
-    buffer: BytesMut,
+    buffer: LineBuffer,
 }
 
-impl Listing {
+impl MessageStream {
     fn begin(answer: Answer) -> Self {
         let (addr, position) = (answer.addr().clone(), position_of(&answer));
-        Self { addr, position, body: answer.into_stream().boxed(), buffer: BytesMut::new() }
+        Self { addr, position, body: answer.into_stream().boxed(), buffer: LineBuffer::default() }
     }
 
     /// Who answers.
@@ -269,19 +273,15 @@ impl Listing {
 
     /// The next message, as the bytes of its line without the line's end.
     pub async fn next_line(&mut self) -> Result<Option<Bytes>, ClientError> {
-        let mut searched = 0;
         loop {
-            if let Some(end) = self.buffer[searched..].iter().position(|byte| *byte == b'\n') {
-                let mut line = self.buffer.split_to(searched + end + 1);
-                line.truncate(searched + end);
-                return Ok(Some(line.freeze()));
+            if let Some(line) = self.buffer.next_line() {
+                return Ok(Some(line));
             }
-            searched = self.buffer.len();
-            if searched > LINE_BYTES_MAX {
+            if self.buffer.len() > LINE_BYTES_MAX {
                 return Err(self.malformed("a line of the listing is too long".into()));
             }
             match self.body.next().await {
-                Some(chunk) => self.buffer.extend_from_slice(&chunk?),
+                Some(chunk) => self.buffer.push(&chunk?),
                 None if self.buffer.is_empty() => return Ok(None),
                 None => return Err(self.malformed("the listing ends within a line".into())),
             }
@@ -289,7 +289,7 @@ impl Listing {
     }
 
     /// The next message.
-    pub async fn next(&mut self) -> Result<Option<Listed>, ClientError> {
+    pub async fn next(&mut self) -> Result<Option<ListedMessage>, ClientError> {
         let Some(line) = self.next_line().await? else { return Ok(None) };
         serde_json::from_slice(&line).map(Some).map_err(|e| self.malformed(e.to_string()))
     }
@@ -300,11 +300,11 @@ impl Listing {
 }
 
 /// A feed under way. It ends when the server does; whoever follows opens another with the last cursor.
-pub struct Feed {
-    lines: Listing,
+pub struct FeedStream {
+    lines: MessageStream,
 }
 
-impl Feed {
+impl FeedStream {
     /// What a listing must cover so that it and this feed together have everything.
     pub fn position(&self) -> Option<&Position> {
         self.lines.position()

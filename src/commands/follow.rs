@@ -17,18 +17,18 @@ use color_eyre::eyre::{Result, WrapErr};
 use tokio::time::{Instant, sleep, sleep_until};
 use uuid::Uuid;
 
-use super::{Exit, list, sent::Memory, servers, serving::StopSignals};
+use super::{Exit, last_writes::LastWrites, list, servers, serving::StopSignals};
 use crate::{
     api::{
-        feed::{FeedLine, FeedQuery, Kind, from_text},
-        message::Listed,
+        feed::{FeedEventKind, FeedLine, FeedQuery, from_text},
+        message::ListedMessage,
         query::ListQuery,
     },
     chain::message::fold,
-    cli::{self, Common, Format},
+    cli::{self, CommonArgs, OutputFormat},
     client::{
         ClientError,
-        servers::{Feed, Servers},
+        servers::{FeedStream, Servers},
     },
     config::{self, Sources},
     output::Output,
@@ -43,7 +43,12 @@ const RETRY_MAX: Duration = Duration::from_secs(2);
 /// How long a server is looked for that has all messages from before the feed.
 const BEGIN_MAX: Duration = Duration::from_secs(5);
 
-pub async fn run(args: &cli::List, common: &Common, sources: &Sources, output: &Output) -> Result<Exit> {
+pub async fn run(
+    args: &cli::ListArgs,
+    common: &CommonArgs,
+    sources: &Sources,
+    output: &Output,
+) -> Result<Exit> {
     let listing = list::query(args)?;
     let mut stop = StopSignals::catch()?;
     let servers = servers(common, sources)?;
@@ -62,8 +67,8 @@ pub async fn run(args: &cli::List, common: &Common, sources: &Sources, output: &
         text: listing.text.as_deref().map(fold),
         listed: HashSet::new(),
         collected: Vec::new(),
-        collects: !args.follow && output.format() == Format::Json,
-        place: Place { file, unkept: false, due: Instant::now() },
+        collects: !args.follow && output.format() == OutputFormat::Json,
+        place: CursorFile { file, unkept: false, due: Instant::now() },
         opened: Instant::now(),
         pause: Duration::ZERO,
         output,
@@ -72,7 +77,7 @@ pub async fn run(args: &cli::List, common: &Common, sources: &Sources, output: &
         let mut feed = if kept.is_some() {
             servers.feed(&follower.query).await.map_err(|error| hint(args, error))?
         } else {
-            let feed = follower.begin(&servers, &listing, &Memory::of(sources)).await?;
+            let feed = follower.begin(&servers, &listing, &LastWrites::of(sources)).await?;
             if !args.follow {
                 return Ok(());
             }
@@ -84,7 +89,7 @@ pub async fn run(args: &cli::List, common: &Common, sources: &Sources, output: &
         ended = follow => ended?,
         () = stop.next() => {}
     }
-    if !args.follow && output.format() == Format::Json {
+    if !args.follow && output.format() == OutputFormat::Json {
         output.json_list(&follower.collected)?;
     }
     follower.keep()?;
@@ -99,9 +104,9 @@ struct Follower<'a> {
     /// What was listed at first and may come once more.
     listed: HashSet<(Uuid, String, String, String)>,
     /// One JSON value can be printed only once all of it is there.
-    collected: Vec<Listed>,
+    collected: Vec<ListedMessage>,
     collects: bool,
-    place: Place,
+    place: CursorFile,
     /// When the feed was opened last, and how long to wait before that is done again.
     opened: Instant,
     pause: Duration,
@@ -111,7 +116,12 @@ struct Follower<'a> {
 impl Follower<'_> {
     /// Opens the feed and prints the newest messages from before it. If a server that has all of those is not found, for what
     /// lies between is with a node that cannot be reached, the feed begins where another server is: there it will bring them.
-    async fn begin(&mut self, servers: &Servers, query: &ListQuery, memory: &Memory) -> Result<Feed> {
+    async fn begin(
+        &mut self,
+        servers: &Servers,
+        query: &ListQuery,
+        memory: &LastWrites,
+    ) -> Result<FeedStream> {
         let (until, sent) = (Instant::now() + BEGIN_MAX, memory.position().await);
         loop {
             let feed = self.open(servers).await?;
@@ -144,7 +154,7 @@ impl Follower<'_> {
 
     /// Opens the feed from now on, and notes where that is: its first word says so. Without that, it would begin later if it
     /// had to be opened again.
-    async fn open(&mut self, servers: &Servers) -> Result<Feed> {
+    async fn open(&mut self, servers: &Servers) -> Result<FeedStream> {
         self.query.cursor = None;
         let mut feed = servers.feed(&self.query).await?;
         loop {
@@ -158,7 +168,7 @@ impl Follower<'_> {
         }
     }
 
-    async fn follow(&mut self, servers: &Servers, feed: &mut Feed, on: bool) -> Result<()> {
+    async fn follow(&mut self, servers: &Servers, feed: &mut FeedStream, on: bool) -> Result<()> {
         loop {
             let next = tokio::select! {
                 biased;
@@ -170,7 +180,7 @@ impl Follower<'_> {
             };
             match next {
                 Ok(Some(line)) => {
-                    let is_end = line.event == Kind::CaughtUp && !on;
+                    let is_end = line.event == FeedEventKind::CaughtUp && !on;
                     self.take(line)?;
                     if is_end {
                         return Ok(());
@@ -198,19 +208,19 @@ impl Follower<'_> {
         Ok(())
     }
 
-    fn print(&mut self, message: Listed) -> io::Result<()> {
+    fn print(&mut self, message: ListedMessage) -> io::Result<()> {
         match self.output.format() {
-            Format::Table => self.output.line(&list::columns(&message).join("  ")),
-            Format::Json if self.collects => {
+            OutputFormat::Table => self.output.line(&list::columns(&message).join("  ")),
+            OutputFormat::Json if self.collects => {
                 self.collected.push(message);
                 Ok(())
             }
-            Format::Json | Format::Ndjson => self.output.json(&message),
+            OutputFormat::Json | OutputFormat::Ndjson => self.output.json(&message),
         }
     }
 
     /// Opens the feed again, however long it takes.
-    async fn again(&mut self, servers: &Servers, why: String) -> Result<Feed> {
+    async fn again(&mut self, servers: &Servers, why: String) -> Result<FeedStream> {
         self.keep()?;
         self.output.note(&format!("the feed was interrupted ({why}); going on as soon as a server answers"));
         if self.opened.elapsed() > RETRY_MAX {
@@ -238,18 +248,18 @@ impl Follower<'_> {
     }
 }
 
-fn key(message: Listed) -> (Uuid, String, String, String) {
+fn key(message: ListedMessage) -> (Uuid, String, String, String) {
     (message.id, message.sender, message.recipient, message.text)
 }
 
 /// Where the cursor is kept, if it is.
-struct Place {
+struct CursorFile {
     file: Option<PathBuf>,
     unkept: bool,
     due: Instant,
 }
 
-impl Place {
+impl CursorFile {
     fn keep(&mut self, cursor: &str) -> Result<()> {
         if let Some(file) = &self.file {
             write(file, cursor).wrap_err_with(|| format!("cannot keep the place in {}", file.display()))?;
@@ -277,10 +287,10 @@ fn write(file: &Path, cursor: &str) -> io::Result<()> {
 }
 
 /// The file itself, behind all links: it is replaced, and neither they nor a device must be.
-fn resolve(file: &Path) -> Result<PathBuf, config::Error> {
+fn resolve(file: &Path) -> Result<PathBuf, config::ConfigError> {
     match fs::canonicalize(file) {
         Ok(real) if real.is_file() => Ok(real),
-        Ok(_) => Err(config::Error::new(format!(
+        Ok(_) => Err(config::ConfigError::new(format!(
             "{} is not a regular file, and only in one can a place be kept",
             file.display()
         ))),
@@ -289,11 +299,11 @@ fn resolve(file: &Path) -> Result<PathBuf, config::Error> {
 }
 
 /// Said before anything is printed that could then not be kept.
-fn check_writable(file: &Path) -> Result<(), config::Error> {
+fn check_writable(file: &Path) -> Result<(), config::ConfigError> {
     let name = new_name(file);
     let made = fs::File::create(&name).and_then(|_| fs::remove_file(&name));
     made.map_err(|error| {
-        config::Error::new(format!("cannot write beside the cursor file {}: {error}", file.display()))
+        config::ConfigError::new(format!("cannot write beside the cursor file {}: {error}", file.display()))
     })
 }
 
@@ -305,23 +315,23 @@ fn new_name(file: &Path) -> PathBuf {
 }
 
 /// The cursor in a file; `None`: there is no such file.
-fn read(file: &Path) -> Result<Option<String>, config::Error> {
+fn read(file: &Path) -> Result<Option<String>, config::ConfigError> {
     match fs::read_to_string(file) {
         Ok(text) if text.trim().is_empty() => Ok(None),
         Ok(text) if from_text(text.trim()).is_some() => Ok(Some(text.trim().to_owned())),
-        Ok(_) => Err(config::Error::new(format!(
+        Ok(_) => Err(config::ConfigError::new(format!(
             "{} is no file in which a place was kept; name another one, or remove it to begin anew",
             file.display()
         ))),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => {
-            Err(config::Error::new(format!("cannot read the cursor file {}: {error}", file.display())))
+            Err(config::ConfigError::new(format!("cannot read the cursor file {}: {error}", file.display())))
         }
     }
 }
 
 /// A cursor that is refused came from the file, and cannot be mended.
-fn hint(args: &cli::List, error: ClientError) -> color_eyre::Report {
+fn hint(args: &cli::ListArgs, error: ClientError) -> color_eyre::Report {
     let report = color_eyre::Report::from(error);
     match &args.cursor_file {
         Some(file) if report.downcast_ref::<ClientError>().is_some_and(|error| !error.retryable()) => report

@@ -6,7 +6,7 @@ use color_eyre::eyre::{Result, WrapErr};
 use rustix::rand::{GetRandomFlags, getrandom};
 
 use super::Exit;
-use crate::{cli::Format, output::Output};
+use crate::{cli::OutputFormat, output::Output};
 
 /// 256 bits: nobody tries them all.
 const KEY_BYTES: usize = 32;
@@ -20,8 +20,8 @@ pub fn run(output: &Output) -> Result<Exit> {
         write!(key, "{byte:02x}").expect("a string takes everything");
     }
     match output.format() {
-        Format::Table => output.line(&key)?,
-        Format::Json | Format::Ndjson => output.json(&serde_json::json!({ "key": key }))?,
+        OutputFormat::Table => output.line(&key)?,
+        OutputFormat::Json | OutputFormat::Ndjson => output.json(&serde_json::json!({ "key": key }))?,
     }
     Ok(Exit::Done)
 }

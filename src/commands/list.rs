@@ -6,24 +6,30 @@
 use color_eyre::eyre::Result;
 use jiff::{Span, SpanRelativeTo, Timestamp, fmt::friendly::SpanParser};
 
-use super::{Exit, sent::Memory, servers};
+use super::{Exit, last_writes::LastWrites, servers};
 use crate::{
-    api::{address::Addr, message::Listed, position::Position, query::ListQuery, time::second_of},
+    api::{address::Addr, message::ListedMessage, position::Position, query::ListQuery, time::second_of},
     chain::message::TIMESTAMP_MAX,
-    cli::{self, Common, Format},
+    cli::{self, CommonArgs, OutputFormat},
     client::{ClientError, servers::Servers},
     config::{self, Sources},
     output::{Output, Tone},
 };
 
-pub async fn run(args: &cli::List, common: &Common, sources: &Sources, output: &Output) -> Result<Exit> {
-    let (query, memory) = (query(args)?, Memory::of(sources));
+pub async fn run(
+    args: &cli::ListArgs,
+    common: &CommonArgs,
+    sources: &Sources,
+    output: &Output,
+) -> Result<Exit> {
+    let (query, memory) = (query(args)?, LastWrites::of(sources));
     let wanted = memory.position().await;
-    let Found { messages, covers, addr } = find(&servers(common, sources)?, &query, wanted.as_ref()).await?;
+    let ListOutcome { messages, covers, addr } =
+        find(&servers(common, sources)?, &query, wanted.as_ref()).await?;
     match output.format() {
-        Format::Json | Format::Ndjson => output.json_list(&messages)?,
-        Format::Table if messages.is_empty() => output.note("no messages match"),
-        Format::Table => {
+        OutputFormat::Json | OutputFormat::Ndjson => output.json_list(&messages)?,
+        OutputFormat::Table if messages.is_empty() => output.note("no messages match"),
+        OutputFormat::Table => {
             let rows: Vec<_> = messages.iter().map(|message| (Tone::Plain, columns(message))).collect();
             output.table(&[], &rows)?;
         }
@@ -38,9 +44,9 @@ pub async fn run(args: &cli::List, common: &Common, sources: &Sources, output: &
 }
 
 /// What was listed.
-pub(super) struct Found {
+pub(super) struct ListOutcome {
     /// Oldest first. At most as many as --limit, for columns can only be laid out over all of them.
-    pub messages: Vec<Listed>,
+    pub messages: Vec<ListedMessage>,
     /// Whether everything was looked through that was to be covered, as far as the server says.
     pub covers: bool,
     /// Who was asked.
@@ -52,22 +58,22 @@ pub(super) async fn find(
     servers: &Servers,
     query: &ListQuery,
     wanted: Option<&Position>,
-) -> Result<Found, ClientError> {
+) -> Result<ListOutcome, ClientError> {
     let mut listing = servers.list(query, wanted).await?;
     let lacks = |wanted: &Position| listing.position().is_some_and(|position| position.lacks(wanted));
     let (covers, mut messages) = (!wanted.is_some_and(lacks), Vec::new());
     while let Some(message) = listing.next().await? {
         messages.push(message);
     }
-    Ok(Found { messages, covers, addr: listing.addr().clone() })
+    Ok(ListOutcome { messages, covers, addr: listing.addr().clone() })
 }
 
 /// What the flags ask for.
-pub(super) fn query(args: &cli::List) -> Result<ListQuery, config::Error> {
+pub(super) fn query(args: &cli::ListArgs) -> Result<ListQuery, config::ConfigError> {
     query_at(args, now())
 }
 
-fn query_at(args: &cli::List, now: Timestamp) -> Result<ListQuery, config::Error> {
+fn query_at(args: &cli::ListArgs, now: Timestamp) -> Result<ListQuery, config::ConfigError> {
     let time = |flag: &str, text: &Option<String>| {
         text.as_ref().map(|text| parse_time(text, now).ok_or_else(|| not_a_time(flag, text))).transpose()
     };
@@ -104,14 +110,14 @@ fn ago(text: &str, now: Timestamp) -> Option<Timestamp> {
     now.checked_sub(duration.abs()).ok()
 }
 
-fn not_a_time(flag: &str, text: &str) -> config::Error {
-    config::Error::new(format!(
+fn not_a_time(flag: &str, text: &str) -> config::ConfigError {
+    config::ConfigError::new(format!(
         "{flag} is {text:?}: give how long ago, such as 2h or 3d, a time such as 2026-01-31T12:00:00Z, or whole Unix seconds"
     ))
 }
 
 /// Time, sender -> recipient, text.
-pub(super) fn columns(message: &Listed) -> Vec<String> {
+pub(super) fn columns(message: &ListedMessage) -> Vec<String> {
     let seconds =
         i64::try_from(message.timestamp).ok().and_then(|seconds| Timestamp::from_second(seconds).ok());
     let time = seconds.map_or_else(|| message.timestamp.to_string(), |time| time.to_string());
@@ -152,7 +158,7 @@ mod tests {
 
     #[test]
     fn flags_become_the_query_of_the_contract() {
-        let args = cli::List {
+        let args = cli::ListArgs {
             room: Some("ops".into()),
             text: Some("é".into()),
             since: Some("7".into()),

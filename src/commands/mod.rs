@@ -6,11 +6,11 @@
 mod follow;
 mod forget;
 mod key;
+mod last_writes;
 mod list;
 mod node;
 mod proxy;
 mod send;
-mod sent;
 mod serving;
 mod status;
 mod up;
@@ -21,7 +21,7 @@ use std::{io, process::ExitCode};
 use color_eyre::eyre::{Report, Result};
 
 use crate::{
-    cli::{self, Cli, Command, Common},
+    cli::{self, Cli, Command, CommonArgs},
     client::{Client, ClientError, servers::Servers},
     config::{self, Sources},
     output::Output,
@@ -47,7 +47,7 @@ pub enum Exit {
 impl Exit {
     /// What this error means for whoever started the program.
     pub fn of(report: &Report) -> Self {
-        if report.is::<config::Error>() {
+        if report.is::<config::ConfigError>() {
             return Exit::Usage;
         }
         if is_closed_pipe(report) {
@@ -84,7 +84,7 @@ pub fn sentence(report: &Report) -> String {
     if Exit::of(report) == Exit::Unreachable {
         story += "; run a network with `chatchain up`, or say whom to ask with --server ADDR";
     }
-    if report.downcast_ref::<ClientError>().is_some_and(ClientError::locked_out) {
+    if report.downcast_ref::<ClientError>().is_some_and(ClientError::is_unauthorized) {
         story +=
             "; set CHATCHAIN_KEY to the network's key, or `key_file` in config.toml to a file that holds it";
     }
@@ -120,12 +120,12 @@ pub async fn run(cli: &Cli, output: &Output) -> Result<Exit> {
         Command::Status(args) => status::run(args, &cli.common, &sources, output).await,
         Command::Forget(args) => forget::run(args, &cli.common, &sources, output).await,
         Command::Verify(args) => verify::run(args, &sources, output).await,
-        Command::Key(cli::Key {}) => key::run(output),
+        Command::Key(cli::KeyArgs {}) => key::run(output),
     }
 }
 
 /// Whom the client commands ask.
-fn servers(common: &Common, sources: &Sources) -> Result<Servers, config::Error> {
+fn servers(common: &CommonArgs, sources: &Sources) -> Result<Servers, config::ConfigError> {
     let config = sources.client(common)?;
     Ok(Servers::new(Client::new(config.keys.as_ref()), config.servers))
 }

@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{cli, config::Sources, node};
 
-pub async fn run(args: &cli::Node, sources: &Sources) -> Result<Exit> {
+pub async fn run(args: &cli::NodeArgs, sources: &Sources) -> Result<Exit> {
     let mut config = sources.node(args)?;
     let (listener, listen) = bind(&config.listen).await?;
     if config.advertise.port() == 0 {

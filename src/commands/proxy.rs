@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{cli, config::Sources, proxy};
 
-pub async fn run(args: &cli::Proxy, sources: &Sources) -> Result<Exit> {
+pub async fn run(args: &cli::ProxyArgs, sources: &Sources) -> Result<Exit> {
     let mut config = sources.proxy(args)?;
     let (listener, listen) = bind(&config.listen).await?;
     config.listen = listen;

@@ -10,8 +10,8 @@ use tokio::time::sleep;
 
 use super::{Exit, servers, serving::StopSignals};
 use crate::{
-    api::network::{NetworkNode, NetworkStatus, State},
-    cli::{self, Common, Format},
+    api::network::{NetworkNode, NetworkStatus, NodeState},
+    cli::{self, CommonArgs, OutputFormat},
     client::servers::Servers,
     config::Sources,
     output::{Output, Row, Tone},
@@ -23,7 +23,12 @@ const HEADER: [&str; 9] =
 /// How often `--watch` looks.
 const WATCH_EVERY: Duration = Duration::from_secs(1);
 
-pub async fn run(args: &cli::Status, common: &Common, sources: &Sources, output: &Output) -> Result<Exit> {
+pub async fn run(
+    args: &cli::StatusArgs,
+    common: &CommonArgs,
+    sources: &Sources,
+    output: &Output,
+) -> Result<Exit> {
     let servers = servers(common, sources)?;
     if args.watch {
         return watch(&servers, output).await;
@@ -55,9 +60,9 @@ async fn watch(servers: &Servers, output: &Output) -> Result<Exit> {
 
 fn show(network: &NetworkStatus, output: &Output) -> Result<()> {
     match output.format() {
-        Format::Json => output.json(network)?,
-        Format::Ndjson => output.json_list(&network.nodes)?,
-        Format::Table => {
+        OutputFormat::Json => output.json(network)?,
+        OutputFormat::Ndjson => output.json_list(&network.nodes)?,
+        OutputFormat::Table => {
             output.table(&HEADER, &network.nodes.iter().map(row).collect::<Vec<_>>())?;
             let tone = if is_well(network) { Tone::Good } else { Tone::Doubtful };
             output.summary(tone, &sentence(network))?;
@@ -101,7 +106,7 @@ fn behind(node: &NetworkNode) -> Option<String> {
 fn absent(node: &NetworkNode) -> Option<String> {
     let count = node.behind.unwrap_or(0);
     match node.state {
-        State::Up => None,
+        NodeState::Up => None,
         state if count == 0 => Some(format!("{} is {}", name(node), state.as_str())),
         state => Some(format!("{} is {} and {count} behind", name(node), state.as_str())),
     }
@@ -116,9 +121,9 @@ fn row(node: &NetworkNode) -> Row {
         value.map_or_else(|| "-".into(), |value| value.to_string())
     }
     let tone = match node.state {
-        State::Up if node.behind.is_none_or(|count| count == 0) => Tone::Plain,
-        State::Up | State::Suspect => Tone::Doubtful,
-        State::Down => Tone::Bad,
+        NodeState::Up if node.behind.is_none_or(|count| count == 0) => Tone::Plain,
+        NodeState::Up | NodeState::Suspect => Tone::Doubtful,
+        NodeState::Down => Tone::Bad,
     };
     let cells = vec![
         node.node_id.map_or_else(|| "?".into(), |id| id.to_string()),
@@ -177,7 +182,7 @@ mod tests {
         network.nodes[1].behind = Some(17);
         network.writable = true;
         assert_eq!(sentence(&network), "1 of 2 nodes up, writable, converged; node 3 is down and 17 behind");
-        network.nodes[1].state = State::Up;
+        network.nodes[1].state = NodeState::Up;
         (network.up, network.writable, network.converged) = (2, true, true);
         assert_eq!(sentence(&network), "2 of 2 nodes up, writable, converged");
         assert!(is_well(&network));

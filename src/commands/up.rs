@@ -22,7 +22,7 @@ use super::{
 };
 use crate::{
     api::address::Addr,
-    cli::{self, Common, When},
+    cli::{self, ColorChoice, CommonArgs},
     client::Client,
     config::{Sources, UpConfig},
     output::Output,
@@ -33,7 +33,12 @@ const READY_INTERVAL: Duration = Duration::from_millis(50);
 /// One that does not answer for so long is not ready.
 const READY_TIMEOUT: Duration = Duration::from_secs(1);
 
-pub async fn run(args: &cli::Up, common: &Common, sources: &Sources, output: &Output) -> Result<Exit> {
+pub async fn run(
+    args: &cli::UpArgs,
+    common: &CommonArgs,
+    sources: &Sources,
+    output: &Output,
+) -> Result<Exit> {
     let config = sources.up(args)?;
     let mut signals = StopSignals::catch()?;
     for addr in config.nodes.iter().chain([&config.proxy]) {
@@ -41,7 +46,7 @@ pub async fn run(args: &cli::Up, common: &Common, sources: &Sources, output: &Ou
     }
     let default_server = sources.client(common)?.servers.first() == Some(&config.proxy);
     let client = Client::new(config.keys.as_ref());
-    let mut network = Network::start(&config, common, output)?;
+    let mut network = Children::start(&config, common, output)?;
     let failed = tokio::select! {
         ended = network.watch(client, |members| announce(&config, members, default_server, output)) => {
             let all_ended = || eyre!("all processes of the network have ended; their last lines above say why");
@@ -68,14 +73,14 @@ async fn check_free(addr: &Addr) -> Result<()> {
 }
 
 /// All children: the nodes by their number, then the proxy.
-struct Network<'a> {
-    members: Vec<Member>,
+struct Children<'a> {
+    members: Vec<ChildProcess>,
     running: JoinSet<(usize, io::Result<ExitStatus>)>,
     output: &'a Output,
 }
 
 /// One child, as far as others need to know it.
-struct Member {
+struct ChildProcess {
     tag: String,
     addr: Addr,
     /// What to type to start it again.
@@ -84,10 +89,10 @@ struct Member {
     alive: bool,
 }
 
-impl<'a> Network<'a> {
-    fn start(config: &UpConfig, common: &Common, output: &'a Output) -> Result<Self> {
+impl<'a> Children<'a> {
+    fn start(config: &UpConfig, common: &CommonArgs, output: &'a Output) -> Result<Self> {
         let program = env::current_exe().wrap_err("cannot find this program's own file")?;
-        let mut network = Network { members: Vec::new(), running: JoinSet::new(), output };
+        let mut network = Children { members: Vec::new(), running: JoinSet::new(), output };
         for (index, (tag, addr, args)) in commands(config, common).into_iter().enumerate() {
             let mut command = Command::new(&program);
             command.args(&args).arg("--exit-with-parent").args(passed_on(common, output));
@@ -98,14 +103,18 @@ impl<'a> Network<'a> {
             let stop = CancellationToken::new();
             let restart = shell_line(&args);
             network.running.spawn(attend(index, child, tag.clone(), output.clone(), stop.clone()));
-            network.members.push(Member { tag, addr, restart, stop, alive: true });
+            network.members.push(ChildProcess { tag, addr, restart, stop, alive: true });
         }
         Ok(network)
     }
 
     /// Reports children that end, until none is left; calls `ready` once when all that live are ready. Before that, one
     /// that gives up is an error: what it complains of (a store in use, say) is for whoever starts this to mend.
-    async fn watch(&mut self, client: Client, ready: impl Fn(&[Member]) -> io::Result<()>) -> Result<()> {
+    async fn watch(
+        &mut self,
+        client: Client,
+        ready: impl Fn(&[ChildProcess]) -> io::Result<()>,
+    ) -> Result<()> {
         let mut announced = false;
         let mut tick = interval(READY_INTERVAL);
         loop {
@@ -149,7 +158,7 @@ impl<'a> Network<'a> {
     }
 
     fn report(&self, index: usize, how: io::Result<ExitStatus>) {
-        let Member { tag, restart, .. } = &self.members[index];
+        let ChildProcess { tag, restart, .. } = &self.members[index];
         let how = how.map_or_else(|error| error.to_string(), |status| status.to_string());
         self.output
             .warn(&format!("{tag} ended ({how}); start it again, in another terminal, with: {restart}"));
@@ -178,7 +187,7 @@ async fn attend(
     (index, child.wait().await)
 }
 
-async fn all_ready(client: &Client, members: &[Member]) -> bool {
+async fn all_ready(client: &Client, members: &[ChildProcess]) -> bool {
     for member in members.iter().filter(|member| member.alive) {
         if !client
             .readyz(&member.addr, READY_TIMEOUT)
@@ -192,7 +201,12 @@ async fn all_ready(client: &Client, members: &[Member]) -> bool {
 }
 
 /// Says where everything is and what to try next.
-fn announce(config: &UpConfig, members: &[Member], default_server: bool, output: &Output) -> io::Result<()> {
+fn announce(
+    config: &UpConfig,
+    members: &[ChildProcess],
+    default_server: bool,
+    output: &Output,
+) -> io::Result<()> {
     let up = members.iter().filter(|member| member.alive);
     let (proxy, nodes) = members.split_last().expect("there is always a proxy");
     let alive = nodes.iter().filter(|node| node.alive).count();
@@ -214,7 +228,7 @@ fn announce(config: &UpConfig, members: &[Member], default_server: bool, output:
 }
 
 /// Tag, address and command line of every child.
-fn commands(config: &UpConfig, common: &Common) -> Vec<(String, Addr, Vec<String>)> {
+fn commands(config: &UpConfig, common: &CommonArgs) -> Vec<(String, Addr, Vec<String>)> {
     let own = |words: &[&str]| {
         let mut args: Vec<String> = words.iter().map(|word| (*word).to_owned()).collect();
         if let Some(file) = &common.config {
@@ -239,9 +253,9 @@ fn commands(config: &UpConfig, common: &Common) -> Vec<(String, Addr, Vec<String
 }
 
 /// How loud and how colourful the children are: as this process was told to be.
-fn passed_on(common: &Common, output: &Output) -> Vec<String> {
-    let when = if output.colors_errors() { When::Always } else { When::Never };
-    let color = if when == When::Always { "--color=always" } else { "--color=never" };
+fn passed_on(common: &CommonArgs, output: &Output) -> Vec<String> {
+    let when = if output.colors_errors() { ColorChoice::Always } else { ColorChoice::Never };
+    let color = if when == ColorChoice::Always { "--color=always" } else { "--color=never" };
     let mut flags = vec![color.to_owned()];
     flags.extend(common.quiet.then(|| "--quiet".to_owned()));
     flags.extend((0..common.verbose).map(|_| "--verbose".to_owned()));
@@ -279,7 +293,7 @@ mod tests {
             data_dir: "my data".into(),
             keys: None,
         };
-        let common = Common { config: Some("x.toml".into()), ..Common::default() };
+        let common = CommonArgs { config: Some("x.toml".into()), ..CommonArgs::default() };
         let commands = commands(&config, &common);
         let tags: Vec<_> = commands.iter().map(|(tag, addr, _)| format!("{tag} {addr}")).collect();
         assert_eq!(tags, ["node-0 127.0.0.1:9001", "node-1 127.0.0.1:9002", "proxy 127.0.0.1:9000"]);
@@ -301,7 +315,7 @@ mod tests {
         let addr = |text: &str| text.parse().expect("address");
         let config =
             UpConfig { proxy: addr("a:1"), nodes: vec![addr("a:2")], data_dir: "d".into(), keys: None };
-        let line = shell_line(&commands(&config, &Common::default())[0].2);
+        let line = shell_line(&commands(&config, &CommonArgs::default())[0].2);
         assert!(line.contains("--peers '' "), "{line}");
     }
 }

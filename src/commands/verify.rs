@@ -9,12 +9,12 @@ use color_eyre::eyre::{Result, WrapErr, bail};
 use serde::Serialize;
 
 use super::Exit;
-use crate::{
-    cli::{self, Format},
-    config::Sources,
-    output::{Output, Row, Tone},
-    store::verify::{self, Verified},
-};
+use crate::cli;
+use crate::cli::OutputFormat;
+use crate::config::Sources;
+use crate::output::{Output, Row, Tone};
+use crate::store::recovery::verify;
+use crate::store::recovery::verify::Verified;
 
 const HEADER: [&str; 9] =
     ["STORE", "STATE", "LOGS", "ENTRIES", "BYTES", "DAMAGED", "MISSING", "LOOSE", "UNREADABLE"];
@@ -26,15 +26,15 @@ struct Checked {
     /// Nothing is damaged, nothing is missing, and it could be looked at.
     whole: bool,
     #[serde(flatten)]
-    counts: Option<Counts>,
-    first_bad: Option<Bad>,
+    counts: Option<PrintedCounts>,
+    first_bad: Option<PrintedBadEntry>,
     set_aside: Vec<PathBuf>,
     /// Why it could not be looked at.
     error: Option<String>,
 }
 
 #[derive(Debug, Serialize)]
-struct Counts {
+struct PrintedCounts {
     logs: u64,
     entries: u64,
     bytes: u64,
@@ -45,16 +45,16 @@ struct Counts {
 }
 
 #[derive(Debug, Serialize)]
-struct Bad {
+struct PrintedBadEntry {
     log: String,
     seq: u64,
     why: String,
 }
 
-pub async fn run(args: &cli::Verify, sources: &Sources, output: &Output) -> Result<Exit> {
-    let dir = sources.stores(args);
+pub async fn run(args: &cli::VerifyArgs, sources: &Sources, output: &Output) -> Result<Exit> {
+    let dir = sources.data_dir(args.data_dir.as_ref());
     if args.only_open {
-        tokio::task::spawn_blocking(move || verify::only_open(&dir)).await??;
+        tokio::task::spawn_blocking(move || verify::open_log_only(&dir)).await??;
         return Ok(Exit::Done);
     }
     let looking = move || -> Result<Vec<Checked>> {
@@ -70,8 +70,8 @@ pub async fn run(args: &cli::Verify, sources: &Sources, output: &Output) -> Resu
     };
     let stores = tokio::task::spawn_blocking(looking).await??;
     match output.format() {
-        Format::Json | Format::Ndjson => output.json_list(&stores)?,
-        Format::Table => {
+        OutputFormat::Json | OutputFormat::Ndjson => output.json_list(&stores)?,
+        OutputFormat::Table => {
             output.table(&HEADER, &stores.iter().map(row).collect::<Vec<_>>())?;
             let whole = stores.iter().filter(|store| store.whole).count();
             let tone = if whole == stores.len() { Tone::Good } else { Tone::Bad };
@@ -96,16 +96,16 @@ fn check(store: &Path) -> Checked {
     match verify::verify(store) {
         Ok(Verified::Read(report)) => Checked {
             whole: report.is_whole(),
-            counts: Some(Counts {
+            counts: Some(PrintedCounts {
                 logs: report.logs,
                 entries: report.entries,
                 bytes: report.bytes,
                 damaged: report.damaged,
                 missing: report.missing,
-                loose: report.loose,
+                loose: report.detached,
                 unreadable: report.unreadable,
             }),
-            first_bad: report.first_bad.map(|bad| Bad {
+            first_bad: report.first_bad.map(|bad| PrintedBadEntry {
                 log: bad.origin.to_string(),
                 seq: bad.seq,
                 why: bad.why,
@@ -153,7 +153,7 @@ fn explain(store: &Checked, output: &Output) {
     if let Some(error) = &store.error {
         output.error(&format!("{name}: {error}"));
     }
-    if let Some(Bad { log, seq, why }) = &store.first_bad {
+    if let Some(PrintedBadEntry { log, seq, why }) = &store.first_bad {
         output.error(&format!("{name}: the first of what is wrong is entry {seq} of log {log}: {why}"));
     }
     if let Some(counts) = store.counts.as_ref().filter(|counts| counts.loose > 0) {

@@ -1,144 +1,117 @@
 //! Owns reading `config.toml`: from its text to settings that still know the line they stand on.
 //!
-//! Knows the file's shape, not what the values mean: those stay text until [`super`] has decided which source
-//! wins. Every refusal names the file, the line, and what to write instead.
+//! The keys are those of [`settings::SETTINGS`]; any other key is refused. Values stay text here: what they mean is decided
+//! only after [`super::Sources`] has chosen the source that wins. Every refusal names the file, the line and the remedy.
 
-use std::{ops::Range, path::PathBuf};
+use std::{borrow::Cow, collections::BTreeMap, ops::Range, path::PathBuf};
 
 use toml::{
     Spanned,
     de::{DeTable, DeValue},
 };
 
-use super::{Error, Given, keys};
+use super::{ConfigError, SourcedValue, settings};
 use crate::api::network::NodeId;
 
-/// What a configuration file says. All of it may be missing.
+/// What a configuration file says. Every key may be absent.
 #[derive(Debug, Default)]
-pub(super) struct Settings {
-    pub network: Option<Given>,
-    /// Node ids with their addresses.
-    pub nodes: Option<Vec<(NodeId, Given)>>,
-    pub key_file: Option<Given>,
-    pub data_dir: Option<Given>,
-    pub sync_interval: Option<Given>,
-    pub scrub_interval: Option<Given>,
-    pub proxy_listen: Option<Given>,
-    pub strategy: Option<Given>,
+pub(super) struct FileSettings {
+    /// All settings but `nodes`, by the name of their environment variable.
+    pub values: BTreeMap<&'static str, SourcedValue>,
+    /// The nodes' numbers and addresses.
+    pub nodes: Option<Vec<(NodeId, SourcedValue)>>,
 }
 
+type TomlKey<'i> = Spanned<Cow<'i, str>>;
+type TomlValue<'i> = Spanned<DeValue<'i>>;
+
 /// Reads the text of the file at this path.
-pub(super) fn read(path: PathBuf, text: &str) -> Result<Settings, Error> {
-    let file = File { path, text };
+pub(super) fn read(path: PathBuf, text: &str) -> Result<FileSettings, ConfigError> {
+    let file = ParsedFile { path, text };
     let table = DeTable::parse(text).map_err(|error| {
         let message = error.message().replace('\n', "; ");
-        file.error(&error.span().unwrap_or(0..0), &format!("this is not TOML: {message}"))
+        file.error(error.span().unwrap_or(0..0), format!("this is not TOML: {message}"))
     })?;
-    let mut settings = Settings::default();
-    for (name, span, value) in file.flatten(table.get_ref())? {
-        match &*name {
-            "network" => settings.network = Some(file.text(&name, value)?),
-            "nodes" => settings.nodes = Some(file.nodes(value)?),
-            "key_file" => settings.key_file = Some(file.text(&name, value)?),
-            "node.data_dir" => settings.data_dir = Some(file.text(&name, value)?),
-            "node.sync_interval" => settings.sync_interval = Some(file.text(&name, value)?),
-            "node.scrub_interval" => settings.scrub_interval = Some(file.text(&name, value)?),
-            "proxy.listen" => settings.proxy_listen = Some(file.text(&name, value)?),
-            "proxy.strategy" => settings.strategy = Some(file.text(&name, value)?),
-            unknown => {
-                let why = format!("unknown key `{unknown}`; did you mean `{}`?", keys::nearest_key(unknown));
-                return Err(file.error(&span, &why));
+    let mut settings = FileSettings::default();
+    for (key, value) in table.get_ref() {
+        let name = key.get_ref().as_ref();
+        match value.get_ref() {
+            _ if name == "nodes" => settings.nodes = Some(file.nodes(value)?),
+            DeValue::Table(section) if settings::SECTIONS.contains(&name) => {
+                for (key, value) in section {
+                    file.setting(&mut settings, &format!("{name}.{}", key.get_ref()), key, value)?;
+                }
             }
+            _ if settings::SECTIONS.contains(&name) => {
+                return Err(file.error(key.span(), format!("`{name}` is a table: write `[{name}]`")));
+            }
+            _ => file.setting(&mut settings, name, key, value)?,
         }
     }
     Ok(settings)
 }
 
-type Entry<'t, 'i> = (String, Range<usize>, &'t Spanned<DeValue<'i>>);
-
-struct File<'a> {
+struct ParsedFile<'a> {
     path: PathBuf,
     text: &'a str,
 }
 
-impl File<'_> {
-    /// Every key by its dotted name, with where it stands.
-    fn flatten<'t, 'i>(&self, top: &'t DeTable<'i>) -> Result<Vec<Entry<'t, 'i>>, Error> {
-        let mut entries = Vec::new();
-        for (key, value) in top {
-            let name = key.get_ref();
-            if !keys::SECTIONS.contains(&&**name) {
-                entries.push((name.to_string(), key.span(), value));
-                continue;
-            }
-            let DeValue::Table(section) = value.get_ref() else {
-                return Err(self.error(&key.span(), &format!("`{name}` is a table: write `[{name}]`")));
-            };
-            let inner =
-                section.iter().map(|(key, value)| (format!("{name}.{}", key.get_ref()), key.span(), value));
-            entries.extend(inner);
-        }
-        Ok(entries)
+impl ParsedFile<'_> {
+    fn setting(
+        &self,
+        settings: &mut FileSettings,
+        name: &str,
+        key: &TomlKey<'_>,
+        value: &TomlValue<'_>,
+    ) -> Result<(), ConfigError> {
+        let Some(setting) = settings::SETTINGS.iter().find(|setting| setting.key == name) else {
+            let nearest = settings::nearest_key(name);
+            return Err(self.error(key.span(), format!("unknown key `{name}`; did you mean `{nearest}`?")));
+        };
+        settings.values.insert(setting.env, self.string(name, value, setting.default)?);
+        Ok(())
     }
 
-    fn text(&self, key: &str, value: &Spanned<DeValue<'_>>) -> Result<Given, Error> {
+    /// `nodes` as an array, where the position is the node's number, or as a table that names the numbers.
+    fn nodes(&self, value: &TomlValue<'_>) -> Result<Vec<(NodeId, SourcedValue)>, ConfigError> {
+        let address =
+            |id: NodeId, value| Ok((id, self.string(&format!("nodes.{id}"), value, "127.0.0.1:8081")?));
         match value.get_ref() {
-            DeValue::String(text) => Ok(self.given(key, text, &value.span())),
-            other => {
-                let (default, kind) = (default_of(key), other.type_str());
-                let why = format!(
-                    "`{key}` must be text in quotes such as \"{default}\", not a value of type {kind}"
-                );
-                Err(self.error(&value.span(), &why))
+            DeValue::Array(array) => (0..).zip(array.iter()).map(|(id, value)| address(id, value)).collect(),
+            DeValue::Table(table) => {
+                let entry = |(key, value): (&TomlKey<'_>, _)| {
+                    let name = key.get_ref();
+                    let why = || format!("`nodes` has the key `{name}`; its keys are node ids such as 0");
+                    address(name.parse().map_err(|_| self.error(key.span(), why()))?, value)
+                };
+                table.iter().map(entry).collect()
             }
-        }
-    }
-
-    /// `nodes` as an array, where the place is the node id, or as a table that names the ids.
-    fn nodes(&self, value: &Spanned<DeValue<'_>>) -> Result<Vec<(NodeId, Given)>, Error> {
-        match value.get_ref() {
-            DeValue::Array(array) => {
-                (0..).zip(array.iter()).map(|(id, value)| Ok((id, self.address(id, value)?))).collect()
-            }
-            DeValue::Table(table) => table
-                .iter()
-                .map(|(key, value)| {
-                    let why = || format!("`nodes` has the key `{}`; its keys are node ids such as 0", key.get_ref());
-                    let id = key.get_ref().parse().map_err(|_| self.error(&key.span(), &why()))?;
-                    Ok((id, self.address(id, value)?))
-                })
-                .collect(),
             _ => Err(self.error(
-                &value.span(),
+                value.span(),
                 "`nodes` must be an array such as [\"127.0.0.1:8081\"] or a table such as { 0 = \"127.0.0.1:8081\" }",
             )),
         }
     }
 
-    fn address(&self, id: NodeId, value: &Spanned<DeValue<'_>>) -> Result<Given, Error> {
-        match value.get_ref() {
-            DeValue::String(text) => Ok(self.given(&format!("nodes.{id}"), text, &value.span())),
-            _ => {
-                Err(self.error(&value.span(), &format!("node {id} must be text such as \"127.0.0.1:8081\"")))
-            }
-        }
+    /// The text of a value. A value of another type is refused, with an example of a text.
+    fn string(&self, name: &str, value: &TomlValue<'_>, example: &str) -> Result<SourcedValue, ConfigError> {
+        let DeValue::String(text) = value.get_ref() else {
+            let kind = value.get_ref().type_str();
+            let why =
+                format!("`{name}` must be text in quotes such as {example:?}, not a value of type {kind}");
+            return Err(self.error(value.span(), why));
+        };
+        let source = format!("`{name}` in {}", self.line_of(value.span()));
+        Ok(SourcedValue { text: text.to_string(), source })
     }
 
-    fn given(&self, key: &str, text: &str, span: &Range<usize>) -> Given {
-        Given { text: text.to_owned(), origin: format!("`{key}` in {}", self.place(span)) }
+    fn error(&self, span: Range<usize>, why: impl AsRef<str>) -> ConfigError {
+        ConfigError(format!("{}: {}", self.line_of(span), why.as_ref()))
     }
 
-    fn error(&self, span: &Range<usize>, why: &str) -> Error {
-        Error(format!("{}: {why}", self.place(span)))
-    }
-
-    fn place(&self, span: &Range<usize>) -> String {
+    fn line_of(&self, span: Range<usize>) -> String {
         let before = self.text.get(..span.start).unwrap_or(self.text);
         let line = before.bytes().filter(|byte| *byte == b'\n').count() + 1;
         format!("{} line {line}", self.path.display())
     }
-}
-
-fn default_of(key: &str) -> &'static str {
-    keys::SETTINGS.iter().find(|setting| setting.key == key).map_or("…", |setting| setting.default)
 }

@@ -9,13 +9,13 @@ use crate::cli::{Cli, Command};
 
 const SHIPPED: &str = include_str!("../../config.toml");
 
-fn sources(env: &[(&str, &str)], file: Option<&str>) -> Result<Sources, Error> {
+fn sources(env: &[(&str, &str)], file: Option<&str>) -> Result<Sources, ConfigError> {
     let env: BTreeMap<_, _> = env.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
     Sources::new(env, file.map(|text| (FILE_NAME.into(), text)))
 }
 
 /// What a command line resolves to; the parts as one debug text each, so that tests can name any of them.
-fn resolve(line: &str, env: &[(&str, &str)], file: Option<&str>) -> Result<String, Error> {
+fn resolve(line: &str, env: &[(&str, &str)], file: Option<&str>) -> Result<String, ConfigError> {
     let cli = Cli::try_parse_from(format!("chatchain {line}").split(' ')).expect("the line is good usage");
     let sources = sources(env, file)?;
     Ok(match &cli.command {
@@ -23,7 +23,7 @@ fn resolve(line: &str, env: &[(&str, &str)], file: Option<&str>) -> Result<Strin
         Command::Proxy(args) => format!("{:?}", sources.proxy(args)?),
         Command::Up(args) => format!("{:?}", sources.up(args)?),
         Command::Send(args) => sources.sender(args.from.as_deref())?,
-        Command::Verify(args) => sources.stores(args).display().to_string(),
+        Command::Verify(args) => sources.data_dir(args.data_dir.as_ref()).display().to_string(),
         Command::Key(_) => unreachable!("it has no settings"),
         Command::List(_) | Command::Status(_) | Command::Forget(_) => {
             format!("{:?}", sources.client(&cli.common)?)
@@ -78,11 +78,11 @@ fn shipped_file_shows_every_key_with_its_default() {
             _ => shown.push(key.clone()),
         }
     }
-    let mut known: Vec<&str> = keys::file_keys().collect();
+    let mut known: Vec<&str> = settings::file_keys().collect();
     known.sort_unstable();
     shown.sort_unstable();
     assert_eq!(shown, known);
-    for setting in keys::SETTINGS.iter().filter(|s| !s.key.is_empty() && s.key != "nodes") {
+    for setting in settings::SETTINGS.iter().filter(|s| !s.key.is_empty() && s.key != "nodes") {
         assert!(
             SHIPPED.contains(&format!("= {:?}", setting.default)),
             "{} = {}",
@@ -198,7 +198,7 @@ fn mistakes_in_the_file_are_named_with_their_line() {
     file("listen = '127.0.0.1:1'", &["line 1", "did you mean `proxy.listen`?"]);
     file("[nodes]\n0 = 'a:1'\nx = 'b:1'", &["line 3", "`x`", "node ids"]);
     file("nodes = 'a:1'", &["`nodes` must be an array"]);
-    file("nodes = [1]", &["node 0 must be text"]);
+    file("nodes = [1]", &["`nodes.0` must be text", "integer"]);
     file("nodes = ['a:1', 'b']", &["`nodes.1` in config.toml line 1", "`b`"]);
     file("nodes = ['a:1', 'a:1']", &["this is node 0 already"]);
     file("nodes = []", &["no nodes to forward to", "--nodes"]);
@@ -243,8 +243,8 @@ fn sender_is_the_flag_the_variable_or_the_login_name() {
     assert_eq!(resolve("send --to x hi", &env[1..], None), Ok("login".into()));
     check_error("send --to x hi", &[], None, &["--from NAME", "CHATCHAIN_USER"]);
     let accounts = "root:x:0:0:root:/root:/bin/bash\nbroken\nann:x:1000:1000::/x:/bin/sh\n";
-    assert_eq!(account(accounts, 1000), Some("ann".into()));
-    assert_eq!(account(accounts, 7), None);
+    assert_eq!(login_name(accounts, 1000), Some("ann".into()));
+    assert_eq!(login_name(accounts, 7), None);
 }
 
 #[test]
@@ -322,7 +322,8 @@ fn a_key_file_is_named_by_the_environment_or_the_file() {
 
 #[test]
 fn only_a_file_that_was_named_must_exist() {
-    let missing = cli::Common { config: Some("/nonexistent/chatchain.toml".into()), ..Default::default() };
+    let missing =
+        cli::CommonArgs { config: Some("/nonexistent/chatchain.toml".into()), ..Default::default() };
     let error = Sources::load(&missing).expect_err("it is missing").to_string();
     assert!(error.contains("cannot read the configuration file /nonexistent/chatchain.toml"), "{error}");
 }

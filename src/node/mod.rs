@@ -4,50 +4,38 @@
 //! everything in order. The three flows here: a send goes http -> send -> writer -> store and back; a read goes
 //! http -> history -> store (a feed: http -> feed -> store or hub); an exchange goes replicate -> chain::sync -> writer.
 
-mod acks;
-mod alarm;
-mod book;
-mod care;
-mod doubt;
-mod feed;
-mod forget;
-mod history;
+mod cluster;
 mod http;
-mod hub;
-mod inbox;
-mod mesh;
-mod notes;
-mod patience;
-mod peer;
+mod incidents;
+mod live_feed;
+mod maintenance;
 mod pid;
-mod position;
-mod replicate;
+mod recovery;
 pub mod run;
-mod seat;
-mod send;
+mod slot;
 mod status;
+mod store_fault;
 mod writer;
 
 use std::sync::Arc;
 
 use tokio::sync::{Semaphore, watch};
-use tokio_util::sync::CancellationToken;
 
 use crate::api::network::NodeId;
-use crate::chain::log::Logs;
-use crate::chain::wire::Range;
+use crate::chain::logs::Logs;
+use crate::chain::sync::wire::EntryRange;
 use crate::config::NodeConfig;
 use crate::serve::{BODIES_BYTES_MAX, Budget};
 use crate::store::Store;
-use hub::Hub;
-use mesh::Mesh;
+use cluster::Cluster;
+use live_feed::LiveFeed;
 use writer::Writer;
 
 pub use run::run;
 
 /// Why a node cannot run, or had to end.
 #[derive(Debug, thiserror::Error)]
-pub enum Error {
+pub enum NodeError {
     /// Its store cannot be opened.
     #[error(transparent)]
     Open(#[from] crate::store::OpenError),
@@ -65,90 +53,54 @@ const READERS_MAX: usize = 4;
 
 /// Readers who keep their way through the store while they take what they were given: a buffer of up to a megabyte (a large
 /// page of history: four), and some 150 bytes for each log. The others find it anew for each piece, which takes longer.
-const WAYS_MAX: usize = 32;
+const ITERATORS_MAX: usize = 32;
 
-/// What requests share and none may use up.
+/// Resources that all requests of a node share. Each has a bound, so no request can use up all of one.
 #[derive(Clone)]
-struct Bounds {
+struct Limits {
+    /// Memory for request bodies.
     bodies: Budget,
     readers: Arc<Semaphore>,
-    ways: Arc<Semaphore>,
-    hub: Arc<Hub>,
+    iterators: Arc<Semaphore>,
 }
 
-impl Bounds {
-    /// With this signal all feeds end.
-    fn new(stop: CancellationToken) -> Self {
-        let (readers, ways) = (Semaphore::new(READERS_MAX), Semaphore::new(WAYS_MAX));
-        let bodies = Budget::new(BODIES_BYTES_MAX);
-        Bounds { bodies, readers: Arc::new(readers), ways: Arc::new(ways), hub: Arc::new(Hub::new(stop)) }
+impl Limits {
+    fn new() -> Self {
+        Limits {
+            bodies: Budget::new(BODIES_BYTES_MAX),
+            readers: Arc::new(Semaphore::new(READERS_MAX)),
+            iterators: Arc::new(Semaphore::new(ITERATORS_MAX)),
+        }
     }
 }
 
-/// A node as its handlers see it.
+/// A handle to a node whose store is open. Cheap to clone; handlers hold it for one request only.
 #[derive(Clone)]
 pub struct Node {
     config: Arc<NodeConfig>,
     store: Arc<Store>,
     writer: Writer,
-    logs: watch::Receiver<Arc<Logs>>,
-    mesh: Arc<Mesh>,
-    bounds: Bounds,
+    cluster: Arc<Cluster>,
+    live_feed: Arc<LiveFeed>,
+    limits: Limits,
 }
 
 impl Node {
-    fn config(&self) -> &NodeConfig {
-        &self.config
-    }
-
-    fn store(&self) -> &Arc<Store> {
-        &self.store
-    }
-
-    fn writer(&self) -> &Writer {
-        &self.writer
-    }
-
     /// The durable state of all logs.
     fn logs(&self) -> Arc<Logs> {
-        self.logs.borrow().clone()
+        self.writer.logs.borrow().clone()
     }
 
-    /// Moves with every commit.
+    /// Changes with every commit.
     fn logs_signal(&self) -> watch::Receiver<Arc<Logs>> {
-        self.logs.clone()
-    }
-
-    /// The other nodes.
-    fn mesh(&self) -> &Mesh {
-        &self.mesh
-    }
-
-    /// What all request bodies share.
-    fn budget(&self) -> &Budget {
-        &self.bounds.bodies
-    }
-
-    /// What all readers of history share.
-    fn readers(&self) -> &Arc<Semaphore> {
-        &self.bounds.readers
-    }
-
-    /// A place for each reader who keeps its way through the store.
-    fn ways(&self) -> &Arc<Semaphore> {
-        &self.bounds.ways
-    }
-
-    /// What all readers of the feed share.
-    fn hub(&self) -> &Arc<Hub> {
-        &self.bounds.hub
+        self.writer.logs.clone()
     }
 
     /// The nodes that are known to have a message on disk, which stands at any of these places.
-    fn durable_on(&self, copies: &[Range]) -> Vec<NodeId> {
-        let wounds = self.store.log().wounds();
-        let is_whole = |copy: &Range| wounds.within(copy.origin, copy.first, copy.last).is_empty();
-        self.mesh.holders(copies, copies.iter().any(is_whole), self.logs().vector())
+    fn durable_on(&self, copies: &[EntryRange]) -> Vec<NodeId> {
+        let wounds = self.store.log().damage();
+        let is_whole = |copy: &EntryRange| wounds.within(copy.origin, copy.first, copy.last).is_empty();
+        self.cluster.holders(copies, copies.iter().any(is_whole), self.logs().vector())
     }
 }
 

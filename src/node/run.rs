@@ -3,8 +3,8 @@
 //! The stop order: no more connections, open requests finish, exchanges end, the writer commits what it has, the indexer
 //! ends, the databases close. `kill -9` loses nothing acknowledged; the order is politeness. Whatever must go
 //! on and ends early ends the node with its reason. A store that fails is closed while the address keeps answering, and
-//! opened again every second until that works: with another open id, and another log for what is sent from then on. What
-//! the disk does not give then, time after time, is given up (see `patience`).
+//! opened again every second until that works (see `recovery`): with another open id, and another log for what is sent from
+//! then on.
 
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -16,46 +16,48 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::alarm::Alarm;
-use super::mesh::Mesh;
-use super::notes::Notes;
-use super::patience::Patience;
+use super::cluster::Cluster;
+use super::incidents::Incidents;
+use super::live_feed::LiveFeed;
 use super::pid::PidFile;
-use super::seat::Seat;
+use super::recovery::{OpenedStore, StoreOpener};
+use super::slot::NodeSlot;
+use super::store_fault::StoreFault;
 use super::writer::Writer;
-use super::{Bounds, Error, Node, care, doubt, http, hub, now_ms, replicate, status};
-use crate::chain::log::Logs;
-use crate::chain::members::{self, Name};
-use crate::chain::wire::Hello;
+use crate::chain::members::{self, MemberId};
+use crate::chain::sync::wire::Hello;
 use crate::config::NodeConfig;
+use crate::node::cluster::sync;
+use crate::node::{Limits, Node, NodeError, http, live_feed, maintenance, now_ms, status};
 use crate::serve;
-use crate::store::{OpenError, Store, Trust};
+use crate::store::Store;
 
 /// Whoever still reads a store that is being closed has so long to end; streams do within their own time. Then the node
 /// ends with that reason.
-const CLOSE_TIME: Duration = Duration::from_secs(60);
+const CLOSE_TIME_MAX: Duration = Duration::from_secs(60);
 /// How often it is looked whether a reader saw the engine fail.
-const LOOK_EVERY: Duration = Duration::from_millis(250);
-/// How often a store that failed is tried again.
-const REOPEN_EVERY: Duration = Duration::from_secs(1);
+const READ_FAULT_POLL_INTERVAL: Duration = Duration::from_millis(250);
 
 /// Runs a node on this listener until `stop`.
-pub async fn run(config: NodeConfig, listener: TcpListener, stop: CancellationToken) -> Result<(), Error> {
-    let (config, started, notes) = (Arc::new(config), Instant::now(), Notes::default());
-    let mut patience = Patience::default();
-    let begin = |opened| Life::begin(&config, opened, started, notes.clone(), stop.child_token());
-    let (seat, mut life) = match open(&config, doubt::trust(&config.store_dir).await).await? {
+pub async fn run(
+    config: NodeConfig,
+    listener: TcpListener,
+    stop: CancellationToken,
+) -> Result<(), NodeError> {
+    let (config, started, notes) = (Arc::new(config), Instant::now(), Incidents::default());
+    let mut opener = StoreOpener::new(config.clone()).await;
+    let begin = |opened| OpenNode::start(&config, opened, started, notes.clone(), stop.child_token());
+    let (seat, mut life) = match opener.open().await? {
         Ok(opened) => {
-            announce(&config, opened.0.log().kept().members.count()); // before the exchanges have something to say
+            log_start(&config, opened.0.log().membership().members.count()); // before the exchanges have something to say
             let life = begin(opened)?;
-            (Seat::of(life.node.clone()), Some(life))
+            (NodeSlot::open_with(life.node.clone()), Some(life))
         }
         // As later on: the disk may come to its senses, and until then the address says what is wrong.
-        Err(error) if error.may_pass() => {
-            announce(&config, 0);
+        Err(error) if error.is_transient() => {
+            log_start(&config, 0);
             tracing::error!(%error, "the store does not open");
-            patience.note(&error);
-            (Seat::empty(error.to_string(), status::unopened(&config)), None)
+            (NodeSlot::closed(error.to_string(), status::unopened(&config)), None)
         }
         Err(error) => return Err(error.into()),
     };
@@ -66,9 +68,9 @@ pub async fn run(config: NodeConfig, listener: TcpListener, stop: CancellationTo
         let Some(current) = &mut life else {
             tokio::select! {
                 () = &mut serving => break Ok(()),
-                opened = reopen(&config, &seat, &mut patience) => life = Some(begin(opened)?),
+                opened = opener.reopen(&seat) => life = Some(begin(opened)?),
             }
-            seat.take(life.as_ref().expect("begun just now").node.clone());
+            seat.open(life.as_ref().expect("begun just now").node.clone());
             continue;
         };
         let why = tokio::select! {
@@ -76,11 +78,12 @@ pub async fn run(config: NodeConfig, listener: TcpListener, stop: CancellationTo
             why = current.ended() => why,
         };
         match why {
-            Ended::Early(why) => break Err(Error::Ended(why)),
-            Ended::Suspect(why) => {
+            EndReason::TaskEnded(why) => break Err(NodeError::Ended(why)),
+            EndReason::StoreFailed(why) => {
+                opener.store_failed();
                 notes.add(format!("node {} opened its store anew: {why}", config.node_id));
                 let life = life.take().expect("it ended just now");
-                seat.leave(why, status::status(&life.node));
+                seat.close(why, status::status(&life.node));
                 // The address answers meanwhile: without being polled, it accepts nobody.
                 let closing = life.end();
                 tokio::pin!(closing);
@@ -99,62 +102,23 @@ pub async fn run(config: NodeConfig, listener: TcpListener, stop: CancellationTo
     drop(pid); // while the store is still ours
     if let Some(life) = life {
         if ended.is_ok() {
-            life.node.store.end_in_order();
+            life.node.store.will_stop_cleanly();
         }
         life.end().await?;
     }
     ended
 }
 
-type Opened = (Arc<Store>, Logs);
-
-async fn open(config: &Arc<NodeConfig>, trust: Trust) -> Result<Result<Opened, OpenError>, Error> {
-    let of = config.clone();
-    let opening =
-        tokio::task::spawn_blocking(move || Store::open_with(&of.store_dir, &of.network, now_ms(), trust));
-    let opened = opening.await.map_err(|error| Error::Ended(format!("opening the store: {error}")))?;
-    if let Ok((store, logs)) = &opened {
-        tracing::info!(
-            node = config.node_id,
-            store = %config.store_dir.display(),
-            messages = store.counts().messages,
-            origins = logs.vector().origins(),
-            "the store is open"
-        );
-    }
-    Ok(opened)
-}
-
-/// Opens a store that failed, however often it takes.
-async fn reopen(config: &Arc<NodeConfig>, seat: &Seat, patience: &mut Patience) -> Opened {
-    loop {
-        tokio::time::sleep(REOPEN_EVERY).await;
-        let why = match open(config, patience.next()).await {
-            Ok(Ok(opened)) => {
-                *patience = Patience::default();
-                return opened;
-            }
-            Ok(Err(error)) => {
-                patience.note(&error);
-                error.to_string()
-            }
-            Err(error) => error.to_string(),
-        };
-        tracing::error!(why, "the store does not open");
-        seat.stay_empty(why);
-    }
-}
-
 /// Why a life ends although nobody stopped it.
-enum Ended {
+enum EndReason {
     /// Something that must go on did not.
-    Early(String),
+    TaskEnded(String),
     /// The store must not be believed.
-    Suspect(String),
+    StoreFailed(String),
 }
 
 /// What goes on while a store is open: from one opening to the next everything begins anew.
-struct Life {
+struct OpenNode {
     node: Node,
     writing: JoinHandle<()>,
     indexing: JoinHandle<()>,
@@ -163,56 +127,62 @@ struct Life {
     stop: CancellationToken,
 }
 
-impl Life {
-    fn begin(
+impl OpenNode {
+    fn start(
         config: &Arc<NodeConfig>,
-        (store, logs): Opened,
+        (store, logs): OpenedStore,
         started: Instant,
-        notes: Notes,
+        notes: Incidents,
         feeds_end: CancellationToken,
-    ) -> Result<Self, Error> {
-        let mesh = Arc::new(Mesh::new(config, hello(config, &store), store.log().kept(), started, notes));
-        let (writer, logs, writing) = Writer::start(store.clone(), logs, config.store_dir.clone(), now_ms)?;
-        let (indexing, indexer_ended) = start_indexer(store.clone(), writer.alarm().clone())?;
-        let (config, bounds) = (config.clone(), Bounds::new(feeds_end));
-        let node = Node { config, store, writer, logs, mesh, bounds };
+    ) -> Result<Self, NodeError> {
+        let cluster = Arc::new(Cluster::new(
+            config,
+            identity(config, &store),
+            store.log().membership(),
+            started,
+            notes,
+        ));
+        let (writer, writing) = Writer::start(store.clone(), logs, config.store_dir.clone(), now_ms)?;
+        let (indexing, indexer_ended) = start_indexer(store.clone(), writer.fault().clone())?;
+        let live_feed = Arc::new(LiveFeed::new(feeds_end));
+        let node = Node { config: config.clone(), store, writer, cluster, live_feed, limits: Limits::new() };
         let (mut tasks, stop) = (JoinSet::new(), CancellationToken::new());
-        tasks.spawn(replicate::links(node.clone(), stop.clone()));
-        tasks.spawn(care::take_care(node.clone()));
-        tasks.spawn(hub::move_along(node.clone()));
-        tasks.spawn(care::prove(node.clone()));
-        Ok(Life { node, writing, indexing, indexer_ended, tasks, stop })
+        tasks.spawn(sync::run(node.clone(), stop.clone()));
+        tasks.spawn(maintenance::run(node.clone()));
+        tasks.spawn(live_feed::run(node.clone()));
+        tasks.spawn(maintenance::mark_healthy_later(node.clone()));
+        Ok(OpenNode { node, writing, indexing, indexer_ended, tasks, stop })
     }
 
     /// Waits for the end of something that must go on.
-    async fn ended(&mut self) -> Ended {
+    async fn ended(&mut self) -> EndReason {
         // Whether the writer is alive shows in its signal: the sending end is gone once the thread is.
-        let mut signal = self.node.logs.clone();
+        let mut signal = self.node.logs_signal();
         let writer_ended = async move { while signal.changed().await.is_ok() {} };
-        let alarm = self.node.writer.alarm().clone();
+        let alarm = self.node.writer.fault().clone();
         let store = self.node.store.clone();
         let reads_failed = async move {
             loop {
-                if let Some(why) = store.has_failed_reading() {
+                if let Some(why) = store.read_failure() {
                     return format!("reading failed: {why}");
                 }
-                tokio::time::sleep(LOOK_EVERY).await;
+                tokio::time::sleep(READ_FAULT_POLL_INTERVAL).await;
             }
         };
         tokio::select! {
             biased;
-            why = reads_failed => Ended::Suspect(why),
-            why = alarm.raised() => Ended::Suspect(why),
-            () = writer_ended => Ended::Early("the writer ended; the log says why".into()),
-            _ = &mut self.indexer_ended => Ended::Early("the indexer ended; the log says why".into()),
+            why = reads_failed => EndReason::StoreFailed(why),
+            why = alarm.raised() => EndReason::StoreFailed(why),
+            () = writer_ended => EndReason::TaskEnded("the writer ended; the log says why".into()),
+            _ = &mut self.indexer_ended => EndReason::TaskEnded("the indexer ended; the log says why".into()),
             why = task_ended(&mut self.tasks, &alarm) => why,
         }
     }
 
     /// Ends all of it, in order: exchanges, writer, indexer, store.
-    async fn end(mut self) -> Result<(), Error> {
+    async fn end(mut self) -> Result<(), NodeError> {
         self.stop.cancel();
-        self.node.hub().stop().cancel();
+        self.node.live_feed.stop().cancel();
         self.tasks.shutdown().await;
         self.node.writer.stop();
         self.node.store.stop_indexing();
@@ -231,8 +201,8 @@ impl Life {
         }
         let began = Instant::now();
         while store.strong_count() > 0 {
-            if began.elapsed() > CLOSE_TIME {
-                return Err(Error::Ended("the store cannot be closed: something still reads it".into()));
+            if began.elapsed() > CLOSE_TIME_MAX {
+                return Err(NodeError::Ended("the store cannot be closed: something still reads it".into()));
             }
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
@@ -241,7 +211,7 @@ impl Life {
 }
 
 /// `members`: those that its store knows, itself among them if it was open before.
-fn announce(config: &NodeConfig, members: usize) {
+fn log_start(config: &NodeConfig, members: usize) {
     tracing::info!(node = config.node_id, address = %config.advertise, network = config.network, "serving");
     if config.peers.is_empty() && members < 2 {
         tracing::warn!("this node has no peers: its messages are on no other machine");
@@ -255,30 +225,30 @@ fn announce(config: &NodeConfig, members: usize) {
 }
 
 /// Who this node is to its peers, as of this opening of its store.
-fn hello(config: &NodeConfig, store: &Store) -> Hello {
+fn identity(config: &NodeConfig, store: &Store) -> Hello {
     Hello {
         network: Hello::network_hash(&config.network),
         node_id: config.node_id,
         store_id: store.id().0,
-        open_id: next_opening(store, config),
+        open_id: next_open_id(store, config),
         address: config.advertise.to_string(),
     }
 }
 
 /// Later than the last one at this place, also if the clock was set back: a smaller one would be taken for an old word.
-fn next_opening(store: &Store, config: &NodeConfig) -> [u8; 16] {
-    let name = Name { node_id: config.node_id, store_id: store.id().0 };
-    let last = members::latest(store.log().kept().members.iter(), name, &config.advertise.to_string());
+fn next_open_id(store: &Store, config: &NodeConfig) -> [u8; 16] {
+    let name = MemberId { node_id: config.node_id, store_id: store.id().0 };
+    let last = members::latest(store.log().membership().members.iter(), name, &config.advertise.to_string());
     let last = last.map_or(0, u128::from_be_bytes);
     Uuid::now_v7().as_u128().max(last.saturating_add(1)).to_be_bytes()
 }
 
 /// Waits for a task that ends although the node does not.
-async fn task_ended(tasks: &mut JoinSet<()>, alarm: &Alarm) -> Ended {
+async fn task_ended(tasks: &mut JoinSet<()>, alarm: &StoreFault) -> EndReason {
     match tasks.join_next().await {
-        _ if alarm.is_raised() => Ended::Suspect(alarm.raised().await),
-        Some(Err(error)) => Ended::Early(format!("a background task ended: {error}")),
-        Some(Ok(())) => Ended::Early("a background task ended; the log says why".into()),
+        _ if alarm.is_raised() => EndReason::StoreFailed(alarm.raised().await),
+        Some(Err(error)) => EndReason::TaskEnded(format!("a background task ended: {error}")),
+        Some(Ok(())) => EndReason::TaskEnded("a background task ended; the log says why".into()),
         None => std::future::pending().await,
     }
 }
@@ -288,13 +258,13 @@ async fn task_ended(tasks: &mut JoinSet<()>, alarm: &Alarm) -> Ended {
 /// The second value is dropped when it ends.
 fn start_indexer(
     store: Arc<Store>,
-    alarm: Alarm,
+    alarm: StoreFault,
 ) -> std::io::Result<(JoinHandle<()>, oneshot::Receiver<()>)> {
     let (alive, ended) = oneshot::channel();
     let thread = std::thread::Builder::new().name("indexer".into()).spawn(move || {
         let _alive = alive;
         while store.wait_for_index_work() {
-            if let Err(error) = store.index_behind() {
+            if let Err(error) = store.flush_index() {
                 tracing::error!(%error, "indexing failed");
                 alarm.raise(format!("the index cannot be written: {error}"));
                 return;

@@ -12,15 +12,17 @@ use futures_util::future::join_all;
 use tokio::time::timeout;
 
 use super::Node;
-use super::seat::{Seat, Taken};
+use super::slot::{NodeSlot, SlotState};
 use crate::api::error::Problem;
-use crate::api::network::{NetworkNode, NetworkStatus, NodeStatus, PeerStatus, Ready, ScrubStatus, State};
+use crate::api::network::{
+    NetworkNode, NetworkStatus, NodeState, NodeStatus, PeerStatus, Readiness, ScrubStatus,
+};
 use crate::api::{path, query};
 use crate::chain::vector::Vector;
 use crate::client::Request;
 use crate::config::NodeConfig;
 use crate::serve;
-use crate::store::recover::Recovery;
+use crate::store::recovery::Recovery;
 
 /// How long a peer is waited for when the whole network is asked. One that takes longer is shown as suspect.
 const ASK_TIME: Duration = Duration::from_secs(1);
@@ -29,14 +31,14 @@ const STATUS_BYTES_MAX: usize = 1 << 20;
 
 /// `GET /nodes`. While the store is closed: the last word, and why.
 pub async fn nodes(
-    extract::State(seat): extract::State<Seat>,
+    extract::State(seat): extract::State<NodeSlot>,
     RawQuery(raw): RawQuery,
 ) -> Result<Response, Problem> {
     query::refuse_any(raw.as_deref())?;
-    let status = match seat.taken() {
-        Taken::Open(node) => status(&node),
-        Taken::Closed(why, mut last) => {
-            let (state, node_id) = (State::Suspect, last.node_id);
+    let status = match seat.state() {
+        SlotState::Open(node) => status(&node),
+        SlotState::Closed(why, mut last) => {
+            let (state, node_id) = (NodeState::Suspect, last.node_id);
             last.warnings.retain(|warning| !warning.starts_with(&format!("node {node_id} cannot write")));
             last.warnings
                 .insert(0, format!("node {node_id} has closed its store, and tries to open it again: {why}"));
@@ -53,7 +55,7 @@ pub fn unopened(config: &NodeConfig) -> NodeStatus {
         node_id: config.node_id,
         address: config.advertise.clone(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
-        state: State::Suspect,
+        state: NodeState::Suspect,
         uptime_seconds: 0,
         messages: 0,
         digest: String::new(),
@@ -70,46 +72,46 @@ pub fn unopened(config: &NodeConfig) -> NodeStatus {
 /// This node's word on itself.
 pub fn status(node: &Node) -> NodeStatus {
     let logs = node.logs();
-    let counts = node.store().counts();
+    let counts = node.store.counts();
     NodeStatus {
-        node_id: node.config().node_id,
-        address: node.config().advertise.clone(),
+        node_id: node.config.node_id,
+        address: node.config.advertise.clone(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
-        state: State::Up,
-        uptime_seconds: node.mesh().started.elapsed().as_secs(),
+        state: NodeState::Up,
+        uptime_seconds: node.cluster.started.elapsed().as_secs(),
         messages: counts.messages,
         digest: logs.vector().digest().to_string(),
         origins: logs.vector().origins() as u64,
         conflicts: counts.conflicts,
-        damaged: node.mesh().damaged(node),
+        damaged: node.cluster.damaged(node),
         unreadable: counts.unreadable,
-        scrub: ScrubStatus { total: logs.vector().entries(), ..node.mesh().scrub.status() },
+        scrub: ScrubStatus { total: logs.vector().entries(), ..node.cluster.scrub.status() },
         warnings: warnings(node),
-        peers: node.mesh().statuses(logs.vector()),
+        peers: node.cluster.statuses(logs.vector()),
     }
 }
 
 fn warnings(node: &Node) -> Vec<String> {
     let mut warnings = Vec::new();
-    let NodeConfig { node_id, listen, keys, .. } = node.config();
+    let NodeConfig { node_id, listen, keys, .. } = &*node.config;
     if !listen.is_loopback() && keys.is_none() {
         warnings.push(format!(
             "node {node_id} listens on {listen}, beyond this machine, and there is no key: whoever reaches it can \
              read and write everything"
         ));
     }
-    if !node.writer().is_writable() {
-        warnings.push(format!("node {} cannot write to its disk", node.config().node_id));
+    if !node.writer.is_writable() {
+        warnings.push(format!("node {} cannot write to its disk", node.config.node_id));
     }
     warnings.extend(of_the_store(node));
-    warnings.extend(node.mesh().warnings());
+    warnings.extend(node.cluster.warnings());
     warnings
 }
 
 /// What came of damage to the store, or of doubts in it: it stays until an operator has taken the damaged files away.
 fn of_the_store(node: &Node) -> impl Iterator<Item = String> {
-    let (store, id) = (node.store(), node.config().node_id);
-    let doubted = store.bad_ends_before().and_then(|count| {
+    let (store, id) = (&node.store, node.config.node_id);
+    let doubted = store.unclean_exits_before().and_then(|count| {
         let found = match (store.recovery(), store.has_new_index()) {
             (Some(_), _) => "its log was damaged",
             (None, true) => "its log was in order, and its index was built anew",
@@ -121,7 +123,7 @@ fn of_the_store(node: &Node) -> impl Iterator<Item = String> {
         ))
     });
     let recovery = store.recovery().map(|Recovery { why, salvaged, .. }| {
-        let (kept, loose, holes) = (salvaged.entries, salvaged.loose, salvaged.holes);
+        let (kept, loose, holes) = (salvaged.entries, salvaged.detached, salvaged.missing);
         let unread = match salvaged.unread_bytes {
             0 => String::new(),
             bytes => format!(", and {bytes} bytes of it can never be read again"),
@@ -131,7 +133,7 @@ fn of_the_store(node: &Node) -> impl Iterator<Item = String> {
              that are missing; what its peers have, it takes from them"
         )
     });
-    let set_aside = store.set_aside().iter().map(move |path| {
+    let set_aside = store.damaged_files().iter().map(move |path| {
         let path = path.display();
         format!("node {id}: {path} was damaged and set aside; remove it once nothing is missing any more")
     });
@@ -148,13 +150,13 @@ pub async fn network(node: Node, RawQuery(raw): RawQuery) -> Result<Response, Pr
 /// Asks all peers at once and puts their words beside ours.
 async fn survey(node: &Node) -> NetworkStatus {
     let logs = node.logs();
-    let all = node.mesh().union(logs.vector());
-    let peers = node.mesh().surveyed(&all);
+    let all = node.cluster.union(logs.vector());
+    let peers = node.cluster.surveyed(&all);
     let answers = join_all(peers.iter().map(|(peer, _)| ask(node, peer))).await;
     let own = status(node);
     let mine = node.logs();
-    let is_up = |answer: &NodeStatus| answer.state == State::Up;
-    let writable = node.writer().is_writable() || answers.iter().flatten().any(is_up);
+    let is_up = |answer: &NodeStatus| answer.state == NodeState::Up;
+    let writable = node.writer.is_writable() || answers.iter().flatten().any(is_up);
     let mut warnings = own.warnings.clone();
     let mut healthy = own.damaged + own.unreadable == 0;
     let own = row(own, logs.vector(), &all);
@@ -163,7 +165,7 @@ async fn survey(node: &Node) -> NetworkStatus {
         if let Ok(answer) = &answer {
             for has in [&logs, &mine].map(|logs| logs.vector()) {
                 if answer.digest == has.digest().to_string() {
-                    node.mesh().seen(of, answer.node_id, has);
+                    node.cluster.on_status(of, answer.node_id, has);
                 }
             }
             healthy &= answer.damaged + answer.unreadable == 0;
@@ -177,7 +179,7 @@ async fn survey(node: &Node) -> NetworkStatus {
     nodes.sort_by(|left, right| {
         (left.node_id.is_none(), left.node_id).cmp(&(right.node_id.is_none(), right.node_id))
     });
-    let up: Vec<&NetworkNode> = nodes.iter().filter(|node| node.state == State::Up).collect();
+    let up: Vec<&NetworkNode> = nodes.iter().filter(|node| node.state == NodeState::Up).collect();
     let converged = healthy && up.iter().all(|node| node.digest == up[0].digest);
     let (up, total) = (up.len() as u64, nodes.len() as u64);
     NetworkStatus { nodes, up, total, writable, converged, warnings }
@@ -187,7 +189,7 @@ async fn survey(node: &Node) -> NetworkStatus {
 async fn ask(node: &Node, PeerStatus { node_id, address, .. }: &PeerStatus) -> Result<NodeStatus, String> {
     let request = Request::get(path::NODES);
     let answer = async {
-        node.mesh()
+        node.cluster
             .client
             .forward(address, &request, ASK_TIME)
             .await?
@@ -231,8 +233,8 @@ fn peer_row(own: &NetworkNode, peer: PeerStatus, answer: Result<NodeStatus, Stri
     // whatever the last exchange said.
     let state = match (&answer, peer.state) {
         (Some(answer), _) => answer.state,
-        (None, State::Down) => State::Down,
-        (None, State::Up | State::Suspect) => State::Suspect,
+        (None, NodeState::Down) => NodeState::Down,
+        (None, NodeState::Up | NodeState::Suspect) => NodeState::Suspect,
     };
     // Equal digests prove equal logs, which is fresher than what the last exchange knew.
     let is_equal = answer.as_ref().is_some_and(|answer| Some(&answer.digest) == own.digest.as_ref());
@@ -254,13 +256,13 @@ fn peer_row(own: &NetworkNode, peer: PeerStatus, answer: Result<NodeStatus, Stri
 
 /// `GET /readyz`: whether it can store and read here.
 pub async fn ready(
-    extract::State(seat): extract::State<Seat>,
+    extract::State(seat): extract::State<NodeSlot>,
     RawQuery(raw): RawQuery,
 ) -> Result<Response, Problem> {
     query::refuse_any(raw.as_deref())?;
-    let ready = match seat.taken() {
-        Taken::Open(node) => Ready { readable: true, writable: node.writer().is_writable() },
-        Taken::Closed(..) => Ready { readable: false, writable: false },
+    let ready = match seat.state() {
+        SlotState::Open(node) => Readiness { readable: true, writable: node.writer.is_writable() },
+        SlotState::Closed(..) => Readiness { readable: false, writable: false },
     };
     let status = if ready.writable { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     Ok(serve::json(status, serde_json::to_vec(&ready).expect("booleans serialise")))

@@ -4,14 +4,17 @@ use bytes::Bytes;
 use tempfile::TempDir;
 use uuid::Uuid;
 
+use tokio_util::sync::CancellationToken;
+
 use super::*;
 use crate::chain::clock::Stamp;
-use crate::chain::message::{Digest, Draft, Message};
-use crate::chain::place::{ChainHash, Origin, Place};
-use crate::chain::record::{Kind, Record};
-use crate::chain::seqs::MilestoneContent;
+use crate::chain::frontier::SnapshotContent;
+use crate::chain::ids::{ChainHash, EntryKey, Origin};
+use crate::chain::message::{Digest, Message, UncheckedMessage};
+use crate::chain::record::{EntryKind, Record};
+use crate::chain::sync::wire::{EntryRange, Heads, Hello, Run, SyncMessage, short};
 use crate::chain::vector::{Head, Vector};
-use crate::chain::wire::{Body, Heads, Hello, Range, Run, short};
+use crate::node::cluster::sync;
 
 const X: Origin = Origin([7; 16]);
 const STAMP: u64 = 1_700_000_000_000 << 16;
@@ -28,7 +31,7 @@ impl Bench {
         Self::with_peers(Vec::new())
     }
 
-    fn with_peers(peers: Vec<crate::config::Peer>) -> Self {
+    fn with_peers(peers: Vec<crate::config::ConfiguredPeer>) -> Self {
         let dir = tempfile::tempdir().expect("temp dir");
         let addr: crate::api::address::Addr = "127.0.0.1:0".parse().expect("an address");
         let config = NodeConfig {
@@ -43,38 +46,38 @@ impl Bench {
             keys: None,
         };
         let (store, logs) = Store::open(dir.path(), "test", now_ms()).expect("opens");
-        let (writer, logs, _thread) =
+        let (writer, _thread) =
             Writer::start(store.clone(), logs, dir.path().to_owned(), now_ms).expect("starts");
         let mut hello = hello(1);
         // No two of them run with copies of one store, or at one address.
         (hello.store_id, hello.open_id) = (Uuid::new_v4().into_bytes(), Uuid::new_v4().into_bytes());
         hello.address = format!("{}:1", Uuid::new_v4());
-        let mesh = Arc::new(Mesh::new(
+        let cluster = Arc::new(Cluster::new(
             &config,
             hello,
-            store.log().kept(),
+            store.log().membership(),
             std::time::Instant::now(),
-            notes::Notes::default(),
+            incidents::Incidents::default(),
         ));
         let node = Node {
             config: Arc::new(config),
             store,
             writer,
-            logs,
-            mesh,
-            bounds: Bounds::new(CancellationToken::new()),
+            cluster,
+            live_feed: Arc::new(LiveFeed::new(CancellationToken::new())),
+            limits: Limits::new(),
         };
         Bench { node, serving: tokio::task::JoinSet::new(), _dir: dir }
     }
 
-    async fn answer(&self, request: Body) -> Body {
+    async fn answer(&self, request: SyncMessage) -> SyncMessage {
         let bytes = Bytes::from(request.encode());
-        let request = Body::decode(&bytes).expect("well-formed");
-        replicate::answer(&self.node, request, bytes).await.expect("answers")
+        let request = SyncMessage::decode(&bytes).expect("well-formed");
+        sync::answer(&self.node, request, bytes).await.expect("answers")
     }
 
     /// What the node says to these entries, and to a peer that claims to have `claimed` of them.
-    async fn push(&self, log: &Log, first: u64, last: u64, claimed: u64) -> Body {
+    async fn push(&self, log: &Log, first: u64, last: u64, claimed: u64) -> SyncMessage {
         let mut request = quiet();
         let heads = Heads { base: None, changes: vec![(log.origin, log.head(claimed))], cuts: Vec::new() };
         request.digest = digest_of(&heads);
@@ -84,28 +87,31 @@ impl Bench {
     }
 
     /// Serves it until the test ends.
-    async fn serve(&mut self) -> crate::config::Peer {
-        self.serve_at(&seat::Seat::of(self.node.clone())).await
+    async fn serve(&mut self) -> crate::config::ConfiguredPeer {
+        self.serve_at(&slot::NodeSlot::open_with(self.node.clone())).await
     }
 
-    async fn serve_at(&mut self, seat: &seat::Seat) -> crate::config::Peer {
+    async fn serve_at(&mut self, seat: &slot::NodeSlot) -> crate::config::ConfiguredPeer {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("binds");
         let addr = listener.local_addr().expect("is bound").into();
         let stop = tokio_util::sync::CancellationToken::new();
         self.serving.spawn(crate::serve::serve(listener, http::routes(seat.clone()), None, stop));
-        crate::config::Peer { node_id: None, addr }
+        crate::config::ConfiguredPeer { node_id: None, addr }
     }
 
     fn seq(&self, origin: Origin) -> u64 {
         self.node.logs().vector().seq(origin)
     }
 
-    async fn send(&self, id: u128) -> Place {
+    async fn send(&self, id: u128) -> EntryKey {
         let content = content(id, "mine");
-        let intake =
-            crate::replica::jobs::Intake { id: Uuid::from_u128(id), digest: Digest::of(&content), content };
-        match self.node.writer().send(vec![intake]).await[..] {
-            [crate::replica::jobs::Outcome::Stored { place, .. }] => place,
+        let intake = crate::replica::write_ops::NewMessage {
+            id: Uuid::from_u128(id),
+            digest: Digest::of(&content),
+            content,
+        };
+        match self.node.writer.send(vec![intake]).await[..] {
+            [crate::replica::write_ops::SendOutcome::Stored { place, .. }] => place,
             ref other => panic!("not stored: {other:?}"),
         }
     }
@@ -113,7 +119,7 @@ impl Bench {
 
 impl Drop for Bench {
     fn drop(&mut self) {
-        self.node.writer().stop();
+        self.node.writer.stop();
     }
 }
 
@@ -124,8 +130,8 @@ fn hello(node_id: u16) -> Hello {
 }
 
 /// A message of another node without anything in it.
-fn quiet() -> Body {
-    Body::quiet(hello(2), [0; 16])
+fn quiet() -> SyncMessage {
+    SyncMessage::quiet(hello(2), [0; 16])
 }
 
 fn digest_of(heads: &Heads) -> [u8; 16] {
@@ -136,7 +142,7 @@ fn digest_of(heads: &Heads) -> [u8; 16] {
 
 fn content(id: u128, text: &str) -> Vec<u8> {
     let (sender, recipient, text) = ("a".into(), "b".into(), text.into());
-    let draft = Draft { id: Uuid::from_u128(id), sender, recipient, text, timestamp: None };
+    let draft = UncheckedMessage { id: Uuid::from_u128(id), sender, recipient, text, timestamp: None };
     Message::new(draft).expect("valid").encode()
 }
 
@@ -163,10 +169,10 @@ impl Log {
     }
 
     fn run(&self, first: u64, last: u64) -> Run {
-        self.run_of(Kind::Message, first, last)
+        self.run_of(EntryKind::Message, first, last)
     }
 
-    fn run_of(&self, kind: Kind, first: u64, last: u64) -> Run {
+    fn run_of(&self, kind: EntryKind, first: u64, last: u64) -> Run {
         let record = |seq: u64| {
             let content = &self.contents[usize::try_from(seq - 1).expect("small")];
             let (origin, stamp, digest) = (self.origin, Stamp(STAMP + seq), Digest::of(content));
@@ -197,11 +203,11 @@ async fn heads_beyond_everything_that_exists_do_not_upset_the_status() {
     let bench = Bench::new();
     let heads = (0..3).map(|n| (origin(n), Head { seq: u64::MAX, hash: ChainHash([1; 32]) }));
     let heads = Heads { base: None, changes: heads.collect(), cuts: Vec::new() };
-    let request = Body { digest: digest_of(&heads), heads: Some(heads), ..quiet() };
+    let request = SyncMessage { digest: digest_of(&heads), heads: Some(heads), ..quiet() };
     bench.answer(request).await;
     let status = status::status(&bench.node);
     assert_eq!(status.peers[0].behind, Some(0));
-    let all = bench.node.mesh().union(bench.node.logs().vector());
+    let all = bench.node.cluster.union(bench.node.logs().vector());
     assert_eq!(all.ahead_of(bench.node.logs().vector()), u64::MAX);
 }
 
@@ -229,9 +235,9 @@ async fn a_process_that_meets_its_own_log_grown_by_another_begins_a_new_one() {
     let digest = Digest::of(&content);
     let stamp = Stamp(first.stamp.0 + 1);
     let record =
-        Record { origin: first.origin, seq: 2, stamp, digest, kind: Kind::Message, content: &content };
+        Record { origin: first.origin, seq: 2, stamp, digest, kind: EntryKind::Message, content: &content };
     let run = Run { origin: first.origin, before: head, records: vec![record.encode().into()], broken: None };
-    bench.answer(Body { runs: vec![run], ..quiet() }).await;
+    bench.answer(SyncMessage { runs: vec![run], ..quiet() }).await;
     assert_eq!(bench.seq(first.origin), 2, "its entries are messages like any other");
     assert_ne!(bench.send(3).await.origin, first.origin);
 }
@@ -248,7 +254,7 @@ async fn forks_that_a_peer_invents_do_not_pile_up() {
         request.runs = (0..300).map(forged).collect();
         bench.answer(request).await;
     }
-    assert!(bench.node.mesh().warnings().len() < 100);
+    assert!(bench.node.cluster.warnings().len() < 100);
 }
 
 #[tokio::test]
@@ -257,8 +263,8 @@ async fn many_small_wants_of_one_peer_do_not_keep_a_reader_busy_for_long() {
     let log = Log::new(X, 1023, 1, "long");
     bench.push(&log, 1, 1023, 1023).await;
     let began = std::time::Instant::now();
-    let wants = (0..20_000).map(|n| Range { origin: X, first: 1000 + n % 20, last: 1000 + n % 20 });
-    let reply = bench.answer(Body { wants: wants.collect(), ..quiet() }).await;
+    let wants = (0..20_000).map(|n| EntryRange { origin: X, first: 1000 + n % 20, last: 1000 + n % 20 });
+    let reply = bench.answer(SyncMessage { wants: wants.collect(), ..quiet() }).await;
     assert!(reply.more);
     assert!(began.elapsed() < std::time::Duration::from_secs(6), "{:?}", began.elapsed());
 }
@@ -269,10 +275,10 @@ async fn one_damaged_entry_keeps_nothing_else_from_a_peer() {
     let bench = Bench::new();
     bench.push(&Log::new(X, 60, 1, "long"), 1, 60, 60).await;
     bench.push(&Log::new(origin(1), 3, 1, "other"), 1, 3, 3).await;
-    crate::store::log::overwrite(bench.node.store().log(), X, 40, b"damage");
+    crate::store::log::overwrite(bench.node.store.log(), X, 40, b"damage");
     let wants = [(X, 1, 60), (X, 50, 60), (Origin(origin(1).0), 1, 3)];
-    let wants = wants.map(|(origin, first, last)| Range { origin, first, last }).to_vec();
-    let reply = bench.answer(Body { wants, ..quiet() }).await;
+    let wants = wants.map(|(origin, first, last)| EntryRange { origin, first, last }).to_vec();
+    let reply = bench.answer(SyncMessage { wants, ..quiet() }).await;
     let got: Vec<_> = reply.runs.iter().map(|run| (run.origin, run.records.len())).collect();
     assert_eq!(got, [(X, 39), (origin(1), 3)]);
 }
@@ -285,7 +291,7 @@ async fn a_fork_does_not_hold_up_the_other_logs_and_ends_in_branches() {
     let own = bench.send(1).await.origin;
     bench.send(2).await;
     peer.push(&Log::new(own, 1, 1, "forged"), 1, 1, 1).await;
-    let mut talk = replicate::Talk::new(0);
+    let mut talk = sync::SyncClient::new(0);
     talk.exchange(&bench.node, false).await.expect("goes well");
     peer.push(&Log::new(X, 3, 1, "other"), 1, 3, 3).await;
     for _ in 0..3 {
@@ -306,11 +312,11 @@ async fn a_fork_does_not_hold_up_the_other_logs_and_ends_in_branches() {
 #[tokio::test]
 async fn a_node_with_a_closed_store_is_neither_up_nor_writable_in_the_network() {
     let mut peer = Bench::new();
-    let seat = seat::Seat::of(peer.node.clone());
+    let seat = slot::NodeSlot::open_with(peer.node.clone());
     let bench = Bench::with_peers(vec![peer.serve_at(&seat).await]);
-    replicate::Talk::new(0).exchange(&bench.node, false).await.expect("goes well");
-    seat.leave("its disk is gone".into(), status::status(&peer.node));
-    bench.node.writer().alarm().raise("ours is gone as well".into());
+    sync::SyncClient::new(0).exchange(&bench.node, false).await.expect("goes well");
+    seat.close("its disk is gone".into(), status::status(&peer.node));
+    bench.node.writer.fault().raise("ours is gone as well".into());
     let answer = status::network(bench.node.clone(), axum::extract::RawQuery(None)).await.expect("answers");
     let bytes = axum::body::to_bytes(answer.into_body(), 1 << 20).await.expect("is short");
     let network: crate::api::network::NetworkStatus = serde_json::from_slice(&bytes).expect("parses");
@@ -322,23 +328,23 @@ async fn a_node_with_a_closed_store_is_neither_up_nor_writable_in_the_network() 
 async fn what_a_peer_had_when_its_status_was_asked_for_is_shown_after_it_is_gone() {
     let mut peer = Bench::new();
     let bench = Bench::with_peers(vec![peer.serve().await]);
-    replicate::Talk::new(0).exchange(&bench.node, false).await.expect("goes well");
+    sync::SyncClient::new(0).exchange(&bench.node, false).await.expect("goes well");
     let log = Log::new(X, 3, 1, "theirs");
     for node in [&peer, &bench] {
         node.push(&log, 1, 3, 3).await;
     }
-    let mesh = bench.node.mesh();
+    let mesh = &bench.node.cluster;
     let behind = || {
         let shown = mesh.statuses(bench.node.logs().vector());
-        shown.iter().find(|peer| peer.state == crate::api::network::State::Up).expect("answered").behind
+        shown.iter().find(|peer| peer.state == crate::api::network::NodeState::Up).expect("answered").behind
     };
     assert_eq!(behind(), Some(3));
     status::network(bench.node.clone(), axum::extract::RawQuery(None)).await.expect("answers");
     assert_eq!(behind(), Some(0));
-    let all = [crate::chain::wire::Range { origin: X, first: 1, last: 3 }];
+    let all = [crate::chain::sync::wire::EntryRange { origin: X, first: 1, last: 3 }];
     let holders = mesh.holders(&all, false, bench.node.logs().vector());
     assert_eq!(holders, [2], "who said so; for the other one no copy is counted");
-    let mut anew = Body::quiet(peer.node.mesh().hello(), [0; 16]);
+    let mut anew = SyncMessage::quiet(peer.node.cluster.hello(), [0; 16]);
     anew.hello.open_id = [0xff; 16];
     bench.answer(anew).await;
     assert_eq!(behind(), None, "of another opening nothing is known");
@@ -349,21 +355,21 @@ async fn what_a_peer_had_when_its_status_was_asked_for_is_shown_after_it_is_gone
 async fn a_run_beyond_all_numbers_is_no_answer_to_a_probe() {
     let bench = Bench::new();
     bench.push(&Log::new(X, 2, 1, "ours"), 1, 2, 2).await;
-    let (logs, wounds) = (bench.node.logs(), bench.node.store().log().wounds());
+    let (logs, wounds) = (bench.node.logs(), bench.node.store.log().damage());
     let mut exchange = crate::replica::exchange::Exchange::default();
     let other = Log::new(X, 2, 1, "theirs");
     for _ in 0..2 {
-        let occasion = crate::replica::exchange::Occasion {
-            on_timer: false,
-            now_ms: 0,
-            leave: &|_| false,
-            mend: vec![],
-        };
+        let occasion =
+            crate::replica::exchange::Trigger { on_timer: false, now_ms: 0, leave: &|_| false, mend: vec![] };
         let planned = exchange.plan(&logs, occasion);
         let heads = Heads { base: None, changes: vec![(X, other.head(2))], cuts: Vec::new() };
         let before = Head { seq: u64::MAX, hash: ChainHash([0; 32]) };
         let runs = vec![Run { origin: X, before, records: Vec::new(), broken: None }];
-        let reply = Body { runs, heads: Some(heads.clone()), ..Body::quiet(hello(2), digest_of(&heads)) };
+        let reply = SyncMessage {
+            runs,
+            heads: Some(heads.clone()),
+            ..SyncMessage::quiet(hello(2), digest_of(&heads))
+        };
         let heard = exchange.on_reply(planned, reply, &logs, wounds);
         assert_eq!(heard.probes.len(), 0);
     }
@@ -388,7 +394,7 @@ async fn the_address_answers_while_a_store_waits_to_be_closed() {
         "POST /messages HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n";
     tokio::io::AsyncWriteExt::write_all(&mut slow, head.as_bytes()).await.expect("writes");
     // Somebody who claims to have opened this very store before makes the node close it.
-    let mut copied = Body::decode(&first).expect("well-formed");
+    let mut copied = SyncMessage::decode(&first).expect("well-formed");
     (copied.hello.open_id, copied.hello.address) = ([0; 16], "127.0.0.1:9".into());
     client.sync(&addr, copied.encode().into(), 10 * second).await.expect_err("is told to wait");
     let request = crate::client::Request::get(crate::api::path::LIVEZ);
@@ -404,18 +410,20 @@ async fn the_address_answers_while_a_store_waits_to_be_closed() {
 #[tokio::test]
 async fn milestones_are_written_because_of_messages_and_not_of_milestones() {
     let bench = Bench::new();
-    let milestone = MilestoneContent { base: None, changes: vec![(X, 1)] };
+    let milestone = SnapshotContent { base: None, changes: vec![(X, 1)] };
     let mut logs: Vec<_> = (0..20).map(|n| Log::new(origin(n), 3, 1, "old")).collect();
     for log in &mut logs {
         log.contents[1] = milestone.encode();
     }
     let entries = || bench.node.logs().vector().iter().map(|(_, head)| head.seq).sum::<u64>();
     let mut before = 0;
-    for (kind, seq, written) in [(Kind::Message, 1, 1), (Kind::Milestone, 2, 0), (Kind::Message, 3, 1)] {
+    for (kind, seq, written) in
+        [(EntryKind::Message, 1, 1), (EntryKind::Milestone, 2, 0), (EntryKind::Message, 3, 1)]
+    {
         let runs = logs.iter().map(|log| log.run_of(kind, seq, seq)).collect();
-        bench.answer(Body { runs, ..quiet() }).await;
+        bench.answer(SyncMessage { runs, ..quiet() }).await;
         for _ in 0..2 {
-            bench.node.hub().advance(&bench.node).await.expect("reads");
+            bench.node.live_feed.advance(&bench.node).await.expect("reads");
         }
         assert_eq!(entries(), before + 20 + written, "{kind:?}");
         before = entries();

@@ -33,7 +33,7 @@ pub(super) const MESSAGE: &str = r#"{"sender":"a","recipient":"b","text":"c"}"#;
 pub(super) const ID: &str = "01990000-0000-7000-8000-000000000001";
 /// What a node was asked.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Heard {
+pub(super) struct ReceivedRequest {
     pub(super) node: &'static str,
     pub(super) line: String,
     pub(super) key: Option<String>,
@@ -41,17 +41,17 @@ pub(super) struct Heard {
 }
 
 /// Nodes, and what they heard.
-pub(super) struct Network {
+pub(super) struct FakeNodes {
     pub(super) tasks: JoinSet<()>,
     held: Vec<TcpSocket>,
-    tell: mpsc::Sender<Heard>,
-    heard: mpsc::Receiver<Heard>,
+    tell: mpsc::Sender<ReceivedRequest>,
+    heard: mpsc::Receiver<ReceivedRequest>,
     pub(super) nodes: Vec<Addr>,
     /// What opens the nodes that are made from now on.
     pub(super) keys: Option<Keys>,
 }
 
-impl Network {
+impl FakeNodes {
     pub(super) fn new() -> Self {
         let (tell, heard) = mpsc::channel(100);
         Self { tasks: JoinSet::new(), held: Vec::new(), tell, heard, nodes: Vec::new(), keys: None }
@@ -71,7 +71,7 @@ impl Network {
             let line = format!("{} {}", parts.method, parts.uri);
             let key = parts.headers.get("idempotency-key").map(|key| text(key.as_bytes()));
             let body = text(&to_bytes(body, 1 << 20).await.expect("reads"));
-            tell.try_send(Heard { node: name, line, key, body }).expect("room");
+            tell.try_send(ReceivedRequest { node: name, line, key, body }).expect("room");
             answer().await
         };
         let ready = get(async || r#"{"readable":true,"writable":true}"#);
@@ -90,7 +90,7 @@ impl Network {
     }
 
     /// What has been heard so far.
-    pub(super) fn heard(&mut self) -> Vec<Heard> {
+    pub(super) fn heard(&mut self) -> Vec<ReceivedRequest> {
         std::iter::from_fn(|| self.heard.try_recv().ok()).collect()
     }
 }

@@ -1,11 +1,14 @@
-//! Owns `GET /feed` at the proxy: a feed that goes on when the node behind it does not.
+//! Owns `GET /feed` at the proxy: a feed that continues when its node does not.
 //!
-//! Events pass through as they come; of each only its cursor and what message it is are looked at. When the node ends it,
-//! falls silent, is set aside or gets nothing any more, the feed is asked for again, at whichever node answers, with the
-//! last cursor. Another node may have another copy of a message that this reader has had: the last ones are remembered, and
-//! not given twice. With no node left, or none that knows yet what the cursor speaks of, the reader is kept, with a line now
-//! and then.
+//! Before it: `run`. After it: `forward`, which picks a node. The proxy asks nodes for the feed as lines, and writes each
+//! event in the reader's format. When the node ends the feed, is silent, is ejected or falls behind, the proxy asks for
+//! the feed again with the last cursor, at any node that answers. While no node answers, or none knows the cursor yet,
+//! the reader stays connected and gets a comment now and then.
+//!
+//! Invariant: a message that the reader has is not sent again by another node, as far as the last messages are
+//! remembered; a node may hold another copy of it.
 
+use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::Duration;
@@ -14,39 +17,42 @@ use axum::body::{Body, BodyDataStream};
 use axum::extract::{RawQuery, State};
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use futures_util::{StreamExt, stream};
+use serde::Deserialize;
+use serde_json::value::RawValue;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::Proxy;
-use super::course::Nature;
-use super::forward::{Served, asking};
-use super::upstreams::Lane;
+use super::forward::{ServedBy, upstream_request};
+use super::plan::RequestClass;
+use super::upstreams::{TrafficClass, UpstreamId};
 use crate::api::error::Problem;
-use crate::api::feed::{Event, FeedQuery, Format};
+use crate::api::feed::{FeedEvent, FeedEventKind, FeedFormat, FeedQuery};
 use crate::api::header::LAST_EVENT_ID;
-use crate::api::time::Time;
+use crate::api::message::ListedMessage;
 use crate::api::{media, path};
+use crate::client::lines::LineBuffer;
 
-/// A node may wait so long for what a cursor speaks of before it answers: no reason to ask another one.
-const AHEAD: Duration = Duration::from_secs(2);
-/// How often it is looked whether the node behind a feed still counts as there.
-const LOOK_EVERY: Duration = Duration::from_millis(500);
-/// A node says something at least every 15 s.
+/// A node may wait this long for the entries that a cursor refers to before it answers. Not a reason to hedge.
+const CURSOR_WAIT: Duration = Duration::from_secs(2);
+/// Interval at which the state of the feed's node is checked while the node is silent.
+const CHECK_EVERY: Duration = Duration::from_millis(500);
+/// Nodes send something at least every 15 s; after this silence the feed is asked for again.
 const SILENCE_MAX: Duration = Duration::from_secs(20);
-/// One that does not answer others either is not waited for that long.
-const SILENCE_OF_ASIDE_MAX: Duration = Duration::from_secs(1);
-/// Nor is one that lacks what another has: its disk may be full, or it may reach none of the others. While it catches up, it
-/// is not silent.
-const SILENCE_OF_BEHIND_MAX: Duration = Duration::from_secs(3);
-/// A reader for whom no node is there hears something this often.
+/// The same for a node that is ejected.
+const SILENCE_EJECTED_MAX: Duration = Duration::from_secs(1);
+/// The same for a node that lacks messages which another one has. Its disk may be full, or it may reach no peer; a node
+/// that catches up is not silent.
+const SILENCE_BEHIND_MAX: Duration = Duration::from_secs(3);
+/// A reader without a node gets a comment at this interval.
 const COMMENT_EVERY: Duration = Duration::from_secs(5);
-/// How long before nodes are asked again, none of which answered, or one whose feed ended as soon as it was open.
+/// Pause before nodes are asked again, after none answered or after the feed ended as soon as it was open.
 const RETRY: Duration = Duration::from_millis(250);
-/// One event is at most this long: a text in which every byte is escaped, its names and its cursor.
+/// A longer event ends the feed of that node. A text in which every byte is escaped, its names and its cursor are less.
 const EVENT_BYTES_MAX: usize = 256 * 1024;
-/// Messages that are remembered for a reader, to be known again at another node.
+/// Messages that are remembered per reader. A message that another node repeats after more than these is sent twice.
 const RECENT_COUNT: usize = 1_024;
 
 /// `GET /feed`.
@@ -55,43 +61,45 @@ pub(super) async fn get(
     RawQuery(query): RawQuery,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
-    // Judged here, so that what no node would take is refused although none is there.
+    // Parsed here as well, so that an invalid request is refused although no node answers.
     let last_id = headers.get(LAST_EVENT_ID).map(|value| value.to_str().unwrap_or("?"));
     let parsed = FeedQuery::parse(query.as_deref().unwrap_or(""), last_id)?;
     let accepts = headers.get_all(header::ACCEPT).iter();
     let lines = accepts.filter_map(|value| value.to_str().ok()).any(media::wants_ndjson);
-    let format = if lines { Format::Lines } else { Format::Events };
+    let (format, media) =
+        if lines { (FeedFormat::Lines, media::NDJSON) } else { (FeedFormat::Events, media::EVENTS) };
     let answer = ask(&proxy, query.clone(), &headers).await?;
     if answer.status() != StatusCode::OK {
         return Ok(answer);
     }
-    let (parts, body) = answer.into_parts();
+    let (mut parts, body) = answer.into_parts();
+    parts.headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(media));
     let is_from_now = parsed.cursor.is_none() && !parsed.from_start;
     let mut relay = Relay {
-        node: parts.extensions.get::<Served>().copied(),
-        events: Some(body.into_data_stream()),
+        node: parts.extensions.get::<ServedBy>().map(|served| served.0),
+        body: Some(body.into_data_stream()),
         stop: proxy.stop.clone(),
         proxy,
         query,
         headers,
         format,
         cursor: parsed.cursor,
-        buffer: BytesMut::new(),
+        lines: LineBuffer::default(),
         recent: VecDeque::new(),
-        moved: false,
-        caught_up: false,
-        opened: Instant::now(),
-        heard: Instant::now(),
-        told: Instant::now(),
+        has_moved: false,
+        is_caught_up: false,
+        connected_at: Instant::now(),
+        received_at: Instant::now(),
+        sent_at: Instant::now(),
     };
-    // "Now" is where the first node says it is; were that lost, another one would mean a later moment.
-    let (mut first, until) = (BytesMut::new(), Instant::now() + AHEAD);
+    // "Now" is a cursor of the first node. If that were lost, another node would begin at a later moment.
+    let (mut first, until) = (Vec::new(), Instant::now() + CURSOR_WAIT);
     while is_from_now && relay.cursor.is_none() && Instant::now() < until {
         let Some(piece) = relay.step().await else { break };
         first.extend_from_slice(&piece);
     }
     let rest = stream::unfold(relay, |mut relay| async move { Some((relay.next_piece().await?, relay)) });
-    let first = stream::iter((!first.is_empty()).then(|| first.freeze()));
+    let first = stream::iter((!first.is_empty()).then(|| Bytes::from(first)));
     let body = first.chain(rest).map(Ok::<_, Problem>);
     let mut response = Body::from_stream(body).into_response();
     (*response.headers_mut(), *response.status_mut()) = (parts.headers, parts.status);
@@ -99,38 +107,49 @@ pub(super) async fn get(
 }
 
 async fn ask(proxy: &Proxy, query: Option<String>, headers: &HeaderMap) -> Result<Response, Problem> {
-    let request = asking(Method::GET, path::FEED, query, headers, Bytes::new());
-    let nature = Nature { lane: Lane::Read, is_quick: false, asked: AHEAD };
-    proxy.forwarder.forward(&request, nature).await
+    let mut request = upstream_request(Method::GET, path::FEED, query, headers, Bytes::new());
+    request.headers.insert(header::ACCEPT, HeaderValue::from_static(media::NDJSON));
+    let class = RequestClass { traffic: TrafficClass::Read, is_quick: false, client_wait: CURSOR_WAIT };
+    proxy.forwarder.forward(&request, class).await
 }
 
-/// One reader's feed. See the head of this file.
+/// One event, as a node writes it in a line.
+#[derive(Deserialize)]
+struct EventLine<'a> {
+    event: FeedEventKind,
+    #[serde(borrow)]
+    cursor: Cow<'a, str>,
+    /// The bytes of the message, which are sent on unchanged.
+    #[serde(borrow)]
+    message: Option<&'a RawValue>,
+}
+
+/// One reader's feed.
 struct Relay {
     proxy: Proxy,
     query: Option<String>,
     headers: HeaderMap,
-    format: Format,
+    format: FeedFormat,
     stop: CancellationToken,
-    /// Where the events come from; `None`: from nowhere at the moment.
-    events: Option<BodyDataStream>,
-    node: Option<Served>,
-    /// After the last event that was passed on.
+    /// The feed of the current node; None while there is no node.
+    body: Option<BodyDataStream>,
+    node: Option<UpstreamId>,
+    /// The cursor after the last event that was sent.
     cursor: Option<String>,
-    /// The beginning of an event.
-    buffer: BytesMut,
-    /// What the last messages were.
+    lines: LineBuffer,
+    /// Hashes of the last messages.
     recent: VecDeque<u64>,
-    /// Another node than before may give what the reader had.
-    moved: bool,
-    /// The reader was told that everything from before it came is through.
-    caught_up: bool,
-    opened: Instant,
-    heard: Instant,
-    told: Instant,
+    /// The feed was continued at another node, which may send messages that the reader has.
+    has_moved: bool,
+    /// The reader got `caught-up`, which it gets once.
+    is_caught_up: bool,
+    connected_at: Instant,
+    received_at: Instant,
+    sent_at: Instant,
 }
 
 impl Relay {
-    /// The next events as they go out; `None`: it is over.
+    /// The next bytes for the reader. None ends the feed.
     async fn next_piece(&mut self) -> Option<Bytes> {
         let stop = self.stop.clone();
         loop {
@@ -140,46 +159,46 @@ impl Relay {
                 piece = self.step() => piece?,
             };
             if !piece.is_empty() {
-                self.told = Instant::now();
+                self.sent_at = Instant::now();
                 return Some(piece);
             }
         }
     }
 
     async fn step(&mut self) -> Option<Bytes> {
-        let Some(events) = &mut self.events else { return self.find_a_node().await };
-        match timeout(LOOK_EVERY, events.next()).await {
+        let Some(body) = &mut self.body else { return self.reconnect().await };
+        match timeout(CHECK_EVERY, body.next()).await {
             Ok(Some(Ok(chunk))) => {
-                self.heard = Instant::now();
-                self.buffer.extend_from_slice(&chunk);
-                Some(self.whole_events())
+                self.received_at = Instant::now();
+                self.lines.push(&chunk);
+                return Some(self.relay_lines());
             }
-            Ok(Some(Err(_)) | None) => Some(self.leave()),
-            Err(_) if self.heard.elapsed() >= self.patience() => Some(self.leave()),
-            Err(_) => Some(Bytes::new()),
+            Ok(Some(Err(_)) | None) => self.disconnect(),
+            Err(_) if self.received_at.elapsed() >= self.silence_max() => self.disconnect(),
+            Err(_) => {}
         }
+        Some(Bytes::new())
     }
 
     /// How long the node may be silent.
-    fn patience(&self) -> Duration {
+    fn silence_max(&self) -> Duration {
         let forwarder = &self.proxy.forwarder;
         match self.node {
-            Some(Served(place)) if forwarder.is_aside(place) => SILENCE_OF_ASIDE_MAX,
-            Some(Served(place)) if forwarder.is_behind(place) => SILENCE_OF_BEHIND_MAX,
+            Some(id) if forwarder.is_ejected(id) => SILENCE_EJECTED_MAX,
+            Some(id) if forwarder.is_behind(id) => SILENCE_BEHIND_MAX,
             _ => SILENCE_MAX,
         }
     }
 
-    /// The node behind the feed is of no use any more; what came of an event is dropped, and comes again.
-    fn leave(&mut self) -> Bytes {
-        (self.events, self.node, self.moved) = (None, None, true);
-        self.buffer.clear();
-        Bytes::new()
+    /// Leaves the node. A partial event is dropped; the next node sends it whole.
+    fn disconnect(&mut self) {
+        (self.body, self.node, self.has_moved) = (None, None, true);
+        self.lines = LineBuffer::default();
     }
 
-    /// Asks for the feed from where the reader is. `None`: that is refused for good.
-    async fn find_a_node(&mut self) -> Option<Bytes> {
-        sleep_until(self.opened + RETRY).await;
+    /// Asks for the feed after the last cursor. None: it was refused for good.
+    async fn reconnect(&mut self) -> Option<Bytes> {
+        sleep_until(self.connected_at + RETRY).await;
         let mut headers = self.headers.clone();
         if let Some(cursor) = self.cursor.as_ref().and_then(|cursor| HeaderValue::from_str(cursor).ok()) {
             headers.insert(LAST_EVENT_ID, cursor);
@@ -187,63 +206,79 @@ impl Relay {
         match ask(&self.proxy, self.query.clone(), &headers).await {
             Ok(answer) if answer.status() == StatusCode::OK => {
                 let (parts, body) = answer.into_parts();
-                self.node = parts.extensions.get::<Served>().copied();
-                self.events = Some(body.into_data_stream());
-                (self.opened, self.heard) = (Instant::now(), Instant::now());
+                self.node = parts.extensions.get::<ServedBy>().map(|served| served.0);
+                self.body = Some(body.into_data_stream());
+                (self.connected_at, self.received_at) = (Instant::now(), Instant::now());
                 return Some(Bytes::new());
             }
-            // It was understood before; now it is not, so there is nothing to go on with.
+            // A node accepted this request before and refuses it now, so another attempt would not help.
             Ok(answer) if answer.status().is_client_error() => return None,
             Err(problem) if !problem.retryable => return None,
             Ok(_) | Err(_) => {}
         }
         sleep(RETRY).await;
-        Some(if self.told.elapsed() >= COMMENT_EVERY { self.comment() } else { Bytes::new() })
+        Some(if self.sent_at.elapsed() >= COMMENT_EVERY { self.comment() } else { Bytes::new() })
     }
 
-    /// Says that the reader is still there, and nothing else.
+    /// Tells the reader that the connection is alive.
     fn comment(&self) -> Bytes {
         match (self.format, &self.cursor) {
-            (Format::Events, _) => {
+            (FeedFormat::Events, _) => {
                 Bytes::from_static(b": no node can go on with it now; one will as soon as it can\n\n")
             }
-            (Format::Lines, Some(cursor)) => {
+            (FeedFormat::Lines, Some(cursor)) => {
                 let mut out = Vec::new();
-                Event::Bookmark.write(Format::Lines, cursor, &mut out);
+                FeedEvent::Bookmark.write(FeedFormat::Lines, cursor, &mut out);
                 out.into()
             }
-            (Format::Lines, None) => Bytes::from_static(b"\n"),
+            (FeedFormat::Lines, None) => Bytes::from_static(b"\n"),
         }
     }
 
-    /// Takes all whole events from the buffer, without those that the reader had.
-    fn whole_events(&mut self) -> Bytes {
-        let mut out = BytesMut::new();
-        while let Some(end) = end_of_event(&self.buffer, self.format) {
-            let event = self.buffer.split_to(end);
-            if let Some(cursor) = cursor_of(&event, self.format) {
-                self.cursor = Some(cursor.to_owned());
-            }
-            let is_told = is_caught_up(&event) && std::mem::replace(&mut self.caught_up, true);
-            if !is_told && !self.was_given(&event) {
-                out.unsplit(event);
+    /// Takes all complete lines, and writes their events for the reader.
+    fn relay_lines(&mut self) -> Bytes {
+        let mut out = Vec::new();
+        while let Some(line) = self.lines.next_line() {
+            match serde_json::from_slice::<EventLine>(&line) {
+                Ok(event) => self.relay_event(event, &mut out),
+                Err(_) if line.is_empty() => {}
+                Err(error) => {
+                    tracing::warn!(%error, "a node sends an invalid event: its feed is left");
+                    self.disconnect();
+                }
             }
         }
-        if self.buffer.len() > EVENT_BYTES_MAX {
-            tracing::warn!("a node sends an event without end; its feed is left");
-            self.leave();
+        if self.lines.len() > EVENT_BYTES_MAX {
+            tracing::warn!("a node sends an event that is too long: its feed is left");
+            self.disconnect();
         }
-        out.freeze()
+        out.into()
     }
 
-    /// Whether the reader had this message, as far as that is remembered; from now on it is.
-    fn was_given(&mut self, event: &[u8]) -> bool {
-        let Some(message) = message_of(event) else { return false };
-        let mut hasher = DefaultHasher::new();
-        (message, timestamp_of(event)).hash(&mut hasher);
-        let hash = hasher.finish();
-        // One node gives nothing twice.
-        if self.moved && self.recent.contains(&hash) {
+    fn relay_event(&mut self, event: EventLine<'_>, out: &mut Vec<u8>) {
+        let (mut is_repeated, cursor) = (false, event.cursor.into_owned());
+        let written = match (event.event, event.message) {
+            (FeedEventKind::Message, Some(message)) => {
+                is_repeated = self.was_sent(message.get());
+                FeedEvent::Message(message.get().as_bytes())
+            }
+            (FeedEventKind::CaughtUp, _) => {
+                is_repeated = std::mem::replace(&mut self.is_caught_up, true);
+                FeedEvent::CaughtUp
+            }
+            (FeedEventKind::Message, None) | (FeedEventKind::Bookmark, _) => FeedEvent::Bookmark,
+        };
+        if !is_repeated {
+            written.write(self.format, &cursor, out);
+        }
+        self.cursor = Some(cursor);
+    }
+
+    /// Whether the reader got this message before, as far as it is remembered. Remembers it.
+    fn was_sent(&mut self, message: &str) -> bool {
+        let Some(hash) = content_hash(message) else { return false };
+        // A single node sends no message twice.
+        if self.has_moved && self.recent.contains(&hash) {
             return true;
         }
         if self.recent.len() == RECENT_COUNT {
@@ -254,68 +289,49 @@ impl Relay {
     }
 }
 
-/// The length of the first event with its end, if all of it is there.
-fn end_of_event(buffer: &[u8], format: Format) -> Option<usize> {
-    match format {
-        Format::Lines => buffer.iter().position(|byte| *byte == b'\n').map(|end| end + 1),
-        Format::Events => buffer.windows(2).position(|two| two == b"\n\n").map(|end| end + 2),
-    }
-}
-
-fn cursor_of(event: &[u8], format: Format) -> Option<&str> {
-    let (before, after) = match format {
-        Format::Lines => (&b"\"cursor\":\""[..], b'"'),
-        Format::Events => (&b"id: "[..], b'\n'),
-    };
-    // It stands before everything that somebody else has written.
-    let begin = event.windows(before.len()).position(|part| part == before)? + before.len();
-    let end = event[begin..].iter().position(|byte| *byte == after)?;
-    std::str::from_utf8(&event[begin..begin + end]).ok()
-}
-
-/// What the sender decided of a message: from its id to its text. Nothing in a text looks like what ends it, for there
-/// every quotation mark is escaped.
-fn message_of(event: &[u8]) -> Option<&[u8]> {
-    let find = |part: &[u8], from: usize| {
-        event[from..].windows(part.len()).position(|window| window == part).map(|at| from + at)
-    };
-    let begin = find(b"{\"id\":\"", 0)?;
-    let end = find(b",\"timestamp\":", begin)?;
-    Some(&event[begin..end])
-}
-
-/// The timestamp that the sender gave. If it gave none, the second of acceptance is shown, which each copy has its own.
-fn timestamp_of(event: &[u8]) -> Option<u64> {
-    let text = std::str::from_utf8(event).ok()?;
-    let (_, rest) = text.split_once(",\"timestamp\":")?;
-    let (timestamp, rest) = rest.split_once(",\"accepted_at\":\"")?;
-    let accepted = rest.split_once('"')?.0.parse::<Time>().ok()?;
-    timestamp.parse().ok().filter(|shown| *shown != accepted.0 / 1000)
-}
-
-fn is_caught_up(event: &[u8]) -> bool {
-    event.starts_with(b"{\"event\":\"caught-up\"") || event.ends_with(b"\nevent: caught-up\ndata: {}\n\n")
+/// A hash of what the sender set. The copies of a message differ in the rest, and in a timestamp that the sender did not
+/// set: then the second of acceptance is shown.
+fn content_hash(message: &str) -> Option<u64> {
+    let message: ListedMessage = serde_json::from_str(message).ok()?;
+    let timestamp = Some(message.timestamp).filter(|shown| *shown != message.accepted_at.0 / 1000);
+    let mut hasher = DefaultHasher::new();
+    (message.id, message.sender, message.recipient, message.text, timestamp).hash(&mut hasher);
+    Some(hasher.finish())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const LINE: &[u8] = br#"{"event":"message","cursor":"AbC","message":{"id":"x","sender":"a","recipient":"b","text":"\",\"timestamp\":1","timestamp":7,"seq":1}}
-"#;
-    const BLOCK: &[u8] =
-        b"id: AbC\nevent: message\ndata: {\"id\":\"x\",\"text\":\"id: no\",\"timestamp\":7}\n\n";
+    fn message(text: &str, timestamp: u64, origin: u8) -> String {
+        format!(
+            r#"{{"id":"01990000-0000-7000-8000-000000000001","sender":"a","recipient":"b","text":{text},"timestamp":{timestamp},"accepted_at":"1970-01-01T00:00:0{origin}.000Z","origin":"0199{origin:04}-0000-7000-8000-000000000002","seq":{origin}}}"#
+        )
+    }
 
     #[test]
-    fn of_an_event_its_end_its_cursor_and_its_message_are_found() {
-        assert_eq!(end_of_event(LINE, Format::Lines), Some(LINE.len()));
-        assert_eq!(end_of_event(BLOCK, Format::Events), Some(BLOCK.len()));
-        assert_eq!(end_of_event(&BLOCK[..BLOCK.len() - 1], Format::Events), None);
-        assert_eq!(cursor_of(LINE, Format::Lines), Some("AbC"));
-        assert_eq!(cursor_of(BLOCK, Format::Events), Some("AbC"));
-        let message = message_of(LINE).expect("a message");
-        assert!(message.ends_with(br#""text":"\",\"timestamp\":1""#), "{}", String::from_utf8_lossy(message));
-        assert_eq!(message_of(BLOCK), Some(&br#"{"id":"x","text":"id: no""#[..]));
-        assert_eq!(message_of(b"id: AbC\nevent: caught-up\ndata: {}\n\n"), None);
+    fn copies_of_a_message_have_one_hash_and_other_messages_have_another() {
+        let tricky = r#""\",\"timestamp\":1""#;
+        let hash =
+            |text, timestamp, origin| content_hash(&message(text, timestamp, origin)).expect("a message");
+        assert_eq!(hash(tricky, 7, 1), hash(tricky, 7, 2), "another copy");
+        assert_eq!(hash(tricky, 1, 1), hash(tricky, 2, 2), "without a timestamp of the sender");
+        assert_ne!(hash(tricky, 7, 1), hash(tricky, 8, 1));
+        assert_ne!(hash(tricky, 7, 1), hash(r#""other""#, 7, 1));
+        assert_eq!(content_hash("{}"), None);
+    }
+
+    #[test]
+    fn an_event_line_keeps_the_bytes_of_its_message() {
+        let message = message(r#""\u2028""#, 7, 1);
+        let line = format!(r#"{{"event":"message","cursor":"AbC","message":{message}}}"#);
+        let event: EventLine = serde_json::from_str(&line).expect("an event");
+        assert_eq!(
+            (event.cursor.as_ref(), event.message.expect("a message").get()),
+            ("AbC", message.as_str())
+        );
+        let newer: EventLine =
+            serde_json::from_str(r#"{"event":"held","cursor":"AbC","node":1}"#).expect("an event");
+        assert_eq!((newer.event, newer.message.is_none()), (FeedEventKind::Bookmark, true));
     }
 }

@@ -1,8 +1,10 @@
-//! Owns how one request meets the nodes: it carries out the steps of its course, and tells what came of each.
+//! Owns the attempts of one request: it carries out the steps of the request's plan, and reports their outcomes.
 //!
-//! Every attempt carries the same bytes, and the first success wins. A refusal that no other node would take back is
-//! the answer; any other refusal is kept for the case that nobody does better. Bodies of answers are passed on as
-//! they come and never held. Whom to ask, and when, is for `course` and `upstreams` to say.
+//! Before it: `run` or `feed`. After it: `client`. `plan` decides when to ask one more upstream, `upstreams` which one.
+//! The first success wins. A final refusal, which any node would repeat, is the answer; a retryable refusal is kept in
+//! case no node does better.
+//!
+//! Invariants: every attempt carries the same bytes; the body of an answer is passed on as it arrives, never collected.
 
 use std::{
     sync::{Mutex, MutexGuard, PoisonError},
@@ -19,8 +21,8 @@ use futures_util::{StreamExt, stream::FuturesUnordered};
 use tokio::time::{Instant, sleep_until};
 
 use super::{
-    course::{Course, Nature, Outlook, Step},
-    upstreams::{Lane, Upstreams},
+    plan::{NextStep, ProxyState, RequestClass, RequestPlan},
+    upstreams::{TrafficClass, UpstreamId, Upstreams},
 };
 use crate::{
     api::{
@@ -33,211 +35,202 @@ use crate::{
     config::Strategy,
 };
 
-/// A node's refusal is a few lines; a larger one is not understood.
+/// A longer refusal counts as a failure of the node.
 const REFUSAL_BYTES_MAX: usize = 64 * 1024;
-/// An attempt ends when its request does. This only bounds it in the client, above everything that a request may take.
+/// Limit of an attempt in the client. Above every request deadline, so a request always ends its attempts itself.
 const ATTEMPT_MAX: Duration = Duration::from_secs(30);
 
-/// What a node's HTTP library says to a head that it does not take, such as one that was just small enough for the
-/// proxy: the fault of the request, so it must not count against the node and everybody else who asks it.
-const BARE: [StatusCode; 3] =
+/// How a node's HTTP library refuses a request head, without a body. The request is at fault (it may have been just
+/// short enough for the proxy), so the refusal does not count against the node.
+const BODYLESS_REFUSALS: [StatusCode; 3] =
     [StatusCode::BAD_REQUEST, StatusCode::URI_TOO_LONG, StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE];
 
-/// The way to the nodes. Owns the only mutable state of a proxy.
+/// Forwards requests to upstreams. Owns the only mutable state of a proxy.
 #[derive(Debug)]
 pub(super) struct Forwarder {
     pub(super) client: Client,
     strategy: Strategy,
-    outlook: Mutex<Outlook>,
-    began: Instant,
+    state: Mutex<ProxyState>,
+    started: Instant,
 }
 
-/// What came of asking one node.
-struct Attempt {
-    ticket: usize,
-    outcome: Outcome,
-}
-
-enum Outcome {
-    /// This is the answer.
+/// What one attempt brought.
+enum AttemptOutcome {
+    /// The answer.
     Final(Response),
-    /// The answer, if no other node has a better one.
+    /// The answer, unless another upstream has a better one.
     Refused(Response),
-    /// No answer. Free: there was no connection, so it cost the node nothing.
-    Failed { free: bool },
+    /// No answer. `is_free`: there was no connection, so the node had no work.
+    Failed { is_free: bool },
 }
 
 impl Forwarder {
-    /// `own`: where the proxy itself is found.
+    /// `own` is the address of the proxy itself, which is never an upstream.
     pub(super) fn new(addrs: Vec<Addr>, own: Addr, strategy: Strategy, keys: Option<&Keys>) -> Self {
-        let outlook = Mutex::new(Outlook::new(Upstreams::new(addrs, own)));
-        Self { client: Client::new(keys), strategy, outlook, began: Instant::now() }
+        let state = Mutex::new(ProxyState::new(Upstreams::new(addrs, own)));
+        Self { client: Client::new(keys), strategy, state, started: Instant::now() }
     }
 
     pub(super) fn uptime(&self) -> Duration {
-        self.began.elapsed()
+        self.started.elapsed()
     }
 
     pub(super) fn status(&self) -> Vec<UpstreamStatus> {
-        self.outlook().upstreams.status(self.uptime())
+        self.state().upstreams.status(self.uptime())
     }
 
-    /// What an operator should mend.
+    /// What an operator should repair.
     pub(super) fn warnings(&self) -> Vec<String> {
-        self.outlook().upstreams.warnings()
+        self.state().upstreams.warnings()
     }
 
-    /// Whether a node is not expected to answer, or not soon.
-    pub(super) fn is_aside(&self, place: usize) -> bool {
-        self.outlook().upstreams.is_aside(place, Lane::Read)
+    /// Whether an upstream is not expected to answer reads, or not soon.
+    pub(super) fn is_ejected(&self, id: UpstreamId) -> bool {
+        self.state().upstreams.is_ejected(id, TrafficClass::Read, self.uptime())
     }
 
-    /// Whether another node that is expected to answer has more.
-    pub(super) fn is_behind(&self, place: usize) -> bool {
-        self.outlook().upstreams.is_behind(place)
+    /// Whether an upstream lacks messages that another usable one has.
+    pub(super) fn is_behind(&self, id: UpstreamId) -> bool {
+        self.state().upstreams.is_behind(id, self.uptime())
     }
 
-    /// Carries a request to whichever node answers.
-    pub(super) async fn forward(&self, request: &Request, nature: Nature) -> Result<Response, Problem> {
-        let mut course = Course::new(nature, self.strategy, &mut self.outlook(), self.uptime());
+    /// Sends a request to upstreams until one gives a final answer.
+    pub(super) async fn forward(&self, request: &Request, class: RequestClass) -> Result<Response, Problem> {
+        let mut plan = RequestPlan::new(class, self.strategy, &mut self.state(), self.uptime());
         let mut running = FuturesUnordered::new();
         let mut refusal = None;
         loop {
-            let step = course.step(&mut self.outlook(), self.uptime());
+            let step = plan.step(&mut self.state(), self.uptime());
             let until = match step {
-                Step::Ask { ticket, place, addr } => {
-                    running.push(self.attempt(ticket, place, addr, request, nature));
+                NextStep::Ask { attempt, upstream, addr } => {
+                    let outcome = self.attempt(upstream, addr, request, class);
+                    running.push(async move { (attempt, outcome.await) });
                     continue;
                 }
-                Step::Wait(until) => until,
-                Step::Over => break,
+                NextStep::Wait(until) => until,
+                NextStep::Over => break,
             };
             tokio::select! {
                 biased;
-                Some(Attempt { ticket, outcome }) = running.next() => match outcome {
-                    Outcome::Final(response) => {
-                        course.won(ticket, &mut self.outlook(), self.uptime());
+                Some((attempt, outcome)) = running.next() => match outcome {
+                    AttemptOutcome::Final(response) => {
+                        plan.won(attempt, &mut self.state(), self.uptime());
                         return Ok(response);
                     }
-                    Outcome::Refused(response) => {
+                    AttemptOutcome::Refused(response) => {
                         refusal = Some(response);
-                        course.failed(ticket, false);
+                        plan.failed(attempt, false);
                     }
-                    Outcome::Failed { free } => course.failed(ticket, free),
+                    AttemptOutcome::Failed { is_free } => plan.failed(attempt, is_free),
                 },
-                () = sleep_until(self.began + until) => {}
+                () = sleep_until(self.started + until) => {}
             }
         }
         refusal.ok_or_else(|| {
-            let outlook = self.outlook();
-            let (count, complaints) = (outlook.upstreams.count(), outlook.upstreams.complaints());
-            let detail = format!("none of {count} nodes answers ({complaints})");
-            Problem::new(ErrorCode::NoNodeAvailable, detail)
+            let state = self.state();
+            let (count, errors) = (state.upstreams.count(), state.upstreams.error_summary());
+            Problem::new(ErrorCode::NoNodeAvailable, format!("none of {count} nodes answers ({errors})"))
         })
     }
 
     async fn attempt(
         &self,
-        ticket: usize,
-        place: usize,
+        id: UpstreamId,
         addr: Addr,
         request: &Request,
-        nature: Nature,
-    ) -> Attempt {
-        let _in_flight = InFlight::begin(self, place, nature);
-        let asked = Instant::now();
-        let outcome = match self.client.forward(&addr, request, ATTEMPT_MAX).await {
+        class: RequestClass,
+    ) -> AttemptOutcome {
+        let _in_flight = InFlight::start(self, id, class);
+        let started = Instant::now();
+        match self.client.forward(&addr, request, ATTEMPT_MAX).await {
             Ok(answer) if answer.status().is_success() => {
-                self.note_answer(place, nature.lane, nature.measures().then(|| asked.elapsed()));
-                let mut response = passed_on(answer);
-                response.extensions_mut().insert(Served(place));
-                Outcome::Final(response)
+                let latency = class.is_latency_sample().then(|| started.elapsed());
+                self.state().answered(id, class.traffic, self.uptime(), latency);
+                let (status, headers) = (answer.status(), answer.headers().clone());
+                let mut response = respond(status, &headers, Body::from_stream(answer.into_stream()));
+                response.extensions_mut().insert(ServedBy(id));
+                AttemptOutcome::Final(response)
             }
-            Ok(answer) => self.judge_refusal(place, nature.lane, answer).await,
-            // It cannot be sent to any node, which is no node's fault.
-            Err(ClientError::Problem { problem, .. }) => Outcome::Final(problem.into_response()),
-            Err(e) => self.note_failure(place, &e),
-        };
-        Attempt { ticket, outcome }
+            Ok(answer) => self.handle_refusal(id, class.traffic, answer).await,
+            // The request cannot be sent to any node, so no node is at fault.
+            Err(ClientError::Problem { problem, .. }) => AttemptOutcome::Final(problem.into_response()),
+            Err(e) => self.record_failure(id, &e),
+        }
     }
 
-    async fn judge_refusal(&self, place: usize, lane: Lane, answer: Answer) -> Outcome {
+    async fn handle_refusal(&self, id: UpstreamId, class: TrafficClass, answer: Answer) -> AttemptOutcome {
         let (addr, status, headers) = (answer.addr().clone(), answer.status(), answer.headers().clone());
         let body = match answer.bytes(REFUSAL_BYTES_MAX).await {
             Ok(body) => body,
-            Err(e) => return self.note_failure(place, &e),
+            Err(e) => return self.record_failure(id, &e),
         };
-        if body.is_empty() && BARE.contains(&status) {
-            self.note_answer(place, lane, None);
-            return Outcome::Final(respond(status, &headers, Body::empty()));
+        let problem = serde_json::from_slice::<Problem>(&body);
+        let response = respond(status, &headers, Body::from(body.clone()));
+        match problem {
+            Err(_) if body.is_empty() && BODYLESS_REFUSALS.contains(&status) => {}
+            Err(_) => {
+                let why = format!("{status}, without a reason");
+                return self.record_failure(id, &ClientError::Malformed { addr, why });
+            }
+            Ok(problem) if problem.code == ErrorCode::Unauthorized => {
+                // The client's key was accepted here, so the keys of the servers differ.
+                self.state().upstreams.unauthorized(id, self.uptime());
+                return AttemptOutcome::Failed { is_free: true };
+            }
+            Ok(problem) if problem.retryable => {
+                self.state().upstreams.refused(id, class, self.uptime(), problem.to_string());
+                return AttemptOutcome::Refused(response);
+            }
+            Ok(_) => {}
         }
-        let Ok(problem) = serde_json::from_slice::<Problem>(&body) else {
-            let why = format!("{status}, without a reason");
-            return self.note_failure(place, &ClientError::Malformed { addr, why });
-        };
-        if problem.code == ErrorCode::Unauthorized {
-            // The client's key was taken here; the mistake is between servers.
-            self.outlook().upstreams.locked_out(place, self.uptime());
-            return Outcome::Failed { free: true };
-        }
-        let response = respond(status, &headers, Body::from(body));
-        if problem.retryable {
-            self.outlook().upstreams.refused(place, lane, self.uptime(), problem.to_string());
-            Outcome::Refused(response)
-        } else {
-            self.note_answer(place, lane, None);
-            Outcome::Final(response)
-        }
+        self.state().answered(id, class, self.uptime(), None);
+        AttemptOutcome::Final(response)
     }
 
-    fn note_answer(&self, place: usize, lane: Lane, took: Option<Duration>) {
-        self.outlook().answered(place, lane, self.uptime(), took);
+    fn record_failure(&self, id: UpstreamId, e: &ClientError) -> AttemptOutcome {
+        self.state().upstreams.failed(id, self.uptime(), e.why());
+        AttemptOutcome::Failed { is_free: matches!(e, ClientError::Unreachable { .. }) }
     }
 
-    fn note_failure(&self, place: usize, e: &ClientError) -> Outcome {
-        self.outlook().upstreams.failed(place, self.uptime(), e.why());
-        Outcome::Failed { free: matches!(e, ClientError::Unreachable { .. }) }
-    }
-
-    /// What all requests know together. Held for one small step, never over an await.
-    pub(super) fn outlook(&self) -> MutexGuard<'_, Outlook> {
-        // Every change is one small step: a panic elsewhere leaves nothing half-done.
-        self.outlook.lock().unwrap_or_else(PoisonError::into_inner)
+    /// The state that all requests share. Locked for one small step, never over an await.
+    pub(super) fn state(&self) -> MutexGuard<'_, ProxyState> {
+        // Every change is one small step, so a panic elsewhere leaves a usable state.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Which node an answer comes from, beside the answer.
+/// A response extension: the upstream that answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Served(pub(super) usize);
+pub(super) struct ServedBy(pub(super) UpstreamId);
 
-/// Counts a request for as long as it waits for its answer, also when it is given up. Waiting that its client asked for
-/// is no load, and does not count.
+/// Counts a request as load of its upstream while it waits for the answer, also if it is canceled. A request whose client
+/// asked to wait is no load.
 struct InFlight<'a> {
     forwarder: &'a Forwarder,
-    place: usize,
-    lane: Option<Lane>,
+    upstream: UpstreamId,
+    class: Option<TrafficClass>,
 }
 
 impl<'a> InFlight<'a> {
-    fn begin(forwarder: &'a Forwarder, place: usize, nature: Nature) -> Self {
-        let lane = nature.asked.is_zero().then_some(nature.lane);
-        if let Some(lane) = lane {
-            forwarder.outlook().upstreams.began(place, lane);
+    fn start(forwarder: &'a Forwarder, upstream: UpstreamId, class: RequestClass) -> Self {
+        let class = class.client_wait.is_zero().then_some(class.traffic);
+        if let Some(class) = class {
+            forwarder.state().upstreams.request_started(upstream, class);
         }
-        Self { forwarder, place, lane }
+        Self { forwarder, upstream, class }
     }
 }
 
 impl Drop for InFlight<'_> {
     fn drop(&mut self) {
-        if let Some(lane) = self.lane {
-            self.forwarder.outlook().upstreams.ended(self.place, lane);
+        if let Some(class) = self.class {
+            self.forwarder.state().upstreams.request_ended(self.upstream, class);
         }
     }
 }
 
-/// Headers that belong to one connection (RFC 9110, 7.6.1), or that the next hop makes itself.
-const OF_THE_CONNECTION: [HeaderName; 11] = [
+/// Headers that belong to one connection (RFC 9110, 7.6.1), or that the next server sets itself.
+const HOP_BY_HOP: [HeaderName; 11] = [
     header::CONNECTION,
     header::TE,
     header::TRAILER,
@@ -247,12 +240,12 @@ const OF_THE_CONNECTION: [HeaderName; 11] = [
     header::PROXY_AUTHORIZATION,
     header::HOST,
     header::EXPECT,
-    // Each server has a lock of its own, and who asks it shows their own key.
+    // Each server has keys of its own, and its client sends its own key.
     header::AUTHORIZATION,
     header::WWW_AUTHENTICATE,
 ];
 
-/// What is passed on of a request's or an answer's headers.
+/// The headers of a request or an answer that are forwarded.
 fn end_to_end(headers: &HeaderMap) -> HeaderMap {
     let named: Vec<String> = headers
         .get_all(header::CONNECTION)
@@ -262,7 +255,7 @@ fn end_to_end(headers: &HeaderMap) -> HeaderMap {
         .map(|name| name.trim().to_ascii_lowercase())
         .collect();
     let passes = |name: &HeaderName| {
-        !OF_THE_CONNECTION.contains(name)
+        !HOP_BY_HOP.contains(name)
             && name != "keep-alive"
             && !named.iter().any(|other| name == other.as_str())
     };
@@ -273,8 +266,8 @@ fn end_to_end(headers: &HeaderMap) -> HeaderMap {
         .collect()
 }
 
-/// A request as it is passed on.
-pub(super) fn asking(
+/// The request for an upstream.
+pub(super) fn upstream_request(
     method: Method,
     path: &str,
     query: Option<String>,
@@ -282,17 +275,12 @@ pub(super) fn asking(
     body: Bytes,
 ) -> Request {
     let mut headers = end_to_end(headers);
-    headers.remove(header::CONTENT_LENGTH); // of the body as it was framed; the client frames it anew
+    headers.remove(header::CONTENT_LENGTH); // the client frames the body itself
     let path_and_query = match query {
         Some(query) => format!("{path}?{query}"),
         None => path.to_owned(),
     };
     Request { method, path_and_query, headers, body }
-}
-
-fn passed_on(answer: Answer) -> Response {
-    let (status, headers) = (answer.status(), answer.headers().clone());
-    respond(status, &headers, Body::from_stream(answer.into_stream()))
 }
 
 fn respond(status: StatusCode, headers: &HeaderMap, body: Body) -> Response {

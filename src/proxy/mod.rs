@@ -1,21 +1,22 @@
-//! The door to the network: finds a node that answers. Stateless; it stores and acknowledges nothing itself.
+//! The proxy: forwards each request to a node that answers. Stateless: it stores and acknowledges no message.
 //!
-//! `run` owns its life and its paths, `forward` how one request meets the nodes, `watch` what the proxy asks by itself.
-//! Pure are `upstreams` (whom to ask first), `course` (when to ask one more), `recent` and `budget` (how late is late,
-//! and how much more may be asked). Never knows the store or the log: what a message means is the nodes' business,
-//! and a body passes through as it came. Repeating a send is always safe, for every attempt brings the same bytes
-//! and ids.
+//! `run` owns the lifetime and the routes, `forward` the attempts of one request, `feed` a feed that outlives its node,
+//! `prober` the proxy's own requests. Pure are `upstreams` (which node to ask next), `plan` (when to ask one more),
+//! `latency_window` and `budget` (the hedge delay, and the limit on additional requests). Must not know the store or the
+//! log; nodes judge messages, and a body is forwarded as it is.
+//!
+//! Invariant: every attempt of a request carries the same bytes and ids, so repeating a send is safe.
 
 mod budget;
-mod course;
 #[cfg(test)]
 mod fake;
 mod feed;
 mod forward;
-mod recent;
+mod latency_window;
+mod plan;
+mod prober;
 mod run;
 mod upstreams;
-mod watch;
 
 use std::sync::Arc;
 
@@ -26,20 +27,20 @@ use forward::Forwarder;
 
 pub use run::run;
 
-/// What handlers hold.
+/// What the handlers share.
 #[derive(Clone)]
 struct Proxy {
     forwarder: Arc<Forwarder>,
     budget: Budget,
     warnings: Arc<[String]>,
-    /// With this, feeds end.
+    /// Ends feeds when the proxy stops.
     stop: CancellationToken,
 }
 
 /// Why a proxy ended.
 #[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// Something that must go on for as long as the proxy serves did not.
+pub enum ProxyError {
+    /// A task that must run for as long as the proxy serves ended.
     #[error("{0} ended early; the log says why")]
     Ended(&'static str),
 }

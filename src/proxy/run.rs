@@ -1,7 +1,7 @@
-//! Owns a proxy's life and its paths: which request is passed on, and what may be said without asking a node.
+//! Owns the lifetime of a proxy and its routes: which requests are forwarded, and which ones the proxy answers itself.
 //!
-//! Only what must be known to pass a request on safely is looked at here: its kind (for the size of its body)
-//! and whether it brings an id. Everything else is for the nodes to judge.
+//! Before it: `serve`. After it: `forward`, or `feed`. Reads of a request only what safe forwarding needs: its kind (which
+//! bounds its body) and whether it has an id. Nodes judge the rest.
 
 use std::{sync::Arc, time::Duration};
 
@@ -19,33 +19,36 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::{
-    Error, Proxy,
-    course::Nature,
-    feed,
-    forward::{Forwarder, asking},
-    upstreams::Lane,
-    watch::watch,
+    Proxy, ProxyError, feed,
+    forward::{Forwarder, upstream_request},
+    plan::RequestClass,
+    prober,
+    upstreams::TrafficClass,
 };
 use crate::{
     api::{
         error::Problem,
         header::{IDEMPOTENCY_KEY, POSITION},
         message::names_id,
-        network::{self, ProxyStatus, Ready},
+        network::{self, ProxyStatus, Readiness},
         path, query,
     },
     config::ProxyConfig,
     serve::{self, BODIES_BYTES_MAX, Budget, SendKind, idempotency_key, json, read_body},
 };
 
-/// How long a node waits until it covers the position that a reader brings.
+/// How long a node waits until it covers the position of a reader.
 const POSITION_WAIT: Duration = Duration::from_secs(1);
-/// What an operator should know of a proxy that others can reach; who binds its listener warns at the start.
+/// Shown in the status of a proxy without a key that other machines can reach. The command warns at the start as well.
 const OPEN_WARNING: &str = "listening beyond this machine without a key: whoever reaches this port can read \
                             and write everything";
 
 /// Runs a proxy on this listener until `stop`.
-pub async fn run(config: ProxyConfig, listener: TcpListener, stop: CancellationToken) -> Result<(), Error> {
+pub async fn run(
+    config: ProxyConfig,
+    listener: TcpListener,
+    stop: CancellationToken,
+) -> Result<(), ProxyError> {
     let ProxyConfig { network, listen, nodes, strategy, keys } = config;
     tracing::info!(address = %listen, network, nodes = nodes.len(), %strategy, "serving as a proxy");
     let mut warnings = Vec::new();
@@ -61,7 +64,7 @@ pub async fn run(config: ProxyConfig, listener: TcpListener, stop: CancellationT
     };
     tokio::select! {
         () = serve::serve(listener, routes(proxy), keys, stop) => Ok(()),
-        () = watch(&forwarder) => Err(Error::Ended("watching the nodes")),
+        () = prober::run(&forwarder) => Err(ProxyError::Ended("probing the nodes")),
     }
 }
 
@@ -70,7 +73,7 @@ fn routes(proxy: Proxy) -> Router {
         .route(path::MESSAGES, post(send).get(list))
         .route("/messages/{id}", get(message))
         .route(path::FEED, get(feed::get))
-        .route(path::NETWORK, get(whole_network))
+        .route(path::NETWORK, get(network_status))
         .route(path::NODES, get(nodes))
         .route("/nodes/{id}", delete(forget))
         .route(path::LIVEZ, get(serve::live))
@@ -87,15 +90,15 @@ async fn send(
     let kind = SendKind::of(&headers)?;
     let key = idempotency_key(&headers)?;
     let body = read_body(body, kind.limit(), &proxy.budget).await?;
-    let asked = query.as_deref().map_or(Duration::ZERO, query::acks_wait);
-    let mut request = asking(Method::POST, path::MESSAGES, query, &headers, body);
+    let client_wait = query.as_deref().map_or(Duration::ZERO, query::acks_wait);
+    let mut request = upstream_request(Method::POST, path::MESSAGES, query, &headers, body);
     if key.is_none() && !(kind == SendKind::One && names_id(&request.body)) {
-        // So that all attempts, and both sides of a hedge, mean one message.
+        // All attempts, hedges included, must store one message.
         let key = HeaderValue::try_from(Uuid::now_v7().to_string()).expect("a UUID is a header value");
         request.headers.insert(IDEMPOTENCY_KEY, key);
     }
-    let nature = Nature { lane: Lane::Write, is_quick: kind == SendKind::One, asked };
-    proxy.forwarder.forward(&request, nature).await
+    let class = RequestClass { traffic: TrafficClass::Write, is_quick: kind == SendKind::One, client_wait };
+    proxy.forwarder.forward(&request, class).await
 }
 
 async fn list(
@@ -103,8 +106,8 @@ async fn list(
     RawQuery(query): RawQuery,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
-    let request = asking(Method::GET, path::MESSAGES, query, &headers, Bytes::new());
-    proxy.forwarder.forward(&request, reading(false, &headers)).await
+    let request = upstream_request(Method::GET, path::MESSAGES, query, &headers, Bytes::new());
+    proxy.forwarder.forward(&request, read_class(false, &headers)).await
 }
 
 async fn message(
@@ -113,19 +116,19 @@ async fn message(
     RawQuery(query): RawQuery,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
-    // Checked here because a URL is tidied on its way: "/messages/.." would become another path.
+    // Checked here because the HTTP client normalizes a URL: "/messages/.." would become another path.
     let path = format!("{}{}", path::MESSAGES_PREFIX, query::path_id(uri.path())?);
-    let request = asking(Method::GET, &path, query, &headers, Bytes::new());
-    proxy.forwarder.forward(&request, reading(true, &headers)).await
+    let request = upstream_request(Method::GET, &path, query, &headers, Bytes::new());
+    proxy.forwarder.forward(&request, read_class(true, &headers)).await
 }
 
-async fn whole_network(
+async fn network_status(
     State(proxy): State<Proxy>,
     RawQuery(query): RawQuery,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
-    let request = asking(Method::GET, path::NETWORK, query, &headers, Bytes::new());
-    proxy.forwarder.forward(&request, reading(false, &headers)).await
+    let request = upstream_request(Method::GET, path::NETWORK, query, &headers, Bytes::new());
+    proxy.forwarder.forward(&request, read_class(false, &headers)).await
 }
 
 async fn forget(
@@ -135,16 +138,16 @@ async fn forget(
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
     let path = format!("{}{}", path::NODES_PREFIX, query::path_node(uri.path())?);
-    let request = asking(Method::DELETE, &path, query, &headers, Bytes::new());
-    let nature = Nature { lane: Lane::Write, is_quick: true, asked: Duration::ZERO };
-    proxy.forwarder.forward(&request, nature).await
+    let request = upstream_request(Method::DELETE, &path, query, &headers, Bytes::new());
+    let class = RequestClass { traffic: TrafficClass::Write, is_quick: true, client_wait: Duration::ZERO };
+    proxy.forwarder.forward(&request, class).await
 }
 
 async fn nodes(State(proxy): State<Proxy>, RawQuery(query): RawQuery) -> Result<Response, Problem> {
     query::refuse_any(query.as_deref())?;
     let status = ProxyStatus {
         version: env!("CARGO_PKG_VERSION").to_owned(),
-        state: network::State::Up,
+        state: network::NodeState::Up,
         uptime_seconds: proxy.forwarder.uptime().as_secs(),
         warnings: [proxy.warnings.to_vec(), proxy.forwarder.warnings()].concat(),
         upstreams: proxy.forwarder.status(),
@@ -152,17 +155,17 @@ async fn nodes(State(proxy): State<Proxy>, RawQuery(query): RawQuery) -> Result<
     Ok(json(StatusCode::OK, serde_json::to_vec(&status).expect("a status serialises")))
 }
 
-/// A proxy is ready when it serves: what it can do without nodes is to say so, and to find them again.
+/// A proxy that serves is ready, also without nodes: it answers `no_node_available` and keeps looking for them.
 async fn ready(RawQuery(query): RawQuery) -> Result<Response, Problem> {
     query::refuse_any(query.as_deref())?;
-    let ready = Ready { readable: true, writable: true };
+    let ready = Readiness { readable: true, writable: true };
     Ok(json(StatusCode::OK, serde_json::to_vec(&ready).expect("booleans serialise")))
 }
 
-/// Of a listing, or of one message, which is quick. A position is a wait that the reader asked for.
-fn reading(is_quick: bool, headers: &HeaderMap) -> Nature {
-    let asked = if headers.contains_key(POSITION) { POSITION_WAIT } else { Duration::ZERO };
-    Nature { lane: Lane::Read, is_quick, asked }
+/// The class of a read; one message is quick. A position means that the client asked to wait.
+fn read_class(is_quick: bool, headers: &HeaderMap) -> RequestClass {
+    let client_wait = if headers.contains_key(POSITION) { POSITION_WAIT } else { Duration::ZERO };
+    RequestClass { traffic: TrafficClass::Read, is_quick, client_wait }
 }
 
 #[cfg(test)]

@@ -9,17 +9,17 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use bytes::Bytes;
 
-use super::jobs::{Admit, Admitted, Care};
-use crate::chain::fork::{Found, Search, Side};
-use crate::chain::log::{Logs, Refused};
-use crate::chain::place::{ChainHash, Origin};
+use super::write_ops::{Admitted, Maintenance, PeerRecords};
+use crate::chain::ids::{ChainHash, Origin};
+use crate::chain::logs::{AdmitError, Logs};
 use crate::chain::record::Record;
-use crate::chain::sync::{self, Door, Link, Next, Plan};
+use crate::chain::sync::bisect::{Bisection, BisectionOutcome, ChainedEntry};
+use crate::chain::sync::wire::{EntryRange, Hello, Run, SyncMessage, short};
+use crate::chain::sync::{self, ExchangePlan, Initiator, NextExchange, Responder};
 use crate::chain::vector::{Head, Vector};
-use crate::chain::wire::{Body, Hello, Range, Run, short};
-use crate::store::log::Most;
-use crate::store::wounds::Wounds;
-use crate::store::{Error, Store};
+use crate::store::log::ReadLimit;
+use crate::store::log::damage::Damage;
+use crate::store::{Store, StoreError};
 
 /// Records in one message of an exchange. What does not fit goes with the next.
 const RUN_BYTES_MAX: usize = 4 << 20;
@@ -33,14 +33,14 @@ const SEARCHES_MAX: usize = 64;
 /// The starting side of exchanges with one peer.
 #[derive(Debug, Clone, Default)]
 pub struct Exchange {
-    link: Link,
+    link: Initiator,
     /// Until when a log rests.
     rests: HashMap<Origin, u64>,
-    searches: BTreeMap<Origin, Search>,
+    searches: BTreeMap<Origin, Bisection>,
     /// What the peer asked for in its last answer.
-    asked: Vec<Range>,
+    asked: Vec<EntryRange>,
     /// What it had asked for before, as far as we could send it.
-    served: Vec<Range>,
+    served: Vec<EntryRange>,
     /// Our own log's head at the end of the last push, so that its hash need not be worked out again.
     sent: Option<(Origin, Head)>,
     /// Logs of which entries were in the last request.
@@ -48,7 +48,7 @@ pub struct Exchange {
 }
 
 /// When and why an exchange is started.
-pub struct Occasion<'a> {
+pub struct Trigger<'a> {
     /// This is a timer's round, not a change's.
     pub on_timer: bool,
     /// Milliseconds of a clock that only goes forward.
@@ -56,18 +56,18 @@ pub struct Occasion<'a> {
     /// Logs that need not be asked for yet, because their owner pushes them or another peer is being asked.
     pub leave: &'a dyn Fn(Origin) -> bool,
     /// Damaged entries that this peer may have.
-    pub mend: Vec<Range>,
+    pub mend: Vec<EntryRange>,
 }
 
 /// A request before its entries were read.
 #[derive(Debug, Clone)]
-pub struct Planned {
-    plan: Plan,
+pub struct PlannedRequest {
+    plan: ExchangePlan,
     /// Entries to read: pushes and what the peer asked for.
     pub reads: Vec<Wanted>,
-    mend: Vec<Range>,
+    mend: Vec<EntryRange>,
     own: Option<Origin>,
-    probes: Vec<(Origin, Range)>,
+    probes: Vec<(Origin, EntryRange)>,
     before: Option<Vector>,
 }
 
@@ -75,7 +75,7 @@ pub struct Planned {
 #[derive(Debug, Clone, Copy)]
 pub struct Wanted {
     /// Which.
-    pub range: Range,
+    pub range: EntryRange,
     /// The hash before the first must be this.
     pub before: Option<ChainHash>,
     /// `before` is known to be ours as well.
@@ -95,22 +95,22 @@ pub struct ReadRuns {
 
 /// What an answer leads to.
 #[derive(Debug)]
-pub struct Heard {
+pub struct ReplyActions {
     /// Whether to start again.
-    pub next: Next,
+    pub next: NextExchange,
     /// To be written first.
-    pub care: Vec<Care>,
+    pub care: Vec<Maintenance>,
     /// To be written then, in order; each is one run in pieces.
     pub runs: Vec<Run>,
     /// To be judged with [`judge`].
-    pub probes: Vec<(Origin, Search, Run)>,
+    pub probes: Vec<(Origin, Bisection, Run)>,
     before: Option<Vector>,
 }
 
 impl Exchange {
     /// Plans a request.
-    pub fn plan(&mut self, logs: &Logs, occasion: Occasion<'_>) -> Planned {
-        let Occasion { on_timer, now_ms, leave, mend } = occasion;
+    pub fn plan(&mut self, logs: &Logs, occasion: Trigger<'_>) -> PlannedRequest {
+        let Trigger { on_timer, now_ms, leave, mend } = occasion;
         self.rests.retain(|_, until| *until > now_ms);
         let mut plan = self.link.start(logs.vector(), logs.own(), on_timer, leave);
         let is_still =
@@ -129,16 +129,16 @@ impl Exchange {
         reads.extend(self.served.iter().map(|range| Wanted { range: *range, before: None, known: false }));
         let probes = self.searches.iter().map(|(origin, search)| {
             let (origin, seq) = (*origin, search.asks());
-            (origin, Range { origin, first: seq, last: seq })
+            (origin, EntryRange { origin, first: seq, last: seq })
         });
         let probes = probes.collect();
-        Planned { plan, reads, mend, own: logs.own(), probes, before: self.link.theirs().cloned() }
+        PlannedRequest { plan, reads, mend, own: logs.own(), probes, before: self.link.theirs().cloned() }
     }
 
     /// The request, with what was read for it.
-    pub fn request(&mut self, hello: Hello, planned: &Planned, read: ReadRuns) -> Body {
+    pub fn request(&mut self, hello: Hello, planned: &PlannedRequest, read: ReadRuns) -> SyncMessage {
         let plan = &planned.plan;
-        let mut body = Body::quiet(hello, short(plan.mine.digest()));
+        let mut body = SyncMessage::quiet(hello, short(plan.mine.digest()));
         (body.heads, body.need_full) = (plan.heads.clone(), plan.need_full);
         body.own = if plan.heads.is_some() { planned.own } else { None };
         body.wants.clone_from(&plan.wants);
@@ -162,12 +162,18 @@ impl Exchange {
     }
 
     /// Takes the answer. `logs` are ours now.
-    pub fn on_reply(&mut self, planned: Planned, mut reply: Body, logs: &Logs, wounds: &Wounds) -> Heard {
-        let Planned { plan, probes, before, .. } = planned;
+    pub fn on_reply(
+        &mut self,
+        planned: PlannedRequest,
+        mut reply: SyncMessage,
+        logs: &Logs,
+        wounds: &Damage,
+    ) -> ReplyActions {
+        let PlannedRequest { plan, probes, before, .. } = planned;
         let mut runs = std::mem::take(&mut reply.runs);
         self.asked = within(&reply.wants, logs.vector());
         let mut next = self.link.on_reply(plan, &reply);
-        let mut heard = Heard { next, care: Vec::new(), runs: Vec::new(), probes: Vec::new(), before };
+        let mut heard = ReplyActions { next, care: Vec::new(), runs: Vec::new(), probes: Vec::new(), before };
         if let Some(theirs) = self.link.theirs() {
             heard.care.extend(cuts(logs, theirs));
             for (origin, seq) in sync::forks(logs.vector(), theirs) {
@@ -187,20 +193,20 @@ impl Exchange {
         }
         let mended = take_mends(&mut runs, logs, wounds);
         if !mended.is_empty() {
-            heard.care.push(Care::Mend(mended));
+            heard.care.push(Maintenance::Mend(mended));
         }
         heard.runs = runs;
         // Who asks for the same again could not use what we sent, or we have it damaged too: the timer is soon enough.
         let asks_anew = !self.asked.is_empty() && self.asked != self.served;
         if asks_anew || !self.searches.is_empty() {
-            next = Next::Again;
+            next = NextExchange::Again;
         }
         heard.next = next;
         heard
     }
 
     /// Notes what became of it all: what was refused rests here. Gives the number of new entries.
-    pub fn settle(&mut self, heard: &Heard, admitted: &[(Origin, Admitted)], now_ms: u64) -> u64 {
+    pub fn settle(&mut self, heard: &ReplyActions, admitted: &[(Origin, Admitted)], now_ms: u64) -> u64 {
         let resting = now_ms + REST_MS;
         if let (Some(before), Some(now)) = (&heard.before, self.link.theirs()) {
             for origin in self.pushed.iter().filter(|origin| before.seq(**origin) == now.seq(**origin)) {
@@ -214,7 +220,7 @@ impl Exchange {
         for (origin, admitted) in admitted {
             new += admitted.new;
             match admitted.refused {
-                Some(Refused::Fork(seq)) if seq > 0 => self.look_into(*origin, seq),
+                Some(AdmitError::Fork(seq)) if seq > 0 => self.look_into(*origin, seq),
                 Some(_) => {
                     self.rests.insert(*origin, resting);
                 }
@@ -227,13 +233,13 @@ impl Exchange {
     }
 
     /// Goes on with a search, or ends it. Gives what is to be written.
-    pub fn judged(&mut self, origin: Origin, verdict: Verdict) -> Option<Care> {
+    pub fn judged(&mut self, origin: Origin, verdict: Verdict) -> Option<Maintenance> {
         match verdict {
             Verdict::Closer(search) => {
                 self.searches.insert(origin, search);
                 None
             }
-            Verdict::Fork(seq) => Some(Care::Cut(origin, seq)),
+            Verdict::Fork(seq) => Some(Maintenance::Cut(origin, seq)),
             Verdict::Doubt => {
                 self.rest(origin);
                 None
@@ -248,7 +254,7 @@ impl Exchange {
         }
         self.searches.entry(origin).or_insert_with(|| {
             tracing::warn!(%origin, seq, "a peer has other content of a log: looking for where it begins");
-            Search::below(seq)
+            Bisection::below(seq)
         });
     }
 
@@ -284,7 +290,7 @@ impl Exchange {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
     /// Ask for the next.
-    Closer(Search),
+    Closer(Bisection),
     /// The log is forked here, and our own entries up to here are sound.
     Fork(u64),
     /// The entries do not say so, or ours are damaged.
@@ -292,25 +298,26 @@ pub enum Verdict {
 }
 
 /// Holds a peer's entry against ours. Before a fork is believed, our own entries are verified again.
-pub fn judge(store: &Store, origin: Origin, search: Search, run: &Run) -> Result<Verdict, Error> {
+pub fn judge(store: &Store, origin: Origin, search: Bisection, run: &Run) -> Result<Verdict, StoreError> {
     let seq = run.before.seq + 1;
-    let read = || -> Result<(ChainHash, crate::store::log::Entry), Error> {
+    let read = || -> Result<(ChainHash, crate::store::log::Entry), StoreError> {
         let mut reader = store.log().read()?;
         Ok((reader.hash_at(origin, seq - 1)?, reader.get(origin, seq)?))
     };
     let Some((before, entry)) = undamaged(read())? else { return Ok(Verdict::Doubt) };
-    let side = |before, record: &Record<'_>| Side { before, stamp: record.stamp, digest: record.digest };
+    let side =
+        |before, record: &Record<'_>| ChainedEntry { before, stamp: record.stamp, digest: record.digest };
     let theirs = record_of(&run.records[0]);
     if !theirs.content_matches_digest() {
         return Ok(Verdict::Doubt);
     }
     match search.compare(side(before, &entry.record()), side(run.before.hash, &theirs)) {
-        Found::Closer(closer) => Ok(Verdict::Closer(closer)),
-        Found::Fork(seq) => {
+        BisectionOutcome::Closer(closer) => Ok(Verdict::Closer(closer)),
+        BisectionOutcome::Fork(seq) => {
             let sound = undamaged(store.log().is_sound(origin, seq))?.unwrap_or(false);
             Ok(if sound { Verdict::Fork(seq) } else { Verdict::Doubt })
         }
-        Found::Doubt => {
+        BisectionOutcome::Doubt => {
             undamaged(store.log().is_sound(origin, seq))?;
             Ok(Verdict::Doubt)
         }
@@ -318,12 +325,12 @@ pub fn judge(store: &Store, origin: Origin, search: Search, run: &Run) -> Result
 }
 
 /// Cuts that the peer knows and we do not.
-fn cuts(logs: &Logs, theirs: &Vector) -> impl Iterator<Item = Care> {
-    sync::new_cuts(logs.vector(), theirs).into_iter().map(|(origin, seq)| Care::Cut(origin, seq))
+fn cuts(logs: &Logs, theirs: &Vector) -> impl Iterator<Item = Maintenance> {
+    sync::new_cuts(logs.vector(), theirs).into_iter().map(|(origin, seq)| Maintenance::Cut(origin, seq))
 }
 
 /// Of runs that lie within what we have, the records of entries that are damaged here.
-fn take_mends(runs: &mut Vec<Run>, logs: &Logs, wounds: &Wounds) -> Vec<Bytes> {
+fn take_mends(runs: &mut Vec<Run>, logs: &Logs, wounds: &Damage) -> Vec<Bytes> {
     let mut records = Vec::new();
     runs.retain_mut(|run| {
         let last = run.before.seq.saturating_add(run.records.len() as u64);
@@ -340,33 +347,39 @@ fn take_mends(runs: &mut Vec<Run>, logs: &Logs, wounds: &Wounds) -> Vec<Bytes> {
 }
 
 /// What a request leads to, before it is answered: care first, then runs.
-pub fn heard(door: &mut Door, logs: &Logs, wounds: &Wounds, request: &mut Body) -> (Vec<Care>, Vec<Run>) {
+pub fn heard(
+    door: &mut Responder,
+    logs: &Logs,
+    wounds: &Damage,
+    request: &mut SyncMessage,
+) -> (Vec<Maintenance>, Vec<Run>) {
     door.on_request(logs.vector(), request);
-    let mut care: Vec<Care> = door.theirs().into_iter().flat_map(|theirs| cuts(logs, theirs)).collect();
+    let mut care: Vec<Maintenance> =
+        door.theirs().into_iter().flat_map(|theirs| cuts(logs, theirs)).collect();
     let mut runs = std::mem::take(&mut request.runs);
     let mended = take_mends(&mut runs, logs, wounds);
     if !mended.is_empty() {
-        care.push(Care::Mend(mended));
+        care.push(Maintenance::Mend(mended));
     }
     (care, runs)
 }
 
 /// What of a request's wants is to be read.
-pub fn wanted(request: &Body, logs: &Logs) -> Vec<Wanted> {
+pub fn wanted(request: &SyncMessage, logs: &Logs) -> Vec<Wanted> {
     let ranges = within(&request.wants, logs.vector()).into_iter();
     ranges.map(|range| Wanted { range, before: None, known: false }).collect()
 }
 
 /// The answer. `logs` are ours after what came was written; `mend`: damaged entries that the peer may have.
 pub fn answer(
-    door: &mut Door,
+    door: &mut Responder,
     logs: &Logs,
-    request: &Body,
+    request: &SyncMessage,
     read: ReadRuns,
-    mend: Vec<Range>,
+    mend: Vec<EntryRange>,
     hello: Hello,
-) -> Body {
-    let mut reply = Body::quiet(hello, [0; 16]);
+) -> SyncMessage {
+    let mut reply = SyncMessage::quiet(hello, [0; 16]);
     (reply.runs, reply.more) = (read.runs, read.more);
     door.answer(logs.vector(), request, &mut reply);
     reply.own = if reply.heads.is_some() { logs.own() } else { None };
@@ -375,12 +388,12 @@ pub fn answer(
 }
 
 /// A run in pieces, each to be held against our chain by itself.
-pub fn pieces(run: &Run, theirs: Option<&Vector>) -> Vec<Admit> {
+pub fn pieces(run: &Run, theirs: Option<&Vector>) -> Vec<PeerRecords> {
     let claimed = sync::claimed(theirs, run.origin);
     let mut before = run.before;
     let mut pieces = Vec::new();
     for records in run.records.chunks(PIECE_COUNT) {
-        pieces.push(Admit { before, claimed, records: records.to_vec() });
+        pieces.push(PeerRecords { before, claimed, records: records.to_vec() });
         before = records.iter().fold(before, |head, bytes| head.followed_by(&record_of(bytes)));
     }
     pieces
@@ -396,19 +409,19 @@ pub fn admitted(run: &Run, pieces: impl IntoIterator<Item = Admitted>) -> Admitt
     }
     if run.broken.is_some() && all.not_stored.is_none() {
         let last = run.before.seq.saturating_add(run.records.len() as u64);
-        all.refused = all.refused.or(Some(Refused::Broken(last)));
+        all.refused = all.refused.or(Some(AdmitError::Broken(last)));
     }
     all
 }
 
 /// What of the ranges we have.
-fn within(wants: &[Range], mine: &Vector) -> Vec<Range> {
-    let cut = wants.iter().map(|want| Range { last: want.last.min(mine.seq(want.origin)), ..*want });
+fn within(wants: &[EntryRange], mine: &Vector) -> Vec<EntryRange> {
+    let cut = wants.iter().map(|want| EntryRange { last: want.last.min(mine.seq(want.origin)), ..*want });
     cut.filter(|want| want.first <= want.last).collect()
 }
 
 /// Reads what was asked for or is pushed, within bounds. `go_on`: whether there is time for one more range.
-pub fn read(store: &Store, ranges: &[Wanted], go_on: impl Fn() -> bool) -> Result<ReadRuns, Error> {
+pub fn read(store: &Store, ranges: &[Wanted], go_on: impl Fn() -> bool) -> Result<ReadRuns, StoreError> {
     let mut read = ReadRuns::default();
     let mut left = RUN_BYTES_MAX;
     for wanted in ranges {
@@ -416,7 +429,7 @@ pub fn read(store: &Store, ranges: &[Wanted], go_on: impl Fn() -> bool) -> Resul
             read.more = true;
             return Ok(read);
         }
-        let Range { origin, first, last } = wanted.range;
+        let EntryRange { origin, first, last } = wanted.range;
         let before = match wanted {
             Wanted { before: Some(hash), known: true, .. } => Ok(*hash),
             _ => store.log().read()?.hash_at(origin, first - 1),
@@ -430,7 +443,7 @@ pub fn read(store: &Store, ranges: &[Wanted], go_on: impl Fn() -> bool) -> Resul
             Run { origin, before: Head { seq: first - 1, hash }, records: Vec::new(), broken: None };
         let mut next = first;
         while next <= last && left > 0 {
-            let most = Most { rows: PIECE_COUNT, bytes: left };
+            let most = ReadLimit { rows: PIECE_COUNT, bytes: left };
             let Some(entries) = undamaged(store.log().read()?.forward(origin, next, last, most))? else {
                 break;
             };
@@ -453,10 +466,10 @@ pub fn read(store: &Store, ranges: &[Wanted], go_on: impl Fn() -> bool) -> Resul
 
 /// `None`: damaged, or moved by a cut meanwhile. It is never sent; what lies before it and the other logs are, so that one bad page here does not keep
 /// a peer from all the rest.
-fn undamaged<T>(read: Result<T, Error>) -> Result<Option<T>, Error> {
+fn undamaged<T>(read: Result<T, StoreError>) -> Result<Option<T>, StoreError> {
     match read {
         Ok(value) => Ok(Some(value)),
-        Err(Error::Damaged { .. } | Error::CutOff { .. }) => Ok(None),
+        Err(StoreError::Damaged { .. } | StoreError::CutOff { .. }) => Ok(None),
         Err(error) => Err(error),
     }
 }

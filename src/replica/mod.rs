@@ -4,11 +4,11 @@
 //! it from its threads and tasks; the simulation drives the same code from a seed. [`pen`] is the only one that writes
 //! to a store; [`exchange`] is one peer's side of syncing; [`heal`] decides what to do about damage.
 
-mod cutting;
-mod draft;
+pub mod committer;
+mod cut;
+mod decide;
 pub mod exchange;
-pub mod heal;
-pub mod jobs;
-pub mod pen;
+mod purge;
+pub mod repair;
 pub mod scrub;
-mod sweeping;
+pub mod write_ops;

@@ -4,11 +4,11 @@
 //! head, and whether the index has every row that it should have for the entry. A step reads a bounded part; whoever drives it decides how often. What
 //! it finds damaged is noted among the wounds like any other; what it can put right itself, it says.
 
-use super::jobs::Care;
-use crate::chain::log::{CHECKPOINT_EVERY, Logs};
-use crate::chain::place::{ChainHash, Origin};
-use crate::store::log::Most;
-use crate::store::{Error, Store};
+use super::write_ops::Maintenance;
+use crate::chain::ids::{ChainHash, Origin};
+use crate::chain::logs::{CHECKPOINT_EVERY, Logs};
+use crate::store::log::ReadLimit;
+use crate::store::{Store, StoreError};
 
 /// Entries of one step.
 const STEP_COUNT: usize = 1_000;
@@ -18,7 +18,7 @@ const STEP_BYTES: usize = 1 << 20;
 /// Where the walk is. Default: before its first round.
 #[derive(Debug, Clone, Default)]
 pub struct Scrub {
-    at: Option<At>,
+    at: Option<ScrubPosition>,
     /// Entries looked at in this round.
     checked: u64,
     /// That round is through, and the next one not begun.
@@ -27,7 +27,7 @@ pub struct Scrub {
 
 /// Within a log.
 #[derive(Debug, Clone)]
-struct At {
+struct ScrubPosition {
     origin: Origin,
     next: u64,
     /// The chain before `next`; unknown behind damage, until the next checkpoint.
@@ -40,11 +40,11 @@ struct At {
 
 /// What a step did.
 #[derive(Debug, Default)]
-pub struct Step {
+pub struct ScrubStep {
     /// Bytes of records that were read.
     pub bytes: usize,
     /// To be written.
-    pub care: Vec<Care>,
+    pub care: Vec<Maintenance>,
     /// The index lacks a row of an entry, or has it otherwise: it must be built anew.
     pub index_lacks: Option<(Origin, u64)>,
     /// That was the last of this round.
@@ -58,9 +58,9 @@ impl Scrub {
     }
 
     /// Looks at the next part of `logs`.
-    pub fn step(&mut self, store: &Store, logs: &Logs) -> Result<Step, Error> {
-        let mut step = Step::default();
-        let Some(mut at) = self.at.take().or_else(|| At::after(None, logs)) else {
+    pub fn step(&mut self, store: &Store, logs: &Logs) -> Result<ScrubStep, StoreError> {
+        let mut step = ScrubStep::default();
+        let Some(mut at) = self.at.take().or_else(|| ScrubPosition::after(None, logs)) else {
             step.round_ends = true;
             return Ok(step);
         };
@@ -79,7 +79,7 @@ impl Scrub {
         if let Some(head) = head.filter(|head| head.seq + 1 == at.next) {
             at.end(head.hash, &mut step);
         }
-        self.at = At::after(Some(at.origin), logs);
+        self.at = ScrubPosition::after(Some(at.origin), logs);
         if self.at.is_none() {
             (self.ended, step.round_ends) = (true, true);
         }
@@ -87,12 +87,18 @@ impl Scrub {
     }
 }
 
-impl At {
+impl ScrubPosition {
     /// At the beginning of the log after this one.
     fn after(origin: Option<Origin>, logs: &Logs) -> Option<Self> {
         let mut origins = logs.vector().iter().map(|(origin, _)| origin);
         let origin = origins.find(|next| origin.is_none_or(|origin| *next > origin))?;
-        Some(At { origin, next: 1, hash: Some(ChainHash::genesis(origin)), good: 0, wrong: Vec::new() })
+        Some(ScrubPosition {
+            origin,
+            next: 1,
+            hash: Some(ChainHash::genesis(origin)),
+            good: 0,
+            wrong: Vec::new(),
+        })
     }
 
     fn read(
@@ -100,20 +106,20 @@ impl At {
         store: &Store,
         logs: &Logs,
         last: u64,
-        step: &mut Step,
+        step: &mut ScrubStep,
         checked: &mut u64,
-    ) -> Result<(), Error> {
+    ) -> Result<(), StoreError> {
         let mut reader = store.log().read()?;
-        let most = Most { rows: STEP_COUNT, bytes: STEP_BYTES };
+        let most = ReadLimit { rows: STEP_COUNT, bytes: STEP_BYTES };
         let entries = match reader.forward(self.origin, self.next, last, most) {
             Ok(entries) => entries,
-            Err(Error::Damaged { .. }) => {
+            Err(StoreError::Damaged { .. }) => {
                 (self.hash, self.next) = (None, self.next + 1);
                 *checked += 1;
                 return Ok(());
             }
             // The log was cut since these were its logs: what is left of it is looked at in the next round.
-            Err(Error::CutOff { .. }) => {
+            Err(StoreError::CutOff { .. }) => {
                 (self.hash, self.next) = (None, last + 1);
                 return Ok(());
             }
@@ -128,8 +134,8 @@ impl At {
             if self.next.is_multiple_of(CHECKPOINT_EVERY) {
                 self.compare(reader.checkpoint(self.origin, self.next)?);
             }
-            let is_due = logs.covers(entry.place) && !audit.knows(&entry, logs)?;
-            if is_due && !store.log().swept().covers(self.origin, self.next) {
+            let is_due = logs.covers(entry.place) && !audit.has_rows_of(&entry, logs)?;
+            if is_due && !store.log().purged().covers(self.origin, self.next) {
                 step.index_lacks.get_or_insert((self.origin, self.next));
             }
             self.next += 1;
@@ -147,15 +153,16 @@ impl At {
     }
 
     /// The head says whether checkpoints are wrong or entries are.
-    fn end(&mut self, head: ChainHash, step: &mut Step) {
+    fn end(&mut self, head: ChainHash, step: &mut ScrubStep) {
         match self.hash {
             Some(hash) if hash == head => {
-                let wrong = self.wrong.drain(..).map(|(seq, hash)| Care::Checkpoint(self.origin, seq, hash));
+                let wrong =
+                    self.wrong.drain(..).map(|(seq, hash)| Maintenance::Checkpoint(self.origin, seq, hash));
                 step.care.extend(wrong);
             }
             Some(_) => {
                 tracing::error!(origin = %self.origin, after = self.good, "the chain of a log does not hold");
-                step.care.push(Care::Cut(self.origin, self.good + 1));
+                step.care.push(Maintenance::Cut(self.origin, self.good + 1));
             }
             None => {}
         }
@@ -169,12 +176,12 @@ mod tests {
     use uuid::Uuid;
 
     use crate::chain::clock::Stamp;
-    use crate::chain::message::{Digest, Draft, Message};
-    use crate::chain::record::{Kind, Record};
+    use crate::chain::message::{Digest, Message, UncheckedMessage};
+    use crate::chain::record::{EntryKind, Record};
     use crate::chain::vector::Head;
-    use crate::replica::jobs::{Admit, Batch, Intake, Room};
-    use crate::replica::pen::Pen;
-    use crate::store::index::{Row, damage};
+    use crate::replica::committer::Committer;
+    use crate::replica::write_ops::{NewMessage, PeerRecords, Space, WriteOps};
+    use crate::store::index::{IndexRow, damage};
 
     const NOW: u64 = 1_700_000_000_000;
     const A: Origin = Origin([1; 16]);
@@ -182,40 +189,40 @@ mod tests {
 
     fn content(id: u128) -> Vec<u8> {
         let (sender, recipient, text) = ("ann".into(), "bob".into(), "hello".into());
-        let draft = Draft { id: Uuid::from_u128(id), sender, recipient, text, timestamp: None };
+        let draft = UncheckedMessage { id: Uuid::from_u128(id), sender, recipient, text, timestamp: None };
         Message::new(draft).expect("valid").encode()
     }
 
     /// Messages in log A, of which the first stands in log B as well.
-    fn store_in(dir: &tempfile::TempDir, messages: u128) -> Pen {
+    fn store_in(dir: &tempfile::TempDir, messages: u128) -> Committer {
         let (store, logs) = Store::open(dir.path(), "test", NOW).expect("opens");
-        let mut pen = Pen::new(store, logs, Box::new(|| A));
-        let sent: Vec<Intake> = (1..=messages)
+        let mut pen = Committer::new(store, logs, Box::new(|| A));
+        let sent: Vec<NewMessage> = (1..=messages)
             .map(|id| {
                 let content = content(id);
-                Intake { id: Uuid::from_u128(id), digest: Digest::of(&content), content }
+                NewMessage { id: Uuid::from_u128(id), digest: Digest::of(&content), content }
             })
             .collect();
         for part in sent.chunks(5_000) {
-            let batch = Batch { sends: vec![part], ..Batch::default() };
-            pen.write(&batch, Room::ALL, NOW).expect("writes");
+            let batch = WriteOps { sends: vec![part], ..WriteOps::default() };
+            pen.write(&batch, Space::ALL, NOW).expect("writes");
         }
         let (content, stamp) = (content(1), Stamp((NOW + 1) << 16));
         let digest = Digest::of(&content);
-        let copy = Record { origin: B, seq: 1, stamp, digest, kind: Kind::Message, content: &content };
+        let copy = Record { origin: B, seq: 1, stamp, digest, kind: EntryKind::Message, content: &content };
         let before = Head { seq: 0, hash: ChainHash::genesis(B) };
-        let admit = Admit { before, claimed: None, records: vec![copy.encode().into()] };
-        let batch = Batch { admits: vec![&admit], ..Batch::default() };
-        assert_eq!(pen.write(&batch, Room::ALL, NOW).expect("writes").admits[0].new, 1);
+        let admit = PeerRecords { before, claimed: None, records: vec![copy.encode().into()] };
+        let batch = WriteOps { admits: vec![&admit], ..WriteOps::default() };
+        assert_eq!(pen.write(&batch, Space::ALL, NOW).expect("writes").admits[0].new, 1);
         pen
     }
 
     fn index(store: &Arc<Store>) {
-        while store.index_behind().expect("indexes") {}
+        while store.flush_index().expect("indexes") {}
     }
 
     /// What the index is found to lack in a whole round.
-    fn round(pen: &Pen) -> Option<(Origin, u64)> {
+    fn round(pen: &Committer) -> Option<(Origin, u64)> {
         let mut scrub = Scrub::default();
         loop {
             let step = scrub.step(pen.store(), pen.logs()).expect("reads");
@@ -227,8 +234,9 @@ mod tests {
 
     #[test]
     fn every_row_of_the_index_that_is_missing_or_wrong_is_noticed() {
-        let missing = [Row::Id, Row::Sender, Row::Recipient, Row::Copy].map(|row| (row, false));
-        let wrong = [Row::Id, Row::Sender, Row::Recipient].map(|row| (row, true));
+        let missing =
+            [IndexRow::Id, IndexRow::Sender, IndexRow::Recipient, IndexRow::Copy].map(|row| (row, false));
+        let wrong = [IndexRow::Id, IndexRow::Sender, IndexRow::Recipient].map(|row| (row, true));
         for (origin, seq) in [(A, 1), (B, 1)] {
             for (row, is_altered) in missing.into_iter().chain(wrong) {
                 let dir = tempfile::tempdir().expect("temp dir");

@@ -18,15 +18,15 @@ use tower::ServiceExt;
 use tracing::{debug, error};
 
 use super::{
-    body::Lender,
-    lock::{self, Standing},
+    auth::{self, Access},
+    body::DrainableBody,
 };
 use crate::api::{
     error::{ErrorCode, Problem},
+    explain_invalid::quote,
     media,
-    network::Live,
+    network::Liveness,
     query::refuse_any,
-    refusal::quote,
 };
 
 /// A JSON answer.
@@ -43,7 +43,7 @@ fn line(mut json: Vec<u8>) -> Vec<u8> {
 /// `GET /livez`: who can run this, lives.
 pub async fn live(RawQuery(raw): RawQuery) -> Result<Response, Problem> {
     refuse_any(raw.as_deref())?;
-    Ok(json(StatusCode::OK, serde_json::to_vec(&Live { live: true }).expect("a boolean serialises")))
+    Ok(json(StatusCode::OK, serde_json::to_vec(&Liveness { live: true }).expect("a boolean serialises")))
 }
 
 impl IntoResponse for Problem {
@@ -73,17 +73,17 @@ pub(super) fn with_refusals(app: Router) -> Router {
 /// Answers one request of somebody with this standing. Never fails: what goes wrong is an answer too.
 pub(super) async fn answer(
     app: Router,
-    (standing, request): (Standing, Request<Option<Incoming>>),
+    (standing, request): (Access, Request<Option<Incoming>>),
     limit: Duration,
 ) -> Result<Response, Infallible> {
     let began = Instant::now();
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
     let mut response = match standing {
-        Standing::Known | Standing::Guest => ask(app, request, limit, (&method, &path)).await,
-        Standing::Stranger => lock::refusal().into_response(),
+        Access::Authenticated | Access::PublicPath => ask(app, request, limit, (&method, &path)).await,
+        Access::Unauthenticated => auth::refusal().into_response(),
     };
-    if standing != Standing::Known {
-        lock::dismiss(&mut response);
+    if standing != Access::Authenticated {
+        auth::dismiss(&mut response);
     }
     debug!(%method, path, status = response.status().as_u16(), ms = began.elapsed().as_millis(), "answered");
     Ok(response)
@@ -97,7 +97,7 @@ async fn ask(
 ) -> Response {
     // A client that asks first (RFC 9110, 10.1.1) has not begun to send a body that is refused.
     let asks_first = request.headers().contains_key(header::EXPECT);
-    let lender = Lender::default();
+    let lender = DrainableBody::default();
     let request = request.map(|body| lender.lend(body));
     let answer = AssertUnwindSafe(app.oneshot(request)).catch_unwind();
     let response = match timeout(limit, answer).await {

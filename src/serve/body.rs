@@ -26,10 +26,10 @@ use uuid::Uuid;
 use crate::api::{
     BATCH_BODY_BYTES_MAX, MESSAGE_BODY_BYTES_MAX,
     error::{ErrorCode, Problem},
+    explain_invalid::quote,
     header::IDEMPOTENCY_KEY,
     media,
     message::parse_key,
-    refusal::quote,
 };
 
 /// All bodies of one server together; beyond it a request is refused as `overloaded`.
@@ -59,12 +59,12 @@ impl Budget {
 }
 
 /// Bytes, and their share of the budget.
-struct Held {
+struct BudgetedBytes {
     bytes: Bytes,
     _share: OwnedSemaphorePermit,
 }
 
-impl AsRef<[u8]> for Held {
+impl AsRef<[u8]> for BudgetedBytes {
     fn as_ref(&self) -> &[u8] {
         &self.bytes
     }
@@ -92,7 +92,7 @@ pub async fn read_body(mut body: Body, limit: usize, budget: &Budget) -> Result<
         }
     }
     let bytes = if whole.is_empty() { first } else { whole.freeze() };
-    Ok(Bytes::from_owner(Held { bytes, _share: share }))
+    Ok(Bytes::from_owner(BudgetedBytes { bytes, _share: share }))
 }
 
 fn cut(e: &axum::Error) -> Problem {
@@ -105,12 +105,12 @@ fn too_long(limit: usize) -> Problem {
 
 /// A request's body, lent to the handler. What the handler leaves of it comes back here.
 #[derive(Clone, Default)]
-pub(super) struct Lender(Arc<Mutex<Option<Incoming>>>);
+pub(super) struct DrainableBody(Arc<Mutex<Option<Incoming>>>);
 
-impl Lender {
+impl DrainableBody {
     /// Lends the body out. One that was taken away is empty for the handler.
     pub(super) fn lend(&self, body: Option<Incoming>) -> Body {
-        Body::new(Lent { body, lender: self.clone() })
+        Body::new(BorrowedBody { body, lender: self.clone() })
     }
 
     fn slot(&self) -> MutexGuard<'_, Option<Incoming>> {
@@ -135,18 +135,18 @@ async fn discard(mut body: Incoming) {
     }
 }
 
-struct Lent {
+struct BorrowedBody {
     body: Option<Incoming>,
-    lender: Lender,
+    lender: DrainableBody,
 }
 
-impl Drop for Lent {
+impl Drop for BorrowedBody {
     fn drop(&mut self) {
         *self.lender.slot() = self.body.take().filter(|body| !body.is_end_stream());
     }
 }
 
-impl hyper::body::Body for Lent {
+impl hyper::body::Body for BorrowedBody {
     type Data = Bytes;
     type Error = hyper::Error;
 

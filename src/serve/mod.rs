@@ -5,10 +5,10 @@
 //! the caller's, who also brings the listener and the stop signal.
 
 mod answer;
+mod auth;
 mod body;
-mod lock;
 mod socket;
-mod strangers;
+mod unauthenticated;
 
 use std::{io, sync::Arc, time::Duration};
 
@@ -30,10 +30,10 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, warn};
 
 pub use answer::{json, live};
+use auth::{Access, Auth};
 pub use body::{BODIES_BYTES_MAX, Budget, SendKind, idempotency_key, read_body};
-use lock::{Lock, Standing};
-use socket::{Linger, Progressing};
-use strangers::Strangers;
+use socket::{Linger, WriteTimeout};
+use unauthenticated::UnauthenticatedConnections;
 
 use crate::api::key::Keys;
 
@@ -89,7 +89,7 @@ async fn serve_within(
     stop: CancellationToken,
 ) {
     let (app, lock, strangers) =
-        (answer::with_refusals(app), Lock::new(keys), Strangers::new(limits.strangers));
+        (answer::with_refusals(app), Auth::new(keys), UnauthenticatedConnections::new(limits.strangers));
     let server = Server { limits, app, lock, strangers, stop };
     let slots = Arc::new(Semaphore::new(limits.connections));
     let mut connections = JoinSet::new();
@@ -154,8 +154,8 @@ fn report(ended: Result<(), JoinError>) {
 struct Server {
     limits: Limits,
     app: Router,
-    lock: Lock,
-    strangers: Strangers,
+    lock: Auth,
+    strangers: UnauthenticatedConnections,
     stop: CancellationToken,
 }
 
@@ -172,15 +172,15 @@ impl Server {
         let stranger = Arc::new(strangers.enter(lock.is_open()));
         let waiting = stranger.clone();
         let linger = Linger::default();
-        let socket = Progressing::new(socket, limits.write, (linger.clone(), limits.linger));
+        let socket = WriteTimeout::new(socket, limits.write, (linger.clone(), limits.linger));
         // Not within the future: until that is polled for the first time, the library already reads on.
         let service = service_fn(move |request: Request<Incoming>| {
             let sends_on = !request.body().is_end_stream();
             let admitted = lock.admit(request);
             match admitted.0 {
-                Standing::Known => stranger.becomes_known(),
-                Standing::Guest | Standing::Stranger if sends_on => linger.at_the_end(),
-                Standing::Guest | Standing::Stranger => {}
+                Access::Authenticated => stranger.becomes_known(),
+                Access::PublicPath | Access::Unauthenticated if sends_on => linger.at_the_end(),
+                Access::PublicPath | Access::Unauthenticated => {}
             }
             answer::answer(app.clone(), admitted, limits.answer)
         });

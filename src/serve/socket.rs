@@ -33,7 +33,7 @@ impl Linger {
 }
 
 /// The socket, and the deadline of the write that is pending.
-pub(super) struct Progressing<S> {
+pub(super) struct WriteTimeout<S> {
     socket: S,
     limit: Duration,
     /// Made with the first write that has to wait, then reused.
@@ -44,7 +44,7 @@ pub(super) struct Progressing<S> {
     end: Option<Pin<Box<Sleep>>>,
 }
 
-impl<S> Progressing<S> {
+impl<S> WriteTimeout<S> {
     pub(super) fn new(socket: S, limit: Duration, linger: (Linger, Duration)) -> Self {
         Self { socket, limit, deadline: None, waiting: false, linger, end: None }
     }
@@ -68,7 +68,7 @@ impl<S> Progressing<S> {
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Progressing<S> {
+impl<S: AsyncRead + Unpin> AsyncRead for WriteTimeout<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -78,7 +78,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Progressing<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Progressing<S> {
+impl<S: AsyncWrite + Unpin> AsyncWrite for WriteTimeout<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let write = Pin::new(&mut self.socket).poll_write(cx, buf);
         self.watch(cx, write)

@@ -9,41 +9,29 @@
 //! Invariants: whoever commits is the only one to do so ([`Store::commit`] is called by the node's writer
 //! alone); [`Logs`] handed to readers list durable entries only; every record is checked on every read.
 
-mod change;
-pub mod files;
-pub mod follow;
-mod guard;
+pub mod engine;
+mod error;
+pub mod history;
 pub mod index;
-pub mod listing;
 pub mod log;
-mod merge;
-mod milestones;
-mod patchy;
-mod raw;
-pub mod recover;
-pub mod salvage;
-mod scan;
-pub mod session;
-pub mod swept;
-mod tail;
-pub mod verify;
-pub mod wounds;
+pub mod recovery;
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustix::io::Errno;
 use uuid::Uuid;
 
-use crate::chain::log::Logs;
+use crate::chain::ids::{EntryKey, Origin};
+use crate::chain::logs::Logs;
 use crate::chain::message::Digest;
-use crate::chain::place::{Origin, Place};
-use files::{Directory, Files};
+use crate::store::engine::files::{self, Directory, Files};
+use crate::store::recovery::Recovery;
+use crate::store::recovery::crash_count::CrashCount;
+pub use engine::open_policy::OpenPolicy;
+pub use error::{OpenError, StoreError};
 use index::Index;
-use log::{Change, Log};
-use recover::Recovery;
-use session::Session;
+use log::{Log, WriteBatch};
 
 /// The store's directory, its parent and the one above may just have been made.
 const SYNCED_LEVELS: usize = 3;
@@ -52,133 +40,11 @@ const SYNCED_LEVELS: usize = 3;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct StoreId(pub [u8; 16]);
 
-/// Why a store cannot be opened. Each is a sentence for the operator.
-#[derive(Debug, thiserror::Error)]
-pub enum OpenError {
-    /// The directory cannot be made or used.
-    #[error("the data directory {} cannot be used: {source}", path.display())]
-    Directory {
-        /// The directory.
-        path: PathBuf,
-        /// What the system says.
-        source: std::io::Error,
-    },
-    /// Another process has it open.
-    #[error("the data directory {} is in use by another process; stop that one first", .0.display())]
-    InUse(PathBuf),
-    /// Written by a newer program.
-    #[error("{} has format {found}; this program knows formats up to {known}: use a newer chatchain", path.display())]
-    Newer {
-        /// The file.
-        path: PathBuf,
-        /// What it says.
-        found: u32,
-        /// What we can read.
-        known: u32,
-    },
-    /// It belongs to another network.
-    #[error("{} belongs to the network {found:?}, not to {wanted:?}; set `network` to that or use another data directory", path.display())]
-    Network {
-        /// The file.
-        path: PathBuf,
-        /// The network it was made for.
-        found: String,
-        /// The network of the configuration.
-        wanted: String,
-    },
-    /// The disk does not give a file, or not all of it.
-    #[error("{} cannot be read: {why}", path.display())]
-    Unreadable {
-        /// The file.
-        path: PathBuf,
-        /// What the system says, or how much of it.
-        why: String,
-    },
-    /// The file is not what we wrote.
-    #[error("{} cannot be opened: {why}", path.display())]
-    Broken {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong.
-        why: String,
-    },
-}
-
-impl OpenError {
-    /// Whether it can be otherwise a moment later without anybody changing the configuration: the disk fails or is full, or
-    /// its file system lets nobody write since it met an error.
-    pub fn may_pass(&self) -> bool {
-        let passing = [Errno::NOSPC, Errno::DQUOT, Errno::ROFS];
-        let passes = |source| Errno::from_io_error(source).is_some_and(|errno| passing.contains(&errno));
-        self.is_of_the_disk() || matches!(self, OpenError::Directory { source, .. } if passes(source))
-    }
-
-    /// Whether the disk would not read or would not write; the engine does not say which.
-    pub fn is_of_the_disk(&self) -> bool {
-        match self {
-            OpenError::Unreadable { .. } => true,
-            OpenError::Directory { source, .. } => files::is_unreadable(source),
-            _ => false,
-        }
-    }
-}
-
-/// Why a read or a commit failed.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// The engine or the disk failed.
-    #[error("storage failed: {0}")]
-    Storage(#[from] Box<redb::Error>),
-    /// The engine gave up over what it read; most likely the file is damaged.
-    #[error("storage failed: the storage engine cannot make sense of it: {0}")]
-    Panicked(String),
-    /// The store was closed, because it failed; it is opened anew.
-    #[error("the store is being opened anew")]
-    Closed,
-    /// A row of the index is not where it must be.
-    #[error("the index is damaged: a row is not in its place")]
-    Misplaced,
-    /// An entry that must be there does not check, or is not there.
-    #[error("entry {seq} of log {origin} is damaged")]
-    Damaged {
-        /// Its log.
-        origin: Origin,
-        /// Its place.
-        seq: u64,
-    },
-    /// An entry was removed, because its log was cut after whoever reads looked at the logs. It stands in a branch.
-    #[error("log {origin} was cut meanwhile: its entry {seq} has moved to another log")]
-    CutOff {
-        /// Its log.
-        origin: Origin,
-        /// Its former place.
-        seq: u64,
-    },
-}
-
-/// redb has one error type per operation; here they all mean that storage failed.
-macro_rules! storage_errors {
-    ($($kind:ty),*) => {$(
-        impl From<$kind> for Error {
-            fn from(error: $kind) -> Self {
-                Error::Storage(Box::new(error.into()))
-            }
-        }
-    )*};
-}
-storage_errors!(
-    redb::StorageError,
-    redb::TableError,
-    redb::TransactionError,
-    redb::CommitError,
-    redb::SetDurabilityError
-);
-
 /// Where one copy of a message stands, and which content it has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Standing {
+pub struct StoredCopy {
     /// Its place.
-    pub place: Place,
+    pub place: EntryKey,
     /// Its content's digest: copies of one id with different digests are a conflict.
     pub digest: Digest,
 }
@@ -194,44 +60,15 @@ pub struct Counts {
     pub unreadable: u64,
 }
 
-/// How much a store is trusted when it is opened.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum Trust {
-    /// The last process to have it open left it well, or was killed, or lost its power. Every page is checked unless that
-    /// would take long.
-    #[default]
-    Usual,
-    /// The same, and no page is checked before it is needed, which may be too late.
-    Blind,
-    /// A write or an fsync failed, or too many processes in a row ended badly: nothing that the system still keeps of it in
-    /// memory is believed, and every page is checked.
-    Suspect,
-    /// The same, and so many openings before failed because of the disk that what it does not give now is given up: a log
-    /// that cannot be read counts as a damaged one.
-    Unreadable,
-    /// As [`Trust::Suspect`], but whoever checked that did not come to the end of it, and it was not for the log: the index
-    /// is built anew without a look at it.
-    LogAlone,
-    /// Whoever opens the log ends with it: it counts as a damaged one without being opened, and the index is built anew.
-    Nothing,
-}
-
-impl Trust {
-    /// Whether every page is checked, at the least.
-    pub(super) fn is_doubt(self) -> bool {
-        !matches!(self, Trust::Usual | Trust::Blind)
-    }
-}
-
 /// One node's store, open. Reads go on from any thread; see the head of this file for writing.
 #[derive(Debug)]
 pub struct Store {
     log: Log,
     index: Index,
     recovery: Option<Recovery>,
-    set_aside: Vec<PathBuf>,
+    damaged_files: Vec<PathBuf>,
     /// Ends when the databases are closed, hence behind them.
-    session: Session,
+    crash_count: CrashCount,
     /// Let go when the session has ended, hence last.
     _lock: Option<File>,
 }
@@ -240,7 +77,7 @@ impl Store {
     /// Opens or makes the store in `dir`, and brings its index up to date. The logs found are returned as they
     /// are on disk; none of them will be appended to. `now_ms` is the wall clock.
     pub fn open(dir: &Path, network: &str, now_ms: u64) -> Result<(Arc<Self>, Logs), OpenError> {
-        Self::open_with(dir, network, now_ms, Trust::Usual)
+        Self::open_with(dir, network, now_ms, OpenPolicy::Default)
     }
 
     /// As [`Store::open`], with more checks or fewer.
@@ -248,12 +85,12 @@ impl Store {
         dir: &Path,
         network: &str,
         now_ms: u64,
-        trust: Trust,
+        trust: OpenPolicy,
     ) -> Result<(Arc<Self>, Logs), OpenError> {
         let usable = |source| OpenError::Directory { path: dir.to_owned(), source };
         std::fs::create_dir_all(dir).map_err(usable)?;
         let opened = Self::open_in(&Directory(dir.to_owned()), network, now_ms, trust)?;
-        dir.ancestors().take(SYNCED_LEVELS).for_each(files::sync);
+        dir.ancestors().take(SYNCED_LEVELS).for_each(files::sync_directory);
         Ok(opened)
     }
 
@@ -262,29 +99,32 @@ impl Store {
         files: &dyn Files,
         network: &str,
         now_ms: u64,
-        trust: Trust,
+        trust: OpenPolicy,
     ) -> Result<(Arc<Self>, Logs), OpenError> {
         let lock = files.lock()?;
-        let session = Session::begin(files, trust);
-        let trust = session.trust();
-        if let Some(count) = session.bad_ends_before() {
-            tracing::warn!(count, "the last sessions with the store ended badly: checking every page of it");
+        let crash_count = CrashCount::start(files, trust);
+        let trust = crash_count.policy();
+        if let Some(count) = crash_count.exits_to_report() {
+            tracing::warn!(
+                count,
+                "the last runs on the store ended badly (crashed or killed): checking every page"
+            );
         }
-        if trust.is_doubt() {
-            files.forget_cached(files::LOG);
-            files.forget_cached(files::INDEX);
+        if trust.checks_every_page() {
+            files.drop_page_cache(files::LOG);
+            files.drop_page_cache(files::INDEX);
         }
         let opened = match Self::open_files(files, network, now_ms, trust) {
             // Where not every page was checked, damage may have led behind the end of a file.
-            Err(error) if !trust.is_doubt() && files::is_of_an_earlier(&error) => {
+            Err(error) if !trust.checks_every_page() && files::is_previous_io_error(&error) => {
                 tracing::warn!(%error, "checking every page of the store");
-                Self::open_files(files, network, now_ms, Trust::Suspect)?
+                Self::open_files(files, network, now_ms, OpenPolicy::FullCheck)?
             }
             opened => opened?,
         };
-        let (recover::Opened { log, recovery, set_aside, .. }, logs, index) = opened;
-        session.is_open();
-        let store = Store { log, index, recovery, set_aside, session, _lock: lock };
+        let (recovery::OpenedLog { log, recovery, set_aside, .. }, logs, index) = opened;
+        crash_count.opened();
+        let store = Store { log, index, recovery, damaged_files: set_aside, crash_count, _lock: lock };
         Ok((Arc::new(store), logs))
     }
 
@@ -292,13 +132,13 @@ impl Store {
         files: &dyn Files,
         network: &str,
         now_ms: u64,
-        trust: Trust,
-    ) -> Result<(recover::Opened, Logs, Index), OpenError> {
-        let mut opened = recover::open_log(files, network, now_ms, trust)?;
+        trust: OpenPolicy,
+    ) -> Result<(recovery::OpenedLog, Logs, Index), OpenError> {
+        let mut opened = recovery::open_log(files, network, now_ms, trust)?;
         let mut logs = Logs::restore(opened.found.clone(), now_ms);
         let index = match Index::open(files, &opened.log, &logs, trust) {
-            Err(error) if opened.recovery.is_none() && recover::is_lost(files, trust, &error)? => {
-                opened = recover::give_up(files, network, now_ms, trust, opened, &error)?;
+            Err(error) if opened.recovery.is_none() && recovery::must_salvage(files, trust, &error)? => {
+                opened = recovery::salvage_opened(files, network, now_ms, trust, opened, &error)?;
                 logs = Logs::restore(opened.found.clone(), now_ms);
                 Index::open(files, &opened.log, &logs, trust)?
             }
@@ -313,24 +153,24 @@ impl Store {
     }
 
     /// How many processes in a row ended badly with it, if they were so many that every page was checked at this opening.
-    pub fn bad_ends_before(&self) -> Option<u32> {
-        self.session.bad_ends_before()
+    pub fn unclean_exits_before(&self) -> Option<u32> {
+        self.crash_count.exits_to_report()
     }
 
     /// Whether both files were written to since they were opened. Whoever has used the store for long enough besides may
     /// call it proven.
-    pub fn is_tried(&self) -> bool {
-        self.session.is_tried()
+    pub fn has_written_both(&self) -> bool {
+        self.crash_count.has_written_both()
     }
 
     /// Sees to it that a bad end of this process does not count against the store.
-    pub fn prove(&self) {
-        self.session.prove();
+    pub fn mark_healthy(&self) {
+        self.crash_count.mark_healthy();
     }
 
     /// Sees to it that no bad end counts against the store once it is closed, for the process ends in order.
-    pub fn end_in_order(&self) {
-        self.session.ends_in_order();
+    pub fn will_stop_cleanly(&self) {
+        self.crash_count.will_stop_cleanly();
     }
 
     /// Whether the index was made at this opening: there was none, or it could not be used.
@@ -339,8 +179,8 @@ impl Store {
     }
 
     /// Damaged files that were there at this opening, for an operator to look at and remove.
-    pub fn set_aside(&self) -> &[PathBuf] {
-        &self.set_aside
+    pub fn damaged_files(&self) -> &[PathBuf] {
+        &self.damaged_files
     }
 
     /// The store's name.
@@ -350,49 +190,49 @@ impl Store {
 
     /// Writes a change durably: when this returns, all of it is on disk. `logs` is the state after it.
     /// On an error nothing of it may be believed. Called by the writer alone.
-    pub fn commit(&self, change: &Change, logs: &Logs) -> Result<(), Error> {
+    pub fn commit(&self, change: &WriteBatch, logs: &Logs) -> Result<(), StoreError> {
         self.index.make_room()?; // before the log has it: what is on disk must not be reported as failed
-        if change.loses {
-            self.index.mark_lost()?; // likewise: after it, nobody could tell
+        if change.drops_unreadable {
+            self.index.mark_dangling()?; // likewise: after it, nobody could tell
         }
         self.log.commit(change, logs)?;
-        self.index.note(&change.entries, &change.mended);
-        self.session.has_committed();
+        self.index.add_committed(&change.entries, &change.repaired);
+        self.crash_count.committed();
         Ok(())
     }
 
     /// Removes a piece of what a log still has behind its cut, which must be durable: from the index first, which is found
     /// by it, then from the log. `false`: nothing was left. Called by the writer alone.
-    pub fn sweep(&self, origin: Origin, cut: u64) -> Result<bool, Error> {
-        let Some(piece) = self.log.left_behind(origin, cut)? else { return Ok(false) };
-        self.log.swept().begin(origin, cut);
-        if self.index.forget(&piece.entries, origin, cut)? {
-            self.log.remove(&piece)?;
+    pub fn purge(&self, origin: Origin, cut: u64) -> Result<bool, StoreError> {
+        let Some(piece) = self.log.next_purge_piece(origin, cut)? else { return Ok(false) };
+        self.log.purged().add(origin, cut);
+        if self.index.purge(&piece.entries, origin, cut)? {
+            self.log.remove_piece(&piece)?;
         }
         Ok(true)
     }
 
     /// Whether the index may count messages that were lost with a cut.
-    pub fn may_count_lost(&self) -> bool {
-        self.index.may_have_lost()
+    pub fn may_have_dangling(&self) -> bool {
+        self.index.may_have_dangling()
     }
 
     /// Looks through a part of the index for them, and takes them out. Called by the writer alone.
-    pub fn look_for_lost(&self, logs: &Logs) -> Result<(), Error> {
-        self.index.look_for_lost(logs, self.log.swept())
+    pub fn purge_dangling(&self, logs: &Logs) -> Result<(), StoreError> {
+        self.index.purge_dangling(logs, self.log.purged())
     }
 
     /// Makes the next start fast, also after a `kill -9`. For quiet moments: it costs two more fsyncs.
-    pub fn settle(&self) -> Result<(), Error> {
-        self.log.settle()
+    pub fn commit_for_fast_open(&self) -> Result<(), StoreError> {
+        self.log.commit_for_fast_open()
     }
 
     /// Moves what has gathered in memory into the index file. Called by one thread, the indexer.
-    pub fn index_behind(&self) -> Result<bool, Error> {
-        let holds_a_commit = self.session.committed();
+    pub fn flush_index(&self) -> Result<bool, StoreError> {
+        let holds_a_commit = self.crash_count.has_committed();
         let more = self.index.flush()?;
         if holds_a_commit {
-            self.session.has_indexed();
+            self.crash_count.indexed();
         }
         Ok(more)
     }
@@ -408,16 +248,16 @@ impl Store {
     }
 
     /// The index was found wrong: the next opening builds it anew.
-    pub fn spoil_index(&self) {
-        if let Err(error) = self.index.spoil() {
+    pub fn invalidate_index(&self) {
+        if let Err(error) = self.index.invalidate() {
             tracing::error!(%error, "the index cannot even be marked as wrong");
         }
     }
 
     /// Gives the store another name, which holds from the next opening on.
-    pub fn take_new_name(&self) -> Result<(), Error> {
-        let name = self.log.take_new_name()?;
-        self.index.belong_to(name)
+    pub fn renew_id(&self) -> Result<(), StoreError> {
+        let name = self.log.renew_id()?;
+        self.index.set_id(name)
     }
 
     /// Begins look-ups by id for a batch.
@@ -431,23 +271,23 @@ impl Store {
     }
 
     /// All copies of an id that `logs` cover, in no order; of every content it stands for.
-    pub fn standings(&self, id: Uuid, logs: &Logs) -> Result<Vec<Standing>, Error> {
+    pub fn stored_copies(&self, id: Uuid, logs: &Logs) -> Result<Vec<StoredCopy>, StoreError> {
         let mut standings = self.index.standings(*id.as_bytes())?;
         standings.retain(|standing| logs.covers(standing.place));
         Ok(standings)
     }
 
     /// The first copy of an id in display order, of whichever content.
-    pub fn first_standing(&self, id: Uuid, logs: &Logs) -> Result<Option<Standing>, Error> {
-        let first = self.standings(id, logs)?.into_iter().min_by_key(|standing| standing.place);
-        self.check_unswept(logs)?;
+    pub fn first_copy(&self, id: Uuid, logs: &Logs) -> Result<Option<StoredCopy>, StoreError> {
+        let first = self.stored_copies(id, logs)?.into_iter().min_by_key(|standing| standing.place);
+        self.check_not_purged(logs)?;
         Ok(first)
     }
 
     /// What was looked up within these logs before this is all that there was, unless one was cut since and swept.
-    fn check_unswept(&self, logs: &Logs) -> Result<(), Error> {
-        match self.log.swept().within(logs) {
-            Some((origin, seq)) => Err(Error::CutOff { origin, seq }),
+    fn check_not_purged(&self, logs: &Logs) -> Result<(), StoreError> {
+        match self.log.purged().purged_entry_of(logs) {
+            Some((origin, seq)) => Err(StoreError::CutOff { origin, seq }),
             None => Ok(()),
         }
     }
@@ -458,8 +298,8 @@ impl Store {
     }
 
     /// Whether the engine failed while something was read, and how: then the store must be opened anew.
-    pub fn has_failed_reading(&self) -> Option<&str> {
-        self.log.wounds().of_engine().or_else(|| self.index.has_failed_reading())
+    pub fn read_failure(&self) -> Option<&str> {
+        self.log.damage().engine_failure().or_else(|| self.index.read_failure())
     }
 
     fn index(&self) -> &Index {

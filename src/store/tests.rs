@@ -4,11 +4,12 @@ use std::path::Path;
 
 use uuid::Uuid;
 
-use super::listing::{Filter, Listing};
-use super::log::{Change, NewEntry};
+use super::log::{NewRow, WriteBatch};
 use super::*;
-use crate::chain::message::{Content, Draft, Message};
-use crate::chain::record::{Kind, Record};
+use crate::chain::message::{Content, Message, UncheckedMessage};
+use crate::chain::record::{EntryKind, Record};
+use crate::store::engine::files;
+use crate::store::history::listing::{Filter, Listing};
 
 const NOW: u64 = 1_700_000_000_000;
 
@@ -20,7 +21,7 @@ pub(super) struct Bench {
 }
 
 pub(super) fn message(id: u128, sender: &str, recipient: &str, text: &str) -> Message {
-    let draft = Draft {
+    let draft = UncheckedMessage {
         id: Uuid::from_u128(id),
         sender: sender.into(),
         recipient: recipient.into(),
@@ -36,24 +37,25 @@ impl Bench {
         Bench { store, logs, now_ms: NOW }
     }
 
-    fn assign(&mut self, message: &Message) -> NewEntry {
+    fn assign(&mut self, message: &Message) -> NewRow {
         let content = message.encode();
         let digest = Digest::of(&content);
-        let known = self.store.standings(message.fields().id, &self.logs).expect("reads");
+        let known = self.store.stored_copies(message.fields().id, &self.logs).expect("reads");
         let place = self.logs.assign(digest, self.now_ms, || Origin(Uuid::now_v7().into_bytes()));
-        let Place { origin, seq, stamp } = place;
-        let record = Record { origin, seq, stamp, digest, kind: Kind::Message, content: &content }.encode();
-        NewEntry { place, hash: self.logs.vector().hash(origin), record, known: known.into() }
+        let EntryKey { origin, seq, stamp } = place;
+        let record =
+            Record { origin, seq, stamp, digest, kind: EntryKind::Message, content: &content }.encode();
+        NewRow { place, hash: self.logs.vector().hash(origin), record, known: known.into() }
     }
 
-    fn first(&self, id: u128) -> Option<Standing> {
-        self.store.first_standing(Uuid::from_u128(id), &self.logs).expect("reads")
+    fn first(&self, id: u128) -> Option<StoredCopy> {
+        self.store.first_copy(Uuid::from_u128(id), &self.logs).expect("reads")
     }
 
-    pub(super) fn send(&mut self, messages: &[Message]) -> Vec<Place> {
+    pub(super) fn send(&mut self, messages: &[Message]) -> Vec<EntryKey> {
         let entries: Vec<_> = messages.iter().map(|message| self.assign(message)).collect();
         let places = entries.iter().map(|entry| entry.place).collect();
-        self.store.commit(&Change { entries, ..Change::default() }, &self.logs).expect("commits");
+        self.store.commit(&WriteBatch { entries, ..WriteBatch::default() }, &self.logs).expect("commits");
         places
     }
 
@@ -66,9 +68,9 @@ impl Bench {
                 let record = entry.record();
                 if other.logs.admit(&record, NOW).expect("follows") {
                     let id = Content::decode(record.content).expect("readable").id;
-                    let known = other.store.standings(id, &other.logs).expect("reads");
+                    let known = other.store.stored_copies(id, &other.logs).expect("reads");
                     let hash = other.logs.vector().hash(origin);
-                    entries.push(NewEntry {
+                    entries.push(NewRow {
                         place: entry.place,
                         hash,
                         record: entry.record.clone(),
@@ -76,21 +78,24 @@ impl Bench {
                     });
                 }
             }
-            other.store.commit(&Change { entries, ..Change::default() }, &other.logs).expect("commits");
+            other
+                .store
+                .commit(&WriteBatch { entries, ..WriteBatch::default() }, &other.logs)
+                .expect("commits");
         }
     }
 
     /// What is listed, whether the listing is put down between its chunks or not.
-    pub(super) fn list(&self, filter: Filter, from: Option<Place>, backward: bool) -> Vec<String> {
+    pub(super) fn list(&self, filter: Filter, from: Option<EntryKey>, backward: bool) -> Vec<String> {
         let listed = self.list_chunks(filter.clone(), from, backward, |_| {});
-        assert_eq!(self.list_chunks(filter, from, backward, Listing::put_down), listed);
+        assert_eq!(self.list_chunks(filter, from, backward, Listing::release_buffers), listed);
         listed
     }
 
     fn list_chunks(
         &self,
         filter: Filter,
-        from: Option<Place>,
+        from: Option<EntryKey>,
         backward: bool,
         between: impl Fn(&mut Listing),
     ) -> Vec<String> {
@@ -107,7 +112,7 @@ impl Bench {
     }
 
     fn index_everything(&self) {
-        while self.store.index_behind().expect("indexes") {}
+        while self.store.flush_index().expect("indexes") {}
     }
 }
 
@@ -119,22 +124,30 @@ fn texts(range: impl Iterator<Item = u128>) -> Vec<String> {
     range.map(|n| format!("text {n}")).collect()
 }
 
-/// Files of which redb says, unless every page of them is checked, that an earlier read failed: as where a damaged page
-/// leads behind the end of its file. Or it says so always, as of a disk that fails.
+/// Files that claim to be too large to check at every opening. Opened unchecked, they may fail as redb does after an earlier
+/// read failed, for example where a damaged page leads beyond the end of its file; or they fail always, as a broken disk.
 #[derive(Debug)]
-struct Latched {
+struct LargeFiles {
     files: Directory,
-    always: bool,
+    fails: Latched,
 }
 
-impl Files for Latched {
-    fn keep(&self) -> Box<dyn Files> {
-        self.files.keep()
+#[derive(Debug, PartialEq, Eq)]
+enum Latched {
+    Never,
+    Unchecked,
+    Always,
+}
+
+impl Files for LargeFiles {
+    fn boxed(&self) -> Box<dyn Files> {
+        self.files.boxed()
     }
 
-    fn database(&self, name: &str, cache: usize, how: files::Opening) -> Result<redb::Database, OpenError> {
-        if self.always || how == files::Opening::AsItIs {
-            return Err(files::why_not(self.path(name), redb::Error::PreviousIo));
+    fn database(&self, name: &str, cache: usize, how: files::OpenMode) -> Result<redb::Database, OpenError> {
+        let is_unchecked = self.fails == Latched::Unchecked && how == files::OpenMode::Unchecked;
+        if is_unchecked || self.fails == Latched::Always {
+            return Err(files::classify_error(self.path(name), redb::Error::PreviousIo));
         }
         self.files.database(name, cache, how)
     }
@@ -152,15 +165,15 @@ impl Files for Latched {
     }
 
     fn len(&self, name: &str) -> std::io::Result<Option<u64>> {
-        self.files.len(name)
+        Ok(self.files.len(name)?.map(|len| if len == 0 { 0 } else { len + (1 << 40) }))
     }
 
-    fn raw(&self, name: &str) -> std::io::Result<Box<dyn files::Bytes>> {
-        self.files.raw(name)
+    fn open_raw(&self, name: &str) -> std::io::Result<Box<dyn files::FileBytes>> {
+        self.files.open_raw(name)
     }
 
-    fn put(&self, name: &str, bytes: &[u8]) -> std::io::Result<()> {
-        self.files.put(name, bytes)
+    fn replace(&self, name: &str, bytes: &[u8]) -> std::io::Result<()> {
+        self.files.replace(name, bytes)
     }
 
     fn rename(&self, from: &str, to: &str) -> std::io::Result<()> {
@@ -171,8 +184,8 @@ impl Files for Latched {
         self.files.remove(name)
     }
 
-    fn forget_cached(&self, name: &str) {
-        self.files.forget_cached(name);
+    fn drop_page_cache(&self, name: &str) {
+        self.files.drop_page_cache(name);
     }
 }
 
@@ -180,12 +193,12 @@ impl Files for Latched {
 fn an_earlier_failure_that_nobody_saw_has_every_page_checked_before_it_is_the_disk() {
     let dir = tempfile::tempdir().expect("temp dir");
     Bench::open(dir.path()).send(&numbered(0..20));
-    let mut files = Latched { files: Directory(dir.path().to_owned()), always: false };
-    let (store, logs) = Store::open_in(&files, "test", NOW, Trust::Blind).expect("opens");
+    let mut files = LargeFiles { files: Directory(dir.path().to_owned()), fails: Latched::Unchecked };
+    let (store, logs) = Store::open_in(&files, "test", NOW, OpenPolicy::Default).expect("opens");
     assert_eq!((store.recovery(), logs.vector().entries()), (None, 20));
     drop(store);
-    files.always = true;
-    let error = Store::open_in(&files, "test", NOW, Trust::Blind).expect_err("does not");
+    files.fails = Latched::Always;
+    let error = Store::open_in(&files, "test", NOW, OpenPolicy::Default).expect_err("does not");
     assert!(matches!(error, OpenError::Directory { .. }), "{error}");
     assert_eq!(Bench::open(dir.path()).logs.vector().entries(), 20);
 }
@@ -195,12 +208,12 @@ fn an_earlier_failure_that_nobody_saw_has_every_page_checked_before_it_is_the_di
 fn what_is_not_even_opened_is_salvaged_and_kept() {
     let dir = tempfile::tempdir().expect("temp dir");
     Bench::open(dir.path()).send(&numbered(0..20));
-    let (store, logs) = Store::open_with(dir.path(), "test", NOW, Trust::LogAlone).expect("opens");
+    let (store, logs) = Store::open_with(dir.path(), "test", NOW, OpenPolicy::RebuildIndex).expect("opens");
     assert!(store.has_new_index() && store.recovery().is_none());
     assert_eq!(logs.vector().entries(), 20);
     drop(store);
-    let (store, logs) = Store::open_with(dir.path(), "test", NOW, Trust::Nothing).expect("opens");
-    assert_eq!((logs.vector().entries(), store.set_aside().len()), (20, 1));
+    let (store, logs) = Store::open_with(dir.path(), "test", NOW, OpenPolicy::SalvageLog).expect("opens");
+    assert_eq!((logs.vector().entries(), store.damaged_files().len()), (20, 1));
     assert!(store.recovery().is_some_and(|recovery| recovery.why.contains("ends with it")));
 }
 
@@ -213,10 +226,10 @@ fn a_row_of_the_index_that_leads_back_ends_a_walk_and_the_index_is_built_anew() 
     bench.index_everything();
     drop(bench);
     for (damaged, backward) in [(511, false), (2_000 - 512, true), (511, true)] {
-        let Place { stamp, origin, seq } = places[damaged];
+        let EntryKey { stamp, origin, seq } = places[damaged];
         let lies = if backward { u64::MAX } else { 0 };
         // As it stands in the file: the engine keeps numbers with their last byte first.
-        let name = tail::NameHash::of("#room").0;
+        let name = index::memtable::NameHash::of("#room").0;
         let key = |stamp: u64| [&name, &stamp.to_le_bytes()[..], &origin.0, &seq.to_le_bytes()].concat();
         let path = dir.path().join(files::INDEX);
         let mut bytes = std::fs::read(&path).expect("reads");
@@ -228,7 +241,8 @@ fn a_row_of_the_index_that_leads_back_ends_a_walk_and_the_index_is_built_anew() 
         }
         std::fs::write(&path, &bytes).expect("writes");
 
-        let (store, logs) = Store::open_with(dir.path(), "test", NOW, Trust::Blind).expect("opens");
+        let files = LargeFiles { files: Directory(dir.path().to_owned()), fails: Latched::Never };
+        let (store, logs) = Store::open_in(&files, "test", NOW, OpenPolicy::Default).expect("opens");
         let filter = Filter { recipient: Some("#room".into()), ..Filter::default() };
         let mut listing =
             Listing::new(&store, Arc::new(logs), filter.clone(), None, backward).expect("starts");
@@ -240,8 +254,8 @@ fn a_row_of_the_index_that_leads_back_ends_a_walk_and_the_index_is_built_anew() 
             }
             assert!(!listing.is_done() && listed <= 2_000, "{damaged}, {backward}: {listed}");
         };
-        assert!(matches!(error, Error::Misplaced), "{error}");
-        assert!(store.has_failed_reading().is_some());
+        assert!(matches!(error, StoreError::IndexRowMisplaced), "{error}");
+        assert!(store.read_failure().is_some());
         drop(listing);
         drop(store);
         let bench = Bench::open(dir.path());
@@ -274,7 +288,7 @@ fn a_reopened_store_begins_a_new_log() {
 }
 
 /// Spoils an entry's bytes in the file of a store that is not open.
-pub(super) fn spoil(dir: &Path, place: Place) {
+pub(super) fn spoil(dir: &Path, place: EntryKey) {
     let db = redb::Database::open(dir.join(files::LOG)).expect("opens");
     let tx = db.begin_write().expect("begins");
     let name = format!("log/{}", Uuid::from_bytes(place.origin.0).simple());
@@ -300,8 +314,11 @@ fn an_entry_that_was_damaged_before_it_was_indexed_is_found_once_it_is_mended() 
 
     let bench = Bench::open(dir.path());
     let hash = bench.logs.vector().hash(place.origin);
-    let mended = vec![NewEntry { place, hash, record, known: Arc::default() }];
-    bench.store.commit(&Change { mended, ..Change::default() }, &bench.logs).expect("commits");
+    let mended = vec![NewRow { place, hash, record, known: Arc::default() }];
+    bench
+        .store
+        .commit(&WriteBatch { repaired: mended, ..WriteBatch::default() }, &bench.logs)
+        .expect("commits");
     drop(bench); // before it is indexed
 
     for _ in 0..2 {
@@ -317,11 +334,11 @@ fn two_copies_of_a_message_that_are_mended_together_know_of_each_other() {
     let dir = tempfile::tempdir().expect("temp dir");
     let mut bench = Bench::open(dir.path());
     let first = bench.assign(&message(7, "user1", "#room", "the same"));
-    bench.logs.leave_own(); // two logs
+    bench.logs.abandon_own(); // two logs
     let second = bench.assign(&message(7, "user1", "#room", "the same"));
     let places = [first.place, second.place];
     let records = [first.record.clone(), second.record.clone()];
-    let change = Change { entries: vec![first, second], ..Change::default() };
+    let change = WriteBatch { entries: vec![first, second], ..WriteBatch::default() };
     bench.store.commit(&change, &bench.logs).expect("commits");
     drop(bench);
     for place in places {
@@ -331,9 +348,9 @@ fn two_copies_of_a_message_that_are_mended_together_know_of_each_other() {
     let bench = Bench::open(dir.path());
     let mended = places.into_iter().zip(records).map(|(place, record)| {
         let hash = bench.logs.vector().hash(place.origin);
-        NewEntry { place, hash, record, known: Arc::default() }
+        NewRow { place, hash, record, known: Arc::default() }
     });
-    let change = Change { mended: mended.collect(), ..Change::default() };
+    let change = WriteBatch { repaired: mended.collect(), ..WriteBatch::default() };
     bench.store.commit(&change, &bench.logs).expect("commits");
     assert_eq!(bench.list(Filter::default(), None, false), ["the same"]);
     assert_eq!(bench.store.counts().messages, 1);
@@ -386,7 +403,7 @@ fn listings_go_both_ways_from_any_place() {
     let mut bench = Bench::open(dir.path());
     let mut places = Vec::new();
     for part in 0..4 {
-        bench.logs.leave_own(); // four logs
+        bench.logs.abandon_own(); // four logs
         bench.now_ms += 5;
         places.extend(bench.send(&numbered(part * 25..(part + 1) * 25)));
     }
@@ -468,7 +485,7 @@ fn the_chain_can_be_computed_at_any_seq() {
     let mut hashes = Vec::new();
     let entries: Vec<_> = numbered(0..2100).iter().map(|message| bench.assign(message)).collect();
     hashes.extend(entries.iter().map(|entry| (entry.place, entry.hash)));
-    bench.store.commit(&Change { entries, ..Change::default() }, &bench.logs).expect("commits");
+    bench.store.commit(&WriteBatch { entries, ..WriteBatch::default() }, &bench.logs).expect("commits");
     let mut reader = bench.store.log().read().expect("reads");
     for at in [0, 1, 1022, 1023, 1024, 2047, 2099] {
         let (place, hash) = hashes[at];
@@ -519,9 +536,12 @@ fn damaged_bytes_are_never_served() {
     let mut listing = Listing::new(&bench.store, logs, Filter::default(), None, false).expect("starts");
     assert_eq!(listing.next_chunk(100).expect("reads what comes before").len(), 4);
     for _ in 0..2 {
-        assert!(matches!(listing.next_chunk(100), Err(Error::Damaged { seq: 5, .. })), "it is not skipped");
+        assert!(
+            matches!(listing.next_chunk(100), Err(StoreError::Damaged { seq: 5, .. })),
+            "it is not skipped"
+        );
     }
-    assert_eq!(bench.store.log().wounds().all(), [(places[4].origin, 5)]);
+    assert_eq!(bench.store.log().damage().all(), [(places[4].origin, 5)]);
 }
 
 /// Rows of that table carry no check of their own.

@@ -82,16 +82,16 @@ fn records(bytes: &[u8]) -> Vec<(usize, usize)> {
 mod tests {
     use super::*;
     use chatchain::chain::clock::Stamp;
-    use chatchain::chain::message::{Digest, Draft, Message};
-    use chatchain::chain::place::Origin;
-    use chatchain::chain::record::Kind;
+    use chatchain::chain::ids::Origin;
+    use chatchain::chain::message::{Digest, Message, UncheckedMessage};
+    use chatchain::chain::record::EntryKind;
 
     /// A file with three records among other bytes.
     fn file() -> Vec<u8> {
         let mut bytes = vec![7; 100];
         for n in 0..3 {
             let text = format!("0.{n}: hello");
-            let draft = Draft {
+            let draft = UncheckedMessage {
                 id: uuid::Uuid::nil(),
                 sender: "a".into(),
                 recipient: "b".into(),
@@ -100,7 +100,8 @@ mod tests {
             };
             let content = Message::new(draft).expect("within the limits").encode();
             let (origin, stamp, digest) = (Origin([1; 16]), Stamp(5), Digest::of(&content));
-            let record = Record { origin, seq: n + 1, stamp, digest, kind: Kind::Message, content: &content };
+            let record =
+                Record { origin, seq: n + 1, stamp, digest, kind: EntryKind::Message, content: &content };
             bytes.extend(record.encode());
             bytes.extend(MAGIC); // looks like one, and is none
         }

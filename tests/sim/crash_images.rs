@@ -7,13 +7,13 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use chatchain::chain::log::Logs;
-use chatchain::chain::message::{Content, Digest, Draft, Message};
-use chatchain::chain::place::{ChainHash, Origin};
-use chatchain::chain::record::{Kind, Record};
-use chatchain::store::listing::{Filter, Listing};
-use chatchain::store::log::{Change, NewEntry};
-use chatchain::store::{Store, Trust};
+use chatchain::chain::ids::{ChainHash, Origin};
+use chatchain::chain::logs::Logs;
+use chatchain::chain::message::{Content, Digest, Message, UncheckedMessage};
+use chatchain::chain::record::{EntryKind, Record};
+use chatchain::store::history::listing::{Filter, Listing};
+use chatchain::store::log::{NewRow, WriteBatch};
+use chatchain::store::{OpenPolicy, Store};
 use uuid::Uuid;
 
 use crate::disk::{Dice, Disk, Platter, Step, Unsynced};
@@ -24,14 +24,14 @@ const COMMITS: u64 = 300;
 /// Every so many cuts, the recovery is cut as well, at each of its own steps.
 const RECOVERY_EVERY: usize = 97;
 
-fn open(disk: &Disk, trust: Trust) -> (Arc<Store>, Logs) {
+fn open(disk: &Disk, trust: OpenPolicy) -> (Arc<Store>, Logs) {
     Store::open_in(disk, "sim", NOW, trust).expect("a store opens after a power failure")
 }
 
 fn message(number: u128) -> Message {
     let text = format!("message {number} ").repeat(1 + usize::try_from(number % 23).expect("small"));
     let (id, sender) = (Uuid::from_u128(number), format!("user{}", number % 5));
-    let draft = Draft { id, sender, recipient: "#room".into(), text, timestamp: None };
+    let draft = UncheckedMessage { id, sender, recipient: "#room".into(), text, timestamp: None };
     Message::new(draft).expect("valid")
 }
 
@@ -44,12 +44,13 @@ fn commit(disk: &Disk, store: &Store, logs: &mut Logs, numbers: &[u128], origin:
         let mint = || Origin(u128::from(origin).to_be_bytes());
         let place = logs.assign(digest, NOW, mint);
         let (origin, seq, stamp) = (place.origin, place.seq, place.stamp);
-        let record = Record { origin, seq, stamp, digest, kind: Kind::Message, content: &content }.encode();
-        let known = store.standings(Uuid::from_u128(*number), logs).expect("reads").into();
-        entries.push(NewEntry { place, hash: logs.vector().hash(origin), record, known });
+        let record =
+            Record { origin, seq, stamp, digest, kind: EntryKind::Message, content: &content }.encode();
+        let known = store.stored_copies(Uuid::from_u128(*number), logs).expect("reads").into();
+        entries.push(NewRow { place, hash: logs.vector().hash(origin), record, known });
     }
     disk.note(Step::Attempted(numbers.to_vec()));
-    store.commit(&Change { entries, ..Change::default() }, logs).expect("commits");
+    store.commit(&WriteBatch { entries, ..WriteBatch::default() }, logs).expect("commits");
     disk.note(Step::Acknowledged(numbers.to_vec()));
 }
 
@@ -57,7 +58,7 @@ fn commit(disk: &Disk, store: &Store, logs: &mut Logs, numbers: &[u128], origin:
 fn workload(seed: u64) -> Disk {
     let disk = Disk::default();
     let mut dice = Dice(seed);
-    let (mut store, mut logs) = open(&disk, Trust::Usual);
+    let (mut store, mut logs) = open(&disk, OpenPolicy::Default);
     let (mut number, mut opened) = (0, 1);
     for _ in 0..COMMITS {
         let numbers: Vec<u128> = (0..=dice.roll() % 5)
@@ -68,15 +69,15 @@ fn workload(seed: u64) -> Disk {
             .collect();
         commit(&disk, &store, &mut logs, &numbers, opened);
         if dice.one_in(20) {
-            while store.index_behind().expect("indexes") {}
+            while store.flush_index().expect("indexes") {}
         }
         if dice.one_in(30) {
-            store.settle().expect("settles");
+            store.commit_for_fast_open().expect("settles");
         }
         if dice.one_in(60) {
             drop(store);
             opened += 1;
-            (store, logs) = open(&disk, Trust::Usual);
+            (store, logs) = open(&disk, OpenPolicy::Default);
         }
     }
     drop(store);
@@ -95,7 +96,7 @@ fn learn(known: &mut Known, step: &Step) {
 }
 
 /// Opens the store on what is left and holds it against what is known. Gives the steps of the recovery.
-fn check(disk: &Disk, known: &Known, trust: Trust, what: &str) -> Vec<Step> {
+fn check(disk: &Disk, known: &Known, trust: OpenPolicy, what: &str) -> Vec<Step> {
     let (store, logs) = open(disk, trust);
     assert_eq!(store.recovery(), None, "{what}: a power failure is no damage");
     let recovery = disk.steps();
@@ -122,7 +123,7 @@ fn check(disk: &Disk, known: &Known, trust: Trust, what: &str) -> Vec<Step> {
     }
     for (number, place) in &found {
         assert!(known.contains_key(number), "{what}: message {number} was never attempted");
-        let standings = store.standings(Uuid::from_u128(*number), &logs).expect("reads");
+        let standings = store.stored_copies(Uuid::from_u128(*number), &logs).expect("reads");
         assert!(
             standings.iter().map(|s| s.place).eq([*place]),
             "{what}: the index knows {standings:?} of {number}"
@@ -159,7 +160,8 @@ fn whatever_a_power_failure_leaves_what_was_acknowledged_is_there() {
                         for unsynced in in_all_ways(cut) {
                             let disk = platter.after_power_failure(unsynced);
                             // A large store is opened without a look at every page.
-                            let trust = if cut % 2 == 0 { Trust::Usual } else { Trust::Blind };
+                            disk.seems_large(cut % 2 != 0);
+                            let trust = OpenPolicy::Default;
                             check(&disk, &known, trust, &format!("cut at step {cut}, unsynced {unsynced:?}"));
                         }
                     }
@@ -180,14 +182,18 @@ fn a_power_failure_during_recovery_is_no_worse() {
             for unsynced in in_all_ways(cut) {
                 let disk = platter.after_power_failure(unsynced);
                 let mut second = Platter::new(disk.bytes());
-                let recovery =
-                    check(&disk, &known, Trust::Usual, &format!("cut at step {cut}, unsynced {unsynced:?}"));
+                let recovery = check(
+                    &disk,
+                    &known,
+                    OpenPolicy::Default,
+                    &format!("cut at step {cut}, unsynced {unsynced:?}"),
+                );
                 for (again, step) in recovery.iter().enumerate() {
                     let what = format!("cut at step {cut}, unsynced {unsynced:?}, and again at step {again}");
                     check(
                         &second.after_power_failure(Unsynced::Torn(again as u64)),
                         &known,
-                        Trust::Usual,
+                        OpenPolicy::Default,
                         &what,
                     );
                     second.take(step);

@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use chatchain::store::OpenError;
-use chatchain::store::files::{Bytes, Files, Opening, why_not};
+use chatchain::store::engine::files::{FileBytes, Files, OpenMode, classify_error};
 use redb::{Builder, Database, StorageBackend};
 
 /// A file's name.
@@ -86,6 +86,8 @@ struct State {
     good_for: Option<u64>,
     /// The engine keeps no page in memory.
     uncached: bool,
+    /// Files claim to be too large to check every page of them at each opening.
+    seems_large: bool,
     /// Bytes that cannot be read, by the number of their file.
     bad: Vec<(u64, Range<usize>)>,
 }
@@ -171,6 +173,11 @@ impl Disk {
         }
     }
 
+    /// Whether files claim a length of a terabyte more than they have, so that a store trusts their pages.
+    pub fn seems_large(&self, is_so: bool) {
+        self.lock().seems_large = is_so;
+    }
+
     /// Whoever opens a file from now on reads all of it from here.
     pub fn is_all_there_is(&self) {
         self.lock().uncached = true;
@@ -196,11 +203,11 @@ impl Disk {
 }
 
 impl Files for Disk {
-    fn keep(&self) -> Box<dyn Files> {
+    fn boxed(&self) -> Box<dyn Files> {
         Box::new(self.clone())
     }
 
-    fn database(&self, name: &str, cache_bytes: usize, how: Opening) -> Result<Database, OpenError> {
+    fn database(&self, name: &str, cache_bytes: usize, how: OpenMode) -> Result<Database, OpenError> {
         let file: Name = name.into();
         let open = |disk: &Disk, check: bool| {
             let backend = Backend { disk: disk.clone(), number: disk.lock().live[&file].0 };
@@ -208,18 +215,18 @@ impl Files for Disk {
             let mut builder = Builder::new();
             builder.set_cache_size(cache_bytes).set_check_integrity_on_open(check);
             let opened = builder.create_with_backend(backend);
-            opened.map_err(|error| why_not(self.path(name), error.into()))
+            opened.map_err(|error| classify_error(self.path(name), error.into()))
         };
-        if how == Opening::Afresh || !self.lock().live.contains_key(&file) {
+        if how == OpenMode::Replace || !self.lock().live.contains_key(&file) {
             let beside = Disk::new(Images::from([(file.clone(), Vec::new())]));
             drop(open(&beside, false)?);
             let bytes = beside.lock().live[&file].1.clone();
             let mut state = self.lock();
-            state.change().map_err(|error| why_not(self.path(name), error.into()))?;
+            state.change().map_err(|error| classify_error(self.path(name), error.into()))?;
             state.put(file.clone(), bytes.clone());
             state.steps.push(Step::Made { file: file.clone(), bytes });
         }
-        open(self, how == Opening::Checked)
+        open(self, how == OpenMode::Checked)
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -235,15 +242,18 @@ impl Files for Disk {
     }
 
     fn len(&self, name: &str) -> io::Result<Option<u64>> {
-        Ok(self.lock().live.get(name).map(|(_, bytes)| bytes.len() as u64))
+        let state = self.lock();
+        let extra = if state.seems_large { 1 << 40 } else { 0 };
+        let len = |bytes: &Vec<u8>| if bytes.is_empty() { 0 } else { bytes.len() as u64 + extra };
+        Ok(state.live.get(name).map(|(_, bytes)| len(bytes)))
     }
 
-    fn raw(&self, name: &str) -> io::Result<Box<dyn Bytes>> {
+    fn open_raw(&self, name: &str) -> io::Result<Box<dyn FileBytes>> {
         let file = self.lock().live.get(name).map(|(number, _)| *number);
         Ok(Box::new(Backend { disk: self.clone(), number: file.ok_or(io::ErrorKind::NotFound)? }))
     }
 
-    fn put(&self, name: &str, bytes: &[u8]) -> io::Result<()> {
+    fn replace(&self, name: &str, bytes: &[u8]) -> io::Result<()> {
         let (mut state, file): (_, Name) = (self.lock(), name.into());
         state.change()?;
         state.put(file.clone(), bytes.to_vec());
@@ -270,7 +280,7 @@ impl Files for Disk {
         Ok(())
     }
 
-    fn forget_cached(&self, _name: &str) {}
+    fn drop_page_cache(&self, _name: &str) {}
 }
 
 /// One file, as redb sees it.
@@ -280,7 +290,7 @@ struct Backend {
     number: u64,
 }
 
-impl Bytes for Backend {
+impl FileBytes for Backend {
     fn len(&self) -> io::Result<u64> {
         StorageBackend::len(self)
     }

@@ -8,14 +8,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use chatchain::chain::log::Logs;
-use chatchain::chain::message::{Content, Digest, Draft, Message};
-use chatchain::chain::place::{ChainHash, Origin};
-use chatchain::chain::record::{Kind, MAGIC, Record};
-use chatchain::store::files::{INDEX, LOG};
-use chatchain::store::listing::{Filter, Listing};
-use chatchain::store::log::{Change, NewEntry};
-use chatchain::store::{Error, Store, Trust};
+use chatchain::chain::ids::{ChainHash, Origin};
+use chatchain::chain::logs::Logs;
+use chatchain::chain::message::{Content, Digest, Message, UncheckedMessage};
+use chatchain::chain::record::{EntryKind, MAGIC, Record};
+use chatchain::store::engine::files::{INDEX, LOG};
+use chatchain::store::history::listing::{Filter, Listing};
+use chatchain::store::log::{NewRow, WriteBatch};
+use chatchain::store::{OpenPolicy, Store, StoreError};
 use uuid::Uuid;
 
 use crate::disk::{Dice, Disk, Images, Platter, Unsynced};
@@ -31,7 +31,8 @@ pub type Records = BTreeMap<(Origin, u64), Vec<u8>>;
 fn message(number: u128) -> Message {
     let text = format!("message {number} ").repeat(1 + usize::try_from(number % 37).expect("small"));
     let (id, sender) = (Uuid::from_u128(number), format!("user{}", number % 5));
-    Message::new(Draft { id, sender, recipient: "#room".into(), text, timestamp: None }).expect("valid")
+    Message::new(UncheckedMessage { id, sender, recipient: "#room".into(), text, timestamp: None })
+        .expect("valid")
 }
 
 /// Commits a message: in this process's own log, or in another one that it admits.
@@ -45,32 +46,32 @@ fn commit(store: &Store, logs: &mut Logs, other: Option<&mut Logs>, number: u128
         None => logs.assign(digest, NOW, mint),
     };
     let (origin, seq, stamp) = (place.origin, place.seq, place.stamp);
-    let record = Record { origin, seq, stamp, digest, kind: Kind::Message, content: &content };
+    let record = Record { origin, seq, stamp, digest, kind: EntryKind::Message, content: &content };
     if is_other {
         assert_eq!(logs.admit(&record, NOW), Ok(true));
     }
-    let known = store.standings(Uuid::from_u128(number), logs).expect("reads").into();
-    let entry = NewEntry { place, hash: logs.vector().hash(origin), record: record.encode(), known };
-    store.commit(&Change { entries: vec![entry], ..Change::default() }, logs).expect("commits");
+    let known = store.stored_copies(Uuid::from_u128(number), logs).expect("reads").into();
+    let entry = NewRow { place, hash: logs.vector().hash(origin), record: record.encode(), known };
+    store.commit(&WriteBatch { entries: vec![entry], ..WriteBatch::default() }, logs).expect("commits");
 }
 
 /// Commits messages in several logs: this process's own, which changes, and two of others.
 fn workload(seed: u64, commits: u64) -> (Disk, Arc<Store>, Logs) {
     let disk = Disk::default();
-    let (store, mut logs) = Store::open_in(&disk, "sim", NOW, Trust::Usual).expect("opens");
+    let (store, mut logs) = Store::open_in(&disk, "sim", NOW, OpenPolicy::Default).expect("opens");
     let mut dice = Dice(seed);
     let mut others = [Logs::default(), Logs::default()];
     for number in 1..=u128::from(commits * 5) {
         let other = usize::try_from(dice.roll() % 4).expect("small");
         commit(&store, &mut logs, others.get_mut(other), number);
         if dice.one_in(60) {
-            logs.leave_own();
+            logs.abandon_own();
         }
         if dice.one_in(75) {
-            while store.index_behind().expect("indexes") {}
+            while store.flush_index().expect("indexes") {}
         }
         if dice.one_in(100) {
-            store.settle().expect("settles");
+            store.commit_for_fast_open().expect("settles");
         }
     }
     (disk, store, logs)
@@ -153,7 +154,7 @@ pub struct Outcome {
 pub fn readable(store: &Arc<Store>, logs: &Logs, what: &str) -> (Records, bool) {
     let (mut found, mut refused) = (Records::new(), false);
     let highest = logs.vector().iter().map(|(origin, head)| (origin, head.seq));
-    let highest: BTreeMap<Origin, u64> = highest.chain(logs.loose()).collect();
+    let highest: BTreeMap<Origin, u64> = highest.chain(logs.detached()).collect();
     for (origin, last) in highest {
         let mut hash = Some(ChainHash::genesis(origin));
         for seq in 1..=last {
@@ -179,7 +180,7 @@ pub fn readable(store: &Arc<Store>, logs: &Logs, what: &str) -> (Records, bool) 
 }
 
 /// Lists everything: the true messages, or an error.
-fn list(store: &Arc<Store>, logs: &Logs, filter: Filter) -> Result<BTreeSet<u128>, Error> {
+fn list(store: &Arc<Store>, logs: &Logs, filter: Filter) -> Result<BTreeSet<u128>, StoreError> {
     let mut listing = Listing::new(store, Arc::new(logs.clone()), filter, None, false)?;
     let mut numbers = BTreeSet::new();
     while !listing.is_done() {
@@ -193,7 +194,7 @@ fn list(store: &Arc<Store>, logs: &Logs, filter: Filter) -> Result<BTreeSet<u128
 }
 
 /// Opens the store on damaged bytes and holds what it gives against what was true before and what is still intact.
-pub fn check(disk: &Disk, truth: &Records, intact: &Records, trust: Trust, what: &str) -> Outcome {
+pub fn check(disk: &Disk, truth: &Records, intact: &Records, trust: OpenPolicy, what: &str) -> Outcome {
     let opened = Store::open_in(disk, "sim", NOW, trust);
     let (store, logs) = opened.unwrap_or_else(|error| panic!("{what}: {error}"));
     let (found, refused) = readable(&store, &logs, what);
@@ -265,21 +266,21 @@ fn damage_to_the_log_loses_no_intact_record_and_nothing_wrong_is_served() {
     let sample = sample(1);
     let mut all = Vec::new();
     for kind in 0..6 {
-        for (trust, is_closed) in
-            [Trust::Usual, Trust::Blind].into_iter().flat_map(|c| [(c, true), (c, false)])
-        {
+        for (is_large, is_closed) in [(false, true), (false, false), (true, true), (true, false)] {
             let work = |seed| {
                 let mut damaged = if is_closed { sample.closed.clone() } else { sample.killed.clone() };
                 let log = damaged.get_mut(LOG).expect("is there");
                 let how = damage(log, kind, &mut Dice(seed));
-                let what = format!("seed {seed}, {trust:?}, closed in order: {is_closed}: {how}");
+                let what = format!("seed {seed}, large: {is_large}, closed in order: {is_closed}: {how}");
                 let intact = records_in(log);
-                check(&Disk::new(damaged), &sample.truth, &intact, trust, &what)
+                let disk = Disk::new(damaged);
+                disk.seems_large(is_large);
+                check(&disk, &sample.truth, &intact, OpenPolicy::Default, &what)
             };
             let outcome = in_parallel(work, SEEDS);
             // A commit that nothing followed is given up if its pages are damaged: a power failure looks the same.
             assert!(outcome.rolled_back <= if is_closed { 0 } else { sample.newest }, "{kind}: {outcome:?}");
-            assert!(trust == Trust::Blind || outcome.noticed_by_reading == 0, "{kind}: {outcome:?}");
+            assert!(is_large || outcome.noticed_by_reading == 0, "{kind}: {outcome:?}");
             all.push(outcome);
         }
     }
@@ -296,10 +297,13 @@ fn a_log_that_is_no_database_at_all_is_salvaged_too() {
     for (bytes, what) in
         [(Vec::new(), "empty"), (vec![0; 4096], "zeros"), (zeros, "all zeros"), (nothing_before, "short")]
     {
-        for trust in [Trust::Usual, Trust::Blind, Trust::Suspect] {
+        for (trust, is_large) in
+            [(OpenPolicy::Default, false), (OpenPolicy::Default, true), (OpenPolicy::FullCheck, false)]
+        {
             let mut damaged = sample.closed.clone();
             damaged.insert(LOG.into(), bytes.clone());
             let disk = Disk::new(damaged);
+            disk.seems_large(is_large);
             assert_eq!(check(&disk, &sample.truth, &Records::new(), trust, what).salvaged, 1);
             assert!(disk.bytes().values().any(|kept| *kept == bytes), "{what}: it is kept");
         }
@@ -315,21 +319,24 @@ fn whatever_is_set_aside_counts_again_if_the_log_is_missing() {
     let mut damaged = sample.closed.clone();
     damaged.get_mut(LOG).expect("is there")[..PAGE_BYTES].fill(0);
     let disk = Disk::new(damaged);
-    assert_eq!(check(&disk, &sample.truth, &sample.truth, Trust::Usual, "the first time").salvaged, 1);
+    assert_eq!(check(&disk, &sample.truth, &sample.truth, OpenPolicy::Default, "the first time").salvaged, 1);
     // It is damaged again within the same second, elsewhere, and then somebody removes it.
     let mut again = disk.bytes();
     again.get_mut(LOG).expect("is there").truncate(5_000);
     let disk = Disk::new(again);
-    assert_eq!(check(&disk, &sample.truth, &sample.truth, Trust::Usual, "the second time").salvaged, 1);
+    assert_eq!(
+        check(&disk, &sample.truth, &sample.truth, OpenPolicy::Default, "the second time").salvaged,
+        1
+    );
     let mut files = disk.bytes();
     files.remove(LOG);
     let names: Vec<_> = files.keys().map(ToString::to_string).collect();
     assert_eq!(names, ["index.redb".to_owned(), ASIDE.into(), format!("{ASIDE}-2")]);
     let disk = Disk::new(files);
-    assert_eq!(check(&disk, &sample.truth, &sample.truth, Trust::Usual, "the third time").salvaged, 1);
-    let (store, _) = Store::open_in(&disk, "sim", NOW, Trust::Usual).expect("opens");
+    assert_eq!(check(&disk, &sample.truth, &sample.truth, OpenPolicy::Default, "the third time").salvaged, 1);
+    let (store, _) = Store::open_in(&disk, "sim", NOW, OpenPolicy::Default).expect("opens");
     assert_eq!(store.recovery(), None, "once is enough");
-    assert_eq!(store.set_aside().len(), 2, "whoever asks is told as long as they are there");
+    assert_eq!(store.damaged_files().len(), 2, "whoever asks is told as long as they are there");
 }
 
 #[test]
@@ -342,8 +349,8 @@ fn damage_to_the_index_loses_nothing() {
             let how = damage(damaged.get_mut(INDEX).expect("is there"), kind, &mut dice);
             let what = format!("seed {seed}: {how}");
             let disk = Disk::new(damaged);
-            let trust = if dice.one_in(2) { Trust::Usual } else { Trust::Blind };
-            let outcome = check(&disk, &sample.truth, &sample.truth, trust, &what);
+            disk.seems_large(!dice.one_in(2));
+            let outcome = check(&disk, &sample.truth, &sample.truth, OpenPolicy::Default, &what);
             assert_eq!((outcome.salvaged, outcome.rolled_back), (0, 0), "{what}");
             outcome
         };
@@ -363,15 +370,15 @@ fn a_power_failure_during_a_salvage_is_no_worse() {
     let intact = records_in(log);
     let mut platter = Platter::new(damaged.clone());
     let disk = Disk::new(damaged);
-    assert_eq!(check(&disk, &sample.truth, &intact, Trust::Usual, "undisturbed").salvaged, 1);
-    let (_, logs) = Store::open_in(&disk, "sim", NOW, Trust::Usual).expect("opens");
+    assert_eq!(check(&disk, &sample.truth, &intact, OpenPolicy::Default, "undisturbed").salvaged, 1);
+    let (_, logs) = Store::open_in(&disk, "sim", NOW, OpenPolicy::Default).expect("opens");
     let digest = logs.vector().digest();
     for (cut, step) in disk.steps().iter().enumerate() {
         let seed = cut as u64;
         for unsynced in [Unsynced::Kept, Unsynced::Lost, Unsynced::Some(seed), Unsynced::Torn(seed)] {
             let what = format!("cut at step {cut}, unsynced {unsynced:?}");
             let disk = platter.after_power_failure(unsynced);
-            let (store, logs) = Store::open_in(&disk, "sim", NOW, Trust::Usual)
+            let (store, logs) = Store::open_in(&disk, "sim", NOW, OpenPolicy::Default)
                 .unwrap_or_else(|error| panic!("{what}: {error}"));
             assert_eq!(logs.vector().digest(), digest, "{what}");
             assert_eq!(readable(&store, &logs, &what).0, intact, "{what}");

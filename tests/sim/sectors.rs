@@ -6,8 +6,8 @@
 
 use std::collections::BTreeSet;
 
-use chatchain::store::files::{INDEX, LOG, UNPROVEN};
-use chatchain::store::{Error, OpenError, Store, Trust};
+use chatchain::store::engine::files::{CRASH_MARKER, INDEX, LOG};
+use chatchain::store::{OpenError, OpenPolicy, Store, StoreError};
 
 use crate::disk::{Dice, Disk, Images};
 use crate::salvage::{
@@ -16,7 +16,7 @@ use crate::salvage::{
 
 const SECTOR_BYTES: usize = 512;
 
-fn open(disk: &Disk, trust: Trust) -> Result<(), OpenError> {
+fn open(disk: &Disk, trust: OpenPolicy) -> Result<(), OpenError> {
     Store::open_in(disk, "sim", NOW, trust).map(drop)
 }
 
@@ -40,12 +40,12 @@ fn spoil(disk: &Disk, dice: &mut Dice) -> (BTreeSet<usize>, Records) {
 }
 
 /// An opening of a log of which a part cannot be read.
-fn refused(disk: &Disk, trust: Trust, what: &str) -> bool {
+fn refused(disk: &Disk, trust: OpenPolicy, what: &str) -> bool {
     let Err(error) = open(disk, trust) else { return false };
-    assert!(error.is_of_the_disk() && error.may_pass(), "{what}: {error}");
+    assert!(error.is_disk_error() && error.is_transient(), "{what}: {error}");
     assert!(error.to_string().contains("os error 5"), "{what}: {error}");
     let files = disk.bytes();
-    let kept: Vec<&str> = files.keys().map(|name| &**name).filter(|name| *name != UNPROVEN).collect();
+    let kept: Vec<&str> = files.keys().map(|name| &**name).filter(|name| *name != CRASH_MARKER).collect();
     assert_eq!(kept, [INDEX, LOG], "{what}: nothing is done about it");
     true
 }
@@ -62,18 +62,18 @@ fn every_record_outside_of_what_cannot_be_read_comes_back_and_nothing_wrong_is_s
             let disk = Disk::new(images(&sample, is_closed));
             let (pages, intact) = spoil(&disk, &mut Dice(seed));
             let what = format!("seed {seed}, closed in order: {is_closed}: pages {pages:?}");
-            let again =
-                [Trust::Usual, Trust::Suspect, Trust::Suspect].map(|trust| refused(&disk, trust, &what));
+            let again = [OpenPolicy::Default, OpenPolicy::FullCheck, OpenPolicy::FullCheck]
+                .map(|trust| refused(&disk, trust, &what));
             let outcome = if again == [true; 3] {
-                check(&disk, &sample.truth, &intact, Trust::Unreadable, &what)
+                check(&disk, &sample.truth, &intact, OpenPolicy::AcceptLoss, &what)
             } else {
                 assert_eq!(again, [false; 3], "{what}");
-                check(&disk, &sample.truth, &sample.truth, Trust::Unreadable, &what)
+                check(&disk, &sample.truth, &sample.truth, OpenPolicy::AcceptLoss, &what)
             };
             assert_eq!(outcome.salvaged, u64::from(again[0]), "{what}");
             // Whatever the disk still refuses is in a file that nobody needs any more.
-            assert!(!refused(&Disk::new(disk.bytes()), Trust::Usual, &what));
-            let (store, logs) = Store::open_in(&disk, "sim", NOW, Trust::Suspect).expect("opens");
+            assert!(!refused(&Disk::new(disk.bytes()), OpenPolicy::Default, &what));
+            let (store, logs) = Store::open_in(&disk, "sim", NOW, OpenPolicy::FullCheck).expect("opens");
             assert_eq!(store.recovery(), None, "{what}: once is enough");
             assert!(!readable(&store, &logs, &what).1);
             outcome
@@ -91,10 +91,10 @@ fn what_can_be_read_again_is_not_salvaged_however_late() {
             let (pages, _) = spoil(&disk, &mut Dice(seed));
             let what = format!("seed {seed}, closed in order: {is_closed}: pages {pages:?}");
             for _ in 0..9 {
-                refused(&disk, Trust::Suspect, &what);
+                refused(&disk, OpenPolicy::FullCheck, &what);
             }
             disk.is_mended();
-            let trust = if seed % 2 == 0 { Trust::Suspect } else { Trust::Unreadable };
+            let trust = if seed % 2 == 0 { OpenPolicy::FullCheck } else { OpenPolicy::AcceptLoss };
             let outcome = check(&disk, &sample.truth, &sample.truth, trust, &what);
             assert_eq!((outcome.salvaged, outcome.noticed_by_reading), (0, 0), "{what}");
             outcome
@@ -108,13 +108,15 @@ fn a_log_of_which_nothing_can_be_read_is_not_given_up() {
     let sample = sample(13);
     let disk = Disk::new(sample.closed.clone());
     disk.goes_bad(LOG, 0..sample.closed[LOG].len());
-    for trust in [Trust::Usual, Trust::Suspect, Trust::Unreadable] {
+    for trust in [OpenPolicy::Default, OpenPolicy::FullCheck, OpenPolicy::AcceptLoss] {
         let error = open(&disk, trust).expect_err("gives nothing");
-        assert!(error.is_of_the_disk(), "{error}");
+        assert!(error.is_disk_error(), "{error}");
     }
-    assert!(open(&disk, Trust::Unreadable).expect_err("gives nothing").to_string().contains("gives nothing"));
+    assert!(
+        open(&disk, OpenPolicy::AcceptLoss).expect_err("gives nothing").to_string().contains("gives nothing")
+    );
     disk.is_mended();
-    assert_eq!(check(&disk, &sample.truth, &sample.truth, Trust::Unreadable, "mended").salvaged, 0);
+    assert_eq!(check(&disk, &sample.truth, &sample.truth, OpenPolicy::AcceptLoss, "mended").salvaged, 0);
 }
 
 #[test]
@@ -122,11 +124,11 @@ fn a_disk_that_does_not_write_either_loses_nothing_by_a_salvage() {
     let sample = sample(14);
     let disk = Disk::new(sample.closed.clone());
     let (_, intact) = spoil(&disk, &mut Dice(3));
-    assert!(refused(&disk, Trust::Usual, "at first"));
+    assert!(refused(&disk, OpenPolicy::Default, "at first"));
     let log = disk.bytes()[LOG].clone();
     for changes in 0.. {
         disk.is_good_for(Some(changes));
-        let opened = open(&disk, Trust::Unreadable);
+        let opened = open(&disk, OpenPolicy::AcceptLoss);
         disk.is_good_for(None);
         match opened {
             Ok(()) => break,
@@ -134,10 +136,10 @@ fn a_disk_that_does_not_write_either_loses_nothing_by_a_salvage() {
         }
         // As it may be tried again.
         let anew = Disk::new(disk.bytes());
-        let whole = check(&anew, &sample.truth, &sample.truth, Trust::Usual, &format!("{changes}"));
+        let whole = check(&anew, &sample.truth, &sample.truth, OpenPolicy::Default, &format!("{changes}"));
         assert!(whole.salvaged == 0 || anew.bytes().contains_key(ASIDE), "{changes}");
     }
-    let (store, logs) = Store::open_in(&disk, "sim", NOW, Trust::Usual).expect("opens");
+    let (store, logs) = Store::open_in(&disk, "sim", NOW, OpenPolicy::Default).expect("opens");
     assert_eq!(readable(&store, &logs, "in the end").0, intact);
 }
 
@@ -146,9 +148,9 @@ fn a_disk_that_only_does_not_write_has_nothing_salvaged() {
     let sample = sample(15);
     let disk = Disk::new(sample.killed.clone());
     disk.is_good_for(Some(0));
-    open(&disk, Trust::Unreadable).expect_err("writes what it repairs");
+    open(&disk, OpenPolicy::AcceptLoss).expect_err("writes what it repairs");
     disk.is_good_for(None);
-    assert_eq!(check(&disk, &sample.truth, &sample.truth, Trust::Unreadable, "again").salvaged, 0);
+    assert_eq!(check(&disk, &sample.truth, &sample.truth, OpenPolicy::AcceptLoss, "again").salvaged, 0);
 }
 
 #[test]
@@ -160,8 +162,8 @@ fn an_index_that_cannot_be_read_is_built_anew() {
         let start = usize::try_from(Dice(seed).roll()).expect("64 bits") % (len / PAGE_BYTES) * PAGE_BYTES;
         disk.goes_bad(INDEX, if seed == 0 { 0..len } else { start..start + SECTOR_BYTES });
         let what = format!("seed {seed}: {start}");
-        let trust = if seed % 3 == 0 { Trust::Blind } else { Trust::Usual };
-        let outcome = check(&disk, &sample.truth, &sample.truth, trust, &what);
+        disk.seems_large(seed % 3 == 0);
+        let outcome = check(&disk, &sample.truth, &sample.truth, OpenPolicy::Default, &what);
         assert_eq!(outcome.salvaged, 0, "{what}");
         outcome
     };
@@ -179,14 +181,14 @@ fn a_file_that_was_set_aside_may_have_gone_bad_since() {
     let bad = 20 * PAGE_BYTES;
     disk.goes_bad(ASIDE, bad..bad + 1);
     for _ in 0..3 {
-        let error = open(&disk, Trust::Suspect).expect_err("cannot read it");
-        assert!(error.is_of_the_disk() && error.to_string().contains(ASIDE), "{error}");
+        let error = open(&disk, OpenPolicy::FullCheck).expect_err("cannot read it");
+        assert!(error.is_disk_error() && error.to_string().contains(ASIDE), "{error}");
     }
     let mut left = log;
     left[bad..bad + PAGE_BYTES].fill(0);
-    assert_eq!(check(&disk, &sample.truth, &records_in(&left), Trust::Unreadable, "aside").salvaged, 1);
+    assert_eq!(check(&disk, &sample.truth, &records_in(&left), OpenPolicy::AcceptLoss, "aside").salvaged, 1);
     let disk = Disk::new(disk.bytes());
-    assert_eq!(check(&disk, &sample.truth, &sample.truth, Trust::Usual, "the new one").salvaged, 0);
+    assert_eq!(check(&disk, &sample.truth, &sample.truth, OpenPolicy::Default, "the new one").salvaged, 0);
 }
 
 #[test]
@@ -195,21 +197,22 @@ fn a_sector_that_goes_bad_while_the_store_is_open_ends_in_a_salvage() {
     let work = |seed| {
         let disk = Disk::new(sample.closed.clone());
         disk.is_all_there_is();
-        let (store, logs) = Store::open_in(&disk, "sim", NOW, Trust::Blind).expect("opens");
+        disk.seems_large(true);
+        let (store, logs) = Store::open_in(&disk, "sim", NOW, OpenPolicy::Default).expect("opens");
         let (pages, intact) = spoil(&disk, &mut Dice(seed));
         let what = format!("seed {seed}: pages {pages:?}");
         let failed = logs.vector().iter().any(|(origin, head)| {
             (1..=head.seq).any(|seq| {
                 let read = store.log().read().and_then(|mut reader| reader.get(origin, seq));
-                matches!(read, Err(Error::Storage(_)))
+                matches!(read, Err(StoreError::Storage(_)))
             })
         });
-        assert_eq!(failed, store.has_failed_reading().is_some(), "{what}");
+        assert_eq!(failed, store.read_failure().is_some(), "{what}");
         drop(store);
-        if !failed || !refused(&disk, Trust::Suspect, &what) {
+        if !failed || !refused(&disk, OpenPolicy::FullCheck, &what) {
             return Outcome::default();
         }
-        let outcome = check(&disk, &sample.truth, &intact, Trust::Unreadable, &what);
+        let outcome = check(&disk, &sample.truth, &intact, OpenPolicy::AcceptLoss, &what);
         assert_eq!(outcome.salvaged, 1, "{what}");
         outcome
     };

@@ -5,11 +5,11 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 
 use super::*;
-use crate::chain::log::Logs;
+use crate::chain::ids::ChainHash;
+use crate::chain::logs::Logs;
 use crate::chain::message::Digest;
-use crate::chain::place::ChainHash;
-use crate::chain::record::{Kind, Record};
-use crate::chain::wire::{Hello, Run};
+use crate::chain::record::{EntryKind, Record};
+use crate::chain::sync::wire::{Hello, Run};
 
 const NOW: u64 = 1_700_000_000_000;
 
@@ -28,8 +28,8 @@ struct TestNode {
     opened: u8,
     logs: Logs,
     records: Records,
-    links: BTreeMap<u8, Link>,
-    doors: BTreeMap<(u8, u8), Door>,
+    links: BTreeMap<u8, Initiator>,
+    doors: BTreeMap<(u8, u8), Responder>,
 }
 
 impl TestNode {
@@ -52,7 +52,8 @@ impl TestNode {
         let (digest, name) = (Digest::of(text.as_bytes()), [self.id + 16 * self.opened; 16]);
         let place = self.logs.assign(digest, NOW, || Origin(name));
         let (origin, seq, stamp) = (place.origin, place.seq, place.stamp);
-        let record = Record { origin, seq, stamp, digest, kind: Kind::Message, content: text.as_bytes() };
+        let record =
+            Record { origin, seq, stamp, digest, kind: EntryKind::Message, content: text.as_bytes() };
         self.records.insert((origin, seq), record.encode().into());
     }
 
@@ -63,11 +64,11 @@ impl TestNode {
         if let Some((logs, records)) = restored {
             (self.logs, self.records) = (logs, records);
         }
-        self.logs.leave_own();
+        self.logs.abandon_own();
     }
 
-    fn run(&self, range: Range) -> Run {
-        let Range { origin, first, last } = range;
+    fn run(&self, range: EntryRange) -> Run {
+        let EntryRange { origin, first, last } = range;
         let mut hash = ChainHash::genesis(origin);
         for seq in 1..first {
             let (record, _) = Record::parse(&self.records[&(origin, seq)]).expect("ours");
@@ -86,12 +87,12 @@ impl TestNode {
         }
     }
 
-    fn answer(&mut self, request: &Body) -> Body {
+    fn answer(&mut self, request: &SyncMessage) -> SyncMessage {
         let key = (request.hello.store_id[0], request.hello.open_id[0]);
         let mut door = self.doors.remove(&key).unwrap_or_default();
         door.on_request(self.logs.vector(), request);
         self.admit(&request.runs);
-        let mut reply = Body::quiet(self.hello(), [0; 16]);
+        let mut reply = SyncMessage::quiet(self.hello(), [0; 16]);
         reply.runs = request.wants.iter().map(|range| self.run(*range)).collect();
         door.answer(self.logs.vector(), request, &mut reply);
         self.doors.insert(key, door);
@@ -109,13 +110,13 @@ fn exchange(nodes: &mut [TestNode], from: usize, to: usize, on_timer: bool, leav
         let own = node.logs.own();
         let on_timer = on_timer && traffic.exchanges == 0;
         let plan = link.start(node.logs.vector(), own, on_timer, |_| leave);
-        let mut request = Body::quiet(node.hello(), short(node.logs.vector().digest()));
+        let mut request = SyncMessage::quiet(node.hello(), short(node.logs.vector().digest()));
         (request.heads, request.need_full) = (plan.heads.clone(), plan.need_full);
         request.runs = plan.push.iter().map(|range| node.run(*range)).collect();
         request.wants.clone_from(&plan.wants);
         let sent = Bytes::from(request.encode());
-        let received = Bytes::from(nodes[to].answer(&Body::decode(&sent).expect("ours")).encode());
-        let reply = Body::decode(&received).expect("ours");
+        let received = Bytes::from(nodes[to].answer(&SyncMessage::decode(&sent).expect("ours")).encode());
+        let reply = SyncMessage::decode(&received).expect("ours");
         let runs = request.runs.iter().chain(&reply.runs);
         traffic.exchanges += 1;
         traffic.records += runs.map(|run| run.records.len()).sum::<usize>();
@@ -124,7 +125,7 @@ fn exchange(nodes: &mut [TestNode], from: usize, to: usize, on_timer: bool, leav
         let next = link.on_reply(plan, &reply);
         nodes[from].links.insert(peer, link);
         nodes[from].admit(&reply.runs);
-        if next == Next::Wait && reply.runs.is_empty() {
+        if next == NextExchange::Wait && reply.runs.is_empty() {
             return traffic;
         }
     }
@@ -185,7 +186,7 @@ fn in_a_full_mesh_each_message_crosses_each_link_once() {
 fn a_push_costs_little_more_than_its_records() {
     let mut nodes = nodes(2);
     for _ in 0..500 {
-        nodes[0].logs.leave_own();
+        nodes[0].logs.abandon_own();
         nodes[0].opened += 1;
         if nodes[0].opened == 12 {
             nodes[0].opened = 0;

@@ -3,7 +3,7 @@
 use tokio::{net::TcpListener, sync::mpsc};
 
 use super::*;
-use crate::client::fake::{Site, refusal};
+use crate::client::fake::{FakeServers, refusal};
 
 const SENT: &str = r#"{"id":"01990000-0000-7000-8000-000000000001","sender":"a","recipient":"b","text":"c","timestamp":1,"accepted_at":"2026-11-22T12:31:14.123Z","origin":"01990000-0000-7000-8000-000000000002","seq":1,"durable_on":[0],"duplicate":false}"#;
 
@@ -17,7 +17,7 @@ fn message() -> SendRequest {
 
 #[tokio::test]
 async fn a_send_brings_one_id_to_every_server_until_one_takes_it() {
-    let mut site = Site::default();
+    let mut site = FakeServers::default();
     let (heard, mut taken) = mpsc::channel(10);
     let record = heard.clone();
     let full = site
@@ -50,7 +50,7 @@ async fn a_send_brings_one_id_to_every_server_until_one_takes_it() {
 
 #[tokio::test]
 async fn a_refusal_that_others_would_repeat_is_the_answer() {
-    let mut site = Site::default();
+    let mut site = FakeServers::default();
     let strict = site.server(|_, _| refusal(ErrorCode::IdConflict)).await;
     let good = site.server(|_, _| (200, SENT.into())).await;
     let error = servers(&[&strict, &good]).send(message(), None).await.expect_err("refused");
@@ -60,7 +60,7 @@ async fn a_refusal_that_others_would_repeat_is_the_answer() {
 
 #[tokio::test]
 async fn when_nobody_answers_the_error_says_so_for_each() {
-    let mut site = Site::default();
+    let mut site = FakeServers::default();
     let proxy = site.server(|_, _| refusal(ErrorCode::NoNodeAvailable)).await;
     let nobody = site.nobody();
     let error = servers(&[&proxy, &nobody]).network().await.expect_err("no answer");
@@ -75,7 +75,7 @@ async fn when_nobody_answers_the_error_says_so_for_each() {
 
 #[tokio::test]
 async fn what_a_node_refused_is_told_before_that_others_are_away() {
-    let mut site = Site::default();
+    let mut site = FakeServers::default();
     let full = site.server(|_, _| refusal(ErrorCode::StorageFull)).await;
     let error =
         servers(&[&site.nobody(), &full, &site.nobody()]).send(message(), None).await.expect_err("full");
@@ -85,7 +85,7 @@ async fn what_a_node_refused_is_told_before_that_others_are_away() {
 
 #[tokio::test]
 async fn another_program_on_the_port_is_not_believed() {
-    let mut site = Site::default();
+    let mut site = FakeServers::default();
     let web = site.server(|_, _| (404, "<html>".into())).await;
     let redirect = site.server(|_, _| (302, String::new())).await;
     let text = site.server(|_, _| (200, "hello".into())).await;
@@ -97,7 +97,7 @@ async fn another_program_on_the_port_is_not_believed() {
 
 #[tokio::test]
 async fn a_listing_asks_with_its_query() {
-    let mut site = Site::default();
+    let mut site = FakeServers::default();
     let good = site
         .server(|line, _| {
             assert_eq!(line, "GET /messages?user=a&limit=2");
@@ -117,7 +117,7 @@ async fn a_listing_is_read_line_by_line_however_it_is_cut() {
         let pieces: Vec<_> = lines.chunks(size).map(|piece| Ok(Bytes::copy_from_slice(piece))).collect();
         let body = futures_util::stream::iter(pieces).boxed();
         let addr = "127.0.0.1:1".parse().expect("valid");
-        let mut listing = Listing { addr, position: None, body, buffer: BytesMut::new() };
+        let mut listing = MessageStream { addr, position: None, body, buffer: LineBuffer::default() };
         assert_eq!(listing.next().await.expect("a message").expect("not the end").text, "c");
         assert_eq!(listing.next_line().await.expect("a line").expect("not the end"), SENT);
         assert_eq!(listing.next().await.expect("the end"), None);
@@ -126,7 +126,7 @@ async fn a_listing_is_read_line_by_line_however_it_is_cut() {
 
 #[tokio::test]
 async fn a_listing_that_breaks_is_never_taken_for_complete() {
-    let mut site = Site::default();
+    let mut site = FakeServers::default();
     let head = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n3\r\n{}\n\r\n";
     let cut = site.raw(head).await;
     let mut listing = servers(&[&cut]).list(&ListQuery::default(), None).await.expect("begins");
@@ -140,7 +140,7 @@ async fn a_listing_that_breaks_is_never_taken_for_complete() {
 
 #[tokio::test]
 async fn an_exchange_is_bounded_in_time_and_size() {
-    let mut site = Site::default();
+    let mut site = FakeServers::default();
     let client = Client::new(None);
     let echo = site.server(|_, body| (200, body)).await;
     let within = Duration::from_secs(60);
@@ -157,10 +157,10 @@ async fn an_exchange_is_bounded_in_time_and_size() {
 
 #[tokio::test]
 async fn nodes_and_proxies_are_told_apart() {
-    let mut site = Site::default();
+    let mut site = FakeServers::default();
     let proxy = r#"{"version":"1","state":"up","uptime_seconds":1,"warnings":[],"upstreams":[]}"#;
     let addr = site.server(move |_, _| (200, proxy.into())).await;
-    assert!(matches!(servers(&[&addr]).nodes().await.expect("answers"), Nodes::Proxy(_)));
+    assert!(matches!(servers(&[&addr]).nodes().await.expect("answers"), NodesAnswer::Proxy(_)));
     let ready = site.server(|_, _| (503, r#"{"readable":true,"writable":false}"#.into())).await;
     let ready = Client::new(None).readyz(&ready, Duration::from_secs(60)).await.expect("answers");
     assert!(ready.readable && !ready.writable);

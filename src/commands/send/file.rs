@@ -18,17 +18,17 @@ use uuid::Uuid;
 
 use super::{
     STDIN, acked,
-    import::{BATCH_LINES_MAX, Batch, Import},
+    import::{BATCH_LINES_MAX, Import, ImportBatch},
 };
 use crate::{
     api::{
         MESSAGE_BODY_BYTES_MAX,
         batch::{BatchAnswer, Rejected},
     },
-    cli::Format,
+    cli::OutputFormat,
     client::{ClientError, servers::Servers},
-    commands::{Exit, sent::Memory},
-    output::{Output, Progress},
+    commands::{Exit, last_writes::LastWrites},
+    output::{Output, ProgressLine},
 };
 
 /// For trouble that may pass, such as a node that restarts, a batch is tried again for so long.
@@ -42,11 +42,11 @@ pub async fn run(
     path: &Path,
     acks: Option<&str>,
     servers: &Servers,
-    memory: &Memory,
+    memory: &LastWrites,
     output: &Output,
 ) -> Result<Exit> {
     let (source, length) = open(path).await.wrap_err_with(|| format!("cannot read {}", path.display()))?;
-    let mut reader = Reader { source: BufReader::new(source), import: Import::default() };
+    let mut reader = LineReader { source: BufReader::new(source), import: Import::default() };
     let progress = output.progress(length);
     let mut transfer = Transfer { servers, acks, output, memory, progress, tally: Tally::default() };
     let outcome = transfer.run(&mut reader).await;
@@ -63,8 +63,8 @@ pub async fn run(
     let advice = if fresh > 0 { "" } else { "; sending the same again adds only what is missing" };
     outcome.wrap_err_with(|| format!("stopped after {tally}{advice}"))?;
     match output.format() {
-        Format::Table => output.line(&tally.to_string())?,
-        Format::Json | Format::Ndjson => output.json(&tally)?,
+        OutputFormat::Table => output.line(&tally.to_string())?,
+        OutputFormat::Json | OutputFormat::Ndjson => output.json(&tally)?,
     }
     let exit = acked(tally.below_acks, output);
     Ok(if tally.rejected > 0 { Exit::Failure } else { exit })
@@ -104,15 +104,15 @@ struct Transfer<'a> {
     servers: &'a Servers,
     acks: Option<&'a str>,
     output: &'a Output,
-    memory: &'a Memory,
-    progress: Progress,
+    memory: &'a LastWrites,
+    progress: ProgressLine,
     tally: Tally,
 }
 
 impl Transfer<'_> {
-    async fn run<R: AsyncRead + Unpin>(&mut self, reader: &mut Reader<R>) -> Result<()> {
+    async fn run<R: AsyncRead + Unpin>(&mut self, reader: &mut LineReader<R>) -> Result<()> {
         let mut next = reader.next().await?;
-        while let Some(Piece { batch, mut refused, bytes }) = next {
+        while let Some(FilePiece { batch, mut refused, bytes }) = next {
             let deliver = async { self.deliver(batch).await.map_err(Report::from) };
             let (mut delivered, following) = tokio::try_join!(deliver, reader.next())?;
             refused.append(&mut delivered.refused);
@@ -123,7 +123,7 @@ impl Transfer<'_> {
     }
 
     /// Sends a batch, and again those of its lines that may still be taken, until patience ends.
-    async fn deliver(&self, mut batch: Batch) -> Result<Delivered, ClientError> {
+    async fn deliver(&self, mut batch: ImportBatch) -> Result<Delivered, ClientError> {
         let mut delivered = Delivered::default();
         let patient_until = Instant::now() + PATIENCE;
         while !batch.lines.is_empty() {
@@ -180,7 +180,7 @@ struct Delivered {
 
 impl Delivered {
     /// Takes in an answer. Gives what is worth another attempt.
-    fn settle(&mut self, batch: &Batch, answer: BatchAnswer, patient: bool) -> Batch {
+    fn settle(&mut self, batch: &ImportBatch, answer: BatchAnswer, patient: bool) -> ImportBatch {
         self.accepted += answer.accepted;
         self.duplicates += answer.duplicates;
         let mut again = Vec::new();
@@ -197,25 +197,25 @@ impl Delivered {
 }
 
 /// Reads lines and makes batches of them.
-struct Reader<R> {
+struct LineReader<R> {
     source: BufReader<R>,
     import: Import,
 }
 
 /// Some lines of the file.
 #[derive(Debug, Default)]
-struct Piece {
-    batch: Batch,
+struct FilePiece {
+    batch: ImportBatch,
     /// What was no message.
     refused: Vec<Rejected>,
     /// How long it was in the file.
     bytes: u64,
 }
 
-impl<R: AsyncRead + Unpin> Reader<R> {
+impl<R: AsyncRead + Unpin> LineReader<R> {
     /// The next piece; none at the end of the file.
-    async fn next(&mut self) -> Result<Option<Piece>> {
-        let mut piece = Piece::default();
+    async fn next(&mut self) -> Result<Option<FilePiece>> {
+        let mut piece = FilePiece::default();
         let mut line = Vec::new();
         while !piece.batch.is_full() && piece.refused.len() < BATCH_LINES_MAX {
             let bytes = self.line(&mut line).await.wrap_err("cannot read on")?;
@@ -260,8 +260,8 @@ mod tests {
     use super::*;
     use crate::api::error::{ErrorCode, Problem};
 
-    fn reader(text: &str) -> Reader<&[u8]> {
-        Reader { source: BufReader::with_capacity(16, text.as_bytes()), import: Import::default() }
+    fn reader(text: &str) -> LineReader<&[u8]> {
+        LineReader { source: BufReader::with_capacity(16, text.as_bytes()), import: Import::default() }
     }
 
     const MESSAGE: &str = r#"{"sender":"a","recipient":"b","text":"c","timestamp":1}"#;

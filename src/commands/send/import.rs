@@ -30,14 +30,14 @@ pub const BATCH_BYTES_MAX: usize = 1024 * 1024;
 
 /// Lines that are ready to be sent, each with its id.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
-pub struct Batch {
+pub struct ImportBatch {
     /// NDJSON.
     pub body: Vec<u8>,
     /// The line number in the file of each line of the body.
     pub lines: Vec<u64>,
 }
 
-impl Batch {
+impl ImportBatch {
     /// Whether it should be sent before it grows further.
     pub fn is_full(&self) -> bool {
         self.lines.len() >= BATCH_LINES_MAX || self.body.len() >= BATCH_BYTES_MAX
@@ -50,8 +50,8 @@ impl Batch {
     }
 
     /// The part that holds only these lines of the file.
-    pub fn only(&self, wanted: &[u64]) -> Batch {
-        let mut part = Batch::default();
+    pub fn only(&self, wanted: &[u64]) -> ImportBatch {
+        let mut part = ImportBatch::default();
         for (line, text) in self.lines.iter().zip(self.body.split_inclusive(|byte| *byte == b'\n')) {
             if wanted.contains(line) {
                 part.lines.push(*line);
@@ -78,7 +78,7 @@ impl Import {
     pub fn add(
         &mut self,
         line: &[u8],
-        batch: &mut Batch,
+        batch: &mut ImportBatch,
         fresh: impl FnOnce() -> Uuid,
     ) -> Result<(), Rejected> {
         self.line += 1;
@@ -141,8 +141,8 @@ mod tests {
     const FRESH: Uuid = Uuid::from_u128(7);
 
     /// Imports a file and gives the batch, the refused lines and the number of fresh ids.
-    fn import(file: &str) -> (Batch, Vec<(u64, ErrorCode)>, u64) {
-        let (mut import, mut batch, mut refused) = (Import::default(), Batch::default(), Vec::new());
+    fn import(file: &str) -> (ImportBatch, Vec<(u64, ErrorCode)>, u64) {
+        let (mut import, mut batch, mut refused) = (Import::default(), ImportBatch::default(), Vec::new());
         for line in file.split('\n') {
             if let Err(rejected) = import.add(line.as_bytes(), &mut batch, || FRESH) {
                 refused.push((rejected.line, rejected.code));
@@ -151,7 +151,7 @@ mod tests {
         (batch, refused, import.fresh)
     }
 
-    fn ids(batch: &Batch) -> Vec<String> {
+    fn ids(batch: &ImportBatch) -> Vec<String> {
         let lines = batch.body.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
         lines
             .map(|line| SendRequest::parse(line).expect("valid").id.expect("it has one").to_string())

@@ -7,11 +7,11 @@ use color_eyre::eyre::{Report, Result, WrapErr, eyre};
 use tokio::io::AsyncReadExt;
 use uuid::Uuid;
 
-use super::{Exit, room, sent::Memory, servers};
+use super::{Exit, last_writes::LastWrites, room, servers};
 use crate::{
     api::message::SendRequest,
     chain::message::TEXT_BYTES_MAX,
-    cli::{self, Common, Format},
+    cli::{self, CommonArgs, OutputFormat},
     client::ClientError,
     config::Sources,
     output::Output,
@@ -20,10 +20,15 @@ use crate::{
 /// Typed instead of a text or a file name, it means standard input.
 const STDIN: &str = "-";
 
-pub async fn run(args: &cli::Send, common: &Common, sources: &Sources, output: &Output) -> Result<Exit> {
+pub async fn run(
+    args: &cli::SendArgs,
+    common: &CommonArgs,
+    sources: &Sources,
+    output: &Output,
+) -> Result<Exit> {
     let servers = servers(common, sources)?;
     if let Some(path) = &args.file {
-        return file::run(path, args.acks.as_deref(), &servers, &Memory::of(sources), output).await;
+        return file::run(path, args.acks.as_deref(), &servers, &LastWrites::of(sources), output).await;
     }
     let recipient = args.to.clone().or_else(|| args.room.as_deref().map(room));
     let id = args.id.unwrap_or_else(Uuid::now_v7);
@@ -36,11 +41,11 @@ pub async fn run(args: &cli::Send, common: &Common, sources: &Sources, output: &
     };
     let sent = servers.send(message, args.acks.as_deref()).await.map_err(|error| with_advice(error, id))?;
     if let Some(position) = &sent.position {
-        Memory::of(sources).add(position).await;
+        LastWrites::of(sources).add(position).await;
     }
     match output.format() {
-        Format::Table => output.line(&sent.answer.message.id.to_string())?,
-        Format::Json | Format::Ndjson => output.json(&sent.answer)?,
+        OutputFormat::Table => output.line(&sent.answer.message.id.to_string())?,
+        OutputFormat::Json | OutputFormat::Ndjson => output.json(&sent.answer)?,
     }
     Ok(acked(sent.below_acks, output))
 }

@@ -4,32 +4,33 @@ use axum::body::to_bytes;
 
 use super::*;
 use crate::{
-    api::{media, network::State},
+    api::{media, network::NodeState},
     proxy::{
-        fake::{ID, MESSAGE, Network, hangs, refuses, says},
-        watch,
+        fake::{FakeNodes, ID, MESSAGE, hangs, refuses, says},
+        prober,
     },
 };
 
-const SEND: Nature = Nature { lane: Lane::Write, is_quick: true, asked: Duration::ZERO };
+const SEND: RequestClass =
+    RequestClass { traffic: TrafficClass::Write, is_quick: true, client_wait: Duration::ZERO };
 
 fn sending() -> Request {
     Request::post("/messages", media::JSON, MESSAGE)
 }
 
 /// One that hedges nobody: what passes with it did not wait for that.
-fn forwarder(network: &Network) -> Forwarder {
+fn forwarder(network: &FakeNodes) -> Forwarder {
     with(network, Strategy::Failover)
 }
 
-fn with(network: &Network, strategy: Strategy) -> Forwarder {
+fn with(network: &FakeNodes, strategy: Strategy) -> Forwarder {
     let own = "127.0.0.1:1".parse().expect("an address");
     Forwarder::new(network.nodes.clone(), own, strategy, None)
 }
 
 #[tokio::test]
 async fn whoever_is_there_answers_and_refused_connections_cost_no_wait() {
-    let mut network = Network::new();
+    let mut network = FakeNodes::new();
     network.nobody();
     network.nobody();
     network.node("third", says(201, "stored")).await;
@@ -43,7 +44,7 @@ async fn whoever_is_there_answers_and_refused_connections_cost_no_wait() {
 
 #[tokio::test]
 async fn a_silent_node_costs_only_the_hedge_wait_and_all_attempts_are_the_same() {
-    let mut network = Network::new();
+    let mut network = FakeNodes::new();
     network.node("first", hangs()).await;
     network.node("second", hangs()).await;
     network.node("third", says(201, "stored")).await;
@@ -62,7 +63,7 @@ async fn a_silent_node_costs_only_the_hedge_wait_and_all_attempts_are_the_same()
 
 #[tokio::test]
 async fn two_nodes_race() {
-    let mut network = Network::new();
+    let mut network = FakeNodes::new();
     network.node("first", hangs()).await;
     network.node("second", says(201, "stored")).await;
     network.node("third", says(201, "stored")).await;
@@ -76,7 +77,7 @@ async fn two_nodes_race() {
 async fn a_refusal_that_another_node_may_not_repeat_is_not_the_answer() {
     for code in [ErrorCode::StorageFull, ErrorCode::StorageFailed, ErrorCode::Overloaded, ErrorCode::Timeout]
     {
-        let mut network = Network::new();
+        let mut network = FakeNodes::new();
         network.node("full", refuses(code)).await;
         network.node("good", says(200, "stored")).await;
         let forwarder = forwarder(&network);
@@ -92,7 +93,7 @@ async fn a_refusal_that_all_would_repeat_is_passed_on_as_it_is() {
     for code in
         [ErrorCode::InvalidMessage, ErrorCode::IdConflict, ErrorCode::NotFound, ErrorCode::InvalidQuery]
     {
-        let mut network = Network::new();
+        let mut network = FakeNodes::new();
         network.node("strict", refuses(code)).await;
         network.node("other", says(200, "unasked")).await;
         let response = forwarder(&network).forward(&sending(), SEND).await.expect("answered");
@@ -105,15 +106,18 @@ async fn a_refusal_that_all_would_repeat_is_passed_on_as_it_is() {
 
 #[tokio::test]
 async fn nodes_are_seen_as_probes_find_them() {
-    let mut network = Network::new();
+    let mut network = FakeNodes::new();
     network.node("there", says(200, "[]")).await;
     network.nobody();
     let forwarder = forwarder(&network);
-    assert!(forwarder.status().iter().all(|status| status.state == State::Suspect), "nobody was asked yet");
-    for (place, addr) in network.nodes.iter().cloned().enumerate() {
-        watch::probe(&forwarder, place, addr).await;
+    assert!(
+        forwarder.status().iter().all(|status| status.state == NodeState::Suspect),
+        "nobody was asked yet"
+    );
+    for (id, addr) in network.nodes.iter().cloned().enumerate() {
+        prober::probe(&forwarder, id, addr).await;
     }
     let [there, away] = &forwarder.status()[..] else { panic!("two upstreams") };
-    assert_eq!((there.state, &there.error), (State::Up, &None));
-    assert_eq!((away.state, away.error.as_deref()), (State::Suspect, Some("connection refused")));
+    assert_eq!((there.state, &there.error), (NodeState::Up, &None));
+    assert_eq!((away.state, away.error.as_deref()), (NodeState::Suspect, Some("connection refused")));
 }

@@ -11,19 +11,19 @@ use crate::{
     api::{address::Addr, error::ErrorCode, key::Keys, media},
     client::{Answer, Client, Request},
     config::Strategy,
-    proxy::fake::{ID, MESSAGE, Network, refuses, says},
+    proxy::fake::{FakeNodes, ID, MESSAGE, refuses, says},
 };
 
 /// Longer than anything here takes.
 const WITHIN: Duration = Duration::from_secs(20);
 
 /// Starts the proxy before the nodes, behind the same lock.
-async fn proxy(nodes: &mut Network) -> Door {
+async fn proxy(nodes: &mut FakeNodes) -> Door {
     let keys = nodes.keys.clone();
     proxy_with(nodes, keys).await
 }
 
-async fn proxy_with(nodes: &mut Network, keys: Option<Keys>) -> Door {
+async fn proxy_with(nodes: &mut FakeNodes, keys: Option<Keys>) -> Door {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("binds");
     let addr: Addr = listener.local_addr().expect("bound").into();
     let (network, listen, nodes_of_it) = ("test".to_owned(), addr.clone(), nodes.nodes.clone());
@@ -67,7 +67,7 @@ fn check_refusal(status: StatusCode, body: &str, code: ErrorCode) {
 
 #[tokio::test]
 async fn a_key_is_added_only_where_nothing_names_the_message() {
-    let mut network = Network::new();
+    let mut network = FakeNodes::new();
     network.node("only", says(201, "stored")).await;
     let door = proxy(&mut network).await;
     let with_id: &'static str =
@@ -85,7 +85,7 @@ async fn a_key_is_added_only_where_nothing_names_the_message() {
 
 #[tokio::test]
 async fn when_all_refuse_the_client_is_told_why() {
-    let mut network = Network::new();
+    let mut network = FakeNodes::new();
     network.node("full", refuses(ErrorCode::StorageFull)).await;
     network.nobody();
     let door = proxy(&mut network).await;
@@ -95,7 +95,7 @@ async fn when_all_refuse_the_client_is_told_why() {
 
 #[tokio::test]
 async fn without_any_node_the_answer_comes_at_once_and_says_when_to_come_back() {
-    let mut network = Network::new();
+    let mut network = FakeNodes::new();
     for _ in 0..4 {
         network.nobody();
     }
@@ -114,7 +114,7 @@ async fn without_any_node_the_answer_comes_at_once_and_says_when_to_come_back() 
 
 #[tokio::test]
 async fn another_program_on_a_nodes_port_is_not_believed() {
-    let mut network = Network::new();
+    let mut network = FakeNodes::new();
     network.node("web", says(404, "<html>")).await;
     network.node("good", says(200, "[]")).await;
     let door = proxy(&mut network).await;
@@ -123,7 +123,7 @@ async fn another_program_on_a_nodes_port_is_not_believed() {
 
 #[tokio::test]
 async fn an_answer_is_passed_on_as_it_comes() {
-    let mut network = Network::new();
+    let mut network = FakeNodes::new();
     let (piece, pieces) = mpsc::channel::<Result<&'static str, std::io::Error>>(1);
     let pieces = Arc::new(Mutex::new(Some(pieces)));
     let answer = move || {
@@ -146,7 +146,7 @@ async fn an_answer_is_passed_on_as_it_comes() {
 
 #[tokio::test]
 async fn what_the_proxy_does_not_have_is_not_found() {
-    let mut network = Network::new();
+    let mut network = FakeNodes::new();
     network.node("only", says(200, "unasked")).await;
     let door = proxy(&mut network).await;
     for path in ["/metrics", "/messages/17", "/messages/%2E%2E", "/metrics"] {
@@ -162,14 +162,14 @@ async fn what_the_proxy_does_not_have_is_not_found() {
 
 #[tokio::test]
 async fn the_proxy_says_how_it_sees_its_nodes() {
-    let mut network = Network::new();
+    let mut network = FakeNodes::new();
     network.node("there", says(200, "[]")).await;
     network.nobody();
     let door = proxy(&mut network).await;
     let status: ProxyStatus = serde_json::from_str(&text(door.get("/nodes").await).await).expect("a status");
     let nodes = network.nodes.clone();
     let addrs: Vec<_> = status.upstreams.into_iter().map(|upstream| upstream.address).collect();
-    assert_eq!((status.state, addrs), (network::State::Up, nodes));
+    assert_eq!((status.state, addrs), (network::NodeState::Up, nodes));
     assert_eq!(status.warnings, Vec::<String>::new());
     let answer = door.get("/network").await;
     assert_eq!((text(answer).await.as_str(), network.heard()[0].line.as_str()), ("[]", "GET /network"));
@@ -183,7 +183,7 @@ fn keys(list: &str) -> Option<Keys> {
 
 #[tokio::test]
 async fn a_client_shows_its_key_to_the_proxy_and_the_proxy_its_own_to_the_nodes() {
-    let mut network = Network::locked(keys("the-key-that-nodes-take"));
+    let mut network = FakeNodes::locked(keys("the-key-that-nodes-take"));
     network.node("only", says(201, "stored")).await;
     let mut door = proxy_with(&mut network, keys("the-key-that-nodes-take,the-key-of-clients")).await;
     for (of_client, status) in
@@ -200,7 +200,7 @@ async fn a_client_shows_its_key_to_the_proxy_and_the_proxy_its_own_to_the_nodes(
 
 #[tokio::test]
 async fn a_node_that_does_not_take_the_proxys_key_is_passed_over_and_said() {
-    let mut network = Network::locked(keys("a-key-of-yesterday"));
+    let mut network = FakeNodes::locked(keys("a-key-of-yesterday"));
     network.node("other", says(200, "unheard")).await;
     network.keys = keys("a-key-of-today-is-this");
     network.node("good", says(200, "[]")).await;
@@ -217,7 +217,7 @@ async fn a_node_that_does_not_take_the_proxys_key_is_passed_over_and_said() {
 
 #[tokio::test]
 async fn if_no_node_takes_the_proxys_key_it_is_not_the_client_who_is_refused() {
-    let mut network = Network::locked(keys("a-key-of-yesterday"));
+    let mut network = FakeNodes::locked(keys("a-key-of-yesterday"));
     network.node("other", says(200, "unheard")).await;
     for own in [None, keys("a-key-of-today-is-this")] {
         let door = proxy_with(&mut network, own).await;
@@ -233,8 +233,8 @@ async fn if_no_node_takes_the_proxys_key_it_is_not_the_client_who_is_refused() {
 #[tokio::test]
 async fn a_feed_that_ends_again_and_again_is_not_asked_for_without_a_pause() {
     let ends =
-        || async { Body::from_stream(stream::empty::<Result<Bytes, Error>>()).into_response() }.boxed();
-    let mut network = Network::new();
+        || async { Body::from_stream(stream::empty::<Result<Bytes, ProxyError>>()).into_response() }.boxed();
+    let mut network = FakeNodes::new();
     network.node("only", Arc::new(ends)).await;
     let door = proxy(&mut network).await;
     let mut feed = pin!(door.get("/feed?from=start").await.into_stream());

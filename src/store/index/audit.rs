@@ -8,34 +8,34 @@ use std::cell::RefCell;
 
 use redb::{ReadOnlyTable, ReadTransaction, ReadableDatabase};
 
-use super::super::guard::guarded;
 use super::super::log::Entry;
-use super::super::tail::Noted;
-use super::super::{Error, Standing};
+use super::super::{StoreError, StoredCopy};
 use super::Index;
-use super::file::{BY_ID, BY_USER, COPIES, IdKey, Rows, UserKey};
+use super::tables::{BY_ID, BY_USER, COPIES, IdKey, IndexRows, UserKey};
 use crate::chain::clock::Stamp;
-use crate::chain::log::Logs;
+use crate::chain::ids::{EntryKey, Origin};
+use crate::chain::logs::Logs;
 use crate::chain::message::Digest;
-use crate::chain::place::{Origin, Place};
+use crate::store::engine::catch_panic::catch_engine_panic;
+use crate::store::index::memtable::IndexEntry;
 
 /// The tables as of one moment.
-struct Tables {
+struct AuditTables {
     by_id: ReadOnlyTable<IdKey, (u64, [u8; 32])>,
     by_user: ReadOnlyTable<UserKey, u8>,
     copies: ReadOnlyTable<([u8; 16], u64), ()>,
 }
 
-impl Tables {
-    fn open(tx: &ReadTransaction) -> Result<Self, Error> {
-        Ok(Tables {
+impl AuditTables {
+    fn open(tx: &ReadTransaction) -> Result<Self, StoreError> {
+        Ok(AuditTables {
             by_id: tx.open_table(BY_ID)?,
             by_user: tx.open_table(BY_USER)?,
             copies: tx.open_table(COPIES)?,
         })
     }
 
-    fn have(&self, rows: &Rows) -> Result<bool, Error> {
+    fn have(&self, rows: &IndexRows) -> Result<bool, StoreError> {
         for (key, value) in &rows.by_id {
             if self.by_id.get(*key)?.is_none_or(|found| found.value() != *value) {
                 return Ok(false);
@@ -50,12 +50,12 @@ impl Tables {
     }
 
     /// Whether another copy of this entry is known that `logs` cover.
-    fn have_copy(&self, id: [u8; 16], here: Standing, logs: &Logs) -> Result<bool, Error> {
+    fn have_copy(&self, id: [u8; 16], here: StoredCopy, logs: &Logs) -> Result<bool, StoreError> {
         for row in self.by_id.range((id, [0; 16], 0)..=(id, [0xff; 16], u64::MAX))? {
             let (key, value) = row?;
             let ((_, origin, seq), (stamp, digest)) = (key.value(), value.value());
-            let place = Place { stamp: Stamp(stamp), origin: Origin(origin), seq };
-            if is_copy(&Standing { place, digest: Digest(digest) }, here, logs) {
+            let place = EntryKey { stamp: Stamp(stamp), origin: Origin(origin), seq };
+            if is_copy(&StoredCopy { place, digest: Digest(digest) }, here, logs) {
                 return Ok(true);
             }
         }
@@ -63,7 +63,7 @@ impl Tables {
     }
 }
 
-fn is_copy(other: &Standing, here: Standing, logs: &Logs) -> bool {
+fn is_copy(other: &StoredCopy, here: StoredCopy, logs: &Logs) -> bool {
     other.digest == here.digest && other.place != here.place && logs.covers(other.place)
 }
 
@@ -71,7 +71,7 @@ fn is_copy(other: &Standing, here: Standing, logs: &Logs) -> bool {
 pub struct Audit<'a> {
     index: &'a Index,
     /// And how often the tail had let entries go when they were opened.
-    file: RefCell<Option<(u64, Tables)>>,
+    file: RefCell<Option<(u64, AuditTables)>>,
 }
 
 impl<'a> Audit<'a> {
@@ -80,26 +80,26 @@ impl<'a> Audit<'a> {
     }
 
     /// Whether the index has all rows of an entry: by its id, by both names, and that it has a copy if `logs` cover one.
-    pub fn knows(&self, entry: &Entry, logs: &Logs) -> Result<bool, Error> {
-        let noted = Noted::new(entry.place, &entry.record(), |_| Vec::new());
+    pub fn has_rows_of(&self, entry: &Entry, logs: &Logs) -> Result<bool, StoreError> {
+        let noted = IndexEntry::new(entry.place, &entry.record(), |_| Vec::new());
         let (Some(id), here) = (noted.id, noted.standing) else { return Ok(true) };
-        let Place { origin, seq, .. } = here.place;
+        let EntryKey { origin, seq, .. } = here.place;
         let (is_noted, has_copy, is_marked, let_go) = {
-            let tail = self.index.read_tail();
+            let tail = self.index.read_memtable();
             let standings = tail.standings(&id);
             let has_copy = standings.iter().any(|other| is_copy(other, here, logs));
             let is_marked = tail.copies(origin, seq, seq).next().is_some();
-            (standings.contains(&here), has_copy, is_marked, tail.let_go())
+            (standings.contains(&here), has_copy, is_marked, tail.epoch())
         };
-        guarded(|| {
+        catch_engine_panic(|| {
             // As with look-ups: what the tail let go after the transaction began is in neither.
             let mut file = self.file.borrow_mut();
             let tables = match file.take() {
                 Some((then, tables)) if then == let_go => tables,
-                _ => Tables::open(&self.index.db.begin_read()?)?,
+                _ => AuditTables::open(&self.index.db.begin_read()?)?,
             };
             let (_, tables) = file.insert((let_go, tables));
-            if !is_noted && !tables.have(&Rows::of(std::iter::once(&noted)))? {
+            if !is_noted && !tables.have(&IndexRows::of(std::iter::once(&noted)))? {
                 return Ok(false);
             }
             // Of other entries than messages no copy is marked: nobody lists them.

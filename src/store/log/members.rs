@@ -11,41 +11,41 @@ use redb::{
 };
 use twox_hash::XxHash3_64;
 
-use super::super::Error;
-use super::not_ours;
-use crate::chain::members::{self, Kept, Member, Members, Met, Name};
+use super::super::StoreError;
+use super::malformed_table;
+use crate::chain::members::{self, LastSeenAt, Member, MemberId, Members, Membership};
 
 const MEMBERS: TableDefinition<(u16, [u8; 16]), &[u8]> = TableDefinition::new("members");
 
 const MET: TableDefinition<&str, &[u8]> = TableDefinition::new("met");
 
 /// All that is there.
-pub(super) fn read(db: &Database) -> Result<Kept, Error> {
+pub(super) fn read(db: &Database) -> Result<Membership, StoreError> {
     let tx = db.begin_read()?;
-    let (mut members, mut met) = (Members::default(), Met::new());
+    let (mut members, mut met) = (Members::default(), LastSeenAt::new());
     if let Some(table) = open(&tx, MEMBERS)? {
         for row in table.iter()? {
             let (key, value) = row?;
             let (node_id, store_id) = key.value();
-            let name = Name { node_id, store_id };
-            members.take(name, decode(name, value.value()).ok_or_else(|| not_ours("members"))?);
+            let name = MemberId { node_id, store_id };
+            members.take(name, decode(name, value.value()).ok_or_else(|| malformed_table("members"))?);
         }
     }
     if let Some(table) = open(&tx, MET)? {
         for row in table.iter()? {
             let (key, value) = row?;
             let address = key.value().to_owned();
-            let node_id = decode_met(&address, value.value()).ok_or_else(|| not_ours("met"))?;
+            let node_id = decode_met(&address, value.value()).ok_or_else(|| malformed_table("met"))?;
             met.insert(address, node_id);
         }
     }
-    Ok(Kept { members, met })
+    Ok(Membership { members, met })
 }
 
 fn open<K: Key + 'static, V: Value + 'static>(
     tx: &ReadTransaction,
     table: TableDefinition<K, V>,
-) -> Result<Option<ReadOnlyTable<K, V>>, Error> {
+) -> Result<Option<ReadOnlyTable<K, V>>, StoreError> {
     match tx.open_table(table) {
         Err(redb::TableError::TableDoesNotExist(_)) => Ok(None),
         table => Ok(Some(table?)),
@@ -53,9 +53,12 @@ fn open<K: Key + 'static, V: Value + 'static>(
 }
 
 /// Writes all of it, and nothing else.
-pub(super) fn write(tx: &WriteTransaction, Kept { members, met }: &Kept) -> Result<(), Error> {
+pub(super) fn write(
+    tx: &WriteTransaction,
+    Membership { members, met }: &Membership,
+) -> Result<(), StoreError> {
     let mut table = tx.open_table(MEMBERS)?;
-    table.retain(|(node_id, store_id), _| members.get(Name { node_id, store_id }).is_some())?;
+    table.retain(|(node_id, store_id), _| members.get(MemberId { node_id, store_id }).is_some())?;
     for (name, member) in members.iter() {
         table.insert((name.node_id, name.store_id), encode(name, member).as_slice())?;
     }
@@ -71,11 +74,11 @@ fn check(key: &[u8], bytes: &[u8]) -> [u8; 8] {
     XxHash3_64::oneshot_with_seed(XxHash3_64::oneshot(key), bytes).to_be_bytes()
 }
 
-fn key(name: Name) -> Vec<u8> {
+fn key(name: MemberId) -> Vec<u8> {
     [&name.node_id.to_be_bytes()[..], &name.store_id].concat()
 }
 
-fn encode(name: Name, member: &Member) -> Vec<u8> {
+fn encode(name: MemberId, member: &Member) -> Vec<u8> {
     let mut out = Vec::new();
     members::put_member(&mut out, member);
     let check = check(&key(name), &out);
@@ -83,7 +86,7 @@ fn encode(name: Name, member: &Member) -> Vec<u8> {
     out
 }
 
-fn decode(name: Name, bytes: &[u8]) -> Option<Member> {
+fn decode(name: MemberId, bytes: &[u8]) -> Option<Member> {
     let (member, rest) = members::read_member(bytes)?;
     let body = &bytes[..bytes.len() - rest.len()];
     (rest == check(&key(name), body)).then_some(member)
@@ -106,11 +109,11 @@ mod tests {
     /// Frozen: a row of `members` in format 1. May be added to, never changed.
     #[test]
     fn a_row_of_members_in_format_1_is_frozen() {
-        let name = Name { node_id: 2, store_id: [9; 16] };
+        let name = MemberId { node_id: 2, store_id: [9; 16] };
         let member = Member { open_id: [7; 16], marks: 1, address: "127.0.0.1:8083".into() };
         let row = encode(name, &member);
         assert_eq!(decode(name, &row), Some(member));
-        assert_eq!(decode(Name { node_id: 3, ..name }, &row), None, "a row belongs to its member");
+        assert_eq!(decode(MemberId { node_id: 3, ..name }, &row), None, "a row belongs to its member");
         assert_eq!(
             crate::chain::hex(&row),
             "0707070707070707070707070707070700010e3132372e302e302e313a38303833013e993785f0908f"

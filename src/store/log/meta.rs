@@ -6,8 +6,8 @@ use redb::{Database, ReadableDatabase, TableDefinition};
 use twox_hash::XxHash3_64;
 use uuid::Uuid;
 
-use super::super::{Error, OpenError, StoreId};
-use super::{CHAIN, HEADS, not_ours};
+use super::super::{OpenError, StoreError, StoreId};
+use super::{CHAIN, HEADS, malformed_table};
 
 /// The newest layout of `log.redb` that this program knows. A newer one is refused.
 const FORMAT: u32 = 1;
@@ -32,10 +32,12 @@ impl Meta {
     pub(super) fn check_ours(&self, path: &Path, network: Option<&str>) -> Result<(), OpenError> {
         let path = path.to_owned();
         match network {
-            _ if self.format > FORMAT => Err(OpenError::Newer { path, found: self.format, known: FORMAT }),
+            _ if self.format > FORMAT => {
+                Err(OpenError::NewerFormat { path, found: self.format, known: FORMAT })
+            }
             Some(wanted) if self.network != wanted => {
                 let (found, wanted) = (self.network.clone(), wanted.to_owned());
-                Err(OpenError::Network { path, found, wanted })
+                Err(OpenError::OtherNetwork { path, found, wanted })
             }
             _ => Ok(()),
         }
@@ -43,29 +45,30 @@ impl Meta {
 }
 
 /// Whose store it is; `None` if it does not say.
-pub(super) fn read(db: &Database) -> Result<Option<Meta>, Error> {
+pub(super) fn read(db: &Database) -> Result<Option<Meta>, StoreError> {
     let table = match db.begin_read()?.open_table(META) {
         Err(redb::TableError::TableDoesNotExist(_)) => return Ok(None),
         table => table?,
     };
-    let read = |name| -> Result<Option<Vec<u8>>, Error> { Ok(table.get(name)?.map(|v| v.value().to_vec())) };
+    let read =
+        |name| -> Result<Option<Vec<u8>>, StoreError> { Ok(table.get(name)?.map(|v| v.value().to_vec())) };
     let found = (read("format")?, read("store_id")?, read("network")?);
-    let (Some(format), Some(id), Some(network)) = found else { return Err(not_ours("meta")) };
+    let (Some(format), Some(id), Some(network)) = found else { return Err(malformed_table("meta")) };
     let (Ok(format), Ok(id), Ok(network)) = (format.try_into(), id.try_into(), String::from_utf8(network))
     else {
-        return Err(not_ours("meta"));
+        return Err(malformed_table("meta"));
     };
     let meta = Meta { format: u32::from_be_bytes(format), id: StoreId(id), network };
     // What a newer program writes there is not ours to judge: its file is refused, not salvaged.
     let check = read("check")?.filter(|_| meta.format <= FORMAT);
     if check.is_some_and(|check| check != meta.check()) {
-        return Err(not_ours("meta"));
+        return Err(malformed_table("meta"));
     }
     Ok(Some(meta))
 }
 
 /// Says whose store it is, under a new name; the file is one of ours from then on.
-pub(in crate::store) fn make(db: &Database, network: &str) -> Result<Meta, Error> {
+pub(in crate::store) fn write_new(db: &Database, network: &str) -> Result<Meta, StoreError> {
     let id = StoreId(Uuid::now_v7().into_bytes());
     let meta = Meta { format: FORMAT, id, network: network.to_owned() };
     let tx = db.begin_write()?;

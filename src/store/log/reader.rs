@@ -9,21 +9,21 @@ use std::sync::Arc;
 
 use redb::{ReadOnlyTable, ReadTransaction};
 
-use super::super::Error;
-use super::super::guard::guarded;
-use super::super::swept::Swept;
-use super::super::wounds::Wounds;
+use super::super::StoreError;
 use super::{CHAIN, log_table, table_name};
-use crate::chain::log::CHECKPOINT_EVERY;
-use crate::chain::place::{ChainHash, Origin, Place};
+use crate::chain::ids::{ChainHash, EntryKey, Origin};
+use crate::chain::logs::CHECKPOINT_EVERY;
 use crate::chain::record::Record;
 use crate::fault::Fault;
+use crate::store::engine::catch_panic::catch_engine_panic;
+use crate::store::log::damage::Damage;
+use crate::store::log::purge::Purged;
 
 /// An entry as read, checked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {
     /// Where it stands.
-    pub place: Place,
+    pub place: EntryKey,
     /// Its bytes.
     pub record: Vec<u8>,
 }
@@ -36,62 +36,62 @@ impl Entry {
 }
 
 /// A short look at the logs as of one moment. Not to be held across a wait.
-pub struct Reader {
+pub struct LogReader {
     tx: ReadTransaction,
     tables: BTreeMap<Origin, ReadOnlyTable<u64, &'static [u8]>>,
-    wounds: Arc<Wounds>,
-    swept: Arc<Swept>,
+    wounds: Arc<Damage>,
+    swept: Arc<Purged>,
 }
 
-impl Reader {
-    pub(super) fn new(tx: ReadTransaction, wounds: Arc<Wounds>, swept: Arc<Swept>) -> Self {
-        Reader { tx, tables: BTreeMap::new(), wounds, swept }
+impl LogReader {
+    pub(super) fn new(tx: ReadTransaction, wounds: Arc<Damage>, swept: Arc<Purged>) -> Self {
+        LogReader { tx, tables: BTreeMap::new(), wounds, swept }
     }
 
-    fn table(&mut self, origin: Origin, seq: u64) -> Result<&ReadOnlyTable<u64, &'static [u8]>, Error> {
+    fn table(&mut self, origin: Origin, seq: u64) -> Result<&ReadOnlyTable<u64, &'static [u8]>, StoreError> {
         use std::collections::btree_map::Entry::{Occupied, Vacant};
         match self.tables.entry(origin) {
             Occupied(table) => Ok(table.into_mut()),
             Vacant(slot) => match self.tx.open_table(log_table(&table_name(origin))) {
                 Ok(table) => Ok(slot.insert(table)),
-                Err(redb::TableError::TableDoesNotExist(_)) => Err(Error::Damaged { origin, seq }),
+                Err(redb::TableError::TableDoesNotExist(_)) => Err(StoreError::Damaged { origin, seq }),
                 Err(error) => Err(error.into()),
             },
         }
     }
 
     /// A read of an entry that must be there, with a note of it if it is damaged.
-    fn noted<T>(&self, read: Result<T, Error>) -> Result<T, Error> {
+    fn noted<T>(&self, read: Result<T, StoreError>) -> Result<T, StoreError> {
         match &read {
             Ok(_) => {}
-            Err(Error::Damaged { origin, seq }) if self.swept.covers(*origin, *seq) => {
-                return Err(Error::CutOff { origin: *origin, seq: *seq });
+            Err(StoreError::Damaged { origin, seq }) if self.swept.covers(*origin, *seq) => {
+                return Err(StoreError::CutOff { origin: *origin, seq: *seq });
             }
-            Err(Error::Damaged { origin, seq }) => self.wounds.add(*origin, *seq),
+            Err(StoreError::Damaged { origin, seq }) => self.wounds.add(*origin, *seq),
             Err(error) => self.wounds.engine_failed(error),
         }
         read
     }
 
     /// One entry. That it exists must be known from a vector: its absence is damage.
-    pub fn get(&mut self, origin: Origin, seq: u64) -> Result<Entry, Error> {
+    pub fn get(&mut self, origin: Origin, seq: u64) -> Result<Entry, StoreError> {
         let read = self.read(origin, seq);
         self.noted(read)
     }
 
     /// One entry, if it is there and not damaged. For what no vector covers.
-    pub fn peek(&mut self, origin: Origin, seq: u64) -> Result<Option<Entry>, Error> {
+    pub fn peek(&mut self, origin: Origin, seq: u64) -> Result<Option<Entry>, StoreError> {
         match self.read(origin, seq) {
             Ok(entry) => Ok(Some(entry)),
-            Err(Error::Damaged { .. }) => Ok(None),
+            Err(StoreError::Damaged { .. }) => Ok(None),
             failed => self.noted(failed.map(Some)),
         }
     }
 
-    fn read(&mut self, origin: Origin, seq: u64) -> Result<Entry, Error> {
-        guarded(|| match self.table(origin, seq)?.get(seq)? {
+    fn read(&mut self, origin: Origin, seq: u64) -> Result<Entry, StoreError> {
+        catch_engine_panic(|| match self.table(origin, seq)?.get(seq)? {
             Some(bytes) => checked(origin, seq, bytes.value()),
-            None => Err(Error::Damaged { origin, seq }),
+            None => Err(StoreError::Damaged { origin, seq }),
         })
     }
 
@@ -103,17 +103,17 @@ impl Reader {
         origin: Origin,
         first: u64,
         last: u64,
-        most: Most,
-    ) -> Result<Vec<Entry>, Error> {
+        most: ReadLimit,
+    ) -> Result<Vec<Entry>, StoreError> {
         let mut entries = Vec::new();
         if first <= last {
-            let read = guarded(|| {
+            let read = catch_engine_panic(|| {
                 let range = self.table(origin, first)?.range(first..=last)?;
                 take_rows(origin, (first..=last).zip(range), most, &mut entries)
             });
             self.noted(read)?;
             if entries.is_empty() {
-                return self.noted(Err(Error::Damaged { origin, seq: first }));
+                return self.noted(Err(StoreError::Damaged { origin, seq: first }));
             }
         }
         Ok(entries)
@@ -125,26 +125,26 @@ impl Reader {
         origin: Origin,
         first: u64,
         last: u64,
-        most: Most,
-    ) -> Result<Vec<Entry>, Error> {
+        most: ReadLimit,
+    ) -> Result<Vec<Entry>, StoreError> {
         let mut entries = Vec::new();
         if first <= last {
-            let read = guarded(|| {
+            let read = catch_engine_panic(|| {
                 let range = self.table(origin, last)?.range(first..=last)?.rev();
                 take_rows(origin, (first..=last).rev().zip(range), most, &mut entries)
             });
             self.noted(read)?;
             if entries.is_empty() {
-                return self.noted(Err(Error::Damaged { origin, seq: last }));
+                return self.noted(Err(StoreError::Damaged { origin, seq: last }));
             }
         }
         Ok(entries)
     }
 
     /// The seq of the first row from here on, whatever is in it.
-    pub fn row_from(&mut self, origin: Origin, seq: u64) -> Result<Option<u64>, Error> {
-        let read = guarded(|| match self.table(origin, seq) {
-            Err(Error::Damaged { .. }) => Ok(None), // it has no table
+    pub fn row_from(&mut self, origin: Origin, seq: u64) -> Result<Option<u64>, StoreError> {
+        let read = catch_engine_panic(|| match self.table(origin, seq) {
+            Err(StoreError::Damaged { .. }) => Ok(None), // it has no table
             table => Ok(table?.range(seq..)?.next().transpose()?.map(|(key, _)| key.value())),
         });
         self.noted(read)
@@ -156,9 +156,9 @@ impl Reader {
         origin: Origin,
         first: u64,
         last: u64,
-        most: Most,
-    ) -> Result<Vec<(u64, Vec<u8>)>, Error> {
-        guarded(|| {
+        most: ReadLimit,
+    ) -> Result<Vec<(u64, Vec<u8>)>, StoreError> {
+        catch_engine_panic(|| {
             let (mut rows, mut bytes) = (Vec::new(), 0);
             for row in self.table(origin, first)?.range(first..=last)?.take(most.rows) {
                 let (seq, record) = row?;
@@ -173,14 +173,14 @@ impl Reader {
     }
 
     /// The chain's hash as it was kept for a checkpoint. It carries no check of its own.
-    pub fn checkpoint(&self, origin: Origin, seq: u64) -> Result<Option<ChainHash>, Error> {
+    pub fn checkpoint(&self, origin: Origin, seq: u64) -> Result<Option<ChainHash>, StoreError> {
         let kept =
             |tx: &ReadTransaction| Ok(tx.open_table(CHAIN)?.get((origin.0, seq))?.map(|hash| hash.value()));
-        self.noted(guarded(|| kept(&self.tx))).map(|kept| kept.map(ChainHash))
+        self.noted(catch_engine_panic(|| kept(&self.tx))).map(|kept| kept.map(ChainHash))
     }
 
     /// `h(seq)`: from the nearest checkpoint at or below it, by reading the entries between.
-    pub fn hash_at(&mut self, origin: Origin, seq: u64) -> Result<ChainHash, Error> {
+    pub fn hash_at(&mut self, origin: Origin, seq: u64) -> Result<ChainHash, StoreError> {
         let mut checkpoint = seq - seq % CHECKPOINT_EVERY;
         let mut hash = ChainHash::genesis(origin);
         while checkpoint > 0 {
@@ -190,7 +190,7 @@ impl Reader {
             }
             checkpoint -= CHECKPOINT_EVERY; // it is missing: the one before serves as well
         }
-        let most = Most { rows: usize::MAX, bytes: 1 << 20 };
+        let most = ReadLimit { rows: usize::MAX, bytes: 1 << 20 };
         let mut next = checkpoint + 1;
         while next <= seq {
             for entry in self.forward(origin, next, seq, most)? {
@@ -203,7 +203,7 @@ impl Reader {
 
     /// The first seq in `1..=last` whose place is after `place`, else `last + 1`. Stamps of a log increase, so
     /// this is a binary search.
-    pub fn first_after(&mut self, origin: Origin, last: u64, place: Place) -> Result<u64, Error> {
+    pub fn first_after(&mut self, origin: Origin, last: u64, place: EntryKey) -> Result<u64, StoreError> {
         let (mut low, mut high) = (1, last + 1);
         while low < high {
             let middle = low + (high - low) / 2;
@@ -219,21 +219,22 @@ impl Reader {
 
 /// How much one read takes at the most.
 #[derive(Debug, Clone, Copy)]
-pub struct Most {
+pub struct ReadLimit {
     /// Entries.
     pub rows: usize,
     /// Bytes of records; one entry comes in any case.
     pub bytes: usize,
 }
 
-type Row<'a> = Result<(redb::AccessGuard<'a, u64>, redb::AccessGuard<'a, &'static [u8]>), redb::StorageError>;
+type RowResult<'a> =
+    Result<(redb::AccessGuard<'a, u64>, redb::AccessGuard<'a, &'static [u8]>), redb::StorageError>;
 
 fn take_rows<'a>(
     origin: Origin,
-    rows: impl Iterator<Item = (u64, Row<'a>)>,
-    most: Most,
+    rows: impl Iterator<Item = (u64, RowResult<'a>)>,
+    most: ReadLimit,
     entries: &mut Vec<Entry>,
-) -> Result<(), Error> {
+) -> Result<(), StoreError> {
     let mut bytes = 0;
     for (seq, row) in rows.take(most.rows) {
         let (key, value) = row?;
@@ -241,7 +242,7 @@ fn take_rows<'a>(
         let entry = match checked(origin, seq, value.value()) {
             Ok(entry) if !is_hole => entry,
             _ if Fault::SkipDamage.is_planted() => continue,
-            _ if entries.is_empty() => return Err(Error::Damaged { origin, seq }),
+            _ if entries.is_empty() => return Err(StoreError::Damaged { origin, seq }),
             _ => break, // what comes before it is good; the next read begins with it and fails
         };
         bytes += entry.record.len();
@@ -253,11 +254,11 @@ fn take_rows<'a>(
     Ok(())
 }
 
-pub(super) fn checked(origin: Origin, seq: u64, bytes: &[u8]) -> Result<Entry, Error> {
+pub(super) fn checked(origin: Origin, seq: u64, bytes: &[u8]) -> Result<Entry, StoreError> {
     match Record::parse(bytes) {
         Ok((record, length)) if record.origin == origin && record.seq == seq && length == bytes.len() => {
-            Ok(Entry { place: Place { stamp: record.stamp, origin, seq }, record: bytes.to_vec() })
+            Ok(Entry { place: EntryKey { stamp: record.stamp, origin, seq }, record: bytes.to_vec() })
         }
-        _ => Err(Error::Damaged { origin, seq }),
+        _ => Err(StoreError::Damaged { origin, seq }),
     }
 }

@@ -9,11 +9,11 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use chatchain::chain::clock::Stamp;
-use chatchain::chain::message::{Digest, Draft, Message};
-use chatchain::chain::place::{Origin, Place};
-use chatchain::chain::record::{Kind, Record};
+use chatchain::chain::ids::{EntryKey, Origin};
+use chatchain::chain::message::{Digest, Message, UncheckedMessage};
+use chatchain::chain::record::{EntryKind, Record};
 use chatchain::store::Store;
-use chatchain::store::log::{Change, NewEntry};
+use chatchain::store::log::{NewRow, WriteBatch};
 use uuid::Uuid;
 
 use crate::support::cluster::Cluster;
@@ -39,26 +39,27 @@ pub fn build(dir: &Path, count: u64, log_of: impl Fn(u64) -> u64) {
         let content = message(number).encode();
         let (seq, digest) = (logs.vector().seq(origin) + 1, Digest::of(&content));
         let stamp = Stamp::at(BEGAN_MS + number);
-        let record = Record { origin, seq, stamp, digest, kind: Kind::Message, content: &content };
+        let record = Record { origin, seq, stamp, digest, kind: EntryKind::Message, content: &content };
         assert_eq!(logs.admit(&record, BEGAN_MS), Ok(true));
-        let place = Place { stamp, origin, seq };
+        let place = EntryKey { stamp, origin, seq };
         let hash = logs.vector().hash(origin);
-        entries.push(NewEntry { place, hash, record: record.encode(), known: Vec::new().into() });
+        entries.push(NewRow { place, hash, record: record.encode(), known: Vec::new().into() });
         if entries.len() as u64 == COMMIT_COUNT || number + 1 == count {
             store
-                .commit(&Change { entries: std::mem::take(&mut entries), ..Change::default() }, &logs)
+                .commit(&WriteBatch { entries: std::mem::take(&mut entries), ..WriteBatch::default() }, &logs)
                 .expect("commits");
         }
     }
-    while store.index_behind().expect("indexes") {}
-    store.settle().expect("commits");
+    while store.flush_index().expect("indexes") {}
+    store.commit_for_fast_open().expect("commits");
 }
 
 fn message(number: u64) -> Message {
     let fields = numbered(number);
     let text = |field: &str| fields[field].as_str().expect("text").to_owned();
     let (sender, recipient, text) = (text("sender"), text("recipient"), text("text"));
-    Message::new(Draft { id: id(number), sender, recipient, text, timestamp: None }).expect("valid")
+    Message::new(UncheckedMessage { id: id(number), sender, recipient, text, timestamp: None })
+        .expect("valid")
 }
 
 /// A field of `/proc/PID/status`, in KiB.

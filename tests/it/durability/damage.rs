@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::time::Duration;
 
-use chatchain::chain::place::Origin;
+use chatchain::chain::ids::Origin;
 use chatchain::chain::record::Record;
 use serde_json::{Value, json};
 

@@ -13,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-use chatchain::{api::error::ErrorCode, config::keys};
+use chatchain::{api::error::ErrorCode, config::settings};
 
 use crate::support::{
     address::free_base_port,
@@ -255,7 +255,11 @@ fn the_readme_shows_every_command_and_the_tests() {
 
 #[test]
 fn the_readme_has_the_table_of_all_settings() {
-    assert!(text("README.md").contains(&keys::markdown()), "it should hold this:\n{}", keys::markdown());
+    assert!(
+        text("README.md").contains(&settings::markdown()),
+        "it should hold this:\n{}",
+        settings::markdown()
+    );
 }
 
 #[test]

@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use chatchain::chain::place::{Origin, Place};
+use chatchain::chain::ids::{EntryKey, Origin};
+use chatchain::chain::sync::wire::SyncMessage;
 use chatchain::chain::vector::Vector;
-use chatchain::chain::wire::Body;
 
 use super::machine::Opening;
 
@@ -27,7 +27,7 @@ pub struct Peer {
 }
 
 impl Peer {
-    pub fn met(&mut self, body: &Body) {
+    pub fn met(&mut self, body: &SyncMessage) {
         let opening = (body.hello.store_id, body.hello.open_id);
         if self.opening.replace(opening) != Some(opening) {
             (self.theirs, self.own) = (None, None);
@@ -49,7 +49,7 @@ impl Book {
     }
 
     /// Whose entry a message belongs to: that of its store, else that of its address.
-    pub fn index_of(&self, body: &Body) -> usize {
+    pub fn index_of(&self, body: &SyncMessage) -> usize {
         let is_store = |peer: &Peer| peer.opening.is_some_and(|(store, _)| store == body.hello.store_id);
         let address = usize::from(body.hello.node_id);
         (0..self.peers.len()).find(|at| is_store(&self.peers[*at]) || *at == address).unwrap_or(address)
@@ -78,7 +78,7 @@ impl Book {
     }
 
     /// The peers that are known to have an entry on disk, and when they said so.
-    pub fn holders(&self, place: Place) -> Vec<(usize, u64)> {
+    pub fn holders(&self, place: EntryKey) -> Vec<(usize, u64)> {
         let has = |peer: &Peer| {
             !peer.is_self && peer.theirs.as_ref().is_some_and(|theirs| theirs.seq(place.origin) >= place.seq)
         };

@@ -5,8 +5,8 @@ use std::fmt::Write;
 use std::sync::Arc;
 
 use chatchain::chain::message::{Content, Digest};
-use chatchain::store::Error;
-use chatchain::store::listing::{Filter, Listing};
+use chatchain::store::StoreError;
+use chatchain::store::history::listing::{Filter, Listing};
 use chatchain::store::log::Entry;
 use uuid::Uuid;
 
@@ -16,7 +16,7 @@ use super::{Event, World};
 
 impl World {
     /// Everything that a node shows, in order.
-    fn list(&self, node: usize) -> Result<Vec<Entry>, Error> {
+    fn list(&self, node: usize) -> Result<Vec<Entry>, StoreError> {
         let run = self.machines[node].up.as_ref().expect("is up");
         let logs = Arc::new(run.pen.logs().clone());
         let mut listing = Listing::new(&run.store, logs, Filter::default(), None, false)?;
@@ -43,7 +43,7 @@ impl World {
         self.tally.listings += 1;
         let entries = match self.list(node) {
             Ok(entries) => entries,
-            Err(Error::Damaged { origin, seq }) => {
+            Err(StoreError::Damaged { origin, seq }) => {
                 self.say(format!("node {node} meets damage: entry {seq} of log {}", name(origin)));
                 let machine = &self.machines[node];
                 if !machine.held.spoilt.contains(&(origin, seq)) {
@@ -85,8 +85,8 @@ impl World {
         for machine in &self.machines {
             let Some(run) = &machine.up else { return false };
             let logs = run.pen.logs();
-            let is_busy = run.pen.has_more() || logs.loose().next().is_some() || !run.inbox.is_empty();
-            if is_busy || run.store.log().wounds().count() > 0 {
+            let is_busy = run.pen.has_more() || logs.detached().next().is_some() || !run.inbox.is_empty();
+            if is_busy || run.store.log().damage().count() > 0 {
                 return false;
             }
             digests.insert(logs.vector().digest().0);
@@ -112,8 +112,8 @@ impl World {
             let cuts: Vec<String> =
                 logs.vector().cuts().map(|(origin, seq)| format!("{}:{seq}", name(origin))).collect();
             let loose: Vec<String> =
-                logs.loose().map(|(origin, to)| format!("{}:{to}", name(origin))).collect();
-            let wounds = run.store.log().wounds().all();
+                logs.detached().map(|(origin, to)| format!("{}:{to}", name(origin))).collect();
+            let wounds = run.store.log().damage().all();
             let (heads, cuts, loose) = (heads.join(" "), cuts.join(" "), loose.join(" "));
             let digest = &logs.vector().digest().to_string()[..6];
             write!(words, "node {node} {digest} [{heads}] cuts [{cuts}] loose [{loose}] wounds {wounds:?}; ")

@@ -4,10 +4,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use chatchain::chain::message::{Digest, Draft, Message};
-use chatchain::chain::place::Place;
+use chatchain::chain::ids::EntryKey;
+use chatchain::chain::message::{Digest, Message, UncheckedMessage};
 use chatchain::chain::vector::Vector;
-use chatchain::replica::jobs::{Intake, Outcome, WhyNot};
+use chatchain::replica::write_ops::{NewMessage, Rejection, SendOutcome};
 use uuid::Uuid;
 
 use super::machine::{Key, Request};
@@ -98,7 +98,8 @@ impl World {
         let number = self.dice.roll();
         let text = format!("text {number} ").repeat(index(1 + number % 12));
         let (sender, recipient) = (format!("user{}", number % 5), "#room".to_owned());
-        let message = Message::new(Draft { id, sender, recipient, text, timestamp: None }).expect("valid");
+        let message =
+            Message::new(UncheckedMessage { id, sender, recipient, text, timestamp: None }).expect("valid");
         let content = message.encode();
         let digest = Digest::of(&content);
         self.ledger.sent.entry(id).or_default().insert(digest, content);
@@ -127,7 +128,7 @@ impl World {
         self.say(format!("a client sends {what}"));
         let messages = keys.iter().map(|(id, digest)| {
             let content = self.ledger.sent[id][digest].clone();
-            Intake { id: *id, digest: *digest, content }
+            NewMessage { id: *id, digest: *digest, content }
         });
         let messages = messages.collect();
         let answer_is_lost = !self.calm && self.dice.one_in(8);
@@ -149,7 +150,7 @@ impl World {
         node: usize,
         before: &Before,
         requests: &[Request],
-        outcomes: &[Vec<Outcome>],
+        outcomes: &[Vec<SendOutcome>],
     ) {
         let mut batch = BTreeSet::new();
         for (request, outcomes) in requests.iter().zip(outcomes) {
@@ -160,17 +161,17 @@ impl World {
                 let of_id = (key.0, Digest([0; 32]))..=(key.0, Digest([0xff; 32]));
                 let other = before.copies.range(of_id.clone()).map(|(other, _)| other);
                 let stands_for_other = other.chain(batch.range(of_id)).any(|other| *other != key);
-                if stands_for_other && !was_there && matches!(outcome, Outcome::Stored { .. }) {
+                if stands_for_other && !was_there && matches!(outcome, SendOutcome::Stored { .. }) {
                     let id = short(key.0);
                     self.wrong(format!("node {node} lets a second content have the id {id}, which it knows"));
                 }
                 if before.copies.contains_key(&key) {
                     self.check_no_copy_is_made(node, before, key, *outcome);
                 }
-                if matches!(outcome, Outcome::Stored { .. }) {
+                if matches!(outcome, SendOutcome::Stored { .. }) {
                     batch.insert(key);
                 }
-                let is_open = matches!(outcome, Outcome::NotStored(why) if *why != WhyNot::Conflict);
+                let is_open = matches!(outcome, SendOutcome::NotStored(why) if *why != Rejection::Conflict);
                 if is_open || request.answer_is_lost {
                     self.ledger.open.push(key);
                 }
@@ -179,18 +180,18 @@ impl World {
     }
 
     /// A duplicate is answered with a place that was there, not with one in the node's own log that is new.
-    fn check_no_copy_is_made(&self, node: usize, before: &Before, key: Key, outcome: Outcome) {
-        let Outcome::Stored { place, .. } = outcome else { return };
+    fn check_no_copy_is_made(&self, node: usize, before: &Before, key: Key, outcome: SendOutcome) {
+        let SendOutcome::Stored { place, .. } = outcome else { return };
         let own = self.machines[node].up.as_ref().expect("is up").pen.logs().own();
         if own == Some(place.origin) && place.seq > before.vector.seq(place.origin) {
             self.wrong(format!("node {node} stores {} a second time", short(key.0)));
         }
     }
 
-    fn outcome(&mut self, node: usize, key: Key, was_there: bool, outcome: Outcome) {
+    fn outcome(&mut self, node: usize, key: Key, was_there: bool, outcome: SendOutcome) {
         let id = short(key.0);
         match outcome {
-            Outcome::Stored { place, duplicate } => {
+            SendOutcome::Stored { place, duplicate } => {
                 let again = if duplicate { " again" } else { "" };
                 let log = name(place.origin);
                 self.say(format!("node {node} has {id}{again}, as entry {} of log {log}", place.seq));
@@ -205,13 +206,13 @@ impl World {
                 }
                 self.check_holders(node, place, key);
             }
-            Outcome::NotStored(WhyNot::Conflict) => {
+            SendOutcome::NotStored(Rejection::Conflict) => {
                 self.say(format!("node {node} refuses {id}: its id stands for other content"));
                 if self.ledger.contents(key.0) < 2 {
                     self.wrong(format!("node {node} sees a conflict of {id} with itself"));
                 }
             }
-            Outcome::NotStored(why) => {
+            SendOutcome::NotStored(why) => {
                 self.say(format!("node {node} does not store {id}: {why:?}"));
                 if self.calm {
                     self.wrong(format!("node {node} works, and does not store a message: {why:?}"));
@@ -221,7 +222,7 @@ impl World {
     }
 
     /// Whoever is said to have it on disk has it, unless its disk was destroyed since its last word.
-    fn check_holders(&mut self, node: usize, place: Place, key: Key) {
+    fn check_holders(&mut self, node: usize, place: EntryKey, key: Key) {
         if self.ledger.cloned {
             return; // two live stores of one name are not told apart yet
         }

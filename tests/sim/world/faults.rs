@@ -3,16 +3,16 @@
 use std::collections::BTreeSet;
 
 use chatchain::chain::record::{MAGIC, Record};
-use chatchain::replica::jobs::Room;
-use chatchain::replica::pen::Pen;
-use chatchain::store::files::{INDEX, LOG};
-use chatchain::store::{Store, Trust};
+use chatchain::replica::committer::Committer;
+use chatchain::replica::write_ops::Space;
+use chatchain::store::engine::files::{INDEX, LOG};
+use chatchain::store::{OpenPolicy, Store};
 
 use super::machine::{Backup, Stop};
 use super::network::name;
 use super::{Event, World, index};
 use crate::disk::{Dice, Platter, Unsynced};
-use chatchain::chain::place::Origin;
+use chatchain::chain::ids::Origin;
 
 /// What can go wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -123,7 +123,7 @@ impl World {
             Fault::Partition => self.partition(node),
             Fault::Clock => self.set_clock(node),
             Fault::Full => {
-                let room = Room { clients: self.dice.one_in(3), peers: self.dice.one_in(2) };
+                let room = Space { clients: self.dice.one_in(3), peers: self.dice.one_in(2) };
                 self.say(format!("node {node}: {room:?}"));
                 self.machines[node].room = room;
             }
@@ -199,7 +199,7 @@ impl World {
             &self.machines[onto].disk,
             "sim",
             self.machines[onto].clock_says(now),
-            Trust::Usual,
+            OpenPolicy::Default,
         );
         let store = match opened {
             Ok((store, _)) => store,
@@ -214,7 +214,7 @@ impl World {
         let mint = Box::new(move || {
             Origin(((u128::from(names.roll()) << 64) | u128::from(names.roll())).to_be_bytes())
         });
-        self.put_to_work(onto, Pen::new(store, logs, mint));
+        self.put_to_work(onto, Committer::new(store, logs, mint));
         // As a machine that was copied while it ran: it does not even know.
         if self.dice.one_in(2) {
             let opening = self.machines[node].up.as_ref().expect("is up").hello.open_id;

@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use chatchain::chain::clock::Stamp;
+use chatchain::chain::ids::{EntryKey, Origin};
 use chatchain::chain::message::{Content, Digest};
-use chatchain::chain::place::{Origin, Place};
 use chatchain::chain::record::Record;
 use uuid::Uuid;
 
@@ -60,7 +60,7 @@ impl Ledger {
                 (stamp, digest)
             ));
         }
-        self.parents.entry(Origin::branch(Place { stamp, origin, seq }, digest)).or_insert(origin);
+        self.parents.entry(Origin::branch(EntryKey { stamp, origin, seq }, digest)).or_insert(origin);
         Ok((id, digest))
     }
 

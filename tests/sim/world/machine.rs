@@ -6,16 +6,16 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use chatchain::chain::ids::Origin;
 use chatchain::chain::message::Digest;
-use chatchain::chain::place::Origin;
-use chatchain::chain::sync::Door;
+use chatchain::chain::sync::Responder;
+use chatchain::chain::sync::wire::Hello;
 use chatchain::chain::vector::Vector;
-use chatchain::chain::wire::Hello;
-use chatchain::replica::exchange::{Exchange, Planned};
-use chatchain::replica::heal::Heal;
-use chatchain::replica::jobs::{Intake, Room};
-use chatchain::replica::pen::Pen;
+use chatchain::replica::committer::Committer;
+use chatchain::replica::exchange::{Exchange, PlannedRequest};
+use chatchain::replica::repair::Repair;
 use chatchain::replica::scrub::Scrub;
+use chatchain::replica::write_ops::{NewMessage, Space};
 use chatchain::store::Store;
 use uuid::Uuid;
 
@@ -108,7 +108,7 @@ pub enum Pause {
 pub struct Talk {
     pub exchange: Exchange,
     /// The exchange under way.
-    pub in_flight: Option<(u64, Planned)>,
+    pub in_flight: Option<(u64, PlannedRequest)>,
     /// Events for this link that carry another number are out of date.
     pub token: u64,
     pub pause: Pause,
@@ -135,7 +135,7 @@ impl Default for Talk {
 /// A client's request that waits to be written.
 #[derive(Debug)]
 pub struct Request {
-    pub messages: Vec<Intake>,
+    pub messages: Vec<NewMessage>,
     /// The answer does not reach the client.
     pub answer_is_lost: bool,
 }
@@ -143,13 +143,13 @@ pub struct Request {
 /// A node that runs.
 pub struct Running {
     pub store: Arc<Store>,
-    pub pen: Pen,
+    pub pen: Committer,
     pub hello: Hello,
     pub started: u64,
     pub talks: Vec<Talk>,
     pub book: RefCell<Book>,
-    pub doors: BTreeMap<Opening, Door>,
-    pub heal: Heal,
+    pub doors: BTreeMap<Opening, Responder>,
+    pub heal: Repair,
     pub scrub: Scrub,
     pub inbox: Vec<Request>,
     /// The vector up to which entries were looked at.
@@ -183,7 +183,7 @@ pub struct Machine {
     pub clock: i64,
     /// How much faster it goes, in millionths.
     pub drift: i64,
-    pub room: Room,
+    pub room: Space,
     pub backup: Option<Backup>,
     /// When something on its disk was last destroyed.
     pub destroyed: Option<u64>,
@@ -209,7 +209,7 @@ impl Machine {
             lives: 0,
             clock: 0,
             drift: 0,
-            room: Room::ALL,
+            room: Space::ALL,
             backup: None,
             destroyed: None,
             opens_carelessly: false,

@@ -312,7 +312,7 @@ impl World {
         self.say("calm");
         self.network.calm();
         for node in 0..self.machines.len() {
-            self.machines[node].room = chatchain::replica::jobs::Room::ALL;
+            self.machines[node].room = chatchain::replica::write_ops::Space::ALL;
             self.machines[node].disk.is_good_for(None);
             self.start(node);
         }

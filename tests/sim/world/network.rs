@@ -7,12 +7,12 @@
 use std::cell::Cell;
 
 use bytes::Bytes;
-use chatchain::chain::place::Origin;
-use chatchain::chain::sync::{Door, Next};
+use chatchain::chain::ids::Origin;
+use chatchain::chain::sync::wire::{Run, SyncMessage};
+use chatchain::chain::sync::{NextExchange, Responder};
 use chatchain::chain::vector::Vector;
-use chatchain::chain::wire::{Body, Run};
-use chatchain::replica::exchange::{self, Heard, Occasion, Planned};
-use chatchain::replica::jobs::{Admit, Admitted};
+use chatchain::replica::exchange::{self, PlannedRequest, ReplyActions, Trigger};
+use chatchain::replica::write_ops::{Admitted, PeerRecords};
 
 use super::machine::Pause;
 use super::{Event, World, index};
@@ -70,8 +70,8 @@ pub struct Letter {
 /// A request that was taken in.
 pub struct Answering {
     letter: Letter,
-    request: Body,
-    door: Door,
+    request: SyncMessage,
+    door: Responder,
     refused: bool,
 }
 
@@ -167,7 +167,7 @@ impl World {
         }
         let run = self.machines[node].up.as_mut().expect("lives");
         let logs = run.pen.logs().clone();
-        let wounds = run.store.log().wounds();
+        let wounds = run.store.log().damage();
         run.heal.look(wounds, &logs, now - run.started);
         let talk = &mut run.talks[peer];
         let mend = run.heal.ranges(logs.vector(), talk.exchange.theirs());
@@ -175,7 +175,7 @@ impl World {
         let leave = |origin| {
             book.borrow().owner_pushes(origin, now, started) || !book.borrow_mut().claim(origin, peer, now)
         };
-        let occasion = Occasion { on_timer, now_ms: now - started, leave: &leave, mend };
+        let occasion = Trigger { on_timer, now_ms: now - started, leave: &leave, mend };
         let planned = talk.exchange.plan(&logs, occasion);
         let left = Cell::new(ranges);
         let go_on = || left.replace(left.get().saturating_sub(1)) > 0;
@@ -199,7 +199,7 @@ impl World {
     }
 
     /// Quiet ones are not worth a line.
-    fn say_body(&self, from: usize, to: usize, body: &Body, verb: &str) {
+    fn say_body(&self, from: usize, to: usize, body: &SyncMessage, verb: &str) {
         let records: usize = body.runs.iter().map(|run| run.records.len()).sum();
         let heads = body.heads.as_ref().map_or(0, |heads| heads.changes.len() + heads.cuts.len());
         if records + heads + body.wants.len() > 0 || body.need_full {
@@ -218,14 +218,14 @@ impl World {
         theirs: Option<&Vector>,
         runs: &[Run],
     ) -> Option<Vec<(Origin, Admitted)>> {
-        let mut pieces: Vec<(usize, Admit)> = Vec::new();
+        let mut pieces: Vec<(usize, PeerRecords)> = Vec::new();
         for (at, run) in runs.iter().enumerate() {
             pieces.extend(exchange::pieces(run, theirs).into_iter().map(|piece| (at, piece)));
         }
         let mut admitted: Vec<Vec<Admitted>> = vec![Vec::new(); runs.len()];
         while !pieces.is_empty() {
             let count = index(1 + self.below(8)).min(pieces.len());
-            let (ats, admits): (Vec<usize>, Vec<Admit>) = pieces.drain(..count).unzip();
+            let (ats, admits): (Vec<usize>, Vec<PeerRecords>) = pieces.drain(..count).unzip();
             let written = self.write(node, &[], &admits)?;
             for (at, piece) in ats.into_iter().zip(written) {
                 admitted[at].push(piece);
@@ -245,11 +245,11 @@ impl World {
 
     fn request_arrives(&mut self, letter: Letter) {
         let (node, peer, now) = (letter.to, letter.from, self.now);
-        let mut request = Body::decode(&letter.bytes).expect("bytes are not damaged on the way");
+        let mut request = SyncMessage::decode(&letter.bytes).expect("bytes are not damaged on the way");
         let run = self.machines[node].up.as_mut().expect("lives");
         let opening = (request.hello.store_id, request.hello.open_id);
         if request.hello.is_ours(&run.hello) {
-            let bytes = Body::quiet(run.hello.clone(), [0; 16]).encode().into();
+            let bytes = SyncMessage::quiet(run.hello.clone(), [0; 16]).encode().into();
             return self.send_letter(Letter {
                 from: node,
                 to: peer,
@@ -260,7 +260,7 @@ impl World {
             });
         }
         let mut door = run.doors.remove(&opening).unwrap_or_default();
-        let wounds = run.store.log().wounds();
+        let wounds = run.store.log().damage();
         let (care, runs) = exchange::heard(&mut door, run.pen.logs(), wounds, &mut request);
         let mut book = run.book.borrow_mut();
         let at = book.index_of(&request);
@@ -312,7 +312,7 @@ impl World {
             Ok(read) => read,
             Err(error) => return self.storage_fails(node, &error.to_string()),
         };
-        run.heal.look(run.store.log().wounds(), &logs, now - run.started);
+        run.heal.look(run.store.log().damage(), &logs, now - run.started);
         let mend = run.heal.ranges(logs.vector(), door.theirs());
         let reply = exchange::answer(&mut door, &logs, &request, read, mend, run.hello.clone());
         run.doors.insert(opening, door);
@@ -333,7 +333,7 @@ impl World {
         if letter.is_refusal {
             return self.link_fails(node, peer, "the peer could not store it");
         }
-        let reply = Body::decode(&letter.bytes).expect("bytes are not damaged on the way");
+        let reply = SyncMessage::decode(&letter.bytes).expect("bytes are not damaged on the way");
         if reply.hello.is_ours(&run.hello) {
             run.book.borrow_mut().peers[peer].is_self = true;
             talk.pause = Pause::Wait;
@@ -342,9 +342,9 @@ impl World {
             let delay = 20_000 + self.below(20_000);
             return self.after(delay, Event::Exchange { node, life, peer, token, on_timer: true });
         }
-        let met = Body { own: reply.own, ..Body::quiet(reply.hello.clone(), reply.digest) };
+        let met = SyncMessage { own: reply.own, ..SyncMessage::quiet(reply.hello.clone(), reply.digest) };
         let logs = run.pen.logs().clone();
-        let heard = talk.exchange.on_reply(planned, reply, &logs, run.store.log().wounds());
+        let heard = talk.exchange.on_reply(planned, reply, &logs, run.store.log().damage());
         let mut book = run.book.borrow_mut();
         let known = &mut book.peers[peer];
         known.met(&met);
@@ -354,7 +354,7 @@ impl World {
         self.carry_out(node, peer, heard);
     }
 
-    fn carry_out(&mut self, node: usize, peer: usize, mut heard: Heard) {
+    fn carry_out(&mut self, node: usize, peer: usize, mut heard: ReplyActions) {
         for care in std::mem::take(&mut heard.care) {
             if self.write(node, &[care], &[]).is_none() {
                 return;
@@ -385,14 +385,14 @@ impl World {
             }
         }
         let now = self.now;
-        let next = if progress { Next::Again } else { heard.next };
+        let next = if progress { NextExchange::Again } else { heard.next };
         self.machines[node].up.as_ref().expect("lives").book.borrow_mut().release(peer, now);
         let talk = self.link(node, peer);
-        talk.idle_rounds = if next == Next::Again && !progress { talk.idle_rounds + 1 } else { 0 };
+        talk.idle_rounds = if next == NextExchange::Again && !progress { talk.idle_rounds + 1 } else { 0 };
         if talk.idle_rounds > IDLE_ROUNDS_MAX {
             return self.link_fails(node, peer, "the exchange does not come to an end");
         }
-        if next == Next::Again {
+        if next == NextExchange::Again {
             self.wake(node, peer, false);
         } else {
             talk.failures = 0;
@@ -406,7 +406,7 @@ impl World {
 
     pub(super) fn exchange_fails(&mut self, node: usize, peer: usize, exchange: u64, why: &'static str) {
         let talk = self.link(node, peer);
-        if talk.in_flight.as_ref().is_some_and(|(number, _): &(u64, Planned)| *number == exchange) {
+        if talk.in_flight.as_ref().is_some_and(|(number, _): &(u64, PlannedRequest)| *number == exchange) {
             talk.in_flight = None;
             self.link_fails(node, peer, why);
         }

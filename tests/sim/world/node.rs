@@ -5,13 +5,13 @@
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 
-use chatchain::chain::place::Origin;
+use chatchain::chain::ids::Origin;
+use chatchain::chain::sync::wire::Hello;
 use chatchain::chain::vector::Vector;
-use chatchain::chain::wire::Hello;
-use chatchain::replica::heal::Heal;
-use chatchain::replica::jobs::{Admit, Admitted, Batch, Care};
-use chatchain::replica::pen::Pen;
+use chatchain::replica::committer::Committer;
+use chatchain::replica::repair::Repair;
 use chatchain::replica::scrub::Scrub;
+use chatchain::replica::write_ops::{Admitted, Maintenance, PeerRecords, WriteOps};
 use chatchain::store::{self, Store};
 
 use super::book::Book;
@@ -46,10 +46,10 @@ impl World {
         }
         let now_ms = self.machines[node].clock_says(self.now);
         let is_careless = std::mem::take(&mut self.machines[node].opens_carelessly) && !self.dice.one_in(3);
-        let care = match self.dice.one_in(4) {
-            _ if is_careless => store::Trust::Blind,
-            true => store::Trust::Suspect,
-            false => store::Trust::Usual,
+        self.machines[node].disk.seems_large(is_careless);
+        let care = match self.dice.one_in(4) && !is_careless {
+            true => store::OpenPolicy::FullCheck,
+            false => store::OpenPolicy::Default,
         };
         let opened = Store::open_in(&self.machines[node].disk, NETWORK, now_ms, care);
         let (store, logs) = match opened {
@@ -72,7 +72,7 @@ impl World {
         let mint = Box::new(move || {
             Origin(((u128::from(names.roll()) << 64) | u128::from(names.roll())).to_be_bytes())
         });
-        let pen = Pen::new(store, (*logs).clone(), mint);
+        let pen = Committer::new(store, (*logs).clone(), mint);
         self.put_to_work(node, pen);
         self.check_found(node);
         let run = self.machines[node].up.as_ref().expect("was put there");
@@ -81,7 +81,7 @@ impl World {
     }
 
     /// A node runs with this pen from now on.
-    pub(super) fn put_to_work(&mut self, node: usize, pen: Pen) {
+    pub(super) fn put_to_work(&mut self, node: usize, pen: Committer) {
         let hello = Hello {
             network: Hello::network_hash(NETWORK),
             node_id: u16::try_from(node).expect("few"),
@@ -99,7 +99,7 @@ impl World {
             talks: (0..count).map(|_| Talk::default()).collect(),
             book: RefCell::new(Book::new(count)),
             doors: BTreeMap::new(),
-            heal: Heal::default(),
+            heal: Repair::default(),
             scrub: Scrub::default(),
             inbox: Vec::new(),
             listed: BTreeSet::new(),
@@ -170,7 +170,7 @@ impl World {
         let logs = run.pen.logs();
         let mut reader = run.store.log().read().expect("a running store can be read");
         let mut wrong = None;
-        for (origin, last) in logs.loose() {
+        for (origin, last) in logs.detached() {
             if last > LOG_COUNT_MAX {
                 wrong = Some(format!("something is believed to be entry {last} of {origin}"));
                 continue;
@@ -221,13 +221,18 @@ impl World {
     }
 
     /// Has the writer do this, perhaps together with what waits of clients. `None`: the node has ended over it.
-    pub(super) fn write(&mut self, node: usize, care: &[Care], admits: &[Admit]) -> Option<Vec<Admitted>> {
+    pub(super) fn write(
+        &mut self,
+        node: usize,
+        care: &[Maintenance],
+        admits: &[PeerRecords],
+    ) -> Option<Vec<Admitted>> {
         let with_clients = self.dice.one_in(2) || (care.is_empty() && admits.is_empty());
         let machine = &mut self.machines[node];
         let now_ms = machine.clock_says(self.now);
         let run = machine.up.as_mut().expect("lives");
         let requests: Vec<Request> = if with_clients { std::mem::take(&mut run.inbox) } else { Vec::new() };
-        let batch = Batch {
+        let batch = WriteOps {
             care: care.iter().collect(),
             sends: requests.iter().map(|request| request.messages.as_slice()).collect(),
             admits: admits.iter().collect(),
@@ -279,7 +284,7 @@ impl World {
     pub(super) fn write_index(&mut self, node: usize) {
         let run = self.machines[node].up.as_ref().expect("lives");
         let settles = self.dice.one_in(3);
-        if run.store.index_behind().is_err() || (settles && run.store.settle().is_err()) {
+        if run.store.flush_index().is_err() || (settles && run.store.commit_for_fast_open().is_err()) {
             return self.storage_fails(node, "behind the acknowledgement");
         }
         self.machines[node].fold();
@@ -292,13 +297,13 @@ impl World {
         let peers: Vec<usize> = (0..self.machines.len()).filter(|peer| *peer != node).collect();
         let run = self.machines[node].up.as_mut().expect("lives");
         let running = self.now - run.started;
-        run.heal.look(run.store.log().wounds(), run.pen.logs(), running);
+        run.heal.look(run.store.log().damage(), run.pen.logs(), running);
         // Whoever answers at this address with another store is another peer; what matters is that it was asked.
         let numbers: Vec<usize> = (0..peers.len()).collect();
         let hopeless = run.heal.hopeless(&numbers, running);
         for (origin, seq) in hopeless {
             self.say(format!("node {node} gives up entry {seq} of log {}", name(origin)));
-            if self.write(node, &[Care::Cut(origin, seq)], &[]).is_none() {
+            if self.write(node, &[Maintenance::Cut(origin, seq)], &[]).is_none() {
                 return;
             }
         }
@@ -350,12 +355,12 @@ impl World {
     }
 }
 
-fn in_words(care: &Care) -> String {
+fn in_words(care: &Maintenance) -> String {
     match care {
-        Care::Cut(origin, seq) => format!("log {} is to be cut at {seq}", name(*origin)),
-        Care::Mend(records) => format!("{} records for damaged entries", records.len()),
-        Care::Members(kept) => format!("{} members", kept.members.count()),
-        Care::Milestones(contents) => format!("{} milestones", contents.len()),
-        Care::Checkpoint(origin, seq, _) => format!("checkpoint {seq} of log {}", name(*origin)),
+        Maintenance::Cut(origin, seq) => format!("log {} is to be cut at {seq}", name(*origin)),
+        Maintenance::Mend(records) => format!("{} records for damaged entries", records.len()),
+        Maintenance::Members(kept) => format!("{} members", kept.members.count()),
+        Maintenance::Milestones(contents) => format!("{} milestones", contents.len()),
+        Maintenance::Checkpoint(origin, seq, _) => format!("checkpoint {seq} of log {}", name(*origin)),
     }
 }

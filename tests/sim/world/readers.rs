@@ -6,24 +6,24 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use chatchain::chain::cursor::{self, Purpose, Seen};
+use chatchain::chain::cursor::{self, ReadState, Scope};
+use chatchain::chain::frontier::Frontier;
+use chatchain::chain::ids::EntryKey;
 use chatchain::chain::message::Content;
-use chatchain::chain::place::Place;
-use chatchain::chain::seqs::Seqs;
-use chatchain::store::follow::Follow;
+use chatchain::store::history::feed_scan::FeedScan;
 
 use super::machine::Key;
 use super::{Event, World, index};
 
 /// Enough to move about differently.
 const READERS: usize = 2;
-const PURPOSE: Purpose = Purpose { network: [1; 8], filter: [0; 8] };
+const PURPOSE: Scope = Scope { network: [1; 8], filter: [0; 8] };
 
 /// Somebody who follows the feed from the very first message.
 #[derive(Debug, Default)]
 pub(super) struct Reader {
-    seen: Seen,
-    given: BTreeMap<Key, BTreeSet<Place>>,
+    seen: ReadState,
+    given: BTreeMap<Key, BTreeSet<EntryKey>>,
 }
 
 impl World {
@@ -50,10 +50,10 @@ impl World {
     fn read_at(&mut self, reader: usize, node: usize, most: usize) {
         let run = self.machines[node].up.as_ref().expect("is up");
         let (logs, store) = (Arc::new(run.pen.logs().clone()), run.store.clone());
-        let until = Seqs::of(logs.vector());
+        let until = Frontier::of(logs.vector());
         let Reader { seen, mut given } = std::mem::take(&mut self.readers[reader]);
         // A disk that fails now is looked at by others; who reads comes again.
-        let Ok(mut follow) = Follow::new(&store, logs, seen.clone(), until) else {
+        let Ok(mut follow) = FeedScan::new(&store, logs, seen.clone(), until) else {
             self.readers[reader] = Reader { seen, given };
             return;
         };
@@ -73,8 +73,8 @@ impl World {
             }
         }
         let seen = match at {
-            _ if follow.is_done() => follow.seen_at_end(),
-            Some(at) => follow.seen_at(at),
+            _ if follow.is_done() => follow.state_at_end(),
+            Some(at) => follow.state_at(at),
             None => seen,
         };
         // It keeps nothing but the bytes, where they are short enough.

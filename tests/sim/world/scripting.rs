@@ -1,6 +1,6 @@
 //! Owns what stories ask of a world, and do to it, beyond what happens by itself.
 
-use chatchain::replica::jobs::Room;
+use chatchain::replica::write_ops::Space;
 
 use super::World;
 use super::machine::Key;
@@ -33,7 +33,7 @@ impl World {
     /// How many entries stand behind gaps at a node.
     pub fn loose(&self, node: usize) -> u64 {
         let logs = self.machines[node].up.as_ref().expect("is up").pen.logs();
-        logs.loose().map(|(origin, last)| last - logs.vector().seq(origin) - 1).sum()
+        logs.detached().map(|(origin, last)| last - logs.vector().seq(origin) - 1).sum()
     }
 
     /// The next opening of this machine's store checks every page.
@@ -53,7 +53,7 @@ impl World {
     /// A disk has room for nothing.
     pub fn fill(&mut self, node: usize) {
         self.say(format!("the disk of node {node} is full"));
-        self.machines[node].room = Room { clients: false, peers: false };
+        self.machines[node].room = Space { clients: false, peers: false };
     }
 
     /// Nobody reaches anybody.

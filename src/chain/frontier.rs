@@ -1,0 +1,385 @@
+//! Owns how far somebody is in every log: origin -> seq, without hashes, in a form that stays small when written down.
+//!
+//! A network that has run for years has thousands of logs of which a handful are growing. So what a reader covers is
+//! written as the difference to a *milestone*: an entry of some log that says how far its writer was in all of them. It
+//! travels and is kept like any other entry, hence means the same on every node that has it. One that is too long for
+//! one entry is a chain of them, each the difference to the one before. No message is in it, and nobody lists it.
+
+use std::sync::Arc;
+
+use imbl::OrdMap;
+use imbl::ordmap::DiffItem;
+
+use super::ids::Origin;
+use super::message::Digest;
+use super::vector::Vector;
+
+/// Changes in one milestone, so that its record stays below what an entry may have. More of them make a chain.
+pub const SNAPSHOT_CHANGES_MAX: usize = 2_000;
+/// Milestones that are looked up for one; a longer chain is not ours, for ours begin anew before.
+pub const CHAIN_COUNT_MAX: usize = 64;
+const VERSION: u8 = 1;
+
+type Map = OrdMap<Origin, u64>;
+
+/// What a milestone is found by: a hash of its digest, so that it does not matter where it stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SnapshotId(pub [u8; 16]);
+
+impl SnapshotId {
+    /// Of the milestone with this digest.
+    pub fn of(digest: Digest) -> Self {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(b"chatchain milestone 1").update(&digest.0);
+        SnapshotId(*hasher.finalize().as_bytes().first_chunk().expect("32 bytes have 16"))
+    }
+}
+
+/// A milestone as far as it is known: what it is called and what it says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FrontierSnapshot {
+    /// What it is found by.
+    pub name: SnapshotId,
+    /// How many others it builds on.
+    pub depth: usize,
+    map: Map,
+}
+
+/// See the head of this file. A clone is cheap.
+#[derive(Debug, Clone, Default)]
+pub struct Frontier {
+    map: Map,
+    /// What it is written as a difference to.
+    base: Option<Arc<FrontierSnapshot>>,
+}
+
+impl PartialEq for Frontier {
+    fn eq(&self, other: &Self) -> bool {
+        self.map == other.map
+    }
+}
+
+impl Eq for Frontier {}
+
+impl FromIterator<(Origin, u64)> for Frontier {
+    fn from_iter<I: IntoIterator<Item = (Origin, u64)>>(seqs: I) -> Self {
+        Frontier { map: seqs.into_iter().filter(|(_, seq)| *seq > 0).collect(), base: None }
+    }
+}
+
+impl Frontier {
+    /// How far a vector is.
+    pub fn of(vector: &Vector) -> Self {
+        vector.iter().map(|(origin, head)| (origin, head.seq)).collect()
+    }
+
+    /// What a milestone says.
+    pub fn at(milestone: Arc<FrontierSnapshot>) -> Self {
+        Frontier { map: milestone.map.clone(), base: Some(milestone) }
+    }
+
+    /// The last seq that is covered of a log, 0 if none is.
+    pub fn seq(&self, origin: Origin) -> u64 {
+        self.map.get(&origin).copied().unwrap_or(0)
+    }
+
+    /// Covers a log up to this seq, if it did not already.
+    pub fn raise(&mut self, origin: Origin, seq: u64) {
+        if seq > self.seq(origin) {
+            self.map.insert(origin, seq);
+        }
+    }
+
+    /// Covers no more of a log than this.
+    pub fn lower(&mut self, origin: Origin, seq: u64) {
+        if seq < self.seq(origin) {
+            self.set(origin, seq);
+        }
+    }
+
+    /// Covers a log up to this seq, no more and no less.
+    pub fn set(&mut self, origin: Origin, seq: u64) {
+        if seq == 0 {
+            self.map.remove(&origin)
+        } else {
+            self.map.insert(origin, seq)
+        };
+    }
+
+    /// All logs of which something is covered, by origin.
+    pub fn iter(&self) -> impl Iterator<Item = (Origin, u64)> + '_ {
+        self.map.iter().map(|(origin, seq)| (*origin, *seq))
+    }
+
+    /// Where this covers more than `other`, in time proportional to the differences where both share history.
+    pub fn beyond(&self, other: &Frontier) -> Vec<(Origin, u64)> {
+        more(&other.map, &self.map)
+    }
+
+    /// Whether nothing is covered.
+    pub fn is_empty(&self) -> bool {
+        self.map.is_empty()
+    }
+
+    /// What it is written as a difference to.
+    pub fn base(&self) -> Option<&Arc<FrontierSnapshot>> {
+        self.base.as_ref()
+    }
+
+    /// What is otherwise than in its base; 0 where the base covers something and this does not.
+    pub fn changes(&self) -> Vec<(Origin, u64)> {
+        match &self.base {
+            Some(base) => differences(&base.map, &self.map),
+            None => self.iter().collect(),
+        }
+    }
+
+    /// What is otherwise than in `other`, as above.
+    pub fn changes_to(&self, other: &Frontier) -> Vec<(Origin, u64)> {
+        differences(&other.map, &self.map)
+    }
+
+    /// New milestones that say this, each to stand in a log: a chain where there is too much for one. They build on the
+    /// present base unless that has become a long chain.
+    pub fn milestones(&self) -> Vec<(SnapshotContent, Arc<FrontierSnapshot>)> {
+        let base = self.base.clone().filter(|base| base.depth < CHAIN_COUNT_MAX / 2);
+        let whole = Frontier { base: base.clone(), ..self.clone() };
+        let (mut before, mut chain) = (base, Vec::new());
+        for changes in whole.changes().chunks(SNAPSHOT_CHANGES_MAX) {
+            let name = before.as_ref().map(|before| before.name);
+            let content = SnapshotContent { base: name, changes: changes.to_vec() };
+            let milestone = Arc::new(content.clone().milestone(before.as_deref()));
+            before = Some(milestone.clone());
+            chain.push((content, milestone));
+        }
+        chain
+    }
+
+    /// The same, as a difference to this.
+    #[must_use]
+    pub fn based_on(self, milestone: &Arc<FrontierSnapshot>) -> Self {
+        Frontier { base: Some(milestone.clone()), ..self }
+    }
+}
+
+/// Where `now` is further than `before`.
+fn more(before: &Map, now: &Map) -> Vec<(Origin, u64)> {
+    let differences = before.diff(now).filter_map(|item| match item {
+        DiffItem::Add(origin, seq) => Some((*origin, *seq)),
+        DiffItem::Update { old: (_, old), new: (origin, new) } if new > old => Some((*origin, *new)),
+        DiffItem::Update { .. } | DiffItem::Remove(..) => None,
+    });
+    differences.collect()
+}
+
+/// What `now` says otherwise than `before`.
+fn differences(before: &Map, now: &Map) -> Vec<(Origin, u64)> {
+    let differences = before.diff(now).map(|item| match item {
+        DiffItem::Add(origin, seq) | DiffItem::Update { new: (origin, seq), .. } => (*origin, *seq),
+        DiffItem::Remove(origin, _) => (*origin, 0),
+    });
+    differences.collect()
+}
+
+/// What one milestone's record holds: what it builds on, and what has changed since.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SnapshotContent {
+    /// The milestone that this one is a difference to.
+    pub base: Option<SnapshotId>,
+    /// How far logs are where that is otherwise; 0: not covered.
+    pub changes: Vec<(Origin, u64)>,
+}
+
+impl SnapshotContent {
+    /// The bytes of the record's content: `version u8 | 0, or 1 and name 16 | count | (origin 16, seq)*`, numbers as LEB128.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut out = vec![VERSION];
+        match self.base {
+            None => out.push(0),
+            Some(name) => {
+                out.push(1);
+                out.extend_from_slice(&name.0);
+            }
+        }
+        put_all(&mut out, &self.changes);
+        out
+    }
+
+    /// Reads the content; `None` if it is not one that this program knows.
+    pub fn decode(content: &[u8]) -> Option<Self> {
+        let mut rest = FrontierReader(content);
+        (rest.byte()? == VERSION).then_some(())?;
+        let base = match rest.byte()? {
+            0 => None,
+            1 => Some(SnapshotId(rest.take()?)),
+            _ => return None,
+        };
+        let changes = rest.all()?;
+        rest.0.is_empty().then_some(SnapshotContent { base, changes })
+    }
+
+    /// The milestone with this content, which builds on `base`.
+    pub fn milestone(self, base: Option<&FrontierSnapshot>) -> FrontierSnapshot {
+        let name = SnapshotId::of(Digest::of(&self.encode()));
+        let mut map = base.map(|base| base.map.clone()).unwrap_or_default();
+        for (origin, seq) in self.changes {
+            if seq == 0 {
+                map.remove(&origin)
+            } else {
+                map.insert(origin, seq)
+            };
+        }
+        FrontierSnapshot { name, depth: base.map_or(0, |base| base.depth + 1), map }
+    }
+}
+
+/// Numbers that are mostly small, seven bits a byte, the lowest first.
+pub(super) fn put_number(out: &mut Vec<u8>, mut number: u64) {
+    while number >= 0x80 {
+        out.push(number.to_le_bytes()[0] | 0x80);
+        number >>= 7;
+    }
+    out.push(number.to_le_bytes()[0]);
+}
+
+pub(super) fn put_one(out: &mut Vec<u8>, origin: Origin, seq: u64) {
+    out.extend_from_slice(&origin.0);
+    put_number(out, seq);
+}
+
+pub(super) fn put_all(out: &mut Vec<u8>, all: &[(Origin, u64)]) {
+    put_number(out, all.len() as u64);
+    for (origin, seq) in all {
+        put_one(out, *origin, *seq);
+    }
+}
+
+/// What is left to be read.
+pub(super) struct FrontierReader<'a>(pub(super) &'a [u8]);
+
+impl FrontierReader<'_> {
+    pub(super) fn byte(&mut self) -> Option<u8> {
+        Some(self.take::<1>()?[0])
+    }
+
+    pub(super) fn take<const N: usize>(&mut self) -> Option<[u8; N]> {
+        let (first, rest) = self.0.split_first_chunk::<N>()?;
+        self.0 = rest;
+        Some(*first)
+    }
+
+    pub(super) fn number(&mut self) -> Option<u64> {
+        let mut number = 0;
+        for shift in (0..64).step_by(7) {
+            let byte = self.byte()?;
+            let bits = u64::from(byte & 0x7f);
+            if shift == 63 && bits > 1 {
+                return None;
+            }
+            number |= bits << shift;
+            if byte & 0x80 == 0 {
+                return Some(number);
+            }
+        }
+        None
+    }
+
+    pub(super) fn one(&mut self) -> Option<(Origin, u64)> {
+        Some((Origin(self.take()?), self.number()?))
+    }
+
+    pub(super) fn all(&mut self) -> Option<Vec<(Origin, u64)>> {
+        let count = usize::try_from(self.number()?).ok()?;
+        // Each takes 17 bytes at least; a count that lies reserves nothing.
+        (count <= self.0.len() / 17).then_some(())?;
+        (0..count).map(|_| self.one()).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn origin(n: u8) -> Origin {
+        Origin([n; 16])
+    }
+
+    fn seqs(list: &[(u8, u64)]) -> Frontier {
+        list.iter().map(|(n, seq)| (origin(*n), *seq)).collect()
+    }
+
+    /// Frozen: the content of a milestone, version 1. May be added to, never changed.
+    #[test]
+    fn the_content_of_a_milestone_is_frozen() {
+        let content = SnapshotContent {
+            base: Some(SnapshotId([7; 16])),
+            changes: vec![(origin(1), 5), (origin(2), 127)],
+        };
+        let hex = crate::chain::hex(&content.encode());
+        assert_eq!(
+            hex,
+            concat!(
+                "010107070707070707070707070707070707",
+                "02",
+                "0101010101010101010101010101010105",
+                "020202020202020202020202020202027f"
+            )
+        );
+        assert_eq!(SnapshotContent::decode(&content.encode()), Some(content));
+        assert_eq!(SnapshotContent::decode(&[2, 0, 0]), None);
+    }
+
+    #[test]
+    fn a_difference_to_a_milestone_holds_what_is_further_and_comes_back_as_the_whole() {
+        let first = SnapshotContent { base: None, changes: vec![(origin(1), 5), (origin(2), 9)] };
+        let first = first.milestone(None);
+        let second = SnapshotContent { base: Some(first.name), changes: vec![(origin(2), 12)] };
+        let second = Arc::new(second.milestone(Some(&first)));
+        assert_eq!(second.depth, 1);
+        let mut now = Frontier::at(second.clone());
+        assert_eq!(now, seqs(&[(1, 5), (2, 12)]));
+        now.raise(origin(3), 1);
+        now.raise(origin(1), 4);
+        assert_eq!(now.changes(), [(origin(3), 1)]);
+        now.lower(origin(2), 11);
+        now.lower(origin(1), 0);
+        assert_eq!(now.changes(), [(origin(1), 0), (origin(2), 11), (origin(3), 1)]);
+        assert_eq!(seqs(&[(1, 5), (2, 13)]).based_on(&second).changes(), [(origin(2), 13)]);
+    }
+
+    #[test]
+    fn what_is_too_much_for_one_milestone_is_a_chain_and_a_long_chain_begins_anew() {
+        let name = |n: u32| Origin([n.to_be_bytes(); 4].concat().try_into().expect("16 bytes"));
+        let mut all: Frontier = (0..5_000).map(|n| (name(n), 1)).collect();
+        let chain = all.milestones();
+        assert_eq!(chain.len(), 3);
+        let mut last = chain[2].1.clone();
+        assert_eq!(Frontier::at(last.clone()), all);
+        assert!(chain.iter().all(|(content, _)| content.encode().len() < 60_000));
+        let mut lengths = Vec::new();
+        for n in 0..100 {
+            all.raise(name(n), 2);
+            all = all.based_on(&last);
+            let chain = all.milestones();
+            lengths.push(chain.len());
+            last = chain.last().expect("one at least").1.clone();
+            assert!(last.depth < CHAIN_COUNT_MAX, "{n}");
+        }
+        assert!(lengths.contains(&1) && lengths.contains(&3), "{lengths:?}");
+    }
+
+    proptest! {
+        #[test]
+        fn numbers_come_back(number: u64) {
+            let mut out = Vec::new();
+            put_number(&mut out, number);
+            prop_assert_eq!(FrontierReader(&out).number(), Some(number));
+        }
+
+        #[test]
+        fn arbitrary_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let _ = SnapshotContent::decode(&bytes);
+        }
+    }
+}

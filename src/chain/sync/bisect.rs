@@ -1,0 +1,125 @@
+//! Owns the search for the first entry in which two copies of a log differ. Values in, values out.
+//!
+//! Two nodes hold other content under the same places of one log: a machine was cloned while it ran, or somebody
+//! forged entries. Equal hashes prove equal logs up to there, so the place is found by halving: each step asks the
+//! peer for one entry and its hash before it. What is believed in the end is not a hash but two records: the peer's
+//! entry checks, stands at a place up to which both logs are equal, and is another than ours.
+
+use crate::chain::clock::Stamp;
+use crate::chain::ids::ChainHash;
+use crate::chain::message::Digest;
+
+/// A search in one log with one peer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Bisection {
+    /// Up to here both are equal.
+    equal: u64,
+    /// Here they have different hashes, as they say.
+    differs: u64,
+}
+
+/// An entry as one side has it: the hash before it, and what the chain binds of itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ChainedEntry {
+    /// `h(seq - 1)`.
+    pub before: ChainHash,
+    /// Its stamp.
+    pub stamp: Stamp,
+    /// Its content's digest.
+    pub digest: Digest,
+}
+
+/// What an answer came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BisectionOutcome {
+    /// Ask again.
+    Closer(Bisection),
+    /// This entry is the first that differs: the log is forked here.
+    Fork(u64),
+    /// The entries are equal where the hashes are not: somebody's chain is damaged.
+    Doubt,
+}
+
+impl Bisection {
+    /// A search in a log whose hashes at this seq are different.
+    pub fn below(differs: u64) -> Self {
+        Bisection { equal: 0, differs }
+    }
+
+    /// The entry to ask for.
+    pub fn asks(&self) -> u64 {
+        self.equal + (self.differs - self.equal) / 2 + 1
+    }
+
+    /// Takes both sides' versions of that entry.
+    pub fn compare(self, ours: ChainedEntry, theirs: ChainedEntry) -> BisectionOutcome {
+        let asked = self.asks();
+        if ours.before != theirs.before {
+            let differs = asked - 1;
+            return if differs > self.equal {
+                BisectionOutcome::Closer(Bisection { differs, ..self })
+            } else {
+                BisectionOutcome::Doubt // they were equal there a moment ago
+            };
+        }
+        if (ours.stamp, ours.digest) != (theirs.stamp, theirs.digest) {
+            return BisectionOutcome::Fork(asked);
+        }
+        if asked >= self.differs {
+            BisectionOutcome::Doubt
+        } else {
+            BisectionOutcome::Closer(Bisection { equal: asked, ..self })
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::chain::ids::Origin;
+    use proptest::prelude::*;
+
+    fn sides(texts: &[u32]) -> Vec<ChainedEntry> {
+        let mut before = ChainHash::genesis(Origin([1; 16]));
+        let mut sides = Vec::new();
+        for (seq, text) in (1..).zip(texts) {
+            let (stamp, digest) = (Stamp(seq), Digest::of(&text.to_be_bytes()));
+            sides.push(ChainedEntry { before, stamp, digest });
+            before = before.next(seq, stamp, digest);
+        }
+        sides
+    }
+
+    fn search(ours: &[ChainedEntry], theirs: &[ChainedEntry]) -> (BisectionOutcome, usize) {
+        let mut search = Bisection::below(ours.len().min(theirs.len()) as u64);
+        for step in 1.. {
+            let at = usize::try_from(search.asks()).expect("small") - 1;
+            match search.compare(ours[at], theirs[at]) {
+                BisectionOutcome::Closer(closer) => search = closer,
+                end => return (end, step),
+            }
+        }
+        unreachable!("the loop only ends by returning")
+    }
+
+    proptest! {
+        #[test]
+        fn the_first_different_entry_is_found_in_few_steps(length in 1_u32..2_000, at: proptest::sample::Index) {
+            let fork = at.index(length as usize);
+            let ours: Vec<u32> = (0..length).collect();
+            let theirs: Vec<u32> = (0..length).map(|n| if n as usize >= fork { n + 7_000 } else { n }).collect();
+            let (found, steps) = search(&sides(&ours), &sides(&theirs));
+            prop_assert_eq!(found, BisectionOutcome::Fork(fork as u64 + 1));
+            prop_assert!(steps <= 12, "{} steps", steps);
+        }
+
+        #[test]
+        fn equal_entries_with_a_wrong_hash_are_doubt(length in 1_u32..500, at: proptest::sample::Index) {
+            let ours = sides(&(0..length).collect::<Vec<_>>());
+            let mut theirs = ours.clone();
+            theirs[at.index(length as usize)].before = ChainHash([9; 32]);
+            let (found, _) = search(&ours, &theirs);
+            prop_assert_eq!(found, BisectionOutcome::Doubt);
+        }
+    }
+}

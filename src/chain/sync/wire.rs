@@ -1,0 +1,536 @@
+//! Owns the bytes of an exchange: what `POST /sync` carries in both directions.
+//!
+//! Big-endian. A fixed head, then sections, each `tag u8 | length u32 | bytes`; one that is not known is skipped,
+//! so that sections can be added. A quiet message has no sections. Records travel as the store keeps them and
+//! are checked here, one by one; what follows a record that does not check is not looked at.
+
+use bytes::Bytes;
+
+use crate::chain::ids::{ChainHash, Origin};
+use crate::chain::members;
+use crate::chain::members::{MEMBERS_MAX, Member, MemberId, MembersDigest};
+use crate::chain::record::{InvalidRecord, Record};
+use crate::chain::vector::{Head, Vector, VectorDigest};
+
+/// The newest protocol this program speaks; another one is refused.
+pub const PROTOCOL: u16 = 1;
+/// An address in an exchange is at most this long; a longer one is malformed.
+pub const ADDRESS_BYTES_MAX: usize = 255;
+const MAGIC: [u8; 4] = *b"ChSy";
+
+const NEED_FULL: u8 = 1;
+const MORE: u8 = 2;
+
+const HEADS: u8 = 1;
+const OWN: u8 = 2;
+const WANTS: u8 = 3;
+const RUN: u8 = 4;
+const CUTS: u8 = 5;
+const MEMBERS: u8 = 6;
+const MEMBERS_DIGEST: u8 = 7;
+
+/// Who speaks. In every message.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Hello {
+    /// The first bytes of a hash of the network's name.
+    pub network: [u8; 8],
+    /// Which node of it.
+    pub node_id: u16,
+    /// Its store.
+    pub store_id: [u8; 16],
+    /// New whenever the store is opened, and larger than before: what was known before does not hold any more.
+    pub open_id: [u8; 16],
+    /// Where others find it.
+    pub address: String,
+}
+
+impl Hello {
+    /// Which member speaks.
+    pub fn name(&self) -> MemberId {
+        MemberId { node_id: self.node_id, store_id: self.store_id }
+    }
+
+    /// Whether both are the word of one process: it has met itself.
+    pub fn is_ours(&self, ours: &Hello) -> bool {
+        self == ours
+    }
+
+    /// Whether two processes run with copies of one store, and it is on us to take another name: on the one that opened
+    /// it later, or, if a running machine was copied, on either of the two.
+    pub fn is_copied(&self, ours: &Hello) -> bool {
+        let age = |hello: &Hello| (hello.open_id, hello.node_id, hello.address.clone());
+        self.store_id == ours.store_id && age(self) < age(ours)
+    }
+
+    /// The short form of a network's name.
+    pub fn network_hash(name: &str) -> [u8; 8] {
+        *blake3::hash(name.as_bytes()).as_bytes().first_chunk().expect("32 bytes have 8")
+    }
+}
+
+/// The first half of a vector's digest: enough to notice a difference.
+pub type ShortDigest = [u8; 16];
+
+/// See [`ShortDigest`].
+pub fn short(digest: VectorDigest) -> ShortDigest {
+    *digest.0.first_chunk().expect("32 bytes have 16")
+}
+
+/// Heads, all of them or those that changed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Heads {
+    /// The vector against which they changed; `None`: all are here.
+    pub base: Option<ShortDigest>,
+    /// The heads.
+    pub changes: Vec<(Origin, Head)>,
+    /// The cuts, all or those that changed, as the heads.
+    pub cuts: Vec<(Origin, u64)>,
+}
+
+impl Heads {
+    /// All of a vector.
+    pub fn all(mine: &Vector) -> Self {
+        Heads { base: None, changes: mine.iter().collect(), cuts: mine.cuts().collect() }
+    }
+
+    /// What changed since `told`; `None` if nothing did.
+    pub fn since(mine: &Vector, told: &Vector) -> Option<Self> {
+        let (changes, cuts) = (mine.changes_since(told), mine.cuts_since(told));
+        if changes.is_empty() && cuts.is_empty() {
+            return None;
+        }
+        Some(Heads { base: Some(short(told.digest())), changes, cuts })
+    }
+}
+
+/// Entries `first..=last` of a log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct EntryRange {
+    /// The log.
+    pub origin: Origin,
+    /// From here,
+    pub first: u64,
+    /// up to and with here.
+    pub last: u64,
+}
+
+/// Consecutive entries of a log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Run {
+    /// The log.
+    pub origin: Origin,
+    /// The sender's head just before the first record; seq 0 has the log's first hash.
+    pub before: Head,
+    /// The records, ascending from `before.seq + 1`.
+    pub records: Vec<Bytes>,
+    /// Why what followed was not looked at.
+    pub broken: Option<InvalidRecord>,
+}
+
+/// One message of an exchange, either way.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SyncMessage {
+    /// Who speaks.
+    pub hello: Hello,
+    /// Of the speaker's vector.
+    pub digest: ShortDigest,
+    /// The speaker lost track: all heads, please.
+    pub need_full: bool,
+    /// Of what was wanted there is more than fits.
+    pub more: bool,
+    /// What the other does not know of the speaker's vector.
+    pub heads: Option<Heads>,
+    /// The log that the speaker appends to.
+    pub own: Option<Origin>,
+    /// What the speaker asks for.
+    pub wants: Vec<EntryRange>,
+    /// Entries for the other.
+    pub runs: Vec<Run>,
+    /// Of all members that the speaker knows. An answer has none.
+    pub members_digest: Option<MembersDigest>,
+    /// All of them, where the other knows others.
+    pub members: Vec<(MemberId, Member)>,
+}
+
+/// Why bytes are not a message of an exchange.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Malformed {
+    /// Not ours at all.
+    #[error("this is not an exchange of ChatChain")]
+    Magic,
+    /// Of another version.
+    #[error("the exchange has protocol version {0}; this node speaks {PROTOCOL}")]
+    Protocol(u16),
+    /// Cut off, or lengths that do not fit.
+    #[error("the exchange is malformed")]
+    Layout,
+}
+
+impl SyncMessage {
+    /// A message without sections.
+    pub fn quiet(hello: Hello, digest: ShortDigest) -> Self {
+        SyncMessage {
+            hello,
+            digest,
+            need_full: false,
+            more: false,
+            heads: None,
+            own: None,
+            wants: Vec::new(),
+            runs: Vec::new(),
+            members_digest: None,
+            members: Vec::new(),
+        }
+    }
+
+    /// The bytes.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut out = Vec::with_capacity(256);
+        let Hello { network, node_id, store_id, open_id, address } = &self.hello;
+        out.extend_from_slice(&MAGIC);
+        out.extend_from_slice(&PROTOCOL.to_be_bytes());
+        out.push(if self.need_full { NEED_FULL } else { 0 } | if self.more { MORE } else { 0 });
+        out.extend_from_slice(network);
+        out.extend_from_slice(&node_id.to_be_bytes());
+        out.extend_from_slice(store_id);
+        out.extend_from_slice(open_id);
+        let address = &address.as_bytes()[..address.len().min(ADDRESS_BYTES_MAX)];
+        out.push(u8::try_from(address.len()).expect("cut just now"));
+        out.extend_from_slice(address);
+        out.extend_from_slice(&self.digest);
+        if let Some(heads) = &self.heads {
+            section(&mut out, HEADS, |out| {
+                out.push(u8::from(heads.base.is_some()));
+                out.extend_from_slice(&heads.base.unwrap_or_default());
+                for (origin, head) in &heads.changes {
+                    out.extend_from_slice(&origin.0);
+                    put_head(out, head);
+                }
+            });
+            if !heads.cuts.is_empty() {
+                section(&mut out, CUTS, |out| {
+                    for (origin, seq) in &heads.cuts {
+                        out.extend_from_slice(&origin.0);
+                        out.extend_from_slice(&seq.to_be_bytes());
+                    }
+                });
+            }
+        }
+        if let Some(own) = self.own {
+            section(&mut out, OWN, |out| out.extend_from_slice(&own.0));
+        }
+        if !self.wants.is_empty() {
+            section(&mut out, WANTS, |out| {
+                for EntryRange { origin, first, last } in &self.wants {
+                    out.extend_from_slice(&origin.0);
+                    out.extend_from_slice(&first.to_be_bytes());
+                    out.extend_from_slice(&last.to_be_bytes());
+                }
+            });
+        }
+        for run in &self.runs {
+            section(&mut out, RUN, |out| {
+                out.extend_from_slice(&run.origin.0);
+                put_head(out, &run.before);
+                run.records.iter().for_each(|record| out.extend_from_slice(record));
+            });
+        }
+        self.encode_members(&mut out);
+        out
+    }
+
+    fn encode_members(&self, out: &mut Vec<u8>) {
+        if let Some(digest) = self.members_digest {
+            section(out, MEMBERS_DIGEST, |out| out.extend_from_slice(&digest));
+        }
+        if !self.members.is_empty() {
+            section(out, MEMBERS, |out| {
+                self.members.iter().for_each(|(name, member)| members::put(out, *name, member));
+            });
+        }
+    }
+
+    /// Reads a message. Records are checked; their order and chain are not, that is for who admits them.
+    pub fn decode(bytes: &Bytes) -> Result<Self, Malformed> {
+        let mut rest = WireReader(bytes);
+        if rest.take::<4>().map_err(|_| Malformed::Magic)? != MAGIC {
+            return Err(Malformed::Magic);
+        }
+        let protocol = u16::from_be_bytes(rest.take()?);
+        if protocol != PROTOCOL {
+            return Err(Malformed::Protocol(protocol));
+        }
+        let [flags] = rest.take::<1>()?;
+        let (network, node_id) = (rest.take()?, u16::from_be_bytes(rest.take()?));
+        let (store_id, open_id) = (rest.take()?, rest.take()?);
+        let [address_len] = rest.take::<1>()?;
+        let address = std::str::from_utf8(rest.slice(address_len.into())?).map_err(|_| Malformed::Layout)?;
+        let hello = Hello { network, node_id, store_id, open_id, address: address.to_owned() };
+        let mut body = SyncMessage::quiet(hello, rest.take()?);
+        (body.need_full, body.more) = (flags & NEED_FULL != 0, flags & MORE != 0);
+        while !rest.0.is_empty() {
+            let [tag] = rest.take::<1>()?;
+            let length = u32::from_be_bytes(rest.take()?) as usize;
+            let section = WireReader(rest.slice(length)?);
+            match tag {
+                HEADS => body.heads = Some(section.heads()?),
+                OWN => body.own = Some(Origin(section.whole()?)),
+                WANTS => body.wants = section.wants()?,
+                RUN => body.runs.push(section.run(bytes)?),
+                MEMBERS_DIGEST => body.members_digest = Some(section.whole()?),
+                MEMBERS => body.members = section.members()?,
+                CUTS => body.heads.as_mut().ok_or(Malformed::Layout)?.cuts = section.cuts()?,
+                _ => {} // of a newer program that can do without an answer to it
+            }
+        }
+        Ok(body)
+    }
+}
+
+fn section(out: &mut Vec<u8>, tag: u8, write: impl FnOnce(&mut Vec<u8>)) {
+    out.push(tag);
+    let at = out.len();
+    out.extend_from_slice(&[0; 4]);
+    write(out);
+    let length = u32::try_from(out.len() - at - 4).expect("bodies are bounded far below 4 GiB");
+    out[at..at + 4].copy_from_slice(&length.to_be_bytes());
+}
+
+fn put_head(out: &mut Vec<u8>, head: &Head) {
+    out.extend_from_slice(&head.seq.to_be_bytes());
+    out.extend_from_slice(&head.hash.0);
+}
+
+/// A shrinking slice.
+struct WireReader<'a>(&'a [u8]);
+
+impl<'a> WireReader<'a> {
+    fn take<const N: usize>(&mut self) -> Result<[u8; N], Malformed> {
+        let (head, rest) = self.0.split_first_chunk::<N>().ok_or(Malformed::Layout)?;
+        self.0 = rest;
+        Ok(*head)
+    }
+
+    fn slice(&mut self, length: usize) -> Result<&'a [u8], Malformed> {
+        let (head, rest) = self.0.split_at_checked(length).ok_or(Malformed::Layout)?;
+        self.0 = rest;
+        Ok(head)
+    }
+
+    fn whole<const N: usize>(mut self) -> Result<[u8; N], Malformed> {
+        let all = self.take()?;
+        if self.0.is_empty() { Ok(all) } else { Err(Malformed::Layout) }
+    }
+
+    fn head(&mut self) -> Result<Head, Malformed> {
+        Ok(Head { seq: u64::from_be_bytes(self.take()?), hash: ChainHash(self.take()?) })
+    }
+
+    fn heads(mut self) -> Result<Heads, Malformed> {
+        let [has_base] = self.take::<1>()?;
+        let base: ShortDigest = self.take()?;
+        let mut changes = Vec::with_capacity(self.0.len() / 56);
+        while !self.0.is_empty() {
+            let (origin, head) = (Origin(self.take()?), self.head()?);
+            if head.seq == 0 {
+                return Err(Malformed::Layout);
+            }
+            changes.push((origin, head));
+        }
+        Ok(Heads { base: (has_base == 1).then_some(base), changes, cuts: Vec::new() })
+    }
+
+    fn cuts(mut self) -> Result<Vec<(Origin, u64)>, Malformed> {
+        let mut cuts = Vec::with_capacity(self.0.len() / 24);
+        while !self.0.is_empty() {
+            let (origin, seq) = (Origin(self.take()?), u64::from_be_bytes(self.take()?));
+            if seq == 0 {
+                return Err(Malformed::Layout);
+            }
+            cuts.push((origin, seq));
+        }
+        Ok(cuts)
+    }
+
+    fn wants(mut self) -> Result<Vec<EntryRange>, Malformed> {
+        let mut wants = Vec::with_capacity(self.0.len() / 32);
+        while !self.0.is_empty() {
+            let origin = Origin(self.take()?);
+            let (first, last) = (u64::from_be_bytes(self.take()?), u64::from_be_bytes(self.take()?));
+            if first == 0 || last < first {
+                return Err(Malformed::Layout);
+            }
+            wants.push(EntryRange { origin, first, last });
+        }
+        Ok(wants)
+    }
+
+    fn members(mut self) -> Result<Vec<(MemberId, Member)>, Malformed> {
+        let mut members = Vec::new();
+        while !self.0.is_empty() && members.len() < MEMBERS_MAX {
+            let (member, rest) = members::read(self.0).ok_or(Malformed::Layout)?;
+            self.0 = rest;
+            members.push(member);
+        }
+        Ok(members)
+    }
+
+    /// `whole` is the message this section lies in: records are parts of it, not copies.
+    fn run(mut self, whole: &Bytes) -> Result<Run, Malformed> {
+        let (origin, before) = (Origin(self.take()?), self.head()?);
+        let mut run = Run { origin, before, records: Vec::new(), broken: None };
+        let mut seq = before.seq;
+        while !self.0.is_empty() {
+            match Record::parse(self.0) {
+                Ok((record, length)) if record.origin == origin && Some(record.seq) == seq.checked_add(1) => {
+                    seq = record.seq;
+                    run.records.push(whole.slice_ref(self.slice(length)?));
+                }
+                Ok(_) => return Err(Malformed::Layout),
+                Err(why) => {
+                    run.broken = Some(why);
+                    break;
+                }
+            }
+        }
+        Ok(run)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::chain::clock::Stamp;
+    use crate::chain::message::Digest;
+    use crate::chain::record::EntryKind;
+    use proptest::prelude::*;
+
+    const A: Origin = Origin([1; 16]);
+
+    fn hello() -> Hello {
+        Hello {
+            network: Hello::network_hash("test"),
+            node_id: 2,
+            store_id: [3; 16],
+            open_id: [4; 16],
+            address: "127.0.0.1:8083".into(),
+        }
+    }
+
+    fn record(seq: u64) -> Bytes {
+        let content = b"content";
+        let (stamp, digest) = (Stamp(seq), Digest::of(content));
+        Record { origin: A, seq, stamp, digest, kind: EntryKind::Message, content }.encode().into()
+    }
+
+    fn member(store: u8) -> (MemberId, Member) {
+        let member = Member { open_id: [4; 16], marks: 1, address: "127.0.0.1:8084".into() };
+        (MemberId { node_id: 3, store_id: [store; 16] }, member)
+    }
+
+    fn full() -> SyncMessage {
+        let head = |seq| Head { seq, hash: ChainHash([5; 32]) };
+        SyncMessage {
+            need_full: true,
+            more: true,
+            heads: Some(Heads { base: Some([6; 16]), changes: vec![(A, head(9))], cuts: vec![(A, 10)] }),
+            own: Some(A),
+            wants: vec![EntryRange { origin: A, first: 3, last: 9 }],
+            members_digest: Some([8; 8]),
+            members: vec![member(9), member(8)],
+            runs: vec![Run { origin: A, before: head(6), records: vec![record(7), record(8)], broken: None }],
+            ..SyncMessage::quiet(hello(), [7; 16])
+        }
+    }
+
+    #[test]
+    fn decode_gives_back_what_was_encoded() {
+        for body in [full(), SyncMessage::quiet(hello(), [7; 16])] {
+            assert_eq!(SyncMessage::decode(&body.encode().into()), Ok(body));
+        }
+    }
+
+    /// Frozen: the bytes of protocol 1. May be added to, never changed.
+    #[test]
+    fn protocol_1_is_frozen() {
+        let head = Head { seq: 9, hash: ChainHash([5; 32]) };
+        let body = SyncMessage {
+            heads: Some(Heads { base: Some([6; 16]), changes: vec![(A, head)], cuts: Vec::new() }),
+            own: Some(A),
+            wants: vec![EntryRange { origin: A, first: 3, last: 9 }],
+            runs: vec![Run { origin: A, before: head, records: Vec::new(), broken: None }],
+            ..SyncMessage::quiet(hello(), [7; 16])
+        };
+        assert_eq!(
+            crate::chain::hex(&body.encode()),
+            concat!(
+                "436853790001004878ca0425c739fa000203030303030303030303030303030303040404040404040404040404",
+                "040404040e3132372e302e302e313a383038330707070707070707070707070707070701000000490106060606",
+                "060606060606060606060606010101010101010101010101010101010000000000000009050505050505050505",
+                "050505050505050505050505050505050505050505050502000000100101010101010101010101010101010103",
+                "000000200101010101010101010101010101010100000000000000030000000000000009040000003801010101",
+                "010101010101010101010101000000000000000905050505050505050505050505050505050505050505050505",
+                "05050505050505"
+            )
+        );
+    }
+
+    /// Frozen: what protocol 1 says of members. May be added to, never changed.
+    #[test]
+    fn members_in_protocol_1_are_frozen() {
+        let quiet = SyncMessage::quiet(hello(), [7; 16]);
+        let body = SyncMessage { members_digest: Some([8; 8]), members: vec![member(9)], ..quiet.clone() };
+        assert_eq!(
+            crate::chain::hex(&body.encode()[quiet.encode().len()..]),
+            concat!(
+                "070000000808080808080808080600000033000309090909090909090909090909090909040404040404040404",
+                "0404040404040400010e3132372e302e302e313a38303834"
+            )
+        );
+    }
+
+    #[test]
+    fn a_quiet_exchange_is_small() {
+        let answer = SyncMessage::quiet(hello(), [0; 16]);
+        let request = SyncMessage { members_digest: Some([8; 8]), ..answer.clone() };
+        assert!(request.encode().len() + answer.encode().len() <= 200);
+    }
+
+    #[test]
+    fn a_broken_record_hides_only_what_follows_it() {
+        let mut bytes = SyncMessage { members_digest: None, members: Vec::new(), ..full() }.encode();
+        let last = bytes.len() - 1;
+        bytes[last] ^= 1;
+        let body = SyncMessage::decode(&bytes.into()).expect("the frame is intact");
+        assert_eq!(body.runs[0].records, [record(7)]);
+        assert_eq!(body.runs[0].broken, Some(InvalidRecord::Check));
+    }
+
+    #[test]
+    fn strangers_and_other_versions_are_told_apart() {
+        assert_eq!(SyncMessage::decode(&Bytes::from_static(b"GET / HTTP/1.1")), Err(Malformed::Magic));
+        assert_eq!(SyncMessage::decode(&Bytes::new()), Err(Malformed::Magic));
+        let mut bytes = full().encode();
+        bytes[5] = 9;
+        assert_eq!(SyncMessage::decode(&bytes.into()), Err(Malformed::Protocol(9)));
+    }
+
+    #[test]
+    fn an_unknown_section_is_skipped() {
+        let mut bytes = SyncMessage::quiet(hello(), [7; 16]).encode();
+        section(&mut bytes, 200, |out| out.extend_from_slice(b"from the future"));
+        assert_eq!(SyncMessage::decode(&bytes.into()), Ok(SyncMessage::quiet(hello(), [7; 16])));
+    }
+
+    proptest! {
+        #[test]
+        fn arbitrary_bytes_never_panic(at: proptest::sample::Index, bytes in proptest::collection::vec(any::<u8>(), 1..40)) {
+            let mut body = full().encode();
+            let at = at.index(body.len());
+            body.splice(at..(at + bytes.len()).min(body.len()), bytes);
+            let _ = SyncMessage::decode(&body.clone().into());
+            body.truncate(at);
+            let _ = SyncMessage::decode(&body.into());
+        }
+    }
+}

@@ -1,0 +1,158 @@
+//! Owns where the network's keys come from, and that a server beyond this machine has some.
+//!
+//! A key stands in the environment or in a file, never in a flag, which everybody on the machine could see. The file is read
+//! with the other sources but judged only when a command needs the keys, so that no other fails for it. Whatever is
+//! wrong is said without quoting a key.
+
+use std::{fs, io, io::Read, os::unix::fs::PermissionsExt, path::Path};
+
+use super::{ConfigError, FILE_NAME, SourcedValue, Sources};
+use crate::api::{address::Addr, key::Keys};
+
+/// Keys themselves.
+pub(super) const KEY: &str = "CHATCHAIN_KEY";
+const KEY_FILE: &str = "CHATCHAIN_KEY_FILE";
+
+/// A longer file holds something else and is refused; it may even have no end.
+const FILE_BYTES_MAX: u64 = 64 * 1024;
+/// Everything that group and others may do.
+const OTHERS: u32 = 0o077;
+
+impl Sources {
+    /// What whoever runs this should know of its settings, although they can be used.
+    pub fn warnings(&self) -> impl Iterator<Item = &str> {
+        self.key_file.iter().filter_map(|file| file.warning.as_deref())
+    }
+
+    /// The file that is to be read for keys.
+    pub(super) fn named_key_file(&self) -> Option<SourcedValue> {
+        self.value(KEY_FILE).filter(|path| self.keys.is_none() && !path.text.is_empty())
+    }
+
+    /// The keys of the network; none: there is no lock.
+    pub(super) fn keys(&self) -> Result<Option<Keys>, ConfigError> {
+        match (&self.keys, self.env(KEY_FILE)) {
+            (Some(_), Some(_)) => {
+                Err(ConfigError(format!("{KEY} and {KEY_FILE} are both set; unset one of them")))
+            }
+            (Some(keys), None) => keys.clone().map(Some),
+            (None, _) => self.key_file.as_ref().map(KeyFile::keys).transpose(),
+        }
+    }
+
+    /// The keys of a server, which beyond this machine must have some.
+    pub(super) fn keys_to_listen(&self, listen: &Addr, insecure: bool) -> Result<Option<Keys>, ConfigError> {
+        let keys = self.keys()?;
+        if keys.is_none() && !listen.is_loopback() && !insecure {
+            return Err(ConfigError(format!(
+                "{listen} may be reached from other machines, and there is no key, so whoever reaches it could read \
+                 and write everything; make a key with `umask 077; chatchain key > network.key`, copy it to all \
+                 machines of the network and set key_file = \"network.key\" in {FILE_NAME}, or say --insecure"
+            )));
+        }
+        Ok(keys)
+    }
+}
+
+/// The keys in the text of the variable.
+pub(super) fn keys_of_variable(text: &str) -> Result<Keys, ConfigError> {
+    Keys::from_list(text).map_err(|why| ConfigError(format!("{KEY}: {why}")))
+}
+
+/// The file as it was found.
+#[derive(Debug)]
+pub(super) struct KeyFile {
+    keys: Result<Keys, ConfigError>,
+    /// What an operator should know of it.
+    pub warning: Option<String>,
+}
+
+impl KeyFile {
+    /// Reads the file that a setting names.
+    pub(super) fn read(setting: &SourcedValue) -> Self {
+        let path = Path::new(&setting.text);
+        let name = format!("the key file {} ({})", path.display(), setting.source);
+        let (keys, warning) = match contents(path) {
+            Ok((text, mode)) => {
+                let keys = Keys::from_lines(&text).map_err(|why| ConfigError(format!("{name}: {why}")));
+                let warning = (mode & OTHERS != 0).then(|| {
+                    let path = path.display();
+                    format!("{name} can be read or changed by other users of this machine; chmod 600 {path}")
+                });
+                (keys, warning)
+            }
+            Err(why) => {
+                let remedy = "make one with `umask 077; chatchain key > network.key`";
+                (Err(ConfigError(format!("cannot read {name}: {why}; {remedy}"))), None)
+            }
+        };
+        KeyFile { keys, warning }
+    }
+
+    pub(super) fn keys(&self) -> Result<Keys, ConfigError> {
+        self.keys.clone()
+    }
+}
+
+/// The text, and the permissions.
+fn contents(path: &Path) -> io::Result<(String, u32)> {
+    let file = fs::File::open(path)?;
+    let mode = file.metadata()?.permissions().mode();
+    let mut text = String::new();
+    file.take(FILE_BYTES_MAX + 1).read_to_string(&mut text)?;
+    if text.len() as u64 > FILE_BYTES_MAX {
+        return Err(io::Error::other(format!("it is longer than {FILE_BYTES_MAX} bytes")));
+    }
+    Ok((text, mode))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const KEY: &str = "a-key-that-nobody-guesses";
+
+    fn read(path: &Path) -> KeyFile {
+        KeyFile::read(&SourcedValue { text: path.display().to_string(), source: "`key_file`".into() })
+    }
+
+    #[track_caller]
+    fn check_error(path: &Path, part: &str) {
+        let file = read(path);
+        let error = file.keys().expect_err("no keys").to_string();
+        assert!(error.contains(part) && error.contains("`key_file`"), "{error:?} lacks {part:?}");
+        assert!(!error.contains(KEY) && !error.contains('\n'), "{error:?}");
+        assert!(!format!("{file:?}").contains(KEY));
+    }
+
+    #[test]
+    fn keys_are_read_and_what_hinders_is_said() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let path = dir.path().join("network.key");
+        check_error(&path, "chatchain key > network.key");
+        check_error(dir.path(), "cannot read the key file");
+        check_error(Path::new("/dev/zero"), "longer than 65536 bytes");
+        for (text, part) in
+            [("", "no key"), ("short", "line 1: a key has 16"), (&format!("{KEY} {KEY}"), "white")]
+        {
+            fs::write(&path, text).expect("written");
+            check_error(&path, part);
+        }
+        fs::write(&path, b"\xff\xfe").expect("written");
+        check_error(&path, "UTF-8");
+        fs::write(&path, KEY).expect("written");
+        assert_eq!(read(&path).keys(), Ok(Keys::from_list(KEY).expect("a key")));
+    }
+
+    #[test]
+    fn a_file_that_others_may_read_is_warned_of() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let path = dir.path().join("network.key");
+        fs::write(&path, KEY).expect("written");
+        for (mode, warns) in [(0o600, false), (0o400, false), (0o640, true), (0o604, true), (0o602, true)] {
+            fs::set_permissions(&path, fs::Permissions::from_mode(mode)).expect("our own file");
+            let warning = read(&path).warning.unwrap_or_default();
+            assert_eq!(warning.contains("chmod 600"), warns, "{mode:o}: {warning}");
+        }
+    }
+}

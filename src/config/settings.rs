@@ -1,0 +1,126 @@
+//! Owns the names of all settings: their key in the file, environment variable, flag and default.
+//!
+//! One table, so that the file's reader, the error that names the nearest key, the README and the tests cannot
+//! disagree about what there is. Knows nothing of what a setting means to the program.
+
+/// One setting and everywhere it may come from. Flags win over the environment, that over the file.
+#[derive(Debug, Clone, Copy)]
+pub struct Setting {
+    /// Dotted name in `config.toml`; empty where the file cannot set it.
+    pub key: &'static str,
+    /// Environment variable; empty if there is none.
+    pub env: &'static str,
+    /// Flag with its command; empty if there is none.
+    pub flag: &'static str,
+    /// What holds if nobody says otherwise; empty: nothing.
+    pub default: &'static str,
+    /// What it is for.
+    pub meaning: &'static str,
+}
+
+const fn setting(
+    key: &'static str,
+    env: &'static str,
+    flag: &'static str,
+    default: &'static str,
+    meaning: &'static str,
+) -> Setting {
+    Setting { key, env, flag, default, meaning }
+}
+
+/// Every setting there is.
+#[rustfmt::skip] // a table reads best as one
+pub const SETTINGS: [Setting; 18] = [
+    setting("", "CHATCHAIN_CONFIG", "--config", "config.toml, if it is there", "the configuration file"),
+    setting("network", "CHATCHAIN_NETWORK", "", "chatchain", "name of the network; nodes of another name are refused"),
+    setting("nodes", "CHATCHAIN_NODES", "node --peers, proxy --nodes", "127.0.0.1:8081 to 127.0.0.1:8084", "the nodes' addresses: node N listens on the N-th, counted from 0; or a table `{ 0 = \"…\", 3 = \"…\" }`"),
+    setting("key_file", "CHATCHAIN_KEY_FILE", "", "", "the file with the network's keys, one a line: the first is sent, each of them opens; without it there is no lock"),
+    setting("", "CHATCHAIN_KEY", "", "", "the keys themselves, separated by commas, instead of the file"),
+    setting("", "", "node --insecure, proxy --insecure", "", "listen beyond this machine although there is no key"),
+    setting("node.data_dir", "CHATCHAIN_NODE_DATA_DIR", "node --data-dir, up --data-dir, verify --data-dir", "data", "node N keeps its store in node-N below it"),
+    setting("node.sync_interval", "CHATCHAIN_NODE_SYNC_INTERVAL", "", "1s", "how often a quiet node compares itself with its peers"),
+    setting("node.scrub_interval", "CHATCHAIN_NODE_SCRUB_INTERVAL", "", "1h", "how often a node reads everything it stores, slowly, to find damage"),
+    setting("", "CHATCHAIN_NODE_ID", "node --node-id", "none: must be given", "which node of the network this is"),
+    setting("", "CHATCHAIN_NODE_LISTEN", "node --listen", "its address in `nodes`", "where a node listens"),
+    setting("", "CHATCHAIN_NODE_ADVERTISE", "node --advertise", "where it listens", "the address that others are told"),
+    setting("", "CHATCHAIN_NODE_PEERS", "node --peers", "the other `nodes`", "whom a node syncs with"),
+    setting("proxy.listen", "CHATCHAIN_PROXY_LISTEN", "proxy --listen", "127.0.0.1:8080", "where the proxy listens, and where clients look for it"),
+    setting("proxy.strategy", "CHATCHAIN_PROXY_STRATEGY", "", "hedge", "`failover`: one node after the other; `hedge`: also ask a second one when the first is slow; `race`: ask two at once"),
+    setting("", "CHATCHAIN_SERVER", "--server", "the proxy, then the nodes", "whom a client asks: addresses separated by commas (the flag is repeated instead)"),
+    setting("", "CHATCHAIN_USER", "send --from", "your login name", "who sends"),
+    setting("", "CHATCHAIN_STATE_DIR", "", "chatchain in $XDG_STATE_HOME, else in ~/.local/state", "where `send` keeps for some minutes how far it wrote, so that `list` waits until the server it asks has that"),
+];
+
+/// The names of all keys in `config.toml`.
+pub fn file_keys() -> impl Iterator<Item = &'static str> {
+    SETTINGS.iter().map(|s| s.key).filter(|key| !key.is_empty())
+}
+
+/// The tables of the file. (`nodes` may be a table too, but its keys are node ids.)
+pub const SECTIONS: [&str; 2] = ["node", "proxy"];
+
+/// The default of the setting with this variable, as it would be written in the file.
+pub fn default_of(variable: &str) -> &'static str {
+    SETTINGS.iter().find(|setting| setting.env == variable).expect("it is a setting").default
+}
+
+/// The known key or table that looks most like this one.
+pub fn nearest_key(typed: &str) -> &'static str {
+    fn last(key: &str) -> &str {
+        key.rsplit('.').next().unwrap_or(key)
+    }
+    // A key in the wrong table is as near as its last part: `listen` means `proxy.listen`.
+    let distance = |known: &&str| {
+        let whole = strsim::damerau_levenshtein(typed, known);
+        whole.min(strsim::damerau_levenshtein(last(typed), last(known)))
+    };
+    file_keys().chain(SECTIONS).min_by_key(distance).expect("the file has keys")
+}
+
+/// The name among `known` that looks most like this one.
+pub fn nearest<const N: usize>(typed: &str, known: [&'static str; N]) -> &'static str {
+    let distance = |name: &&str| strsim::damerau_levenshtein(typed, name);
+    known.into_iter().min_by_key(distance).expect("there are names")
+}
+
+/// All settings as the Markdown table that the README shows.
+pub fn markdown() -> String {
+    let head = "| `config.toml` | environment | flag | default | what |\n|---|---|---|---|---|\n";
+    let code = |name: &str| if name.is_empty() { String::new() } else { format!("`{name}`") };
+    let row = |s: Setting| {
+        let flags: Vec<_> = s.flag.split(", ").map(code).collect();
+        let default = if s.default.is_empty() { "none" } else { s.default };
+        [code(s.key), code(s.env), flags.join(", "), default.into(), s.meaning.into()].join(" | ")
+    };
+    std::iter::once(head.to_owned()).chain(SETTINGS.map(|s| format!("| {} |\n", row(s)))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nearest_key_is_the_one_that_was_meant() {
+        for (typed, meant) in [
+            ("networks", "network"),
+            ("node.data-dir", "node.data_dir"),
+            ("data_dir", "node.data_dir"),
+            ("proxy.stratgey", "proxy.strategy"),
+            ("listen", "proxy.listen"),
+            ("peers", "nodes"),
+            ("keyfile", "key_file"),
+            ("prxy", "proxy"),
+            ("nod", "node"),
+        ] {
+            assert_eq!(nearest_key(typed), meant, "{typed}");
+        }
+    }
+
+    #[test]
+    fn environment_names_follow_the_keys() {
+        for Setting { key, env, .. } in SETTINGS {
+            let derived = format!("CHATCHAIN_{}", key.replace('.', "_").to_uppercase());
+            assert!(key.is_empty() || env == derived, "{key} has {env}");
+        }
+    }
+}

@@ -1,0 +1,37 @@
+//! Owns `DELETE /nodes/{id}` at a node: an operator says that a node is gone for good.
+
+use axum::extract::RawQuery;
+use axum::http::{StatusCode, Uri};
+use axum::response::Response;
+
+use crate::api::error::{ErrorCode, Problem};
+use crate::api::network::ForgetAnswer;
+use crate::api::query;
+use crate::node::Node;
+use crate::node::cluster::roster::ForgetOutcome;
+use crate::serve;
+
+/// `DELETE /nodes/{id}`. When it answers, the mark is on disk here, and on its way to the others.
+pub async fn delete(node: Node, uri: Uri, RawQuery(raw): RawQuery) -> Result<Response, Problem> {
+    query::refuse_any(raw.as_deref())?;
+    let node_id = query::path_node(uri.path())?;
+    let (code, detail) = match node.cluster.forget(node_id) {
+        ForgetOutcome::Done => {
+            node.cluster.store_members(&node).await;
+            let forgotten = ForgetAnswer { node_id, forgotten: true };
+            let json = serde_json::to_vec(&forgotten).expect("numbers and booleans serialise");
+            return Ok(serve::json(StatusCode::OK, json));
+        }
+        ForgetOutcome::IsUp => {
+            let detail = format!("node {node_id} is up, and would come back at once; stop it before");
+            (ErrorCode::NodeIsUp, detail)
+        }
+        ForgetOutcome::Unknown => (
+            ErrorCode::NotFound,
+            format!(
+                "no node {node_id} has ever been heard of here; if a list of `nodes` or `--peers` holds it, take it out there"
+            ),
+        ),
+    };
+    Err(Problem::new(code, detail))
+}

@@ -1,0 +1,32 @@
+//! Owns which path leads to which handler of a node. What is not here answers `not_found`.
+
+pub(super) mod acks;
+mod feed;
+mod forget;
+mod history;
+mod position;
+pub(super) mod send;
+
+use axum::Router;
+use axum::routing::{delete, get, post};
+
+use super::slot::NodeSlot;
+use crate::api::path;
+use crate::node::cluster::sync;
+use crate::node::status;
+use crate::serve;
+
+/// All paths of a node.
+pub fn routes(seat: NodeSlot) -> Router {
+    Router::new()
+        .route(path::MESSAGES, post(send::post).get(history::get))
+        .route("/messages/{id}", get(history::get_one))
+        .route(path::FEED, get(feed::get))
+        .route(path::NODES, get(status::nodes))
+        .route("/nodes/{id}", delete(forget::delete))
+        .route(path::NETWORK, get(status::network))
+        .route(path::SYNC, post(sync::post))
+        .route(path::LIVEZ, get(serve::live))
+        .route(path::READYZ, get(status::ready))
+        .with_state(seat)
+}

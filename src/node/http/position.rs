@@ -1,0 +1,81 @@
+//! Owns positions: how much a read must cover, so that a sender sees on any node what it sent to another.
+//!
+//! An answer says in a header what it covers; a request that brings it waits for a moment until this node covers it too.
+//! That is all: a node that cannot catch up in time answers with what it has, and its own position says so.
+
+use std::time::Duration;
+
+use axum::http::{HeaderMap, HeaderValue};
+use tokio::time::{Instant, timeout_at};
+
+use crate::api::error::{ErrorCode, Problem};
+use crate::api::feed::{from_text, to_text};
+use crate::api::header::POSITION;
+use crate::chain::cursor;
+use crate::chain::cursor::InvalidCursor;
+use crate::chain::ids::{EntryKey, Origin};
+use crate::chain::logs::Logs;
+use crate::node::Node;
+
+/// How long a read waits for what it must cover.
+const WAIT_MAX: Duration = Duration::from_secs(1);
+/// Logs that a position names at the most: those that grew last. As many as there is room for.
+const LOGS_MAX: usize = 40;
+
+/// Waits until the logs cover what the request asks for, or for as long as it may. Gives what it asks for.
+pub async fn wait_for(node: &Node, headers: &HeaderMap) -> Result<Vec<(Origin, u64)>, Problem> {
+    let Some(value) = headers.get(POSITION) else { return Ok(Vec::new()) };
+    let bytes = value.to_str().ok().and_then(from_text).ok_or(InvalidCursor::Malformed);
+    let read = bytes.and_then(|bytes| cursor::read_position(&bytes, node.cluster.network));
+    let wanted = read.map_err(|why| {
+        let detail = format!("the header ChatChain-Position cannot be used: {why}");
+        Problem::new(ErrorCode::InvalidQuery, detail)
+    })?;
+    let (until, mut signal) = (Instant::now() + WAIT_MAX, node.logs_signal());
+    loop {
+        let is_covered = {
+            let logs = signal.borrow_and_update();
+            wanted.iter().all(|(origin, seq)| covered(&logs, *origin, *seq) >= *seq)
+        };
+        let changed = async { signal.changed().await.is_ok() };
+        if is_covered || !timeout_at(until, changed).await.unwrap_or(false) {
+            return Ok(wanted);
+        }
+    }
+}
+
+/// How much of a log is covered, of which this much was asked for. Where it was cut, what stood behind is in a branch.
+fn covered(logs: &Logs, origin: Origin, asked: u64) -> u64 {
+    let seq = logs.vector().seq(origin);
+    if seq >= asked.min(logs.vector().limit(origin)) { seq.max(asked) } else { seq }
+}
+
+/// The header that says: these entries are covered.
+pub fn of_places(node: &Node, places: impl IntoIterator<Item = EntryKey>) -> HeaderValue {
+    let mut last = std::collections::BTreeMap::new();
+    for EntryKey { origin, seq, .. } in places {
+        let known = last.entry(origin).or_insert(seq);
+        *known = seq.max(*known);
+    }
+    value(node, last)
+}
+
+/// The header that says: all of this is covered. Of what was asked for, in any case how much is.
+pub fn of_logs(node: &Node, logs: &Logs, asked: &[(Origin, u64)]) -> HeaderValue {
+    let is_asked = |origin: Origin| asked.iter().any(|(of, _)| *of == origin);
+    let others = logs.ranges().filter(|(origin, _)| !is_asked(*origin));
+    let mut newest: Vec<_> = others.map(|(origin, range)| (range.last, origin)).collect();
+    if newest.len() > LOGS_MAX {
+        newest.select_nth_unstable_by(LOGS_MAX, |left, right| right.cmp(left));
+        newest.truncate(LOGS_MAX);
+    }
+    newest.sort_unstable_by(|left, right| right.cmp(left));
+    let asked = asked.iter().map(|(origin, seq)| (*origin, covered(logs, *origin, *seq)));
+    let newest = newest.into_iter().map(|(_, origin)| (origin, logs.vector().seq(origin)));
+    value(node, asked.filter(|(_, seq)| *seq > 0).chain(newest))
+}
+
+fn value(node: &Node, seqs: impl IntoIterator<Item = (Origin, u64)>) -> HeaderValue {
+    let bytes = cursor::position(node.cluster.network, seqs);
+    to_text(&bytes).try_into().expect("base64 is a header value")
+}

@@ -1,0 +1,158 @@
+//! Owns `POST /messages` at a node: from the request to the disk to the answer.
+//!
+//! The flow: headers and query are checked before the body is read; the body becomes checked messages; the
+//! writer stores them and answers once they are on disk; where further copies are asked for, they are waited for; then the
+//! sender is told.
+
+use axum::body::Body;
+use axum::extract::RawQuery;
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::Response;
+use bytes::Bytes;
+use uuid::Uuid;
+
+use crate::api::batch;
+use crate::api::batch::{BatchAnswer, Rejected};
+use crate::api::error::{ErrorCode, Problem};
+use crate::api::header::POSITION;
+use crate::api::message;
+use crate::api::message::MessageView;
+use crate::api::path;
+use crate::api::query::SendQuery;
+use crate::api::time::Time;
+use crate::chain::ids::EntryKey;
+use crate::chain::message::{Content, Digest, Message};
+use crate::node::Node;
+use crate::node::http::acks;
+use crate::node::http::acks::AckPolicy;
+use crate::node::http::position;
+use crate::replica::write_ops::{NewMessage, Rejection, SendOutcome};
+use crate::serve;
+use crate::serve::SendKind;
+use crate::store::history::listing::shown_timestamp;
+
+/// `POST /messages`.
+pub async fn post(
+    node: Node,
+    RawQuery(query): RawQuery,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, Problem> {
+    let asked = AckPolicy::of(SendQuery::parse(query.as_deref().unwrap_or(""))?, &node)?;
+    let kind = SendKind::of(&headers)?;
+    let key = serve::idempotency_key(&headers)?;
+    let body = serve::read_body(body, kind.limit(), &node.limits.bodies).await?;
+    match kind {
+        SendKind::One => one(&node, body, key, asked).await,
+        SendKind::Batch => many(&node, body, key, asked).await,
+    }
+}
+
+fn new_message(message: &Message) -> NewMessage {
+    let content = message.encode();
+    NewMessage { id: message.fields().id, digest: Digest::of(&content), content }
+}
+
+async fn one(node: &Node, body: Bytes, key: Option<Uuid>, asked: AckPolicy) -> Result<Response, Problem> {
+    let message = message::parse_send(&body, key, Uuid::now_v7)?;
+    let intake = new_message(&message);
+    let digest = intake.digest;
+    let outcome = node.writer.send(vec![intake]).await.pop();
+    let (place, duplicate) = match outcome.expect("one outcome per message") {
+        SendOutcome::Stored { place, duplicate } => (place, duplicate),
+        SendOutcome::NotStored(why) => return Err(why.into()),
+    };
+    drop(body); // others need its share of the memory more than who only waits
+    let copies = if duplicate {
+        acks::all_copies(node, vec![(message.fields().id, digest, place)]).await
+    } else {
+        vec![vec![acks::range_of(place)]]
+    };
+    asked.wait(node, &copies).await;
+    let durable_on = node.durable_on(&copies[0]);
+    let content = message.encode();
+    let content = Content::decode(&content).expect("was encoded just now");
+    let mut json = Vec::with_capacity(512);
+    view(&content, place).write_answer_json(&durable_on, Some(duplicate), &mut json);
+    let status = match (asked.is_met_by(durable_on.len()), duplicate) {
+        (false, _) => StatusCode::ACCEPTED,
+        (true, true) => StatusCode::OK,
+        (true, false) => StatusCode::CREATED,
+    };
+    let mut response = serve::json(status, json);
+    let location = format!("{}{}", path::MESSAGES_PREFIX, content.id.hyphenated());
+    let location = location.try_into().expect("a UUID is a header value");
+    response.headers_mut().insert(header::LOCATION, location);
+    response.headers_mut().insert(POSITION, position::of_places(node, [place]));
+    Ok(response)
+}
+
+async fn many(node: &Node, body: Bytes, key: Option<Uuid>, asked: AckPolicy) -> Result<Response, Problem> {
+    let mut answer = BatchAnswer::default();
+    let (mut lines, mut messages) = (Vec::new(), Vec::new());
+    for line in batch::parse_batch(&body, key, Uuid::now_v7)? {
+        match line.message {
+            Ok(message) => {
+                let message = new_message(&message);
+                lines.push((line.number, message.id, message.digest));
+                messages.push(message);
+            }
+            Err(problem) => answer.rejected.push(Rejected::new(line.number, problem)),
+        }
+    }
+    let outcomes = if messages.is_empty() { Vec::new() } else { node.writer.send(messages).await };
+    drop(body); // as above
+    let (mut new, mut known) = (Vec::new(), Vec::new());
+    for ((number, id, digest), outcome) in lines.into_iter().zip(outcomes) {
+        match outcome {
+            SendOutcome::Stored { place, duplicate: false } => new.push(place),
+            SendOutcome::Stored { place, duplicate: true } => known.push((id, digest, place)),
+            SendOutcome::NotStored(why) => answer.rejected.push(Rejected::new(number, why.into())),
+        }
+    }
+    (answer.accepted, answer.duplicates) = (new.len() as u64, known.len() as u64);
+    answer.rejected.sort_by_key(|rejected| rejected.line);
+    let covered =
+        position::of_places(node, new.iter().copied().chain(known.iter().map(|(.., place)| *place)));
+    let mut status = StatusCode::OK;
+    if asked.needs_peers() {
+        let mut copies = acks::ranges_by_log(new);
+        copies.extend(acks::all_copies(node, known).await);
+        asked.wait(node, &copies).await;
+        if !asked.is_met(node, &copies) {
+            status = StatusCode::ACCEPTED;
+        }
+    }
+    let json = serde_json::to_vec(&answer).expect("numbers and strings serialise");
+    let mut response = serve::json(status, json);
+    response.headers_mut().insert(POSITION, covered);
+    Ok(response)
+}
+
+/// How a stored message is shown.
+pub fn view<'a>(content: &Content<'a>, place: EntryKey) -> MessageView<'a> {
+    MessageView {
+        id: content.id,
+        sender: content.sender,
+        recipient: content.recipient,
+        text: content.text,
+        timestamp: shown_timestamp(content, place),
+        accepted_at: Time(place.stamp.ms()),
+        origin: Uuid::from_bytes(place.origin.0),
+        seq: place.seq,
+    }
+}
+
+impl From<Rejection> for Problem {
+    fn from(why: Rejection) -> Self {
+        let (code, detail) = match why {
+            Rejection::Conflict => {
+                (ErrorCode::IdConflict, "this id already stands for a message with other content")
+            }
+            Rejection::Overloaded => (ErrorCode::Overloaded, "too many messages wait to be written"),
+            Rejection::Full => (ErrorCode::StorageFull, "the disk of this node is nearly full"),
+            Rejection::Failed => (ErrorCode::StorageFailed, "this node cannot write to its disk"),
+        };
+        Problem::new(code, detail)
+    }
+}

@@ -1,0 +1,140 @@
+//! Owns opening a node's store: once at the start, and every second after it failed.
+//!
+//! Called by `run`; calls `Store::open_with`. Which policy follows which failure is decided in
+//! `store/recovery/open_rules`; this file only carries it out: the thread, the timer, the trial process. The history of
+//! failures lives as long as the node's process.
+
+use std::io;
+use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
+use std::process::{ExitStatus, Stdio};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::process::Signal;
+use tokio::process::Command;
+
+use super::slot::NodeSlot;
+use super::{NodeError, now_ms};
+use crate::chain::logs::Logs;
+use crate::config::NodeConfig;
+use crate::store::recovery::crash_count::UncleanExits;
+use crate::store::recovery::open_rules::{OpenHistory, TrialOpen};
+use crate::store::{OpenError, Store};
+
+/// Pause before each attempt to open a store that failed.
+const REOPEN_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Signals that a process sends itself or gets for its own memory access; an operator or a service manager sends others.
+const CRASH_SIGNALS: [Signal; 3] = [Signal::ABORT, Signal::SEGV, Signal::BUS];
+
+/// A store and its logs as they are on disk.
+pub type OpenedStore = (Arc<Store>, Logs);
+
+/// Opens the store of one node, as often as it takes.
+pub struct StoreOpener {
+    config: Arc<NodeConfig>,
+    history: OpenHistory,
+}
+
+impl StoreOpener {
+    /// Reads how the last runs on the store ended. If they crashed in it, a trial process opens the log first.
+    pub async fn new(config: Arc<NodeConfig>) -> Self {
+        let unclean_exits = UncleanExits::of(&config.store_dir);
+        let mut history = OpenHistory::new(unclean_exits);
+        if history.needs_trial() {
+            history.trial_ended(run_trial(&config.store_dir, unclean_exits).await);
+        }
+        StoreOpener { config, history }
+    }
+
+    /// Opens the store.
+    pub async fn open(&mut self) -> Result<Result<OpenedStore, OpenError>, NodeError> {
+        let (config, policy) = (self.config.clone(), self.history.next_policy());
+        let opening = move || Store::open_with(&config.store_dir, &config.network, now_ms(), policy);
+        let opened = tokio::task::spawn_blocking(opening).await;
+        let opened = opened.map_err(|error| NodeError::Ended(format!("opening the store: {error}")))?;
+        match &opened {
+            Ok((store, logs)) => tracing::info!(
+                node = self.config.node_id,
+                store = %self.config.store_dir.display(),
+                messages = store.counts().messages,
+                origins = logs.vector().origins(),
+                "the store is open"
+            ),
+            Err(error) => self.history.opening_failed(error),
+        }
+        Ok(opened)
+    }
+
+    /// Opens the store again after it failed or did not open. Retries until it opens; the slot says why it does not yet.
+    pub async fn reopen(&mut self, slot: &NodeSlot) -> OpenedStore {
+        loop {
+            tokio::time::sleep(REOPEN_INTERVAL).await;
+            let why = match self.open().await {
+                Ok(Ok(opened)) => return opened,
+                Ok(Err(error)) => error.to_string(),
+                Err(error) => error.to_string(),
+            };
+            tracing::error!(why, "the store does not open");
+            slot.set_reason(why);
+        }
+    }
+
+    /// Records that the store failed while it was open.
+    pub fn store_failed(&mut self) {
+        self.history.store_failed();
+    }
+}
+
+/// Has another process open the log and nothing else. How that process ends tells whether the log crashes it.
+async fn run_trial(store_dir: &Path, UncleanExits { unfinished_checks, .. }: UncleanExits) -> TrialOpen {
+    tracing::warn!(
+        unfinished_checks,
+        "the last checks of the store did not finish: a trial process opens the log"
+    );
+    match open_in_trial_process(store_dir).await {
+        Ok(status) if has_crashed(status) => {
+            tracing::error!(%status, "a process that opens the log crashes: the log is salvaged without opening it");
+            TrialOpen::Crashed
+        }
+        Ok(_) => TrialOpen::DidNotCrash,
+        Err(error) => {
+            tracing::warn!(%error, "the trial process cannot be started");
+            TrialOpen::DidNotCrash
+        }
+    }
+}
+
+async fn open_in_trial_process(store_dir: &Path) -> io::Result<ExitStatus> {
+    let mut command = Command::new(std::env::current_exe()?);
+    command.args(["verify", "--only-open", "--data-dir"]).arg(store_dir);
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true);
+    command.status().await
+}
+
+fn has_crashed(status: ExitStatus) -> bool {
+    status.signal().is_some_and(|signal| CRASH_SIGNALS.iter().any(|crash| crash.as_raw() == signal))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(script: &str, want: bool) {
+        let status = std::process::Command::new("/bin/sh").args(["-c", script]).status().expect("a shell");
+        assert_eq!(has_crashed(status), want, "{script}: {status}");
+    }
+
+    #[test]
+    fn only_a_process_that_crashes_by_itself_speaks_against_the_log() {
+        check("kill -ABRT $$", true);
+        check("kill -SEGV $$", true);
+        check("kill -KILL $$", false);
+        check("kill -TERM $$", false);
+        check("exit 1", false);
+        check("exit 134", false);
+        check("exit 0", false);
+    }
+}

@@ -1,0 +1,450 @@
+//! Owns all writing to a store: decides a batch, commits it durably, and only then says what became of it.
+//!
+//! A batch is decided on a copy of the logs, which replaces them once the commit succeeded; so nothing is ever said of
+//! a message that is not on disk. What needs many commits (a cut in a long log and the removal of what is left behind it,
+//! loose entries whose gap was filled) goes on with each batch, in pieces.
+//! Any error ends the pen: what a failed write left behind must not be believed, and the store is opened anew.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::cut::CutInProgress;
+use super::decide::{Mint, Staged};
+use super::purge::Purger;
+use super::write_ops::{Committed, Maintenance, Space, WriteOps};
+use crate::chain::ids::{ChainHash, Origin};
+use crate::chain::logs::{CHECKPOINT_EVERY, Logs};
+use crate::chain::record::Record;
+use crate::store::{Store, StoreError};
+
+/// Cuts that a store takes in. Honest networks have a handful; a peer can invent any number, each stays for ever, and
+/// all of them must fit into one exchange. At the bound no log is cut any more, so forked ones stay different.
+const CUTS_MAX: usize = 65_536;
+/// Cuts that wait to be made. At the bound further ones are found again with a later exchange.
+const CUTTING_MAX: usize = 1_024;
+/// Records of peers that wait for others, until a part of the chain can be held against its checkpoints. At the bound
+/// all are dropped and asked for again.
+const CANDIDATES_MAX: usize = 4_096;
+
+/// See the head of this file.
+pub struct Committer {
+    store: Arc<Store>,
+    logs: Logs,
+    mint: Box<Mint>,
+    cutting: VecDeque<CutInProgress>,
+    sweeping: Purger,
+    absorbing: BTreeSet<Origin>,
+    candidates: BTreeMap<(Origin, u64), Bytes>,
+}
+
+impl Committer {
+    /// The only pen of a store that was just opened. `mint` gives the names of new logs.
+    pub fn new(store: Arc<Store>, logs: Logs, mint: Box<Mint>) -> Self {
+        let absorbing = logs.detached().map(|(origin, _)| origin).collect();
+        let (sweeping, cutting) = (Purger::of(&logs), VecDeque::new());
+        Committer { store, logs, mint, cutting, sweeping, absorbing, candidates: BTreeMap::new() }
+    }
+
+    /// The durable state.
+    pub fn logs(&self) -> &Logs {
+        &self.logs
+    }
+
+    /// The store it writes to.
+    pub fn store(&self) -> &Arc<Store> {
+        &self.store
+    }
+
+    /// There is something to be gone on with although nobody asks for it: write again, if only an empty batch.
+    pub fn has_more(&self) -> bool {
+        let has_left = !self.sweeping.is_done() || self.store.may_have_dangling();
+        has_left || !self.cutting.is_empty() || !self.absorbing.is_empty()
+    }
+
+    /// Decides and writes a batch. When it returns, all of it is on disk.
+    pub fn write(&mut self, batch: &WriteOps<'_>, room: Space, now_ms: u64) -> Result<Committed, StoreError> {
+        let store = self.store.clone();
+        let mut mint = std::mem::replace(&mut self.mint, Box::new(|| unreachable!("it is given back")));
+        let mut draft = Staged::new(self.logs.clone(), &store, &mut *mint, room, now_ms);
+        let decided = self.decide(&mut draft, batch, room);
+        let forks = std::mem::take(&mut draft.forks);
+        let (logs, change) = draft.into_change();
+        self.mint = mint;
+        let mut written = decided?;
+        for (origin, seq) in forks {
+            self.begin_cut(origin, seq);
+        }
+        if !change.is_empty() {
+            store.commit(&change, &logs)?;
+        }
+        // A log is also left without anything being written.
+        written.changed = !change.is_empty() || logs.own() != self.logs.own();
+        self.logs = logs;
+        for (origin, _) in &change.cuts {
+            self.sweeping.add(*origin);
+        }
+        if room.peers {
+            self.sweeping.step(&store, &self.logs, !batch.sends.is_empty())?;
+        }
+        Ok(written)
+    }
+
+    fn decide(
+        &mut self,
+        draft: &mut Staged<'_>,
+        batch: &WriteOps<'_>,
+        room: Space,
+    ) -> Result<Committed, StoreError> {
+        let mut written = Committed::default();
+        for care in &batch.care {
+            match care {
+                Maintenance::Cut(origin, seq) => self.begin_cut(*origin, *seq),
+                Maintenance::Mend(records) => self.mend(draft, records)?,
+                Maintenance::Checkpoint(origin, seq, hash) => draft.checkpoint(*origin, *seq, *hash),
+                Maintenance::Members(kept) if room.peers => draft.members(kept),
+                Maintenance::Members(_) => {}
+                Maintenance::Milestones(contents) => {
+                    contents.iter().for_each(|content| draft.milestone(content))
+                }
+            }
+        }
+        if room.peers {
+            self.go_on_cutting(draft)?;
+        }
+        for messages in &batch.sends {
+            let outcomes = messages.iter().map(|message| draft.send(message));
+            written.sends.push(outcomes.collect::<Result<_, _>>()?);
+        }
+        for admit in &batch.admits {
+            written.admits.push(draft.admit(admit)?);
+            let origin = admit.records.first().map(|bytes| record_of(bytes).origin);
+            self.absorbing.extend(origin.filter(|origin| draft.logs().detached_until(*origin).is_some()));
+        }
+        if room.peers && self.cutting.is_empty() {
+            for origin in std::mem::take(&mut self.absorbing) {
+                if draft.absorb(origin)? {
+                    self.absorbing.insert(origin);
+                }
+            }
+        }
+        Ok(written)
+    }
+
+    fn begin_cut(&mut self, origin: Origin, seq: u64) {
+        let is_done = self.logs.vector().cut_of(origin).is_some_and(|cut| cut <= seq);
+        let is_under_way = self.cutting.iter().any(|cutting| cutting.origin == origin && cutting.seq <= seq);
+        if is_done || is_under_way {
+            return;
+        }
+        if self.logs.vector().cut_count() >= CUTS_MAX || self.cutting.len() >= CUTTING_MAX {
+            tracing::error!(%origin, seq, "a log is not cut: too many are already");
+            return;
+        }
+        self.cutting.push_back(CutInProgress::new(origin, seq));
+    }
+
+    fn go_on_cutting(&mut self, draft: &mut Staged<'_>) -> Result<(), StoreError> {
+        let Some(mut cutting) = self.cutting.pop_front() else { return Ok(()) };
+        draft.leave(cutting.origin);
+        // A log that is cut again and again would else be written again and again beside what it was before.
+        if !cutting.is_begun() && !self.sweeping.is_done() {
+            self.cutting.push_front(cutting);
+            return Ok(());
+        }
+        match cutting.step(draft) {
+            Ok(true) => tracing::warn!(origin = %cutting.origin, seq = cutting.seq, "a log is cut"),
+            Ok(false) => self.cutting.push_front(cutting),
+            // The entry before the cut: it is mended first, or the log is cut before it.
+            Err(StoreError::Damaged { .. }) => {}
+            Err(error) => return Err(error),
+        }
+        Ok(())
+    }
+
+    /// Takes records of peers for damaged entries. They are written once the chain between two checkpoints holds with
+    /// them: a peer's word alone replaces nothing.
+    fn mend(&mut self, draft: &mut Staged<'_>, records: &[Bytes]) -> Result<(), StoreError> {
+        let mut parts = BTreeSet::new();
+        for bytes in records {
+            let record = record_of(bytes);
+            let (origin, seq) = (record.origin, record.seq);
+            if seq > self.logs.vector().seq(origin) || !record.content_matches_digest() {
+                continue;
+            }
+            if draft.reader()?.peek(origin, seq)?.is_some() {
+                self.store.log().damage().remove(origin, seq); // a read that failed once, or mended meanwhile
+                continue;
+            }
+            if self.candidates.len() >= CANDIDATES_MAX {
+                self.candidates.clear();
+            }
+            self.candidates.insert((origin, seq), bytes.clone());
+            parts.insert((origin, (seq - 1) / CHECKPOINT_EVERY));
+        }
+        for (origin, part) in parts {
+            self.mend_part(draft, origin, part)?;
+        }
+        Ok(())
+    }
+
+    fn mend_part(&mut self, draft: &mut Staged<'_>, origin: Origin, part: u64) -> Result<(), StoreError> {
+        let first = part * CHECKPOINT_EVERY + 1;
+        let head = *self.logs.vector().get(origin).expect("was compared with the head");
+        let last = head.seq.min(first + CHECKPOINT_EVERY - 1);
+        let mut reader = draft.reader()?;
+        let kept = |seq: u64| {
+            if seq == 0 { Ok(Some(ChainHash::genesis(origin))) } else { reader.checkpoint(origin, seq) }
+        };
+        let before = kept(first - 1)?;
+        let after = if last == head.seq { Some(head.hash) } else { kept(last)? };
+        let (Some(mut hash), Some(after)) = (before, after) else { return Ok(()) };
+        let mut mended = Vec::new();
+        for seq in first..=last {
+            let entry = reader.peek(origin, seq)?;
+            let record = match (&entry, self.candidates.get(&(origin, seq))) {
+                (Some(entry), _) => entry.record(),
+                (None, Some(bytes)) => {
+                    mended.push(bytes.clone());
+                    record_of(bytes)
+                }
+                (None, None) => {
+                    self.store.log().damage().add(origin, seq);
+                    return Ok(()); // more is damaged than was sent; the rest is asked for as well
+                }
+            };
+            hash = hash.next(seq, record.stamp, record.digest);
+        }
+        self.candidates.retain(|(of, seq), _| *of != origin || !(first..=last).contains(seq));
+        if hash != after {
+            tracing::warn!(%origin, first, last, "what a peer sent for damaged entries does not fit their chain");
+            return Ok(());
+        }
+        for bytes in &mended {
+            draft.mend(&record_of(bytes), bytes)?;
+        }
+        tracing::info!(%origin, first, last, entries = mended.len(), "damaged entries are mended");
+        Ok(())
+    }
+}
+
+fn record_of(bytes: &Bytes) -> Record<'_> {
+    Record::parse(bytes).expect("the exchange hands on checked records only").0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use uuid::Uuid;
+
+    use crate::chain::message::{self, Digest, Message};
+    use crate::replica::write_ops::{NewMessage, Rejection, SendOutcome};
+    use crate::store::engine::files::{Directory, Files, INDEX, LOG};
+    use crate::store::history::listing::{Filter, Listing};
+    use crate::store::log::overwrite;
+
+    const NOW: u64 = 1_700_000_000_000;
+
+    fn intake(id: u128, text: &str) -> NewMessage {
+        let (sender, recipient, text) = ("a".into(), "b".into(), text.into());
+        let draft =
+            message::UncheckedMessage { id: Uuid::from_u128(id), sender, recipient, text, timestamp: None };
+        let content = Message::new(draft).expect("valid").encode();
+        NewMessage { id: Uuid::from_u128(id), digest: Digest::of(&content), content }
+    }
+
+    fn write(pen: &mut Committer, care: Vec<&Maintenance>, messages: &[NewMessage]) -> Vec<SendOutcome> {
+        let batch = WriteOps { care, sends: vec![messages], admits: Vec::new() };
+        pen.write(&batch, Space::ALL, NOW).expect("writes").sends.remove(0)
+    }
+
+    /// A store in `dir`, and what is written to it.
+    fn open(dir: &tempfile::TempDir) -> Committer {
+        let (store, logs) = Store::open(dir.path(), "test", NOW).expect("opens");
+        let mut names = u8::try_from(logs.vector().origins()).expect("few");
+        let mint = move || {
+            names += 1;
+            Origin([names; 16])
+        };
+        Committer::new(store, logs, Box::new(mint))
+    }
+
+    /// So many messages with a text of 900 bytes, indexed. Gives the log they are in.
+    fn fill(pen: &mut Committer, messages: u128) -> Origin {
+        let all: Vec<NewMessage> = (0..messages).map(|id| intake(id, &"x".repeat(900))).collect();
+        for part in all.chunks(500) {
+            write(pen, Vec::new(), part);
+        }
+        while pen.store().flush_index().expect("indexes") {}
+        pen.logs().own().expect("has begun one")
+    }
+
+    /// Goes on with what there is to go on with.
+    fn finish(pen: &mut Committer) {
+        while pen.has_more() {
+            pen.write(&WriteOps::default(), Space::ALL, NOW).expect("writes");
+        }
+    }
+
+    fn cut(pen: &mut Committer, origin: Origin, seq: u64) {
+        write(pen, vec![&Maintenance::Cut(origin, seq)], &[]);
+        while pen.logs().vector().cut_of(origin) != Some(seq) {
+            pen.write(&WriteOps::default(), Space::ALL, NOW).expect("writes");
+        }
+    }
+
+    fn row_from(pen: &Committer, origin: Origin, seq: u64) -> Option<u64> {
+        pen.store().log().read().expect("reads").row_from(origin, seq).expect("reads")
+    }
+
+    fn list(pen: &Committer, logs: &Logs, filter: Filter) -> Result<usize, StoreError> {
+        let mut listing = Listing::new(pen.store(), Arc::new(logs.clone()), filter, None, false)?;
+        let mut count = 0;
+        while !listing.is_done() {
+            count += listing.next_chunk(1_000)?.len();
+        }
+        Ok(count)
+    }
+
+    /// As a bad peer would ask for it: a log, then the branch that this leads to, and so on.
+    #[test]
+    fn cutting_branch_after_branch_does_not_make_the_files_grow() {
+        let dir = tempfile::tempdir().expect("temp dir");
+        let mut pen = open(&dir);
+        let mut origin = fill(&mut pen, 4_000);
+        let size = |name| Directory(dir.path().to_owned()).len(name).expect("is there").expect("is there");
+        let size = || size(LOG) + size(INDEX);
+        let (before, mut after) = (size(), Vec::new());
+        for round in 1..=16 {
+            write(&mut pen, vec![&Maintenance::Cut(origin, 1)], &[]);
+            finish(&mut pen);
+            while pen.store().flush_index().expect("indexes") {}
+            let mut logs = pen.logs().vector().iter().map(|(origin, _)| origin);
+            origin = logs.next().expect("a branch");
+            assert_eq!((logs.next(), pen.logs().vector().cut_count()), (None, round));
+            after.push(size());
+        }
+        assert!(after[15] <= 3 * before && after[15] == after[7], "{before} bytes, then {after:?}");
+        assert_eq!(pen.store().counts().messages, 4_000);
+        assert_eq!(list(&pen, pen.logs(), Filter::default()).expect("lists"), 4_000);
+        let standings = pen.store().lookup().standings(Uuid::from_u128(7).into_bytes()).expect("reads");
+        assert_eq!(standings.len(), 1, "the index forgets old places as well");
+    }
+
+    #[test]
+    fn a_sweep_waits_for_clients_and_for_room_and_goes_on_after_the_next_opening() {
+        let dir = tempfile::tempdir().expect("temp dir");
+        let mut pen = open(&dir);
+        let origin = fill(&mut pen, 3_500);
+        cut(&mut pen, origin, 1_001);
+        write(&mut pen, Vec::new(), &[intake(9_999, "a client comes first")]);
+        pen.write(&WriteOps::default(), Space { clients: true, peers: false }, NOW).expect("writes");
+        assert_eq!(
+            row_from(&pen, origin, 3_500),
+            Some(3_500),
+            "the tail had the same ids, or nothing was done yet"
+        );
+        while row_from(&pen, origin, 3_500).is_some() {
+            pen.write(&WriteOps::default(), Space::ALL, NOW).expect("writes");
+        }
+        assert_eq!(row_from(&pen, origin, 1_001), Some(1_001), "that was one piece of some");
+        drop(pen);
+
+        let mut pen = open(&dir);
+        assert_eq!(row_from(&pen, origin, 1_001), Some(1_001));
+        finish(&mut pen);
+        assert_eq!((row_from(&pen, origin, 1), row_from(&pen, origin, 1_001)), (Some(1), None));
+        drop(pen);
+        for _ in 0..2 {
+            let mut pen = open(&dir);
+            finish(&mut pen);
+            assert_eq!(pen.store().counts().messages, 3_501);
+            assert_eq!(list(&pen, pen.logs(), Filter::default()).expect("lists"), 3_501);
+        }
+    }
+
+    #[test]
+    fn a_listing_of_what_was_before_a_cut_fails_once_it_is_swept_and_calls_nothing_damaged() {
+        let dir = tempfile::tempdir().expect("temp dir");
+        let mut pen = open(&dir);
+        let origin = fill(&mut pen, 30);
+        let before = Arc::new(pen.logs().clone());
+        let by_name = || Filter { recipient: Some("b".into()), ..Filter::default() };
+        let mut begun = [Filter::default(), by_name()]
+            .map(|filter| Listing::new(pen.store(), before.clone(), filter, None, false).expect("begins"));
+        for listing in &mut begun {
+            assert_eq!(listing.next_chunk(7).expect("reads").len(), 7);
+        }
+        write(&mut pen, vec![&Maintenance::Cut(origin, 11)], &[]);
+        finish(&mut pen);
+        for listing in &mut begun {
+            for _ in 0..2 {
+                let next = listing.next_chunk(100);
+                assert!(matches!(next, Err(StoreError::CutOff { .. })), "{next:?}");
+            }
+        }
+        for filter in [Filter::default(), by_name()] {
+            assert!(matches!(list(&pen, &before, filter.clone()), Err(StoreError::CutOff { .. })));
+            assert_eq!(list(&pen, pen.logs(), filter).expect("lists"), 30);
+        }
+        let moved = pen.store().first_copy(Uuid::from_u128(20), &before);
+        assert!(matches!(moved, Err(StoreError::CutOff { .. })), "it is not unknown: {moved:?}");
+        assert_eq!(pen.store().log().damage().count(), 0);
+    }
+
+    #[test]
+    fn what_was_lost_with_a_cut_is_not_counted_any_more() {
+        let dir = tempfile::tempdir().expect("temp dir");
+        let mut pen = open(&dir);
+        let origin = fill(&mut pen, 30);
+        overwrite(pen.store().log(), origin, 11, b"not a record");
+        cut(&mut pen, origin, 11);
+        assert_eq!(pen.store().counts().messages, 30, "nobody knows which it was");
+        drop(pen); // before it was looked for
+        for _ in 0..2 {
+            let mut pen = open(&dir);
+            finish(&mut pen);
+            assert_eq!(pen.store().counts().messages, 29);
+            assert_eq!(list(&pen, pen.logs(), Filter::default()).expect("lists"), 29);
+            let again = write(&mut pen, Vec::new(), &[intake(11, &"x".repeat(900))]);
+            assert!(matches!(again[0], SendOutcome::Stored { duplicate: true, .. }), "another: {again:?}");
+        }
+    }
+
+    /// The old places are cut off with the very commit that brings the new ones, which no index knows so far.
+    #[test]
+    fn what_a_cut_moves_is_known_to_the_sends_of_the_same_batch() {
+        let dir = tempfile::tempdir().expect("temp dir");
+        let (store, logs) = Store::open(dir.path(), "test", NOW).expect("opens");
+        let mut names = 0;
+        let mint = move || {
+            names += 1;
+            Origin([names; 16])
+        };
+        let mut pen = Committer::new(store, logs, Box::new(mint));
+        let stored = write(&mut pen, Vec::new(), &[intake(1, "one"), intake(2, "two")]);
+        let SendOutcome::Stored { place, duplicate: false } = stored[0] else { panic!("{stored:?}") };
+        let cut = Maintenance::Cut(place.origin, 1);
+        let again = write(&mut pen, vec![&cut], &[intake(1, "one"), intake(2, "other")]);
+        assert_eq!(pen.logs().vector().cut_of(place.origin), Some(1), "with this batch");
+        assert!(matches!(again[0], SendOutcome::Stored { duplicate: true, .. }), "{again:?}");
+        assert_eq!(again[1], SendOutcome::NotStored(Rejection::Conflict));
+    }
+
+    /// A peer can name any log, and nobody knows that there is none of that name.
+    #[test]
+    fn cuts_that_a_peer_invents_wait_in_a_bounded_queue() {
+        let dir = tempfile::tempdir().expect("temp dir");
+        let (store, logs) = Store::open(dir.path(), "test", NOW).expect("opens");
+        let mut pen = Committer::new(store, logs, Box::new(|| Origin([1; 16])));
+        let name = |number: u16| Origin([number.to_be_bytes(); 8].concat().try_into().expect("16 bytes"));
+        let invented: Vec<Maintenance> = (0..3_000).map(|number| Maintenance::Cut(name(number), 1)).collect();
+        write(&mut pen, invented.iter().collect(), &[]);
+        assert!(pen.cutting.len() < CUTTING_MAX, "{}", pen.cutting.len());
+        while pen.has_more() {
+            write(&mut pen, Vec::new(), &[]);
+        }
+        assert_eq!(pen.logs().vector().cut_count(), CUTTING_MAX);
+    }
+}

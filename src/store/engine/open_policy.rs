@@ -1,0 +1,28 @@
+//! Owns the ways to open a store. Which one is right after what happened before: `recovery/open_rules`.
+
+/// How a store is opened. Each policy after the first costs time; none deletes a record.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum OpenPolicy {
+    /// Check every page of a file that is small enough to check quickly; trust a larger one.
+    #[default]
+    Default,
+    /// Drop the system's page cache of both files and check every page.
+    FullCheck,
+    /// As [`OpenPolicy::FullCheck`], but a log that the disk does not read in full is salvaged: its unreadable blocks are
+    /// given up.
+    AcceptLoss,
+    /// As [`OpenPolicy::FullCheck`] for the log; the index is rebuilt without reading the old one.
+    RebuildIndex,
+    /// Salvage the log without opening it, and rebuild the index.
+    SalvageLog,
+}
+
+impl OpenPolicy {
+    pub(in crate::store) fn checks_every_page(self) -> bool {
+        self != OpenPolicy::Default
+    }
+
+    pub(in crate::store) fn rebuilds_index(self) -> bool {
+        matches!(self, OpenPolicy::RebuildIndex | OpenPolicy::SalvageLog)
+    }
+}

@@ -1,0 +1,234 @@
+//! Owns history: which messages are listed, in display order, within one vector.
+//!
+//! A listing is of the logs as they were at its start, so it depends on that vector alone. If one message
+//! stands in several logs, the copy that comes first within the vector is shown and the others are not. It is
+//! read in chunks, each with transactions of its own, so that a slow reader pins nothing. Where a log of its vector is
+//! cut meanwhile, it fails once rows behind the cut are removed, and never goes on without them.
+
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+use uuid::Uuid;
+
+use crate::chain::ids::EntryKey;
+use crate::chain::logs::Logs;
+use crate::chain::message::{Content, Digest, fold};
+use crate::store::history::merge::Merge;
+use crate::store::history::user_scan::UserScan;
+use crate::store::index::memtable::{RECIPIENT, SENDER};
+use crate::store::log::{Entry, LogReader};
+use crate::store::{Store, StoreError};
+
+/// Entries looked at in one chunk; then the transaction ends.
+const CHUNK_ROWS: usize = 1_000;
+/// Bytes of shown records in one chunk.
+const CHUNK_BYTES: usize = 256 << 10;
+/// How long one chunk may pin pages.
+const CHUNK_TIME: Duration = Duration::from_millis(20);
+
+/// Which messages are meant. All that is given must hold.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Filter {
+    /// The sender is this.
+    pub sender: Option<String>,
+    /// The recipient is this.
+    pub recipient: Option<String>,
+    /// The sender or the recipient is this.
+    pub user: Option<String>,
+    /// The other side of `user` is this.
+    pub with: Option<String>,
+    /// The text contains this, without regard to case.
+    pub text: Option<String>,
+    /// Shown timestamp at least this, Unix seconds.
+    pub since: Option<u64>,
+    /// Shown timestamp below this, Unix seconds.
+    pub until: Option<u64>,
+}
+
+/// The timestamp that is shown: the sender's, else the second of acceptance.
+pub fn shown_timestamp(content: &Content<'_>, place: EntryKey) -> u64 {
+    content.timestamp.unwrap_or(place.stamp.ms() / 1000)
+}
+
+impl Filter {
+    fn folded(mut self) -> Self {
+        self.text = self.text.map(|text| fold(&text));
+        self
+    }
+
+    /// `self` must be folded.
+    fn matches(&self, content: &Content<'_>, place: EntryKey) -> bool {
+        let is = |want: &Option<String>, name: &str| want.as_deref().is_none_or(|want| want == name);
+        let between = |user: &String, other: &Option<String>| {
+            (content.sender == user && is(other, content.recipient))
+                || (content.recipient == user && is(other, content.sender))
+        };
+        let timestamp = shown_timestamp(content, place);
+        is(&self.sender, content.sender)
+            && is(&self.recipient, content.recipient)
+            && self.user.as_ref().is_none_or(|user| between(user, &self.with))
+            && self.since.is_none_or(|since| timestamp >= since)
+            && self.until.is_none_or(|until| timestamp < until)
+            && self.text.as_ref().is_none_or(|text| fold(content.text).contains(text.as_str()))
+    }
+
+    /// The name and the sides by which the index finds everything that can match.
+    fn indexed(&self) -> Option<(&str, u8)> {
+        if let Some(sender) = &self.sender {
+            Some((sender, SENDER))
+        } else if let Some(user) = &self.user {
+            Some((user, SENDER | RECIPIENT))
+        } else {
+            self.recipient.as_ref().map(|recipient| (recipient.as_str(), RECIPIENT))
+        }
+    }
+}
+
+#[derive(Debug)]
+enum Source {
+    Logs(Merge),
+    User(UserScan),
+}
+
+impl Source {
+    /// `filter` must be folded.
+    fn new(
+        store: &Store,
+        logs: &Logs,
+        filter: &Filter,
+        from: Option<EntryKey>,
+        backward: bool,
+    ) -> Result<Self, StoreError> {
+        Ok(match filter.indexed() {
+            Some((name, sides)) => Source::User(UserScan::new(store, name, sides, from, backward)),
+            None => Source::Logs(Merge::new(store, logs, from, backward)?),
+        })
+    }
+
+    fn next(
+        &mut self,
+        store: &Store,
+        logs: &Logs,
+        reader: &mut LogReader,
+    ) -> Result<Option<(Entry, bool)>, StoreError> {
+        match self {
+            Source::Logs(merge) => merge.next(store, reader),
+            Source::User(scan) => scan.next(store, logs, reader),
+        }
+    }
+}
+
+/// A walk through history. See the head of this file.
+#[derive(Debug)]
+pub struct Listing {
+    /// Not held between chunks: a slow reader must not keep a store open that is to be closed.
+    store: Weak<Store>,
+    logs: Arc<Logs>,
+    filter: Filter,
+    /// `None`: it was put down.
+    source: Option<Source>,
+    from: Option<EntryKey>,
+    backward: bool,
+    until: Option<EntryKey>,
+    done: bool,
+    last_seen: Option<EntryKey>,
+}
+
+impl Listing {
+    /// Everything in `logs` that matches, after `from` (exclusive) in display order; `backward`: before it,
+    /// newest first.
+    pub fn new(
+        store: &Arc<Store>,
+        logs: Arc<Logs>,
+        filter: Filter,
+        from: Option<EntryKey>,
+        backward: bool,
+    ) -> Result<Self, StoreError> {
+        let filter = filter.folded();
+        let source = Some(Source::new(store, &logs, &filter, from, backward)?);
+        let store = Arc::downgrade(store);
+        let (until, done, last_seen) = (None, false, None);
+        Ok(Listing { store, logs, filter, source, from, backward, until, done, last_seen })
+    }
+
+    /// Keeps no more in memory than where it is, until the next chunk is asked for.
+    pub fn release_buffers(&mut self) {
+        self.source = None;
+    }
+
+    /// Ends the listing before it reaches this place.
+    #[must_use]
+    pub fn until(self, place: Option<EntryKey>) -> Self {
+        Listing { until: place, ..self }
+    }
+
+    /// The next messages, at most `most` of them; maybe none although there are more. See [`Listing::is_done`].
+    pub fn next_chunk(&mut self, most: usize) -> Result<Vec<Entry>, StoreError> {
+        let began = Instant::now();
+        let store = self.store.upgrade().ok_or(StoreError::Closed)?;
+        let mut reader = store.log().read()?;
+        let (mut shown, mut bytes) = (Vec::new(), 0);
+        for _ in 0..CHUNK_ROWS {
+            if shown.len() >= most || bytes >= CHUNK_BYTES || began.elapsed() >= CHUNK_TIME {
+                break;
+            }
+            let source = if let Some(source) = &mut self.source {
+                source
+            } else {
+                let from = self.last_seen.or(self.from);
+                self.source.insert(Source::new(&store, &self.logs, &self.filter, from, self.backward)?)
+            };
+            let next = match source.next(&store, &self.logs, &mut reader) {
+                // What was found is given first; the next chunk begins with the damage.
+                Err(StoreError::Damaged { .. }) if !shown.is_empty() => break,
+                next => next?,
+            };
+            let Some((entry, has_copy)) = next.filter(|(entry, _)| self.is_before_the_end(entry.place))
+            else {
+                self.done = true;
+                break;
+            };
+            self.last_seen = Some(entry.place);
+            if self.shows(&store, &entry, has_copy)? {
+                bytes += entry.record.len();
+                shown.push(entry);
+            }
+        }
+        store.check_not_purged(&self.logs)?; // the index says nothing where it lacks a row
+        Ok(shown)
+    }
+
+    fn is_before_the_end(&self, place: EntryKey) -> bool {
+        self.until.is_none_or(|until| if self.backward { place > until } else { place < until })
+    }
+
+    fn shows(&self, store: &Store, entry: &Entry, has_copy: bool) -> Result<bool, StoreError> {
+        let record = entry.record();
+        let Some(content) = record.message() else { return Ok(false) };
+        if has_copy && !self.is_first_copy(store, content.id, record.digest, entry.place)? {
+            return Ok(false);
+        }
+        Ok(self.filter.matches(&content, entry.place))
+    }
+
+    fn is_first_copy(
+        &self,
+        store: &Store,
+        id: Uuid,
+        digest: Digest,
+        place: EntryKey,
+    ) -> Result<bool, StoreError> {
+        let copies = store.stored_copies(id, &self.logs)?;
+        Ok(!copies.iter().any(|copy| copy.digest == digest && copy.place < place))
+    }
+
+    /// Everything was looked at.
+    pub fn is_done(&self) -> bool {
+        self.done
+    }
+
+    /// The last entry looked at, shown or not: where another listing can go on.
+    pub fn last_seen(&self) -> Option<EntryKey> {
+        self.last_seen
+    }
+}

@@ -1,0 +1,283 @@
+//! Owns the crash marker of a store: a file that counts the runs in a row that ended without a clean stop.
+//!
+//! Before anything of a store is opened, the file [`CRASH_MARKER`] says that a run has begun. A clean stop removes it, and so
+//! does [`CrashCount::mark_healthy`] once the store has proved usable. What an unclean exit means: see `open_rules`. A marker
+//! that cannot be read or written is a warning and stops nothing.
+//!
+//! The file holds two decimal numbers, `runs unfinished_checks`; it is absent if both are 0.
+
+use std::io;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use crate::store::OpenPolicy;
+use crate::store::engine::files::{CRASH_MARKER, Directory, Files};
+use crate::store::recovery::open_rules::OpenHistory;
+
+/// Bytes read of the marker. A longer one was not written by this program.
+const MARKER_BYTES_MAX: usize = 32;
+
+/// Processes in a row that exited without closing the store or marking it healthy.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct UncleanExits {
+    /// All of them.
+    pub runs: u32,
+    /// The last of them that were checking every page of the store and did not finish.
+    pub unfinished_checks: u32,
+}
+
+impl UncleanExits {
+    /// What the marker in this directory says. Only valid while no process has the store open. A marker that cannot be read
+    /// counts as none.
+    pub fn of(dir: &Path) -> Self {
+        Self::read(&Directory(dir.to_owned()))
+    }
+
+    fn read(files: &dyn Files) -> Self {
+        let mut marker = [0; MARKER_BYTES_MAX];
+        match files.open_raw(CRASH_MARKER).and_then(|file| file.read_at(0, &mut marker)) {
+            Ok(count) => Self::parse(&marker[..count]),
+            Err(error) => {
+                if error.kind() != io::ErrorKind::NotFound {
+                    tracing::warn!(%error, "cannot read how the last runs on the store ended");
+                }
+                UncleanExits::default()
+            }
+        }
+    }
+
+    /// A marker that is not in our format still means that a run began.
+    fn parse(marker: &[u8]) -> Self {
+        let words = std::str::from_utf8(marker).unwrap_or_default();
+        let numbers: Option<Vec<u32>> = words.split_whitespace().map(|word| word.parse().ok()).collect();
+        match numbers.as_deref() {
+            Some(&[runs, unfinished_checks]) => UncleanExits { runs, unfinished_checks },
+            _ => UncleanExits { runs: 1, unfinished_checks: 0 },
+        }
+    }
+
+    fn write(self, files: &dyn Files) {
+        let UncleanExits { runs, unfinished_checks } = self;
+        let written = match self == UncleanExits::default() {
+            true => files.remove(CRASH_MARKER),
+            false => files.replace(CRASH_MARKER, format!("{runs} {unfinished_checks}\n").as_bytes()),
+        };
+        if let Err(error) = written {
+            tracing::warn!(%error, "cannot note how runs on the store end");
+        }
+    }
+}
+
+/// The marker of one run over a store. Dropped after the databases are closed.
+#[derive(Debug)]
+pub(in crate::store) struct CrashCount {
+    files: Box<dyn Files>,
+    policy: OpenPolicy,
+    /// The runs before this one.
+    before: UncleanExits,
+    /// What the marker says after this run closes the store. If the process goes on and opens the store again because it
+    /// failed, this run counts neither as unclean nor as proof: the marker says again what it said before.
+    after_close: Mutex<UncleanExits>,
+    has_committed: AtomicBool,
+    has_indexed: AtomicBool,
+}
+
+impl CrashCount {
+    /// Writes the marker for an opening with this policy, or with a stricter one that the earlier runs demand.
+    pub(in crate::store) fn start(files: &dyn Files, asked: OpenPolicy) -> Self {
+        let before = UncleanExits::read(files);
+        let policy = match asked {
+            OpenPolicy::Default => OpenHistory::new(before).next_policy(),
+            asked => asked,
+        };
+        let is_check = u32::from(policy.checks_every_page());
+        let now = UncleanExits {
+            runs: before.runs.saturating_add(1),
+            unfinished_checks: before.unfinished_checks.saturating_add(is_check),
+        };
+        now.write(files);
+        CrashCount {
+            files: files.boxed(),
+            policy,
+            before,
+            after_close: Mutex::new(before),
+            has_committed: AtomicBool::new(false),
+            has_indexed: AtomicBool::new(false),
+        }
+    }
+
+    /// How the store is opened.
+    pub(in crate::store) fn policy(&self) -> OpenPolicy {
+        self.policy
+    }
+
+    /// How many runs before this one ended uncleanly, if that is why every page is checked.
+    pub(in crate::store) fn exits_to_report(&self) -> Option<u32> {
+        let policy = OpenHistory::new(self.before).next_policy();
+        policy.checks_every_page().then_some(self.before.runs)
+    }
+
+    /// Records that the store is open: a check of every page has finished.
+    pub(in crate::store) fn opened(&self) {
+        let UncleanExits { runs, unfinished_checks } = self.before;
+        if unfinished_checks > 0 || self.policy.checks_every_page() {
+            UncleanExits { runs: runs.saturating_add(1), unfinished_checks: 0 }.write(&*self.files);
+        }
+        self.set_after_close(UncleanExits { runs, unfinished_checks: 0 });
+    }
+
+    /// Records that a batch is in the log and in the memtable.
+    pub(in crate::store) fn committed(&self) {
+        self.has_committed.store(true, Ordering::Release);
+    }
+
+    /// Whether a batch was committed: the next flush of the memtable holds it, or an earlier one did.
+    pub(in crate::store) fn has_committed(&self) -> bool {
+        self.has_committed.load(Ordering::Acquire)
+    }
+
+    /// Records that a committed batch is in the index file.
+    pub(in crate::store) fn indexed(&self) {
+        self.has_indexed.store(true, Ordering::Release);
+    }
+
+    /// Whether this run wrote to both files. Most damage shows at the first write.
+    pub(in crate::store) fn has_written_both(&self) -> bool {
+        self.has_committed() && self.has_indexed.load(Ordering::Acquire)
+    }
+
+    /// Removes the marker: the store is usable, however this process ends.
+    pub(in crate::store) fn mark_healthy(&self) {
+        self.will_stop_cleanly();
+        UncleanExits::default().write(&*self.files);
+    }
+
+    /// The process ends cleanly once the store is closed.
+    pub(in crate::store) fn will_stop_cleanly(&self) {
+        self.set_after_close(UncleanExits::default());
+    }
+
+    fn set_after_close(&self, exits: UncleanExits) {
+        *self.after_close.lock().unwrap_or_else(PoisonError::into_inner) = exits; // two numbers
+    }
+}
+
+impl Drop for CrashCount {
+    fn drop(&mut self) {
+        self.after_close.get_mut().unwrap_or_else(PoisonError::into_inner).write(&*self.files);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A run that ends as a killed process does.
+    fn run_and_crash(files: &Directory, opens: bool) -> OpenPolicy {
+        let run = CrashCount::start(files, OpenPolicy::Default);
+        if opens {
+            run.opened();
+        }
+        let policy = run.policy();
+        std::mem::forget(run);
+        policy
+    }
+
+    fn check(work: impl FnOnce(&Directory)) {
+        let dir = tempfile::tempdir().expect("temp dir");
+        work(&Directory(dir.path().to_owned()));
+    }
+
+    fn marker(files: &Directory) -> Option<String> {
+        std::fs::read_to_string(files.path(CRASH_MARKER)).ok()
+    }
+
+    #[test]
+    fn every_page_is_checked_from_the_third_run_on_that_follows_unclean_exits() {
+        check(|files| {
+            let policies: Vec<_> = (0..5).map(|_| run_and_crash(files, true)).collect();
+            assert_eq!(policies[..2], [OpenPolicy::Default; 2]);
+            assert_eq!(policies[2..], [OpenPolicy::FullCheck; 3]);
+            assert_eq!(marker(files).as_deref(), Some("5 0\n"));
+            assert_eq!(CrashCount::start(files, OpenPolicy::AcceptLoss).policy(), OpenPolicy::AcceptLoss);
+        });
+    }
+
+    #[test]
+    fn checks_that_do_not_finish_are_counted_until_one_finishes() {
+        check(|files| {
+            for want in ["1 0\n", "2 0\n", "3 1\n", "4 2\n"] {
+                run_and_crash(files, false);
+                assert_eq!(marker(files).as_deref(), Some(want));
+            }
+            run_and_crash(files, true);
+            assert_eq!(marker(files).as_deref(), Some("5 0\n"));
+        });
+    }
+
+    #[test]
+    fn a_clean_stop_removes_the_marker_and_so_does_a_healthy_store() {
+        check(|files| {
+            run_and_crash(files, true);
+            let run = CrashCount::start(files, OpenPolicy::Default);
+            run.opened();
+            run.will_stop_cleanly();
+            assert_eq!(marker(files).as_deref(), Some("2 0\n"), "not before the store is closed");
+            drop(run);
+            assert_eq!(marker(files), None);
+            let run = CrashCount::start(files, OpenPolicy::Default);
+            run.mark_healthy();
+            assert_eq!(marker(files), None);
+            std::mem::forget(run);
+            assert_eq!(run_and_crash(files, true), OpenPolicy::Default);
+            assert_eq!(marker(files).as_deref(), Some("1 0\n"));
+        });
+    }
+
+    #[test]
+    fn a_store_that_is_only_opened_again_counts_neither_as_unclean_nor_as_healthy() {
+        check(|files| {
+            run_and_crash(files, true);
+            for asked in [OpenPolicy::Default, OpenPolicy::FullCheck, OpenPolicy::FullCheck] {
+                let run = CrashCount::start(files, asked);
+                assert_eq!(run.exits_to_report(), None);
+                run.opened();
+                assert_eq!(marker(files).as_deref(), Some("2 0\n"));
+                drop(run);
+                assert_eq!(marker(files).as_deref(), Some("1 0\n"));
+            }
+            drop(CrashCount::start(files, OpenPolicy::Default)); // it does not open, and the process lives
+            assert_eq!(marker(files).as_deref(), Some("1 0\n"));
+        });
+    }
+
+    #[test]
+    fn a_store_is_tried_once_both_files_were_written_to() {
+        check(|files| {
+            let run = CrashCount::start(files, OpenPolicy::Default);
+            run.committed();
+            assert!(!run.has_written_both());
+            run.indexed();
+            assert!(run.has_written_both());
+        });
+    }
+
+    #[test]
+    fn a_marker_in_another_format_counts_as_one_run() {
+        for marker in
+            ["", "\n", "7", "7 0 0", "-1 0", "many", "99999999999 0", &"1 ".repeat(MARKER_BYTES_MAX)]
+        {
+            let want = UncleanExits { runs: 1, unfinished_checks: 0 };
+            assert_eq!(UncleanExits::parse(marker.as_bytes()), want, "{marker:?}");
+        }
+        assert_eq!(UncleanExits::parse(b"7 3\n"), UncleanExits { runs: 7, unfinished_checks: 3 });
+    }
+
+    #[test]
+    fn a_directory_that_cannot_be_written_stops_nothing() {
+        let run = CrashCount::start(&Directory("/nowhere/at/all".into()), OpenPolicy::Default);
+        assert_eq!((run.policy(), run.exits_to_report()), (OpenPolicy::Default, None));
+        run.mark_healthy();
+    }
+}

@@ -1,0 +1,163 @@
+//! Owns the rules for how a store is opened after failures and crashes. Pure: no files, no processes, no clock.
+//!
+//! The first row that applies decides:
+//!
+//! | what happened before | the store opens with | what the operator reads |
+//! |---|---|---|
+//! | 5 openings in a row in this process met a disk error (and again after each 5 more) | `AcceptLoss` | warning: its store was damaged, with the number of unreadable bytes |
+//! | an opening, a read or a write failed in this process | `FullCheck` | warning: the node opened its store again, and why |
+//! | 2 full checks in a row crashed or were killed; a trial process crashes on the log, too | `SalvageLog` | warning: its log was damaged |
+//! | 2 full checks in a row crashed or were killed; a trial process does not crash | `RebuildIndex` | warning: the log was in order, the index was rebuilt |
+//! | 2 runs in a row crashed or were killed | `FullCheck` | a log line; a warning if anything was damaged |
+//! | a clean stop, or a single crash or kill | `Default` | nothing |
+//!
+//! Why so: damage can make redb abort the process (a stack overflow on pages that form a cycle, a panic while panicking, an
+//! allocation beyond memory), and then again at every start. A kill or a power failure leaves the same trace and says
+//! nothing about the files. Therefore unclean exits alone cost time only: a log is salvaged only if a process that opens it
+//! crashes by itself. A disk error may pass within seconds (a cable, a controller); a bad sector never does.
+
+use crate::store::recovery::crash_count::UncleanExits;
+use crate::store::{OpenError, OpenPolicy};
+
+/// Unclean exits in a row after which every page is checked. One is a `kill -9` or a power failure, after which a start must
+/// be fast; a crash that damage causes repeats, so it is seen from the second on.
+const UNCLEAN_EXITS_MAX: u32 = 2;
+
+/// Full checks in a row that did not finish, after which a trial process opens the log first. One may be a kill, and the
+/// trial takes as long as an opening.
+const UNFINISHED_CHECKS_MAX: u32 = 2;
+
+/// Openings in a row that fail with a disk error, after which the next one gives up what the disk does not read.
+const DISK_ERRORS_MAX: u32 = 5;
+
+/// How a trial process ended that opened the log and did nothing else.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TrialOpen {
+    /// It crashed by itself.
+    Crashed,
+    /// It opened the log, reported an error, was killed, or could not be started: nothing speaks against the log.
+    DidNotCrash,
+}
+
+/// What happened before an opening.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct OpenHistory {
+    /// Earlier processes with this store.
+    unclean_exits: UncleanExits,
+    /// The trial that [`OpenHistory::needs_trial`] asks for.
+    trial: Option<TrialOpen>,
+    /// An opening, a read or a write failed in this process.
+    has_failed: bool,
+    /// Openings in a row in this process that failed with a disk error.
+    disk_errors: u32,
+}
+
+impl OpenHistory {
+    /// The state at the start of a process.
+    pub fn new(unclean_exits: UncleanExits) -> Self {
+        OpenHistory { unclean_exits, ..OpenHistory::default() }
+    }
+
+    /// Records how the trial process ended.
+    pub fn trial_ended(&mut self, trial: TrialOpen) {
+        self.trial = Some(trial);
+    }
+
+    /// Records that the store failed while it was open.
+    pub fn store_failed(&mut self) {
+        (self.has_failed, self.disk_errors) = (true, 0);
+    }
+
+    /// Records that an opening failed.
+    pub fn opening_failed(&mut self, error: &OpenError) {
+        self.has_failed = true;
+        self.disk_errors = if error.is_disk_error() { self.disk_errors + 1 } else { 0 };
+    }
+
+    /// Whether a trial process must open the log before this process does.
+    pub fn needs_trial(&self) -> bool {
+        self.unclean_exits.unfinished_checks >= UNFINISHED_CHECKS_MAX && self.trial.is_none()
+    }
+
+    /// How the store is opened next.
+    pub fn next_policy(&self) -> OpenPolicy {
+        match self.trial {
+            _ if self.disk_errors > 0 && self.disk_errors.is_multiple_of(DISK_ERRORS_MAX) => {
+                OpenPolicy::AcceptLoss
+            }
+            _ if self.has_failed => OpenPolicy::FullCheck,
+            Some(TrialOpen::Crashed) => OpenPolicy::SalvageLog,
+            Some(TrialOpen::DidNotCrash) => OpenPolicy::RebuildIndex,
+            None if self.unclean_exits.runs >= UNCLEAN_EXITS_MAX => OpenPolicy::FullCheck,
+            None => OpenPolicy::Default,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DISK_FAILS: i32 = 5;
+    const DISK_IS_FULL: i32 = 28;
+
+    fn exits(runs: u32, unfinished_checks: u32) -> OpenHistory {
+        OpenHistory::new(UncleanExits { runs, unfinished_checks })
+    }
+
+    /// How the store is opened after each of these errors.
+    fn policies_after(errors: &[i32]) -> Vec<OpenPolicy> {
+        let mut history = OpenHistory::default();
+        let after = |number: &i32| {
+            let source = std::io::Error::from_raw_os_error(*number);
+            history.opening_failed(&OpenError::Directory { path: "log.redb".into(), source });
+            history.next_policy()
+        };
+        errors.iter().map(after).collect()
+    }
+
+    #[test]
+    fn unclean_exits_have_every_page_checked_and_nothing_salvaged() {
+        for (runs, policy) in [(0, OpenPolicy::Default), (1, OpenPolicy::Default), (2, OpenPolicy::FullCheck)]
+        {
+            assert_eq!(exits(runs, 0).next_policy(), policy, "{runs}");
+        }
+        assert_eq!(exits(7, 1).next_policy(), OpenPolicy::FullCheck);
+        assert!(!exits(7, 1).needs_trial());
+    }
+
+    #[test]
+    fn only_a_trial_that_crashed_has_the_log_salvaged() {
+        let history = exits(7, 2);
+        assert!(history.needs_trial());
+        for (trial, policy) in
+            [(TrialOpen::Crashed, OpenPolicy::SalvageLog), (TrialOpen::DidNotCrash, OpenPolicy::RebuildIndex)]
+        {
+            let history = OpenHistory { trial: Some(trial), ..history };
+            assert!(!history.needs_trial());
+            assert_eq!(history.next_policy(), policy);
+        }
+    }
+
+    #[test]
+    fn every_fifth_disk_error_in_a_row_accepts_loss() {
+        let (check, accept) = (vec![OpenPolicy::FullCheck; 4], OpenPolicy::AcceptLoss);
+        let want = [check.clone(), vec![accept], check, vec![accept]].concat();
+        assert_eq!(policies_after(&[DISK_FAILS; 10]), want);
+    }
+
+    #[test]
+    fn a_full_disk_in_between_restarts_the_count() {
+        let is_check = |policy: &OpenPolicy| *policy == OpenPolicy::FullCheck;
+        assert!(policies_after(&[DISK_IS_FULL; 9]).iter().all(is_check));
+        let errors = [[DISK_FAILS; 4].as_slice(), &[DISK_IS_FULL], &[DISK_FAILS; 4]].concat();
+        assert!(policies_after(&errors).iter().all(is_check));
+    }
+
+    #[test]
+    fn a_store_that_failed_while_open_is_checked_whatever_happened_before() {
+        let mut history = OpenHistory { trial: Some(TrialOpen::Crashed), ..exits(7, 2) };
+        history.store_failed();
+        assert_eq!(history.next_policy(), OpenPolicy::FullCheck);
+    }
+}
