@@ -1,8 +1,9 @@
-//! Owns the command line: what was typed, and the help that says what may be typed.
+//! Owns the command line: its flags, their help, and the checks that need nothing but the command line.
 //!
-//! Nothing is resolved here: no environment, no file, no default that a file could change, and addresses stay
-//! text. [`crate::config`] turns this and the other sources into what will be done. Wrong usage ends with a
-//! sentence and exit code 2 before anything else happens.
+//! Second step of a command: `main` -> here -> `config` -> `commands`. Nothing is resolved here: no environment, no file, no
+//! default that a file could change; addresses stay text. Help names the variable of a flag, but [`crate::config`] reads it:
+//! clap would take an empty variable as set, and refuse `send --file` where CHATCHAIN_USER is set. Wrong usage ends with a
+//! sentence and exit code 2.
 
 use std::path::PathBuf;
 
@@ -19,41 +20,42 @@ Try it:
   chatchain list
   chatchain status
 
-Exit codes: 0 done, 1 failure, 2 wrong usage or configuration, 3 `status --check` found something,
-5 no node reachable, 6 stored below the asked acks.";
+Exit codes: 0 done, 1 failure, 2 wrong usage or configuration,
+3 `status --check` found a part that is not well, 5 no node reachable,
+6 stored, but confirmed by fewer nodes than --acks asks for.";
 
 /// A chat and message log that keeps working while any one of its nodes does
 #[derive(Debug, Parser)]
 #[command(name = "chatchain", version, after_help = EXAMPLES, max_term_width = 100, propagate_version = true)]
 pub struct Cli {
-    /// Flags that every command takes.
+    /// Flags of every command.
     #[command(flatten)]
     pub common: CommonArgs,
-    /// What to do.
+    /// The command.
     #[command(subcommand)]
     pub command: Command,
 }
 
-/// Flags that every command takes.
+/// Flags of every command.
 #[derive(Debug, Clone, Default, Args)]
 #[command(next_help_heading = "Common options")]
 pub struct CommonArgs {
-    /// Read this configuration file instead of ./config.toml
+    /// Read this configuration file instead of ./config.toml [env: CHATCHAIN_CONFIG]
     #[arg(long, global = true, value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// Ask this proxy or node, and no other: host:port or an http URL; repeatable, tried in order
+    /// Ask this proxy or node only: host:port or an http URL. May be repeated; servers are tried in order [env: CHATCHAIN_SERVER]
     #[arg(long, global = true, value_name = "ADDR")]
     pub server: Vec<String>,
-    /// How answers are printed: for people, as one JSON value, or as one JSON value per line
+    /// Print answers as text for people, as one JSON value, or as one JSON value per line
     #[arg(short, long, global = true, value_name = "FORMAT", default_value = "table")]
     pub output: OutputFormat,
-    /// When to colour; `auto` is where a terminal reads it and NO_COLOR is not set
+    /// When to use colors; `auto`: on a terminal, unless NO_COLOR is set
     #[arg(long, global = true, value_name = "WHEN", default_value = "auto")]
     pub color: ColorChoice,
-    /// Say less: no progress, no notes, only warnings and errors
+    /// Print less: no progress bar and no notes, only warnings and errors
     #[arg(short, long, global = true, conflicts_with = "verbose")]
     pub quiet: bool,
-    /// Say more; repeat for even more
+    /// Print more; repeat for still more
     #[arg(short, long, global = true, action = ArgAction::Count)]
     pub verbose: u8,
 }
@@ -70,58 +72,59 @@ pub enum OutputFormat {
     Ndjson,
 }
 
-/// When to colour.
+/// When to use colors.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
 pub enum ColorChoice {
-    /// Where a terminal reads it and NO_COLOR is not set.
+    /// On a terminal, unless NO_COLOR is set.
     #[default]
     Auto,
-    /// Everywhere.
+    /// Always.
     Always,
-    /// Nowhere.
+    /// Never.
     Never,
 }
 
-/// What to do.
+/// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Run a whole network on this machine: nodes and a proxy
     Up(UpArgs),
     /// Run one node, which stores and syncs messages
     Node(NodeArgs),
-    /// Run a proxy, which forwards to whichever nodes answer
+    /// Run a proxy, which forwards requests to the nodes that answer
     Proxy(ProxyArgs),
-    /// Send one message, or a file of them
+    /// Send one message, or a file of messages
     Send(SendArgs),
     /// List messages, oldest first
     List(ListArgs),
-    /// Show every node of the network and whether they agree
+    /// Show every node of the network, and whether all nodes agree
     Status(StatusArgs),
-    /// Forget a node that is gone for good
+    /// Remove a node that is gone for good
     Forget(ForgetArgs),
-    /// Check every record of the stores on this machine that are not in use
+    /// Check every record of the stores on this machine that no node has open
     Verify(VerifyArgs),
-    /// Make a key for a network, so that only those who have it can read and write
+    /// Make a key for a network: then only programs that have the key can read and write
     Key(KeyArgs),
 }
 
 /// `chatchain up`.
 #[derive(Debug, Args)]
 #[command(after_help = "\
-Every node and the proxy is a process of its own. The proxy listens on the base port, node N on the base
-port + 1 + N, all on 127.0.0.1. Ctrl-C stops them in order, a second one at once.
+Every node and the proxy is a process of its own. All listen on 127.0.0.1: the
+proxy on the base port, node N on the base port + 1 + N. Ctrl-C stops them in
+order; a second Ctrl-C stops them at once.
 
 Examples:
   chatchain up
   chatchain up --nodes 3 --data-dir /tmp/try --base-port 9000")]
 pub struct UpArgs {
-    /// How many nodes
+    /// Number of nodes
     #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=64))]
     pub nodes: u16,
-    /// Where the stores are: node N keeps its own in DIR/node-N [default: data]
+    /// Parent of the stores: node N keeps its store in DIR/node-N [env: CHATCHAIN_NODE_DATA_DIR] [default: data]
     #[arg(long, value_name = "DIR")]
     pub data_dir: Option<PathBuf>,
-    /// The proxy's port; the nodes take the ports after it
+    /// Port of the proxy; the nodes listen on the ports after it
     #[arg(long, value_name = "PORT", default_value_t = 8080, value_parser = clap::value_parser!(u16).range(1..))]
     pub base_port: u16,
 }
@@ -129,34 +132,36 @@ pub struct UpArgs {
 /// `chatchain node`.
 #[derive(Debug, Default, Args)]
 #[command(after_help = "\
-Node N of a network on one machine needs nothing but its number: it listens on 127.0.0.1:(8081 + N) and keeps
-its store in data/node-N. It syncs with the peers of --peers or of the configuration file's `nodes`. To listen
-beyond this machine it needs a key: see `chatchain help key`.
+On one machine, a node needs only its number: node N listens on
+127.0.0.1:(8081 + N) and keeps its store in data/node-N. It syncs with the nodes
+of --peers, else with those of `nodes` in the configuration file. A node that
+other machines can reach needs a key: see `chatchain help key`.
 
 Examples:
   chatchain node --node-id 2
   chatchain node --node-id 2 --peers 127.0.0.1:8081,127.0.0.1:8082
-  chatchain node --node-id 7 --listen 0.0.0.0:8081 --advertise chat7.example:8081 --peers chat1.example:8081")]
+  chatchain node --node-id 7 --listen 0.0.0.0:8081 \\
+      --advertise chat7.example:8081 --peers chat1.example:8081")]
 pub struct NodeArgs {
-    /// Which node of the network this is
+    /// Number of this node in the network [env: CHATCHAIN_NODE_ID]
     #[arg(long, value_name = "N")]
     pub node_id: Option<NodeId>,
-    /// Where to listen [default: the address of this node in `nodes`]
+    /// Address to listen on [env: CHATCHAIN_NODE_LISTEN] [default: the address of this node in `nodes`]
     #[arg(long, value_name = "ADDR")]
     pub listen: Option<String>,
-    /// The address that others are told [default: where it listens]
+    /// Address that peers and proxies are told [env: CHATCHAIN_NODE_ADVERTISE] [default: the address it listens on]
     #[arg(long, value_name = "ADDR")]
     pub advertise: Option<String>,
-    /// Nodes to sync with, separated by commas; replaces the file's `nodes`. One that is up is enough to join
+    /// Nodes to sync with, separated by commas. One node that is up is enough to join a network [env: CHATCHAIN_NODE_PEERS] [default: the other `nodes`]
     #[arg(long, value_name = "ADDRS")]
     pub peers: Option<String>,
-    /// The store is DIR/node-N [default: data]
+    /// The store is DIR/node-N [env: CHATCHAIN_NODE_DATA_DIR] [default: data]
     #[arg(long, value_name = "DIR")]
     pub data_dir: Option<PathBuf>,
-    /// Listen beyond this machine although there is no key: whoever reaches the port can read and write everything
+    /// Let other machines connect without a key: everybody who reaches the port can read and write everything
     #[arg(long)]
     pub insecure: bool,
-    /// Stop when standard input ends: `up` holds the other end of it, so no child outlives it.
+    /// Stop when standard input ends. `up` holds the other end of that pipe, so no child outlives it.
     #[arg(long, hide = true)]
     pub exit_with_parent: bool,
 }
@@ -168,16 +173,16 @@ Examples:
   chatchain proxy
   chatchain proxy --listen 127.0.0.1:9000 --nodes 127.0.0.1:8081,127.0.0.1:8082")]
 pub struct ProxyArgs {
-    /// Where to listen [default: 127.0.0.1:8080]
+    /// Address to listen on [env: CHATCHAIN_PROXY_LISTEN] [default: 127.0.0.1:8080]
     #[arg(long, value_name = "ADDR")]
     pub listen: Option<String>,
-    /// Nodes to forward to, separated by commas; replaces the file's `nodes`
+    /// Nodes to forward to, separated by commas [default: `nodes`]
     #[arg(long, value_name = "ADDRS")]
     pub nodes: Option<String>,
-    /// Listen beyond this machine although there is no key: whoever reaches the port can read and write everything
+    /// Let other machines connect without a key: everybody who reaches the port can read and write everything
     #[arg(long)]
     pub insecure: bool,
-    /// Stop when standard input ends: `up` holds the other end of it, so no child outlives it.
+    /// Stop when standard input ends. `up` holds the other end of that pipe, so no child outlives it.
     #[arg(long, hide = true)]
     pub exit_with_parent: bool,
 }
@@ -185,46 +190,47 @@ pub struct ProxyArgs {
 /// `chatchain send`.
 #[derive(Debug, Default, Args)]
 #[command(after_help = "\
-The id is chosen before the first attempt, so a message that is tried again is still one message.
+The id is chosen before the first attempt, so a message that is sent again is
+still one message.
 
 Examples:
   chatchain send --to user2 \"hi\"
-  chatchain send --room ops \"disk full on web3\"         the same as --to '#ops'
-  uptime | chatchain send --room ops -                  text from standard input
-  chatchain send --to user2 -- \"-1 from me\"             text that starts with a hyphen
-  chatchain send --file messages.ndjson                 one JSON object per line
+  chatchain send --room ops \"disk full on web3\"   the same as --to '#ops'
+  uptime | chatchain send --room ops -            text from standard input
+  chatchain send --to user2 -- \"-1 from me\"       text that starts with a hyphen
+  chatchain send --file messages.ndjson           one JSON object per line
   zcat old.ndjson.gz | chatchain send --file -")]
 pub struct SendArgs {
-    /// Whom it is for
+    /// Recipient
     #[arg(long, value_name = "NAME", required_unless_present_any = ["room", "file"], conflicts_with_all = ["room", "file"])]
     pub to: Option<String>,
-    /// The room it is for: the same as --to '#ROOM'
+    /// Room to send to: the same as --to '#ROOM'
     #[arg(long, value_name = "ROOM", value_parser = NonEmptyStringValueParser::new(), conflicts_with = "file")]
     pub room: Option<String>,
-    /// Who says it [default: CHATCHAIN_USER, else your login name]
+    /// Sender [env: CHATCHAIN_USER] [default: your login name]
     #[arg(long, value_name = "NAME", conflicts_with = "file")]
     pub from: Option<String>,
-    /// The message's id, any UUID; sending again with the same id never makes a second message
+    /// Id of the message, any UUID. Sending again with the same id never makes a second message
     #[arg(long, value_name = "UUID", conflicts_with = "file")]
     pub id: Option<Uuid>,
-    /// When it was said, in whole Unix seconds [default: none; readers see when it was accepted]
+    /// Time of the message in whole Unix seconds [default: none; readers see the time of acceptance]
     #[arg(long, value_name = "SECONDS", conflicts_with = "file")]
     pub timestamp: Option<u64>,
-    /// How many nodes must have it on disk before the answer: a number, `quorum` or `all` [default: 1]
+    /// How many nodes must have the message on disk before the answer: a number, `quorum` or `all` [default: 1]
     #[arg(long, value_name = "N|quorum|all", value_parser = acks)]
     pub acks: Option<String>,
     /// Send every line of this NDJSON file (`-`: standard input)
     #[arg(long, value_name = "FILE", conflicts_with = "text")]
     pub file: Option<PathBuf>,
-    /// What to say (`-`: standard input)
+    /// Text of the message (`-`: standard input)
     #[arg(required_unless_present = "file")]
     pub text: Option<String>,
 }
 
-/// How many is too many only the network knows; nonsense is refused here.
+/// Refuses what is no count. Whether a count is too large is decided by the node, which knows the members.
 fn acks(text: &str) -> Result<String, String> {
-    let counts = text.bytes().all(|b| b.is_ascii_digit()) && text.parse::<u16>().is_ok_and(|n| n > 0);
-    if counts || matches!(text, "quorum" | "all") {
+    let is_count = text.bytes().all(|b| b.is_ascii_digit()) && text.parse::<u16>().is_ok_and(|n| n > 0);
+    if is_count || matches!(text, "quorum" | "all") {
         return Ok(text.to_owned());
     }
     Err("give a number from 1, `quorum` or `all`".into())
@@ -235,42 +241,42 @@ fn acks(text: &str) -> Result<String, String> {
 #[command(after_help = "\
 Examples:
   chatchain list --room ops --since 2h
-  chatchain list --user user1 --with user2              the conversation of these two
+  chatchain list --user user1 --with user2       the conversation of these two
   chatchain list --text deploy --limit 10 -o json
-  chatchain list --follow --room ops                    the newest 50, and then whatever comes
-  chatchain list --cursor-file seen --room ops          everything since the last time")]
+  chatchain list --follow --room ops             the newest 50, then new ones
+  chatchain list --cursor-file seen --room ops   everything since the last run")]
 pub struct ListArgs {
-    /// From or to this user
+    /// Only messages from or to this user
     #[arg(long, value_name = "NAME")]
     pub user: Option<String>,
-    /// Only between --user and this one
+    /// Only messages between --user and this user
     #[arg(long, value_name = "NAME", requires = "user")]
     pub with: Option<String>,
-    /// To this recipient
+    /// Only messages to this recipient
     #[arg(long, value_name = "NAME", conflicts_with = "room")]
     pub to: Option<String>,
-    /// From this sender
+    /// Only messages of this sender
     #[arg(long, value_name = "NAME")]
     pub from: Option<String>,
-    /// In this room: the same as --to '#ROOM'
+    /// Only messages to this room: the same as --to '#ROOM'
     #[arg(long, value_name = "ROOM", value_parser = NonEmptyStringValueParser::new())]
     pub room: Option<String>,
-    /// Containing this text, upper or lower case
+    /// Only messages that contain this text, in upper or lower case
     #[arg(long, value_name = "TEXT")]
     pub text: Option<String>,
-    /// Not older than this: `2h` ago, 2026-01-31T12:00:00Z, or Unix seconds
+    /// Only messages from this time on: 2h (ago), 2026-01-31T12:00:00Z, or Unix seconds
     #[arg(long, value_name = "TIME")]
     pub since: Option<String>,
-    /// Older than this, written as for --since
+    /// Only messages from before this time, written as for --since
     #[arg(long, value_name = "TIME")]
     pub until: Option<String>,
-    /// Go on with what comes from now on, until interrupted; servers may come and go meanwhile
+    /// Then print new messages as they arrive, until interrupted. When a server ends, the next one is asked
     #[arg(short, long, conflicts_with = "until")]
     pub follow: bool,
-    /// Keep the place in this file: if it is there, list everything since, else begin as without it
+    /// Keep a cursor in this file. If the file exists, list everything since the cursor in it
     #[arg(long, value_name = "FILE", conflicts_with_all = ["since", "until"])]
     pub cursor_file: Option<PathBuf>,
-    /// At most this many, the newest
+    /// At most this many messages, the newest
     #[arg(long, value_name = "N", default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub limit: u32,
 }
@@ -281,12 +287,12 @@ pub struct ListArgs {
 Examples:
   chatchain status
   chatchain status --watch
-  chatchain status --check -q || echo 'look at it'      for monitoring: exit code 3 unless all is well")]
+  chatchain status --check -q || echo 'look at it'   for monitoring")]
 pub struct StatusArgs {
-    /// Exit with code 3 unless every node is up, can be written to and all agree
+    /// Exit with code 3 unless every node is up, the network is writable, and all nodes agree
     #[arg(long)]
     pub check: bool,
-    /// Show it again every second, until interrupted
+    /// Show the network again every second, until interrupted
     #[arg(short, long, conflicts_with = "check")]
     pub watch: bool,
 }
@@ -294,13 +300,14 @@ pub struct StatusArgs {
 /// `chatchain forget`.
 #[derive(Debug, Default, Args)]
 #[command(after_help = "\
-All nodes hear of it. What the node accepted stays. One that is up is not forgotten, and one that speaks again is
-a member again.
+All nodes stop waiting for the forgotten node. The messages that it accepted
+stay. A node that is up cannot be forgotten, and a forgotten node that comes back
+is a member again.
 
 Examples:
   chatchain forget --node-id 3")]
 pub struct ForgetArgs {
-    /// Which node
+    /// Number of the node
     #[arg(long, value_name = "N")]
     pub node_id: NodeId,
 }
@@ -308,18 +315,18 @@ pub struct ForgetArgs {
 /// `chatchain verify`.
 #[derive(Debug, Default, Args)]
 #[command(after_help = "\
-Stop the node first: a store that is in use is not looked at. Nothing is repaired here; a node whose log is
-damaged salvages it by itself when it starts.
+Stop the node first: a store that is in use is not checked. Nothing is repaired
+here; a node salvages a damaged log by itself when it starts.
 
 Examples:
   chatchain verify
   chatchain verify --data-dir data/node-2")]
 pub struct VerifyArgs {
-    /// A store, or the directory that holds the stores node-0, node-1 … [default: data]
+    /// A store, or the parent of the stores node-0, node-1 … [env: CHATCHAIN_NODE_DATA_DIR] [default: data]
     #[arg(long, value_name = "DIR")]
     pub data_dir: Option<PathBuf>,
-    /// Open the log of the one store that is named, with every page checked, and no more: a node that doubts whether it
-    /// can looks how this ends.
+    /// Only open the log of one store, with a check of every page. A node runs this in a process of its own before it opens a
+    /// log that may crash it.
     #[arg(long, hide = true)]
     pub only_open: bool,
 }
@@ -327,9 +334,10 @@ pub struct VerifyArgs {
 /// `chatchain key`.
 #[derive(Debug, Default, Args)]
 #[command(after_help = "\
-Every node, proxy and client of the network needs the same key: in a file that `key_file` in config.toml or
-CHATCHAIN_KEY_FILE names, or itself in CHATCHAIN_KEY. The file may hold several, one a line: the first is
-sent, each of them opens.
+Every node, proxy and client of the network needs the same key: in a file that
+`key_file` in config.toml or CHATCHAIN_KEY_FILE names, or in CHATCHAIN_KEY itself.
+The file may hold several keys, one per line: the first key is sent, and each of
+them is accepted.
 
 Examples:
   umask 077; chatchain key > network.key")]

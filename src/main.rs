@@ -1,4 +1,4 @@
-//! The program: reads the command line, sets up logs and error reports, runs the command, ends with its exit code.
+//! The program: parses the command line, sets up logs and error reports, runs the command, and ends with its exit code.
 
 use std::{io, process::ExitCode};
 
@@ -16,11 +16,11 @@ fn main() -> ExitCode {
     let output = Output::new(&cli.common);
     report_errors(&cli);
     log_to_stderr(&cli, &output);
-    let runtime = tokio::runtime::Runtime::new().expect("a thread and a timer can be had");
+    let runtime = tokio::runtime::Runtime::new().expect("the system can start a thread and a timer");
     let exit = runtime.block_on(commands::run(&cli, &output)).unwrap_or_else(|report| {
         if !commands::is_closed_pipe(&report) {
-            output.error(&commands::sentence(&report));
-            if in_full(&cli) {
+            output.error(&commands::error_sentence(&report));
+            if reports_in_full(&cli) {
                 output.report(&format!("{report:?}"));
             }
         }
@@ -30,32 +30,32 @@ fn main() -> ExitCode {
     exit.into()
 }
 
-/// A panic is a mistake of ours and always reported in full; an error only for `-vv`, since finding out where it came
-/// from takes longer than most commands.
+/// A panic is a bug of ChatChain, and is always reported in full. An error is reported in full only with `-vv`, since
+/// resolving a backtrace takes longer than most commands.
 fn report_errors(cli: &Cli) {
     let builder = HookBuilder::default()
-        .theme(Theme::new()) // without colours, for whoever reads it may be a file
+        .theme(Theme::new()) // without colors: standard error may be a file
         .display_env_section(false)
         .panic_section("This is a mistake in ChatChain. Nothing that was acknowledged is lost by it.");
     let (panics, errors) = builder.into_hooks();
-    // A panic is an answer of 500 or a page of the store that is damaged, and must not become an abort because the report of
-    // it cannot be written.
+    // A hook that panics aborts the process, and `eprintln!` panics if standard error is closed. A server must outlive a panic:
+    // it answers 500, or takes the panic as a damaged page of the store.
     std::panic::set_hook(Box::new(move |panic| {
-        output::aside(&panics.panic_report(panic).to_string());
+        output::eprint_line(&panics.panic_report(panic).to_string());
     }));
-    if in_full(cli) {
+    if reports_in_full(cli) {
         errors.install().expect("the hook is installed once");
     }
 }
 
-fn in_full(cli: &Cli) -> bool {
+fn reports_in_full(cli: &Cli) -> bool {
     cli.common.verbose > 1
 }
 
-/// Servers tell what they do, commands only what is not as it should be; `RUST_LOG` wins over `-q` and `-v`.
+/// Servers log what they do; other commands log warnings only. `RUST_LOG` wins over `-q` and `-v`.
 fn log_to_stderr(cli: &Cli, output: &Output) {
-    let serves = matches!(cli.command, Command::Node(_) | Command::Proxy(_));
-    let level = match (cli.common.quiet, cli.common.verbose, serves) {
+    let is_server = matches!(cli.command, Command::Node(_) | Command::Proxy(_));
+    let level = match (cli.common.quiet, cli.common.verbose, is_server) {
         (true, ..) | (_, 0, false) => "warn",
         (_, 0, true) => "info",
         (_, 1, _) => "info,chatchain=debug",

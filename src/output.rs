@@ -1,9 +1,9 @@
-//! The only printer: data on standard output, everything else on standard error.
+//! The only file that prints: data on standard output, everything else on standard error.
 //!
-//! Owns the three formats, tables, colours, progress bars, and the escaping that keeps what strangers wrote from
-//! steering a terminal: no control, bidirectional or invisible format character of a message, a peer's warning or
-//! an error leaves here as itself, in JSON neither (there as `\u…`, which means the same). Knows nothing of what is
-//! printed. A reader that closes the pipe is [`io::ErrorKind::BrokenPipe`], which the program ends on quietly.
+//! Owns the three formats, tables, colors, progress bars, and escaping. Text from users and other machines must not control the
+//! terminal: no control, bidirectional or invisible format character of a message, a peer's warning or an error is printed as
+//! itself. In JSON it becomes `\u…`, which means the same. This file knows nothing of what is printed. When the reader of
+//! standard output closes it, printing fails with [`io::ErrorKind::BrokenPipe`], on which the program ends without an error.
 
 use std::{
     borrow::Cow,
@@ -21,7 +21,7 @@ use crate::cli::{ColorChoice, CommonArgs, OutputFormat};
 
 /// Spaces between two columns.
 const COLUMN_GAP: u16 = 2;
-/// One colour after the other for whoever shares the terminal.
+/// Colors of the tags of processes that share the terminal; after the last color the first comes again.
 const TAG_COLORS: [AnsiColor; 6] = [
     AnsiColor::Cyan,
     AnsiColor::Yellow,
@@ -36,8 +36,10 @@ const TAG_COLORS: [AnsiColor; 6] = [
 pub struct Output {
     format: OutputFormat,
     quiet: bool,
-    /// Colours on standard output and on standard error.
-    colors: (bool, bool),
+    /// Whether standard output is colored.
+    colors_data: bool,
+    /// Whether standard error is colored.
+    colors_errors: bool,
 }
 
 /// How good or bad something is.
@@ -53,11 +55,11 @@ pub enum Tone {
     Bad,
 }
 
-/// A row of a table, coloured as a whole.
+/// A row of a table. The whole row has the color of its tone.
 pub type Row = (Tone, Vec<String>);
 
 impl Output {
-    /// As the common flags and the terminal say.
+    /// Follows the common flags, and NO_COLOR and the terminal where the flags say `auto`.
     pub fn new(common: &CommonArgs) -> Self {
         let no_color = env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
         let color = |is_terminal: bool| match common.color {
@@ -65,57 +67,66 @@ impl Output {
             ColorChoice::Never => false,
             ColorChoice::Auto => is_terminal && !no_color,
         };
-        let colors = (color(io::stdout().is_terminal()), color(io::stderr().is_terminal()));
-        Output { format: common.output, quiet: common.quiet, colors }
+        Output {
+            format: common.output,
+            quiet: common.quiet,
+            colors_data: color(io::stdout().is_terminal()),
+            colors_errors: color(io::stderr().is_terminal()),
+        }
     }
 
-    /// The format of data that was asked for.
+    /// The format of data.
     pub fn format(&self) -> OutputFormat {
         self.format
     }
 
-    /// Whether standard error is coloured.
+    /// Whether standard error is colored.
     pub fn colors_errors(&self) -> bool {
-        self.colors.1
+        self.colors_errors
     }
 
-    /// Begins a page that takes the place of the last one where a terminal shows it; elsewhere one follows the other.
+    /// Begins a page. On a terminal it replaces the page before it; elsewhere it follows that page.
     pub fn begin_page(&self) -> io::Result<()> {
         if io::stdout().is_terminal() && self.format == OutputFormat::Table {
-            // To the upper left corner, and nothing from there on (ECMA-48: CUP, ED).
-            data("\u{1b}[H\u{1b}[J")?;
+            // Moves to the upper left corner and clears the screen from there (ECMA-48: CUP, ED).
+            print_data("\u{1b}[H\u{1b}[J")?;
         }
         Ok(())
     }
 
     /// One line of data.
     pub fn line(&self, text: &str) -> io::Result<()> {
-        data(&format!("{}\n", escape(text)))
+        print_data(&format!("{}\n", escape(text)))
     }
 
     /// One JSON value on a line of its own.
     pub fn json(&self, value: &impl Serialize) -> io::Result<()> {
-        data(&format!("{}\n", json(value)?))
+        print_data(&format!("{}\n", json(value)?))
     }
 
-    /// Many values: as a JSON array, or one per line.
+    /// One answer: this text for people, or the value as JSON.
+    pub fn answer(&self, text: &str, value: &impl Serialize) -> io::Result<()> {
+        match self.format {
+            OutputFormat::Table => self.line(text),
+            OutputFormat::Json | OutputFormat::Ndjson => self.json(value),
+        }
+    }
+
+    /// Many values: a JSON array with one value per line, or NDJSON.
     pub fn json_list<T: Serialize>(&self, values: &[T]) -> io::Result<()> {
         let mut out = io::BufWriter::new(io::stdout().lock());
-        let lines = self.format == OutputFormat::Ndjson;
+        let (open, comma, close) =
+            if self.format == OutputFormat::Ndjson { ("", "", "") } else { ("[", ",", "]\n") };
+        write!(out, "{open}")?;
         for (i, value) in values.iter().enumerate() {
-            let before = if lines || i > 0 { "" } else { "[" };
-            let after = if lines || i + 1 == values.len() { "" } else { "," };
-            writeln!(out, "{before}{}{after}", json(value)?)?;
+            let comma = if i + 1 == values.len() { "" } else { comma };
+            writeln!(out, "{}{comma}", json(value)?)?;
         }
-        match (lines, values.is_empty()) {
-            (true, _) => {}
-            (false, true) => writeln!(out, "[]")?,
-            (false, false) => writeln!(out, "]")?,
-        }
+        write!(out, "{close}")?;
         out.flush()
     }
 
-    /// Columns under a header (which may be empty: no header). Numbers stand to the right.
+    /// Columns under a header; an empty header is not printed. Numbers are aligned to the right.
     pub fn table(&self, header: &[&str], rows: &[Row]) -> io::Result<()> {
         let table = columns(header, rows);
         let header_count = usize::from(!header.is_empty());
@@ -125,47 +136,47 @@ impl Output {
                 None => Style::new().effects(Effects::BOLD),
                 Some(row) => style_of(rows.get(row).map_or(Tone::Plain, |(tone, _)| *tone)),
             };
-            writeln!(out, "{}", paint(self.colors.0, style, line.trim_end()))?;
+            writeln!(out, "{}", paint(self.colors_data, style, line.trim_end()))?;
         }
         out.flush()
     }
 
-    /// A sentence of data for people, coloured by its tone.
+    /// A sentence of data for people, with the color of its tone.
     pub fn summary(&self, tone: Tone, text: &str) -> io::Result<()> {
-        data(&format!("{}\n", paint(self.colors.0, style_of(tone), &escape(text))))
+        print_data(&format!("{}\n", paint(self.colors_data, style_of(tone), &escape(text))))
     }
 
-    /// Something good to know, unless only warnings are wanted. Not data, and lost if nobody reads it.
+    /// A remark on standard error; `--quiet` suppresses it.
     pub fn note(&self, text: &str) {
         if !self.quiet {
-            aside(&escape(text));
+            eprint_line(&escape(text));
         }
     }
 
-    /// Something that is not as it should be.
+    /// A warning on standard error.
     pub fn warn(&self, text: &str) {
-        self.labelled("warning", AnsiColor::Yellow, text);
+        self.labeled("warning", AnsiColor::Yellow, text);
     }
 
-    /// What went wrong.
+    /// An error on standard error.
     pub fn error(&self, text: &str) {
-        self.labelled("error", AnsiColor::Red, text);
+        self.labeled("error", AnsiColor::Red, text);
     }
 
-    /// A line that somebody else wrote, under the writer's tag. `index` chooses the tag's colour.
+    /// A line of a child process on standard error, after the tag of that process. `index` chooses the color of the tag.
     pub fn tagged(&self, index: usize, tag: &str, line: &str) {
         let style = Style::new().fg_color(Some(Color::Ansi(TAG_COLORS[index % TAG_COLORS.len()])));
-        aside(&format!("{} {line}", paint(self.colors.1, style, &format!("{tag:>7} |"))));
+        eprint_line(&format!("{} {line}", paint(self.colors_errors, style, &format!("{tag:>7} |"))));
     }
 
-    /// A report of several lines, for whoever asked for details.
+    /// An error report of several lines on standard error.
     pub fn report(&self, report: &str) {
         for line in report.lines() {
-            aside(&escape(line));
+            eprint_line(&escape(line));
         }
     }
 
-    /// A bar over so many bytes, or a counter where nobody knows how many there are.
+    /// A progress bar over this many bytes, or a counter if the number is not known.
     pub fn progress(&self, bytes: Option<u64>) -> ProgressLine {
         let hidden = self.quiet || !io::stderr().is_terminal();
         let target = if hidden { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() };
@@ -177,24 +188,24 @@ impl Output {
         ProgressLine(ProgressBar::with_draw_target(bytes, target).with_style(style))
     }
 
-    fn labelled(&self, label: &str, color: AnsiColor, text: &str) {
+    fn labeled(&self, label: &str, color: AnsiColor, text: &str) {
         let style = Style::new().fg_color(Some(Color::Ansi(color))).effects(Effects::BOLD);
-        aside(&format!("{} {}", paint(self.colors.1, style, &format!("{label}:")), escape(text)));
+        eprint_line(&format!("{} {}", paint(self.colors_errors, style, &format!("{label}:")), escape(text)));
     }
 }
 
-/// A bar on standard error; invisible where no terminal shows it.
+/// A progress bar on standard error; it is invisible where standard error is no terminal.
 #[derive(Debug)]
 pub struct ProgressLine(ProgressBar);
 
 impl ProgressLine {
-    /// Moves it on, with a few words beside it.
+    /// Moves the bar, and replaces the text beside it.
     pub fn advance(&self, bytes: u64, message: String) {
         self.0.inc(bytes);
         self.0.set_message(message);
     }
 
-    /// Prints in the middle of it without tearing it.
+    /// Hides the bar while `print` prints.
     pub fn pause<T>(&self, print: impl FnOnce() -> T) -> T {
         self.0.suspend(print)
     }
@@ -206,7 +217,7 @@ impl Drop for ProgressLine {
     }
 }
 
-/// One JSON value on one line, without a character that could steer a terminal.
+/// One JSON value on one line, without a character that could control a terminal.
 fn json(value: &impl Serialize) -> io::Result<String> {
     let text = serde_json::to_string(value)?;
     if !text.chars().any(is_unsafe) {
@@ -226,7 +237,7 @@ fn json(value: &impl Serialize) -> io::Result<String> {
     Ok(out)
 }
 
-/// The text with everything escaped that could steer a terminal or hide from its reader.
+/// The text, with every character escaped that could control a terminal or be invisible.
 pub fn escape(text: &str) -> Cow<'_, str> {
     if !text.chars().any(is_unsafe) {
         return Cow::Borrowed(text);
@@ -246,8 +257,8 @@ pub fn escape(text: &str) -> Cow<'_, str> {
     Cow::Owned(out)
 }
 
-/// Controls (C0, DEL, C1), and of Unicode's format characters (Cf) and separators all but the two joiners, which
-/// emoji and several scripts cannot be written without.
+/// Control characters (C0, DEL, C1), and Unicode's format characters (Cf) and separators except for the two joiners, which
+/// emoji and several scripts need.
 fn is_unsafe(c: char) -> bool {
     c.is_control()
         || matches!(c,
@@ -258,7 +269,7 @@ fn is_unsafe(c: char) -> bool {
             | '\u{e0000}'..='\u{e007f}')
 }
 
-/// Lays out a table; every cell is escaped, so each row is one line.
+/// Lays out a table. Every cell is escaped, so each row is one line.
 fn columns(header: &[&str], rows: &[Row]) -> Table {
     let mut table = Table::new();
     table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
@@ -296,15 +307,15 @@ fn paint(colors: bool, style: Style, text: &str) -> String {
     if colors { format!("{style}{text}{style:#}") } else { text.to_owned() }
 }
 
-/// To standard output, at once: whoever waits for it should not wait for a full buffer.
-fn data(text: &str) -> io::Result<()> {
+/// Writes to standard output and flushes, so that a reader on a pipe sees each line at once.
+fn print_data(text: &str) -> io::Result<()> {
     let mut out = io::stdout().lock();
     out.write_all(text.as_bytes())?;
     out.flush()
 }
 
-/// To standard error. If nobody reads that, there is nobody to tell.
-pub fn aside(text: &str) {
+/// Writes a line to standard error. If that is closed, the error is ignored: there is no place left to report it.
+pub fn eprint_line(text: &str) {
     let _ = writeln!(io::stderr().lock(), "{text}");
 }
 
@@ -319,7 +330,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_that_steers_a_terminal_gets_through() {
+    fn characters_that_control_a_terminal_are_escaped() {
         check("plain, ünïcödé, 日本, 👩‍🚀", "plain, ünïcödé, 日本, 👩‍🚀");
         check("\u{1b}[2J\u{7}", "\\u{1b}[2J\\u{7}");
         check("a\r\n\tb", "a\\r\\n\\tb");
@@ -347,7 +358,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn escaped_json_means_the_same_and_steers_nothing(text: String, odd in "[\u{80}-\u{9f}\u{202a}-\u{202e}\u{e0001}]{0,3}") {
+        fn escaped_json_means_the_same_and_controls_no_terminal(text: String, odd in "[\u{80}-\u{9f}\u{202a}-\u{202e}\u{e0001}]{0,3}") {
             let text = text + &odd;
             let json = json(&text).expect("a string serialises");
             prop_assert!(!json.chars().any(is_unsafe));
@@ -355,7 +366,7 @@ mod tests {
         }
 
         #[test]
-        fn escaped_text_steers_nothing(text: String) {
+        fn escaped_text_controls_no_terminal(text: String) {
             prop_assert!(!escape(&text).chars().any(is_unsafe));
         }
     }

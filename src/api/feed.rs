@@ -1,91 +1,86 @@
-//! The feed: what may be asked of it, and its events as server-sent events or as lines of JSON.
+//! The feed: its query, and its events as server-sent events or as lines of JSON.
 //!
-//! A cursor is opaque here: bytes of `chain::cursor`, written as text. What a filter is, a cursor is bound to, so there
-//! is one way to write each. Sources: the HTML standard, "Server-sent events"; RFC 4648, base64url.
+//! A cursor is opaque here: the bytes of `chain::cursor`, written as text. A cursor is bound to the query string of its filter,
+//! so every filter is written in one form. Sources: the HTML standard, "Server-sent events"; RFC 4648, base64url.
 
-use base64::Engine;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+use serde::Deserialize;
 
-use super::error::{ErrorCode, Problem};
-use super::explain_invalid::quote;
-use super::message::ListedMessage;
-use super::query::{self, ListQuery};
+use super::{
+    error::{ErrorCode, Problem},
+    explain_invalid::quote,
+    message::ListedMessage,
+    query::{QueryReader, QueryWriter, invalid, with_needs_user},
+};
 use crate::chain::cursor::CURSOR_BYTES_MAX;
 
-/// A cursor's text is at most this long; a longer one is none.
+/// The text of a cursor is at most this long; a longer text is refused.
 pub const CURSOR_TEXT_MAX: usize = 1024;
 const _: () = assert!(CURSOR_BYTES_MAX.div_ceil(3) * 4 <= CURSOR_TEXT_MAX);
 
 /// The query of `GET /feed`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct FeedQuery {
-    /// Where to go on.
+    /// The feed starts after this cursor.
     pub cursor: Option<String>,
-    /// Without a cursor: from the very first message, not only from now on.
+    /// Without a cursor: start with the first message of all, not with the next one.
     pub from_start: bool,
-    /// Who said it.
+    /// Only messages of this sender.
     pub sender: Option<String>,
-    /// Whom it is for.
+    /// Only messages to this recipient.
     pub recipient: Option<String>,
-    /// Either of the two.
+    /// Only messages from or to this user.
     pub user: Option<String>,
-    /// The other one; only together with `user`.
+    /// The other side of a conversation; only together with `user`.
     pub with: Option<String>,
 }
 
 impl FeedQuery {
     /// Reads a raw query string (without the `?`). `last_event_id` is the header of that name, which wins.
     pub fn parse(raw: &str, last_event_id: Option<&str>) -> Result<Self, Problem> {
-        let mut feed = Self::default();
-        let mut from = None;
-        for (key, value) in query::pairs(raw)? {
-            let slot = match key.as_ref() {
-                "cursor" => &mut feed.cursor,
-                "from" => &mut from,
-                "sender" => &mut feed.sender,
-                "recipient" => &mut feed.recipient,
-                "user" => &mut feed.user,
-                "with" => &mut feed.with,
-                _ => return Err(query::unknown(&key, "cursor, from, sender, recipient, user, with")),
-            };
-            *slot = Some(query::given(&key, value)?);
-        }
-        feed.from_start = match from.as_deref() {
-            None | Some("now") => false,
-            Some("start") => true,
-            Some(other) => {
-                return Err(query::invalid(format!("`from` is {}, not `start` or `now`", quote(other))));
-            }
+        let mut pairs = QueryReader::new(raw)?;
+        let (cursor, from) = (pairs.text("cursor")?, pairs.text("from")?);
+        let mut feed = Self {
+            cursor,
+            from_start: from.as_deref() == Some("start"),
+            sender: pairs.text("sender")?,
+            recipient: pairs.text("recipient")?,
+            user: pairs.text("user")?,
+            with: pairs.text("with")?,
         };
+        pairs.refuse_rest()?;
+        if let Some(other) = from.as_deref().filter(|from| !matches!(*from, "start" | "now")) {
+            return Err(invalid(format!("`from` is {}, not `start` or `now`", quote(other))));
+        }
         if feed.cursor.is_some() && from.is_some() {
-            return Err(query::invalid("`cursor` says already where to go on: leave `from` out"));
+            return Err(invalid("`cursor` says already where to go on: leave `from` out"));
         }
-        if feed.with.is_some() && feed.user.is_none() {
-            return Err(query::invalid("`with` needs `user`: they are the two sides of a conversation"));
-        }
+        with_needs_user(feed.with.as_ref(), feed.user.as_ref())?;
         if let Some(id) = last_event_id.filter(|id| !id.is_empty()) {
             feed.cursor = Some(id.to_owned());
         }
         Ok(feed)
     }
 
-    /// The filter as it is written, in one way.
+    /// The filter as a query string, in its one form.
     pub fn filter(&self) -> String {
-        let Self { sender, recipient, user, with, .. } = self.clone();
-        ListQuery { sender, recipient, user, with, ..ListQuery::default() }.to_query_string()
+        self.write_filter().0
     }
 
-    /// Writes it as a raw query string, empty if nothing is asked.
+    /// Writes it as a raw query string, empty if there is nothing to ask for.
     pub fn to_query_string(&self) -> String {
-        let mut out = self.filter();
-        let place = match &self.cursor {
-            Some(cursor) => Some(format!("cursor={cursor}")),
-            None => self.from_start.then(|| "from=start".into()),
-        };
-        if let Some(place) = place {
-            let separator = if out.is_empty() { "" } else { "&" };
-            out = format!("{out}{separator}{place}");
-        }
+        let mut out = self.write_filter();
+        out.value("cursor", self.cursor.as_ref());
+        out.value("from", (self.from_start && self.cursor.is_none()).then_some("start"));
+        out.0
+    }
+
+    fn write_filter(&self) -> QueryWriter {
+        let mut out = QueryWriter::default();
+        out.text("sender", self.sender.as_deref());
+        out.text("recipient", self.recipient.as_deref());
+        out.text("user", self.user.as_deref());
+        out.text("with", self.with.as_deref());
         out
     }
 }
@@ -95,12 +90,12 @@ pub fn to_text(bytes: &[u8]) -> String {
     URL_SAFE_NO_PAD.encode(bytes)
 }
 
-/// The bytes of a cursor or a position; `None`: it is neither.
+/// The bytes of a cursor or a position; `None` if the text is neither.
 pub fn from_text(text: &str) -> Option<Vec<u8>> {
     (text.len() <= CURSOR_TEXT_MAX).then(|| URL_SAFE_NO_PAD.decode(text).ok()).flatten()
 }
 
-/// A cursor that is refused.
+/// The refusal of a cursor.
 pub fn cursor_invalid(why: impl std::fmt::Display) -> Problem {
     let detail =
         format!("the cursor cannot be used: {why}; without one, a feed begins with `from=start` or now");
@@ -116,65 +111,65 @@ pub enum FeedFormat {
     Lines,
 }
 
-/// What is said in a feed.
+/// An event, as a server writes it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FeedEvent<'a> {
     /// A message, as JSON.
     Message(&'a [u8]),
-    /// Everything that was stored at the time of connecting is through.
+    /// Everything that was stored at the time of connecting has been sent.
     CaughtUp,
-    /// Nothing; only the cursor moves.
+    /// Only the cursor moves.
     Bookmark,
 }
 
 impl FeedEvent<'_> {
-    /// Appends the event. `cursor`: after it.
+    /// Appends the event. `cursor` is the position after it.
     pub fn write(self, format: FeedFormat, cursor: &str, out: &mut Vec<u8>) {
+        let cursor = cursor.as_bytes();
         let parts: [&[u8]; 5] = match (format, self) {
             (FeedFormat::Events, FeedEvent::Message(json)) => {
-                [b"id: ", cursor.as_bytes(), b"\nevent: message\ndata: ", json, b"\n\n"]
+                [b"id: ", cursor, b"\nevent: message\ndata: ", json, b"\n\n"]
             }
             (FeedFormat::Events, FeedEvent::CaughtUp) => {
-                [b"id: ", cursor.as_bytes(), b"\nevent: caught-up\ndata: {}", b"", b"\n\n"]
+                [b"id: ", cursor, b"\nevent: caught-up\ndata: ", b"{}", b"\n\n"]
             }
-            (FeedFormat::Events, FeedEvent::Bookmark) => [b"id: ", cursor.as_bytes(), b"", b"", b"\n\n"],
+            (FeedFormat::Events, FeedEvent::Bookmark) => [b"id: ", cursor, b"", b"", b"\n\n"],
             (FeedFormat::Lines, FeedEvent::Message(json)) => {
-                [b"{\"event\":\"message\",\"cursor\":\"", cursor.as_bytes(), b"\",\"message\":", json, b"}\n"]
+                [br#"{"event":"message","cursor":""#, cursor, br#"","message":"#, json, b"}\n"]
             }
             (FeedFormat::Lines, FeedEvent::CaughtUp) => {
-                [b"{\"event\":\"caught-up\",\"cursor\":\"", cursor.as_bytes(), b"\"}", b"", b"\n"]
+                [br#"{"event":"caught-up","cursor":""#, cursor, b"\"", b"", b"}\n"]
             }
             (FeedFormat::Lines, FeedEvent::Bookmark) => {
-                [b"{\"event\":\"bookmark\",\"cursor\":\"", cursor.as_bytes(), b"\"}", b"", b"\n"]
+                [br#"{"event":"bookmark","cursor":""#, cursor, b"\"", b"", b"}\n"]
             }
         };
-        out.reserve(parts.iter().map(|part| part.len()).sum());
         for part in parts {
             out.extend_from_slice(part);
         }
     }
 }
 
-/// An event as a reader of lines finds it.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Deserialize)]
+/// An event, as a client reads it from a line.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct FeedLine {
-    /// What it is; kinds that are not known are passed over.
+    /// Kind of the event.
     pub event: FeedEventKind,
-    /// Where to go on after it.
+    /// The cursor after the event.
     pub cursor: String,
-    /// With a message.
+    /// The message, if the event has one.
     pub message: Option<ListedMessage>,
 }
 
 /// The kinds of events.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum FeedEventKind {
     /// A message.
     Message,
-    /// Everything that was stored at the time of connecting is through.
+    /// Everything that was stored at the time of connecting has been sent.
     CaughtUp,
-    /// Only the cursor moves. Also what is made of a kind that is newer than this program.
+    /// Only the cursor moves. A kind that this program does not know is read as this one.
     #[serde(other)]
     Bookmark,
 }
@@ -190,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn a_feed_is_asked_for_in_one_way() {
+    fn a_query_has_one_form() {
         check("", None, "");
         check("from=now", None, "");
         check("from=start&user=a&with=b%20c", None, "user=a&with=b%20c&from=start");
@@ -201,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_understood_is_named() {
+    fn mistakes_are_refused_with_the_name_of_the_key() {
         check("from=there", None, "`from` is `there`, not `start` or `now`");
         check("cursor=AA&from=start", None, "`cursor` says already where to go on: leave `from` out");
         check("with=b", None, "`with` needs `user`: they are the two sides of a conversation");
@@ -238,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn bytes_are_text_and_come_back() {
+    fn bytes_are_written_as_text_and_read_back() {
         let bytes: Vec<u8> = (0..=255).collect();
         assert_eq!(from_text(&to_text(&bytes)), Some(bytes));
         assert_eq!(from_text("not base64!"), None);

@@ -1,29 +1,29 @@
-//! How servers describe themselves and each other: `/nodes`, `/network`, `/readyz`, `/livez`.
+//! The answers in which servers describe themselves and each other: `/nodes`, `/network`, `/readyz`, `/livez`.
 //!
-//! Plain shapes, read by programs that may be older or newer: unknown fields are ignored on reading. What a
-//! server does not know (yet) is `null`.
+//! Programs of other versions read them, so a reader ignores unknown fields. A value that a server does not know (yet) is
+//! `null`. Nothing is decided here: which node is up, behind or damaged is what the server that answers has found.
 
 use serde::{Deserialize, Serialize};
 
 use super::{address::Addr, time::Time};
 
-/// Which node; the number by which people call it.
+/// Number of a node, by which users name it.
 pub type NodeId = u16;
 
-/// Whether a server answers, as seen by whoever says so.
+/// Whether a server answers, as the program that reports it has seen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum NodeState {
-    /// It answered when last asked.
+    /// It answered the last request.
     Up,
-    /// It missed an answer, or was never asked.
+    /// It missed an answer a short time ago, or was never asked.
     Suspect,
-    /// It has not answered for a while.
+    /// It has not answered for some time.
     Down,
 }
 
 impl NodeState {
-    /// Its name in the contract.
+    /// The name in JSON and in `status`.
     pub fn as_str(self) -> &'static str {
         match self {
             NodeState::Up => "up",
@@ -36,92 +36,92 @@ impl NodeState {
 /// `GET /nodes` at a node.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct NodeStatus {
-    /// Which node.
+    /// Number of this node.
     pub node_id: NodeId,
-    /// Where others are told to find it.
+    /// Address that others are told.
     pub address: Addr,
-    /// Of the program.
+    /// Version of the program.
     pub version: String,
-    /// A node that answers is up.
+    /// Always `up`: the node answers.
     pub state: NodeState,
-    /// Since the process started.
+    /// Time since the process started.
     pub uptime_seconds: u64,
-    /// Distinct (id, content).
+    /// Messages, counted by distinct (id, content).
     pub messages: u64,
-    /// Of the vector, in hexadecimal.
+    /// Digest of the vector, in hexadecimal.
     pub digest: String,
-    /// How many logs it holds.
+    /// Number of logs in the store.
     pub origins: u64,
-    /// Ids that stand for more than one content.
+    /// Ids with more than one content.
     pub conflicts: u64,
-    /// Entries that failed their check and are not restored yet.
+    /// Entries that failed their check and are not repaired yet.
     pub damaged: u64,
     /// Entries of a newer content version.
     pub unreadable: u64,
-    /// What an operator should know.
+    /// Warnings for the operator.
     pub warnings: Vec<String>,
-    /// The other nodes.
+    /// The other nodes, as this node sees them.
     pub peers: Vec<PeerStatus>,
-    /// The slow walk over everything that is stored. A node of an older version has none.
+    /// Progress of the scrub. A node of an older version does not report it.
     #[serde(default)]
     pub scrub: ScrubStatus,
 }
 
-/// How far a node is with checking everything it stores.
+/// How far a node has come with checking everything that it stores.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct ScrubStatus {
     /// Entries checked in this round.
     pub checked: u64,
-    /// Entries there are.
+    /// Entries in the store.
     pub total: u64,
     /// Rounds since the store was opened.
     pub rounds: u64,
-    /// When the last of them ended.
+    /// When the last round ended.
     pub last_finished: Option<Time>,
 }
 
-/// A node as one other sees it.
+/// A node, as one of its peers sees it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct PeerStatus {
-    /// Unknown until it has answered once.
+    /// `None` until the node has answered once.
     pub node_id: Option<NodeId>,
-    /// Where it is asked.
+    /// Address at which it is asked.
     pub address: Addr,
     /// Whether it answers.
     pub state: NodeState,
-    /// When it last answered an exchange.
+    /// When the node last answered an exchange.
     pub last_sync: Option<Time>,
-    /// How long that took.
+    /// Duration of that exchange.
     pub rtt_ms: Option<f64>,
-    /// Entries it lacks, as far as known.
+    /// Entries that the node lacks, as far as known.
     pub behind: Option<u64>,
     /// Why the last exchange failed.
     pub error: Option<String>,
 }
 
-/// `GET /nodes` at the proxy. Told apart from a node's by `upstreams`.
+/// `GET /nodes` at the proxy. Only this answer has the field `upstreams`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ProxyStatus {
-    /// Of the program.
+    /// Version of the program.
     pub version: String,
-    /// A proxy that answers is up.
+    /// Always `up`: the proxy answers.
     pub state: NodeState,
-    /// Since the process started.
+    /// Time since the process started.
     pub uptime_seconds: u64,
-    /// What an operator should know.
+    /// Warnings for the operator.
     pub warnings: Vec<String>,
-    /// The nodes it forwards to.
+    /// The nodes that the proxy forwards to.
     pub upstreams: Vec<UpstreamStatus>,
 }
 
-/// A node as the proxy sees it.
+/// A node, as the proxy sees it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct UpstreamStatus {
-    /// Where it is asked.
+    /// Address at which it is asked.
     pub address: Addr,
     /// Whether it answers.
     pub state: NodeState,
-    /// How long answers take, smoothed.
+    /// Smoothed time to an answer.
     pub rtt_ms: Option<f64>,
     /// Why the last request failed.
     pub error: Option<String>,
@@ -130,9 +130,9 @@ pub struct UpstreamStatus {
 /// `DELETE /nodes/{id}`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ForgetAnswer {
-    /// Which node.
+    /// Number of the node.
     pub node_id: NodeId,
-    /// It is forgotten now, and may have been before.
+    /// Always true, also if the node was forgotten before.
     pub forgotten: bool,
 }
 
@@ -141,58 +141,58 @@ pub struct ForgetAnswer {
 pub struct NetworkStatus {
     /// One row per member.
     pub nodes: Vec<NetworkNode>,
-    /// How many of them are up.
+    /// Number of members that are up.
     pub up: u64,
-    /// How many there are.
+    /// Number of members.
     pub total: u64,
-    /// Whether some node can store.
+    /// Whether some node would store a message now.
     pub writable: bool,
-    /// All nodes that are up have equal digests, no damage and nothing unreadable.
+    /// Whether all nodes that are up have equal digests, no damage and nothing unreadable.
     pub converged: bool,
-    /// What an operator should know.
+    /// Warnings for the operator.
     pub warnings: Vec<String>,
 }
 
 /// One member in `GET /network`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct NetworkNode {
-    /// Unknown until it has answered once.
+    /// `None` until the node has answered once.
     pub node_id: Option<NodeId>,
-    /// Where it is asked.
+    /// Address at which it is asked.
     pub address: Addr,
     /// Whether it answers.
     pub state: NodeState,
-    /// Of the program.
+    /// Version of the program.
     pub version: Option<String>,
-    /// Since its process started.
+    /// Time since its process started.
     pub uptime_seconds: Option<u64>,
-    /// Distinct (id, content).
+    /// Messages, counted by distinct (id, content).
     pub messages: Option<u64>,
-    /// Entries it lacks of the union of all known vectors.
+    /// Entries that the node lacks of the union of all known vectors.
     pub behind: Option<u64>,
-    /// Of its vector, in hexadecimal.
+    /// Digest of its vector, in hexadecimal.
     pub digest: Option<String>,
-    /// When it last answered an exchange.
+    /// When the node last answered an exchange.
     pub last_sync: Option<Time>,
-    /// How long that took.
+    /// Duration of that exchange.
     pub rtt_ms: Option<f64>,
-    /// Why it could not be asked.
+    /// Why the node could not be asked.
     pub error: Option<String>,
 }
 
 /// `GET /readyz`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Readiness {
-    /// History can be read here.
+    /// Whether history can be read here.
     pub readable: bool,
-    /// Messages can be stored here.
+    /// Whether a message would be stored here.
     pub writable: bool,
 }
 
 /// `GET /livez`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Liveness {
-    /// Always true: who is not, does not answer.
+    /// Always true: the process answers.
     pub live: bool,
 }
 
@@ -204,15 +204,15 @@ mod tests {
     fn a_node_describes_itself_as_the_contract_says() {
         let json = r#"{"node_id":2,"address":"127.0.0.1:8083","version":"0.1.0","state":"up","uptime_seconds":12,"messages":1204,"digest":"9f3c","origins":4,"conflicts":0,"damaged":0,"unreadable":0,"warnings":[],"peers":[{"node_id":0,"address":"127.0.0.1:8081","state":"suspect","last_sync":"2026-11-22T12:31:14.123Z","rtt_ms":0.4,"behind":0,"error":null}],"scrub":{"checked":7,"total":9,"rounds":0,"last_finished":null}}"#;
         let status: NodeStatus = serde_json::from_str(json).expect("parses");
-        assert_eq!(serde_json::to_string(&status).expect("serialises"), json);
+        assert_eq!(serde_json::to_string(&status).expect("serializes"), json);
     }
 
     #[test]
     fn a_network_is_read_back_and_newer_fields_are_ignored() {
         let json = r#"{"nodes":[{"node_id":null,"address":"node-3:8084","state":"down","version":null,"uptime_seconds":null,"messages":null,"behind":null,"digest":null,"last_sync":null,"rtt_ms":null,"error":"connection refused"}],"up":0,"total":1,"writable":false,"converged":false,"warnings":["none is up"]}"#;
         let status: NetworkStatus = serde_json::from_str(json).expect("parses");
-        assert_eq!(serde_json::to_string(&status).expect("serialises"), json);
-        let newer = json.replacen('{', "{\"colour\":\"red\",", 1);
+        assert_eq!(serde_json::to_string(&status).expect("serializes"), json);
+        let newer = json.replacen('{', "{\"color\":\"red\",", 1);
         assert_eq!(serde_json::from_str::<NetworkStatus>(&newer).expect("parses"), status);
     }
 }

@@ -9,7 +9,7 @@
 use super::clock::{Clock, Stamp};
 use super::ids::{EntryKey, Origin};
 use super::message::Digest;
-use super::record::Record;
+use super::record::Entry;
 use super::vector::{Head, Vector};
 use crate::fault::Fault;
 
@@ -107,23 +107,24 @@ impl Logs {
 
     /// Takes in a peer's entry if it is the next one of its log. `Ok(false)`: we have that place already.
     /// If it continues our own log, somebody else appends to it too (this machine was cloned while it ran): we leave it.
-    pub fn admit(&mut self, record: &Record<'_>, now_ms: u64) -> Result<bool, AdmitError> {
-        let head = self.vector.seq(record.origin);
-        if record.seq <= head || record.seq > self.vector.limit(record.origin) {
+    pub fn admit(&mut self, entry: &Entry, now_ms: u64) -> Result<bool, AdmitError> {
+        let EntryKey { stamp, origin, seq } = entry.key();
+        let head = self.vector.seq(origin);
+        if seq <= head || seq > self.vector.limit(origin) {
             return Ok(false); // behind a cut nothing is news: what was there stands in a branch
         }
-        if record.seq != head + 1 && !Fault::AcceptGap.is_planted() {
-            return Err(AdmitError::Gap { head, got: record.seq });
+        if seq != head + 1 && !Fault::AcceptGap.is_planted() {
+            return Err(AdmitError::Gap { head, got: seq });
         }
-        if self.stamps.get(&record.origin).is_some_and(|range| record.stamp <= range.last) {
-            return Err(AdmitError::Stamp(record.seq));
+        if self.stamps.get(&origin).is_some_and(|range| stamp <= range.last) {
+            return Err(AdmitError::Stamp(seq));
         }
-        if !record.content_matches_digest() {
-            return Err(AdmitError::Digest(record.seq));
+        if !entry.content_matches_digest() {
+            return Err(AdmitError::Digest(seq));
         }
-        self.clock.adopt(record.stamp, now_ms);
-        self.append(EntryKey { stamp: record.stamp, origin: record.origin, seq: record.seq }, record.digest);
-        self.abandon(record.origin);
+        self.clock.adopt(stamp, now_ms);
+        self.append(entry.key(), entry.digest());
+        self.abandon(origin);
         Ok(true)
     }
 
@@ -226,10 +227,9 @@ mod tests {
     const B: Origin = Origin([2; 16]);
     const NOW: u64 = 1_700_000_000_000;
 
-    fn record(origin: Origin, seq: u64, stamp: u64) -> Record<'static> {
-        let content = b"content";
-        let digest = Digest::of(content);
-        Record { origin, seq, stamp: Stamp(stamp), digest, kind: EntryKind::Message, content }
+    fn record(origin: Origin, seq: u64, stamp: u64) -> Entry {
+        let (key, content) = (EntryKey { stamp: Stamp(stamp), origin, seq }, b"content");
+        Entry::new(key, EntryKind::Message, Digest::of(content), content)
     }
 
     #[test]
@@ -266,7 +266,7 @@ mod tests {
         assert_eq!(logs.admit(&record(A, 1, 9), NOW), Ok(true));
         assert_eq!(logs.admit(&record(A, 1, 9), NOW), Ok(false));
         assert_eq!(logs.admit(&record(A, 2, 9), NOW), Err(AdmitError::Stamp(2)));
-        let forged = Record { digest: Digest::of(b"other"), ..record(A, 2, 10) };
+        let forged = Entry::new(record(A, 2, 10).key(), EntryKind::Message, Digest::of(b"other"), b"content");
         assert_eq!(logs.admit(&forged, NOW), Err(AdmitError::Digest(2)));
         assert_eq!(logs.vector().seq(A), 1);
     }

@@ -1,40 +1,43 @@
-//! Owns the bytes of an entry: the record, which stands for itself.
+//! Owns the bytes of an entry: the record.
 //!
-//! The same bytes lie in the store, travel between nodes, and can be recognised in a raw file without the
-//! database around them. The check is verified by [`Record::parse`], and there is no other way to look inside
-//! a record; so damaged bytes are never served, synced or counted. The header is fixed for ever.
+//! The same bytes lie in the store and travel between nodes, and a record can be recognized in a raw file without the
+//! database around it. An [`Entry`] is the only access to a record, and building an entry verifies the check once; so
+//! damaged bytes are never served, synced or counted. The header never changes.
 //!
 //! Layout, big-endian, [`HEADER_BYTES`] + content + [`CHECK_BYTES`]:
 //! `magic 8 | version u8 | kind u8 | zero u16 | content length u32 | origin 16 | seq u64 | stamp u64 |
 //! digest 32 | content | XXH3-64 over all before it`.
 
+use std::fmt;
+
+use bytes::Bytes;
 use twox_hash::XxHash3_64;
 
 use super::clock::Stamp;
-use super::ids::Origin;
+use super::ids::{EntryKey, Origin};
 use super::message::{Content, Digest};
 use crate::fault::Fault;
 
-/// An entry with everything around it is at most this long; a longer one is damaged by definition.
+/// The largest record. A longer one counts as damaged.
 pub const RECORD_BYTES_MAX: usize = 64 * 1024;
 /// Bytes before the content.
-pub const HEADER_BYTES: usize = 80;
+const HEADER_BYTES: usize = 80;
 /// Bytes after the content.
-pub const CHECK_BYTES: usize = 8;
-/// What every record begins with.
+const CHECK_BYTES: usize = 8;
+/// The first bytes of every record.
 pub const MAGIC: [u8; 8] = *b"\xc7ChatChn";
 const VERSION: u8 = 1;
 
-/// What a record carries.
+/// What an entry carries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum EntryKind {
     /// A message's content.
     Message,
-    /// Nothing: the body was erased, the place in the chain stays. Reserved; nothing writes it yet.
+    /// No content: it was erased, and the position in the hash chain stays. Reserved; no program writes it yet.
     Erased,
-    /// How far its writer was in all logs, so that a reader's cursor can be short. See [`seqs`](super::seqs).
-    Milestone,
-    /// Something that a newer program wrote: kept and passed on as it is.
+    /// A frontier snapshot: how far its writer was in all logs. It keeps cursors short, see [`frontier`](super::frontier).
+    Snapshot,
+    /// A kind that a newer program defines. The entry is kept and passed on unchanged.
     Newer(u8),
 }
 
@@ -43,128 +46,184 @@ impl EntryKind {
         match self {
             EntryKind::Message => 1,
             EntryKind::Erased => 2,
-            EntryKind::Milestone => 3,
+            EntryKind::Snapshot => 3,
             EntryKind::Newer(byte) => byte,
         }
     }
 
-    /// `None`: no program of ours writes that.
+    /// `None`: no version of this program writes that byte.
     fn of(byte: u8) -> Option<Self> {
         match byte {
             0 => None,
             1 => Some(EntryKind::Message),
             2 => Some(EntryKind::Erased),
-            3 => Some(EntryKind::Milestone),
+            3 => Some(EntryKind::Snapshot),
             newer => Some(EntryKind::Newer(newer)),
         }
     }
 }
 
-/// A checked look at a record's bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Record<'a> {
-    /// The log it stands in.
-    pub origin: Origin,
-    /// Its place there, from 1.
-    pub seq: u64,
-    /// When the origin accepted it.
-    pub stamp: Stamp,
-    /// Digest of the content, also after the content was erased.
-    pub digest: Digest,
-    /// What it carries.
-    pub kind: EntryKind,
-    /// The content bytes.
-    pub content: &'a [u8],
+/// One entry of a log: the bytes of its record, which passed their check. It cannot be built from other bytes, so nobody
+/// checks it again. A clone shares the bytes.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Entry {
+    bytes: Bytes,
 }
 
-/// Why bytes are not a record. They are damaged, or never were one.
+/// Why bytes are not a record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidRecord {
-    /// Shorter than they say they are.
+    /// The bytes end before the record does.
     #[error("the record is cut off")]
     Short,
-    /// Another magic, version, kind or length than a record can have.
-    #[error("the record's header is not one")]
+    /// The magic, the version, the kind or the length is not one that a record can have.
+    #[error("the record has an invalid header")]
     Header,
-    /// The check does not fit the bytes.
+    /// The check does not match the bytes.
     #[error("the record's check does not match its bytes")]
     Check,
 }
 
-impl<'a> Record<'a> {
-    /// The bytes of this record.
-    pub fn encode(&self) -> Vec<u8> {
-        let mut out = Vec::with_capacity(HEADER_BYTES + self.content.len() + CHECK_BYTES);
-        let length = u32::try_from(self.content.len()).expect("content is far below 4 GiB");
+impl Entry {
+    /// Encodes an entry. `digest` is that of `content`; [`Entry::content_matches_digest`] tells.
+    pub fn new(key: EntryKey, kind: EntryKind, digest: Digest, content: &[u8]) -> Self {
+        let mut out = Vec::with_capacity(HEADER_BYTES + content.len() + CHECK_BYTES);
+        let length = u32::try_from(content.len()).expect("content is far below 4 GiB");
         out.extend_from_slice(&MAGIC);
         out.push(VERSION);
-        out.push(self.kind.byte());
+        out.push(kind.byte());
         out.extend_from_slice(&[0, 0]);
         out.extend_from_slice(&length.to_be_bytes());
-        out.extend_from_slice(&self.origin.0);
-        out.extend_from_slice(&self.seq.to_be_bytes());
-        out.extend_from_slice(&self.stamp.0.to_be_bytes());
-        out.extend_from_slice(&self.digest.0);
-        out.extend_from_slice(self.content);
+        out.extend_from_slice(&key.origin.0);
+        out.extend_from_slice(&key.seq.to_be_bytes());
+        out.extend_from_slice(&key.stamp.0.to_be_bytes());
+        out.extend_from_slice(&digest.0);
+        out.extend_from_slice(content);
         let check = XxHash3_64::oneshot(&out);
         out.extend_from_slice(&check.to_be_bytes());
-        out
+        Entry { bytes: out.into() }
     }
 
-    /// Reads the record at the start of `bytes` and says how long it is.
-    pub fn parse(bytes: &'a [u8]) -> Result<(Self, usize), InvalidRecord> {
-        let (header, rest) = bytes.split_first_chunk::<HEADER_BYTES>().ok_or(InvalidRecord::Short)?;
-        let [kind_byte, zero_1, zero_2] = [header[9], header[10], header[11]];
-        let kind = EntryKind::of(kind_byte).ok_or(InvalidRecord::Header)?;
-        let length = u32::from_be_bytes(part(header, 12)) as usize;
-        let is_header = header[..8] == MAGIC && header[8] == VERSION && zero_1 == 0 && zero_2 == 0;
-        if !is_header || HEADER_BYTES + length + CHECK_BYTES > RECORD_BYTES_MAX {
-            return Err(InvalidRecord::Header);
-        }
-        let (content, rest) = rest.split_at_checked(length).ok_or(InvalidRecord::Short)?;
-        let check = rest.first_chunk::<CHECK_BYTES>().ok_or(InvalidRecord::Short)?;
-        let is_damaged = XxHash3_64::oneshot(&bytes[..HEADER_BYTES + length]) != u64::from_be_bytes(*check);
-        if is_damaged && !Fault::SkipCheck.is_planted() {
-            return Err(InvalidRecord::Check);
-        }
-        let record = Record {
-            origin: Origin(part(header, 16)),
-            seq: u64::from_be_bytes(part(header, 32)),
-            stamp: Stamp(u64::from_be_bytes(part(header, 40))),
-            digest: Digest(part(header, 48)),
-            kind,
-            content,
-        };
-        Ok((record, HEADER_BYTES + length + CHECK_BYTES))
+    /// Checks the record at the start of `bytes` and copies it. Bytes after the record are ignored.
+    pub fn check(bytes: &[u8]) -> Result<Self, InvalidRecord> {
+        let length = checked_length(bytes)?;
+        Ok(Entry { bytes: Bytes::copy_from_slice(&bytes[..length]) })
     }
 
-    /// Whether the content is what the digest says. The check already excludes accidents; this is asked where
-    /// a record comes from somebody else.
+    /// Checks the record at the start of `part`, which is a part of `whole`. The entry shares the memory of `whole`.
+    pub fn check_shared(whole: &Bytes, part: &[u8]) -> Result<Self, InvalidRecord> {
+        let length = checked_length(part)?;
+        Ok(Entry { bytes: whole.slice_ref(&part[..length]) })
+    }
+
+    /// The same kind, digest and content in another place.
+    #[must_use]
+    pub fn moved_to(&self, key: EntryKey) -> Self {
+        Entry::new(key, self.kind(), self.digest(), self.content())
+    }
+
+    /// The record.
+    pub fn bytes(&self) -> &Bytes {
+        &self.bytes
+    }
+
+    /// The length of the record in bytes.
+    pub fn size(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// What the entry carries.
+    pub fn kind(&self) -> EntryKind {
+        EntryKind::of(self.bytes[9]).expect("was checked")
+    }
+
+    /// Stamp, log and seq.
+    pub fn key(&self) -> EntryKey {
+        EntryKey { stamp: self.stamp(), origin: self.origin(), seq: self.seq() }
+    }
+
+    /// The log that the entry belongs to.
+    pub fn origin(&self) -> Origin {
+        Origin(part(&self.bytes, 16))
+    }
+
+    /// The position in the log, from 1.
+    pub fn seq(&self) -> u64 {
+        u64::from_be_bytes(part(&self.bytes, 32))
+    }
+
+    /// When the origin accepted the entry.
+    pub fn stamp(&self) -> Stamp {
+        Stamp(u64::from_be_bytes(part(&self.bytes, 40)))
+    }
+
+    /// The digest of the content. An erased entry keeps the digest of what it carried.
+    pub fn digest(&self) -> Digest {
+        Digest(part(&self.bytes, 48))
+    }
+
+    /// The content bytes.
+    pub fn content(&self) -> &[u8] {
+        &self.bytes[HEADER_BYTES..self.bytes.len() - CHECK_BYTES]
+    }
+
+    /// Whether the content has the digest that the header names. The check excludes accidents; this excludes forgery, so it
+    /// is asked of entries that come from a peer or a damaged file.
     pub fn content_matches_digest(&self) -> bool {
-        match self.kind {
-            EntryKind::Message | EntryKind::Milestone => Digest::of(self.content) == self.digest,
-            EntryKind::Erased => self.content.is_empty(),
-            // What it means is not known, so what its digest is of is not either; the check holds it together.
+        match self.kind() {
+            EntryKind::Message | EntryKind::Snapshot => Digest::of(self.content()) == self.digest(),
+            EntryKind::Erased => self.content().is_empty(),
+            // A newer program defines what the digest covers; this one cannot compare.
             EntryKind::Newer(_) => true,
         }
     }
 
-    /// What it says, to whom, by whom, if it is a message that this program can read. See also [`Record::is_unreadable`].
-    pub fn message(&self) -> Option<Content<'a>> {
-        if self.kind == EntryKind::Message { Content::decode(self.content).ok() } else { None }
+    /// The message, if the entry carries one that this program can read. See also [`Entry::is_unreadable`].
+    pub fn message(&self) -> Option<Content<'_>> {
+        if self.kind() == EntryKind::Message { Content::decode(self.content()).ok() } else { None }
     }
 
-    /// Whether a newer program is needed to know what it is. Neither shown nor passed over by readers.
+    /// Whether only a newer program can read the entry. Listings omit such an entry; a feed waits before it.
     pub fn is_unreadable(&self) -> bool {
-        match self.kind {
-            EntryKind::Message => Content::decode(self.content).is_err(),
-            EntryKind::Erased | EntryKind::Milestone => false,
+        match self.kind() {
+            EntryKind::Message => Content::decode(self.content()).is_err(),
+            EntryKind::Erased | EntryKind::Snapshot => false,
             EntryKind::Newer(_) => true,
         }
     }
 }
 
-fn part<const N: usize>(header: &[u8; HEADER_BYTES], at: usize) -> [u8; N] {
+impl fmt::Debug for Entry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Entry")
+            .field("key", &self.key())
+            .field("digest", &self.digest())
+            .finish_non_exhaustive()
+    }
+}
+
+/// The length of the record at the start of `bytes`, if it passes its check.
+fn checked_length(bytes: &[u8]) -> Result<usize, InvalidRecord> {
+    let header = bytes.first_chunk::<HEADER_BYTES>().ok_or(InvalidRecord::Short)?;
+    let content_length = u32::from_be_bytes(part(header, 12)) as usize;
+    let length = HEADER_BYTES + content_length + CHECK_BYTES;
+    let is_header = header[..8] == MAGIC
+        && header[8] == VERSION
+        && EntryKind::of(header[9]).is_some()
+        && header[10..12] == [0, 0];
+    if !is_header || length > RECORD_BYTES_MAX {
+        return Err(InvalidRecord::Header);
+    }
+    let record = bytes.get(..length).ok_or(InvalidRecord::Short)?;
+    let (checked, check) = record.split_last_chunk::<CHECK_BYTES>().ok_or(InvalidRecord::Short)?;
+    if XxHash3_64::oneshot(checked) != u64::from_be_bytes(*check) && !Fault::SkipCheck.is_planted() {
+        return Err(InvalidRecord::Check);
+    }
+    Ok(length)
+}
+
+/// The `N` bytes of a header from `at` on.
+fn part<const N: usize>(header: &[u8], at: usize) -> [u8; N] {
     *header[at..].first_chunk().expect("offsets lie within the header")
 }
 
@@ -173,56 +232,53 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn record(content: &[u8]) -> Record<'_> {
-        Record {
-            origin: Origin([7; 16]),
-            seq: 17,
-            stamp: Stamp(0x0102_0304_0506_0708),
-            digest: Digest::of(content),
-            kind: EntryKind::Message,
-            content,
-        }
+    const KEY: EntryKey = EntryKey { stamp: Stamp(0x0102_0304_0506_0708), origin: Origin([7; 16]), seq: 17 };
+
+    fn entry(kind: EntryKind, content: &[u8]) -> Entry {
+        Entry::new(KEY, kind, Digest::of(content), content)
     }
 
     /// Frozen: the bytes of a version 1 record. May be added to, never changed.
     #[test]
     fn record_version_1_is_frozen() {
         assert_eq!(
-            crate::chain::hex(&record(b"hi").encode()),
+            crate::chain::hex(entry(EntryKind::Message, b"hi").bytes()),
             "c74368617443686e0101000000000002070707070707070707070707070707070000000000000011010203040506070885052e9aab1b67b6622d94a08441b09fd5b7aca61ee360416d70de5da67d86ca68695b46b346b41e4349"
         );
     }
 
     #[test]
-    fn what_a_newer_program_wrote_is_kept_as_it_is_and_not_understood() {
-        let bytes = Record { kind: EntryKind::Newer(9), ..record(b"hi") }.encode();
-        let (read, _) = Record::parse(&bytes).expect("its check holds");
-        assert_eq!((read.kind, read.message(), read.is_unreadable()), (EntryKind::Newer(9), None, true));
-        assert_eq!(read.encode(), bytes);
-        assert!(Record::parse(&Record { kind: EntryKind::Newer(0), ..record(b"hi") }.encode()).is_err());
+    fn an_entry_of_a_newer_kind_is_kept_unchanged_and_not_read() {
+        let newer = entry(EntryKind::Newer(9), b"hi");
+        let read = Entry::check(newer.bytes()).expect("its check holds");
+        assert_eq!((read.kind(), read.message(), read.is_unreadable()), (EntryKind::Newer(9), None, true));
+        assert_eq!(read, newer);
+        assert!(Entry::check(entry(EntryKind::Newer(0), b"hi").bytes()).is_err());
     }
 
     proptest! {
         #[test]
-        fn parse_gives_back_what_was_encoded(content in proptest::collection::vec(any::<u8>(), 0..300)) {
-            let bytes = record(&content).encode();
-            prop_assert_eq!(Record::parse(&bytes), Ok((record(&content), bytes.len())));
+        fn check_gives_back_what_was_encoded(content in proptest::collection::vec(any::<u8>(), 0..300)) {
+            let entry = entry(EntryKind::Message, &content);
+            prop_assert_eq!(Entry::check(entry.bytes()), Ok(entry.clone()));
+            prop_assert_eq!((entry.key(), entry.kind()), (KEY, EntryKind::Message));
+            prop_assert_eq!((entry.digest(), entry.content()), (Digest::of(&content), content.as_slice()));
         }
 
         #[test]
         fn any_flipped_bit_is_noticed(content in proptest::collection::vec(any::<u8>(), 0..60), at: proptest::sample::Index) {
-            let mut bytes = record(&content).encode();
+            let mut bytes = entry(EntryKind::Message, &content).bytes().to_vec();
             let bit = at.index(bytes.len() * 8);
             bytes[bit / 8] ^= 1 << (bit % 8);
-            prop_assert!(Record::parse(&bytes).is_err());
+            prop_assert!(Entry::check(&bytes).is_err());
         }
 
         #[test]
         fn arbitrary_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
-            let _ = Record::parse(&bytes);
+            let _ = Entry::check(&bytes);
             let mut framed = MAGIC.to_vec();
             framed.extend_from_slice(&bytes);
-            prop_assert!(Record::parse(&framed).is_err());
+            prop_assert!(Entry::check(&framed).is_err());
         }
     }
 }

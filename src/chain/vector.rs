@@ -9,7 +9,7 @@
 use imbl::ordmap::DiffItem;
 
 use super::ids::{ChainHash, Origin};
-use super::record::Record;
+use super::record::Entry;
 
 /// A log's last entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,8 +23,8 @@ pub struct Head {
 impl Head {
     /// The head of the same log with one more entry.
     #[must_use]
-    pub fn followed_by(self, record: &Record<'_>) -> Self {
-        Head { seq: record.seq, hash: self.hash.next(record.seq, record.stamp, record.digest) }
+    pub fn followed_by(self, entry: &Entry) -> Self {
+        Head { seq: entry.seq(), hash: self.hash.next(entry.seq(), entry.stamp(), entry.digest()) }
     }
 }
 

@@ -1,227 +1,220 @@
-//! `chatchain list` with `--follow` or `--cursor-file`: messages as they come, from where the last run ended.
+//! `chatchain list` with `--follow` or `--cursor-file`: messages as they arrive, from where the last run ended.
 //!
-//! Servers may come and go: the feed is opened again, at whichever answers, with the last cursor. A message is printed
-//! before its cursor is kept, so that whatever ends this program, the next run misses nothing; what was printed in the
-//! last moments may come again. What is listed first and what then comes overlap, and the overlap is printed once.
+//! When a server ends or breaks the feed, it is opened again at any server that answers, with the last cursor. A message is
+//! printed before its cursor is saved, so whatever ends this program, the next run misses no message; it may repeat the last
+//! few. A run without a saved cursor first lists the newest messages. That listing and the feed overlap, and a message of the
+//! overlap is printed once.
 
-use std::{
-    collections::HashSet,
-    fs,
-    io::{self, Write as _},
-    path::{Path, PathBuf},
-    process,
-    time::Duration,
-};
+use std::{collections::HashSet, io, time::Duration};
 
-use color_eyre::eyre::{Result, WrapErr};
+use color_eyre::eyre::{Report, Result};
 use tokio::time::{Instant, sleep, sleep_until};
 use uuid::Uuid;
 
-use super::{Exit, last_writes::LastWrites, list, servers, serving::StopSignals};
+use super::{Context, Exit, cursor_file::CursorFile, last_writes::LastWrites, list, serving::StopSignals};
 use crate::{
     api::{
-        feed::{FeedEventKind, FeedLine, FeedQuery, from_text},
+        feed::{FeedEventKind, FeedLine, FeedQuery},
         message::ListedMessage,
         query::ListQuery,
     },
     chain::message::fold,
-    cli::{self, CommonArgs, OutputFormat},
+    cli::{self, OutputFormat},
     client::{
         ClientError,
         servers::{FeedStream, Servers},
     },
-    config::{self, Sources},
     output::Output,
 };
 
-/// The cursor is kept at most so often, and always before waiting for longer.
-const KEEP_EVERY: Duration = Duration::from_millis(200);
-/// How long to wait before the feed is opened again, but not the first time; doubled up to the second. A feed that lasts for
-/// longer than that is one that goes on.
+/// The cursor is saved at most this often while messages arrive.
+const SAVE_INTERVAL: Duration = Duration::from_millis(200);
+/// Pause before the feed is opened again: none the first time, then this, doubled up to the maximum. A feed that lasted longer
+/// than the maximum counts as healthy, and the next pause is none again.
 const RETRY_MIN: Duration = Duration::from_millis(100);
 const RETRY_MAX: Duration = Duration::from_secs(2);
-/// How long a server is looked for that has all messages from before the feed.
-const BEGIN_MAX: Duration = Duration::from_secs(5);
+/// After this, the listing is taken from a server that lacks messages from before the feed, with a warning.
+const LIST_WAIT_MAX: Duration = Duration::from_secs(5);
 
-pub async fn run(
-    args: &cli::ListArgs,
-    common: &CommonArgs,
-    sources: &Sources,
-    output: &Output,
-) -> Result<Exit> {
-    let listing = list::query(args)?;
+pub async fn run(args: &cli::ListArgs, context: &Context<'_>) -> Result<Exit> {
+    let (query, output) = (list::query(args)?, context.output);
     let mut stop = StopSignals::catch()?;
-    let servers = servers(common, sources)?;
-    let file = args.cursor_file.as_deref().map(resolve).transpose()?;
-    let kept = file.as_deref().map(read).transpose()?.flatten();
-    file.as_deref().map(check_writable).transpose()?;
+    let servers = context.servers()?;
+    let (cursor_file, saved) = match &args.cursor_file {
+        Some(file) => CursorFile::open(file).map(|(file, cursor)| (Some(file), cursor))?,
+        None => (None, None),
+    };
+    let is_array = !args.follow && output.format() == OutputFormat::Json;
     let mut follower = Follower {
+        servers: &servers,
         query: FeedQuery {
-            cursor: kept.clone(),
+            cursor: saved.clone(),
             from_start: false,
-            sender: listing.sender.clone(),
-            recipient: listing.recipient.clone(),
-            user: listing.user.clone(),
-            with: listing.with.clone(),
+            sender: query.sender.clone(),
+            recipient: query.recipient.clone(),
+            user: query.user.clone(),
+            with: query.with.clone(),
         },
-        text: listing.text.as_deref().map(fold),
-        listed: HashSet::new(),
-        collected: Vec::new(),
-        collects: !args.follow && output.format() == OutputFormat::Json,
-        place: CursorFile { file, unkept: false, due: Instant::now() },
+        text: query.text.as_deref().map(fold),
+        overlap: HashSet::new(),
+        collected: is_array.then(Vec::new),
+        cursor_file,
+        save_at: None,
         opened: Instant::now(),
         pause: Duration::ZERO,
         output,
     };
     let follow = async {
-        let mut feed = if kept.is_some() {
-            servers.feed(&follower.query).await.map_err(|error| hint(args, error))?
+        let feed = if saved.is_some() {
+            servers.feed(&follower.query).await.map_err(|error| explain_refused_cursor(args, error))?
         } else {
-            let feed = follower.begin(&servers, &listing, &LastWrites::of(sources)).await?;
+            let feed = follower.list_newest(&query, &LastWrites::of(context.sources)).await?;
             if !args.follow {
                 return Ok(());
             }
             feed
         };
-        follower.follow(&servers, &mut feed, args.follow).await
+        follower.follow(feed, args.follow).await
     };
     tokio::select! {
         ended = follow => ended?,
         () = stop.next() => {}
     }
-    if !args.follow && output.format() == OutputFormat::Json {
-        output.json_list(&follower.collected)?;
+    if let Some(messages) = &follower.collected {
+        output.json_list(messages)?;
     }
-    follower.keep()?;
+    follower.save_cursor()?;
     Ok(Exit::Done)
 }
 
+/// Prints a feed. Owns the cursor that the next run starts with.
 struct Follower<'a> {
-    /// What is asked for, with the last cursor.
+    servers: &'a Servers,
+    /// The feed that is asked for, with the cursor after the last event.
     query: FeedQuery,
-    /// Folded. Servers do not look at texts in a feed.
+    /// Folded text that a message must contain. Servers do not filter a feed by text.
     text: Option<String>,
-    /// What was listed at first and may come once more.
-    listed: HashSet<(Uuid, String, String, String)>,
-    /// One JSON value can be printed only once all of it is there.
-    collected: Vec<ListedMessage>,
-    collects: bool,
-    place: CursorFile,
-    /// When the feed was opened last, and how long to wait before that is done again.
+    /// Messages of the listing that the feed may repeat.
+    overlap: HashSet<Content>,
+    /// Messages of a JSON array, which is printed at the end. `None` if each message is printed as it arrives.
+    collected: Option<Vec<ListedMessage>>,
+    cursor_file: Option<CursorFile>,
+    /// When to save the cursor; `None` if it is saved.
+    save_at: Option<Instant>,
+    /// When the feed was last opened again.
     opened: Instant,
+    /// Pause before it is opened the next time.
     pause: Duration,
     output: &'a Output,
 }
 
+/// Id, sender, recipient and text: two copies of a message are equal in these.
+type Content = (Uuid, String, String, String);
+
+fn content(message: &ListedMessage) -> Content {
+    (message.id, message.sender.clone(), message.recipient.clone(), message.text.clone())
+}
+
 impl Follower<'_> {
-    /// Opens the feed and prints the newest messages from before it. If a server that has all of those is not found, for what
-    /// lies between is with a node that cannot be reached, the feed begins where another server is: there it will bring them.
-    async fn begin(
-        &mut self,
-        servers: &Servers,
-        query: &ListQuery,
-        memory: &LastWrites,
-    ) -> Result<FeedStream> {
-        let (until, sent) = (Instant::now() + BEGIN_MAX, memory.position().await);
+    /// Opens the feed and prints the newest messages from before it. The listing must cover the start of the feed. If no server
+    /// covers it in time, a node that took messages is away: the listing lacks them, and the feed brings them once that node
+    /// is reached.
+    async fn list_newest(&mut self, query: &ListQuery, last_writes: &LastWrites) -> Result<FeedStream> {
+        let (deadline, sent) = (Instant::now() + LIST_WAIT_MAX, last_writes.position().await);
         loop {
-            let feed = self.open(servers).await?;
+            let feed = self.open_now().await?;
             let mut wanted = feed.position().cloned();
             if let (Some(wanted), Some(sent)) = (&mut wanted, &sent) {
                 wanted.join(sent);
             }
-            let found = list::find(servers, query, wanted.as_ref()).await?;
-            if !found.covers && Instant::now() < until {
+            let list::ListOutcome { messages, covers, addr } =
+                list::fetch(self.servers, query, wanted.as_ref()).await?;
+            if !covers && Instant::now() < deadline {
                 continue;
             }
-            if !found.covers {
+            if !covers {
                 if let Some(sent) = &sent {
-                    memory.forget(sent).await;
+                    last_writes.forget(sent).await;
                 }
                 self.output.warn(&format!(
-                    "{} lacks something from before now, and this listing with it; it stands in history once the node that \
-                     took it is reached",
-                    found.addr
+                    "{addr} lacks messages from before now, and so does this listing; history shows them once the node that \
+                     took them is reached"
                 ));
             }
-            for message in found.messages {
-                self.listed.insert(key(message.clone()));
+            for message in messages {
+                self.overlap.insert(content(&message));
                 self.print(message)?;
             }
-            self.place.unkept = true;
+            self.save_at = Some(Instant::now());
             return Ok(feed);
         }
     }
 
-    /// Opens the feed from now on, and notes where that is: its first word says so. Without that, it would begin later if it
-    /// had to be opened again.
-    async fn open(&mut self, servers: &Servers) -> Result<FeedStream> {
+    /// Opens the feed from now on and takes the cursor of its first event. With no cursor, a feed that breaks would be opened
+    /// again from a later moment.
+    async fn open_now(&mut self) -> Result<FeedStream> {
         self.query.cursor = None;
-        let mut feed = servers.feed(&self.query).await?;
+        let mut feed = self.servers.feed(&self.query).await?;
         loop {
-            match feed.next().await {
-                Ok(Some(line)) => {
-                    self.query.cursor = Some(line.cursor);
-                    return Ok(feed);
-                }
-                _ => feed = self.again(servers, "before it began".into()).await?,
+            if let Ok(Some(line)) = feed.next().await {
+                self.query.cursor = Some(line.cursor);
+                return Ok(feed);
             }
+            feed = self.reopen("before it began").await?;
         }
     }
 
-    async fn follow(&mut self, servers: &Servers, feed: &mut FeedStream, on: bool) -> Result<()> {
+    /// Prints the feed: without end, or until everything is printed that was stored when the feed was opened.
+    async fn follow(&mut self, mut feed: FeedStream, endless: bool) -> Result<()> {
         loop {
+            let save_at = self.save_at;
             let next = tokio::select! {
                 biased;
                 next = feed.next() => next,
-                () = sleep_until(self.place.due), if self.place.unkept => {
-                    self.keep()?;
+                () = sleep_until(save_at.unwrap_or_else(Instant::now)), if save_at.is_some() => {
+                    self.save_cursor()?;
                     continue;
                 }
             };
             match next {
                 Ok(Some(line)) => {
-                    let is_end = line.event == FeedEventKind::CaughtUp && !on;
-                    self.take(line)?;
+                    let is_end = line.event == FeedEventKind::CaughtUp && !endless;
+                    self.print_event(line)?;
                     if is_end {
                         return Ok(());
                     }
                 }
                 Err(error) if !error.retryable() => return Err(error.into()),
-                Ok(None) => *feed = self.again(servers, "the server ended it".into()).await?,
-                Err(error) => *feed = self.again(servers, error.to_string()).await?,
+                Ok(None) => feed = self.reopen("the server ended it").await?,
+                Err(error) => feed = self.reopen(&error.to_string()).await?,
             }
         }
     }
 
-    fn take(&mut self, FeedLine { cursor, message, .. }: FeedLine) -> Result<()> {
+    fn print_event(&mut self, FeedLine { cursor, message, .. }: FeedLine) -> Result<()> {
         if let Some(message) = message {
             let matches = self.text.as_ref().is_none_or(|text| fold(&message.text).contains(text));
-            let is_listed = !self.listed.is_empty() && self.listed.remove(&key(message.clone()));
-            if matches && !is_listed {
+            let is_printed = !self.overlap.is_empty() && self.overlap.remove(&content(&message));
+            if matches && !is_printed {
                 self.print(message)?;
             }
         }
         self.query.cursor = Some(cursor);
-        if !std::mem::replace(&mut self.place.unkept, true) {
-            self.place.due = Instant::now() + KEEP_EVERY;
-        }
+        self.save_at.get_or_insert_with(|| Instant::now() + SAVE_INTERVAL);
         Ok(())
     }
 
     fn print(&mut self, message: ListedMessage) -> io::Result<()> {
-        match self.output.format() {
-            OutputFormat::Table => self.output.line(&list::columns(&message).join("  ")),
-            OutputFormat::Json if self.collects => {
-                self.collected.push(message);
-                Ok(())
-            }
-            OutputFormat::Json | OutputFormat::Ndjson => self.output.json(&message),
+        if let Some(collected) = &mut self.collected {
+            collected.push(message);
+            return Ok(());
         }
+        self.output.answer(&list::columns(&message).join("  "), &message)
     }
 
-    /// Opens the feed again, however long it takes.
-    async fn again(&mut self, servers: &Servers, why: String) -> Result<FeedStream> {
-        self.keep()?;
+    /// Opens the feed again at the last cursor, however long that takes.
+    async fn reopen(&mut self, why: &str) -> Result<FeedStream> {
+        self.save_cursor()?;
         self.output.note(&format!("the feed was interrupted ({why}); going on as soon as a server answers"));
         if self.opened.elapsed() > RETRY_MAX {
             self.pause = Duration::ZERO;
@@ -229,7 +222,7 @@ impl Follower<'_> {
         loop {
             sleep(self.pause).await;
             self.pause = (self.pause * 2).clamp(RETRY_MIN, RETRY_MAX);
-            match servers.feed(&self.query).await {
+            match self.servers.feed(&self.query).await {
                 Ok(feed) => {
                     self.opened = Instant::now();
                     return Ok(feed);
@@ -240,155 +233,24 @@ impl Follower<'_> {
         }
     }
 
-    fn keep(&mut self) -> Result<()> {
-        match &self.query.cursor {
-            Some(cursor) if self.place.unkept => self.place.keep(cursor),
-            _ => Ok(()),
+    fn save_cursor(&mut self) -> Result<()> {
+        if let (Some(_), Some(cursor)) = (self.save_at, &self.query.cursor) {
+            self.cursor_file.as_ref().map_or(Ok(()), |file| file.save(cursor))?;
+            self.save_at = None;
         }
-    }
-}
-
-fn key(message: ListedMessage) -> (Uuid, String, String, String) {
-    (message.id, message.sender, message.recipient, message.text)
-}
-
-/// Where the cursor is kept, if it is.
-struct CursorFile {
-    file: Option<PathBuf>,
-    unkept: bool,
-    due: Instant,
-}
-
-impl CursorFile {
-    fn keep(&mut self, cursor: &str) -> Result<()> {
-        if let Some(file) = &self.file {
-            write(file, cursor).wrap_err_with(|| format!("cannot keep the place in {}", file.display()))?;
-        }
-        self.unkept = false;
         Ok(())
     }
 }
 
-/// Replaces the file as a whole: whoever reads it finds the old cursor or the new one.
-fn write(file: &Path, cursor: &str) -> io::Result<()> {
-    let name = new_name(file);
-    let replace = || {
-        let mut new = fs::File::create(&name)?;
-        if let Ok(old) = fs::metadata(file) {
-            new.set_permissions(old.permissions())?;
-        }
-        writeln!(new, "{cursor}")?;
-        new.sync_data()?;
-        fs::rename(&name, file)
-    };
-    replace().inspect_err(|_| {
-        let _ = fs::remove_file(&name); // it may not have come so far
-    })
-}
-
-/// The file itself, behind all links: it is replaced, and neither they nor a device must be.
-fn resolve(file: &Path) -> Result<PathBuf, config::ConfigError> {
-    match fs::canonicalize(file) {
-        Ok(real) if real.is_file() => Ok(real),
-        Ok(_) => Err(config::ConfigError::new(format!(
-            "{} is not a regular file, and only in one can a place be kept",
-            file.display()
-        ))),
-        Err(_) => Ok(file.to_owned()), // not there yet, or what is wrong is said by who reads it
-    }
-}
-
-/// Said before anything is printed that could then not be kept.
-fn check_writable(file: &Path) -> Result<(), config::ConfigError> {
-    let name = new_name(file);
-    let made = fs::File::create(&name).and_then(|_| fs::remove_file(&name));
-    made.map_err(|error| {
-        config::ConfigError::new(format!("cannot write beside the cursor file {}: {error}", file.display()))
-    })
-}
-
-/// Each process has a name of its own, for there may be others with this file.
-fn new_name(file: &Path) -> PathBuf {
-    let mut name = file.as_os_str().to_owned();
-    name.push(format!(".{}.new", process::id()));
-    name.into()
-}
-
-/// The cursor in a file; `None`: there is no such file.
-fn read(file: &Path) -> Result<Option<String>, config::ConfigError> {
-    match fs::read_to_string(file) {
-        Ok(text) if text.trim().is_empty() => Ok(None),
-        Ok(text) if from_text(text.trim()).is_some() => Ok(Some(text.trim().to_owned())),
-        Ok(_) => Err(config::ConfigError::new(format!(
-            "{} is no file in which a place was kept; name another one, or remove it to begin anew",
-            file.display()
-        ))),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => {
-            Err(config::ConfigError::new(format!("cannot read the cursor file {}: {error}", file.display())))
-        }
-    }
-}
-
-/// A cursor that is refused came from the file, and cannot be mended.
-fn hint(args: &cli::ListArgs, error: ClientError) -> color_eyre::Report {
-    let report = color_eyre::Report::from(error);
+/// A cursor that servers refuse came from the file; no retry helps.
+fn explain_refused_cursor(args: &cli::ListArgs, error: ClientError) -> Report {
+    let refused = !error.retryable();
+    let report = Report::from(error);
     match &args.cursor_file {
-        Some(file) if report.downcast_ref::<ClientError>().is_some_and(|error| !error.retryable()) => report
-            .wrap_err(format!(
-                "the place kept in {} cannot be used; another file, or none, begins anew",
-                file.display()
-            )),
+        Some(file) if refused => report.wrap_err(format!(
+            "the cursor in {} cannot be used; another file, or none, starts again",
+            file.display()
+        )),
         _ => report,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::os::unix::{
-        fs::{PermissionsExt, symlink},
-        net::UnixListener,
-    };
-
-    use super::*;
-
-    #[test]
-    fn a_place_is_kept_as_a_whole_and_read_back() {
-        let dir = tempfile::tempdir().expect("temp dir");
-        let file = dir.path().join("seen");
-        assert_eq!(read(&file), Ok(None));
-        for cursor in ["AbC-", "AAAA"] {
-            write(&file, cursor).expect("writes");
-            assert_eq!(read(&file), Ok(Some(cursor.into())));
-        }
-        assert!(read(dir.path()).is_err(), "a directory is no cursor file");
-        assert_eq!(fs::read_dir(dir.path()).expect("reads").count(), 1);
-    }
-
-    #[test]
-    fn links_devices_and_permissions_stay_what_they_are() {
-        let dir = tempfile::tempdir().expect("temp dir");
-        let (file, link) = (dir.path().join("seen"), dir.path().join("link"));
-        fs::write(&file, "").expect("writes");
-        fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).expect("is ours");
-        symlink(&file, &link).expect("links");
-        write(&resolve(&link).expect("a file"), "AAAA").expect("writes");
-        assert!(link.is_symlink());
-        assert_eq!(read(&file), Ok(Some("AAAA".into())));
-        assert_eq!(fs::metadata(&file).expect("is there").permissions().mode() & 0o777, 0o600);
-        let socket = dir.path().join("socket");
-        let _bound = UnixListener::bind(&socket).expect("binds");
-        assert!(resolve(&socket).is_err() && resolve(dir.path()).is_err());
-        let absent = dir.path().join("absent");
-        assert_eq!(resolve(&absent), Ok(absent));
-    }
-
-    #[test]
-    fn where_nothing_can_be_kept_nothing_is_left() {
-        let dir = tempfile::tempdir().expect("temp dir");
-        let taken = dir.path().join("taken");
-        fs::create_dir(&taken).expect("is made");
-        assert!(write(&taken, "AAAA").is_err());
-        assert_eq!(fs::read_dir(dir.path()).expect("reads").count(), 1);
     }
 }

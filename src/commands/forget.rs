@@ -1,24 +1,12 @@
-//! `chatchain forget`: a node that is gone for good is no longer waited for.
+//! `chatchain forget`: removes a node that is gone for good from the members, so that nothing waits for it.
 
 use color_eyre::eyre::Result;
 
-use super::{Exit, servers};
-use crate::{
-    cli::{self, CommonArgs, OutputFormat},
-    config::Sources,
-    output::Output,
-};
+use super::{Context, Exit};
+use crate::cli;
 
-pub async fn run(
-    args: &cli::ForgetArgs,
-    common: &CommonArgs,
-    sources: &Sources,
-    output: &Output,
-) -> Result<Exit> {
-    let forgotten = servers(common, sources)?.forget(args.node_id).await?;
-    match output.format() {
-        OutputFormat::Table => output.line(&format!("node {} is forgotten", forgotten.node_id))?,
-        OutputFormat::Json | OutputFormat::Ndjson => output.json(&forgotten)?,
-    }
+pub async fn run(args: &cli::ForgetArgs, context: &Context<'_>) -> Result<Exit> {
+    let forgotten = context.servers()?.forget(args.node_id).await?;
+    context.output.answer(&format!("node {} is forgotten", forgotten.node_id), &forgotten)?;
     Ok(Exit::Done)
 }

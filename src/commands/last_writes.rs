@@ -1,40 +1,45 @@
-//! Owns what this user sent last, kept from one command to the next: what `send` stored through one server, `list` finds
-//! through another.
+//! Owns the position of this user's last writes, kept in a file: `list` shows what `send` stored a moment ago, through another
+//! server too.
 //!
-//! Kept is a position, as servers answer it, and for a while only: by then it has spread, or what was sent waits on a node that
-//! is away. It is a comfort. Where it cannot be kept or read nothing is said, for the commands work without it.
+//! `send` adds the position of its answer; `list` asks for a listing that covers it. A position is kept for ten minutes: after
+//! that, either the messages have spread, or the node that took them is away. Nothing depends on the file: if it cannot be
+//! read, written or locked, the commands go on without it and print nothing. Positions of several networks are kept apart.
 
-use std::fmt;
-use std::fs::{self, File, TryLockError};
-use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::{
+    fmt,
+    fs::{self, File, TryLockError},
+    io::{self, Read, Seek, SeekFrom, Write},
+    path::{Path, PathBuf},
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
 use tokio::time::sleep;
 
-use crate::api::position::Position;
-use crate::config::Sources;
+use crate::{api::position::Position, config::Sources};
 
 const FILE_NAME: &str = "sent";
-/// What was sent longer ago than this is not waited for.
-const KEPT_FOR: Duration = Duration::from_secs(600);
-/// Networks that are remembered, those that were sent to last.
+/// Older positions are ignored, and removed at the next write.
+const AGE_MAX: Duration = Duration::from_secs(600);
+/// Beyond this, the network that was written to longest ago is dropped.
 const NETWORKS_MAX: usize = 8;
-/// A longer file is not ours, and begun anew.
+/// The rest of a longer file is ignored, and cut off at the next write.
 const FILE_BYTES_MAX: u64 = 64 << 10;
-/// Other commands have the file for less than a millisecond each. One that is stopped while it has it keeps nobody.
+/// Other commands lock the file for less than a millisecond. After this many attempts a command goes on without the file, so
+/// a process that is stopped while it holds the lock does not block others.
 const LOCK_TRIES: u32 = 50;
+/// Pause between two attempts.
 const LOCK_PAUSE: Duration = Duration::from_millis(2);
 
-/// See the head of this file.
+/// The file with the positions of this user's last writes.
 #[derive(Debug)]
 pub struct LastWrites {
     dir: Option<PathBuf>,
 }
 
-/// What was sent to one network, and when last.
+/// One line of the file: the writes to one network.
 #[derive(Debug, PartialEq, Eq)]
 struct LastWrite {
+    /// Unix time of the last of them.
     second: u64,
     position: Position,
 }
@@ -44,19 +49,19 @@ impl LastWrites {
         LastWrites { dir: sources.state_dir() }
     }
 
-    /// What a read must cover to show what was sent last, to the network that it was sent to.
+    /// The position that a read must cover to show the last writes, of the network that was written to last.
     pub async fn position(&self) -> Option<Position> {
         let mut file = File::open(self.dir.as_ref()?.join(FILE_NAME)).ok()?;
         lock(|| file.try_lock_shared()).await.ok()?;
         read(&mut file).ok()?.into_iter().max_by_key(|line| line.second).map(|line| line.position)
     }
 
-    /// This was sent now.
+    /// Adds the position of a write that was answered now.
     pub async fn add(&self, position: &Position) {
         let second = now();
         self.change(|lines| {
-            let joined = lines.iter_mut().find_map(|line| line.position.join(position).then_some(line));
-            match joined {
+            let same_network = lines.iter_mut().find_map(|line| line.position.join(position).then_some(line));
+            match same_network {
                 Some(line) => line.second = second,
                 None => lines.push(LastWrite { second, position: position.clone() }),
             }
@@ -64,7 +69,7 @@ impl LastWrites {
         .await;
     }
 
-    /// What this covers was waited for, and will not be again.
+    /// Removes what this position covers: a read has waited for it in vain, and the next read should not wait again.
     pub async fn forget(&self, position: &Position) {
         self.change(|lines| lines.retain(|line| !position.covers(&line.position))).await;
     }
@@ -72,7 +77,7 @@ impl LastWrites {
     async fn change(&self, change: impl FnOnce(&mut Vec<LastWrite>)) {
         let Some(dir) = &self.dir else { return };
         if let Err(error) = change_in(dir, change).await {
-            tracing::debug!(%error, dir = %dir.display(), "what was sent last is not remembered");
+            tracing::debug!(%error, dir = %dir.display(), "the position of the last write is not kept");
         }
     }
 }
@@ -104,13 +109,13 @@ impl LastWrite {
         Some(LastWrite { second: second.parse().ok()?, position: Position::parse(position)? })
     }
 
-    /// Neither old nor, by a clock that was set back, of the future.
+    /// Neither too old nor in the future. The latter happens after the clock was set back.
     fn is_recent(&self, now: u64) -> bool {
-        now.checked_sub(self.second).is_some_and(|age| age <= KEPT_FOR.as_secs())
+        now.checked_sub(self.second).is_some_and(|age| age <= AGE_MAX.as_secs())
     }
 }
 
-/// The lines that count. What is not as we write it is passed over.
+/// The recent lines. A line that cannot be parsed is skipped.
 fn read(file: &mut File) -> io::Result<Vec<LastWrite>> {
     let (mut bytes, now) = (Vec::new(), now());
     file.take(FILE_BYTES_MAX).read_to_end(&mut bytes)?;
@@ -131,7 +136,7 @@ async fn lock(try_lock: impl Fn() -> Result<(), TryLockError>) -> io::Result<()>
 
 #[expect(
     clippy::disallowed_methods,
-    reason = "how long something is kept is counted from the clock of whoever keeps it"
+    reason = "the age of a position is measured by the clock of this machine"
 )]
 fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
@@ -149,64 +154,64 @@ mod tests {
         Position::parse(&text).expect("a position")
     }
 
-    fn memory() -> (tempfile::TempDir, LastWrites) {
+    fn last_writes() -> (tempfile::TempDir, LastWrites) {
         let parent = tempfile::tempdir().expect("temp dir");
         let dir = Some(parent.path().join("not/there/yet"));
         (parent, LastWrites { dir })
     }
 
     #[tokio::test]
-    async fn what_was_sent_is_joined_by_network_and_asked_of_the_last_one() {
-        let (_dir, memory) = memory();
-        assert_eq!(memory.position().await, None);
-        memory.add(&position(1, &[(1, 5)])).await;
-        memory.add(&position(1, &[(2, 3)])).await;
+    async fn positions_are_joined_by_network_and_the_last_network_counts() {
+        let (_dir, last_writes) = last_writes();
+        assert_eq!(last_writes.position().await, None);
+        last_writes.add(&position(1, &[(1, 5)])).await;
+        last_writes.add(&position(1, &[(2, 3)])).await;
         let both = position(1, &[(1, 5), (2, 3)]);
-        assert_eq!(memory.position().await, Some(both.clone()));
-        memory.forget(&position(1, &[(1, 5)])).await;
-        assert_eq!(memory.position().await, Some(both.clone()), "more was sent meanwhile");
-        memory.forget(&both).await;
-        assert_eq!(memory.position().await, None);
+        assert_eq!(last_writes.position().await, Some(both.clone()));
+        last_writes.forget(&position(1, &[(1, 5)])).await;
+        assert_eq!(last_writes.position().await, Some(both.clone()), "more was sent meanwhile");
+        last_writes.forget(&both).await;
+        assert_eq!(last_writes.position().await, None);
     }
 
     #[tokio::test]
-    async fn what_is_old_or_of_the_future_or_not_ours_does_not_count() {
-        let (_dir, memory) = memory();
-        memory.add(&position(1, &[(1, 5)])).await;
+    async fn lines_that_are_old_or_in_the_future_or_malformed_are_ignored() {
+        let (_dir, last_writes) = last_writes();
+        last_writes.add(&position(1, &[(1, 5)])).await;
         let text = position(1, &[(9, 9)]).to_text();
-        let (old, future) = (now() - KEPT_FOR.as_secs() - 1, now() + 60);
-        let path = memory.dir.as_ref().expect("a directory").join(FILE_NAME);
+        let (old, future) = (now() - AGE_MAX.as_secs() - 1, now() + 60);
+        let path = last_writes.dir.as_ref().expect("a directory").join(FILE_NAME);
         fs::write(path, format!("{old} {text}\n{future} {text}\nnonsense\n7\n\u{0}")).expect("written");
-        assert_eq!(memory.position().await, None);
-        memory.add(&position(2, &[(1, 1)])).await;
-        assert_eq!(memory.position().await, Some(position(2, &[(1, 1)])));
+        assert_eq!(last_writes.position().await, None);
+        last_writes.add(&position(2, &[(1, 1)])).await;
+        assert_eq!(last_writes.position().await, Some(position(2, &[(1, 1)])));
     }
 
     #[tokio::test]
-    async fn many_at_once_keep_all_of_it() {
-        let (_dir, memory) = memory();
+    async fn concurrent_writes_are_all_kept() {
+        let (_dir, last_writes) = last_writes();
         let all: Vec<_> = (1..=8).map(|origin| (origin, 1)).collect();
         let adding = all.iter().map(|one| {
-            let (memory, position) = (&memory, position(1, &[*one]));
-            async move { memory.add(&position).await }
+            let (last_writes, position) = (&last_writes, position(1, &[*one]));
+            async move { last_writes.add(&position).await }
         });
         futures_util::future::join_all(adding).await;
-        assert_eq!(memory.position().await, Some(position(1, &all)));
+        assert_eq!(last_writes.position().await, Some(position(1, &all)));
     }
 
     #[tokio::test]
-    async fn where_nothing_can_be_kept_nothing_is_and_nobody_waits_long() {
-        let (_dir, memory) = memory();
-        memory.add(&position(1, &[(1, 5)])).await;
-        let path = memory.dir.as_ref().expect("a directory").join(FILE_NAME);
+    async fn a_file_that_cannot_be_written_is_no_error_and_delays_little() {
+        let (_dir, last_writes) = last_writes();
+        last_writes.add(&position(1, &[(1, 5)])).await;
+        let path = last_writes.dir.as_ref().expect("a directory").join(FILE_NAME);
         let stopped = File::open(path).expect("it was added");
-        stopped.lock().expect("nobody else has it");
-        memory.add(&position(1, &[(1, 6)])).await;
-        assert_eq!(memory.position().await, None, "another command has it");
+        stopped.lock().expect("it is free");
+        last_writes.add(&position(1, &[(1, 6)])).await;
+        assert_eq!(last_writes.position().await, None, "another command has it");
         for dir in [None, Some(PathBuf::from("/dev/null/nowhere"))] {
-            let memory = LastWrites { dir };
-            memory.add(&position(1, &[(1, 5)])).await;
-            assert_eq!(memory.position().await, None);
+            let last_writes = LastWrites { dir };
+            last_writes.add(&position(1, &[(1, 5)])).await;
+            assert_eq!(last_writes.position().await, None);
         }
     }
 }

@@ -1,31 +1,26 @@
 //! `chatchain list`: from filters to messages, oldest first.
 //!
-//! Of a server that has what was sent from here last, or that has been waited for. What is asked and how it is shown serves
-//! [`super::follow`], too.
+//! The server that is asked has, or has waited for, what this user sent last ([`super::last_writes`]). The query of the flags
+//! and the columns of a message serve [`super::follow`], too.
 
 use color_eyre::eyre::Result;
 use jiff::{Span, SpanRelativeTo, Timestamp, fmt::friendly::SpanParser};
 
-use super::{Exit, last_writes::LastWrites, servers};
+use super::{Context, Exit, last_writes::LastWrites, room_recipient};
 use crate::{
     api::{address::Addr, message::ListedMessage, position::Position, query::ListQuery, time::second_of},
     chain::message::TIMESTAMP_MAX,
-    cli::{self, CommonArgs, OutputFormat},
+    cli::{self, OutputFormat},
     client::{ClientError, servers::Servers},
-    config::{self, Sources},
-    output::{Output, Tone},
+    config::ConfigError,
+    output::Tone,
 };
 
-pub async fn run(
-    args: &cli::ListArgs,
-    common: &CommonArgs,
-    sources: &Sources,
-    output: &Output,
-) -> Result<Exit> {
-    let (query, memory) = (query(args)?, LastWrites::of(sources));
-    let wanted = memory.position().await;
-    let ListOutcome { messages, covers, addr } =
-        find(&servers(common, sources)?, &query, wanted.as_ref()).await?;
+pub async fn run(args: &cli::ListArgs, context: &Context<'_>) -> Result<Exit> {
+    let (query, output) = (query(args)?, context.output);
+    let last_writes = LastWrites::of(context.sources);
+    let wanted = last_writes.position().await;
+    let ListOutcome { messages, covers, addr } = fetch(&context.servers()?, &query, wanted.as_ref()).await?;
     match output.format() {
         OutputFormat::Json | OutputFormat::Ndjson => output.json_list(&messages)?,
         OutputFormat::Table if messages.is_empty() => output.note("no messages match"),
@@ -35,7 +30,7 @@ pub async fn run(
         }
     }
     if let Some(wanted) = wanted.filter(|_| !covers) {
-        memory.forget(&wanted).await;
+        last_writes.forget(&wanted).await;
         output.note(&format!(
             "some of what you sent last is not at {addr} yet; it comes when the node that took it is reached"
         ));
@@ -43,18 +38,18 @@ pub async fn run(
     Ok(Exit::Done)
 }
 
-/// What was listed.
+/// The answer to a listing.
 pub(super) struct ListOutcome {
-    /// Oldest first. At most as many as --limit, for columns can only be laid out over all of them.
+    /// Oldest first. All of them are in memory (--limit bounds them), since columns are laid out over all rows.
     pub messages: Vec<ListedMessage>,
-    /// Whether everything was looked through that was to be covered, as far as the server says.
+    /// Whether the listing covers the position that was wanted, as far as the server says.
     pub covers: bool,
-    /// Who was asked.
+    /// The server that answered.
     pub addr: Addr,
 }
 
-/// Asks for all of it, of a server that has what is to be covered, or has waited for that.
-pub(super) async fn find(
+/// Asks for a whole listing. The server first waits a moment until it covers the position that is wanted.
+pub(super) async fn fetch(
     servers: &Servers,
     query: &ListQuery,
     wanted: Option<&Position>,
@@ -68,18 +63,18 @@ pub(super) async fn find(
     Ok(ListOutcome { messages, covers, addr: listing.addr().clone() })
 }
 
-/// What the flags ask for.
-pub(super) fn query(args: &cli::ListArgs) -> Result<ListQuery, config::ConfigError> {
+/// The query that the flags ask for.
+pub(super) fn query(args: &cli::ListArgs) -> Result<ListQuery, ConfigError> {
     query_at(args, now())
 }
 
-fn query_at(args: &cli::ListArgs, now: Timestamp) -> Result<ListQuery, config::ConfigError> {
+fn query_at(args: &cli::ListArgs, now: Timestamp) -> Result<ListQuery, ConfigError> {
     let time = |flag: &str, text: &Option<String>| {
         text.as_ref().map(|text| parse_time(text, now).ok_or_else(|| not_a_time(flag, text))).transpose()
     };
     Ok(ListQuery {
         sender: args.from.clone(),
-        recipient: args.to.clone().or_else(|| args.room.as_deref().map(super::room)),
+        recipient: args.to.clone().or_else(|| args.room.as_deref().map(room_recipient)),
         user: args.user.clone(),
         with: args.with.clone(),
         text: args.text.clone(),
@@ -91,7 +86,7 @@ fn query_at(args: &cli::ListArgs, now: Timestamp) -> Result<ListQuery, config::C
     })
 }
 
-/// Unix seconds, an RFC 3339 time as servers read it, or how long ago.
+/// Reads Unix seconds, an RFC 3339 time as servers read it, or a duration before `now`.
 fn parse_time(text: &str, now: Timestamp) -> Option<u64> {
     if let Ok(seconds) = text.parse() {
         return (seconds <= TIMESTAMP_MAX).then_some(seconds);
@@ -101,7 +96,7 @@ fn parse_time(text: &str, now: Timestamp) -> Option<u64> {
     }
     let time = ago(text, now)?;
     let seconds = time.as_second() + i64::from(time.subsec_nanosecond() > 0);
-    Some(u64::try_from(seconds).unwrap_or(0)) // nothing is older than 1970
+    Some(u64::try_from(seconds).unwrap_or(0)) // before 1970 there are no messages
 }
 
 fn ago(text: &str, now: Timestamp) -> Option<Timestamp> {
@@ -110,13 +105,13 @@ fn ago(text: &str, now: Timestamp) -> Option<Timestamp> {
     now.checked_sub(duration.abs()).ok()
 }
 
-fn not_a_time(flag: &str, text: &str) -> config::ConfigError {
-    config::ConfigError::new(format!(
+fn not_a_time(flag: &str, text: &str) -> ConfigError {
+    ConfigError::new(format!(
         "{flag} is {text:?}: give how long ago, such as 2h or 3d, a time such as 2026-01-31T12:00:00Z, or whole Unix seconds"
     ))
 }
 
-/// Time, sender -> recipient, text.
+/// The cells of a message: time, `sender -> recipient`, text.
 pub(super) fn columns(message: &ListedMessage) -> Vec<String> {
     let seconds =
         i64::try_from(message.timestamp).ok().and_then(|seconds| Timestamp::from_second(seconds).ok());
@@ -124,7 +119,7 @@ pub(super) fn columns(message: &ListedMessage) -> Vec<String> {
     vec![time, format!("{} -> {}", message.sender, message.recipient), message.text.clone()]
 }
 
-#[expect(clippy::disallowed_methods, reason = "`2h` ago is counted from the clock of whoever asks")]
+#[expect(clippy::disallowed_methods, reason = "`2h` ago is counted back from the clock of this machine")]
 fn now() -> Timestamp {
     Timestamp::now()
 }

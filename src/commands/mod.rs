@@ -1,8 +1,10 @@
-//! One file per command, from what was asked to what is printed; here is what they share: exit codes and dispatch.
+//! One file per command: from the arguments to what is printed. This file has what commands share: context, exit codes, dispatch.
 //!
-//! A command reads its settings from [`crate::config`], talks through [`crate::client`] and prints through
-//! [`crate::output`]. Nothing is decided on the text of an error: [`Exit::of`] looks at its type.
+//! Last step of a command: `main` -> `cli` -> `config` -> here -> `client` -> `output`. A command takes its settings from
+//! [`crate::config`], asks servers through [`crate::client`] and prints through [`crate::output`]; it opens no socket to a
+//! server and writes no line itself. An exit code follows from the type of an error, never from its text ([`Exit::of`]).
 
+mod cursor_file;
 mod follow;
 mod forget;
 mod key;
@@ -21,18 +23,33 @@ use std::{io, process::ExitCode};
 use color_eyre::eyre::{Report, Result};
 
 use crate::{
-    cli::{self, Cli, Command, CommonArgs},
+    cli::{Cli, Command, CommonArgs, KeyArgs},
     client::{Client, ClientError, servers::Servers},
     config::{self, Sources},
     output::Output,
 };
+
+/// What every command gets besides its own arguments.
+struct Context<'a> {
+    common: &'a CommonArgs,
+    sources: &'a Sources,
+    output: &'a Output,
+}
+
+impl Context<'_> {
+    /// The servers that a client command asks.
+    fn servers(&self) -> Result<Servers, config::ConfigError> {
+        let config = self.sources.client(self.common)?;
+        Ok(Servers::new(Client::new(config.keys.as_ref()), config.servers))
+    }
+}
 
 /// How the program ends. Scripts branch on these numbers; they never change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Exit {
     /// Done.
     Done = 0,
-    /// It did not work.
+    /// The command failed.
     Failure = 1,
     /// Wrong usage or configuration; nothing was tried.
     Usage = 2,
@@ -45,7 +62,7 @@ pub enum Exit {
 }
 
 impl Exit {
-    /// What this error means for whoever started the program.
+    /// The exit code for an error.
     pub fn of(report: &Report) -> Self {
         if report.is::<config::ConfigError>() {
             return Exit::Usage;
@@ -66,34 +83,34 @@ impl From<Exit> for ExitCode {
     }
 }
 
-/// Whether whoever read our output went away, as `head` does. Only printing gives a bare I/O error of this kind.
+/// Whether the reader of standard output has closed it, as `head` does. Only printing gives a bare I/O error of this kind.
 pub fn is_closed_pipe(report: &Report) -> bool {
     report.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
 }
 
-/// The whole story in one sentence: what happened and why.
-pub fn sentence(report: &Report) -> String {
-    let mut story = String::new();
+/// An error as one sentence: what happened, why, and what to do about it.
+pub fn error_sentence(report: &Report) -> String {
+    let mut sentence = String::new();
     for cause in report.chain().map(ToString::to_string) {
-        // Some errors say already what their cause says.
-        if !story.contains(&cause) {
-            story += if story.is_empty() { "" } else { ": " };
-            story += &cause;
+        // Some errors repeat their cause in their own text.
+        if !sentence.contains(&cause) {
+            sentence += if sentence.is_empty() { "" } else { ": " };
+            sentence += &cause;
         }
     }
     if Exit::of(report) == Exit::Unreachable {
-        story += "; run a network with `chatchain up`, or say whom to ask with --server ADDR";
+        sentence += "; run a network with `chatchain up`, or name a server with --server ADDR";
     }
     if report.downcast_ref::<ClientError>().is_some_and(ClientError::is_unauthorized) {
-        story +=
+        sentence +=
             "; set CHATCHAIN_KEY to the network's key, or `key_file` in config.toml to a file that holds it";
     }
-    without_error_numbers(&story)
+    without_error_numbers(&sentence)
 }
 
-/// What the system says comes with its number, as in "Not a directory (os error 20)", which helps nobody.
-fn without_error_numbers(story: &str) -> String {
-    let mut parts = story.split(" (os error ");
+/// Removes the numbers from texts of the operating system, such as "Not a directory (os error 20)": they help no user.
+fn without_error_numbers(sentence: &str) -> String {
+    let mut parts = sentence.split(" (os error ");
     let mut out = parts.next().unwrap_or_default().to_owned();
     for part in parts {
         match part.split_once(')') {
@@ -104,35 +121,28 @@ fn without_error_numbers(story: &str) -> String {
     out
 }
 
-/// Does what was asked for.
+/// Runs the command that was typed.
 pub async fn run(cli: &Cli, output: &Output) -> Result<Exit> {
     let sources = Sources::load(&cli.common)?;
     sources.warnings().for_each(|warning| output.warn(warning));
+    let context = &Context { common: &cli.common, sources: &sources, output };
     match &cli.command {
-        Command::Up(args) => up::run(args, &cli.common, &sources, output).await,
-        Command::Node(args) => node::run(args, &sources).await,
-        Command::Proxy(args) => proxy::run(args, &sources).await,
-        Command::Send(args) => send::run(args, &cli.common, &sources, output).await,
-        Command::List(args) if args.follow || args.cursor_file.is_some() => {
-            follow::run(args, &cli.common, &sources, output).await
-        }
-        Command::List(args) => list::run(args, &cli.common, &sources, output).await,
-        Command::Status(args) => status::run(args, &cli.common, &sources, output).await,
-        Command::Forget(args) => forget::run(args, &cli.common, &sources, output).await,
-        Command::Verify(args) => verify::run(args, &sources, output).await,
-        Command::Key(cli::KeyArgs {}) => key::run(output),
+        Command::Up(args) => up::run(args, context).await,
+        Command::Node(args) => node::run(args, context).await,
+        Command::Proxy(args) => proxy::run(args, context).await,
+        Command::Send(args) => send::run(args, context).await,
+        Command::List(args) if args.follow || args.cursor_file.is_some() => follow::run(args, context).await,
+        Command::List(args) => list::run(args, context).await,
+        Command::Status(args) => status::run(args, context).await,
+        Command::Forget(args) => forget::run(args, context).await,
+        Command::Verify(args) => verify::run(args, context).await,
+        Command::Key(KeyArgs {}) => key::run(output),
     }
 }
 
-/// Whom the client commands ask.
-fn servers(common: &CommonArgs, sources: &Sources) -> Result<Servers, config::ConfigError> {
-    let config = sources.client(common)?;
-    Ok(Servers::new(Client::new(config.keys.as_ref()), config.servers))
-}
-
-/// A room is a recipient like any other; its sign is a convention, and may be typed too.
-fn room(name: &str) -> String {
-    if name.starts_with('#') { name.to_owned() } else { format!("#{name}") }
+/// The recipient that stands for a room. Its `#` is a convention, and may be typed too.
+fn room_recipient(room: &str) -> String {
+    if room.starts_with('#') { room.to_owned() } else { format!("#{room}") }
 }
 
 #[cfg(test)]
@@ -140,7 +150,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_the_system_says_stands_without_its_number() {
+    fn system_errors_are_shown_without_their_number() {
         let check = |story: &str, want: &str| assert_eq!(without_error_numbers(story), want);
         check("a: Not a directory (os error 20)", "a: Not a directory");
         check("a (os error 2): b (os error 3); c", "a: b; c");

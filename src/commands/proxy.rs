@@ -3,14 +3,14 @@
 use color_eyre::eyre::Result;
 
 use super::{
-    Exit,
-    serving::{bind, until_stopped},
+    Context, Exit,
+    serving::{bind, run_until_stopped},
 };
-use crate::{cli, config::Sources, proxy};
+use crate::{cli, proxy};
 
-pub async fn run(args: &cli::ProxyArgs, sources: &Sources) -> Result<Exit> {
-    let mut config = sources.proxy(args)?;
+pub async fn run(args: &cli::ProxyArgs, context: &Context<'_>) -> Result<Exit> {
+    let mut config = context.sources.proxy(args)?;
     let (listener, listen) = bind(&config.listen).await?;
     config.listen = listen;
-    until_stopped(args.exit_with_parent, async |stop| proxy::run(config, listener, stop).await).await
+    run_until_stopped(args.exit_with_parent, async |stop| proxy::run(config, listener, stop).await).await
 }

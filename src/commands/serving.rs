@@ -1,7 +1,7 @@
-//! What `node` and `proxy` share as processes: where they listen and when they stop.
+//! What `node` and `proxy` share as processes: the address they listen on and the signals that stop them.
 //!
-//! The servers themselves take a bound listener and a stop token; signals, parents and the sentences about a port
-//! in use are known here only.
+//! The servers themselves take a bound listener and a stop token. Only this file knows signals, the parent process, and the
+//! sentences about an address that cannot be used.
 
 use std::{io, process, thread};
 
@@ -16,29 +16,29 @@ use tracing::info;
 use super::Exit;
 use crate::api::address::Addr;
 
-/// Listens there. Gives also the address with the port that the system chose, if it was asked to.
+/// Listens on an address. Port 0 asks the system for any free port; the address that is returned has the port it chose.
 pub async fn bind(addr: &Addr) -> Result<(TcpListener, Addr)> {
     let bound = TcpListener::bind((addr.host(), addr.port())).await;
     let listener = bound.map_err(|error| {
-        eyre!("cannot listen on {addr}: {}", why_not(&error, "choose another address with --listen"))
+        eyre!("cannot listen on {addr}: {}", listen_error(&error, "choose another address with --listen"))
     })?;
     let port = listener.local_addr().map_or(addr.port(), |bound| bound.port());
     Ok((listener, addr.clone().with_port(port)))
 }
 
-/// Why one cannot listen there and what to do about it.
-pub fn why_not(error: &io::Error, remedy: &str) -> String {
+/// Why an address cannot be listened on, and what to do about it.
+pub fn listen_error(error: &io::Error, remedy: &str) -> String {
     match error.kind() {
-        io::ErrorKind::AddrInUse => format!("another process uses this port; stop that one or {remedy}"),
+        io::ErrorKind::AddrInUse => format!("another process uses this port; stop that process or {remedy}"),
         io::ErrorKind::AddrNotAvailable => format!("this machine has no such address; {remedy}"),
         io::ErrorKind::PermissionDenied => {
-            format!("this user may not (ports below 1024 need more rights); {remedy}")
+            format!("this user may not listen there (ports below 1024 need more rights); {remedy}")
         }
         _ => format!("{error}; {remedy}"),
     }
 }
 
-/// SIGINT and SIGTERM.
+/// SIGINT and SIGTERM, as they arrive.
 pub struct StopSignals {
     interrupt: Signal,
     terminate: Signal,
@@ -54,7 +54,7 @@ impl StopSignals {
         })
     }
 
-    /// The next of them.
+    /// Waits for the next of these signals.
     pub async fn next(&mut self) {
         tokio::select! {
             _ = self.interrupt.recv() => {}
@@ -63,8 +63,8 @@ impl StopSignals {
     }
 }
 
-/// Runs a server until it ends. The first signal asks it to stop in order, a second one ends the process.
-pub async fn until_stopped<E>(
+/// Runs a server until it ends. The first signal asks it to stop in order; a second signal ends the process at once.
+pub async fn run_until_stopped<E>(
     exit_with_parent: bool,
     server: impl AsyncFnOnce(CancellationToken) -> Result<(), E>,
 ) -> Result<Exit>
@@ -82,7 +82,7 @@ where
             ended = &mut server => return ended.map(|()| Exit::Done).map_err(Report::from),
             () = signals.next() => {
                 if stop.is_cancelled() {
-                    process::exit(Exit::Failure as i32); // nothing acknowledged is lost by that
+                    process::exit(Exit::Failure as i32); // everything acknowledged is on disk already
                 }
                 info!("stopping; a second signal stops at once");
                 stop.cancel();
@@ -91,13 +91,14 @@ where
     }
 }
 
-/// Stops when standard input ends. The parent holds its other end, which the kernel closes however the parent ends.
+/// Cancels `stop` when standard input ends. The parent process holds the other end of that pipe, and the kernel closes it
+/// however the parent ends.
 fn stop_with_parent(stop: CancellationToken) -> Result<()> {
     let wait = move || {
         let _ = io::copy(&mut io::stdin().lock(), &mut io::sink());
         stop.cancel();
     };
-    // A thread of its own, which nobody joins: it may wait in `read` for ever, and the runtime would wait for it.
+    // A thread that is never joined: it may wait in `read` for ever, and the runtime would wait for a task of its own.
     thread::Builder::new().name("parent".into()).spawn(wait).wrap_err("cannot start a thread")?;
     Ok(())
 }

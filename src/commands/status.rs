@@ -1,44 +1,38 @@
 //! `chatchain status`: the whole network, one row per node, then one line for people.
 //!
-//! Owns the words for how a network is, and what `--check` calls well. Judges nothing itself: who is up, behind or
-//! converged is what the server that was asked says.
+//! Owns the words for the state of a network, and which state `--check` accepts. It judges no node itself: which nodes are up,
+//! behind or converged is what the server that was asked answers.
 
 use std::time::Duration;
 
 use color_eyre::eyre::Result;
 use tokio::time::sleep;
 
-use super::{Exit, servers, serving::StopSignals};
+use super::{Context, Exit, serving::StopSignals};
 use crate::{
     api::network::{NetworkNode, NetworkStatus, NodeState},
-    cli::{self, CommonArgs, OutputFormat},
+    cli::{self, OutputFormat},
     client::servers::Servers,
-    config::Sources,
     output::{Output, Row, Tone},
 };
 
 const HEADER: [&str; 9] =
     ["NODE", "STATE", "ADDRESS", "VERSION", "UPTIME", "MESSAGES", "BEHIND", "LAST-SYNC", "RTT"];
 
-/// How often `--watch` looks.
-const WATCH_EVERY: Duration = Duration::from_secs(1);
+/// How often `--watch` asks.
+const WATCH_INTERVAL: Duration = Duration::from_secs(1);
 
-pub async fn run(
-    args: &cli::StatusArgs,
-    common: &CommonArgs,
-    sources: &Sources,
-    output: &Output,
-) -> Result<Exit> {
-    let servers = servers(common, sources)?;
+pub async fn run(args: &cli::StatusArgs, context: &Context<'_>) -> Result<Exit> {
+    let servers = context.servers()?;
     if args.watch {
-        return watch(&servers, output).await;
+        return watch(&servers, context.output).await;
     }
     let network = servers.network().await?;
-    show(&network, output)?;
+    show(&network, context.output)?;
     Ok(if args.check && !is_well(&network) { Exit::CheckFailed } else { Exit::Done })
 }
 
-/// Shows it again and again, until interrupted. That no server answers is something to see, not a reason to end.
+/// Shows the network every second until a signal. If no server answers, it shows that and goes on.
 async fn watch(servers: &Servers, output: &Output) -> Result<Exit> {
     let mut stop = StopSignals::catch()?;
     loop {
@@ -52,7 +46,7 @@ async fn watch(servers: &Servers, output: &Output) -> Result<Exit> {
             Err(error) => output.error(&error.to_string()),
         }
         tokio::select! {
-            () = sleep(WATCH_EVERY) => {}
+            () = sleep(WATCH_INTERVAL) => {}
             () = stop.next() => return Ok(Exit::Done),
         }
     }
@@ -74,7 +68,7 @@ fn show(network: &NetworkStatus, output: &Output) -> Result<()> {
     Ok(())
 }
 
-/// Every node is up, can be written to, and all agree.
+/// Every node is up, some node is writable, and all nodes agree.
 fn is_well(network: &NetworkStatus) -> bool {
     network.up == network.total && network.writable && network.converged
 }
@@ -82,28 +76,25 @@ fn is_well(network: &NetworkStatus) -> bool {
 /// `3 of 4 nodes up, writable, not converged: node 2 is 329 behind`, or `…, converged; node 3 is down and 17 behind`.
 fn sentence(network: &NetworkStatus) -> String {
     let writable = if network.writable { "writable" } else { "not writable" };
-    let start = format!("{} of {} nodes up, {writable}", network.up, network.total);
+    let summary = format!("{} of {} nodes up, {writable}", network.up, network.total);
     if network.converged {
-        // Those that are up agree; of the others there is more to say.
-        let others: Vec<_> = network.nodes.iter().filter_map(absent).collect();
-        return [format!("{start}, converged")].into_iter().chain(others).collect::<Vec<_>>().join("; ");
+        // The nodes that are up agree; each other node needs a word of its own.
+        let others = network.nodes.iter().filter_map(not_up);
+        return [format!("{summary}, converged")].into_iter().chain(others).collect::<Vec<_>>().join("; ");
     }
     let reasons: Vec<_> = network.nodes.iter().filter_map(behind).collect();
-    if reasons.is_empty() {
-        format!("{start}, not converged")
-    } else {
-        format!("{start}, not converged: {}", reasons.join(", "))
-    }
+    let colon = if reasons.is_empty() { "" } else { ": " };
+    format!("{summary}, not converged{colon}{}", reasons.join(", "))
 }
 
-/// How far a node is behind that is. Of one that is down that is known from before.
+/// How far a node is behind, if it is. The count of a node that is down is from before it went down.
 fn behind(node: &NetworkNode) -> Option<String> {
     let count = node.behind.filter(|count| *count > 0)?;
     Some(format!("{} is {count} behind", name(node)))
 }
 
-/// What is known of a node that is not up.
-fn absent(node: &NetworkNode) -> Option<String> {
+/// The state of a node that is not up.
+fn not_up(node: &NetworkNode) -> Option<String> {
     let count = node.behind.unwrap_or(0);
     match node.state {
         NodeState::Up => None,
@@ -170,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn one_line_says_how_it_is() {
+    fn one_line_sums_up_the_network() {
         let mut network = sample();
         assert_eq!(sentence(&network), "1 of 2 nodes up, writable, not converged: node 3 is 329 behind");
         assert!(!is_well(&network));
@@ -189,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_known_is_a_dash() {
+    fn unknown_values_are_a_dash() {
         let network = sample();
         let (tone, cells) = row(&network.nodes[0]);
         assert_eq!(tone, Tone::Plain);

@@ -1,8 +1,8 @@
 //! `chatchain up`: a whole network on this machine, every server a process of its own.
 //!
-//! Each child has its own process group, so Ctrl-C reaches only this process, which then stops them in order; and
-//! waits at the other end of a pipe from here, so none outlives this process however it ends. Children are not
-//! started again by themselves: somebody who kills a node to see what happens wants to see it.
+//! Each child has its own process group, so Ctrl-C reaches only this process, which then stops the children in order. Each
+//! child reads from a pipe that this process holds open, and stops when the pipe ends: no child outlives this process, however
+//! it ends. A child that dies is reported and not started again, so that a user who kills a node can watch the others.
 
 use std::{env, io, process::ExitStatus, process::Stdio, time::Duration};
 
@@ -17,28 +17,24 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Exit,
-    serving::{StopSignals, why_not},
+    Context, Exit,
+    serving::{StopSignals, listen_error},
 };
 use crate::{
     api::address::Addr,
-    cli::{self, ColorChoice, CommonArgs},
+    cli::{self, CommonArgs},
     client::Client,
-    config::{Sources, UpConfig},
+    config::UpConfig,
     output::Output,
 };
 
-/// How often children that have started are asked whether they are ready.
+/// How often the children are asked whether they are ready, until all of them are.
 const READY_INTERVAL: Duration = Duration::from_millis(50);
-/// One that does not answer for so long is not ready.
+/// A child that does not answer for this long is not ready.
 const READY_TIMEOUT: Duration = Duration::from_secs(1);
 
-pub async fn run(
-    args: &cli::UpArgs,
-    common: &CommonArgs,
-    sources: &Sources,
-    output: &Output,
-) -> Result<Exit> {
+pub async fn run(args: &cli::UpArgs, context: &Context<'_>) -> Result<Exit> {
+    let &Context { common, sources, output } = context;
     let config = sources.up(args)?;
     let mut signals = StopSignals::catch()?;
     for addr in config.nodes.iter().chain([&config.proxy]) {
@@ -65,25 +61,25 @@ pub async fn run(
     Ok(Exit::Failure)
 }
 
-/// Fails with a sentence if somebody listens there: five processes that all complain would say less.
+/// Fails with one sentence if an address is in use. Otherwise every child would fail with its own.
 async fn check_free(addr: &Addr) -> Result<()> {
     let bound = TcpListener::bind((addr.host(), addr.port())).await;
     let remedy = "run a second network beside it with --base-port 9080 --data-dir data2";
-    bound.map(drop).map_err(|error| eyre!("cannot listen on {addr}: {}", why_not(&error, remedy)))
+    bound.map(drop).map_err(|error| eyre!("cannot listen on {addr}: {}", listen_error(&error, remedy)))
 }
 
-/// All children: the nodes by their number, then the proxy.
+/// All child processes: the nodes by their number, then the proxy.
 struct Children<'a> {
     members: Vec<ChildProcess>,
     running: JoinSet<(usize, io::Result<ExitStatus>)>,
     output: &'a Output,
 }
 
-/// One child, as far as others need to know it.
+/// What is known of one child while its task runs it.
 struct ChildProcess {
     tag: String,
     addr: Addr,
-    /// What to type to start it again.
+    /// The command line that starts it again.
     restart: String,
     stop: CancellationToken,
     alive: bool,
@@ -95,21 +91,21 @@ impl<'a> Children<'a> {
         let mut network = Children { members: Vec::new(), running: JoinSet::new(), output };
         for (index, (tag, addr, args)) in commands(config, common).into_iter().enumerate() {
             let mut command = Command::new(&program);
-            command.args(&args).arg("--exit-with-parent").args(passed_on(common, output));
+            command.args(&args).arg("--exit-with-parent").args(inherited_flags(common, output));
             command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
-            command.env_remove("CHATCHAIN_NODE_ADVERTISE"); // what holds for one node cannot hold for all
+            command.env_remove("CHATCHAIN_NODE_ADVERTISE"); // the nodes cannot share one address
             let child = command.process_group(0).kill_on_drop(true).spawn();
             let child = child.wrap_err_with(|| format!("cannot start {tag}"))?;
             let stop = CancellationToken::new();
             let restart = shell_line(&args);
-            network.running.spawn(attend(index, child, tag.clone(), output.clone(), stop.clone()));
+            network.running.spawn(run_child(index, child, tag.clone(), output.clone(), stop.clone()));
             network.members.push(ChildProcess { tag, addr, restart, stop, alive: true });
         }
         Ok(network)
     }
 
-    /// Reports children that end, until none is left; calls `ready` once when all that live are ready. Before that, one
-    /// that gives up is an error: what it complains of (a store in use, say) is for whoever starts this to mend.
+    /// Reports children that end, until none is left. Calls `ready` once, when all children that live are ready. A child that
+    /// exits before that is an error: the user has to remove its cause, such as a store in use, and start again.
     async fn watch(
         &mut self,
         client: Client,
@@ -139,20 +135,16 @@ impl<'a> Children<'a> {
 
     /// Stops the proxy, then all nodes.
     async fn stop(&mut self) {
-        let (proxy, nodes) = self.members.split_last().expect("there is always a proxy");
-        let (proxy_stop, node_stops) =
-            (proxy.stop.clone(), nodes.iter().map(|node| node.stop.clone()).collect::<Vec<_>>());
-        proxy_stop.cancel();
-        while self.members.last().is_some_and(|proxy| proxy.alive) && self.ended().await.is_some() {}
-        for stop in node_stops {
-            stop.cancel();
-        }
+        let proxy = self.members.len() - 1;
+        self.members[proxy].stop.cancel();
+        while self.members[proxy].alive && self.ended().await.is_some() {}
+        self.members.iter().for_each(|node| node.stop.cancel());
         while self.ended().await.is_some() {}
     }
 
-    /// Waits for the next child to end; none if all have.
+    /// Waits for the next child to end; `None` if all have ended.
     async fn ended(&mut self) -> Option<(usize, io::Result<ExitStatus>)> {
-        let (index, how) = self.running.join_next().await?.expect("attending a child does not panic");
+        let (index, how) = self.running.join_next().await?.expect("running a child does not panic");
         self.members[index].alive = false;
         Some((index, how))
     }
@@ -165,15 +157,15 @@ impl<'a> Children<'a> {
     }
 }
 
-/// Passes on what a child says until it ends. Closing its standard input asks it to.
-async fn attend(
+/// Prints the lines of a child until it ends. `stop` closes its standard input, which asks it to end.
+async fn run_child(
     index: usize,
     mut child: Child,
     tag: String,
     output: Output,
     stop: CancellationToken,
 ) -> (usize, io::Result<ExitStatus>) {
-    let mut held = child.stdin.take();
+    let mut stdin = child.stdin.take();
     let mut lines = BufReader::new(child.stderr.take().expect("it is piped")).split(b'\n');
     loop {
         tokio::select! {
@@ -181,7 +173,7 @@ async fn attend(
                 Ok(Some(line)) => output.tagged(index, &tag, &String::from_utf8_lossy(&line)),
                 Ok(None) | Err(_) => break,
             },
-            () = stop.cancelled(), if held.is_some() => drop(held.take()),
+            () = stop.cancelled(), if stdin.is_some() => drop(stdin.take()),
         }
     }
     (index, child.wait().await)
@@ -189,18 +181,15 @@ async fn attend(
 
 async fn all_ready(client: &Client, members: &[ChildProcess]) -> bool {
     for member in members.iter().filter(|member| member.alive) {
-        if !client
-            .readyz(&member.addr, READY_TIMEOUT)
-            .await
-            .is_ok_and(|ready| ready.readable && ready.writable)
-        {
+        let ready = client.readyz(&member.addr, READY_TIMEOUT).await;
+        if !ready.is_ok_and(|ready| ready.readable && ready.writable) {
             return false;
         }
     }
     true
 }
 
-/// Says where everything is and what to try next.
+/// Prints the addresses, the stores, and what to try next.
 fn announce(
     config: &UpConfig,
     members: &[ChildProcess],
@@ -227,9 +216,9 @@ fn announce(
     output.line("Ctrl-C stops everything.")
 }
 
-/// Tag, address and command line of every child.
+/// The tag, the address and the arguments of every child.
 fn commands(config: &UpConfig, common: &CommonArgs) -> Vec<(String, Addr, Vec<String>)> {
-    let own = |words: &[&str]| {
+    let with_config = |words: &[&str]| {
         let mut args: Vec<String> = words.iter().map(|word| (*word).to_owned()).collect();
         if let Some(file) = &common.config {
             args.extend(["--config".into(), file.display().to_string()]);
@@ -241,28 +230,36 @@ fn commands(config: &UpConfig, common: &CommonArgs) -> Vec<(String, Addr, Vec<St
     let node = |(id, addr): (usize, &Addr)| {
         let (id, listen) = (id.to_string(), addr.to_string());
         let peers = join(config.nodes.iter().filter(|other| *other != addr).collect());
-        let args =
-            own(&["node", "--node-id", &id, "--listen", &listen, "--peers", &peers, "--data-dir", &data_dir]);
+        let args = with_config(&[
+            "node",
+            "--node-id",
+            &id,
+            "--listen",
+            &listen,
+            "--peers",
+            &peers,
+            "--data-dir",
+            &data_dir,
+        ]);
         (format!("node-{id}"), addr.clone(), args)
     };
     let mut commands: Vec<_> = config.nodes.iter().enumerate().map(node).collect();
     let nodes = join(config.nodes.iter().collect());
-    let args = own(&["proxy", "--listen", &config.proxy.to_string(), "--nodes", &nodes]);
+    let args = with_config(&["proxy", "--listen", &config.proxy.to_string(), "--nodes", &nodes]);
     commands.push(("proxy".into(), config.proxy.clone(), args));
     commands
 }
 
-/// How loud and how colourful the children are: as this process was told to be.
-fn passed_on(common: &CommonArgs, output: &Output) -> Vec<String> {
-    let when = if output.colors_errors() { ColorChoice::Always } else { ColorChoice::Never };
-    let color = if when == ColorChoice::Always { "--color=always" } else { "--color=never" };
+/// The flags for colors and verbosity that this process has, for its children.
+fn inherited_flags(common: &CommonArgs, output: &Output) -> Vec<String> {
+    let color = if output.colors_errors() { "--color=always" } else { "--color=never" };
     let mut flags = vec![color.to_owned()];
     flags.extend(common.quiet.then(|| "--quiet".to_owned()));
     flags.extend((0..common.verbose).map(|_| "--verbose".to_owned()));
     flags
 }
 
-/// This program as it was called, so that what is printed can be typed.
+/// The program as the user typed it, so that a printed command line can be typed, too.
 fn program() -> String {
     env::args().next().unwrap_or_else(|| "chatchain".into())
 }
@@ -283,7 +280,7 @@ mod tests {
     use clap::Parser;
 
     #[test]
-    fn every_child_is_told_all_it_needs() {
+    fn every_child_gets_a_complete_command_line() {
         let config = UpConfig {
             proxy: "127.0.0.1:9000".parse().expect("address"),
             nodes: vec![

@@ -1,35 +1,34 @@
-//! `chatchain verify`: every record of the stores on this machine that no node has open.
+//! `chatchain verify`: checks every record of the stores on this machine that no node has open.
 //!
-//! Owns the words for what was found. Nothing is repaired: a node does that by itself, from what is left in the file
-//! and from its peers.
+//! Owns the words for the result; [`crate::store`] does the check. Nothing is repaired here: a node repairs its store by
+//! itself, from the intact records of the file and from its peers.
 
 use std::path::{Path, PathBuf};
 
 use color_eyre::eyre::{Result, WrapErr, bail};
 use serde::Serialize;
 
-use super::Exit;
-use crate::cli;
-use crate::cli::OutputFormat;
-use crate::config::Sources;
-use crate::output::{Output, Row, Tone};
-use crate::store::recovery::verify;
-use crate::store::recovery::verify::Verified;
+use super::{Context, Exit};
+use crate::{
+    cli::{self, OutputFormat},
+    output::{Output, Row, Tone},
+    store::recovery::verify::{self, Verified},
+};
 
 const HEADER: [&str; 9] =
     ["STORE", "STATE", "LOGS", "ENTRIES", "BYTES", "DAMAGED", "MISSING", "LOOSE", "UNREADABLE"];
 
-/// One store, as it is printed.
-#[derive(Debug, Serialize)]
+/// The result for one store, as JSON shows it.
+#[derive(Debug, Default, Serialize)]
 struct Checked {
     store: PathBuf,
-    /// Nothing is damaged, nothing is missing, and it could be looked at.
+    /// The store was read, and nothing in it is damaged or missing.
     whole: bool,
     #[serde(flatten)]
     counts: Option<PrintedCounts>,
     first_bad: Option<PrintedBadEntry>,
     set_aside: Vec<PathBuf>,
-    /// Why it could not be looked at.
+    /// Why the store was not read.
     error: Option<String>,
 }
 
@@ -51,13 +50,14 @@ struct PrintedBadEntry {
     why: String,
 }
 
-pub async fn run(args: &cli::VerifyArgs, sources: &Sources, output: &Output) -> Result<Exit> {
-    let dir = sources.data_dir(args.data_dir.as_ref());
+pub async fn run(args: &cli::VerifyArgs, context: &Context<'_>) -> Result<Exit> {
+    let output = context.output;
+    let dir = context.sources.data_dir(args.data_dir.as_ref());
     if args.only_open {
         tokio::task::spawn_blocking(move || verify::open_log_only(&dir)).await??;
         return Ok(Exit::Done);
     }
-    let looking = move || -> Result<Vec<Checked>> {
+    let check_all = move || -> Result<Vec<Checked>> {
         let found = verify::stores_in(&dir);
         let stores = found.wrap_err_with(|| format!("cannot look for stores in {}", dir.display()))?;
         if stores.is_empty() {
@@ -68,7 +68,7 @@ pub async fn run(args: &cli::VerifyArgs, sources: &Sources, output: &Output) -> 
         }
         Ok(stores.iter().map(|store| check(store)).collect())
     };
-    let stores = tokio::task::spawn_blocking(looking).await??;
+    let stores = tokio::task::spawn_blocking(check_all).await??;
     match output.format() {
         OutputFormat::Json | OutputFormat::Ndjson => output.json_list(&stores)?,
         OutputFormat::Table => {
@@ -79,20 +79,13 @@ pub async fn run(args: &cli::VerifyArgs, sources: &Sources, output: &Output) -> 
         }
     }
     for store in &stores {
-        explain(store, output);
+        print_faults(store, output);
     }
     Ok(if stores.iter().all(|store| store.whole) { Exit::Done } else { Exit::Failure })
 }
 
 fn check(store: &Path) -> Checked {
-    let checked = Checked {
-        store: store.to_owned(),
-        whole: false,
-        counts: None,
-        first_bad: None,
-        set_aside: Vec::new(),
-        error: None,
-    };
+    let checked = Checked { store: store.to_owned(), ..Checked::default() };
     match verify::verify(store) {
         Ok(Verified::Read(report)) => Checked {
             whole: report.is_whole(),
@@ -113,21 +106,20 @@ fn check(store: &Path) -> Checked {
             set_aside: report.set_aside,
             ..checked
         },
-        Ok(Verified::NotOpened { why, intact, unread_bytes: 0 }) => Checked {
-            error: Some(format!(
-                "the log cannot be opened: {why}; {intact} intact records are left in it: start the node, which sets the \
-                 damaged file aside and salvages them"
-            )),
-            ..checked
-        },
-        Ok(Verified::NotOpened { why, intact, unread_bytes }) => Checked {
-            error: Some(format!(
-                "the log cannot be opened: {why}; the disk does not give {unread_bytes} bytes of it, and {intact} intact \
-                 records are left in the rest: start the node, which tries for a while, then sets the file aside and \
-                 salvages them"
-            )),
-            ..checked
-        },
+        Ok(Verified::NotOpened { why, intact, unread_bytes }) => {
+            let rest = if unread_bytes == 0 {
+                format!(
+                    "{intact} intact records are left in it: start the node, which sets the damaged file aside and \
+                     salvages them"
+                )
+            } else {
+                format!(
+                    "the disk does not return {unread_bytes} bytes of it, and {intact} intact records are left in the rest: \
+                     start the node, which tries for a while, then sets the file aside and salvages them"
+                )
+            };
+            Checked { error: Some(format!("the log cannot be opened: {why}; {rest}")), ..checked }
+        }
         Err(error) => Checked { error: Some(error.to_string()), ..checked },
     }
 }
@@ -147,22 +139,24 @@ fn row(store: &Checked) -> Row {
     (tone, cells)
 }
 
-/// What is not as it should be, and what to do about it.
-fn explain(store: &Checked, output: &Output) {
+/// Prints what is wrong with a store, and what to do about it.
+fn print_faults(store: &Checked, output: &Output) {
     let name = store.store.display();
     if let Some(error) = &store.error {
         output.error(&format!("{name}: {error}"));
     }
     if let Some(PrintedBadEntry { log, seq, why }) = &store.first_bad {
-        output.error(&format!("{name}: the first of what is wrong is entry {seq} of log {log}: {why}"));
+        output
+            .error(&format!("{name}: the first damaged or missing entry is entry {seq} of log {log}: {why}"));
     }
     if let Some(counts) = store.counts.as_ref().filter(|counts| counts.loose > 0) {
-        output.warn(&format!("{name}: {} entries stand behind others that were lost", counts.loose));
+        output.warn(&format!(
+            "{name}: {} intact entries follow a gap: the entries before them were lost",
+            counts.loose
+        ));
     }
     for file in &store.set_aside {
-        output.warn(&format!(
-            "{} is what is left of a damaged log; it was salvaged, and may be removed",
-            file.display()
-        ));
+        output
+            .warn(&format!("{} is a damaged log that was salvaged; the file may be removed", file.display()));
     }
 }

@@ -1,35 +1,35 @@
-//! Owns where the network's keys come from, and that a server beyond this machine has some.
+//! Owns the sources of the network's keys, and the rule that a server which other machines can reach needs a key.
 //!
-//! A key stands in the environment or in a file, never in a flag, which everybody on the machine could see. The file is read
-//! with the other sources but judged only when a command needs the keys, so that no other fails for it. Whatever is
-//! wrong is said without quoting a key.
+//! A key comes from the environment or from a file, never from a flag: every user of the machine can see the flags of a process.
+//! The key file is read with the other sources. An error in it fails only the commands that need the keys, so that
+//! `chatchain key` can make the file that is missing. No error quotes a key.
 
 use std::{fs, io, io::Read, os::unix::fs::PermissionsExt, path::Path};
 
 use super::{ConfigError, FILE_NAME, SourcedValue, Sources};
 use crate::api::{address::Addr, key::Keys};
 
-/// Keys themselves.
+/// The variable with the keys themselves.
 pub(super) const KEY: &str = "CHATCHAIN_KEY";
 const KEY_FILE: &str = "CHATCHAIN_KEY_FILE";
 
-/// A longer file holds something else and is refused; it may even have no end.
+/// A longer file is refused: it holds something else, or, as a device, has no end.
 const FILE_BYTES_MAX: u64 = 64 * 1024;
-/// Everything that group and others may do.
-const OTHERS: u32 = 0o077;
+/// The permissions of group and others.
+const GROUP_AND_OTHERS: u32 = 0o077;
 
 impl Sources {
-    /// What whoever runs this should know of its settings, although they can be used.
+    /// Warnings about settings that can be used nevertheless.
     pub fn warnings(&self) -> impl Iterator<Item = &str> {
         self.key_file.iter().filter_map(|file| file.warning.as_deref())
     }
 
-    /// The file that is to be read for keys.
+    /// The key file that is to be read, if any.
     pub(super) fn named_key_file(&self) -> Option<SourcedValue> {
         self.value(KEY_FILE).filter(|path| self.keys.is_none() && !path.text.is_empty())
     }
 
-    /// The keys of the network; none: there is no lock.
+    /// The keys of the network. `None` if it has none, and everybody may read and write.
     pub(super) fn keys(&self) -> Result<Option<Keys>, ConfigError> {
         match (&self.keys, self.env(KEY_FILE)) {
             (Some(_), Some(_)) => {
@@ -40,42 +40,42 @@ impl Sources {
         }
     }
 
-    /// The keys of a server, which beyond this machine must have some.
+    /// The keys of a server. A server that other machines can reach must have keys.
     pub(super) fn keys_to_listen(&self, listen: &Addr, insecure: bool) -> Result<Option<Keys>, ConfigError> {
         let keys = self.keys()?;
         if keys.is_none() && !listen.is_loopback() && !insecure {
             return Err(ConfigError(format!(
-                "{listen} may be reached from other machines, and there is no key, so whoever reaches it could read \
-                 and write everything; make a key with `umask 077; chatchain key > network.key`, copy it to all \
-                 machines of the network and set key_file = \"network.key\" in {FILE_NAME}, or say --insecure"
+                "other machines may reach {listen}, and there is no key, so everybody who reaches it could read and \
+                 write everything; make a key with `umask 077; chatchain key > network.key`, copy it to all \
+                 machines of the network and set key_file = \"network.key\" in {FILE_NAME}, or give --insecure"
             )));
         }
         Ok(keys)
     }
 }
 
-/// The keys in the text of the variable.
+/// Reads the text of the variable `CHATCHAIN_KEY`.
 pub(super) fn keys_of_variable(text: &str) -> Result<Keys, ConfigError> {
     Keys::from_list(text).map_err(|why| ConfigError(format!("{KEY}: {why}")))
 }
 
-/// The file as it was found.
+/// The result of reading a key file.
 #[derive(Debug)]
 pub(super) struct KeyFile {
     keys: Result<Keys, ConfigError>,
-    /// What an operator should know of it.
+    /// Set if other users of the machine can read or change the file.
     pub warning: Option<String>,
 }
 
 impl KeyFile {
-    /// Reads the file that a setting names.
+    /// Reads the file that a setting names. Errors are kept until the keys are needed.
     pub(super) fn read(setting: &SourcedValue) -> Self {
         let path = Path::new(&setting.text);
         let name = format!("the key file {} ({})", path.display(), setting.source);
         let (keys, warning) = match contents(path) {
             Ok((text, mode)) => {
                 let keys = Keys::from_lines(&text).map_err(|why| ConfigError(format!("{name}: {why}")));
-                let warning = (mode & OTHERS != 0).then(|| {
+                let warning = (mode & GROUP_AND_OTHERS != 0).then(|| {
                     let path = path.display();
                     format!("{name} can be read or changed by other users of this machine; chmod 600 {path}")
                 });
@@ -94,7 +94,7 @@ impl KeyFile {
     }
 }
 
-/// The text, and the permissions.
+/// The text and the permissions of a file.
 fn contents(path: &Path) -> io::Result<(String, u32)> {
     let file = fs::File::open(path)?;
     let mode = file.metadata()?.permissions().mode();
@@ -126,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn keys_are_read_and_what_hinders_is_said() {
+    fn keys_are_read_and_errors_name_the_file() {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let path = dir.path().join("network.key");
         check_error(&path, "chatchain key > network.key");
@@ -145,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_others_may_read_is_warned_of() {
+    fn a_file_that_other_users_can_read_causes_a_warning() {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let path = dir.path().join("network.key");
         fs::write(&path, KEY).expect("written");

@@ -1,20 +1,20 @@
-//! Owns the names of all settings: their key in the file, environment variable, flag and default.
+//! Owns the table of all settings: key in the file, environment variable, flags and default.
 //!
-//! One table, so that the file's reader, the error that names the nearest key, the README and the tests cannot
-//! disagree about what there is. Knows nothing of what a setting means to the program.
+//! The reader of the file, the error that names the nearest key, the defaults, the README and the tests all use this table, so
+//! they cannot disagree. What a setting means to the program is not known here.
 
-/// One setting and everywhere it may come from. Flags win over the environment, that over the file.
+/// One setting and its sources. A flag wins over the environment, the environment over the file.
 #[derive(Debug, Clone, Copy)]
 pub struct Setting {
-    /// Dotted name in `config.toml`; empty where the file cannot set it.
+    /// Dotted name in `config.toml`; empty if the file cannot set it.
     pub key: &'static str,
     /// Environment variable; empty if there is none.
     pub env: &'static str,
-    /// Flag with its command; empty if there is none.
+    /// Flags with their commands; empty if there is none.
     pub flag: &'static str,
-    /// What holds if nobody says otherwise; empty: nothing.
+    /// The default; empty if there is none. For a setting of the file, as it would be written there.
     pub default: &'static str,
-    /// What it is for.
+    /// One line of explanation.
     pub meaning: &'static str,
 }
 
@@ -28,27 +28,27 @@ const fn setting(
     Setting { key, env, flag, default, meaning }
 }
 
-/// Every setting there is.
+/// All settings.
 #[rustfmt::skip] // a table reads best as one
 pub const SETTINGS: [Setting; 18] = [
     setting("", "CHATCHAIN_CONFIG", "--config", "config.toml, if it is there", "the configuration file"),
     setting("network", "CHATCHAIN_NETWORK", "", "chatchain", "name of the network; nodes of another name are refused"),
     setting("nodes", "CHATCHAIN_NODES", "node --peers, proxy --nodes", "127.0.0.1:8081 to 127.0.0.1:8084", "the nodes' addresses: node N listens on the N-th, counted from 0; or a table `{ 0 = \"…\", 3 = \"…\" }`"),
-    setting("key_file", "CHATCHAIN_KEY_FILE", "", "", "the file with the network's keys, one a line: the first is sent, each of them opens; without it there is no lock"),
+    setting("key_file", "CHATCHAIN_KEY_FILE", "", "", "the file with the network's keys, one per line: the first is sent, each of them is accepted; without keys, everybody may read and write"),
     setting("", "CHATCHAIN_KEY", "", "", "the keys themselves, separated by commas, instead of the file"),
-    setting("", "", "node --insecure, proxy --insecure", "", "listen beyond this machine although there is no key"),
+    setting("", "", "node --insecure, proxy --insecure", "", "let other machines connect without a key"),
     setting("node.data_dir", "CHATCHAIN_NODE_DATA_DIR", "node --data-dir, up --data-dir, verify --data-dir", "data", "node N keeps its store in node-N below it"),
     setting("node.sync_interval", "CHATCHAIN_NODE_SYNC_INTERVAL", "", "1s", "how often a quiet node compares itself with its peers"),
     setting("node.scrub_interval", "CHATCHAIN_NODE_SCRUB_INTERVAL", "", "1h", "how often a node reads everything it stores, slowly, to find damage"),
-    setting("", "CHATCHAIN_NODE_ID", "node --node-id", "none: must be given", "which node of the network this is"),
-    setting("", "CHATCHAIN_NODE_LISTEN", "node --listen", "its address in `nodes`", "where a node listens"),
-    setting("", "CHATCHAIN_NODE_ADVERTISE", "node --advertise", "where it listens", "the address that others are told"),
-    setting("", "CHATCHAIN_NODE_PEERS", "node --peers", "the other `nodes`", "whom a node syncs with"),
-    setting("proxy.listen", "CHATCHAIN_PROXY_LISTEN", "proxy --listen", "127.0.0.1:8080", "where the proxy listens, and where clients look for it"),
+    setting("", "CHATCHAIN_NODE_ID", "node --node-id", "none: must be given", "number of this node in the network"),
+    setting("", "CHATCHAIN_NODE_LISTEN", "node --listen", "its address in `nodes`", "address that a node listens on"),
+    setting("", "CHATCHAIN_NODE_ADVERTISE", "node --advertise", "the address it listens on", "address that peers and proxies are told"),
+    setting("", "CHATCHAIN_NODE_PEERS", "node --peers", "the other `nodes`", "nodes that a node syncs with"),
+    setting("proxy.listen", "CHATCHAIN_PROXY_LISTEN", "proxy --listen", "127.0.0.1:8080", "address that the proxy listens on, and that clients ask first"),
     setting("proxy.strategy", "CHATCHAIN_PROXY_STRATEGY", "", "hedge", "`failover`: one node after the other; `hedge`: also ask a second one when the first is slow; `race`: ask two at once"),
-    setting("", "CHATCHAIN_SERVER", "--server", "the proxy, then the nodes", "whom a client asks: addresses separated by commas (the flag is repeated instead)"),
-    setting("", "CHATCHAIN_USER", "send --from", "your login name", "who sends"),
-    setting("", "CHATCHAIN_STATE_DIR", "", "chatchain in $XDG_STATE_HOME, else in ~/.local/state", "where `send` keeps for some minutes how far it wrote, so that `list` waits until the server it asks has that"),
+    setting("", "CHATCHAIN_SERVER", "--server", "the proxy, then the nodes", "servers that a client asks, separated by commas (the flag is repeated instead)"),
+    setting("", "CHATCHAIN_USER", "send --from", "your login name", "the sender"),
+    setting("", "CHATCHAIN_STATE_DIR", "", "chatchain in $XDG_STATE_HOME, else in ~/.local/state", "directory in which `send` keeps, for ten minutes, what it sent last, so that `list` waits until the server has it"),
 ];
 
 /// The names of all keys in `config.toml`.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use clap::Parser;
+use clap::{CommandFactory, Parser};
 
 use super::*;
 use crate::cli::{Cli, Command};
@@ -326,4 +326,19 @@ fn only_a_file_that_was_named_must_exist() {
         cli::CommonArgs { config: Some("/nonexistent/chatchain.toml".into()), ..Default::default() };
     let error = Sources::load(&missing).expect_err("it is missing").to_string();
     assert!(error.contains("cannot read the configuration file /nonexistent/chatchain.toml"), "{error}");
+}
+
+/// clap would print the variables by itself, but would also read them: see the head of `cli`.
+#[test]
+fn help_names_the_variable_of_each_flag() {
+    let cli = Cli::command();
+    for setting in settings::SETTINGS.iter().filter(|s| !s.env.is_empty() && s.key != "nodes") {
+        for flag in setting.flag.split(", ").filter(|flag| !flag.is_empty()) {
+            let (command, long) = flag.split_once("--").expect("a flag");
+            let command = cli.find_subcommand(command.trim()).unwrap_or(&cli);
+            let arg = command.get_arguments().find(|arg| arg.get_long() == Some(long)).expect(flag);
+            let help = arg.get_help().expect(flag).to_string();
+            assert!(help.contains(&format!("[env: {}]", setting.env)), "{flag}: {help}");
+        }
+    }
 }

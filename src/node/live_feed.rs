@@ -63,8 +63,7 @@ pub struct RingItem {
 
 impl RingItem {
     fn new(next: FeedItem, step: &Arc<LogsDelta>) -> Self {
-        let record = next.entry.record();
-        let content = record.message().expect("the walk gives messages only");
+        let content = next.entry.message().expect("the walk gives messages only");
         let mut json = Vec::new();
         view(&content, next.first).write_json(&mut json);
         let (core, frames) = (OnceLock::new(), [const { OnceLock::new() }; 2]);
@@ -82,7 +81,7 @@ impl RingItem {
     }
 
     fn place(&self) -> EntryKey {
-        self.next.entry.place
+        self.next.entry.key()
     }
 
     /// What a reader has seen that read up to here.

@@ -11,7 +11,7 @@ use crate::chain::clock::Stamp;
 use crate::chain::frontier::SnapshotContent;
 use crate::chain::ids::{ChainHash, EntryKey, Origin};
 use crate::chain::message::{Digest, Message, UncheckedMessage};
-use crate::chain::record::{EntryKind, Record};
+use crate::chain::record::{Entry, EntryKind};
 use crate::chain::sync::wire::{EntryRange, Heads, Hello, Run, SyncMessage, short};
 use crate::chain::vector::{Head, Vector};
 use crate::node::cluster::sync;
@@ -173,13 +173,13 @@ impl Log {
     }
 
     fn run_of(&self, kind: EntryKind, first: u64, last: u64) -> Run {
-        let record = |seq: u64| {
+        let entry = |seq: u64| {
             let content = &self.contents[usize::try_from(seq - 1).expect("small")];
-            let (origin, stamp, digest) = (self.origin, Stamp(STAMP + seq), Digest::of(content));
-            Record { origin, seq, stamp, digest, kind, content }.encode().into()
+            let key = EntryKey { stamp: Stamp(STAMP + seq), origin: self.origin, seq };
+            Entry::new(key, kind, Digest::of(content), content)
         };
-        let records = (first..=last).map(record).collect();
-        Run { origin: self.origin, before: self.head(first - 1), records, broken: None }
+        let entries = (first..=last).map(entry).collect();
+        Run { origin: self.origin, before: self.head(first - 1), entries, broken: None }
     }
 }
 
@@ -232,11 +232,9 @@ async fn a_process_that_meets_its_own_log_grown_by_another_begins_a_new_one() {
     let first = bench.send(1).await;
     let head = *bench.node.logs().vector().get(first.origin).expect("has entries");
     let content = content(2, "the clone's");
-    let digest = Digest::of(&content);
-    let stamp = Stamp(first.stamp.0 + 1);
-    let record =
-        Record { origin: first.origin, seq: 2, stamp, digest, kind: EntryKind::Message, content: &content };
-    let run = Run { origin: first.origin, before: head, records: vec![record.encode().into()], broken: None };
+    let key = EntryKey { stamp: Stamp(first.stamp.0 + 1), origin: first.origin, seq: 2 };
+    let entry = Entry::new(key, EntryKind::Message, Digest::of(&content), &content);
+    let run = Run { origin: first.origin, before: head, entries: vec![entry], broken: None };
     bench.answer(SyncMessage { runs: vec![run], ..quiet() }).await;
     assert_eq!(bench.seq(first.origin), 2, "its entries are messages like any other");
     assert_ne!(bench.send(3).await.origin, first.origin);
@@ -279,7 +277,7 @@ async fn one_damaged_entry_keeps_nothing_else_from_a_peer() {
     let wants = [(X, 1, 60), (X, 50, 60), (Origin(origin(1).0), 1, 3)];
     let wants = wants.map(|(origin, first, last)| EntryRange { origin, first, last }).to_vec();
     let reply = bench.answer(SyncMessage { wants, ..quiet() }).await;
-    let got: Vec<_> = reply.runs.iter().map(|run| (run.origin, run.records.len())).collect();
+    let got: Vec<_> = reply.runs.iter().map(|run| (run.origin, run.entries.len())).collect();
     assert_eq!(got, [(X, 39), (origin(1), 3)]);
 }
 
@@ -364,7 +362,7 @@ async fn a_run_beyond_all_numbers_is_no_answer_to_a_probe() {
         let planned = exchange.plan(&logs, occasion);
         let heads = Heads { base: None, changes: vec![(X, other.head(2))], cuts: Vec::new() };
         let before = Head { seq: u64::MAX, hash: ChainHash([0; 32]) };
-        let runs = vec![Run { origin: X, before, records: Vec::new(), broken: None }];
+        let runs = vec![Run { origin: X, before, entries: Vec::new(), broken: None }];
         let reply = SyncMessage {
             runs,
             heads: Some(heads.clone()),
@@ -418,7 +416,7 @@ async fn milestones_are_written_because_of_messages_and_not_of_milestones() {
     let entries = || bench.node.logs().vector().iter().map(|(_, head)| head.seq).sum::<u64>();
     let mut before = 0;
     for (kind, seq, written) in
-        [(EntryKind::Message, 1, 1), (EntryKind::Milestone, 2, 0), (EntryKind::Message, 3, 1)]
+        [(EntryKind::Message, 1, 1), (EntryKind::Snapshot, 2, 0), (EntryKind::Message, 3, 1)]
     {
         let runs = logs.iter().map(|log| log.run_of(kind, seq, seq)).collect();
         bench.answer(SyncMessage { runs, ..quiet() }).await;

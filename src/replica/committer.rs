@@ -8,15 +8,13 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
-use bytes::Bytes;
-
 use super::cut::CutInProgress;
 use super::decide::{Mint, Staged};
 use super::purge::Purger;
 use super::write_ops::{Committed, Maintenance, Space, WriteOps};
 use crate::chain::ids::{ChainHash, Origin};
 use crate::chain::logs::{CHECKPOINT_EVERY, Logs};
-use crate::chain::record::Record;
+use crate::chain::record::Entry;
 use crate::store::{Store, StoreError};
 
 /// Cuts that a store takes in. Honest networks have a handful; a peer can invent any number, each stays for ever, and
@@ -36,7 +34,7 @@ pub struct Committer {
     cutting: VecDeque<CutInProgress>,
     sweeping: Purger,
     absorbing: BTreeSet<Origin>,
-    candidates: BTreeMap<(Origin, u64), Bytes>,
+    candidates: BTreeMap<(Origin, u64), Entry>,
 }
 
 impl Committer {
@@ -76,14 +74,15 @@ impl Committer {
         for (origin, seq) in forks {
             self.begin_cut(origin, seq);
         }
-        if !change.is_empty() {
-            store.commit(&change, &logs)?;
-        }
         // A log is also left without anything being written.
         written.changed = !change.is_empty() || logs.own() != self.logs.own();
+        let cuts = change.cuts.clone();
+        if !change.is_empty() {
+            store.commit(change, &logs)?;
+        }
         self.logs = logs;
-        for (origin, _) in &change.cuts {
-            self.sweeping.add(*origin);
+        for (origin, _) in cuts {
+            self.sweeping.add(origin);
         }
         if room.peers {
             self.sweeping.step(&store, &self.logs, !batch.sends.is_empty())?;
@@ -106,7 +105,7 @@ impl Committer {
                 Maintenance::Members(kept) if room.peers => draft.members(kept),
                 Maintenance::Members(_) => {}
                 Maintenance::Milestones(contents) => {
-                    contents.iter().for_each(|content| draft.milestone(content))
+                    contents.iter().try_for_each(|content| draft.milestone(content))?;
                 }
             }
         }
@@ -119,7 +118,7 @@ impl Committer {
         }
         for admit in &batch.admits {
             written.admits.push(draft.admit(admit)?);
-            let origin = admit.records.first().map(|bytes| record_of(bytes).origin);
+            let origin = admit.entries.first().map(Entry::origin);
             self.absorbing.extend(origin.filter(|origin| draft.logs().detached_until(*origin).is_some()));
         }
         if room.peers && self.cutting.is_empty() {
@@ -165,12 +164,11 @@ impl Committer {
 
     /// Takes records of peers for damaged entries. They are written once the chain between two checkpoints holds with
     /// them: a peer's word alone replaces nothing.
-    fn mend(&mut self, draft: &mut Staged<'_>, records: &[Bytes]) -> Result<(), StoreError> {
+    fn mend(&mut self, draft: &mut Staged<'_>, entries: &[Entry]) -> Result<(), StoreError> {
         let mut parts = BTreeSet::new();
-        for bytes in records {
-            let record = record_of(bytes);
-            let (origin, seq) = (record.origin, record.seq);
-            if seq > self.logs.vector().seq(origin) || !record.content_matches_digest() {
+        for entry in entries {
+            let (origin, seq) = (entry.origin(), entry.seq());
+            if seq > self.logs.vector().seq(origin) || !entry.content_matches_digest() {
                 continue;
             }
             if draft.reader()?.peek(origin, seq)?.is_some() {
@@ -180,7 +178,7 @@ impl Committer {
             if self.candidates.len() >= CANDIDATES_MAX {
                 self.candidates.clear();
             }
-            self.candidates.insert((origin, seq), bytes.clone());
+            self.candidates.insert((origin, seq), entry.clone());
             parts.insert((origin, (seq - 1) / CHECKPOINT_EVERY));
         }
         for (origin, part) in parts {
@@ -202,35 +200,28 @@ impl Committer {
         let (Some(mut hash), Some(after)) = (before, after) else { return Ok(()) };
         let mut mended = Vec::new();
         for seq in first..=last {
-            let entry = reader.peek(origin, seq)?;
-            let record = match (&entry, self.candidates.get(&(origin, seq))) {
-                (Some(entry), _) => entry.record(),
-                (None, Some(bytes)) => {
-                    mended.push(bytes.clone());
-                    record_of(bytes)
+            let entry = match (reader.peek(origin, seq)?, self.candidates.get(&(origin, seq))) {
+                (Some(entry), _) => entry,
+                (None, Some(candidate)) => {
+                    mended.push(candidate.clone());
+                    candidate.clone()
                 }
                 (None, None) => {
                     self.store.log().damage().add(origin, seq);
                     return Ok(()); // more is damaged than was sent; the rest is asked for as well
                 }
             };
-            hash = hash.next(seq, record.stamp, record.digest);
+            hash = hash.next(seq, entry.stamp(), entry.digest());
         }
         self.candidates.retain(|(of, seq), _| *of != origin || !(first..=last).contains(seq));
         if hash != after {
             tracing::warn!(%origin, first, last, "what a peer sent for damaged entries does not fit their chain");
             return Ok(());
         }
-        for bytes in &mended {
-            draft.mend(&record_of(bytes), bytes)?;
-        }
         tracing::info!(%origin, first, last, entries = mended.len(), "damaged entries are mended");
+        mended.into_iter().try_for_each(|entry| draft.mend(entry))?;
         Ok(())
     }
-}
-
-fn record_of(bytes: &Bytes) -> Record<'_> {
-    Record::parse(bytes).expect("the exchange hands on checked records only").0
 }
 
 #[cfg(test)]
@@ -328,8 +319,9 @@ mod tests {
         assert!(after[15] <= 3 * before && after[15] == after[7], "{before} bytes, then {after:?}");
         assert_eq!(pen.store().counts().messages, 4_000);
         assert_eq!(list(&pen, pen.logs(), Filter::default()).expect("lists"), 4_000);
-        let standings = pen.store().lookup().standings(Uuid::from_u128(7).into_bytes()).expect("reads");
-        assert_eq!(standings.len(), 1, "the index forgets old places as well");
+        let mut overlay = pen.store().overlay();
+        let copies = overlay.copies(Uuid::from_u128(7).into_bytes()).expect("reads");
+        assert_eq!(copies.committed().len(), 1, "the index forgets old places as well");
     }
 
     #[test]

@@ -8,7 +8,7 @@
 
 use super::decide::Staged;
 use crate::chain::ids::{EntryKey, Origin};
-use crate::chain::record::Record;
+use crate::chain::record::Entry;
 use crate::chain::vector::Head;
 use crate::store::StoreError;
 use crate::store::log::LogReader;
@@ -55,8 +55,8 @@ impl CutInProgress {
                 break;
             }
             if let Some(entry) = reader.peek(self.origin, self.next)? {
-                bytes += entry.record.len();
-                self.copy(draft, &mut reader, &entry.record())?;
+                bytes += entry.size();
+                self.copy(draft, &mut reader, &entry)?;
             } else {
                 self.branch = None;
                 self.loses |= self.next <= draft.logs().vector().seq(self.origin);
@@ -73,30 +73,26 @@ impl CutInProgress {
         &mut self,
         draft: &mut Staged<'_>,
         reader: &mut LogReader,
-        record: &Record<'_>,
+        entry: &Entry,
     ) -> Result<(), StoreError> {
-        let first = EntryKey { stamp: record.stamp, origin: record.origin, seq: record.seq };
+        let (stamp, digest) = (entry.stamp(), entry.digest());
         let (mut branch, mut passed) =
-            self.branch.unwrap_or_else(|| (Origin::branch(first, record.digest), 0));
+            self.branch.unwrap_or_else(|| (Origin::branch(entry.key(), digest), 0));
         loop {
-            let place = EntryKey { stamp: record.stamp, origin: branch, seq: passed + 1 };
+            let place = EntryKey { stamp, origin: branch, seq: passed + 1 };
             let vector = draft.logs().vector();
             let is_free = passed == vector.seq(branch) && place.seq <= vector.limit(branch);
             if is_free {
-                draft.append_moved(place, record)?;
+                draft.append_moved(place, entry)?;
                 break;
             }
             // It was copied before, or came from a peer: then it is the same.
-            let there = reader.peek(branch, place.seq)?.filter(|entry| draft.logs().covers(entry.place));
-            let is_same = there.is_some_and(|there| {
-                let there = there.record();
-                (there.stamp, there.digest) == (record.stamp, record.digest)
-            });
-            if is_same {
+            let there = reader.peek(branch, place.seq)?.filter(|there| draft.logs().covers(there.key()));
+            if there.is_some_and(|there| (there.stamp(), there.digest()) == (stamp, digest)) {
                 break;
             }
             // The branch is forked itself, damaged, or cut: what differs goes where a cut of it would put it.
-            (branch, passed) = (Origin::branch(place, record.digest), 0);
+            (branch, passed) = (Origin::branch(place, digest), 0);
         }
         self.branch = Some((branch, passed + 1));
         Ok(())
@@ -112,7 +108,7 @@ impl CutInProgress {
             draft.logs().last(self.origin)
         } else {
             let entry = reader.get(self.origin, before)?;
-            Some((Head { seq: before, hash: reader.hash_at(self.origin, before)? }, entry.place.stamp))
+            Some((Head { seq: before, hash: reader.hash_at(self.origin, before)? }, entry.stamp()))
         };
         draft.cut(self.origin, self.seq, before, self.loses);
         Ok(true)

@@ -4,10 +4,7 @@
 //! adds. Nothing is written here; if the commit fails, the draft is thrown away and nothing has happened.
 //! A copy counts only if its record checks now: what is damaged is never the reason to call a message stored.
 
-use std::collections::{BTreeSet, HashMap};
-use std::sync::Arc;
-
-use bytes::Bytes;
+use std::collections::BTreeSet;
 
 use super::write_ops::{Admitted, NewMessage, PeerRecords, Rejection, SendOutcome, Space};
 use crate::chain::clock::Stamp;
@@ -16,11 +13,11 @@ use crate::chain::ids::{ChainHash, EntryKey, Origin};
 use crate::chain::logs::{self, Logs};
 use crate::chain::members::Membership;
 use crate::chain::message::Digest;
-use crate::chain::record::{EntryKind, Record};
+use crate::chain::record::{Entry, EntryKind};
 use crate::chain::vector::Head;
 use crate::fault::Fault;
-use crate::store::index::Lookup;
-use crate::store::log::{LogReader, NewRow, WriteBatch};
+use crate::store::index::IndexOverlay;
+use crate::store::log::{LogReader, WriteBatch};
 use crate::store::{Store, StoreError, StoredCopy};
 
 /// Loose entries that one commit takes into their log at the most.
@@ -36,12 +33,8 @@ pub(super) struct Staged<'a> {
     logs: Logs,
     room: Space,
     now_ms: u64,
-    lookup: Lookup<'a>,
-    /// What was looked up for peers' entries. Shared, for a peer can send one id in thousands of entries.
-    looked_up: HashMap<[u8; 16], Arc<[StoredCopy]>>,
+    index: IndexOverlay<'a>,
     change: WriteBatch,
-    /// What clients and cuts add with this batch, by id.
-    by_id: HashMap<[u8; 16], Vec<StoredCopy>>,
     /// Forks that showed in two records side by side.
     pub(super) forks: BTreeSet<(Origin, u64)>,
 }
@@ -55,10 +48,8 @@ impl<'a> Staged<'a> {
             logs,
             room,
             now_ms,
-            lookup: store.lookup(),
-            looked_up: HashMap::new(),
+            index: store.overlay(),
             change: WriteBatch::default(),
-            by_id: HashMap::new(),
             forks: BTreeSet::new(),
         }
     }
@@ -84,60 +75,63 @@ impl<'a> Staged<'a> {
 
     /// Decides a client's message. One that is stored already is so also where there is no room for more.
     pub(super) fn send(&mut self, message: &NewMessage) -> Result<SendOutcome, StoreError> {
-        let id = message.id.into_bytes();
-        let known = self.lookup.standings(id)?;
-        let batch = self.by_id.get(&id).map_or(&[][..], Vec::as_slice);
-        let covered = || known.iter().filter(|standing| self.logs.covers(standing.place));
-        let mut copies: Vec<EntryKey> =
-            batch.iter().filter(|s| s.digest == message.digest).map(|s| s.place).collect();
-        let mut was_stored = !copies.is_empty();
-        for standing in covered().filter(|standing| standing.digest == message.digest) {
+        let copies = self.index.copies(message.id.into_bytes())?;
+        let covered: Vec<StoredCopy> =
+            copies.committed().iter().filter(|copy| self.logs.covers(copy.place)).copied().collect();
+        let has_copy = !covered.is_empty() || !copies.staged().is_empty();
+        let is_same = |copy: &&StoredCopy| copy.digest == message.digest;
+        let mut intact: Vec<EntryKey> =
+            copies.staged().iter().filter(is_same).map(|copy| copy.place).collect();
+        let mut was_stored = !intact.is_empty();
+        for copy in covered.iter().filter(is_same) {
             was_stored = true;
-            if self.is_intact(standing, message)? {
-                copies.push(standing.place);
+            if self.is_intact(copy)? {
+                intact.push(copy.place);
             }
         }
-        if let Some(place) = copies.into_iter().min() {
+        if let Some(place) = intact.into_iter().min() {
             return Ok(SendOutcome::Stored { place, duplicate: true });
         }
-        let stands_for_other = !was_stored && (covered().next().is_some() || !batch.is_empty());
-        if stands_for_other && !Fault::SecondWins.is_planted() {
+        let is_conflict = !was_stored && has_copy;
+        if is_conflict && !Fault::SecondWins.is_planted() {
             return Ok(SendOutcome::NotStored(Rejection::Conflict));
         }
         if !self.room.clients {
             return Ok(SendOutcome::NotStored(Rejection::Full));
         }
-        let place = self.logs.assign(message.digest, self.now_ms, &mut *self.mint);
-        let EntryKey { origin, seq, stamp } = place;
-        let (digest, content) = (message.digest, &message.content);
-        let record = Record { origin, seq, stamp, digest, kind: EntryKind::Message, content };
-        self.by_id.entry(id).or_default().push(StoredCopy { place, digest });
-        let (record, hash) = (record.encode(), self.logs.vector().hash(origin));
-        self.change.entries.push(NewRow { place, hash, record, known: known.into() });
+        let place = self.assign(EntryKind::Message, message.digest, &message.content)?;
         // Every copy was damaged: now there is one that is not.
         Ok(SendOutcome::Stored { place, duplicate: was_stored })
     }
 
     /// Puts a milestone at the end of the own log.
-    pub(super) fn milestone(&mut self, content: &SnapshotContent) {
-        if !self.room.clients {
-            return;
+    pub(super) fn milestone(&mut self, content: &SnapshotContent) -> Result<(), StoreError> {
+        if self.room.clients {
+            let content = content.encode();
+            self.assign(EntryKind::Snapshot, Digest::of(&content), &content)?;
         }
-        let content = content.encode();
-        let digest = Digest::of(&content);
-        let place = self.logs.assign(digest, self.now_ms, &mut *self.mint);
-        let EntryKey { origin, seq, stamp } = place;
-        let record =
-            Record { origin, seq, stamp, digest, kind: EntryKind::Milestone, content: &content }.encode();
-        let (hash, known) = (self.logs.vector().hash(origin), Arc::default());
-        self.change.entries.push(NewRow { place, hash, record, known });
+        Ok(())
+    }
+
+    /// Appends an entry to this process's own log.
+    fn assign(&mut self, kind: EntryKind, digest: Digest, content: &[u8]) -> Result<EntryKey, StoreError> {
+        let key = self.logs.assign(digest, self.now_ms, &mut *self.mint);
+        self.append(Entry::new(key, kind, digest, content))?;
+        Ok(key)
+    }
+
+    /// Stages an entry that the logs have taken in as a head.
+    fn append(&mut self, entry: Entry) -> Result<(), StoreError> {
+        let hash = self.logs.vector().hash(entry.origin());
+        self.change.entries.push(self.index.append(entry, hash)?);
+        Ok(())
     }
 
     /// Whether a copy that the index knows is there, and is this message.
-    fn is_intact(&self, standing: &StoredCopy, message: &NewMessage) -> Result<bool, StoreError> {
-        let EntryKey { origin, seq, .. } = standing.place;
+    fn is_intact(&self, copy: &StoredCopy) -> Result<bool, StoreError> {
+        let EntryKey { origin, seq, .. } = copy.place;
         match self.reader()?.get(origin, seq) {
-            Ok(entry) => Ok(entry.place == standing.place && entry.record().digest == message.digest),
+            Ok(entry) => Ok(entry.key() == copy.place && entry.digest() == copy.digest),
             Err(StoreError::Damaged { .. }) => Ok(false),
             Err(error) => Err(error),
         }
@@ -152,12 +146,11 @@ impl<'a> Staged<'a> {
         let mut admitted = Admitted { new: 0, refused: None, not_stored: None };
         // The peer's chain, also over what is here already: where it passes our head, it must have our hash.
         let mut chain = job.before;
-        for bytes in &job.records {
-            let (record, _) = Record::parse(bytes).expect("the exchange hands on checked records only");
-            match self.admit_one(chain, job.claimed, &record, bytes) {
+        for entry in &job.entries {
+            match self.admit_one(chain, job.claimed, entry) {
                 Ok(new) => {
                     admitted.new += u64::from(new);
-                    chain = chain.followed_by(&record);
+                    chain = chain.followed_by(entry);
                 }
                 Err(StageError::Storage(error)) => return Err(error),
                 Err(StageError::Refused(refused)) => {
@@ -165,8 +158,10 @@ impl<'a> Staged<'a> {
                     if matches!(refused, logs::AdmitError::Fork(_)) {
                         // Where the chain stops being the peer's is not known: nothing of the run is believed.
                         (self.logs, admitted.new) = (logs, 0);
-                        self.change.entries.truncate(count);
-                        self.logs.abandon(record.origin); // two processes append to it: whoever notices begins anew
+                        for row in self.change.entries.drain(count..) {
+                            self.index.unstage(&row);
+                        }
+                        self.logs.abandon(entry.origin()); // two processes append to it: whoever notices begins anew
                     }
                     break;
                 }
@@ -175,65 +170,35 @@ impl<'a> Staged<'a> {
         Ok(admitted)
     }
 
-    fn look_up(&mut self, id: [u8; 16]) -> Result<Arc<[StoredCopy]>, StoreError> {
-        if let Some(known) = self.looked_up.get(&id) {
-            return Ok(known.clone());
-        }
-        let known: Arc<[StoredCopy]> = self.lookup.standings(id)?.into();
-        self.looked_up.insert(id, known.clone());
-        Ok(known)
-    }
-
-    /// All that is known of a record's id.
-    fn known_of(&mut self, record: &Record<'_>) -> Result<Arc<[StoredCopy]>, StoreError> {
-        match record.message() {
-            Some(content) => self.look_up(content.id.into_bytes()),
-            None => Ok(Arc::default()),
-        }
-    }
-
-    fn admit_one(
-        &mut self,
-        before: Head,
-        claimed: Option<Head>,
-        record: &Record<'_>,
-        bytes: &Bytes,
-    ) -> Result<bool, StageError> {
-        let Record { origin, seq, .. } = *record;
+    fn admit_one(&mut self, before: Head, claimed: Option<Head>, entry: &Entry) -> Result<bool, StageError> {
+        let EntryKey { origin, seq, .. } = entry.key();
         let (head, hash) = (self.logs.vector().seq(origin), self.logs.vector().hash(origin));
         if before.seq == head && before.hash != hash {
             return Err(StageError::Refused(logs::AdmitError::Fork(head)));
         }
-        if seq > head && self.is_loose_otherwise(record)? {
+        if seq > head && self.is_loose_otherwise(entry)? {
             self.forks.insert((origin, seq));
             return Err(StageError::Refused(logs::AdmitError::Fork(head)));
         }
-        if !self.logs.admit(record, self.now_ms).map_err(StageError::Refused)? {
+        if !self.logs.admit(entry, self.now_ms).map_err(StageError::Refused)? {
             return Ok(false);
         }
         let hash = self.logs.vector().hash(origin);
         if claimed.is_some_and(|claimed| claimed.seq == seq && claimed.hash != hash) {
             return Err(StageError::Refused(logs::AdmitError::Fork(seq)));
         }
-        self.note_new(record, hash, bytes.to_vec())?;
+        self.append(entry.clone())?;
         Ok(true)
     }
 
-    fn note_new(&mut self, record: &Record<'_>, hash: ChainHash, bytes: Vec<u8>) -> Result<(), StoreError> {
-        let place = EntryKey { stamp: record.stamp, origin: record.origin, seq: record.seq };
-        let known = self.known_of(record)?;
-        self.change.entries.push(NewRow { place, hash, record: bytes, known });
-        Ok(())
-    }
-
     /// Whether another entry than this is held in its place, behind a gap.
-    fn is_loose_otherwise(&self, record: &Record<'_>) -> Result<bool, StoreError> {
-        let Record { origin, seq, stamp, digest, .. } = *record;
+    fn is_loose_otherwise(&self, entry: &Entry) -> Result<bool, StoreError> {
+        let EntryKey { origin, seq, .. } = entry.key();
         if self.logs.detached_until(origin).is_none_or(|last| seq > last) {
             return Ok(false);
         }
         let held = self.reader()?.peek(origin, seq)?;
-        Ok(held.is_some_and(|held| (held.place.stamp, held.record().digest) != (stamp, digest)))
+        Ok(held.is_some_and(|held| (held.stamp(), held.digest()) != (entry.stamp(), entry.digest())))
     }
 
     /// Takes in loose entries of a log that follow its head now. `true`: there may be more.
@@ -248,12 +213,8 @@ impl<'a> Staged<'a> {
                 return Ok(false);
             }
             let Some(entry) = reader.peek(origin, next)? else { return Ok(false) };
-            let record = entry.record();
-            match self.logs.admit(&record, self.now_ms) {
-                Ok(true) => {
-                    let hash = self.logs.vector().hash(origin);
-                    self.note_new(&record, hash, entry.record.clone())?;
-                }
+            match self.logs.admit(&entry, self.now_ms) {
+                Ok(true) => self.append(entry)?,
                 Ok(false) => return Ok(false), // it is behind a cut, which moves it
                 Err(_) => {
                     self.forks.insert((origin, next)); // what was filled in is of another fork
@@ -266,15 +227,9 @@ impl<'a> Staged<'a> {
 
     /// Puts a record at the end of a branch. Sends of this batch must know it: its old place may be cut off with the same
     /// commit, and the index learns of the new one only after it.
-    pub(super) fn append_moved(&mut self, place: EntryKey, record: &Record<'_>) -> Result<(), StoreError> {
-        self.logs.append_moved(place, record.digest);
-        if let Some(content) = record.message() {
-            let standing = StoredCopy { place, digest: record.digest };
-            self.by_id.entry(content.id.into_bytes()).or_default().push(standing);
-        }
-        let moved = Record { origin: place.origin, seq: place.seq, ..*record };
-        let hash = self.logs.vector().hash(place.origin);
-        self.note_new(&moved, hash, moved.encode())
+    pub(super) fn append_moved(&mut self, place: EntryKey, entry: &Entry) -> Result<(), StoreError> {
+        self.logs.append_moved(place, entry.digest());
+        self.append(entry.moved_to(place))
     }
 
     /// Ends a log before `seq`. `loses`: not all that it had from there on could be moved.
@@ -288,12 +243,8 @@ impl<'a> Staged<'a> {
     }
 
     /// Writes records in place of damaged ones. The caller has held them against the chain.
-    pub(super) fn mend(&mut self, record: &Record<'_>, bytes: &Bytes) -> Result<(), StoreError> {
-        let place = EntryKey { stamp: record.stamp, origin: record.origin, seq: record.seq };
-        let known = self.known_of(record)?;
-        // Written beside its row, not to the chain's: its hash is not asked for.
-        let hash = self.logs.vector().hash(record.origin);
-        self.change.repaired.push(NewRow { place, hash, record: bytes.to_vec(), known });
+    pub(super) fn mend(&mut self, entry: Entry) -> Result<(), StoreError> {
+        self.change.repaired.push(self.index.repair(entry)?);
         Ok(())
     }
 
@@ -326,14 +277,16 @@ mod tests {
     use super::*;
     use uuid::Uuid;
 
-    use crate::chain::message::Digest;
+    use crate::chain::message::{Message, UncheckedMessage};
     use crate::store::Store;
 
     const ROOM: Space = Space { clients: true, peers: true };
     const NONE: Space = Space { clients: false, peers: false };
 
     fn intake(id: u128, text: &str) -> NewMessage {
-        let content = text.as_bytes().to_vec();
+        let (sender, recipient, text) = ("a".into(), "b".into(), text.into());
+        let message = UncheckedMessage { id: Uuid::from_u128(id), sender, recipient, text, timestamp: None };
+        let content = Message::new(message).expect("valid").encode();
         NewMessage { id: Uuid::from_u128(id), digest: Digest::of(&content), content }
     }
 

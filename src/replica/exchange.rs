@@ -7,12 +7,10 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use bytes::Bytes;
-
 use super::write_ops::{Admitted, Maintenance, PeerRecords};
 use crate::chain::ids::{ChainHash, Origin};
 use crate::chain::logs::{AdmitError, Logs};
-use crate::chain::record::Record;
+use crate::chain::record::Entry;
 use crate::chain::sync::bisect::{Bisection, BisectionOutcome, ChainedEntry};
 use crate::chain::sync::wire::{EntryRange, Hello, Run, SyncMessage, short};
 use crate::chain::sync::{self, ExchangePlan, Initiator, NextExchange, Responder};
@@ -151,7 +149,7 @@ impl Exchange {
         let own = plan.push.first().map(|push| push.origin).filter(|origin| Some(*origin) == planned.own);
         self.pushed = read.runs.iter().map(|run| run.origin).chain(own).collect();
         for run in &read.runs {
-            let last = run.before.seq + run.records.len() as u64;
+            let last = run.before.seq + run.entries.len() as u64;
             let head = plan.mine.get(run.origin).filter(|head| head.seq == last);
             if Some(run.origin) == planned.own {
                 self.sent = head.map(|head| (run.origin, *head));
@@ -184,7 +182,7 @@ impl Exchange {
         }
         for (origin, range) in probes {
             let is_answer = |run: &Run| {
-                run.origin == origin && run.before.seq == range.first - 1 && run.records.len() == 1
+                run.origin == origin && run.before.seq == range.first - 1 && run.entries.len() == 1
             };
             match (runs.iter().position(is_answer), self.searches.remove(&origin)) {
                 (Some(at), Some(search)) => heard.probes.push((origin, search, runs.remove(at))),
@@ -300,18 +298,17 @@ pub enum Verdict {
 /// Holds a peer's entry against ours. Before a fork is believed, our own entries are verified again.
 pub fn judge(store: &Store, origin: Origin, search: Bisection, run: &Run) -> Result<Verdict, StoreError> {
     let seq = run.before.seq + 1;
-    let read = || -> Result<(ChainHash, crate::store::log::Entry), StoreError> {
+    let read = || -> Result<(ChainHash, Entry), StoreError> {
         let mut reader = store.log().read()?;
         Ok((reader.hash_at(origin, seq - 1)?, reader.get(origin, seq)?))
     };
     let Some((before, entry)) = undamaged(read())? else { return Ok(Verdict::Doubt) };
-    let side =
-        |before, record: &Record<'_>| ChainedEntry { before, stamp: record.stamp, digest: record.digest };
-    let theirs = record_of(&run.records[0]);
+    let side = |before, entry: &Entry| ChainedEntry { before, stamp: entry.stamp(), digest: entry.digest() };
+    let theirs = &run.entries[0];
     if !theirs.content_matches_digest() {
         return Ok(Verdict::Doubt);
     }
-    match search.compare(side(before, &entry.record()), side(run.before.hash, &theirs)) {
+    match search.compare(side(before, &entry), side(run.before.hash, theirs)) {
         BisectionOutcome::Closer(closer) => Ok(Verdict::Closer(closer)),
         BisectionOutcome::Fork(seq) => {
             let sound = undamaged(store.log().is_sound(origin, seq))?.unwrap_or(false);
@@ -330,20 +327,20 @@ fn cuts(logs: &Logs, theirs: &Vector) -> impl Iterator<Item = Maintenance> {
 }
 
 /// Of runs that lie within what we have, the records of entries that are damaged here.
-fn take_mends(runs: &mut Vec<Run>, logs: &Logs, wounds: &Damage) -> Vec<Bytes> {
-    let mut records = Vec::new();
+fn take_mends(runs: &mut Vec<Run>, logs: &Logs, wounds: &Damage) -> Vec<Entry> {
+    let mut entries = Vec::new();
     runs.retain_mut(|run| {
-        let last = run.before.seq.saturating_add(run.records.len() as u64);
-        let is_mend = !run.records.is_empty() && last <= logs.vector().seq(run.origin);
+        let last = run.before.seq.saturating_add(run.entries.len() as u64);
+        let is_mend = !run.entries.is_empty() && last <= logs.vector().seq(run.origin);
         if is_mend {
             for seq in wounds.within(run.origin, run.before.seq + 1, last) {
                 let at = usize::try_from(seq - run.before.seq - 1).expect("a run is in memory");
-                records.push(run.records[at].clone());
+                entries.push(run.entries[at].clone());
             }
         }
         !is_mend
     });
-    records
+    entries
 }
 
 /// What a request leads to, before it is answered: care first, then runs.
@@ -392,9 +389,9 @@ pub fn pieces(run: &Run, theirs: Option<&Vector>) -> Vec<PeerRecords> {
     let claimed = sync::claimed(theirs, run.origin);
     let mut before = run.before;
     let mut pieces = Vec::new();
-    for records in run.records.chunks(PIECE_COUNT) {
-        pieces.push(PeerRecords { before, claimed, records: records.to_vec() });
-        before = records.iter().fold(before, |head, bytes| head.followed_by(&record_of(bytes)));
+    for entries in run.entries.chunks(PIECE_COUNT) {
+        pieces.push(PeerRecords { before, claimed, entries: entries.to_vec() });
+        before = entries.iter().fold(before, Head::followed_by);
     }
     pieces
 }
@@ -408,7 +405,7 @@ pub fn admitted(run: &Run, pieces: impl IntoIterator<Item = Admitted>) -> Admitt
         all.not_stored = all.not_stored.or(piece.not_stored);
     }
     if run.broken.is_some() && all.not_stored.is_none() {
-        let last = run.before.seq.saturating_add(run.records.len() as u64);
+        let last = run.before.seq.saturating_add(run.entries.len() as u64);
         all.refused = all.refused.or(Some(AdmitError::Broken(last)));
     }
     all
@@ -440,7 +437,7 @@ pub fn read(store: &Store, ranges: &[Wanted], go_on: impl Fn() -> bool) -> Resul
             continue;
         }
         let mut run =
-            Run { origin, before: Head { seq: first - 1, hash }, records: Vec::new(), broken: None };
+            Run { origin, before: Head { seq: first - 1, hash }, entries: Vec::new(), broken: None };
         let mut next = first;
         while next <= last && left > 0 {
             let most = ReadLimit { rows: PIECE_COUNT, bytes: left };
@@ -448,12 +445,12 @@ pub fn read(store: &Store, ranges: &[Wanted], go_on: impl Fn() -> bool) -> Resul
                 break;
             };
             for entry in entries {
-                left = left.saturating_sub(entry.record.len());
-                next = entry.place.seq + 1;
-                run.records.push(entry.record.into());
+                left = left.saturating_sub(entry.size());
+                next = entry.seq() + 1;
+                run.entries.push(entry);
             }
         }
-        if !run.records.is_empty() {
+        if !run.entries.is_empty() {
             read.runs.push(run);
         }
         if next <= last && left == 0 {
@@ -472,8 +469,4 @@ fn undamaged<T>(read: Result<T, StoreError>) -> Result<Option<T>, StoreError> {
         Err(StoreError::Damaged { .. } | StoreError::CutOff { .. }) => Ok(None),
         Err(error) => Err(error),
     }
-}
-
-fn record_of(bytes: &Bytes) -> Record<'_> {
-    Record::parse(bytes).expect("records in memory were checked when they came").0
 }

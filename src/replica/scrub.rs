@@ -127,14 +127,13 @@ impl ScrubPosition {
         };
         let audit = store.audit();
         for entry in entries {
-            step.bytes += entry.record.len();
+            step.bytes += entry.size();
             *checked += 1;
-            let record = entry.record();
-            self.hash = self.hash.map(|hash| hash.next(record.seq, record.stamp, record.digest));
+            self.hash = self.hash.map(|hash| hash.next(entry.seq(), entry.stamp(), entry.digest()));
             if self.next.is_multiple_of(CHECKPOINT_EVERY) {
                 self.compare(reader.checkpoint(self.origin, self.next)?);
             }
-            let is_due = logs.covers(entry.place) && !audit.has_rows_of(&entry, logs)?;
+            let is_due = logs.covers(entry.key()) && !audit.has_rows_of(&entry, logs)?;
             if is_due && !store.log().purged().covers(self.origin, self.next) {
                 step.index_lacks.get_or_insert((self.origin, self.next));
             }
@@ -176,8 +175,9 @@ mod tests {
     use uuid::Uuid;
 
     use crate::chain::clock::Stamp;
+    use crate::chain::ids::EntryKey;
     use crate::chain::message::{Digest, Message, UncheckedMessage};
-    use crate::chain::record::{EntryKind, Record};
+    use crate::chain::record::{Entry, EntryKind};
     use crate::chain::vector::Head;
     use crate::replica::committer::Committer;
     use crate::replica::write_ops::{NewMessage, PeerRecords, Space, WriteOps};
@@ -208,10 +208,10 @@ mod tests {
             pen.write(&batch, Space::ALL, NOW).expect("writes");
         }
         let (content, stamp) = (content(1), Stamp((NOW + 1) << 16));
-        let digest = Digest::of(&content);
-        let copy = Record { origin: B, seq: 1, stamp, digest, kind: EntryKind::Message, content: &content };
+        let key = EntryKey { stamp, origin: B, seq: 1 };
+        let copy = Entry::new(key, EntryKind::Message, Digest::of(&content), &content);
         let before = Head { seq: 0, hash: ChainHash::genesis(B) };
-        let admit = PeerRecords { before, claimed: None, records: vec![copy.encode().into()] };
+        let admit = PeerRecords { before, claimed: None, entries: vec![copy] };
         let batch = WriteOps { admits: vec![&admit], ..WriteOps::default() };
         assert_eq!(pen.write(&batch, Space::ALL, NOW).expect("writes").admits[0].new, 1);
         pen

@@ -2,7 +2,6 @@
 //!
 //! Plain values; who waits for an answer, and how, is not known here.
 
-use bytes::Bytes;
 use uuid::Uuid;
 
 use crate::chain::frontier::SnapshotContent;
@@ -10,6 +9,7 @@ use crate::chain::ids::{ChainHash, EntryKey, Origin};
 use crate::chain::logs;
 use crate::chain::members::Membership;
 use crate::chain::message::Digest;
+use crate::chain::record::Entry;
 use crate::chain::vector::Head;
 
 /// A checked message, ready to be written.
@@ -30,8 +30,8 @@ pub struct PeerRecords {
     pub before: Head,
     /// The head that the peer claims for this log; checked if the records reach it.
     pub claimed: Option<Head>,
-    /// The records, ascending; each checked.
-    pub records: Vec<Bytes>,
+    /// The entries, ascending.
+    pub entries: Vec<Entry>,
 }
 
 /// What is written of the node's own accord: what keeps logs whole, and milestones.
@@ -39,8 +39,8 @@ pub struct PeerRecords {
 pub enum Maintenance {
     /// Cut this log here: what it has from there on moves to branches.
     Cut(Origin, u64),
-    /// Records of peers for entries that are damaged here; each checked.
-    Mend(Vec<Bytes>),
+    /// Entries of peers that replace damaged ones here.
+    Mend(Vec<Entry>),
     /// The chain's hash at a checkpoint that was found wrong, worked out anew.
     Checkpoint(Origin, u64, ChainHash),
     /// Put these milestones into the own log, so that cursors can refer to them. Where there is no room, it is not done.

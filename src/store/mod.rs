@@ -190,13 +190,13 @@ impl Store {
 
     /// Writes a change durably: when this returns, all of it is on disk. `logs` is the state after it.
     /// On an error nothing of it may be believed. Called by the writer alone.
-    pub fn commit(&self, change: &WriteBatch, logs: &Logs) -> Result<(), StoreError> {
+    pub fn commit(&self, change: WriteBatch, logs: &Logs) -> Result<(), StoreError> {
         self.index.make_room()?; // before the log has it: what is on disk must not be reported as failed
         if change.drops_unreadable {
             self.index.mark_dangling()?; // likewise: after it, nobody could tell
         }
-        self.log.commit(change, logs)?;
-        self.index.add_committed(&change.entries, &change.repaired);
+        self.log.commit(&change, logs)?;
+        self.index.add_committed(change);
         self.crash_count.committed();
         Ok(())
     }
@@ -260,9 +260,9 @@ impl Store {
         self.index.set_id(name)
     }
 
-    /// Begins look-ups by id for a batch.
-    pub fn lookup(&self) -> index::Lookup<'_> {
-        self.index.lookup()
+    /// The index with the rows of a batch on top, while the batch is decided.
+    pub fn overlay(&self) -> index::IndexOverlay<'_> {
+        self.index.overlay()
     }
 
     /// Begins to check the index against entries.

@@ -7,9 +7,10 @@ use uuid::Uuid;
 use super::log::{NewRow, WriteBatch};
 use super::*;
 use crate::chain::message::{Content, Message, UncheckedMessage};
-use crate::chain::record::{EntryKind, Record};
+use crate::chain::record::{Entry, EntryKind};
 use crate::store::engine::files;
 use crate::store::history::listing::{Filter, Listing};
+use crate::store::index::IndexOverlay;
 
 const NOW: u64 = 1_700_000_000_000;
 
@@ -37,15 +38,12 @@ impl Bench {
         Bench { store, logs, now_ms: NOW }
     }
 
-    fn assign(&mut self, message: &Message) -> NewRow {
+    fn assign(&mut self, overlay: &mut IndexOverlay<'_>, message: &Message) -> NewRow {
         let content = message.encode();
         let digest = Digest::of(&content);
-        let known = self.store.stored_copies(message.fields().id, &self.logs).expect("reads");
-        let place = self.logs.assign(digest, self.now_ms, || Origin(Uuid::now_v7().into_bytes()));
-        let EntryKey { origin, seq, stamp } = place;
-        let record =
-            Record { origin, seq, stamp, digest, kind: EntryKind::Message, content: &content }.encode();
-        NewRow { place, hash: self.logs.vector().hash(origin), record, known: known.into() }
+        let key = self.logs.assign(digest, self.now_ms, || Origin(Uuid::now_v7().into_bytes()));
+        let entry = Entry::new(key, EntryKind::Message, digest, &content);
+        overlay.append(entry, self.logs.vector().hash(key.origin)).expect("reads")
     }
 
     fn first(&self, id: u128) -> Option<StoredCopy> {
@@ -53,34 +51,28 @@ impl Bench {
     }
 
     pub(super) fn send(&mut self, messages: &[Message]) -> Vec<EntryKey> {
-        let entries: Vec<_> = messages.iter().map(|message| self.assign(message)).collect();
-        let places = entries.iter().map(|entry| entry.place).collect();
-        self.store.commit(&WriteBatch { entries, ..WriteBatch::default() }, &self.logs).expect("commits");
+        let store = self.store.clone();
+        let mut overlay = store.overlay();
+        let entries: Vec<_> = messages.iter().map(|message| self.assign(&mut overlay, message)).collect();
+        let places = entries.iter().map(|row| row.entry.key()).collect();
+        self.store.commit(WriteBatch { entries, ..WriteBatch::default() }, &self.logs).expect("commits");
         places
     }
 
     /// What another node would take in from this one.
     pub(super) fn copy_to(&self, other: &mut Bench) {
         for (origin, head) in self.logs.vector().iter() {
-            let mut entries = Vec::new();
+            let (mut entries, mut overlay) = (Vec::new(), other.store.overlay());
             for seq in 1..=head.seq {
                 let entry = self.store.log().read().expect("reads").get(origin, seq).expect("is there");
-                let record = entry.record();
-                if other.logs.admit(&record, NOW).expect("follows") {
-                    let id = Content::decode(record.content).expect("readable").id;
-                    let known = other.store.stored_copies(id, &other.logs).expect("reads");
+                if other.logs.admit(&entry, NOW).expect("follows") {
                     let hash = other.logs.vector().hash(origin);
-                    entries.push(NewRow {
-                        place: entry.place,
-                        hash,
-                        record: entry.record.clone(),
-                        known: known.into(),
-                    });
+                    entries.push(overlay.append(entry, hash).expect("reads"));
                 }
             }
             other
                 .store
-                .commit(&WriteBatch { entries, ..WriteBatch::default() }, &other.logs)
+                .commit(WriteBatch { entries, ..WriteBatch::default() }, &other.logs)
                 .expect("commits");
         }
     }
@@ -104,7 +96,7 @@ impl Bench {
         let mut texts = Vec::new();
         while !listing.is_done() {
             for entry in listing.next_chunk(7).expect("reads") {
-                texts.push(Content::decode(entry.record().content).expect("readable").text.to_owned());
+                texts.push(Content::decode(entry.content()).expect("readable").text.to_owned());
             }
             between(&mut listing);
         }
@@ -303,7 +295,7 @@ fn an_entry_that_was_damaged_before_it_was_indexed_is_found_once_it_is_mended() 
     let dir = tempfile::tempdir().expect("temp dir");
     let mut bench = Bench::open(dir.path());
     let place = bench.send(&numbered(0..3))[1];
-    let record = bench.store.log().read().expect("reads").get(place.origin, 2).expect("is there").record;
+    let entry = bench.store.log().read().expect("reads").get(place.origin, 2).expect("is there");
     drop(bench);
     spoil(dir.path(), place);
 
@@ -313,12 +305,8 @@ fn an_entry_that_was_damaged_before_it_was_indexed_is_found_once_it_is_mended() 
     drop(bench);
 
     let bench = Bench::open(dir.path());
-    let hash = bench.logs.vector().hash(place.origin);
-    let mended = vec![NewRow { place, hash, record, known: Arc::default() }];
-    bench
-        .store
-        .commit(&WriteBatch { repaired: mended, ..WriteBatch::default() }, &bench.logs)
-        .expect("commits");
+    let repaired = vec![bench.store.overlay().repair(entry).expect("reads")];
+    bench.store.commit(WriteBatch { repaired, ..WriteBatch::default() }, &bench.logs).expect("commits");
     drop(bench); // before it is indexed
 
     for _ in 0..2 {
@@ -333,25 +321,25 @@ fn an_entry_that_was_damaged_before_it_was_indexed_is_found_once_it_is_mended() 
 fn two_copies_of_a_message_that_are_mended_together_know_of_each_other() {
     let dir = tempfile::tempdir().expect("temp dir");
     let mut bench = Bench::open(dir.path());
-    let first = bench.assign(&message(7, "user1", "#room", "the same"));
+    let store = bench.store.clone();
+    let mut overlay = store.overlay();
+    let first = bench.assign(&mut overlay, &message(7, "user1", "#room", "the same"));
     bench.logs.abandon_own(); // two logs
-    let second = bench.assign(&message(7, "user1", "#room", "the same"));
-    let places = [first.place, second.place];
-    let records = [first.record.clone(), second.record.clone()];
+    let second = bench.assign(&mut overlay, &message(7, "user1", "#room", "the same"));
+    let both = [first.entry.clone(), second.entry.clone()];
     let change = WriteBatch { entries: vec![first, second], ..WriteBatch::default() };
-    bench.store.commit(&change, &bench.logs).expect("commits");
-    drop(bench);
-    for place in places {
-        spoil(dir.path(), place);
+    bench.store.commit(change, &bench.logs).expect("commits");
+    drop(overlay);
+    drop((store, bench));
+    for entry in &both {
+        spoil(dir.path(), entry.key());
     }
 
     let bench = Bench::open(dir.path());
-    let mended = places.into_iter().zip(records).map(|(place, record)| {
-        let hash = bench.logs.vector().hash(place.origin);
-        NewRow { place, hash, record, known: Arc::default() }
-    });
-    let change = WriteBatch { repaired: mended.collect(), ..WriteBatch::default() };
-    bench.store.commit(&change, &bench.logs).expect("commits");
+    let mut overlay = bench.store.overlay();
+    let repaired = both.map(|entry| overlay.repair(entry).expect("reads")).into();
+    let change = WriteBatch { repaired, ..WriteBatch::default() };
+    bench.store.commit(change, &bench.logs).expect("commits");
     assert_eq!(bench.list(Filter::default(), None, false), ["the same"]);
     assert_eq!(bench.store.counts().messages, 1);
 }
@@ -483,9 +471,12 @@ fn the_chain_can_be_computed_at_any_seq() {
     let dir = tempfile::tempdir().expect("temp dir");
     let mut bench = Bench::open(dir.path());
     let mut hashes = Vec::new();
-    let entries: Vec<_> = numbered(0..2100).iter().map(|message| bench.assign(message)).collect();
-    hashes.extend(entries.iter().map(|entry| (entry.place, entry.hash)));
-    bench.store.commit(&WriteBatch { entries, ..WriteBatch::default() }, &bench.logs).expect("commits");
+    let store = bench.store.clone();
+    let mut overlay = store.overlay();
+    let entries: Vec<_> =
+        numbered(0..2100).iter().map(|message| bench.assign(&mut overlay, message)).collect();
+    hashes.extend(entries.iter().map(|row| (row.entry.key(), row.hash.expect("is appended"))));
+    bench.store.commit(WriteBatch { entries, ..WriteBatch::default() }, &bench.logs).expect("commits");
     let mut reader = bench.store.log().read().expect("reads");
     for at in [0, 1, 1022, 1023, 1024, 2047, 2099] {
         let (place, hash) = hashes[at];

@@ -9,7 +9,7 @@ use std::io;
 use std::path::Path;
 
 use chatchain::chain::message::Content;
-use chatchain::chain::record::{MAGIC, Record};
+use chatchain::chain::record::{Entry, MAGIC};
 
 use super::judge::{Token, token};
 use super::schedule::Wound;
@@ -54,8 +54,8 @@ fn inflict(bytes: &mut Vec<u8>, wound: Wound) {
 pub fn intact(path: &Path) -> io::Result<HashSet<Token>> {
     let bytes = fs::read(path)?;
     let found = records(&bytes).into_iter().filter_map(|(start, _)| {
-        let (record, _) = Record::parse(&bytes[start..]).ok()?;
-        token(Content::decode(record.content).ok()?.text)
+        let entry = Entry::check(&bytes[start..]).ok()?;
+        token(Content::decode(entry.content()).ok()?.text)
     });
     Ok(found.collect())
 }
@@ -66,10 +66,10 @@ fn records(bytes: &[u8]) -> Vec<(usize, usize)> {
     let mut at = 0;
     while let Some(next) = bytes[at..].iter().position(|byte| *byte == MAGIC[0]) {
         let start = at + next;
-        let length = match Record::parse(&bytes[start..]) {
-            Ok((_, length)) => {
-                found.push((start, length));
-                length
+        let length = match Entry::check(&bytes[start..]) {
+            Ok(entry) => {
+                found.push((start, entry.size()));
+                entry.size()
             }
             Err(_) => 1,
         };
@@ -82,7 +82,7 @@ fn records(bytes: &[u8]) -> Vec<(usize, usize)> {
 mod tests {
     use super::*;
     use chatchain::chain::clock::Stamp;
-    use chatchain::chain::ids::Origin;
+    use chatchain::chain::ids::{EntryKey, Origin};
     use chatchain::chain::message::{Digest, Message, UncheckedMessage};
     use chatchain::chain::record::EntryKind;
 
@@ -99,10 +99,9 @@ mod tests {
                 timestamp: None,
             };
             let content = Message::new(draft).expect("within the limits").encode();
-            let (origin, stamp, digest) = (Origin([1; 16]), Stamp(5), Digest::of(&content));
-            let record =
-                Record { origin, seq: n + 1, stamp, digest, kind: EntryKind::Message, content: &content };
-            bytes.extend(record.encode());
+            let key = EntryKey { stamp: Stamp(5), origin: Origin([1; 16]), seq: n + 1 };
+            let entry = Entry::new(key, EntryKind::Message, Digest::of(&content), &content);
+            bytes.extend(entry.bytes());
             bytes.extend(MAGIC); // looks like one, and is none
         }
         bytes

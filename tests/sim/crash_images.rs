@@ -10,9 +10,9 @@ use std::sync::Arc;
 use chatchain::chain::ids::{ChainHash, Origin};
 use chatchain::chain::logs::Logs;
 use chatchain::chain::message::{Content, Digest, Message, UncheckedMessage};
-use chatchain::chain::record::{EntryKind, Record};
+use chatchain::chain::record::{Entry, EntryKind};
 use chatchain::store::history::listing::{Filter, Listing};
-use chatchain::store::log::{NewRow, WriteBatch};
+use chatchain::store::log::WriteBatch;
 use chatchain::store::{OpenPolicy, Store};
 use uuid::Uuid;
 
@@ -37,20 +37,17 @@ fn message(number: u128) -> Message {
 
 /// Commits these messages in this process's own log, as the writer does.
 fn commit(disk: &Disk, store: &Store, logs: &mut Logs, numbers: &[u128], origin: u64) {
-    let mut entries = Vec::new();
+    let (mut entries, mut overlay) = (Vec::new(), store.overlay());
     for number in numbers {
         let content = message(*number).encode();
         let digest = Digest::of(&content);
         let mint = || Origin(u128::from(origin).to_be_bytes());
         let place = logs.assign(digest, NOW, mint);
-        let (origin, seq, stamp) = (place.origin, place.seq, place.stamp);
-        let record =
-            Record { origin, seq, stamp, digest, kind: EntryKind::Message, content: &content }.encode();
-        let known = store.stored_copies(Uuid::from_u128(*number), logs).expect("reads").into();
-        entries.push(NewRow { place, hash: logs.vector().hash(origin), record, known });
+        let entry = Entry::new(place, EntryKind::Message, digest, &content);
+        entries.push(overlay.append(entry, logs.vector().hash(place.origin)).expect("reads"));
     }
     disk.note(Step::Attempted(numbers.to_vec()));
-    store.commit(&WriteBatch { entries, ..WriteBatch::default() }, logs).expect("commits");
+    store.commit(WriteBatch { entries, ..WriteBatch::default() }, logs).expect("commits");
     disk.note(Step::Acknowledged(numbers.to_vec()));
 }
 
@@ -106,13 +103,12 @@ fn check(disk: &Disk, known: &Known, trust: OpenPolicy, what: &str) -> Vec<Step>
     let mut chains: BTreeMap<Origin, ChainHash> = BTreeMap::new();
     while !listing.is_done() {
         for entry in listing.next_chunk(1_000).unwrap_or_else(|error| panic!("{what}: {error}")) {
-            let record = entry.record();
-            let content = Content::decode(record.content).expect("readable");
+            let content = Content::decode(entry.content()).expect("readable");
             let number = content.id.as_u128();
-            assert_eq!(record.content, message(number).encode(), "{what}: message {number} has changed");
-            assert_eq!(found.insert(number, entry.place), None, "{what}: message {number} is there twice");
-            let hash = chains.entry(record.origin).or_insert_with(|| ChainHash::genesis(record.origin));
-            *hash = hash.next(record.seq, record.stamp, record.digest);
+            assert_eq!(entry.content(), message(number).encode(), "{what}: message {number} has changed");
+            assert_eq!(found.insert(number, entry.key()), None, "{what}: message {number} is there twice");
+            let hash = chains.entry(entry.origin()).or_insert_with(|| ChainHash::genesis(entry.origin()));
+            *hash = hash.next(entry.seq(), entry.stamp(), entry.digest());
         }
     }
     for (number, acknowledged) in known {

@@ -11,10 +11,10 @@ use std::sync::Arc;
 use chatchain::chain::ids::{ChainHash, Origin};
 use chatchain::chain::logs::Logs;
 use chatchain::chain::message::{Content, Digest, Message, UncheckedMessage};
-use chatchain::chain::record::{EntryKind, MAGIC, Record};
+use chatchain::chain::record::{Entry, EntryKind, MAGIC};
 use chatchain::store::engine::files::{INDEX, LOG};
 use chatchain::store::history::listing::{Filter, Listing};
-use chatchain::store::log::{NewRow, WriteBatch};
+use chatchain::store::log::WriteBatch;
 use chatchain::store::{OpenPolicy, Store, StoreError};
 use uuid::Uuid;
 
@@ -45,14 +45,12 @@ fn commit(store: &Store, logs: &mut Logs, other: Option<&mut Logs>, number: u128
         Some(other) => other.assign(digest, NOW, mint),
         None => logs.assign(digest, NOW, mint),
     };
-    let (origin, seq, stamp) = (place.origin, place.seq, place.stamp);
-    let record = Record { origin, seq, stamp, digest, kind: EntryKind::Message, content: &content };
+    let entry = Entry::new(place, EntryKind::Message, digest, &content);
     if is_other {
-        assert_eq!(logs.admit(&record, NOW), Ok(true));
+        assert_eq!(logs.admit(&entry, NOW), Ok(true));
     }
-    let known = store.stored_copies(Uuid::from_u128(number), logs).expect("reads").into();
-    let entry = NewRow { place, hash: logs.vector().hash(origin), record: record.encode(), known };
-    store.commit(&WriteBatch { entries: vec![entry], ..WriteBatch::default() }, logs).expect("commits");
+    let row = store.overlay().append(entry, logs.vector().hash(place.origin)).expect("reads");
+    store.commit(WriteBatch { entries: vec![row], ..WriteBatch::default() }, logs).expect("commits");
 }
 
 /// Commits messages in several logs: this process's own, which changes, and two of others.
@@ -82,11 +80,11 @@ pub fn records_in(bytes: &[u8]) -> Records {
     let mut found = Records::new();
     for at in 0..bytes.len() {
         if bytes[at] == MAGIC[0]
-            && let Ok((record, length)) = Record::parse(&bytes[at..])
-            && record.content_matches_digest()
+            && let Ok(entry) = Entry::check(&bytes[at..])
+            && entry.content_matches_digest()
         {
-            let bytes = bytes[at..at + length].to_vec();
-            let before = found.insert((record.origin, record.seq), bytes.clone());
+            let bytes = entry.bytes().to_vec();
+            let before = found.insert((entry.origin(), entry.seq()), bytes.clone());
             assert!(before.is_none_or(|before| before == bytes), "nobody forged anything here");
         }
     }
@@ -165,15 +163,14 @@ pub fn readable(store: &Arc<Store>, logs: &Logs, what: &str) -> (Records, bool) 
                 hash = None;
                 continue;
             };
-            let record = entry.record();
-            assert_eq!((record.origin, record.seq), (origin, seq), "{what}");
-            hash = hash.filter(|_| !is_loose).map(|hash| hash.next(seq, record.stamp, record.digest));
+            assert_eq!((entry.origin(), entry.seq()), (origin, seq), "{what}");
+            hash = hash.filter(|_| !is_loose).map(|hash| hash.next(seq, entry.stamp(), entry.digest()));
             if let (Some(hash), Some(head)) = (hash, logs.vector().get(origin))
                 && head.seq == seq
             {
                 assert_eq!(hash, head.hash, "{what}: the chain of {origin} does not hold");
             }
-            found.insert((origin, seq), entry.record.clone());
+            found.insert((origin, seq), entry.bytes().to_vec());
         }
     }
     (found, refused)
@@ -185,8 +182,8 @@ fn list(store: &Arc<Store>, logs: &Logs, filter: Filter) -> Result<BTreeSet<u128
     let mut numbers = BTreeSet::new();
     while !listing.is_done() {
         for entry in listing.next_chunk(1_000)? {
-            let content = Content::decode(entry.record().content).expect("readable");
-            assert_eq!(entry.record().content, message(content.id.as_u128()).encode());
+            let content = Content::decode(entry.content()).expect("readable");
+            assert_eq!(entry.content(), message(content.id.as_u128()).encode());
             numbers.insert(content.id.as_u128());
         }
     }

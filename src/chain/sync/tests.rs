@@ -8,7 +8,7 @@ use super::*;
 use crate::chain::ids::ChainHash;
 use crate::chain::logs::Logs;
 use crate::chain::message::Digest;
-use crate::chain::record::{EntryKind, Record};
+use crate::chain::record::{Entry, EntryKind};
 use crate::chain::sync::wire::{Hello, Run};
 
 const NOW: u64 = 1_700_000_000_000;
@@ -17,17 +17,17 @@ const NOW: u64 = 1_700_000_000_000;
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 struct Traffic {
     exchanges: usize,
-    records: usize,
+    entries: usize,
     bytes: usize,
 }
 
-type Records = BTreeMap<(Origin, u64), Bytes>;
+type Entries = BTreeMap<(Origin, u64), Entry>;
 
 struct TestNode {
     id: u8,
     opened: u8,
     logs: Logs,
-    records: Records,
+    entries: Entries,
     links: BTreeMap<u8, Initiator>,
     doors: BTreeMap<(u8, u8), Responder>,
 }
@@ -35,7 +35,7 @@ struct TestNode {
 impl TestNode {
     fn new(id: u8) -> Self {
         let (links, doors) = (BTreeMap::new(), BTreeMap::new());
-        TestNode { id, opened: 0, logs: Logs::default(), records: BTreeMap::new(), links, doors }
+        TestNode { id, opened: 0, logs: Logs::default(), entries: BTreeMap::new(), links, doors }
     }
 
     fn hello(&self) -> Hello {
@@ -51,18 +51,16 @@ impl TestNode {
     fn send(&mut self, text: &'static str) {
         let (digest, name) = (Digest::of(text.as_bytes()), [self.id + 16 * self.opened; 16]);
         let place = self.logs.assign(digest, NOW, || Origin(name));
-        let (origin, seq, stamp) = (place.origin, place.seq, place.stamp);
-        let record =
-            Record { origin, seq, stamp, digest, kind: EntryKind::Message, content: text.as_bytes() };
-        self.records.insert((origin, seq), record.encode().into());
+        let entry = Entry::new(place, EntryKind::Message, digest, text.as_bytes());
+        self.entries.insert((place.origin, place.seq), entry);
     }
 
-    /// Opens the store anew with what it held when `records` had been copied.
-    fn reopen(&mut self, restored: Option<(Logs, Records)>) {
+    /// Opens the store anew with what it held when `entries` had been copied.
+    fn reopen(&mut self, restored: Option<(Logs, Entries)>) {
         self.opened += 1;
         (self.links, self.doors) = (BTreeMap::new(), BTreeMap::new());
-        if let Some((logs, records)) = restored {
-            (self.logs, self.records) = (logs, records);
+        if let Some((logs, entries)) = restored {
+            (self.logs, self.entries) = (logs, entries);
         }
         self.logs.abandon_own();
     }
@@ -71,18 +69,17 @@ impl TestNode {
         let EntryRange { origin, first, last } = range;
         let mut hash = ChainHash::genesis(origin);
         for seq in 1..first {
-            let (record, _) = Record::parse(&self.records[&(origin, seq)]).expect("ours");
-            hash = hash.next(seq, record.stamp, record.digest);
+            let entry = &self.entries[&(origin, seq)];
+            hash = hash.next(seq, entry.stamp(), entry.digest());
         }
-        let records = (first..=last).map(|seq| self.records[&(origin, seq)].clone()).collect();
-        Run { origin, before: Head { seq: first - 1, hash }, records, broken: None }
+        let entries = (first..=last).map(|seq| self.entries[&(origin, seq)].clone()).collect();
+        Run { origin, before: Head { seq: first - 1, hash }, entries, broken: None }
     }
 
     fn admit(&mut self, runs: &[Run]) {
-        for bytes in runs.iter().flat_map(|run| &run.records) {
-            let (record, _) = Record::parse(bytes).expect("checked");
-            if self.logs.admit(&record, NOW).expect("follows") {
-                self.records.insert((record.origin, record.seq), bytes.clone());
+        for entry in runs.iter().flat_map(|run| &run.entries) {
+            if self.logs.admit(entry, NOW).expect("follows") {
+                self.entries.insert((entry.origin(), entry.seq()), entry.clone());
             }
         }
     }
@@ -119,7 +116,7 @@ fn exchange(nodes: &mut [TestNode], from: usize, to: usize, on_timer: bool, leav
         let reply = SyncMessage::decode(&received).expect("ours");
         let runs = request.runs.iter().chain(&reply.runs);
         traffic.exchanges += 1;
-        traffic.records += runs.map(|run| run.records.len()).sum::<usize>();
+        traffic.entries += runs.map(|run| run.entries.len()).sum::<usize>();
         traffic.bytes += sent.len() + received.len();
         assert!(traffic.exchanges < 10, "the exchange does not come to an end");
         let next = link.on_reply(plan, &reply);
@@ -139,7 +136,7 @@ fn nodes(count: u8) -> Vec<TestNode> {
 fn assert_equal(nodes: &[TestNode]) {
     for node in nodes {
         assert_eq!(node.logs.vector().digest(), nodes[0].logs.vector().digest(), "node {}", node.id);
-        assert_eq!(node.records, nodes[0].records);
+        assert_eq!(node.entries, nodes[0].entries);
     }
 }
 
@@ -160,7 +157,7 @@ fn quiet_and_equal_is_one_small_exchange() {
     exchange(&mut nodes, 1, 0, false, false);
     for _ in 0..3 {
         let traffic = exchange(&mut nodes, 0, 1, true, true);
-        assert_eq!((traffic.exchanges, traffic.records), (1, 0));
+        assert_eq!((traffic.exchanges, traffic.entries), (1, 0));
         assert!(traffic.bytes <= 200, "{traffic:?}");
     }
 }
@@ -168,22 +165,22 @@ fn quiet_and_equal_is_one_small_exchange() {
 #[test]
 fn in_a_full_mesh_each_message_crosses_each_link_once() {
     let mut nodes = nodes(4);
-    let mut records = 0;
+    let mut entries = 0;
     for round in 0..10 {
         for from in 0..4 {
             nodes[from].send("a message");
             for to in (0..4).filter(|to| *to != from) {
                 let on_timer = round % 3 == 2;
-                records += exchange(&mut nodes, from, to, on_timer, true).records;
+                entries += exchange(&mut nodes, from, to, on_timer, true).entries;
             }
         }
     }
     assert_equal(&nodes);
-    assert_eq!(records, 10 * 4 * 3);
+    assert_eq!(entries, 10 * 4 * 3);
 }
 
 #[test]
-fn a_push_costs_little_more_than_its_records() {
+fn a_push_costs_little_more_than_its_entries() {
     let mut nodes = nodes(2);
     for _ in 0..500 {
         nodes[0].logs.abandon_own();
@@ -197,7 +194,7 @@ fn a_push_costs_little_more_than_its_records() {
     exchange(&mut nodes, 0, 1, false, false);
     nodes[0].send("new");
     let traffic = exchange(&mut nodes, 0, 1, false, false);
-    assert_eq!(traffic.records, 1);
+    assert_eq!(traffic.entries, 1);
     assert!(traffic.bytes < 800, "{traffic:?}");
 }
 
@@ -208,7 +205,7 @@ fn what_the_owner_cannot_send_is_passed_on_after_two_rounds() {
     nodes[0].send("from 1");
     exchange(&mut nodes, 0, 1, false, false);
     let rounds = (1..=5)
-        .find(|_| exchange(&mut nodes, 1, 2, true, true).records == 1)
+        .find(|_| exchange(&mut nodes, 1, 2, true, true).entries == 1)
         .expect("node 2 passes on what node 3 lacks");
     assert!((2..=3).contains(&rounds), "after {rounds} rounds");
     assert_equal(&nodes);
@@ -218,14 +215,14 @@ fn what_the_owner_cannot_send_is_passed_on_after_two_rounds() {
 fn a_rolled_back_node_pulls_its_own_former_entries_back() {
     let mut nodes = nodes(2);
     nodes[0].send("one");
-    let backup = (nodes[0].logs.clone(), nodes[0].records.clone());
+    let backup = (nodes[0].logs.clone(), nodes[0].entries.clone());
     nodes[0].send("two");
     exchange(&mut nodes, 0, 1, false, false);
     nodes[0].reopen(Some(backup));
     nodes[0].send("three");
     exchange(&mut nodes, 0, 1, false, false);
     assert_equal(&nodes);
-    assert_eq!(nodes[0].records.len(), 3);
+    assert_eq!(nodes[0].entries.len(), 3);
     // The other way round: the peer notices by itself that what it knew does not hold.
     exchange(&mut nodes, 1, 0, true, false);
     assert_equal(&nodes);

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use crate::chain::ids::{ChainHash, Origin};
 use crate::chain::members;
 use crate::chain::members::{MEMBERS_MAX, Member, MemberId, MembersDigest};
-use crate::chain::record::{InvalidRecord, Record};
+use crate::chain::record::{Entry, InvalidRecord};
 use crate::chain::vector::{Head, Vector, VectorDigest};
 
 /// The newest protocol this program speaks; another one is refused.
@@ -121,8 +121,8 @@ pub struct Run {
     pub origin: Origin,
     /// The sender's head just before the first record; seq 0 has the log's first hash.
     pub before: Head,
-    /// The records, ascending from `before.seq + 1`.
-    pub records: Vec<Bytes>,
+    /// The entries, ascending from `before.seq + 1`.
+    pub entries: Vec<Entry>,
     /// Why what followed was not looked at.
     pub broken: Option<InvalidRecord>,
 }
@@ -232,7 +232,7 @@ impl SyncMessage {
             section(&mut out, RUN, |out| {
                 out.extend_from_slice(&run.origin.0);
                 put_head(out, &run.before);
-                run.records.iter().for_each(|record| out.extend_from_slice(record));
+                run.entries.iter().for_each(|entry| out.extend_from_slice(entry.bytes()));
             });
         }
         self.encode_members(&mut out);
@@ -378,13 +378,14 @@ impl<'a> WireReader<'a> {
     /// `whole` is the message this section lies in: records are parts of it, not copies.
     fn run(mut self, whole: &Bytes) -> Result<Run, Malformed> {
         let (origin, before) = (Origin(self.take()?), self.head()?);
-        let mut run = Run { origin, before, records: Vec::new(), broken: None };
+        let mut run = Run { origin, before, entries: Vec::new(), broken: None };
         let mut seq = before.seq;
         while !self.0.is_empty() {
-            match Record::parse(self.0) {
-                Ok((record, length)) if record.origin == origin && Some(record.seq) == seq.checked_add(1) => {
-                    seq = record.seq;
-                    run.records.push(whole.slice_ref(self.slice(length)?));
+            match Entry::check_shared(whole, self.0) {
+                Ok(entry) if entry.origin() == origin && Some(entry.seq()) == seq.checked_add(1) => {
+                    seq = entry.seq();
+                    self.slice(entry.size())?;
+                    run.entries.push(entry);
                 }
                 Ok(_) => return Err(Malformed::Layout),
                 Err(why) => {
@@ -401,6 +402,7 @@ impl<'a> WireReader<'a> {
 mod tests {
     use super::*;
     use crate::chain::clock::Stamp;
+    use crate::chain::ids::EntryKey;
     use crate::chain::message::Digest;
     use crate::chain::record::EntryKind;
     use proptest::prelude::*;
@@ -417,10 +419,9 @@ mod tests {
         }
     }
 
-    fn record(seq: u64) -> Bytes {
-        let content = b"content";
-        let (stamp, digest) = (Stamp(seq), Digest::of(content));
-        Record { origin: A, seq, stamp, digest, kind: EntryKind::Message, content }.encode().into()
+    fn entry(seq: u64) -> Entry {
+        let (key, content) = (EntryKey { stamp: Stamp(seq), origin: A, seq }, b"content");
+        Entry::new(key, EntryKind::Message, Digest::of(content), content)
     }
 
     fn member(store: u8) -> (MemberId, Member) {
@@ -438,7 +439,7 @@ mod tests {
             wants: vec![EntryRange { origin: A, first: 3, last: 9 }],
             members_digest: Some([8; 8]),
             members: vec![member(9), member(8)],
-            runs: vec![Run { origin: A, before: head(6), records: vec![record(7), record(8)], broken: None }],
+            runs: vec![Run { origin: A, before: head(6), entries: vec![entry(7), entry(8)], broken: None }],
             ..SyncMessage::quiet(hello(), [7; 16])
         }
     }
@@ -458,7 +459,7 @@ mod tests {
             heads: Some(Heads { base: Some([6; 16]), changes: vec![(A, head)], cuts: Vec::new() }),
             own: Some(A),
             wants: vec![EntryRange { origin: A, first: 3, last: 9 }],
-            runs: vec![Run { origin: A, before: head, records: Vec::new(), broken: None }],
+            runs: vec![Run { origin: A, before: head, entries: Vec::new(), broken: None }],
             ..SyncMessage::quiet(hello(), [7; 16])
         };
         assert_eq!(
@@ -502,7 +503,7 @@ mod tests {
         let last = bytes.len() - 1;
         bytes[last] ^= 1;
         let body = SyncMessage::decode(&bytes.into()).expect("the frame is intact");
-        assert_eq!(body.runs[0].records, [record(7)]);
+        assert_eq!(body.runs[0].entries, [entry(7)]);
         assert_eq!(body.runs[0].broken, Some(InvalidRecord::Check));
     }
 

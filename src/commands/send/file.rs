@@ -1,9 +1,8 @@
-//! `chatchain send --file`: a stream of lines into batches, one after the other.
+//! `chatchain send --file`: sends a stream of lines in batches, one after the other.
 //!
-//! The next batch is read while the last is on its way, but only one is on its way: history shows messages in the
-//! order in which they were accepted, and a file's order should survive. A file of any length needs the memory of
-//! two batches (and of the ids that [`super::import`] made). Trouble that may pass is waited out; every attempt
-//! brings the same ids.
+//! Only one batch is under way at a time, since history shows messages in the order in which they were accepted, and a file
+//! should keep its order. The next batch is read meanwhile. A file of any length needs the memory of two batches, and of the
+//! ids that [`super::import`] made. A batch that meets trouble that may pass is sent again, with the same ids.
 
 use std::{fmt, io, path::Path, time::Duration};
 
@@ -17,7 +16,7 @@ use tokio::{
 use uuid::Uuid;
 
 use super::{
-    STDIN, acked,
+    STDIN, exit_after_send,
     import::{BATCH_LINES_MAX, Import, ImportBatch},
 };
 use crate::{
@@ -25,30 +24,30 @@ use crate::{
         MESSAGE_BODY_BYTES_MAX,
         batch::{BatchAnswer, Rejected},
     },
-    cli::OutputFormat,
     client::{ClientError, servers::Servers},
-    commands::{Exit, last_writes::LastWrites},
+    commands::{Context, Exit, last_writes::LastWrites},
     output::{Output, ProgressLine},
 };
 
-/// For trouble that may pass, such as a node that restarts, a batch is tried again for so long.
-const PATIENCE: Duration = Duration::from_secs(30);
-/// Between two attempts.
-const PAUSE: Duration = Duration::from_millis(250);
-/// Of a longer line no more than this is kept: it is refused anyway.
+/// How long a batch is sent again after trouble that may pass, such as a node that restarts. After that the command fails.
+const RETRY_MAX: Duration = Duration::from_secs(30);
+/// Pause between two attempts.
+const RETRY_PAUSE: Duration = Duration::from_millis(250);
+/// Longer lines are cut to this: they are refused in any case.
 const LINE_BYTES_MAX: usize = MESSAGE_BODY_BYTES_MAX + 1;
 
-pub async fn run(
-    path: &Path,
-    acks: Option<&str>,
-    servers: &Servers,
-    memory: &LastWrites,
-    output: &Output,
-) -> Result<Exit> {
+pub async fn run(path: &Path, acks: Option<&str>, context: &Context<'_>) -> Result<Exit> {
+    let (servers, output) = (context.servers()?, context.output);
     let (source, length) = open(path).await.wrap_err_with(|| format!("cannot read {}", path.display()))?;
     let mut reader = LineReader { source: BufReader::new(source), import: Import::default() };
-    let progress = output.progress(length);
-    let mut transfer = Transfer { servers, acks, output, memory, progress, tally: Tally::default() };
+    let mut transfer = Transfer {
+        servers: &servers,
+        acks,
+        output,
+        last_writes: LastWrites::of(context.sources),
+        progress: output.progress(length),
+        tally: Tally::default(),
+    };
     let outcome = transfer.run(&mut reader).await;
     let Transfer { progress, tally, .. } = transfer;
     drop(progress);
@@ -62,15 +61,12 @@ pub async fn run(
     }
     let advice = if fresh > 0 { "" } else { "; sending the same again adds only what is missing" };
     outcome.wrap_err_with(|| format!("stopped after {tally}{advice}"))?;
-    match output.format() {
-        OutputFormat::Table => output.line(&tally.to_string())?,
-        OutputFormat::Json | OutputFormat::Ndjson => output.json(&tally)?,
-    }
-    let exit = acked(tally.below_acks, output);
+    output.answer(&tally.to_string(), &tally)?;
+    let exit = exit_after_send(tally.below_acks, output);
     Ok(if tally.rejected > 0 { Exit::Failure } else { exit })
 }
 
-/// A file or standard input, and its length if that is known.
+/// Opens a file or standard input, and gives its length if that is known.
 async fn open(path: &Path) -> io::Result<(Box<dyn AsyncRead + Unpin + Send>, Option<u64>)> {
     if path == Path::new(STDIN) {
         return Ok((Box::new(tokio::io::stdin()), None));
@@ -80,7 +76,7 @@ async fn open(path: &Path) -> io::Result<(Box<dyn AsyncRead + Unpin + Send>, Opt
     Ok((Box::new(file), metadata.is_file().then_some(metadata.len())))
 }
 
-/// What became of the lines so far.
+/// The results of the lines so far.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Serialize)]
 struct Tally {
     sent: u64,
@@ -99,12 +95,12 @@ impl fmt::Display for Tally {
     }
 }
 
-/// Lines on their way to the servers.
+/// Sends batches to the servers and counts the results.
 struct Transfer<'a> {
     servers: &'a Servers,
     acks: Option<&'a str>,
     output: &'a Output,
-    memory: &'a LastWrites,
+    last_writes: LastWrites,
     progress: ProgressLine,
     tally: Tally,
 }
@@ -113,80 +109,81 @@ impl Transfer<'_> {
     async fn run<R: AsyncRead + Unpin>(&mut self, reader: &mut LineReader<R>) -> Result<()> {
         let mut next = reader.next().await?;
         while let Some(FilePiece { batch, mut refused, bytes }) = next {
-            let deliver = async { self.deliver(batch).await.map_err(Report::from) };
-            let (mut delivered, following) = tokio::try_join!(deliver, reader.next())?;
-            refused.append(&mut delivered.refused);
-            self.count(&delivered, refused, bytes);
+            let send = async { self.send(batch).await.map_err(Report::from) };
+            let (mut results, following) = tokio::try_join!(send, reader.next())?;
+            results.refused.append(&mut refused);
+            self.count(results, bytes);
             next = following;
         }
         Ok(())
     }
 
-    /// Sends a batch, and again those of its lines that may still be taken, until patience ends.
-    async fn deliver(&self, mut batch: ImportBatch) -> Result<Delivered, ClientError> {
-        let mut delivered = Delivered::default();
-        let patient_until = Instant::now() + PATIENCE;
+    /// Sends a batch, and again those of its lines that a server may still accept, until the time for retries is over.
+    async fn send(&self, mut batch: ImportBatch) -> Result<BatchResults, ClientError> {
+        let mut results = BatchResults::default();
+        let retry_until = Instant::now() + RETRY_MAX;
         while !batch.lines.is_empty() {
             // Its lines have ids, so the key of the batch is never used.
             let answer = self.servers.send_batch(batch.body.clone().into(), Uuid::nil(), self.acks).await;
-            let patient = Instant::now() < patient_until;
+            let may_retry = Instant::now() < retry_until;
             match answer {
                 Ok(acked) => {
-                    delivered.below_acks |= acked.below_acks;
+                    results.below_acks |= acked.below_acks;
                     if let Some(position) = &acked.position {
-                        self.memory.add(position).await;
+                        self.last_writes.add(position).await;
                     }
-                    batch = delivered.settle(&batch, acked.answer, patient);
+                    batch = results.add(&batch, acked.answer, may_retry);
                 }
-                // If nobody is there at the very start, nobody wants to wait for it.
-                Err(error) if !patient || !error.retryable() || self.tally.sent == 0 => return Err(error),
+                // If no server answers the first batch, the user has named the wrong one, and would wait for nothing.
+                Err(error) if !may_retry || !error.retryable() || self.tally.sent == 0 => return Err(error),
                 Err(error) => self.progress.pause(|| self.output.note(&format!("trying again: {error}"))),
             }
             if !batch.lines.is_empty() {
-                sleep(PAUSE).await;
+                sleep(RETRY_PAUSE).await;
             }
         }
-        Ok(delivered)
+        Ok(results)
     }
 
-    fn count(&mut self, delivered: &Delivered, mut refused: Vec<Rejected>, bytes: u64) {
-        if !refused.is_empty() {
-            refused.sort_by_key(|rejected| rejected.line);
+    /// Adds the results of a piece of `bytes` bytes, and prints its refused lines.
+    fn count(&mut self, mut results: BatchResults, bytes: u64) {
+        results.refused.sort_by_key(|rejected| rejected.line);
+        if !results.refused.is_empty() {
             self.progress.pause(|| {
-                for Rejected { line, code, detail, .. } in &refused {
+                for Rejected { line, code, detail, .. } in &results.refused {
                     self.output.warn(&format!("line {line} is rejected: {detail} ({code})"));
                 }
             });
         }
-        let rejected = u64::try_from(refused.len()).expect("a batch is small");
-        self.tally.accepted += delivered.accepted;
-        self.tally.duplicates += delivered.duplicates;
+        let rejected = u64::try_from(results.refused.len()).expect("a batch is small");
+        self.tally.accepted += results.accepted;
+        self.tally.duplicates += results.duplicates;
         self.tally.rejected += rejected;
-        self.tally.sent += delivered.accepted + delivered.duplicates + rejected;
-        self.tally.below_acks |= delivered.below_acks;
+        self.tally.sent += results.accepted + results.duplicates + rejected;
+        self.tally.below_acks |= results.below_acks;
         self.progress.advance(bytes, format!("{} lines", grouped(self.tally.sent)));
     }
 }
 
-/// What became of one batch.
+/// The results of one batch.
 #[derive(Debug, Default)]
-struct Delivered {
+struct BatchResults {
     accepted: u64,
     duplicates: u64,
-    /// With their line numbers in the file.
+    /// Refused lines, with their line numbers in the file.
     refused: Vec<Rejected>,
     below_acks: bool,
 }
 
-impl Delivered {
-    /// Takes in an answer. Gives what is worth another attempt.
-    fn settle(&mut self, batch: &ImportBatch, answer: BatchAnswer, patient: bool) -> ImportBatch {
+impl BatchResults {
+    /// Adds an answer. Returns the lines that are worth another attempt.
+    fn add(&mut self, batch: &ImportBatch, answer: BatchAnswer, may_retry: bool) -> ImportBatch {
         self.accepted += answer.accepted;
         self.duplicates += answer.duplicates;
         let mut again = Vec::new();
         for mut rejected in answer.rejected {
             rejected.line = batch.file_line(&rejected).unwrap_or(rejected.line);
-            if rejected.retryable && patient {
+            if rejected.retryable && may_retry {
                 again.push(rejected.line);
             } else {
                 self.refused.push(rejected);
@@ -196,24 +193,24 @@ impl Delivered {
     }
 }
 
-/// Reads lines and makes batches of them.
+/// Reads lines and forms batches of them.
 struct LineReader<R> {
     source: BufReader<R>,
     import: Import,
 }
 
-/// Some lines of the file.
+/// Lines of the file that follow each other.
 #[derive(Debug, Default)]
 struct FilePiece {
     batch: ImportBatch,
-    /// What was no message.
+    /// Lines that are no messages.
     refused: Vec<Rejected>,
-    /// How long it was in the file.
+    /// Length of the piece in the file.
     bytes: u64,
 }
 
 impl<R: AsyncRead + Unpin> LineReader<R> {
-    /// The next piece; none at the end of the file.
+    /// The next piece; `None` at the end of the file.
     async fn next(&mut self) -> Result<Option<FilePiece>> {
         let mut piece = FilePiece::default();
         let mut line = Vec::new();
@@ -229,7 +226,7 @@ impl<R: AsyncRead + Unpin> LineReader<R> {
         Ok((piece.bytes > 0).then_some(piece))
     }
 
-    /// Reads one line, of which a part is enough if it is too long. Gives its true length, 0 at the end.
+    /// Reads one line, cut to [`LINE_BYTES_MAX`]. Returns its full length, 0 at the end of the file.
     async fn line(&mut self, line: &mut Vec<u8>) -> io::Result<u64> {
         line.clear();
         let mut bytes = 0;
@@ -267,7 +264,7 @@ mod tests {
     const MESSAGE: &str = r#"{"sender":"a","recipient":"b","text":"c","timestamp":1}"#;
 
     #[tokio::test]
-    async fn a_file_becomes_pieces_that_together_are_all_of_it() {
+    async fn the_pieces_of_a_file_are_all_of_it() {
         let long = "x".repeat(2 * LINE_BYTES_MAX);
         let text = format!("{}{long}\n{{\n\n{MESSAGE}", format!("{MESSAGE}\n").repeat(BATCH_LINES_MAX));
         let mut reader = reader(&text);
@@ -282,7 +279,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn only_lines_that_may_be_taken_later_are_sent_again() {
+    async fn only_retryable_lines_are_sent_again() {
         let piece = reader(&format!("\n{MESSAGE}\n{MESSAGE}\n{MESSAGE}\n")).next().await;
         let batch = piece.expect("read").expect("a piece").batch;
         let rejected = |line, code| Rejected::new(line, Problem::new(code, "why"));
@@ -291,11 +288,11 @@ mod tests {
             duplicates: 0,
             rejected: vec![rejected(2, ErrorCode::Overloaded), rejected(3, ErrorCode::IdConflict)],
         };
-        let mut delivered = Delivered::default();
-        assert_eq!(delivered.settle(&batch, answer.clone(), true).lines, [3]);
-        assert_eq!(delivered.refused.iter().map(|r| r.line).collect::<Vec<_>>(), [4]);
-        assert!(delivered.settle(&batch, answer, false).lines.is_empty());
-        assert_eq!(delivered.refused.len(), 3);
+        let mut results = BatchResults::default();
+        assert_eq!(results.add(&batch, answer.clone(), true).lines, [3]);
+        assert_eq!(results.refused.iter().map(|r| r.line).collect::<Vec<_>>(), [4]);
+        assert!(results.add(&batch, answer, false).lines.is_empty());
+        assert_eq!(results.refused.len(), 3);
     }
 
     #[test]

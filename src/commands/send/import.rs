@@ -1,12 +1,12 @@
-//! The pure part of `send --file`: from lines of a file to batches that may be sent again without harm.
+//! The pure part of `send --file`: from the lines of a file to batches that can be sent again without a second message.
 //!
-//! Every message has its id before the first attempt. A line's own id stays. A line without id but with a timestamp
-//! gets one made from its content and how often that content came before in the file, so importing a file again
-//! adds nothing. A line with neither is indistinguishable from somebody saying the same again, so it gets a fresh id.
+//! Every message has its id before the first attempt. A line's own id stays. A line without id but with a timestamp gets an id
+//! made from its content and from how often that content came before in the file, so importing a file again adds nothing. A
+//! line with neither could be a second message with the same text, so it gets a fresh id.
 //!
-//! The derivation, which must never change: UUID version 5 of [`NAMESPACE`] and the name `timestamp u64 |
-//! sender length u32, sender | recipient length u32, recipient | text length u32, text | repetition u64`, numbers
-//! big-endian, the first of a content being repetition 0.
+//! The derivation of ids must never change: UUID version 5 of [`NAMESPACE`] and the name `timestamp u64 | sender length u32,
+//! sender | recipient length u32, recipient | text length u32, text | repetition u64`, with big-endian numbers; the first line
+//! with a content is repetition 0.
 //!
 //! Memory: one batch, and about 40 bytes per line whose id is made from its content.
 
@@ -21,11 +21,11 @@ use crate::api::{
     message::SendRequest,
 };
 
-/// Of the ids made from content. Never changes.
+/// Namespace of the ids made from content. It never changes.
 pub const NAMESPACE: Uuid = uuid!("eb49b43d-1c03-4f21-a595-3b1961b0d59f");
-/// A batch is sent when it has this many lines; a larger one would only wait longer for its answer.
+/// A batch with this many lines is sent; with more lines its answer would only take longer.
 pub const BATCH_LINES_MAX: usize = 1_000;
-/// A batch is sent when it is this long.
+/// A batch of at least this length is sent.
 pub const BATCH_BYTES_MAX: usize = 1024 * 1024;
 
 /// Lines that are ready to be sent, each with its id.
@@ -38,12 +38,12 @@ pub struct ImportBatch {
 }
 
 impl ImportBatch {
-    /// Whether it should be sent before it grows further.
+    /// Whether the batch is large enough to be sent.
     pub fn is_full(&self) -> bool {
         self.lines.len() >= BATCH_LINES_MAX || self.body.len() >= BATCH_BYTES_MAX
     }
 
-    /// The line of the file that a refusal of the server is about.
+    /// The line number in the file for a line number of the batch, which is what a server names.
     pub fn file_line(&self, rejected: &Rejected) -> Option<u64> {
         let index = usize::try_from(rejected.line).ok()?.checked_sub(1)?;
         self.lines.get(index).copied()
@@ -65,16 +65,16 @@ impl ImportBatch {
 /// Reads lines, gives them ids, and forms batches.
 #[derive(Debug, Default)]
 pub struct Import {
-    /// Lines seen so far, empty ones too.
+    /// Lines read so far, empty lines included.
     line: u64,
-    /// Messages that got a fresh id: sending them again would make second messages.
+    /// Messages with a fresh id: importing the file again would make second messages of them.
     pub fresh: u64,
-    /// How often each content came so far, by the id of its first.
+    /// How often each content was repeated so far, by the id of its first line.
     repetitions: HashMap<Uuid, u64>,
 }
 
 impl Import {
-    /// Adds the next line of the file to the batch. What is no message is refused here, as a server would.
+    /// Adds the next line of the file to the batch. A line that is no message is refused with the error of a server.
     pub fn add(
         &mut self,
         line: &[u8],
@@ -98,25 +98,23 @@ impl Import {
             let why = format!("the line is longer than {MESSAGE_BODY_BYTES_MAX} bytes");
             return Err(Problem::new(ErrorCode::TooLarge, why));
         }
-        let request = SendRequest::parse(line)?;
-        let given = request.id.is_some();
-        // The limits are checked before an id is made: a refused line must not count as a repetition.
-        let draft = request.into_message(Uuid::nil)?.into_fields();
-        let id = match draft.timestamp {
-            _ if given => draft.id,
-            Some(timestamp) => self.content_id(timestamp, &draft.sender, &draft.recipient, &draft.text),
-            None => {
+        let mut request = SendRequest::parse(line)?;
+        // Checked before an id is made: a refused line must not count as a repetition.
+        request.clone().into_message(Uuid::nil)?;
+        request.id = Some(match (request.id, request.timestamp) {
+            (Some(id), _) => id,
+            (None, Some(timestamp)) => self.content_id(timestamp, &request),
+            (None, None) => {
                 self.fresh += 1;
                 fresh()
             }
-        };
-        let (sender, recipient, text) = (draft.sender, draft.recipient, draft.text);
-        Ok(SendRequest { sender, recipient, text, timestamp: draft.timestamp, id: Some(id) })
+        });
+        Ok(request)
     }
 
-    fn content_id(&mut self, timestamp: u64, sender: &str, recipient: &str, text: &str) -> Uuid {
+    fn content_id(&mut self, timestamp: u64, request: &SendRequest) -> Uuid {
         let mut name = timestamp.to_be_bytes().to_vec();
-        for field in [sender, recipient, text] {
+        for field in [&request.sender, &request.recipient, &request.text] {
             let len = u32::try_from(field.len()).expect("a checked field is short");
             name.extend_from_slice(&len.to_be_bytes());
             name.extend_from_slice(field.as_bytes());
@@ -140,7 +138,7 @@ mod tests {
 
     const FRESH: Uuid = Uuid::from_u128(7);
 
-    /// Imports a file and gives the batch, the refused lines and the number of fresh ids.
+    /// Imports a file and returns the batch, the refused lines and the number of fresh ids.
     fn import(file: &str) -> (ImportBatch, Vec<(u64, ErrorCode)>, u64) {
         let (mut import, mut batch, mut refused) = (Import::default(), ImportBatch::default(), Vec::new());
         for line in file.split('\n') {

@@ -289,13 +289,12 @@ impl FeedReader {
         };
         let (mut follow, found) = blocking(self.readers.clone(), reading).await?;
         for FeedItem { entry, first } in found {
-            let record = entry.record();
-            let Some(content) = record.message().filter(|content| is_wanted(&self.query, content)) else {
+            let Some(content) = entry.message().filter(|content| is_wanted(&self.query, content)) else {
                 continue;
             };
             let mut json = Vec::new();
             view(&content, first).write_json(&mut json);
-            if let Some(core) = follow.core_at(entry.place) {
+            if let Some(core) = follow.core_at(entry.key()) {
                 self.core = core.into();
             }
             self.write_event(FeedEvent::Message(&json), out);
@@ -323,9 +322,8 @@ impl FeedReader {
         for item in items {
             taken += 1;
             let FeedItem { entry, .. } = item.next();
-            let record = entry.record();
-            let content = record.message().expect("the ring holds messages only");
-            let is_new = !walks.iter().any(|walk| walk.covers(entry.place));
+            let content = entry.message().expect("the ring holds messages only");
+            let is_new = !walks.iter().any(|walk| walk.covers(entry.key()));
             if is_new && is_wanted(&self.query, &content) {
                 self.write_ring_item(item, &walks, out);
             }

@@ -22,12 +22,12 @@ use crate::api::query;
 use crate::api::query::{Anchor, ListQuery};
 use crate::api::{media, path};
 use crate::chain::ids::{EntryKey, Origin};
+use crate::chain::record::Entry;
 use crate::node::Node;
 use crate::node::http::send::view;
 use crate::node::http::{acks, position};
 use crate::serve;
 use crate::store::history::listing::{Filter, Listing};
-use crate::store::log::Entry;
 use crate::store::{Store, StoreError};
 
 /// A page stops looking after this long; it then says how to go on.
@@ -67,13 +67,12 @@ pub async fn get_one(
 fn one(node: &Node, id: Uuid) -> Result<Response, ReadFailure> {
     let first = node.store.first_copy(id, &node.logs())?.ok_or_else(|| not_found(id))?;
     let entry = node.store.log().read()?.get(first.place.origin, first.place.seq)?;
-    let record = entry.record();
-    let content = record.message().ok_or_else(|| not_found(id))?;
+    let content = entry.message().ok_or_else(|| not_found(id))?;
     let mut json = Vec::with_capacity(512);
     let copies = node.store.stored_copies(id, &node.logs())?.into_iter();
     let copies: Vec<_> =
         copies.filter(|copy| copy.digest == first.digest).map(|copy| acks::range_of(copy.place)).collect();
-    view(&content, entry.place).write_answer_json(&node.durable_on(&copies), None, &mut json);
+    view(&content, entry.key()).write_answer_json(&node.durable_on(&copies), None, &mut json);
     Ok(serve::json(StatusCode::OK, json))
 }
 
@@ -215,7 +214,7 @@ fn place_of(node: &Node, mark: Anchor) -> Result<EntryKey, ReadFailure> {
                 let detail = format!("no entry {mark} is known here");
                 return Err(Problem::new(ErrorCode::NotFound, detail).into());
             }
-            Ok(node.store.log().read()?.get(origin, seq)?.place)
+            Ok(node.store.log().read()?.get(origin, seq)?.key())
         }
     }
 }
@@ -284,8 +283,8 @@ fn collect(
             if page.entries.len() == limit {
                 return Ok(true);
             }
-            bytes += entry.record.len();
-            page.entries.push((entry.place, (bytes <= bytes_max).then_some(entry)));
+            bytes += entry.size();
+            page.entries.push((entry.key(), (bytes <= bytes_max).then_some(entry)));
         }
         if began.elapsed() >= SEARCH_TIME && !listing.is_done() {
             return Ok(true);
@@ -371,13 +370,12 @@ impl MessageEncoder {
 
     fn push_all(&mut self, entries: &[Entry]) {
         for entry in entries {
-            let record = entry.record();
-            let Some(content) = record.message() else { continue };
+            let Some(content) = entry.message() else { continue };
             if self.format == BodyFormat::Array && self.began {
                 self.out.extend_from_slice(b",\n");
             }
             self.began = true;
-            view(&content, entry.place).write_json(&mut self.out);
+            view(&content, entry.key()).write_json(&mut self.out);
             if self.format == BodyFormat::Lines {
                 self.out.push(b'\n');
             }

@@ -8,9 +8,9 @@ use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use bytes::Bytes;
 use tokio::sync::oneshot;
 
+use crate::chain::record::Entry;
 use crate::replica::write_ops::{Admitted, Maintenance, NewMessage, PeerRecords, SendOutcome};
 
 /// Messages of clients that may wait. At the bound a send is answered `overloaded`.
@@ -106,7 +106,7 @@ fn send_bytes(job: &SendJob) -> usize {
 }
 
 fn admit_bytes(job: &AdmitJob) -> usize {
-    job.admit.records.iter().map(Bytes::len).sum()
+    job.admit.entries.iter().map(Entry::size).sum()
 }
 
 impl Inbox {
@@ -218,8 +218,10 @@ impl Queues {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::chain::ids::ChainHash;
+    use crate::chain::clock::Stamp;
+    use crate::chain::ids::{ChainHash, EntryKey, Origin};
     use crate::chain::message::Digest;
+    use crate::chain::record::EntryKind;
     use crate::chain::vector::Head;
     use uuid::Uuid;
 
@@ -230,7 +232,10 @@ mod tests {
 
     fn admit(bytes: usize) -> AdmitJob {
         let before = Head { seq: 0, hash: ChainHash([0; 32]) };
-        let admit = PeerRecords { before, claimed: None, records: vec![vec![0; bytes].into()] };
+        let key = EntryKey { stamp: Stamp(1), origin: Origin([1; 16]), seq: 1 };
+        let entry = |content: &[u8]| Entry::new(key, EntryKind::Message, Digest([0; 32]), content);
+        let content = vec![0; bytes.saturating_sub(entry(&[]).size())];
+        let admit = PeerRecords { before, claimed: None, entries: vec![entry(&content)] };
         AdmitJob { admit, reply: oneshot::channel().0 }
     }
 

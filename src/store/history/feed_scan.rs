@@ -15,9 +15,10 @@ use crate::chain::cursor::{PartialScan, ReadState};
 use crate::chain::frontier::Frontier;
 use crate::chain::ids::{EntryKey, Origin};
 use crate::chain::logs::Logs;
+use crate::chain::record::Entry;
 use crate::fault::Fault;
 use crate::store::history::merge::Merge;
-use crate::store::log::{Entry, LogReader};
+use crate::store::log::LogReader;
 use crate::store::{Store, StoreError};
 
 /// Entries looked at in one chunk; then the transaction ends.
@@ -114,11 +115,11 @@ impl FeedScan {
                 }
                 Err(error) => return Err(error),
             };
-            if entry.record().is_unreadable() {
-                self.block_log(entry.place.origin, entry.place.seq);
+            if entry.is_unreadable() {
+                self.block_log(entry.origin(), entry.seq());
                 continue;
             }
-            bytes += entry.record.len();
+            bytes += entry.size();
             found.extend(self.deliver(&store, entry, has_copy)?);
         }
         Ok(found)
@@ -140,16 +141,15 @@ impl FeedScan {
         entry: Entry,
         has_copy: bool,
     ) -> Result<Option<FeedItem>, StoreError> {
-        let before_it = self.at.replace(entry.place);
-        let record = entry.record();
-        let Some(content) = record.message() else { return Ok(None) };
-        let mut first = entry.place;
+        let before_it = self.at.replace(entry.key());
+        let Some(content) = entry.message() else { return Ok(None) };
+        let mut first = entry.key();
         if has_copy {
             let walked = |place: EntryKey| {
                 before_it.is_some_and(|at| place <= at) && place.seq <= self.until.seq(place.origin)
             };
             let copies = store.stored_copies(content.id, &self.logs)?.into_iter();
-            for copy in copies.filter(|copy| copy.digest == record.digest && copy.place != entry.place) {
+            for copy in copies.filter(|copy| copy.digest == entry.digest() && copy.place != entry.key()) {
                 if self.before.covers(copy.place) || walked(copy.place) {
                     return Ok(None);
                 }

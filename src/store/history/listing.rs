@@ -13,10 +13,11 @@ use uuid::Uuid;
 use crate::chain::ids::EntryKey;
 use crate::chain::logs::Logs;
 use crate::chain::message::{Content, Digest, fold};
+use crate::chain::record::Entry;
 use crate::store::history::merge::Merge;
 use crate::store::history::user_scan::UserScan;
 use crate::store::index::memtable::{RECIPIENT, SENDER};
-use crate::store::log::{Entry, LogReader};
+use crate::store::log::LogReader;
 use crate::store::{Store, StoreError};
 
 /// Entries looked at in one chunk; then the transaction ends.
@@ -183,14 +184,14 @@ impl Listing {
                 Err(StoreError::Damaged { .. }) if !shown.is_empty() => break,
                 next => next?,
             };
-            let Some((entry, has_copy)) = next.filter(|(entry, _)| self.is_before_the_end(entry.place))
+            let Some((entry, has_copy)) = next.filter(|(entry, _)| self.is_before_the_end(entry.key()))
             else {
                 self.done = true;
                 break;
             };
-            self.last_seen = Some(entry.place);
+            self.last_seen = Some(entry.key());
             if self.shows(&store, &entry, has_copy)? {
-                bytes += entry.record.len();
+                bytes += entry.size();
                 shown.push(entry);
             }
         }
@@ -203,12 +204,11 @@ impl Listing {
     }
 
     fn shows(&self, store: &Store, entry: &Entry, has_copy: bool) -> Result<bool, StoreError> {
-        let record = entry.record();
-        let Some(content) = record.message() else { return Ok(false) };
-        if has_copy && !self.is_first_copy(store, content.id, record.digest, entry.place)? {
+        let Some(content) = entry.message() else { return Ok(false) };
+        if has_copy && !self.is_first_copy(store, content.id, entry.digest(), entry.key())? {
             return Ok(false);
         }
-        Ok(self.filter.matches(&content, entry.place))
+        Ok(self.filter.matches(&content, entry.key()))
     }
 
     fn is_first_copy(

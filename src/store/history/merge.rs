@@ -9,7 +9,8 @@ use std::collections::{BTreeSet, VecDeque};
 use crate::chain::clock::Stamp;
 use crate::chain::ids::{EntryKey, Origin};
 use crate::chain::logs::Logs;
-use crate::store::log::{Entry, LogReader, ReadLimit};
+use crate::chain::record::Entry;
+use crate::store::log::{LogReader, ReadLimit};
 use crate::store::{Store, StoreError};
 
 /// Entries buffered by one merge, over all logs it has reached. At the bound each log holds fewer.
@@ -69,7 +70,7 @@ impl Merge {
             let place = match if backward { last } else { first } {
                 1 => first_place,
                 seq if seq == head => last_place,
-                seq => reader.get(origin, seq)?.place,
+                seq => reader.get(origin, seq)?.key(),
             };
             next.push((place, runs.len()));
             runs.push(MergeInput { origin, first, last, rows: VecDeque::new() });
@@ -91,7 +92,7 @@ impl Merge {
                 Some(range) if first == 1 => range.first,
                 Some(range) if first == logs.vector().seq(origin) => range.last,
                 // A damaged one is met when it is its turn, which is not before the stamp of the one before it.
-                Some(range) => reader.peek(origin, first)?.map_or(range.first, |entry| entry.place.stamp),
+                Some(range) => reader.peek(origin, first)?.map_or(range.first, |entry| entry.stamp()),
                 None => continue,
             };
             next.push((EntryKey { stamp, origin, seq: first }, runs.len()));
@@ -152,7 +153,7 @@ impl Merge {
             }
             filled?;
         }
-        match self.inputs[index].rows.front().map(|(entry, _)| entry.place) {
+        match self.inputs[index].rows.front().map(|(entry, _)| entry.key()) {
             Some(front) if front == place => {}
             Some(front) if front.seq == place.seq => {
                 self.next.insert((front, index));
@@ -164,7 +165,7 @@ impl Merge {
         let run = &self.inputs[index];
         let is_read = run.rows.is_empty() && run.first <= run.last;
         let next = match if is_read { self.fill(index, store, reader) } else { Ok(()) } {
-            Ok(()) => self.inputs[index].rows.front().map(|(next, _)| next.place),
+            Ok(()) => self.inputs[index].rows.front().map(|(next, _)| next.key()),
             // It is met when it is its turn, which is not before the next possible stamp.
             Err(StoreError::Damaged { .. } | StoreError::CutOff { .. }) => Some(self.after(place)),
             Err(error) => return Err(error),
@@ -200,10 +201,10 @@ impl Merge {
             entries
         };
         let (Some(one), Some(other)) = (entries.first(), entries.last()) else { return Ok(()) };
-        let (low, high) = (one.place.seq.min(other.place.seq), one.place.seq.max(other.place.seq));
+        let (low, high) = (one.seq().min(other.seq()), one.seq().max(other.seq()));
         let copies = store.index().copies(run.origin, low, high)?;
         run.rows.extend(entries.into_iter().map(|entry| {
-            let has_copy = copies.binary_search(&entry.place.seq).is_ok();
+            let has_copy = copies.binary_search(&entry.seq()).is_ok();
             (entry, has_copy)
         }));
         Ok(())
@@ -217,5 +218,5 @@ fn damaged(place: EntryKey) -> StoreError {
 /// The last seq strictly before `from`, given the first one after it.
 fn before(reader: &mut LogReader, origin: Origin, after: u64, from: EntryKey) -> Result<u64, StoreError> {
     let last = after - 1;
-    if last >= 1 && reader.get(origin, last)?.place == from { Ok(last - 1) } else { Ok(last) }
+    if last >= 1 && reader.get(origin, last)?.key() == from { Ok(last - 1) } else { Ok(last) }
 }

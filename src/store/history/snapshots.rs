@@ -35,7 +35,7 @@ impl Store {
         let mut reader = self.log.read()?;
         for (origin, mut last) in until.beyond(before) {
             while last > before.seq(origin)
-                && reader.peek(origin, last)?.is_some_and(|entry| entry.record().kind == EntryKind::Milestone)
+                && reader.peek(origin, last)?.is_some_and(|entry| entry.kind() == EntryKind::Snapshot)
             {
                 last -= 1;
             }
@@ -56,9 +56,8 @@ impl Store {
             }
             let EntryKey { origin, seq, .. } = standing.place;
             let Some(entry) = self.log.read()?.peek(origin, seq)? else { continue };
-            let record = entry.record();
-            let is_it = record.kind == EntryKind::Milestone && record.digest == standing.digest;
-            if let Some(content) = SnapshotContent::decode(record.content).filter(|_| is_it) {
+            let is_it = entry.kind() == EntryKind::Snapshot && entry.digest() == standing.digest;
+            if let Some(content) = SnapshotContent::decode(entry.content()).filter(|_| is_it) {
                 return Ok(Some((standing.place, content)));
             }
         }

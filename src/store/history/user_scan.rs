@@ -7,9 +7,10 @@ use std::collections::VecDeque;
 
 use crate::chain::ids::EntryKey;
 use crate::chain::logs::Logs;
+use crate::chain::record::Entry;
 use crate::store::index::FileScan;
 use crate::store::index::memtable::NameHash;
-use crate::store::log::{Entry, LogReader};
+use crate::store::log::LogReader;
 use crate::store::{Store, StoreError};
 
 /// Rows of the index read at once.

@@ -8,7 +8,6 @@ use std::cell::RefCell;
 
 use redb::{ReadOnlyTable, ReadTransaction, ReadableDatabase};
 
-use super::super::log::Entry;
 use super::super::{StoreError, StoredCopy};
 use super::Index;
 use super::tables::{BY_ID, BY_USER, COPIES, IdKey, IndexRows, UserKey};
@@ -16,6 +15,7 @@ use crate::chain::clock::Stamp;
 use crate::chain::ids::{EntryKey, Origin};
 use crate::chain::logs::Logs;
 use crate::chain::message::Digest;
+use crate::chain::record::Entry;
 use crate::store::engine::catch_panic::catch_engine_panic;
 use crate::store::index::memtable::IndexEntry;
 
@@ -81,8 +81,8 @@ impl<'a> Audit<'a> {
 
     /// Whether the index has all rows of an entry: by its id, by both names, and that it has a copy if `logs` cover one.
     pub fn has_rows_of(&self, entry: &Entry, logs: &Logs) -> Result<bool, StoreError> {
-        let noted = IndexEntry::new(entry.place, &entry.record(), |_| Vec::new());
-        let (Some(id), here) = (noted.id, noted.standing) else { return Ok(true) };
+        let noted = IndexEntry::new(entry);
+        let (Some(id), here) = (noted.id, noted.copy) else { return Ok(true) };
         let EntryKey { origin, seq, .. } = here.place;
         let (is_noted, has_copy, is_marked, let_go) = {
             let tail = self.index.read_memtable();

@@ -9,7 +9,7 @@ use std::collections::{BTreeSet, HashMap, VecDeque};
 use crate::chain::frontier::SnapshotId;
 use crate::chain::ids::{EntryKey, Origin};
 use crate::chain::message::Digest;
-use crate::chain::record::{EntryKind, Record};
+use crate::chain::record::{Entry, EntryKind};
 use crate::store::{Counts, StoredCopy};
 
 /// A message's side that a name stands on; a row of the index carries the sides of one name as bits.
@@ -30,7 +30,7 @@ impl NameHash {
 /// What the index keeps of one entry, worked out once, when the entry is noted.
 #[derive(Debug)]
 pub(in crate::store) struct IndexEntry {
-    pub(in crate::store) standing: StoredCopy,
+    pub(in crate::store) copy: StoredCopy,
     /// What it is found by: a message by its id, a milestone by its name. `None`: by nothing.
     pub(in crate::store) id: Option<[u8; 16]>,
     /// It is a message, with a sender and a recipient.
@@ -44,49 +44,52 @@ pub(in crate::store) struct IndexEntry {
 }
 
 impl IndexEntry {
-    /// `known`: all copies of the same id noted before.
-    pub(in crate::store) fn new(
-        place: EntryKey,
-        record: &Record<'_>,
-        known: impl FnOnce([u8; 16]) -> Vec<StoredCopy>,
-    ) -> Self {
-        let standing = StoredCopy { place, digest: record.digest };
-        let Some(content) = record.message() else {
-            let adds = Counts { unreadable: u64::from(record.is_unreadable()), ..Counts::default() };
-            let nobody = NameHash([0; 8]);
-            let id = (record.kind == EntryKind::Milestone).then(|| SnapshotId::of(record.digest).0);
-            let (is_message, copies) = (false, Vec::new());
-            return IndexEntry { standing, id, is_message, sender: nobody, recipient: nobody, copies, adds };
-        };
-        let known = known(*content.id.as_bytes());
-        let mut copies: Vec<_> = known
-            .iter()
-            .filter(|s| s.digest == record.digest)
-            .map(|s| (s.place.origin, s.place.seq))
-            .take(2)
-            .collect();
-        let is_new = copies.is_empty();
-        if copies.len() == 2 {
-            copies.clear(); // the later of them marked both
-        }
-        if !is_new {
-            copies.push((place.origin, place.seq));
-        }
-        let contents: BTreeSet<Digest> = known.iter().map(|s| s.digest).collect();
-        let adds = Counts {
-            messages: u64::from(is_new),
-            conflicts: u64::from(is_new && contents.len() == 1),
-            unreadable: 0,
+    /// For an entry of which no other copy is known.
+    pub(in crate::store) fn new(entry: &Entry) -> Self {
+        let copy = StoredCopy { place: entry.key(), digest: entry.digest() };
+        let copies = Vec::new();
+        let Some(content) = entry.message() else {
+            let adds = Counts { unreadable: u64::from(entry.is_unreadable()), ..Counts::default() };
+            let no_name = NameHash([0; 8]);
+            let id = (entry.kind() == EntryKind::Snapshot).then(|| SnapshotId::of(copy.digest).0);
+            return IndexEntry {
+                copy,
+                id,
+                is_message: false,
+                sender: no_name,
+                recipient: no_name,
+                copies,
+                adds,
+            };
         };
         IndexEntry {
-            standing,
+            copy,
             id: Some(*content.id.as_bytes()),
             is_message: true,
             sender: NameHash::of(content.sender),
             recipient: NameHash::of(content.recipient),
             copies,
-            adds,
+            adds: Counts { messages: 1, ..Counts::default() },
         }
+    }
+
+    /// Compares a message with all copies of its id that were indexed before.
+    pub(in crate::store) fn compare(&mut self, before: &[StoredCopy]) {
+        let same = before.iter().filter(|other| other.digest == self.copy.digest);
+        self.copies = same.map(|other| (other.place.origin, other.place.seq)).take(2).collect();
+        let is_new = self.copies.is_empty();
+        if self.copies.len() == 2 {
+            self.copies.clear(); // the later of them marked both
+        }
+        if !is_new {
+            self.copies.push((self.copy.place.origin, self.copy.place.seq));
+        }
+        let contents: BTreeSet<Digest> = before.iter().map(|other| other.digest).collect();
+        self.adds = Counts {
+            messages: u64::from(is_new),
+            conflicts: u64::from(is_new && contents.len() == 1),
+            unreadable: 0,
+        };
     }
 
     /// The sides on which the name stands, 0 if on none.
@@ -108,7 +111,7 @@ pub(in crate::store) struct Memtable {
 impl Memtable {
     pub(in crate::store) fn push(&mut self, noted: IndexEntry) {
         if let Some(id) = noted.id {
-            self.by_id.entry(id).or_default().push(noted.standing);
+            self.by_id.entry(id).or_default().push(noted.copy);
         }
         self.copies.extend(&noted.copies);
         self.entries.push_back(noted);
@@ -132,7 +135,7 @@ impl Memtable {
             }
             let Some(id) = noted.id else { continue };
             if let Some(standings) = self.by_id.get_mut(&id) {
-                standings.retain(|standing| standing.place != noted.standing.place);
+                standings.retain(|standing| standing.place != noted.copy.place);
                 if standings.is_empty() {
                     self.by_id.remove(&id);
                 }
@@ -161,10 +164,7 @@ impl Memtable {
 
     /// The places where a name stands on one of `sides`, in no order.
     pub(in crate::store) fn keys_of(&self, name: NameHash, sides: u8) -> impl Iterator<Item = EntryKey> + '_ {
-        self.entries
-            .iter()
-            .filter(move |noted| noted.sides(name) & sides != 0)
-            .map(|noted| noted.standing.place)
+        self.entries.iter().filter(move |noted| noted.sides(name) & sides != 0).map(|noted| noted.copy.place)
     }
 }
 
@@ -183,10 +183,9 @@ mod tests {
         let (origin, digest) = (Origin([1; 16]), Digest::of(&content));
         let (mut tail, mut known) = (Memtable::default(), Vec::new());
         for seq in 1..=20 {
-            let stamp = Stamp(seq);
-            let record = Record { origin, seq, stamp, digest, kind: EntryKind::Message, content: &content };
-            let place = EntryKey { stamp, origin, seq };
-            let noted = IndexEntry::new(place, &record, |_| known.clone());
+            let place = EntryKey { stamp: Stamp(seq), origin, seq };
+            let mut noted = IndexEntry::new(&Entry::new(place, EntryKind::Message, digest, &content));
+            noted.compare(&known);
             assert!(noted.copies.len() <= 2 && noted.copies.capacity() <= 4);
             tail.push(noted);
             known.push(StoredCopy { place, digest });

@@ -11,11 +11,11 @@
 
 mod audit;
 pub(super) mod memtable;
+mod overlay;
 mod purge;
 mod tables;
 
-use std::cell::RefCell;
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::ops::Bound::{self, Excluded, Included, Unbounded};
 use std::sync::atomic::AtomicBool;
 use std::sync::{
@@ -25,18 +25,19 @@ use std::time::Duration;
 
 use redb::{ReadOnlyTable, ReadableDatabase};
 
-use super::log::{Log, NewRow, ReadLimit};
+use super::log::{Log, ReadLimit, WriteBatch};
 use crate::chain::clock::Stamp;
 use crate::chain::ids::{EntryKey, Origin};
 use crate::chain::logs::Logs;
 use crate::chain::message::Digest;
-use crate::chain::record::Record;
 use crate::store::engine::catch_panic::{GuardedDb, catch_engine_panic, catch_panic};
 use crate::store::engine::files;
 use crate::store::engine::files::{Files, OpenMode};
-use crate::store::index::memtable::{IndexEntry, Memtable, NameHash};
+use crate::store::index::memtable::{Memtable, NameHash};
 use crate::store::{Counts, OpenError, OpenPolicy, StoreError, StoreId, StoredCopy, recovery};
 pub use audit::Audit;
+pub(super) use memtable::IndexEntry;
+pub use overlay::IndexOverlay;
 use tables::{BY_ID, BY_USER, COPIES, IdKey, IndexRows, UserKey};
 #[cfg(test)]
 pub(crate) use tables::{IndexRow, damage};
@@ -72,9 +73,6 @@ pub struct Index {
     read_failure: OnceLock<String>,
     is_new: bool,
 }
-
-/// What was known of an id before an entry.
-type Known<'a> = Box<dyn FnOnce([u8; 16]) -> Result<Vec<StoredCopy>, StoreError> + 'a>;
 
 #[derive(Debug, Default)]
 struct IndexerWork {
@@ -186,10 +184,7 @@ impl Index {
                 continue; // cut off
             }
             match log.read()?.get(origin, seq) {
-                Ok(entry) => {
-                    let lookup = self.lookup();
-                    self.add_entry(entry.place, &entry.record(), Box::new(|id| lookup.standings(id)))?;
-                }
+                Ok(entry) => self.add_entry(self.overlay().stage(&entry)?),
                 Err(StoreError::Damaged { .. }) => drop(lock(&self.unindexed).insert((origin, seq))),
                 Err(error) => return Err(error),
             }
@@ -208,9 +203,9 @@ impl Index {
                     entries => entries?,
                 };
                 next += entries.len() as u64;
-                let lookup = self.lookup();
+                let mut overlay = self.overlay();
                 for entry in entries {
-                    self.add_entry(entry.place, &entry.record(), Box::new(|id| lookup.standings(id)))?;
+                    self.add_entry(overlay.stage(&entry)?);
                 }
                 if self.read_memtable().len() >= FLUSH_COUNT {
                     self.flush()?;
@@ -220,20 +215,9 @@ impl Index {
         Ok(())
     }
 
-    fn add_entry(&self, place: EntryKey, record: &Record<'_>, known: Known<'_>) -> Result<(), StoreError> {
-        let mut failed = None;
-        let noted = IndexEntry::new(place, record, |id| {
-            known(id).unwrap_or_else(|error| {
-                failed = Some(error);
-                Vec::new()
-            })
-        });
-        if let Some(error) = failed {
-            return Err(error);
-        }
+    fn add_entry(&self, noted: IndexEntry) {
         lock(&self.counts).add(noted.adds);
         self.write_memtable().push(noted);
-        Ok(())
     }
 
     /// Sees to it that the tail has room for a batch.
@@ -244,25 +228,12 @@ impl Index {
         Ok(())
     }
 
-    /// Takes note of entries that the log has just made durable, and then of those that were damaged and are whole again,
-    /// unless the index had them from before. Each brings what was known of its id when it was decided; what the same
-    /// commit added is found here.
-    pub(in crate::store) fn add_committed(&self, entries: &[NewRow], mended: &[NewRow]) {
-        let is_known = |entry: &&NewRow| entry.known.iter().any(|standing| standing.place == entry.place);
-        let mut batch: HashMap<[u8; 16], Vec<StoredCopy>> = HashMap::new();
-        for entry in entries.iter().chain(mended.iter().filter(|entry| !is_known(entry))) {
-            let (record, _) = Record::parse(&entry.record).expect("was encoded or checked just now");
-            let standing = StoredCopy { place: entry.place, digest: record.digest };
-            let known = |id| {
-                let mut known = entry.known.to_vec();
-                let earlier = batch.entry(id).or_default();
-                known.extend_from_slice(earlier);
-                earlier.push(standing);
-                Ok(known)
-            };
+    /// Takes over the entries of a batch that the log has just made durable.
+    pub(in crate::store) fn add_committed(&self, batch: WriteBatch) {
+        for noted in batch.entries.into_iter().chain(batch.repaired).filter_map(|row| row.index) {
             // The file keeps its hole until it has the entry: a crash before that must not lose it.
-            lock(&self.unindexed).remove(&(entry.place.origin, entry.place.seq));
-            self.add_entry(entry.place, &record, Box::new(known)).expect("nothing is read that could fail");
+            lock(&self.unindexed).remove(&(noted.copy.place.origin, noted.copy.place.seq));
+            self.add_entry(noted);
         }
         let waiting = self.read_memtable().len();
         lock(&self.work).waiting = waiting;
@@ -345,12 +316,17 @@ impl Index {
     }
 
     pub(in crate::store) fn standings(&self, id: [u8; 16]) -> Result<Vec<StoredCopy>, StoreError> {
-        self.lookup().standings(id)
+        self.lookup().copies(id)
     }
 
     /// Begins look-ups: one transaction for many of them. Short-lived, as it pins pages.
-    pub fn lookup(&self) -> Lookup<'_> {
-        Lookup { index: self, file: RefCell::default() }
+    fn lookup(&self) -> Lookup<'_> {
+        Lookup { index: self, file: None }
+    }
+
+    /// Begins to decide a batch.
+    pub fn overlay(&self) -> IndexOverlay<'_> {
+        IndexOverlay::new(self.lookup())
     }
 
     /// Begins to check whether it has what it must have: as with [`Index::lookup`].
@@ -468,34 +444,34 @@ pub(in crate::store) struct FilePlaces {
 }
 
 /// Look-ups by id that share one transaction while they can. See [`Index::lookup`].
-pub struct Lookup<'a> {
+pub(in crate::store) struct Lookup<'a> {
     index: &'a Index,
     /// The table as of one moment, and how often the tail had let entries go when it was opened.
-    file: RefCell<Option<(u64, IdTable)>>,
+    file: Option<(u64, IdTable)>,
 }
 
 type IdTable = ReadOnlyTable<IdKey, (u64, [u8; 32])>;
 
 impl Lookup<'_> {
-    /// All known copies of an id.
-    pub fn standings(&self, id: [u8; 16]) -> Result<Vec<StoredCopy>, StoreError> {
-        let (mut standings, let_go) = {
-            let tail = self.index.read_memtable();
+    /// All copies of an id.
+    fn copies(&mut self, id: [u8; 16]) -> Result<Vec<StoredCopy>, StoreError> {
+        let index = self.index;
+        let (mut copies, let_go) = {
+            let tail = index.read_memtable();
             (tail.standings(&id).to_vec(), tail.epoch())
         };
-        self.index.read(|| self.look_into_file(id, let_go, &mut standings))?;
-        Ok(standings)
+        index.read(|| self.look_into_file(id, let_go, &mut copies))?;
+        Ok(copies)
     }
 
     fn look_into_file(
-        &self,
+        &mut self,
         id: [u8; 16],
         let_go: u64,
-        standings: &mut Vec<StoredCopy>,
+        copies: &mut Vec<StoredCopy>,
     ) -> Result<(), StoreError> {
         // What the tail let go after the transaction began is in neither: then it must begin anew.
-        let mut file = self.file.borrow_mut();
-        let table = match file.take() {
+        let table = match self.file.take() {
             Some((then, table)) if then == let_go => table,
             _ => self.index.db.begin_read()?.open_table(BY_ID)?,
         };
@@ -503,11 +479,11 @@ impl Lookup<'_> {
             let (key, value) = row?;
             let ((_, origin, seq), (stamp, digest)) = (key.value(), value.value());
             let place = EntryKey { stamp: Stamp(stamp), origin: Origin(origin), seq };
-            if !standings.iter().any(|known| known.place == place) {
-                standings.push(StoredCopy { place, digest: Digest(digest) });
+            if !copies.iter().any(|known| known.place == place) {
+                copies.push(StoredCopy { place, digest: Digest(digest) });
             }
         }
-        *file = Some((let_go, table));
+        self.file = Some((let_go, table));
         Ok(())
     }
 }

@@ -15,7 +15,6 @@ use std::sync::atomic::Ordering;
 
 use redb::{Database, ReadableDatabase, ReadableTable};
 
-use super::super::log::Entry;
 use super::super::{Counts, StoreError};
 use super::tables::{self, BY_ID, BY_USER, COPIES, IdKey, IndexRows, UserKey};
 use super::{Index, lock};
@@ -23,6 +22,7 @@ use crate::chain::frontier::SnapshotId;
 use crate::chain::ids::Origin;
 use crate::chain::logs::Logs;
 use crate::chain::message::Digest;
+use crate::chain::record::Entry;
 use crate::store::engine::catch_panic::catch_engine_panic;
 use crate::store::index::memtable::IndexEntry;
 use crate::store::log::purge::Purged;
@@ -100,9 +100,7 @@ impl Index {
     ) -> Result<bool, StoreError> {
         let mut gone = PurgedRows { marks: BTreeMap::from([(origin, cut - 1)]), ..PurgedRows::default() };
         for entry in entries {
-            let rows = IndexRows::of(std::iter::once(&IndexEntry::new(entry.place, &entry.record(), |_| {
-                Vec::new()
-            })));
+            let rows = IndexRows::of(std::iter::once(&IndexEntry::new(entry)));
             rows.by_id.iter().for_each(|(key, _)| gone.add(*key));
             gone.by_user.extend(rows.by_user.iter().map(|(key, _)| *key));
         }

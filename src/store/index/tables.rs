@@ -44,7 +44,7 @@ impl IndexRows {
         let mut rows = IndexRows::default();
         for noted in entries {
             rows.counts.add(noted.adds);
-            let StoredCopy { place, digest } = noted.standing;
+            let StoredCopy { place, digest } = noted.copy;
             let mark = rows.watermarks.entry(place.origin).or_default();
             *mark = place.seq.max(*mark);
             rows.entries.push((place.origin, place.seq));
@@ -268,11 +268,11 @@ pub(crate) enum IndexRow {
 #[cfg(test)]
 pub(crate) fn damage(
     store: &super::super::Store,
-    entry: &super::super::log::Entry,
+    entry: &crate::chain::record::Entry,
     row: IndexRow,
     is_altered: bool,
 ) {
-    let noted = IndexEntry::new(entry.place, &entry.record(), |_| Vec::new());
+    let noted = IndexEntry::new(entry);
     let rows = IndexRows::of(std::iter::once(&noted));
     let tx = store.index.db.begin_write().expect("begins");
     let by_user = |name: NameHash| {
@@ -288,7 +288,7 @@ pub(crate) fn damage(
         IndexRow::Recipient => by_user(noted.recipient),
         IndexRow::Copy => {
             let mut table = tx.open_table(COPIES).expect("opens");
-            table.remove((entry.place.origin.0, entry.place.seq)).expect("removes").expect("was there");
+            table.remove((entry.origin().0, entry.seq())).expect("removes").expect("was there");
         }
         IndexRow::Id => {
             let mut table = tx.open_table(BY_ID).expect("opens");

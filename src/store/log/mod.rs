@@ -43,7 +43,7 @@ use crate::store::recovery::lossy_file::LossyFile;
 use crate::store::recovery::record_scan;
 use crate::store::{OpenError, StoreError, StoreId};
 pub(in crate::store) use meta::write_new as make_meta;
-pub use reader::{Entry, LogReader, ReadLimit};
+pub use reader::{LogReader, ReadLimit};
 
 /// redb's own page cache. Kept small: the system's page cache holds the file, and a listing must not fill ours.
 const CACHE_BYTES: usize = 12 << 20;
@@ -152,16 +152,16 @@ impl Log {
 
     fn write(&self, change: &WriteBatch, logs: &Logs) -> Result<(), StoreError> {
         let mut tx = self.db.begin_write()?;
-        let is_own = |entry: &NewRow| logs.own() == Some(entry.place.origin);
+        let is_own = |row: &NewRow| logs.own() == Some(row.entry.origin());
         let is_early = if change.entries.iter().any(is_own) { Fault::EarlyAck } else { Fault::EarlyHead };
         if is_early.is_planted() {
             tx.set_durability(Durability::None)?;
         }
-        put_entries(&tx, &change.entries, true)?;
-        put_entries(&tx, &change.repaired, false)?;
+        put_entries(&tx, &change.entries)?;
+        put_entries(&tx, &change.repaired)?;
         {
             let mut touched: BTreeSet<Origin> = change.cuts.iter().map(|(origin, _)| *origin).collect();
-            touched.extend(change.entries.iter().map(|entry| entry.place.origin));
+            touched.extend(change.entries.iter().map(|row| row.entry.origin()));
             let mut heads = tx.open_table(HEADS)?;
             for origin in touched {
                 match (logs.vector().get(origin), logs.stamps(origin)) {
@@ -189,8 +189,8 @@ impl Log {
             members::write(&tx, kept)?;
         }
         tx.commit()?;
-        for entry in &change.repaired {
-            self.damage.remove(entry.place.origin, entry.place.seq);
+        for row in &change.repaired {
+            self.damage.remove(row.entry.origin(), row.entry.seq());
         }
         for (origin, seq) in &change.cuts {
             self.damage.remove_from(*origin, *seq);
@@ -205,7 +205,7 @@ impl Log {
         while next <= last {
             let mut reader = self.read()?;
             for entry in reader.forward(origin, next, last, ReadLimit { rows: 1_000, bytes: 1 << 20 })? {
-                hash = hash.next(next, entry.place.stamp, entry.record().digest);
+                hash = hash.next(next, entry.stamp(), entry.digest());
                 let is_checkpoint = next % CHECKPOINT_EVERY == 0;
                 if is_checkpoint && reader.checkpoint(origin, next)?.is_some_and(|kept| kept != hash) {
                     return Ok(false);
@@ -240,25 +240,25 @@ impl Log {
     }
 }
 
-/// `follow`: the entries come with the chain's hashes; else they only take the place of damaged ones.
-fn put_entries(tx: &WriteTransaction, entries: &[NewRow], follow: bool) -> Result<(), StoreError> {
+fn put_entries(tx: &WriteTransaction, rows: &[NewRow]) -> Result<(), StoreError> {
     let mut by_origin: BTreeMap<Origin, Vec<&NewRow>> = BTreeMap::new();
-    for entry in entries {
-        by_origin.entry(entry.place.origin).or_default().push(entry);
+    for row in rows {
+        by_origin.entry(row.entry.origin()).or_default().push(row);
     }
     // One table at a time is open: one that is when redb panics over another may end the process, for it would panic again
     // while it is put away.
-    for (origin, entries) in by_origin {
+    for (origin, rows) in by_origin {
         let name = table_name(origin);
         {
             let mut table = tx.open_table(log_table(&name))?;
-            for entry in &entries {
-                table.insert(entry.place.seq, entry.record.as_slice())?;
+            for row in &rows {
+                table.insert(row.entry.seq(), row.entry.bytes().as_ref())?;
             }
         }
-        let is_kept = |entry: &&&NewRow| follow && entry.place.seq.is_multiple_of(CHECKPOINT_EVERY);
-        for entry in entries.iter().filter(is_kept) {
-            tx.open_table(CHAIN)?.insert((origin.0, entry.place.seq), entry.hash.0)?;
+        for row in rows.iter().filter(|row| row.entry.seq().is_multiple_of(CHECKPOINT_EVERY)) {
+            if let Some(hash) = row.hash {
+                tx.open_table(CHAIN)?.insert((origin.0, row.entry.seq()), hash.0)?;
+            }
         }
     }
     Ok(())

@@ -11,9 +11,10 @@ use redb::{ReadableDatabase, ReadableTableMetadata};
 
 use super::super::StoreError;
 use super::reader::checked;
-use super::{CHAIN, Entry, Log, log_table, table_name};
+use super::{CHAIN, Log, log_table, table_name};
 use crate::chain::ids::Origin;
 use crate::chain::logs::Logs;
+use crate::chain::record::Entry;
 use crate::store::engine::catch_panic::catch_engine_panic;
 
 /// Rows that one commit removes at the most.

@@ -13,27 +13,11 @@ use super::super::StoreError;
 use super::{CHAIN, log_table, table_name};
 use crate::chain::ids::{ChainHash, EntryKey, Origin};
 use crate::chain::logs::CHECKPOINT_EVERY;
-use crate::chain::record::Record;
+use crate::chain::record::Entry;
 use crate::fault::Fault;
 use crate::store::engine::catch_panic::catch_engine_panic;
 use crate::store::log::damage::Damage;
 use crate::store::log::purge::Purged;
-
-/// An entry as read, checked.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Entry {
-    /// Where it stands.
-    pub place: EntryKey,
-    /// Its bytes.
-    pub record: Vec<u8>,
-}
-
-impl Entry {
-    /// A look at the record.
-    pub fn record(&self) -> Record<'_> {
-        Record::parse(&self.record).expect("was checked when it was read").0
-    }
-}
 
 /// A short look at the logs as of one moment. Not to be held across a wait.
 pub struct LogReader {
@@ -194,7 +178,7 @@ impl LogReader {
         let mut next = checkpoint + 1;
         while next <= seq {
             for entry in self.forward(origin, next, seq, most)? {
-                hash = hash.next(next, entry.place.stamp, entry.record().digest);
+                hash = hash.next(next, entry.stamp(), entry.digest());
                 next += 1;
             }
         }
@@ -207,7 +191,7 @@ impl LogReader {
         let (mut low, mut high) = (1, last + 1);
         while low < high {
             let middle = low + (high - low) / 2;
-            if self.get(origin, middle)?.place > place {
+            if self.get(origin, middle)?.key() > place {
                 high = middle;
             } else {
                 low = middle + 1;
@@ -245,7 +229,7 @@ fn take_rows<'a>(
             _ if entries.is_empty() => return Err(StoreError::Damaged { origin, seq }),
             _ => break, // what comes before it is good; the next read begins with it and fails
         };
-        bytes += entry.record.len();
+        bytes += entry.size();
         entries.push(entry);
         if bytes >= most.bytes {
             break;
@@ -255,10 +239,8 @@ fn take_rows<'a>(
 }
 
 pub(super) fn checked(origin: Origin, seq: u64, bytes: &[u8]) -> Result<Entry, StoreError> {
-    match Record::parse(bytes) {
-        Ok((record, length)) if record.origin == origin && record.seq == seq && length == bytes.len() => {
-            Ok(Entry { place: EntryKey { stamp: record.stamp, origin, seq }, record: bytes.to_vec() })
-        }
+    match Entry::check(bytes) {
+        Ok(entry) if (entry.origin(), entry.seq(), entry.size()) == (origin, seq, bytes.len()) => Ok(entry),
         _ => Err(StoreError::Damaged { origin, seq }),
     }
 }

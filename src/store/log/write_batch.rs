@@ -3,23 +3,20 @@
 //! A change is put together by whoever decides, and written as a whole or not at all. It says nothing of heads: those
 //! are taken from the state of the logs after it.
 
-use std::sync::Arc;
-
-use crate::chain::ids::{ChainHash, EntryKey, Origin};
+use crate::chain::ids::{ChainHash, Origin};
 use crate::chain::members::Membership;
-use crate::store::StoredCopy;
+use crate::chain::record::Entry;
+use crate::store::index::IndexEntry;
 
-/// An entry to be written: its place, the chain's hash there, its record.
+/// An entry to be written. [`IndexOverlay`](crate::store::index::IndexOverlay) makes it.
 #[derive(Debug)]
 pub struct NewRow {
-    /// Where it stands.
-    pub place: EntryKey,
-    /// `h(seq)` of its log.
-    pub hash: ChainHash,
-    /// Its bytes.
-    pub record: Vec<u8>,
-    /// All copies of its id that were known when it was decided.
-    pub known: Arc<[StoredCopy]>,
+    /// The entry.
+    pub entry: Entry,
+    /// `h(seq)` of its log; `None` for a repaired entry, whose hash the chain has already.
+    pub(in crate::store) hash: Option<ChainHash>,
+    /// What the index adds for the entry; `None` if the index has it already.
+    pub(in crate::store) index: Option<IndexEntry>,
 }
 
 /// What one commit writes. The heads of all logs it names are written as the state after it has them.

@@ -8,18 +8,18 @@ use std::collections::BTreeMap;
 use std::io::{self, Read};
 
 use crate::chain::ids::Origin;
-use crate::chain::record::{MAGIC, RECORD_BYTES_MAX, Record};
+use crate::chain::record::{Entry, MAGIC, RECORD_BYTES_MAX};
 
 /// Bytes looked at together. A record at their end is looked at again, together with what follows it.
 const WINDOW_BYTES: usize = 1 << 20;
 
-/// What is done with a record and its bytes; an error ends the search.
-type OnRecord<'a, E> = dyn FnMut(&Record<'_>, &[u8]) -> Result<(), E> + 'a;
+/// Called with each entry that is found. An error ends the search.
+type OnEntry<'a, E> = dyn FnMut(Entry) -> Result<(), E> + 'a;
 
-/// Gives every record that checks, digest included, with its bytes, in the order of the file.
+/// Finds every entry whose record passes its check and whose content matches its digest, in the order of the file.
 pub(in crate::store) fn scan<E: From<io::Error>>(
     source: &mut dyn Read,
-    found: &mut OnRecord<'_, E>,
+    found: &mut OnEntry<'_, E>,
 ) -> Result<(), E> {
     let (mut window, mut filled, mut ended) = (vec![0; WINDOW_BYTES], 0, false);
     while !ended {
@@ -38,7 +38,7 @@ pub(in crate::store) fn scan<E: From<io::Error>>(
 }
 
 /// Finds what lies in the window as a whole, and says where that begins which needs another look.
-fn scan_window<E>(window: &[u8], ended: bool, found: &mut OnRecord<'_, E>) -> Result<usize, E> {
+fn scan_window<E>(window: &[u8], ended: bool, found: &mut OnEntry<'_, E>) -> Result<usize, E> {
     let mut at = 0;
     while let Some(skipped) = window[at..].iter().position(|byte| *byte == MAGIC[0]) {
         at += skipped;
@@ -46,12 +46,12 @@ fn scan_window<E>(window: &[u8], ended: bool, found: &mut OnRecord<'_, E>) -> Re
         if rest.len() < RECORD_BYTES_MAX && !ended {
             return Ok(at);
         }
-        match Record::parse(rest) {
+        match Entry::check(rest) {
             // Nothing is looked for inside of a record: a sender may have written what looks like another one.
             // At the largest number nothing can stand: what says so was never ours.
-            Ok((record, length)) if is_seq(record.seq) && record.content_matches_digest() => {
-                found(&record, &rest[..length])?;
-                at += length;
+            Ok(entry) if is_seq(entry.seq()) && entry.content_matches_digest() => {
+                at += entry.size();
+                found(entry)?;
             }
             _ => at += 1,
         }
@@ -72,7 +72,7 @@ pub(in crate::store) fn has_record(source: &mut dyn Read) -> io::Result<bool> {
             End(Some(error))
         }
     }
-    match scan(source, &mut |_, _| Err(End(None))) {
+    match scan(source, &mut |_| Err(End(None))) {
         Ok(()) => Ok(false),
         Err(End(None)) => Ok(true),
         Err(End(Some(error))) => Err(error),
@@ -97,12 +97,13 @@ impl SeenEntries {
 mod tests {
     use super::*;
     use crate::chain::clock::Stamp;
+    use crate::chain::ids::EntryKey;
     use crate::chain::message::Digest;
     use crate::chain::record::EntryKind;
 
     fn record(seq: u64, content: &[u8]) -> Vec<u8> {
         let (origin, stamp, digest) = (Origin([7; 16]), Stamp(seq), Digest::of(content));
-        Record { origin, seq, stamp, digest, kind: EntryKind::Message, content }.encode()
+        Entry::new(EntryKey { stamp, origin, seq }, EntryKind::Message, digest, content).bytes().to_vec()
     }
 
     /// Gives its bytes in pieces of an odd size, as a pipe does.
@@ -117,9 +118,8 @@ mod tests {
 
     fn seqs(bytes: &[u8]) -> Vec<u64> {
         let mut seqs = Vec::new();
-        let found = &mut |record: &Record<'_>, bytes: &[u8]| {
-            assert_eq!(record.encode(), bytes);
-            seqs.push(record.seq);
+        let found = &mut |entry: Entry| {
+            seqs.push(entry.seq());
             Ok::<_, io::Error>(())
         };
         scan(&mut ScanWindow(bytes), found).expect("reads");
@@ -144,8 +144,9 @@ mod tests {
         bytes[90] ^= 1;
         bytes.extend(record(2, b"good"));
         let third = record(3, b"x");
-        let other = Record { digest: Digest([0; 32]), ..Record::parse(&third).expect("parses").0 };
-        bytes.extend(other.encode()); // its check holds, its digest does not
+        let third = Entry::check(&third).expect("parses");
+        let other = Entry::new(third.key(), third.kind(), Digest([0; 32]), third.content());
+        bytes.extend(other.bytes()); // its check holds, its digest does not
         bytes.extend(record(0, b"no seq"));
         bytes.extend_from_slice(&record(4, b"cut off")[..80]);
         assert_eq!(seqs(&bytes), [2]);

@@ -14,7 +14,7 @@ use redb::{Database, ReadableDatabase, ReadableTable, WriteTransaction};
 
 use crate::chain::ids::{ChainHash, EntryKey, Origin};
 use crate::chain::logs::{CHECKPOINT_EVERY, StampRange};
-use crate::chain::record::Record;
+use crate::chain::record::Entry;
 use crate::chain::vector::Head;
 use crate::store::engine::files;
 use crate::store::engine::files::{Files, OpenMode, SALVAGING};
@@ -93,7 +93,7 @@ pub(in crate::store) fn salvage(
 
 struct Salvage<'a> {
     db: &'a Database,
-    batch: BTreeMap<Origin, Vec<(u64, Vec<u8>)>>,
+    batch: BTreeMap<Origin, Vec<Entry>>,
     batch_bytes: usize,
     done: Salvaged,
 }
@@ -123,9 +123,9 @@ impl<'a> Salvage<'a> {
 
     fn scan_source(&mut self, files: &dyn Files, source: &str, goes_on: bool) -> Result<(), Failure> {
         let mut file = LossyFile::new(files, source, goes_on)?;
-        record_scan::scan(&mut file, &mut |record, bytes| -> Result<(), Failure> {
-            self.batch.entry(record.origin).or_default().push((record.seq, bytes.to_vec()));
-            self.batch_bytes += bytes.len();
+        record_scan::scan(&mut file, &mut |entry| -> Result<(), Failure> {
+            self.batch_bytes += entry.size();
+            self.batch.entry(entry.origin()).or_default().push(entry);
             if self.batch_bytes >= BATCH_BYTES {
                 self.write_batch()?;
             }
@@ -138,12 +138,12 @@ impl<'a> Salvage<'a> {
     fn write_batch(&mut self) -> Result<(), StoreError> {
         let tx = self.db.begin_write()?;
         let mut branches = Vec::new();
-        for (origin, rows) in std::mem::take(&mut self.batch) {
-            branches.extend(self.write_rows(&tx, origin, rows)?);
+        for (origin, entries) in std::mem::take(&mut self.batch) {
+            branches.extend(self.write_entries(&tx, origin, entries)?);
         }
-        while let Some((origin, record)) = branches.pop() {
+        while let Some(first) = branches.pop() {
             let before = self.done.records;
-            branches.extend(self.write_rows(&tx, origin, vec![(1, record)])?);
+            branches.extend(self.write_entries(&tx, first.origin(), vec![first])?);
             self.done.conflicting += self.done.records - before;
         }
         tx.commit()?;
@@ -152,23 +152,24 @@ impl<'a> Salvage<'a> {
     }
 
     /// Puts rows where nothing is. Gives what found another record in its place, as the first entry of a branch.
-    fn write_rows(
+    fn write_entries(
         &mut self,
         tx: &WriteTransaction,
         origin: Origin,
-        rows: Vec<(u64, Vec<u8>)>,
-    ) -> Result<Vec<(Origin, Vec<u8>)>, StoreError> {
+        entries: Vec<Entry>,
+    ) -> Result<Vec<Entry>, StoreError> {
         let mut branches = Vec::new();
         let mut table = tx.open_table(log_table(&table_name(origin)))?;
-        for (seq, bytes) in rows {
-            let is_other = match table.get(seq)? {
-                Some(known) if known.value() == bytes => continue,
+        for entry in entries {
+            let is_other = match table.get(entry.seq())? {
+                Some(known) if known.value() == entry.bytes() => continue,
                 known => known.is_some(),
             };
             if is_other {
-                branches.push(branch(&bytes));
+                let origin = Origin::branch(entry.key(), entry.digest());
+                branches.push(entry.moved_to(EntryKey { origin, seq: 1, ..entry.key() }));
             } else {
-                table.insert(seq, bytes.as_slice())?;
+                table.insert(entry.seq(), entry.bytes().as_ref())?;
                 self.done.records += 1;
             }
         }
@@ -221,29 +222,21 @@ impl RebuiltLog {
             let (key, bytes) = row?;
             log.last = key.value();
             let damaged = |_| StoreError::Damaged { origin, seq: log.last };
-            let (record, _) = Record::parse(bytes.value()).map_err(damaged)?;
-            let follows = log.range.is_none_or(|range| range.last < record.stamp);
+            let entry = Entry::check(bytes.value()).map_err(damaged)?;
+            let follows = log.range.is_none_or(|range| range.last < entry.stamp());
             if log.loose > 0 || log.last != log.head.seq + 1 || !follows {
                 log.loose += 1;
                 continue;
             }
-            log.head = log.head.followed_by(&record);
-            let first = log.range.map_or(record.stamp, |range| range.first);
-            log.range = Some(StampRange { first, last: record.stamp });
+            log.head = log.head.followed_by(&entry);
+            let first = log.range.map_or(entry.stamp(), |range| range.first);
+            log.range = Some(StampRange { first, last: entry.stamp() });
             if log.head.seq.is_multiple_of(CHECKPOINT_EVERY) {
                 log.checkpoints.push((log.head.seq, log.head.hash));
             }
         }
         Ok(log)
     }
-}
-
-/// The same entry as the first one of a branch.
-fn branch(bytes: &[u8]) -> (Origin, Vec<u8>) {
-    let (record, _) = Record::parse(bytes).expect("was checked when it was found");
-    let place = EntryKey { stamp: record.stamp, origin: record.origin, seq: record.seq };
-    let origin = Origin::branch(place, record.digest);
-    (origin, Record { origin, seq: 1, ..record }.encode())
 }
 
 #[cfg(test)]

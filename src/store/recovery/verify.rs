@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use crate::chain::ids::{ChainHash, Origin};
 use crate::chain::logs::{CHECKPOINT_EVERY, LogsOnDisk, StampRange};
-use crate::chain::record::Record;
+use crate::chain::record::Entry;
 use crate::chain::vector::Head;
 use crate::store::engine::files::{Directory, Files, LOG, OpenMode};
 use crate::store::log::{Log, LogReader, NotOpen, ReadLimit};
@@ -151,8 +151,8 @@ fn not_opened(files: &dyn Files, mut names: Vec<String>, why: String) -> Result<
             return Ok(());
         }
         let mut file = LossyFile::new(files, name, true)?;
-        record_scan::scan(&mut file, &mut |record, _| -> io::Result<()> {
-            intact += u64::from(seen.insert(record.origin, record.seq));
+        record_scan::scan(&mut file, &mut |entry| -> io::Result<()> {
+            intact += u64::from(seen.insert(entry.origin(), entry.seq()));
             Ok(())
         })?;
         unread_bytes += file.unread_bytes()?;
@@ -219,8 +219,8 @@ impl<'a> LogVerifier<'a> {
         if seq > self.next {
             self.add_missing(seq - 1);
         }
-        let record = match check(self.origin, seq, bytes) {
-            Ok(record) if self.stamps.is_none_or(|range| record.stamp > range.last) => record,
+        let entry = match check(self.origin, seq, bytes) {
+            Ok(entry) if self.stamps.is_none_or(|range| entry.stamp() > range.last) => entry,
             other => {
                 self.set_first_bad(
                     seq,
@@ -230,13 +230,13 @@ impl<'a> LogVerifier<'a> {
                 return self.skip_to(seq);
             }
         };
-        let first = self.stamps.map_or(record.stamp, |range| range.first);
-        self.stamps = Some(StampRange { first, last: record.stamp });
-        self.hash = self.hash.map(|hash| hash.next(seq, record.stamp, record.digest));
+        let first = self.stamps.map_or(entry.stamp(), |range| range.first);
+        self.stamps = Some(StampRange { first, last: entry.stamp() });
+        self.hash = self.hash.map(|hash| hash.next(seq, entry.stamp(), entry.digest()));
         self.next = seq + 1;
         self.report.entries += 1;
         self.report.bytes += bytes.len() as u64;
-        self.report.unreadable += u64::from(record.is_unreadable());
+        self.report.unreadable += u64::from(entry.is_unreadable());
         if seq.is_multiple_of(CHECKPOINT_EVERY) {
             self.check_chain(reader, seq);
         }
@@ -313,14 +313,14 @@ fn read_loose(log: &Log, origin: Origin, first: u64, last: u64, report: &mut Ver
     }
 }
 
-fn check(origin: Origin, seq: u64, bytes: &[u8]) -> Result<Record<'_>, &'static str> {
-    match Record::parse(bytes) {
+fn check(origin: Origin, seq: u64, bytes: &[u8]) -> Result<Entry, &'static str> {
+    match Entry::check(bytes) {
         Err(_) => Err("its record does not check"),
-        Ok((record, length)) if (record.origin, record.seq, length) != (origin, seq, bytes.len()) => {
+        Ok(entry) if (entry.origin(), entry.seq(), entry.size()) != (origin, seq, bytes.len()) => {
             Err("the record of another entry is in its place")
         }
-        Ok((record, _)) if !record.content_matches_digest() => Err("its content does not match its digest"),
-        Ok((record, _)) => Ok(record),
+        Ok(entry) if !entry.content_matches_digest() => Err("its content does not match its digest"),
+        Ok(entry) => Ok(entry),
     }
 }
 

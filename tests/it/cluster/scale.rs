@@ -11,9 +11,9 @@ use std::time::{Duration, Instant};
 use chatchain::chain::clock::Stamp;
 use chatchain::chain::ids::{EntryKey, Origin};
 use chatchain::chain::message::{Digest, Message, UncheckedMessage};
-use chatchain::chain::record::{EntryKind, Record};
+use chatchain::chain::record::{Entry, EntryKind};
 use chatchain::store::Store;
-use chatchain::store::log::{NewRow, WriteBatch};
+use chatchain::store::log::WriteBatch;
 use uuid::Uuid;
 
 use crate::support::cluster::Cluster;
@@ -39,14 +39,13 @@ pub fn build(dir: &Path, count: u64, log_of: impl Fn(u64) -> u64) {
         let content = message(number).encode();
         let (seq, digest) = (logs.vector().seq(origin) + 1, Digest::of(&content));
         let stamp = Stamp::at(BEGAN_MS + number);
-        let record = Record { origin, seq, stamp, digest, kind: EntryKind::Message, content: &content };
-        assert_eq!(logs.admit(&record, BEGAN_MS), Ok(true));
-        let place = EntryKey { stamp, origin, seq };
-        let hash = logs.vector().hash(origin);
-        entries.push(NewRow { place, hash, record: record.encode(), known: Vec::new().into() });
+        let key = EntryKey { stamp, origin, seq };
+        let entry = Entry::new(key, EntryKind::Message, digest, &content);
+        assert_eq!(logs.admit(&entry, BEGAN_MS), Ok(true));
+        entries.push(store.overlay().append(entry, logs.vector().hash(origin)).expect("reads"));
         if entries.len() as u64 == COMMIT_COUNT || number + 1 == count {
             store
-                .commit(&WriteBatch { entries: std::mem::take(&mut entries), ..WriteBatch::default() }, &logs)
+                .commit(WriteBatch { entries: std::mem::take(&mut entries), ..WriteBatch::default() }, &logs)
                 .expect("commits");
         }
     }

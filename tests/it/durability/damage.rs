@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use chatchain::chain::ids::Origin;
-use chatchain::chain::record::Record;
+use chatchain::chain::record::Entry;
 use serde_json::{Value, json};
 
 use crate::support::cluster::Cluster;
@@ -24,8 +24,8 @@ fn intact(bytes: &[u8]) -> (BTreeMap<Origin, BTreeSet<u64>>, usize, usize) {
     let mut found = BTreeMap::<Origin, BTreeSet<u64>>::new();
     let offsets: Vec<usize> = (0..bytes.len())
         .filter(|at| {
-            let record = Record::parse(&bytes[*at..]).map(|(record, _)| record);
-            record.is_ok_and(|record| found.entry(record.origin).or_default().insert(record.seq))
+            let entry = Entry::check(&bytes[*at..]);
+            entry.is_ok_and(|entry| found.entry(entry.origin()).or_default().insert(entry.seq()))
         })
         .collect();
     (found, offsets[0], offsets[offsets.len() - 1])

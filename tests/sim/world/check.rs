@@ -5,9 +5,9 @@ use std::fmt::Write;
 use std::sync::Arc;
 
 use chatchain::chain::message::{Content, Digest};
+use chatchain::chain::record::Entry;
 use chatchain::store::StoreError;
 use chatchain::store::history::listing::{Filter, Listing};
-use chatchain::store::log::Entry;
 use uuid::Uuid;
 
 use super::machine::Key;
@@ -55,13 +55,12 @@ impl World {
         };
         let mut shown = BTreeSet::new();
         for entry in &entries {
-            let record = entry.record();
-            let id = Content::decode(record.content).expect("we sent nothing else").id;
-            let sent = self.ledger.sent.get(&id).and_then(|contents| contents.get(&record.digest));
-            if sent.is_none_or(|sent| sent != record.content) {
+            let id = Content::decode(entry.content()).expect("we sent nothing else").id;
+            let sent = self.ledger.sent.get(&id).and_then(|contents| contents.get(&entry.digest()));
+            if sent.is_none_or(|sent| sent != entry.content()) {
                 self.wrong(format!("node {node} shows message {id}, which nobody sent like that"));
             }
-            if !shown.insert((id, record.digest)) {
+            if !shown.insert((id, entry.digest())) {
                 self.wrong(format!("node {node} shows message {id} twice"));
             }
         }
@@ -134,10 +133,9 @@ impl World {
         let mut contents: BTreeMap<Uuid, BTreeSet<Digest>> = BTreeMap::new();
         let mut everything: BTreeSet<Key> = BTreeSet::new();
         for entry in &first {
-            let record = entry.record();
-            let id = Content::decode(record.content).expect("readable").id;
-            contents.entry(id).or_default().insert(record.digest);
-            everything.insert((id, record.digest));
+            let id = Content::decode(entry.content()).expect("readable").id;
+            contents.entry(id).or_default().insert(entry.digest());
+            everything.insert((id, entry.digest()));
         }
         self.check_readers(&everything);
         let shown = |(id, digest): &Key| contents.get(id).is_some_and(|digests| digests.contains(digest));

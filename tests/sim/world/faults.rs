@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use chatchain::chain::record::{MAGIC, Record};
+use chatchain::chain::record::{Entry, MAGIC};
 use chatchain::replica::committer::Committer;
 use chatchain::replica::write_ops::Space;
 use chatchain::store::engine::files::{INDEX, LOG};
@@ -346,11 +346,11 @@ impl World {
 }
 
 fn record_length(bytes: &[u8]) -> usize {
-    Record::parse(bytes).map_or(MAGIC.len(), |(_, length)| length)
+    Entry::check(bytes).map_or(MAGIC.len(), |entry| entry.size())
 }
 
 /// Where in a file records begin.
-fn records_in(file: &[u8]) -> impl Iterator<Item = (usize, Record<'_>)> {
+fn records_in(file: &[u8]) -> impl Iterator<Item = (usize, Entry)> {
     let mut from = 0;
     std::iter::from_fn(move || {
         loop {
@@ -358,19 +358,19 @@ fn records_in(file: &[u8]) -> impl Iterator<Item = (usize, Record<'_>)> {
             let at = rest.windows(MAGIC.len()).position(|window| window == MAGIC)?;
             let start = from + at;
             from = start + 1;
-            if let Ok((record, _)) = Record::parse(&file[start..]) {
-                return Some((start, record));
+            if let Ok(entry) = Entry::check(&file[start..]) {
+                return Some((start, entry));
             }
         }
     })
 }
 
 fn places_in(file: &[u8]) -> impl Iterator<Item = (Origin, u64)> {
-    records_in(file).map(|(_, record)| (record.origin, record.seq))
+    records_in(file).map(|(_, entry)| (entry.origin(), entry.seq()))
 }
 
 /// Where in a file records of this entry begin.
 fn copies_of(file: &[u8], place: (Origin, u64)) -> Vec<usize> {
-    let records = records_in(file).filter(|(_, record)| (record.origin, record.seq) == place);
+    let records = records_in(file).filter(|(_, entry)| (entry.origin(), entry.seq()) == place);
     records.map(|(start, _)| start).collect()
 }

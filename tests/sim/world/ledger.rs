@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use chatchain::chain::clock::Stamp;
 use chatchain::chain::ids::{EntryKey, Origin};
 use chatchain::chain::message::{Content, Digest};
-use chatchain::chain::record::Record;
+use chatchain::chain::record::Entry;
 use uuid::Uuid;
 
 use super::machine::Key;
@@ -43,11 +43,11 @@ impl Ledger {
 
     /// Takes note of an entry that stands in a log somewhere. What it says must have been sent, and must be all that
     /// ever stands there.
-    pub fn observe(&mut self, record: &Record<'_>) -> Result<Key, String> {
-        let Record { origin, seq, stamp, digest, content, .. } = *record;
-        let id = Content::decode(content).map_err(|error| error.to_string())?.id;
+    pub fn observe(&mut self, entry: &Entry) -> Result<Key, String> {
+        let (EntryKey { stamp, origin, seq }, digest) = (entry.key(), entry.digest());
+        let id = Content::decode(entry.content()).map_err(|error| error.to_string())?.id;
         let sent = self.sent.get(&id).and_then(|contents| contents.get(&digest));
-        if sent.is_none_or(|sent| sent != content) {
+        if sent.is_none_or(|sent| sent != entry.content()) {
             return Err(format!("entry {seq} of {origin} holds message {id}, which nobody sent like that"));
         }
         let before = self.places.insert((origin, seq), (stamp, digest));

@@ -200,7 +200,7 @@ impl World {
 
     /// Quiet ones are not worth a line.
     fn say_body(&self, from: usize, to: usize, body: &SyncMessage, verb: &str) {
-        let records: usize = body.runs.iter().map(|run| run.records.len()).sum();
+        let records: usize = body.runs.iter().map(|run| run.entries.len()).sum();
         let heads = body.heads.as_ref().map_or(0, |heads| heads.changes.len() + heads.cuts.len());
         if records + heads + body.wants.len() > 0 || body.need_full {
             let full = if body.need_full { ", needs all heads" } else { "" };

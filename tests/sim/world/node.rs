@@ -177,7 +177,7 @@ impl World {
             }
             for seq in logs.vector().seq(origin) + 1..=last {
                 if let Some(entry) = reader.peek(origin, seq).expect("a running store can be read")
-                    && let Ok(key) = self.ledger.observe(&entry.record())
+                    && let Ok(key) = self.ledger.observe(&entry)
                 {
                     machine.held.loose.insert((origin, seq), key);
                 }
@@ -205,7 +205,7 @@ impl World {
         let mut wrong = None;
         for (origin, seq) in places {
             match reader.peek(origin, seq).expect("a running store can be read") {
-                Some(entry) if now.seq(origin) >= seq => match self.ledger.observe(&entry.record()) {
+                Some(entry) if now.seq(origin) >= seq => match self.ledger.observe(&entry) {
                     Ok(key) => machine.held.insert((origin, seq), key),
                     Err(why) => wrong = wrong.or(Some(why)),
                 },

@@ -61,11 +61,10 @@ impl World {
         while !follow.is_done() && count < most {
             let Ok(found) = follow.next_chunk(most - count, usize::MAX) else { break };
             for next in found {
-                let record = next.entry.record();
-                let content = Content::decode(record.content).expect("readable");
-                let place = next.entry.place;
+                let content = Content::decode(next.entry.content()).expect("readable");
+                let place = next.entry.key();
                 // A copy of a running machine uses places a second time; whoever saw one version may see the other.
-                let is_new = given.entry((content.id, record.digest)).or_default().insert(place);
+                let is_new = given.entry((content.id, next.entry.digest())).or_default().insert(place);
                 if !is_new && !self.was_cloned {
                     self.wrong(format!("reader {reader} gets message {} twice, from {place:?}", content.id));
                 }

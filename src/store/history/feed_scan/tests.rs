@@ -23,8 +23,7 @@ impl Reader {
         let mut texts = Vec::new();
         while !follow.is_done() && texts.len() < most {
             for next in follow.next_chunk((most - texts.len()).min(7), usize::MAX).expect("reads") {
-                let record = next.entry.record();
-                let text = Content::decode(record.content).expect("readable").text.to_owned();
+                let text = Content::decode(next.entry.content()).expect("readable").text.to_owned();
                 *self.given.entry(text.clone()).or_default() += 1;
                 texts.push(text);
             }
@@ -119,18 +118,16 @@ fn a_damaged_entry_holds_its_log_and_no_other_and_is_given_once_it_is_mended() {
     let (origin, _) = bench.logs.vector().iter().nth(1).expect("four logs");
     let mut reading = bench.store.log().read().expect("reads");
     let entry = reading.get(origin, 10).expect("is there");
-    let (place, record) = (entry.place, entry.record);
     drop((reading, bench));
-    spoil(dir.path(), place);
+    spoil(dir.path(), entry.key());
 
     let bench = Bench::open(dir.path());
     let mut reader = Reader::default();
     while !reader.read(&bench, 11).is_empty() {}
     reader.was_given(100 - 16, 1);
-    let hash = bench.logs.vector().hash(origin);
-    let mended = vec![crate::store::log::NewRow { place, hash, record, known: Arc::default() }];
-    let change = crate::store::log::WriteBatch { repaired: mended, ..Default::default() };
-    bench.store.commit(&change, &bench.logs).expect("commits");
+    let repaired = vec![bench.store.overlay().repair(entry).expect("reads")];
+    let change = crate::store::log::WriteBatch { repaired, ..Default::default() };
+    bench.store.commit(change, &bench.logs).expect("commits");
     assert_eq!(reader.read(&bench, usize::MAX).len(), 16);
     reader.was_given(100, 1);
 }

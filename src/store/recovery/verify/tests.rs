@@ -4,23 +4,23 @@ use super::*;
 use crate::chain::logs::Logs;
 use crate::chain::message::Digest;
 use crate::chain::record::EntryKind;
-use crate::store::log::{NewRow, WriteBatch};
+use crate::store::log::WriteBatch;
 use crate::store::{OpenPolicy, Store, log};
 
 /// A store with a log of so many entries.
 fn store(dir: &Path, entries: u64) -> (std::sync::Arc<Store>, Logs, Origin) {
     let (store, mut logs) = Store::open(dir, "test", 0).expect("opens");
     let origin = Origin([7; 16]);
-    let mut new = Vec::new();
+    let (mut new, mut overlay) = (Vec::new(), store.overlay());
     for number in 0..entries {
         let content = number.to_be_bytes();
         let digest = Digest::of(&content);
         let place = logs.assign(digest, 1_000, || origin);
-        let (seq, stamp, kind) = (place.seq, place.stamp, EntryKind::Message);
-        let record = Record { origin, seq, stamp, digest, kind, content: &content }.encode();
-        new.push(NewRow { place, hash: logs.vector().hash(origin), record, known: [].into() });
+        let entry = Entry::new(place, EntryKind::Message, digest, &content);
+        new.push(overlay.append(entry, logs.vector().hash(origin)).expect("reads"));
     }
-    store.commit(&WriteBatch { entries: new, ..WriteBatch::default() }, &logs).expect("commits");
+    drop(overlay);
+    store.commit(WriteBatch { entries: new, ..WriteBatch::default() }, &logs).expect("commits");
     (store, logs, origin)
 }
 
@@ -46,9 +46,9 @@ fn a_whole_store_is_whole_and_counted() {
 fn the_first_damaged_entry_is_named_and_all_are_counted() {
     let dir = tempfile::tempdir().expect("temp dir");
     let (store, _, origin) = store(dir.path(), 2500);
-    let of_another = store.log().read().expect("reads").get(origin, 9).expect("is there").record;
+    let of_another = store.log().read().expect("reads").get(origin, 9).expect("is there");
     log::overwrite(store.log(), origin, 1000, b"not a record");
-    log::overwrite(store.log(), origin, 1030, &of_another);
+    log::overwrite(store.log(), origin, 1030, of_another.bytes());
     log::take_away(store.log(), origin, 2000);
     log::take_away(store.log(), origin, 2001);
     drop(store);
@@ -63,8 +63,8 @@ fn an_entry_that_is_not_the_one_of_the_chain_is_damage() {
     let dir = tempfile::tempdir().expect("temp dir");
     let (store, _, origin) = store(dir.path(), 1500);
     let entry = store.log().read().expect("reads").get(origin, 500).expect("is there");
-    let forged = Record { content: b"forged", digest: Digest::of(b"forged"), ..entry.record() }.encode();
-    log::overwrite(store.log(), origin, 500, &forged);
+    let forged = Entry::new(entry.key(), entry.kind(), Digest::of(b"forged"), b"forged");
+    log::overwrite(store.log(), origin, 500, forged.bytes());
     drop(store);
     let found = report(dir.path());
     assert_eq!((found.entries, found.damaged, found.missing), (1500, 2, 0), "checkpoint and head");

@@ -1,0 +1,96 @@
+//! Owns the copies of each id that a batch sees while it is decided: those in the index, and those that the batch adds.
+//!
+//! The committer decides a batch against the overlay, and the overlay makes the rows of the batch. After the commit the
+//! index takes over what the rows say. The committer alone adds to the index, so a lookup stays true until the batch is
+//! committed. Nothing is written here: dropping the overlay undoes it.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry::{Occupied, Vacant};
+
+use super::Lookup;
+use super::memtable::IndexEntry;
+use crate::chain::ids::ChainHash;
+use crate::chain::record::Entry;
+use crate::store::log::NewRow;
+use crate::store::{StoreError, StoredCopy};
+
+/// The index as it will be after the batch, as far as the batch looks at it.
+pub struct IndexOverlay<'a> {
+    lookup: Lookup<'a>,
+    by_id: HashMap<[u8; 16], IdCopies>,
+}
+
+/// All copies of one id.
+#[derive(Debug)]
+pub struct IdCopies {
+    /// The committed copies, then the staged ones.
+    all: Vec<StoredCopy>,
+    committed: usize,
+}
+
+impl IdCopies {
+    /// The copies that the index has.
+    pub fn committed(&self) -> &[StoredCopy] {
+        &self.all[..self.committed]
+    }
+
+    /// The copies that the batch adds.
+    pub fn staged(&self) -> &[StoredCopy] {
+        &self.all[self.committed..]
+    }
+}
+
+impl<'a> IndexOverlay<'a> {
+    pub(in crate::store) fn new(lookup: Lookup<'a>) -> Self {
+        IndexOverlay { lookup, by_id: HashMap::new() }
+    }
+
+    /// All copies of an id.
+    pub fn copies(&mut self, id: [u8; 16]) -> Result<&IdCopies, StoreError> {
+        self.copies_mut(id).map(|copies| &*copies)
+    }
+
+    fn copies_mut(&mut self, id: [u8; 16]) -> Result<&mut IdCopies, StoreError> {
+        match self.by_id.entry(id) {
+            Occupied(copies) => Ok(copies.into_mut()),
+            Vacant(slot) => {
+                let all = self.lookup.copies(id)?;
+                Ok(slot.insert(IdCopies { committed: all.len(), all }))
+            }
+        }
+    }
+
+    /// Stages an entry at the end of its log, where the chain then has this hash.
+    pub fn append(&mut self, entry: Entry, hash: ChainHash) -> Result<NewRow, StoreError> {
+        let index = Some(self.stage(&entry)?);
+        Ok(NewRow { entry, hash: Some(hash), index })
+    }
+
+    /// Stages an entry that replaces a damaged one.
+    pub fn repair(&mut self, entry: Entry) -> Result<NewRow, StoreError> {
+        let is_indexed = match IndexEntry::new(&entry).id {
+            Some(id) => self.copies(id)?.committed().iter().any(|copy| copy.place == entry.key()),
+            None => false,
+        };
+        let index = if is_indexed { None } else { Some(self.stage(&entry)?) };
+        Ok(NewRow { entry, hash: None, index })
+    }
+
+    pub(super) fn stage(&mut self, entry: &Entry) -> Result<IndexEntry, StoreError> {
+        let mut index_entry = IndexEntry::new(entry);
+        if let Some(id) = index_entry.id.filter(|_| index_entry.is_message) {
+            let copies = self.copies_mut(id)?;
+            index_entry.compare(&copies.all);
+            copies.all.push(index_entry.copy);
+        }
+        Ok(index_entry)
+    }
+
+    /// Takes a staged row back.
+    pub fn unstage(&mut self, row: &NewRow) {
+        let id = row.index.as_ref().and_then(|index_entry| index_entry.id);
+        if let Some(copies) = id.and_then(|id| self.by_id.get_mut(&id)) {
+            copies.all.retain(|copy| copy.place != row.entry.key());
+        }
+    }
+}
