@@ -1,8 +1,8 @@
-//! Power failures between any two writes of a store, and what is there when it is opened again.
+//! A power failure between any two writes of a store must lose no acknowledged message.
 //!
-//! A workload runs once on a disk that remembers every step. Then, for every step, the power fails there in four ways.
-//! The store must open on what is left, and hold everything that had been acknowledged, nothing that had not been
-//! attempted, each once, unchanged, in logs whose chains hold. The same while a store recovers.
+//! A workload runs once on a disk that records every step. Then, for every step, the power fails at that step in four
+//! ways. The store must open on the remaining bytes and hold every acknowledged message and no message that was not sent,
+//! each once and unchanged, in logs with valid hash chains. The same holds for a power failure during recovery.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -21,7 +21,7 @@ use crate::disk::{Dice, Disk, Platter, Step, Unsynced};
 const NOW: u64 = 1_700_000_000_000;
 /// Commits of the workload.
 const COMMITS: u64 = 300;
-/// Every so many cuts, the recovery is cut as well, at each of its own steps.
+/// At one of this many cuts, the recovery is cut as well, at each of its own steps.
 const RECOVERY_EVERY: usize = 97;
 
 fn open(disk: &Disk, trust: OpenPolicy) -> (Arc<Store>, Logs) {
@@ -35,7 +35,7 @@ fn message(number: u128) -> Message {
     Message::new(draft).expect("valid")
 }
 
-/// Commits these messages in this process's own log, as the writer does.
+/// Commits these messages to the node's own log, as the writer does.
 fn commit(disk: &Disk, store: &Store, logs: &mut Logs, numbers: &[u128], origin: u64) {
     let (mut entries, mut overlay) = (Vec::new(), store.overlay());
     for number in numbers {
@@ -51,7 +51,7 @@ fn commit(disk: &Disk, store: &Store, logs: &mut Logs, numbers: &[u128], origin:
     disk.note(Step::Acknowledged(numbers.to_vec()));
 }
 
-/// Commits of one to five messages; now and then the index is written, the store settles, or is opened anew.
+/// Commits batches of one to five messages. Sometimes the index is flushed, or the store is reopened.
 fn workload(seed: u64) -> Disk {
     let disk = Disk::default();
     let mut dice = Dice(seed);
@@ -81,7 +81,7 @@ fn workload(seed: u64) -> Disk {
     disk
 }
 
-/// What is known of a message at a cut: attempted, or also acknowledged.
+/// The messages attempted before a cut, and whether each was acknowledged.
 type Known = BTreeMap<u128, bool>;
 
 fn learn(known: &mut Known, step: &Step) {
@@ -92,10 +92,10 @@ fn learn(known: &mut Known, step: &Step) {
     }
 }
 
-/// Opens the store on what is left and holds it against what is known. Gives the steps of the recovery.
+/// Opens the store on the remaining bytes and compares it with the known messages. Gives the steps of the recovery.
 fn check(disk: &Disk, known: &Known, trust: OpenPolicy, what: &str) -> Vec<Step> {
     let (store, logs) = open(disk, trust);
-    assert_eq!(store.recovery(), None, "{what}: a power failure is no damage");
+    assert_eq!(store.recovery(), None, "{what}: a power failure must not cause a salvage");
     let recovery = disk.steps();
     let mut listing = Listing::new(&store, Arc::new(logs.clone()), Filter::default(), None, false)
         .expect("a listing starts");
@@ -106,7 +106,7 @@ fn check(disk: &Disk, known: &Known, trust: OpenPolicy, what: &str) -> Vec<Step>
             let content = Content::decode(entry.content()).expect("readable");
             let number = content.id.as_u128();
             assert_eq!(entry.content(), message(number).encode(), "{what}: message {number} has changed");
-            assert_eq!(found.insert(number, entry.key()), None, "{what}: message {number} is there twice");
+            assert_eq!(found.insert(number, entry.key()), None, "{what}: message {number} is listed twice");
             let hash = chains.entry(entry.origin()).or_insert_with(|| ChainHash::genesis(entry.origin()));
             *hash = hash.next(entry.seq(), entry.stamp(), entry.digest());
         }
@@ -114,7 +114,7 @@ fn check(disk: &Disk, known: &Known, trust: OpenPolicy, what: &str) -> Vec<Step>
     for (number, acknowledged) in known {
         assert!(
             !acknowledged || found.contains_key(number),
-            "{what}: message {number} was acknowledged, and is lost"
+            "{what}: the acknowledged message {number} is lost"
         );
     }
     for (number, place) in &found {
@@ -122,11 +122,11 @@ fn check(disk: &Disk, known: &Known, trust: OpenPolicy, what: &str) -> Vec<Step>
         let standings = store.stored_copies(Uuid::from_u128(*number), &logs).expect("reads");
         assert!(
             standings.iter().map(|s| s.place).eq([*place]),
-            "{what}: the index knows {standings:?} of {number}"
+            "{what}: the index has the wrong copies of {number}: {standings:?}"
         );
     }
     for (origin, head) in logs.vector().iter() {
-        assert_eq!(chains.get(&origin), Some(&head.hash), "{what}: the chain of {origin} does not hold");
+        assert_eq!(chains.get(&origin), Some(&head.hash), "{what}: the hash chain of {origin} is broken");
     }
     assert_eq!(store.counts().messages, found.len() as u64, "{what}: the count is wrong");
     recovery
@@ -137,13 +137,13 @@ fn in_all_ways(cut: usize) -> [Unsynced; 4] {
     [Unsynced::Kept, Unsynced::Lost, Unsynced::Some(seed), Unsynced::Torn(seed)]
 }
 
-/// How many threads look at cuts side by side.
+/// The number of threads that check cuts in parallel.
 fn threads() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
 
 #[test]
-fn whatever_a_power_failure_leaves_what_was_acknowledged_is_there() {
+fn acknowledged_messages_survive_a_power_failure_at_any_step() {
     let steps = workload(1).steps();
     let share = threads();
     std::thread::scope(|scope| {
@@ -155,7 +155,7 @@ fn whatever_a_power_failure_leaves_what_was_acknowledged_is_there() {
                     if cut % share == mine {
                         for unsynced in in_all_ways(cut) {
                             let disk = platter.after_power_failure(unsynced);
-                            // A large store is opened without a look at every page.
+                            // A large store is opened without a check of every page.
                             disk.seems_large(cut % 2 != 0);
                             let trust = OpenPolicy::Default;
                             check(&disk, &known, trust, &format!("cut at step {cut}, unsynced {unsynced:?}"));
@@ -170,7 +170,7 @@ fn whatever_a_power_failure_leaves_what_was_acknowledged_is_there() {
 }
 
 #[test]
-fn a_power_failure_during_recovery_is_no_worse() {
+fn acknowledged_messages_survive_a_power_failure_during_recovery() {
     let steps = workload(2).steps();
     let (mut platter, mut known) = (Platter::default(), Known::new());
     for (cut, step) in steps.iter().enumerate() {

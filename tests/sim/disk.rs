@@ -1,7 +1,7 @@
-//! Files in memory whose every write and sync is remembered, so that a power failure can be cut in anywhere.
+//! Files in memory that record every write and sync, so that a power failure can be simulated at any step.
 //!
-//! A sync makes one file durable. Of what was written since then a power failure may keep all, nothing, some writes,
-//! or some sectors of them. What a crash leaves is a new [`Disk`], on which a store can be opened again.
+//! A sync makes one file durable. A power failure may keep all later writes, none, some of them, or some of their sectors.
+//! It leaves a new [`Disk`], on which a store can be opened again.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -16,15 +16,15 @@ use redb::{Builder, Database, StorageBackend};
 
 /// A file's name.
 pub type Name = Arc<str>;
-/// Files and what is in them.
+/// The content of each file.
 pub type Images = BTreeMap<Name, Vec<u8>>;
 
-/// Disks write sectors whole; what lies between may be torn.
+/// A disk writes each sector whole; a longer write can be torn between sectors.
 const SECTOR_BYTES: usize = 512;
-/// What a system says of a sector that cannot be read.
+/// The system error for a sector that cannot be read.
 const EIO: i32 = 5;
 
-/// Random numbers that mean the same for ever: SplitMix64 (Steele, Lea, Flood 2014).
+/// A random number generator whose sequence never changes: SplitMix64 (Steele, Lea, Flood 2014).
 #[derive(Debug, Clone)]
 pub struct Dice(pub u64);
 
@@ -38,69 +38,69 @@ impl Dice {
         z ^ (z >> 31)
     }
 
-    /// True once in so many times.
+    /// True with probability 1/`times`.
     pub fn one_in(&mut self, times: u64) -> bool {
         self.roll().is_multiple_of(times)
     }
 }
 
-/// What happened, in order.
+/// A change of the disk, or a note of the test.
 #[derive(Debug, Clone)]
 pub enum Step {
-    /// Bytes went to a file.
+    /// Bytes were written to a file.
     Write { file: Name, offset: usize, bytes: Vec<u8> },
     /// A file's length changed.
     SetLen { file: Name, len: usize },
     /// A file became durable.
     Sync { file: Name },
-    /// A file was put in place as a whole, durably, as renaming does it.
+    /// A whole file was put in place durably, as a rename does.
     Made { file: Name, bytes: Vec<u8> },
-    /// A file has another name, durably. What of it is not durable is no safer for that.
+    /// A file was renamed durably. Its unsynced writes stay unsynced.
     Renamed { file: Name, to: Name },
-    /// A file is gone, durably.
+    /// A file was removed durably.
     Removed { file: Name },
     /// The store was asked to commit these messages.
     Attempted(Vec<u128>),
-    /// It answered that they are committed.
+    /// The store reported that these messages are committed.
     Acknowledged(Vec<u128>),
 }
 
-/// What a power failure leaves of writes that were not synced.
+/// What a power failure keeps of unsynced writes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Unsynced {
     Kept,
     Lost,
-    /// Each write whole or not at all.
+    /// Each write is kept whole or lost.
     Some(u64),
-    /// Each sector of each write.
+    /// Each sector of each write is kept or lost.
     Torn(u64),
 }
 
 #[derive(Debug, Default)]
 struct State {
-    /// With the number by which those who have it open know a file, whatever it is called by now.
+    /// Each file with a number that stays the same over renames; open handles refer to the number.
     live: BTreeMap<Name, (u64, Vec<u8>)>,
     last_number: u64,
     steps: Vec<Step>,
-    /// How many more changes succeed before all fail; `None`: all succeed.
+    /// The number of further changes that succeed before all fail. `None`: all succeed.
     good_for: Option<u64>,
-    /// The engine keeps no page in memory.
+    /// The engine caches no pages.
     uncached: bool,
     /// Files claim to be too large to check every page of them at each opening.
     seems_large: bool,
-    /// Bytes that cannot be read, by the number of their file.
+    /// Byte ranges that cannot be read, each with the number of its file.
     bad: Vec<(u64, Range<usize>)>,
 }
 
 impl State {
-    /// Whether a file's bytes can be read; an error as the system puts it if one of them cannot.
+    /// Fails with the system's error if one of these bytes cannot be read.
     fn read(&self, number: u64, wanted: &Range<usize>) -> io::Result<()> {
         let meets = |bad: &Range<usize>| bad.start < wanted.end && wanted.start < bad.end;
         let is_bad = self.bad.iter().any(|(of, bad)| *of == number && meets(bad));
         if is_bad { Err(io::Error::from_raw_os_error(EIO)) } else { Ok(()) }
     }
 
-    /// Whether the next change is one of those that fail.
+    /// Counts a change. Fails if the disk accepts no more changes.
     fn change(&mut self) -> io::Result<()> {
         match &mut self.good_for {
             None => Ok(()),
@@ -112,7 +112,7 @@ impl State {
         }
     }
 
-    /// What is written over as a whole is well.
+    /// A bad range that is overwritten as a whole becomes readable.
     fn written(&mut self, number: u64, bytes: Range<usize>) {
         self.bad.retain(|(of, bad)| *of != number || bad.start < bytes.start || bytes.end < bad.end);
     }
@@ -123,7 +123,7 @@ impl State {
     }
 }
 
-/// The files of a store. Clones are the same disk.
+/// The files of a store. Clones share one disk.
 #[derive(Debug, Default, Clone)]
 pub struct Disk(Arc<Mutex<State>>);
 
@@ -141,17 +141,17 @@ impl Disk {
         self.0.lock().expect("no test panics while it holds a disk")
     }
 
-    /// Adds what only the test knows.
+    /// Adds a note of the test to the steps.
     pub fn note(&self, step: Step) {
         self.lock().steps.push(step);
     }
 
-    /// Everything that happened since the disk was made.
+    /// All steps since the disk was made, or since the last `take_steps`.
     pub fn steps(&self) -> Vec<Step> {
         self.lock().steps.clone()
     }
 
-    /// After so many more changes every further one fails, until this is called again.
+    /// After this many more changes every change fails, until this is called again.
     pub fn is_good_for(&self, changes: Option<u64>) {
         self.lock().good_for = changes;
     }
@@ -161,12 +161,12 @@ impl Disk {
         self.lock().good_for == Some(0)
     }
 
-    /// What happened since this was last asked.
+    /// Removes and gives all steps recorded so far.
     pub fn take_steps(&self) -> Vec<Step> {
         std::mem::take(&mut self.lock().steps)
     }
 
-    /// Changes the bytes of a file behind the back of whoever uses it.
+    /// Changes the bytes of a file without a step and without the knowledge of its users.
     pub fn spoil(&self, file: &str, change: impl FnOnce(&mut [u8])) {
         if let Some((_, bytes)) = self.lock().live.get_mut(file) {
             change(bytes);
@@ -178,25 +178,25 @@ impl Disk {
         self.lock().seems_large = is_so;
     }
 
-    /// Whoever opens a file from now on reads all of it from here.
+    /// Files that are opened from now on are read without a page cache.
     pub fn is_all_there_is(&self) {
         self.lock().uncached = true;
     }
 
-    /// From now on these bytes of a file cannot be read, whatever it is called later, until they are written over as a
-    /// whole: then a drive takes another sector for them.
+    /// From now on these bytes of a file cannot be read, even after a rename, until they are overwritten as a whole: then a
+    /// drive remaps the sector.
     pub fn goes_bad(&self, file: &str, bytes: Range<usize>) {
         let mut state = self.lock();
         let number = state.live[file].0;
         state.bad.push((number, bytes));
     }
 
-    /// Everything can be read again.
+    /// Makes all bytes readable again.
     pub fn is_mended(&self) {
         self.lock().bad.clear();
     }
 
-    /// What is on it, as a copy.
+    /// A copy of all files.
     pub fn bytes(&self) -> Images {
         self.lock().live.iter().map(|(name, (_, bytes))| (name.clone(), bytes.clone())).collect()
     }
@@ -365,7 +365,7 @@ impl StorageBackend for Backend {
     }
 }
 
-/// Writes into an image as far as it lies within it: what lies behind a length that was lost is lost with it.
+/// Writes into an image. Bytes past the end of the image are dropped: the change of length before them was lost.
 fn put(image: &mut [u8], offset: usize, bytes: &[u8]) {
     if let Some(part) = image.get_mut(offset..) {
         let fits = part.len().min(bytes.len());
@@ -373,7 +373,7 @@ fn put(image: &mut [u8], offset: usize, bytes: &[u8]) {
     }
 }
 
-/// What is durable, and what is not yet, as steps are taken one after the other.
+/// Tracks step by step which bytes are durable and which are still unsynced.
 #[derive(Debug, Default, Clone)]
 pub struct Platter {
     durable: Images,
@@ -381,12 +381,12 @@ pub struct Platter {
 }
 
 impl Platter {
-    /// A disk on which everything is durable.
+    /// Starts with these files, all of them durable.
     pub fn new(durable: Images) -> Self {
         Platter { durable, pending: BTreeMap::new() }
     }
 
-    /// Takes one step.
+    /// Applies one step.
     pub fn take(&mut self, step: &Step) {
         match step {
             Step::Write { file, .. } | Step::SetLen { file, .. } => {
@@ -417,7 +417,7 @@ impl Platter {
         }
     }
 
-    /// The disk that a power failure now would leave.
+    /// The disk that a power failure at this point leaves.
     pub fn after_power_failure(&self, unsynced: Unsynced) -> Disk {
         let mut images = self.durable.clone();
         let mut dice = Dice(match unsynced {
@@ -440,7 +440,7 @@ impl Platter {
     }
 }
 
-/// Applies a step to an image; of a write those sectors that are `kept`.
+/// Applies a step to an image; of a write, only the sectors for which `kept` is true.
 fn apply(image: &mut Vec<u8>, step: &Step, mut kept: impl FnMut(usize) -> bool) {
     match step {
         Step::SetLen { len, .. } if kept(0) => image.resize(*len, 0),

@@ -1,9 +1,8 @@
-//! Damage to the bytes of a store, and what is there when it is opened again.
+//! Damaged files: what a store recovers when some of its bytes have changed.
 //!
-//! A workload makes files; then they are damaged from a seed, and a store is opened on them. Whatever that was: nothing
-//! panics out of the store, no read gives anything but the true bytes or an error, and where the log was salvaged,
-//! every record that still checks somewhere in the raw bytes is there, and nothing else. Which those are is found out
-//! here a second time, in the simplest way.
+//! A workload makes files; then a seed damages them, and a store is opened on them. Whatever the damage: the store does
+//! not panic, a read gives the original bytes or an error, and a salvaged log holds exactly the records whose checksum is
+//! still valid somewhere in the raw bytes. This test finds those records independently, in the simplest way.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -22,10 +21,10 @@ use crate::disk::{Dice, Disk, Images, Platter, Unsynced};
 
 pub const NOW: u64 = 1_795_362_480_000;
 pub const PAGE_BYTES: usize = 4096;
-/// Damaged images looked at for each kind of damage.
+/// The number of damaged images for each kind of damage.
 pub const SEEDS: u64 = 40;
 
-/// Records by place. Those of one place differ only where somebody forged one.
+/// The bytes of records by log and seq. Only a forked log has two different records at one seq.
 pub type Records = BTreeMap<(Origin, u64), Vec<u8>>;
 
 fn message(number: u128) -> Message {
@@ -35,7 +34,7 @@ fn message(number: u128) -> Message {
         .expect("valid")
 }
 
-/// Commits a message: in this process's own log, or in another one that it admits.
+/// Commits a message: to the node's own log, or to another log that the node admits.
 fn commit(store: &Store, logs: &mut Logs, other: Option<&mut Logs>, number: u128) {
     let content = message(number).encode();
     let digest = Digest::of(&content);
@@ -53,7 +52,7 @@ fn commit(store: &Store, logs: &mut Logs, other: Option<&mut Logs>, number: u128
     store.commit(WriteBatch { entries: vec![row], ..WriteBatch::default() }, logs).expect("commits");
 }
 
-/// Commits messages in several logs: this process's own, which changes, and two of others.
+/// Commits messages to several logs: the node's own log, which changes, and two logs of other nodes.
 fn workload(seed: u64, commits: u64) -> (Disk, Arc<Store>, Logs) {
     let disk = Disk::default();
     let (store, mut logs) = Store::open_in(&disk, "sim", NOW, OpenPolicy::Default).expect("opens");
@@ -75,7 +74,7 @@ fn workload(seed: u64, commits: u64) -> (Disk, Arc<Store>, Logs) {
     (disk, store, logs)
 }
 
-/// Every record in the bytes, found the simplest way.
+/// Every valid record in the bytes, found by trying each offset.
 pub fn records_in(bytes: &[u8]) -> Records {
     let mut found = Records::new();
     for at in 0..bytes.len() {
@@ -85,13 +84,13 @@ pub fn records_in(bytes: &[u8]) -> Records {
         {
             let bytes = entry.bytes().to_vec();
             let before = found.insert((entry.origin(), entry.seq()), bytes.clone());
-            assert!(before.is_none_or(|before| before == bytes), "nobody forged anything here");
+            assert!(before.is_none_or(|before| before == bytes), "one seq has only one record");
         }
     }
     found
 }
 
-/// Damages bytes somehow; says how.
+/// Damages the bytes as `kind` says. Gives a description.
 fn damage(bytes: &mut Vec<u8>, kind: u64, dice: &mut Dice) -> String {
     let mut below = |most: usize| usize::try_from(dice.roll()).expect("64 bits") % most.max(1);
     match kind {
@@ -118,13 +117,13 @@ fn damage(bytes: &mut Vec<u8>, kind: u64, dice: &mut Dice) -> String {
             bytes[..PAGE_BYTES].copy_from_slice(&garbage);
             "overwrote the first page".into()
         }
-        // Where redb keeps what it finds everything else by, and looks at first.
+        // The header of redb, from which it finds all other pages.
         4 => {
             let bit = below(320 * 8);
             bytes[bit / 8] ^= 1 << (bit % 8);
             format!("flipped bit {bit} of the header")
         }
-        // As 0, where pages are in use: most of a small file is free.
+        // As 0, but only in pages in use: most of a small file is free.
         _ => {
             let used: Vec<usize> =
                 (0..bytes.len() / PAGE_BYTES).filter(|page| bytes[page * PAGE_BYTES] != 0).collect();
@@ -138,13 +137,13 @@ fn damage(bytes: &mut Vec<u8>, kind: u64, dice: &mut Dice) -> String {
     }
 }
 
-/// What came of opening and reading a damaged store.
+/// The results of opening and reading damaged stores.
 #[derive(Debug, Default)]
 pub struct Outcome {
     pub salvaged: u64,
     pub noticed_by_reading: u64,
     unnoticed: u64,
-    /// Entries that are gone because redb went back to the commit before the newest one.
+    /// Entries that are lost because redb fell back to the commit before the newest one.
     rolled_back: u64,
 }
 
@@ -168,7 +167,7 @@ pub fn readable(store: &Arc<Store>, logs: &Logs, what: &str) -> (Records, bool) 
             if let (Some(hash), Some(head)) = (hash, logs.vector().get(origin))
                 && head.seq == seq
             {
-                assert_eq!(hash, head.hash, "{what}: the chain of {origin} does not hold");
+                assert_eq!(hash, head.hash, "{what}: the hash chain of {origin} is broken");
             }
             found.insert((origin, seq), entry.bytes().to_vec());
         }
@@ -176,7 +175,7 @@ pub fn readable(store: &Arc<Store>, logs: &Logs, what: &str) -> (Records, bool) 
     (found, refused)
 }
 
-/// Lists everything: the true messages, or an error.
+/// Lists all messages, whose content must be the original one.
 fn list(store: &Arc<Store>, logs: &Logs, filter: Filter) -> Result<BTreeSet<u128>, StoreError> {
     let mut listing = Listing::new(store, Arc::new(logs.clone()), filter, None, false)?;
     let mut numbers = BTreeSet::new();
@@ -190,26 +189,26 @@ fn list(store: &Arc<Store>, logs: &Logs, filter: Filter) -> Result<BTreeSet<u128
     Ok(numbers)
 }
 
-/// Opens the store on damaged bytes and holds what it gives against what was true before and what is still intact.
+/// Opens the store on damaged bytes. Compares what it reads with the records before the damage and the intact ones.
 pub fn check(disk: &Disk, truth: &Records, intact: &Records, trust: OpenPolicy, what: &str) -> Outcome {
     let opened = Store::open_in(disk, "sim", NOW, trust);
     let (store, logs) = opened.unwrap_or_else(|error| panic!("{what}: {error}"));
     let (found, refused) = readable(&store, &logs, what);
     for (place, bytes) in &found {
-        assert_eq!(Some(bytes), truth.get(place), "{what}: {place:?} was served wrong");
+        assert_eq!(Some(bytes), truth.get(place), "{what}: wrong bytes at {place:?}");
     }
     let listed = list(&store, &logs, Filter::default());
     let entries = logs.vector().entries();
     let mut outcome = Outcome::default();
     if store.recovery().is_some() {
         outcome.salvaged = 1;
-        assert_eq!(&found, intact, "{what}: not what was intact");
+        assert_eq!(&found, intact, "{what}: not exactly the intact records");
         assert_eq!(listed.expect("lists").len() as u64, entries, "{what}");
-        assert!(!refused, "{what}: a salvaged log is whole");
+        assert!(!refused, "{what}: a salvaged log can be read as a whole");
     } else {
-        // A row that is not found by its key may still be met on the way past it.
+        // A row that a lookup does not find may still be found by an iteration.
         let listed = listed.map_or(entries, |listed| listed.len() as u64);
-        assert_eq!(listed, entries, "{what}: something is missing and the listing says nothing");
+        assert_eq!(listed, entries, "{what}: the listing lacks entries without an error");
         outcome.noticed_by_reading = u64::from(refused);
         outcome.unnoticed = u64::from(!refused);
         outcome.rolled_back = truth.len() as u64 - entries;
@@ -231,11 +230,11 @@ pub fn in_parallel(work: impl Fn(u64) -> Outcome + Sync, count: u64) -> Outcome 
         let threads: Vec<_> = (0..share)
             .map(|mine| scope.spawn(move || part(mine).map(work).fold(Outcome::default(), sum)))
             .collect();
-        threads.into_iter().map(|thread| thread.join().expect("holds")).fold(Outcome::default(), sum)
+        threads.into_iter().map(|thread| thread.join().expect("no violation")).fold(Outcome::default(), sum)
     })
 }
 
-/// A store as it was left, what was true in it, and how many entries its newest commit has.
+/// The files of a store, closed cleanly and killed, the records in them, and the number of entries of its newest commit.
 pub struct Sample {
     pub closed: Images,
     pub killed: Images,
@@ -259,23 +258,23 @@ pub fn sample(seed: u64) -> Sample {
 }
 
 #[test]
-fn damage_to_the_log_loses_no_intact_record_and_nothing_wrong_is_served() {
+fn damage_to_the_log_loses_no_intact_record_and_no_wrong_bytes_are_read() {
     let sample = sample(1);
     let mut all = Vec::new();
     for kind in 0..6 {
         for (is_large, is_closed) in [(false, true), (false, false), (true, true), (true, false)] {
             let work = |seed| {
                 let mut damaged = if is_closed { sample.closed.clone() } else { sample.killed.clone() };
-                let log = damaged.get_mut(LOG).expect("is there");
+                let log = damaged.get_mut(LOG).expect("exists");
                 let how = damage(log, kind, &mut Dice(seed));
-                let what = format!("seed {seed}, large: {is_large}, closed in order: {is_closed}: {how}");
+                let what = format!("seed {seed}, large: {is_large}, closed cleanly: {is_closed}: {how}");
                 let intact = records_in(log);
                 let disk = Disk::new(damaged);
                 disk.seems_large(is_large);
                 check(&disk, &sample.truth, &intact, OpenPolicy::Default, &what)
             };
             let outcome = in_parallel(work, SEEDS);
-            // A commit that nothing followed is given up if its pages are damaged: a power failure looks the same.
+            // redb gives the newest commit up if its pages are damaged, because a power failure looks the same.
             assert!(outcome.rolled_back <= if is_closed { 0 } else { sample.newest }, "{kind}: {outcome:?}");
             assert!(is_large || outcome.noticed_by_reading == 0, "{kind}: {outcome:?}");
             all.push(outcome);
@@ -286,7 +285,7 @@ fn damage_to_the_log_loses_no_intact_record_and_nothing_wrong_is_served() {
 }
 
 #[test]
-fn a_log_that_is_no_database_at_all_is_salvaged_too() {
+fn a_log_that_is_not_a_database_is_salvaged() {
     let sample = sample(2);
     let whole = &sample.closed[LOG];
     let zeros = vec![0; whole.len()];
@@ -302,24 +301,24 @@ fn a_log_that_is_no_database_at_all_is_salvaged_too() {
             let disk = Disk::new(damaged);
             disk.seems_large(is_large);
             assert_eq!(check(&disk, &sample.truth, &Records::new(), trust, what).salvaged, 1);
-            assert!(disk.bytes().values().any(|kept| *kept == bytes), "{what}: it is kept");
+            assert!(disk.bytes().values().any(|kept| *kept == bytes), "{what}: the damaged log is kept");
         }
     }
 }
 
-/// The name that a test's damaged log has afterwards.
+/// The name under which a salvage keeps the damaged log in these tests.
 pub const ASIDE: &str = "log.redb.damaged-20261122T154800Z";
 
 #[test]
-fn whatever_is_set_aside_counts_again_if_the_log_is_missing() {
+fn kept_damaged_logs_are_salvaged_again_if_the_log_is_missing() {
     let sample = sample(3);
     let mut damaged = sample.closed.clone();
-    damaged.get_mut(LOG).expect("is there")[..PAGE_BYTES].fill(0);
+    damaged.get_mut(LOG).expect("exists")[..PAGE_BYTES].fill(0);
     let disk = Disk::new(damaged);
     assert_eq!(check(&disk, &sample.truth, &sample.truth, OpenPolicy::Default, "the first time").salvaged, 1);
-    // It is damaged again within the same second, elsewhere, and then somebody removes it.
+    // The new log is damaged within the same second, and then removed.
     let mut again = disk.bytes();
-    again.get_mut(LOG).expect("is there").truncate(5_000);
+    again.get_mut(LOG).expect("exists").truncate(5_000);
     let disk = Disk::new(again);
     assert_eq!(
         check(&disk, &sample.truth, &sample.truth, OpenPolicy::Default, "the second time").salvaged,
@@ -332,8 +331,8 @@ fn whatever_is_set_aside_counts_again_if_the_log_is_missing() {
     let disk = Disk::new(files);
     assert_eq!(check(&disk, &sample.truth, &sample.truth, OpenPolicy::Default, "the third time").salvaged, 1);
     let (store, _) = Store::open_in(&disk, "sim", NOW, OpenPolicy::Default).expect("opens");
-    assert_eq!(store.recovery(), None, "once is enough");
-    assert_eq!(store.damaged_files().len(), 2, "whoever asks is told as long as they are there");
+    assert_eq!(store.recovery(), None, "a second opening needs no salvage");
+    assert_eq!(store.damaged_files().len(), 2, "kept logs are reported as long as they exist");
 }
 
 #[test]
@@ -343,7 +342,7 @@ fn damage_to_the_index_loses_nothing() {
         let work = |seed| {
             let mut dice = Dice(seed);
             let mut damaged = if dice.one_in(2) { sample.closed.clone() } else { sample.killed.clone() };
-            let how = damage(damaged.get_mut(INDEX).expect("is there"), kind, &mut dice);
+            let how = damage(damaged.get_mut(INDEX).expect("exists"), kind, &mut dice);
             let what = format!("seed {seed}: {how}");
             let disk = Disk::new(damaged);
             disk.seems_large(!dice.one_in(2));
@@ -356,14 +355,14 @@ fn damage_to_the_index_loses_nothing() {
 }
 
 #[test]
-fn a_power_failure_during_a_salvage_is_no_worse() {
+fn a_power_failure_during_a_salvage_loses_nothing() {
     let sample = sample(5);
     let mut damaged = sample.closed.clone();
-    let log = damaged.get_mut(LOG).expect("is there");
+    let log = damaged.get_mut(LOG).expect("exists");
     log[..PAGE_BYTES].fill(0);
-    // A hole, too.
-    let places: Vec<usize> = (0..log.len()).filter(|at| log[*at..].starts_with(&MAGIC)).collect();
-    log[places[places.len() / 2] + 100] ^= 1;
+    // Also damage one record in the middle.
+    let starts: Vec<usize> = (0..log.len()).filter(|at| log[*at..].starts_with(&MAGIC)).collect();
+    log[starts[starts.len() / 2] + 100] ^= 1;
     let intact = records_in(log);
     let mut platter = Platter::new(damaged.clone());
     let disk = Disk::new(damaged);

@@ -1,16 +1,16 @@
-//! Named cases, each told in a few lines: what happens to whom, and that all is well in the end.
+//! Named scenarios in a few lines each: which faults hit which nodes, and what must hold in the end.
 //!
-//! The ends of all stories are the same: in calm the nodes become equal, and what was acknowledged is shown once
-//! everywhere unless every disk with it is gone. What a case is about beyond that, it checks itself.
+//! Every scenario ends alike: without further faults the nodes converge, and all of them list every acknowledged message
+//! once, unless every disk with it was lost. Other expectations of a scenario are its own assertions.
 
 use crate::world::{Fault, Op, Plan, Stop, Trace, World};
 
-/// A quiet world of so many nodes.
+/// A world of this many nodes without random faults.
 fn world(machines: usize) -> World {
     World::new(Plan::quiet(1, machines), Trace::default())
 }
 
-/// So many clients send a message each, through these nodes in turn.
+/// Sends this many messages through these nodes in turn.
 fn chat(world: &mut World, nodes: &[usize], messages: usize) {
     for node in nodes.iter().cycle().take(messages) {
         world.act(Op::Fresh, *node);
@@ -21,20 +21,20 @@ fn chat(world: &mut World, nodes: &[usize], messages: usize) {
 const SECOND: u64 = 1_000;
 
 #[test]
-fn a_divided_network_goes_on_on_both_sides_and_becomes_one_again() {
+fn both_sides_of_a_partition_accept_messages_and_converge_afterwards() {
     let mut world = world(4);
     chat(&mut world, &[0, 1, 2, 3], 20);
     world.divide(1);
     chat(&mut world, &[0, 1, 2, 3], 20);
     world.pass(5 * SECOND);
     assert_eq!(world.messages(0), world.messages(1));
-    assert_ne!(world.listed(0), world.listed(2), "the sides do not hear of each other");
+    assert_ne!(world.listed(0), world.listed(2), "the sides do not exchange");
     world.converge();
-    assert_eq!(world.messages(0), 44, "all that was sent, and one last word of each node");
+    assert_eq!(world.messages(0), 44, "all messages, and one final message to each node");
 }
 
 #[test]
-fn a_restored_backup_gets_back_what_it_lacks_and_uses_no_place_twice() {
+fn a_restored_backup_recovers_its_messages_and_reuses_no_seq() {
     let mut world = world(3);
     chat(&mut world, &[0, 1, 2], 10);
     world.back_up(0);
@@ -48,7 +48,7 @@ fn a_restored_backup_gets_back_what_it_lacks_and_uses_no_place_twice() {
 }
 
 #[test]
-fn a_restored_node_that_can_ask_nobody_is_given_what_it_lacks() {
+fn a_restored_node_that_cannot_connect_is_sent_what_it_lacks() {
     let mut world = world(2);
     chat(&mut world, &[0], 10);
     world.pass(3 * SECOND);
@@ -60,11 +60,11 @@ fn a_restored_node_that_can_ask_nobody_is_given_what_it_lacks() {
     world.only_answers(1);
     world.switch_on(1);
     world.pass(20 * SECOND);
-    assert_eq!(world.messages(1), 15, "what it had before it was restored is not what it has");
+    assert_eq!(world.messages(1), 15, "its peers notice that it has less than before");
 }
 
 #[test]
-fn a_wiped_node_is_filled_again() {
+fn a_wiped_node_recovers_all_messages() {
     let mut world = world(3);
     chat(&mut world, &[0, 1, 2], 20);
     world.pass(3 * SECOND);
@@ -75,7 +75,7 @@ fn a_wiped_node_is_filled_again() {
 }
 
 #[test]
-fn a_node_that_was_alone_with_its_messages_when_it_was_wiped_loses_only_them() {
+fn a_wipe_loses_only_messages_that_no_other_node_had() {
     let mut world = world(2);
     chat(&mut world, &[0, 1], 10);
     world.pass(3 * SECOND);
@@ -87,7 +87,7 @@ fn a_node_that_was_alone_with_its_messages_when_it_was_wiped_loses_only_them() {
 }
 
 #[test]
-fn a_copy_of_a_running_node_forks_its_log_and_nothing_is_lost() {
+fn a_copy_of_a_running_node_forks_its_log_and_no_message_is_lost() {
     for machines in 3..=7 {
         let mut world = world(machines);
         chat(&mut world, &[0, 1], 10);
@@ -103,7 +103,7 @@ fn a_copy_of_a_running_node_forks_its_log_and_nothing_is_lost() {
 }
 
 #[test]
-fn three_versions_of_one_log_end_in_one_cut_whoever_finds_them_first() {
+fn three_versions_of_one_log_converge_in_any_order_of_discovery() {
     for machines in 3..=7 {
         for order in 0..machines {
             let mut world = world(machines);
@@ -126,7 +126,7 @@ fn three_versions_of_one_log_end_in_one_cut_whoever_finds_them_first() {
 }
 
 #[test]
-fn one_id_with_two_contents_on_two_sides_is_kept_twice_and_counted() {
+fn conflicting_contents_of_one_id_are_both_kept_and_counted() {
     let mut world = world(2);
     chat(&mut world, &[0], 1);
     world.pass(2 * SECOND);
@@ -138,7 +138,7 @@ fn one_id_with_two_contents_on_two_sides_is_kept_twice_and_counted() {
 }
 
 #[test]
-fn damage_is_mended_from_who_has_a_good_copy_and_nothing_is_cut() {
+fn damaged_entries_are_repaired_from_a_peer_without_a_cut() {
     let mut world = world(3);
     chat(&mut world, &[0, 1, 2], 30);
     world.pass(3 * SECOND);
@@ -150,7 +150,7 @@ fn damage_is_mended_from_who_has_a_good_copy_and_nothing_is_cut() {
 }
 
 #[test]
-fn damage_without_a_good_copy_costs_that_message_and_no_other() {
+fn a_damaged_entry_without_another_copy_loses_only_that_message() {
     let mut world = world(2);
     chat(&mut world, &[0], 10);
     world.pass(3 * SECOND);
@@ -164,7 +164,7 @@ fn damage_without_a_good_copy_costs_that_message_and_no_other() {
 }
 
 #[test]
-fn a_salvaged_store_gets_what_is_missing_from_who_has_it_and_nothing_is_cut() {
+fn a_salvaged_store_recovers_missing_entries_from_a_peer_without_a_cut() {
     let mut world = world(3);
     chat(&mut world, &[0], 20);
     world.pass(3 * SECOND);
@@ -172,13 +172,13 @@ fn a_salvaged_store_gets_what_is_missing_from_who_has_it_and_nothing_is_cut() {
     world.spoil_seq(0, 15);
     world.opens_carefully(0);
     world.switch_on(0);
-    assert_eq!((world.messages(0), world.loose(0)), (14, 5), "five stand behind a gap");
+    assert_eq!((world.messages(0), world.loose(0)), (14, 5), "five entries follow the gap");
     world.converge();
     assert_eq!((world.messages(0), world.lost(), world.cuts(0), world.loose(0)), (23, 0, 0, 0));
 }
 
 #[test]
-fn what_stands_behind_a_gap_that_nobody_can_fill_moves_to_a_branch() {
+fn entries_after_a_gap_that_no_peer_can_fill_move_to_a_branch() {
     let mut world = world(2);
     world.divide(0);
     chat(&mut world, &[0], 20);
@@ -191,7 +191,7 @@ fn what_stands_behind_a_gap_that_nobody_can_fill_moves_to_a_branch() {
 }
 
 #[test]
-fn the_same_damage_on_two_nodes_does_not_make_them_ask_each_other_without_end() {
+fn the_same_damage_on_two_nodes_causes_no_endless_exchanges() {
     let mut world = world(2);
     chat(&mut world, &[0], 10);
     world.pass(3 * SECOND);
@@ -210,20 +210,20 @@ fn the_same_damage_on_two_nodes_does_not_make_them_ask_each_other_without_end() 
 }
 
 #[test]
-fn a_full_disk_refuses_and_takes_everything_once_there_is_room() {
+fn a_full_disk_refuses_messages_and_accepts_them_once_there_is_space() {
     let mut world = world(3);
     chat(&mut world, &[0, 1, 2], 10);
     world.fill(1);
     chat(&mut world, &[0, 2], 10);
     world.act(Op::Fresh, 1);
     world.pass(5 * SECOND);
-    assert_eq!(world.messages(1), 10, "nothing more fits");
+    assert_eq!(world.messages(1), 10, "the full disk accepts nothing");
     world.converge();
-    assert_eq!(world.messages(1), 23, "the one that was refused was never acknowledged");
+    assert_eq!(world.messages(1), 23, "the refused message was never acknowledged");
 }
 
 #[test]
-fn a_clock_set_far_back_begins_a_new_log_and_harms_nobody() {
+fn a_clock_set_far_back_starts_a_new_log_and_loses_nothing() {
     let mut world = world(2);
     chat(&mut world, &[0, 1], 10);
     world.shift_clock(0, -100_000_000);
@@ -232,11 +232,11 @@ fn a_clock_set_far_back_begins_a_new_log_and_harms_nobody() {
     chat(&mut world, &[0, 1], 10);
     world.converge();
     assert_eq!((world.messages(0), world.lost()), (32, 0));
-    assert!(world.logs(0) >= 3, "one log more than nodes");
+    assert!(world.logs(0) >= 3, "more logs than nodes");
 }
 
 #[test]
-fn a_power_failure_in_the_middle_of_a_commit_takes_nothing_that_was_acknowledged() {
+fn a_power_failure_during_a_commit_loses_no_acknowledged_message() {
     let mut world = world(2);
     for _ in 0..30 {
         world.befall(Fault::Disk, 0);

@@ -1,8 +1,7 @@
-//! Sectors that can never be read again, and what is there when a store is opened on such a disk.
+//! Bad sectors: what a store recovers from a disk on which some sectors can never be read again.
 //!
-//! An opening that meets one fails, as often as it is tried, and changes nothing; for the disk may come to its senses.
-//! Only one that is told to give up what it does not get makes a new log: of every record outside of the blocks that
-//! cannot be read, and of nothing else.
+//! Opening a store with a bad sector fails on every attempt and changes nothing, because the disk may recover. Only with
+//! `OpenPolicy::AcceptLoss` a new log is made: of every record outside the unreadable blocks, and of nothing else.
 
 use std::collections::BTreeSet;
 
@@ -20,11 +19,11 @@ fn open(disk: &Disk, trust: OpenPolicy) -> Result<(), OpenError> {
     Store::open_in(disk, "sim", NOW, trust).map(drop)
 }
 
-/// Makes a few sectors of the log bad. Gives what is intact outside of the blocks that hold them.
+/// Makes a few sectors of the log unreadable. Gives their pages, and the intact records outside those pages.
 fn spoil(disk: &Disk, dice: &mut Dice) -> (BTreeSet<usize>, Records) {
     let mut log = disk.bytes()[LOG].clone();
     let mut below = |most: usize| usize::try_from(dice.roll()).expect("64 bits") % most;
-    // Where something is: most of a small file is free.
+    // Only pages in use: most of a small file is free.
     let used: Vec<usize> = (0..log.len() / PAGE_BYTES).filter(|page| log[page * PAGE_BYTES] != 0).collect();
     let mut pages = BTreeSet::new();
     for _ in 0..=below(4) {
@@ -39,14 +38,14 @@ fn spoil(disk: &Disk, dice: &mut Dice) -> (BTreeSet<usize>, Records) {
     (pages, records_in(&log))
 }
 
-/// An opening of a log of which a part cannot be read.
+/// Whether opening a log with unreadable parts fails. If it fails, it must have changed nothing.
 fn refused(disk: &Disk, trust: OpenPolicy, what: &str) -> bool {
     let Err(error) = open(disk, trust) else { return false };
     assert!(error.is_disk_error() && error.is_transient(), "{what}: {error}");
     assert!(error.to_string().contains("os error 5"), "{what}: {error}");
     let files = disk.bytes();
     let kept: Vec<&str> = files.keys().map(|name| &**name).filter(|name| *name != CRASH_MARKER).collect();
-    assert_eq!(kept, [INDEX, LOG], "{what}: nothing is done about it");
+    assert_eq!(kept, [INDEX, LOG], "{what}: a failed opening must not change the files");
     true
 }
 
@@ -55,13 +54,13 @@ fn images(sample: &Sample, is_closed: bool) -> Images {
 }
 
 #[test]
-fn every_record_outside_of_what_cannot_be_read_comes_back_and_nothing_wrong_is_served() {
+fn every_record_outside_unreadable_blocks_is_recovered_unchanged() {
     let sample = sample(11);
     for is_closed in [true, false] {
         let work = |seed| {
             let disk = Disk::new(images(&sample, is_closed));
             let (pages, intact) = spoil(&disk, &mut Dice(seed));
-            let what = format!("seed {seed}, closed in order: {is_closed}: pages {pages:?}");
+            let what = format!("seed {seed}, closed cleanly: {is_closed}: pages {pages:?}");
             let again = [OpenPolicy::Default, OpenPolicy::FullCheck, OpenPolicy::FullCheck]
                 .map(|trust| refused(&disk, trust, &what));
             let outcome = if again == [true; 3] {
@@ -71,10 +70,10 @@ fn every_record_outside_of_what_cannot_be_read_comes_back_and_nothing_wrong_is_s
                 check(&disk, &sample.truth, &sample.truth, OpenPolicy::AcceptLoss, &what)
             };
             assert_eq!(outcome.salvaged, u64::from(again[0]), "{what}");
-            // Whatever the disk still refuses is in a file that nobody needs any more.
+            // The sectors that are still unreadable belong to a file that is no longer used.
             assert!(!refused(&Disk::new(disk.bytes()), OpenPolicy::Default, &what));
             let (store, logs) = Store::open_in(&disk, "sim", NOW, OpenPolicy::FullCheck).expect("opens");
-            assert_eq!(store.recovery(), None, "{what}: once is enough");
+            assert_eq!(store.recovery(), None, "{what}: a second opening needs no salvage");
             assert!(!readable(&store, &logs, &what).1);
             outcome
         };
@@ -83,13 +82,13 @@ fn every_record_outside_of_what_cannot_be_read_comes_back_and_nothing_wrong_is_s
 }
 
 #[test]
-fn what_can_be_read_again_is_not_salvaged_however_late() {
+fn a_disk_that_recovers_is_not_salvaged_after_any_number_of_failures() {
     let sample = sample(12);
     for is_closed in [true, false] {
         let work = |seed| {
             let disk = Disk::new(images(&sample, is_closed));
             let (pages, _) = spoil(&disk, &mut Dice(seed));
-            let what = format!("seed {seed}, closed in order: {is_closed}: pages {pages:?}");
+            let what = format!("seed {seed}, closed cleanly: {is_closed}: pages {pages:?}");
             for _ in 0..9 {
                 refused(&disk, OpenPolicy::FullCheck, &what);
             }
@@ -104,7 +103,7 @@ fn what_can_be_read_again_is_not_salvaged_however_late() {
 }
 
 #[test]
-fn a_log_of_which_nothing_can_be_read_is_not_given_up() {
+fn an_entirely_unreadable_log_is_not_given_up() {
     let sample = sample(13);
     let disk = Disk::new(sample.closed.clone());
     disk.goes_bad(LOG, 0..sample.closed[LOG].len());
@@ -120,7 +119,7 @@ fn a_log_of_which_nothing_can_be_read_is_not_given_up() {
 }
 
 #[test]
-fn a_disk_that_does_not_write_either_loses_nothing_by_a_salvage() {
+fn a_salvage_on_a_disk_whose_writes_fail_loses_nothing() {
     let sample = sample(14);
     let disk = Disk::new(sample.closed.clone());
     let (_, intact) = spoil(&disk, &mut Dice(3));
@@ -132,9 +131,11 @@ fn a_disk_that_does_not_write_either_loses_nothing_by_a_salvage() {
         disk.is_good_for(None);
         match opened {
             Ok(()) => break,
-            Err(_) => assert!(disk.bytes().values().any(|bytes| *bytes == log), "{changes}: it is kept"),
+            Err(_) => {
+                assert!(disk.bytes().values().any(|bytes| *bytes == log), "{changes}: the old log is kept")
+            }
         }
-        // As it may be tried again.
+        // The next attempt, on a copy of the disk.
         let anew = Disk::new(disk.bytes());
         let whole = check(&anew, &sample.truth, &sample.truth, OpenPolicy::Default, &format!("{changes}"));
         assert!(whole.salvaged == 0 || anew.bytes().contains_key(ASIDE), "{changes}");
@@ -144,7 +145,7 @@ fn a_disk_that_does_not_write_either_loses_nothing_by_a_salvage() {
 }
 
 #[test]
-fn a_disk_that_only_does_not_write_has_nothing_salvaged() {
+fn a_disk_whose_writes_fail_causes_no_salvage() {
     let sample = sample(15);
     let disk = Disk::new(sample.killed.clone());
     disk.is_good_for(Some(0));
@@ -154,7 +155,7 @@ fn a_disk_that_only_does_not_write_has_nothing_salvaged() {
 }
 
 #[test]
-fn an_index_that_cannot_be_read_is_built_anew() {
+fn an_unreadable_index_is_rebuilt() {
     let sample = sample(16);
     let work = |seed| {
         let disk = Disk::new(images(&sample, seed % 2 == 0));
@@ -170,12 +171,12 @@ fn an_index_that_cannot_be_read_is_built_anew() {
     in_parallel(work, SEEDS);
 }
 
-/// It was salvaged before; now it is needed again, and its own sectors have gone.
+/// The log is missing, so the damaged log of an earlier salvage is needed again, and now has a bad sector itself.
 #[test]
-fn a_file_that_was_set_aside_may_have_gone_bad_since() {
+fn a_kept_damaged_log_with_a_bad_sector_is_salvaged_again() {
     let sample = sample(17);
     let mut files = sample.closed.clone();
-    let log = files.remove(LOG).expect("is there");
+    let log = files.remove(LOG).expect("exists");
     files.insert(ASIDE.into(), log.clone());
     let disk = Disk::new(files);
     let bad = 20 * PAGE_BYTES;
@@ -186,13 +187,16 @@ fn a_file_that_was_set_aside_may_have_gone_bad_since() {
     }
     let mut left = log;
     left[bad..bad + PAGE_BYTES].fill(0);
-    assert_eq!(check(&disk, &sample.truth, &records_in(&left), OpenPolicy::AcceptLoss, "aside").salvaged, 1);
+    assert_eq!(
+        check(&disk, &sample.truth, &records_in(&left), OpenPolicy::AcceptLoss, "the kept log").salvaged,
+        1
+    );
     let disk = Disk::new(disk.bytes());
     assert_eq!(check(&disk, &sample.truth, &sample.truth, OpenPolicy::Default, "the new one").salvaged, 0);
 }
 
 #[test]
-fn a_sector_that_goes_bad_while_the_store_is_open_ends_in_a_salvage() {
+fn a_sector_that_fails_while_the_store_is_open_leads_to_a_salvage() {
     let sample = sample(18);
     let work = |seed| {
         let disk = Disk::new(sample.closed.clone());

@@ -1,7 +1,7 @@
-//! Many worlds, each from its seed: whatever goes wrong in them, in calm they converge and nothing is lost.
+//! Many simulated worlds, one per seed: after their faults they converge, and no acknowledged message is lost.
 //!
-//! `CHATCHAIN_SIM_SEEDS` says how many, `CHATCHAIN_SIM_FIRST` which is the first. What fails prints its seed, and its
-//! trace goes to a file in the directory for temporary files; the same seed again gives the same trace.
+//! `CHATCHAIN_SIM_SEEDS` sets their number and `CHATCHAIN_SIM_FIRST` the first seed. A failed world prints its seed, and
+//! writes its trace to a file in the temporary directory; the same seed gives the same trace.
 
 use std::io::Write;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -10,22 +10,23 @@ use std::sync::{Mutex, PoisonError};
 
 use crate::world::{Plan, Tally, Trace, World};
 
-/// Worlds in a usual run of the tests.
+/// The number of worlds in an ordinary test run.
 const SEEDS: u64 = 600;
-/// Violations after which no further world is begun.
+/// After this many violations no further world is started.
 const VIOLATIONS_MAX: usize = 20;
 
 fn number_from_environment(name: &str, otherwise: u64) -> u64 {
     let value = std::env::var(name).ok();
-    value.map_or(otherwise, |value| value.parse().unwrap_or_else(|_| panic!("{name}={value} is no number")))
+    value
+        .map_or(otherwise, |value| value.parse().unwrap_or_else(|_| panic!("{name}={value} is not a number")))
 }
 
-/// Says it. Not eprintln: the test runner would hide that of a test that passes.
+/// Prints a line. Not eprintln: the test runner hides its output when the test passes.
 fn say(what: &str) {
-    let _nobody_reads_it = writeln!(std::io::stderr(), "{what}");
+    let _write_failed = writeln!(std::io::stderr(), "{what}");
 }
 
-/// One world. What went wrong comes with the lines up to there.
+/// Runs one world. Gives its result or its violation, and the lines of its trace.
 fn run(plan: Plan) -> (Result<Tally, String>, Vec<String>) {
     let trace = Trace::default();
     let run = || {
@@ -46,7 +47,7 @@ fn report(seed: u64, why: &str, lines: &[String]) {
     let _not_written = std::fs::write(&file, lines.join("\n"));
     let file = file.display();
     say(&format!(
-        "sim: seed {seed}: {why}\n  trace: {file}\n  again: CHATCHAIN_SIM_FIRST={seed} CHATCHAIN_SIM_SEEDS=1 cargo test --test sim worlds"
+        "sim: seed {seed}: {why}\n  trace: {file}\n  repeat: CHATCHAIN_SIM_FIRST={seed} CHATCHAIN_SIM_SEEDS=1 cargo test --test sim worlds"
     ));
 }
 
@@ -92,7 +93,7 @@ fn worlds_converge_and_lose_nothing() {
 }
 
 #[test]
-fn a_seed_twice_gives_the_same_trace() {
+fn the_same_seed_gives_the_same_trace() {
     for seed in [7, 8] {
         let (_, once) = run(Plan::from_seed(seed));
         let (_, again) = run(Plan::from_seed(seed));

@@ -1,4 +1,4 @@
-//! Owns what a simulated node knows of its peers: as `node::mesh`, with simulated time.
+//! Owns what a simulated node knows of its peers: as `node::cluster`, with simulated time.
 
 use std::collections::BTreeMap;
 
@@ -12,12 +12,12 @@ const HEARD_MS: u64 = 5_000;
 const STARTING_MS: u64 = 3_000;
 const CLAIM_MS: u64 = 5_000;
 
-/// What is known of one peer.
+/// What a node knows of one peer.
 #[derive(Debug, Clone, Default)]
 pub struct Peer {
     pub opening: Option<Opening>,
     pub theirs: Option<Vector>,
-    /// When the peer said that.
+    /// When the peer sent that vector.
     pub said: u64,
     pub own: Option<Origin>,
     pub heard: Option<u64>,
@@ -36,7 +36,7 @@ impl Peer {
     }
 }
 
-/// See the head of this file.
+/// The peers of a node, and which of them delivers which log.
 #[derive(Debug, Default)]
 pub struct Book {
     pub peers: Vec<Peer>,
@@ -48,7 +48,7 @@ impl Book {
         Book { peers: vec![Peer::default(); peers], claims: BTreeMap::new() }
     }
 
-    /// Whose entry a message belongs to: that of its store, else that of its address.
+    /// The index of the sender of a message: by its store id, else by its address.
     pub fn index_of(&self, body: &SyncMessage) -> usize {
         let is_store = |peer: &Peer| peer.opening.is_some_and(|(store, _)| store == body.hello.store_id);
         let address = usize::from(body.hello.node_id);
@@ -77,7 +77,7 @@ impl Book {
         self.claims.retain(|_, (holder, since)| *holder != index && now - *since < CLAIM_MS);
     }
 
-    /// The peers that are known to have an entry on disk, and when they said so.
+    /// The peers known to have an entry on disk, each with the time of its report.
     pub fn holders(&self, place: EntryKey) -> Vec<(usize, u64)> {
         let has = |peer: &Peer| {
             !peer.is_self && peer.theirs.as_ref().is_some_and(|theirs| theirs.seq(place.origin) >= place.seq)

@@ -1,4 +1,4 @@
-//! Owns what must be true of a world: now and then of one node, and of all of them once it is calm.
+//! Owns the checks of a world: of single nodes during the faults, and of all nodes once they have converged.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
@@ -15,7 +15,7 @@ use super::network::name;
 use super::{Event, World};
 
 impl World {
-    /// Everything that a node shows, in order.
+    /// The whole listing of a node.
     fn list(&self, node: usize) -> Result<Vec<Entry>, StoreError> {
         let run = self.machines[node].up.as_ref().expect("is up");
         let logs = Arc::new(run.pen.logs().clone());
@@ -27,7 +27,7 @@ impl World {
         Ok(entries)
     }
 
-    /// Somebody lists everything at a node: each message once, as it was sent, and nothing less than before.
+    /// Lists a node: each message once and unchanged, and all messages that it listed before.
     pub(super) fn look(&mut self, node: usize) {
         if self.machines[node].up.is_some() {
             self.look_at(node);
@@ -38,16 +38,18 @@ impl World {
         }
     }
 
-    /// The same; `None` if it met damage.
+    /// Lists a node and checks the listing. `None` if the node reports damage.
     pub(super) fn look_at(&mut self, node: usize) -> Option<Vec<Entry>> {
         self.tally.listings += 1;
         let entries = match self.list(node) {
             Ok(entries) => entries,
             Err(StoreError::Damaged { origin, seq }) => {
-                self.say(format!("node {node} meets damage: entry {seq} of log {}", name(origin)));
+                self.say(format!("node {node} finds damage: entry {seq} of log {}", name(origin)));
                 let machine = &self.machines[node];
                 if !machine.held.spoilt.contains(&(origin, seq)) {
-                    self.wrong(format!("node {node} calls entry {seq} of {origin} damaged, and it is not"));
+                    self.wrong(format!(
+                        "node {node} reports entry {seq} of {origin} as damaged, which it is not"
+                    ));
                 }
                 return None;
             }
@@ -55,13 +57,13 @@ impl World {
         };
         let mut shown = BTreeSet::new();
         for entry in &entries {
-            let id = Content::decode(entry.content()).expect("we sent nothing else").id;
+            let id = Content::decode(entry.content()).expect("an encoded message").id;
             let sent = self.ledger.sent.get(&id).and_then(|contents| contents.get(&entry.digest()));
             if sent.is_none_or(|sent| sent != entry.content()) {
-                self.wrong(format!("node {node} shows message {id}, which nobody sent like that"));
+                self.wrong(format!("node {node} lists message {id} with a content that was never sent"));
             }
             if !shown.insert((id, entry.digest())) {
-                self.wrong(format!("node {node} shows message {id} twice"));
+                self.wrong(format!("node {node} lists message {id} twice"));
             }
         }
         let machine = &mut self.machines[node];
@@ -70,15 +72,15 @@ impl World {
         let unlisted = machine.held.copies.keys().find(|key| !shown.contains(key)).copied();
         run.listed = shown;
         if let Some((id, _)) = missing {
-            self.wrong(format!("node {node} showed message {id} before and does not now"));
+            self.wrong(format!("node {node} listed message {id} before and does not now"));
         }
         if let Some((id, _)) = unlisted {
-            self.wrong(format!("node {node} has message {id} and does not show it"));
+            self.wrong(format!("node {node} has message {id} and does not list it"));
         }
         Some(entries)
     }
 
-    /// Whether all nodes hold the same, and none is busy with it.
+    /// Whether all nodes have the same digest and no work left.
     pub(super) fn has_converged(&mut self) -> bool {
         let mut digests = BTreeSet::new();
         for machine in &self.machines {
@@ -93,11 +95,11 @@ impl World {
         if digests.len() != 1 {
             return false;
         }
-        // What is damaged and was not read yet is found now, as the scrub would.
+        // Listing everything finds damage that was not read yet, as the scrub does.
         (0..self.machines.len()).all(|node| self.look_at(node).is_some())
     }
 
-    /// How far the nodes are apart, in words.
+    /// The logs of each node, for a failure message.
     pub(super) fn state(&self) -> String {
         let mut words = String::new();
         for (node, machine) in self.machines.iter().enumerate() {
@@ -121,13 +123,13 @@ impl World {
         words
     }
 
-    /// Calm has come: all show the same, byte for byte, and nothing that was acknowledged is missing.
+    /// Checks a converged world: all nodes list the same bytes, and no acknowledged message is missing.
     pub(super) fn check_everything(&mut self) {
-        let first = self.look_at(0).expect("nothing is damaged any more");
+        let first = self.look_at(0).expect("all damage is repaired");
         for node in 1..self.machines.len() {
-            let other = self.look_at(node).expect("nothing is damaged any more");
+            let other = self.look_at(node).expect("all damage is repaired");
             if other != first {
-                self.wrong(format!("node {node} and node 0 have equal digests and show different histories"));
+                self.wrong(format!("node {node} and node 0 have equal digests and list different histories"));
             }
         }
         let mut contents: BTreeMap<Uuid, BTreeSet<Digest>> = BTreeMap::new();
@@ -142,7 +144,9 @@ impl World {
         let acknowledged = self.ledger.acknowledged.iter();
         let missing: Vec<_> = acknowledged.filter(|(key, _)| !shown(key)).collect();
         if let Some(((id, _), _)) = missing.iter().find(|(_, excused)| !**excused) {
-            self.wrong(format!("message {id} was acknowledged, a disk with it survived, and it is nowhere"));
+            self.wrong(format!(
+                "the acknowledged message {id} is not listed, although a disk with it survived"
+            ));
         }
         self.tally.lost += missing.len() as u64;
         let conflicts = contents.values().filter(|digests| digests.len() > 1).count() as u64;
@@ -151,7 +155,7 @@ impl World {
             if (counts.messages, counts.conflicts) != (first.len() as u64, conflicts) {
                 let (messages, found) = (counts.messages, counts.conflicts);
                 self.wrong(format!(
-                    "node {node} counts {messages} messages and {found} conflicts; it shows {} and {conflicts}",
+                    "node {node} counts {messages} messages and {found} conflicts; it lists {} and {conflicts}",
                     first.len()
                 ));
             }
@@ -159,18 +163,18 @@ impl World {
         }
     }
 
-    /// Nothing is left behind a cut.
+    /// No row is left after a cut.
     fn check_swept(&self, node: usize) {
         let run = self.machines[node].up.as_ref().expect("is up");
         let mut reader = run.store.log().read().expect("a running store can be read");
         for (origin, cut) in run.pen.logs().vector().cuts() {
             if let Some(seq) = reader.row_from(origin, cut).expect("a running store can be read") {
-                self.wrong(format!("node {node} has row {seq} of log {origin} left, which is cut at {cut}"));
+                self.wrong(format!("node {node} still has row {seq} of log {origin}, which is cut at {cut}"));
             }
         }
     }
 
-    /// After a disk lost something: what is on no disk any more is not asked for in the end.
+    /// After a disk lost data: excuses the acknowledged messages that are on no disk any more.
     pub(super) fn excuse_what_is_lost(&mut self) {
         let machines = &self.machines;
         for (key, excused) in &mut self.ledger.acknowledged {

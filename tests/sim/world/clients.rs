@@ -1,6 +1,6 @@
-//! Owns what clients do: fresh messages, batches, the same again, the same elsewhere, other content under an old id.
+//! Owns the actions of clients: new messages, batches, retries, sends to several nodes, other content under a used id.
 //!
-//! A client knows only what it was told. What it was not told it sends again, through any node, with the same id.
+//! A client knows only the answers it received. A message without an answer is retried with the same id at any node.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -14,22 +14,22 @@ use super::machine::{Key, Request};
 use super::network::name;
 use super::{Event, World, index};
 
-/// What a client may do.
+/// The actions of a client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Op {
     Fresh,
     Batch,
-    /// What was never answered, else anything.
+    /// Repeats an unanswered message, or else an acknowledged one.
     Again,
-    /// Other content with an id that is used.
+    /// Sends another content with a used id.
     Conflict,
-    /// One message to several nodes at once.
+    /// Sends one message to several nodes at the same time.
     Everywhere,
-    /// One message twice in a request.
+    /// Sends one message twice in a request.
     Twice,
 }
 
-/// What a node held before it wrote a batch.
+/// The messages of a node before it committed a batch.
 pub(super) struct Before {
     pub(super) copies: BTreeMap<Key, usize>,
     pub(super) vector: Vector,
@@ -54,7 +54,7 @@ impl World {
         self.after(delay, Event::Client);
     }
 
-    /// A client acts, through this node.
+    /// A client acts at this node.
     pub fn act(&mut self, op: Op, node: usize) {
         match op {
             Op::Fresh => {
@@ -92,7 +92,7 @@ impl World {
         }
     }
 
-    /// A message nobody has sent, with this id or a new one.
+    /// A new message, with this id or a new one.
     pub(super) fn invent(&mut self, id: Option<Uuid>) -> Key {
         let id = id.unwrap_or_else(|| Uuid::from_bytes(self.bytes()));
         let number = self.dice.roll();
@@ -106,7 +106,7 @@ impl World {
         (id, digest)
     }
 
-    /// What a client would send again: what it had no answer for, else anything.
+    /// A message that a client repeats: usually an unanswered one, else an acknowledged one.
     fn earlier(&mut self) -> Option<Key> {
         if !self.ledger.open.is_empty() && !self.dice.one_in(4) {
             let at = index(self.below(self.ledger.open.len() as u64));
@@ -117,7 +117,7 @@ impl World {
         self.ledger.acknowledged.keys().nth(at).copied()
     }
 
-    /// A request with these messages goes to a node.
+    /// Sends a request with these messages to a node.
     pub(super) fn send(&mut self, node: usize, keys: &[Key]) {
         let ids: Vec<String> = keys.iter().take(3).map(|(id, _)| short(*id)).collect();
         let what = format!("{} ({} in all) to node {node}", ids.join(" "), keys.len());
@@ -137,14 +137,14 @@ impl World {
         self.write_soon(node);
     }
 
-    /// Nobody will ever say what became of these.
+    /// These requests will never be answered.
     pub(super) fn no_answer(&mut self, requests: Vec<Request>) {
         for request in requests {
             self.ledger.open.extend(request.messages.iter().map(|message| (message.id, message.digest)));
         }
     }
 
-    /// Holds a node's answers against what is known, and tells the clients.
+    /// Checks a node's answers against the ledger, and delivers them to the clients.
     pub(super) fn outcomes(
         &mut self,
         node: usize,
@@ -163,7 +163,7 @@ impl World {
                 let stands_for_other = other.chain(batch.range(of_id)).any(|other| *other != key);
                 if stands_for_other && !was_there && matches!(outcome, SendOutcome::Stored { .. }) {
                     let id = short(key.0);
-                    self.wrong(format!("node {node} lets a second content have the id {id}, which it knows"));
+                    self.wrong(format!("node {node} accepts a second content for the id {id}, which it has"));
                 }
                 if before.copies.contains_key(&key) {
                     self.check_no_copy_is_made(node, before, key, *outcome);
@@ -179,7 +179,7 @@ impl World {
         }
     }
 
-    /// A duplicate is answered with a place that was there, not with one in the node's own log that is new.
+    /// The answer to a duplicate names an existing entry, not a new one in the node's own log.
     fn check_no_copy_is_made(&self, node: usize, before: &Before, key: Key, outcome: SendOutcome) {
         let SendOutcome::Stored { place, .. } = outcome else { return };
         let own = self.machines[node].up.as_ref().expect("is up").pen.logs().own();
@@ -196,7 +196,7 @@ impl World {
                 let log = name(place.origin);
                 self.say(format!("node {node} has {id}{again}, as entry {} of log {log}", place.seq));
                 if !self.machines[node].held.has(&key) {
-                    self.wrong(format!("node {node} says that it has {id}, and its disk does not"));
+                    self.wrong(format!("node {node} acknowledges {id}, which is not on its disk"));
                 }
                 if was_there && !duplicate {
                     self.wrong(format!("node {node} stores {id} a second time"));
@@ -207,39 +207,39 @@ impl World {
                 self.check_holders(node, place, key);
             }
             SendOutcome::NotStored(Rejection::Conflict) => {
-                self.say(format!("node {node} refuses {id}: its id stands for other content"));
+                self.say(format!("node {node} refuses {id}: its id has another content"));
                 if self.ledger.contents(key.0) < 2 {
-                    self.wrong(format!("node {node} sees a conflict of {id} with itself"));
+                    self.wrong(format!("node {node} reports a conflict for {id}, which has one content"));
                 }
             }
             SendOutcome::NotStored(why) => {
                 self.say(format!("node {node} does not store {id}: {why:?}"));
                 if self.calm {
-                    self.wrong(format!("node {node} works, and does not store a message: {why:?}"));
+                    self.wrong(format!("node {node} has no fault and does not store a message: {why:?}"));
                 }
             }
         }
     }
 
-    /// Whoever is said to have it on disk has it, unless its disk was destroyed since its last word.
+    /// Every node that is reported to have a copy has it, unless its disk was lost after its last report.
     fn check_holders(&mut self, node: usize, place: EntryKey, key: Key) {
         if self.ledger.cloned {
-            return; // two live stores of one name are not told apart yet
+            return; // two nodes with the same store id are not told apart yet
         }
         let holders = self.machines[node].up.as_ref().expect("is up").book.borrow().holders(place);
         for (peer, said) in holders {
             let machine = &self.machines[peer];
-            // A vector covers damaged entries too: whether they are found yet or not, they are counted as copies.
+            // A vector also covers damaged entries, so they count as copies whether the damage is detected or not.
             let is_damaged = machine.held.spoilt.contains(&(place.origin, place.seq));
             let is_excused = is_damaged || machine.destroyed.is_some_and(|at| at >= said);
             if !is_excused && !machine.held.keeps(&key) {
                 let id = short(key.0);
-                self.wrong(format!("node {node} says that {id} is on node {peer}, where it is not"));
+                self.wrong(format!("node {node} reports a copy of {id} on node {peer}, where there is none"));
             }
         }
     }
 
-    /// In calm every node takes a message.
+    /// Sends a message to a node, which must accept it in the calm phase.
     pub(super) fn last_words(&mut self, node: usize) {
         let key = self.invent(None);
         self.send(node, &[key]);

@@ -1,4 +1,4 @@
-//! Owns what goes wrong in a world, and what it does to what is known of its disks.
+//! Owns the faults of a world, and their effects on the models of its disks.
 
 use std::collections::BTreeSet;
 
@@ -14,7 +14,7 @@ use super::{Event, World, index};
 use crate::disk::{Dice, Platter, Unsynced};
 use chatchain::chain::ids::Origin;
 
-/// What can go wrong.
+/// The kinds of faults.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fault {
     /// The power of a machine fails.
@@ -25,15 +25,15 @@ pub enum Fault {
     Disk,
     /// A machine loses its disk and starts with an empty one.
     Wipe,
-    /// A machine goes back to a copy of its disk.
+    /// A machine is restored from a backup of its disk.
     Restore,
-    /// A running machine is copied, memory and all, in place of another.
+    /// A running machine is copied with its memory, and the copy replaces another machine.
     Clone,
-    /// Records on a disk are spoilt.
+    /// Records on a disk are damaged.
     Spoil,
-    /// Any bits in the files of a store are spoilt.
+    /// Random bits in the files of a store are flipped.
     Rot,
-    /// Some cannot reach some others.
+    /// Some machines cannot reach some others.
     Partition,
     /// A clock is set.
     Clock,
@@ -69,13 +69,13 @@ impl World {
         self.after(delay, Event::Fault);
     }
 
-    /// A machine that is off comes back some time.
+    /// Schedules the start of a stopped machine.
     fn start_later(&mut self, node: usize) {
         let delay = self.below(8_000);
         self.after(delay, Event::Start { node });
     }
 
-    /// This goes wrong with this machine.
+    /// Injects a fault into a machine.
     pub fn befall(&mut self, fault: Fault, node: usize) {
         self.tally.faults += 1;
         match fault {
@@ -92,7 +92,7 @@ impl World {
             }
             Fault::Disk => {
                 let changes = self.below(40);
-                self.say(format!("the disk of node {node} is good for {changes} more changes"));
+                self.say(format!("the disk of node {node} fails after {changes} more changes"));
                 self.machines[node].disk.is_good_for(Some(changes));
             }
             Fault::Wipe => self.wipe(node),
@@ -130,21 +130,21 @@ impl World {
         }
     }
 
-    /// A node ends at once.
+    /// Stops a node, if it is up.
     pub fn switch_off(&mut self, node: usize, how: Stop) {
         if self.machines[node].up.is_some() {
-            self.say(format!("node {node} ends: {how:?}"));
+            self.say(format!("node {node} stops: {how:?}"));
             self.tally.crashes += 1;
             self.stop(node, how);
         }
     }
 
-    /// A machine that is off starts.
+    /// Starts a stopped machine.
     pub fn switch_on(&mut self, node: usize) {
         self.start(node);
     }
 
-    /// A new, empty disk.
+    /// Replaces the disk of a machine by an empty one.
     pub fn wipe(&mut self, node: usize) {
         self.switch_off(node, Stop::Kill);
         self.say(format!("node {node} has an empty disk"));
@@ -163,24 +163,24 @@ impl World {
         }
     }
 
-    /// Takes a copy of a disk, as it is.
+    /// Takes a backup of a disk.
     pub fn back_up(&mut self, node: usize) {
-        self.say(format!("the disk of node {node} is copied"));
+        self.say(format!("the disk of node {node} is backed up"));
         let machine = &mut self.machines[node];
         machine.backup = Some(machine.copy_of_disk());
     }
 
-    /// Puts the copy in place of the disk.
+    /// Restores the disk from its backup.
     pub fn restore(&mut self, node: usize) {
         self.switch_off(node, Stop::Kill);
         let Some(backup) = self.machines[node].backup.clone() else { return };
-        self.say(format!("node {node} goes back to the copy of its disk"));
+        self.say(format!("node {node} is restored from its backup"));
         let now = self.now;
         self.machines[node].replace_disk(backup, now);
         self.excuse_what_is_lost();
     }
 
-    /// Copies a running node, with its memory, onto another machine: both go on with the same log.
+    /// Copies a running node with its memory onto another machine: both continue the same log.
     pub fn copy_running(&mut self, node: usize, onto: usize) {
         if node == onto || self.machines[node].up.is_none() || self.machines[node].disk.fails() {
             return;
@@ -203,10 +203,10 @@ impl World {
         );
         let store = match opened {
             Ok((store, _)) => store,
-            Err(error) => self.wrong(format!("the copy of a disk does not open: {error}")),
+            Err(error) => self.wrong(format!("the copied disk cannot be opened: {error}")),
         };
         if store.recovery().is_some() {
-            self.say("its disk is damaged: it starts by itself");
+            self.say("its disk is damaged: it starts from the disk alone");
             drop(store);
             return self.start(onto);
         }
@@ -215,7 +215,7 @@ impl World {
             Origin(((u128::from(names.roll()) << 64) | u128::from(names.roll())).to_be_bytes())
         });
         self.put_to_work(onto, Committer::new(store, logs, mint));
-        // As a machine that was copied while it ran: it does not even know.
+        // A machine that is copied while it runs keeps its incarnation id.
         if self.dice.one_in(2) {
             let opening = self.machines[node].up.as_ref().expect("is up").hello.open_id;
             self.machines[onto].up.as_mut().expect("is up").hello.open_id = opening;
@@ -223,7 +223,7 @@ impl World {
         self.observe(onto);
     }
 
-    /// Spoils some of the records on the disk of a machine that is off, wherever its files have them.
+    /// Damages some records on the disk of a stopped machine, in all places where its files have them.
     pub fn spoil(&mut self, node: usize, count: u64) {
         for _ in 0..count {
             let entries = self.machines[node].held.entries.len() as u64;
@@ -250,10 +250,10 @@ impl World {
             }
         });
         let (log, seq) = (name(place.0), place.1);
-        self.say(format!("on the disk of node {node} entry {seq} of log {log} is spoilt ({spoilt} copies)"));
+        self.say(format!("on the disk of node {node} entry {seq} of log {log} is damaged ({spoilt} copies)"));
         let now = self.now;
         let machine = &mut self.machines[node];
-        // What is on the platter is what is in the files: the machine is off.
+        // The machine is off, so all bytes of the files are durable.
         machine.platter = Platter::new(machine.disk.bytes());
         machine.held.remove(place);
         machine.held.spoilt.insert(place);
@@ -261,7 +261,7 @@ impl World {
         machine.destroyed = Some(now);
     }
 
-    /// Spoils any bits of the files on a machine that is off, where there is something at all.
+    /// Flips random bits in the files of a stopped machine, where a byte is not zero.
     fn rot(&mut self, node: usize, count: u64) {
         let mut dice = Dice(self.dice.roll());
         for _ in 0..count {
@@ -275,13 +275,13 @@ impl World {
                     bytes[at] ^= 1 << (dice.roll() % 8);
                 }
             });
-            self.say(format!("on the disk of node {node} a bit of {file} is spoilt: byte {place:?}"));
+            self.say(format!("on the disk of node {node} a bit of {file} is flipped: byte {place:?}"));
         }
         self.note_what_rotted(node);
         self.excuse_what_is_lost();
     }
 
-    /// Of what a disk held, what stands in no record of any of its files any more is gone.
+    /// Removes the entries from the disk model that have no intact record in any file any more.
     fn note_what_rotted(&mut self, node: usize) {
         let now = self.now;
         let machine = &mut self.machines[node];
@@ -305,8 +305,8 @@ impl World {
             for to in 0..count {
                 let is_cut = match what {
                     0 => (from <= node) != (to <= node), // two sides
-                    1 => from == node,                   // it is not heard
-                    2 => from == node || to == node,     // it is alone
+                    1 => from == node,                   // it cannot send
+                    2 => from == node || to == node,     // it is isolated
                     _ => self.dice.one_in(3),            // anything
                 };
                 if is_cut && from != to {
@@ -320,7 +320,7 @@ impl World {
         self.after(delay, Event::Mended);
     }
 
-    /// Two sides that do not reach each other: up to this machine, and behind it.
+    /// Splits the network into the machines up to this one and the rest.
     pub fn divide(&mut self, last: usize) {
         for left in 0..=last {
             for right in last + 1..self.machines.len() {
@@ -338,7 +338,7 @@ impl World {
         self.machines[node].drift = i64::try_from(self.below(2_000)).expect("small") - 1_000;
     }
 
-    /// A clock is set by so many milliseconds.
+    /// Moves a clock by this many milliseconds.
     pub fn shift_clock(&mut self, node: usize, by: i64) {
         self.say(format!("the clock of node {node} is set by {by} ms"));
         self.machines[node].clock += by;
@@ -349,7 +349,7 @@ fn record_length(bytes: &[u8]) -> usize {
     Entry::check(bytes).map_or(MAGIC.len(), |entry| entry.size())
 }
 
-/// Where in a file records begin.
+/// The records in a file, each with its offset.
 fn records_in(file: &[u8]) -> impl Iterator<Item = (usize, Entry)> {
     let mut from = 0;
     std::iter::from_fn(move || {
@@ -369,7 +369,7 @@ fn places_in(file: &[u8]) -> impl Iterator<Item = (Origin, u64)> {
     records_in(file).map(|(_, entry)| (entry.origin(), entry.seq()))
 }
 
-/// Where in a file records of this entry begin.
+/// The offsets in a file of the records of this entry.
 fn copies_of(file: &[u8], place: (Origin, u64)) -> Vec<usize> {
     let records = records_in(file).filter(|(_, entry)| (entry.origin(), entry.seq()) == place);
     records.map(|(start, _)| start).collect()

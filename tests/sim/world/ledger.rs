@@ -1,4 +1,4 @@
-//! Owns what is known of all messages of a world: what was sent, what was acknowledged, what ever stood where.
+//! Owns the ground truth of a world: which messages were sent and acknowledged, and which entry was ever at which seq.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,21 +10,21 @@ use uuid::Uuid;
 
 use super::machine::Key;
 
-/// See the head of this file.
+/// The messages and entries of a world, against which nodes are checked.
 #[derive(Debug, Default)]
 pub struct Ledger {
     /// Contents that clients sent, by id.
     pub sent: BTreeMap<Uuid, BTreeMap<Digest, Vec<u8>>>,
-    /// What was acknowledged, and whether every disk that had it was destroyed since.
+    /// The acknowledged messages, and whether every disk with the message has been lost since.
     pub acknowledged: BTreeMap<Key, bool>,
-    /// What clients never got an answer for.
+    /// Messages for which no client got an answer.
     pub open: Vec<Key>,
     places: BTreeMap<(Origin, u64), (Stamp, Digest)>,
-    /// From which log a branch may come.
+    /// The log from which each branch starts.
     parents: BTreeMap<Origin, Origin>,
     /// Logs that two processes appended to.
     pub forged: BTreeSet<Origin>,
-    /// There were two live stores of one name.
+    /// Two nodes ran with the same store id.
     pub cloned: bool,
 }
 
@@ -41,14 +41,16 @@ impl Ledger {
         }
     }
 
-    /// Takes note of an entry that stands in a log somewhere. What it says must have been sent, and must be all that
-    /// ever stands there.
+    /// Records an entry of a node's log. Its message must have been sent, and no other entry may ever have had this seq in
+    /// this log.
     pub fn observe(&mut self, entry: &Entry) -> Result<Key, String> {
         let (EntryKey { stamp, origin, seq }, digest) = (entry.key(), entry.digest());
         let id = Content::decode(entry.content()).map_err(|error| error.to_string())?.id;
         let sent = self.sent.get(&id).and_then(|contents| contents.get(&digest));
         if sent.is_none_or(|sent| sent != entry.content()) {
-            return Err(format!("entry {seq} of {origin} holds message {id}, which nobody sent like that"));
+            return Err(format!(
+                "entry {seq} of {origin} holds message {id} with a content that was never sent"
+            ));
         }
         let before = self.places.insert((origin, seq), (stamp, digest));
         if before == Some((stamp, digest)) {
@@ -56,7 +58,7 @@ impl Ledger {
         }
         if before.is_some() && !self.is_forged(origin) {
             return Err(format!(
-                "entry {seq} of {origin} was used twice: {before:?} and {:?}",
+                "seq {seq} of {origin} was used twice: {before:?} and {:?}",
                 (stamp, digest)
             ));
         }

@@ -1,6 +1,6 @@
-//! Owns one machine of a world: its disk, its clock, and, while it is up, the node that runs on it.
+//! Owns one machine of a world: its disk, its clock, and the node that runs on it while it is up.
 //!
-//! What its disk holds is also kept as a model ([`Held`]), against which every opening is checked.
+//! A model of the disk ([`Held`]) records which messages it must hold. Every opening of the store is checked against it.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -22,21 +22,21 @@ use uuid::Uuid;
 use super::book::Book;
 use crate::disk::{Disk, Images, Platter, Unsynced};
 
-/// A message's identity.
+/// The identity of a message: its id and the digest of its content.
 pub type Key = (Uuid, Digest);
-/// A store and its opening.
+/// A store id and the incarnation id of one run on it.
 pub type Opening = ([u8; 16], [u8; 16]);
 
-/// What is on a disk, intact, as far as logs cover it.
+/// The intact entries on a disk.
 #[derive(Debug, Clone, Default)]
 pub struct Held {
-    /// Which message stands where.
+    /// The message of each entry.
     pub entries: BTreeMap<(Origin, u64), Key>,
-    /// How many copies of a message there are.
+    /// The number of entries of each message.
     pub copies: BTreeMap<Key, usize>,
-    /// What stands behind gaps: in no log, but not lost.
+    /// The entries after gaps: not visible in any log, but not lost.
     pub loose: BTreeMap<(Origin, u64), Key>,
-    /// Entries whose bytes were spoilt and that are not whole again.
+    /// Entries whose bytes were damaged and are not repaired yet.
     pub spoilt: BTreeSet<(Origin, u64)>,
 }
 
@@ -48,18 +48,18 @@ impl Held {
         }
     }
 
-    /// Whether it is on the disk, if only behind a gap.
+    /// Whether the message is on the disk, in a log or after a gap.
     pub fn keeps(&self, key: &Key) -> bool {
         self.has(key) || self.loose.values().any(|loose| loose == key)
     }
 
-    /// Its bytes are gone.
+    /// The bytes of the entry are lost.
     pub fn remove(&mut self, place: (Origin, u64)) {
         self.loose.remove(&place);
         self.forget(place);
     }
 
-    /// It is in its log no more.
+    /// The entry is no longer part of its log.
     fn forget(&mut self, place: (Origin, u64)) {
         let Some(key) = self.entries.remove(&place) else { return };
         let copies = self.copies.get_mut(&key).expect("was counted");
@@ -73,14 +73,14 @@ impl Held {
         self.copies.contains_key(key)
     }
 
-    /// Forgets what a log held from here on.
+    /// Removes all entries of a log from this seq on.
     pub fn cut(&mut self, origin: Origin, seq: u64) {
         let places: Vec<_> =
             self.entries.range((origin, seq)..=(origin, u64::MAX)).map(|(p, _)| *p).collect();
         for place in places {
             self.forget(place);
         }
-        self.loose.retain(|(of, at), _| *of != origin || *at < seq); // it stands in branches, and may be spoilt there
+        self.loose.retain(|(of, at), _| *of != origin || *at < seq); // these entries are now in branches, and may be damaged there
         self.spoilt.retain(|(of, at)| *of != origin || *at < seq);
     }
 }
@@ -93,26 +93,26 @@ pub struct Backup {
     pub may_fall_back: bool,
 }
 
-/// What waits for a link's next exchange.
+/// The state of a link between exchanges.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Pause {
-    /// The timer, a change, or a word of the peer.
+    /// Waits for the timer, a change, or a request of the peer.
     Wait,
-    /// A random part of a growing time, or a word of the peer.
+    /// Waits for a random part of a growing backoff, or a request of the peer.
     BackOff,
-    /// An exchange is under way.
+    /// An exchange is running.
     Busy,
 }
 
 /// The link to one peer.
 pub struct Talk {
     pub exchange: Exchange,
-    /// The exchange under way.
+    /// The running exchange and its number.
     pub in_flight: Option<(u64, PlannedRequest)>,
-    /// Events for this link that carry another number are out of date.
+    /// Events for this link with another token are out of date.
     pub token: u64,
     pub pause: Pause,
-    /// The peer spoke to us while nobody waited.
+    /// The peer has sent a request during an exchange, so the next exchange starts at once.
     pub permit: bool,
     pub failures: u32,
     pub idle_rounds: u32,
@@ -132,7 +132,7 @@ impl Default for Talk {
     }
 }
 
-/// A client's request that waits to be written.
+/// A client's request that waits for the writer.
 #[derive(Debug)]
 pub struct Request {
     pub messages: Vec<NewMessage>,
@@ -140,7 +140,7 @@ pub struct Request {
     pub answer_is_lost: bool,
 }
 
-/// A node that runs.
+/// A running node.
 pub struct Running {
     pub store: Arc<Store>,
     pub pen: Committer,
@@ -152,50 +152,50 @@ pub struct Running {
     pub heal: Repair,
     pub scrub: Scrub,
     pub inbox: Vec<Request>,
-    /// The vector up to which entries were looked at.
+    /// The vector up to which entries were checked.
     pub seen: Vector,
-    /// What was listed in this life.
+    /// The messages that were listed in this incarnation.
     pub listed: BTreeSet<Key>,
-    /// The writer is to be called soon.
+    /// A write event is scheduled.
     pub write_is_due: bool,
 }
 
-/// How a node ends.
+/// How a node stops.
 #[derive(Debug, Clone, Copy)]
 pub enum Stop {
-    /// The process is killed; the system keeps what was written.
+    /// The process is killed; the operating system keeps its writes.
     Kill,
     /// The power fails.
     Power(Unsynced),
-    /// It is asked to, and closes its files.
+    /// The node closes its files and exits.
     Cleanly,
 }
 
-/// See the head of this file.
+/// A machine with its disk, its model of the disk, and its clock.
 pub struct Machine {
     pub disk: Disk,
     pub platter: Platter,
     pub held: Held,
     pub up: Option<Running>,
-    /// Openings of its store so far.
+    /// The number of incarnations so far, which identifies the current one.
     pub lives: u64,
-    /// How far its clock is from the world's, in milliseconds.
+    /// Offset of the clock from the world's, in milliseconds.
     pub clock: i64,
-    /// How much faster it goes, in millionths.
+    /// Drift of the clock, in parts per million.
     pub drift: i64,
     pub room: Space,
     pub backup: Option<Backup>,
-    /// When something on its disk was last destroyed.
+    /// When the disk last lost data.
     pub destroyed: Option<u64>,
-    /// The next opening checks no pages, so that damage is met by whoever reads.
+    /// The next opening checks no pages, so that only a read detects damage.
     pub opens_carelessly: bool,
-    /// It can be asked, and answers, but not ask.
+    /// The machine answers requests but cannot connect to others.
     pub reaches_nobody: bool,
-    /// Its newest pages may be damaged after a crash: then redb silently goes back one commit.
+    /// The newest pages may be damaged after a crash: then redb silently falls back by one commit.
     pub may_fall_back: bool,
-    /// What the last commit made whole: it is damaged again without it.
+    /// The entries that the last commit repaired. They are damaged again if that commit is lost.
     pub mended_last: BTreeSet<(Origin, u64)>,
-    /// What its latest message said of its logs.
+    /// The vector in the last message to a peer.
     pub advertised: Vector,
 }
 
@@ -220,14 +220,14 @@ impl Machine {
         }
     }
 
-    /// Takes note of what was written since.
+    /// Applies the latest steps of the disk to the model of durable data.
     pub fn fold(&mut self) {
         for step in self.disk.take_steps() {
             self.platter.take(&step);
         }
     }
 
-    /// Ends the node. Nothing more of it reaches the disk.
+    /// Stops the node. Nothing it writes afterwards reaches the disk.
     pub fn stop(&mut self, how: Stop) {
         self.fold();
         self.disk.is_good_for(if matches!(how, Stop::Cleanly) { None } else { Some(0) });
@@ -242,12 +242,12 @@ impl Machine {
         }
     }
 
-    /// What is on its disk now.
+    /// A copy of the disk and its model.
     pub fn copy_of_disk(&self) -> Backup {
         Backup { bytes: self.disk.bytes(), held: self.held.clone(), may_fall_back: self.may_fall_back }
     }
 
-    /// Another disk, with this on it.
+    /// Replaces the disk with this copy.
     pub fn replace_disk(&mut self, backup: Backup, now: u64) {
         let Backup { bytes, held, may_fall_back } = backup;
         self.may_fall_back = may_fall_back;

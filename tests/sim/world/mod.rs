@@ -1,9 +1,9 @@
-//! A world: two to seven machines, a network between them, clients, faults, and one seed that decides everything.
+//! A simulated world: two to seven machines, their network, clients and faults, all driven by one seed.
 //!
-//! One thread, no sockets, no real time: events in simulated milliseconds. The nodes are the real store and the real
-//! replica code, driven as `node` drives them; what travels between them are the real bytes. After a phase of faults
-//! comes calm, in which the world must converge; then everything is held against what is known of it.
-//! What is wrong panics; the trace, one line for each event, says how it came to it.
+//! One thread, no sockets, no real time: events happen at simulated milliseconds. The nodes run the real store and replica
+//! code, driven as `node` drives it, and exchange the real bytes. After a phase of faults comes a calm phase without
+//! faults, in which the world must converge; then all messages are checked against the ledger.
+//! A violation panics. The trace, one line per event, shows what led to it.
 
 mod book;
 mod check;
@@ -29,45 +29,45 @@ pub use clients::Op;
 pub use faults::Fault;
 pub use machine::Stop;
 
-/// When every world begins, in Unix milliseconds.
+/// The start of every world, in Unix milliseconds.
 pub const BASE_MS: u64 = 1_700_000_000_000;
-/// Calm worlds converge within this time.
+/// A calm world must converge within this time.
 const CALM_MS_MAX: u64 = 200_000;
 
 /// One line for each event.
 pub type Trace = Arc<Mutex<Vec<String>>>;
 
-/// What happens next somewhere. `life` names an opening: what was meant for an earlier one is dropped.
+/// A scheduled event. Events for an earlier incarnation of a node are dropped.
 enum Event {
-    /// A link's timer, or the end of its back-off.
+    /// A link starts an exchange: its timer has fired, or its backoff has ended.
     Exchange { node: usize, life: u64, peer: usize, token: u64, on_timer: bool },
-    /// Something arrives.
+    /// A packet arrives.
     Letter(Letter),
-    /// A request was taken in; now it is answered.
+    /// A node answers a request that it has admitted before.
     Answer { node: usize, life: u64, answer: Box<network::Answering> },
-    /// The asking side gives up.
+    /// The initiator of an exchange gives up.
     Fails { node: usize, life: u64, peer: usize, exchange: u64, why: &'static str },
-    /// The writer looks into its inbox.
+    /// The writer commits its inbox.
     Write { node: usize, life: u64 },
-    /// The index is written.
+    /// The index is flushed.
     Index { node: usize, life: u64 },
-    /// What is damaged is looked at.
+    /// A node checks its damaged entries.
     Heal { node: usize, life: u64 },
     /// A client acts.
     Client,
-    /// Somebody lists everything.
+    /// A client lists the whole history of a node.
     Look { node: usize },
-    /// A reader of the feed reads on.
+    /// A reader of the feed continues.
     Read { reader: usize },
-    /// Something goes wrong.
+    /// A random fault happens.
     Fault,
-    /// The network is whole again.
+    /// All links of the network work again.
     Mended,
-    /// A machine is switched on.
+    /// A machine starts.
     Start { node: usize },
 }
 
-/// What a world had in it.
+/// Counts of what happened in a world.
 #[derive(Debug, Default, Clone, Copy)]
 pub struct Tally {
     pub acknowledged: u64,
@@ -93,27 +93,27 @@ impl Tally {
     }
 }
 
-/// How a world is made.
+/// The parameters of a world.
 #[derive(Debug, Clone)]
 pub struct Plan {
     pub seed: u64,
     pub machines: usize,
-    /// How long things go wrong.
+    /// The duration of the phase with faults.
     pub trouble_ms: u64,
-    /// Milliseconds between two actions of clients, at the average. 0: they do nothing by themselves.
+    /// Average milliseconds between two client actions. 0: clients do nothing by themselves.
     pub client_every_ms: u64,
-    /// Milliseconds between two faults, at the average.
+    /// Average milliseconds between two faults.
     pub fault_every_ms: u64,
-    /// What goes wrong.
+    /// The kinds of faults that happen.
     pub faults: Vec<Fault>,
-    /// Of a thousand messages on the wire, so many are lost.
+    /// Packets lost, per thousand.
     pub loss: u64,
-    /// The longest usual way of a message.
+    /// The longest normal delay of a packet.
     pub delay_ms: u64,
 }
 
 impl Plan {
-    /// All of it decided by the seed: each world has some of the faults.
+    /// Draws all parameters from the seed. Each world has some kinds of faults.
     pub fn from_seed(seed: u64) -> Self {
         let mut dice = Dice(seed.wrapping_mul(0x9e37_79b9) ^ 0x5eed);
         let machines = [2, 2, 3, 3, 3, 3, 4, 4, 4, 5, 6, 7][index(dice.roll() % 12)];
@@ -133,7 +133,7 @@ impl Plan {
         }
     }
 
-    /// Nothing happens by itself.
+    /// No client actions and no faults happen by themselves.
     pub fn quiet(seed: u64, machines: usize) -> Self {
         let faults = Vec::new();
         Plan {
@@ -154,7 +154,7 @@ fn index(number: u64) -> usize {
     usize::try_from(number % (1 << 31)).expect("fits")
 }
 
-/// See the head of this file.
+/// All machines, their network, and the queue of future events.
 pub struct World {
     plan: Plan,
     now: u64,
@@ -165,7 +165,7 @@ pub struct World {
     network: Network,
     ledger: Ledger,
     readers: Vec<Reader>,
-    /// A machine was copied while it ran, so two processes may have used one place.
+    /// A machine was copied while it ran, so two processes may have written to one log.
     was_cloned: bool,
     calm: bool,
     trace: Trace,
@@ -195,16 +195,16 @@ impl World {
         world
     }
 
-    /// One line of the trace.
+    /// Adds a line to the trace.
     fn say(&self, what: impl AsRef<str>) {
         let line = format!("{:>7} ms  {}", self.now, what.as_ref());
-        self.trace.lock().expect("nobody panics while writing a line").push(line);
+        self.trace.lock().expect("no thread panics with the lock").push(line);
     }
 
-    /// Something is wrong.
+    /// Reports a violation.
     #[track_caller]
     fn wrong(&self, what: impl AsRef<str>) -> ! {
-        self.say(format!("WRONG: {}", what.as_ref()));
+        self.say(format!("VIOLATION: {}", what.as_ref()));
         panic!("{}", what.as_ref());
     }
 
@@ -213,18 +213,18 @@ impl World {
         self.queue.insert((self.now + ms, self.number), event);
     }
 
-    /// A number below `most`.
+    /// A random number below `most`.
     fn below(&mut self, most: u64) -> u64 {
         self.dice.roll() % most.max(1)
     }
 
-    /// A machine.
+    /// A random machine.
     fn any(&mut self) -> usize {
         let count = self.machines.len() as u64;
         index(self.below(count))
     }
 
-    /// Everything up to a moment happens.
+    /// Runs all events up to a time.
     pub fn run_until(&mut self, moment: u64) {
         while let Some(entry) = self.queue.first_entry() {
             if entry.key().0 > moment {
@@ -237,7 +237,7 @@ impl World {
         self.now = moment;
     }
 
-    /// So much time passes.
+    /// Runs all events of the next `ms` milliseconds.
     pub fn pass(&mut self, ms: u64) {
         self.run_until(self.now + ms);
     }
@@ -291,7 +291,7 @@ impl World {
         self.machines[node].up.is_some() && self.machines[node].lives == life
     }
 
-    /// From the first event to the last check.
+    /// Runs the whole world: the phase with faults, the calm phase, and the checks.
     pub fn run(&mut self) {
         self.say(format!("{:?}", self.plan));
         if self.plan.client_every_ms > 0 {
@@ -306,7 +306,7 @@ impl World {
         self.converge();
     }
 
-    /// Calm: everything works, except that clocks stay wrong. Then all is checked.
+    /// The calm phase: all faults end except wrong clocks, and the world must converge. Then everything is checked.
     pub fn converge(&mut self) {
         self.calm = true;
         self.say("calm");

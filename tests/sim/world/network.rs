@@ -1,8 +1,8 @@
-//! Owns the way between machines: what is lost, late, doubled or cut off, and both sides of every exchange.
+//! Owns the network between machines, which loses, delays and duplicates packets, and both sides of every exchange.
 //!
-//! As `node::replicate`: a link starts an exchange by its timer, a change or a word of the peer, reads, asks, and
-//! carries out what the answer leads to. A request is taken in and answered in two steps, between which other things
-//! happen, as they do between threads.
+//! Works as the exchanges of a real node: a link starts an exchange because of its timer, a change, or a message of the
+//! peer; it reads, sends a request, and carries out the actions that the answer requires. A request is admitted and
+//! answered in two events, between which other events happen, as between threads.
 
 use std::cell::Cell;
 
@@ -22,10 +22,10 @@ const IDLE_ROUNDS_MAX: u32 = 8;
 const BACK_OFF_MIN_MS: u64 = 250;
 const BACK_OFF_MAX_MS: u64 = 30_000;
 
-/// Who can reach whom, and how well.
+/// Which machines can reach each other, and the quality of the network.
 pub struct Network {
     blocked: Vec<Vec<bool>>,
-    /// Of a thousand messages so many are lost, and as many come twice.
+    /// Packets lost, per thousand; as many are duplicated.
     pub loss: u64,
     pub delay_ms: u64,
     exchanges: u64,
@@ -54,20 +54,20 @@ impl Network {
     }
 }
 
-/// Bytes on their way.
+/// A request or an answer in transit.
 pub struct Letter {
     from: usize,
     to: usize,
     exchange: u64,
     bytes: Bytes,
-    /// When it was said.
+    /// When it was sent.
     said: u64,
     is_reply: bool,
-    /// An answer that says no.
+    /// An answer with an error.
     is_refusal: bool,
 }
 
-/// A request that was taken in.
+/// A request that was admitted and is not answered yet.
 pub struct Answering {
     letter: Letter,
     request: SyncMessage,
@@ -83,14 +83,14 @@ impl World {
         let life = self.machines[asker].lives;
         let fails = |why| Event::Fails { node: asker, life, peer: other, exchange, why };
         if self.network.blocked[from][to] || self.below(1_000) < self.network.loss {
-            return; // the asker's patience ends some time
+            return; // the initiator times out later
         }
         if !letter.is_reply && self.machines[to].up.is_none() {
             return self.after(1, fails("refused"));
         }
         let mut delay = 1 + self.below(self.network.delay_ms);
         if !self.calm && self.dice.one_in(200) {
-            delay += self.below(2 * EXCHANGE_MS); // it comes when nobody waits any more
+            delay += self.below(2 * EXCHANGE_MS); // arrives after the initiator's timeout
         }
         if self.below(1_000) < self.network.loss && !letter.is_reply {
             let (bytes, said) = (letter.bytes.clone(), letter.said);
@@ -108,7 +108,7 @@ impl World {
         if letter.is_reply { self.reply_arrives(&letter) } else { self.request_arrives(letter) }
     }
 
-    /// The link is idle: until when?
+    /// The link is idle: schedules its next exchange.
     fn wait(&mut self, node: usize, peer: usize) {
         let jitter = 750 + self.below(500);
         let run = self.machines[node].up.as_mut().expect("lives");
@@ -121,7 +121,7 @@ impl World {
         self.after(delay, Event::Exchange { node, life, peer, token, on_timer: !at_once });
     }
 
-    /// Starts the link's exchange now, if it waits.
+    /// Starts the next exchange of a link now.
     fn wake(&mut self, node: usize, peer: usize, on_timer: bool) {
         let life = self.machines[node].lives;
         let run = self.machines[node].up.as_mut().expect("lives");
@@ -131,7 +131,7 @@ impl World {
         self.after(0, Event::Exchange { node, life, peer, token, on_timer });
     }
 
-    /// After a commit: who has something to push?
+    /// After a commit: starts an exchange on each idle link that has something to push.
     pub(super) fn wake_links(&mut self, node: usize) {
         for peer in (0..self.machines.len()).filter(|peer| *peer != node) {
             let run = self.machines[node].up.as_ref().expect("lives");
@@ -142,7 +142,7 @@ impl World {
         }
     }
 
-    /// The peer spoke to us.
+    /// The peer has sent a request: wakes the link to it.
     fn notify(&mut self, node: usize, peer: usize) {
         let talk = &mut self.machines[node].up.as_mut().expect("lives").talks[peer];
         match talk.pause {
@@ -163,7 +163,7 @@ impl World {
             return;
         }
         if self.machines[node].reaches_nobody {
-            return self.link_fails(node, peer, "its way out is blocked");
+            return self.link_fails(node, peer, "it cannot connect");
         }
         let run = self.machines[node].up.as_mut().expect("lives");
         let logs = run.pen.logs().clone();
@@ -198,7 +198,7 @@ impl World {
         self.send_letter(Letter { from: node, to: peer, exchange, bytes, said: now, is_reply, is_refusal });
     }
 
-    /// Quiet ones are not worth a line.
+    /// Traces a request or an answer that has any content.
     fn say_body(&self, from: usize, to: usize, body: &SyncMessage, verb: &str) {
         let records: usize = body.runs.iter().map(|run| run.entries.len()).sum();
         let heads = body.heads.as_ref().map_or(0, |heads| heads.changes.len() + heads.cuts.len());
@@ -211,7 +211,7 @@ impl World {
         }
     }
 
-    /// Has the writer take in runs, in pieces. `None`: the node has ended over it.
+    /// Has the writer admit runs, in pieces. `None`: the node has ended because of a disk failure.
     fn admit_runs(
         &mut self,
         node: usize,
@@ -367,7 +367,7 @@ impl World {
         let running = self.now - self.machines[node].up.as_ref().expect("lives").started;
         let new = self.link(node, peer).exchange.settle(&heard, &admitted, running);
         if admitted.iter().any(|(_, admitted)| admitted.not_stored.is_some()) {
-            return self.link_fails(node, peer, "this node cannot store what came");
+            return self.link_fails(node, peer, "this node cannot store the entries");
         }
         let mut progress = new > 0;
         for (origin, search, run) in std::mem::take(&mut heard.probes) {
@@ -390,7 +390,7 @@ impl World {
         let talk = self.link(node, peer);
         talk.idle_rounds = if next == NextExchange::Again && !progress { talk.idle_rounds + 1 } else { 0 };
         if talk.idle_rounds > IDLE_ROUNDS_MAX {
-            return self.link_fails(node, peer, "the exchange does not come to an end");
+            return self.link_fails(node, peer, "the exchange does not end");
         }
         if next == NextExchange::Again {
             self.wake(node, peer, false);
@@ -434,7 +434,7 @@ impl World {
     }
 }
 
-/// The beginning of a log's name.
+/// The first characters of a log's id, for the trace.
 pub fn name(origin: Origin) -> String {
     origin.to_string().chars().take(6).collect()
 }

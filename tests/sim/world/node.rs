@@ -1,6 +1,6 @@
-//! Owns a node's life on its machine: opening, the writer, the index, what is done about damage, and its end.
+//! Owns a node on its machine: start, writer, index, repair and stop.
 //!
-//! Whatever a commit makes visible is looked at at once and held against the ledger.
+//! Every entry that a commit makes visible is checked against the ledger at once.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -23,11 +23,11 @@ use crate::disk::{Dice, Unsynced};
 
 const NETWORK: &str = "sim";
 
-/// No log of a world grows that long.
+/// No log of a world has this many entries.
 const LOG_COUNT_MAX: u64 = 1_000_000;
 
 impl World {
-    /// 16 bytes of chance.
+    /// 16 random bytes.
     pub(super) fn bytes(&mut self) -> [u8; 16] {
         let number = (u128::from(self.dice.roll()) << 64) | u128::from(self.dice.roll());
         number.to_be_bytes()
@@ -39,7 +39,7 @@ impl World {
             [index(self.dice.roll() % 4)]
     }
 
-    /// Switches a machine on.
+    /// Starts a stopped machine.
     pub(super) fn start(&mut self, node: usize) {
         if self.machines[node].up.is_some() {
             return;
@@ -55,17 +55,17 @@ impl World {
         let (store, logs) = match opened {
             Ok(opened) => opened,
             Err(error) if self.machines[node].disk.fails() => {
-                self.say(format!("node {node} fails while it starts: {error}"));
+                self.say(format!("the disk of node {node} fails during the start: {error}"));
                 let how = Stop::Power(self.any_loss());
                 self.machines[node].stop(how);
                 if !self.machines[node].held.spoilt.is_empty() {
-                    // It may have been salvaged before it failed: the next opening does not know.
+                    // A salvage may have happened before the failure, which the next opening cannot know.
                     self.machines[node].advertised = Vector::default();
                 }
                 let delay = self.below(2_000);
                 return self.after(delay, Event::Start { node });
             }
-            Err(error) => self.wrong(format!("node {node} does not open its store: {error}")),
+            Err(error) => self.wrong(format!("node {node} cannot open its store: {error}")),
         };
         let logs = std::sync::Arc::new(logs);
         let mut names = Dice(self.dice.roll());
@@ -80,7 +80,7 @@ impl World {
         self.say(format!("node {node} is up: {} messages in {heads} logs", counts.messages));
     }
 
-    /// A node runs with this pen from now on.
+    /// Runs a node on this store.
     pub(super) fn put_to_work(&mut self, node: usize, pen: Committer) {
         let hello = Hello {
             network: Hello::network_hash(NETWORK),
@@ -121,7 +121,7 @@ impl World {
         }
     }
 
-    /// What is found at an opening: all that was there, unless it was spoilt, and all that was told to others.
+    /// Checks an opening: all messages of the disk model and all entries advertised to peers must be there, unless damaged.
     fn check_found(&mut self, node: usize) {
         let machine = &mut self.machines[node];
         let run = machine.up.as_mut().expect("is up");
@@ -134,18 +134,18 @@ impl World {
         let fell_back = std::mem::take(&mut machine.may_fall_back);
         if fell_back {
             gone.clear();
-            // The commit that is gone may have mended something.
+            // The lost commit may have repaired entries.
             let machine = &mut self.machines[node];
             let mended = std::mem::take(&mut machine.mended_last);
             machine.held.spoilt.extend(mended);
         }
         if let Some(recovery) = &recovery {
-            gone.clear(); // it is another store now; what is behind gaps comes back
+            gone.clear(); // the salvaged store has a new id; entries after gaps come back later
             self.tally.salvages += 1;
             self.say(format!("node {node} is salvaged: {:?}", recovery.salvaged));
         }
         if !gone.is_empty() {
-            self.wrong(format!("node {node} told others of entries that are gone: {gone:?}"));
+            self.wrong(format!("node {node} advertised entries that are lost: {gone:?}"));
         }
         self.observe(node);
         self.observe_loose(node);
@@ -158,12 +158,12 @@ impl World {
         let held = &self.machines[node].held;
         if let Some((id, _)) = before.copies.keys().chain(before.loose.values()).find(|key| !held.keeps(key))
         {
-            self.wrong(format!("node {node} had message {id} on its disk, and after opening it is gone"));
+            self.wrong(format!("node {node} had message {id} on its disk, and lacks it after opening"));
         }
         self.machines[node].advertised = vector;
     }
 
-    /// Looks at what stands behind gaps.
+    /// Records the entries after gaps.
     fn observe_loose(&mut self, node: usize) {
         let machine = &mut self.machines[node];
         let run = machine.up.as_ref().expect("is up");
@@ -172,7 +172,7 @@ impl World {
         let mut wrong = None;
         for (origin, last) in logs.detached() {
             if last > LOG_COUNT_MAX {
-                wrong = Some(format!("something is believed to be entry {last} of {origin}"));
+                wrong = Some(format!("a log cannot have an entry {last}: {origin}"));
                 continue;
             }
             for seq in logs.vector().seq(origin) + 1..=last {
@@ -188,7 +188,7 @@ impl World {
         }
     }
 
-    /// Looks at everything that became visible at a node.
+    /// Checks all entries that became visible at a node.
     pub(super) fn observe(&mut self, node: usize) {
         let machine = &mut self.machines[node];
         let run = machine.up.as_mut().expect("is up");
@@ -211,7 +211,7 @@ impl World {
                 },
                 Some(_) => {}
                 None if machine.held.spoilt.contains(&(origin, seq)) => {}
-                None => wrong = Some(format!("entry {seq} of {origin} is damaged, and nobody damaged it")),
+                None => wrong = Some(format!("entry {seq} of {origin} is damaged without a fault")),
             }
         }
         run.seen = now;
@@ -220,7 +220,8 @@ impl World {
         }
     }
 
-    /// Has the writer do this, perhaps together with what waits of clients. `None`: the node has ended over it.
+    /// Has the writer commit this, perhaps together with waiting client requests. `None`: the node has ended because of a
+    /// disk failure.
     pub(super) fn write(
         &mut self,
         node: usize,
@@ -249,7 +250,7 @@ impl World {
         let has_more = run.pen.has_more() && machine.room.peers;
         machine.fold();
         for care in care {
-            self.say(format!("node {node} takes care: {}", in_words(care)));
+            self.say(format!("node {node} maintains its logs: {}", in_words(care)));
         }
         let spoilt = self.machines[node].held.spoilt.clone();
         self.observe(node);
@@ -267,7 +268,7 @@ impl World {
         Some(written.admits)
     }
 
-    /// The writer gets to it within a few milliseconds.
+    /// Schedules the writer within a few milliseconds.
     pub(super) fn write_soon(&mut self, node: usize) {
         let (life, delay) = (self.machines[node].lives, self.dice.roll() % 5);
         let run = self.machines[node].up.as_mut().expect("lives");
@@ -285,20 +286,20 @@ impl World {
         let run = self.machines[node].up.as_ref().expect("lives");
         let settles = self.dice.one_in(3);
         if run.store.flush_index().is_err() || (settles && run.store.commit_for_fast_open().is_err()) {
-            return self.storage_fails(node, "behind the acknowledgement");
+            return self.storage_fails(node, "after the acknowledgment");
         }
         self.machines[node].fold();
         let (life, delay) = (self.machines[node].lives, 500 + self.below(4_000));
         self.after(delay, Event::Index { node, life });
     }
 
-    /// Gives up what nobody has.
+    /// Gives up damaged entries that no peer has.
     pub(super) fn heal(&mut self, node: usize) {
         let peers: Vec<usize> = (0..self.machines.len()).filter(|peer| *peer != node).collect();
         let run = self.machines[node].up.as_mut().expect("lives");
         let running = self.now - run.started;
         run.heal.look(run.store.log().damage(), run.pen.logs(), running);
-        // Whoever answers at this address with another store is another peer; what matters is that it was asked.
+        // A peer that answers with another store id counts as another peer; here it only matters that it was asked.
         let numbers: Vec<usize> = (0..peers.len()).collect();
         let hopeless = run.heal.hopeless(&numbers, running);
         for (origin, seq) in hopeless {
@@ -314,7 +315,7 @@ impl World {
         }
     }
 
-    /// A step of the slow walk over everything.
+    /// One step of the scrub, which checks all entries slowly.
     fn scrub(&mut self, node: usize) {
         let run = self.machines[node].up.as_mut().expect("lives");
         let logs = run.pen.logs().clone();
@@ -332,11 +333,11 @@ impl World {
         }
     }
 
-    /// A read or a write failed: the store is closed, and opened anew some time later.
+    /// A read or a write failed: the store is closed, and reopened some time later.
     pub(super) fn storage_fails(&mut self, node: usize, why: &str) {
         let was_meant = self.machines[node].disk.fails();
         if !was_meant {
-            self.wrong(format!("node {node}: the storage fails, and the disk does not: {why}"));
+            self.wrong(format!("node {node}: a storage error without a disk fault: {why}"));
         }
         let loss = self.any_loss();
         self.say(format!("node {node} ends, its disk failed ({why}); of what was not synced: {loss:?}"));
@@ -346,7 +347,7 @@ impl World {
         self.after(delay, Event::Start { node });
     }
 
-    /// Ends a node; what its clients wait for is never answered.
+    /// Stops a node. Its waiting requests are never answered.
     pub(super) fn stop(&mut self, node: usize, how: Stop) {
         let Some(run) = self.machines[node].up.as_mut() else { return };
         let requests = std::mem::take(&mut run.inbox);

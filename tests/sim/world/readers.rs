@@ -1,7 +1,7 @@
-//! Owns the readers of the feed: each goes on at whichever node is up, with nothing but the cursor it was given last.
+//! Owns the feed readers: each continues at any node that is up, and keeps nothing but its last cursor.
 //!
-//! None may miss a message, and none gets an entry twice. A message may come twice where it stands twice: two nodes accepted
-//! it, or a log was cut.
+//! No reader may miss a message or get an entry twice. A reader may get a message twice if it has two entries: two nodes
+//! accepted it, or a log was cut.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -15,11 +15,11 @@ use chatchain::store::history::feed_scan::FeedScan;
 use super::machine::Key;
 use super::{Event, World, index};
 
-/// Enough to move about differently.
+/// Two readers visit different nodes.
 const READERS: usize = 2;
 const PURPOSE: Scope = Scope { network: [1; 8], filter: [0; 8] };
 
-/// Somebody who follows the feed from the very first message.
+/// A reader that follows the feed from the first message on.
 #[derive(Debug, Default)]
 pub(super) struct Reader {
     seen: ReadState,
@@ -27,7 +27,7 @@ pub(super) struct Reader {
 }
 
 impl World {
-    /// Readers begin to read.
+    /// Starts the readers.
     pub(super) fn seat_readers(&mut self) {
         for reader in 0..READERS {
             self.readers.push(Reader::default());
@@ -35,7 +35,7 @@ impl World {
         }
     }
 
-    /// A reader reads on somewhere.
+    /// A reader continues at a random node.
     pub(super) fn read_on(&mut self, reader: usize) {
         let (node, most) = (self.any(), 1 + index(self.below(40)));
         if self.machines[node].up.is_some() {
@@ -52,7 +52,7 @@ impl World {
         let (logs, store) = (Arc::new(run.pen.logs().clone()), run.store.clone());
         let until = Frontier::of(logs.vector());
         let Reader { seen, mut given } = std::mem::take(&mut self.readers[reader]);
-        // A disk that fails now is looked at by others; who reads comes again.
+        // Other events handle a failing disk; the reader tries again later.
         let Ok(mut follow) = FeedScan::new(&store, logs, seen.clone(), until) else {
             self.readers[reader] = Reader { seen, given };
             return;
@@ -63,10 +63,10 @@ impl World {
             for next in found {
                 let content = Content::decode(next.entry.content()).expect("readable");
                 let place = next.entry.key();
-                // A copy of a running machine uses places a second time; whoever saw one version may see the other.
+                // A copy of a running machine reuses seqs, so a reader may get both versions of an entry.
                 let is_new = given.entry((content.id, next.entry.digest())).or_default().insert(place);
                 if !is_new && !self.was_cloned {
-                    self.wrong(format!("reader {reader} gets message {} twice, from {place:?}", content.id));
+                    self.wrong(format!("reader {reader} gets message {} twice, at {place:?}", content.id));
                 }
                 (count, at) = (count + 1, Some(place));
             }
@@ -76,7 +76,7 @@ impl World {
             Some(at) => follow.state_at(at),
             None => seen,
         };
-        // It keeps nothing but the bytes, where they are short enough.
+        // The reader keeps only the encoded cursor, if it is short enough to encode.
         let kept = cursor::core(&seen).map(|core| {
             let cursor = cursor::open(&cursor::seal(&core, PURPOSE), PURPOSE).expect("is one");
             cursor.expand(|_| None).expect("without milestones there is nothing to look up")
@@ -84,19 +84,19 @@ impl World {
         if let Some(kept) = &kept
             && *kept != seen
         {
-            self.wrong(format!("a cursor says {kept:?}, and was made of {seen:?}"));
+            self.wrong(format!("a cursor decodes to {kept:?}, but was made from {seen:?}"));
         }
         self.readers[reader] = Reader { seen: kept.unwrap_or(seen), given };
     }
 
-    /// Everything is on every node: readers that read to the end there have it all.
+    /// All nodes have all messages: a reader that reads to the end of any node must have them all.
     pub(super) fn check_readers(&mut self, shown: &BTreeSet<Key>) {
         for reader in 0..self.readers.len() {
             let node = self.any();
             self.read_at(reader, node, usize::MAX);
             let given = &self.readers[reader].given;
-            // What was read of one version of a log counts for the other, until they are compared; if one of them is lost
-            // before that, they never are.
+            // Entries read from one version of a forked log count for the other version until both are compared. If one
+            // version is lost before that, they are never compared.
             let missed = shown.iter().find(|key| !given.contains_key(key)).filter(|_| !self.was_cloned);
             if let Some((id, _)) = missed {
                 self.wrong(format!("reader {reader} missed message {id}"));

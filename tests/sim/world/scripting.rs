@@ -1,4 +1,4 @@
-//! Owns what stories ask of a world, and do to it, beyond what happens by itself.
+//! Owns the queries and actions of scenarios on a world, beyond its random events.
 
 use chatchain::replica::write_ops::Space;
 
@@ -6,7 +6,7 @@ use super::World;
 use super::machine::Key;
 
 impl World {
-    /// How many messages a node counts.
+    /// The message count of a node.
     pub fn messages(&self, node: usize) -> usize {
         let messages = self.machines[node].up.as_ref().expect("is up").store.counts().messages;
         usize::try_from(messages).expect("few")
@@ -16,12 +16,12 @@ impl World {
         self.machines[node].up.as_ref().expect("is up").store.counts().conflicts
     }
 
-    /// What a node shows.
+    /// The messages that a node lists.
     pub fn listed(&self, node: usize) -> Vec<Key> {
         self.machines[node].held.copies.keys().copied().collect()
     }
 
-    /// Messages that went with all disks that had them.
+    /// The number of messages that were lost with all disks that had them.
     pub fn lost(&self) -> usize {
         usize::try_from(self.tally.lost).expect("few")
     }
@@ -30,7 +30,7 @@ impl World {
         self.machines[node].up.as_ref().expect("is up").pen.logs().vector().cuts().count()
     }
 
-    /// How many entries stand behind gaps at a node.
+    /// The number of entries after gaps at a node.
     pub fn loose(&self, node: usize) -> u64 {
         let logs = self.machines[node].up.as_ref().expect("is up").pen.logs();
         logs.detached().map(|(origin, last)| last - logs.vector().seq(origin) - 1).sum()
@@ -45,40 +45,40 @@ impl World {
         self.machines[node].up.as_ref().expect("is up").pen.logs().vector().origins()
     }
 
-    /// Somebody lists everything at a node, which finds what is damaged.
+    /// Lists the whole history of a node, which finds damaged entries.
     pub fn list_all(&mut self, node: usize) {
         let _met_damage = self.look_at(node);
     }
 
-    /// A disk has room for nothing.
+    /// The disk of a node is full.
     pub fn fill(&mut self, node: usize) {
         self.say(format!("the disk of node {node} is full"));
         self.machines[node].room = Space { clients: false, peers: false };
     }
 
-    /// Nobody reaches anybody.
+    /// No machine reaches any other.
     pub fn isolate_all(&mut self) {
         for from in 0..self.machines.len() {
             for to in (0..self.machines.len()).filter(|to| *to != from) {
                 self.network.block(from, to);
             }
         }
-        self.say("everybody is cut off");
+        self.say("all machines are cut off");
     }
 
-    /// This node is reached, and reaches nobody by itself.
+    /// A node can be reached but cannot connect to others.
     pub fn only_answers(&mut self, node: usize) {
         self.say(format!("node {node} only answers"));
         self.machines[node].reaches_nobody = true;
     }
 
-    /// These two reach each other.
+    /// Restores the link between two machines.
     pub fn connect(&mut self, one: usize, other: usize) {
         self.network.join(one, other);
         self.say(format!("{one} and {other} reach each other"));
     }
 
-    /// The same id with other content at each of these nodes.
+    /// Sends one id with a different content to each of these nodes.
     pub fn conflict(&mut self, nodes: &[usize]) {
         let (id, _) = self.invent(None);
         for node in nodes {
@@ -87,7 +87,7 @@ impl World {
         }
     }
 
-    /// Spoils this entry of the log that has most of them on the disk of a machine that is off.
+    /// Damages this entry of the longest log on the disk of a stopped machine.
     pub fn spoil_seq(&mut self, node: usize, seq: u64) {
         let entries = self.machines[node].held.entries.keys();
         let (origin, _) = entries.copied().max_by_key(|(_, seq)| *seq).expect("holds something");
