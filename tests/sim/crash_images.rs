@@ -16,7 +16,7 @@ use chatchain::store::log::WriteBatch;
 use chatchain::store::{OpenPolicy, Store};
 use uuid::Uuid;
 
-use crate::disk::{Dice, Disk, Platter, Step, Unsynced};
+use crate::disk::{Dice, Disk, DurabilityModel, Step, Unsynced};
 
 const NOW: u64 = 1_700_000_000_000;
 /// Commits of the workload.
@@ -24,8 +24,8 @@ const COMMITS: u64 = 300;
 /// At one of this many cuts, the recovery is cut as well, at each of its own steps.
 const RECOVERY_EVERY: usize = 97;
 
-fn open(disk: &Disk, trust: OpenPolicy) -> (Arc<Store>, Logs) {
-    Store::open_in(disk, "sim", NOW, trust).expect("a store opens after a power failure")
+fn open(disk: &Disk, policy: OpenPolicy) -> (Arc<Store>, Logs) {
+    Store::open_in(disk, "sim", NOW, policy).expect("a store opens after a power failure")
 }
 
 fn message(number: u128) -> Message {
@@ -93,8 +93,8 @@ fn learn(known: &mut Known, step: &Step) {
 }
 
 /// Opens the store on the remaining bytes and compares it with the known messages. Gives the steps of the recovery.
-fn check(disk: &Disk, known: &Known, trust: OpenPolicy, what: &str) -> Vec<Step> {
-    let (store, logs) = open(disk, trust);
+fn check(disk: &Disk, known: &Known, policy: OpenPolicy, what: &str) -> Vec<Step> {
+    let (store, logs) = open(disk, policy);
     assert_eq!(store.recovery(), None, "{what}: a power failure must not cause a salvage");
     let recovery = disk.steps();
     let mut listing = Listing::new(&store, Arc::new(logs.clone()), Filter::default(), None, false)
@@ -150,18 +150,23 @@ fn acknowledged_messages_survive_a_power_failure_at_any_step() {
         for mine in 0..share {
             let steps = &steps;
             scope.spawn(move || {
-                let (mut platter, mut known) = (Platter::default(), Known::new());
+                let (mut durability, mut known) = (DurabilityModel::default(), Known::new());
                 for (cut, step) in steps.iter().enumerate() {
                     if cut % share == mine {
                         for unsynced in in_all_ways(cut) {
-                            let disk = platter.after_power_failure(unsynced);
+                            let disk = durability.after_power_failure(unsynced);
                             // A large store is opened without a check of every page.
                             disk.seems_large(cut % 2 != 0);
-                            let trust = OpenPolicy::Default;
-                            check(&disk, &known, trust, &format!("cut at step {cut}, unsynced {unsynced:?}"));
+                            let policy = OpenPolicy::Default;
+                            check(
+                                &disk,
+                                &known,
+                                policy,
+                                &format!("cut at step {cut}, unsynced {unsynced:?}"),
+                            );
                         }
                     }
-                    platter.take(step);
+                    durability.take(step);
                     learn(&mut known, step);
                 }
             });
@@ -172,12 +177,12 @@ fn acknowledged_messages_survive_a_power_failure_at_any_step() {
 #[test]
 fn acknowledged_messages_survive_a_power_failure_during_recovery() {
     let steps = workload(2).steps();
-    let (mut platter, mut known) = (Platter::default(), Known::new());
+    let (mut durability, mut known) = (DurabilityModel::default(), Known::new());
     for (cut, step) in steps.iter().enumerate() {
         if cut % RECOVERY_EVERY == 0 {
             for unsynced in in_all_ways(cut) {
-                let disk = platter.after_power_failure(unsynced);
-                let mut second = Platter::new(disk.bytes());
+                let disk = durability.after_power_failure(unsynced);
+                let mut second = DurabilityModel::new(disk.bytes());
                 let recovery = check(
                     &disk,
                     &known,
@@ -196,7 +201,7 @@ fn acknowledged_messages_survive_a_power_failure_during_recovery() {
                 }
             }
         }
-        platter.take(step);
+        durability.take(step);
         learn(&mut known, step);
     }
 }

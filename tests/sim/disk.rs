@@ -15,9 +15,9 @@ use chatchain::store::engine::files::{FileBytes, Files, OpenMode, classify_error
 use redb::{Builder, Database, StorageBackend};
 
 /// A file's name.
-pub type Name = Arc<str>;
+pub type FileName = Arc<str>;
 /// The content of each file.
-pub type Images = BTreeMap<Name, Vec<u8>>;
+pub type Images = BTreeMap<FileName, Vec<u8>>;
 
 /// A disk writes each sector whole; a longer write can be torn between sectors.
 const SECTOR_BYTES: usize = 512;
@@ -48,17 +48,17 @@ impl Dice {
 #[derive(Debug, Clone)]
 pub enum Step {
     /// Bytes were written to a file.
-    Write { file: Name, offset: usize, bytes: Vec<u8> },
+    Write { file: FileName, offset: usize, bytes: Vec<u8> },
     /// A file's length changed.
-    SetLen { file: Name, len: usize },
+    SetLen { file: FileName, len: usize },
     /// A file became durable.
-    Sync { file: Name },
+    Sync { file: FileName },
     /// A whole file was put in place durably, as a rename does.
-    Made { file: Name, bytes: Vec<u8> },
+    Made { file: FileName, bytes: Vec<u8> },
     /// A file was renamed durably. Its unsynced writes stay unsynced.
-    Renamed { file: Name, to: Name },
+    Renamed { file: FileName, to: FileName },
     /// A file was removed durably.
-    Removed { file: Name },
+    Removed { file: FileName },
     /// The store was asked to commit these messages.
     Attempted(Vec<u128>),
     /// The store reported that these messages are committed.
@@ -79,11 +79,11 @@ pub enum Unsynced {
 #[derive(Debug, Default)]
 struct State {
     /// Each file with a number that stays the same over renames; open handles refer to the number.
-    live: BTreeMap<Name, (u64, Vec<u8>)>,
+    live: BTreeMap<FileName, (u64, Vec<u8>)>,
     last_number: u64,
     steps: Vec<Step>,
     /// The number of further changes that succeed before all fail. `None`: all succeed.
-    good_for: Option<u64>,
+    changes_left: Option<u64>,
     /// The engine caches no pages.
     uncached: bool,
     /// Files claim to be too large to check every page of them at each opening.
@@ -102,7 +102,7 @@ impl State {
 
     /// Counts a change. Fails if the disk accepts no more changes.
     fn change(&mut self) -> io::Result<()> {
-        match &mut self.good_for {
+        match &mut self.changes_left {
             None => Ok(()),
             Some(0) => Err(io::Error::other("the simulated disk fails")),
             Some(left) => {
@@ -117,7 +117,7 @@ impl State {
         self.bad.retain(|(of, bad)| *of != number || bad.start < bytes.start || bytes.end < bad.end);
     }
 
-    fn put(&mut self, name: Name, bytes: Vec<u8>) {
+    fn put(&mut self, name: FileName, bytes: Vec<u8>) {
         self.last_number += 1;
         self.live.insert(name, (self.last_number, bytes));
     }
@@ -152,13 +152,13 @@ impl Disk {
     }
 
     /// After this many more changes every change fails, until this is called again.
-    pub fn is_good_for(&self, changes: Option<u64>) {
-        self.lock().good_for = changes;
+    pub fn fail_after(&self, changes: Option<u64>) {
+        self.lock().changes_left = changes;
     }
 
     /// Whether changes fail now.
     pub fn fails(&self) -> bool {
-        self.lock().good_for == Some(0)
+        self.lock().changes_left == Some(0)
     }
 
     /// Removes and gives all steps recorded so far.
@@ -167,7 +167,7 @@ impl Disk {
     }
 
     /// Changes the bytes of a file without a step and without the knowledge of its users.
-    pub fn spoil(&self, file: &str, change: impl FnOnce(&mut [u8])) {
+    pub fn corrupt(&self, file: &str, change: impl FnOnce(&mut [u8])) {
         if let Some((_, bytes)) = self.lock().live.get_mut(file) {
             change(bytes);
         }
@@ -179,20 +179,20 @@ impl Disk {
     }
 
     /// Files that are opened from now on are read without a page cache.
-    pub fn is_all_there_is(&self) {
+    pub fn disable_cache(&self) {
         self.lock().uncached = true;
     }
 
     /// From now on these bytes of a file cannot be read, even after a rename, until they are overwritten as a whole: then a
     /// drive remaps the sector.
-    pub fn goes_bad(&self, file: &str, bytes: Range<usize>) {
+    pub fn make_unreadable(&self, file: &str, bytes: Range<usize>) {
         let mut state = self.lock();
         let number = state.live[file].0;
         state.bad.push((number, bytes));
     }
 
     /// Makes all bytes readable again.
-    pub fn is_mended(&self) {
+    pub fn fix_bad_sectors(&self) {
         self.lock().bad.clear();
     }
 
@@ -208,7 +208,7 @@ impl Files for Disk {
     }
 
     fn database(&self, name: &str, cache_bytes: usize, how: OpenMode) -> Result<Database, OpenError> {
-        let file: Name = name.into();
+        let file: FileName = name.into();
         let open = |disk: &Disk, check: bool| {
             let backend = Backend { disk: disk.clone(), number: disk.lock().live[&file].0 };
             let cache_bytes = if disk.lock().uncached { 0 } else { cache_bytes };
@@ -254,7 +254,7 @@ impl Files for Disk {
     }
 
     fn replace(&self, name: &str, bytes: &[u8]) -> io::Result<()> {
-        let (mut state, file): (_, Name) = (self.lock(), name.into());
+        let (mut state, file): (_, FileName) = (self.lock(), name.into());
         state.change()?;
         state.put(file.clone(), bytes.to_vec());
         state.steps.push(Step::Made { file, bytes: bytes.to_vec() });
@@ -262,7 +262,7 @@ impl Files for Disk {
     }
 
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
-        let (mut state, file, to): (_, Name, Name) = (self.lock(), from.into(), to.into());
+        let (mut state, file, to): (_, FileName, FileName) = (self.lock(), from.into(), to.into());
         assert!(!state.live.contains_key(&to), "{to} would be lost");
         state.change()?;
         let bytes = state.live.remove(&file).ok_or(io::ErrorKind::NotFound)?;
@@ -311,7 +311,7 @@ impl Backend {
     fn with<T>(
         &self,
         changes: bool,
-        work: impl FnOnce(&Name, &mut Vec<u8>) -> io::Result<(T, Option<Step>)>,
+        work: impl FnOnce(&FileName, &mut Vec<u8>) -> io::Result<(T, Option<Step>)>,
     ) -> io::Result<T> {
         let mut state = self.disk.lock();
         if changes {
@@ -375,15 +375,15 @@ fn put(image: &mut [u8], offset: usize, bytes: &[u8]) {
 
 /// Tracks step by step which bytes are durable and which are still unsynced.
 #[derive(Debug, Default, Clone)]
-pub struct Platter {
+pub struct DurabilityModel {
     durable: Images,
-    pending: BTreeMap<Name, Vec<Step>>,
+    pending: BTreeMap<FileName, Vec<Step>>,
 }
 
-impl Platter {
+impl DurabilityModel {
     /// Starts with these files, all of them durable.
     pub fn new(durable: Images) -> Self {
-        Platter { durable, pending: BTreeMap::new() }
+        DurabilityModel { durable, pending: BTreeMap::new() }
     }
 
     /// Applies one step.

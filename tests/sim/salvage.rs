@@ -17,7 +17,7 @@ use chatchain::store::log::WriteBatch;
 use chatchain::store::{OpenPolicy, Store, StoreError};
 use uuid::Uuid;
 
-use crate::disk::{Dice, Disk, Images, Platter, Unsynced};
+use crate::disk::{Dice, Disk, DurabilityModel, Images, Unsynced};
 
 pub const NOW: u64 = 1_795_362_480_000;
 pub const PAGE_BYTES: usize = 4096;
@@ -147,7 +147,7 @@ pub struct Outcome {
     rolled_back: u64,
 }
 
-/// What the store can read: entries up to the heads, and loose ones. Gives also whether anything was refused.
+/// What the store can read: entries up to the heads, and detached ones. Gives also whether anything was refused.
 pub fn readable(store: &Arc<Store>, logs: &Logs, what: &str) -> (Records, bool) {
     let (mut found, mut refused) = (Records::new(), false);
     let highest = logs.vector().iter().map(|(origin, head)| (origin, head.seq));
@@ -156,14 +156,14 @@ pub fn readable(store: &Arc<Store>, logs: &Logs, what: &str) -> (Records, bool) 
         let mut hash = Some(ChainHash::genesis(origin));
         for seq in 1..=last {
             let got = store.log().read().and_then(|mut reader| reader.get(origin, seq));
-            let is_loose = seq > logs.vector().seq(origin);
+            let is_detached = seq > logs.vector().seq(origin);
             let Ok(entry) = got else {
-                refused |= !is_loose;
+                refused |= !is_detached;
                 hash = None;
                 continue;
             };
             assert_eq!((entry.origin(), entry.seq()), (origin, seq), "{what}");
-            hash = hash.filter(|_| !is_loose).map(|hash| hash.next(seq, entry.stamp(), entry.digest()));
+            hash = hash.filter(|_| !is_detached).map(|hash| hash.next(seq, entry.stamp(), entry.digest()));
             if let (Some(hash), Some(head)) = (hash, logs.vector().get(origin))
                 && head.seq == seq
             {
@@ -190,8 +190,8 @@ fn list(store: &Arc<Store>, logs: &Logs, filter: Filter) -> Result<BTreeSet<u128
 }
 
 /// Opens the store on damaged bytes. Compares what it reads with the records before the damage and the intact ones.
-pub fn check(disk: &Disk, truth: &Records, intact: &Records, trust: OpenPolicy, what: &str) -> Outcome {
-    let opened = Store::open_in(disk, "sim", NOW, trust);
+pub fn check(disk: &Disk, truth: &Records, intact: &Records, policy: OpenPolicy, what: &str) -> Outcome {
+    let opened = Store::open_in(disk, "sim", NOW, policy);
     let (store, logs) = opened.unwrap_or_else(|error| panic!("{what}: {error}"));
     let (found, refused) = readable(&store, &logs, what);
     for (place, bytes) in &found {
@@ -293,21 +293,21 @@ fn a_log_that_is_not_a_database_is_salvaged() {
     for (bytes, what) in
         [(Vec::new(), "empty"), (vec![0; 4096], "zeros"), (zeros, "all zeros"), (nothing_before, "short")]
     {
-        for (trust, is_large) in
+        for (policy, is_large) in
             [(OpenPolicy::Default, false), (OpenPolicy::Default, true), (OpenPolicy::FullCheck, false)]
         {
             let mut damaged = sample.closed.clone();
             damaged.insert(LOG.into(), bytes.clone());
             let disk = Disk::new(damaged);
             disk.seems_large(is_large);
-            assert_eq!(check(&disk, &sample.truth, &Records::new(), trust, what).salvaged, 1);
+            assert_eq!(check(&disk, &sample.truth, &Records::new(), policy, what).salvaged, 1);
             assert!(disk.bytes().values().any(|kept| *kept == bytes), "{what}: the damaged log is kept");
         }
     }
 }
 
 /// The name under which a salvage keeps the damaged log in these tests.
-pub const ASIDE: &str = "log.redb.damaged-20261122T154800Z";
+pub const KEPT_LOG: &str = "log.redb.damaged-20261122T154800Z";
 
 #[test]
 fn kept_damaged_logs_are_salvaged_again_if_the_log_is_missing() {
@@ -327,7 +327,7 @@ fn kept_damaged_logs_are_salvaged_again_if_the_log_is_missing() {
     let mut files = disk.bytes();
     files.remove(LOG);
     let names: Vec<_> = files.keys().map(ToString::to_string).collect();
-    assert_eq!(names, ["index.redb".to_owned(), ASIDE.into(), format!("{ASIDE}-2")]);
+    assert_eq!(names, ["index.redb".to_owned(), KEPT_LOG.into(), format!("{KEPT_LOG}-2")]);
     let disk = Disk::new(files);
     assert_eq!(check(&disk, &sample.truth, &sample.truth, OpenPolicy::Default, "the third time").salvaged, 1);
     let (store, _) = Store::open_in(&disk, "sim", NOW, OpenPolicy::Default).expect("opens");
@@ -364,7 +364,7 @@ fn a_power_failure_during_a_salvage_loses_nothing() {
     let starts: Vec<usize> = (0..log.len()).filter(|at| log[*at..].starts_with(&MAGIC)).collect();
     log[starts[starts.len() / 2] + 100] ^= 1;
     let intact = records_in(log);
-    let mut platter = Platter::new(damaged.clone());
+    let mut durability = DurabilityModel::new(damaged.clone());
     let disk = Disk::new(damaged);
     assert_eq!(check(&disk, &sample.truth, &intact, OpenPolicy::Default, "undisturbed").salvaged, 1);
     let (_, logs) = Store::open_in(&disk, "sim", NOW, OpenPolicy::Default).expect("opens");
@@ -373,7 +373,7 @@ fn a_power_failure_during_a_salvage_loses_nothing() {
         let seed = cut as u64;
         for unsynced in [Unsynced::Kept, Unsynced::Lost, Unsynced::Some(seed), Unsynced::Torn(seed)] {
             let what = format!("cut at step {cut}, unsynced {unsynced:?}");
-            let disk = platter.after_power_failure(unsynced);
+            let disk = durability.after_power_failure(unsynced);
             let (store, logs) = Store::open_in(&disk, "sim", NOW, OpenPolicy::Default)
                 .unwrap_or_else(|error| panic!("{what}: {error}"));
             assert_eq!(logs.vector().digest(), digest, "{what}");
@@ -381,6 +381,6 @@ fn a_power_failure_during_a_salvage_loses_nothing() {
             let listed = list(&store, &logs, Filter::default()).expect("lists");
             assert_eq!(listed.len() as u64, logs.vector().entries(), "{what}");
         }
-        platter.take(step);
+        durability.take(step);
     }
 }

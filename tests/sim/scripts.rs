@@ -11,7 +11,7 @@ fn world(machines: usize) -> World {
 }
 
 /// Sends this many messages through these nodes in turn.
-fn chat(world: &mut World, nodes: &[usize], messages: usize) {
+fn send_messages(world: &mut World, nodes: &[usize], messages: usize) {
     for node in nodes.iter().cycle().take(messages) {
         world.act(Op::Fresh, *node);
         world.pass(20);
@@ -23,9 +23,9 @@ const SECOND: u64 = 1_000;
 #[test]
 fn both_sides_of_a_partition_accept_messages_and_converge_afterwards() {
     let mut world = world(4);
-    chat(&mut world, &[0, 1, 2, 3], 20);
+    send_messages(&mut world, &[0, 1, 2, 3], 20);
     world.divide(1);
-    chat(&mut world, &[0, 1, 2, 3], 20);
+    send_messages(&mut world, &[0, 1, 2, 3], 20);
     world.pass(5 * SECOND);
     assert_eq!(world.messages(0), world.messages(1));
     assert_ne!(world.listed(0), world.listed(2), "the sides do not exchange");
@@ -36,13 +36,13 @@ fn both_sides_of_a_partition_accept_messages_and_converge_afterwards() {
 #[test]
 fn a_restored_backup_recovers_its_messages_and_reuses_no_seq() {
     let mut world = world(3);
-    chat(&mut world, &[0, 1, 2], 10);
+    send_messages(&mut world, &[0, 1, 2], 10);
     world.back_up(0);
-    chat(&mut world, &[0, 1, 2], 10);
+    send_messages(&mut world, &[0, 1, 2], 10);
     world.pass(2 * SECOND);
     world.restore(0);
     world.switch_on(0);
-    chat(&mut world, &[0], 5);
+    send_messages(&mut world, &[0], 5);
     world.converge();
     assert_eq!((world.messages(0), world.lost()), (28, 0));
 }
@@ -50,10 +50,10 @@ fn a_restored_backup_recovers_its_messages_and_reuses_no_seq() {
 #[test]
 fn a_restored_node_that_cannot_connect_is_sent_what_it_lacks() {
     let mut world = world(2);
-    chat(&mut world, &[0], 10);
+    send_messages(&mut world, &[0], 10);
     world.pass(3 * SECOND);
     world.back_up(1);
-    chat(&mut world, &[0], 5);
+    send_messages(&mut world, &[0], 5);
     world.pass(3 * SECOND);
     assert_eq!(world.messages(1), 15);
     world.restore(1);
@@ -66,7 +66,7 @@ fn a_restored_node_that_cannot_connect_is_sent_what_it_lacks() {
 #[test]
 fn a_wiped_node_recovers_all_messages() {
     let mut world = world(3);
-    chat(&mut world, &[0, 1, 2], 20);
+    send_messages(&mut world, &[0, 1, 2], 20);
     world.pass(3 * SECOND);
     world.wipe(1);
     world.pass(10 * SECOND);
@@ -77,10 +77,10 @@ fn a_wiped_node_recovers_all_messages() {
 #[test]
 fn a_wipe_loses_only_messages_that_no_other_node_had() {
     let mut world = world(2);
-    chat(&mut world, &[0, 1], 10);
+    send_messages(&mut world, &[0, 1], 10);
     world.pass(3 * SECOND);
     world.divide(0);
-    chat(&mut world, &[0], 5);
+    send_messages(&mut world, &[0], 5);
     world.wipe(0);
     world.converge();
     assert_eq!((world.messages(0), world.lost()), (12, 5));
@@ -90,11 +90,11 @@ fn a_wipe_loses_only_messages_that_no_other_node_had() {
 fn a_copy_of_a_running_node_forks_its_log_and_no_message_is_lost() {
     for machines in 3..=7 {
         let mut world = world(machines);
-        chat(&mut world, &[0, 1], 10);
+        send_messages(&mut world, &[0, 1], 10);
         world.pass(2 * SECOND);
         world.divide(1);
         world.copy_running(0, machines - 1);
-        chat(&mut world, &[0, machines - 1], 12);
+        send_messages(&mut world, &[0, machines - 1], 12);
         world.pass(SECOND);
         world.converge();
         assert_eq!((world.messages(0), world.lost()), (22 + machines, 0));
@@ -107,13 +107,13 @@ fn three_versions_of_one_log_converge_in_any_order_of_discovery() {
     for machines in 3..=7 {
         for order in 0..machines {
             let mut world = world(machines);
-            chat(&mut world, &[0], 6);
+            send_messages(&mut world, &[0], 6);
             world.pass(2 * SECOND);
             world.isolate_all();
             world.copy_running(0, 1);
-            chat(&mut world, &[0], 3);
+            send_messages(&mut world, &[0], 3);
             world.copy_running(0, 2);
-            chat(&mut world, &[1, 2, 0], 9);
+            send_messages(&mut world, &[1, 2, 0], 9);
             world.pass(SECOND);
             for step in 0..machines {
                 world.connect((order + step) % machines, (order + step + 1) % machines);
@@ -128,7 +128,7 @@ fn three_versions_of_one_log_converge_in_any_order_of_discovery() {
 #[test]
 fn conflicting_contents_of_one_id_are_both_kept_and_counted() {
     let mut world = world(2);
-    chat(&mut world, &[0], 1);
+    send_messages(&mut world, &[0], 1);
     world.pass(2 * SECOND);
     world.divide(0);
     world.conflict(&[0, 1]);
@@ -140,10 +140,10 @@ fn conflicting_contents_of_one_id_are_both_kept_and_counted() {
 #[test]
 fn damaged_entries_are_repaired_from_a_peer_without_a_cut() {
     let mut world = world(3);
-    chat(&mut world, &[0, 1, 2], 30);
+    send_messages(&mut world, &[0, 1, 2], 30);
     world.pass(3 * SECOND);
     world.switch_off(1, Stop::Cleanly);
-    world.spoil(1, 6);
+    world.damage_records(1, 6);
     world.switch_on(1);
     world.converge();
     assert_eq!((world.messages(1), world.lost(), world.cuts(1)), (33, 0, 0));
@@ -152,12 +152,12 @@ fn damaged_entries_are_repaired_from_a_peer_without_a_cut() {
 #[test]
 fn a_damaged_entry_without_another_copy_loses_only_that_message() {
     let mut world = world(2);
-    chat(&mut world, &[0], 10);
+    send_messages(&mut world, &[0], 10);
     world.pass(3 * SECOND);
     world.divide(0);
-    chat(&mut world, &[0], 10);
+    send_messages(&mut world, &[0], 10);
     world.switch_off(0, Stop::Cleanly);
-    world.spoil_seq(0, 15);
+    world.damage_seq(0, 15);
     world.switch_on(0);
     world.converge();
     assert_eq!((world.messages(1), world.lost(), world.cuts(1)), (21, 1, 1));
@@ -166,38 +166,38 @@ fn a_damaged_entry_without_another_copy_loses_only_that_message() {
 #[test]
 fn a_salvaged_store_recovers_missing_entries_from_a_peer_without_a_cut() {
     let mut world = world(3);
-    chat(&mut world, &[0], 20);
+    send_messages(&mut world, &[0], 20);
     world.pass(3 * SECOND);
     world.switch_off(0, Stop::Cleanly);
-    world.spoil_seq(0, 15);
-    world.opens_carefully(0);
+    world.damage_seq(0, 15);
+    world.check_all_pages_at_next_start(0);
     world.switch_on(0);
-    assert_eq!((world.messages(0), world.loose(0)), (14, 5), "five entries follow the gap");
+    assert_eq!((world.messages(0), world.detached(0)), (14, 5), "five entries follow the gap");
     world.converge();
-    assert_eq!((world.messages(0), world.lost(), world.cuts(0), world.loose(0)), (23, 0, 0, 0));
+    assert_eq!((world.messages(0), world.lost(), world.cuts(0), world.detached(0)), (23, 0, 0, 0));
 }
 
 #[test]
 fn entries_after_a_gap_that_no_peer_can_fill_move_to_a_branch() {
     let mut world = world(2);
     world.divide(0);
-    chat(&mut world, &[0], 20);
+    send_messages(&mut world, &[0], 20);
     world.switch_off(0, Stop::Cleanly);
-    world.spoil_seq(0, 15);
-    world.opens_carefully(0);
+    world.damage_seq(0, 15);
+    world.check_all_pages_at_next_start(0);
     world.switch_on(0);
     world.converge();
-    assert_eq!((world.messages(1), world.lost(), world.cuts(1), world.loose(0)), (21, 1, 1, 0));
+    assert_eq!((world.messages(1), world.lost(), world.cuts(1), world.detached(0)), (21, 1, 1, 0));
 }
 
 #[test]
 fn the_same_damage_on_two_nodes_causes_no_endless_exchanges() {
     let mut world = world(2);
-    chat(&mut world, &[0], 10);
+    send_messages(&mut world, &[0], 10);
     world.pass(3 * SECOND);
     for node in [0, 1] {
         world.switch_off(node, Stop::Cleanly);
-        world.spoil_seq(node, 4);
+        world.damage_seq(node, 4);
         world.switch_on(node);
         world.list_all(node);
     }
@@ -212,9 +212,9 @@ fn the_same_damage_on_two_nodes_causes_no_endless_exchanges() {
 #[test]
 fn a_full_disk_refuses_messages_and_accepts_them_once_there_is_space() {
     let mut world = world(3);
-    chat(&mut world, &[0, 1, 2], 10);
+    send_messages(&mut world, &[0, 1, 2], 10);
     world.fill(1);
-    chat(&mut world, &[0, 2], 10);
+    send_messages(&mut world, &[0, 2], 10);
     world.act(Op::Fresh, 1);
     world.pass(5 * SECOND);
     assert_eq!(world.messages(1), 10, "the full disk accepts nothing");
@@ -225,11 +225,11 @@ fn a_full_disk_refuses_messages_and_accepts_them_once_there_is_space() {
 #[test]
 fn a_clock_set_far_back_starts_a_new_log_and_loses_nothing() {
     let mut world = world(2);
-    chat(&mut world, &[0, 1], 10);
+    send_messages(&mut world, &[0, 1], 10);
     world.shift_clock(0, -100_000_000);
-    chat(&mut world, &[0, 1], 10);
+    send_messages(&mut world, &[0, 1], 10);
     world.shift_clock(1, 100_000_000);
-    chat(&mut world, &[0, 1], 10);
+    send_messages(&mut world, &[0, 1], 10);
     world.converge();
     assert_eq!((world.messages(0), world.lost()), (32, 0));
     assert!(world.logs(0) >= 3, "more logs than nodes");
@@ -239,8 +239,8 @@ fn a_clock_set_far_back_starts_a_new_log_and_loses_nothing() {
 fn a_power_failure_during_a_commit_loses_no_acknowledged_message() {
     let mut world = world(2);
     for _ in 0..30 {
-        world.befall(Fault::Disk, 0);
-        chat(&mut world, &[0, 1], 20);
+        world.inject(Fault::Disk, 0);
+        send_messages(&mut world, &[0, 1], 20);
         world.pass(4 * SECOND);
     }
     world.converge();

@@ -10,17 +10,18 @@ use chatchain::store::{OpenError, OpenPolicy, Store, StoreError};
 
 use crate::disk::{Dice, Disk, Images};
 use crate::salvage::{
-    ASIDE, NOW, Outcome, PAGE_BYTES, Records, SEEDS, Sample, check, in_parallel, readable, records_in, sample,
+    KEPT_LOG, NOW, Outcome, PAGE_BYTES, Records, SEEDS, Sample, check, in_parallel, readable, records_in,
+    sample,
 };
 
 const SECTOR_BYTES: usize = 512;
 
-fn open(disk: &Disk, trust: OpenPolicy) -> Result<(), OpenError> {
-    Store::open_in(disk, "sim", NOW, trust).map(drop)
+fn open(disk: &Disk, policy: OpenPolicy) -> Result<(), OpenError> {
+    Store::open_in(disk, "sim", NOW, policy).map(drop)
 }
 
 /// Makes a few sectors of the log unreadable. Gives their pages, and the intact records outside those pages.
-fn spoil(disk: &Disk, dice: &mut Dice) -> (BTreeSet<usize>, Records) {
+fn make_sectors_unreadable(disk: &Disk, dice: &mut Dice) -> (BTreeSet<usize>, Records) {
     let mut log = disk.bytes()[LOG].clone();
     let mut below = |most: usize| usize::try_from(dice.roll()).expect("64 bits") % most;
     // Only pages in use: most of a small file is free.
@@ -29,7 +30,7 @@ fn spoil(disk: &Disk, dice: &mut Dice) -> (BTreeSet<usize>, Records) {
     for _ in 0..=below(4) {
         let page = used[below(used.len())];
         let start = page * PAGE_BYTES + below(PAGE_BYTES / SECTOR_BYTES) * SECTOR_BYTES;
-        disk.goes_bad(LOG, start..start + SECTOR_BYTES);
+        disk.make_unreadable(LOG, start..start + SECTOR_BYTES);
         pages.insert(page);
     }
     for page in &pages {
@@ -39,8 +40,8 @@ fn spoil(disk: &Disk, dice: &mut Dice) -> (BTreeSet<usize>, Records) {
 }
 
 /// Whether opening a log with unreadable parts fails. If it fails, it must have changed nothing.
-fn refused(disk: &Disk, trust: OpenPolicy, what: &str) -> bool {
-    let Err(error) = open(disk, trust) else { return false };
+fn refused(disk: &Disk, policy: OpenPolicy, what: &str) -> bool {
+    let Err(error) = open(disk, policy) else { return false };
     assert!(error.is_disk_error() && error.is_transient(), "{what}: {error}");
     assert!(error.to_string().contains("os error 5"), "{what}: {error}");
     let files = disk.bytes();
@@ -59,10 +60,10 @@ fn every_record_outside_unreadable_blocks_is_recovered_unchanged() {
     for is_closed in [true, false] {
         let work = |seed| {
             let disk = Disk::new(images(&sample, is_closed));
-            let (pages, intact) = spoil(&disk, &mut Dice(seed));
+            let (pages, intact) = make_sectors_unreadable(&disk, &mut Dice(seed));
             let what = format!("seed {seed}, closed cleanly: {is_closed}: pages {pages:?}");
             let again = [OpenPolicy::Default, OpenPolicy::FullCheck, OpenPolicy::FullCheck]
-                .map(|trust| refused(&disk, trust, &what));
+                .map(|policy| refused(&disk, policy, &what));
             let outcome = if again == [true; 3] {
                 check(&disk, &sample.truth, &intact, OpenPolicy::AcceptLoss, &what)
             } else {
@@ -87,14 +88,14 @@ fn a_disk_that_recovers_is_not_salvaged_after_any_number_of_failures() {
     for is_closed in [true, false] {
         let work = |seed| {
             let disk = Disk::new(images(&sample, is_closed));
-            let (pages, _) = spoil(&disk, &mut Dice(seed));
+            let (pages, _) = make_sectors_unreadable(&disk, &mut Dice(seed));
             let what = format!("seed {seed}, closed cleanly: {is_closed}: pages {pages:?}");
             for _ in 0..9 {
                 refused(&disk, OpenPolicy::FullCheck, &what);
             }
-            disk.is_mended();
-            let trust = if seed % 2 == 0 { OpenPolicy::FullCheck } else { OpenPolicy::AcceptLoss };
-            let outcome = check(&disk, &sample.truth, &sample.truth, trust, &what);
+            disk.fix_bad_sectors();
+            let policy = if seed % 2 == 0 { OpenPolicy::FullCheck } else { OpenPolicy::AcceptLoss };
+            let outcome = check(&disk, &sample.truth, &sample.truth, policy, &what);
             assert_eq!((outcome.salvaged, outcome.noticed_by_reading), (0, 0), "{what}");
             outcome
         };
@@ -106,29 +107,33 @@ fn a_disk_that_recovers_is_not_salvaged_after_any_number_of_failures() {
 fn an_entirely_unreadable_log_is_not_given_up() {
     let sample = sample(13);
     let disk = Disk::new(sample.closed.clone());
-    disk.goes_bad(LOG, 0..sample.closed[LOG].len());
-    for trust in [OpenPolicy::Default, OpenPolicy::FullCheck, OpenPolicy::AcceptLoss] {
-        let error = open(&disk, trust).expect_err("gives nothing");
+    disk.make_unreadable(LOG, 0..sample.closed[LOG].len());
+    for policy in [OpenPolicy::Default, OpenPolicy::FullCheck, OpenPolicy::AcceptLoss] {
+        let error = open(&disk, policy).expect_err("gives nothing");
         assert!(error.is_disk_error(), "{error}");
     }
     assert!(
         open(&disk, OpenPolicy::AcceptLoss).expect_err("gives nothing").to_string().contains("gives nothing")
     );
-    disk.is_mended();
-    assert_eq!(check(&disk, &sample.truth, &sample.truth, OpenPolicy::AcceptLoss, "mended").salvaged, 0);
+    disk.fix_bad_sectors();
+    assert_eq!(
+        check(&disk, &sample.truth, &sample.truth, OpenPolicy::AcceptLoss, "after the disk recovered")
+            .salvaged,
+        0
+    );
 }
 
 #[test]
 fn a_salvage_on_a_disk_whose_writes_fail_loses_nothing() {
     let sample = sample(14);
     let disk = Disk::new(sample.closed.clone());
-    let (_, intact) = spoil(&disk, &mut Dice(3));
+    let (_, intact) = make_sectors_unreadable(&disk, &mut Dice(3));
     assert!(refused(&disk, OpenPolicy::Default, "at first"));
     let log = disk.bytes()[LOG].clone();
     for changes in 0.. {
-        disk.is_good_for(Some(changes));
+        disk.fail_after(Some(changes));
         let opened = open(&disk, OpenPolicy::AcceptLoss);
-        disk.is_good_for(None);
+        disk.fail_after(None);
         match opened {
             Ok(()) => break,
             Err(_) => {
@@ -136,9 +141,9 @@ fn a_salvage_on_a_disk_whose_writes_fail_loses_nothing() {
             }
         }
         // The next attempt, on a copy of the disk.
-        let anew = Disk::new(disk.bytes());
-        let whole = check(&anew, &sample.truth, &sample.truth, OpenPolicy::Default, &format!("{changes}"));
-        assert!(whole.salvaged == 0 || anew.bytes().contains_key(ASIDE), "{changes}");
+        let retried = Disk::new(disk.bytes());
+        let whole = check(&retried, &sample.truth, &sample.truth, OpenPolicy::Default, &format!("{changes}"));
+        assert!(whole.salvaged == 0 || retried.bytes().contains_key(KEPT_LOG), "{changes}");
     }
     let (store, logs) = Store::open_in(&disk, "sim", NOW, OpenPolicy::Default).expect("opens");
     assert_eq!(readable(&store, &logs, "in the end").0, intact);
@@ -148,9 +153,9 @@ fn a_salvage_on_a_disk_whose_writes_fail_loses_nothing() {
 fn a_disk_whose_writes_fail_causes_no_salvage() {
     let sample = sample(15);
     let disk = Disk::new(sample.killed.clone());
-    disk.is_good_for(Some(0));
+    disk.fail_after(Some(0));
     open(&disk, OpenPolicy::AcceptLoss).expect_err("writes what it repairs");
-    disk.is_good_for(None);
+    disk.fail_after(None);
     assert_eq!(check(&disk, &sample.truth, &sample.truth, OpenPolicy::AcceptLoss, "again").salvaged, 0);
 }
 
@@ -161,7 +166,7 @@ fn an_unreadable_index_is_rebuilt() {
         let disk = Disk::new(images(&sample, seed % 2 == 0));
         let len = disk.bytes()[INDEX].len();
         let start = usize::try_from(Dice(seed).roll()).expect("64 bits") % (len / PAGE_BYTES) * PAGE_BYTES;
-        disk.goes_bad(INDEX, if seed == 0 { 0..len } else { start..start + SECTOR_BYTES });
+        disk.make_unreadable(INDEX, if seed == 0 { 0..len } else { start..start + SECTOR_BYTES });
         let what = format!("seed {seed}: {start}");
         disk.seems_large(seed % 3 == 0);
         let outcome = check(&disk, &sample.truth, &sample.truth, OpenPolicy::Default, &what);
@@ -177,13 +182,13 @@ fn a_kept_damaged_log_with_a_bad_sector_is_salvaged_again() {
     let sample = sample(17);
     let mut files = sample.closed.clone();
     let log = files.remove(LOG).expect("exists");
-    files.insert(ASIDE.into(), log.clone());
+    files.insert(KEPT_LOG.into(), log.clone());
     let disk = Disk::new(files);
     let bad = 20 * PAGE_BYTES;
-    disk.goes_bad(ASIDE, bad..bad + 1);
+    disk.make_unreadable(KEPT_LOG, bad..bad + 1);
     for _ in 0..3 {
         let error = open(&disk, OpenPolicy::FullCheck).expect_err("cannot read it");
-        assert!(error.is_disk_error() && error.to_string().contains(ASIDE), "{error}");
+        assert!(error.is_disk_error() && error.to_string().contains(KEPT_LOG), "{error}");
     }
     let mut left = log;
     left[bad..bad + PAGE_BYTES].fill(0);
@@ -200,10 +205,10 @@ fn a_sector_that_fails_while_the_store_is_open_leads_to_a_salvage() {
     let sample = sample(18);
     let work = |seed| {
         let disk = Disk::new(sample.closed.clone());
-        disk.is_all_there_is();
+        disk.disable_cache();
         disk.seems_large(true);
         let (store, logs) = Store::open_in(&disk, "sim", NOW, OpenPolicy::Default).expect("opens");
-        let (pages, intact) = spoil(&disk, &mut Dice(seed));
+        let (pages, intact) = make_sectors_unreadable(&disk, &mut Dice(seed));
         let what = format!("seed {seed}: pages {pages:?}");
         let failed = logs.vector().iter().any(|(origin, head)| {
             (1..=head.seq).any(|seq| {

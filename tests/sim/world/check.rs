@@ -18,7 +18,7 @@ impl World {
     /// The whole listing of a node.
     fn list(&self, node: usize) -> Result<Vec<Entry>, StoreError> {
         let run = self.machines[node].up.as_ref().expect("is up");
-        let logs = Arc::new(run.pen.logs().clone());
+        let logs = Arc::new(run.committer.logs().clone());
         let mut listing = Listing::new(&run.store, logs, Filter::default(), None, false)?;
         let mut entries = Vec::new();
         while !listing.is_done() {
@@ -28,42 +28,42 @@ impl World {
     }
 
     /// Lists a node: each message once and unchanged, and all messages that it listed before.
-    pub(super) fn look(&mut self, node: usize) {
+    pub(super) fn list_due(&mut self, node: usize) {
         if self.machines[node].up.is_some() {
-            self.look_at(node);
+            self.list_and_check(node);
         }
         if !self.calm {
             let (node, delay) = (self.any(), self.dice.roll() % 5_000);
-            self.after(delay, Event::Look { node });
+            self.after(delay, Event::List { node });
         }
     }
 
     /// Lists a node and checks the listing. `None` if the node reports damage.
-    pub(super) fn look_at(&mut self, node: usize) -> Option<Vec<Entry>> {
+    pub(super) fn list_and_check(&mut self, node: usize) -> Option<Vec<Entry>> {
         self.tally.listings += 1;
         let entries = match self.list(node) {
             Ok(entries) => entries,
             Err(StoreError::Damaged { origin, seq }) => {
                 self.say(format!("node {node} finds damage: entry {seq} of log {}", name(origin)));
                 let machine = &self.machines[node];
-                if !machine.held.spoilt.contains(&(origin, seq)) {
-                    self.wrong(format!(
+                if !machine.held.damaged.contains(&(origin, seq)) {
+                    self.violation(format!(
                         "node {node} reports entry {seq} of {origin} as damaged, which it is not"
                     ));
                 }
                 return None;
             }
-            Err(error) => self.wrong(format!("node {node} cannot list: {error}")),
+            Err(error) => self.violation(format!("node {node} cannot list: {error}")),
         };
         let mut shown = BTreeSet::new();
         for entry in &entries {
             let id = Content::decode(entry.content()).expect("an encoded message").id;
             let sent = self.ledger.sent.get(&id).and_then(|contents| contents.get(&entry.digest()));
             if sent.is_none_or(|sent| sent != entry.content()) {
-                self.wrong(format!("node {node} lists message {id} with a content that was never sent"));
+                self.violation(format!("node {node} lists message {id} with a content that was never sent"));
             }
             if !shown.insert((id, entry.digest())) {
-                self.wrong(format!("node {node} lists message {id} twice"));
+                self.violation(format!("node {node} lists message {id} twice"));
             }
         }
         let machine = &mut self.machines[node];
@@ -72,10 +72,10 @@ impl World {
         let unlisted = machine.held.copies.keys().find(|key| !shown.contains(key)).copied();
         run.listed = shown;
         if let Some((id, _)) = missing {
-            self.wrong(format!("node {node} listed message {id} before and does not now"));
+            self.violation(format!("node {node} listed message {id} before and does not now"));
         }
         if let Some((id, _)) = unlisted {
-            self.wrong(format!("node {node} has message {id} and does not list it"));
+            self.violation(format!("node {node} has message {id} and does not list it"));
         }
         Some(entries)
     }
@@ -85,8 +85,9 @@ impl World {
         let mut digests = BTreeSet::new();
         for machine in &self.machines {
             let Some(run) = &machine.up else { return false };
-            let logs = run.pen.logs();
-            let is_busy = run.pen.has_more() || logs.detached().next().is_some() || !run.inbox.is_empty();
+            let logs = run.committer.logs();
+            let is_busy =
+                run.committer.has_more() || logs.detached().next().is_some() || !run.inbox.is_empty();
             if is_busy || run.store.log().damage().count() > 0 {
                 return false;
             }
@@ -96,7 +97,7 @@ impl World {
             return false;
         }
         // Listing everything finds damage that was not read yet, as the scrub does.
-        (0..self.machines.len()).all(|node| self.look_at(node).is_some())
+        (0..self.machines.len()).all(|node| self.list_and_check(node).is_some())
     }
 
     /// The logs of each node, for a failure message.
@@ -107,29 +108,34 @@ impl World {
                 write!(words, "node {node} is down; ").expect("writes");
                 continue;
             };
-            let logs = run.pen.logs();
+            let logs = run.committer.logs();
             let heads: Vec<String> =
                 logs.vector().iter().map(|(origin, head)| format!("{}:{}", name(origin), head.seq)).collect();
             let cuts: Vec<String> =
                 logs.vector().cuts().map(|(origin, seq)| format!("{}:{seq}", name(origin))).collect();
-            let loose: Vec<String> =
+            let detached: Vec<String> =
                 logs.detached().map(|(origin, to)| format!("{}:{to}", name(origin))).collect();
-            let wounds = run.store.log().damage().all();
-            let (heads, cuts, loose) = (heads.join(" "), cuts.join(" "), loose.join(" "));
+            let damage = run.store.log().damage().all();
+            let (heads, cuts, detached) = (heads.join(" "), cuts.join(" "), detached.join(" "));
             let digest = &logs.vector().digest().to_string()[..6];
-            write!(words, "node {node} {digest} [{heads}] cuts [{cuts}] loose [{loose}] wounds {wounds:?}; ")
-                .expect("writes");
+            write!(
+                words,
+                "node {node} {digest} [{heads}] cuts [{cuts}] detached [{detached}] damage {damage:?}; "
+            )
+            .expect("writes");
         }
         words
     }
 
     /// Checks a converged world: all nodes list the same bytes, and no acknowledged message is missing.
     pub(super) fn check_everything(&mut self) {
-        let first = self.look_at(0).expect("all damage is repaired");
+        let first = self.list_and_check(0).expect("all damage is repaired");
         for node in 1..self.machines.len() {
-            let other = self.look_at(node).expect("all damage is repaired");
+            let other = self.list_and_check(node).expect("all damage is repaired");
             if other != first {
-                self.wrong(format!("node {node} and node 0 have equal digests and list different histories"));
+                self.violation(format!(
+                    "node {node} and node 0 have equal digests and list different histories"
+                ));
             }
         }
         let mut contents: BTreeMap<Uuid, BTreeSet<Digest>> = BTreeMap::new();
@@ -144,7 +150,7 @@ impl World {
         let acknowledged = self.ledger.acknowledged.iter();
         let missing: Vec<_> = acknowledged.filter(|(key, _)| !shown(key)).collect();
         if let Some(((id, _), _)) = missing.iter().find(|(_, excused)| !**excused) {
-            self.wrong(format!(
+            self.violation(format!(
                 "the acknowledged message {id} is not listed, although a disk with it survived"
             ));
         }
@@ -154,28 +160,30 @@ impl World {
             let counts = self.machines[node].up.as_ref().expect("is up").store.counts();
             if (counts.messages, counts.conflicts) != (first.len() as u64, conflicts) {
                 let (messages, found) = (counts.messages, counts.conflicts);
-                self.wrong(format!(
+                self.violation(format!(
                     "node {node} counts {messages} messages and {found} conflicts; it lists {} and {conflicts}",
                     first.len()
                 ));
             }
-            self.check_swept(node);
+            self.check_purged(node);
         }
     }
 
     /// No row is left after a cut.
-    fn check_swept(&self, node: usize) {
+    fn check_purged(&self, node: usize) {
         let run = self.machines[node].up.as_ref().expect("is up");
         let mut reader = run.store.log().read().expect("a running store can be read");
-        for (origin, cut) in run.pen.logs().vector().cuts() {
+        for (origin, cut) in run.committer.logs().vector().cuts() {
             if let Some(seq) = reader.row_from(origin, cut).expect("a running store can be read") {
-                self.wrong(format!("node {node} still has row {seq} of log {origin}, which is cut at {cut}"));
+                self.violation(format!(
+                    "node {node} still has row {seq} of log {origin}, which is cut at {cut}"
+                ));
             }
         }
     }
 
     /// After a disk lost data: excuses the acknowledged messages that are on no disk any more.
-    pub(super) fn excuse_what_is_lost(&mut self) {
+    pub(super) fn excuse_lost_messages(&mut self) {
         let machines = &self.machines;
         for (key, excused) in &mut self.ledger.acknowledged {
             *excused |= !machines.iter().any(|machine| machine.held.keeps(key));

@@ -108,9 +108,9 @@ impl World {
 
     /// A message that a client repeats: usually an unanswered one, else an acknowledged one.
     fn earlier(&mut self) -> Option<Key> {
-        if !self.ledger.open.is_empty() && !self.dice.one_in(4) {
-            let at = index(self.below(self.ledger.open.len() as u64));
-            return Some(self.ledger.open.swap_remove(at));
+        if !self.ledger.unanswered.is_empty() && !self.dice.one_in(4) {
+            let at = index(self.below(self.ledger.unanswered.len() as u64));
+            return Some(self.ledger.unanswered.swap_remove(at));
         }
         let count = self.ledger.acknowledged.len() as u64;
         let at = index(self.below(count));
@@ -123,7 +123,7 @@ impl World {
         let what = format!("{} ({} in all) to node {node}", ids.join(" "), keys.len());
         if self.machines[node].up.is_none() {
             self.say(format!("a client sends {what}, which is down"));
-            return self.ledger.open.extend(keys);
+            return self.ledger.unanswered.extend(keys);
         }
         self.say(format!("a client sends {what}"));
         let messages = keys.iter().map(|(id, digest)| {
@@ -140,7 +140,9 @@ impl World {
     /// These requests will never be answered.
     pub(super) fn no_answer(&mut self, requests: Vec<Request>) {
         for request in requests {
-            self.ledger.open.extend(request.messages.iter().map(|message| (message.id, message.digest)));
+            self.ledger
+                .unanswered
+                .extend(request.messages.iter().map(|message| (message.id, message.digest)));
         }
     }
 
@@ -163,7 +165,9 @@ impl World {
                 let stands_for_other = other.chain(batch.range(of_id)).any(|other| *other != key);
                 if stands_for_other && !was_there && matches!(outcome, SendOutcome::Stored { .. }) {
                     let id = short(key.0);
-                    self.wrong(format!("node {node} accepts a second content for the id {id}, which it has"));
+                    self.violation(format!(
+                        "node {node} accepts a second content for the id {id}, which it has"
+                    ));
                 }
                 if before.copies.contains_key(&key) {
                     self.check_no_copy_is_made(node, before, key, *outcome);
@@ -173,7 +177,7 @@ impl World {
                 }
                 let is_open = matches!(outcome, SendOutcome::NotStored(why) if *why != Rejection::Conflict);
                 if is_open || request.answer_is_lost {
-                    self.ledger.open.push(key);
+                    self.ledger.unanswered.push(key);
                 }
             }
         }
@@ -182,9 +186,9 @@ impl World {
     /// The answer to a duplicate names an existing entry, not a new one in the node's own log.
     fn check_no_copy_is_made(&self, node: usize, before: &Before, key: Key, outcome: SendOutcome) {
         let SendOutcome::Stored { place, .. } = outcome else { return };
-        let own = self.machines[node].up.as_ref().expect("is up").pen.logs().own();
+        let own = self.machines[node].up.as_ref().expect("is up").committer.logs().own();
         if own == Some(place.origin) && place.seq > before.vector.seq(place.origin) {
-            self.wrong(format!("node {node} stores {} a second time", short(key.0)));
+            self.violation(format!("node {node} stores {} a second time", short(key.0)));
         }
     }
 
@@ -196,10 +200,10 @@ impl World {
                 let log = name(place.origin);
                 self.say(format!("node {node} has {id}{again}, as entry {} of log {log}", place.seq));
                 if !self.machines[node].held.has(&key) {
-                    self.wrong(format!("node {node} acknowledges {id}, which is not on its disk"));
+                    self.violation(format!("node {node} acknowledges {id}, which is not on its disk"));
                 }
                 if was_there && !duplicate {
-                    self.wrong(format!("node {node} stores {id} a second time"));
+                    self.violation(format!("node {node} stores {id} a second time"));
                 }
                 if self.ledger.acknowledged.insert(key, false).is_none() {
                     self.tally.acknowledged += 1;
@@ -209,13 +213,13 @@ impl World {
             SendOutcome::NotStored(Rejection::Conflict) => {
                 self.say(format!("node {node} refuses {id}: its id has another content"));
                 if self.ledger.contents(key.0) < 2 {
-                    self.wrong(format!("node {node} reports a conflict for {id}, which has one content"));
+                    self.violation(format!("node {node} reports a conflict for {id}, which has one content"));
                 }
             }
             SendOutcome::NotStored(why) => {
                 self.say(format!("node {node} does not store {id}: {why:?}"));
                 if self.calm {
-                    self.wrong(format!("node {node} has no fault and does not store a message: {why:?}"));
+                    self.violation(format!("node {node} has no fault and does not store a message: {why:?}"));
                 }
             }
         }
@@ -226,21 +230,23 @@ impl World {
         if self.ledger.cloned {
             return; // two nodes with the same store id are not told apart yet
         }
-        let holders = self.machines[node].up.as_ref().expect("is up").book.borrow().holders(place);
+        let holders = self.machines[node].up.as_ref().expect("is up").roster.borrow().holders(place);
         for (peer, said) in holders {
             let machine = &self.machines[peer];
             // A vector also covers damaged entries, so they count as copies whether the damage is detected or not.
-            let is_damaged = machine.held.spoilt.contains(&(place.origin, place.seq));
+            let is_damaged = machine.held.damaged.contains(&(place.origin, place.seq));
             let is_excused = is_damaged || machine.destroyed.is_some_and(|at| at >= said);
             if !is_excused && !machine.held.keeps(&key) {
                 let id = short(key.0);
-                self.wrong(format!("node {node} reports a copy of {id} on node {peer}, where there is none"));
+                self.violation(format!(
+                    "node {node} reports a copy of {id} on node {peer}, where there is none"
+                ));
             }
         }
     }
 
     /// Sends a message to a node, which must accept it in the calm phase.
-    pub(super) fn last_words(&mut self, node: usize) {
+    pub(super) fn send_final_message(&mut self, node: usize) {
         let key = self.invent(None);
         self.send(node, &[key]);
     }

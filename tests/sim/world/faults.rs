@@ -11,7 +11,7 @@ use chatchain::store::{OpenPolicy, Store};
 use super::machine::{Backup, Stop};
 use super::network::name;
 use super::{Event, World, index};
-use crate::disk::{Dice, Platter, Unsynced};
+use crate::disk::{Dice, DurabilityModel, Unsynced};
 use chatchain::chain::ids::Origin;
 
 /// The kinds of faults.
@@ -30,9 +30,9 @@ pub enum Fault {
     /// A running machine is copied with its memory, and the copy replaces another machine.
     Clone,
     /// Records on a disk are damaged.
-    Spoil,
+    DamageRecords,
     /// Random bits in the files of a store are flipped.
-    Rot,
+    FlipBits,
     /// Some machines cannot reach some others.
     Partition,
     /// A clock is set.
@@ -49,8 +49,8 @@ impl Fault {
         Fault::Wipe,
         Fault::Restore,
         Fault::Clone,
-        Fault::Spoil,
-        Fault::Rot,
+        Fault::DamageRecords,
+        Fault::FlipBits,
         Fault::Partition,
         Fault::Clock,
         Fault::Full,
@@ -64,7 +64,7 @@ impl World {
         }
         let fault = self.plan.faults[index(self.dice.roll()) % self.plan.faults.len()];
         let node = self.any();
-        self.befall(fault, node);
+        self.inject(fault, node);
         let delay = self.below(2 * self.plan.fault_every_ms);
         self.after(delay, Event::Fault);
     }
@@ -76,7 +76,7 @@ impl World {
     }
 
     /// Injects a fault into a machine.
-    pub fn befall(&mut self, fault: Fault, node: usize) {
+    pub fn inject(&mut self, fault: Fault, node: usize) {
         self.tally.faults += 1;
         match fault {
             Fault::Power => {
@@ -93,7 +93,7 @@ impl World {
             Fault::Disk => {
                 let changes = self.below(40);
                 self.say(format!("the disk of node {node} fails after {changes} more changes"));
-                self.machines[node].disk.is_good_for(Some(changes));
+                self.machines[node].disk.fail_after(Some(changes));
             }
             Fault::Wipe => self.wipe(node),
             Fault::Restore => self.restore_or_copy(node),
@@ -101,31 +101,31 @@ impl World {
                 let onto = self.any();
                 self.copy_running(node, onto);
             }
-            Fault::Spoil | Fault::Rot => {
+            Fault::DamageRecords | Fault::FlipBits => {
                 if self.machines[node].up.is_none() {
                     return;
                 }
-                self.machines[node].disk.is_good_for(None);
+                self.machines[node].disk.fail_after(None);
                 let is_clean = !self.dice.one_in(3);
                 self.switch_off(node, if is_clean { Stop::Cleanly } else { Stop::Kill });
                 let count = 1 + self.below(4);
-                if fault == Fault::Spoil {
-                    self.spoil(node, count);
+                if fault == Fault::DamageRecords {
+                    self.damage_records(node, count);
                 } else {
-                    self.rot(node, count);
+                    self.flip_bits(node, count);
                 }
                 if !is_clean {
                     let machine = &mut self.machines[node];
-                    (machine.may_fall_back, machine.opens_carelessly) = (true, false);
+                    (machine.may_fall_back, machine.trusts_pages) = (true, false);
                 }
                 self.start_later(node);
             }
             Fault::Partition => self.partition(node),
             Fault::Clock => self.set_clock(node),
             Fault::Full => {
-                let room = Space { clients: self.dice.one_in(3), peers: self.dice.one_in(2) };
-                self.say(format!("node {node}: {room:?}"));
-                self.machines[node].room = room;
+                let space = Space { clients: self.dice.one_in(3), peers: self.dice.one_in(2) };
+                self.say(format!("node {node}: {space:?}"));
+                self.machines[node].space = space;
             }
         }
     }
@@ -150,7 +150,7 @@ impl World {
         self.say(format!("node {node} has an empty disk"));
         let now = self.now;
         self.machines[node].replace_disk(Backup::default(), now);
-        self.excuse_what_is_lost();
+        self.excuse_lost_messages();
         self.start_later(node);
     }
 
@@ -177,7 +177,7 @@ impl World {
         self.say(format!("node {node} is restored from its backup"));
         let now = self.now;
         self.machines[node].replace_disk(backup, now);
-        self.excuse_what_is_lost();
+        self.excuse_lost_messages();
     }
 
     /// Copies a running node with its memory onto another machine: both continue the same log.
@@ -191,19 +191,19 @@ impl World {
         let backup = self.machines[node].copy_of_disk();
         let now = self.now;
         self.machines[onto].replace_disk(backup, now);
-        self.excuse_what_is_lost();
-        let logs = self.machines[node].up.as_ref().expect("is up").pen.logs().clone();
-        self.ledger.forged.extend(logs.own());
+        self.excuse_lost_messages();
+        let logs = self.machines[node].up.as_ref().expect("is up").committer.logs().clone();
+        self.ledger.forked.extend(logs.own());
         self.ledger.cloned = true;
         let opened = Store::open_in(
             &self.machines[onto].disk,
             "sim",
-            self.machines[onto].clock_says(now),
+            self.machines[onto].read_clock(now),
             OpenPolicy::Default,
         );
         let store = match opened {
             Ok((store, _)) => store,
-            Err(error) => self.wrong(format!("the copied disk cannot be opened: {error}")),
+            Err(error) => self.violation(format!("the copied disk cannot be opened: {error}")),
         };
         if store.recovery().is_some() {
             self.say("its disk is damaged: it starts from the disk alone");
@@ -214,7 +214,7 @@ impl World {
         let mint = Box::new(move || {
             Origin(((u128::from(names.roll()) << 64) | u128::from(names.roll())).to_be_bytes())
         });
-        self.put_to_work(onto, Committer::new(store, logs, mint));
+        self.run_node(onto, Committer::new(store, logs, mint));
         // A machine that is copied while it runs keeps its incarnation id.
         if self.dice.one_in(2) {
             let opening = self.machines[node].up.as_ref().expect("is up").hello.open_id;
@@ -224,7 +224,7 @@ impl World {
     }
 
     /// Damages some records on the disk of a stopped machine, in all places where its files have them.
-    pub fn spoil(&mut self, node: usize, count: u64) {
+    pub fn damage_records(&mut self, node: usize, count: u64) {
         for _ in 0..count {
             let entries = self.machines[node].held.entries.len() as u64;
             if entries == 0 {
@@ -233,41 +233,43 @@ impl World {
             let at = index(self.below(entries));
             let (place, _) = self.machines[node].held.entries.iter().nth(at).expect("is within");
             let place = *place;
-            self.spoil_entry(node, place);
+            self.damage_entry(node, place);
         }
-        self.excuse_what_is_lost();
+        self.excuse_lost_messages();
     }
 
-    pub(super) fn spoil_entry(&mut self, node: usize, place: (Origin, u64)) {
+    pub(super) fn damage_entry(&mut self, node: usize, place: (Origin, u64)) {
         let mut dice = Dice(self.dice.roll());
-        let mut spoilt = 0;
-        self.machines[node].disk.spoil(LOG, |file| {
+        let mut damaged = 0;
+        self.machines[node].disk.corrupt(LOG, |file| {
             for start in copies_of(file, place) {
                 let length = record_length(&file[start..]);
                 let bit = index(dice.roll()) % (length * 8);
                 file[start + bit / 8] ^= 1 << (bit % 8);
-                spoilt += 1;
+                damaged += 1;
             }
         });
         let (log, seq) = (name(place.0), place.1);
-        self.say(format!("on the disk of node {node} entry {seq} of log {log} is damaged ({spoilt} copies)"));
+        self.say(format!(
+            "on the disk of node {node} entry {seq} of log {log} is damaged ({damaged} copies)"
+        ));
         let now = self.now;
         let machine = &mut self.machines[node];
         // The machine is off, so all bytes of the files are durable.
-        machine.platter = Platter::new(machine.disk.bytes());
+        machine.durability = DurabilityModel::new(machine.disk.bytes());
         machine.held.remove(place);
-        machine.held.spoilt.insert(place);
-        machine.opens_carelessly = true;
+        machine.held.damaged.insert(place);
+        machine.trusts_pages = true;
         machine.destroyed = Some(now);
     }
 
     /// Flips random bits in the files of a stopped machine, where a byte is not zero.
-    fn rot(&mut self, node: usize, count: u64) {
+    fn flip_bits(&mut self, node: usize, count: u64) {
         let mut dice = Dice(self.dice.roll());
         for _ in 0..count {
             let file = if dice.one_in(4) { INDEX } else { LOG };
             let mut place = None;
-            self.machines[node].disk.spoil(file, |bytes| {
+            self.machines[node].disk.corrupt(file, |bytes| {
                 let starts = (0..100).map(|_| index(dice.roll()) % bytes.len().max(1));
                 let mut starts = starts.collect::<Vec<_>>().into_iter();
                 place = starts.find(|at| bytes.get(*at).is_some_and(|byte| *byte != 0));
@@ -277,24 +279,24 @@ impl World {
             });
             self.say(format!("on the disk of node {node} a bit of {file} is flipped: byte {place:?}"));
         }
-        self.note_what_rotted(node);
-        self.excuse_what_is_lost();
+        self.note_lost_entries(node);
+        self.excuse_lost_messages();
     }
 
     /// Removes the entries from the disk model that have no intact record in any file any more.
-    fn note_what_rotted(&mut self, node: usize) {
+    fn note_lost_entries(&mut self, node: usize) {
         let now = self.now;
         let machine = &mut self.machines[node];
         let images = machine.disk.bytes();
         let intact: BTreeSet<(Origin, u64)> = images.values().flat_map(|file| places_in(file)).collect();
-        let held = machine.held.entries.keys().chain(machine.held.loose.keys());
+        let held = machine.held.entries.keys().chain(machine.held.detached.keys());
         let gone: Vec<(Origin, u64)> = held.copied().filter(|place| !intact.contains(place)).collect();
         for place in gone {
             machine.held.remove(place);
-            machine.held.spoilt.insert(place);
+            machine.held.damaged.insert(place);
         }
-        machine.platter = Platter::new(images);
-        (machine.destroyed, machine.opens_carelessly) = (Some(now), false);
+        machine.durability = DurabilityModel::new(images);
+        (machine.destroyed, machine.trusts_pages) = (Some(now), false);
     }
 
     fn partition(&mut self, node: usize) {
@@ -317,7 +319,7 @@ impl World {
         }
         self.say(format!("cut off: {}", cut_off.join(" ")));
         let delay = self.below(20_000);
-        self.after(delay, Event::Mended);
+        self.after(delay, Event::NetworkRestored);
     }
 
     /// Splits the network into the machines up to this one and the rest.

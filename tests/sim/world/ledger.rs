@@ -18,20 +18,20 @@ pub struct Ledger {
     /// The acknowledged messages, and whether every disk with the message has been lost since.
     pub acknowledged: BTreeMap<Key, bool>,
     /// Messages for which no client got an answer.
-    pub open: Vec<Key>,
+    pub unanswered: Vec<Key>,
     places: BTreeMap<(Origin, u64), (Stamp, Digest)>,
     /// The log from which each branch starts.
     parents: BTreeMap<Origin, Origin>,
     /// Logs that two processes appended to.
-    pub forged: BTreeSet<Origin>,
+    pub forked: BTreeSet<Origin>,
     /// Two nodes ran with the same store id.
     pub cloned: bool,
 }
 
 impl Ledger {
-    pub fn is_forged(&self, mut origin: Origin) -> bool {
+    pub fn is_forked(&self, mut origin: Origin) -> bool {
         loop {
-            if self.forged.contains(&origin) {
+            if self.forked.contains(&origin) {
                 return true;
             }
             match self.parents.get(&origin) {
@@ -56,7 +56,7 @@ impl Ledger {
         if before == Some((stamp, digest)) {
             return Ok((id, digest));
         }
-        if before.is_some() && !self.is_forged(origin) {
+        if before.is_some() && !self.is_forked(origin) {
             return Err(format!(
                 "seq {seq} of {origin} was used twice: {before:?} and {:?}",
                 (stamp, digest)

@@ -19,8 +19,8 @@ use chatchain::replica::write_ops::{NewMessage, Space};
 use chatchain::store::Store;
 use uuid::Uuid;
 
-use super::book::Book;
-use crate::disk::{Disk, Images, Platter, Unsynced};
+use super::roster::Roster;
+use crate::disk::{Disk, DurabilityModel, Images, Unsynced};
 
 /// The identity of a message: its id and the digest of its content.
 pub type Key = (Uuid, Digest);
@@ -35,14 +35,14 @@ pub struct Held {
     /// The number of entries of each message.
     pub copies: BTreeMap<Key, usize>,
     /// The entries after gaps: not visible in any log, but not lost.
-    pub loose: BTreeMap<(Origin, u64), Key>,
+    pub detached: BTreeMap<(Origin, u64), Key>,
     /// Entries whose bytes were damaged and are not repaired yet.
-    pub spoilt: BTreeSet<(Origin, u64)>,
+    pub damaged: BTreeSet<(Origin, u64)>,
 }
 
 impl Held {
     pub fn insert(&mut self, place: (Origin, u64), key: Key) {
-        self.spoilt.remove(&place);
+        self.damaged.remove(&place);
         if self.entries.insert(place, key).is_none() {
             *self.copies.entry(key).or_default() += 1;
         }
@@ -50,12 +50,12 @@ impl Held {
 
     /// Whether the message is on the disk, in a log or after a gap.
     pub fn keeps(&self, key: &Key) -> bool {
-        self.has(key) || self.loose.values().any(|loose| loose == key)
+        self.has(key) || self.detached.values().any(|detached| detached == key)
     }
 
     /// The bytes of the entry are lost.
     pub fn remove(&mut self, place: (Origin, u64)) {
-        self.loose.remove(&place);
+        self.detached.remove(&place);
         self.forget(place);
     }
 
@@ -80,8 +80,8 @@ impl Held {
         for place in places {
             self.forget(place);
         }
-        self.loose.retain(|(of, at), _| *of != origin || *at < seq); // these entries are now in branches, and may be damaged there
-        self.spoilt.retain(|(of, at)| *of != origin || *at < seq);
+        self.detached.retain(|(of, at), _| *of != origin || *at < seq); // these entries are now in branches, and may be damaged there
+        self.damaged.retain(|(of, at)| *of != origin || *at < seq);
     }
 }
 
@@ -105,7 +105,7 @@ pub enum Pause {
 }
 
 /// The link to one peer.
-pub struct Talk {
+pub struct PeerLink {
     pub exchange: Exchange,
     /// The running exchange and its number.
     pub in_flight: Option<(u64, PlannedRequest)>,
@@ -118,9 +118,9 @@ pub struct Talk {
     pub idle_rounds: u32,
 }
 
-impl Default for Talk {
+impl Default for PeerLink {
     fn default() -> Self {
-        Talk {
+        PeerLink {
             exchange: Exchange::default(),
             in_flight: None,
             token: 0,
@@ -143,13 +143,13 @@ pub struct Request {
 /// A running node.
 pub struct Running {
     pub store: Arc<Store>,
-    pub pen: Committer,
+    pub committer: Committer,
     pub hello: Hello,
     pub started: u64,
-    pub talks: Vec<Talk>,
-    pub book: RefCell<Book>,
-    pub doors: BTreeMap<Opening, Responder>,
-    pub heal: Repair,
+    pub links: Vec<PeerLink>,
+    pub roster: RefCell<Roster>,
+    pub responders: BTreeMap<Opening, Responder>,
+    pub repair: Repair,
     pub scrub: Scrub,
     pub inbox: Vec<Request>,
     /// The vector up to which entries were checked.
@@ -174,27 +174,27 @@ pub enum Stop {
 /// A machine with its disk, its model of the disk, and its clock.
 pub struct Machine {
     pub disk: Disk,
-    pub platter: Platter,
+    pub durability: DurabilityModel,
     pub held: Held,
     pub up: Option<Running>,
     /// The number of incarnations so far, which identifies the current one.
-    pub lives: u64,
+    pub incarnations: u64,
     /// Offset of the clock from the world's, in milliseconds.
     pub clock: i64,
     /// Drift of the clock, in parts per million.
     pub drift: i64,
-    pub room: Space,
+    pub space: Space,
     pub backup: Option<Backup>,
     /// When the disk last lost data.
     pub destroyed: Option<u64>,
     /// The next opening checks no pages, so that only a read detects damage.
-    pub opens_carelessly: bool,
+    pub trusts_pages: bool,
     /// The machine answers requests but cannot connect to others.
-    pub reaches_nobody: bool,
+    pub cannot_connect: bool,
     /// The newest pages may be damaged after a crash: then redb silently falls back by one commit.
     pub may_fall_back: bool,
     /// The entries that the last commit repaired. They are damaged again if that commit is lost.
-    pub mended_last: BTreeSet<(Origin, u64)>,
+    pub repaired_last: BTreeSet<(Origin, u64)>,
     /// The vector in the last message to a peer.
     pub advertised: Vector,
 }
@@ -203,41 +203,41 @@ impl Machine {
     pub fn new() -> Self {
         Machine {
             disk: Disk::default(),
-            platter: Platter::default(),
+            durability: DurabilityModel::default(),
             held: Held::default(),
             up: None,
-            lives: 0,
+            incarnations: 0,
             clock: 0,
             drift: 0,
-            room: Space::ALL,
+            space: Space::ALL,
             backup: None,
             destroyed: None,
-            opens_carelessly: false,
-            reaches_nobody: false,
+            trusts_pages: false,
+            cannot_connect: false,
             may_fall_back: false,
-            mended_last: BTreeSet::new(),
+            repaired_last: BTreeSet::new(),
             advertised: Vector::default(),
         }
     }
 
     /// Applies the latest steps of the disk to the model of durable data.
-    pub fn fold(&mut self) {
+    pub fn record_steps(&mut self) {
         for step in self.disk.take_steps() {
-            self.platter.take(&step);
+            self.durability.take(&step);
         }
     }
 
     /// Stops the node. Nothing it writes afterwards reaches the disk.
     pub fn stop(&mut self, how: Stop) {
-        self.fold();
-        self.disk.is_good_for(if matches!(how, Stop::Cleanly) { None } else { Some(0) });
+        self.record_steps();
+        self.disk.fail_after(if matches!(how, Stop::Cleanly) { None } else { Some(0) });
         drop(self.up.take());
         match how {
-            Stop::Cleanly => self.fold(),
+            Stop::Cleanly => self.record_steps(),
             Stop::Kill => self.disk = Disk::new(self.disk.bytes()),
             Stop::Power(unsynced) => {
-                self.disk = self.platter.after_power_failure(unsynced);
-                self.platter = Platter::new(self.disk.bytes());
+                self.disk = self.durability.after_power_failure(unsynced);
+                self.durability = DurabilityModel::new(self.disk.bytes());
             }
         }
     }
@@ -253,14 +253,14 @@ impl Machine {
         self.may_fall_back = may_fall_back;
         assert!(self.up.is_none(), "disks are replaced while the machine is off");
         self.disk = Disk::new(bytes.clone());
-        self.platter = Platter::new(bytes);
-        self.opens_carelessly = false;
+        self.durability = DurabilityModel::new(bytes);
+        self.trusts_pages = false;
         self.held = held;
         self.advertised = Vector::default();
         self.destroyed = Some(now);
     }
 
-    pub fn clock_says(&self, world: u64) -> u64 {
+    pub fn read_clock(&self, world: u64) -> u64 {
         let drifted = i64::try_from(world).expect("short") * self.drift / 1_000_000;
         super::BASE_MS.saturating_add(world).saturating_add_signed(self.clock + drifted)
     }

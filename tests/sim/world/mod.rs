@@ -5,7 +5,6 @@
 //! faults, in which the world must converge; then all messages are checked against the ledger.
 //! A violation panics. The trace, one line per event, shows what led to it.
 
-mod book;
 mod check;
 mod clients;
 mod faults;
@@ -14,6 +13,7 @@ mod machine;
 mod network;
 mod node;
 mod readers;
+mod roster;
 mod scripting;
 
 use std::collections::BTreeMap;
@@ -22,7 +22,7 @@ use std::sync::{Arc, Mutex};
 use crate::disk::Dice;
 use ledger::Ledger;
 use machine::Machine;
-use network::{Letter, Network};
+use network::{Network, Packet};
 use readers::Reader;
 
 pub use clients::Op;
@@ -40,29 +40,29 @@ pub type Trace = Arc<Mutex<Vec<String>>>;
 /// A scheduled event. Events for an earlier incarnation of a node are dropped.
 enum Event {
     /// A link starts an exchange: its timer has fired, or its backoff has ended.
-    Exchange { node: usize, life: u64, peer: usize, token: u64, on_timer: bool },
+    Exchange { node: usize, incarnation: u64, peer: usize, token: u64, on_timer: bool },
     /// A packet arrives.
-    Letter(Letter),
+    Packet(Packet),
     /// A node answers a request that it has admitted before.
-    Answer { node: usize, life: u64, answer: Box<network::Answering> },
+    Answer { node: usize, incarnation: u64, answer: Box<network::Answering> },
     /// The initiator of an exchange gives up.
-    Fails { node: usize, life: u64, peer: usize, exchange: u64, why: &'static str },
+    Fails { node: usize, incarnation: u64, peer: usize, exchange: u64, why: &'static str },
     /// The writer commits its inbox.
-    Write { node: usize, life: u64 },
+    Write { node: usize, incarnation: u64 },
     /// The index is flushed.
-    Index { node: usize, life: u64 },
+    Index { node: usize, incarnation: u64 },
     /// A node checks its damaged entries.
-    Heal { node: usize, life: u64 },
+    Repair { node: usize, incarnation: u64 },
     /// A client acts.
     Client,
     /// A client lists the whole history of a node.
-    Look { node: usize },
+    List { node: usize },
     /// A reader of the feed continues.
     Read { reader: usize },
     /// A random fault happens.
     Fault,
     /// All links of the network work again.
-    Mended,
+    NetworkRestored,
     /// A machine starts.
     Start { node: usize },
 }
@@ -203,7 +203,7 @@ impl World {
 
     /// Reports a violation.
     #[track_caller]
-    fn wrong(&self, what: impl AsRef<str>) -> ! {
+    fn violation(&self, what: impl AsRef<str>) -> ! {
         self.say(format!("VIOLATION: {}", what.as_ref()));
         panic!("{}", what.as_ref());
     }
@@ -244,42 +244,42 @@ impl World {
 
     fn happen(&mut self, event: Event) {
         match event {
-            Event::Exchange { node, life, peer, token, on_timer } => {
-                if self.lives(node, life) {
+            Event::Exchange { node, incarnation, peer, token, on_timer } => {
+                if self.is_current(node, incarnation) {
                     self.begin_exchange(node, peer, token, on_timer);
                 }
             }
-            Event::Letter(letter) => self.arrives(letter),
-            Event::Answer { node, life, answer } => {
-                if self.lives(node, life) {
+            Event::Packet(packet) => self.arrives(packet),
+            Event::Answer { node, incarnation, answer } => {
+                if self.is_current(node, incarnation) {
                     self.answer(node, *answer);
                 }
             }
-            Event::Fails { node, life, peer, exchange, why } => {
-                if self.lives(node, life) {
+            Event::Fails { node, incarnation, peer, exchange, why } => {
+                if self.is_current(node, incarnation) {
                     self.exchange_fails(node, peer, exchange, why);
                 }
             }
-            Event::Write { node, life } => {
-                if self.lives(node, life) {
+            Event::Write { node, incarnation } => {
+                if self.is_current(node, incarnation) {
                     self.write_due(node);
                 }
             }
-            Event::Index { node, life } => {
-                if self.lives(node, life) {
+            Event::Index { node, incarnation } => {
+                if self.is_current(node, incarnation) {
                     self.write_index(node);
                 }
             }
-            Event::Heal { node, life } => {
-                if self.lives(node, life) {
-                    self.heal(node);
+            Event::Repair { node, incarnation } => {
+                if self.is_current(node, incarnation) {
+                    self.repair(node);
                 }
             }
             Event::Client => self.client(),
-            Event::Look { node } => self.look(node),
+            Event::List { node } => self.list_due(node),
             Event::Read { reader } => self.read_on(reader),
             Event::Fault => self.fault(),
-            Event::Mended => {
+            Event::NetworkRestored => {
                 self.network.join_all();
                 self.say("the network is whole");
             }
@@ -287,8 +287,8 @@ impl World {
         }
     }
 
-    fn lives(&self, node: usize, life: u64) -> bool {
-        self.machines[node].up.is_some() && self.machines[node].lives == life
+    fn is_current(&self, node: usize, incarnation: u64) -> bool {
+        self.machines[node].up.is_some() && self.machines[node].incarnations == incarnation
     }
 
     /// Runs the whole world: the phase with faults, the calm phase, and the checks.
@@ -296,8 +296,8 @@ impl World {
         self.say(format!("{:?}", self.plan));
         if self.plan.client_every_ms > 0 {
             self.after(10, Event::Client);
-            self.after(1_000, Event::Look { node: 0 });
-            self.seat_readers();
+            self.after(1_000, Event::List { node: 0 });
+            self.start_readers();
         }
         if !self.plan.faults.is_empty() {
             self.after(self.plan.fault_every_ms, Event::Fault);
@@ -312,17 +312,17 @@ impl World {
         self.say("calm");
         self.network.calm();
         for node in 0..self.machines.len() {
-            self.machines[node].room = chatchain::replica::write_ops::Space::ALL;
-            self.machines[node].disk.is_good_for(None);
+            self.machines[node].space = chatchain::replica::write_ops::Space::ALL;
+            self.machines[node].disk.fail_after(None);
             self.start(node);
         }
         let end = self.now + CALM_MS_MAX;
         for node in 0..self.machines.len() {
-            self.last_words(node);
+            self.send_final_message(node);
         }
         while !self.has_converged() {
             if self.now >= end {
-                self.wrong(format!("not converged after {CALM_MS_MAX} ms of calm: {}", self.state()));
+                self.violation(format!("not converged after {CALM_MS_MAX} ms of calm: {}", self.state()));
             }
             self.pass(1_000);
         }

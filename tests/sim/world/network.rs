@@ -55,7 +55,7 @@ impl Network {
 }
 
 /// A request or an answer in transit.
-pub struct Letter {
+pub struct Packet {
     from: usize,
     to: usize,
     exchange: u64,
@@ -69,74 +69,74 @@ pub struct Letter {
 
 /// A request that was admitted and is not answered yet.
 pub struct Answering {
-    letter: Letter,
+    packet: Packet,
     request: SyncMessage,
-    door: Responder,
+    responder: Responder,
     refused: bool,
 }
 
 impl World {
-    fn send_letter(&mut self, letter: Letter) {
-        let (from, to, exchange) = (letter.from, letter.to, letter.exchange);
-        let asker = if letter.is_reply { to } else { from };
-        let other = if letter.is_reply { from } else { to };
-        let life = self.machines[asker].lives;
-        let fails = |why| Event::Fails { node: asker, life, peer: other, exchange, why };
+    fn send_packet(&mut self, packet: Packet) {
+        let (from, to, exchange) = (packet.from, packet.to, packet.exchange);
+        let asker = if packet.is_reply { to } else { from };
+        let other = if packet.is_reply { from } else { to };
+        let incarnation = self.machines[asker].incarnations;
+        let fails = |why| Event::Fails { node: asker, incarnation, peer: other, exchange, why };
         if self.network.blocked[from][to] || self.below(1_000) < self.network.loss {
             return; // the initiator times out later
         }
-        if !letter.is_reply && self.machines[to].up.is_none() {
+        if !packet.is_reply && self.machines[to].up.is_none() {
             return self.after(1, fails("refused"));
         }
         let mut delay = 1 + self.below(self.network.delay_ms);
         if !self.calm && self.dice.one_in(200) {
             delay += self.below(2 * EXCHANGE_MS); // arrives after the initiator's timeout
         }
-        if self.below(1_000) < self.network.loss && !letter.is_reply {
-            let (bytes, said) = (letter.bytes.clone(), letter.said);
-            let again = Letter { from, to, exchange, bytes, said, is_reply: false, is_refusal: false };
+        if self.below(1_000) < self.network.loss && !packet.is_reply {
+            let (bytes, said) = (packet.bytes.clone(), packet.said);
+            let again = Packet { from, to, exchange, bytes, said, is_reply: false, is_refusal: false };
             let later = delay + self.below(3_000);
-            self.after(later, Event::Letter(again));
+            self.after(later, Event::Packet(again));
         }
-        self.after(delay, Event::Letter(letter));
+        self.after(delay, Event::Packet(packet));
     }
 
-    pub(super) fn arrives(&mut self, letter: Letter) {
-        if self.machines[letter.to].up.is_none() {
+    pub(super) fn arrives(&mut self, packet: Packet) {
+        if self.machines[packet.to].up.is_none() {
             return;
         }
-        if letter.is_reply { self.reply_arrives(&letter) } else { self.request_arrives(letter) }
+        if packet.is_reply { self.reply_arrives(&packet) } else { self.request_arrives(packet) }
     }
 
     /// The link is idle: schedules its next exchange.
     fn wait(&mut self, node: usize, peer: usize) {
         let jitter = 750 + self.below(500);
-        let run = self.machines[node].up.as_mut().expect("lives");
-        let talk = &mut run.talks[peer];
-        let at_once = talk.exchange.has_own_to_push(run.pen.logs()) || std::mem::take(&mut talk.permit);
-        talk.pause = Pause::Wait;
-        talk.token += 1;
-        let (token, life) = (talk.token, self.machines[node].lives);
+        let run = self.machines[node].up.as_mut().expect("is up");
+        let link = &mut run.links[peer];
+        let at_once = link.exchange.has_own_to_push(run.committer.logs()) || std::mem::take(&mut link.permit);
+        link.pause = Pause::Wait;
+        link.token += 1;
+        let (token, incarnation) = (link.token, self.machines[node].incarnations);
         let delay = if at_once { 0 } else { jitter };
-        self.after(delay, Event::Exchange { node, life, peer, token, on_timer: !at_once });
+        self.after(delay, Event::Exchange { node, incarnation, peer, token, on_timer: !at_once });
     }
 
     /// Starts the next exchange of a link now.
     fn wake(&mut self, node: usize, peer: usize, on_timer: bool) {
-        let life = self.machines[node].lives;
-        let run = self.machines[node].up.as_mut().expect("lives");
-        let talk = &mut run.talks[peer];
-        talk.token += 1;
-        let token = talk.token;
-        self.after(0, Event::Exchange { node, life, peer, token, on_timer });
+        let incarnation = self.machines[node].incarnations;
+        let run = self.machines[node].up.as_mut().expect("is up");
+        let link = &mut run.links[peer];
+        link.token += 1;
+        let token = link.token;
+        self.after(0, Event::Exchange { node, incarnation, peer, token, on_timer });
     }
 
     /// After a commit: starts an exchange on each idle link that has something to push.
     pub(super) fn wake_links(&mut self, node: usize) {
         for peer in (0..self.machines.len()).filter(|peer| *peer != node) {
-            let run = self.machines[node].up.as_ref().expect("lives");
-            let talk = &run.talks[peer];
-            if talk.pause == Pause::Wait && talk.exchange.has_own_to_push(run.pen.logs()) {
+            let run = self.machines[node].up.as_ref().expect("is up");
+            let link = &run.links[peer];
+            if link.pause == Pause::Wait && link.exchange.has_own_to_push(run.committer.logs()) {
                 self.wake(node, peer, false);
             }
         }
@@ -144,12 +144,12 @@ impl World {
 
     /// The peer has sent a request: wakes the link to it.
     fn notify(&mut self, node: usize, peer: usize) {
-        let talk = &mut self.machines[node].up.as_mut().expect("lives").talks[peer];
-        match talk.pause {
-            Pause::Busy => talk.permit = true,
+        let link = &mut self.machines[node].up.as_mut().expect("is up").links[peer];
+        match link.pause {
+            Pause::Busy => link.permit = true,
             Pause::Wait => self.wake(node, peer, false),
             Pause::BackOff => {
-                talk.failures = 0;
+                link.failures = 0;
                 self.wake(node, peer, true);
             }
         }
@@ -158,48 +158,49 @@ impl World {
     pub(super) fn begin_exchange(&mut self, node: usize, peer: usize, token: u64, on_timer: bool) {
         let now = self.now;
         let ranges = if self.dice.one_in(8) { 1 + self.below(3) } else { u64::MAX };
-        let run = self.machines[node].up.as_mut().expect("lives");
-        if run.talks[peer].token != token {
+        let run = self.machines[node].up.as_mut().expect("is up");
+        if run.links[peer].token != token {
             return;
         }
-        if self.machines[node].reaches_nobody {
+        if self.machines[node].cannot_connect {
             return self.link_fails(node, peer, "it cannot connect");
         }
-        let run = self.machines[node].up.as_mut().expect("lives");
-        let logs = run.pen.logs().clone();
-        let wounds = run.store.log().damage();
-        run.heal.look(wounds, &logs, now - run.started);
-        let talk = &mut run.talks[peer];
-        let mend = run.heal.ranges(logs.vector(), talk.exchange.theirs());
-        let (book, started) = (&run.book, run.started);
+        let run = self.machines[node].up.as_mut().expect("is up");
+        let logs = run.committer.logs().clone();
+        let damage = run.store.log().damage();
+        run.repair.look(damage, &logs, now - run.started);
+        let link = &mut run.links[peer];
+        let mend = run.repair.ranges(logs.vector(), link.exchange.theirs());
+        let (roster, started) = (&run.roster, run.started);
         let leave = |origin| {
-            book.borrow().owner_pushes(origin, now, started) || !book.borrow_mut().claim(origin, peer, now)
+            roster.borrow().owner_pushes(origin, now, started)
+                || !roster.borrow_mut().claim(origin, peer, now)
         };
         let occasion = Trigger { on_timer, now_ms: now - started, leave: &leave, mend };
-        let planned = talk.exchange.plan(&logs, occasion);
+        let planned = link.exchange.plan(&logs, occasion);
         let left = Cell::new(ranges);
         let go_on = || left.replace(left.get().saturating_sub(1)) > 0;
         let read = match exchange::read(&run.store, &planned.reads, go_on) {
             Ok(read) => read,
             Err(error) => return self.storage_fails(node, &error.to_string()),
         };
-        let request = talk.exchange.request(run.hello.clone(), &planned, read);
+        let request = link.exchange.request(run.hello.clone(), &planned, read);
         self.network.exchanges += 1;
         self.tally.exchanges += 1;
         let exchange = self.network.exchanges;
-        talk.in_flight = Some((exchange, planned));
-        talk.pause = Pause::Busy;
+        link.in_flight = Some((exchange, planned));
+        link.pause = Pause::Busy;
         self.machines[node].advertised = logs.vector().clone();
-        self.say_body(node, peer, &request, "asks");
+        self.trace_message(node, peer, &request, "asks");
         let bytes = request.encode().into();
-        let life = self.machines[node].lives;
-        self.after(EXCHANGE_MS, Event::Fails { node, life, peer, exchange, why: "no answer" });
+        let incarnation = self.machines[node].incarnations;
+        self.after(EXCHANGE_MS, Event::Fails { node, incarnation, peer, exchange, why: "no answer" });
         let (is_reply, is_refusal) = (false, false);
-        self.send_letter(Letter { from: node, to: peer, exchange, bytes, said: now, is_reply, is_refusal });
+        self.send_packet(Packet { from: node, to: peer, exchange, bytes, said: now, is_reply, is_refusal });
     }
 
     /// Traces a request or an answer that has any content.
-    fn say_body(&self, from: usize, to: usize, body: &SyncMessage, verb: &str) {
+    fn trace_message(&self, from: usize, to: usize, body: &SyncMessage, verb: &str) {
         let records: usize = body.runs.iter().map(|run| run.entries.len()).sum();
         let heads = body.heads.as_ref().map_or(0, |heads| heads.changes.len() + heads.cuts.len());
         if records + heads + body.wants.len() > 0 || body.need_full {
@@ -243,35 +244,35 @@ impl World {
         }
     }
 
-    fn request_arrives(&mut self, letter: Letter) {
-        let (node, peer, now) = (letter.to, letter.from, self.now);
-        let mut request = SyncMessage::decode(&letter.bytes).expect("bytes are not damaged on the way");
-        let run = self.machines[node].up.as_mut().expect("lives");
+    fn request_arrives(&mut self, packet: Packet) {
+        let (node, peer, now) = (packet.to, packet.from, self.now);
+        let mut request = SyncMessage::decode(&packet.bytes).expect("bytes are not damaged on the way");
+        let run = self.machines[node].up.as_mut().expect("is up");
         let opening = (request.hello.store_id, request.hello.open_id);
         if request.hello.is_ours(&run.hello) {
             let bytes = SyncMessage::quiet(run.hello.clone(), [0; 16]).encode().into();
-            return self.send_letter(Letter {
+            return self.send_packet(Packet {
                 from: node,
                 to: peer,
                 bytes,
                 is_reply: true,
                 said: now,
-                ..letter
+                ..packet
             });
         }
-        let mut door = run.doors.remove(&opening).unwrap_or_default();
-        let wounds = run.store.log().damage();
-        let (care, runs) = exchange::heard(&mut door, run.pen.logs(), wounds, &mut request);
-        let mut book = run.book.borrow_mut();
-        let at = book.index_of(&request);
-        let known = &mut book.peers[at];
+        let mut responder = run.responders.remove(&opening).unwrap_or_default();
+        let damage = run.store.log().damage();
+        let (care, runs) = exchange::heard(&mut responder, run.committer.logs(), damage, &mut request);
+        let mut roster = run.roster.borrow_mut();
+        let at = roster.index_of(&request);
+        let known = &mut roster.peers[at];
         known.met(&request);
-        if door.theirs().is_some() {
-            (known.theirs, known.said) = (door.theirs().cloned(), letter.said);
+        if responder.theirs().is_some() {
+            (known.theirs, known.said) = (responder.theirs().cloned(), packet.said);
         }
         known.heard = Some(now);
         let is_awaited = known.failed || known.answered.is_none();
-        drop(book);
+        drop(roster);
         if is_awaited && at != node {
             self.notify(node, at);
         }
@@ -280,77 +281,77 @@ impl World {
                 return;
             }
         }
-        let Some(admitted) = self.admit_runs(node, door.theirs(), &runs) else { return };
+        let Some(admitted) = self.admit_runs(node, responder.theirs(), &runs) else { return };
         self.say_refused(node, peer, &admitted);
         let refused = admitted.iter().any(|(_, admitted)| admitted.not_stored.is_some());
-        let answer = Box::new(Answering { letter, request, door, refused });
-        let (life, delay) = (self.machines[node].lives, self.dice.roll() % 10);
-        self.after(delay, Event::Answer { node, life, answer });
+        let answer = Box::new(Answering { packet, request, responder, refused });
+        let (incarnation, delay) = (self.machines[node].incarnations, self.dice.roll() % 10);
+        self.after(delay, Event::Answer { node, incarnation, answer });
     }
 
     pub(super) fn answer(&mut self, node: usize, answering: Answering) {
-        let Answering { letter, request, mut door, refused } = answering;
-        let (peer, now) = (letter.from, self.now);
-        let run = self.machines[node].up.as_mut().expect("lives");
+        let Answering { packet, request, mut responder, refused } = answering;
+        let (peer, now) = (packet.from, self.now);
+        let run = self.machines[node].up.as_mut().expect("is up");
         let opening = (request.hello.store_id, request.hello.open_id);
         if refused {
-            run.doors.insert(opening, door);
+            run.responders.insert(opening, responder);
             let (is_reply, is_refusal) = (true, true);
             let bytes = Bytes::new();
-            return self.send_letter(Letter {
+            return self.send_packet(Packet {
                 from: node,
                 to: peer,
                 bytes,
                 is_reply,
                 is_refusal,
                 said: now,
-                ..letter
+                ..packet
             });
         }
-        let logs = run.pen.logs().clone();
+        let logs = run.committer.logs().clone();
         let read = match exchange::read(&run.store, &exchange::wanted(&request, &logs), || true) {
             Ok(read) => read,
             Err(error) => return self.storage_fails(node, &error.to_string()),
         };
-        run.heal.look(run.store.log().damage(), &logs, now - run.started);
-        let mend = run.heal.ranges(logs.vector(), door.theirs());
-        let reply = exchange::answer(&mut door, &logs, &request, read, mend, run.hello.clone());
-        run.doors.insert(opening, door);
+        run.repair.look(run.store.log().damage(), &logs, now - run.started);
+        let mend = run.repair.ranges(logs.vector(), responder.theirs());
+        let reply = exchange::answer(&mut responder, &logs, &request, read, mend, run.hello.clone());
+        run.responders.insert(opening, responder);
         self.machines[node].advertised = logs.vector().clone();
-        self.say_body(node, peer, &reply, "answers");
+        self.trace_message(node, peer, &reply, "answers");
         let bytes = reply.encode().into();
-        self.send_letter(Letter { from: node, to: peer, bytes, is_reply: true, said: now, ..letter });
+        self.send_packet(Packet { from: node, to: peer, bytes, is_reply: true, said: now, ..packet });
     }
 
-    fn reply_arrives(&mut self, letter: &Letter) {
-        let (node, peer, said) = (letter.to, letter.from, letter.said);
+    fn reply_arrives(&mut self, packet: &Packet) {
+        let (node, peer, said) = (packet.to, packet.from, packet.said);
         let now = self.now;
-        let run = self.machines[node].up.as_mut().expect("lives");
-        let talk = &mut run.talks[peer];
-        let Some((_, planned)) = talk.in_flight.take_if(|(number, _)| *number == letter.exchange) else {
+        let run = self.machines[node].up.as_mut().expect("is up");
+        let link = &mut run.links[peer];
+        let Some((_, planned)) = link.in_flight.take_if(|(number, _)| *number == packet.exchange) else {
             return;
         };
-        if letter.is_refusal {
+        if packet.is_refusal {
             return self.link_fails(node, peer, "the peer could not store it");
         }
-        let reply = SyncMessage::decode(&letter.bytes).expect("bytes are not damaged on the way");
+        let reply = SyncMessage::decode(&packet.bytes).expect("bytes are not damaged on the way");
         if reply.hello.is_ours(&run.hello) {
-            run.book.borrow_mut().peers[peer].is_self = true;
-            talk.pause = Pause::Wait;
-            talk.token += 1;
-            let (token, life) = (talk.token, self.machines[node].lives);
+            run.roster.borrow_mut().peers[peer].is_self = true;
+            link.pause = Pause::Wait;
+            link.token += 1;
+            let (token, incarnation) = (link.token, self.machines[node].incarnations);
             let delay = 20_000 + self.below(20_000);
-            return self.after(delay, Event::Exchange { node, life, peer, token, on_timer: true });
+            return self.after(delay, Event::Exchange { node, incarnation, peer, token, on_timer: true });
         }
         let met = SyncMessage { own: reply.own, ..SyncMessage::quiet(reply.hello.clone(), reply.digest) };
-        let logs = run.pen.logs().clone();
-        let heard = talk.exchange.on_reply(planned, reply, &logs, run.store.log().damage());
-        let mut book = run.book.borrow_mut();
-        let known = &mut book.peers[peer];
+        let logs = run.committer.logs().clone();
+        let heard = link.exchange.on_reply(planned, reply, &logs, run.store.log().damage());
+        let mut roster = run.roster.borrow_mut();
+        let known = &mut roster.peers[peer];
         known.met(&met);
-        (known.theirs, known.said) = (talk.exchange.theirs().cloned(), said);
+        (known.theirs, known.said) = (link.exchange.theirs().cloned(), said);
         (known.answered, known.failed, known.is_self) = (Some(now), false, false);
-        drop(book);
+        drop(roster);
         self.carry_out(node, peer, heard);
     }
 
@@ -364,14 +365,14 @@ impl World {
         let runs = std::mem::take(&mut heard.runs);
         let Some(admitted) = self.admit_runs(node, theirs.as_ref(), &runs) else { return };
         self.say_refused(node, peer, &admitted);
-        let running = self.now - self.machines[node].up.as_ref().expect("lives").started;
+        let running = self.now - self.machines[node].up.as_ref().expect("is up").started;
         let new = self.link(node, peer).exchange.settle(&heard, &admitted, running);
         if admitted.iter().any(|(_, admitted)| admitted.not_stored.is_some()) {
             return self.link_fails(node, peer, "this node cannot store the entries");
         }
         let mut progress = new > 0;
         for (origin, search, run) in std::mem::take(&mut heard.probes) {
-            let store = self.machines[node].up.as_ref().expect("lives").store.clone();
+            let store = self.machines[node].up.as_ref().expect("is up").store.clone();
             let verdict = match exchange::judge(&store, origin, search, &run) {
                 Ok(verdict) => verdict,
                 Err(error) => return self.storage_fails(node, &error.to_string()),
@@ -386,28 +387,28 @@ impl World {
         }
         let now = self.now;
         let next = if progress { NextExchange::Again } else { heard.next };
-        self.machines[node].up.as_ref().expect("lives").book.borrow_mut().release(peer, now);
-        let talk = self.link(node, peer);
-        talk.idle_rounds = if next == NextExchange::Again && !progress { talk.idle_rounds + 1 } else { 0 };
-        if talk.idle_rounds > IDLE_ROUNDS_MAX {
+        self.machines[node].up.as_ref().expect("is up").roster.borrow_mut().release(peer, now);
+        let link = self.link(node, peer);
+        link.idle_rounds = if next == NextExchange::Again && !progress { link.idle_rounds + 1 } else { 0 };
+        if link.idle_rounds > IDLE_ROUNDS_MAX {
             return self.link_fails(node, peer, "the exchange does not end");
         }
         if next == NextExchange::Again {
             self.wake(node, peer, false);
         } else {
-            talk.failures = 0;
+            link.failures = 0;
             self.wait(node, peer);
         }
     }
 
-    fn link(&mut self, node: usize, peer: usize) -> &mut super::machine::Talk {
-        &mut self.machines[node].up.as_mut().expect("lives").talks[peer]
+    fn link(&mut self, node: usize, peer: usize) -> &mut super::machine::PeerLink {
+        &mut self.machines[node].up.as_mut().expect("is up").links[peer]
     }
 
     pub(super) fn exchange_fails(&mut self, node: usize, peer: usize, exchange: u64, why: &'static str) {
-        let talk = self.link(node, peer);
-        if talk.in_flight.as_ref().is_some_and(|(number, _): &(u64, PlannedRequest)| *number == exchange) {
-            talk.in_flight = None;
+        let link = self.link(node, peer);
+        if link.in_flight.as_ref().is_some_and(|(number, _): &(u64, PlannedRequest)| *number == exchange) {
+            link.in_flight = None;
             self.link_fails(node, peer, why);
         }
     }
@@ -415,22 +416,22 @@ impl World {
     fn link_fails(&mut self, node: usize, peer: usize, why: &str) {
         let now = self.now;
         self.say(format!("node {node} with node {peer}: {why}"));
-        let run = self.machines[node].up.as_mut().expect("lives");
-        run.book.borrow_mut().peers[peer].failed = true;
-        run.book.borrow_mut().release(peer, now);
-        let talk = &mut run.talks[peer];
-        talk.failures += 1;
-        talk.idle_rounds = 0;
-        talk.pause = Pause::BackOff;
-        let growing = (BACK_OFF_MIN_MS << talk.failures.min(16)).min(BACK_OFF_MAX_MS);
-        if std::mem::take(&mut talk.permit) {
-            talk.failures = 0;
+        let run = self.machines[node].up.as_mut().expect("is up");
+        run.roster.borrow_mut().peers[peer].failed = true;
+        run.roster.borrow_mut().release(peer, now);
+        let link = &mut run.links[peer];
+        link.failures += 1;
+        link.idle_rounds = 0;
+        link.pause = Pause::BackOff;
+        let growing = (BACK_OFF_MIN_MS << link.failures.min(16)).min(BACK_OFF_MAX_MS);
+        if std::mem::take(&mut link.permit) {
+            link.failures = 0;
             return self.wake(node, peer, true);
         }
-        talk.token += 1;
-        let (token, life) = (talk.token, self.machines[node].lives);
+        link.token += 1;
+        let (token, incarnation) = (link.token, self.machines[node].incarnations);
         let delay = self.below(growing);
-        self.after(delay, Event::Exchange { node, life, peer, token, on_timer: true });
+        self.after(delay, Event::Exchange { node, incarnation, peer, token, on_timer: true });
     }
 }
 

@@ -14,10 +14,10 @@ use chatchain::replica::scrub::Scrub;
 use chatchain::replica::write_ops::{Admitted, Maintenance, PeerRecords, WriteOps};
 use chatchain::store::{self, Store};
 
-use super::book::Book;
 use super::clients::Before;
-use super::machine::{Request, Running, Stop, Talk};
+use super::machine::{PeerLink, Request, Running, Stop};
 use super::network::name;
+use super::roster::Roster;
 use super::{Event, World, index};
 use crate::disk::{Dice, Unsynced};
 
@@ -44,10 +44,10 @@ impl World {
         if self.machines[node].up.is_some() {
             return;
         }
-        let now_ms = self.machines[node].clock_says(self.now);
-        let is_careless = std::mem::take(&mut self.machines[node].opens_carelessly) && !self.dice.one_in(3);
-        self.machines[node].disk.seems_large(is_careless);
-        let care = match self.dice.one_in(4) && !is_careless {
+        let now_ms = self.machines[node].read_clock(self.now);
+        let trusts_pages = std::mem::take(&mut self.machines[node].trusts_pages) && !self.dice.one_in(3);
+        self.machines[node].disk.seems_large(trusts_pages);
+        let care = match self.dice.one_in(4) && !trusts_pages {
             true => store::OpenPolicy::FullCheck,
             false => store::OpenPolicy::Default,
         };
@@ -58,48 +58,48 @@ impl World {
                 self.say(format!("the disk of node {node} fails during the start: {error}"));
                 let how = Stop::Power(self.any_loss());
                 self.machines[node].stop(how);
-                if !self.machines[node].held.spoilt.is_empty() {
+                if !self.machines[node].held.damaged.is_empty() {
                     // A salvage may have happened before the failure, which the next opening cannot know.
                     self.machines[node].advertised = Vector::default();
                 }
                 let delay = self.below(2_000);
                 return self.after(delay, Event::Start { node });
             }
-            Err(error) => self.wrong(format!("node {node} cannot open its store: {error}")),
+            Err(error) => self.violation(format!("node {node} cannot open its store: {error}")),
         };
         let logs = std::sync::Arc::new(logs);
         let mut names = Dice(self.dice.roll());
         let mint = Box::new(move || {
             Origin(((u128::from(names.roll()) << 64) | u128::from(names.roll())).to_be_bytes())
         });
-        let pen = Committer::new(store, (*logs).clone(), mint);
-        self.put_to_work(node, pen);
-        self.check_found(node);
+        let committer = Committer::new(store, (*logs).clone(), mint);
+        self.run_node(node, committer);
+        self.check_opened(node);
         let run = self.machines[node].up.as_ref().expect("was put there");
-        let (heads, counts) = (run.pen.logs().vector().origins(), run.store.counts());
+        let (heads, counts) = (run.committer.logs().vector().origins(), run.store.counts());
         self.say(format!("node {node} is up: {} messages in {heads} logs", counts.messages));
     }
 
     /// Runs a node on this store.
-    pub(super) fn put_to_work(&mut self, node: usize, pen: Committer) {
+    pub(super) fn run_node(&mut self, node: usize, committer: Committer) {
         let hello = Hello {
             network: Hello::network_hash(NETWORK),
             node_id: u16::try_from(node).expect("few"),
-            store_id: pen.store().id().0,
+            store_id: committer.store().id().0,
             open_id: self.bytes(),
             address: format!("127.0.0.1:{}", 8081 + node),
         };
         let count = self.machines.len();
         let run = Running {
-            store: pen.store().clone(),
+            store: committer.store().clone(),
             seen: Vector::default(),
-            pen,
+            committer,
             hello,
             started: self.now,
-            talks: (0..count).map(|_| Talk::default()).collect(),
-            book: RefCell::new(Book::new(count)),
-            doors: BTreeMap::new(),
-            heal: Repair::default(),
+            links: (0..count).map(|_| PeerLink::default()).collect(),
+            roster: RefCell::new(Roster::new(count)),
+            responders: BTreeMap::new(),
+            repair: Repair::default(),
             scrub: Scrub::default(),
             inbox: Vec::new(),
             listed: BTreeSet::new(),
@@ -107,27 +107,27 @@ impl World {
         };
         let machine = &mut self.machines[node];
         machine.up = Some(run);
-        machine.lives += 1;
-        let life = machine.lives;
+        machine.incarnations += 1;
+        let incarnation = machine.incarnations;
         for peer in (0..count).filter(|peer| *peer != node) {
             let delay = self.below(50);
-            self.after(delay, Event::Exchange { node, life, peer, token: 0, on_timer: true });
+            self.after(delay, Event::Exchange { node, incarnation, peer, token: 0, on_timer: true });
         }
-        self.after(1_000, Event::Heal { node, life });
+        self.after(1_000, Event::Repair { node, incarnation });
         let delay = 500 + self.below(2_000);
-        self.after(delay, Event::Index { node, life });
-        if self.machines[node].up.as_ref().expect("is up").pen.has_more() {
+        self.after(delay, Event::Index { node, incarnation });
+        if self.machines[node].up.as_ref().expect("is up").committer.has_more() {
             self.write_soon(node);
         }
     }
 
     /// Checks an opening: all messages of the disk model and all entries advertised to peers must be there, unless damaged.
-    fn check_found(&mut self, node: usize) {
+    fn check_opened(&mut self, node: usize) {
         let machine = &mut self.machines[node];
         let run = machine.up.as_mut().expect("is up");
         let before = std::mem::take(&mut machine.held);
-        let vector = run.pen.logs().vector().clone();
-        machine.held.spoilt.clone_from(&before.spoilt);
+        let vector = run.committer.logs().vector().clone();
+        machine.held.damaged.clone_from(&before.damaged);
         let advertised = std::mem::take(&mut machine.advertised);
         let recovery = run.store.recovery().cloned();
         let mut gone = advertised.leads(&vector);
@@ -136,8 +136,8 @@ impl World {
             gone.clear();
             // The lost commit may have repaired entries.
             let machine = &mut self.machines[node];
-            let mended = std::mem::take(&mut machine.mended_last);
-            machine.held.spoilt.extend(mended);
+            let repaired = std::mem::take(&mut machine.repaired_last);
+            machine.held.damaged.extend(repaired);
         }
         if let Some(recovery) = &recovery {
             gone.clear(); // the salvaged store has a new id; entries after gaps come back later
@@ -145,29 +145,30 @@ impl World {
             self.say(format!("node {node} is salvaged: {:?}", recovery.salvaged));
         }
         if !gone.is_empty() {
-            self.wrong(format!("node {node} advertised entries that are lost: {gone:?}"));
+            self.violation(format!("node {node} advertised entries that are lost: {gone:?}"));
         }
         self.observe(node);
-        self.observe_loose(node);
+        self.observe_detached(node);
         if fell_back {
-            self.excuse_what_is_lost();
+            self.excuse_lost_messages();
             self.machines[node].destroyed = Some(self.now);
             self.machines[node].advertised = vector;
             return;
         }
         let held = &self.machines[node].held;
-        if let Some((id, _)) = before.copies.keys().chain(before.loose.values()).find(|key| !held.keeps(key))
+        if let Some((id, _)) =
+            before.copies.keys().chain(before.detached.values()).find(|key| !held.keeps(key))
         {
-            self.wrong(format!("node {node} had message {id} on its disk, and lacks it after opening"));
+            self.violation(format!("node {node} had message {id} on its disk, and lacks it after opening"));
         }
         self.machines[node].advertised = vector;
     }
 
     /// Records the entries after gaps.
-    fn observe_loose(&mut self, node: usize) {
+    fn observe_detached(&mut self, node: usize) {
         let machine = &mut self.machines[node];
         let run = machine.up.as_ref().expect("is up");
-        let logs = run.pen.logs();
+        let logs = run.committer.logs();
         let mut reader = run.store.log().read().expect("a running store can be read");
         let mut wrong = None;
         for (origin, last) in logs.detached() {
@@ -179,12 +180,12 @@ impl World {
                 if let Some(entry) = reader.peek(origin, seq).expect("a running store can be read")
                     && let Ok(key) = self.ledger.observe(&entry)
                 {
-                    machine.held.loose.insert((origin, seq), key);
+                    machine.held.detached.insert((origin, seq), key);
                 }
             }
         }
         if let Some(why) = wrong {
-            self.wrong(format!("at node {node}: {why}"));
+            self.violation(format!("at node {node}: {why}"));
         }
     }
 
@@ -192,13 +193,13 @@ impl World {
     pub(super) fn observe(&mut self, node: usize) {
         let machine = &mut self.machines[node];
         let run = machine.up.as_mut().expect("is up");
-        let now = run.pen.logs().vector().clone();
+        let now = run.committer.logs().vector().clone();
         for (origin, seq) in now.cuts_since(&run.seen) {
             machine.held.cut(origin, seq);
             self.tally.cuts += 1;
         }
         let mut reader = run.store.log().read().expect("a running store can be read");
-        let mut places: Vec<(Origin, u64)> = machine.held.spoilt.iter().copied().collect();
+        let mut places: Vec<(Origin, u64)> = machine.held.damaged.iter().copied().collect();
         for (origin, head) in now.changes_since(&run.seen) {
             places.extend((run.seen.seq(origin) + 1..=head.seq).map(|seq| (origin, seq)));
         }
@@ -210,13 +211,13 @@ impl World {
                     Err(why) => wrong = wrong.or(Some(why)),
                 },
                 Some(_) => {}
-                None if machine.held.spoilt.contains(&(origin, seq)) => {}
+                None if machine.held.damaged.contains(&(origin, seq)) => {}
                 None => wrong = Some(format!("entry {seq} of {origin} is damaged without a fault")),
             }
         }
         run.seen = now;
         if let Some(why) = wrong {
-            self.wrong(format!("at node {node}: {why}"));
+            self.violation(format!("at node {node}: {why}"));
         }
     }
 
@@ -230,15 +231,15 @@ impl World {
     ) -> Option<Vec<Admitted>> {
         let with_clients = self.dice.one_in(2) || (care.is_empty() && admits.is_empty());
         let machine = &mut self.machines[node];
-        let now_ms = machine.clock_says(self.now);
-        let run = machine.up.as_mut().expect("lives");
+        let now_ms = machine.read_clock(self.now);
+        let run = machine.up.as_mut().expect("is up");
         let requests: Vec<Request> = if with_clients { std::mem::take(&mut run.inbox) } else { Vec::new() };
         let batch = WriteOps {
             care: care.iter().collect(),
             sends: requests.iter().map(|request| request.messages.as_slice()).collect(),
             admits: admits.iter().collect(),
         };
-        let written = match run.pen.write(&batch, machine.room, now_ms) {
+        let written = match run.committer.write(&batch, machine.space, now_ms) {
             Ok(written) => written,
             Err(error) => {
                 self.no_answer(requests);
@@ -247,16 +248,16 @@ impl World {
             }
         };
         let before = Before { copies: machine.held.copies.clone(), vector: run.seen.clone() };
-        let has_more = run.pen.has_more() && machine.room.peers;
-        machine.fold();
+        let has_more = run.committer.has_more() && machine.space.peers;
+        machine.record_steps();
         for care in care {
             self.say(format!("node {node} maintains its logs: {}", in_words(care)));
         }
-        let spoilt = self.machines[node].held.spoilt.clone();
+        let damaged = self.machines[node].held.damaged.clone();
         self.observe(node);
         let machine = &mut self.machines[node];
         if written.changed {
-            machine.mended_last = spoilt.difference(&machine.held.spoilt).copied().collect();
+            machine.repaired_last = damaged.difference(&machine.held.damaged).copied().collect();
         }
         self.outcomes(node, &before, &requests, &written.sends);
         if written.changed {
@@ -270,38 +271,38 @@ impl World {
 
     /// Schedules the writer within a few milliseconds.
     pub(super) fn write_soon(&mut self, node: usize) {
-        let (life, delay) = (self.machines[node].lives, self.dice.roll() % 5);
-        let run = self.machines[node].up.as_mut().expect("lives");
+        let (incarnation, delay) = (self.machines[node].incarnations, self.dice.roll() % 5);
+        let run = self.machines[node].up.as_mut().expect("is up");
         if !std::mem::replace(&mut run.write_is_due, true) {
-            self.after(delay, Event::Write { node, life });
+            self.after(delay, Event::Write { node, incarnation });
         }
     }
 
     pub(super) fn write_due(&mut self, node: usize) {
-        self.machines[node].up.as_mut().expect("lives").write_is_due = false;
+        self.machines[node].up.as_mut().expect("is up").write_is_due = false;
         self.write(node, &[], &[]);
     }
 
     pub(super) fn write_index(&mut self, node: usize) {
-        let run = self.machines[node].up.as_ref().expect("lives");
+        let run = self.machines[node].up.as_ref().expect("is up");
         let settles = self.dice.one_in(3);
         if run.store.flush_index().is_err() || (settles && run.store.commit_for_fast_open().is_err()) {
             return self.storage_fails(node, "after the acknowledgment");
         }
-        self.machines[node].fold();
-        let (life, delay) = (self.machines[node].lives, 500 + self.below(4_000));
-        self.after(delay, Event::Index { node, life });
+        self.machines[node].record_steps();
+        let (incarnation, delay) = (self.machines[node].incarnations, 500 + self.below(4_000));
+        self.after(delay, Event::Index { node, incarnation });
     }
 
     /// Gives up damaged entries that no peer has.
-    pub(super) fn heal(&mut self, node: usize) {
+    pub(super) fn repair(&mut self, node: usize) {
         let peers: Vec<usize> = (0..self.machines.len()).filter(|peer| *peer != node).collect();
-        let run = self.machines[node].up.as_mut().expect("lives");
+        let run = self.machines[node].up.as_mut().expect("is up");
         let running = self.now - run.started;
-        run.heal.look(run.store.log().damage(), run.pen.logs(), running);
+        run.repair.look(run.store.log().damage(), run.committer.logs(), running);
         // A peer that answers with another store id counts as another peer; here it only matters that it was asked.
         let numbers: Vec<usize> = (0..peers.len()).collect();
-        let hopeless = run.heal.hopeless(&numbers, running);
+        let hopeless = run.repair.hopeless(&numbers, running);
         for (origin, seq) in hopeless {
             self.say(format!("node {node} gives up entry {seq} of log {}", name(origin)));
             if self.write(node, &[Maintenance::Cut(origin, seq)], &[]).is_none() {
@@ -309,22 +310,22 @@ impl World {
             }
         }
         self.scrub(node);
-        let life = self.machines[node].lives;
-        if self.lives(node, life) {
-            self.after(1_000, Event::Heal { node, life });
+        let incarnation = self.machines[node].incarnations;
+        if self.is_current(node, incarnation) {
+            self.after(1_000, Event::Repair { node, incarnation });
         }
     }
 
     /// One step of the scrub, which checks all entries slowly.
     fn scrub(&mut self, node: usize) {
-        let run = self.machines[node].up.as_mut().expect("lives");
-        let logs = run.pen.logs().clone();
+        let run = self.machines[node].up.as_mut().expect("is up");
+        let logs = run.committer.logs().clone();
         let step = match run.scrub.step(&run.store, &logs) {
             Ok(step) => step,
             Err(error) => return self.storage_fails(node, &error.to_string()),
         };
         if let Some((origin, seq)) = step.index_lacks {
-            self.wrong(format!("the index of node {node} lacks a row of entry {seq} of log {origin}"));
+            self.violation(format!("the index of node {node} lacks a row of entry {seq} of log {origin}"));
         }
         for care in step.care {
             if self.write(node, &[care], &[]).is_none() {
@@ -337,7 +338,7 @@ impl World {
     pub(super) fn storage_fails(&mut self, node: usize, why: &str) {
         let was_meant = self.machines[node].disk.fails();
         if !was_meant {
-            self.wrong(format!("node {node}: a storage error without a disk fault: {why}"));
+            self.violation(format!("node {node}: a storage error without a disk fault: {why}"));
         }
         let loss = self.any_loss();
         self.say(format!("node {node} ends, its disk failed ({why}); of what was not synced: {loss:?}"));

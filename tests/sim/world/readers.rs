@@ -17,18 +17,18 @@ use super::{Event, World, index};
 
 /// Two readers visit different nodes.
 const READERS: usize = 2;
-const PURPOSE: Scope = Scope { network: [1; 8], filter: [0; 8] };
+const SCOPE: Scope = Scope { network: [1; 8], filter: [0; 8] };
 
 /// A reader that follows the feed from the first message on.
 #[derive(Debug, Default)]
 pub(super) struct Reader {
     seen: ReadState,
-    given: BTreeMap<Key, BTreeSet<EntryKey>>,
+    received: BTreeMap<Key, BTreeSet<EntryKey>>,
 }
 
 impl World {
     /// Starts the readers.
-    pub(super) fn seat_readers(&mut self) {
+    pub(super) fn start_readers(&mut self) {
         for reader in 0..READERS {
             self.readers.push(Reader::default());
             self.after(500, Event::Read { reader });
@@ -49,12 +49,12 @@ impl World {
 
     fn read_at(&mut self, reader: usize, node: usize, most: usize) {
         let run = self.machines[node].up.as_ref().expect("is up");
-        let (logs, store) = (Arc::new(run.pen.logs().clone()), run.store.clone());
+        let (logs, store) = (Arc::new(run.committer.logs().clone()), run.store.clone());
         let until = Frontier::of(logs.vector());
-        let Reader { seen, mut given } = std::mem::take(&mut self.readers[reader]);
+        let Reader { seen, mut received } = std::mem::take(&mut self.readers[reader]);
         // Other events handle a failing disk; the reader tries again later.
         let Ok(mut follow) = FeedScan::new(&store, logs, seen.clone(), until) else {
-            self.readers[reader] = Reader { seen, given };
+            self.readers[reader] = Reader { seen, received };
             return;
         };
         let (mut count, mut at) = (0, None);
@@ -64,9 +64,12 @@ impl World {
                 let content = Content::decode(next.entry.content()).expect("readable");
                 let place = next.entry.key();
                 // A copy of a running machine reuses seqs, so a reader may get both versions of an entry.
-                let is_new = given.entry((content.id, next.entry.digest())).or_default().insert(place);
+                let is_new = received.entry((content.id, next.entry.digest())).or_default().insert(place);
                 if !is_new && !self.was_cloned {
-                    self.wrong(format!("reader {reader} gets message {} twice, at {place:?}", content.id));
+                    self.violation(format!(
+                        "reader {reader} gets message {} twice, at {place:?}",
+                        content.id
+                    ));
                 }
                 (count, at) = (count + 1, Some(place));
             }
@@ -78,15 +81,15 @@ impl World {
         };
         // The reader keeps only the encoded cursor, if it is short enough to encode.
         let kept = cursor::core(&seen).map(|core| {
-            let cursor = cursor::open(&cursor::seal(&core, PURPOSE), PURPOSE).expect("is one");
+            let cursor = cursor::open(&cursor::seal(&core, SCOPE), SCOPE).expect("is one");
             cursor.expand(|_| None).expect("without milestones there is nothing to look up")
         });
         if let Some(kept) = &kept
             && *kept != seen
         {
-            self.wrong(format!("a cursor decodes to {kept:?}, but was made from {seen:?}"));
+            self.violation(format!("a cursor decodes to {kept:?}, but was made from {seen:?}"));
         }
-        self.readers[reader] = Reader { seen: kept.unwrap_or(seen), given };
+        self.readers[reader] = Reader { seen: kept.unwrap_or(seen), received };
     }
 
     /// All nodes have all messages: a reader that reads to the end of any node must have them all.
@@ -94,12 +97,12 @@ impl World {
         for reader in 0..self.readers.len() {
             let node = self.any();
             self.read_at(reader, node, usize::MAX);
-            let given = &self.readers[reader].given;
+            let received = &self.readers[reader].received;
             // Entries read from one version of a forked log count for the other version until both are compared. If one
             // version is lost before that, they are never compared.
-            let missed = shown.iter().find(|key| !given.contains_key(key)).filter(|_| !self.was_cloned);
+            let missed = shown.iter().find(|key| !received.contains_key(key)).filter(|_| !self.was_cloned);
             if let Some((id, _)) = missed {
-                self.wrong(format!("reader {reader} missed message {id}"));
+                self.violation(format!("reader {reader} missed message {id}"));
             }
         }
     }

@@ -27,33 +27,33 @@ impl World {
     }
 
     pub fn cuts(&self, node: usize) -> usize {
-        self.machines[node].up.as_ref().expect("is up").pen.logs().vector().cuts().count()
+        self.machines[node].up.as_ref().expect("is up").committer.logs().vector().cuts().count()
     }
 
     /// The number of entries after gaps at a node.
-    pub fn loose(&self, node: usize) -> u64 {
-        let logs = self.machines[node].up.as_ref().expect("is up").pen.logs();
+    pub fn detached(&self, node: usize) -> u64 {
+        let logs = self.machines[node].up.as_ref().expect("is up").committer.logs();
         logs.detached().map(|(origin, last)| last - logs.vector().seq(origin) - 1).sum()
     }
 
     /// The next opening of this machine's store checks every page.
-    pub fn opens_carefully(&mut self, node: usize) {
-        self.machines[node].opens_carelessly = false;
+    pub fn check_all_pages_at_next_start(&mut self, node: usize) {
+        self.machines[node].trusts_pages = false;
     }
 
     pub fn logs(&self, node: usize) -> usize {
-        self.machines[node].up.as_ref().expect("is up").pen.logs().vector().origins()
+        self.machines[node].up.as_ref().expect("is up").committer.logs().vector().origins()
     }
 
     /// Lists the whole history of a node, which finds damaged entries.
     pub fn list_all(&mut self, node: usize) {
-        let _met_damage = self.look_at(node);
+        let _met_damage = self.list_and_check(node);
     }
 
     /// The disk of a node is full.
     pub fn fill(&mut self, node: usize) {
         self.say(format!("the disk of node {node} is full"));
-        self.machines[node].room = Space { clients: false, peers: false };
+        self.machines[node].space = Space { clients: false, peers: false };
     }
 
     /// No machine reaches any other.
@@ -69,7 +69,7 @@ impl World {
     /// A node can be reached but cannot connect to others.
     pub fn only_answers(&mut self, node: usize) {
         self.say(format!("node {node} only answers"));
-        self.machines[node].reaches_nobody = true;
+        self.machines[node].cannot_connect = true;
     }
 
     /// Restores the link between two machines.
@@ -88,10 +88,10 @@ impl World {
     }
 
     /// Damages this entry of the longest log on the disk of a stopped machine.
-    pub fn spoil_seq(&mut self, node: usize, seq: u64) {
+    pub fn damage_seq(&mut self, node: usize, seq: u64) {
         let entries = self.machines[node].held.entries.keys();
         let (origin, _) = entries.copied().max_by_key(|(_, seq)| *seq).expect("holds something");
-        self.spoil_entry(node, (origin, seq));
-        self.excuse_what_is_lost();
+        self.damage_entry(node, (origin, seq));
+        self.excuse_lost_messages();
     }
 }

@@ -38,14 +38,14 @@ impl Peer {
 
 /// The peers of a node, and which of them delivers which log.
 #[derive(Debug, Default)]
-pub struct Book {
+pub struct Roster {
     pub peers: Vec<Peer>,
     claims: BTreeMap<Origin, (usize, u64)>,
 }
 
-impl Book {
+impl Roster {
     pub fn new(peers: usize) -> Self {
-        Book { peers: vec![Peer::default(); peers], claims: BTreeMap::new() }
+        Roster { peers: vec![Peer::default(); peers], claims: BTreeMap::new() }
     }
 
     /// The index of the sender of a message: by its store id, else by its address.
