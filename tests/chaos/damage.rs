@@ -1,7 +1,7 @@
-//! Damage to the files of a node that does not run, and what a raw look at them still finds.
+//! Damages the files of a stopped node, and finds the records that are still intact in the raw bytes.
 //!
-//! The look knows nothing of the database: it tries every place that begins like a record, with the library's own check, for
-//! that is what makes a record worth demanding back. What the program makes of the same file is not asked.
+//! The search knows nothing of the database: it tries every offset that starts like a record, with the library's own
+//! checksum, because an intact record must be recovered. It does not depend on what the program reads from the file.
 
 use std::collections::HashSet;
 use std::fs;
@@ -12,45 +12,45 @@ use chatchain::chain::message::Content;
 use chatchain::chain::record::{Entry, MAGIC};
 
 use super::judge::{Token, token};
-use super::schedule::Wound;
+use super::schedule::Damage;
 
 const PAGE_BYTES: usize = 4096;
 
-/// Damages a file. Places that it does not have are passed over.
-pub fn wound(path: &Path, wounds: &[Wound]) -> io::Result<()> {
+/// Damages a file. Damage outside the file is skipped.
+pub fn damage_file(path: &Path, damage: &[Damage]) -> io::Result<()> {
     let mut bytes = fs::read(path)?;
-    for wound in wounds {
-        inflict(&mut bytes, *wound);
+    for one in damage {
+        apply(&mut bytes, *one);
     }
     fs::write(path, bytes)
 }
 
-fn inflict(bytes: &mut Vec<u8>, wound: Wound) {
+fn apply(bytes: &mut Vec<u8>, one: Damage) {
     let of = |at: u16, length: usize| usize::from(at) * length / (usize::from(u16::MAX) + 1);
-    match wound {
-        Wound::FlipByte { at, mask } => {
+    match one {
+        Damage::FlipByte { at, mask } => {
             let at = of(at, bytes.len());
             if let Some(byte) = bytes.get_mut(at) {
                 *byte ^= mask;
             }
         }
-        Wound::FlipRecord { at, mask } => {
+        Damage::FlipRecord { at, mask } => {
             let records = records(bytes);
             match records.get(of(at, records.len())) {
                 Some((start, length)) => bytes[start + usize::from(at) % length] ^= mask,
-                None => inflict(bytes, Wound::FlipByte { at, mask }),
+                None => apply(bytes, Damage::FlipByte { at, mask }),
             }
         }
-        Wound::ZeroPage { at } => {
+        Damage::ZeroPage { at } => {
             let start = of(at, bytes.len()) / PAGE_BYTES * PAGE_BYTES;
             let end = (start + PAGE_BYTES).min(bytes.len());
             bytes[start..end].fill(0);
         }
-        Wound::Truncate { at } => bytes.truncate(of(at, bytes.len())),
+        Damage::Truncate { at } => bytes.truncate(of(at, bytes.len())),
     }
 }
 
-/// The messages of all records in a file that pass their check.
+/// The messages of all records in a file with a valid checksum.
 pub fn intact(path: &Path) -> io::Result<HashSet<Token>> {
     let bytes = fs::read(path)?;
     let found = records(&bytes).into_iter().filter_map(|(start, _)| {
@@ -60,7 +60,7 @@ pub fn intact(path: &Path) -> io::Result<HashSet<Token>> {
     Ok(found.collect())
 }
 
-/// Where records begin, and how long they are.
+/// The offset and the length of each record.
 fn records(bytes: &[u8]) -> Vec<(usize, usize)> {
     let mut found = Vec::new();
     let mut at = 0;
@@ -102,27 +102,27 @@ mod tests {
             let key = EntryKey { stamp: Stamp(5), origin: Origin([1; 16]), seq: n + 1 };
             let entry = Entry::new(key, EntryKind::Message, Digest::of(&content), &content);
             bytes.extend(entry.bytes());
-            bytes.extend(MAGIC); // looks like one, and is none
+            bytes.extend(MAGIC); // starts like a record, and is none
         }
         bytes
     }
 
     #[track_caller]
-    fn check(wounds: &[Wound], want: &[u32]) {
+    fn check(damage: &[Damage], want: &[u32]) {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let path = dir.path().join("file");
         fs::write(&path, file()).expect("written");
-        wound(&path, wounds).expect("readable");
+        damage_file(&path, damage).expect("readable");
         let want = want.iter().map(|n| (0, *n)).collect();
         assert_eq!(intact(&path).expect("readable"), want);
     }
 
     #[test]
-    fn a_raw_look_finds_what_is_intact_and_nothing_else() {
+    fn exactly_the_intact_records_are_found() {
         check(&[], &[0, 1, 2]);
-        check(&[Wound::FlipRecord { at: 40_000, mask: 1 }], &[0, 2]);
-        check(&[Wound::FlipByte { at: 0, mask: 1 }], &[0, 1, 2]);
-        check(&[Wound::Truncate { at: 60_000 }], &[0, 1]);
-        check(&[Wound::ZeroPage { at: 9 }], &[]);
+        check(&[Damage::FlipRecord { at: 40_000, mask: 1 }], &[0, 2]);
+        check(&[Damage::FlipByte { at: 0, mask: 1 }], &[0, 1, 2]);
+        check(&[Damage::Truncate { at: 60_000 }], &[0, 1]);
+        check(&[Damage::ZeroPage { at: 9 }], &[]);
     }
 }

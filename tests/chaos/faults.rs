@@ -1,8 +1,8 @@
-//! Carries out the steps of a plan, and writes down which disks lost what.
+//! Executes the steps of a plan, and records which disks lost what.
 //!
-//! A step that does not fit (its node is down, this machine does not let us) is passed over with the reason. Before a
-//! disk loses something, its node is killed, and the others that answer are asked what they hold: that is what the judge
-//! may demand. A disk that alone holds more than a few acknowledged messages is spared.
+//! A step that is not possible (its node is down, this machine does not allow it) is skipped with the reason. Before a
+//! disk loses data, its node is killed and the other running nodes are listed: the judge demands what they hold. A disk
+//! that holds the only copy of more than a few acknowledged messages is spared.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fs;
@@ -12,53 +12,53 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::client::Door;
+use crate::client::Server;
 use crate::damage;
 use crate::history::History;
 use crate::judge::{Loss, Sent, Token, at_risk, mark, token};
 use crate::pace;
+use crate::processes::{Processes, READS, SYNCS};
 use crate::reader;
-use crate::schedule::{Action, End, Kind, Need, Step, Wound};
-use crate::site::{READS, SYNCS, Site};
+use crate::schedule::{Action, Damage, Kind, Need, Step, StopMode};
 use crate::support::http::Connection;
 use crate::support::network::Network;
 
 const LOG: &str = "log.redb";
 const INDEX: &str = "index.redb";
-/// A disk that alone holds more acknowledged messages than this is not taken: the judge should have something to demand.
+/// A disk with the only copy of more acknowledged messages than this is spared, so that the judge has messages to demand.
 const RISKED_MAX: usize = 200;
-/// Before all disks are damaged, nobody sends until all have the same.
+/// Time limit for the nodes to converge, without sends, before all disks are damaged.
 const QUIET_TIMEOUT: Duration = Duration::from_secs(10);
-/// The promise: a node takes messages again so soon after its disk does.
+/// The promise: a node accepts messages within this time after its disk works again.
 const RESUME_TIMEOUT: Duration = Duration::from_secs(5);
 const STEP_TIMEOUT: Duration = Duration::from_secs(2);
 
 pub struct Faults<'a> {
-    pub site: Site,
+    pub processes: Processes,
     history: &'a History,
     seed: u64,
     can: &'a dyn Fn(Need) -> bool,
-    /// The client number of the probes sent here, and how many there were.
+    /// The client number of the probes, and the number of probes so far.
     prober: u16,
     probes: u32,
-    /// Nodes that ended by themselves.
+    /// Nodes that ended without a fault that ends them.
     ended: BTreeSet<usize>,
     pub losses: Vec<Loss>,
     pub done: BTreeMap<Kind, u32>,
-    pub passed_over: Vec<String>,
+    pub skipped: Vec<String>,
 }
 
 impl<'a> Faults<'a> {
     pub fn new(
-        site: Site,
+        processes: Processes,
         history: &'a History,
         seed: u64,
         prober: u16,
         can: &'a dyn Fn(Need) -> bool,
     ) -> Self {
-        let (losses, done, passed_over) = (Vec::new(), BTreeMap::new(), Vec::new());
+        let (losses, done, skipped) = (Vec::new(), BTreeMap::new(), Vec::new());
         Faults {
-            site,
+            processes,
             history,
             seed,
             can,
@@ -67,19 +67,19 @@ impl<'a> Faults<'a> {
             ended: BTreeSet::new(),
             losses,
             done,
-            passed_over,
+            skipped,
         }
     }
 
-    /// Keeps to the plan until it is through or the run is interrupted.
+    /// Executes all steps at their times, or until an interruption.
     pub fn run(&mut self, steps: &[Step]) {
         for step in steps {
-            pace::rest_until(self.history.began() + step.at);
+            pace::pause_until(self.history.began() + step.at);
             if pace::is_interrupted() {
                 return;
             }
-            self.look_for_ended();
-            // Said once, before the first episode.
+            self.check_ended();
+            // `main` has already reported the kinds of faults that are not possible here.
             if step.kind.needs().is_some_and(|need| !(self.can)(need)) {
                 continue;
             }
@@ -87,74 +87,74 @@ impl<'a> Faults<'a> {
             match self.step(step) {
                 Ok(true) => *self.done.entry(step.kind).or_default() += 1,
                 Ok(false) => {}
-                Err(why) => self.passed_over.push(format!("{at} ms, {} {:?}: {why}", step.kind, step.action)),
+                Err(why) => self.skipped.push(format!("{at} ms, {} {:?}: {why}", step.kind, step.action)),
             }
         }
     }
 
-    /// A node that nobody ended must run. Said once for each, however often it is started again.
-    pub fn look_for_ended(&mut self) {
-        for (i, how) in self.site.reap() {
+    /// A node must not end by itself. Reports each such node once.
+    pub fn check_ended(&mut self) {
+        for (i, how) in self.processes.reap() {
             if self.ended.insert(i) {
-                self.history.misconduct(format!("after {} ms: {how}", self.history.now()));
+                self.history.broke_contract(format!("after {} ms: {how}", self.history.now()));
             }
         }
     }
 
-    /// Answers whether a fault began.
+    /// Executes a step. True if a fault began.
     fn step(&mut self, step: &Step) -> Result<bool, String> {
         match &step.action {
             Action::Kill(i) => self.kill(*i)?,
             Action::KillAll => {
-                let all: Vec<_> = (0..self.site.nodes.len()).collect();
-                self.site.kill_many(&all);
+                let all: Vec<_> = (0..self.processes.nodes.len()).collect();
+                self.processes.kill_many(&all);
             }
             Action::Freeze(i) => {
                 self.up(*i)?;
-                self.site.freeze(*i, true);
+                self.processes.freeze(*i, true);
             }
             Action::RestartLoop(i, pauses) => {
                 for pause in pauses {
-                    self.site.kill(*i);
-                    self.site.start(*i);
-                    pace::rest(*pause);
+                    self.processes.kill(*i);
+                    self.processes.start(*i);
+                    pace::pause(*pause);
                 }
             }
-            Action::KillProxy => self.site.kill_proxy(),
+            Action::KillProxy => self.processes.kill_proxy(),
             Action::LinkDown(i) => self.net(|net| net.link(*i, false))?,
             Action::Block(ways) => self.net(|net| ways.iter().try_for_each(|(a, b)| net.block(*a, *b)))?,
             Action::Fill(i, free) => {
                 self.up(*i)?;
-                self.site.fill(*i, *free).map_err(|e| e.to_string())?;
+                self.processes.fill(*i, *free).map_err(|e| e.to_string())?;
             }
             Action::SlowSync(i, delay) => {
                 self.up(*i)?;
-                self.site.trace(*i, &[(SYNCS, &format!("delay_enter={}", delay.as_micros()))])?;
+                self.processes.trace(*i, &[(SYNCS, &format!("delay_enter={}", delay.as_micros()))])?;
             }
             Action::FailSync(i) => {
                 self.up(*i)?;
-                self.site.trace(*i, &[(SYNCS, "error=EIO")])?;
+                self.processes.trace(*i, &[(SYNCS, "error=EIO")])?;
             }
             Action::FailRead(i) => {
                 self.up(*i)?;
-                // What is open has its pages in memory, until it is closed.
-                self.site.trace(*i, &[(READS, "error=EIO"), (SYNCS, "error=EIO:when=1")])?;
+                // An open file is read from the page cache, so a failing fsync first makes the node close it.
+                self.processes.trace(*i, &[(READS, "error=EIO"), (SYNCS, "error=EIO:when=1")])?;
             }
             Action::ReadOnly(i) => {
                 self.up(*i)?;
-                self.site.make_read_only(*i)?;
+                self.processes.make_read_only(*i)?;
             }
             Action::Wipe(i) => self.wipe(*i)?,
             Action::BackUp(i, frozen) => self.back_up(*i, *frozen)?,
             Action::Copy(i, frozen) => self.copy(*i, *frozen)?,
-            Action::DamageIndex(i, wounds) => {
+            Action::DamageIndex(i, damage) => {
                 self.kill(*i)?;
-                let wounded = damage::wound(&self.site.store(*i).join(INDEX), wounds);
-                self.site.start(*i);
-                wounded.map_err(|e| e.to_string())?;
+                let damaged = damage::damage_file(&self.processes.store(*i).join(INDEX), damage);
+                self.processes.start(*i);
+                damaged.map_err(|e| e.to_string())?;
             }
-            Action::DamageLog(i, end, wounds) => self.damage(*end, &[(*i, wounds)])?,
-            Action::DamageAll(end, wounds) => self.damage_all(*end, wounds)?,
+            Action::DamageLog(i, end, damage) => self.damage(*end, &[(*i, damage)])?,
+            Action::DamageAll(end, damage) => self.damage_all(*end, damage)?,
             undo => return self.undo(undo).map(|()| false),
         }
         Ok(true)
@@ -162,24 +162,24 @@ impl<'a> Faults<'a> {
 
     fn undo(&mut self, action: &Action) -> Result<(), String> {
         match action {
-            Action::Start(i) => self.site.start(*i),
-            Action::StartAll => self.site.start_all(),
-            Action::Thaw(i) => self.site.freeze(*i, false),
-            Action::StartProxy => self.site.start_proxy(),
+            Action::Start(i) => self.processes.start(*i),
+            Action::StartAll => self.processes.start_all(),
+            Action::Thaw(i) => self.processes.freeze(*i, false),
+            Action::StartProxy => self.processes.start_proxy(),
             Action::LinkUp(i) => self.net(|net| net.link(*i, true))?,
             Action::Unblock(ways) => {
                 self.net(|net| ways.iter().try_for_each(|(a, b)| net.unblock(*a, *b)))?;
             }
             Action::Free(i) => {
-                self.site.free(*i);
+                self.processes.free(*i);
                 self.must_resume(*i);
             }
             Action::Writable(i) => {
-                self.site.make_writable(*i)?;
+                self.processes.make_writable(*i)?;
                 self.must_resume(*i);
             }
             Action::Untrace(i) => {
-                self.site.untrace(*i);
+                self.processes.untrace(*i);
                 self.must_resume(*i);
             }
             Action::Restore(i) => self.restore(*i)?,
@@ -188,66 +188,67 @@ impl<'a> Faults<'a> {
         Ok(())
     }
 
-    /// Ends all faults, whatever was not undone.
-    pub fn calm_down(&mut self, nodes: usize) {
-        for i in 0..self.site.nodes.len() {
-            self.site.untrace(i);
-            self.site.freeze(i, false);
-            drop(self.site.make_writable(i)); // it is, unless a step that would have made it so was cut short
-            self.site.free(i);
-            if let Some(net) = self.site.net() {
+    /// Ends all faults that no step has ended.
+    pub fn end_all_faults(&mut self, nodes: usize) {
+        for i in 0..self.processes.nodes.len() {
+            self.processes.untrace(i);
+            self.processes.freeze(i, false);
+            drop(self.processes.make_writable(i)); // fails unless the step that makes it writable was skipped
+            self.processes.free(i);
+            if let Some(net) = self.processes.net() {
                 drop(net.link(i, true));
-                // They are there only if a step that would have removed them was cut short.
+                // The routes exist only if the step that removes them was skipped.
                 (0..nodes).filter(|to| *to != i && i < nodes).for_each(|to| drop(net.unblock(i, to)));
             }
         }
-        self.look_for_ended();
-        self.site.start_all();
-        self.site.start_proxy();
+        self.check_ended();
+        self.processes.start_all();
+        self.processes.start_proxy();
     }
 
     fn up(&self, i: usize) -> Result<(), String> {
-        if self.site.answers(i) { Ok(()) } else { Err(format!("node {i} does not run")) }
+        if self.processes.answers(i) { Ok(()) } else { Err(format!("node {i} does not run")) }
     }
 
     fn kill(&mut self, i: usize) -> Result<(), String> {
-        if self.site.kill(i) { Ok(()) } else { Err(format!("node {i} is down")) }
+        if self.processes.kill(i) { Ok(()) } else { Err(format!("node {i} is down")) }
     }
 
     fn net(&self, change: impl FnOnce(&Network) -> Result<(), String>) -> Result<(), String> {
-        self.site.net().map_or(Err("no namespaces".into()), change)
+        self.processes.net().map_or(Err("no namespaces".into()), change)
     }
 
-    /// Kills a node and finds out what would be lost with its disk. Gives up, and starts it, if that is too much.
-    fn kill_to_destroy(&mut self, i: usize) -> Result<(), String> {
+    /// Kills a node and records what the loss of its disk would lose. If that is too much, restarts the node and fails.
+    fn kill_before_loss(&mut self, i: usize) -> Result<(), String> {
         self.kill(i)?;
         let loss = Loss { at: self.history.now(), nodes: vec![i], kept: self.held_elsewhere(&[i]) };
         self.losses.push(loss);
         let risked = self.history.show(|attempts| at_risk(attempts, &self.losses));
         if risked > RISKED_MAX {
             self.losses.pop();
-            self.site.start(i);
+            self.processes.start(i);
             return Err(format!("node {i} alone may hold {risked} acknowledged messages"));
         }
         Ok(())
     }
 
-    /// What the other nodes that answer list.
+    /// The messages that the other running nodes list.
     fn held_elsewhere(&self, besides: &[usize]) -> HashSet<Token> {
-        let others = (0..self.site.nodes.len()).filter(|i| !besides.contains(i) && self.site.answers(*i));
-        let readings = others.filter_map(|i| reader::read(self.site.nodes[i].addr, "").ok());
+        let others =
+            (0..self.processes.nodes.len()).filter(|i| !besides.contains(i) && self.processes.answers(*i));
+        let readings = others.filter_map(|i| reader::read(self.processes.nodes[i].addr, "").ok());
         readings.flat_map(|r| r.messages).filter_map(|message| token(&message.text)).collect()
     }
 
     fn wipe(&mut self, i: usize) -> Result<(), String> {
-        self.kill_to_destroy(i)?;
-        let removed = fs::remove_dir_all(self.site.store(i));
-        self.site.start(i);
+        self.kill_before_loss(i)?;
+        let removed = fs::remove_dir_all(self.processes.store(i));
+        self.processes.start(i);
         removed.map_err(|e| e.to_string())
     }
 
-    /// Runs while the files of a node do not change: it is frozen, or else killed and started again.
-    fn held_still<T>(
+    /// Runs `work` while the files of a node cannot change: the node is frozen, or killed and started again.
+    fn while_unchanged<T>(
         &mut self,
         i: usize,
         frozen: bool,
@@ -255,87 +256,90 @@ impl<'a> Faults<'a> {
     ) -> Result<T, String> {
         self.up(i)?;
         if frozen {
-            self.site.freeze(i, true);
+            self.processes.freeze(i, true);
         } else {
-            self.site.kill(i);
+            self.processes.kill(i);
         }
         let done = work(self);
         if frozen {
-            self.site.freeze(i, false);
+            self.processes.freeze(i, false);
         } else {
-            self.site.start(i);
+            self.processes.start(i);
         }
         Ok(done)
     }
 
     fn back_up(&mut self, i: usize, frozen: bool) -> Result<(), String> {
-        let copied = self.held_still(i, frozen, |this| replace(&this.site.store(i), &this.site.backup(i)))?;
+        let copied = self.while_unchanged(i, frozen, |this| {
+            replace(&this.processes.store(i), &this.processes.backup(i))
+        })?;
         copied.map_err(|e| e.to_string())
     }
 
     fn restore(&mut self, i: usize) -> Result<(), String> {
-        if !self.site.backup(i).exists() {
+        if !self.processes.backup(i).exists() {
             return Err("there is no copy".into());
         }
-        self.kill_to_destroy(i)?;
-        let replaced = replace(&self.site.backup(i), &self.site.store(i));
-        self.site.start(i);
+        self.kill_before_loss(i)?;
+        let replaced = replace(&self.processes.backup(i), &self.processes.store(i));
+        self.processes.start(i);
         replaced.map_err(|e| e.to_string())
     }
 
     fn copy(&mut self, i: usize, frozen: bool) -> Result<(), String> {
-        let further = self.site.extend().map_err(|e| e.to_string())?;
-        let copied =
-            self.held_still(i, frozen, |this| replace(&this.site.store(i), &this.site.store(further)));
-        self.site.start(further);
+        let further = self.processes.extend().map_err(|e| e.to_string())?;
+        let copied = self.while_unchanged(i, frozen, |this| {
+            replace(&this.processes.store(i), &this.processes.store(further))
+        });
+        self.processes.start(further);
         copied?.map_err(|e| e.to_string())
     }
 
-    fn damage(&mut self, end: End, wounds: &[(usize, &Vec<Wound>)]) -> Result<(), String> {
-        let nodes: Vec<_> = wounds.iter().map(|(i, _)| *i).collect();
+    fn damage(&mut self, mode: StopMode, damage: &[(usize, &Vec<Damage>)]) -> Result<(), String> {
+        let nodes: Vec<_> = damage.iter().map(|(i, _)| *i).collect();
         nodes.iter().try_for_each(|i| self.up(*i))?;
-        match end {
-            End::Killed => {
-                self.site.kill_many(&nodes);
+        match mode {
+            StopMode::Killed => {
+                self.processes.kill_many(&nodes);
             }
-            End::Stopped => self.site.stop_many(&nodes),
+            StopMode::Stopped => self.processes.stop_many(&nodes),
         }
         let at = self.history.now();
         let mut kept = self.held_elsewhere(&nodes);
-        for (i, wounds) in wounds {
-            let log = self.site.store(*i).join(LOG);
-            damage::wound(&log, wounds).map_err(|e| e.to_string())?;
+        for (i, damage) in damage {
+            let log = self.processes.store(*i).join(LOG);
+            damage::damage_file(&log, damage).map_err(|e| e.to_string())?;
             kept.extend(damage::intact(&log).map_err(|e| e.to_string())?);
         }
         self.losses.push(Loss { at, nodes: nodes.clone(), kept });
         for i in nodes {
-            self.site.start(i);
+            self.processes.start(i);
         }
         Ok(())
     }
 
-    fn damage_all(&mut self, end: End, wounds: &[Vec<Wound>]) -> Result<(), String> {
+    fn damage_all(&mut self, mode: StopMode, damage: &[Vec<Damage>]) -> Result<(), String> {
         let history = self.history;
-        let _quiet = history.quiet();
+        let _blocked = history.block_requests();
         let same = pace::within(QUIET_TIMEOUT, || self.digests().filter(|digests| all_equal(digests)));
-        same.ok_or("they did not converge before")?;
-        // A copy that joined is hit like the node it was copied from, but its file is its own.
-        let all: Vec<_> = (0..self.site.nodes.len()).map(|i| (i, &wounds[i % wounds.len()])).collect();
-        self.damage(end, &all)
+        same.ok_or("the nodes did not converge before the damage")?;
+        // A node that joined as a copy gets the same damage as the node with its index in the plan.
+        let all: Vec<_> = (0..self.processes.nodes.len()).map(|i| (i, &damage[i % damage.len()])).collect();
+        self.damage(mode, &all)
     }
 
-    /// What all nodes say their digests are, if all answer.
+    /// The digests of all nodes. None unless all answer.
     pub fn digests(&self) -> Option<Vec<String>> {
-        let digest = |node: &crate::site::Node| {
+        let digest = |node: &crate::processes::Node| {
             let status = ask(node.addr, "/nodes")?;
             Some(status["digest"].as_str()?.to_owned())
         };
-        self.site.nodes.iter().map(digest).collect()
+        self.processes.nodes.iter().map(digest).collect()
     }
 
-    /// A node whose disk is well again must take a message soon. It may need its time if it was just started.
+    /// A node whose disk works again must accept a message soon, unless it was just started.
     fn must_resume(&mut self, i: usize) {
-        if !self.site.answers(i) || self.site.uptime(i) < RESUME_TIMEOUT {
+        if !self.processes.answers(i) || self.processes.uptime(i) < RESUME_TIMEOUT {
             return;
         }
         let began = Instant::now();
@@ -343,12 +347,13 @@ impl<'a> Faults<'a> {
         let resumed = pace::within(RESUME_TIMEOUT, || self.probe(i).map_err(|why| last = why).ok());
         if resumed.is_none() && !pace::is_interrupted() {
             let waited = began.elapsed();
-            self.history
-                .misconduct(format!("node {i} has a disk again and refuses after {waited:?}: {last}"));
+            self.history.broke_contract(format!(
+                "node {i} still refuses messages {waited:?} after its disk works again: {last}"
+            ));
         }
     }
 
-    /// Sends one message to a node.
+    /// Sends one probe message to a node.
     fn probe(&mut self, i: usize) -> Result<(), String> {
         let this = (self.prober, self.probes);
         self.probes += 1;
@@ -358,14 +363,14 @@ impl<'a> Faults<'a> {
         let (sender, recipient) = ("probe".into(), "#probe".into());
         self.history.invoke(this.0, vec![Sent { id: Some(id), sender, recipient, text, timestamp: None }]);
         self.history.unknown(this);
-        let addr = self.site.nodes[i].addr;
-        let door = Door { node: Some(i), addr };
+        let addr = self.processes.nodes[i].addr;
+        let server = Server { node: Some(i), addr };
         let headers = [("content-type", "application/json")];
         let body = body.to_string();
         let request = crate::support::http::encode(addr, "POST", "/messages", &headers, body.as_bytes());
         let answer = Connection::open_within(addr, STEP_TIMEOUT, STEP_TIMEOUT)
             .and_then(|mut connection| connection.send(&request).and_then(|()| connection.receive("POST")))
-            .map_err(|e| format!("{door:?}: {e}"))?;
+            .map_err(|e| format!("{server:?}: {e}"))?;
         if answer.status() != 201 {
             return Err(format!("{}: {}", answer.status(), String::from_utf8_lossy(&answer.body)));
         }
@@ -374,7 +379,7 @@ impl<'a> Faults<'a> {
     }
 }
 
-/// Asks for something that is JSON. None: no answer, or not that.
+/// Gets a path. None unless the answer is 200 with JSON.
 pub fn ask(addr: std::net::SocketAddr, path: &str) -> Option<Value> {
     let mut connection = Connection::open_within(addr, STEP_TIMEOUT, STEP_TIMEOUT).ok()?;
     connection.send(&crate::support::http::encode(addr, "GET", path, &[], b"")).ok()?;
@@ -386,7 +391,7 @@ pub fn all_equal<T: PartialEq>(list: &[T]) -> bool {
     list.windows(2).all(|pair| pair[0] == pair[1])
 }
 
-/// Puts a copy of a directory, which holds files only, in the place of another.
+/// Replaces a directory by a copy of another one, which holds files only.
 fn replace(from: &Path, to: &Path) -> io::Result<()> {
     if to.exists() {
         fs::remove_dir_all(to)?;

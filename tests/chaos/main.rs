@@ -1,14 +1,14 @@
-//! Chaos: real processes, everything that can happen to them, and a judge who has written down what was acknowledged.
+//! Chaos tests: real processes under faults, with a judge that knows which messages were acknowledged.
 //!
-//! A test program without the test harness: `cargo test` runs a few short episodes, `scripts/chaos.sh` as many as one
-//! likes. The plan of an episode follows from its seed (`schedule`); the program under test is a black box with a command
-//! line, HTTP and files.
-//! As root with `ip`, every node lives in a network namespace of its own: this process then makes the namespaces, runs
-//! itself inside one of them, and removes them whatever happens in there.
+//! A test program without Rust's test harness: `cargo test` runs a few short episodes, `scripts/chaos.sh` any number. The
+//! plan of an episode follows from its seed (`schedule`). The tests use only the command line, HTTP and the files of the
+//! program.
+//! As root with `ip`, every node runs in its own network namespace: this process creates the namespaces, runs itself again
+//! inside one of them, and always removes them in the end.
 #![allow(
     dead_code,
     unused_imports,
-    reason = "unit tests of these files run in tests/it; here nothing calls their parts"
+    reason = "the unit tests of these files run in tests/it, so parts of them are unused here"
 )]
 
 mod client;
@@ -19,9 +19,9 @@ mod history;
 mod judge;
 mod outer;
 mod pace;
+mod processes;
 mod reader;
 mod schedule;
-mod site;
 #[path = "../it/support/mod.rs"]
 mod support;
 mod total;
@@ -37,47 +37,47 @@ use schedule::{Kind, Need, Plan};
 use support::network::Network;
 use total::Total;
 
-/// Short enough for CI, long enough for a dozen faults.
+/// The default duration: short enough for CI, long enough for a dozen faults.
 const SECONDS: u64 = 20;
 
 /// Runs ChatChain amid kills, partitions, full disks and worse, and checks that nothing acknowledged is lost.
 ///
-/// Prints the plan of each episode, what became of it, and totals that may be added up over several runs. Exit code 1: a
-/// promise was broken. What cannot be done on this machine (much needs root, ip and strace) is skipped, and said so.
+/// Prints the plan of each episode, its result, and totals that can be added up over several runs. Exit code 1: a promise
+/// was broken. Faults that this machine does not allow (many need root, ip and strace) are skipped with a message.
 #[derive(Debug, Parser)]
 #[command(name = "chaos", bin_name = "scripts/chaos.sh")]
 struct Flags {
     /// The seed of the first episode; the others follow it
     #[arg(long, default_value_t = 1)]
     first_seed: u64,
-    /// How many episodes
+    /// The number of episodes
     #[arg(long, default_value_t = 3)]
     episodes: u64,
-    /// How long the faults of each last
+    /// The seconds of faults in each episode
     #[arg(long, default_value_t = SECONDS)]
     seconds: u64,
-    /// Keep the directories of all episodes here (else only of those that failed, in the temporary directory)
+    /// Keep the directories of all episodes here (default: only those of failed episodes, in the temporary directory)
     #[arg(long)]
     keep: Option<PathBuf>,
     /// Only these kinds of faults, separated by commas
     #[arg(long, value_delimiter = ',')]
     only: Vec<Kind>,
-    /// All kinds but these
+    /// All kinds except these
     #[arg(long, value_delimiter = ',', hide_possible_values = true)]
     without: Vec<Kind>,
     /// Only print the plans
     #[arg(long)]
     plan: bool,
-    /// What `cargo test` passes to every test program: what is named and is not us is not run here.
+    /// The test filters that `cargo test` passes to every test program: nothing runs unless one matches `chaos`.
     #[arg(hide = true)]
     filters: Vec<String>,
     #[command(flatten)]
     harness: Harness,
 }
 
-/// Flags of the test harness that runners pass to all test programs alike.
+/// Flags of Rust's test harness, which test runners pass to all test programs.
 #[derive(Debug, clap::Args)]
-#[expect(clippy::struct_excessive_bools, reason = "flags of somebody else")]
+#[expect(clippy::struct_excessive_bools, reason = "the flags of Rust's test harness")]
 struct Harness {
     #[arg(long, hide = true)]
     list: bool,
@@ -129,23 +129,26 @@ impl Flags {
         format!("scripts/chaos.sh --first-seed {seed} --episodes 1 --seconds {seconds}{only}{without}")
     }
 
-    /// Whether a runner wants something of us at all.
-    fn is_wanted(&self) -> bool {
-        let us = |filter: &String| "chaos".contains(filter.as_str());
+    /// Whether the filters and flags of the test runner select this program.
+    fn is_selected(&self) -> bool {
+        let fits = |filter: &String| "chaos".contains(filter.as_str());
         let Harness { list, ignored, skip, .. } = &self.harness;
-        !list && !ignored && (self.filters.is_empty() || self.filters.iter().any(us)) && !skip.iter().any(us)
+        !list
+            && !ignored
+            && (self.filters.is_empty() || self.filters.iter().any(fits))
+            && !skip.iter().any(fits)
     }
 }
 
-/// Says a line. Not println, which the house leaves to those who have a terminal of their own.
+/// Prints a line. Not println, which panics if standard output is closed.
 fn say(line: &str) {
-    // Nobody reads it: then nobody misses it.
+    // If standard output is closed, no one misses the line.
     drop(writeln!(std::io::stdout().lock(), "{}", line.trim_end()));
 }
 
 fn main() -> ExitCode {
     let flags = Flags::parse();
-    if !flags.is_wanted() {
+    if !flags.is_selected() {
         say(if flags.harness.list { "chaos: test" } else { "0 passed, 0 failed" });
         return ExitCode::SUCCESS;
     }
@@ -161,18 +164,18 @@ fn main() -> ExitCode {
     inside(&flags)
 }
 
-/// Runs the episodes, in whatever network this process finds itself.
+/// Runs the episodes in the network of this process.
 fn inside(flags: &Flags) -> ExitCode {
     let began = Instant::now();
     let net = Network::around_us();
-    let can = Powers::find(net.is_some());
+    let can = Capabilities::find(net.is_some());
     let kinds = flags.kinds();
     let cannot: Vec<_> =
         kinds.iter().filter(|kind| kind.needs().is_some_and(|need| !can.has(need))).collect();
     if !cannot.is_empty() {
         let names = cannot.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
         say(&format!(
-            "chaos: skipped on this machine, for they need root and `ip`, `mount` or `strace`: {names}"
+            "chaos: skipped on this machine, because they need root and `ip`, `mount` or `strace`: {names}"
         ));
     }
     let mut total = Total::default();
@@ -191,7 +194,7 @@ fn inside(flags: &Flags) -> ExitCode {
         let good = total.add(seed, &outcome);
         if !good {
             say(&format!(
-                "chaos: seed {seed} FAILED; again: {}; files and logs: {}",
+                "chaos: seed {seed} FAILED; repeat: {}; files and logs: {}",
                 flags.again(seed),
                 dir.display()
             ));
@@ -202,13 +205,18 @@ fn inside(flags: &Flags) -> ExitCode {
     if flags.keep.is_none()
         && let Some(parent) = episode_dir(None, 0).parent()
     {
-        drop(std::fs::remove_dir(parent)); // unless something in it was kept
+        drop(std::fs::remove_dir(parent)); // fails if an episode's directory was kept
     }
     total.conclude(flags.first_seed, flags.episodes, began.elapsed())
 }
 
-/// A mistake of ours is a failed episode, and no reason not to run the next.
-fn episode(plan: &Plan, dir: &Path, net: Option<Network>, can: &Powers) -> Result<episode::Outcome, String> {
+/// Runs an episode. A panic of this program fails the episode, and the next one runs.
+fn episode(
+    plan: &Plan,
+    dir: &Path,
+    net: Option<Network>,
+    can: &Capabilities,
+) -> Result<episode::Outcome, String> {
     let run = || episode::run(plan, dir, net, &|need| can.has(need));
     std::panic::catch_unwind(std::panic::AssertUnwindSafe(run))
         .unwrap_or_else(|_| Err("the chaos program itself panicked".into()))
@@ -220,24 +228,24 @@ fn episode_dir(keep: Option<&Path>, seed: u64) -> PathBuf {
     std::path::absolute(&parent).unwrap_or(parent).join(format!("seed-{seed}"))
 }
 
-/// What this machine lets us do.
-struct Powers {
+/// The kinds of faults that this machine allows.
+struct Capabilities {
     namespaces: bool,
     mounts: bool,
     strace: bool,
 }
 
-impl Powers {
+impl Capabilities {
     fn find(namespaces: bool) -> Self {
         let root = rustix::process::geteuid().is_root();
         let works = |program: &str, args: &[&str]| {
             Command::new(program).args(args).output().is_ok_and(|done| done.status.success())
         };
-        // Attaching to its own child is always allowed; to others, only for root here.
+        // strace may always attach to its own child, but to other processes only as root.
         let strace =
             root && works("strace", &["-f", "-o", "/dev/null", "-e", "inject=fsync:error=EIO", "true"]);
         let mounts = root && namespaces && works("mount", &["--version"]);
-        Powers { namespaces, mounts, strace }
+        Capabilities { namespaces, mounts, strace }
     }
 
     fn has(&self, need: Need) -> bool {

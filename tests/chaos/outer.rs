@@ -1,7 +1,7 @@
-//! The outer process: makes the network, runs this program again inside it, and cleans up after whatever became of it.
+//! The outer process: creates the network, runs this program again inside it, and always removes the network.
 //!
-//! The inner one learns of Ctrl-C and SIGTERM like the outer, ends its episode and its processes, and is given time for
-//! it. What a run that was itself killed left behind, the next one removes.
+//! On Ctrl-C or SIGTERM the inner process ends its episode and its processes, and the outer one waits for that. The next
+//! run removes the leftovers of a run that was killed.
 
 use std::process::{Command, ExitCode};
 use std::time::Duration;
@@ -18,12 +18,12 @@ pub const INSIDE_VARIABLE: &str = "CHATCHAIN_CHAOS_INSIDE";
 /// An interrupted inner process is killed after this.
 const END_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// Runs this program inside a network of its own if that can be made, else where we are.
+/// Runs this program inside new network namespaces if they can be created, else in the current network.
 pub fn run() -> ExitCode {
     let net = match Network::create(NODES_MAX) {
         Ok(net) => Some(net),
         Err(why) => {
-            say(&format!("chaos: no network namespaces, hence no partitions: {why}"));
+            say(&format!("chaos: no network namespaces, so no partitions: {why}"));
             None
         }
     };
@@ -36,7 +36,7 @@ pub fn run() -> ExitCode {
 }
 
 fn supervise(net: Option<&Network>) -> Result<ExitCode, String> {
-    let program = std::env::current_exe().map_err(|e| format!("who am I? {e}"))?;
+    let program = std::env::current_exe().map_err(|e| format!("cannot find this program: {e}"))?;
     let mut inner = Command::new(program);
     inner.args(std::env::args_os().skip(1)).env(INSIDE_VARIABLE, "1");
     let inner = match net {
@@ -59,7 +59,7 @@ fn supervise(net: Option<&Network>) -> Result<ExitCode, String> {
                     let _gone = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
                 }
                 let ended = tokio::time::timeout(END_TIMEOUT, inner.wait()).await;
-                ended.map_err(|_| "it did not end when it was interrupted")?
+                ended.map_err(|_| "the inner process did not end when it was interrupted")?
             }
         };
         let good = status.map_err(|e| e.to_string())?.success();
@@ -67,12 +67,12 @@ fn supervise(net: Option<&Network>) -> Result<ExitCode, String> {
     })
 }
 
-/// From now on, the first SIGINT or SIGTERM interrupts what we do, in order.
+/// From now on, the first SIGINT or SIGTERM ends the run cleanly.
 pub fn listen_for_interruption() {
     std::thread::spawn(|| {
         let runtime = runtime().expect("a runtime");
         runtime.block_on(async {
-            Interrupts::listen().expect("signals can be listened for").next().await;
+            Interrupts::listen().expect("signal handlers").next().await;
             pace::interrupt();
         });
     });

@@ -1,17 +1,17 @@
-//! When things happen: the one place of the chaos program that sleeps, and where its loops learn of an interruption.
+//! The pauses of the chaos program: its only file that sleeps, and the flag that ends its loops after an interruption.
 //!
-//! A schedule has times, so keeping them is waiting for nothing but the clock. What can be observed is awaited with
-//! `eventually` or with `within`, which gives an answer instead of a panic.
+//! Faults and sends happen at fixed times, so the program waits for the clock. For a condition it polls with `eventually`
+//! or with `within`, which returns None at the timeout instead of a panic.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-/// An interruption is noticed at the latest after this.
-const NAP: Duration = Duration::from_millis(50);
+/// Longest time until an interruption is noticed.
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
-/// Everything ends soon: every wait, every loop.
+/// Makes every wait and every loop end soon.
 pub fn interrupt() {
     INTERRUPTED.store(true, Ordering::Relaxed);
 }
@@ -20,23 +20,23 @@ pub fn is_interrupted() -> bool {
     INTERRUPTED.load(Ordering::Relaxed)
 }
 
-/// Does nothing for so long.
-#[expect(clippy::disallowed_methods, reason = "a schedule and a rate are kept by the clock")]
-pub fn rest(time: Duration) {
+/// Sleeps for this time.
+#[expect(clippy::disallowed_methods, reason = "a schedule and a send rate follow the clock")]
+pub fn pause(time: Duration) {
     std::thread::sleep(time);
 }
 
-/// Waits for a moment of the schedule.
-pub fn rest_until(moment: Instant) {
+/// Sleeps until this time, or until an interruption.
+pub fn pause_until(moment: Instant) {
     while !is_interrupted() {
         match moment.saturating_duration_since(Instant::now()) {
             Duration::ZERO => return,
-            left => rest(left.min(NAP)),
+            left => pause(left.min(POLL_INTERVAL)),
         }
     }
 }
 
-/// Observes until there is an answer; none after `timeout`, or when interrupted.
+/// Polls until there is a value. None after `timeout` or an interruption.
 pub fn within<T>(timeout: Duration, mut observe: impl FnMut() -> Option<T>) -> Option<T> {
     let began = Instant::now();
     loop {
@@ -46,6 +46,6 @@ pub fn within<T>(timeout: Duration, mut observe: impl FnMut() -> Option<T>) -> O
         if began.elapsed() >= timeout || is_interrupted() {
             return None;
         }
-        rest(NAP);
+        pause(POLL_INTERVAL);
     }
 }

@@ -1,22 +1,22 @@
-//! What happens to an episode's network, and when: a pure function of the seed and of the kinds that may be drawn.
+//! The plan of an episode: which faults happen when, as a pure function of the seed and the allowed kinds of faults.
 //!
-//! Knows neither processes nor time. A fault is one or two steps, the second undoes the first; the nodes that a fault
-//! concerns are left alone by others until it is undone, except by those that hit everybody. A step that finds the
-//! network not as expected (a node that is down cannot be frozen) is passed over by whoever carries it out.
+//! Knows neither processes nor clocks. A fault has one or two steps, of which the second undoes the first. Until a fault is
+//! undone, no other fault affects its nodes, except those that affect all nodes. `faults` skips a step that is not
+//! possible, for example to freeze a node that is down.
 
 use std::fmt;
 use std::time::Duration;
 
 use crate::support::rng::SeededRng;
 
-/// Where nodes stop: 5 of the plan and the copy that may join them.
+/// The most nodes of an episode: 5 of the plan, and a copy of one that may join.
 pub const NODES_MAX: usize = 6;
-/// Faults begin so long after the clients, and end so long before the calm.
+/// The first fault starts this long after the clients.
 const LEAD_MS: u64 = 1_000;
 const FAULT_MS_MIN: u64 = 600;
 const FAULT_MS_MAX: u64 = 3_500;
 const PAUSE_MS_MAX: u64 = 1_500;
-/// Damage to all needs a network that has converged before, and has to be repaired before the calm.
+/// Pause before and after damage to all nodes, so that they can converge first and start again afterwards.
 const QUIET_MS: u64 = 1_000;
 
 /// A kind of fault, by the name that the flags use.
@@ -26,33 +26,33 @@ pub enum Kind {
     Kill,
     /// `kill -9` of all nodes at the same moment.
     KillAll,
-    /// A node is stopped (SIGSTOP) for seconds.
+    /// A node is paused (SIGSTOP) for seconds.
     Freeze,
     /// A node is killed again and again while it starts.
     RestartLoop,
     /// `kill -9` of the proxy.
     KillProxy,
-    /// A node's cable is pulled.
+    /// A node's network link is down.
     LinkDown,
-    /// A node cannot send to another; the way back is open.
+    /// A node cannot send to another one, but can receive from it.
     OneWay,
-    /// Two nodes do not hear each other, but both hear the others.
+    /// Two nodes cannot reach each other, but both reach all others.
     Pair,
-    /// Two halves that do not hear each other; clients hear both.
+    /// Two groups of nodes cannot reach each other; clients reach both.
     Split,
-    /// A node's disk fills up, and is freed.
+    /// A node's disk is full for a while.
     DiskFull,
-    /// A node's file system lets nobody write, as after an error, and then everybody.
+    /// A node's file system is read-only for a while, as after an error.
     ReadOnly,
     /// Each fsync of a node takes long.
     SlowSync,
     /// Each fsync of a node fails.
     FailSync,
-    /// A node has to open its store anew, and each read of its files fails.
+    /// A node has to reopen its store, and each read of its files fails.
     FailRead,
     /// A node loses its directory.
     Wipe,
-    /// A node gets an older copy of its directory back.
+    /// A node's directory is restored from an older copy.
     Rollback,
     /// A copy of a node's directory is started as a further node.
     Copy,
@@ -60,7 +60,7 @@ pub enum Kind {
     DamageIndex,
     /// A node's log.redb is damaged.
     DamageLog,
-    /// All nodes' log.redb are damaged, each elsewhere.
+    /// The log.redb of every node is damaged, each in a different part.
     DamageAll,
 }
 
@@ -88,7 +88,7 @@ impl Kind {
         Kind::DamageAll,
     ];
 
-    /// What this machine must offer for it.
+    /// What this kind of fault needs from the machine.
     pub fn needs(self) -> Option<Need> {
         match self {
             Kind::LinkDown | Kind::OneWay | Kind::Pair | Kind::Split => Some(Need::Namespaces),
@@ -99,7 +99,7 @@ impl Kind {
         }
     }
 
-    /// Whether it concerns the node on the small file system.
+    /// Whether this kind of fault affects the node on the small file system.
     fn is_of_small_disk(self) -> bool {
         matches!(self, Kind::DiskFull | Kind::ReadOnly)
     }
@@ -112,7 +112,7 @@ impl fmt::Display for Kind {
     }
 }
 
-/// What not every machine lets us do.
+/// A capability that not every machine has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Need {
     /// Network namespaces: root and `ip`.
@@ -121,25 +121,25 @@ pub enum Need {
     Mounts,
     /// `strace`, and a kernel that lets it attach.
     Strace,
-    /// Both: a file system becomes read-only only once nobody has a file of it open to write.
+    /// Both: a file system can become read-only only when no file is open for writing.
     Remounts,
 }
 
-/// Everything that is decided before an episode begins.
+/// All decisions that are made before an episode starts.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Plan {
     pub seed: u64,
     pub nodes: usize,
     pub clients: usize,
-    /// The node that lives on a small file system.
+    /// The node whose directory is on a small file system.
     pub small_disk: Option<usize>,
     /// In the order of their times.
     pub steps: Vec<Step>,
-    /// When the calm begins.
+    /// When the phase without faults begins.
     pub calm: Duration,
 }
 
-/// Something done to the network.
+/// One action at a time.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Step {
     pub at: Duration,
@@ -147,7 +147,7 @@ pub struct Step {
     pub action: Action,
 }
 
-/// What is done. Nodes go by their numbers.
+/// What is done to nodes, which are identified by their numbers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Action {
     Kill(usize),
@@ -156,16 +156,16 @@ pub enum Action {
     StartAll,
     Freeze(usize),
     Thaw(usize),
-    /// Killed so long after each of its starts, then started for good.
+    /// The node is killed and started, and killed again after each of these pauses; finally it stays up.
     RestartLoop(usize, Vec<Duration>),
     KillProxy,
     StartProxy,
     LinkDown(usize),
     LinkUp(usize),
-    /// The first of each cannot send to the second.
+    /// In each pair, the first node cannot send to the second.
     Block(Vec<(usize, usize)>),
     Unblock(Vec<(usize, usize)>),
-    /// So many MiB stay free.
+    /// The number of MiB that stay free.
     Fill(usize, u64),
     Free(usize),
     ReadOnly(usize),
@@ -175,26 +175,26 @@ pub enum Action {
     FailRead(usize),
     Untrace(usize),
     Wipe(usize),
-    /// A copy is taken; of a process that is frozen, else of one that was killed and is started again.
+    /// A copy of the directory is taken. True: the process is frozen meanwhile; false: killed and started again.
     BackUp(usize, bool),
     Restore(usize),
     Copy(usize, bool),
-    DamageIndex(usize, Vec<Wound>),
-    DamageLog(usize, End, Vec<Wound>),
-    DamageAll(End, Vec<Vec<Wound>>),
+    DamageIndex(usize, Vec<Damage>),
+    DamageLog(usize, StopMode, Vec<Damage>),
+    DamageAll(StopMode, Vec<Vec<Damage>>),
 }
 
-/// How nodes end before their files are damaged. After the one, the file is checked as a whole when it is opened; after the
-/// other it is not, and the damage is met when it is read.
+/// How nodes end before their files are damaged. After a kill, the whole file is checked when it is opened; after a clean
+/// stop it is not, and the damage is found when it is read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum End {
+pub enum StopMode {
     Killed,
     Stopped,
 }
 
-/// Damage to a file. Places are parts of 65,536 of its length, or of its records in the order of the file.
+/// Damage to a file. `at` is a position in units of 1/65,536 of its length, or of its records in file order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Wound {
+pub enum Damage {
     FlipByte { at: u16, mask: u8 },
     FlipRecord { at: u16, mask: u8 },
     ZeroPage { at: u16 },
@@ -202,13 +202,13 @@ pub enum Wound {
 }
 
 impl Plan {
-    /// The plan of this seed, in which only these kinds are drawn.
+    /// The plan of this seed, with only these kinds of faults.
     pub fn draw(seed: u64, calm: Duration, kinds: &[Kind]) -> Plan {
         let mut rng = SeededRng::of(seed.wrapping_mul(0x9E37_79B9).wrapping_add(17));
         let nodes = 3 + pick(&mut rng, 3);
         let clients = 4 + pick(&mut rng, 4);
         let small_disk = pick(&mut rng, nodes);
-        let mut draw = Draw {
+        let mut draw = PlanBuilder {
             rng,
             nodes,
             small_disk,
@@ -238,28 +238,28 @@ impl fmt::Display for Plan {
     }
 }
 
-/// One of so many.
+/// A random index below `count`.
 pub fn pick(rng: &mut SeededRng, count: usize) -> usize {
     let most = u64::try_from(count).expect("few");
     usize::try_from(rng.within(0..most)).expect("below count")
 }
 
-struct Draw {
+struct PlanBuilder {
     rng: SeededRng,
     nodes: usize,
     small_disk: usize,
     end: u64,
-    /// Until when a fault concerns each node, in milliseconds.
+    /// For each node: until when a fault affects it, in milliseconds.
     busy: Vec<u64>,
-    /// One partition at a time, so that what is undone is what was done.
+    /// Until when a partition lasts. Only one at a time, so that undoing one does not undo another.
     net_busy: u64,
     copied: bool,
     damaged_all: bool,
     steps: Vec<Step>,
 }
 
-impl Draw {
-    /// Kinds come like cards from a shuffled pack, so that a few episodes see all of them.
+impl PlanBuilder {
+    /// Draws kinds without replacement, like cards from a shuffled pack, so that a few episodes cover all kinds.
     fn fill(&mut self, kinds: &[Kind]) {
         let mut pack: Vec<Kind> = Vec::new();
         let mut now = LEAD_MS + self.rng.within(0..PAUSE_MS_MAX);
@@ -270,13 +270,13 @@ impl Draw {
                     pack.swap(i, pick(&mut self.rng, i + 1));
                 }
             }
-            let kind = pack.pop().expect("it was filled");
+            let kind = pack.pop().expect("a filled pack");
             let until = (now + self.rng.within(FAULT_MS_MIN..FAULT_MS_MAX)).min(self.end);
             now = self.fault(kind, now, until).max(now) + self.rng.within(100..PAUSE_MS_MAX);
         }
     }
 
-    /// Plans one fault, if somebody is there whom it can hit. Answers when the next may begin.
+    /// Plans one fault, if a node is free for it. Gives the earliest time of the next fault.
     fn fault(&mut self, kind: Kind, now: u64, until: u64) -> u64 {
         use Action as A;
         match kind {
@@ -336,13 +336,13 @@ impl Draw {
                 self.step(kind, now, A::RestartLoop(node, pauses));
             }
             Kind::DamageIndex => {
-                let wounds = self.wounds(0, u16::MAX, true);
-                self.step(kind, now, A::DamageIndex(node, wounds));
+                let damage = self.draw_damage(0, u16::MAX, true);
+                self.step(kind, now, A::DamageIndex(node, damage));
             }
             Kind::DamageLog => {
-                let wounds = self.wounds(0, u16::MAX, true);
-                let end = if coin { End::Killed } else { End::Stopped };
-                self.step(kind, now, A::DamageLog(node, end, wounds));
+                let damage = self.draw_damage(0, u16::MAX, true);
+                let end = if coin { StopMode::Killed } else { StopMode::Stopped };
+                self.step(kind, now, A::DamageLog(node, end, damage));
             }
             _ => self.pair(kind, (now, A::Kill(node)), (until, A::Start(node))),
         }
@@ -369,47 +369,47 @@ impl Draw {
         self.pair(kind, (now, Action::Block(ways.clone())), (until, Action::Unblock(ways)));
     }
 
-    /// Everything else is over by then, and begins again only when the nodes have had time to start.
+    /// Plans damage to all nodes, after all other faults have ended. The next fault waits until the nodes have started.
     fn damage_all(&mut self, now: u64) -> u64 {
         let at = self.busy.iter().copied().max().unwrap_or(now).max(self.net_busy).max(now) + QUIET_MS;
         if self.damaged_all || at >= self.end {
             return now;
         }
         self.damaged_all = true;
-        // Each node is hit in a part of its file that is no other's: elsewhere everything is intact.
+        // Each node is damaged in a different part of its file, so that every part is intact on the other nodes.
         let share = u16::try_from(usize::from(u16::MAX) / self.nodes).expect("a part of it");
         let mut all = Vec::new();
         for node in 0..self.nodes {
             let first = share * u16::try_from(node).expect("few");
-            all.push(self.wounds(first, first + share - 1, node + 1 == self.nodes));
+            all.push(self.draw_damage(first, first + share - 1, node + 1 == self.nodes));
         }
-        let end = [End::Killed, End::Stopped][pick(&mut self.rng, 2)];
+        let end = [StopMode::Killed, StopMode::Stopped][pick(&mut self.rng, 2)];
         self.step(Kind::DamageAll, at, Action::DamageAll(end, all));
         self.busy.fill(at + QUIET_MS);
         at + QUIET_MS
     }
 
     /// Several flips, mostly in records, and perhaps a zeroed page or a missing end.
-    fn wounds(&mut self, first: u16, last: u16, may_truncate: bool) -> Vec<Wound> {
+    fn draw_damage(&mut self, first: u16, last: u16, may_truncate: bool) -> Vec<Damage> {
         let rng = &mut self.rng;
         let mut at = || {
             let at = u16::try_from(rng.within(first.into()..u64::from(last) + 1)).expect("within u16");
             (at, 1 << pick(rng, 8), pick(rng, 4))
         };
         let flips = 1 + usize::from(at().0) % 6;
-        let mut wounds: Vec<_> = (0..flips)
+        let mut damage: Vec<_> = (0..flips)
             .map(|_| match at() {
-                (at, mask, 0) => Wound::FlipByte { at, mask },
-                (at, mask, _) => Wound::FlipRecord { at, mask },
+                (at, mask, 0) => Damage::FlipByte { at, mask },
+                (at, mask, _) => Damage::FlipRecord { at, mask },
             })
             .collect();
         match at() {
-            (at, _, 0) => wounds.push(Wound::ZeroPage { at }),
-            // Not the first half: that would be the loss of a directory, which is another fault.
-            (at, _, 1) if may_truncate => wounds.push(Wound::Truncate { at: at.max(last / 2) }),
+            (at, _, 0) => damage.push(Damage::ZeroPage { at }),
+            // Keep the first half: losing more would be like losing the directory, which is another kind of fault.
+            (at, _, 1) if may_truncate => damage.push(Damage::Truncate { at: at.max(last / 2) }),
             _ => {}
         }
-        wounds
+        damage
     }
 
     fn pair(&mut self, kind: Kind, begin: (u64, Action), end: (u64, Action)) {
@@ -439,14 +439,14 @@ mod tests {
     }
 
     #[test]
-    fn a_few_episodes_see_every_kind() {
+    fn a_few_episodes_cover_every_kind() {
         let seen: BTreeSet<_> =
             (1..=5).flat_map(|seed| Plan::draw(seed, CALM, &Kind::ALL).steps).map(|step| step.kind).collect();
         assert_eq!(seen, BTreeSet::from(Kind::ALL));
     }
 
     #[test]
-    fn only_kinds_that_are_named_are_drawn_and_all_end_before_the_calm() {
+    fn only_allowed_kinds_are_drawn_and_all_end_before_the_calm() {
         for kind in Kind::ALL {
             let plan = Plan::draw(7, CALM, &[kind]);
             assert!(!plan.steps.is_empty(), "{kind}");
@@ -457,12 +457,12 @@ mod tests {
     }
 
     #[test]
-    fn damage_to_all_hits_each_elsewhere() {
-        let places = |wound: &Wound| match *wound {
-            Wound::FlipByte { at, .. }
-            | Wound::FlipRecord { at, .. }
-            | Wound::ZeroPage { at }
-            | Wound::Truncate { at } => at,
+    fn damage_to_all_nodes_hits_different_parts() {
+        let places = |one: &Damage| match *one {
+            Damage::FlipByte { at, .. }
+            | Damage::FlipRecord { at, .. }
+            | Damage::ZeroPage { at }
+            | Damage::Truncate { at } => at,
         };
         for seed in 0..50 {
             let plan = Plan::draw(seed, CALM, &[Kind::DamageAll]);

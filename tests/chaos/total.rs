@@ -1,17 +1,17 @@
-//! Adds up episodes, and says it in lines of `name=number` that other runs' can be added to.
+//! Adds up the results of episodes, and prints them as `name=number`, so that totals of several runs can be added.
 
 use std::collections::BTreeMap;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use crate::episode::Outcome;
-use crate::judge::{Verdict, Wrong};
+use crate::judge::{Verdict, ViolationKind};
 use crate::say;
 use crate::schedule::Kind;
 
-/// Of each episode, so many findings are printed. All are in its directory.
+/// Violations printed per episode. All are in its directory.
 const PRINTED_MAX: usize = 12;
-/// And of each, so much.
+/// Characters printed per violation.
 const PRINTED_CHARS_MAX: usize = 400;
 
 #[derive(Default)]
@@ -37,7 +37,7 @@ struct Counts {
 }
 
 impl Total {
-    /// Says what became of an episode and counts it. Answers whether all was well.
+    /// Prints the result of an episode and counts it. True if there was no violation.
     pub fn add(&mut self, seed: u64, outcome: &Result<Outcome, String>) -> bool {
         let good = match outcome {
             Err(why) => {
@@ -46,8 +46,8 @@ impl Total {
             }
             Ok(outcome) => {
                 let counts = Counts::of(outcome);
-                for line in &outcome.passed_over {
-                    say(&format!("  passed over: {}", brief(line)));
+                for line in &outcome.skipped {
+                    say(&format!("  skipped: {}", brief(line)));
                 }
                 let violations = &outcome.verdict.violations;
                 for violation in violations.iter().take(PRINTED_MAX) {
@@ -62,7 +62,7 @@ impl Total {
         good
     }
 
-    /// Says the totals. The last line is one that test runners count.
+    /// Prints the totals. The last line has the form that test runners count.
     pub fn conclude(&self, first: u64, wanted: u64, took: Duration) -> ExitCode {
         let (Total { passed, failed, counts }, seconds) = (self, took.as_secs());
         let last = (first + passed + failed).saturating_sub(1);
@@ -80,8 +80,8 @@ impl Total {
 impl Counts {
     fn of(outcome: &Outcome) -> Self {
         let Verdict { attempted, acknowledged, unknown, recovered, excused, .. } = outcome.verdict;
-        let lost = outcome.verdict.count(&Wrong::Lost);
-        let duplicated = outcome.verdict.count(&Wrong::Twice);
+        let lost = outcome.verdict.count(&ViolationKind::Lost);
+        let duplicated = outcome.verdict.count(&ViolationKind::Twice);
         let wrong = outcome.verdict.violations.len() - lost - duplicated;
         let (faults, stale) = (outcome.faults.clone(), outcome.stale.clone());
         let converge = outcome.converged_after.into_iter().collect();

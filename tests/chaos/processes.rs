@@ -1,7 +1,7 @@
-//! The processes of an episode and their directories: nodes, the proxy, what traces them, what fills their disks.
+//! The processes of an episode and their directories: nodes, the proxy, `strace`, and the files that fill disks.
 //!
-//! Does what it is told, and says when it cannot; it knows neither schedule nor messages. What a process said on
-//! standard error is appended to a file when it has ended. All of it ends with the `Site`.
+//! Executes single actions and reports which are not possible; knows neither schedule nor messages. The standard error of
+//! a process is appended to a file when it has ended. Dropping the `Processes` ends all processes.
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
@@ -18,32 +18,32 @@ use crate::support::process::{Process, chatchain};
 const SMALL_DISK: &str = "size=256m";
 const BALLAST: &str = "ballast";
 const MIB: usize = 1 << 20;
-/// A node has to close its files within this.
+/// A stopped node must close its files within this time.
 const STOP_TIMEOUT: Duration = Duration::from_secs(20);
-/// The calls by which the program reads its files where it wants to, and by which it has them written.
+/// The system calls for reading and for syncing files.
 pub const READS: &str = "pread64";
 pub const SYNCS: &str = "fdatasync,fsync";
-/// All by which it changes a file that is open.
+/// All system calls that change an open file.
 const WRITES: &str = "pwrite64,ftruncate,fallocate,fdatasync,fsync";
-/// A node that cannot write has to have closed its files within this.
+/// A node that cannot write must close its files within this time.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
-/// strace has to let go within this.
+/// `strace` must detach within this time.
 const DETACH_TIMEOUT: Duration = Duration::from_secs(10);
 
-pub struct Site {
+pub struct Processes {
     dir: PathBuf,
     net: Option<Network>,
     pub nodes: Vec<Node>,
     proxy: Option<Process>,
     proxy_addr: SocketAddr,
-    /// Addresses of the planned nodes, which everybody is told.
+    /// The addresses of the planned nodes, which all processes have in their configuration.
     known: Vec<SocketAddr>,
     mounted: Option<PathBuf>,
 }
 
 pub struct Node {
     pub addr: SocketAddr,
-    /// What `--data-dir` names.
+    /// The value of `--data-dir`.
     data: PathBuf,
     process: Option<Process>,
     started: Instant,
@@ -51,18 +51,18 @@ pub struct Node {
     trace: Option<Process>,
 }
 
-impl Site {
-    /// Nothing runs yet.
+impl Processes {
+    /// Prepares the directories. No process runs yet.
     pub fn new(dir: &Path, nodes: usize, net: Option<Network>) -> io::Result<Self> {
         let addr = |i| if net.is_some() { Network::node(i) } else { address::free_addr() };
         let proxy_addr = if net.is_some() { Network::proxy() } else { address::free_addr() };
         let known = (0..nodes).map(addr).collect();
         let (dir, nodes) = (dir.to_owned(), Vec::new());
-        let mut site = Site { dir, net, nodes, proxy: None, proxy_addr, known, mounted: None };
-        for i in 0..site.known.len() {
-            site.add(site.known[i])?;
+        let mut processes = Processes { dir, net, nodes, proxy: None, proxy_addr, known, mounted: None };
+        for i in 0..processes.known.len() {
+            processes.add(processes.known[i])?;
         }
-        Ok(site)
+        Ok(processes)
     }
 
     fn add(&mut self, addr: SocketAddr) -> io::Result<usize> {
@@ -74,7 +74,7 @@ impl Site {
         Ok(number)
     }
 
-    /// One more place for a node that the others do not know. Gives its number.
+    /// Adds a node that the others do not have in their configuration. Gives its number.
     pub fn extend(&mut self) -> io::Result<usize> {
         let number = self.nodes.len();
         self.add(if self.net.is_some() { Network::node(number) } else { address::free_addr() })
@@ -88,7 +88,7 @@ impl Site {
         self.net.as_ref()
     }
 
-    /// Where a node keeps its two files.
+    /// The directory of a node's two files.
     pub fn store(&self, i: usize) -> PathBuf {
         self.nodes[i].data.join(format!("node-{i}"))
     }
@@ -97,7 +97,7 @@ impl Site {
         self.dir.join(format!("backup-{i}"))
     }
 
-    /// Gives a node a small file system of its own. Before it is started.
+    /// Mounts a small file system for a node, before it is started.
     pub fn mount(&mut self, i: usize) -> Result<(), String> {
         let target = self.nodes[i].data.clone();
         let mut mount = Command::new("mount");
@@ -114,7 +114,7 @@ impl Site {
         self.mounted.as_ref() == Some(&self.nodes[i].data)
     }
 
-    /// Fills a small disk until so many MiB are free.
+    /// Fills a small disk until only this many MiB are free.
     pub fn fill(&self, i: usize, free_mib: u64) -> io::Result<()> {
         let dir = &self.nodes[i].data;
         let mut ballast = OpenOptions::new().create(true).append(true).open(dir.join(BALLAST))?;
@@ -128,8 +128,8 @@ impl Site {
         }
     }
 
-    /// As an error leaves a file system: nothing that is open can be written, and nothing opened to write. The kernel
-    /// refuses to make a file system read-only while something is; so the node first meets errors, and closes its files.
+    /// Makes a file system read-only, as after an error. The kernel refuses that while a file is open for writing, so the
+    /// writes of the node fail first, which makes it close its files.
     pub fn make_read_only(&mut self, i: usize) -> Result<(), String> {
         self.trace(i, &[(WRITES, "error=EROFS")])?;
         let mut last = String::new();
@@ -142,7 +142,7 @@ impl Site {
 
     pub fn make_writable(&self, i: usize) -> Result<(), String> {
         self.remount(i, "rw", Command::new("mount"))?;
-        // In a network namespace, a node that was started meanwhile has a copy of the mount as it was then.
+        // In a network namespace, a node that was started meanwhile has its own copy of the read-only mount.
         let Some(process) = &self.nodes[i].process else { return Ok(()) };
         let mut inside = Command::new("nsenter");
         inside.arg(format!("--mount=/proc/{}/ns/mnt", process.id())).arg("mount");
@@ -159,7 +159,7 @@ impl Site {
     }
 
     pub fn free(&self, i: usize) {
-        // It is not there if the disk was never filled.
+        // The file does not exist if the disk was never filled.
         drop(fs::remove_file(self.nodes[i].data.join(BALLAST)));
     }
 
@@ -167,7 +167,7 @@ impl Site {
         self.nodes[i].process.is_some()
     }
 
-    /// Up, and not frozen.
+    /// Whether a node is up and not frozen.
     pub fn answers(&self, i: usize) -> bool {
         self.is_up(i) && !self.nodes[i].frozen
     }
@@ -176,7 +176,7 @@ impl Site {
         self.nodes[i].started.elapsed()
     }
 
-    /// Starts a node, and does not wait. Nothing happens if it is up.
+    /// Starts a node and does not wait. Does nothing if it is up.
     pub fn start(&mut self, i: usize) {
         if self.is_up(i) {
             return;
@@ -186,7 +186,7 @@ impl Site {
             self.known.iter().filter(|addr| **addr != node.addr).map(ToString::to_string).collect();
         let mut command = chatchain(&self.dir);
         command.args(["node", "--node-id", &i.to_string(), "--listen", &node.addr.to_string()]);
-        command.arg("--insecure"); // in namespaces of their own the nodes are as good as alone
+        command.arg("--insecure"); // the namespaces are private, so no key is needed
         command.args(["--peers", &peers.join(","), "--data-dir"]).arg(&node.data);
         let command = match &self.net {
             Some(net) => net.at_node(i, &command),
@@ -201,12 +201,12 @@ impl Site {
         (0..self.nodes.len()).for_each(|i| self.start(i));
     }
 
-    /// Ends a node with SIGKILL. Answers whether it was up.
+    /// Ends a node with SIGKILL. True if it was up.
     pub fn kill(&mut self, i: usize) -> bool {
         self.kill_many(&[i]) == 1
     }
 
-    /// Ends nodes with SIGKILL, all at once. Answers how many were up.
+    /// Ends nodes with SIGKILL, all at the same time. Gives how many were up.
     pub fn kill_many(&mut self, which: &[usize]) -> usize {
         let mut processes = Vec::new();
         for i in which {
@@ -226,7 +226,7 @@ impl Site {
         processes.len()
     }
 
-    /// Ends nodes that are up with SIGTERM, all at once, and waits until they have closed their files.
+    /// Ends running nodes with SIGTERM, all at the same time, and waits until they have closed their files.
     pub fn stop_many(&mut self, which: &[usize]) {
         let up = |i: &&usize| self.is_up(**i);
         let which: Vec<_> = which.iter().filter(up).copied().collect();
@@ -242,7 +242,7 @@ impl Site {
         }
     }
 
-    /// Says which nodes ended although nobody ended them, and how; they count as down from now on.
+    /// The nodes that ended by themselves since the last call, and how. They count as down from now on.
     pub fn reap(&mut self) -> Vec<(usize, String)> {
         let mut ended = Vec::new();
         for i in 0..self.nodes.len() {
@@ -271,10 +271,10 @@ impl Site {
         }
     }
 
-    /// Calls of a node that is up are tampered with as `strace --inject` describes it.
+    /// Injects failures or delays into system calls of a running node, in the notation of `strace --inject`.
     pub fn trace(&mut self, i: usize, tampered: &[(&str, &str)]) -> Result<(), String> {
         let node = &mut self.nodes[i];
-        let pid = node.process.as_ref().ok_or("it is down")?.id().to_string();
+        let pid = node.process.as_ref().ok_or("the node is down")?.id().to_string();
         let mut strace = Command::new("strace");
         let calls: Vec<_> = tampered.iter().map(|(calls, _)| *calls).collect();
         strace.args(["-f", "-p", &pid, "-o", "/dev/null", "-e", &format!("trace={}", calls.join(","))]);
@@ -321,12 +321,12 @@ impl Site {
     fn write_log(&self, name: &str, process: &Process, how: &str) {
         let path = self.dir.join(format!("{name}.log"));
         let file = OpenOptions::new().create(true).append(true).open(path);
-        // Only people miss it.
-        drop(file.and_then(|mut file| writeln!(file, "{}--- it {how}", process.stderr())));
+        // A failure to write the log must not fail the episode.
+        drop(file.and_then(|mut file| writeln!(file, "{}--- the process {how}", process.stderr())));
     }
 }
 
-impl Drop for Site {
+impl Drop for Processes {
     fn drop(&mut self) {
         let all: Vec<_> = (0..self.nodes.len()).collect();
         self.kill_many(&all);
