@@ -21,7 +21,7 @@ use super::incidents::Incidents;
 use super::live_feed::LiveFeed;
 use super::pid::PidFile;
 use super::recovery::{OpenedStore, StoreOpener};
-use super::slot::NodeSlot;
+use super::slot::{NodeSlot, SlotState};
 use super::store_fault::StoreFault;
 use super::writer::Writer;
 use crate::chain::members::{self, MemberId};
@@ -51,13 +51,13 @@ pub async fn run(
         Ok(opened) => {
             log_start(&config, opened.0.log().membership().members.count()); // before the exchanges have something to say
             let life = begin(opened)?;
-            (NodeSlot::open_with(life.node.clone()), Some(life))
+            (NodeSlot::new(SlotState::Open(life.node.clone())), Some(life))
         }
         // As later on: the disk may come to its senses, and until then the address says what is wrong.
         Err(error) if error.is_transient() => {
             log_start(&config, 0);
             tracing::error!(%error, "the store does not open");
-            (NodeSlot::closed(error.to_string(), status::unopened(&config)), None)
+            (NodeSlot::new(SlotState::Closed(error.to_string(), Box::new(status::unopened(&config)))), None)
         }
         Err(error) => return Err(error.into()),
     };

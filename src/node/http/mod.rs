@@ -6,6 +6,7 @@ mod forget;
 mod history;
 mod position;
 pub(super) mod send;
+pub(super) mod status;
 
 use axum::Router;
 use axum::routing::{delete, get, post};
@@ -13,7 +14,6 @@ use axum::routing::{delete, get, post};
 use super::slot::NodeSlot;
 use crate::api::path;
 use crate::node::cluster::sync;
-use crate::node::status;
 use crate::serve;
 
 /// All paths of a node.
