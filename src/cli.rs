@@ -7,8 +7,7 @@
 
 use std::path::PathBuf;
 
-use clap::builder::NonEmptyStringValueParser;
-use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+use clap::{ArgAction, Args, ColorChoice, Parser, Subcommand, ValueEnum, builder::NonEmptyStringValueParser};
 use uuid::Uuid;
 
 use crate::api::network::NodeId;
@@ -70,18 +69,6 @@ pub enum OutputFormat {
     Json,
     /// One JSON value per line.
     Ndjson,
-}
-
-/// When to use colors.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
-pub enum ColorChoice {
-    /// On a terminal, unless NO_COLOR is set.
-    #[default]
-    Auto,
-    /// Always.
-    Always,
-    /// Never.
-    Never,
 }
 
 /// The commands.
