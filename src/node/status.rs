@@ -68,8 +68,8 @@ fn warnings(node: &Node) -> Vec<String> {
     let NodeConfig { node_id, listen, keys, .. } = &*node.config;
     if !listen.is_loopback() && keys.is_none() {
         warnings.push(format!(
-            "node {node_id} listens on {listen}, beyond this machine, and there is no key: whoever reaches it can \
-             read and write everything"
+            "node {node_id} listens on {listen}, beyond this machine, and there is no key: everyone who \
+             reaches it can read and write everything"
         ));
     }
     if !node.writer.is_writable() {
