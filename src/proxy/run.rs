@@ -71,11 +71,11 @@ pub async fn run(
 fn routes(proxy: Proxy) -> Router {
     Router::new()
         .route(path::MESSAGES, post(send).get(list))
-        .route("/messages/{id}", get(message))
+        .route(path::MESSAGE, get(message))
         .route(path::FEED, get(feed::get))
         .route(path::NETWORK, get(network_status))
         .route(path::NODES, get(nodes))
-        .route("/nodes/{id}", delete(forget))
+        .route(path::NODE, delete(forget))
         .route(path::LIVEZ, get(serve::live))
         .route(path::READYZ, get(ready))
         .with_state(proxy)

@@ -4,6 +4,7 @@
 
 use std::net::SocketAddr;
 
+use chatchain::api::endpoint::ENDPOINTS;
 use serde_json::json;
 use uuid::Uuid;
 
@@ -295,15 +296,6 @@ fn unknown_paths_are_not_found() {
 #[test]
 fn wrong_methods_say_which_are_right() {
     let doors = Doors::open();
-    let id = format!("/messages/{}", Uuid::now_v7());
-    let table = [
-        ("/messages", &["GET", "HEAD", "POST"][..]),
-        (&id, &["GET", "HEAD"]),
-        ("/nodes", &["GET", "HEAD"]),
-        ("/network", &["GET", "HEAD"]),
-        ("/livez", &["GET", "HEAD"]),
-        ("/readyz", &["GET", "HEAD"]),
-    ];
     let check = |door: &str, addr: SocketAddr, path: &str, allowed: &[&str]| {
         for method in ["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "QUERY", "get"] {
             if allowed.contains(&method) {
@@ -317,12 +309,15 @@ fn wrong_methods_say_which_are_right() {
             assert_eq!(allow, allowed, "{door} {method} {path}");
         }
     };
-    for (door, addr) in doors.both() {
-        for (path, allowed) in table {
-            check(door, addr, path, allowed);
+    for endpoint in ENDPOINTS {
+        let path = endpoint.path.replace("{id}", &Uuid::now_v7().to_string());
+        check("node", doors.node(), &path, endpoint.methods);
+        if endpoint.on_proxy {
+            check("proxy", doors.proxy(), &path, endpoint.methods);
+        } else {
+            check_refusal(&path, &post(doors.proxy(), &path, &[], ""), 404, "not_found", &path);
         }
     }
-    check("node", doors.node(), "/sync", &["POST"]);
     assert_eq!(doors.count(), 0);
 }
 

@@ -20,10 +20,10 @@ use crate::serve;
 pub fn routes(seat: NodeSlot) -> Router {
     Router::new()
         .route(path::MESSAGES, post(send::post).get(history::get))
-        .route("/messages/{id}", get(history::get_one))
+        .route(path::MESSAGE, get(history::get_one))
         .route(path::FEED, get(feed::get))
         .route(path::NODES, get(status::nodes))
-        .route("/nodes/{id}", delete(forget::delete))
+        .route(path::NODE, delete(forget::delete))
         .route(path::NETWORK, get(status::network))
         .route(path::SYNC, post(sync::post))
         .route(path::LIVEZ, get(serve::live))

@@ -369,10 +369,12 @@ impl Upstream {
         }
     }
 
-    /// Smaller is better.
+    /// Smaller is better. After an ejection one request at a time finds out whether the upstream is still slow, so that
+    /// only this one is late if it is.
     fn rank(&self, class: TrafficClass, now: Duration) -> (Condition, bool, u32) {
         let is_behind = class == TrafficClass::Read && self.report.is_behind;
-        (self.condition(class, now), is_behind, self.stats(class).cost(now))
+        let trial = if self.stats(class).is_on_trial() { Condition::Ejected } else { Condition::Usable };
+        (self.condition(class, now).max(trial), is_behind, self.stats(class).cost(now))
     }
 
     fn is_ejected(&self, class: TrafficClass, now: Duration) -> bool {

@@ -120,6 +120,11 @@ impl UpstreamStats {
         self.ejection.is_some()
     }
 
+    /// Whether the upstream is back from an ejection, and a first request finds out whether it is still slow.
+    pub(super) fn is_on_trial(&self) -> bool {
+        self.ejection.is_some() && self.in_flight > 0
+    }
+
     /// Drops what was measured before the node was away.
     pub(super) fn reset(&mut self) {
         (self.ejection, self.lost_hedges, self.latency) = (None, 0, None);
