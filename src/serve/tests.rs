@@ -235,8 +235,8 @@ async fn a_reader_that_accepts_no_bytes_is_disconnected() {
     drop(socket);
 }
 
-const KEY: &str = "a-key-that-nobody-guesses";
-const WITH_KEY: &str = "Authorization: Bearer a-key-that-nobody-guesses\r\n";
+const KEY: &str = "a-key-that-is-not-guessed";
+const WITH_KEY: &str = "Authorization: Bearer a-key-that-is-not-guessed\r\n";
 
 /// A server with two keys, and the number of bytes that it stored.
 async fn with_keys(limits: Limits) -> (Served, Arc<AtomicUsize>) {
@@ -248,12 +248,12 @@ async fn with_keys(limits: Limits) -> (Served, Arc<AtomicUsize>) {
 #[tokio::test]
 async fn without_a_valid_key_every_path_gives_the_same_refusal() {
     let (served, stored) = with_keys(Limits { linger: SHORT, ..LONG }).await;
-    let shown: Vec<String> = ["", "Bearer", "Bearer ", "Basic x", "Bearer a-key-that-nobody-guesse"]
+    let shown: Vec<String> = ["", "Bearer", "Bearer ", "Basic x", "Bearer a-key-that-is-not-guesse"]
         .into_iter()
         .chain([
-            "Bearer a-key-that-nobody-guessex",
-            "Bearer a-key-that-nobody-guesses2",
-            "a-key-that-nobody-guesses",
+            "Bearer a-key-that-is-not-guessex",
+            "Bearer a-key-that-is-not-guessed2",
+            "a-key-that-is-not-guessed",
         ])
         .map(|value| format!("Authorization: {value}\r\n"))
         .chain([
@@ -279,7 +279,7 @@ async fn without_a_valid_key_every_path_gives_the_same_refusal() {
         "//livez",
         "/livez/..",
         "/LIVEZ",
-        "/messages?key=a-key-that-nobody-guesses",
+        "/messages?key=a-key-that-is-not-guessed",
         "/sync",
     ] {
         let answer =

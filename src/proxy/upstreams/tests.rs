@@ -118,14 +118,14 @@ fn a_slow_upstream_comes_back_after_ever_longer_pauses() {
 }
 
 #[test]
-fn who_is_silent_while_others_answer_is_ejected_but_never_the_last() {
+fn a_silent_upstream_is_ejected_if_others_answer_but_never_the_last() {
     let mut four = answering(S, 5 * MS);
     let class = TrafficClass::Write;
     let wait = |four: &mut Upstreams, id, now| {
         four.still_waiting(id, class, S, now, 500 * MS);
         four.is_ejected(id, class, now)
     };
-    assert!(!wait(&mut four, 0, 2 * S), "nobody answered meanwhile");
+    assert!(!wait(&mut four, 0, 2 * S), "no other answered meanwhile");
     four.answered(1, class, S + 100 * MS, Some(5 * MS));
     assert!(!wait(&mut four, 0, S + 400 * MS), "not for long enough");
     assert!(wait(&mut four, 0, S + 500 * MS));
