@@ -23,11 +23,11 @@ use crate::api::network::{NodeId, PeerStatus, ScrubStatus};
 use crate::api::time::Time;
 use crate::chain::ids::Origin;
 use crate::chain::members::{Member, MemberId, Members, Membership};
-use crate::chain::sync::wire::{EntryRange, Hello, SyncMessage};
+use crate::chain::sync::wire::{EntryRange, Hello, Incarnation, SyncMessage};
 use crate::chain::vector::Vector;
 use crate::client::Client;
 use crate::config::NodeConfig;
-use crate::node::cluster::peer::{Incarnation, Peer};
+use crate::node::cluster::peer::Peer;
 use crate::node::cluster::roster::{ForgetOutcome, Roster};
 use crate::node::cluster::sessions::SyncSessions;
 use crate::replica::repair::Repair;
@@ -218,7 +218,7 @@ impl Cluster {
         let mut result = Ok(());
         match roster.peer(number) {
             None => {}
-            Some(peer) if peer.expected_member.is_some_and(|id| id != reply.hello.name()) => {
+            Some(peer) if peer.expected_member.is_some_and(|id| id != reply.hello.member_id()) => {
                 result = Err(format!("node {} answers at {}", reply.hello.node_id, peer.addr));
             }
             Some(peer) => {
@@ -326,7 +326,10 @@ impl Cluster {
             found.push((roster.own().node_id, roster.own().store_id));
         }
         for peer in roster.visible() {
-            let (Some(id), Some((store, _))) = (peer.node_id, peer.incarnation) else { continue };
+            let (Some(id), Some(Incarnation { store_id: store, .. })) = (peer.node_id, peer.incarnation)
+            else {
+                continue;
+            };
             let is_counted = found.iter().any(|(other, name)| *other == id || *name == store);
             if !is_counted && copies.iter().any(|copy| peer.holds(copy, mine)) {
                 found.push((id, store));

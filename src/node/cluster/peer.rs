@@ -14,7 +14,7 @@ use crate::api::network::{NodeId, NodeState, PeerStatus};
 use crate::api::time::Time;
 use crate::chain::ids::Origin;
 use crate::chain::members::MemberId;
-use crate::chain::sync::wire::{EntryRange, ShortDigest, SyncMessage};
+use crate::chain::sync::wire::{EntryRange, Incarnation, ShortDigest, SyncMessage};
 use crate::chain::vector::Vector;
 use crate::node::incidents::Incidents;
 
@@ -22,9 +22,6 @@ use crate::node::incidents::Incidents;
 const DAMAGED_MAX: usize = 256;
 /// A peer whose last exchange failed, but that was in contact within this time, is suspect. After it, the peer is down.
 pub const SUSPECT_TIME: Duration = Duration::from_secs(10);
-
-/// The store id and the open id: one run of a process over a store.
-pub type Incarnation = ([u8; 16], [u8; 16]);
 
 /// What is known of one peer.
 pub struct Peer {
@@ -99,14 +96,16 @@ impl Peer {
     }
 
     fn identify(&mut self, body: &SyncMessage, incidents: &Incidents) {
-        let incarnation = (body.hello.store_id, body.hello.open_id);
+        let incarnation = body.hello.incarnation();
         let is_same_node = self.node_id == Some(body.hello.node_id);
         let before = self.incarnation.replace(incarnation);
         if before != Some(incarnation) {
             let last_known = self.vector.take().or(self.vector_before_restart.take());
             (self.own_log, self.digest, self.status_vector) = (None, None, None);
             match before {
-                Some((store_id, _)) if store_id == incarnation.0 => self.vector_before_restart = last_known,
+                Some(before) if before.store_id == incarnation.store_id => {
+                    self.vector_before_restart = last_known
+                }
                 Some(_) if is_same_node => {
                     incidents.add(format!("node {} came back with another store", body.hello.node_id));
                 }
@@ -149,7 +148,7 @@ impl Peer {
 
     /// Which member it is, as far as is known.
     pub fn member_id(&self) -> Option<MemberId> {
-        let identified = || Some(MemberId { node_id: self.node_id?, store_id: self.incarnation?.0 });
+        let identified = || Some(MemberId { node_id: self.node_id?, store_id: self.incarnation?.store_id });
         self.expected_member.or_else(identified)
     }
 

@@ -50,7 +50,7 @@ impl Roster {
         configured: &[config::ConfiguredPeer],
         Membership { mut members, met }: Membership,
     ) -> Self {
-        members.take(own.name(), member_record(&own));
+        members.take(own.member_id(), member_record(&own));
         let peer = |peer: &config::ConfiguredPeer| {
             let last_seen = || met.get(&peer.addr.to_string()).copied();
             Peer::new(peer.addr.clone(), true, peer.node_id.or_else(last_seen))
@@ -69,7 +69,7 @@ impl Roster {
     /// Whether this very process said this, before or after its open id was raised.
     pub fn is_own(&self, hello: &Hello) -> bool {
         let open_id = if hello.open_id == self.first_open_id { self.own.open_id } else { hello.open_id };
-        Hello { open_id, ..hello.clone() }.is_ours(&self.own)
+        Hello { open_id, ..hello.clone() } == self.own
     }
 
     /// All members, those that were forgotten included.
@@ -105,10 +105,10 @@ impl Roster {
 
     /// Takes in what a peer says of itself and of other members. True if that changed the members.
     pub fn learn_members(&mut self, body: &SyncMessage) -> bool {
-        let own = self.own.name();
+        let own = self.own.member_id();
         let listed = body.members.iter().filter(|(name, _)| *name != own).cloned();
         let mut changed = self.raise_own_open_id(body);
-        for (name, member) in listed.chain([(body.hello.name(), member_record(&body.hello))]) {
+        for (name, member) in listed.chain([(body.hello.member_id(), member_record(&body.hello))]) {
             let is_usable = name != own && member.address.parse::<Addr>().is_ok();
             changed |= is_usable && self.members.take(name, member);
         }
@@ -131,13 +131,13 @@ impl Roster {
     fn raise_own_open_id(&mut self, body: &SyncMessage) -> bool {
         let here = body.members.iter().filter(|(_, member)| member.address == self.own.address);
         let here = here.map(|(name, member)| (*name, member));
-        let Some(last) = members::latest(here, self.own.name(), &self.own.address) else { return false };
+        let Some(last) = members::latest(here, self.own.member_id(), &self.own.address) else { return false };
         let next = u128::from_be_bytes(last).saturating_add(1).to_be_bytes();
         if self.own.open_id != self.first_open_id || last <= self.own.open_id || next == last {
             return false;
         }
         self.own.open_id = next;
-        self.members.take(self.own.name(), member_record(&self.own))
+        self.members.take(self.own.member_id(), member_record(&self.own))
     }
 
     /// Whether the sender runs with a copy of this node's store, and this node is the one that must take a new store id.
@@ -149,7 +149,7 @@ impl Roster {
     /// take a new store id: to the others both are one member, so the two may never meet.
     pub fn clone_address(&self, body: &SyncMessage) -> Option<String> {
         let is_clone = |(name, member): &&(MemberId, Member)| {
-            *name == self.own.name()
+            *name == self.own.member_id()
                 && member.open_id > self.own.open_id
                 && member.address != self.own.address
                 && !member.is_forgotten()
@@ -159,7 +159,7 @@ impl Roster {
 
     /// The peer that sent a request, if it is one of those that are asked.
     pub fn peer_of_sender(&mut self, hello: &Hello) -> Option<&mut Peer> {
-        let sender = hello.name();
+        let sender = hello.member_id();
         let addr = hello.address.parse::<Addr>().ok();
         let is_sender = |peer: &Peer| peer.member_id() == Some(sender);
         let is_there = |peer: &Peer| peer.configured && Some(&peer.addr) == addr.as_ref();
@@ -173,7 +173,7 @@ impl Roster {
     /// A peer answered as this member. A configured peer that stood for the member and fails is reset: the member has
     /// moved. True if other peers are asked from now on.
     pub fn on_identified(&mut self, number: usize, hello: &Hello) -> bool {
-        let member = hello.name();
+        let member = hello.member_id();
         for (other, peer) in &mut self.peers {
             if *other != number && peer.configured && peer.error.is_some() && peer.member_id() == Some(member)
             {
@@ -239,7 +239,7 @@ impl Roster {
         }
         let addr = peer.addr.to_string();
         let is_there = |(name, member): &(MemberId, &Member)| {
-            *name != self.own.name() && !member.is_forgotten() && member.address == addr
+            *name != self.own.member_id() && !member.is_forgotten() && member.address == addr
         };
         let rank =
             |(name, member): &(MemberId, &Member)| (Some(name.node_id) == peer.expected_id, member.open_id);
@@ -255,7 +255,7 @@ impl Roster {
     /// had another store before: it is not asked.
     fn members_to_ask(&self) -> BTreeMap<MemberId, Addr> {
         let is_here = |name: MemberId, member: &Member| {
-            name == self.own.name()
+            name == self.own.member_id()
                 || (name.node_id == self.own.node_id && member.address == self.own.address)
         };
         let members = self.members.iter();
@@ -328,7 +328,7 @@ impl Roster {
         let of_node: Vec<MemberId> =
             self.members.iter().map(|(name, _)| name).filter(|name| name.node_id == node_id).collect();
         let is_up = |name: &MemberId| {
-            *name == self.own.name()
+            *name == self.own.member_id()
                 || self.peers().any(|peer| peer.member_id() == Some(*name) && peer.state() == NodeState::Up)
         };
         let (up, away): (Vec<MemberId>, Vec<MemberId>) = of_node.into_iter().partition(is_up);
@@ -443,7 +443,7 @@ mod tests {
     #[test]
     fn the_node_that_had_the_address_of_this_node_before_counts() {
         let mut roster = Roster::new(hello(0, 1, 2, 1), &[], Membership::default());
-        roster.learn_members(&message_listing(hello(8, 3, 1, 1).name(), 1, 1));
+        roster.learn_members(&message_listing(hello(8, 3, 1, 1).member_id(), 1, 1));
         assert_eq!((shown(&roster), roster.node_count()), (vec![(Some(7), 2), (Some(8), 1)], 3));
         assert_eq!(roster.forget(8), ForgetOutcome::Done);
         assert_eq!((shown(&roster), roster.node_count()), (vec![(Some(7), 2)], 2));
@@ -535,16 +535,16 @@ mod tests {
     fn the_store_that_is_open_at_an_address_outranks_every_earlier_one() {
         let mut roster = Roster::new(hello(0, 1, 5, 1), &[], Membership::default());
         let before = hello(0, 9, 8, 1);
-        roster.learn_members(&message_listing(before.name(), 4, 1));
+        roster.learn_members(&message_listing(before.member_id(), 4, 1));
         assert_eq!(roster.own(), &hello(0, 1, 5, 1), "it was opened before ours");
-        roster.learn_members(&message_listing(hello(0, 6, 8, 2).name(), 8, 2));
+        roster.learn_members(&message_listing(hello(0, 6, 8, 2).member_id(), 8, 2));
         assert_eq!(roster.own(), &hello(0, 1, 5, 1), "it is at another address");
-        assert!(roster.learn_members(&message_listing(before.name(), 8, 1)));
+        assert!(roster.learn_members(&message_listing(before.member_id(), 8, 1)));
         let later = roster.own().clone();
         assert!(later.open_id > [8; 16] && roster.is_own(&later) && roster.is_own(&hello(0, 1, 5, 1)));
-        assert_eq!(roster.members().get(later.name()).map(|member| member.open_id), Some(later.open_id));
-        assert_eq!(roster.members().get(before.name()), None);
-        roster.learn_members(&message_listing(before.name(), 9, 1));
+        assert_eq!(roster.members().get(later.member_id()).map(|member| member.open_id), Some(later.open_id));
+        assert_eq!(roster.members().get(before.member_id()), None);
+        roster.learn_members(&message_listing(before.member_id(), 9, 1));
         assert_eq!(roster.own(), &later, "the other store is alive: raising again would never end");
         assert!(
             shown(&roster).iter().all(|(_, port)| *port != 1),
@@ -556,11 +556,11 @@ mod tests {
     fn a_restored_store_outranks_what_is_known_of_it() {
         let mut roster = Roster::new(hello(0, 1, 5, 1), &[], Membership::default());
         assert!(
-            !roster.learn_members(&message_listing(hello(0, 1, 5, 1).name(), 5, 1))
+            !roster.learn_members(&message_listing(hello(0, 1, 5, 1).member_id(), 5, 1))
                 || roster.own().open_id == [5; 16]
         );
         assert!(
-            roster.learn_members(&message_listing(hello(0, 1, 5, 1).name(), 8, 1))
+            roster.learn_members(&message_listing(hello(0, 1, 5, 1).member_id(), 8, 1))
                 && roster.own().open_id > [8; 16]
         );
     }
@@ -568,20 +568,20 @@ mod tests {
     #[test]
     fn a_store_with_our_id_that_was_opened_later_elsewhere_is_a_clone() {
         let roster = Roster::new(hello(0, 1, 5, 1), &[], Membership::default());
-        let own = hello(0, 1, 5, 1).name();
+        let own = hello(0, 1, 5, 1).member_id();
         assert_eq!(roster.clone_address(&message_listing(own, 6, 3)), Some("127.0.0.1:3".into()));
         assert_eq!(roster.clone_address(&message_listing(own, 6, 1)), None);
         assert_eq!(roster.clone_address(&message_listing(own, 4, 3)), None, "ours was opened later");
-        assert_eq!(roster.clone_address(&message_listing(hello(0, 2, 5, 1).name(), 6, 3)), None);
+        assert_eq!(roster.clone_address(&message_listing(hello(0, 2, 5, 1).member_id(), 6, 3)), None);
     }
 
     #[test]
     fn a_running_node_that_was_forgotten_says_that_it_is_a_member() {
         let mut roster = Roster::new(hello(0, 1, 1, 1), &[], Membership::default());
         let mark = Member { open_id: [1; 16], marks: 1, address: "127.0.0.1:1".into() };
-        let members = vec![(hello(0, 1, 1, 1).name(), mark)];
+        let members = vec![(hello(0, 1, 1, 1).member_id(), mark)];
         assert!(roster.learn_members(&SyncMessage { members, ..message_from(hello(7, 2, 1, 2)) }));
-        let own = roster.members().get(hello(0, 1, 1, 1).name()).expect("a member");
+        let own = roster.members().get(hello(0, 1, 1, 1).member_id()).expect("a member");
         assert_eq!((own.marks, own.is_forgotten()), (2, false));
     }
 

@@ -8,9 +8,8 @@ use std::time::{Duration, Instant};
 
 use crate::chain::ids::Origin;
 use crate::chain::sync::Responder;
-use crate::chain::sync::wire::Hello;
+use crate::chain::sync::wire::{Hello, Incarnation};
 use crate::chain::vector::Vector;
-use crate::node::cluster::peer::Incarnation;
 
 /// Peers whose answering side is kept. At the bound the one unused for longest is dropped, and its peer sends its full
 /// vector again.
@@ -32,7 +31,7 @@ pub struct SyncSessions {
 impl SyncSessions {
     /// Takes the answering side of a peer's exchanges, a new one if there is none. [`SyncSessions::put_back`] returns it.
     pub fn take(&mut self, hello: &Hello) -> Responder {
-        let key = (hello.store_id, hello.open_id);
+        let key = hello.incarnation();
         self.responders.remove(&key).map(|(responder, _)| responder).unwrap_or_default()
     }
 
@@ -48,7 +47,7 @@ impl SyncSessions {
             let dropped = oldest.and_then(|key| self.responders.remove(&key));
             sum -= dropped.map_or(0, |(responder, _)| heads(&responder));
         }
-        self.responders.insert((hello.store_id, hello.open_id), (responder, Instant::now()));
+        self.responders.insert(hello.incarnation(), (responder, Instant::now()));
     }
 
     /// Whether this peer may be asked for a log now. If so, no other one is asked for it for a while.
