@@ -1,5 +1,6 @@
 //! The calls with fake servers that answer, refuse, hang and break off.
 
+use crate::chain::filter::Filter;
 use tokio::{net::TcpListener, sync::mpsc};
 
 use super::*;
@@ -104,7 +105,8 @@ async fn a_listing_sends_its_query() {
             (200, format!("{SENT}\n"))
         })
         .await;
-    let query = ListQuery { user: Some("a".into()), limit: Some(2), ..ListQuery::default() };
+    let filter = Filter { user: Some("a".into()), ..Filter::default() };
+    let query = ListQuery { filter, limit: Some(2), ..ListQuery::default() };
     let mut listing = servers(&[&good]).list(&query, None).await.expect("begins");
     assert_eq!(listing.next().await.expect("a message").expect("not the end").text, "c");
     assert_eq!(listing.next().await.expect("the end"), None);
