@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Checks everything that a change must pass; CI runs the same. Works from any directory.
+# Runs every check that a change must pass; CI runs the same. Works from any directory.
 #
-#   scripts/check.sh               all of it
-#   scripts/check.sh --tests-done  all but the tests, for a caller that has just run them
+#   scripts/check.sh               all checks
+#   scripts/check.sh --tests-done  all checks but the tests, for a caller that has just run them
 #
 # Stops at the first step that fails and exits with 1.
 set -euo pipefail
@@ -18,7 +18,7 @@ case "${1-}" in
     ;;
 esac
 
-# step NAME COMMAND...: runs the command and says how it went and how long it took.
+# step NAME COMMAND...: runs the command, and prints its result and its duration.
 step() {
     local name=$1 began=$SECONDS
     shift
@@ -35,9 +35,9 @@ step lints cargo clippy --quiet --locked --all-targets -- -D warnings
 if [[ $tests == here ]]; then
     step tests cargo test --locked
 else
-    echo "check: tests were run by the caller"
+    echo "check: the caller has run the tests"
 fi
-# Private items are documented too, so links to them lead somewhere.
+# Private items are documented too, so links to them are not broken.
 step docs env RUSTDOCFLAGS="-D warnings -A rustdoc::private-intra-doc-links" cargo doc --quiet --locked --no-deps --document-private-items
 step licence-checker python3 scripts/licences.py --self-test
 step licences python3 scripts/licences.py

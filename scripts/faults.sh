@@ -1,12 +1,11 @@
 #!/usr/bin/env bash
-# Plants one mistake after the other into the program and runs the simulation and the crash images on it: each must be
-# found. Tests that cannot fail prove nothing.
+# Plants one mistake after the other into the program, and runs the simulation and the crash images on it. The tests must
+# find every mistake: a test that cannot fail proves nothing.
 #
-#   scripts/faults.sh                 all of them
-#   scripts/faults.sh NAME...         these; the names stand in src/fault.rs
+#   scripts/faults.sh                 all mistakes
+#   scripts/faults.sh NAME...         these mistakes; src/fault.rs has the names
 #
-# Builds what it runs, apart from the ordinary build. Exits with 1 if a mistake is not found, or if the same tests fail
-# without one.
+# Builds the program with its own features first. Exits with 1 if a mistake is not found.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -21,7 +20,7 @@ if [[ -z $program ]]; then
     exit 1
 fi
 
-# The worlds first: they are quick to find most of them. Each set of tests has so long to fail.
+# The worlds first: they find most mistakes within seconds. A set of tests that has not failed after `limit` seconds is stopped.
 tests=('worlds::' 'scripts::' 'crash_images::')
 limit=120
 
@@ -38,7 +37,7 @@ for name in "${names[@]}"; do
             by="$test ${by:-(see its output)}"
             break
         elif ((code != 0)); then
-            echo "faults: $name: $test ended with $code, which is no finding" >&2
+            echo "faults: $name: $test ended with $code, which is neither success nor a failed test" >&2
         fi
     done
     if [[ -n $by ]]; then

@@ -7,16 +7,15 @@
 
 use std::path::PathBuf;
 
-use clap::builder::NonEmptyStringValueParser;
-use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+use clap::{ArgAction, Args, ColorChoice, Parser, Subcommand, ValueEnum, builder::NonEmptyStringValueParser};
 use uuid::Uuid;
 
 use crate::api::network::NodeId;
 
 const EXAMPLES: &str = "\
 Try it:
-  chatchain up                                   a whole network on this machine, in one terminal
-  chatchain send --to user2 \"hi\"                 from a second terminal
+  chatchain up                     a whole network on this machine
+  chatchain send --to user2 \"hi\"   from a second terminal
   chatchain list
   chatchain status
 
@@ -65,23 +64,14 @@ pub struct CommonArgs {
 pub enum OutputFormat {
     /// Columns for people.
     #[default]
+    #[value(help = None::<&str>)] // with a help per value, clap prints all of --help in its long form
     Table,
     /// One JSON value.
+    #[value(help = None::<&str>)]
     Json,
     /// One JSON value per line.
+    #[value(help = None::<&str>)]
     Ndjson,
-}
-
-/// When to use colors.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
-pub enum ColorChoice {
-    /// On a terminal, unless NO_COLOR is set.
-    #[default]
-    Auto,
-    /// Always.
-    Always,
-    /// Never.
-    Never,
 }
 
 /// The commands.
@@ -103,7 +93,7 @@ pub enum Command {
     Forget(ForgetArgs),
     /// Check every record of the stores on this machine that no node has open
     Verify(VerifyArgs),
-    /// Make a key for a network: then only programs that have the key can read and write
+    /// Make a key: then only programs that have it can read and write
     Key(KeyArgs),
 }
 
@@ -301,8 +291,8 @@ pub struct StatusArgs {
 #[derive(Debug, Default, Args)]
 #[command(after_help = "\
 All nodes stop waiting for the forgotten node. The messages that it accepted
-stay. A node that is up cannot be forgotten, and a forgotten node that comes back
-is a member again.
+stay. A node that is up cannot be forgotten. A forgotten node that comes back is
+a member again.
 
 Examples:
   chatchain forget --node-id 3")]
@@ -335,9 +325,9 @@ pub struct VerifyArgs {
 #[derive(Debug, Default, Args)]
 #[command(after_help = "\
 Every node, proxy and client of the network needs the same key: in a file that
-`key_file` in config.toml or CHATCHAIN_KEY_FILE names, or in CHATCHAIN_KEY itself.
-The file may hold several keys, one per line: the first key is sent, and each of
-them is accepted.
+`key_file` in config.toml or CHATCHAIN_KEY_FILE names, or in CHATCHAIN_KEY
+itself. The file may hold several keys, one per line: the first key is sent, and
+each of them is accepted.
 
 Examples:
   umask 077; chatchain key > network.key")]

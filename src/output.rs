@@ -8,16 +8,19 @@
 use std::{
     borrow::Cow,
     env,
-    fmt::Write as _,
+    fmt::{self, Write as _},
     io::{self, IsTerminal, Write as _},
 };
 
-use clap::builder::styling::{AnsiColor, Color, Effects, Style};
+use clap::{
+    ColorChoice,
+    builder::styling::{AnsiColor, Color, Effects, Style},
+};
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 
-use crate::cli::{ColorChoice, CommonArgs, OutputFormat};
+use crate::cli::{CommonArgs, OutputFormat};
 
 /// Spaces between two columns.
 const COLUMN_GAP: u16 = 2;
@@ -220,38 +223,33 @@ impl Drop for ProgressLine {
 /// One JSON value on one line, without a character that could control a terminal.
 fn json(value: &impl Serialize) -> io::Result<String> {
     let text = serde_json::to_string(value)?;
-    if !text.chars().any(is_unsafe) {
-        return Ok(text);
-    }
-    let mut out = String::with_capacity(text.len() + 16);
-    for c in text.chars() {
-        // serde_json leaves such a character only inside a string, where an escape means the same.
-        if is_unsafe(c) {
-            for unit in c.encode_utf16(&mut [0; 2]) {
-                write!(out, "\\u{unit:04x}").expect("writing to memory does not fail");
-            }
-        } else {
-            out.push(c);
-        }
-    }
-    Ok(out)
+    // serde_json leaves such a character only inside a string, where an escape means the same.
+    let escaped = escape_with(&text, |c, out| {
+        c.encode_utf16(&mut [0; 2]).iter().try_for_each(|unit| write!(out, "\\u{unit:04x}"))
+    });
+    Ok(escaped.into_owned())
 }
 
 /// The text, with every character escaped that could control a terminal or be invisible.
 pub fn escape(text: &str) -> Cow<'_, str> {
+    escape_with(text, |c, out| match c {
+        '\n' => out.write_str("\\n"),
+        '\r' => out.write_str("\\r"),
+        '\t' => out.write_str("\\t"),
+        c => write!(out, "\\u{{{:x}}}", u32::from(c)),
+    })
+}
+
+fn escape_with(text: &str, write: impl Fn(char, &mut String) -> fmt::Result) -> Cow<'_, str> {
     if !text.chars().any(is_unsafe) {
         return Cow::Borrowed(text);
     }
     let mut out = String::with_capacity(text.len() + 16);
     for c in text.chars() {
-        match c {
-            '\n' => out.push_str("\\n"),
-            '\r' => out.push_str("\\r"),
-            '\t' => out.push_str("\\t"),
-            c if is_unsafe(c) => {
-                write!(out, "\\u{{{:x}}}", u32::from(c)).expect("writing to memory does not fail");
-            }
-            c => out.push(c),
+        if is_unsafe(c) {
+            write(c, &mut out).expect("writing to memory does not fail");
+        } else {
+            out.push(c);
         }
     }
     Cow::Owned(out)

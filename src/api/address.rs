@@ -1,7 +1,6 @@
-//! Where a server listens or is found: `host:port`.
+//! Owns the syntax of server addresses: `host:port`, where the host is a name, an IPv4 or an `[IPv6]` address.
 //!
-//! The host is a name, an IPv4 or an `[IPv6]` address. Names are not resolved here: that happens at each
-//! connect, so that a moved machine is found again.
+//! Must not resolve names. That happens at each connect, so that a machine that moved is found again.
 
 use std::{
     fmt,
@@ -13,21 +12,15 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 
 use super::explain_invalid::quote;
 
-/// `host:port`. Compared as written, except that names are in lower case.
+/// The address of a server. Compared as text, in lower case.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Addr {
-    host: Host,
+    /// A name in lower case, or an IP address in its one spelling, without brackets.
+    host: String,
     port: u16,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-enum Host {
-    V4(Ipv4Addr),
-    V6(Ipv6Addr),
-    Name(String),
-}
-
-/// Why a text is not an address, as a sentence that contains the text.
+/// Why a text is not an address. Contains the text.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{shown} is not an address: {why}")]
 pub struct InvalidAddr {
@@ -36,7 +29,7 @@ pub struct InvalidAddr {
 }
 
 impl Addr {
-    /// What `--server` takes: `host:port`, or `http://host:port` with or without a slash at the end.
+    /// Parses the value of `--server`: `host:port`, or `http://host:port` with or without a slash at the end.
     pub fn from_server_arg(text: &str) -> Result<Self, InvalidAddr> {
         let invalid = |why| InvalidAddr { shown: quote(text), why };
         if text.starts_with("https://") {
@@ -54,31 +47,24 @@ impl Addr {
         }
     }
 
-    /// Whether listening here means every interface.
+    /// Whether listening on this address means every interface.
     pub fn is_wildcard(&self) -> bool {
         self.ip().is_some_and(|ip| ip.is_unspecified())
     }
 
-    /// Whether only this machine can reach it. Of names, only `localhost` surely is.
+    /// Whether only this machine can reach the address. Among names, that is certain for `localhost` alone.
     pub fn is_loopback(&self) -> bool {
-        match &self.host {
-            Host::Name(name) => name == "localhost",
-            _ => self.ip().is_some_and(|ip| ip.is_loopback()),
-        }
+        self.host == "localhost" || self.ip().is_some_and(|ip| ip.is_loopback())
     }
 
-    /// The port. 0 asks the system for a free one.
+    /// The port. Listening on port 0 takes a free port.
     pub fn port(&self) -> u16 {
         self.port
     }
 
-    /// The host without brackets, as a resolver takes it.
-    pub fn host(&self) -> String {
-        match &self.host {
-            Host::V4(ip) => ip.to_string(),
-            Host::V6(ip) => ip.to_string(),
-            Host::Name(name) => name.clone(),
-        }
+    /// The host without brackets, for a resolver.
+    pub fn host(&self) -> &str {
+        &self.host
     }
 
     /// The same host with another port.
@@ -89,19 +75,15 @@ impl Addr {
     }
 
     fn ip(&self) -> Option<IpAddr> {
-        match self.host {
-            Host::V4(ip) => Some(ip.into()),
-            Host::V6(ip) => Some(ip.into()),
-            Host::Name(_) => None,
-        }
+        self.host.parse().ok()
     }
 }
 
-/// What several servers had to say, for a sentence: `a:1, b:1: connection refused; c:1: no answer within 5 s`. Who says
-/// the same is named together.
-pub fn grouped_errors<'a>(said: impl IntoIterator<Item = (&'a Addr, String)>) -> String {
+/// The errors of several servers as part of a sentence: `a:1, b:1: connection refused; c:1: no answer within 5 s`. Servers
+/// with the same error are grouped.
+pub fn grouped_errors<'a>(errors: impl IntoIterator<Item = (&'a Addr, String)>) -> String {
     let mut groups: Vec<(Vec<String>, String)> = Vec::new();
-    for (addr, why) in said {
+    for (addr, why) in errors {
         match groups.iter_mut().find(|(_, known)| *known == why) {
             Some((addrs, _)) => addrs.push(addr.to_string()),
             None => groups.push((vec![addr.to_string()], why)),
@@ -113,21 +95,14 @@ pub fn grouped_errors<'a>(said: impl IntoIterator<Item = (&'a Addr, String)>) ->
 
 impl From<SocketAddr> for Addr {
     fn from(addr: SocketAddr) -> Self {
-        let host = match addr.ip() {
-            IpAddr::V4(ip) => Host::V4(ip),
-            IpAddr::V6(ip) => Host::V6(ip),
-        };
-        Addr { host, port: addr.port() }
+        Addr { host: addr.ip().to_string(), port: addr.port() }
     }
 }
 
 impl fmt::Display for Addr {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.host {
-            Host::V4(ip) => write!(f, "{ip}:{}", self.port),
-            Host::V6(ip) => write!(f, "[{ip}]:{}", self.port),
-            Host::Name(name) => write!(f, "{name}:{}", self.port),
-        }
+        let Self { host, port } = self;
+        if host.contains(':') { write!(f, "[{host}]:{port}") } else { write!(f, "{host}:{port}") }
     }
 }
 
@@ -137,7 +112,7 @@ impl FromStr for Addr {
     fn from_str(text: &str) -> Result<Self, InvalidAddr> {
         let invalid = |why| InvalidAddr { shown: quote(text), why };
         let (host, port) = text.rsplit_once(':').ok_or_else(|| invalid("give host:port"))?;
-        // `parse` alone would take "+80".
+        // `parse` alone would accept "+80".
         let digits = !port.is_empty() && port.bytes().all(|b| b.is_ascii_digit());
         let port = port.parse().ok().filter(|_| digits);
         let port = port.ok_or_else(|| invalid("the port must be a number from 0 to 65535"))?;
@@ -146,10 +121,13 @@ impl FromStr for Addr {
     }
 }
 
-fn parse_host(host: &str) -> Result<Host, &'static str> {
+fn parse_host(host: &str) -> Result<String, &'static str> {
     if let Some(inner) = host.strip_prefix('[') {
         let inner = inner.strip_suffix(']').ok_or("the bracket is not closed")?;
-        return inner.parse().map(Host::V6).map_err(|_| "between the brackets must be an IPv6 address");
+        return inner
+            .parse::<Ipv6Addr>()
+            .map(|ip| ip.to_string())
+            .map_err(|_| "between the brackets must be an IPv6 address");
     }
     if host.contains(':') {
         return Err("an IPv6 address goes in brackets: [::1]:8080");
@@ -158,14 +136,17 @@ fn parse_host(host: &str) -> Result<Host, &'static str> {
         return Err("the host is missing");
     }
     if host.bytes().all(|b| b.is_ascii_digit() || b == b'.') {
-        return host.parse().map(Host::V4).map_err(|_| "an IPv4 address has four numbers from 0 to 255");
+        return host
+            .parse::<Ipv4Addr>()
+            .map(|ip| ip.to_string())
+            .map_err(|_| "an IPv4 address has four numbers from 0 to 255");
     }
-    // RFC 1123, and the underscore that container networks use in names.
+    // RFC 1123, and the underscore, which container networks use in names.
     let allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_');
     if host.len() > 253 || !host.bytes().all(allowed) || host.starts_with(['-', '.']) {
         return Err("the host is neither a name nor an IP address");
     }
-    Ok(Host::Name(host.to_ascii_lowercase()))
+    Ok(host.to_ascii_lowercase())
 }
 
 impl Serialize for Addr {
@@ -194,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn addresses_are_read_and_written_in_one_way() {
+    fn addresses_have_one_spelling() {
         check("127.0.0.1:8080", Ok("127.0.0.1:8080"));
         check("[::1]:8080", Ok("[::1]:8080"));
         check("[0:0::0:1]:80", Ok("[::1]:80"));
@@ -204,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_address_is_told_why() {
+    fn an_invalid_address_has_a_reason() {
         check("localhost", Err("`localhost` is not an address: give host:port"));
         check("", Err("give host:port"));
         check("localhost:", Err("the port must be"));
@@ -222,27 +203,27 @@ mod tests {
     }
 
     #[test]
-    fn who_complains_of_the_same_is_named_together() {
+    fn servers_with_the_same_error_are_grouped() {
         let addrs: Vec<Addr> = ["a:1", "b:2", "c:3"].map(|text| text.parse().expect("valid")).into();
-        let said = addrs.iter().zip(["refused", "no answer", "refused"].map(str::to_owned));
-        assert_eq!(grouped_errors(said), "a:1, c:3: refused; b:2: no answer");
+        let errors = addrs.iter().zip(["refused", "no answer", "refused"].map(str::to_owned));
+        assert_eq!(grouped_errors(errors), "a:1, c:3: refused; b:2: no answer");
         assert_eq!(grouped_errors([]), "");
     }
 
     #[test]
     fn loopback_and_wildcard_are_told_apart() {
-        let ask = |text: &str| {
+        let kinds = |text: &str| {
             let addr: Addr = text.parse().expect("valid");
             (addr.is_loopback(), addr.is_wildcard())
         };
         for text in ["127.0.0.1:1", "127.9.9.9:1", "[::1]:1", "localhost:1", "LOCALHOST:1"] {
-            assert_eq!(ask(text), (true, false), "{text}");
+            assert_eq!(kinds(text), (true, false), "{text}");
         }
         for text in ["0.0.0.0:1", "[::]:1"] {
-            assert_eq!(ask(text), (false, true), "{text}");
+            assert_eq!(kinds(text), (false, true), "{text}");
         }
         for text in ["10.0.0.1:1", "example.org:1"] {
-            assert_eq!(ask(text), (false, false), "{text}");
+            assert_eq!(kinds(text), (false, false), "{text}");
         }
     }
 }

@@ -1,7 +1,9 @@
-//! Many messages in one body: one JSON object per line, each standing for itself.
+//! Owns batches: many messages in one body, one JSON object per line.
 //!
-//! A line that is refused does not touch the others. Line numbers count every line from 1, empty ones too, so
-//! that they are those of the sender's file; a line's number is also part of the id made for it.
+//! Must not know how messages are stored.
+//!
+//! Invariants: a refused line does not affect the others; line numbers count all lines from 1, also empty ones, so they
+//! match the sender's file; the id of a line without one depends on the `Idempotency-Key` and the line number alone.
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -18,12 +20,12 @@ use crate::chain::message::Message;
 pub struct BatchLine {
     /// Counted from 1.
     pub number: u64,
-    /// What it holds.
+    /// The message, or why it is refused.
     pub message: Result<Message, Problem>,
 }
 
-/// Reads a batch, one line at a time. A line without id takes one made from `key` (the `Idempotency-Key`) and
-/// its number, so that a batch can be repeated as a whole; without a key, a fresh one.
+/// Parses a batch, one line at a time. The id of a line without one is made from `key` (the `Idempotency-Key`) and the
+/// line number, so that a batch can be repeated as a whole. Without a key it is `fresh`.
 pub fn parse_batch<F: FnMut() -> Uuid>(
     body: &[u8],
     key: Option<Uuid>,
@@ -42,12 +44,12 @@ pub fn parse_batch<F: FnMut() -> Uuid>(
     }))
 }
 
-/// The id of a line that brings none. Stable for ever: it is what makes a repeated batch a duplicate.
+/// The id of a line without one. Must never change: it makes a repeated batch a duplicate.
 pub fn line_id(key: Uuid, number: u64) -> Uuid {
     Uuid::new_v5(&key, number.to_string().as_bytes())
 }
 
-/// The lines that are not empty, with their numbers and without their ends.
+/// The lines that are not empty, with their numbers, without line ends.
 fn lines(body: &[u8]) -> impl Iterator<Item = (u64, &[u8])> {
     let numbered = (1..).zip(body.split(|byte| *byte == b'\n'));
     numbered.map(|(number, line)| (number, line.trim_ascii())).filter(|(_, line)| !line.is_empty())
@@ -68,7 +70,7 @@ pub struct BatchAnswer {
     pub accepted: u64,
     /// How many had been stored before.
     pub duplicates: u64,
-    /// Those that are not stored.
+    /// The lines that are not stored.
     pub rejected: Vec<Rejected>,
 }
 
@@ -77,11 +79,11 @@ pub struct BatchAnswer {
 pub struct Rejected {
     /// Counted from 1.
     pub line: u64,
-    /// Why, for programs.
+    /// The reason, for programs.
     pub code: ErrorCode,
-    /// Why, for people.
+    /// The reason, for people.
     pub detail: String,
-    /// Whether it may succeed later.
+    /// Whether the line may be stored later.
     pub retryable: bool,
 }
 
@@ -110,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn each_line_stands_for_itself() {
+    fn lines_are_independent() {
         let body = format!("{GOOD}\n\n  \r\n{{\"sender\":\n{GOOD}\r\n[]\n{GOOD}");
         check(
             body.as_bytes(),

@@ -1,8 +1,9 @@
-//! Says why a body is not a message: which field, and what is wrong with it.
+//! Owns the explanation of an invalid body: which field of a message is wrong, and why.
 //!
-//! Read only after the fast way has refused a body, hence it accepts nothing and may be slow. It looks at raw
-//! JSON values, because numbers that fit no type and duplicate names must be told too. What it repeats of the
-//! request is cut short.
+//! Before it: `message`, whose parser has refused the body. Reads raw JSON values, because numbers that fit no type and
+//! duplicate names must be explained as well. Must not know the limits of text fields.
+//!
+//! Invariants: it accepts nothing; an explanation repeats at most a few characters of the request.
 
 use std::fmt;
 
@@ -16,18 +17,18 @@ use uuid::Uuid;
 use super::error::{ErrorCode, Problem};
 use crate::chain::message::TIMESTAMP_MAX;
 
-/// Of names and values that a refusal repeats, at most this much is shown; the rest becomes an ellipsis.
-const SHOWN_CHARS_MAX: usize = 64;
+/// Longer names and values of a request are cut, and end in an ellipsis.
+const QUOTED_CHARS_MAX: usize = 64;
 
-/// A piece of a request, in backticks, cut short.
+/// A part of a request in backticks, cut to a bounded length.
 pub fn quote(text: &str) -> String {
-    match text.char_indices().nth(SHOWN_CHARS_MAX) {
+    match text.char_indices().nth(QUOTED_CHARS_MAX) {
         Some((end, _)) => format!("`{}…`", &text[..end]),
         None => format!("`{text}`"),
     }
 }
 
-/// Why `text` is not a send request, `error` being what serde found first.
+/// Why `text` is not a send request. `error` is the first error that serde found, and the explanation of last resort.
 pub(super) fn explain(text: &str, error: &serde_json::Error) -> Problem {
     if text.trim_ascii().is_empty() {
         return Problem::new(ErrorCode::InvalidJson, "the body is empty; a message is a JSON object");
@@ -37,7 +38,7 @@ pub(super) fn explain(text: &str, error: &serde_json::Error) -> Problem {
     }
     let why = if text.trim_ascii_start().starts_with('{') {
         match serde_json::from_str::<Fields>(text) {
-            Ok(Fields(fields)) => first_fault(&fields),
+            Ok(Fields(fields)) => first_error(&fields),
             Err(_) => Some("a field's name is not valid Unicode".into()),
         }
     } else {
@@ -46,7 +47,7 @@ pub(super) fn explain(text: &str, error: &serde_json::Error) -> Problem {
     Problem::new(ErrorCode::InvalidMessage, why.unwrap_or_else(|| error.to_string()))
 }
 
-/// The fields of an object in the order they came, doubles included.
+/// The fields of an object in their order, duplicates included.
 struct Fields<'a>(Vec<(String, &'a RawValue)>);
 
 impl<'de: 'a, 'a> Deserialize<'de> for Fields<'a> {
@@ -73,21 +74,21 @@ impl<'de> Visitor<'de> for FieldsVisitor {
     }
 }
 
-const KNOWN: [&str; 5] = ["sender", "recipient", "text", "timestamp", "id"];
+const FIELDS: [&str; 5] = ["sender", "recipient", "text", "timestamp", "id"];
 
-fn first_fault(fields: &[(String, &RawValue)]) -> Option<String> {
-    if let Some((name, _)) = fields.iter().find(|(name, _)| !KNOWN.contains(&name.as_str())) {
-        let known = KNOWN.join("`, `");
+fn first_error(fields: &[(String, &RawValue)]) -> Option<String> {
+    if let Some((name, _)) = fields.iter().find(|(name, _)| !FIELDS.contains(&name.as_str())) {
+        let known = FIELDS.join("`, `");
         return Some(format!("the field {} is unknown; a message has `{known}`", quote(name)));
     }
-    KNOWN.iter().find_map(|name| {
+    FIELDS.iter().find_map(|name| {
         let mut values = fields.iter().filter(|(known, _)| known == name).map(|(_, value)| value.get());
-        let fault = match (values.next(), values.next()) {
+        let error = match (values.next(), values.next()) {
             (_, Some(_)) => Some("is given twice".into()),
             (None, None) => required(name).then(|| "is missing".into()),
-            (Some(value), None) => fault_of(name, value),
+            (Some(value), None) => field_error(name, value),
         };
-        fault.map(|why| format!("`{name}` {why}"))
+        error.map(|why| format!("`{name}` {why}"))
     })
 }
 
@@ -95,12 +96,12 @@ fn required(name: &str) -> bool {
     !matches!(name, "timestamp" | "id")
 }
 
-fn fault_of(name: &str, value: &str) -> Option<String> {
+fn field_error(name: &str, value: &str) -> Option<String> {
     if value == "null" && !required(name) {
         return None;
     }
     if name == "timestamp" {
-        return timestamp_fault(value);
+        return timestamp_error(value);
     }
     if !value.starts_with('"') {
         return Some(format!("must be a string, not {}", kind(value)));
@@ -111,7 +112,7 @@ fn fault_of(name: &str, value: &str) -> Option<String> {
     (name == "id" && Uuid::try_parse(&text).is_err()).then(|| format!("is {}, not a UUID", quote(&text)))
 }
 
-fn timestamp_fault(value: &str) -> Option<String> {
+fn timestamp_error(value: &str) -> Option<String> {
     if !value.starts_with(|c: char| c == '-' || c.is_ascii_digit()) {
         return Some(format!("must be a number of whole Unix seconds, not {}", kind(value)));
     }
@@ -150,7 +151,7 @@ mod tests {
         let problem = SendRequest::parse(body.as_bytes()).expect_err("refused");
         assert_eq!(problem.code, code, "{problem}");
         assert!(problem.detail.contains(part), "{:?} lacks {part:?}", problem.detail);
-        assert!(problem.detail.len() < 400, "a refusal is short");
+        assert!(problem.detail.len() < 400, "an explanation is short");
     }
 
     /// A body in which one field is replaced by `field`.
@@ -163,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_json_is_told_with_its_place() {
+    fn invalid_json_is_explained_with_its_position() {
         let code = ErrorCode::InvalidJson;
         check("", code, "empty");
         check("hello", code, "line 1 column 1");
@@ -174,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn json_that_is_no_message_is_told_with_its_field() {
+    fn an_invalid_message_is_explained_with_its_field() {
         let code = ErrorCode::InvalidMessage;
         check("[]", code, "not an array");
         check(" 17", code, "not a number");

@@ -13,6 +13,7 @@ use super::{
     query::{QueryReader, QueryWriter, invalid, with_needs_user},
 };
 use crate::chain::cursor::CURSOR_BYTES_MAX;
+use crate::chain::filter::Filter;
 
 /// The text of a cursor is at most this long; a longer text is refused.
 pub const CURSOR_TEXT_MAX: usize = 1024;
@@ -25,14 +26,8 @@ pub struct FeedQuery {
     pub cursor: Option<String>,
     /// Without a cursor: start with the first message of all, not with the next one.
     pub from_start: bool,
-    /// Only messages of this sender.
-    pub sender: Option<String>,
-    /// Only messages to this recipient.
-    pub recipient: Option<String>,
-    /// Only messages from or to this user.
-    pub user: Option<String>,
-    /// The other side of a conversation; only together with `user`.
-    pub with: Option<String>,
+    /// Which messages: conditions on sender and recipient only.
+    pub filter: Filter,
 }
 
 impl FeedQuery {
@@ -40,14 +35,7 @@ impl FeedQuery {
     pub fn parse(raw: &str, last_event_id: Option<&str>) -> Result<Self, Problem> {
         let mut pairs = QueryReader::new(raw)?;
         let (cursor, from) = (pairs.text("cursor")?, pairs.text("from")?);
-        let mut feed = Self {
-            cursor,
-            from_start: from.as_deref() == Some("start"),
-            sender: pairs.text("sender")?,
-            recipient: pairs.text("recipient")?,
-            user: pairs.text("user")?,
-            with: pairs.text("with")?,
-        };
+        let mut feed = Self { cursor, from_start: from.as_deref() == Some("start"), filter: pairs.names()? };
         pairs.refuse_rest()?;
         if let Some(other) = from.as_deref().filter(|from| !matches!(*from, "start" | "now")) {
             return Err(invalid(format!("`from` is {}, not `start` or `now`", quote(other))));
@@ -55,7 +43,7 @@ impl FeedQuery {
         if feed.cursor.is_some() && from.is_some() {
             return Err(invalid("`cursor` says already where to go on: leave `from` out"));
         }
-        with_needs_user(feed.with.as_ref(), feed.user.as_ref())?;
+        with_needs_user(&feed.filter)?;
         if let Some(id) = last_event_id.filter(|id| !id.is_empty()) {
             feed.cursor = Some(id.to_owned());
         }
@@ -63,7 +51,7 @@ impl FeedQuery {
     }
 
     /// The filter as a query string, in its one form.
-    pub fn filter(&self) -> String {
+    pub fn filter_string(&self) -> String {
         self.write_filter().0
     }
 
@@ -77,10 +65,7 @@ impl FeedQuery {
 
     fn write_filter(&self) -> QueryWriter {
         let mut out = QueryWriter::default();
-        out.text("sender", self.sender.as_deref());
-        out.text("recipient", self.recipient.as_deref());
-        out.text("user", self.user.as_deref());
-        out.text("with", self.with.as_deref());
+        out.filter(&self.filter);
         out
     }
 }

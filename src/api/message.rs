@@ -90,17 +90,18 @@ pub fn names_id(body: &[u8]) -> bool {
     serde_json::from_slice::<OnlyId>(body).is_ok_and(|body| body.id.is_some())
 }
 
-/// A stored message as a server lists it, with borrowed texts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-pub struct MessageView<'a> {
+/// A stored message as it is listed: in JSON these fields, in this order. A client reads it with texts of its own; a server
+/// writes it as a [`MessageView`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ListedMessage<T = String> {
     /// Its id.
     pub id: Uuid,
     /// The sender.
-    pub sender: &'a str,
+    pub sender: T,
     /// The recipient.
-    pub recipient: &'a str,
+    pub recipient: T,
     /// The text.
-    pub text: &'a str,
+    pub text: T,
     /// The sender's claim, else the second of acceptance.
     pub timestamp: u64,
     /// When the earliest copy was accepted.
@@ -110,6 +111,9 @@ pub struct MessageView<'a> {
     /// Its number in that log.
     pub seq: u64,
 }
+
+/// A stored message with borrowed texts.
+pub type MessageView<'a> = ListedMessage<&'a str>;
 
 impl MessageView<'_> {
     /// Appends the JSON object: the same bytes as serde's, in about 60 % of the time. A listing of everything is mostly this.
@@ -153,27 +157,6 @@ impl MessageView<'_> {
 fn write_uuid(id: Uuid, out: &mut Vec<u8>) {
     let mut buffer = Uuid::encode_buffer();
     out.extend_from_slice(id.hyphenated().encode_lower(&mut buffer).as_bytes());
-}
-
-/// A message as a client reads it from a listing or a feed.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ListedMessage {
-    /// Its id.
-    pub id: Uuid,
-    /// The sender.
-    pub sender: String,
-    /// The recipient.
-    pub recipient: String,
-    /// The text.
-    pub text: String,
-    /// The sender's claim, else the second of acceptance.
-    pub timestamp: u64,
-    /// When the earliest copy was accepted.
-    pub accepted_at: Time,
-    /// The log that holds the earliest copy.
-    pub origin: Uuid,
-    /// Its number in that log.
-    pub seq: u64,
 }
 
 /// The answer to a send, or a single message, as a client reads it.

@@ -1,12 +1,13 @@
-//! The HTTP contract: what requests and answers look like, and how a request is refused.
+//! The HTTP contract: the shapes of requests and answers, the endpoints, and the refusals.
 //!
-//! Both servers, the client and the commands read and write these shapes, so that a public field or code
-//! can change in one place only. Knows `chain::message`, whose limits it applies; knows nothing of axum,
-//! reqwest, tokio or redb. Everything here is bytes in, values or a [`error::Problem`] out; fresh ids come
-//! from the caller, for there is no randomness here.
+//! Both servers, the client and the commands read and write these shapes, so a public field or code changes in one
+//! place. Knows `chain::message`, whose limits it applies. Must not know axum, reqwest, tokio or redb.
+//!
+//! Invariant: bytes in, values or a [`error::Problem`] out. No clock and no randomness: new ids come from the caller.
 
 pub mod address;
 pub mod batch;
+pub mod endpoint;
 pub mod error;
 pub mod explain_invalid;
 pub mod feed;
@@ -17,49 +18,53 @@ pub mod position;
 pub mod query;
 pub mod time;
 
-/// Paths that nodes and the proxy answer.
+/// The paths of the API. `endpoint` says which methods each one takes.
 pub mod path {
-    /// Send, and history.
+    /// Send messages; history.
     pub const MESSAGES: &str = "/messages";
-    /// One message; the id follows.
+    /// One message.
+    pub const MESSAGE: &str = "/messages/{id}";
+    /// [`MESSAGE`] up to the id.
     pub const MESSAGES_PREFIX: &str = "/messages/";
-    /// Live messages, resumable anywhere.
+    /// Live messages, resumable at any cursor.
     pub const FEED: &str = "/feed";
-    /// How this server sees its peers or upstreams.
+    /// The server's view of its peers or upstreams.
     pub const NODES: &str = "/nodes";
-    /// One node; its id follows. It can be forgotten.
+    /// One node, which can be forgotten.
+    pub const NODE: &str = "/nodes/{id}";
+    /// [`NODE`] up to the id.
     pub const NODES_PREFIX: &str = "/nodes/";
-    /// The whole network.
+    /// The status of the whole network.
     pub const NETWORK: &str = "/network";
-    /// The exchange between nodes; the proxy does not have it.
+    /// The exchange between nodes.
     pub const SYNC: &str = "/sync";
-    /// The process lives.
+    /// Whether the process is alive.
     pub const LIVEZ: &str = "/livez";
-    /// It can store and read.
+    /// Whether the server can store and read.
     pub const READYZ: &str = "/readyz";
 }
 
-/// Names of headers, in the lower case that HTTP libraries want.
+/// Header names, in the lower case that HTTP libraries want.
 pub mod header {
-    /// An id for a message that brings none; or the root of the ids of a batch.
+    /// The id of a message that has none; for a batch, the root of the ids of its lines.
     pub const IDEMPOTENCY_KEY: &str = "idempotency-key";
-    /// How much a read must cover; in an answer: how much it covers.
+    /// In a request: what a read must cover. In an answer: what it covers.
     pub const POSITION: &str = "chatchain-position";
-    /// Where an interrupted reader of the feed goes on.
+    /// The cursor after which an interrupted feed continues.
     pub const LAST_EVENT_ID: &str = "last-event-id";
 }
 
 /// Media types.
 pub mod media {
-    /// One message, or an array.
+    /// One message, or an array of messages.
     pub const JSON: &str = "application/json";
     /// One JSON value per line.
     pub const NDJSON: &str = "application/x-ndjson";
     /// Refusals (RFC 9457).
     pub const PROBLEM: &str = "application/problem+json";
-    /// The feed.
+    /// The feed, as server-sent events.
     pub const EVENTS: &str = "text/event-stream";
-    /// An exchange.
+    /// An exchange between nodes.
     pub const BINARY: &str = "application/octet-stream";
 
     /// Whether a `Content-Type` names this media type, whatever its parameters and case.
@@ -67,7 +72,7 @@ pub mod media {
         content_type.split(';').next().is_some_and(|essence| essence.trim().eq_ignore_ascii_case(media))
     }
 
-    /// Whether an `Accept` header asks for NDJSON by its name. A wildcard does not, nor does who gives it the weight 0.
+    /// Whether an `Accept` header names NDJSON with a weight above 0. A wildcard does not count.
     pub fn wants_ndjson(accept: &str) -> bool {
         let is_refused = |range: &str| {
             let weights = range.split(';').skip(1).filter_map(|part| part.split_once('='));
@@ -84,7 +89,7 @@ pub mod media {
         use super::wants_ndjson;
 
         #[test]
-        fn ndjson_is_for_who_names_it_and_does_not_refuse_it() {
+        fn ndjson_must_be_named_and_not_refused() {
             for accept in [
                 "application/x-ndjson",
                 "text/html, Application/X-NDJSON ;q=0.5",
@@ -101,9 +106,9 @@ pub mod media {
     }
 }
 
-/// The body of one message is at most this long; a longer one is `too_large`.
+/// A longer body of one message is refused as `too_large`.
 pub const MESSAGE_BODY_BYTES_MAX: usize = 128 * 1024;
-/// The body of a batch is at most this long; a longer one is `too_large`.
+/// A longer body of a batch is refused as `too_large`.
 pub const BATCH_BODY_BYTES_MAX: usize = 8 * 1024 * 1024;
-/// A batch holds at most this many messages; one with more is `too_large` as a whole.
+/// A batch with more lines is refused as `too_large`, and none of its lines is stored.
 pub const BATCH_LINES_MAX: usize = 10_000;

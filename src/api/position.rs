@@ -1,7 +1,9 @@
-//! Positions as clients carry them: how much somebody's read must cover, from the answers that said so.
+//! Owns positions as clients use them: which log entries a read must cover, or did cover.
 //!
-//! To whoever sends one on as it came, it is opaque. A client that had several answers joins theirs, and finds out whether an
-//! answer covers what it asked for. Both are possible within one network only.
+//! A position is opaque to a client that only sends it back. A client with several answers joins their positions, and
+//! checks whether an answer covers a position. Must not know cursors: the feed refuses a position.
+//!
+//! Invariant: positions of different networks are never joined, and never cover each other.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +11,7 @@ use super::feed::{from_text, to_text};
 use crate::chain::cursor;
 use crate::chain::ids::Origin;
 
-/// See the head of this file.
+/// For some logs of one network, the last entry that is covered. Not a cursor.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Position {
     network: [u8; 8],
@@ -17,7 +19,7 @@ pub struct Position {
 }
 
 impl Position {
-    /// Reads a header's value; `None`: it is no position.
+    /// Parses the value of a header; None if it is not a position.
     pub fn parse(text: &str) -> Option<Self> {
         let bytes = from_text(text)?;
         let network = cursor::network_of_position(&bytes)?;
@@ -25,13 +27,13 @@ impl Position {
         Some(Position { network, seqs: seqs.into_iter().collect() })
     }
 
-    /// As a header's value. What there is no room for is left out, the oldest logs first.
+    /// The value of a header. If there are too many logs, the oldest ones are left out.
     pub fn to_text(&self) -> String {
         let newest_first = self.seqs.iter().rev().map(|(origin, seq)| (*origin, *seq));
         to_text(&cursor::position(self.network, newest_first))
     }
 
-    /// Covers besides what the other does; false, and nothing happens, if that is of another network.
+    /// Adds what the other position covers. False, without a change, if it is of another network.
     pub fn join(&mut self, other: &Self) -> bool {
         if self.network != other.network {
             return false;
@@ -43,12 +45,12 @@ impl Position {
         true
     }
 
-    /// Whether it covers everything that the other does.
+    /// Whether this position covers everything that the other one covers.
     pub fn covers(&self, other: &Self) -> bool {
         self.network == other.network && !self.lacks(other)
     }
 
-    /// Whether the other covers something of this network that this does not.
+    /// Whether the other position is of this network and covers something that this one does not.
     pub fn lacks(&self, other: &Self) -> bool {
         let has = |(origin, seq): (&Origin, &u64)| self.seqs.get(origin).is_some_and(|mine| mine >= seq);
         self.network == other.network && !other.seqs.iter().all(has)
@@ -65,7 +67,7 @@ mod tests {
     }
 
     #[test]
-    fn it_is_text_and_comes_back() {
+    fn a_position_round_trips() {
         let one = position(1, &[(1, 5), (2, 7)]);
         assert_eq!(Position::parse(&one.to_text()), Some(one));
         assert_eq!(Position::parse("nonsense"), None);
@@ -73,7 +75,7 @@ mod tests {
     }
 
     #[test]
-    fn of_too_many_logs_the_newest_are_written() {
+    fn if_there_are_too_many_logs_the_newest_are_kept() {
         let many = position(1, &(1..=250).map(|origin| (origin, 1)).collect::<Vec<_>>());
         let written = Position::parse(&many.to_text()).expect("a position");
         assert!(many.covers(&written) && !written.covers(&many));

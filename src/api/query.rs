@@ -21,6 +21,7 @@ use super::{
     path,
     time::second_of,
 };
+use crate::chain::filter::Filter;
 use crate::chain::message::TIMESTAMP_MAX;
 
 /// A page holds at most this many messages; a larger `limit` is refused.
@@ -52,20 +53,8 @@ impl fmt::Display for Anchor {
 /// The query of `GET /messages`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ListQuery {
-    /// Only messages of this sender.
-    pub sender: Option<String>,
-    /// Only messages to this recipient.
-    pub recipient: Option<String>,
-    /// Only messages from or to this user.
-    pub user: Option<String>,
-    /// The other side of a conversation; only together with `user`.
-    pub with: Option<String>,
-    /// Contained in the text, without regard to Unicode case.
-    pub text: Option<String>,
-    /// Inclusive, Unix seconds.
-    pub since: Option<u64>,
-    /// Exclusive, Unix seconds.
-    pub until: Option<u64>,
+    /// Which messages.
+    pub filter: Filter,
     /// At most this many messages. Without it, all of them.
     pub limit: Option<u32>,
     /// Only messages that are listed before this one. With `limit`: those nearest to it.
@@ -78,33 +67,25 @@ impl ListQuery {
     /// Reads a raw query string (without the `?`).
     pub fn parse(raw: &str) -> Result<Self, Problem> {
         let mut pairs = QueryReader::new(raw)?;
+        let mut filter = pairs.names()?;
+        filter.text = pairs.text("text")?;
+        filter.since = pairs.value("since", unix_second)?;
+        filter.until = pairs.value("until", unix_second)?;
         let query = Self {
-            sender: pairs.text("sender")?,
-            recipient: pairs.text("recipient")?,
-            user: pairs.text("user")?,
-            with: pairs.text("with")?,
-            text: pairs.text("text")?,
-            since: pairs.value("since", unix_second)?,
-            until: pairs.value("until", unix_second)?,
+            filter,
             limit: pairs.value("limit", limit)?,
             before: pairs.value("before", anchor)?,
             after: pairs.value("after", anchor)?,
         };
         pairs.refuse_rest()?;
-        with_needs_user(query.with.as_ref(), query.user.as_ref())?;
+        with_needs_user(&query.filter)?;
         Ok(query)
     }
 
     /// Writes it as a raw query string, empty if there is nothing to ask for.
     pub fn to_query_string(&self) -> String {
         let mut out = QueryWriter::default();
-        out.text("sender", self.sender.as_deref());
-        out.text("recipient", self.recipient.as_deref());
-        out.text("user", self.user.as_deref());
-        out.text("with", self.with.as_deref());
-        out.text("text", self.text.as_deref());
-        out.value("since", self.since);
-        out.value("until", self.until);
+        out.filter(&self.filter);
         out.value("limit", self.limit);
         out.value("before", self.before);
         out.value("after", self.after);
@@ -113,8 +94,8 @@ impl ListQuery {
 }
 
 /// Checks that `with` comes with `user`.
-pub(super) fn with_needs_user(with: Option<&String>, user: Option<&String>) -> Result<(), Problem> {
-    if with.is_some() && user.is_none() {
+pub(super) fn with_needs_user(filter: &Filter) -> Result<(), Problem> {
+    if filter.with.is_some() && filter.user.is_none() {
         return Err(invalid("`with` needs `user`: they are the two sides of a conversation"));
     }
     Ok(())
@@ -225,6 +206,17 @@ impl<'a> QueryReader<'a> {
         Some(self.pairs.swap_remove(index).1)
     }
 
+    /// The conditions on sender and recipient.
+    pub(super) fn names(&mut self) -> Result<Filter, Problem> {
+        Ok(Filter {
+            sender: self.text("sender")?,
+            recipient: self.text("recipient")?,
+            user: self.text("user")?,
+            with: self.text("with")?,
+            ..Filter::default()
+        })
+    }
+
     /// A text that is not empty.
     pub(super) fn text(&mut self, key: &'static str) -> Result<Option<String>, Problem> {
         match self.take(key) {
@@ -259,7 +251,17 @@ impl<'a> QueryReader<'a> {
 pub(super) struct QueryWriter(pub(super) String);
 
 impl QueryWriter {
-    pub(super) fn text(&mut self, key: &str, value: Option<&str>) {
+    pub(super) fn filter(&mut self, filter: &Filter) {
+        self.text("sender", filter.sender.as_deref());
+        self.text("recipient", filter.recipient.as_deref());
+        self.text("user", filter.user.as_deref());
+        self.text("with", filter.with.as_deref());
+        self.text("text", filter.text.as_deref());
+        self.value("since", filter.since);
+        self.value("until", filter.until);
+    }
+
+    fn text(&mut self, key: &str, value: Option<&str>) {
         self.value(key, value.map(|value| utf8_percent_encode(value, RESERVED)));
     }
 
@@ -352,6 +354,10 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    fn list(filter: Filter) -> ListQuery {
+        ListQuery { filter, ..ListQuery::default() }
+    }
+
     #[track_caller]
     fn check(raw: &str, want: Result<ListQuery, &str>) {
         check_refusal(ListQuery::parse(raw), want);
@@ -373,10 +379,10 @@ mod tests {
         let some = |text: &str| Some(text.to_owned());
         check("", Ok(ListQuery::default()));
         check("&&", Ok(ListQuery::default()));
-        let user = ListQuery { user: some("a b"), with: some("ü&"), ..ListQuery::default() };
+        let user = list(Filter { user: some("a b"), with: some("ü&"), ..Filter::default() });
         check("with=%C3%BC%26&user=a+b", Ok(user));
-        check("recipient=%23ops", Ok(ListQuery { recipient: some("#ops"), ..ListQuery::default() }));
-        check("text=1%2B1", Ok(ListQuery { text: some("1+1"), ..ListQuery::default() }));
+        check("recipient=%23ops", Ok(list(Filter { recipient: some("#ops"), ..Filter::default() })));
+        check("text=1%2B1", Ok(list(Filter { text: some("1+1"), ..Filter::default() })));
     }
 
     #[test]
@@ -402,7 +408,7 @@ mod tests {
 
     #[test]
     fn bounds_are_seconds_or_rfc_3339() {
-        let since = |since| Ok(ListQuery { since: Some(since), ..ListQuery::default() });
+        let since = |since| Ok(list(Filter { since: Some(since), ..Filter::default() }));
         check("since=1697913600", since(1_697_913_600));
         check("since=2023-10-21T18:40:00Z", since(1_697_913_600));
         check("since=2023-10-21T20:40:00%2B02:00", since(1_697_913_600));
@@ -497,7 +503,7 @@ mod tests {
         ) -> ListQuery {
             let (sender, recipient, user, with, text) = names;
             let with = with.filter(|_| user.is_some());
-            ListQuery { sender, recipient, user, with, text, since, until, limit, before, after }
+            ListQuery { filter: Filter { sender, recipient, user, with, text, since, until }, limit, before, after }
         }
     }
 

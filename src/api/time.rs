@@ -1,7 +1,9 @@
-//! A moment in an answer: RFC 3339, UTC, always three digits of milliseconds. And one in a question: its second.
+//! Owns times in the API: RFC 3339 in UTC with milliseconds in answers, and the second of a time in a query.
 //!
-//! One type for every time that is not a message's `timestamp` (that is the sender's claim, in whole
-//! seconds). Every node writes the same moment in the same bytes. Reads no clock.
+//! [`Time`] is every time except a message's `timestamp`, which is the sender's claim in whole seconds. Must not read a
+//! clock.
+//!
+//! Invariant: every node writes the same time in the same bytes.
 
 use std::{fmt, str::FromStr};
 
@@ -21,12 +23,12 @@ static PRINTER: DateTimePrinter = DateTimePrinter::new().precision(Some(3));
 pub struct Time(pub u64);
 
 impl Time {
-    /// Writes it as bytes, without quotes.
+    /// Appends the text, without quotes.
     pub fn write(self, out: &mut Vec<u8>) {
         PRINTER.print_timestamp(&self.timestamp(), out).expect("writing to memory does not fail");
     }
 
-    /// A stamp may lie behind the last day of the calendar; it is then shown as that day, on every node.
+    /// A stamp after the last day of the calendar is shown as that day, on every node.
     fn timestamp(self) -> Timestamp {
         i64::try_from(self.0)
             .ok()
@@ -48,7 +50,7 @@ impl FromStr for Time {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let millis = text.parse::<Timestamp>()?.as_millisecond();
-        Ok(Time(u64::try_from(millis).unwrap_or(0))) // nothing of ours is older than 1970
+        Ok(Time(u64::try_from(millis).unwrap_or(0))) // no stored time is before 1970
     }
 }
 
@@ -65,8 +67,8 @@ impl<'de> Deserialize<'de> for Time {
     }
 }
 
-/// The first whole Unix second that is not before an RFC 3339 time, within those that a message may have.
-/// Not by way of [`Timestamp`], which ends a day before the last of them.
+/// The first whole Unix second that is not before an RFC 3339 time, limited to the timestamps that a message can have.
+/// Does not use [`Timestamp`], whose range ends a day before the last of these.
 pub fn second_of(text: &str) -> Option<u64> {
     let pieces = Pieces::parse(text).ok().filter(|pieces| pieces.time_zone_annotation().is_none())?;
     let local = pieces.date().to_datetime(pieces.time()?);
@@ -97,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn a_time_in_a_question_is_the_second_that_it_reaches() {
+    fn a_time_in_a_query_is_rounded_up_to_a_second() {
         let check = |text: &str, want: Option<u64>| assert_eq!(second_of(text), want, "{text}");
         check("1970-01-01T00:00:00Z", Some(0));
         check("2023-10-21T20:40:00+02:00", Some(1_697_913_600));
@@ -114,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_written_is_read_back() {
+    fn a_time_round_trips() {
         let json = serde_json::to_string(&Time(1_795_350_674_123)).expect("serialises");
         assert_eq!(json, "\"2026-11-22T12:31:14.123Z\"");
         assert_eq!(serde_json::from_str::<Time>(&json).expect("parses"), Time(1_795_350_674_123));

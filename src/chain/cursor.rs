@@ -9,8 +9,9 @@
 //! A position is how much somebody's read must cover. It is written alike, but is no cursor, and neither serves as the
 //! other. Both carry the network and a check; a cursor also what its filter was.
 
+use super::bytes::{ByteReader, put_varint};
 use super::clock::Stamp;
-use super::frontier::{Frontier, FrontierReader, SnapshotId, put_all, put_number, put_one};
+use super::frontier::{Frontier, SnapshotId, put_position, put_positions};
 use super::ids::{EntryKey, Origin};
 
 /// A cursor's bytes; as text it then stays below 1 KiB. What would be longer is not written.
@@ -212,7 +213,7 @@ fn put_full(out: &mut Vec<u8>, seen: &ReadState) {
 
 fn put_at(out: &mut Vec<u8>, at: EntryKey) {
     out.extend_from_slice(&at.stamp.0.to_be_bytes());
-    put_one(out, at.origin, at.seq);
+    put_position(out, at.origin, at.seq);
 }
 
 fn difference(seqs: &Frontier) -> FrontierDelta {
@@ -229,7 +230,7 @@ fn put_difference(out: &mut Vec<u8>, difference: &FrontierDelta) {
             out.extend_from_slice(&name.0);
         }
     }
-    put_all(out, &difference.changes);
+    put_positions(out, &difference.changes);
 }
 
 const HEAD_BYTES: usize = 17;
@@ -279,30 +280,30 @@ fn opened(kind: u8, bytes: &[u8], purpose: Scope) -> Result<&[u8], InvalidCursor
 }
 
 fn read_core(core: &[u8]) -> Option<Cursor> {
-    let mut rest = FrontierReader(core);
+    let mut rest = ByteReader::new(core);
     let full = rest.difference(false)?;
-    let last = Stamp(u64::from_be_bytes(rest.take()?));
-    let count = usize::from(rest.byte()?);
+    let last = Stamp(rest.u64()?);
+    let count = usize::from(rest.u8()?);
     (count <= WALKS_MAX).then_some(())?;
     let mut walks = Vec::new();
     for _ in 0..count {
         let until = rest.difference(true)?;
-        let stamp = Stamp(u64::from_be_bytes(rest.take()?));
-        let (origin, seq) = rest.one()?;
+        let stamp = Stamp(rest.u64()?);
+        let (origin, seq) = rest.position()?;
         walks.push((until, EntryKey { stamp, origin, seq }));
     }
-    rest.0.is_empty().then_some(Cursor { full, last, walks })
+    rest.end(Cursor { full, last, walks })
 }
 
-impl FrontierReader<'_> {
+impl ByteReader<'_> {
     fn difference(&mut self, is_walk: bool) -> Option<FrontierDelta> {
-        let to = match self.byte()? {
+        let to = match self.u8()? {
             0 => DeltaBase::Nothing,
-            1 => DeltaBase::Milestone(SnapshotId(self.take()?)),
+            1 => DeltaBase::Milestone(SnapshotId(self.array()?)),
             2 if is_walk => DeltaBase::Full,
             _ => return None,
         };
-        Some(FrontierDelta { to, changes: self.all()? })
+        Some(FrontierDelta { to, changes: self.positions()? })
     }
 }
 
@@ -344,7 +345,7 @@ pub fn position(network: [u8; 8], seqs: impl IntoIterator<Item = (Origin, u64)>)
     let (mut list, mut count) = (Vec::new(), 0);
     for (origin, seq) in seqs {
         let before = list.len();
-        put_one(&mut list, origin, seq);
+        put_position(&mut list, origin, seq);
         if list.len() > room {
             list.truncate(before);
             break;
@@ -352,16 +353,16 @@ pub fn position(network: [u8; 8], seqs: impl IntoIterator<Item = (Origin, u64)>)
         count += 1;
     }
     let mut core = Vec::with_capacity(list.len() + 2);
-    put_number(&mut core, count);
+    put_varint(&mut core, count);
     core.extend_from_slice(&list);
     sealed(POSITION, &core, Scope { network, filter: [0; 8] })
 }
 
 /// Reads a position of this network.
 pub fn read_position(bytes: &[u8], network: [u8; 8]) -> Result<Vec<(Origin, u64)>, InvalidCursor> {
-    let mut rest = FrontierReader(opened(POSITION, bytes, Scope { network, filter: [0; 8] })?);
-    let all = rest.all().filter(|_| rest.0.is_empty());
-    all.ok_or(InvalidCursor::Malformed)
+    let mut rest = ByteReader::new(opened(POSITION, bytes, Scope { network, filter: [0; 8] })?);
+    let all = rest.positions();
+    all.and_then(|all| rest.end(all)).ok_or(InvalidCursor::Malformed)
 }
 
 /// Of which network a position says that it is. Whether it is one, is seen by who reads it.

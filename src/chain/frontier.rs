@@ -10,6 +10,7 @@ use std::sync::Arc;
 use imbl::OrdMap;
 use imbl::ordmap::DiffItem;
 
+use super::bytes::{ByteReader, put_varint};
 use super::ids::Origin;
 use super::message::Digest;
 use super::vector::Vector;
@@ -201,21 +202,21 @@ impl SnapshotContent {
                 out.extend_from_slice(&name.0);
             }
         }
-        put_all(&mut out, &self.changes);
+        put_positions(&mut out, &self.changes);
         out
     }
 
     /// Reads the content; `None` if it is not one that this program knows.
     pub fn decode(content: &[u8]) -> Option<Self> {
-        let mut rest = FrontierReader(content);
-        (rest.byte()? == VERSION).then_some(())?;
-        let base = match rest.byte()? {
+        let mut rest = ByteReader::new(content);
+        (rest.u8()? == VERSION).then_some(())?;
+        let base = match rest.u8()? {
             0 => None,
-            1 => Some(SnapshotId(rest.take()?)),
+            1 => Some(SnapshotId(rest.array()?)),
             _ => return None,
         };
-        let changes = rest.all()?;
-        rest.0.is_empty().then_some(SnapshotContent { base, changes })
+        let changes = rest.positions()?;
+        rest.end(SnapshotContent { base, changes })
     }
 
     /// The milestone with this content, which builds on `base`.
@@ -233,66 +234,32 @@ impl SnapshotContent {
     }
 }
 
-/// Numbers that are mostly small, seven bits a byte, the lowest first.
-pub(super) fn put_number(out: &mut Vec<u8>, mut number: u64) {
-    while number >= 0x80 {
-        out.push(number.to_le_bytes()[0] | 0x80);
-        number >>= 7;
-    }
-    out.push(number.to_le_bytes()[0]);
-}
-
-pub(super) fn put_one(out: &mut Vec<u8>, origin: Origin, seq: u64) {
+/// Appends a position in a log: the origin, then the seq as LEB128.
+pub(super) fn put_position(out: &mut Vec<u8>, origin: Origin, seq: u64) {
     out.extend_from_slice(&origin.0);
-    put_number(out, seq);
+    put_varint(out, seq);
 }
 
-pub(super) fn put_all(out: &mut Vec<u8>, all: &[(Origin, u64)]) {
-    put_number(out, all.len() as u64);
-    for (origin, seq) in all {
-        put_one(out, *origin, *seq);
+/// Appends positions: their number as LEB128, then each.
+pub(super) fn put_positions(out: &mut Vec<u8>, positions: &[(Origin, u64)]) {
+    put_varint(out, positions.len() as u64);
+    for (origin, seq) in positions {
+        put_position(out, *origin, *seq);
     }
 }
 
-/// What is left to be read.
-pub(super) struct FrontierReader<'a>(pub(super) &'a [u8]);
-
-impl FrontierReader<'_> {
-    pub(super) fn byte(&mut self) -> Option<u8> {
-        Some(self.take::<1>()?[0])
+impl ByteReader<'_> {
+    /// What [`put_position`] wrote.
+    pub(super) fn position(&mut self) -> Option<(Origin, u64)> {
+        Some((Origin(self.array()?), self.varint()?))
     }
 
-    pub(super) fn take<const N: usize>(&mut self) -> Option<[u8; N]> {
-        let (first, rest) = self.0.split_first_chunk::<N>()?;
-        self.0 = rest;
-        Some(*first)
-    }
-
-    pub(super) fn number(&mut self) -> Option<u64> {
-        let mut number = 0;
-        for shift in (0..64).step_by(7) {
-            let byte = self.byte()?;
-            let bits = u64::from(byte & 0x7f);
-            if shift == 63 && bits > 1 {
-                return None;
-            }
-            number |= bits << shift;
-            if byte & 0x80 == 0 {
-                return Some(number);
-            }
-        }
-        None
-    }
-
-    pub(super) fn one(&mut self) -> Option<(Origin, u64)> {
-        Some((Origin(self.take()?), self.number()?))
-    }
-
-    pub(super) fn all(&mut self) -> Option<Vec<(Origin, u64)>> {
-        let count = usize::try_from(self.number()?).ok()?;
-        // Each takes 17 bytes at least; a count that lies reserves nothing.
-        (count <= self.0.len() / 17).then_some(())?;
-        (0..count).map(|_| self.one()).collect()
+    /// What [`put_positions`] wrote.
+    pub(super) fn positions(&mut self) -> Option<Vec<(Origin, u64)>> {
+        let count = usize::try_from(self.varint()?).ok()?;
+        // Each takes 17 bytes at least; a false count allocates nothing.
+        (count <= self.rest().len() / 17).then_some(())?;
+        (0..count).map(|_| self.position()).collect()
     }
 }
 
@@ -370,13 +337,6 @@ mod tests {
     }
 
     proptest! {
-        #[test]
-        fn numbers_come_back(number: u64) {
-            let mut out = Vec::new();
-            put_number(&mut out, number);
-            prop_assert_eq!(FrontierReader(&out).number(), Some(number));
-        }
-
         #[test]
         fn arbitrary_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
             let _ = SnapshotContent::decode(&bytes);

@@ -8,6 +8,8 @@
 
 use std::collections::BTreeMap;
 
+use super::bytes::ByteReader;
+
 /// Members that a node keeps in mind, and marks of those it forgot. At the bound unknown ones are not taken in: they are
 /// answered, but neither listed nor asked.
 pub const MEMBERS_MAX: usize = 256;
@@ -163,22 +165,16 @@ pub fn put_member(out: &mut Vec<u8>, member: &Member) {
     out.extend_from_slice(address);
 }
 
-/// Reads what [`put`] wrote, and gives the rest.
-pub fn read(bytes: &[u8]) -> Option<((MemberId, Member), &[u8])> {
-    let (node_id, rest) = bytes.split_first_chunk()?;
-    let (store_id, rest) = rest.split_first_chunk()?;
-    let (member, rest) = read_member(rest)?;
-    Some(((MemberId { node_id: u16::from_be_bytes(*node_id), store_id: *store_id }, member), rest))
+/// Reads what [`put`] wrote.
+pub(super) fn read(reader: &mut ByteReader<'_>) -> Option<(MemberId, Member)> {
+    let id = MemberId { node_id: reader.u16()?, store_id: reader.array()? };
+    Some((id, read_member(reader)?))
 }
 
-/// Reads what [`put_member`] wrote, and gives the rest.
-pub fn read_member(bytes: &[u8]) -> Option<(Member, &[u8])> {
-    let (open_id, rest) = bytes.split_first_chunk()?;
-    let (marks, rest) = rest.split_first_chunk()?;
-    let (length, rest) = rest.split_first()?;
-    let (address, rest) = rest.split_at_checked(usize::from(*length))?;
-    let address = std::str::from_utf8(address).ok()?.to_owned();
-    Some((Member { open_id: *open_id, marks: u16::from_be_bytes(*marks), address }, rest))
+/// Reads what [`put_member`] wrote.
+pub fn read_member(reader: &mut ByteReader<'_>) -> Option<Member> {
+    let (open_id, marks, length) = (reader.array()?, reader.u16()?, reader.u8()?);
+    Some(Member { open_id, marks, address: reader.str(length.into())?.to_owned() })
 }
 
 #[cfg(test)]
@@ -280,8 +276,9 @@ mod tests {
             crate::chain::hex(&bytes),
             "0002090909090909090909090909090909090707070707070707070707070707070700030e3132372e302e302e313a38303833"
         );
-        assert_eq!(read(&bytes), Some(((name(2, 9), moved), &[][..])));
-        assert_eq!(read(&bytes[..bytes.len() - 1]), None);
+        let mut reader = ByteReader::new(&bytes);
+        assert_eq!(read(&mut reader).and_then(|member| reader.end(member)), Some((name(2, 9), moved)));
+        assert_eq!(read(&mut ByteReader::new(&bytes[..bytes.len() - 1])), None);
     }
 
     proptest! {

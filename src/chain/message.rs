@@ -13,6 +13,9 @@ use std::fmt;
 
 use uuid::Uuid;
 
+use super::bytes::ByteReader;
+use super::ids::EntryKey;
+
 /// Text is 1 to this many bytes of UTF-8; longer text is refused with the field's name.
 pub const TEXT_BYTES_MAX: usize = 16_384;
 /// Sender and recipient are 1 to this many Unicode scalar values; longer names are refused.
@@ -145,47 +148,34 @@ pub struct Content<'a> {
 impl<'a> Content<'a> {
     /// Reads content bytes. Limits are not asked again: what one node accepted, every node shows.
     pub fn decode(content: &'a [u8]) -> Result<Self, UnreadableContent> {
-        let mut rest = ContentReader(content);
-        match rest.take::<1>()? {
-            [1] => {}
-            [newer] => return Err(UnreadableContent::Version(newer)),
+        let mut reader = ByteReader::new(content);
+        match reader.u8() {
+            Some(1) => Self::decode_version_1(reader).ok_or(UnreadableContent::Layout),
+            Some(newer) => Err(UnreadableContent::Version(newer)),
+            None => Err(UnreadableContent::Layout),
         }
-        let id = Uuid::from_bytes(rest.take()?);
-        let timestamp = match rest.take::<1>()? {
-            [0] => None,
-            [1] => Some(u64::from_be_bytes(rest.take()?)),
-            _ => return Err(UnreadableContent::Layout),
+    }
+
+    fn decode_version_1(mut reader: ByteReader<'a>) -> Option<Self> {
+        let id = Uuid::from_bytes(reader.array()?);
+        let timestamp = match reader.u8()? {
+            0 => None,
+            // A larger one is no calendar date and could not be shown.
+            1 => Some(reader.u64().filter(|seconds| *seconds <= TIMESTAMP_MAX)?),
+            _ => return None,
         };
-        if timestamp.is_some_and(|seconds| seconds > TIMESTAMP_MAX) {
-            return Err(UnreadableContent::Layout); // no calendar date: it could not be shown
-        }
-        let sender = rest.name()?;
-        let recipient = rest.name()?;
-        let text = utf8(rest.0)?;
-        Ok(Content { id, sender, recipient, text, timestamp })
-    }
-}
-
-/// A shrinking slice of content bytes.
-struct ContentReader<'a>(&'a [u8]);
-
-impl<'a> ContentReader<'a> {
-    fn take<const N: usize>(&mut self) -> Result<[u8; N], UnreadableContent> {
-        let (head, rest) = self.0.split_first_chunk::<N>().ok_or(UnreadableContent::Layout)?;
-        self.0 = rest;
-        Ok(*head)
+        let length = reader.u16()?;
+        let sender = reader.str(length.into())?;
+        let length = reader.u16()?;
+        let recipient = reader.str(length.into())?;
+        let text = reader.str(reader.rest().len())?;
+        Some(Content { id, sender, recipient, text, timestamp })
     }
 
-    fn name(&mut self) -> Result<&'a str, UnreadableContent> {
-        let len = usize::from(u16::from_be_bytes(self.take()?));
-        let (name, rest) = self.0.split_at_checked(len).ok_or(UnreadableContent::Layout)?;
-        self.0 = rest;
-        utf8(name)
+    /// The timestamp that readers are shown, in Unix seconds: the sender's, else the second in which `key` was accepted.
+    pub fn shown_timestamp(&self, key: EntryKey) -> u64 {
+        self.timestamp.unwrap_or(key.stamp.ms() / 1000)
     }
-}
-
-fn utf8(bytes: &[u8]) -> Result<&str, UnreadableContent> {
-    std::str::from_utf8(bytes).map_err(|_| UnreadableContent::Layout)
 }
 
 fn check_name(field: &'static str, name: &str) -> Result<(), InvalidMessage> {

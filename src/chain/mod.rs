@@ -3,8 +3,10 @@
 //! Knows nothing of tokio, HTTP, redb, files, the wall clock or randomness: `now` and new names are
 //! arguments. That is what makes it possible to test it with a seed.
 
+pub mod bytes;
 pub mod clock;
 pub mod cursor;
+pub mod filter;
 pub mod frontier;
 pub mod ids;
 pub mod logs;

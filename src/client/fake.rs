@@ -1,6 +1,6 @@
-//! Servers for tests, of a few lines each: they answer as told, say nonsense, or are not there.
+//! Fake servers for tests: they send given answers or invalid bytes, or do not listen.
 //!
-//! Written on bare sockets, for the client may not know the servers of this program.
+//! Written on bare sockets, because the client must not know the servers of this program.
 
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -13,11 +13,11 @@ use crate::api::{
     error::{ErrorCode, Problem},
 };
 
-/// Servers that live as long as the test.
+/// Fake servers that run as long as the test.
 #[derive(Default)]
 pub(super) struct FakeServers {
     tasks: JoinSet<()>,
-    held: Vec<TcpSocket>,
+    unlistened: Vec<TcpSocket>,
 }
 
 /// A status and a body.
@@ -44,13 +44,13 @@ impl FakeServers {
                 let head = format!(
                     "HTTP/1.1 {status} x\r\ncontent-length: {length}\r\nconnection: close\r\nlocation: /x\r\n\r\n"
                 );
-                let _ = socket.write_all((head + &body).as_bytes()).await; // who asks may be gone
+                let _ = socket.write_all((head + &body).as_bytes()).await; // the client may be gone
             }
         });
         addr
     }
 
-    /// A server that says these bytes to everybody and closes.
+    /// A server that answers every request with these bytes and closes.
     pub(super) async fn raw(&mut self, bytes: &'static [u8]) -> Addr {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("binds");
         let addr = listener.local_addr().expect("bound").into();
@@ -63,12 +63,12 @@ impl FakeServers {
         addr
     }
 
-    /// An address at which nobody listens, and nobody else will as long as the test lives.
-    pub(super) fn nobody(&mut self) -> Addr {
+    /// An address at which nothing listens while the test runs.
+    pub(super) fn absent(&mut self) -> Addr {
         let socket = TcpSocket::new_v4().expect("a socket");
         socket.bind(([127, 0, 0, 1], 0).into()).expect("binds");
         let addr = socket.local_addr().expect("bound").into();
-        self.held.push(socket);
+        self.unlistened.push(socket);
         addr
     }
 }

@@ -1,9 +1,10 @@
-//! Asks servers: the only file that knows reqwest.
+//! Owns the HTTP client: sends one request to one server. The only file that knows reqwest.
 //!
-//! [`Client`] carries one request to one server, and tells apart what a caller has to tell apart: nobody was
-//! there, the connection was lost, it took too long, it was refused, it made no sense. It never follows
-//! redirects, obeys no proxy variables of the environment, and never repeats by itself; who may ask whom
-//! next is decided by `servers` (commands) and by the proxy.
+//! Tells apart what a caller must tell apart: no connection, a lost connection, a timeout, a refusal, an invalid answer.
+//! Must not know the store or the nodes. `servers` (for commands) and the proxy decide which server is asked next.
+//!
+//! Invariants: a request is never repeated here; redirects are not followed; proxy variables of the environment are
+//! ignored.
 
 #[cfg(test)]
 mod fake;
@@ -32,106 +33,80 @@ use crate::api::{
     path,
 };
 
-/// A server on the same site accepts within milliseconds; one that does not is asked again later. Below a second, so that
-/// a client hears within one that none of several silent servers is there.
+/// Without a connection after this time the server counts as unreachable. A server on the same site accepts within
+/// milliseconds. Below a second, so that clients of several silent servers get their answer within a second.
 const CONNECT_MAX: Duration = Duration::from_millis(800);
-/// Less than the 5 s after which a server closes an idle connection, so that it does not close one in use.
+/// An idle connection is closed after this time. Less than the 5 s of the servers, so that a server does not close a
+/// connection at the moment it is used.
 const IDLE_MAX: Duration = Duration::from_secs(4);
-/// Idle connections kept per server; further ones are closed when their request is done.
+/// Idle connections kept per server. Further ones are closed after their request.
 const IDLE_COUNT_MAX: usize = 256;
-/// A body that brings nothing for so long is given up. Feeds bring something every 15 s.
+/// A body without data for this long is a timeout. Feeds send something every 15 s.
 const READ_MAX: Duration = Duration::from_secs(30);
-/// The HTTP library can send no longer URL. One that needs escapes is written with them here, three bytes for one, so it
-/// can become too long although it was not when it came.
+/// A longer URL is refused, because the HTTP library cannot send it. Escaping makes three bytes of one, so a URL can
+/// become too long here.
 const URL_BYTES_MAX: usize = 65_534;
-/// A refusal is a few lines; of more than this nothing is made.
+/// A longer refusal is an invalid answer.
 const PROBLEM_BYTES_MAX: usize = 64 * 1024;
-/// An exchange's answer has at most 8 MiB of entries; the rest is for what frames them.
+/// A longer answer to an exchange is invalid. It has at most 8 MiB of entries, and their framing.
 const SYNC_BYTES_MAX: usize = 8 * 1024 * 1024 + 64 * 1024;
 
-/// Connections to servers. Cheap to clone; all clones share one pool.
+/// The HTTP client. Cheap to clone; all clones share one connection pool.
 #[derive(Debug, Clone)]
 pub struct Client {
     http: reqwest::Client,
-    /// What opens the servers, if they are locked.
+    /// The header with the key, if the network has keys.
     authorization: Option<HeaderValue>,
 }
 
-/// What to ask. The same request may be sent to several servers: its body is shared, not copied.
+/// A request, which may be sent to several servers. Clones share the body.
 #[derive(Debug, Clone)]
 pub struct Request {
-    /// GET or POST.
+    /// The HTTP method.
     pub method: Method,
-    /// As it stands in the request line.
+    /// Path and query, as in the request line.
     pub path_and_query: String,
-    /// Without those that belong to a connection.
+    /// End-to-end headers only.
     pub headers: HeaderMap,
-    /// Empty for a GET.
+    /// Empty for GET and DELETE.
     pub body: Bytes,
 }
 
 impl Request {
-    /// Asks for something.
+    /// A GET request.
     pub fn get(path_and_query: impl Into<String>) -> Self {
         let (method, headers, body) = (Method::GET, HeaderMap::new(), Bytes::new());
         Self { method, path_and_query: path_and_query.into(), headers, body }
     }
 
-    /// Has something taken away.
+    /// A DELETE request.
     pub fn delete(path_and_query: impl Into<String>) -> Self {
         Self { method: Method::DELETE, ..Self::get(path_and_query) }
     }
 
-    /// Brings something of this media type.
+    /// A POST request with a body of this media type.
     pub fn post(path_and_query: impl Into<String>, media: &'static str, body: impl Into<Bytes>) -> Self {
         let headers = HeaderMap::from_iter([(CONTENT_TYPE, HeaderValue::from_static(media))]);
         Self { method: Method::POST, path_and_query: path_and_query.into(), headers, body: body.into() }
     }
 }
 
-/// Why there is no answer that could be used.
+/// Why there is no usable answer.
 #[derive(Debug, Clone)]
+#[expect(missing_docs, reason = "the names of the fields say what they are")]
 pub enum ClientError {
-    /// No connection: surely without effect.
-    Unreachable {
-        /// Who was asked.
-        addr: Addr,
-        /// What the system says.
-        why: String,
-    },
+    /// No connection: the request surely had no effect.
+    Unreachable { addr: Addr, why: String },
     /// The connection broke before the answer was complete: the request may have had its effect.
-    Lost {
-        /// Who was asked.
-        addr: Addr,
-        /// What the system says.
-        why: String,
-    },
+    Lost { addr: Addr, why: String },
     /// No answer in time: the request may have had its effect.
-    Timeout {
-        /// Who was asked.
-        addr: Addr,
-        /// How long was waited.
-        after: Duration,
-    },
-    /// The server refused; or would, for it cannot even be asked this.
-    Problem {
-        /// Who was asked.
-        addr: Addr,
-        /// What it says.
-        problem: Box<Problem>,
-    },
-    /// An answer, but not one of a ChatChain server.
-    Malformed {
-        /// Who was asked.
-        addr: Addr,
-        /// What is wrong with it.
-        why: String,
-    },
+    Timeout { addr: Addr, after: Duration },
+    /// The server refused, or the request cannot be sent to any server.
+    Problem { addr: Addr, problem: Box<Problem> },
+    /// The answer is not one of a ChatChain server.
+    Malformed { addr: Addr, why: String },
     /// None of several servers answered.
-    NoAnswer {
-        /// What happened at each.
-        tried: Vec<ClientError>,
-    },
+    NoAnswer { tried: Vec<ClientError> },
 }
 
 impl std::error::Error for ClientError {}
@@ -146,12 +121,12 @@ impl fmt::Display for ClientError {
 }
 
 impl ClientError {
-    /// Whether the server does not take the key that was shown, or wants one and was shown none.
+    /// Whether the server refuses the client's key, or needs one and got none.
     pub fn is_unauthorized(&self) -> bool {
         self.problem().is_some_and(|problem| problem.code == ErrorCode::Unauthorized)
     }
 
-    /// Whether another server, or the same later, may do better.
+    /// Whether another server, or the same one later, may answer.
     pub fn retryable(&self) -> bool {
         match self {
             Self::Problem { problem, .. } => problem.retryable,
@@ -163,7 +138,7 @@ impl ClientError {
         }
     }
 
-    /// What the server said, if it refused.
+    /// The refusal, if the server refused.
     pub fn problem(&self) -> Option<&Problem> {
         match self {
             Self::Problem { problem, .. } => Some(problem),
@@ -171,7 +146,7 @@ impl ClientError {
         }
     }
 
-    /// Who was asked, if it was one.
+    /// The server, unless several were asked.
     pub fn addr(&self) -> Option<&Addr> {
         match self {
             Self::Unreachable { addr, .. }
@@ -183,23 +158,23 @@ impl ClientError {
         }
     }
 
-    /// What went wrong, without saying where.
+    /// What went wrong, without the address.
     pub fn why(&self) -> String {
         match self {
             Self::Unreachable { why, .. } => why.clone(),
             Self::Lost { why, .. } => format!("the connection was lost: {why}"),
             Self::Timeout { after, .. } => format!("no answer within {} s", after.as_secs_f32()),
             Self::Problem { problem, .. } => problem.to_string(),
-            Self::Malformed { why, .. } => format!("the answer makes no sense: {why}"),
+            Self::Malformed { why, .. } => format!("the answer is not one of a ChatChain server: {why}"),
             Self::NoAnswer { tried } => {
-                let said = tried.iter().filter_map(|error| Some((error.addr()?, error.why())));
-                format!("no server answered: {}", address::grouped_errors(said))
+                let errors = tried.iter().filter_map(|error| Some((error.addr()?, error.why())));
+                format!("no server answered: {}", address::grouped_errors(errors))
             }
         }
     }
 
-    /// Sorts what reqwest reports; `phase` is what was being done.
-    fn of(addr: &Addr, e: &reqwest::Error) -> Self {
+    /// Classifies an error of reqwest.
+    fn from_reqwest(addr: &Addr, e: &reqwest::Error) -> Self {
         let (addr, why) = (addr.clone(), root_cause(e));
         if e.is_connect() && e.is_timeout() {
             let why = format!("no connection within {} s", CONNECT_MAX.as_secs_f32());
@@ -214,7 +189,7 @@ impl ClientError {
     }
 }
 
-/// The innermost error: reqwest's own words only say that something failed.
+/// The innermost error: reqwest's own text only says that something failed.
 fn root_cause(e: &reqwest::Error) -> String {
     let mut cause: &dyn std::error::Error = e;
     loop {
@@ -231,7 +206,7 @@ fn root_cause(e: &reqwest::Error) -> String {
 }
 
 impl Client {
-    /// Shows the first of the keys to whomever it asks. No connection is made before the first request.
+    /// A client that sends the first key with every request. Connects with the first request.
     pub fn new(keys: Option<&Keys>) -> Self {
         let http = reqwest::Client::builder()
             .user_agent(concat!("chatchain/", env!("CARGO_PKG_VERSION")))
@@ -246,17 +221,16 @@ impl Client {
             .pool_idle_timeout(IDLE_MAX)
             .pool_max_idle_per_host(IDLE_COUNT_MAX)
             .build()
-            .expect("without TLS and proxies there is nothing that could fail");
+            .expect("building cannot fail without TLS and proxies");
         let authorization = keys.map(|keys| {
             let mut value = HeaderValue::try_from(keys.authorization()).expect("a key is of printable ASCII");
-            value.set_sensitive(true); // so that nobody who prints headers prints it
+            value.set_sensitive(true); // keeps the key out of printed headers
             value
         });
         Self { http, authorization }
     }
 
-    /// Carries a request to a server and waits for the head of the answer, whatever its status. Dropping the
-    /// future gives the request up.
+    /// Sends a request and waits for the head of the answer, whatever its status. Dropping the future cancels the request.
     pub async fn forward(
         &self,
         addr: &Addr,
@@ -272,12 +246,12 @@ impl Client {
         let (addr, after) = (addr.clone(), within);
         match timeout(within, asked.send()).await {
             Ok(Ok(response)) => Ok(Answer { addr, response }),
-            Ok(Err(e)) => Err(ClientError::of(&addr, &e)),
+            Ok(Err(e)) => Err(ClientError::from_reqwest(&addr, &e)),
             Err(_) => Err(ClientError::Timeout { addr, after }),
         }
     }
 
-    /// One exchange with another node.
+    /// Sends one exchange request to a node.
     pub async fn sync(&self, addr: &Addr, body: Bytes, within: Duration) -> Result<Bytes, ClientError> {
         let request = Request::post(path::SYNC, media::BINARY, body);
         let exchange = async {
@@ -287,8 +261,8 @@ impl Client {
         timeout(within, exchange).await.unwrap_or_else(late)
     }
 
-    /// What one server can do just now; an answer also when that is nothing. Everybody may ask that; that the server
-    /// would not let this client do anything else is an error all the same.
+    /// Whether one server can store and read. A server that can do neither is an answer, not an error. Needs no key; that
+    /// the server would refuse this client's key elsewhere is an error.
     pub async fn readyz(&self, addr: &Addr, within: Duration) -> Result<Readiness, ClientError> {
         let answer = self.forward(addr, &Request::get(path::READYZ), within).await?;
         if answer.headers().contains_key(WWW_AUTHENTICATE) {
@@ -311,7 +285,7 @@ fn url(addr: &Addr, path_and_query: &str) -> Result<Url, ClientError> {
     Ok(url)
 }
 
-/// An answer whose head has come.
+/// An answer whose head has arrived.
 #[derive(Debug)]
 pub struct Answer {
     addr: Addr,
@@ -319,28 +293,28 @@ pub struct Answer {
 }
 
 impl Answer {
-    /// Who answered.
+    /// The server.
     pub fn addr(&self) -> &Addr {
         &self.addr
     }
 
-    /// The status.
+    /// The HTTP status.
     pub fn status(&self) -> StatusCode {
         self.response.status()
     }
 
-    /// The headers, those of the connection included.
+    /// All headers, also those of the connection.
     pub fn headers(&self) -> &HeaderMap {
         self.response.headers()
     }
 
-    /// The answer if it is a success, else what the server says against it.
+    /// The answer if it is a success, else the refusal as an error.
     pub async fn accepted(self) -> Result<Self, ClientError> {
         if self.status().is_success() { Ok(self) } else { Err(self.refusal().await) }
     }
 
     /// Reads an answer that is not a success.
-    pub async fn refusal(self) -> ClientError {
+    async fn refusal(self) -> ClientError {
         let (addr, status) = (self.addr.clone(), self.status());
         let retry_after = self.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok());
         let body = match self.bytes(PROBLEM_BYTES_MAX).await {
@@ -356,7 +330,7 @@ impl Answer {
         }
     }
 
-    /// The whole body, if it is not longer than `max`.
+    /// The whole body. A body longer than `max` is an error.
     pub async fn bytes(self, max: usize) -> Result<Bytes, ClientError> {
         let addr = self.addr.clone();
         let mut body = self.into_stream();
@@ -371,16 +345,16 @@ impl Answer {
         Ok(whole.freeze())
     }
 
-    /// The whole body, not longer than `max`, as JSON.
+    /// The whole body as JSON. A body longer than `max` is an error.
     pub async fn json<T: serde::de::DeserializeOwned>(self, max: usize) -> Result<T, ClientError> {
         let addr = self.addr.clone();
         let body = self.bytes(max).await?;
         serde_json::from_slice(&body).map_err(|e| ClientError::Malformed { addr, why: e.to_string() })
     }
 
-    /// The body as it comes. A body that is cut ends with an error, never silently.
+    /// The body as it arrives. A truncated body ends with an error.
     pub fn into_stream(self) -> impl Stream<Item = Result<Bytes, ClientError>> + Send + 'static + use<> {
         let addr = self.addr;
-        self.response.bytes_stream().map_err(move |e| ClientError::of(&addr, &e))
+        self.response.bytes_stream().map_err(move |e| ClientError::from_reqwest(&addr, &e))
     }
 }

@@ -1,8 +1,10 @@
-//! The calls of the API, asked of the first of several servers that can answer.
+//! Owns the calls of the API for commands: each is sent to several servers in turn, until one can answer.
 //!
-//! A command does not care who answers: the proxy first, then the nodes it knows. A refusal that no other
-//! server would take back is the answer; everything else moves on to the next. A send that is repeated
-//! always brings the same id, so it is stored once. Knows nothing of reqwest.
+//! Before it: `commands`. After it: [`Client`]. A command asks the proxy first, then the nodes that it knows. A final
+//! refusal, which any server would repeat, is the answer; after any other error the next server is asked.
+//! Must not know reqwest.
+//!
+//! Invariant: all attempts of a send carry the same id, so it is stored once.
 
 use std::{
     sync::{
@@ -32,34 +34,34 @@ use crate::api::{
     query::ListQuery,
 };
 
-/// For the head of one server's answer; then the next is asked.
+/// For one server to answer; then the next one is asked.
 const ATTEMPT_MAX: Duration = Duration::from_secs(5);
-/// The same for a batch, of which a server does more before it answers.
+/// The same for a batch, which takes longer.
 const BATCH_ATTEMPT_MAX: Duration = Duration::from_secs(30);
-/// For all servers together; then what was found out is the answer.
+/// For all servers together; then the call fails with the errors so far.
 const TOTAL_MAX: Duration = Duration::from_secs(60);
-/// An answer about one message or one network is far smaller; a larger one is not understood.
+/// A longer answer about one message or one network is invalid.
 const ANSWER_BYTES_MAX: usize = 8 * 1024 * 1024;
-/// One line of a listing is at most this long: a text in which every byte is escaped, and its names.
+/// A longer line of a listing is invalid. A text in which every byte is escaped, with its names, is shorter.
 const LINE_BYTES_MAX: usize = 256 * 1024;
 
-/// Servers in the order in which they are tried, beginning with the one that answered last. Clones share that.
+/// Several servers. The one that answered last is asked first; clones share which one that is.
 #[derive(Debug, Clone)]
 pub struct Servers {
     client: Client,
     addrs: Vec<Addr>,
-    /// Which of them answered last. Only a hint: a stale one costs an attempt.
-    first: Arc<AtomicUsize>,
+    /// Index of the server that answered last. A hint: a stale one costs an attempt.
+    preferred: Arc<AtomicUsize>,
 }
 
 /// The answer to a send.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Acked<T> {
-    /// What the server says.
+    /// The body of the answer.
     pub answer: T,
-    /// Stored, but fewer copies than asked were confirmed in time.
+    /// The message is stored, but fewer copies than requested were confirmed in time.
     pub below_acks: bool,
-    /// What a read must cover to show it.
+    /// The position that a read must cover to show it.
     pub position: Option<Position>,
 }
 
@@ -74,7 +76,7 @@ pub enum NodesAnswer {
 }
 
 impl ClientError {
-    /// Whether no node could be reached: nobody answered, or a proxy that finds none.
+    /// Whether no node was reached: no server answered, or a proxy found no node.
     pub fn no_node(&self) -> bool {
         match self {
             Self::NoAnswer { tried } => tried.iter().all(Self::no_node),
@@ -86,17 +88,17 @@ impl ClientError {
 }
 
 impl Servers {
-    /// At least one address; they are tried in this order.
+    /// `addrs`: at least one address; they are tried in this order.
     pub fn new(client: Client, addrs: Vec<Addr>) -> Self {
-        Self { client, addrs, first: Arc::default() }
+        Self { client, addrs, preferred: Arc::default() }
     }
 
-    /// Who is asked.
+    /// The addresses of the servers.
     pub fn addrs(&self) -> &[Addr] {
         &self.addrs
     }
 
-    /// Sends one message. Without an id it gets one here, before the first attempt. `acks` is passed on as it is.
+    /// Sends one message. A message without an id gets one here. `acks` goes into the query unchanged.
     pub async fn send(
         &self,
         mut message: SendRequest,
@@ -107,7 +109,7 @@ impl Servers {
         self.post(Request::post(messages_path(acks), media::JSON, body), ATTEMPT_MAX).await
     }
 
-    /// Sends a batch of lines. `key` makes the ids of lines without one, so that every attempt brings the same.
+    /// Sends a batch of lines. `key` is the root of the ids of lines without one, so all attempts have the same ids.
     pub async fn send_batch(
         &self,
         lines: Bytes,
@@ -120,63 +122,63 @@ impl Servers {
         self.post(request, BATCH_ATTEMPT_MAX).await
     }
 
-    /// Asks for history, oldest first, one message at a time. A listing that breaks ends with an error. The server waits
-    /// for a moment until it covers the position, if one is given.
+    /// Lists history, oldest first, one message at a time. A truncated listing ends with an error. The server waits briefly
+    /// until it covers `position`.
     pub async fn list(
         &self,
         query: &ListQuery,
         position: Option<&Position>,
     ) -> Result<MessageStream, ClientError> {
-        let mut request = asking(path::MESSAGES, &query.to_query_string());
+        let mut request = lines_request(path::MESSAGES, &query.to_query_string());
         if let Some(position) = position {
             let position = position.to_text().parse().expect("base64 is a header value");
             request.headers.insert(header::POSITION, position);
         }
-        let begin = async |answer: Answer| Ok(MessageStream::begin(answer));
-        match self.first(&request, ATTEMPT_MAX, begin).await {
-            // It may be a position of another network, of which nothing is to be found here.
+        let open = async |answer: Answer| Ok(MessageStream::new(answer));
+        match self.ask(&request, ATTEMPT_MAX, open).await {
+            // The position may be one of another network.
             Err(ClientError::Problem { problem, .. })
                 if position.is_some() && problem.code == ErrorCode::InvalidQuery =>
             {
                 request.headers.remove(header::POSITION);
-                self.first(&request, ATTEMPT_MAX, begin).await
+                self.ask(&request, ATTEMPT_MAX, open).await
             }
             answer => answer,
         }
     }
 
-    /// Opens the feed, as one event after the other.
+    /// Opens the feed.
     pub async fn feed(&self, query: &FeedQuery) -> Result<FeedStream, ClientError> {
-        let request = asking(path::FEED, &query.to_query_string());
-        let begin = async |answer: Answer| Ok(FeedStream { lines: MessageStream::begin(answer) });
-        self.first(&request, ATTEMPT_MAX, begin).await
+        let request = lines_request(path::FEED, &query.to_query_string());
+        let open = async |answer: Answer| Ok(FeedStream { lines: MessageStream::new(answer) });
+        self.ask(&request, ATTEMPT_MAX, open).await
     }
 
-    /// Asks for one message.
+    /// Looks up one message.
     pub async fn message(&self, id: Uuid) -> Result<SendAnswer, ClientError> {
         self.get(format!("{}{id}", path::MESSAGES_PREFIX)).await
     }
 
-    /// Asks how a server sees the others.
+    /// The status of one server, with its view of the others.
     pub async fn nodes(&self) -> Result<NodesAnswer, ClientError> {
         self.get(path::NODES.into()).await
     }
 
-    /// Asks for the whole network.
+    /// The status of the whole network.
     pub async fn network(&self) -> Result<NetworkStatus, ClientError> {
         self.get(path::NETWORK.into()).await
     }
 
-    /// Has a node forgotten.
+    /// Removes a node from the network's members.
     pub async fn forget(&self, node_id: NodeId) -> Result<ForgetAnswer, ClientError> {
         let request = Request::delete(format!("{}{node_id}", path::NODES_PREFIX));
         let whole = async |answer: Answer| answer.json(ANSWER_BYTES_MAX).await;
-        self.first(&request, ATTEMPT_MAX, whole).await
+        self.ask(&request, ATTEMPT_MAX, whole).await
     }
 
     async fn get<T: DeserializeOwned>(&self, path: String) -> Result<T, ClientError> {
         let whole = async |answer: Answer| answer.json(ANSWER_BYTES_MAX).await;
-        self.first(&Request::get(path), ATTEMPT_MAX, whole).await
+        self.ask(&Request::get(path), ATTEMPT_MAX, whole).await
     }
 
     async fn post<T: DeserializeOwned>(
@@ -188,40 +190,40 @@ impl Servers {
             let (below_acks, position) = (answer.status() == 202, position_of(&answer));
             Ok(Acked { answer: answer.json(ANSWER_BYTES_MAX).await?, below_acks, position })
         };
-        self.first(&request, attempt, whole).await
+        self.ask(&request, attempt, whole).await
     }
 
-    /// The first success, or the first refusal that others would repeat; else what all of them said. `take` is
-    /// what of the answer must have come within the attempt.
-    async fn first<T>(
+    /// The first success or final refusal, else the errors of all servers. `read` reads the part of the answer that must
+    /// arrive within the attempt.
+    async fn ask<T>(
         &self,
         request: &Request,
         attempt: Duration,
-        take: impl AsyncFn(Answer) -> Result<T, ClientError>,
+        read: impl AsyncFn(Answer) -> Result<T, ClientError>,
     ) -> Result<T, ClientError> {
         let deadline = Instant::now() + TOTAL_MAX;
-        let begin = self.first.load(Ordering::Relaxed);
+        let start = self.preferred.load(Ordering::Relaxed);
         let mut tried = Vec::new();
-        for place in (0..self.addrs.len()).map(|step| (begin + step) % self.addrs.len()) {
-            let addr = &self.addrs[place];
+        for index in (0..self.addrs.len()).map(|step| (start + step) % self.addrs.len()) {
+            let addr = &self.addrs[index];
             let within = attempt.min(deadline.saturating_duration_since(Instant::now()));
-            let ask =
-                async { take(self.client.forward(addr, request, within).await?.accepted().await?).await };
-            let late = |_| Err(ClientError::Timeout { addr: addr.clone(), after: within });
-            match timeout(within, ask).await.unwrap_or_else(late) {
+            let attempt =
+                async { read(self.client.forward(addr, request, within).await?.accepted().await?).await };
+            let timed_out = |_| Err(ClientError::Timeout { addr: addr.clone(), after: within });
+            match timeout(within, attempt).await.unwrap_or_else(timed_out) {
                 Err(e) if e.retryable() => tried.push(e),
-                decided => {
-                    self.first.store(place, Ordering::Relaxed);
-                    return decided;
+                result => {
+                    self.preferred.store(index, Ordering::Relaxed);
+                    return result;
                 }
             }
         }
-        Err(summary(tried))
+        Err(combined_error(tried))
     }
 }
 
-/// Asks for lines.
-fn asking(path: &str, query: &str) -> Request {
+/// A GET request for an answer in lines.
+fn lines_request(path: &str, query: &str) -> Request {
     let separator = if query.is_empty() { "" } else { "?" };
     let mut request = Request::get(format!("{path}{separator}{query}"));
     request.headers.insert("accept", media::NDJSON.parse().expect("a header value"));
@@ -239,15 +241,15 @@ fn messages_path(acks: Option<&str>) -> String {
     }
 }
 
-/// A refusal of a node says more than that others did not answer.
-fn summary(mut tried: Vec<ClientError>) -> ClientError {
+/// A node's refusal if there is one: it tells more than the errors of the servers that did not answer.
+fn combined_error(mut tried: Vec<ClientError>) -> ClientError {
     match tried.iter().position(|e| e.problem().is_some() && !e.no_node()) {
-        Some(place) => tried.swap_remove(place),
+        Some(index) => tried.swap_remove(index),
         None => ClientError::NoAnswer { tried },
     }
 }
 
-/// A listing under way.
+/// A listing that is being received.
 pub struct MessageStream {
     addr: Addr,
     position: Option<Position>,
@@ -256,22 +258,22 @@ pub struct MessageStream {
 }
 
 impl MessageStream {
-    fn begin(answer: Answer) -> Self {
+    fn new(answer: Answer) -> Self {
         let (addr, position) = (answer.addr().clone(), position_of(&answer));
         Self { addr, position, body: answer.into_stream().boxed(), buffer: LineBuffer::default() }
     }
 
-    /// Who answers.
+    /// The server.
     pub fn addr(&self) -> &Addr {
         &self.addr
     }
 
-    /// What it covers, if the server says so.
+    /// The position that the listing covers, if the server sent one.
     pub fn position(&self) -> Option<&Position> {
         self.position.as_ref()
     }
 
-    /// The next message, as the bytes of its line without the line's end.
+    /// The line of the next message, without the line end.
     pub async fn next_line(&mut self) -> Result<Option<Bytes>, ClientError> {
         loop {
             if let Some(line) = self.buffer.next_line() {
@@ -299,13 +301,13 @@ impl MessageStream {
     }
 }
 
-/// A feed under way. It ends when the server does; whoever follows opens another with the last cursor.
+/// A feed that is being received. It ends when the server ends; the caller opens another one with the last cursor.
 pub struct FeedStream {
     lines: MessageStream,
 }
 
 impl FeedStream {
-    /// What a listing must cover so that it and this feed together have everything.
+    /// The position that a listing must cover so that listing and feed together have every message.
     pub fn position(&self) -> Option<&Position> {
         self.lines.position()
     }

@@ -18,7 +18,7 @@ use crate::{
         message::ListedMessage,
         query::ListQuery,
     },
-    chain::message::fold,
+    chain::filter::Filter,
     cli::{self, OutputFormat},
     client::{
         ClientError,
@@ -47,15 +47,8 @@ pub async fn run(args: &cli::ListArgs, context: &Context<'_>) -> Result<Exit> {
     let is_array = !args.follow && output.format() == OutputFormat::Json;
     let mut follower = Follower {
         servers: &servers,
-        query: FeedQuery {
-            cursor: saved.clone(),
-            from_start: false,
-            sender: query.sender.clone(),
-            recipient: query.recipient.clone(),
-            user: query.user.clone(),
-            with: query.with.clone(),
-        },
-        text: query.text.as_deref().map(fold),
+        query: FeedQuery { cursor: saved.clone(), from_start: false, filter: query.filter.names() },
+        filter: query.filter.clone().folded(),
         overlap: HashSet::new(),
         collected: is_array.then(Vec::new),
         cursor_file,
@@ -92,8 +85,8 @@ struct Follower<'a> {
     servers: &'a Servers,
     /// The feed that is asked for, with the cursor after the last event.
     query: FeedQuery,
-    /// Folded text that a message must contain. Servers do not filter a feed by text.
-    text: Option<String>,
+    /// The folded filter. Servers do not filter a feed by text, so the client does.
+    filter: Filter,
     /// Messages of the listing that the feed may repeat.
     overlap: HashSet<Content>,
     /// Messages of a JSON array, which is printed at the end. `None` if each message is printed as it arrives.
@@ -193,7 +186,7 @@ impl Follower<'_> {
 
     fn print_event(&mut self, FeedLine { cursor, message, .. }: FeedLine) -> Result<()> {
         if let Some(message) = message {
-            let matches = self.text.as_ref().is_none_or(|text| fold(&message.text).contains(text));
+            let matches = self.filter.matches_text(&message.text);
             let is_printed = !self.overlap.is_empty() && self.overlap.remove(&content(&message));
             if matches && !is_printed {
                 self.print(message)?;

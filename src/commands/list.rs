@@ -9,7 +9,7 @@ use jiff::{Span, SpanRelativeTo, Timestamp, fmt::friendly::SpanParser};
 use super::{Context, Exit, last_writes::LastWrites, room_recipient};
 use crate::{
     api::{address::Addr, message::ListedMessage, position::Position, query::ListQuery, time::second_of},
-    chain::message::TIMESTAMP_MAX,
+    chain::{filter::Filter, message::TIMESTAMP_MAX},
     cli::{self, OutputFormat},
     client::{ClientError, servers::Servers},
     config::ConfigError,
@@ -73,13 +73,15 @@ fn query_at(args: &cli::ListArgs, now: Timestamp) -> Result<ListQuery, ConfigErr
         text.as_ref().map(|text| parse_time(text, now).ok_or_else(|| not_a_time(flag, text))).transpose()
     };
     Ok(ListQuery {
-        sender: args.from.clone(),
-        recipient: args.to.clone().or_else(|| args.room.as_deref().map(room_recipient)),
-        user: args.user.clone(),
-        with: args.with.clone(),
-        text: args.text.clone(),
-        since: time("--since", &args.since)?,
-        until: time("--until", &args.until)?,
+        filter: Filter {
+            sender: args.from.clone(),
+            recipient: args.to.clone().or_else(|| args.room.as_deref().map(room_recipient)),
+            user: args.user.clone(),
+            with: args.with.clone(),
+            text: args.text.clone(),
+            since: time("--since", &args.since)?,
+            until: time("--until", &args.until)?,
+        },
         limit: Some(args.limit),
         before: None,
         after: None,

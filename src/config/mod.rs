@@ -19,6 +19,7 @@ use std::{
     time::Duration,
 };
 
+use clap::ValueEnum;
 use jiff::fmt::friendly::SpanParser;
 
 use crate::{
@@ -91,7 +92,7 @@ pub struct ProxyConfig {
 }
 
 /// How the proxy spreads a request over the nodes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Strategy {
     /// One node after the other.
     Failover,
@@ -101,15 +102,9 @@ pub enum Strategy {
     Race,
 }
 
-impl Strategy {
-    const NAMES: [(&str, Strategy); 3] =
-        [("failover", Strategy::Failover), ("hedge", Strategy::Hedge), ("race", Strategy::Race)];
-}
-
 impl fmt::Display for Strategy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let named = Self::NAMES.iter().find(|(_, strategy)| strategy == self);
-        f.write_str(named.expect("every strategy has a name").0)
+        f.write_str(self.to_possible_value().expect("every strategy has a name").get_name())
     }
 }
 
@@ -434,9 +429,8 @@ impl Sources {
 
     fn strategy(&self) -> Result<Strategy, ConfigError> {
         let value = self.value_or_default("CHATCHAIN_PROXY_STRATEGY");
-        let named = Strategy::NAMES.into_iter().find(|(name, _)| *name == value.text);
-        named.map(|(_, strategy)| strategy).ok_or_else(|| {
-            let nearest = settings::nearest(&value.text, Strategy::NAMES.map(|(name, _)| name));
+        Strategy::from_str(&value.text, false).map_err(|_| {
+            let nearest = settings::nearest(&value.text, ["failover", "hedge", "race"]);
             value.error(format!("a strategy is failover, hedge or race; did you mean {nearest}?"))
         })
     }

@@ -1,7 +1,7 @@
-//! Owns what happened to this network that an operator should know, as this process saw it.
+//! Owns the warnings about past events that status shows: a fork, a lost entry, a peer that came back with less.
 //!
-//! Kept over closings and openings of the store, until the process ends, and shown among the warnings. Nothing is
-//! decided by them, but how often a store may be renamed.
+//! They outlive closing and opening the store, until the process ends. Nothing is decided by them. When the store last
+//! took a new id is kept here as well, for the same lifetime.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -9,13 +9,13 @@ use std::time::{Duration, Instant};
 
 use crate::api::time::Time;
 
-/// Notes that are kept. At the bound the oldest goes.
+/// Incidents that are kept. At the bound the oldest one is dropped.
 const INCIDENTS_MAX: usize = 16;
 
-/// A store takes another name at most this often.
+/// A store takes a new id at most this often. Earlier claims that its id is used twice are ignored.
 const NEW_ID_INTERVAL: Duration = Duration::from_secs(10 * 60);
 
-/// See the head of this file. Clones are the same notes.
+/// The incidents of this process. Clones share them.
 #[derive(Debug, Clone, Default)]
 pub struct Incidents(Arc<IncidentLog>);
 
@@ -27,22 +27,22 @@ struct IncidentLog {
 
 impl Incidents {
     fn lock(&self) -> MutexGuard<'_, VecDeque<(Time, String)>> {
-        self.0.lines.lock().unwrap_or_else(PoisonError::into_inner) // lines of text, whole at any time
+        self.0.lines.lock().unwrap_or_else(PoisonError::into_inner) // each change is complete before a panic
     }
 
-    /// Takes note. What happened before moves up.
+    /// Logs an incident and keeps it. One that happened before moves to the end.
     pub fn add(&self, what: String) {
         tracing::warn!("{what}");
-        let mut notes = self.lock();
-        notes.retain(|(_, earlier)| *earlier != what);
-        if notes.len() == INCIDENTS_MAX {
-            notes.pop_front();
+        let mut incidents = self.lock();
+        incidents.retain(|(_, earlier)| *earlier != what);
+        if incidents.len() == INCIDENTS_MAX {
+            incidents.pop_front();
         }
-        notes.push_back((Time(super::now_ms()), what));
+        incidents.push_back((Time(super::now_ms()), what));
     }
 
-    /// Whether the store may be given another name now; if so, not again for a while. Kept apart from the lines, which
-    /// a peer could have driven out by others.
+    /// Whether the store may take a new id now. If so, it may not again for [`NEW_ID_INTERVAL`]. The time is kept apart from
+    /// the incidents, which a peer could push out by causing others.
     pub fn may_take_new_id(&self) -> bool {
         let mut renamed = self.0.last_new_id.lock().unwrap_or_else(PoisonError::into_inner); // one value
         let may = renamed.is_none_or(|at| at.elapsed() >= NEW_ID_INTERVAL);
@@ -52,7 +52,7 @@ impl Incidents {
         may
     }
 
-    /// As they are shown, oldest first.
+    /// The incidents as status shows them, oldest first.
     pub fn lines(&self) -> Vec<String> {
         self.lock().iter().map(|(at, what)| format!("{what} ({at})")).collect()
     }
@@ -62,13 +62,13 @@ impl Incidents {
 mod tests {
     use super::*;
 
-    /// Or whoever can make us take notes could have us close the store again and again.
+    /// Otherwise a peer that causes incidents could have the store closed again and again.
     #[test]
-    fn that_a_name_was_taken_is_not_forgotten_over_other_notes() {
-        let notes = Incidents::default();
-        assert!(notes.may_take_new_id());
-        (0..2 * INCIDENTS_MAX).for_each(|n| notes.add(format!("node {n} came back with another store")));
-        assert!(!notes.may_take_new_id());
-        assert_eq!(notes.lines().len(), INCIDENTS_MAX);
+    fn other_incidents_do_not_allow_a_new_id_earlier() {
+        let incidents = Incidents::default();
+        assert!(incidents.may_take_new_id());
+        (0..2 * INCIDENTS_MAX).for_each(|n| incidents.add(format!("node {n} came back with another store")));
+        assert!(!incidents.may_take_new_id());
+        assert_eq!(incidents.lines().len(), INCIDENTS_MAX);
     }
 }

@@ -287,7 +287,7 @@ impl LiveFeed {
                 next = write_snapshot(node, &until).await;
             }
             let Some((milestone, place)) = next else { return until };
-            let has_spread = node.cluster.node_count() == 1 || node.durable_on(&[place]).len() > 1;
+            let has_spread = node.cluster.roster().node_count() == 1 || node.durable_on(&[place]).len() > 1;
             if changes <= CHANGES_MAX && !has_spread {
                 self.ring().next = Some((milestone, place));
                 return until;

@@ -1,46 +1,28 @@
-//! Owns what a node does for its store by itself: the scrub, giving up what nobody has, and saying that the store is proven.
+//! Owns what a node does for its store in the background: the scrub, cutting logs at entries that nobody has any more, and
+//! marking the store as healthy.
 //!
-//! One task, a small step at a time. It reads slowly, so that nobody else notices; what it finds damaged is asked of the
-//! peers by the exchanges. Knows nothing of what is done about it: that is decided in `replica`.
+//! The scrub reads slowly, in small steps, so that requests are not delayed. The damage it finds is requested from peers
+//! with the next exchanges. What is done about damage is decided in `replica`.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::{Node, now_ms};
-use crate::api::network::ScrubStatus;
 use crate::api::time::Time;
-use crate::replica::scrub::{Scrub, ScrubStep};
+use crate::replica::scrub::Scrub;
 use crate::replica::write_ops::Maintenance;
-use crate::store::StoreError;
 
-/// Bytes of records that the scrub reads in a second, at the most.
+/// Bytes of records that the scrub reads per second, at most.
 const SCRUB_BYTES_PER_SECOND: u32 = 4 << 20;
-/// A node that has just started has better to do; what it opened was checked as far as the engine can.
+/// The first scrub starts this long after the store was opened, or after one scrub interval if that is shorter.
 const FIRST_SCRUB_AFTER: Duration = Duration::from_secs(60);
-/// How often it is looked whether damage is beyond repair, and whether it is time for the next round.
+/// Poll interval for damage that cannot be repaired, and for the start of the next round.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
-
-/// For so long a store must have been used before a bad end of the process does not count against it. Damage that ends it
-/// mostly does with the first write to either file; the scrub, which begins after a minute, reads 2 GB in that time. Longer
-/// would count more kills, which say nothing of the store.
+/// Minimum uptime after which an unclean exit no longer counts against the store. Damage that ends the process mostly does
+/// so with the first write to either file, and the scrub reads 2 GB in this time. A longer time would count more kills,
+/// which say nothing about the store.
 const HEALTHY_AFTER: Duration = Duration::from_secs(10 * 60);
 
-/// How far the scrub is, for `GET /nodes`.
-#[derive(Debug, Default)]
-pub struct ScrubProgress(Mutex<ScrubStatus>);
-
-impl ScrubProgress {
-    fn lock(&self) -> MutexGuard<'_, ScrubStatus> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner) // plain numbers
-    }
-
-    /// As it is shown.
-    pub fn status(&self) -> ScrubStatus {
-        self.lock().clone()
-    }
-}
-
-/// Takes care until the node ends.
+/// Scrubs and cuts until the node ends, or until the store must not be trusted any more.
 pub async fn run(node: Node) {
     let interval = node.config.scrub_interval;
     let (mut scrub, mut due) = (Scrub::default(), Instant::now() + interval.min(FIRST_SCRUB_AFTER));
@@ -51,13 +33,15 @@ pub async fn run(node: Node) {
             continue;
         }
         due = Instant::now() + interval;
-        if !scrub_round(&node, &mut scrub).await {
-            return; // the alarm is raised; the node opens the store anew
+        if let Err(why) = scrub_round(&node, &mut scrub).await {
+            node.writer.fault().raise(why);
+            return; // the node opens its store again
         }
     }
 }
 
-/// Says that the store is proven once it is; goes on doing nothing until the node ends.
+/// Marks the store as healthy after [`HEALTHY_AFTER`], once it was written to. Then it only waits: a task that returns
+/// ends the node.
 pub async fn mark_healthy_later(node: Node) {
     tokio::time::sleep(HEALTHY_AFTER).await;
     while !node.store.has_written_both() {
@@ -65,70 +49,56 @@ pub async fn mark_healthy_later(node: Node) {
     }
     let store = node.store.clone();
     if let Err(error) = tokio::task::spawn_blocking(move || store.mark_healthy()).await {
-        tracing::error!(%error, "saying that the store is proven");
+        tracing::error!(%error, "marking the store as healthy");
     }
     std::future::pending::<()>().await;
 }
 
-/// One round over everything. `false`: the store must not be believed.
-async fn scrub_round(node: &Node, scrub: &mut Scrub) -> bool {
-    let mut last_look = Instant::now();
+/// Reads every entry once. An error if the store must not be trusted any more.
+async fn scrub_round(node: &Node, scrub: &mut Scrub) -> Result<(), String> {
+    let mut last_poll = Instant::now();
     loop {
-        let logs = node.logs();
-        let (store, mut walk) = (node.store.clone(), scrub.clone());
-        let stepping = move || -> (Scrub, Result<ScrubStep, StoreError>) {
-            let step = walk.step(&store, &logs);
-            (walk, step)
+        let (store, logs, mut stepped) = (node.store.clone(), node.logs(), scrub.clone());
+        let stepping = move || {
+            let step = stepped.step(&store, &logs);
+            step.map(|step| (stepped, step))
         };
-        let (walked, step) = match tokio::task::spawn_blocking(stepping).await {
-            Ok((walked, Ok(step))) => (walked, step),
-            Ok((_, Err(error))) => {
-                node.writer.fault().raise(error.to_string());
-                return false;
-            }
-            Err(error) => {
-                node.writer.fault().raise(format!("reading panicked: {error}"));
-                return false;
-            }
-        };
-        *scrub = walked;
+        let stepped = tokio::task::spawn_blocking(stepping).await;
+        let stepped = stepped.map_err(|error| format!("reading panicked: {error}"))?;
+        let (stepped, step) = stepped.map_err(|error| error.to_string())?;
+        *scrub = stepped;
         if let Some((origin, seq)) = step.index_lacks {
-            tracing::error!(%origin, seq, "the index does not know an entry");
+            tracing::error!(%origin, seq, "the index lacks an entry");
             node.store.invalidate_index();
-            node.writer.fault().raise("the index is damaged".into());
-            return false;
+            return Err("the index is damaged".into());
         }
         for care in step.care {
             node.writer.maintain(care).await;
         }
-        update_progress(node, scrub, step.round_ends);
+        node.cluster.scrub().checked = scrub.checked();
         if step.round_ends {
-            return true;
+            let mut progress = node.cluster.scrub();
+            progress.rounds += 1;
+            progress.last_finished = Some(Time(now_ms()));
+            return Ok(());
         }
-        if last_look.elapsed() >= POLL_INTERVAL {
+        if last_poll.elapsed() >= POLL_INTERVAL {
             cut_unrepairable(node).await;
-            last_look = Instant::now();
+            last_poll = Instant::now();
         }
         let bytes = u32::try_from(step.bytes).unwrap_or(u32::MAX);
-        let share = f64::from(bytes) / f64::from(SCRUB_BYTES_PER_SECOND);
-        tokio::time::sleep(Duration::from_secs_f64(share)).await;
+        let seconds = f64::from(bytes) / f64::from(SCRUB_BYTES_PER_SECOND);
+        tokio::time::sleep(Duration::from_secs_f64(seconds)).await;
     }
 }
 
-fn update_progress(node: &Node, scrub: &Scrub, round_ends: bool) {
-    let mut progress = node.cluster.scrub.lock();
-    progress.checked = scrub.checked();
-    if round_ends {
-        progress.rounds += 1;
-        progress.last_finished = Some(Time(now_ms()));
-    }
-}
-
-/// Cuts logs where nobody has what is missing.
+/// Cuts logs at entries that are damaged here and that no peer has.
 async fn cut_unrepairable(node: &Node) {
     for (origin, seq) in node.cluster.unrepairable(node) {
         tracing::error!(%origin, seq, "an entry is damaged, and no peer has it: the log is cut there");
-        node.cluster.report_lost_entry(origin, seq);
+        node.cluster
+            .incidents
+            .add(format!("entry {seq} of log {origin} was damaged here, and no peer had it: it is lost"));
         node.writer.maintain(Maintenance::Cut(origin, seq)).await;
     }
 }

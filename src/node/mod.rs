@@ -1,8 +1,12 @@
-//! A node: its store, its one writer, its HTTP and its exchanges with peers.
+//! A node: its store, its one writer, its HTTP paths, and its exchanges with peers.
 //!
-//! [`Node`] is what handlers hold: a small handle, cheap to clone. [`run`](run::run) starts everything and ends
-//! everything in order. The three flows here: a send goes http -> send -> writer -> store and back; a read goes
-//! http -> history -> store (a feed: http -> feed -> store or hub); an exchange goes replicate -> chain::sync -> writer.
+//! [`Node`] is the handle that request handlers get. [`run`](run::run) starts everything and ends it in order. The flows:
+//!
+//! - A send: `http::send` -> `writer` -> `writer::inbox` -> the writer's thread -> `replica`, and back.
+//! - A read: `http::history` -> the store. A feed: `http::feed` -> the store, or `live_feed` at the end.
+//! - An exchange: `cluster::sync` -> `replica::exchange` -> `writer`; what it tells of the peer goes to `cluster`.
+//!
+//! A node knows nothing of the proxy.
 
 mod cluster;
 mod http;
@@ -42,17 +46,17 @@ pub enum NodeError {
     /// The system refused something at the start.
     #[error("cannot start: {0}")]
     Start(#[from] std::io::Error),
-    /// Something that must go on ended.
+    /// A thread or task ended early.
     #[error("{0}")]
     Ended(String),
 }
 
-/// Steps through history that run at the same time. At the bound the next one waits its turn: long searches must not
-/// take all threads from exchanges, nor all processors from sends.
+/// Reads of history that run at the same time, a chunk each. At the bound the next one waits: long searches must not take
+/// all threads from exchanges, nor all processors from sends.
 const READERS_MAX: usize = 4;
 
-/// Readers who keep their way through the store while they take what they were given: a buffer of up to a megabyte (a large
-/// page of history: four), and some 150 bytes for each log. The others find it anew for each piece, which takes longer.
+/// Readers that may keep an open iterator between chunks: a buffer of up to a megabyte each (four for a large page), and
+/// some 150 bytes for each log. At the bound the others seek again for each chunk, which is slower.
 const ITERATORS_MAX: usize = 32;
 
 /// Resources that all requests of a node share. Each has a bound, so no request can use up all of one.
@@ -96,16 +100,16 @@ impl Node {
         self.writer.logs.clone()
     }
 
-    /// The nodes that are known to have a message on disk, which stands at any of these places.
+    /// The nodes that are known to have a message on disk, whose copies are these entries.
     fn durable_on(&self, copies: &[EntryRange]) -> Vec<NodeId> {
-        let wounds = self.store.log().damage();
-        let is_whole = |copy: &EntryRange| wounds.within(copy.origin, copy.first, copy.last).is_empty();
+        let damage = self.store.log().damage();
+        let is_whole = |copy: &EntryRange| damage.within(copy.origin, copy.first, copy.last).is_empty();
         self.cluster.holders(copies, copies.iter().any(is_whole), self.logs().vector())
     }
 }
 
-/// The wall clock, in Unix milliseconds: the one place that reads it.
-#[expect(clippy::disallowed_methods, reason = "the licensed place: below, `now` is an argument")]
+/// The wall clock, in Unix milliseconds. The only code that reads it.
+#[expect(clippy::disallowed_methods, reason = "the one place: below `node`, `now` is an argument")]
 fn now_ms() -> u64 {
     let since_1970 = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     since_1970.map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))

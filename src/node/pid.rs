@@ -1,20 +1,19 @@
-//! The file `pid` beside a store: the number of the process that has it open.
+//! Owns the file `pid` in the store's directory: the process id of the node that has the store open.
 //!
-//! For people and scripts that want to signal one node of several: `kill $(cat data/node-2/pid)`. Nothing here reads
-//! it; that a store is open is known by the lock on it. Whoever holds that lock writes the file, and takes it away
-//! before giving the lock up. After `kill -9` it stays, until the next process writes its own number.
+//! It is for people and scripts that signal one node of several: `kill $(cat data/node-2/pid)`. No code reads it: the lock
+//! on the store says whether it is open. The process that holds that lock writes the file, and removes it before it
+//! releases the lock. After `kill -9` the file stays until the next process replaces it.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Its name in the store's directory.
 const FILE_NAME: &str = "pid";
 
-/// The file, while it says the truth.
+/// The file. Dropping it removes the file.
 pub struct PidFile(PathBuf);
 
 impl PidFile {
-    /// Writes it. Failing is worth a warning only: no message depends on it.
+    /// Writes the file. A failure is only logged: no message depends on it.
     pub fn write(store_dir: &Path) -> Self {
         let path = store_dir.join(FILE_NAME);
         if let Err(error) = fs::write(&path, format!("{}\n", std::process::id())) {
@@ -26,8 +25,7 @@ impl PidFile {
 
 impl Drop for PidFile {
     fn drop(&mut self) {
-        // If it was never written, there is nothing to take away.
-        let _ = fs::remove_file(&self.0);
+        let _ = fs::remove_file(&self.0); // missing if it could not be written
     }
 }
 
@@ -36,10 +34,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_names_this_process_while_it_lives() {
+    fn the_file_has_the_process_id_until_it_is_dropped() {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let path = dir.path().join("pid");
-        fs::write(&path, "of one that was killed").expect("a file");
+        fs::write(&path, "left by a killed process").expect("a file");
         let file = PidFile::write(dir.path());
         assert_eq!(fs::read_to_string(&path).expect("a file"), format!("{}\n", std::process::id()));
         drop(file);
@@ -47,7 +45,7 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_that_cannot_be_written_is_no_failure() {
+    fn a_directory_that_cannot_be_written_is_not_an_error() {
         drop(PidFile::write(Path::new("/nowhere/at/all")));
     }
 }

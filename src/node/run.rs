@@ -1,10 +1,10 @@
-//! Owns a node's life: open the store, start what must go on, and end everything in order.
+//! Owns the life of a node: open the store, start its threads and tasks, and end all of them in order.
 //!
-//! The stop order: no more connections, open requests finish, exchanges end, the writer commits what it has, the indexer
-//! ends, the databases close. `kill -9` loses nothing acknowledged; the order is politeness. Whatever must go
-//! on and ends early ends the node with its reason. A store that fails is closed while the address keeps answering, and
-//! opened again every second until that works (see `recovery`): with another open id, and another log for what is sent from
-//! then on.
+//! - The order at the end: no more connections, open requests finish, exchanges end, the writer commits what waits, the
+//!   indexer ends, the databases close. `kill -9` loses nothing that was acknowledged; the order only makes the next start fast.
+//! - A thread or task that ends early ends the node, with the reason.
+//! - A store that fails is closed while the address keeps answering. It is opened again every second until that works (see
+//!   `recovery`), as a new incarnation, which appends to a new log.
 
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -21,7 +21,7 @@ use super::incidents::Incidents;
 use super::live_feed::LiveFeed;
 use super::pid::PidFile;
 use super::recovery::{OpenedStore, StoreOpener};
-use super::slot::NodeSlot;
+use super::slot::{NodeSlot, SlotState};
 use super::store_fault::StoreFault;
 use super::writer::Writer;
 use crate::chain::members::{self, MemberId};
@@ -32,10 +32,9 @@ use crate::node::{Limits, Node, NodeError, http, live_feed, maintenance, now_ms,
 use crate::serve;
 use crate::store::Store;
 
-/// Whoever still reads a store that is being closed has so long to end; streams do within their own time. Then the node
-/// ends with that reason.
+/// How long closing the store waits for requests that still read it. After it the node ends with an error.
 const CLOSE_TIME_MAX: Duration = Duration::from_secs(60);
-/// How often it is looked whether a reader saw the engine fail.
+/// Poll interval for storage read errors.
 const READ_FAULT_POLL_INTERVAL: Duration = Duration::from_millis(250);
 
 /// Runs a node on this listener until `stop`.
@@ -44,33 +43,33 @@ pub async fn run(
     listener: TcpListener,
     stop: CancellationToken,
 ) -> Result<(), NodeError> {
-    let (config, started, notes) = (Arc::new(config), Instant::now(), Incidents::default());
+    let (config, started, incidents) = (Arc::new(config), Instant::now(), Incidents::default());
     let mut opener = StoreOpener::new(config.clone()).await;
-    let begin = |opened| OpenNode::start(&config, opened, started, notes.clone(), stop.child_token());
-    let (seat, mut life) = match opener.open().await? {
+    let start = |opened| OpenNode::start(&config, opened, started, incidents.clone(), stop.child_token());
+    let (slot, mut open_node) = match opener.open().await? {
         Ok(opened) => {
-            log_start(&config, opened.0.log().membership().members.count()); // before the exchanges have something to say
-            let life = begin(opened)?;
-            (NodeSlot::open_with(life.node.clone()), Some(life))
+            log_start(&config, opened.0.log().membership().members.count()); // before the exchanges log anything
+            let node = start(opened)?;
+            (NodeSlot::new(SlotState::Open(node.node.clone())), Some(node))
         }
-        // As later on: the disk may come to its senses, and until then the address says what is wrong.
+        // The error may pass, so opening is retried as after a failure. Until then the address says what is wrong.
         Err(error) if error.is_transient() => {
             log_start(&config, 0);
             tracing::error!(%error, "the store does not open");
-            (NodeSlot::closed(error.to_string(), status::unopened(&config)), None)
+            (NodeSlot::new(SlotState::Closed(error.to_string(), Box::new(status::unopened(&config)))), None)
         }
         Err(error) => return Err(error.into()),
     };
     let pid = PidFile::write(&config.store_dir);
-    let serving = serve::serve(listener, http::routes(seat.clone()), config.keys.clone(), stop.clone());
+    let serving = serve::serve(listener, http::routes(slot.clone()), config.keys.clone(), stop.clone());
     tokio::pin!(serving);
     let ended = loop {
-        let Some(current) = &mut life else {
+        let Some(current) = &mut open_node else {
             tokio::select! {
                 () = &mut serving => break Ok(()),
-                opened = opener.reopen(&seat) => life = Some(begin(opened)?),
+                opened = opener.reopen(&slot) => open_node = Some(start(opened)?),
             }
-            seat.open(life.as_ref().expect("begun just now").node.clone());
+            slot.open(open_node.as_ref().expect("started just now").node.clone());
             continue;
         };
         let why = tokio::select! {
@@ -81,11 +80,11 @@ pub async fn run(
             EndReason::TaskEnded(why) => break Err(NodeError::Ended(why)),
             EndReason::StoreFailed(why) => {
                 opener.store_failed();
-                notes.add(format!("node {} opened its store anew: {why}", config.node_id));
-                let life = life.take().expect("it ended just now");
-                seat.close(why, status::status(&life.node));
-                // The address answers meanwhile: without being polled, it accepts nobody.
-                let closing = life.end();
+                incidents.add(format!("node {} opened its store again: {why}", config.node_id));
+                let failed = open_node.take().expect("ended just now");
+                slot.close(why, status::status(&failed.node));
+                // `serving` is polled meanwhile, or no connection would be accepted.
+                let closing = failed.end();
                 tokio::pin!(closing);
                 tokio::select! {
                     () = &mut serving => return closing.await,
@@ -98,26 +97,26 @@ pub async fn run(
         stop.cancel();
         serving.await;
     }
-    drop(seat);
-    drop(pid); // while the store is still ours
-    if let Some(life) = life {
+    drop(slot);
+    drop(pid); // before the lock on the store is released
+    if let Some(open_node) = open_node {
         if ended.is_ok() {
-            life.node.store.will_stop_cleanly();
+            open_node.node.store.will_stop_cleanly();
         }
-        life.end().await?;
+        open_node.end().await?;
     }
     ended
 }
 
-/// Why a life ends although nobody stopped it.
+/// Why an open node ends although it was not stopped.
 enum EndReason {
-    /// Something that must go on did not.
+    /// A thread or task ended early.
     TaskEnded(String),
-    /// The store must not be believed.
+    /// The store must not be trusted any more.
     StoreFailed(String),
 }
 
-/// What goes on while a store is open: from one opening to the next everything begins anew.
+/// A node while its store is open, with its threads and tasks. Each opening of the store has a new one.
 struct OpenNode {
     node: Node,
     writing: JoinHandle<()>,
@@ -132,7 +131,7 @@ impl OpenNode {
         config: &Arc<NodeConfig>,
         (store, logs): OpenedStore,
         started: Instant,
-        notes: Incidents,
+        incidents: Incidents,
         feeds_end: CancellationToken,
     ) -> Result<Self, NodeError> {
         let cluster = Arc::new(Cluster::new(
@@ -140,7 +139,7 @@ impl OpenNode {
             identity(config, &store),
             store.log().membership(),
             started,
-            notes,
+            incidents,
         ));
         let (writer, writing) = Writer::start(store.clone(), logs, config.store_dir.clone(), now_ms)?;
         let (indexing, indexer_ended) = start_indexer(store.clone(), writer.fault().clone())?;
@@ -154,12 +153,12 @@ impl OpenNode {
         Ok(OpenNode { node, writing, indexing, indexer_ended, tasks, stop })
     }
 
-    /// Waits for the end of something that must go on.
+    /// Waits until the store fails, or a thread or task ends early.
     async fn ended(&mut self) -> EndReason {
-        // Whether the writer is alive shows in its signal: the sending end is gone once the thread is.
+        // The writer's thread owns the sending end of the signal: it is dropped when the thread ends.
         let mut signal = self.node.logs_signal();
         let writer_ended = async move { while signal.changed().await.is_ok() {} };
-        let alarm = self.node.writer.fault().clone();
+        let fault = self.node.writer.fault().clone();
         let store = self.node.store.clone();
         let reads_failed = async move {
             loop {
@@ -172,10 +171,10 @@ impl OpenNode {
         tokio::select! {
             biased;
             why = reads_failed => EndReason::StoreFailed(why),
-            why = alarm.raised() => EndReason::StoreFailed(why),
+            why = fault.raised() => EndReason::StoreFailed(why),
             () = writer_ended => EndReason::TaskEnded("the writer ended; the log says why".into()),
             _ = &mut self.indexer_ended => EndReason::TaskEnded("the indexer ended; the log says why".into()),
-            why = task_ended(&mut self.tasks, &alarm) => why,
+            why = task_ended(&mut self.tasks, &fault) => why,
         }
     }
 
@@ -210,7 +209,7 @@ impl OpenNode {
     }
 }
 
-/// `members`: those that its store knows, itself among them if it was open before.
+/// `members`: how many the store knows. The node itself is among them if the store was open before.
 fn log_start(config: &NodeConfig, members: usize) {
     tracing::info!(node = config.node_id, address = %config.advertise, network = config.network, "serving");
     if config.peers.is_empty() && members < 2 {
@@ -219,12 +218,12 @@ fn log_start(config: &NodeConfig, members: usize) {
     if !config.listen.is_loopback() && config.keys.is_none() {
         tracing::warn!(
             listen = %config.listen,
-            "listening beyond this machine without a key: whoever reaches this port can read and write everything"
+            "listening beyond this machine without a key: everyone who reaches this port can read and write everything"
         );
     }
 }
 
-/// Who this node is to its peers, as of this opening of its store.
+/// How this node introduces itself to peers, as this incarnation.
 fn identity(config: &NodeConfig, store: &Store) -> Hello {
     Hello {
         network: Hello::network_hash(&config.network),
@@ -235,7 +234,7 @@ fn identity(config: &NodeConfig, store: &Store) -> Hello {
     }
 }
 
-/// Later than the last one at this place, also if the clock was set back: a smaller one would be taken for an old word.
+/// An open id above the last one at this address, even if the clock was set back: peers take a smaller one for outdated.
 fn next_open_id(store: &Store, config: &NodeConfig) -> [u8; 16] {
     let name = MemberId { node_id: config.node_id, store_id: store.id().0 };
     let last = members::latest(store.log().membership().members.iter(), name, &config.advertise.to_string());
@@ -243,22 +242,20 @@ fn next_open_id(store: &Store, config: &NodeConfig) -> [u8; 16] {
     Uuid::now_v7().as_u128().max(last.saturating_add(1)).to_be_bytes()
 }
 
-/// Waits for a task that ends although the node does not.
-async fn task_ended(tasks: &mut JoinSet<()>, alarm: &StoreFault) -> EndReason {
+/// Waits for a task that ends early.
+async fn task_ended(tasks: &mut JoinSet<()>, fault: &StoreFault) -> EndReason {
     match tasks.join_next().await {
-        _ if alarm.is_raised() => EndReason::StoreFailed(alarm.raised().await),
+        _ if fault.is_raised() => EndReason::StoreFailed(fault.raised().await),
         Some(Err(error)) => EndReason::TaskEnded(format!("a background task ended: {error}")),
         Some(Ok(())) => EndReason::TaskEnded("a background task ended; the log says why".into()),
         None => std::future::pending().await,
     }
 }
 
-/// The thread that indexes behind the acknowledgements.
-///
-/// The second value is dropped when it ends.
+/// Starts the thread that indexes entries after they were acknowledged. The receiver resolves when the thread ends.
 fn start_indexer(
     store: Arc<Store>,
-    alarm: StoreFault,
+    fault: StoreFault,
 ) -> std::io::Result<(JoinHandle<()>, oneshot::Receiver<()>)> {
     let (alive, ended) = oneshot::channel();
     let thread = std::thread::Builder::new().name("indexer".into()).spawn(move || {
@@ -266,7 +263,7 @@ fn start_indexer(
         while store.wait_for_index_work() {
             if let Err(error) = store.flush_index() {
                 tracing::error!(%error, "indexing failed");
-                alarm.raise(format!("the index cannot be written: {error}"));
+                fault.raise(format!("the index cannot be written: {error}"));
                 return;
             }
         }

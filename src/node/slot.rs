@@ -1,7 +1,7 @@
-//! Owns what requests meet at a node's address: the node while its store is open, else why it is not.
+//! Owns what requests find at a node's address: the node while its store is open, else why it is closed.
 //!
-//! A store that failed is closed and opened anew while the address keeps answering; so a handler asks here for the node
-//! each time, and holds it only as long as its request. What is closed refuses with `storage_failed`.
+//! A store that failed is closed and opened again while the address keeps answering. So a handler takes the node from here
+//! with each request, and holds it no longer. While the store is closed, requests get `storage_failed`.
 
 use std::sync::{Arc, PoisonError, RwLock};
 
@@ -12,61 +12,60 @@ use super::Node;
 use crate::api::error::{ErrorCode, Problem};
 use crate::api::network::NodeStatus;
 
-/// See the head of this file. Clones are the same seat.
+/// The node that is served, if its store is open. Clones share it.
 #[derive(Clone)]
 pub struct NodeSlot(Arc<RwLock<SlotState>>);
 
-/// Who sits there.
+/// What is in the slot.
 #[derive(Clone)]
 pub enum SlotState {
-    /// The node, whose store is open.
+    /// A node whose store is open.
     Open(Node),
-    /// Nobody: why, and the node's last word on itself.
+    /// Why the store is closed, and the node's status as of when it was last open.
     Closed(String, Box<NodeStatus>),
 }
 
 impl NodeSlot {
-    /// A seat that this node takes.
-    pub fn open_with(node: Node) -> Self {
-        NodeSlot(Arc::new(RwLock::new(SlotState::Open(node))))
+    /// A slot for the first state.
+    pub fn new(state: SlotState) -> Self {
+        NodeSlot(Arc::new(RwLock::new(state)))
     }
 
-    /// A seat that nobody has taken yet, and why.
-    pub fn closed(why: String, unopened: NodeStatus) -> Self {
-        NodeSlot(Arc::new(RwLock::new(SlotState::Closed(why, Box::new(unopened)))))
-    }
-
-    /// What is there now.
+    /// What is in it now.
     pub fn state(&self) -> SlotState {
         self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// The node whose store is open again takes it.
+    /// The store is open, again or for the first time.
     pub fn open(&self, node: Node) {
-        *self.0.write().unwrap_or_else(PoisonError::into_inner) = SlotState::Open(node);
+        self.replace(SlotState::Open(node));
     }
 
-    /// The node gives it up, with its last word on itself.
-    pub fn close(&self, why: String, last: NodeStatus) {
-        *self.0.write().unwrap_or_else(PoisonError::into_inner) = SlotState::Closed(why, Box::new(last));
+    /// The store is closed, with the node's status as of now.
+    pub fn close(&self, why: String, status: NodeStatus) {
+        self.replace(SlotState::Closed(why, Box::new(status)));
     }
 
-    /// Nobody can take it, for this reason now.
+    /// Opening the store failed for this reason.
     pub fn set_reason(&self, why: String) {
-        if let SlotState::Closed(was, _) = &mut *self.0.write().unwrap_or_else(PoisonError::into_inner) {
-            *was = why;
+        if let SlotState::Closed(_, status) = self.state() {
+            self.replace(SlotState::Closed(why, status));
         }
+    }
+
+    fn replace(&self, state: SlotState) {
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = state;
     }
 }
 
 impl FromRequestParts<NodeSlot> for Node {
     type Rejection = Problem;
 
-    async fn from_request_parts(_: &mut Parts, seat: &NodeSlot) -> Result<Self, Problem> {
-        match seat.state() {
+    async fn from_request_parts(_: &mut Parts, slot: &NodeSlot) -> Result<Self, Problem> {
+        match slot.state() {
             SlotState::Open(node) => Ok(node),
             SlotState::Closed(why, _) => {
-                let detail = format!("this node's storage failed, and it is opened anew: {why}");
+                let detail = format!("this node's storage failed, and it opens its store again: {why}");
                 Err(Problem::new(ErrorCode::StorageFailed, detail))
             }
         }

@@ -1,55 +1,27 @@
-//! Owns what a node says of itself and of the network: `GET /nodes`, `GET /network` and `GET /readyz`.
+//! Owns what a node says of itself and of the network. `http::status` serves it.
 //!
-//! All of it is for people and scripts that watch; no decision about data is made from it. A peer is described by
-//! its own word where it answers at once, else by what the exchanges know of it.
+//! It is for people and scripts that watch; no decision about messages is made from it. A peer that answers at once is
+//! shown by its own status, any other one by what the exchanges know of it.
 
 use std::time::Duration;
 
-use axum::extract::{self, RawQuery};
-use axum::http::StatusCode;
-use axum::response::Response;
 use futures_util::future::join_all;
 use tokio::time::timeout;
 
 use super::Node;
-use super::slot::{NodeSlot, SlotState};
-use crate::api::error::Problem;
-use crate::api::network::{
-    NetworkNode, NetworkStatus, NodeState, NodeStatus, PeerStatus, Readiness, ScrubStatus,
-};
-use crate::api::{path, query};
+use crate::api::network::{NetworkNode, NetworkStatus, NodeState, NodeStatus, PeerStatus, ScrubStatus};
+use crate::api::path;
 use crate::chain::vector::Vector;
 use crate::client::Request;
 use crate::config::NodeConfig;
-use crate::serve;
 use crate::store::recovery::Recovery;
 
-/// How long a peer is waited for when the whole network is asked. One that takes longer is shown as suspect.
+/// How long peers are waited for when the network is surveyed. A peer that takes longer is shown as suspect or down.
 const ASK_TIME: Duration = Duration::from_secs(1);
-/// A peer's word on itself is at most this long.
+/// Bytes of a peer's status. A longer one counts as no answer.
 const STATUS_BYTES_MAX: usize = 1 << 20;
 
-/// `GET /nodes`. While the store is closed: the last word, and why.
-pub async fn nodes(
-    extract::State(seat): extract::State<NodeSlot>,
-    RawQuery(raw): RawQuery,
-) -> Result<Response, Problem> {
-    query::refuse_any(raw.as_deref())?;
-    let status = match seat.state() {
-        SlotState::Open(node) => status(&node),
-        SlotState::Closed(why, mut last) => {
-            let (state, node_id) = (NodeState::Suspect, last.node_id);
-            last.warnings.retain(|warning| !warning.starts_with(&format!("node {node_id} cannot write")));
-            last.warnings
-                .insert(0, format!("node {node_id} has closed its store, and tries to open it again: {why}"));
-            NodeStatus { state, ..*last }
-        }
-    };
-    let json = serde_json::to_vec(&status).expect("numbers and strings serialise");
-    Ok(serve::json(StatusCode::OK, json))
-}
-
-/// What is known of a node whose store was never open.
+/// The status of a node whose store was never open.
 pub fn unopened(config: &NodeConfig) -> NodeStatus {
     NodeStatus {
         node_id: config.node_id,
@@ -69,7 +41,7 @@ pub fn unopened(config: &NodeConfig) -> NodeStatus {
     }
 }
 
-/// This node's word on itself.
+/// This node's own status.
 pub fn status(node: &Node) -> NodeStatus {
     let logs = node.logs();
     let counts = node.store.counts();
@@ -85,9 +57,9 @@ pub fn status(node: &Node) -> NodeStatus {
         conflicts: counts.conflicts,
         damaged: node.cluster.damaged(node),
         unreadable: counts.unreadable,
-        scrub: ScrubStatus { total: logs.vector().entries(), ..node.cluster.scrub.status() },
+        scrub: ScrubStatus { total: logs.vector().entries(), ..node.cluster.scrub().clone() },
         warnings: warnings(node),
-        peers: node.cluster.statuses(logs.vector()),
+        peers: node.cluster.peers(logs.vector()).into_iter().map(|peer| peer.status).collect(),
     }
 }
 
@@ -96,20 +68,20 @@ fn warnings(node: &Node) -> Vec<String> {
     let NodeConfig { node_id, listen, keys, .. } = &*node.config;
     if !listen.is_loopback() && keys.is_none() {
         warnings.push(format!(
-            "node {node_id} listens on {listen}, beyond this machine, and there is no key: whoever reaches it can \
-             read and write everything"
+            "node {node_id} listens on {listen}, beyond this machine, and there is no key: everyone who \
+             reaches it can read and write everything"
         ));
     }
     if !node.writer.is_writable() {
         warnings.push(format!("node {} cannot write to its disk", node.config.node_id));
     }
-    warnings.extend(of_the_store(node));
+    warnings.extend(store_warnings(node));
     warnings.extend(node.cluster.warnings());
     warnings
 }
 
-/// What came of damage to the store, or of doubts in it: it stays until an operator has taken the damaged files away.
-fn of_the_store(node: &Node) -> impl Iterator<Item = String> {
+/// What a check of the store at its opening found, and the damaged files that an operator has not removed yet.
+fn store_warnings(node: &Node) -> impl Iterator<Item = String> {
     let (store, id) = (&node.store, node.config.node_id);
     let doubted = store.unclean_exits_before().and_then(|count| {
         let found = match (store.recovery(), store.has_new_index()) {
@@ -140,63 +112,48 @@ fn of_the_store(node: &Node) -> impl Iterator<Item = String> {
     doubted.into_iter().chain(recovery).chain(set_aside.collect::<Vec<_>>())
 }
 
-/// `GET /network`.
-pub async fn network(node: Node, RawQuery(raw): RawQuery) -> Result<Response, Problem> {
-    query::refuse_any(raw.as_deref())?;
-    let json = serde_json::to_vec(&survey(&node).await).expect("numbers and strings serialise");
-    Ok(serve::json(StatusCode::OK, json))
-}
-
-/// Asks all peers at once and puts their words beside ours.
-async fn survey(node: &Node) -> NetworkStatus {
+/// Asks all peers for their status at once, and shows the network.
+pub async fn survey(node: &Node) -> NetworkStatus {
     let logs = node.logs();
     let all = node.cluster.union(logs.vector());
-    let peers = node.cluster.surveyed(&all);
-    let answers = join_all(peers.iter().map(|(peer, _)| ask(node, peer))).await;
+    let peers = node.cluster.peers(&all);
+    let answers = join_all(peers.iter().map(|peer| ask(node, &peer.status))).await;
     let own = status(node);
-    let mine = node.logs();
+    let logs_now = node.logs();
     let is_up = |answer: &NodeStatus| answer.state == NodeState::Up;
     let writable = node.writer.is_writable() || answers.iter().flatten().any(is_up);
     let mut warnings = own.warnings.clone();
     let mut healthy = own.damaged + own.unreadable == 0;
-    let own = row(own, logs.vector(), &all);
+    let own = own_row(own, logs.vector(), &all);
     let mut nodes = Vec::new();
-    for ((peer, of), answer) in peers.into_iter().zip(answers) {
+    for (peer, answer) in peers.into_iter().zip(answers) {
         if let Ok(answer) = &answer {
-            for has in [&logs, &mine].map(|logs| logs.vector()) {
-                if answer.digest == has.digest().to_string() {
-                    node.cluster.on_status(of, answer.node_id, has);
+            for vector in [logs.vector(), logs_now.vector()] {
+                if answer.digest == vector.digest().to_string() {
+                    node.cluster.on_status(&peer, answer.node_id, vector);
                 }
             }
             healthy &= answer.damaged + answer.unreadable == 0;
             warnings.extend(answer.warnings.iter().cloned());
         }
-        nodes.push(peer_row(&own, peer, answer));
+        nodes.push(peer_row(&own, peer.status, answer));
     }
     nodes.push(own);
     warnings.sort();
     warnings.dedup();
-    nodes.sort_by(|left, right| {
-        (left.node_id.is_none(), left.node_id).cmp(&(right.node_id.is_none(), right.node_id))
-    });
+    nodes.sort_by_key(|node| (node.node_id.is_none(), node.node_id));
     let up: Vec<&NetworkNode> = nodes.iter().filter(|node| node.state == NodeState::Up).collect();
     let converged = healthy && up.iter().all(|node| node.digest == up[0].digest);
     let (up, total) = (up.len() as u64, nodes.len() as u64);
     NetworkStatus { nodes, up, total, writable, converged, warnings }
 }
 
-/// What a peer says of itself. An error also if another node answers in its place, which has a row of its own.
+/// A peer's own status. An error also if another node answers at its address: that node has a row of its own.
 async fn ask(node: &Node, PeerStatus { node_id, address, .. }: &PeerStatus) -> Result<NodeStatus, String> {
     let request = Request::get(path::NODES);
     let answer = async {
-        node.cluster
-            .client
-            .forward(address, &request, ASK_TIME)
-            .await?
-            .accepted()
-            .await?
-            .json(STATUS_BYTES_MAX)
-            .await
+        let answer = node.cluster.client.forward(address, &request, ASK_TIME).await?;
+        answer.accepted().await?.json(STATUS_BYTES_MAX).await
     };
     let answer: NodeStatus = match timeout(ASK_TIME, answer).await {
         Ok(answer) => answer.map_err(|error| error.to_string())?,
@@ -208,7 +165,7 @@ async fn ask(node: &Node, PeerStatus { node_id, address, .. }: &PeerStatus) -> R
     }
 }
 
-fn row(own: NodeStatus, mine: &Vector, all: &Vector) -> NetworkNode {
+fn own_row(own: NodeStatus, mine: &Vector, all: &Vector) -> NetworkNode {
     NetworkNode {
         node_id: Some(own.node_id),
         address: own.address,
@@ -229,14 +186,14 @@ fn peer_row(own: &NetworkNode, peer: PeerStatus, answer: Result<NodeStatus, Stri
         Ok(answer) => (Some(answer), None),
         Err(why) => (None, Some(why)),
     };
-    // Who answers is what it says: one whose store is closed does not call itself up. Who does not answer is not up,
-    // whatever the last exchange said.
+    // A peer that answers is in the state that it tells: one whose store is closed does not call itself up. A peer that
+    // does not answer is not up, whatever the last exchange said.
     let state = match (&answer, peer.state) {
         (Some(answer), _) => answer.state,
         (None, NodeState::Down) => NodeState::Down,
         (None, NodeState::Up | NodeState::Suspect) => NodeState::Suspect,
     };
-    // Equal digests prove equal logs, which is fresher than what the last exchange knew.
+    // Equal digests prove equal logs now; the last exchange may know less.
     let is_equal = answer.as_ref().is_some_and(|answer| Some(&answer.digest) == own.digest.as_ref());
     let behind = if is_equal { own.behind } else { peer.behind };
     NetworkNode {
@@ -252,18 +209,4 @@ fn peer_row(own: &NetworkNode, peer: PeerStatus, answer: Result<NodeStatus, Stri
         rtt_ms: peer.rtt_ms,
         error,
     }
-}
-
-/// `GET /readyz`: whether it can store and read here.
-pub async fn ready(
-    extract::State(seat): extract::State<NodeSlot>,
-    RawQuery(raw): RawQuery,
-) -> Result<Response, Problem> {
-    query::refuse_any(raw.as_deref())?;
-    let ready = match seat.state() {
-        SlotState::Open(node) => Readiness { readable: true, writable: node.writer.is_writable() },
-        SlotState::Closed(..) => Readiness { readable: false, writable: false },
-    };
-    let status = if ready.writable { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    Ok(serve::json(status, serde_json::to_vec(&ready).expect("booleans serialise")))
 }

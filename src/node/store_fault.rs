@@ -1,14 +1,13 @@
-//! Owns the word that a store must not be believed any more, and who waits for it.
+//! Owns the fact that the store must not be trusted any more, and why.
 //!
-//! Whoever sees a write, an fsync or a read of the engine fail raises it, once for each opening of a store. From then on
-//! nothing is written; the node closes the store and opens it anew (see `run`).
+//! Any task that sees a write, an fsync or a read of the engine fail raises it. From then on nothing is written. `run`
+//! waits for it, closes the store, and opens it again, with a new fault.
 
-use std::sync::Arc;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use tokio::sync::Notify;
 
-/// See the head of this file. Clones are the same alarm.
+/// Whether the store failed since it was opened. Clones share it.
 #[derive(Debug, Clone, Default)]
 pub struct StoreFault(Arc<FaultState>);
 
@@ -19,7 +18,7 @@ struct FaultState {
 }
 
 impl StoreFault {
-    /// The first reason counts.
+    /// Raises the fault. Only the first reason is kept.
     pub fn raise(&self, why: String) {
         if self.0.why.set(why).is_ok() {
             self.0.notify.notify_one();
@@ -31,7 +30,7 @@ impl StoreFault {
         self.0.why.get().is_some()
     }
 
-    /// Waits until it is raised, and says why. For one waiter.
+    /// Waits until it is raised, and gives the reason. For one waiter only.
     pub async fn raised(&self) -> String {
         loop {
             if let Some(why) = self.0.why.get() {

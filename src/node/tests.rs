@@ -88,7 +88,7 @@ impl Bench {
 
     /// Serves it until the test ends.
     async fn serve(&mut self) -> crate::config::ConfiguredPeer {
-        self.serve_at(&slot::NodeSlot::open_with(self.node.clone())).await
+        self.serve_at(&slot::NodeSlot::new(slot::SlotState::Open(self.node.clone()))).await
     }
 
     async fn serve_at(&mut self, seat: &slot::NodeSlot) -> crate::config::ConfiguredPeer {
@@ -310,12 +310,13 @@ async fn a_fork_does_not_hold_up_the_other_logs_and_ends_in_branches() {
 #[tokio::test]
 async fn a_node_with_a_closed_store_is_neither_up_nor_writable_in_the_network() {
     let mut peer = Bench::new();
-    let seat = slot::NodeSlot::open_with(peer.node.clone());
+    let seat = slot::NodeSlot::new(slot::SlotState::Open(peer.node.clone()));
     let bench = Bench::with_peers(vec![peer.serve_at(&seat).await]);
     sync::SyncClient::new(0).exchange(&bench.node, false).await.expect("goes well");
     seat.close("its disk is gone".into(), status::status(&peer.node));
     bench.node.writer.fault().raise("ours is gone as well".into());
-    let answer = status::network(bench.node.clone(), axum::extract::RawQuery(None)).await.expect("answers");
+    let answer =
+        http::status::network(bench.node.clone(), axum::extract::RawQuery(None)).await.expect("answers");
     let bytes = axum::body::to_bytes(answer.into_body(), 1 << 20).await.expect("is short");
     let network: crate::api::network::NetworkStatus = serde_json::from_slice(&bytes).expect("parses");
     assert_eq!((network.up, network.total, network.writable), (1, 2, false), "{network:?}");
@@ -333,11 +334,12 @@ async fn what_a_peer_had_when_its_status_was_asked_for_is_shown_after_it_is_gone
     }
     let mesh = &bench.node.cluster;
     let behind = || {
-        let shown = mesh.statuses(bench.node.logs().vector());
-        shown.iter().find(|peer| peer.state == crate::api::network::NodeState::Up).expect("answered").behind
+        let shown = mesh.peers(bench.node.logs().vector()).into_iter().map(|peer| peer.status);
+        let up = |peer: &crate::api::network::PeerStatus| peer.state == crate::api::network::NodeState::Up;
+        shown.filter(up).next().expect("answered").behind
     };
     assert_eq!(behind(), Some(3));
-    status::network(bench.node.clone(), axum::extract::RawQuery(None)).await.expect("answers");
+    http::status::network(bench.node.clone(), axum::extract::RawQuery(None)).await.expect("answers");
     assert_eq!(behind(), Some(0));
     let all = [crate::chain::sync::wire::EntryRange { origin: X, first: 1, last: 3 }];
     let holders = mesh.holders(&all, false, bench.node.logs().vector());

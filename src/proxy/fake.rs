@@ -1,6 +1,6 @@
-//! Small nodes for tests of the proxy: they answer, refuse, hang and are not there.
+//! Fake nodes for tests of the proxy: they answer, refuse, hang, or do not listen.
 //!
-//! They tell what they were asked, in the order in which they were asked, except for probes.
+//! They record all requests except probes, in the order of their arrival.
 
 use std::{future::pending, sync::Arc};
 
@@ -31,7 +31,8 @@ use crate::{
 
 pub(super) const MESSAGE: &str = r#"{"sender":"a","recipient":"b","text":"c"}"#;
 pub(super) const ID: &str = "01990000-0000-7000-8000-000000000001";
-/// What a node was asked.
+
+/// A request that a fake node received.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct ReceivedRequest {
     pub(super) node: &'static str,
@@ -40,38 +41,39 @@ pub(super) struct ReceivedRequest {
     pub(super) body: String,
 }
 
-/// Nodes, and what they heard.
+/// Fake nodes, and the requests that they received.
 pub(super) struct FakeNodes {
     pub(super) tasks: JoinSet<()>,
-    held: Vec<TcpSocket>,
-    tell: mpsc::Sender<ReceivedRequest>,
-    heard: mpsc::Receiver<ReceivedRequest>,
+    unlistened: Vec<TcpSocket>,
+    record: mpsc::Sender<ReceivedRequest>,
+    received: mpsc::Receiver<ReceivedRequest>,
     pub(super) nodes: Vec<Addr>,
-    /// What opens the nodes that are made from now on.
+    /// The keys of the nodes that are added from now on.
     pub(super) keys: Option<Keys>,
 }
 
 impl FakeNodes {
     pub(super) fn new() -> Self {
-        let (tell, heard) = mpsc::channel(100);
-        Self { tasks: JoinSet::new(), held: Vec::new(), tell, heard, nodes: Vec::new(), keys: None }
+        let (record, received) = mpsc::channel(100);
+        let (tasks, unlistened, nodes) = (JoinSet::new(), Vec::new(), Vec::new());
+        Self { tasks, unlistened, record, received, nodes, keys: None }
     }
 
-    /// The same, with nodes that only these keys open.
-    pub(super) fn locked(keys: Option<Keys>) -> Self {
+    /// The same, with nodes that need one of these keys.
+    pub(super) fn with_keys(keys: Option<Keys>) -> Self {
         Self { keys, ..Self::new() }
     }
 
-    /// A node that answers everything with `answer`, after it has told what it was asked.
-    pub(super) async fn node(&mut self, name: &'static str, answer: Answering) {
-        let tell = self.tell.clone();
+    /// Adds a node that records each request and answers it with `answer`.
+    pub(super) async fn add(&mut self, name: &'static str, answer: FakeAnswer) {
+        let record = self.record.clone();
         let handler = async move |received: Request| -> Response {
             let (parts, body) = received.into_parts();
             let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).expect("UTF-8");
             let line = format!("{} {}", parts.method, parts.uri);
             let key = parts.headers.get("idempotency-key").map(|key| text(key.as_bytes()));
             let body = text(&to_bytes(body, 1 << 20).await.expect("reads"));
-            tell.try_send(ReceivedRequest { node: name, line, key, body }).expect("room");
+            record.try_send(ReceivedRequest { node: name, line, key, body }).expect("room");
             answer().await
         };
         let ready = get(async || r#"{"readable":true,"writable":true}"#);
@@ -81,31 +83,31 @@ impl FakeNodes {
         self.tasks.spawn(serve::serve(listener, app, self.keys.clone(), CancellationToken::new()));
     }
 
-    /// A node that is not there, and nobody else is as long as the test lives.
-    pub(super) fn nobody(&mut self) {
+    /// Adds an address at which nothing listens while the test runs.
+    pub(super) fn add_absent(&mut self) {
         let socket = TcpSocket::new_v4().expect("a socket");
         socket.bind(([127, 0, 0, 1], 0).into()).expect("binds");
         self.nodes.push(socket.local_addr().expect("bound").into());
-        self.held.push(socket);
+        self.unlistened.push(socket);
     }
 
-    /// What has been heard so far.
-    pub(super) fn heard(&mut self) -> Vec<ReceivedRequest> {
-        std::iter::from_fn(|| self.heard.try_recv().ok()).collect()
+    /// Takes the requests that were received so far.
+    pub(super) fn take_received(&mut self) -> Vec<ReceivedRequest> {
+        std::iter::from_fn(|| self.received.try_recv().ok()).collect()
     }
 }
 
-pub(super) type Answering = Arc<dyn Fn() -> BoxFuture<'static, Response> + Send + Sync>;
+pub(super) type FakeAnswer = Arc<dyn Fn() -> BoxFuture<'static, Response> + Send + Sync>;
 
-pub(super) fn says(status: u16, body: &'static str) -> Answering {
+pub(super) fn answers(status: u16, body: &'static str) -> FakeAnswer {
     let status = StatusCode::from_u16(status).expect("a status");
     Arc::new(move || async move { (status, body).into_response() }.boxed())
 }
 
-pub(super) fn refuses(code: ErrorCode) -> Answering {
+pub(super) fn refuses(code: ErrorCode) -> FakeAnswer {
     Arc::new(move || async move { Problem::new(code, "on purpose").into_response() }.boxed())
 }
 
-pub(super) fn hangs() -> Answering {
+pub(super) fn hangs() -> FakeAnswer {
     Arc::new(|| pending().boxed())
 }

@@ -40,7 +40,7 @@ use crate::{
 /// How long a node waits until it covers the position of a reader.
 const POSITION_WAIT: Duration = Duration::from_secs(1);
 /// Shown in the status of a proxy without a key that other machines can reach. The command warns at the start as well.
-const OPEN_WARNING: &str = "listening beyond this machine without a key: whoever reaches this port can read \
+const OPEN_WARNING: &str = "listening beyond this machine without a key: anyone who reaches this port can read \
                             and write everything";
 
 /// Runs a proxy on this listener until `stop`.
@@ -71,11 +71,11 @@ pub async fn run(
 fn routes(proxy: Proxy) -> Router {
     Router::new()
         .route(path::MESSAGES, post(send).get(list))
-        .route("/messages/{id}", get(message))
+        .route(path::MESSAGE, get(message))
         .route(path::FEED, get(feed::get))
         .route(path::NETWORK, get(network_status))
         .route(path::NODES, get(nodes))
-        .route("/nodes/{id}", delete(forget))
+        .route(path::NODE, delete(forget))
         .route(path::LIVEZ, get(serve::live))
         .route(path::READYZ, get(ready))
         .with_state(proxy)
@@ -101,34 +101,27 @@ async fn send(
     proxy.forwarder.forward(&request, class).await
 }
 
-async fn list(
-    State(proxy): State<Proxy>,
-    RawQuery(query): RawQuery,
+async fn list(state: State<Proxy>, query: RawQuery, headers: HeaderMap) -> Result<Response, Problem> {
+    read(path::MESSAGES, false, state, query, &headers).await
+}
+
+async fn network_status(
+    state: State<Proxy>,
+    query: RawQuery,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
-    let request = upstream_request(Method::GET, path::MESSAGES, query, &headers, Bytes::new());
-    proxy.forwarder.forward(&request, read_class(false, &headers)).await
+    read(path::NETWORK, false, state, query, &headers).await
 }
 
 async fn message(
-    State(proxy): State<Proxy>,
+    state: State<Proxy>,
     uri: Uri,
-    RawQuery(query): RawQuery,
+    query: RawQuery,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
     // Checked here because the HTTP client normalizes a URL: "/messages/.." would become another path.
     let path = format!("{}{}", path::MESSAGES_PREFIX, query::path_id(uri.path())?);
-    let request = upstream_request(Method::GET, &path, query, &headers, Bytes::new());
-    proxy.forwarder.forward(&request, read_class(true, &headers)).await
-}
-
-async fn network_status(
-    State(proxy): State<Proxy>,
-    RawQuery(query): RawQuery,
-    headers: HeaderMap,
-) -> Result<Response, Problem> {
-    let request = upstream_request(Method::GET, path::NETWORK, query, &headers, Bytes::new());
-    proxy.forwarder.forward(&request, read_class(false, &headers)).await
+    read(&path, true, state, query, &headers).await
 }
 
 async fn forget(
@@ -162,10 +155,18 @@ async fn ready(RawQuery(query): RawQuery) -> Result<Response, Problem> {
     Ok(json(StatusCode::OK, serde_json::to_vec(&ready).expect("booleans serialise")))
 }
 
-/// The class of a read; one message is quick. A position means that the client asked to wait.
-fn read_class(is_quick: bool, headers: &HeaderMap) -> RequestClass {
+/// Forwards a read. `is_quick`: of one message. A position means that the client asked to wait.
+async fn read(
+    path: &str,
+    is_quick: bool,
+    State(proxy): State<Proxy>,
+    RawQuery(query): RawQuery,
+    headers: &HeaderMap,
+) -> Result<Response, Problem> {
+    let request = upstream_request(Method::GET, path, query, headers, Bytes::new());
     let client_wait = if headers.contains_key(POSITION) { POSITION_WAIT } else { Duration::ZERO };
-    RequestClass { traffic: TrafficClass::Read, is_quick, client_wait }
+    let class = RequestClass { traffic: TrafficClass::Read, is_quick, client_wait };
+    proxy.forwarder.forward(&request, class).await
 }
 
 #[cfg(test)]

@@ -229,10 +229,11 @@ mod tests {
     use super::*;
     use uuid::Uuid;
 
+    use crate::chain::filter::Filter;
     use crate::chain::message::{self, Digest, Message};
     use crate::replica::write_ops::{NewMessage, Rejection, SendOutcome};
     use crate::store::engine::files::{Directory, Files, INDEX, LOG};
-    use crate::store::history::listing::{Filter, Listing};
+    use crate::store::history::listing::Listing;
     use crate::store::log::overwrite;
 
     const NOW: u64 = 1_700_000_000_000;

@@ -1,8 +1,15 @@
-//! Owns who may come in: everybody where there are no keys, else who shows one.
+//! Owns authentication: which requests carry a key, and which connections are dropped for others that may.
 //!
-//! It is asked before anything else, so that a stranger learns neither which paths there are nor what they take, and it
-//! takes the body away from strangers before the HTTP library reads more of it than came with the head. A stranger gets
-//! one answer per connection, always the same. Two paths are open, for whatever watches processes has no key.
+//! Before it: the accept loop. After it: `request`. A request is judged by its head alone, before a route is looked up, so
+//! a client without a key learns neither which paths exist nor what they take. Must not know what a path does.
+//!
+//! Invariants: without keys every request is accepted; the body of a request without a key is not read; a connection
+//! serves at most one request without a key; connections without a key never keep out a client with a key.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
 
 use axum::{
     extract::Request,
@@ -10,26 +17,24 @@ use axum::{
     response::Response,
 };
 use hyper::body::Incoming;
+use tokio_util::sync::CancellationToken;
 
 use crate::api::{
+    endpoint,
     error::{ErrorCode, Problem},
     key::{self, Keys},
-    path,
 };
 
-/// What strangers may ask.
-const OPEN: [&str; 2] = [path::LIVEZ, path::READYZ];
-
-/// The keys that open, if there is a lock at all.
+/// The keys that are accepted. None: every request is.
 #[derive(Debug, Clone)]
 pub(super) struct Auth(Option<Keys>);
 
-/// What whoever asks may do.
+/// What a request may do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Access {
-    /// Everything: they have shown a key, or there is no lock.
+    /// Everything: the request carries a key, or the server has none.
     Authenticated,
-    /// What they ask is open to everybody, but they have shown no key.
+    /// The path needs no key, and the request carries none.
     PublicPath,
     /// Nothing.
     Unauthenticated,
@@ -40,38 +45,107 @@ impl Auth {
         Self(keys)
     }
 
-    /// Whether there are strangers at all.
+    /// Whether the server has no keys, and accepts every request.
     pub(super) fn is_open(&self) -> bool {
         self.0.is_none()
     }
 
-    /// Judges a request by its head alone, and takes its body away unless they are known.
+    /// Judges a request by its head, and removes its body unless it is authenticated.
     pub(super) fn admit(&self, request: Request<Incoming>) -> (Access, Request<Option<Incoming>>) {
-        let standing = if self.0.as_ref().is_none_or(|keys| keys.accepts(authorization(request.headers()))) {
+        let access = if self.0.as_ref().is_none_or(|keys| keys.accepts(authorization(request.headers()))) {
             Access::Authenticated
-        } else if OPEN.contains(&request.uri().path()) {
-            Access::PublicPath
-        } else {
+        } else if endpoint::needs_key(request.uri().path()) {
             Access::Unauthenticated
+        } else {
+            Access::PublicPath
         };
-        (standing, request.map(|body| Some(body).filter(|_| standing == Access::Authenticated)))
+        (access, request.map(|body| Some(body).filter(|_| access == Access::Authenticated)))
     }
 }
 
-/// The header, if there is exactly one: of two that differ, others might believe the other one.
+/// The header, if there is exactly one: another server might pick the other one of two.
 fn authorization(headers: &HeaderMap) -> Option<&[u8]> {
     let mut values = headers.get_all(header::AUTHORIZATION).iter();
     values.next().filter(|_| values.next().is_none()).map(HeaderValue::as_bytes)
 }
 
-/// What a stranger is told.
+/// The answer to every request without access.
 pub(super) fn refusal() -> Problem {
     Problem::new(ErrorCode::Unauthorized, key::REFUSAL)
 }
 
-/// Ends the connection with this answer, and says that a key would help (RFC 9110, 11.6.1: also in other answers than a
-/// 401). By that a proxy notices, before a request depends on it, that a node does not take its key.
-pub(super) fn dismiss(response: &mut Response) {
+/// Makes this the last answer of its connection, and says that a key is needed (RFC 9110, 11.6.1, which allows that in
+/// answers other than 401). By this header a proxy notices in a probe that a node does not accept the proxy's key.
+pub(super) fn mark_unauthenticated(response: &mut Response) {
     response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
     response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+}
+
+/// The connections on which no key was shown yet. All clones are the same set.
+///
+/// At the bound the oldest one is dropped: a client with a key shows it at once, so the oldest is the least likely to.
+#[derive(Debug, Clone)]
+pub(super) struct UnauthenticatedConnections {
+    open: Arc<Mutex<OpenConnections>>,
+    count_max: usize,
+}
+
+#[derive(Debug, Default)]
+struct OpenConnections {
+    last_number: u64,
+    /// By number, so in the order of their arrival.
+    by_number: BTreeMap<u64, CancellationToken>,
+}
+
+impl UnauthenticatedConnections {
+    pub(super) fn new(count_max: usize) -> Self {
+        Self { open: Arc::default(), count_max }
+    }
+
+    /// Adds a connection. `is_open`: the server has no keys, so the connection does not count.
+    pub(super) fn add(&self, is_open: bool) -> UnauthenticatedConnection {
+        let dropped = CancellationToken::new();
+        let mut open = self.lock();
+        open.last_number += 1;
+        let number = open.last_number;
+        if !is_open {
+            if open.by_number.len() >= self.count_max
+                && let Some((_, oldest)) = open.by_number.pop_first()
+            {
+                oldest.cancel();
+            }
+            open.by_number.insert(number, dropped.clone());
+        }
+        UnauthenticatedConnection { set: self.clone(), number, dropped }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, OpenConnections> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner) // no code under the lock panics
+    }
+}
+
+/// One connection of the set, until a key is shown on it or this is dropped.
+#[derive(Debug)]
+pub(super) struct UnauthenticatedConnection {
+    set: UnauthenticatedConnections,
+    number: u64,
+    dropped: CancellationToken,
+}
+
+impl UnauthenticatedConnection {
+    /// A key was shown: the connection leaves the set.
+    pub(super) fn authenticated(&self) {
+        self.set.lock().by_number.remove(&self.number);
+    }
+
+    /// Returns when the connection must end because of a newer one.
+    pub(super) async fn must_end(&self) {
+        self.dropped.cancelled().await;
+    }
+}
+
+impl Drop for UnauthenticatedConnection {
+    fn drop(&mut self) {
+        self.authenticated(); // a connection that ended takes no place either
+    }
 }

@@ -1,7 +1,9 @@
-//! Request bodies: how long one may be, how much of all of them is held at once, and of which kind they are.
+//! Owns request bodies: the limit of one body, the memory limit of all bodies, and the kinds of bodies.
 //!
-//! A body is all there or it is refused: one that is cut half-way reaches no handler. What is held counts
-//! against one [`Budget`] for as long as the bytes live, also where they are passed on or repeated.
+//! Must not know messages beyond their size.
+//!
+//! Invariants: a handler gets a whole body or none; the bytes of a body count against the [`Budget`] until the last clone
+//! is dropped, also while the proxy forwards them.
 
 use std::{
     pin::Pin,
@@ -32,20 +34,20 @@ use crate::api::{
     message::parse_key,
 };
 
-/// All bodies of one server together; beyond it a request is refused as `overloaded`.
+/// Memory for all bodies of one server. Beyond it a request is refused as `overloaded`.
 pub const BODIES_BYTES_MAX: u32 = 256 * 1024 * 1024;
-/// Of a body that a refused request still sends, at most this much is read and thrown away before the answer, for a
-/// sender that is still writing when the connection ends would not see why.
+/// At most this much of a refused body is read and discarded before the answer: a client that is still sending when the
+/// connection closes gets a reset, and does not see the answer. A longer body gets that reset.
 const DISCARDED_BYTES_MAX: u64 = 32 * 1024 * 1024;
-/// And for at most this long.
+/// The same as a time.
 const DISCARDING_MAX: Duration = Duration::from_secs(5);
 
-/// How many bytes of bodies may still be held. Cheap to clone; all clones share one amount.
+/// The memory that is left for bodies. Cheap to clone; all clones share one amount.
 #[derive(Debug, Clone)]
 pub struct Budget(Arc<Semaphore>);
 
 impl Budget {
-    /// A budget of so many bytes, usually [`BODIES_BYTES_MAX`].
+    /// A budget of this many bytes, usually [`BODIES_BYTES_MAX`].
     pub fn new(bytes: u32) -> Self {
         Self(Arc::new(Semaphore::new(bytes as usize)))
     }
@@ -58,7 +60,7 @@ impl Budget {
     }
 }
 
-/// Bytes, and their share of the budget.
+/// A body with its share of the budget.
 struct BudgetedBytes {
     bytes: Bytes,
     _share: OwnedSemaphorePermit,
@@ -70,7 +72,7 @@ impl AsRef<[u8]> for BudgetedBytes {
     }
 }
 
-/// Reads a whole body. Its share of the budget is given back when the last clone of the bytes is dropped.
+/// Reads a whole body. Its share of the budget is released when the last clone of the bytes is dropped.
 pub async fn read_body(mut body: Body, limit: usize, budget: &Budget) -> Result<Bytes, Problem> {
     if body.size_hint().lower() > limit as u64 {
         return Err(too_long(limit));
@@ -79,13 +81,13 @@ pub async fn read_body(mut body: Body, limit: usize, budget: &Budget) -> Result<
     let mut first = Bytes::new();
     let mut whole = BytesMut::new();
     while let Some(frame) = body.frame().await {
-        let Ok(data) = frame.map_err(|e| cut(&e))?.into_data() else { continue };
+        let Ok(data) = frame.map_err(|e| truncated(&e))?.into_data() else { continue };
         if first.len() + whole.len() + data.len() > limit {
             return Err(too_long(limit));
         }
         share.merge(budget.take(data.len())?);
         if first.is_empty() && whole.is_empty() {
-            first = data; // most bodies come in one piece, which then is not copied
+            first = data; // most bodies arrive in one piece, which is not copied
         } else {
             whole.extend_from_slice(&std::mem::take(&mut first));
             whole.extend_from_slice(&data);
@@ -95,7 +97,7 @@ pub async fn read_body(mut body: Body, limit: usize, budget: &Budget) -> Result<
     Ok(Bytes::from_owner(BudgetedBytes { bytes, _share: share }))
 }
 
-fn cut(e: &axum::Error) -> Problem {
+fn truncated(e: &axum::Error) -> Problem {
     Problem::new(ErrorCode::InvalidJson, format!("the body ended early: {e}"))
 }
 
@@ -103,46 +105,46 @@ fn too_long(limit: usize) -> Problem {
     Problem::new(ErrorCode::TooLarge, format!("the body is longer than {limit} bytes"))
 }
 
-/// A request's body, lent to the handler. What the handler leaves of it comes back here.
+/// A request body that is lent to the handler. The part that the handler does not read comes back here.
 #[derive(Clone, Default)]
 pub(super) struct DrainableBody(Arc<Mutex<Option<Incoming>>>);
 
 impl DrainableBody {
-    /// Lends the body out. One that was taken away is empty for the handler.
+    /// Lends the body to the handler. A body that `auth` removed is empty.
     pub(super) fn lend(&self, body: Option<Incoming>) -> Body {
-        Body::new(BorrowedBody { body, lender: self.clone() })
+        Body::new(BorrowedBody { body, owner: self.clone() })
     }
 
     fn slot(&self) -> MutexGuard<'_, Option<Incoming>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner) // nothing is done under it that could panic
+        self.0.lock().unwrap_or_else(PoisonError::into_inner) // no code under the lock panics
     }
 
-    /// Reads what was left, within bounds, so that the sender comes to read the answer.
+    /// Reads and discards the rest, within bounds, so that the client gets to read the answer.
     pub(super) async fn discard_rest(&self) {
         let left = self.slot().take();
         if let Some(body) = left.filter(|body| body.size_hint().lower() <= DISCARDED_BYTES_MAX) {
-            let _ = timeout(DISCARDING_MAX, discard(body)).await; // either way the answer is the same
+            let _ = timeout(DISCARDING_MAX, discard(body)).await; // the answer is the same either way
         }
     }
 }
 
 async fn discard(mut body: Incoming) {
-    let mut seen = 0;
-    while seen < DISCARDED_BYTES_MAX
+    let mut count = 0;
+    while count < DISCARDED_BYTES_MAX
         && let Some(Ok(frame)) = body.frame().await
     {
-        seen += frame.data_ref().map_or(0, |data| data.len() as u64);
+        count += frame.data_ref().map_or(0, |data| data.len() as u64);
     }
 }
 
 struct BorrowedBody {
     body: Option<Incoming>,
-    lender: DrainableBody,
+    owner: DrainableBody,
 }
 
 impl Drop for BorrowedBody {
     fn drop(&mut self) {
-        *self.lender.slot() = self.body.take().filter(|body| !body.is_end_stream());
+        *self.owner.slot() = self.body.take().filter(|body| !body.is_end_stream());
     }
 }
 
@@ -169,7 +171,7 @@ impl hyper::body::Body for BorrowedBody {
     }
 }
 
-/// What a `POST /messages` brings.
+/// What the body of `POST /messages` holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SendKind {
     /// One message, `application/json`.
@@ -179,7 +181,7 @@ pub enum SendKind {
 }
 
 impl SendKind {
-    /// Reads the headers that say so.
+    /// The kind that the headers declare.
     pub fn of(headers: &HeaderMap) -> Result<Self, Problem> {
         let refuse = |detail: String| Err(Problem::new(ErrorCode::UnsupportedMediaType, detail));
         if let Some(encoding) = headers.get(header::CONTENT_ENCODING)
@@ -199,7 +201,7 @@ impl SendKind {
         }
     }
 
-    /// How long such a body may be.
+    /// The length limit of such a body.
     pub fn limit(self) -> usize {
         match self {
             Self::One => MESSAGE_BODY_BYTES_MAX,
@@ -208,7 +210,7 @@ impl SendKind {
     }
 }
 
-/// The `Idempotency-Key`, if there is one.
+/// The value of the `Idempotency-Key` header.
 pub fn idempotency_key(headers: &HeaderMap) -> Result<Option<Uuid>, Problem> {
     let mut values = headers.get_all(IDEMPOTENCY_KEY).iter();
     match (values.next(), values.next()) {

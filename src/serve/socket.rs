@@ -1,9 +1,9 @@
-//! A socket whose writes must make progress, and which may outlive its last answer for a moment.
+//! Owns a socket with a timeout for writes, and with an optional delay before it closes.
 //!
-//! A reader that takes nothing for the given time is cut off, however little it would cost to keep it: a
-//! stalled stream holds memory and a connection slot. Reading is bounded elsewhere (head and answer timeouts).
-//! Whoever still sends when a socket is closed gets a reset, by which the answer is lost. Where what they send must not be
-//! read, the socket is kept for a while instead, unread, with its writing side closed.
+//! A reader that accepts no bytes for the given time is disconnected: a stalled stream holds memory and a connection slot.
+//! Reads are bounded elsewhere (timeouts for the head and the answer). Closing a socket with unread input sends RST,
+//! which loses the answer. Where the input must not be read, the socket half-closes and waits briefly instead.
+//! Must not know HTTP.
 
 use std::{
     io,
@@ -21,45 +21,44 @@ use tokio::{
     time::{Instant, Sleep, sleep_until},
 };
 
-/// Whether a socket is kept for a while at its end. All clones are of one socket.
+/// Whether a socket waits briefly before it closes. All clones belong to one socket.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Linger(Arc<AtomicBool>);
 
 impl Linger {
-    /// It is, from now on.
-    pub(super) fn at_the_end(&self) {
+    pub(super) fn enable(&self) {
         self.0.store(true, Ordering::Relaxed);
     }
 }
 
-/// The socket, and the deadline of the write that is pending.
+/// A socket with a timeout for writes.
 pub(super) struct WriteTimeout<S> {
     socket: S,
     limit: Duration,
-    /// Made with the first write that has to wait, then reused.
+    /// Created by the first write that waits, then reused.
     deadline: Option<Pin<Box<Sleep>>>,
-    waiting: bool,
+    is_waiting: bool,
     linger: (Linger, Duration),
-    /// Made when it begins to linger.
-    end: Option<Pin<Box<Sleep>>>,
+    /// Created when the delay before closing begins.
+    close_at: Option<Pin<Box<Sleep>>>,
 }
 
 impl<S> WriteTimeout<S> {
     pub(super) fn new(socket: S, limit: Duration, linger: (Linger, Duration)) -> Self {
-        Self { socket, limit, deadline: None, waiting: false, linger, end: None }
+        Self { socket, limit, deadline: None, is_waiting: false, linger, close_at: None }
     }
 
-    /// Turns a write that has been pending for too long into an error.
-    fn watch<T>(&mut self, cx: &mut Context<'_>, write: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+    /// Turns a write that is pending for too long into an error.
+    fn check_deadline<T>(&mut self, cx: &mut Context<'_>, write: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         if write.is_ready() {
-            self.waiting = false;
+            self.is_waiting = false;
             return write;
         }
         let until = Instant::now() + self.limit;
         let deadline = self.deadline.get_or_insert_with(|| Box::pin(sleep_until(until)));
-        if !self.waiting {
+        if !self.is_waiting {
             deadline.as_mut().reset(until);
-            self.waiting = true;
+            self.is_waiting = true;
         }
         deadline
             .as_mut()
@@ -81,7 +80,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for WriteTimeout<S> {
 impl<S: AsyncWrite + Unpin> AsyncWrite for WriteTimeout<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let write = Pin::new(&mut self.socket).poll_write(cx, buf);
-        self.watch(cx, write)
+        self.check_deadline(cx, write)
     }
 
     fn poll_write_vectored(
@@ -90,7 +89,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for WriteTimeout<S> {
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let write = Pin::new(&mut self.socket).poll_write_vectored(cx, bufs);
-        self.watch(cx, write)
+        self.check_deadline(cx, write)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -108,6 +107,6 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for WriteTimeout<S> {
             return Poll::Ready(Ok(()));
         }
         let until = Instant::now() + *time;
-        self.end.get_or_insert_with(|| Box::pin(sleep_until(until))).as_mut().poll(cx).map(Ok)
+        self.close_at.get_or_insert_with(|| Box::pin(sleep_until(until))).as_mut().poll(cx).map(Ok)
     }
 }

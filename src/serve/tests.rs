@@ -1,4 +1,4 @@
-//! The server against raw sockets, with limits short enough to meet them.
+//! The server against raw sockets, with limits that are short enough to be reached.
 
 use std::{
     net::SocketAddr,
@@ -20,10 +20,10 @@ use crate::api::error::Problem;
 
 const SHORT: Duration = Duration::from_millis(50);
 
-/// Long enough never to be met by accident.
-const PATIENT: Limits = Limits {
+/// Long enough never to be reached by accident.
+const LONG: Limits = Limits {
     connections: 100,
-    strangers: 100,
+    unauthenticated: 100,
     head: Duration::from_secs(60),
     answer: Duration::from_secs(60),
     write: Duration::from_secs(60),
@@ -38,10 +38,10 @@ struct Served {
 }
 
 async fn start(limits: Limits, app: Router) -> Served {
-    start_locked(limits, app, None).await
+    start_with_keys(limits, app, None).await
 }
 
-async fn start_locked(limits: Limits, app: Router, keys: Option<Keys>) -> Served {
+async fn start_with_keys(limits: Limits, app: Router, keys: Option<Keys>) -> Served {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("binds");
     let addr = listener.local_addr().expect("bound");
     let stop = CancellationToken::new();
@@ -56,7 +56,7 @@ impl Served {
     }
 
     /// Sends these bytes and reads until the server closes.
-    async fn talk(&self, request: &str) -> String {
+    async fn exchange(&self, request: &str) -> String {
         let mut socket = self.connect().await;
         socket.write_all(request.as_bytes()).await.expect("writes");
         read_all(&mut socket).await
@@ -92,52 +92,52 @@ fn check(answer: &str, parts: &[&str]) {
 }
 
 #[tokio::test]
-async fn unknown_paths_and_methods_are_refused_in_the_one_shape() {
-    let served = start(PATIENT, storing(Arc::default())).await;
-    let answer = served.talk(&request("GET /nothing?x=1", "", "")).await;
+async fn unknown_paths_and_methods_are_refused_as_problems() {
+    let served = start(LONG, storing(Arc::default())).await;
+    let answer = served.exchange(&request("GET /nothing?x=1", "", "")).await;
     check(
         &answer,
         &["HTTP/1.1 404 ", "application/problem+json", r#""code":"not_found""#, "`/nothing` here"],
     );
-    let answer = served.talk(&request("DELETE /messages", "", "")).await;
+    let answer = served.exchange(&request("DELETE /messages", "", "")).await;
     check(&answer, &["HTTP/1.1 405 ", "application/problem+json", r#""code":"method_not_allowed""#]);
     let answer = answer.to_lowercase();
     check(&answer, &["allow: ", "get", "head", "post"]);
-    let answer = served.talk(&request("HEAD /livez", "", "")).await;
+    let answer = served.exchange(&request("HEAD /livez", "", "")).await;
     check(&answer, &["HTTP/1.1 200 ", "content-length: 14"]);
     assert!(answer.ends_with("\r\n\r\n"), "{answer}");
-    check(&served.talk("nonsense\r\n\r\n").await, &["HTTP/1.1 400 "]);
+    check(&served.exchange("nonsense\r\n\r\n").await, &["HTTP/1.1 400 "]);
 }
 
 #[tokio::test]
 async fn a_body_that_is_too_long_is_refused_however_it_is_framed() {
     let stored = Arc::new(AtomicUsize::new(0));
-    let served = start(PATIENT, storing(stored.clone())).await;
+    let served = start(LONG, storing(stored.clone())).await;
     for (headers, body) in [
         ("Content-Length: 11\r\n", "12345678901"),
         ("Transfer-Encoding: chunked\r\n", "6\r\n123456\r\n5\r\n78901\r\n0\r\n\r\n"),
     ] {
-        let answer = served.talk(&request("POST /messages", headers, body)).await;
+        let answer = served.exchange(&request("POST /messages", headers, body)).await;
         check(&answer, &["HTTP/1.1 413 ", r#""code":"too_large""#]);
     }
     assert_eq!(stored.load(Ordering::SeqCst), 0);
     let chunked =
         request("POST /messages", "Transfer-Encoding: chunked\r\n", "6\r\n123456\r\n4\r\n7890\r\n0\r\n\r\n");
-    check(&served.talk(&chunked).await, &["HTTP/1.1 201 ", "\r\n\r\n1234567890"]);
+    check(&served.exchange(&chunked).await, &["HTTP/1.1 201 ", "\r\n\r\n1234567890"]);
     assert_eq!(stored.load(Ordering::SeqCst), 10);
 }
 
 #[tokio::test]
 async fn a_sender_that_still_writes_sees_why_its_body_is_too_long() {
-    let served = start(PATIENT, storing(Arc::default())).await;
+    let served = start(LONG, storing(Arc::default())).await;
     let long = "x".repeat(4 * 1024 * 1024);
     let headers = format!("Content-Length: {}\r\n", long.len());
-    check(&served.talk(&request("POST /messages", &headers, &long)).await, &["HTTP/1.1 413 "]);
+    check(&served.exchange(&request("POST /messages", &headers, &long)).await, &["HTTP/1.1 413 "]);
 }
 
 #[tokio::test]
-async fn a_sender_that_still_writes_sees_why_nobody_reads_its_body() {
-    let served = start(PATIENT, Router::new()).await;
+async fn a_sender_that_still_writes_sees_why_its_body_is_not_read() {
+    let served = start(LONG, Router::new()).await;
     let part = vec![b'x'; 64 * 1024];
     for _ in 0..20 {
         let mut socket = served.connect().await;
@@ -157,7 +157,7 @@ async fn a_sender_that_still_writes_sees_why_nobody_reads_its_body() {
 #[tokio::test]
 async fn a_body_cut_half_way_stores_nothing() {
     let stored = Arc::new(AtomicUsize::new(0));
-    let served = start(PATIENT, storing(stored.clone())).await;
+    let served = start(LONG, storing(stored.clone())).await;
     for headers in ["Content-Length: 10\r\n", "Transfer-Encoding: chunked\r\n"] {
         let mut socket = served.connect().await;
         let cut = request("POST /messages", headers, "5\r\n12345\r\n");
@@ -186,30 +186,30 @@ async fn held_bodies_count_against_the_budget_until_dropped() {
 
 #[tokio::test]
 async fn a_head_that_does_not_come_ends_the_connection() {
-    let served = start(Limits { head: SHORT, ..PATIENT }, storing(Arc::default())).await;
-    assert_eq!(served.talk("GET /livez HTTP/1.1\r\nHost:").await, "");
-    assert_eq!(served.talk("").await, "");
+    let served = start(Limits { head: SHORT, ..LONG }, storing(Arc::default())).await;
+    assert_eq!(served.exchange("GET /livez HTTP/1.1\r\nHost:").await, "");
+    assert_eq!(served.exchange("").await, "");
 }
 
 #[tokio::test]
 async fn a_request_that_takes_too_long_is_a_timeout() {
     let hang = Router::new().route("/hang", get(std::future::pending::<()>));
-    let served = start(Limits { answer: SHORT, ..PATIENT }, hang.merge(storing(Arc::default()))).await;
-    check(&served.talk(&request("GET /hang", "", "")).await, &["HTTP/1.1 504 ", r#""code":"timeout""#]);
+    let served = start(Limits { answer: SHORT, ..LONG }, hang.merge(storing(Arc::default()))).await;
+    check(&served.exchange(&request("GET /hang", "", "")).await, &["HTTP/1.1 504 ", r#""code":"timeout""#]);
     let slow = request("POST /messages", "Content-Length: 10\r\n", "1234");
-    check(&served.talk(&slow).await, &["HTTP/1.1 504 ", r#""code":"timeout""#]);
+    check(&served.exchange(&slow).await, &["HTTP/1.1 504 ", r#""code":"timeout""#]);
 }
 
 #[tokio::test]
 async fn a_handler_that_panics_answers_and_the_server_lives() {
     let broken = async || -> Response { panic!("on purpose") };
-    let served = start(PATIENT, storing(Arc::default()).route("/panic", get(broken))).await;
-    check(&served.talk(&request("GET /panic", "", "")).await, &["HTTP/1.1 500 ", r#""code":"internal""#]);
-    check(&served.talk(&request("GET /livez", "", "")).await, &["HTTP/1.1 200 ", r#"{"live":true}"#]);
+    let served = start(LONG, storing(Arc::default()).route("/panic", get(broken))).await;
+    check(&served.exchange(&request("GET /panic", "", "")).await, &["HTTP/1.1 500 ", r#""code":"internal""#]);
+    check(&served.exchange(&request("GET /livez", "", "")).await, &["HTTP/1.1 200 ", r#"{"live":true}"#]);
 }
 
 #[tokio::test]
-async fn a_reader_that_takes_nothing_is_cut_off() {
+async fn a_reader_that_accepts_no_bytes_is_disconnected() {
     let (alive, mut watch) = mpsc::channel::<()>(1);
     let endless = async move || {
         let chunk = Bytes::from(vec![b'x'; 64 * 1024]);
@@ -222,7 +222,7 @@ async fn a_reader_that_takes_nothing_is_cut_off() {
         Body::from_stream(stream)
     };
     let app = Router::new().route("/endless", get(endless));
-    let served = start(Limits { write: SHORT, ..PATIENT }, app).await;
+    let served = start(Limits { write: SHORT, ..LONG }, app).await;
     let mut socket = served.connect().await;
     socket.write_all(request("GET /endless", "", "").as_bytes()).await.expect("writes");
     watch.recv().await.expect("the answer began");
@@ -231,29 +231,29 @@ async fn a_reader_that_takes_nothing_is_cut_off() {
     let began = std::time::Instant::now();
     let Served { mut task, .. } = served;
     task.join_next().await.expect("one task").expect("no panic");
-    assert!(watch.recv().await.is_none() && began.elapsed() < PATIENT.drain / 2);
+    assert!(watch.recv().await.is_none() && began.elapsed() < LONG.drain / 2);
     drop(socket);
 }
 
-const KEY: &str = "a-key-that-nobody-guesses";
-const WITH_KEY: &str = "Authorization: Bearer a-key-that-nobody-guesses\r\n";
+const KEY: &str = "a-key-that-is-not-guessed";
+const WITH_KEY: &str = "Authorization: Bearer a-key-that-is-not-guessed\r\n";
 
-/// An app behind a lock with two keys, and what it stored.
-async fn locked(limits: Limits) -> (Served, Arc<AtomicUsize>) {
+/// A server with two keys, and the number of bytes that it stored.
+async fn with_keys(limits: Limits) -> (Served, Arc<AtomicUsize>) {
     let stored = Arc::new(AtomicUsize::new(0));
     let keys = Keys::from_list(&format!("another-key-for-later,{KEY}")).expect("keys");
-    (start_locked(limits, storing(stored.clone()), Some(keys)).await, stored)
+    (start_with_keys(limits, storing(stored.clone()), Some(keys)).await, stored)
 }
 
 #[tokio::test]
-async fn without_a_key_every_path_gives_the_same_refusal_whatever_is_shown() {
-    let (served, stored) = locked(Limits { linger: SHORT, ..PATIENT }).await;
-    let shown: Vec<String> = ["", "Bearer", "Bearer ", "Basic x", "Bearer a-key-that-nobody-guesse"]
+async fn without_a_valid_key_every_path_gives_the_same_refusal() {
+    let (served, stored) = with_keys(Limits { linger: SHORT, ..LONG }).await;
+    let shown: Vec<String> = ["", "Bearer", "Bearer ", "Basic x", "Bearer a-key-that-is-not-guesse"]
         .into_iter()
         .chain([
-            "Bearer a-key-that-nobody-guessex",
-            "Bearer a-key-that-nobody-guesses2",
-            "a-key-that-nobody-guesses",
+            "Bearer a-key-that-is-not-guessex",
+            "Bearer a-key-that-is-not-guessed2",
+            "a-key-that-is-not-guessed",
         ])
         .map(|value| format!("Authorization: {value}\r\n"))
         .chain([
@@ -267,7 +267,7 @@ async fn without_a_key_every_path_gives_the_same_refusal_whatever_is_shown() {
         for line in
             ["GET /messages", "POST /messages", "DELETE /messages", "GET /nothing", "GET /", "OPTIONS *"]
         {
-            let answer = served.talk(&request(line, headers, "")).await;
+            let answer = served.exchange(&request(line, headers, "")).await;
             answers.insert(
                 answer.lines().filter(|line| !line.starts_with("date: ")).collect::<Vec<_>>().join("\n"),
             );
@@ -279,10 +279,11 @@ async fn without_a_key_every_path_gives_the_same_refusal_whatever_is_shown() {
         "//livez",
         "/livez/..",
         "/LIVEZ",
-        "/messages?key=a-key-that-nobody-guesses",
+        "/messages?key=a-key-that-is-not-guessed",
         "/sync",
     ] {
-        let answer = served.talk(&request(&format!("POST {path}"), "Content-Length: 5\r\n", "12345")).await;
+        let answer =
+            served.exchange(&request(&format!("POST {path}"), "Content-Length: 5\r\n", "12345")).await;
         answers
             .insert(answer.lines().filter(|line| !line.starts_with("date: ")).collect::<Vec<_>>().join("\n"));
     }
@@ -297,13 +298,13 @@ async fn without_a_key_every_path_gives_the_same_refusal_whatever_is_shown() {
 }
 
 #[tokio::test]
-async fn each_key_opens_everything() {
-    let (served, stored) = locked(PATIENT).await;
+async fn each_key_gives_access_to_everything() {
+    let (served, stored) = with_keys(LONG).await;
     for key in [WITH_KEY, "authorization: bearer another-key-for-later\r\n"] {
         let send = request("POST /messages", &format!("{key}Content-Length: 5\r\n"), "12345");
-        check(&served.talk(&send).await, &["HTTP/1.1 201 ", "12345"]);
-        check(&served.talk(&request("GET /nothing", key, "")).await, &["HTTP/1.1 404 "]);
-        let answer = served.talk(&request("GET /livez", key, "")).await;
+        check(&served.exchange(&send).await, &["HTTP/1.1 201 ", "12345"]);
+        check(&served.exchange(&request("GET /nothing", key, "")).await, &["HTTP/1.1 404 "]);
+        let answer = served.exchange(&request("GET /livez", key, "")).await;
         check(&answer, &["HTTP/1.1 200 "]);
         assert!(!answer.contains("www-authenticate"), "{answer}");
     }
@@ -311,48 +312,48 @@ async fn each_key_opens_everything() {
 }
 
 #[tokio::test]
-async fn who_watches_the_process_needs_no_key_and_sends_no_body() {
-    let (served, _) = locked(Limits { linger: SHORT, ..PATIENT }).await;
+async fn health_checks_need_no_key_and_take_no_body() {
+    let (served, _) = with_keys(Limits { linger: SHORT, ..LONG }).await;
     for headers in ["", "Authorization: Bearer a-wrong-key-of-somebody\r\n"] {
-        // On a connection that could be kept: a stranger gets one answer, which says that a key would help.
-        let answer = served.talk(&format!("GET /livez HTTP/1.1\r\nHost: x\r\n{headers}\r\n")).await;
+        // The connection could be kept alive, but a client without a key gets one answer per connection.
+        let answer = served.exchange(&format!("GET /livez HTTP/1.1\r\nHost: x\r\n{headers}\r\n")).await;
         check(
             &answer,
             &["HTTP/1.1 200 ", r#"{"live":true}"#, "www-authenticate: Bearer", "connection: close"],
         );
     }
     let long = request("POST /livez", &format!("Content-Length: {}\r\n", 1 << 30), "");
-    check(&served.talk(&long).await, &["HTTP/1.1 405 "]);
+    check(&served.exchange(&long).await, &["HTTP/1.1 405 "]);
 }
 
 #[tokio::test]
-async fn nothing_is_read_of_what_a_stranger_sends() {
-    let (mut served, stored) = locked(PATIENT).await;
+async fn the_body_of_an_unauthenticated_request_is_not_read() {
+    let (mut served, stored) = with_keys(LONG).await;
     let head = format!("POST /messages HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n", 1_usize << 30);
     let mut socket = served.connect().await;
     socket.write_all(format!("{head}\r\n").as_bytes()).await.expect("writes");
     let part = vec![b'x'; 64 * 1024];
-    // Far more than the kernel holds for both: the server would have to read for all of it to leave.
+    // More than the kernel buffers of both sides hold: sending all of it requires a server that reads.
     let sending = async { while socket.write_all(&part).await.is_ok() {} };
     assert!(
         timeout(4 * SHORT, sending).await.is_err(),
-        "the server reads on, or has closed before it was heard"
+        "the server reads the body, or closed before the answer was read"
     );
     check(&read_all(&mut socket).await, &["HTTP/1.1 401 "]);
     served.stop.cancel();
     drop(socket);
 
-    let (again, _) = locked(Limits { linger: SHORT, ..PATIENT }).await;
-    let answer = again.talk(&format!("{head}Expect: 100-continue\r\n\r\n")).await;
-    assert!(answer.starts_with("HTTP/1.1 401 "), "nobody is asked to go on: {answer}");
+    let (again, _) = with_keys(Limits { linger: SHORT, ..LONG }).await;
+    let answer = again.exchange(&format!("{head}Expect: 100-continue\r\n\r\n")).await;
+    assert!(answer.starts_with("HTTP/1.1 401 "), "the client is not asked to continue: {answer}");
     again.stop.cancel();
     assert_eq!(stored.load(Ordering::SeqCst), 0);
     served.task.shutdown().await;
 }
 
 #[tokio::test]
-async fn strangers_who_say_nothing_make_room_for_others_and_take_none_from_the_known() {
-    let (served, _) = locked(Limits { strangers: 2, ..PATIENT }).await;
+async fn the_oldest_unauthenticated_connection_is_dropped_for_a_newer_one() {
+    let (served, _) = with_keys(Limits { unauthenticated: 2, ..LONG }).await;
     let mut known = served.connect().await;
     let ask = format!("GET /livez HTTP/1.1\r\nHost: x\r\n{WITH_KEY}\r\n");
     known.write_all(ask.as_bytes()).await.expect("writes");
@@ -368,23 +369,23 @@ async fn strangers_who_say_nothing_make_room_for_others_and_take_none_from_the_k
     for newest in &mut silent[3..] {
         assert!(timeout(SHORT, read_all(newest)).await.is_err(), "there is room for two");
     }
-    check(&served.talk(&request("GET /messages", WITH_KEY, "")).await, &["HTTP/1.1 200 "]);
+    check(&served.exchange(&request("GET /messages", WITH_KEY, "")).await, &["HTTP/1.1 200 "]);
     known.write_all(request("GET /messages", WITH_KEY, "").as_bytes()).await.expect("writes");
     check(&read_all(&mut known).await, &["HTTP/1.1 200 OK", "[]"]);
 
-    let open = start(Limits { strangers: 1, ..PATIENT }, storing(Arc::default())).await;
+    let open = start(Limits { unauthenticated: 1, ..LONG }, storing(Arc::default())).await;
     let mut silent = [open.connect().await, open.connect().await];
-    assert!(timeout(SHORT, read_all(&mut silent[0])).await.is_err(), "without a lock nobody is a stranger");
+    assert!(timeout(SHORT, read_all(&mut silent[0])).await.is_err(), "without keys no connection counts");
 }
 
 #[tokio::test]
-async fn a_stranger_who_never_stops_sending_is_cut_off() {
-    let (mut served, _) = locked(Limits { connections: 1, linger: SHORT, ..PATIENT }).await;
+async fn an_unauthenticated_client_that_keeps_sending_is_disconnected() {
+    let (mut served, _) = with_keys(Limits { connections: 1, linger: SHORT, ..LONG }).await;
     let mut socket = served.connect().await;
     let head = request("POST /messages", &format!("Content-Length: {}\r\n", 1_usize << 30), "");
     socket.write_all(head.as_bytes()).await.expect("writes");
-    // The only connection is free again, although the stranger has not closed it.
-    check(&served.talk(&request("GET /livez", WITH_KEY, "")).await, &["HTTP/1.1 200 "]);
+    // The only connection is free again, although the client has not closed it.
+    check(&served.exchange(&request("GET /livez", WITH_KEY, "")).await, &["HTTP/1.1 200 "]);
     let part = vec![b'x'; 64 * 1024];
     while socket.write_all(&part).await.is_ok() {}
     served.stop.cancel();
@@ -393,13 +394,13 @@ async fn a_stranger_who_never_stops_sending_is_cut_off() {
 
 #[tokio::test]
 async fn the_next_connection_waits_when_all_slots_are_taken() {
-    let served = start(Limits { connections: 1, ..PATIENT }, storing(Arc::default())).await;
+    let served = start(Limits { connections: 1, ..LONG }, storing(Arc::default())).await;
     let mut first = served.connect().await;
     first.write_all(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n").await.expect("writes");
     let mut byte = [0];
     first.read_exact(&mut byte).await.expect("answered, and kept alive");
     let second = request("GET /livez", "", "");
-    let second = served.talk(&second);
+    let second = served.exchange(&second);
     tokio::pin!(second);
     assert!(timeout(SHORT, &mut second).await.is_err());
     drop(first);
@@ -415,7 +416,7 @@ async fn open_requests_finish_after_stop_and_no_new_ones_begin() {
         going.await.expect("the test lets it go");
         "done"
     };
-    let mut served = start(PATIENT, Router::new().route("/wait", get(wait))).await;
+    let mut served = start(LONG, Router::new().route("/wait", get(wait))).await;
     let mut socket = served.connect().await;
     let mut idle = served.connect().await;
     socket.write_all(b"GET /wait HTTP/1.1\r\nHost: x\r\n\r\n").await.expect("writes");
@@ -429,9 +430,9 @@ async fn open_requests_finish_after_stop_and_no_new_ones_begin() {
 }
 
 #[tokio::test]
-async fn a_request_that_never_ends_is_cut_after_the_drain() {
+async fn a_request_that_never_ends_is_closed_after_the_drain() {
     let hang = Router::new().route("/hang", get(std::future::pending::<()>));
-    let mut served = start(Limits { drain: SHORT, ..PATIENT }, hang.merge(storing(Arc::default()))).await;
+    let mut served = start(Limits { drain: SHORT, ..LONG }, hang.merge(storing(Arc::default()))).await;
     let mut socket = served.connect().await;
     socket
         .write_all(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\nGET /hang HTTP/1.1\r\nHost: x\r\n\r\n")

@@ -7,49 +7,49 @@ use rustix::io::Errno;
 use super::engine::files;
 use crate::chain::ids::Origin;
 
-/// Why a store cannot be opened. Each is a sentence for the operator.
+/// Why a store cannot be opened. Each variant is a sentence for the operator.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
-    /// The directory cannot be made or used.
+    /// The directory or a file in it cannot be created, read or written; not damage.
     #[error("the data directory {} cannot be used: {source}", path.display())]
     Directory {
-        /// The directory.
+        /// The directory or the file.
         path: PathBuf,
-        /// What the system says.
+        /// The system's error.
         source: std::io::Error,
     },
-    /// Another process has it open.
+    /// Another process has the store open.
     #[error("the data directory {} is in use by another process; stop that one first", .0.display())]
     InUse(PathBuf),
-    /// Written by a newer program.
+    /// A newer program wrote the file.
     #[error("{} has format {found}; this program knows formats up to {known}: use a newer chatchain", path.display())]
     NewerFormat {
         /// The file.
         path: PathBuf,
-        /// What it says.
+        /// Its format.
         found: u32,
-        /// What we can read.
+        /// The newest format that this program reads.
         known: u32,
     },
-    /// It belongs to another network.
+    /// The store belongs to another network.
     #[error("{} belongs to the network {found:?}, not to {wanted:?}; set `network` to that or use another data directory", path.display())]
     OtherNetwork {
         /// The file.
         path: PathBuf,
-        /// The network it was made for.
+        /// The network of the store.
         found: String,
         /// The network of the configuration.
         wanted: String,
     },
-    /// The disk does not give a file, or not all of it.
+    /// The disk cannot read a file, or a part of it.
     #[error("{} cannot be read: {why}", path.display())]
     DiskUnreadable {
         /// The file.
         path: PathBuf,
-        /// What the system says, or how much of it.
+        /// The system's error, or how much is unreadable.
         why: String,
     },
-    /// The file is not what we wrote.
+    /// The bytes of the file are wrong.
     #[error("{} cannot be opened: {why}", path.display())]
     Corrupt {
         /// The file.
@@ -60,15 +60,16 @@ pub enum OpenError {
 }
 
 impl OpenError {
-    /// Whether it can be otherwise a moment later without anybody changing the configuration: the disk fails or is full, or
-    /// its file system lets nobody write since it met an error.
+    /// Whether the error may pass without a change of the configuration: the disk fails or is full, or the file system
+    /// became read-only after an error.
     pub fn is_transient(&self) -> bool {
-        let passing = [Errno::NOSPC, Errno::DQUOT, Errno::ROFS];
-        let passes = |source| Errno::from_io_error(source).is_some_and(|errno| passing.contains(&errno));
-        self.is_disk_error() || matches!(self, OpenError::Directory { source, .. } if passes(source))
+        let transient = [Errno::NOSPC, Errno::DQUOT, Errno::ROFS];
+        let is_transient =
+            |source| Errno::from_io_error(source).is_some_and(|errno| transient.contains(&errno));
+        self.is_disk_error() || matches!(self, OpenError::Directory { source, .. } if is_transient(source))
     }
 
-    /// Whether the disk would not read or would not write; the engine does not say which.
+    /// Whether the disk failed to read or to write; the engine does not say which.
     pub fn is_disk_error(&self) -> bool {
         match self {
             OpenError::DiskUnreadable { .. } => true,
@@ -84,34 +85,34 @@ pub enum StoreError {
     /// The engine or the disk failed.
     #[error("storage failed: {0}")]
     Storage(#[from] Box<redb::Error>),
-    /// The engine gave up over what it read; most likely the file is damaged.
-    #[error("storage failed: the storage engine cannot make sense of it: {0}")]
+    /// The engine panicked; most likely the file is damaged.
+    #[error("storage failed: the storage engine panicked: {0}")]
     EnginePanicked(String),
-    /// The store was closed, because it failed; it is opened anew.
-    #[error("the store is being opened anew")]
+    /// The store failed, was closed, and is being opened again.
+    #[error("the store is being opened again")]
     Closed,
-    /// A row of the index is not where it must be.
-    #[error("the index is damaged: a row is not in its place")]
+    /// A row of the index breaks the order of its table.
+    #[error("the index is damaged: a row is out of order")]
     IndexRowMisplaced,
-    /// An entry that must be there does not check, or is not there.
+    /// An entry that must exist is missing or fails its check.
     #[error("entry {seq} of log {origin} is damaged")]
     Damaged {
         /// Its log.
         origin: Origin,
-        /// Its place.
+        /// Its seq.
         seq: u64,
     },
-    /// An entry was removed, because its log was cut after whoever reads looked at the logs. It stands in a branch.
+    /// The entry was removed because its log was cut after the reader took its vector. The entry is in a branch now.
     #[error("log {origin} was cut meanwhile: its entry {seq} has moved to another log")]
     CutOff {
         /// Its log.
         origin: Origin,
-        /// Its former place.
+        /// Its former seq.
         seq: u64,
     },
 }
 
-/// redb has one error type per operation; here they all mean that storage failed.
+/// redb has one error type per operation; here all of them mean that storage failed.
 macro_rules! storage_errors {
     ($($kind:ty),*) => {$(
         impl From<$kind> for StoreError {

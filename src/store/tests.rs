@@ -6,10 +6,11 @@ use uuid::Uuid;
 
 use super::log::{NewRow, WriteBatch};
 use super::*;
+use crate::chain::filter::Filter;
 use crate::chain::message::{Content, Message, UncheckedMessage};
 use crate::chain::record::{Entry, EntryKind};
 use crate::store::engine::files;
-use crate::store::history::listing::{Filter, Listing};
+use crate::store::history::listing::Listing;
 use crate::store::index::IndexOverlay;
 
 const NOW: u64 = 1_700_000_000_000;

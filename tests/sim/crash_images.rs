@@ -7,11 +7,12 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use chatchain::chain::filter::Filter;
 use chatchain::chain::ids::{ChainHash, Origin};
 use chatchain::chain::logs::Logs;
 use chatchain::chain::message::{Content, Digest, Message, UncheckedMessage};
 use chatchain::chain::record::{Entry, EntryKind};
-use chatchain::store::history::listing::{Filter, Listing};
+use chatchain::store::history::listing::Listing;
 use chatchain::store::log::WriteBatch;
 use chatchain::store::{OpenPolicy, Store};
 use uuid::Uuid;

@@ -7,12 +7,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use chatchain::chain::filter::Filter;
 use chatchain::chain::ids::{ChainHash, Origin};
 use chatchain::chain::logs::Logs;
 use chatchain::chain::message::{Content, Digest, Message, UncheckedMessage};
 use chatchain::chain::record::{Entry, EntryKind, MAGIC};
 use chatchain::store::engine::files::{INDEX, LOG};
-use chatchain::store::history::listing::{Filter, Listing};
+use chatchain::store::history::listing::Listing;
 use chatchain::store::log::WriteBatch;
 use chatchain::store::{OpenPolicy, Store, StoreError};
 use uuid::Uuid;

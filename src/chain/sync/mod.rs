@@ -17,7 +17,7 @@ use std::collections::BTreeMap;
 
 use super::ids::Origin;
 use super::vector::{Head, Vector};
-use crate::chain::sync::wire::{EntryRange, Heads, ShortDigest, SyncMessage, short};
+use crate::chain::sync::wire::{EntryRange, Heads, Incarnation, ShortDigest, SyncMessage, short};
 use crate::fault::Fault;
 
 /// Timer rounds in which somebody must lack the same entries before another than their owner sends them.
@@ -56,13 +56,6 @@ pub fn forks(mine: &Vector, theirs: &Vector) -> Vec<(Origin, u64)> {
 pub fn new_cuts(mine: &Vector, theirs: &Vector) -> Vec<(Origin, u64)> {
     let cuts = theirs.cuts_since(mine).into_iter();
     cuts.filter(|(origin, seq)| mine.cut_of(*origin).is_none_or(|mine| *seq < mine)).collect()
-}
-
-/// A peer's store as of one opening.
-type Incarnation = ([u8; 16], [u8; 16]);
-
-fn opening(body: &SyncMessage) -> Incarnation {
-    (body.hello.store_id, body.hello.open_id)
 }
 
 /// The starting side of exchanges with one peer.
@@ -115,13 +108,9 @@ impl Initiator {
         on_timer: bool,
         leave: impl Fn(Origin) -> bool,
     ) -> ExchangePlan {
-        let heads = match &self.told {
-            None => Some(Heads::all(mine)),
-            Some(told) => Heads::since(mine, told),
-        };
         let mut plan = ExchangePlan {
             mine: mine.clone(),
-            heads,
+            heads: Heads::since(mine, self.told.as_ref()),
             push: Vec::new(),
             wants: Vec::new(),
             need_full: self.need_full,
@@ -149,12 +138,12 @@ impl Initiator {
 
     /// Takes note of the answer to a plan.
     pub fn on_reply(&mut self, plan: ExchangePlan, reply: &SyncMessage) -> NextExchange {
-        let is_anew = self.peer.is_some_and(|peer| peer != opening(reply));
+        let is_anew = self.peer.is_some_and(|peer| peer != reply.hello.incarnation());
         if is_anew && !Fault::OldHeads.is_planted() {
             *self = Initiator::default();
         }
         let is_first = self.theirs.is_none();
-        self.peer = Some(opening(reply));
+        self.peer = Some(reply.hello.incarnation());
         let in_doubt = reply.need_full || !self.note_theirs(&plan.mine, reply);
         if let (true, Some(theirs)) = (Fault::OldHeads.is_planted(), &mut self.theirs) {
             theirs.merge(&std::mem::take(&mut self.had));
@@ -230,10 +219,7 @@ impl Responder {
         reply.digest = short(mine.digest());
         reply.need_full = self.theirs.is_none();
         if reply.digest != request.digest || request.need_full {
-            reply.heads = match &self.told {
-                None => Some(Heads::all(mine)),
-                Some(told) => Heads::since(mine, told),
-            };
+            reply.heads = Heads::since(mine, self.told.as_ref());
         }
         self.told = Some(mine.clone());
     }

@@ -6,6 +6,7 @@
 
 use bytes::Bytes;
 
+use crate::chain::bytes::ByteReader;
 use crate::chain::ids::{ChainHash, Origin};
 use crate::chain::members;
 use crate::chain::members::{MEMBERS_MAX, Member, MemberId, MembersDigest};
@@ -45,14 +46,14 @@ pub struct Hello {
 }
 
 impl Hello {
-    /// Which member speaks.
-    pub fn name(&self) -> MemberId {
+    /// The member that speaks.
+    pub fn member_id(&self) -> MemberId {
         MemberId { node_id: self.node_id, store_id: self.store_id }
     }
 
-    /// Whether both are the word of one process: it has met itself.
-    pub fn is_ours(&self, ours: &Hello) -> bool {
-        self == ours
+    /// The incarnation of the store that speaks.
+    pub fn incarnation(&self) -> Incarnation {
+        Incarnation { store_id: self.store_id, open_id: self.open_id }
     }
 
     /// Whether two processes run with copies of one store, and it is on us to take another name: on the one that opened
@@ -66,6 +67,15 @@ impl Hello {
     pub fn network_hash(name: &str) -> [u8; 8] {
         *blake3::hash(name.as_bytes()).as_bytes().first_chunk().expect("32 bytes have 8")
     }
+}
+
+/// One run of a process over a store. What a peer knew or held in another incarnation is not relied on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Incarnation {
+    /// The store.
+    pub store_id: [u8; 16],
+    /// The run.
+    pub open_id: [u8; 16],
 }
 
 /// The first half of a vector's digest: enough to notice a difference.
@@ -88,13 +98,11 @@ pub struct Heads {
 }
 
 impl Heads {
-    /// All of a vector.
-    pub fn all(mine: &Vector) -> Self {
-        Heads { base: None, changes: mine.iter().collect(), cuts: mine.cuts().collect() }
-    }
-
-    /// What changed since `told`; `None` if nothing did.
-    pub fn since(mine: &Vector, told: &Vector) -> Option<Self> {
+    /// What changed since the peer was told `told`, or everything if it knows nothing; `None` if nothing changed.
+    pub fn since(mine: &Vector, told: Option<&Vector>) -> Option<Self> {
+        let Some(told) = told else {
+            return Some(Heads { base: None, changes: mine.iter().collect(), cuts: mine.cuts().collect() });
+        };
         let (changes, cuts) = (mine.changes_since(told), mine.cuts_since(told));
         if changes.is_empty() && cuts.is_empty() {
             return None;
@@ -250,40 +258,46 @@ impl SyncMessage {
         }
     }
 
-    /// Reads a message. Records are checked; their order and chain are not, that is for who admits them.
+    /// Reads a message. The records are checked; their order within the log and the chain are not: admission does that.
     pub fn decode(bytes: &Bytes) -> Result<Self, Malformed> {
-        let mut rest = WireReader(bytes);
-        if rest.take::<4>().map_err(|_| Malformed::Magic)? != MAGIC {
+        let mut reader = ByteReader::new(bytes);
+        if reader.array() != Some(MAGIC) {
             return Err(Malformed::Magic);
         }
-        let protocol = u16::from_be_bytes(rest.take()?);
-        if protocol != PROTOCOL {
-            return Err(Malformed::Protocol(protocol));
+        match reader.u16() {
+            Some(PROTOCOL) => Self::decode_protocol_1(reader, bytes).ok_or(Malformed::Layout),
+            Some(other) => Err(Malformed::Protocol(other)),
+            None => Err(Malformed::Layout),
         }
-        let [flags] = rest.take::<1>()?;
-        let (network, node_id) = (rest.take()?, u16::from_be_bytes(rest.take()?));
-        let (store_id, open_id) = (rest.take()?, rest.take()?);
-        let [address_len] = rest.take::<1>()?;
-        let address = std::str::from_utf8(rest.slice(address_len.into())?).map_err(|_| Malformed::Layout)?;
-        let hello = Hello { network, node_id, store_id, open_id, address: address.to_owned() };
-        let mut body = SyncMessage::quiet(hello, rest.take()?);
-        (body.need_full, body.more) = (flags & NEED_FULL != 0, flags & MORE != 0);
-        while !rest.0.is_empty() {
-            let [tag] = rest.take::<1>()?;
-            let length = u32::from_be_bytes(rest.take()?) as usize;
-            let section = WireReader(rest.slice(length)?);
+    }
+
+    /// `whole` is the message that `reader` reads: entries share its memory.
+    fn decode_protocol_1(mut reader: ByteReader<'_>, whole: &Bytes) -> Option<Self> {
+        let flags = reader.u8()?;
+        let (network, node_id) = (reader.array()?, reader.u16()?);
+        let (store_id, open_id) = (reader.array()?, reader.array()?);
+        let address_length = reader.u8()?;
+        let address = reader.str(address_length.into())?.to_owned();
+        let hello = Hello { network, node_id, store_id, open_id, address };
+        let mut message = SyncMessage::quiet(hello, reader.array()?);
+        (message.need_full, message.more) = (flags & NEED_FULL != 0, flags & MORE != 0);
+        while !reader.is_empty() {
+            let (tag, length) = (reader.u8()?, reader.u32()?);
+            let mut section = ByteReader::new(reader.slice(length as usize)?);
             match tag {
-                HEADS => body.heads = Some(section.heads()?),
-                OWN => body.own = Some(Origin(section.whole()?)),
-                WANTS => body.wants = section.wants()?,
-                RUN => body.runs.push(section.run(bytes)?),
-                MEMBERS_DIGEST => body.members_digest = Some(section.whole()?),
-                MEMBERS => body.members = section.members()?,
-                CUTS => body.heads.as_mut().ok_or(Malformed::Layout)?.cuts = section.cuts()?,
-                _ => {} // of a newer program that can do without an answer to it
+                HEADS => message.heads = Some(section.heads()?),
+                OWN => message.own = Some(Origin(section.array().and_then(|own| section.end(own))?)),
+                WANTS => message.wants = section.all(ByteReader::range)?,
+                RUN => message.runs.push(section.run(whole)?),
+                MEMBERS_DIGEST => {
+                    message.members_digest = Some(section.array().and_then(|digest| section.end(digest))?);
+                }
+                MEMBERS => message.members = section.members()?,
+                CUTS => message.heads.as_mut()?.cuts = section.all(ByteReader::cut)?,
+                _ => {} // a section that a newer program adds can be skipped
             }
         }
-        Ok(body)
+        Some(message)
     }
 }
 
@@ -301,100 +315,66 @@ fn put_head(out: &mut Vec<u8>, head: &Head) {
     out.extend_from_slice(&head.hash.0);
 }
 
-/// A shrinking slice.
-struct WireReader<'a>(&'a [u8]);
-
-impl<'a> WireReader<'a> {
-    fn take<const N: usize>(&mut self) -> Result<[u8; N], Malformed> {
-        let (head, rest) = self.0.split_first_chunk::<N>().ok_or(Malformed::Layout)?;
-        self.0 = rest;
-        Ok(*head)
+impl ByteReader<'_> {
+    fn head(&mut self) -> Option<Head> {
+        Some(Head { seq: self.u64()?, hash: ChainHash(self.array()?) })
     }
 
-    fn slice(&mut self, length: usize) -> Result<&'a [u8], Malformed> {
-        let (head, rest) = self.0.split_at_checked(length).ok_or(Malformed::Layout)?;
-        self.0 = rest;
-        Ok(head)
+    fn heads(&mut self) -> Option<Heads> {
+        let (has_base, base) = (self.u8()?, self.array()?);
+        let changes = self.all(|reader| {
+            let (origin, head) = (Origin(reader.array()?), reader.head()?);
+            (head.seq > 0).then_some((origin, head))
+        })?;
+        Some(Heads { base: (has_base == 1).then_some(base), changes, cuts: Vec::new() })
     }
 
-    fn whole<const N: usize>(mut self) -> Result<[u8; N], Malformed> {
-        let all = self.take()?;
-        if self.0.is_empty() { Ok(all) } else { Err(Malformed::Layout) }
+    fn cut(&mut self) -> Option<(Origin, u64)> {
+        let (origin, seq) = (Origin(self.array()?), self.u64()?);
+        (seq > 0).then_some((origin, seq))
     }
 
-    fn head(&mut self) -> Result<Head, Malformed> {
-        Ok(Head { seq: u64::from_be_bytes(self.take()?), hash: ChainHash(self.take()?) })
+    fn range(&mut self) -> Option<EntryRange> {
+        let (origin, first, last) = (Origin(self.array()?), self.u64()?, self.u64()?);
+        (first > 0 && last >= first).then_some(EntryRange { origin, first, last })
     }
 
-    fn heads(mut self) -> Result<Heads, Malformed> {
-        let [has_base] = self.take::<1>()?;
-        let base: ShortDigest = self.take()?;
-        let mut changes = Vec::with_capacity(self.0.len() / 56);
-        while !self.0.is_empty() {
-            let (origin, head) = (Origin(self.take()?), self.head()?);
-            if head.seq == 0 {
-                return Err(Malformed::Layout);
-            }
-            changes.push((origin, head));
+    /// Items up to the end.
+    fn all<T>(&mut self, mut item: impl FnMut(&mut Self) -> Option<T>) -> Option<Vec<T>> {
+        let mut items = Vec::new();
+        while !self.is_empty() {
+            items.push(item(self)?);
         }
-        Ok(Heads { base: (has_base == 1).then_some(base), changes, cuts: Vec::new() })
+        Some(items)
     }
 
-    fn cuts(mut self) -> Result<Vec<(Origin, u64)>, Malformed> {
-        let mut cuts = Vec::with_capacity(self.0.len() / 24);
-        while !self.0.is_empty() {
-            let (origin, seq) = (Origin(self.take()?), u64::from_be_bytes(self.take()?));
-            if seq == 0 {
-                return Err(Malformed::Layout);
-            }
-            cuts.push((origin, seq));
-        }
-        Ok(cuts)
-    }
-
-    fn wants(mut self) -> Result<Vec<EntryRange>, Malformed> {
-        let mut wants = Vec::with_capacity(self.0.len() / 32);
-        while !self.0.is_empty() {
-            let origin = Origin(self.take()?);
-            let (first, last) = (u64::from_be_bytes(self.take()?), u64::from_be_bytes(self.take()?));
-            if first == 0 || last < first {
-                return Err(Malformed::Layout);
-            }
-            wants.push(EntryRange { origin, first, last });
-        }
-        Ok(wants)
-    }
-
-    fn members(mut self) -> Result<Vec<(MemberId, Member)>, Malformed> {
+    fn members(&mut self) -> Option<Vec<(MemberId, Member)>> {
         let mut members = Vec::new();
-        while !self.0.is_empty() && members.len() < MEMBERS_MAX {
-            let (member, rest) = members::read(self.0).ok_or(Malformed::Layout)?;
-            self.0 = rest;
-            members.push(member);
+        while !self.is_empty() && members.len() < MEMBERS_MAX {
+            members.push(members::read(self)?);
         }
-        Ok(members)
+        Some(members)
     }
 
-    /// `whole` is the message this section lies in: records are parts of it, not copies.
-    fn run(mut self, whole: &Bytes) -> Result<Run, Malformed> {
-        let (origin, before) = (Origin(self.take()?), self.head()?);
+    fn run(&mut self, whole: &Bytes) -> Option<Run> {
+        let (origin, before) = (Origin(self.array()?), self.head()?);
         let mut run = Run { origin, before, entries: Vec::new(), broken: None };
         let mut seq = before.seq;
-        while !self.0.is_empty() {
-            match Entry::check_shared(whole, self.0) {
+        while !self.is_empty() {
+            match Entry::check_shared(whole, self.rest()) {
                 Ok(entry) if entry.origin() == origin && Some(entry.seq()) == seq.checked_add(1) => {
                     seq = entry.seq();
                     self.slice(entry.size())?;
                     run.entries.push(entry);
                 }
-                Ok(_) => return Err(Malformed::Layout),
+                Ok(_) => return None,
                 Err(why) => {
                     run.broken = Some(why);
                     break;
                 }
             }
         }
-        Ok(run)
+        Some(run)
     }
 }
 

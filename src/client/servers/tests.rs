@@ -1,5 +1,6 @@
-//! The calls against small servers that answer, refuse, hang and break.
+//! The calls with fake servers that answer, refuse, hang and break off.
 
+use crate::chain::filter::Filter;
 use tokio::{net::TcpListener, sync::mpsc};
 
 use super::*;
@@ -16,10 +17,10 @@ fn message() -> SendRequest {
 }
 
 #[tokio::test]
-async fn a_send_brings_one_id_to_every_server_until_one_takes_it() {
+async fn a_send_carries_one_id_to_every_server_until_one_accepts_it() {
     let mut site = FakeServers::default();
-    let (heard, mut taken) = mpsc::channel(10);
-    let record = heard.clone();
+    let (sender, mut received) = mpsc::channel(10);
+    let record = sender.clone();
     let full = site
         .server(move |line, body| {
             record.try_send((line, body)).expect("room");
@@ -28,28 +29,28 @@ async fn a_send_brings_one_id_to_every_server_until_one_takes_it() {
         .await;
     let good = site
         .server(move |line, body| {
-            heard.try_send((line, body)).expect("room");
+            sender.try_send((line, body)).expect("room");
             (202, SENT.into())
         })
         .await;
     let broken = site.raw(b"").await;
-    let servers = servers(&[&site.nobody(), &broken, &full, &good]);
+    let servers = servers(&[&site.absent(), &broken, &full, &good]);
     let sent = servers.send(message(), Some("all")).await.expect("sent");
     assert_eq!((sent.below_acks, sent.answer.durable_on), (true, vec![0]));
-    let (first, second) = (taken.recv().await.expect("full"), taken.recv().await.expect("good"));
+    let (first, second) = (received.recv().await.expect("full"), received.recv().await.expect("good"));
     assert_eq!(first, second);
     assert_eq!(first.0, "POST /messages?acks=all");
     assert!(SendRequest::parse(first.1.as_bytes()).expect("a message").id.is_some());
 
-    let mut tasks = tokio::task::JoinSet::new(); // commands may well send from tasks of their own
+    let mut tasks = tokio::task::JoinSet::new(); // commands may send from their own tasks
     tasks.spawn(async move { servers.send(message(), None).await });
     tasks.join_next().await.expect("one task").expect("no panic").expect("sent");
-    assert_eq!(taken.recv().await.expect("good").0, "POST /messages");
-    assert!(taken.try_recv().is_err(), "the one that answered is asked first from then on");
+    assert_eq!(received.recv().await.expect("good").0, "POST /messages");
+    assert!(received.try_recv().is_err(), "the server that answered is asked first from then on");
 }
 
 #[tokio::test]
-async fn a_refusal_that_others_would_repeat_is_the_answer() {
+async fn a_final_refusal_is_the_answer() {
     let mut site = FakeServers::default();
     let strict = site.server(|_, _| refusal(ErrorCode::IdConflict)).await;
     let good = site.server(|_, _| (200, SENT.into())).await;
@@ -59,44 +60,44 @@ async fn a_refusal_that_others_would_repeat_is_the_answer() {
 }
 
 #[tokio::test]
-async fn when_nobody_answers_the_error_says_so_for_each() {
+async fn without_an_answer_the_error_names_each_server() {
     let mut site = FakeServers::default();
     let proxy = site.server(|_, _| refusal(ErrorCode::NoNodeAvailable)).await;
-    let nobody = site.nobody();
-    let error = servers(&[&proxy, &nobody]).network().await.expect_err("no answer");
+    let absent = site.absent();
+    let error = servers(&[&proxy, &absent]).network().await.expect_err("no answer");
     assert!(error.no_node());
     let text = error.to_string();
     assert!(
         text.contains("on purpose (no_node_available)")
-            && text.contains(&format!("{nobody}: connection refused")),
+            && text.contains(&format!("{absent}: connection refused")),
         "{text}"
     );
 }
 
 #[tokio::test]
-async fn what_a_node_refused_is_told_before_that_others_are_away() {
+async fn a_refusal_of_a_node_is_preferred_to_missing_answers() {
     let mut site = FakeServers::default();
     let full = site.server(|_, _| refusal(ErrorCode::StorageFull)).await;
     let error =
-        servers(&[&site.nobody(), &full, &site.nobody()]).send(message(), None).await.expect_err("full");
+        servers(&[&site.absent(), &full, &site.absent()]).send(message(), None).await.expect_err("full");
     assert_eq!(error.problem().map(|problem| problem.code), Some(ErrorCode::StorageFull));
     assert!(!error.no_node());
 }
 
 #[tokio::test]
-async fn another_program_on_the_port_is_not_believed() {
+async fn an_answer_of_another_program_is_ignored() {
     let mut site = FakeServers::default();
     let web = site.server(|_, _| (404, "<html>".into())).await;
     let redirect = site.server(|_, _| (302, String::new())).await;
     let text = site.server(|_, _| (200, "hello".into())).await;
     let error = servers(&[&web, &redirect, &text]).network().await.expect_err("no answer");
-    assert!(!error.no_node(), "somebody answered");
+    assert!(!error.no_node(), "a program answered");
     let ClientError::NoAnswer { tried } = error else { panic!("{error}") };
     assert!(tried.iter().all(|e| matches!(e, ClientError::Malformed { .. })), "{tried:?}");
 }
 
 #[tokio::test]
-async fn a_listing_asks_with_its_query() {
+async fn a_listing_sends_its_query() {
     let mut site = FakeServers::default();
     let good = site
         .server(|line, _| {
@@ -104,14 +105,15 @@ async fn a_listing_asks_with_its_query() {
             (200, format!("{SENT}\n"))
         })
         .await;
-    let query = ListQuery { user: Some("a".into()), limit: Some(2), ..ListQuery::default() };
+    let filter = Filter { user: Some("a".into()), ..Filter::default() };
+    let query = ListQuery { filter, limit: Some(2), ..ListQuery::default() };
     let mut listing = servers(&[&good]).list(&query, None).await.expect("begins");
     assert_eq!(listing.next().await.expect("a message").expect("not the end").text, "c");
     assert_eq!(listing.next().await.expect("the end"), None);
 }
 
 #[tokio::test]
-async fn a_listing_is_read_line_by_line_however_it_is_cut() {
+async fn a_listing_is_read_line_by_line_however_it_is_chunked() {
     let lines = format!("{SENT}\n{SENT}\n").into_bytes();
     for size in [1, 7, lines.len()] {
         let pieces: Vec<_> = lines.chunks(size).map(|piece| Ok(Bytes::copy_from_slice(piece))).collect();
@@ -125,7 +127,7 @@ async fn a_listing_is_read_line_by_line_however_it_is_cut() {
 }
 
 #[tokio::test]
-async fn a_listing_that_breaks_is_never_taken_for_complete() {
+async fn a_truncated_listing_is_an_error() {
     let mut site = FakeServers::default();
     let head = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n3\r\n{}\n\r\n";
     let cut = site.raw(head).await;
@@ -156,7 +158,7 @@ async fn an_exchange_is_bounded_in_time_and_size() {
 }
 
 #[tokio::test]
-async fn nodes_and_proxies_are_told_apart() {
+async fn a_nodes_answer_and_a_proxys_answer_are_told_apart() {
     let mut site = FakeServers::default();
     let proxy = r#"{"version":"1","state":"up","uptime_seconds":1,"warnings":[],"upstreams":[]}"#;
     let addr = site.server(move |_, _| (200, proxy.into())).await;

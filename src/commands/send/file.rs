@@ -4,7 +4,7 @@
 //! should keep its order. The next batch is read meanwhile. A file of any length needs the memory of two batches, and of the
 //! ids that [`super::import`] made. A batch that meets trouble that may pass is sent again, with the same ids.
 
-use std::{fmt, io, path::Path, time::Duration};
+use std::{fmt, io, mem, path::Path, time::Duration};
 
 use color_eyre::eyre::{Report, Result, WrapErr};
 use serde::Serialize;
@@ -17,7 +17,7 @@ use uuid::Uuid;
 
 use super::{
     STDIN, exit_after_send,
-    import::{BATCH_LINES_MAX, Import, ImportBatch},
+    import::{Import, ImportBatch},
 };
 use crate::{
     api::{
@@ -108,7 +108,8 @@ struct Transfer<'a> {
 impl Transfer<'_> {
     async fn run<R: AsyncRead + Unpin>(&mut self, reader: &mut LineReader<R>) -> Result<()> {
         let mut next = reader.next().await?;
-        while let Some(FilePiece { batch, mut refused, bytes }) = next {
+        while let Some(mut batch) = next {
+            let (mut refused, bytes) = (mem::take(&mut batch.refused), batch.bytes);
             let send = async { self.send(batch).await.map_err(Report::from) };
             let (mut results, following) = tokio::try_join!(send, reader.next())?;
             results.refused.append(&mut refused);
@@ -145,7 +146,7 @@ impl Transfer<'_> {
         Ok(results)
     }
 
-    /// Adds the results of a piece of `bytes` bytes, and prints its refused lines.
+    /// Adds the results of a batch of `bytes` bytes, and prints its refused lines.
     fn count(&mut self, mut results: BatchResults, bytes: u64) {
         results.refused.sort_by_key(|rejected| rejected.line);
         if !results.refused.is_empty() {
@@ -199,31 +200,20 @@ struct LineReader<R> {
     import: Import,
 }
 
-/// Lines of the file that follow each other.
-#[derive(Debug, Default)]
-struct FilePiece {
-    batch: ImportBatch,
-    /// Lines that are no messages.
-    refused: Vec<Rejected>,
-    /// Length of the piece in the file.
-    bytes: u64,
-}
-
 impl<R: AsyncRead + Unpin> LineReader<R> {
-    /// The next piece; `None` at the end of the file.
-    async fn next(&mut self) -> Result<Option<FilePiece>> {
-        let mut piece = FilePiece::default();
+    /// The next batch; `None` at the end of the file.
+    async fn next(&mut self) -> Result<Option<ImportBatch>> {
+        let mut batch = ImportBatch::default();
         let mut line = Vec::new();
-        while !piece.batch.is_full() && piece.refused.len() < BATCH_LINES_MAX {
+        while !batch.is_full() {
             let bytes = self.line(&mut line).await.wrap_err("cannot read on")?;
             if bytes == 0 {
                 break;
             }
-            piece.bytes += bytes;
-            let added = self.import.add(&line, &mut piece.batch, Uuid::now_v7);
-            piece.refused.extend(added.err());
+            batch.bytes += bytes;
+            self.import.add(&line, &mut batch, Uuid::now_v7);
         }
-        Ok((piece.bytes > 0).then_some(piece))
+        Ok((batch.bytes > 0).then_some(batch))
     }
 
     /// Reads one line, cut to [`LINE_BYTES_MAX`]. Returns its full length, 0 at the end of the file.
@@ -255,7 +245,10 @@ fn grouped(number: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::error::{ErrorCode, Problem};
+    use crate::{
+        api::error::{ErrorCode, Problem},
+        commands::send::import::BATCH_LINES_MAX,
+    };
 
     fn reader(text: &str) -> LineReader<&[u8]> {
         LineReader { source: BufReader::with_capacity(16, text.as_bytes()), import: Import::default() }
@@ -264,24 +257,24 @@ mod tests {
     const MESSAGE: &str = r#"{"sender":"a","recipient":"b","text":"c","timestamp":1}"#;
 
     #[tokio::test]
-    async fn the_pieces_of_a_file_are_all_of_it() {
+    async fn the_batches_of_a_file_are_all_of_it() {
         let long = "x".repeat(2 * LINE_BYTES_MAX);
         let text = format!("{}{long}\n{{\n\n{MESSAGE}", format!("{MESSAGE}\n").repeat(BATCH_LINES_MAX));
         let mut reader = reader(&text);
-        let first = reader.next().await.expect("read").expect("a piece");
-        assert_eq!((first.batch.lines.len(), first.refused.len()), (BATCH_LINES_MAX, 0));
-        let second = reader.next().await.expect("read").expect("a piece");
+        let first = reader.next().await.expect("read").expect("a batch");
+        assert_eq!((first.lines.len(), first.refused.len()), (BATCH_LINES_MAX, 0));
+        let second = reader.next().await.expect("read").expect("a batch");
         let refused: Vec<_> = second.refused.iter().map(|rejected| (rejected.line, rejected.code)).collect();
         assert_eq!(refused, [(1001, ErrorCode::TooLarge), (1002, ErrorCode::InvalidJson)]);
-        assert_eq!(second.batch.lines, [1004]);
+        assert_eq!(second.lines, [1004]);
         assert_eq!(first.bytes + second.bytes, text.len() as u64);
         assert!(reader.next().await.expect("read").is_none());
     }
 
     #[tokio::test]
     async fn only_retryable_lines_are_sent_again() {
-        let piece = reader(&format!("\n{MESSAGE}\n{MESSAGE}\n{MESSAGE}\n")).next().await;
-        let batch = piece.expect("read").expect("a piece").batch;
+        let batch = reader(&format!("\n{MESSAGE}\n{MESSAGE}\n{MESSAGE}\n")).next().await;
+        let batch = batch.expect("read").expect("a batch");
         let rejected = |line, code| Rejected::new(line, Problem::new(code, "why"));
         let answer = BatchAnswer {
             accepted: 1,

@@ -28,19 +28,23 @@ pub const BATCH_LINES_MAX: usize = 1_000;
 /// A batch of at least this length is sent.
 pub const BATCH_BYTES_MAX: usize = 1024 * 1024;
 
-/// Lines that are ready to be sent, each with its id.
+/// Lines of the file that follow each other: those that are ready to be sent, each with its id, and those that are refused.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct ImportBatch {
     /// NDJSON.
     pub body: Vec<u8>,
     /// The line number in the file of each line of the body.
     pub lines: Vec<u64>,
+    /// Lines that are no messages, with the errors that a server would answer.
+    pub refused: Vec<Rejected>,
+    /// Length of all these lines in the file.
+    pub bytes: u64,
 }
 
 impl ImportBatch {
     /// Whether the batch is large enough to be sent.
     pub fn is_full(&self) -> bool {
-        self.lines.len() >= BATCH_LINES_MAX || self.body.len() >= BATCH_BYTES_MAX
+        self.lines.len().max(self.refused.len()) >= BATCH_LINES_MAX || self.body.len() >= BATCH_BYTES_MAX
     }
 
     /// The line number in the file for a line number of the batch, which is what a server names.
@@ -74,23 +78,21 @@ pub struct Import {
 }
 
 impl Import {
-    /// Adds the next line of the file to the batch. A line that is no message is refused with the error of a server.
-    pub fn add(
-        &mut self,
-        line: &[u8],
-        batch: &mut ImportBatch,
-        fresh: impl FnOnce() -> Uuid,
-    ) -> Result<(), Rejected> {
+    /// Adds the next line of the file to the batch.
+    pub fn add(&mut self, line: &[u8], batch: &mut ImportBatch, fresh: impl FnOnce() -> Uuid) {
         self.line += 1;
         let line = line.trim_ascii();
         if line.is_empty() {
-            return Ok(());
+            return;
         }
-        let message = self.read(line, fresh).map_err(|problem| Rejected::new(self.line, problem))?;
-        serde_json::to_writer(&mut batch.body, &message).expect("a message serialises");
-        batch.body.push(b'\n');
-        batch.lines.push(self.line);
-        Ok(())
+        match self.read(line, fresh) {
+            Ok(message) => {
+                serde_json::to_writer(&mut batch.body, &message).expect("a message serializes");
+                batch.body.push(b'\n');
+                batch.lines.push(self.line);
+            }
+            Err(problem) => batch.refused.push(Rejected::new(self.line, problem)),
+        }
     }
 
     fn read(&mut self, line: &[u8], fresh: impl FnOnce() -> Uuid) -> Result<SendRequest, Problem> {
@@ -140,12 +142,11 @@ mod tests {
 
     /// Imports a file and returns the batch, the refused lines and the number of fresh ids.
     fn import(file: &str) -> (ImportBatch, Vec<(u64, ErrorCode)>, u64) {
-        let (mut import, mut batch, mut refused) = (Import::default(), ImportBatch::default(), Vec::new());
+        let (mut import, mut batch) = (Import::default(), ImportBatch::default());
         for line in file.split('\n') {
-            if let Err(rejected) = import.add(line.as_bytes(), &mut batch, || FRESH) {
-                refused.push((rejected.line, rejected.code));
-            }
+            import.add(line.as_bytes(), &mut batch, || FRESH);
         }
+        let refused = batch.refused.iter().map(|rejected| (rejected.line, rejected.code)).collect();
         (batch, refused, import.fresh)
     }
 

@@ -1,7 +1,8 @@
-//! Owns what this node knows of one other: where it is, which opening of which store speaks there, and what it holds.
+//! Owns what this node knows of one other: its address, which incarnation of which store answers there, and what it holds.
 //!
-//! What is known is the peer's latest word. It is dropped when its store was opened anew, so that nobody is counted as
-//! holding what it may have lost. Who the others are, and when they are asked, is not known here.
+//! All of it is what the peer said last. When the peer opens its store again, everything but its address is dropped: a
+//! peer must not count as a holder of entries it may have lost. Which peers there are, and when they are asked, is not
+//! known here.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -13,50 +14,47 @@ use crate::api::network::{NodeId, NodeState, PeerStatus};
 use crate::api::time::Time;
 use crate::chain::ids::Origin;
 use crate::chain::members::MemberId;
-use crate::chain::sync::wire::{EntryRange, ShortDigest, SyncMessage};
+use crate::chain::sync::wire::{EntryRange, Incarnation, ShortDigest, SyncMessage};
 use crate::chain::vector::Vector;
 use crate::node::incidents::Incidents;
 
-/// Damaged entries of a peer that are remembered, as ranges; no honest one asks for more at once.
+/// Damaged ranges of a peer that are kept. Further ones of the same message are ignored; no honest peer asks for more.
 const DAMAGED_MAX: usize = 256;
-/// A peer that failed, but answered within this time, is suspect rather than down.
+/// A peer whose last exchange failed, but that was in contact within this time, is suspect. After it, the peer is down.
 pub const SUSPECT_TIME: Duration = Duration::from_secs(10);
-
-/// A store, as of one opening.
-pub type Incarnation = ([u8; 16], [u8; 16]);
 
 /// What is known of one peer.
 pub struct Peer {
     pub addr: Addr,
-    /// The configuration names it; the others are members that were learned of.
+    /// The configuration names this address. Otherwise the peer is a member that was learned of.
     pub configured: bool,
     /// The member that is asked here, if it was learned of.
     pub expected_member: Option<MemberId>,
-    /// Who is here by the configuration, else who was here last.
+    /// The node that is here by the configuration, else the node that was seen here last.
     pub expected_id: Option<NodeId>,
     pub node_id: Option<NodeId>,
     pub incarnation: Option<Incarnation>,
+    /// What it holds.
     pub vector: Option<Vector>,
-    /// Of what it had by its last word.
+    /// The digest in the message that told what it holds.
     pub digest: Option<ShortDigest>,
-    /// What it had when it was asked for its status. To be shown, and for nothing else: that answer does not say which
-    /// opening of its store gave it.
+    /// What it had when its status was asked for. Only shown: a status does not say which incarnation gave it.
     pub status_vector: Option<Vector>,
-    /// What it had by its last word before its store was opened anew, until it says what it has now.
+    /// What it had before it opened its store again, until it says what it has now.
     pub vector_before_restart: Option<Vector>,
+    /// The log that it appends to.
     pub own_log: Option<Origin>,
-    /// Entries below its heads that it asked for: they are damaged there, and no copies.
+    /// Entries that it asked for although its heads cover them: they are damaged there, so it does not hold them.
     pub damaged: Vec<EntryRange>,
-    /// It spoke to us.
     pub last_request: Option<Instant>,
-    /// It answered us.
     pub last_answer: Option<Instant>,
     pub last_sync: Option<Time>,
     pub rtt: Option<Duration>,
+    /// Why the last exchange failed.
     pub error: Option<String>,
-    /// It is this node itself.
+    /// This node itself answers at the address.
     pub is_self: bool,
-    /// Wakes the link to it.
+    /// Wakes the task that asks it.
     pub wake: Arc<Notify>,
 }
 
@@ -85,30 +83,31 @@ impl Peer {
         }
     }
 
-    /// It spoke. `theirs`: what it has, where that is known from its words; else what it had before, unless its store was
-    /// opened anew. Whether it may have more than before.
-    pub fn on_message(&mut self, body: &SyncMessage, theirs: Option<&Vector>, notes: &Incidents) -> bool {
+    /// Takes in a request or reply of the peer. `theirs`: what it has now, if its messages say so; without it, what it had
+    /// before still holds, unless it opened its store again. True if it may hold more than before.
+    pub fn on_message(&mut self, body: &SyncMessage, theirs: Option<&Vector>, incidents: &Incidents) -> bool {
         let before = (self.vector.is_some(), self.digest, self.damaged.clone());
-        self.identify(body, notes);
+        self.identify(body, incidents);
         if let Some(theirs) = theirs {
-            self.merge_vector(theirs, notes);
+            self.merge_vector(theirs, incidents);
             self.digest = Some(body.digest);
         }
         before != (self.vector.is_some(), self.digest, self.damaged.clone())
     }
 
-    /// Notes who speaks. Of a store that was opened anew nothing is known any more.
-    fn identify(&mut self, body: &SyncMessage, notes: &Incidents) {
-        let opening = (body.hello.store_id, body.hello.open_id);
+    fn identify(&mut self, body: &SyncMessage, incidents: &Incidents) {
+        let incarnation = body.hello.incarnation();
         let is_same_node = self.node_id == Some(body.hello.node_id);
-        let before = self.incarnation.replace(opening);
-        if before != Some(opening) {
-            let had = self.vector.take().or(self.vector_before_restart.take());
+        let before = self.incarnation.replace(incarnation);
+        if before != Some(incarnation) {
+            let last_known = self.vector.take().or(self.vector_before_restart.take());
             (self.own_log, self.digest, self.status_vector) = (None, None, None);
             match before {
-                Some((store, _)) if store == opening.0 => self.vector_before_restart = had,
+                Some(before) if before.store_id == incarnation.store_id => {
+                    self.vector_before_restart = last_known
+                }
                 Some(_) if is_same_node => {
-                    notes.add(format!("node {} came back with another store", body.hello.node_id));
+                    incidents.add(format!("node {} came back with another store", body.hello.node_id));
                 }
                 _ => {}
             }
@@ -118,23 +117,22 @@ impl Peer {
         self.damaged = body.wants.iter().take(DAMAGED_MAX).copied().collect();
     }
 
-    /// Whether all of these entries are on its disk, as far as it says. `mine`: our logs. Where they show that its log is
-    /// another one of that name, it holds other entries than these.
+    /// Whether all of these entries are on its disk, as far as it says. `mine`: the logs of this node. If they show that the
+    /// peer's log is a fork, the peer holds other entries than these.
     pub fn holds(&self, entries: &EntryRange, mine: &Vector) -> bool {
         let Some(theirs) = self.vector.as_ref().and_then(|theirs| theirs.get(entries.origin)) else {
             return false;
         };
-        let is_other =
+        let is_fork =
             mine.get(entries.origin).is_some_and(|mine| mine.seq == theirs.seq && mine.hash != theirs.hash);
         let is_damaged = |range: &EntryRange| {
             range.origin == entries.origin && range.first <= entries.last && entries.first <= range.last
         };
-        theirs.seq >= entries.last && !is_other && !self.damaged.iter().any(is_damaged)
+        theirs.seq >= entries.last && !is_fork && !self.damaged.iter().any(is_damaged)
     }
 
-    /// Notes what it has. As long as its store is open nothing goes from it, so a word that was overtaken by a later one
-    /// takes nothing back.
-    fn merge_vector(&mut self, theirs: &Vector, notes: &Incidents) {
+    /// Adds what the peer says it has. An open store loses nothing, so a message that arrives late takes nothing back.
+    fn merge_vector(&mut self, theirs: &Vector, incidents: &Incidents) {
         let before = self.vector.replace(theirs.clone());
         if let (Some(before), Some(now)) = (before, &mut self.vector) {
             now.merge(&before);
@@ -142,7 +140,7 @@ impl Peer {
         let less = self.vector_before_restart.take().map_or(0, |had| had.ahead_of(theirs));
         if less > 0 {
             let node = self.node_id.map_or_else(|| self.addr.to_string(), |id| id.to_string());
-            notes.add(format!(
+            incidents.add(format!(
                 "node {node} came back with {less} entries fewer than it had, and gets them back"
             ));
         }
@@ -150,17 +148,19 @@ impl Peer {
 
     /// Which member it is, as far as is known.
     pub fn member_id(&self) -> Option<MemberId> {
-        let met = || Some(MemberId { node_id: self.node_id?, store_id: self.incarnation?.0 });
-        self.expected_member.or_else(met)
+        let identified = || Some(MemberId { node_id: self.node_id?, store_id: self.incarnation?.store_id });
+        self.expected_member.or_else(identified)
     }
 
-    /// Who was found at this address is found at another one now.
+    /// The member at this configured address has moved. Nothing but the address and the last error is kept.
     pub fn reset(&mut self) {
         let (addr, wake) = (self.addr.clone(), self.wake.clone());
         let error = self.error.take();
         *self = Peer { error, wake, ..Peer::new(addr, true, self.node_id) };
     }
 
+    /// `Up`: in contact, and the last exchange worked. `Suspect`: it failed, but the peer was in contact within
+    /// [`SUSPECT_TIME`]. `Down`: no contact for longer than that.
     pub fn state(&self) -> NodeState {
         let recently = |at: Option<Instant>| at.is_some_and(|at| at.elapsed() < SUSPECT_TIME);
         match (&self.error, recently(self.last_answer) || recently(self.last_request)) {
@@ -170,7 +170,7 @@ impl Peer {
         }
     }
 
-    /// As it is shown, with how many entries of `all` it lacks.
+    /// The peer as it is shown, with how many entries of `all` it lacks.
     pub fn status(&self, all: &Vector) -> PeerStatus {
         PeerStatus {
             node_id: self.node_id,

@@ -1,8 +1,12 @@
-//! Owns who the others are: the members of the network as this node knows them, and a peer for each address it asks.
+//! Owns who the other nodes are: the members of the network as this node knows them, and one peer for each address it asks.
 //!
-//! The configured addresses are always asked. A member is asked besides where its last word says it is, unless that is a
-//! configured address or one of those has answered as it. What a member says of itself is the truth about it; what was
-//! forgotten is neither asked nor shown. Numbers of peers are never used twice, so a task that outlives its peer meets nobody.
+//! - Every configured address has a peer and is always asked.
+//! - A member has a peer of its own at the address that it last told, unless a configured peer stands for it already:
+//!   by its address, or because that member answered there.
+//! - What a member says of itself overrides what others say of it. A forgotten member is neither asked nor shown.
+//! - The number of a peer is never used twice, so a task that outlives its peer finds none.
+//!
+//! When peers are asked, and what they hold, is not known here.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -14,10 +18,10 @@ use crate::chain::sync::wire::{Hello, SyncMessage};
 use crate::config;
 use crate::node::cluster::peer::Peer;
 
-/// See the head of this file.
+/// The members of the network and the peers that are asked.
 pub struct Roster {
     own: Hello,
-    /// As which opening it began.
+    /// The open id at the start. The one in `own` may have been raised since.
     first_open_id: [u8; 16],
     peers: BTreeMap<usize, Peer>,
     next_number: usize,
@@ -28,33 +32,33 @@ fn member_record(hello: &Hello) -> Member {
     Member { open_id: hello.open_id, marks: 0, address: hello.address.clone() }
 }
 
-/// What came of forgetting a node.
+/// The result of forgetting a node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ForgetOutcome {
-    /// It is forgotten, and may have been before.
+    /// The node is forgotten now; it may have been before.
     Done,
-    /// It is up.
+    /// The node is up, so it was not forgotten.
     IsUp,
     /// No member has that id.
     Unknown,
 }
 
 impl Roster {
-    /// A book of the configured peers and of who was a member before. `own`: this node.
+    /// `own`: this node. `configured`: the peers of the configuration. `membership`: the members as the store has them.
     pub fn new(
         own: Hello,
         configured: &[config::ConfiguredPeer],
         Membership { mut members, met }: Membership,
     ) -> Self {
-        members.take(own.name(), member_record(&own));
+        members.take(own.member_id(), member_record(&own));
         let peer = |peer: &config::ConfiguredPeer| {
-            let was = || met.get(&peer.addr.to_string()).copied();
-            Peer::new(peer.addr.clone(), true, peer.node_id.or_else(was))
+            let last_seen = || met.get(&peer.addr.to_string()).copied();
+            Peer::new(peer.addr.clone(), true, peer.node_id.or_else(last_seen))
         };
         let peers: BTreeMap<usize, Peer> = configured.iter().map(peer).enumerate().collect();
-        let mut book = Roster { first_open_id: own.open_id, own, next_number: peers.len(), peers, members };
-        book.reconcile();
-        book
+        let mut roster = Roster { first_open_id: own.open_id, own, next_number: peers.len(), peers, members };
+        roster.reconcile();
+        roster
     }
 
     /// This node.
@@ -62,18 +66,18 @@ impl Roster {
         &self.own
     }
 
-    /// Whether this is the word of this very process.
+    /// Whether this very process said this, before or after its open id was raised.
     pub fn is_own(&self, hello: &Hello) -> bool {
-        let now = if hello.open_id == self.first_open_id { self.own.open_id } else { hello.open_id };
-        Hello { open_id: now, ..hello.clone() }.is_ours(&self.own)
+        let open_id = if hello.open_id == self.first_open_id { self.own.open_id } else { hello.open_id };
+        Hello { open_id, ..hello.clone() } == self.own
     }
 
-    /// All members, and marks of those that were forgotten.
+    /// All members, those that were forgotten included.
     pub fn members(&self) -> &Members {
         &self.members
     }
 
-    /// What outlives this process.
+    /// What outlives this process: the members, and which node was seen last at each configured address.
     pub fn membership(&self) -> Membership {
         let is_member = |id: NodeId| self.members.iter().any(|(name, _)| name.node_id == id);
         let met = |peer: &Peer| {
@@ -84,121 +88,125 @@ impl Roster {
         Membership { members: self.members.clone(), met }
     }
 
-    /// The peers that are asked.
+    /// The numbers of the peers that are asked.
     pub fn numbers(&self) -> BTreeSet<usize> {
         self.peers.keys().copied().collect()
     }
 
-    /// One of them, if it still is.
+    /// One of them, if it is still asked.
     pub fn peer(&mut self, number: usize) -> Option<&mut Peer> {
         self.peers.get_mut(&number)
     }
 
-    /// Whether this holds for any of them.
-    pub fn any(&self, of: impl Fn(&Peer) -> bool) -> bool {
-        self.peers.values().any(of)
+    /// All of them.
+    pub fn peers(&self) -> impl Iterator<Item = &Peer> {
+        self.peers.values()
     }
 
-    /// Has all of them asked soon.
-    pub fn wake_all(&self) {
-        self.peers.values().for_each(|peer| peer.wake.notify_one());
-    }
-
-    /// Takes in what a peer says of itself and of others. Whether that is news of members.
+    /// Takes in what a peer says of itself and of other members. True if that changed the members.
     pub fn learn_members(&mut self, body: &SyncMessage) -> bool {
-        let own = self.own.name();
-        let said = body.members.iter().filter(|(name, _)| *name != own).cloned();
-        let mut is_news = self.advance_own_open_id(body);
-        for (name, member) in said.chain([(body.hello.name(), member_record(&body.hello))]) {
+        let own = self.own.member_id();
+        let listed = body.members.iter().filter(|(name, _)| *name != own).cloned();
+        let mut changed = self.raise_own_open_id(body);
+        for (name, member) in listed.chain([(body.hello.member_id(), member_record(&body.hello))]) {
             let is_usable = name != own && member.address.parse::<Addr>().is_ok();
-            is_news |= is_usable && self.members.take(name, member);
+            changed |= is_usable && self.members.take(name, member);
         }
-        // Somebody had this very opening of ours forgotten.
-        let marked = body.members.iter().find(|(name, of)| *name == own && of.open_id == self.own.open_id);
-        if let Some((name, marked)) = marked {
-            is_news |=
-                self.members.take(*name, Member { address: self.own.address.clone(), ..marked.clone() });
-            is_news |= self.members.mark(*name, false);
+        // If this very incarnation was forgotten somewhere, a newer mark says that it is a member.
+        let forgotten = body.members.iter().find(|(name, of)| *name == own && of.open_id == self.own.open_id);
+        if let Some((name, forgotten)) = forgotten {
+            let address = self.own.address.clone();
+            changed |= self.members.take(*name, Member { address, ..forgotten.clone() });
+            changed |= self.members.mark(*name, false);
         }
-        if is_news {
+        if changed {
             self.reconcile();
         }
-        is_news
+        changed
     }
 
-    /// Gives our opening a later name than one that somebody takes for the last at this place, where a clock was ahead or
-    /// a store is put back. Once: two that both say they are here would go on for ever. Whether it has another name now.
-    fn advance_own_open_id(&mut self, body: &SyncMessage) -> bool {
-        let said = body.members.iter().filter(|(_, member)| member.address == self.own.address);
-        let said = said.map(|(name, member)| (*name, member));
-        let Some(last) = members::latest(said, self.own.name(), &self.own.address) else { return false };
+    /// Raises the own open id above one that a peer takes for the latest at this address, as happens after a clock ran
+    /// ahead or a store was restored. Only once: two nodes that both claim the address would go on for ever. True if it
+    /// was raised.
+    fn raise_own_open_id(&mut self, body: &SyncMessage) -> bool {
+        let here = body.members.iter().filter(|(_, member)| member.address == self.own.address);
+        let here = here.map(|(name, member)| (*name, member));
+        let Some(last) = members::latest(here, self.own.member_id(), &self.own.address) else { return false };
         let next = u128::from_be_bytes(last).saturating_add(1).to_be_bytes();
         if self.own.open_id != self.first_open_id || last <= self.own.open_id || next == last {
             return false;
         }
         self.own.open_id = next;
-        self.members.take(self.own.name(), member_record(&self.own))
+        self.members.take(self.own.member_id(), member_record(&self.own))
     }
 
-    /// Where a store with our name was opened later than ours, by what is said: it is a copy of ours, or ours of it.
-    pub fn clone_address<'a>(&self, body: &'a SyncMessage) -> Option<&'a str> {
-        let is_copy = |(name, member): &&(MemberId, Member)| {
-            *name == self.own.name()
+    /// Whether the sender runs with a copy of this node's store, and this node is the one that must take a new store id.
+    pub fn is_cloned_by(&self, hello: &Hello) -> bool {
+        hello.is_copied(&self.own)
+    }
+
+    /// Where another process runs with a copy of this node's store under its node id, if a message lists it. This node must
+    /// take a new store id: to the others both are one member, so the two may never meet.
+    pub fn clone_address(&self, body: &SyncMessage) -> Option<String> {
+        let is_clone = |(name, member): &&(MemberId, Member)| {
+            *name == self.own.member_id()
                 && member.open_id > self.own.open_id
                 && member.address != self.own.address
                 && !member.is_forgotten()
         };
-        body.members.iter().find(is_copy).map(|(_, member)| member.address.as_str())
+        body.members.iter().find(is_clone).map(|(_, member)| member.address.clone())
     }
 
-    /// The peer that speaks, if it is one of those that are asked.
+    /// The peer that sent a request, if it is one of those that are asked.
     pub fn peer_of_sender(&mut self, hello: &Hello) -> Option<&mut Peer> {
-        let who = hello.name();
+        let sender = hello.member_id();
         let addr = hello.address.parse::<Addr>().ok();
-        let is_named = |peer: &Peer| peer.member_id() == Some(who);
+        let is_sender = |peer: &Peer| peer.member_id() == Some(sender);
         let is_there = |peer: &Peer| peer.configured && Some(&peer.addr) == addr.as_ref();
         let find = |test: &dyn Fn(&Peer) -> bool| {
             self.peers.iter().find(|(_, peer)| test(peer)).map(|(number, _)| *number)
         };
-        let number = find(&is_named).or_else(|| find(&is_there))?;
+        let number = find(&is_sender).or_else(|| find(&is_there))?;
         self.peers.get_mut(&number)
     }
 
-    /// A peer answered as this store: no other one is needed for it, and where it was found before it is no longer.
-    pub fn on_identified(&mut self, number: usize, hello: &Hello) {
-        let who = hello.name();
+    /// A peer answered as this member. A configured peer that stood for the member and fails is reset: the member has
+    /// moved. True if other peers are asked from now on.
+    pub fn on_identified(&mut self, number: usize, hello: &Hello) -> bool {
+        let member = hello.member_id();
         for (other, peer) in &mut self.peers {
-            if *other != number && peer.configured && peer.error.is_some() && peer.member_id() == Some(who) {
+            if *other != number && peer.configured && peer.error.is_some() && peer.member_id() == Some(member)
+            {
                 peer.reset();
             }
         }
-        self.reconcile();
+        self.reconcile()
     }
 
-    /// Makes the peers those that the members ask for.
-    pub fn reconcile(&mut self) {
-        let wanted: BTreeMap<MemberId, Addr> = self.members_to_ask();
-        let learned: Vec<usize> =
-            self.peers.iter().filter(|(_, peer)| !peer.configured).map(|(number, _)| *number).collect();
-        for number in learned {
+    /// Adds, moves and removes learned peers until each member that must be asked has one, and presumes which member is
+    /// at each configured address that has not answered yet. True if other peers are asked from now on.
+    pub fn reconcile(&mut self) -> bool {
+        let before = self.numbers();
+        let wanted = self.members_to_ask();
+        let learned = self.peers.iter().filter(|(_, peer)| !peer.configured).map(|(number, _)| *number);
+        for number in learned.collect::<Vec<_>>() {
             let peer = &self.peers[&number];
             if peer.expected_member.is_some_and(|name| wanted.contains_key(&name)) {
                 continue;
             }
-            // Its node has another store at the same address: the peer stays, and notes it.
+            // The node has another store at the same address: the peer stays, and reports that.
             let replaces = |(name, addr): &(&MemberId, &Addr)| {
                 Some(name.node_id) == peer.expected_member.map(|name| name.node_id) && **addr == peer.addr
             };
             match wanted.iter().find(replaces).map(|(name, _)| *name) {
-                Some(name) if !self.is_expected(name) => {
+                Some(name) if !self.peers().any(|peer| peer.expected_member == Some(name)) => {
                     self.peers.get_mut(&number).expect("looked up just now").expected_member = Some(name);
                 }
                 _ => drop(self.peers.remove(&number)),
             }
         }
         for (name, addr) in wanted {
-            let known = self.peers.values_mut().find(|peer| peer.expected_member == Some(name));
-            match known {
+            match self.peers.values_mut().find(|peer| peer.expected_member == Some(name)) {
                 Some(peer) if peer.addr != addr => {
                     peer.addr = addr;
                     peer.wake.notify_one();
@@ -212,83 +220,81 @@ impl Roster {
                 }
             }
         }
-        let presume = |(number, peer): (&usize, &Peer)| {
-            let id = self.presumed_member(peer).map(|name| name.node_id).or(peer.expected_id);
-            (peer.configured && peer.incarnation.is_none()).then_some((*number, id))
-        };
-        let presumed: Vec<_> = self.peers.iter().filter_map(presume).collect();
-        for (number, node_id) in presumed {
+        let unanswered = self.peers.iter().filter(|(_, peer)| peer.configured && peer.incarnation.is_none());
+        let presumed = unanswered.map(|(number, peer)| (*number, self.presumed_member(peer)));
+        for (number, member) in presumed.collect::<Vec<_>>() {
             let peer = self.peers.get_mut(&number).expect("looked up just now");
-            peer.node_id = node_id;
-            peer.expected_id = peer.expected_id.or(node_id); // who moves on from here is known to have been here
+            peer.node_id = member.map(|name| name.node_id).or(peer.expected_id);
+            // If the member moves to another address, it is still known that it was here.
+            peer.expected_id = peer.expected_id.or(peer.node_id);
         }
+        before != self.numbers()
     }
 
-    /// Which member is at a configured address, as long as nobody answered there: who says that it is, and of several the
-    /// one that is configured there, else the last.
+    /// Which member is at a configured address as long as nobody answered there: the one that told this address. Of
+    /// several, the one whose id is configured there, else the one that opened its store last.
     fn presumed_member(&self, peer: &Peer) -> Option<MemberId> {
         if !peer.configured || peer.incarnation.is_some() {
             return None;
         }
         let addr = peer.addr.to_string();
         let is_there = |(name, member): &(MemberId, &Member)| {
-            *name != self.own.name() && !member.is_forgotten() && member.address == addr
+            *name != self.own.member_id() && !member.is_forgotten() && member.address == addr
         };
         let rank =
             |(name, member): &(MemberId, &Member)| (Some(name.node_id) == peer.expected_id, member.open_id);
         self.members.iter().filter(is_there).max_by_key(rank).map(|(name, _)| name)
     }
 
-    /// Which member a peer is, as far as is known or said.
+    /// Which member a peer is, as far as is known or presumed.
     fn member_of(&self, peer: &Peer) -> Option<MemberId> {
         peer.member_id().or_else(|| self.presumed_member(peer))
     }
 
-    fn is_expected(&self, name: MemberId) -> bool {
-        self.peers.values().any(|peer| peer.expected_member == Some(name))
-    }
-
-    /// Members for which there is no configured peer, and where they are; one of them may have been where this node is now.
+    /// Members that no configured peer stands for, with their addresses. A node with the id and the address of this one
+    /// had another store before: it is not asked.
     fn members_to_ask(&self) -> BTreeMap<MemberId, Addr> {
         let is_here = |name: MemberId, member: &Member| {
-            name == self.own.name()
+            name == self.own.member_id()
                 || (name.node_id == self.own.node_id && member.address == self.own.address)
         };
         let members = self.members.iter();
         let members = members.filter(|(name, member)| !is_here(*name, member) && !member.is_forgotten());
-        let found = members.filter_map(|(name, member)| Some((name, member.address.parse::<Addr>().ok()?)));
-        found.filter(|(name, addr)| !self.is_covered(*name, addr)).collect()
+        let with_addr =
+            members.filter_map(|(name, member)| Some((name, member.address.parse::<Addr>().ok()?)));
+        with_addr.filter(|(name, addr)| !self.is_covered(*name, addr)).collect()
     }
 
+    /// Whether a configured peer stands for this member.
     fn is_covered(&self, name: MemberId, addr: &Addr) -> bool {
         let covers = |peer: &Peer| match peer.member_id() {
-            // The same node at the same address has another store now.
             Some(of) => {
-                (of == name && peer.error.is_none()) || (of.node_id == name.node_id && peer.addr == *addr)
+                let has_new_store = of.node_id == name.node_id && peer.addr == *addr;
+                (of == name && peer.error.is_none()) || has_new_store
             }
             None => self.presumed_member(peer) == Some(name),
         };
-        self.peers.values().any(|peer| peer.configured && !peer.is_self && covers(peer))
+        self.peers().any(|peer| peer.configured && !peer.is_self && covers(peer))
     }
 
-    /// Peers that were not forgotten; a node may be among them under two addresses.
-    pub fn visible(&self) -> impl Iterator<Item = &Peer> + '_ {
-        self.peers.values().filter(|peer| !self.is_hidden(peer))
+    /// Peers that were not forgotten. One node may be among them under two addresses.
+    pub fn visible(&self) -> impl Iterator<Item = &Peer> {
+        self.peers().filter(|peer| !self.is_hidden(peer))
     }
 
-    /// The peers as they count and are shown: each node once, and none that was forgotten.
+    /// The peers as they count and are shown: each node once, preferably where it is up, and no forgotten one.
     pub fn nodes(&self) -> Vec<(usize, &Peer)> {
-        let mut rows: Vec<(Option<MemberId>, usize, &Peer)> = Vec::new();
+        let mut nodes: Vec<(Option<MemberId>, usize, &Peer)> = Vec::new();
         for (number, peer) in self.peers.iter().filter(|(_, peer)| !self.is_hidden(peer)) {
-            let who = self.member_of(peer);
-            let twin = who.and_then(|_| rows.iter().position(|(of, ..)| *of == who));
+            let member = self.member_of(peer);
+            let twin = member.and_then(|_| nodes.iter().position(|(of, ..)| *of == member));
             match twin {
-                Some(at) if peer.state() == NodeState::Up => rows[at] = (who, *number, peer),
+                Some(at) if peer.state() == NodeState::Up => nodes[at] = (member, *number, peer),
                 Some(_) => {}
-                None => rows.push((who, *number, peer)),
+                None => nodes.push((member, *number, peer)),
             }
         }
-        rows.into_iter().map(|(_, number, peer)| (number, peer)).collect()
+        nodes.into_iter().map(|(_, number, peer)| (number, peer)).collect()
     }
 
     fn is_hidden(&self, peer: &Peer) -> bool {
@@ -298,33 +304,32 @@ impl Roster {
         if let Some(name) = self.member_of(peer) {
             return self.members.get(name).is_some_and(Member::is_forgotten);
         }
-        // Who is to be there is known by another address, or was forgotten.
+        // The node that is expected here is a member at another address, or was forgotten.
         let addr = peer.addr.to_string();
         let mut members = self.members.iter();
         members.any(|(name, member)| peer.expected_id.map_or(member.address == addr, |id| name.node_id == id))
     }
 
-    /// How many nodes there are, this one included.
+    /// How many nodes there are, this one included. A configured peer that never answered counts as one.
     pub fn node_count(&self) -> usize {
         let mut ids = BTreeSet::from([self.own.node_id]);
-        let mut unmet = 0;
+        let mut unidentified = 0;
         for (_, peer) in self.nodes() {
             match peer.node_id {
                 Some(id) => drop(ids.insert(id)),
-                None => unmet += 1,
+                None => unidentified += 1,
             }
         }
-        ids.len() + unmet
+        ids.len() + unidentified
     }
 
-    /// Forgets a node, but no store of it that is up.
+    /// Forgets all stores of a node that are not up.
     pub fn forget(&mut self, node_id: NodeId) -> ForgetOutcome {
         let of_node: Vec<MemberId> =
             self.members.iter().map(|(name, _)| name).filter(|name| name.node_id == node_id).collect();
         let is_up = |name: &MemberId| {
-            let mut peers = self.peers.values();
-            *name == self.own.name()
-                || peers.any(|peer| peer.member_id() == Some(*name) && peer.state() == NodeState::Up)
+            *name == self.own.member_id()
+                || self.peers().any(|peer| peer.member_id() == Some(*name) && peer.state() == NodeState::Up)
         };
         let (up, away): (Vec<MemberId>, Vec<MemberId>) = of_node.into_iter().partition(is_up);
         let mut marked = false;
@@ -339,7 +344,7 @@ impl Roster {
         }
     }
 
-    /// Live nodes that share a number, with where they are.
+    /// Node ids that several live nodes use, with their addresses.
     pub fn duplicate_ids(&self) -> Vec<(NodeId, Vec<String>)> {
         let mut up: BTreeMap<NodeId, Vec<String>> = BTreeMap::new();
         up.entry(self.own.node_id).or_default().push(self.own.address.clone());
@@ -349,7 +354,7 @@ impl Roster {
             }
         }
         for addrs in up.values_mut() {
-            addrs.sort(); // all say it in the same words
+            addrs.sort(); // so that all nodes print the same warning, and it is shown once
         }
         up.into_iter().filter(|(_, addrs)| addrs.len() > 1).collect()
     }
@@ -365,7 +370,7 @@ mod tests {
         Hello { network: [0; 8], node_id, store_id: [store; 16], open_id: [open; 16], address }
     }
 
-    fn speaks(hello: Hello) -> SyncMessage {
+    fn message_from(hello: Hello) -> SyncMessage {
         SyncMessage::quiet(hello, [0; 16])
     }
 
@@ -376,36 +381,40 @@ mod tests {
         }
     }
 
-    fn shown(book: &Roster) -> Vec<(Option<NodeId>, u16)> {
+    fn shown(roster: &Roster) -> Vec<(Option<NodeId>, u16)> {
         let mut shown: Vec<_> =
-            book.nodes().into_iter().map(|(_, peer)| (peer.node_id, peer.addr.port())).collect();
+            roster.nodes().into_iter().map(|(_, peer)| (peer.node_id, peer.addr.port())).collect();
         shown.sort_unstable();
         shown
     }
 
     #[test]
     fn a_member_at_a_configured_address_is_asked_once() {
-        let mut book = Roster::new(hello(0, 1, 1, 1), &[configured(2)], Membership::default());
-        assert_eq!((shown(&book), book.node_count()), (vec![(None, 2)], 2), "it never answered, and counts");
-        assert!(book.learn_members(&speaks(hello(7, 2, 1, 2))));
-        assert_eq!((shown(&book), book.node_count()), (vec![(Some(7), 2)], 2));
-        assert!(book.learn_members(&speaks(hello(8, 3, 1, 3))), "nobody configured it");
-        assert!(!book.learn_members(&speaks(hello(8, 3, 1, 3))));
-        assert_eq!((shown(&book), book.numbers().len()), (vec![(Some(7), 2), (Some(8), 3)], 2));
+        let mut roster = Roster::new(hello(0, 1, 1, 1), &[configured(2)], Membership::default());
+        assert_eq!(
+            (shown(&roster), roster.node_count()),
+            (vec![(None, 2)], 2),
+            "it never answered, and counts all the same"
+        );
+        assert!(roster.learn_members(&message_from(hello(7, 2, 1, 2))));
+        assert_eq!((shown(&roster), roster.node_count()), (vec![(Some(7), 2)], 2));
+        assert!(roster.learn_members(&message_from(hello(8, 3, 1, 3))), "it is a new member");
+        assert!(!roster.learn_members(&message_from(hello(8, 3, 1, 3))));
+        assert_eq!((shown(&roster), roster.numbers().len()), (vec![(Some(7), 2), (Some(8), 3)], 2));
     }
 
     #[test]
     fn a_configured_peer_that_moved_is_asked_at_both_addresses_and_shown_at_the_new_one() {
-        let mut book = Roster::new(hello(0, 1, 1, 1), &[configured(2)], Membership::default());
-        let notes = Incidents::default();
-        book.peer(0).expect("configured").on_message(&speaks(hello(7, 2, 1, 2)), None, &notes);
-        book.peer(0).expect("configured").error = Some("refused".into());
+        let mut roster = Roster::new(hello(0, 1, 1, 1), &[configured(2)], Membership::default());
+        let incidents = Incidents::default();
+        roster.peer(0).expect("configured").on_message(&message_from(hello(7, 2, 1, 2)), None, &incidents);
+        roster.peer(0).expect("configured").error = Some("refused".into());
         let moved = hello(7, 2, 2, 9);
-        book.learn_members(&speaks(moved.clone()));
-        let learned = *book.numbers().last().expect("two");
-        book.peer(learned).expect("learned").on_message(&speaks(moved.clone()), None, &notes);
-        book.on_identified(learned, &moved);
-        assert_eq!((shown(&book), book.numbers().len()), (vec![(Some(7), 9)], 2));
+        roster.learn_members(&message_from(moved.clone()));
+        let learned = *roster.numbers().last().expect("two");
+        roster.peer(learned).expect("learned").on_message(&message_from(moved.clone()), None, &incidents);
+        roster.on_identified(learned, &moved);
+        assert_eq!((shown(&roster), roster.numbers().len()), (vec![(Some(7), 9)], 2));
     }
 
     fn numbered(node_id: NodeId, port: u16) -> config::ConfiguredPeer {
@@ -415,159 +424,173 @@ mod tests {
     #[test]
     fn two_configured_nodes_that_swapped_their_addresses_are_shown_where_they_are() {
         let configured = [numbered(7, 2), numbered(8, 3)];
-        let mut book = Roster::new(hello(0, 1, 1, 1), &configured, Membership::default());
-        assert_eq!((shown(&book), book.node_count()), (vec![(Some(7), 2), (Some(8), 3)], 3));
-        book.learn_members(&speaks(hello(7, 2, 1, 3)));
-        book.learn_members(&speaks(hello(8, 3, 1, 2)));
-        assert_eq!((shown(&book), book.node_count()), (vec![(Some(7), 3), (Some(8), 2)], 3));
-        assert_eq!(book.numbers().len(), 2);
+        let mut roster = Roster::new(hello(0, 1, 1, 1), &configured, Membership::default());
+        assert_eq!((shown(&roster), roster.node_count()), (vec![(Some(7), 2), (Some(8), 3)], 3));
+        roster.learn_members(&message_from(hello(7, 2, 1, 3)));
+        roster.learn_members(&message_from(hello(8, 3, 1, 2)));
+        assert_eq!((shown(&roster), roster.node_count()), (vec![(Some(7), 3), (Some(8), 2)], 3));
+        assert_eq!(roster.numbers().len(), 2);
     }
 
     #[test]
-    fn who_took_over_an_address_and_who_had_it_before_both_count() {
-        let mut book = Roster::new(hello(0, 1, 1, 1), &[configured(2)], Membership::default());
-        book.learn_members(&speaks(hello(7, 2, 1, 2)));
-        book.learn_members(&speaks(hello(8, 3, 2, 2)));
-        assert_eq!((shown(&book), book.node_count()), (vec![(Some(7), 2), (Some(8), 2)], 3));
+    fn the_node_that_took_over_an_address_and_the_one_before_it_both_count() {
+        let mut roster = Roster::new(hello(0, 1, 1, 1), &[configured(2)], Membership::default());
+        roster.learn_members(&message_from(hello(7, 2, 1, 2)));
+        roster.learn_members(&message_from(hello(8, 3, 2, 2)));
+        assert_eq!((shown(&roster), roster.node_count()), (vec![(Some(7), 2), (Some(8), 2)], 3));
     }
 
     #[test]
-    fn who_had_the_address_of_this_node_before_counts() {
-        let mut book = Roster::new(hello(0, 1, 2, 1), &[], Membership::default());
-        book.learn_members(&tells(hello(8, 3, 1, 1).name(), 1, 1));
-        assert_eq!((shown(&book), book.node_count()), (vec![(Some(7), 2), (Some(8), 1)], 3));
-        assert_eq!(book.forget(8), ForgetOutcome::Done);
-        assert_eq!((shown(&book), book.node_count()), (vec![(Some(7), 2)], 2));
+    fn the_node_that_had_the_address_of_this_node_before_counts() {
+        let mut roster = Roster::new(hello(0, 1, 2, 1), &[], Membership::default());
+        roster.learn_members(&message_listing(hello(8, 3, 1, 1).member_id(), 1, 1));
+        assert_eq!((shown(&roster), roster.node_count()), (vec![(Some(7), 2), (Some(8), 1)], 3));
+        assert_eq!(roster.forget(8), ForgetOutcome::Done);
+        assert_eq!((shown(&roster), roster.node_count()), (vec![(Some(7), 2)], 2));
     }
 
-    fn restarted(book: &Roster, configured: &[config::ConfiguredPeer]) -> Roster {
-        Roster::new(hello(0, 1, 1, 1), configured, book.membership())
+    fn restarted(roster: &Roster, configured: &[config::ConfiguredPeer]) -> Roster {
+        Roster::new(hello(0, 1, 1, 1), configured, roster.membership())
     }
 
     #[test]
-    fn who_moved_from_a_configured_address_is_known_after_a_restart() {
+    fn a_node_that_moved_from_a_configured_address_is_known_after_a_restart() {
         let peers = [configured(2)];
-        let mut book = Roster::new(hello(0, 1, 1, 1), &peers, Membership::default());
-        book.learn_members(&speaks(hello(7, 2, 1, 2)));
-        book.learn_members(&speaks(hello(7, 2, 2, 9)));
+        let mut roster = Roster::new(hello(0, 1, 1, 1), &peers, Membership::default());
+        roster.learn_members(&message_from(hello(7, 2, 1, 2)));
+        roster.learn_members(&message_from(hello(7, 2, 2, 9)));
         for _ in 0..2 {
-            book = restarted(&book, &peers);
-            assert_eq!((shown(&book), book.node_count()), (vec![(Some(7), 9)], 2));
+            roster = restarted(&roster, &peers);
+            assert_eq!((shown(&roster), roster.node_count()), (vec![(Some(7), 9)], 2));
         }
-        book.learn_members(&speaks(hello(8, 3, 1, 2)));
-        book = restarted(&book, &peers);
+        roster.learn_members(&message_from(hello(8, 3, 1, 2)));
+        roster = restarted(&roster, &peers);
         assert_eq!(
-            (shown(&book), book.node_count()),
+            (shown(&roster), roster.node_count()),
             (vec![(Some(7), 9), (Some(8), 2)], 3),
-            "it took over there"
+            "node 8 took over the address"
         );
-        book.learn_members(&speaks(hello(8, 3, 2, 4)));
-        book.forget(8);
-        book = restarted(&book, &peers);
+        roster.learn_members(&message_from(hello(8, 3, 2, 4)));
+        roster.forget(8);
+        roster = restarted(&roster, &peers);
         assert_eq!(
-            (shown(&book), book.node_count()),
+            (shown(&roster), roster.node_count()),
             (vec![(Some(7), 9)], 2),
-            "it moved, too, and was forgotten"
+            "node 8 moved, too, and was forgotten"
         );
-        book.forget(7);
-        assert_eq!((shown(&restarted(&book, &peers)), book.node_count()), (vec![], 1));
+        roster.forget(7);
+        assert_eq!((shown(&restarted(&roster, &peers)), roster.node_count()), (vec![], 1));
     }
 
-    /// Under the name of a machine, where the node itself says a number.
+    /// The configuration has a host name, the node itself tells an IP address.
     #[test]
     fn one_node_under_two_spellings_is_shown_once_after_a_restart() {
         let peers =
             [config::ConfiguredPeer { node_id: None, addr: "localhost:2".parse().expect("an address") }];
-        let mut book = Roster::new(hello(0, 1, 1, 1), &peers, Membership::default());
-        book.learn_members(&speaks(hello(7, 2, 1, 2)));
-        book.peer(0).expect("configured").on_message(&speaks(hello(7, 2, 1, 2)), None, &Incidents::default());
-        book.on_identified(0, &hello(7, 2, 1, 2));
-        assert_eq!((shown(&book), book.node_count()), (vec![(Some(7), 2)], 2));
-        book = restarted(&book, &peers);
-        assert_eq!((shown(&book), book.node_count()), (vec![(Some(7), 2)], 2));
+        let mut roster = Roster::new(hello(0, 1, 1, 1), &peers, Membership::default());
+        roster.learn_members(&message_from(hello(7, 2, 1, 2)));
+        roster.peer(0).expect("configured").on_message(
+            &message_from(hello(7, 2, 1, 2)),
+            None,
+            &Incidents::default(),
+        );
+        roster.on_identified(0, &hello(7, 2, 1, 2));
+        assert_eq!((shown(&roster), roster.node_count()), (vec![(Some(7), 2)], 2));
+        roster = restarted(&roster, &peers);
+        assert_eq!((shown(&roster), roster.node_count()), (vec![(Some(7), 2)], 2));
     }
 
     #[test]
-    fn another_node_at_an_address_is_no_other_store_of_the_one_before_it() {
-        let mut book = Roster::new(hello(0, 1, 1, 1), &[configured(2)], Membership::default());
-        let notes = Incidents::default();
-        let mut spoke = |hello| book.peer(0).expect("configured").on_message(&speaks(hello), None, &notes);
+    fn another_node_at_an_address_is_not_reported_as_a_new_store() {
+        let mut roster = Roster::new(hello(0, 1, 1, 1), &[configured(2)], Membership::default());
+        let incidents = Incidents::default();
+        let mut spoke =
+            |hello| roster.peer(0).expect("configured").on_message(&message_from(hello), None, &incidents);
         spoke(hello(7, 2, 1, 2));
         spoke(hello(8, 3, 1, 2));
-        assert_eq!(notes.lines(), Vec::<String>::new());
+        assert_eq!(incidents.lines(), Vec::<String>::new());
         spoke(hello(8, 4, 1, 2));
-        assert_eq!(notes.lines().len(), 1);
+        assert_eq!(incidents.lines().len(), 1);
     }
 
     #[test]
     fn a_forgotten_node_is_neither_asked_nor_shown_until_it_speaks_again() {
-        let mut book = Roster::new(hello(0, 1, 1, 1), &[], Membership::default());
-        book.learn_members(&speaks(hello(7, 2, 1, 2)));
-        assert_eq!(book.forget(0), ForgetOutcome::IsUp);
-        assert_eq!(book.forget(9), ForgetOutcome::Unknown);
-        assert_eq!((book.forget(7), book.forget(7)), (ForgetOutcome::Done, ForgetOutcome::Done));
-        assert_eq!((shown(&book), book.numbers().len(), book.node_count()), (vec![], 0, 1));
-        assert!(!book.learn_members(&speaks(hello(7, 2, 1, 2))), "that opening is forgotten");
-        assert!(book.learn_members(&speaks(hello(7, 2, 2, 2))));
-        assert_eq!(shown(&book), [(Some(7), 2)]);
+        let mut roster = Roster::new(hello(0, 1, 1, 1), &[], Membership::default());
+        roster.learn_members(&message_from(hello(7, 2, 1, 2)));
+        assert_eq!(roster.forget(0), ForgetOutcome::IsUp);
+        assert_eq!(roster.forget(9), ForgetOutcome::Unknown);
+        assert_eq!((roster.forget(7), roster.forget(7)), (ForgetOutcome::Done, ForgetOutcome::Done));
+        assert_eq!((shown(&roster), roster.numbers().len(), roster.node_count()), (vec![], 0, 1));
+        assert!(!roster.learn_members(&message_from(hello(7, 2, 1, 2))), "that incarnation is forgotten");
+        assert!(roster.learn_members(&message_from(hello(7, 2, 2, 2))));
+        assert_eq!(shown(&roster), [(Some(7), 2)]);
     }
 
-    fn tells(name: MemberId, open: u8, port: u16) -> SyncMessage {
+    fn message_listing(name: MemberId, open: u8, port: u16) -> SyncMessage {
         let member = Member { open_id: [open; 16], marks: 0, address: format!("127.0.0.1:{port}") };
-        SyncMessage { members: vec![(name, member)], ..speaks(hello(7, 2, 1, 2)) }
+        SyncMessage { members: vec![(name, member)], ..message_from(hello(7, 2, 1, 2)) }
     }
 
     #[test]
-    fn whoever_is_there_comes_after_every_other_store_that_was() {
-        let mut book = Roster::new(hello(0, 1, 5, 1), &[], Membership::default());
+    fn the_store_that_is_open_at_an_address_outranks_every_earlier_one() {
+        let mut roster = Roster::new(hello(0, 1, 5, 1), &[], Membership::default());
         let before = hello(0, 9, 8, 1);
-        book.learn_members(&tells(before.name(), 4, 1));
-        assert_eq!(book.own(), &hello(0, 1, 5, 1), "it was opened before ours");
-        book.learn_members(&tells(hello(0, 6, 8, 2).name(), 8, 2));
-        assert_eq!(book.own(), &hello(0, 1, 5, 1), "it is elsewhere");
-        assert!(book.learn_members(&tells(before.name(), 8, 1)));
-        let later = book.own().clone();
-        assert!(later.open_id > [8; 16] && book.is_own(&later) && book.is_own(&hello(0, 1, 5, 1)));
-        assert_eq!(book.members().get(later.name()).map(|member| member.open_id), Some(later.open_id));
-        assert_eq!(book.members().get(before.name()), None);
-        book.learn_members(&tells(before.name(), 9, 1));
-        assert_eq!(book.own(), &later, "it says so again, so it is alive, and we would never come to an end");
-        assert!(shown(&book).iter().all(|(_, port)| *port != 1), "and it is not shown beside us");
+        roster.learn_members(&message_listing(before.member_id(), 4, 1));
+        assert_eq!(roster.own(), &hello(0, 1, 5, 1), "it was opened before ours");
+        roster.learn_members(&message_listing(hello(0, 6, 8, 2).member_id(), 8, 2));
+        assert_eq!(roster.own(), &hello(0, 1, 5, 1), "it is at another address");
+        assert!(roster.learn_members(&message_listing(before.member_id(), 8, 1)));
+        let later = roster.own().clone();
+        assert!(later.open_id > [8; 16] && roster.is_own(&later) && roster.is_own(&hello(0, 1, 5, 1)));
+        assert_eq!(roster.members().get(later.member_id()).map(|member| member.open_id), Some(later.open_id));
+        assert_eq!(roster.members().get(before.member_id()), None);
+        roster.learn_members(&message_listing(before.member_id(), 9, 1));
+        assert_eq!(roster.own(), &later, "the other store is alive: raising again would never end");
+        assert!(
+            shown(&roster).iter().all(|(_, port)| *port != 1),
+            "the store before is not shown beside this node"
+        );
     }
 
     #[test]
-    fn a_store_that_was_put_back_comes_after_what_is_known_of_it() {
-        let mut book = Roster::new(hello(0, 1, 5, 1), &[], Membership::default());
-        assert!(!book.learn_members(&tells(hello(0, 1, 5, 1).name(), 5, 1)) || book.own().open_id == [5; 16]);
-        assert!(book.learn_members(&tells(hello(0, 1, 5, 1).name(), 8, 1)) && book.own().open_id > [8; 16]);
+    fn a_restored_store_outranks_what_is_known_of_it() {
+        let mut roster = Roster::new(hello(0, 1, 5, 1), &[], Membership::default());
+        assert!(
+            !roster.learn_members(&message_listing(hello(0, 1, 5, 1).member_id(), 5, 1))
+                || roster.own().open_id == [5; 16]
+        );
+        assert!(
+            roster.learn_members(&message_listing(hello(0, 1, 5, 1).member_id(), 8, 1))
+                && roster.own().open_id > [8; 16]
+        );
     }
 
     #[test]
-    fn a_store_of_our_name_that_was_opened_later_elsewhere_is_a_copy() {
-        let book = Roster::new(hello(0, 1, 5, 1), &[], Membership::default());
-        let own = hello(0, 1, 5, 1).name();
-        assert_eq!(book.clone_address(&tells(own, 6, 3)), Some("127.0.0.1:3"));
-        assert_eq!(book.clone_address(&tells(own, 6, 1)), None);
-        assert_eq!(book.clone_address(&tells(own, 4, 3)), None, "ours was there before");
-        assert_eq!(book.clone_address(&tells(hello(0, 2, 5, 1).name(), 6, 3)), None);
+    fn a_store_with_our_id_that_was_opened_later_elsewhere_is_a_clone() {
+        let roster = Roster::new(hello(0, 1, 5, 1), &[], Membership::default());
+        let own = hello(0, 1, 5, 1).member_id();
+        assert_eq!(roster.clone_address(&message_listing(own, 6, 3)), Some("127.0.0.1:3".into()));
+        assert_eq!(roster.clone_address(&message_listing(own, 6, 1)), None);
+        assert_eq!(roster.clone_address(&message_listing(own, 4, 3)), None, "ours was opened later");
+        assert_eq!(roster.clone_address(&message_listing(hello(0, 2, 5, 1).member_id(), 6, 3)), None);
     }
 
     #[test]
-    fn who_is_said_to_be_forgotten_says_that_it_is_there() {
-        let mut book = Roster::new(hello(0, 1, 1, 1), &[], Membership::default());
+    fn a_running_node_that_was_forgotten_says_that_it_is_a_member() {
+        let mut roster = Roster::new(hello(0, 1, 1, 1), &[], Membership::default());
         let mark = Member { open_id: [1; 16], marks: 1, address: "127.0.0.1:1".into() };
-        let members = vec![(hello(0, 1, 1, 1).name(), mark)];
-        assert!(book.learn_members(&SyncMessage { members, ..speaks(hello(7, 2, 1, 2)) }));
-        let own = book.members().get(hello(0, 1, 1, 1).name()).expect("a member");
+        let members = vec![(hello(0, 1, 1, 1).member_id(), mark)];
+        assert!(roster.learn_members(&SyncMessage { members, ..message_from(hello(7, 2, 1, 2)) }));
+        let own = roster.members().get(hello(0, 1, 1, 1).member_id()).expect("a member");
         assert_eq!((own.marks, own.is_forgotten()), (2, false));
     }
 
     #[test]
-    fn nobody_makes_us_ask_more_addresses_than_there_may_be_members() {
-        let mut book = Roster::new(hello(0, 1, 1, 1), &[], Membership::default());
+    fn a_peer_cannot_make_a_node_ask_more_addresses_than_there_may_be_members() {
+        let mut roster = Roster::new(hello(0, 1, 1, 1), &[], Membership::default());
         for port in 2..2_000 {
-            book.learn_members(&speaks(hello(port, 9, 1, port)));
+            roster.learn_members(&message_from(hello(port, 9, 1, port)));
         }
-        assert_eq!(book.numbers().len(), crate::chain::members::MEMBERS_MAX - 1);
+        assert_eq!(roster.numbers().len(), crate::chain::members::MEMBERS_MAX - 1);
     }
 }

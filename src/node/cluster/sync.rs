@@ -1,8 +1,10 @@
-//! Owns the exchanges with peers: one task per peer that starts them, and `POST /sync` that answers.
+//! Owns the exchanges with peers: one task for each peer that starts them, and `POST /sync` that answers them.
 //!
-//! What is said is decided in `chain::sync`; here are the wire, the store and the waiting. A task wakes when
-//! this node's own log grew, when the peer spoke to us, or by a jittered timer; so pushing and comparing are
-//! one loop with two reasons. Nothing here holds up a send.
+//! The flow: a task wakes (this node's own log grew, the peer sent a request, or the jittered timer fired) ->
+//! `replica::exchange` plans -> read from the store -> `POST /sync` -> the peer's [`answer`] -> the reply's records go to
+//! the writer -> `cluster` is told what the peer holds. Pushing and comparing are one loop with two triggers.
+//!
+//! What a message says is decided in `chain::sync` and `replica::exchange`. An exchange never delays a send.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -30,38 +32,36 @@ use crate::replica::exchange::{Exchange, ReadRuns, ReplyActions, Trigger, Wanted
 use crate::replica::write_ops::{Admitted, Maintenance, PeerRecords};
 use crate::serve;
 
-/// How it is told that a store has another name.
-const NEW_STORE_ID: &str = "it took a new name";
-/// A request longer than this is refused; ours stay well below.
+/// A request longer than this is refused. Requests of nodes stay well below.
 const BODY_BYTES_MAX: usize = 8 << 20;
-/// Pieces of one exchange that wait for the writer at the same time. At the bound the next ones wait here: thousands of
-/// short logs must not fill the inbox, where several peers have room beside each other.
+/// Pieces of one exchange that wait for the writer at the same time. At the bound the next ones wait here: one peer with
+/// thousands of short logs must not fill the inbox that all peers share.
 const PIECES_WAITING_MAX: usize = 128;
-/// A whole exchange takes at most this long; then the peer counts as failing.
+/// An exchange that takes longer has failed.
 const EXCHANGE_TIME: Duration = Duration::from_secs(10);
-/// Reading for one message of an exchange ends after this long, between two ranges; the rest goes with the next.
+/// Reading for one message of an exchange ends after this long, between two ranges. The next message carries the rest.
 const READ_TIME: Duration = Duration::from_secs(1);
 /// Waits after failures double up to this, with full jitter.
 const BACK_OFF_MAX: Duration = Duration::from_secs(30);
-/// The first of them.
+/// The first wait after a failure.
 const BACK_OFF_MIN: Duration = Duration::from_millis(250);
-/// Exchanges in a row that may bring nothing before the peer counts as failing.
+/// Exchanges in a row that ask for another one and bring no entries. After more of them the peer counts as failing.
 const IDLE_ROUNDS_MAX: u32 = 8;
 
-/// Keeps a link to every peer, and what is known of members on disk, until `stop`.
+/// Runs one task for each peer, and writes the members to disk when they change, until `stop`.
 pub async fn run(node: Node, stop: CancellationToken) {
     let mut changed = node.cluster.members_changed();
     let mut running: HashMap<usize, CancellationToken> = HashMap::new();
     let mut tasks = JoinSet::new();
     loop {
         changed.mark_unchanged();
-        let numbers = node.cluster.peer_numbers();
+        let numbers = node.cluster.roster().numbers();
         let gone = running.extract_if(|number, _| !numbers.contains(number));
         gone.for_each(|(_, end)| end.cancel());
         for number in numbers {
             running.entry(number).or_insert_with(|| {
-                let end = stop.child_token();
-                tasks.spawn(run_client(node.clone(), number, end.clone()));
+                let (node, end) = (node.clone(), stop.child_token());
+                tasks.spawn(end.clone().run_until_cancelled_owned(run_client(node, number)));
                 end
             });
         }
@@ -72,126 +72,122 @@ pub async fn run(node: Node, stop: CancellationToken) {
                 return; // the node is ending
             },
             Some(ended) = tasks.join_next() => if let Err(error) = ended {
-                tracing::error!(%error, "a link ended"); // as early as that, it ends the node
+                tracing::error!(%error, "a sync task ended early"); // returning before `stop` ends the node
                 return;
             },
         }
     }
 }
 
-/// Talks to one peer until `stop`, or until it is none any more.
-async fn run_client(node: Node, index: usize, stop: CancellationToken) {
-    let mut talk = SyncClient::new(index);
+/// Exchanges with one peer until it is not asked any more.
+async fn run_client(node: Node, number: usize) {
+    let mut client = SyncClient::new(number);
     let (mut on_timer, mut is_failing) = (true, false);
-    loop {
-        let Some((peer, wake)) = node.cluster.peer_address(index) else { return };
-        let next = tokio::select! {
-            () = stop.cancelled() => return,
-            next = talk.exchange(&node, on_timer) => next,
-        };
-        match next {
+    while let Some((peer, wake)) = node.cluster.peer_address(number) {
+        match client.exchange(&node, on_timer).await {
             Ok(Some(NextExchange::Again)) => on_timer = false,
             Ok(Some(NextExchange::Wait)) => {
                 if is_failing {
                     tracing::info!(%peer, "exchanges work again");
                 }
-                (talk.failures, is_failing) = (0, false);
-                on_timer = tokio::select! {
-                    () = stop.cancelled() => return,
-                    on_timer = talk.wait(&node) => on_timer,
-                };
+                (client.failures, is_failing) = (0, false);
+                on_timer = client.wait(&node).await;
             }
-            // At this address we meet ourselves. It may be somebody else's one day, or who was there may be found
-            // elsewhere, so it is looked at again.
+            // This node itself answers there. Another one may later, so the address is tried again.
             Ok(None) => {
-                tokio::select! {
-                    () = stop.cancelled() => return,
-                    () = tokio::time::sleep(jittered(BACK_OFF_MAX)) => on_timer = true,
-                    () = wake.notified() => on_timer = true,
-                }
+                let _either = tokio::time::timeout(jittered(BACK_OFF_MAX), wake.notified()).await;
+                on_timer = true;
             }
             Err(why) => {
-                // Once, also of one that speaks to us, by which it is tried again each time.
+                // Logged once: a failing peer that sends requests is tried again after each of them.
                 if !is_failing {
                     tracing::warn!(%peer, why, "exchanges fail");
                 }
                 is_failing = true;
-                node.cluster.on_failure(index, why);
-                node.cluster.release(index);
-                talk.failures += 1;
-                tokio::select! {
-                    () = stop.cancelled() => return,
-                    () = talk.back_off(&node) => on_timer = true,
-                }
+                node.cluster.on_failure(number, why);
+                node.cluster.sessions().release(number);
+                client.failures += 1;
+                client.back_off(&node).await;
+                on_timer = true;
             }
         }
     }
 }
 
-/// The starting side of exchanges with one peer.
+/// The asking side of exchanges with one peer.
 pub(in crate::node) struct SyncClient {
     exchange: Exchange,
-    index: usize,
+    /// The number of the peer.
+    number: usize,
     failures: u32,
     idle_rounds: u32,
-    /// The peer lacks members that we know.
+    /// The peer lacks members that this node knows, so the next request lists them.
     sends_members: bool,
 }
 
 impl SyncClient {
-    pub(in crate::node) fn new(index: usize) -> Self {
-        SyncClient { exchange: Exchange::default(), index, failures: 0, idle_rounds: 0, sends_members: false }
+    pub(in crate::node) fn new(number: usize) -> Self {
+        SyncClient {
+            exchange: Exchange::default(),
+            number,
+            failures: 0,
+            idle_rounds: 0,
+            sends_members: false,
+        }
     }
 
-    /// One exchange. `None`: the peer is this node, or none any more.
+    /// One exchange. `None`: this node itself answered, or the peer is not asked any more.
     pub(in crate::node) async fn exchange(
         &mut self,
         node: &Node,
         on_timer: bool,
     ) -> Result<Option<NextExchange>, String> {
         let (logs, cluster) = (node.logs(), &node.cluster);
-        let Some((addr, _)) = cluster.peer_address(self.index) else { return Ok(None) };
+        let Some((addr, _)) = cluster.peer_address(self.number) else { return Ok(None) };
         let mend = cluster.repairs_to_request(node, self.exchange.theirs());
-        let leave = |origin| cluster.owner_pushes(origin) || !cluster.claim(origin, self.index);
-        let occasion = Trigger { on_timer, now_ms: cluster.uptime_ms(), leave: &leave, mend };
-        let planned = self.exchange.plan(&logs, occasion);
-        let read = read_runs(node, planned.reads.clone()).await?;
-        let mut request = self.exchange.request(cluster.hello(), &planned, read);
+        let leave = |origin| cluster.owner_pushes(origin) || !cluster.sessions().claim(origin, self.number);
+        let trigger = Trigger { on_timer, now_ms: cluster.uptime_ms(), leave: &leave, mend };
+        let planned = self.exchange.plan(&logs, trigger);
+        let runs = read_runs(node, planned.reads.clone()).await?;
+        let mut request = self.exchange.request(cluster.hello(), &planned, runs);
         cluster.add_members_to_request(&mut request, self.sends_members);
-        let began = Instant::now();
+        let sent = Instant::now();
         let reply = cluster.client.sync(&addr, request.encode().into(), EXCHANGE_TIME).await;
         let reply = reply.map_err(|error| error.to_string())?;
+        let rtt = sent.elapsed();
         let reply = SyncMessage::decode(&reply).map_err(|error| format!("{addr}: {error}"))?;
         if reply.hello.network != cluster.network {
             return Err(format!("{addr} belongs to another network"));
         }
-        if cluster.is_self(&reply) {
-            cluster.on_self_found(self.index);
+        if cluster.roster().is_own(&reply.hello) {
+            cluster.on_self_found(self.number);
             return Ok(None);
         }
-        if cluster.is_clone(&reply) {
+        if cluster.roster().is_cloned_by(&reply.hello) {
             take_new_store_id(node, &addr.to_string()).await;
             return Err(format!("{addr} has a copy of this node's store"));
         }
-        let rtt = began.elapsed();
-        let said = SyncMessage {
+        // What the cluster needs of the reply, whose records are moved out next.
+        let told = SyncMessage {
             own: reply.own,
             wants: reply.wants.clone(),
             members: reply.members.clone(),
             ..SyncMessage::quiet(reply.hello.clone(), reply.digest)
         };
-        let heard = self.exchange.on_reply(planned, reply, &node.logs(), node.store.log().damage());
-        if let Some(copy) = cluster.clone_address(&said) {
-            take_new_store_id(node, &copy).await;
+        let actions = self.exchange.on_reply(planned, reply, &node.logs(), node.store.log().damage());
+        let clone_address = cluster.roster().clone_address(&told);
+        if let Some(address) = clone_address {
+            take_new_store_id(node, &address).await;
         }
-        cluster.on_answer(self.index, &said, self.exchange.theirs(), rtt, crate::node::now_ms())?;
-        let (mut next, progress) = (heard.next, self.apply(node, &addr.to_string(), heard).await?);
-        let introduced = std::mem::replace(&mut self.sends_members, cluster.has_members_missing_in(&said));
-        if progress || (self.sends_members && !introduced) {
+        cluster.on_answer(self.number, &told, self.exchange.theirs(), rtt, crate::node::now_ms())?;
+        let mut next = actions.next;
+        let progress = self.apply(node, &addr.to_string(), actions).await?;
+        let sent_members = std::mem::replace(&mut self.sends_members, cluster.has_members_missing_in(&told));
+        if progress || (self.sends_members && !sent_members) {
             next = NextExchange::Again;
         }
-        cluster.release(self.index);
-        // Only entries are progress: a peer that says something new of itself each time must not keep us running.
+        cluster.sessions().release(self.number);
+        // Only entries count as progress: a peer whose words change each time must not keep this task running.
         self.idle_rounds = if next == NextExchange::Again && !progress { self.idle_rounds + 1 } else { 0 };
         if self.idle_rounds > IDLE_ROUNDS_MAX {
             return Err(format!("{addr}: the exchange does not come to an end"));
@@ -199,13 +195,13 @@ impl SyncClient {
         Ok(Some(next))
     }
 
-    /// Does what an answer leads to. Whether anything came of it.
-    async fn apply(&mut self, node: &Node, peer: &str, mut heard: ReplyActions) -> Result<bool, String> {
-        for care in std::mem::take(&mut heard.care) {
+    /// Carries out what a reply leads to. True if that was progress: new entries, or a step of a search for a fork.
+    async fn apply(&mut self, node: &Node, peer: &str, mut actions: ReplyActions) -> Result<bool, String> {
+        for care in std::mem::take(&mut actions.care) {
             node.writer.maintain(care).await;
         }
-        let admitted = admit_runs(node, self.exchange.theirs(), std::mem::take(&mut heard.runs)).await;
-        let new = self.exchange.settle(&heard, &admitted, node.cluster.uptime_ms());
+        let admitted = admit_runs(node, self.exchange.theirs(), std::mem::take(&mut actions.runs)).await;
+        let new = self.exchange.settle(&actions, &admitted, node.cluster.uptime_ms());
         for (origin, admitted) in &admitted {
             if let Some(why) = &admitted.refused {
                 log_refusal(*origin, peer, why);
@@ -215,14 +211,16 @@ impl SyncClient {
             }
         }
         let mut progress = new > 0;
-        for (origin, search, run) in heard.probes {
+        for (origin, search, run) in actions.probes {
             let store = node.store.clone();
             let judging = move || exchange::judge(&store, origin, search, &run);
             let verdict = tokio::task::spawn_blocking(judging).await.map_err(|error| error.to_string())?;
-            progress = true; // a search comes closer with every step, or ends
+            progress = true; // each step of a search halves its range or ends it
             if let Some(care) = self.exchange.judged(origin, verdict.map_err(|error| error.to_string())?) {
                 if let Maintenance::Cut(origin, _) = care {
-                    node.cluster.report_fork(origin, peer);
+                    node.cluster.incidents.add(format!(
+                        "log {origin} was forked: {peer} had other content than this node; both are kept"
+                    ));
                 }
                 node.writer.maintain(care).await;
             }
@@ -230,11 +228,11 @@ impl SyncClient {
         Ok(progress)
     }
 
-    /// Until there is something to say: `true` if it was the timer.
+    /// Waits until there is a reason for an exchange. True if it is the timer.
     async fn wait(&self, node: &Node) -> bool {
         let mut signal = node.logs_signal();
         let timer = tokio::time::sleep(jittered(node.config.sync_interval));
-        let Some((_, wake)) = node.cluster.peer_address(self.index) else { return true };
+        let Some((_, wake)) = node.cluster.peer_address(self.number) else { return true };
         tokio::pin!(timer);
         loop {
             if self.exchange.has_own_to_push(&signal.borrow_and_update()) {
@@ -250,11 +248,11 @@ impl SyncClient {
         }
     }
 
-    /// After a failure: until a random part of a growing time has passed, or the peer speaks to us.
+    /// After a failure: waits a random part of a growing time, or until the peer sends a request.
     async fn back_off(&mut self, node: &Node) {
         let growing = BACK_OFF_MIN.saturating_mul(1 << self.failures.min(16)).min(BACK_OFF_MAX);
         self.idle_rounds = 0;
-        let Some((_, wake)) = node.cluster.peer_address(self.index) else { return };
+        let Some((_, wake)) = node.cluster.peer_address(self.number) else { return };
         tokio::select! {
             () = tokio::time::sleep(growing.mul_f64(random_part())) => {}
             () = wake.notified() => self.failures = 0,
@@ -269,20 +267,21 @@ fn random_part() -> f64 {
     f64::from(random) / (f64::from(u16::MAX) + 1.0)
 }
 
-/// Between three quarters and five quarters, so that nodes do not fall into step.
+/// Between three and five quarters of the interval, so that the timers of nodes do not run in step.
 fn jittered(interval: Duration) -> Duration {
     interval.mul_f64(0.75 + random_part() / 2.0)
 }
 
-/// Of two running nodes with one store, the one that opened it later takes a new name for it: each is a copy of its own.
+/// Gives the store a new id and has it opened again. Of two running nodes with copies of one store, the one that opened its
+/// copy later does this, so that each becomes a member of its own.
 async fn take_new_store_id(node: &Node, peer: &str) {
     if !node.cluster.incidents.may_take_new_id() {
-        return; // nobody is copied that often: a peer that claims so must not keep the store closed
+        return; // a peer that claims to be a copy again and again must not keep the store closed
     }
     let store = node.store.clone();
-    let renamed = tokio::task::spawn_blocking(move || store.renew_id()).await;
-    let why = match renamed {
-        Ok(Ok(())) => format!("{peer} runs with a copy of it, so {NEW_STORE_ID}"),
+    let renewed = tokio::task::spawn_blocking(move || store.renew_id()).await;
+    let why = match renewed {
+        Ok(Ok(())) => format!("{peer} runs with a copy of it, so it took a new store id"),
         Ok(Err(error)) => error.to_string(),
         Err(error) => error.to_string(),
     };
@@ -293,7 +292,7 @@ fn log_refusal(origin: Origin, peer: &str, why: &AdmitError) {
     tracing::warn!(%origin, peer, %why, "entries were refused");
 }
 
-/// Reads what a message of an exchange is to carry.
+/// Reads the records that a message of an exchange carries.
 async fn read_runs(node: &Node, ranges: Vec<Wanted>) -> Result<ReadRuns, String> {
     if ranges.is_empty() {
         return Ok(ReadRuns::default());
@@ -305,7 +304,7 @@ async fn read_runs(node: &Node, ranges: Vec<Wanted>) -> Result<ReadRuns, String>
     read.map_err(|error| error.to_string())
 }
 
-/// Has the writer take in runs, in pieces; one result per run.
+/// Has the writer admit runs, in pieces. One result per run.
 async fn admit_runs(node: &Node, theirs: Option<&Vector>, runs: Vec<Run>) -> Vec<(Origin, Admitted)> {
     let mut pieces: Vec<(usize, PeerRecords)> = Vec::new();
     for (index, run) in runs.iter().enumerate() {
@@ -356,39 +355,42 @@ pub(in crate::node) async fn answer(
     mut request: SyncMessage,
     _bytes: Bytes,
 ) -> Result<SyncMessage, Problem> {
-    if node.cluster.is_self(&request) {
-        return Ok(SyncMessage::quiet(node.cluster.hello(), [0; 16]));
+    let cluster = &node.cluster;
+    if cluster.roster().is_own(&request.hello) {
+        return Ok(SyncMessage::quiet(cluster.hello(), [0; 16]));
     }
-    if node.cluster.is_clone(&request) {
+    if cluster.roster().is_cloned_by(&request.hello) {
         take_new_store_id(node, &request.hello.address).await;
-        let detail = "this node has a copy of your store, and takes another name for it";
+        let detail = "this node runs with a copy of your store, and takes a new store id";
         return Err(Problem::new(ErrorCode::Overloaded, detail));
     }
-    let mut door = node.cluster.open_door(&request);
-    let (care, runs) = exchange::heard(&mut door, &node.logs(), node.store.log().damage(), &mut request);
-    if let Some(copy) = node.cluster.clone_address(&request) {
-        take_new_store_id(node, &copy).await;
+    let mut responder = cluster.sessions().take(&request.hello);
+    let damage = node.store.log().damage();
+    let (care, runs) = exchange::heard(&mut responder, &node.logs(), damage, &mut request);
+    let clone_address = cluster.roster().clone_address(&request);
+    if let Some(address) = clone_address {
+        take_new_store_id(node, &address).await;
     }
-    node.cluster.on_request(&request, door.theirs());
+    cluster.on_request(&request, responder.theirs());
     for care in care {
         node.writer.maintain(care).await;
     }
-    let admitted = admit_runs(node, door.theirs(), runs).await;
+    let admitted = admit_runs(node, responder.theirs(), runs).await;
     for (origin, admitted) in &admitted {
         if let Some(why) = &admitted.refused {
             log_refusal(*origin, &request.hello.address, why);
         }
     }
     if let Some(why) = admitted.iter().find_map(|(_, admitted)| admitted.not_stored) {
-        node.cluster.close_door(&request, door);
+        cluster.sessions().put_back(&request.hello, responder);
         return Err(why.into());
     }
     let logs = node.logs();
-    let read = read_runs(node, exchange::wanted(&request, &logs)).await;
-    let read = read.map_err(|error| Problem::new(ErrorCode::StorageFailed, error))?;
-    let mend = node.cluster.repairs_to_request(node, door.theirs());
-    let mut reply = exchange::answer(&mut door, &logs, &request, read, mend, node.cluster.hello());
-    node.cluster.add_members_to_reply(&request, &mut reply);
-    node.cluster.close_door(&request, door);
+    let runs = read_runs(node, exchange::wanted(&request, &logs)).await;
+    let runs = runs.map_err(|error| Problem::new(ErrorCode::StorageFailed, error))?;
+    let mend = cluster.repairs_to_request(node, responder.theirs());
+    let mut reply = exchange::answer(&mut responder, &logs, &request, runs, mend, cluster.hello());
+    cluster.add_members_to_reply(&request, &mut reply);
+    cluster.sessions().put_back(&request.hello, responder);
     Ok(reply)
 }

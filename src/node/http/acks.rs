@@ -34,7 +34,7 @@ impl AckPolicy {
     /// What a query asks of the network as this node knows it.
     pub fn of(query: SendQuery, node: &Node) -> Result<Self, Problem> {
         let (count, timeout, began) =
-            (query.acks.of(node.cluster.node_count())?, query.timeout, Instant::now());
+            (query.acks.of(node.cluster.roster().node_count())?, query.timeout, Instant::now());
         Ok(AckPolicy { count, timeout, arrived: began })
     }
 

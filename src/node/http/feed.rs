@@ -23,7 +23,6 @@ use crate::api::media;
 use crate::chain::cursor;
 use crate::chain::cursor::{Cursor, PartialScan, ReadState, Scope};
 use crate::chain::frontier::{Frontier, SnapshotId};
-use crate::chain::message::Content;
 use crate::node::Node;
 use crate::node::http::history::{ReadFailure, blocking};
 use crate::node::http::position;
@@ -54,7 +53,7 @@ pub async fn get(node: Node, RawQuery(query): RawQuery, headers: HeaderMap) -> R
     let accepts = headers.get_all(header::ACCEPT).iter();
     let lines = accepts.filter_map(|value| value.to_str().ok()).any(media::wants_ndjson);
     let format = if lines { FeedFormat::Lines } else { FeedFormat::Events };
-    let purpose = Scope::new(node.cluster.network, &query.filter());
+    let purpose = Scope::new(node.cluster.network, &query.filter_string());
     let entered = node.live_feed.enter();
     let seen = match &query.cursor {
         Some(text) => Some(resume(&node, text, purpose).await?),
@@ -177,7 +176,7 @@ impl FeedReader {
             iterators: node.limits.iterators.clone(),
             moved: hub.moved(),
             live_feed: hub,
-            wants_all: query.filter().is_empty(),
+            wants_all: query.filter_string().is_empty(),
             query,
             scope: purpose,
             format,
@@ -289,7 +288,9 @@ impl FeedReader {
         };
         let (mut follow, found) = blocking(self.readers.clone(), reading).await?;
         for FeedItem { entry, first } in found {
-            let Some(content) = entry.message().filter(|content| is_wanted(&self.query, content)) else {
+            let Some(content) =
+                entry.message().filter(|content| self.query.filter.matches(content, entry.key()))
+            else {
                 continue;
             };
             let mut json = Vec::new();
@@ -324,7 +325,7 @@ impl FeedReader {
             let FeedItem { entry, .. } = item.next();
             let content = entry.message().expect("the ring holds messages only");
             let is_new = !walks.iter().any(|walk| walk.covers(entry.key()));
-            if is_new && is_wanted(&self.query, &content) {
+            if is_new && self.query.filter.matches(&content, entry.key()) {
                 self.write_ring_item(item, &walks, out);
             }
             if out.len() >= PIECE_BYTES {
@@ -380,15 +381,4 @@ fn core_of(item: &RingItem, walks: &[PartialScan]) -> Option<Bytes> {
         return item.core().cloned();
     }
     cursor::core(&with(item.seen(), walks)).map(Bytes::from)
-}
-
-fn is_wanted(query: &FeedQuery, content: &Content<'_>) -> bool {
-    let is = |want: &Option<String>, name: &str| want.as_deref().is_none_or(|want| want == name);
-    let between = |user: &String| {
-        (content.sender == user && is(&query.with, content.recipient))
-            || (content.recipient == user && is(&query.with, content.sender))
-    };
-    is(&query.sender, content.sender)
-        && is(&query.recipient, content.recipient)
-        && query.user.as_ref().is_none_or(between)
 }

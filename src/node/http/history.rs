@@ -27,7 +27,7 @@ use crate::node::Node;
 use crate::node::http::send::view;
 use crate::node::http::{acks, position};
 use crate::serve;
-use crate::store::history::listing::{Filter, Listing};
+use crate::store::history::listing::Listing;
 use crate::store::{Store, StoreError};
 
 /// A page stops looking after this long; it then says how to go on.
@@ -187,16 +187,7 @@ fn listing(
     from: Option<EntryKey>,
     backward: bool,
 ) -> Result<Listing, StoreError> {
-    let filter = Filter {
-        sender: query.sender.clone(),
-        recipient: query.recipient.clone(),
-        user: query.user.clone(),
-        with: query.with.clone(),
-        text: query.text.clone(),
-        since: query.since,
-        until: query.until,
-    };
-    Listing::new(&node.store, node.logs(), filter, from, backward)
+    Listing::new(&node.store, node.logs(), query.filter.clone(), from, backward)
 }
 
 /// The places of `before` and `after`.

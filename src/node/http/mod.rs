@@ -6,6 +6,7 @@ mod forget;
 mod history;
 mod position;
 pub(super) mod send;
+pub(super) mod status;
 
 use axum::Router;
 use axum::routing::{delete, get, post};
@@ -13,17 +14,16 @@ use axum::routing::{delete, get, post};
 use super::slot::NodeSlot;
 use crate::api::path;
 use crate::node::cluster::sync;
-use crate::node::status;
 use crate::serve;
 
 /// All paths of a node.
 pub fn routes(seat: NodeSlot) -> Router {
     Router::new()
         .route(path::MESSAGES, post(send::post).get(history::get))
-        .route("/messages/{id}", get(history::get_one))
+        .route(path::MESSAGE, get(history::get_one))
         .route(path::FEED, get(feed::get))
         .route(path::NODES, get(status::nodes))
-        .route("/nodes/{id}", delete(forget::delete))
+        .route(path::NODE, delete(forget::delete))
         .route(path::NETWORK, get(status::network))
         .route(path::SYNC, post(sync::post))
         .route(path::LIVEZ, get(serve::live))

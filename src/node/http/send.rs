@@ -29,7 +29,6 @@ use crate::node::http::position;
 use crate::replica::write_ops::{NewMessage, Rejection, SendOutcome};
 use crate::serve;
 use crate::serve::SendKind;
-use crate::store::history::listing::shown_timestamp;
 
 /// `POST /messages`.
 pub async fn post(
@@ -136,7 +135,7 @@ pub fn view<'a>(content: &Content<'a>, place: EntryKey) -> MessageView<'a> {
         sender: content.sender,
         recipient: content.recipient,
         text: content.text,
-        timestamp: shown_timestamp(content, place),
+        timestamp: content.shown_timestamp(place),
         accepted_at: Time(place.stamp.ms()),
         origin: Uuid::from_bytes(place.origin.0),
         seq: place.seq,

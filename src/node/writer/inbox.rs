@@ -1,8 +1,10 @@
-//! Owns the writer's inbox: what waits to be written, within bounds, clients before peers.
+//! Owns what waits for the writer: messages of clients, records of peers, and maintenance, each in a bounded queue.
 //!
-//! Two queues under one lock that is never held across a wait of somebody else. Full means refused at once:
-//! a client gets `overloaded`, a peer comes again with its next exchange. Batches form by themselves while
-//! the writer is busy; there is no timer.
+//! A full queue refuses at once: a client gets `overloaded`, and a peer sends its records again with a later exchange.
+//! Jobs that arrive while the writer is busy form the next batch; there is no timer. The lock is never held across a wait,
+//! except the writer's own for work.
+//!
+//! Before it: `writer`, which waits for the replies. After it: the writer's thread, which takes the batches.
 
 use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -11,56 +13,41 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 
 use crate::chain::record::Entry;
-use crate::replica::write_ops::{Admitted, Maintenance, NewMessage, PeerRecords, SendOutcome};
+use crate::replica::write_ops::{Admitted, Maintenance, NewMessage, PeerRecords, Rejection, SendOutcome};
 
 /// Messages of clients that may wait. At the bound a send is answered `overloaded`.
 const CLIENT_COUNT_MAX: usize = 65_536;
-/// Bytes of clients' messages that may wait; as above.
+/// Bytes of clients' messages that may wait. At the bound, as above.
 const CLIENT_BYTES_MAX: usize = 64 << 20;
 /// Runs of peers that may wait. At the bound an exchange is answered `overloaded` and its peer backs off.
 const PEER_RUNS_MAX: usize = 1_024;
-/// Cuts and repairs that may wait. At the bound they are found again with a later exchange.
+/// Maintenance jobs that may wait. At the bound they are dropped; a later exchange or scrub finds them again.
 const MAINTENANCE_COUNT_MAX: usize = 1_024;
-/// Bytes in one commit, unless a single job is larger. Larger batches save few fsyncs and add latency.
+/// Bytes in one commit, unless a single job is larger. Larger commits would save few fsyncs and add latency.
 const COMMIT_BYTES_MAX: usize = 2 << 20;
-/// What clients may take of a commit while peers wait: peers get at least a quarter.
+/// Bytes of a commit that clients may use while peers wait: peers get at least a quarter.
 const COMMIT_CLIENT_BYTES_MAX: usize = COMMIT_BYTES_MAX / 4 * 3;
 
-/// Messages of one request.
+/// What is to be written, and the channel for the result. If no one waits for the result any more, it is written all the
+/// same.
 #[derive(Debug)]
-pub struct SendJob {
-    /// In the order of the request.
-    pub messages: Vec<NewMessage>,
-    /// Gets one outcome per message.
-    pub reply: oneshot::Sender<Vec<SendOutcome>>,
+pub struct Job<Op, Reply> {
+    pub op: Op,
+    pub reply: oneshot::Sender<Reply>,
 }
 
-/// A run of a peer.
-#[derive(Debug)]
-pub struct AdmitJob {
-    /// The run.
-    pub admit: PeerRecords,
-    /// Gets what became of it.
-    pub reply: oneshot::Sender<Admitted>,
-}
-
-/// What keeps logs whole.
-#[derive(Debug)]
-pub struct MaintenanceJob {
-    /// What is to be done.
-    pub care: Maintenance,
-    /// Hears when it is begun, and done if it is small.
-    pub reply: oneshot::Sender<()>,
-}
+/// The messages of one request, in its order; one outcome for each.
+pub type SendJob = Job<Vec<NewMessage>, Vec<SendOutcome>>;
+/// Records of one log from a peer.
+pub type AdmitJob = Job<PeerRecords, Admitted>;
+/// Maintenance of the store. The reply comes when it has begun, and is done if it is small.
+pub type MaintenanceJob = Job<Maintenance, ()>;
 
 /// What one commit will hold.
 #[derive(Debug, Default)]
 pub struct InboxBatch {
-    /// What keeps logs whole.
     pub care: Vec<MaintenanceJob>,
-    /// Of clients.
     pub sends: Vec<SendJob>,
-    /// Of peers.
     pub admits: Vec<AdmitJob>,
 }
 
@@ -69,18 +56,9 @@ pub struct InboxBatch {
 pub enum NextJob {
     /// Write this.
     Batch(InboxBatch),
-    /// Nothing came for the time given.
+    /// Nothing arrived for the time given.
     Idle,
-    /// Everything is written and nothing more will come.
-    Stopped,
-}
-
-/// The inbox does not take it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum InboxRefusal {
-    /// Too much waits already.
-    Full,
-    /// The node is stopping.
+    /// Everything is written, and nothing more will come.
     Stopped,
 }
 
@@ -94,78 +72,70 @@ struct Queues {
     stopped: bool,
 }
 
-/// See the head of this file.
+/// The queues, and what wakes the writer.
 #[derive(Debug, Default)]
 pub struct Inbox {
     queues: Mutex<Queues>,
     wake: Condvar,
 }
 
-fn send_bytes(job: &SendJob) -> usize {
-    job.messages.iter().map(|message| message.content.len()).sum()
-}
-
-fn admit_bytes(job: &AdmitJob) -> usize {
-    job.admit.entries.iter().map(Entry::size).sum()
+fn send_bytes(messages: &[NewMessage]) -> usize {
+    messages.iter().map(|message| message.content.len()).sum()
 }
 
 impl Inbox {
     fn lock(&self) -> MutexGuard<'_, Queues> {
-        // A push or a take cannot stop half-way, so what a panicking thread leaves is whole.
-        self.queues.lock().unwrap_or_else(PoisonError::into_inner)
+        self.queues.lock().unwrap_or_else(PoisonError::into_inner) // each change is complete before a panic
     }
 
-    /// Takes in a request's messages.
-    pub fn push_send(&self, job: SendJob) -> Result<(), InboxRefusal> {
-        let bytes = send_bytes(&job);
+    /// Queues the messages of one request. The receiver gets their outcomes.
+    pub fn push_send(
+        &self,
+        messages: Vec<NewMessage>,
+    ) -> Result<oneshot::Receiver<Vec<SendOutcome>>, Rejection> {
+        let (count, bytes) = (messages.len(), send_bytes(&messages));
+        self.push(messages, |queues, job| {
+            let fits = queues.send_count + count <= CLIENT_COUNT_MAX
+                && queues.send_bytes + bytes <= CLIENT_BYTES_MAX;
+            if fits {
+                queues.send_count += count;
+                queues.send_bytes += bytes;
+                queues.sends.push_back(job);
+            }
+            fits
+        })
+    }
+
+    /// Queues records of a peer.
+    pub fn push_admit(&self, records: PeerRecords) -> Result<oneshot::Receiver<Admitted>, Rejection> {
+        self.push(records, |queues, job| push_below(&mut queues.admits, job, PEER_RUNS_MAX))
+    }
+
+    /// Queues maintenance of the store.
+    pub fn push_maintenance(&self, care: Maintenance) -> Result<oneshot::Receiver<()>, Rejection> {
+        self.push(care, |queues, job| push_below(&mut queues.care, job, MAINTENANCE_COUNT_MAX))
+    }
+
+    /// `add` queues the job if it fits, and says whether it did.
+    fn push<Op, Reply>(
+        &self,
+        op: Op,
+        add: impl FnOnce(&mut Queues, Job<Op, Reply>) -> bool,
+    ) -> Result<oneshot::Receiver<Reply>, Rejection> {
+        let (reply, outcome) = oneshot::channel();
         let mut queues = self.lock();
         if queues.stopped {
-            return Err(InboxRefusal::Stopped);
+            return Err(Rejection::Failed);
         }
-        let fits = queues.send_count + job.messages.len() <= CLIENT_COUNT_MAX
-            && queues.send_bytes + bytes <= CLIENT_BYTES_MAX;
-        if !fits {
-            return Err(InboxRefusal::Full);
+        if !add(&mut queues, Job { op, reply }) {
+            return Err(Rejection::Overloaded);
         }
-        queues.send_count += job.messages.len();
-        queues.send_bytes += bytes;
-        queues.sends.push_back(job);
         drop(queues);
         self.wake.notify_one();
-        Ok(())
+        Ok(outcome)
     }
 
-    /// Takes in a peer's records.
-    pub fn push_admit(&self, job: AdmitJob) -> Result<(), InboxRefusal> {
-        let mut queues = self.lock();
-        if queues.stopped {
-            return Err(InboxRefusal::Stopped);
-        }
-        if queues.admits.len() >= PEER_RUNS_MAX {
-            return Err(InboxRefusal::Full);
-        }
-        queues.admits.push_back(job);
-        drop(queues);
-        self.wake.notify_one();
-        Ok(())
-    }
-
-    /// Takes in what keeps logs whole.
-    pub fn push_care(&self, job: MaintenanceJob) -> Result<(), InboxRefusal> {
-        let mut queues = self.lock();
-        if queues.stopped {
-            return Err(InboxRefusal::Stopped);
-        }
-        if queues.care.len() >= MAINTENANCE_COUNT_MAX {
-            return Err(InboxRefusal::Full);
-        }
-        queues.care.push_back(job);
-        drop(queues);
-        self.wake.notify_one();
-        Ok(())
-    }
-
-    /// No more is taken in; what waits is still written.
+    /// From now on nothing more is queued. What waits is still written.
     pub fn stop(&self) {
         self.lock().stopped = true;
         self.wake.notify_one();
@@ -176,14 +146,19 @@ impl Inbox {
         let nothing = |queues: &mut Queues| queues.is_empty() && !queues.stopped;
         let waited = self.wake.wait_timeout_while(self.lock(), idle, nothing);
         let (mut queues, _) = waited.unwrap_or_else(PoisonError::into_inner);
-        let is_empty = queues.is_empty();
-        let batch = queues.take();
-        match (is_empty, queues.stopped) {
-            (false, _) => NextJob::Batch(batch),
-            (true, true) => NextJob::Stopped,
-            (true, false) => NextJob::Idle,
+        if !queues.is_empty() {
+            return NextJob::Batch(queues.take());
         }
+        if queues.stopped { NextJob::Stopped } else { NextJob::Idle }
     }
+}
+
+fn push_below<T>(queue: &mut VecDeque<T>, job: T, count_max: usize) -> bool {
+    let fits = queue.len() < count_max;
+    if fits {
+        queue.push_back(job);
+    }
+    fits
 }
 
 impl Queues {
@@ -198,17 +173,18 @@ impl Queues {
         let mut bytes = 0;
         while bytes < client_bytes_max {
             let Some(job) = self.sends.pop_front() else { break };
-            let job_bytes = send_bytes(&job);
-            self.send_count -= job.messages.len();
+            let job_bytes = send_bytes(&job.op);
+            self.send_count -= job.op.len();
             self.send_bytes -= job_bytes;
             bytes += job_bytes;
             batch.sends.push(job);
         }
-        // One large request may have used all of it: the quarter of the peers is theirs all the same.
+        // One large request may exceed the whole commit. Peers get their quarter all the same.
         let mut peer_bytes_left = COMMIT_BYTES_MAX.saturating_sub(bytes).max(COMMIT_BYTES_MAX / 4);
         while peer_bytes_left > 0 {
             let Some(job) = self.admits.pop_front() else { break };
-            peer_bytes_left = peer_bytes_left.saturating_sub(admit_bytes(&job));
+            let job_bytes = job.op.entries.iter().map(Entry::size).sum();
+            peer_bytes_left = peer_bytes_left.saturating_sub(job_bytes);
             batch.admits.push(job);
         }
         batch
@@ -225,18 +201,16 @@ mod tests {
     use crate::chain::vector::Head;
     use uuid::Uuid;
 
-    fn send(bytes: usize) -> SendJob {
-        let intake = NewMessage { id: Uuid::nil(), digest: Digest([0; 32]), content: vec![0; bytes] };
-        SendJob { messages: vec![intake], reply: oneshot::channel().0 }
+    fn send(bytes: usize) -> Vec<NewMessage> {
+        vec![NewMessage { id: Uuid::nil(), digest: Digest([0; 32]), content: vec![0; bytes] }]
     }
 
-    fn admit(bytes: usize) -> AdmitJob {
+    fn admit(bytes: usize) -> PeerRecords {
         let before = Head { seq: 0, hash: ChainHash([0; 32]) };
         let key = EntryKey { stamp: Stamp(1), origin: Origin([1; 16]), seq: 1 };
         let entry = |content: &[u8]| Entry::new(key, EntryKind::Message, Digest([0; 32]), content);
         let content = vec![0; bytes.saturating_sub(entry(&[]).size())];
-        let admit = PeerRecords { before, claimed: None, entries: vec![entry(&content)] };
-        AdmitJob { admit, reply: oneshot::channel().0 }
+        PeerRecords { before, claimed: None, entries: vec![entry(&content)] }
     }
 
     #[track_caller]
@@ -266,10 +240,10 @@ mod tests {
     fn a_full_inbox_refuses_and_a_stopped_one_empties() {
         let inbox = Inbox::default();
         inbox.push_send(send(CLIENT_BYTES_MAX)).expect("fits");
-        assert_eq!(inbox.push_send(send(1)), Err(InboxRefusal::Full));
-        inbox.push_admit(admit(1)).expect("peers have a queue of their own");
+        assert_eq!(inbox.push_send(send(1)).err(), Some(Rejection::Overloaded));
+        inbox.push_admit(admit(1)).expect("fits in the queue of peers");
         inbox.stop();
-        assert_eq!(inbox.push_send(send(1)), Err(InboxRefusal::Stopped));
+        assert_eq!(inbox.push_send(send(1)).err(), Some(Rejection::Failed));
         check(&inbox, (1, 1));
         assert!(matches!(inbox.next(Duration::ZERO), NextJob::Stopped));
     }

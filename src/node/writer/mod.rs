@@ -1,11 +1,14 @@
-//! Owns all writing to the logs: one thread that takes what waits, decides, commits, tells.
+//! Owns all writing to the logs: one thread that takes a batch from the inbox, commits it, and answers.
 //!
-//! The order is the promise: decide and commit durably (`replica::pen`), move the change signal, answer the waiters. So
-//! nothing is acknowledged or advertised that is not on disk.
-//! Any failure of the storage ends writing and raises the alarm: what a failed fsync left in the page cache must not be
-//! believed, so the node closes the store and opens it anew.
+//! The order is the promise: `replica::committer` decides and commits durably, then the change signal moves, then the
+//! waiters are answered. So nothing is acknowledged or advertised that is not on disk.
+//!
+//! Any storage error ends writing and raises the store fault. The node then closes the store and opens it again, because
+//! after a failed fsync the page cache may hold data that never reaches the disk.
+//!
+//! Before it: `http::send` and `cluster::sync`. After it: `replica::committer`. What is decided is not known here.
 
-pub(super) mod inbox;
+mod inbox;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -17,25 +20,23 @@ use uuid::Uuid;
 use super::store_fault::StoreFault;
 use crate::chain::ids::Origin;
 use crate::chain::logs::Logs;
-use crate::node::writer::inbox::{
-    AdmitJob, Inbox, InboxBatch, InboxRefusal, MaintenanceJob, NextJob, SendJob,
-};
+use crate::node::writer::inbox::{Inbox, InboxBatch, NextJob};
 use crate::replica::committer::Committer;
 use crate::replica::write_ops::{
     self, Admitted, Committed, Maintenance, NewMessage, PeerRecords, Rejection, SendOutcome, Space,
 };
 use crate::store::{Store, StoreError};
 
-/// A quiet writer makes the next start fast after this long.
+/// Idle time after which the writer makes the commit that lets the next opening be fast.
 const IDLE_COMMIT_AFTER: Duration = Duration::from_secs(2);
-/// Below this much free space clients' messages get `storage_full`.
+/// Free disk space below which messages of clients get `storage_full`.
 const FREE_BYTES_CLIENTS: u64 = 64 << 20;
-/// Below this much free space peers' entries are not taken in either.
+/// Free disk space below which entries of peers are refused, too.
 const FREE_BYTES_PEERS: u64 = 32 << 20;
-/// How long a measurement of free space is believed.
+/// How long a measurement of free space is used. Then it is measured again.
 const FREE_BYTES_AGE: Duration = Duration::from_millis(250);
 
-/// The way to the writer. Cheap to clone; the thread ends with [`Writer::stop`].
+/// A handle to the writer's thread. Cheap to clone; the thread ends after [`Writer::stop`].
 #[derive(Debug, Clone)]
 pub struct Writer {
     inbox: Arc<Inbox>,
@@ -44,7 +45,7 @@ pub struct Writer {
     pub logs: watch::Receiver<Arc<Logs>>,
 }
 
-/// The writing side: what the thread owns.
+/// What the thread owns.
 struct WriterThread {
     committer: Committer,
     signal: watch::Sender<Arc<Logs>>,
@@ -66,50 +67,31 @@ impl Writer {
         let fault = StoreFault::default();
         let (signal, watched) = watch::channel(Arc::new(logs.clone()));
         let free = FreeSpace { dir, measured: None };
-        // Ordered by time, so that new logs are created at the right edge of the list of tables.
-        let mint = Box::new(|| Origin(Uuid::now_v7().into_bytes()));
-        let pen = Committer::new(store, logs, mint);
-        let desk =
-            WriterThread { committer: pen, signal, inbox: inbox.clone(), fault: fault.clone(), free, now_ms };
-        let thread = std::thread::Builder::new().name("writer".into()).spawn(move || desk.run())?;
+        // Ids ordered by time: new logs go to the right edge of the list of tables.
+        let new_origin = Box::new(|| Origin(Uuid::now_v7().into_bytes()));
+        let committer = Committer::new(store, logs, new_origin);
+        let thread =
+            WriterThread { committer, signal, inbox: inbox.clone(), fault: fault.clone(), free, now_ms };
+        let thread = std::thread::Builder::new().name("writer".into()).spawn(move || thread.run())?;
         Ok((Writer { inbox, fault, logs: watched }, thread))
     }
 
-    /// Stores messages; one outcome each, in order. When it answers, what is stored is on disk.
+    /// Stores messages; one outcome each, in order. When it returns, stored messages are on disk.
     pub async fn send(&self, messages: Vec<NewMessage>) -> Vec<SendOutcome> {
         let count = messages.len();
-        let (reply, outcome) = oneshot::channel();
-        let why_not = match self.inbox.push_send(SendJob { messages, reply }) {
-            Ok(()) => match outcome.await {
-                Ok(outcomes) => return outcomes,
-                Err(_) => Rejection::Failed,
-            },
-            Err(InboxRefusal::Full) => Rejection::Overloaded,
-            Err(InboxRefusal::Stopped) => Rejection::Failed,
-        };
-        vec![SendOutcome::NotStored(why_not); count]
+        let outcomes = reply(self.inbox.push_send(messages)).await;
+        outcomes.unwrap_or_else(|why| vec![SendOutcome::NotStored(why); count])
     }
 
-    /// Takes in records of one log from a peer.
-    pub async fn admit(&self, admit: PeerRecords) -> Admitted {
-        let (reply, admitted) = oneshot::channel();
-        let why_not = match self.inbox.push_admit(AdmitJob { admit, reply }) {
-            Ok(()) => match admitted.await {
-                Ok(admitted) => return admitted,
-                Err(_) => Rejection::Failed,
-            },
-            Err(InboxRefusal::Full) => Rejection::Overloaded,
-            Err(InboxRefusal::Stopped) => Rejection::Failed,
-        };
-        Admitted { new: 0, refused: None, not_stored: Some(why_not) }
+    /// Admits records of one log from a peer.
+    pub async fn admit(&self, records: PeerRecords) -> Admitted {
+        let admitted = reply(self.inbox.push_admit(records)).await;
+        admitted.unwrap_or_else(not_admitted)
     }
 
-    /// Begins what keeps logs whole. What cannot be done now is found again later, so nobody is told.
+    /// Begins maintenance of the store. If that fails, a later exchange or scrub finds the need again, so no caller is told.
     pub async fn maintain(&self, care: Maintenance) {
-        let (reply, begun) = oneshot::channel();
-        if self.inbox.push_care(MaintenanceJob { care, reply }).is_ok() {
-            let _not_now = begun.await;
-        }
+        let _not_now = reply(self.inbox.push_maintenance(care)).await;
     }
 
     /// Whether writing still works.
@@ -117,34 +99,43 @@ impl Writer {
         !self.fault.is_raised()
     }
 
-    /// For whoever sees that the store must not be believed.
+    /// Raised by any task that sees the store fail.
     pub fn fault(&self) -> &StoreFault {
         &self.fault
     }
 
-    /// Nothing more is taken in. What waits is written; then the thread ends.
+    /// From now on nothing more is queued. What waits is committed; then the thread ends.
     pub fn stop(&self) {
         self.inbox.stop();
     }
 }
 
+/// Waits for the reply to what was queued. A thread that ends without a reply has failed.
+async fn reply<T>(queued: Result<oneshot::Receiver<T>, Rejection>) -> Result<T, Rejection> {
+    queued?.await.map_err(|_| Rejection::Failed)
+}
+
+fn not_admitted(why: Rejection) -> Admitted {
+    Admitted { new: 0, refused: None, not_stored: Some(why) }
+}
+
 impl WriterThread {
     fn run(mut self) {
-        let mut settled = false;
+        let mut is_idle_committed = false;
         loop {
             let idle = if self.has_more() { Duration::ZERO } else { IDLE_COMMIT_AFTER };
             match self.inbox.next(idle) {
                 NextJob::Batch(batch) => {
-                    self.write(batch);
-                    settled = false;
+                    self.process(batch);
+                    is_idle_committed = false;
                 }
                 NextJob::Idle if self.has_more() => {
-                    self.write(InboxBatch::default());
-                    settled = false;
+                    self.process(InboxBatch::default());
+                    is_idle_committed = false;
                 }
-                NextJob::Idle if !settled => {
+                NextJob::Idle if !is_idle_committed => {
                     self.commit_for_fast_open();
-                    settled = true;
+                    is_idle_committed = true;
                 }
                 NextJob::Idle => {}
                 NextJob::Stopped => break,
@@ -153,7 +144,7 @@ impl WriterThread {
         self.commit_for_fast_open();
     }
 
-    /// There is something to go on with, and it can be.
+    /// Whether unfinished maintenance can go on now.
     fn has_more(&mut self) -> bool {
         self.committer.has_more() && !self.fault.is_raised() && self.space().peers
     }
@@ -176,21 +167,20 @@ impl WriterThread {
         Space { clients: free >= FREE_BYTES_CLIENTS, peers: free >= FREE_BYTES_PEERS }
     }
 
-    fn write(&mut self, batch: InboxBatch) {
+    fn process(&mut self, batch: InboxBatch) {
         if self.fault.is_raised() {
             return refuse(batch, Rejection::Failed);
         }
-        match self.try_write(&batch) {
-            Ok(written) => {
-                // A waiter that has gone needs no answer; what it sent is stored all the same.
+        match self.commit(&batch) {
+            Ok(committed) => {
                 for job in batch.care {
-                    let _gone = job.reply.send(());
+                    let _no_waiter = job.reply.send(());
                 }
-                for (job, outcomes) in batch.sends.into_iter().zip(written.sends) {
-                    let _gone = job.reply.send(outcomes);
+                for (job, outcomes) in batch.sends.into_iter().zip(committed.sends) {
+                    let _no_waiter = job.reply.send(outcomes);
                 }
-                for (job, admitted) in batch.admits.into_iter().zip(written.admits) {
-                    let _gone = job.reply.send(admitted);
+                for (job, admitted) in batch.admits.into_iter().zip(committed.admits) {
+                    let _no_waiter = job.reply.send(admitted);
                 }
             }
             Err(error) => {
@@ -200,31 +190,31 @@ impl WriterThread {
         }
     }
 
-    fn try_write(&mut self, batch: &InboxBatch) -> Result<Committed, StoreError> {
-        let room = self.space();
-        let asked = write_ops::WriteOps {
-            care: batch.care.iter().map(|job| &job.care).collect(),
-            sends: batch.sends.iter().map(|job| job.messages.as_slice()).collect(),
-            admits: batch.admits.iter().map(|job| &job.admit).collect(),
+    fn commit(&mut self, batch: &InboxBatch) -> Result<Committed, StoreError> {
+        let space = self.space();
+        let ops = write_ops::WriteOps {
+            care: batch.care.iter().map(|job| &job.op).collect(),
+            sends: batch.sends.iter().map(|job| job.op.as_slice()).collect(),
+            admits: batch.admits.iter().map(|job| &job.op).collect(),
         };
-        let written = self.committer.write(&asked, room, (self.now_ms)())?;
-        if written.changed {
+        let committed = self.committer.write(&ops, space, (self.now_ms)())?;
+        if committed.changed {
             self.signal.send_replace(Arc::new(self.committer.logs().clone()));
         }
-        Ok(written)
+        Ok(committed)
     }
 }
 
 fn refuse(batch: InboxBatch, why: Rejection) {
     for job in batch.sends {
-        let _gone = job.reply.send(vec![SendOutcome::NotStored(why); job.messages.len()]);
+        let _no_waiter = job.reply.send(vec![SendOutcome::NotStored(why); job.op.len()]);
     }
     for job in batch.admits {
-        let _gone = job.reply.send(Admitted { new: 0, refused: None, not_stored: Some(why) });
+        let _no_waiter = job.reply.send(not_admitted(why));
     }
 }
 
-/// Free space of the file system, measured now and then.
+/// Free space of the file system, measured at most every [`FREE_BYTES_AGE`].
 struct FreeSpace {
     dir: PathBuf,
     measured: Option<(Instant, u64)>,
@@ -235,7 +225,7 @@ impl FreeSpace {
         match self.measured {
             Some((at, bytes)) if at.elapsed() < FREE_BYTES_AGE => bytes,
             _ => {
-                // Unknown is not full: the write itself will tell.
+                // Without a measurement the write itself shows whether there is space.
                 let bytes = rustix::fs::statvfs(&self.dir).map_or(u64::MAX, |fs| fs.f_bavail * fs.f_frsize);
                 self.measured = Some((Instant::now(), bytes));
                 bytes

@@ -1,4 +1,4 @@
-//! Many requests and a few nodes in a time of their own: what a fault costs, and how much more is asked for it.
+//! A simulation of many requests and a few nodes in virtual time: the latency that a fault costs, and the requests it adds.
 
 use std::{cmp::Reverse, collections::BinaryHeap};
 
@@ -10,36 +10,36 @@ const MS: Duration = Duration::from_millis(1);
 const SEND: RequestClass =
     RequestClass { traffic: TrafficClass::Write, is_quick: true, client_wait: Duration::ZERO };
 
-/// How a node takes a send that reaches it at a moment.
+/// How a node reacts to a request.
 #[derive(Debug, Clone, Copy)]
-enum Taken {
+enum Reaction {
     After(Duration),
-    /// Not at all, and nobody says so.
+    /// Silence.
     Never,
     Refused,
 }
 
-use Taken::{After, Never, Refused};
+use Reaction::{After, Never, Refused};
 
-/// What a node does at a moment.
-type Node = fn(Duration) -> Taken;
+/// How a node reacts at a moment.
+type Node = fn(Duration) -> Reaction;
 
-/// What came of it all.
+/// The result of a run.
 #[derive(Debug)]
-struct Ending {
+struct Outcome {
     offered: usize,
     asks: Vec<usize>,
     failed: usize,
     times: Vec<Duration>,
 }
 
-impl Ending {
+impl Outcome {
     fn p99(&mut self) -> Duration {
         self.times.sort_unstable();
         self.times[self.times.len() * 99 / 100]
     }
 
-    fn asks_per_request(&self) -> f64 {
+    fn attempts_per_request(&self) -> f64 {
         let count = |count: usize| f64::from(u32::try_from(count).expect("few"));
         count(self.asks.iter().sum()) / count(self.offered)
     }
@@ -57,25 +57,31 @@ enum Event {
 
 struct World {
     nodes: Vec<Node>,
-    /// Probes need no disk: a node may answer them and no send.
+    /// Probes need no disk: a node may answer probes and no sends.
     probes: Node,
     strategy: Strategy,
     class: RequestClass,
     state: ProxyState,
     plans: Vec<Option<(RequestPlan, Duration)>>,
     events: BinaryHeap<Reverse<(Duration, Event)>>,
-    ending: Ending,
+    outcome: Outcome,
 }
 
-/// Offers so many requests to these nodes, 500 a second.
-fn run(strategy: Strategy, class: RequestClass, nodes: &[Node], offered: usize) -> Ending {
+/// Sends this many requests to these nodes, 500 per second.
+fn run(strategy: Strategy, class: RequestClass, nodes: &[Node], offered: usize) -> Outcome {
     run_with(strategy, class, nodes, |_| After(MS), offered)
 }
 
-fn run_with(strategy: Strategy, class: RequestClass, nodes: &[Node], probes: Node, offered: usize) -> Ending {
+fn run_with(
+    strategy: Strategy,
+    class: RequestClass,
+    nodes: &[Node],
+    probes: Node,
+    offered: usize,
+) -> Outcome {
     let addr = |port: usize| format!("127.0.0.1:{port}").parse::<Addr>().expect("valid");
     let upstreams = Upstreams::new((1..=nodes.len()).map(addr).collect(), addr(99));
-    let ending = Ending { offered, asks: vec![0; nodes.len()], failed: 0, times: Vec::new() };
+    let outcome = Outcome { offered, asks: vec![0; nodes.len()], failed: 0, times: Vec::new() };
     let mut world = World {
         nodes: nodes.to_vec(),
         probes,
@@ -84,24 +90,24 @@ fn run_with(strategy: Strategy, class: RequestClass, nodes: &[Node], probes: Nod
         state: ProxyState::new(upstreams),
         plans: (0..offered).map(|_| None).collect(),
         events: BinaryHeap::new(),
-        ending,
+        outcome,
     };
     for request in 0..offered {
-        world.plan(2 * MS * u32::try_from(request).expect("few"), Event::Arrive { request });
+        world.schedule(2 * MS * u32::try_from(request).expect("few"), Event::Arrive { request });
     }
-    world.plan(MS, Event::Probe);
+    world.schedule(MS, Event::Probe);
     while let Some(Reverse((now, event))) = world.events.pop() {
-        world.meet(now, event);
+        world.handle(now, event);
     }
-    world.ending
+    world.outcome
 }
 
 impl World {
-    fn plan(&mut self, at: Duration, event: Event) {
+    fn schedule(&mut self, at: Duration, event: Event) {
         self.events.push(Reverse((at, event)));
     }
 
-    fn meet(&mut self, now: Duration, event: Event) {
+    fn handle(&mut self, now: Duration, event: Event) {
         match event {
             Event::Arrive { request } => {
                 let plan = RequestPlan::new(self.class, self.strategy, &mut self.state, now);
@@ -115,13 +121,15 @@ impl World {
             Event::Probe => {
                 for (id, _) in self.state.upstreams.take_due_probes(now, 0.5) {
                     match self.probed(id, now) {
-                        After(took) if took < S => self.plan(now + took, Event::Probed { id, began: now }),
+                        After(took) if took < S => {
+                            self.schedule(now + took, Event::Probed { id, began: now })
+                        }
                         Refused => self.state.upstreams.failed(id, now, "refused".into()),
-                        After(_) | Never => self.plan(now + S, Event::ProbeLate { id, began: now }),
+                        After(_) | Never => self.schedule(now + S, Event::ProbeLate { id, began: now }),
                     }
                 }
-                if self.ending.times.len() + self.ending.failed < self.ending.offered {
-                    self.plan(now + 50 * MS, Event::Probe);
+                if self.outcome.times.len() + self.outcome.failed < self.outcome.offered {
+                    self.schedule(now + 50 * MS, Event::Probe);
                 }
             }
             Event::Probed { id, began } => {
@@ -134,8 +142,8 @@ impl World {
         }
     }
 
-    /// A node that takes no sends takes no probes, unless it is only its disk.
-    fn probed(&self, id: usize, now: Duration) -> Taken {
+    /// A node that answers no sends answers no probes either, unless only its disk is slow.
+    fn probed(&self, id: usize, now: Duration) -> Reaction {
         match (self.nodes[id])(now) {
             After(_) => (self.probes)(now),
             other => other,
@@ -147,7 +155,7 @@ impl World {
             let Some((plan, _)) = &mut self.plans[request] else { return };
             match plan.step(&mut self.state, now) {
                 NextStep::Ask { attempt, upstream: id, .. } => {
-                    self.ending.asks[id] += 1;
+                    self.outcome.asks[id] += 1;
                     if self.class.client_wait.is_zero() {
                         self.state.upstreams.request_started(id, self.class.traffic);
                     }
@@ -156,11 +164,13 @@ impl World {
                         Refused => (MS / 10, true),
                         Never => continue,
                     };
-                    self.plan(now + took, Event::Answer { request, attempt, began: now, refused });
+                    self.schedule(now + took, Event::Answer { request, attempt, began: now, refused });
                 }
-                NextStep::Wait(until) => return self.plan(until.max(now + MS / 10), Event::Wake { request }),
+                NextStep::Wait(until) => {
+                    return self.schedule(until.max(now + MS / 10), Event::Wake { request });
+                }
                 NextStep::Over => {
-                    self.ending.failed += 1;
+                    self.outcome.failed += 1;
                     self.end(request);
                     return;
                 }
@@ -180,7 +190,7 @@ impl World {
         let took = self.class.is_latency_sample().then_some(now.saturating_sub(began));
         self.state.answered(id, self.class.traffic, now, took);
         plan.won(attempt, &mut self.state, now);
-        self.ending.times.push(now.saturating_sub(*since));
+        self.outcome.times.push(now.saturating_sub(*since));
         self.end(request);
     }
 
@@ -194,113 +204,113 @@ impl World {
     }
 }
 
-fn quick(_: Duration) -> Taken {
+fn quick(_: Duration) -> Reaction {
     After(4 * MS)
 }
 
-fn slow(_: Duration) -> Taken {
+fn slow(_: Duration) -> Reaction {
     After(2 * S)
 }
 
 #[test]
 fn with_nothing_wrong_each_request_is_asked_once() {
-    let mut ending = run(Strategy::Hedge, SEND, &[quick as Node; 4], 5_000);
+    let mut outcome = run(Strategy::Hedge, SEND, &[quick as Node; 4], 5_000);
     assert_eq!(
-        (ending.asks_per_request(), ending.failed, ending.p99()),
+        (outcome.attempts_per_request(), outcome.failed, outcome.p99()),
         (1.0, 0, 4 * MS),
         "{:?}",
-        ending.asks
+        outcome.asks
     );
 }
 
 #[test]
-fn a_slow_writer_gets_a_trial_now_and_then() {
-    let mut ending = run(Strategy::Hedge, SEND, &[slow, quick, quick, quick], 10_000);
-    assert!(ending.asks[0] < 30, "{:?}", ending.asks);
-    assert!(ending.p99() <= 8 * MS && ending.failed == 0, "{:?}", ending.p99());
+fn a_slow_writer_gets_a_request_now_and_then() {
+    let mut outcome = run(Strategy::Hedge, SEND, &[slow, quick, quick, quick], 10_000);
+    assert!(outcome.asks[0] < 30, "{:?}", outcome.asks);
+    assert!(outcome.p99() <= 8 * MS && outcome.failed == 0, "{:?}", outcome.p99());
 }
 
 #[test]
 fn where_all_become_slow_little_more_is_asked_than_was_offered() {
-    fn tires(now: Duration) -> Taken {
+    fn becomes_slow(now: Duration) -> Reaction {
         if now < 4 * S { After(4 * MS) } else { After(2 * S) }
     }
-    fn stalls(now: Duration) -> Taken {
+    fn stalls(now: Duration) -> Reaction {
         if now < 4 * S { After(4 * MS) } else { After(1_500 * MS) }
     }
-    for (node, probes) in [(slow as Node, quick as Node), (tires, quick), (tires, stalls)] {
+    for (node, probes) in [(slow as Node, quick as Node), (becomes_slow, quick), (becomes_slow, stalls)] {
         for strategy in [Strategy::Hedge, Strategy::Failover] {
-            let ending = run_with(strategy, SEND, &[node; 4], probes, 10_000);
-            assert_eq!(ending.failed, 0, "{strategy}");
-            assert!(ending.asks_per_request() < 1.2, "{strategy}: {:?}", ending.asks);
+            let outcome = run_with(strategy, SEND, &[node; 4], probes, 10_000);
+            assert_eq!(outcome.failed, 0, "{strategy}");
+            assert!(outcome.attempts_per_request() < 1.2, "{strategy}: {:?}", outcome.asks);
         }
     }
 }
 
 #[test]
-fn a_node_that_falls_silent_costs_a_few_requests_a_moment() {
-    fn falls_silent(now: Duration) -> Taken {
+fn a_node_that_falls_silent_delays_a_few_requests() {
+    fn falls_silent(now: Duration) -> Reaction {
         if now < 4 * S { After(4 * MS) } else { Never }
     }
     for strategy in [Strategy::Hedge, Strategy::Failover, Strategy::Race] {
-        let mut ending = run(strategy, SEND, &[falls_silent, quick, quick, quick], 10_000);
-        let slowest = *ending.times.iter().max().expect("some");
-        assert_eq!(ending.failed, 0, "{strategy}");
-        assert!(ending.p99() <= 8 * MS && slowest < 1_200 * MS, "{strategy}: {slowest:?}");
+        let mut outcome = run(strategy, SEND, &[falls_silent, quick, quick, quick], 10_000);
+        let slowest = *outcome.times.iter().max().expect("some");
+        assert_eq!(outcome.failed, 0, "{strategy}");
+        assert!(outcome.p99() <= 8 * MS && slowest < 1_200 * MS, "{strategy}: {slowest:?}");
     }
 }
 
 #[test]
 fn the_last_node_may_fall_silent_as_another_comes_back() {
-    fn comes_back(now: Duration) -> Taken {
+    fn comes_back(now: Duration) -> Reaction {
         if now < 6 * S { Never } else { After(4 * MS) }
     }
-    fn leaves(now: Duration) -> Taken {
+    fn leaves(now: Duration) -> Reaction {
         if now < 6 * S { After(4 * MS) } else { Never }
     }
-    fn away(_: Duration) -> Taken {
+    fn away(_: Duration) -> Reaction {
         Never
     }
-    let mut ending = run(Strategy::Hedge, SEND, &[away, comes_back, away, leaves], 5_000);
-    assert_eq!(ending.failed, 0);
-    assert!(ending.p99() < 1_300 * MS, "{:?}", ending.p99());
+    let mut outcome = run(Strategy::Hedge, SEND, &[away, comes_back, away, leaves], 5_000);
+    assert_eq!(outcome.failed, 0);
+    assert!(outcome.p99() < 1_300 * MS, "{:?}", outcome.p99());
 }
 
 #[test]
-fn who_refuses_connections_costs_nothing() {
-    fn refuses(_: Duration) -> Taken {
+fn refused_connections_cost_nothing() {
+    fn refuses(_: Duration) -> Reaction {
         Refused
     }
-    let mut ending = run(Strategy::Failover, SEND, &[refuses, refuses, refuses, quick], 2_000);
-    assert!(ending.failed == 0 && ending.p99() <= 5 * MS, "{ending:?}");
-    assert!(ending.asks_per_request() < 1.01, "{:?}", ending.asks);
-    let ending = run(Strategy::Hedge, SEND, &[refuses as Node; 4], 10);
-    assert_eq!((ending.failed, ending.asks.iter().sum::<usize>()), (10, 40), "all are asked, once");
+    let mut outcome = run(Strategy::Failover, SEND, &[refuses, refuses, refuses, quick], 2_000);
+    assert!(outcome.failed == 0 && outcome.p99() <= 5 * MS, "{outcome:?}");
+    assert!(outcome.attempts_per_request() < 1.01, "{:?}", outcome.asks);
+    let outcome = run(Strategy::Hedge, SEND, &[refuses as Node; 4], 10);
+    assert_eq!((outcome.failed, outcome.asks.iter().sum::<usize>()), (10, 40), "all are asked, once");
 }
 
 #[test]
-fn a_race_asks_two_whatever_it_costs() {
-    let ending = run(Strategy::Race, SEND, &[quick as Node; 4], 2_000);
-    assert_eq!(ending.asks.iter().sum::<usize>(), 4_000);
-    let ending = run(Strategy::Race, SEND, &[quick], 100);
-    assert_eq!(ending.asks, [100]);
+fn a_race_asks_two_nodes_for_every_request() {
+    let outcome = run(Strategy::Race, SEND, &[quick as Node; 4], 2_000);
+    assert_eq!(outcome.asks.iter().sum::<usize>(), 4_000);
+    let outcome = run(Strategy::Race, SEND, &[quick], 100);
+    assert_eq!(outcome.asks, [100]);
 }
 
 #[test]
-fn waiting_that_was_asked_for_is_no_reason_to_ask_another_one() {
+fn a_wait_that_the_client_asked_for_is_no_reason_to_hedge() {
     let waiting = RequestClass { client_wait: 3 * S, ..SEND };
-    let mut ending = run(Strategy::Hedge, waiting, &[slow, quick, quick, quick], 2_000);
+    let mut outcome = run(Strategy::Hedge, waiting, &[slow, quick, quick, quick], 2_000);
     assert_eq!(
-        (ending.asks[0], ending.failed, ending.p99()),
+        (outcome.asks[0], outcome.failed, outcome.p99()),
         (2_000, 0, 2 * S),
-        "and says nothing of the node"
+        "and its latency says nothing about the node"
     );
-    assert!((ending.asks_per_request() - 1.0).abs() < f64::EPSILON);
+    assert!((outcome.attempts_per_request() - 1.0).abs() < f64::EPSILON);
 }
 
 #[test]
-fn where_nobody_answers_it_ends_in_time_and_sooner_once_that_is_known() {
-    fn away(_: Duration) -> Taken {
+fn without_answers_a_request_ends_in_time_and_sooner_once_all_are_down() {
+    fn away(_: Duration) -> Reaction {
         Never
     }
     let upstreams =
@@ -318,7 +328,7 @@ fn where_nobody_answers_it_ends_in_time_and_sooner_once_that_is_known() {
     state.upstreams.failed(0, S, "silent".into());
     assert_eq!(ends(&mut state, 2 * S), Some(10 * S));
     assert_eq!(ends(&mut state, 9 * S), Some(S));
-    let ending = run_with(Strategy::Hedge, SEND, &[away as Node; 4], away, 1_000);
-    assert_eq!(ending.failed, 1_000);
-    assert!(ending.asks_per_request() < 1.3, "{:?}", ending.asks);
+    let outcome = run_with(Strategy::Hedge, SEND, &[away as Node; 4], away, 1_000);
+    assert_eq!(outcome.failed, 1_000);
+    assert!(outcome.attempts_per_request() < 1.3, "{:?}", outcome.asks);
 }

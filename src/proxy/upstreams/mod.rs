@@ -65,9 +65,8 @@ struct Upstream {
     is_unauthorized: bool,
     /// When it last answered again after a failure.
     recovered_at: Duration,
-    write: UpstreamStats,
-    read: UpstreamStats,
-    probe: UpstreamStats,
+    /// By traffic class.
+    stats: [UpstreamStats; 3],
     next_probe_at: Duration,
     error: Option<String>,
     report: StatusReport,
@@ -127,14 +126,14 @@ impl Upstreams {
     /// A request is sent to the upstream. `request_ended` must follow.
     pub(super) fn request_started(&mut self, id: UpstreamId, class: TrafficClass) {
         if let Some(stats) = self.stats_mut(id, class) {
-            stats.request_started();
+            stats.in_flight += 1;
         }
     }
 
     /// A request to the upstream ended, with or without an answer.
     pub(super) fn request_ended(&mut self, id: UpstreamId, class: TrafficClass) {
         if let Some(stats) = self.stats_mut(id, class) {
-            stats.request_ended();
+            stats.in_flight = stats.in_flight.saturating_sub(1);
         }
     }
 
@@ -316,8 +315,7 @@ impl Upstreams {
     /// nothing for long; otherwise the cause may be the proxy's own network.
     pub(super) fn probe_timed_out(&mut self, id: UpstreamId, since: Duration, now: Duration, why: String) {
         let Some(upstream) = self.all.get(&id) else { return };
-        let answers = [&upstream.write, &upstream.read, &upstream.probe].map(|stats| stats.answered_at);
-        let last = answers.into_iter().flatten().max().unwrap_or_default();
+        let last = upstream.stats.iter().filter_map(|stats| stats.answered_at).max().unwrap_or_default();
         let is_long_ago = now.saturating_sub(last) >= DOWN_AFTER;
         if last < since && (is_long_ago || self.outpaced(id, TrafficClass::Probe, since, now).is_some()) {
             self.failed(id, now, why);
@@ -350,9 +348,7 @@ impl Upstream {
             health,
             is_unauthorized: false,
             recovered_at: Duration::ZERO,
-            write: UpstreamStats::default(),
-            read: UpstreamStats::default(),
-            probe: UpstreamStats::default(),
+            stats: Default::default(),
             next_probe_at: Duration::ZERO,
             error: None,
             report: StatusReport::default(),
@@ -369,10 +365,12 @@ impl Upstream {
         }
     }
 
-    /// Smaller is better.
+    /// Smaller is better. After an ejection one request at a time finds out whether the upstream is still slow, so that
+    /// only this one is late if it is.
     fn rank(&self, class: TrafficClass, now: Duration) -> (Condition, bool, u32) {
         let is_behind = class == TrafficClass::Read && self.report.is_behind;
-        (self.condition(class, now), is_behind, self.stats(class).cost(now))
+        let trial = if self.stats(class).is_on_trial() { Condition::Ejected } else { Condition::Usable };
+        (self.condition(class, now).max(trial), is_behind, self.stats(class).cost(now))
     }
 
     fn is_ejected(&self, class: TrafficClass, now: Duration) -> bool {
@@ -384,7 +382,7 @@ impl Upstream {
     }
 
     fn is_slow(&self) -> bool {
-        self.write.is_slow() || self.read.is_slow()
+        self.stats.iter().any(UpstreamStats::is_slow)
     }
 
     fn is_down(&self, now: Duration) -> bool {
@@ -397,7 +395,7 @@ impl Upstream {
             self.recovered_at = now;
             self.next_probe_at = now + PROBE_EVERY;
             self.report.is_wanted = true;
-            [&mut self.write, &mut self.read, &mut self.probe].into_iter().for_each(UpstreamStats::reset);
+            self.stats.iter_mut().for_each(UpstreamStats::reset);
         }
         self.health = Health::Up;
     }
@@ -411,19 +409,11 @@ impl Upstream {
     }
 
     fn stats(&self, class: TrafficClass) -> &UpstreamStats {
-        match class {
-            TrafficClass::Write => &self.write,
-            TrafficClass::Read => &self.read,
-            TrafficClass::Probe => &self.probe,
-        }
+        &self.stats[class as usize]
     }
 
     fn stats_mut(&mut self, class: TrafficClass) -> &mut UpstreamStats {
-        match class {
-            TrafficClass::Write => &mut self.write,
-            TrafficClass::Read => &mut self.read,
-            TrafficClass::Probe => &mut self.probe,
-        }
+        &mut self.stats[class as usize]
     }
 
     fn status(&self, now: Duration) -> UpstreamStatus {
@@ -436,7 +426,7 @@ impl Upstream {
         UpstreamStatus {
             address: self.addr.clone(),
             state,
-            rtt_ms: self.probe.latency_ms().or(self.read.latency_ms()).or(self.write.latency_ms()),
+            rtt_ms: self.stats.iter().find_map(UpstreamStats::latency_ms),
             error: self.error.clone(),
         }
     }

@@ -22,19 +22,19 @@ const EJECTION_MAX: Duration = Duration::from_secs(30);
 /// Kinds of requests that an upstream can be good or bad at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::proxy) enum TrafficClass {
-    /// Needs the disk of the node.
-    Write,
-    /// Does not need the disk.
-    Read,
     /// A readiness probe of the proxy.
     Probe,
+    /// Does not need the disk of the node.
+    Read,
+    /// Needs the disk.
+    Write,
 }
 
 /// What is known of one upstream in one traffic class.
 #[derive(Debug, Default)]
 pub(super) struct UpstreamStats {
     latency: Option<Latency>,
-    in_flight: u32,
+    pub(super) in_flight: u32,
     /// Hedges lost since the last answer.
     lost_hedges: u32,
     /// When the last answer came.
@@ -59,14 +59,6 @@ struct Ejection {
 }
 
 impl UpstreamStats {
-    pub(super) fn request_started(&mut self) {
-        self.in_flight += 1;
-    }
-
-    pub(super) fn request_ended(&mut self) {
-        self.in_flight = self.in_flight.saturating_sub(1);
-    }
-
     /// The upstream answered. `prompt`: a latency up to this is no sign of a slow node.
     pub(super) fn record_answer(&mut self, now: Duration, latency: Option<Duration>, prompt: Duration) {
         self.answered_at = Some(now);
@@ -118,6 +110,11 @@ impl UpstreamStats {
     /// Whether no prompt answer came since the last ejection.
     pub(super) fn is_slow(&self) -> bool {
         self.ejection.is_some()
+    }
+
+    /// Whether the upstream is back from an ejection, and a first request finds out whether it is still slow.
+    pub(super) fn is_on_trial(&self) -> bool {
+        self.ejection.is_some() && self.in_flight > 0
     }
 
     /// Drops what was measured before the node was away.

@@ -98,6 +98,11 @@ fn a_slow_upstream_comes_back_after_ever_longer_pauses() {
     let is_ejected = |four: &Upstreams, now| four.is_ejected(0, TrafficClass::Write, now);
     (0..3).for_each(|round| lose_hedge(&mut four, 2 * S + 50 * MS * round, 40 * MS, MS));
     assert!(is_ejected(&four, 3 * S) && !is_ejected(&four, 4 * S));
+    check(&four, 60 * S, [0, 1, 2, 3]);
+    four.request_started(0, TrafficClass::Write);
+    check(&four, 60 * S, [1, 2, 3, 0]);
+    assert!(!is_ejected(&four, 60 * S), "one request at a time");
+    four.request_ended(0, TrafficClass::Write);
     lose_hedge(&mut four, 4 * S, 40 * MS, MS);
     assert!(is_ejected(&four, 6 * S) && !is_ejected(&four, 7 * S), "one more is enough, and counts double");
     lose_hedge(&mut four, 7 * S, 40 * MS, MS);
@@ -113,14 +118,14 @@ fn a_slow_upstream_comes_back_after_ever_longer_pauses() {
 }
 
 #[test]
-fn who_is_silent_while_others_answer_is_ejected_but_never_the_last() {
+fn a_silent_upstream_is_ejected_if_others_answer_but_never_the_last() {
     let mut four = answering(S, 5 * MS);
     let class = TrafficClass::Write;
     let wait = |four: &mut Upstreams, id, now| {
         four.still_waiting(id, class, S, now, 500 * MS);
         four.is_ejected(id, class, now)
     };
-    assert!(!wait(&mut four, 0, 2 * S), "nobody answered meanwhile");
+    assert!(!wait(&mut four, 0, 2 * S), "no other answered meanwhile");
     four.answered(1, class, S + 100 * MS, Some(5 * MS));
     assert!(!wait(&mut four, 0, S + 400 * MS), "not for long enough");
     assert!(wait(&mut four, 0, S + 500 * MS));

@@ -1,5 +1,7 @@
-//! Owns the one place where a panic of redb ends: bytes that redb did not write may make it panic, and damage to a
-//! file must not end the process. Whatever was being read or written then counts as failed.
+//! Owns turning a panic of redb into an error.
+//!
+//! redb may panic on bytes that it did not write. Damage to a file must not end the process, so the read or write that
+//! panicked counts as failed. Invariant: every call into redb goes through here.
 
 use std::ops::Deref;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -8,29 +10,28 @@ use redb::Database;
 
 use crate::store::StoreError;
 
-/// What redb said when it panicked.
+/// The message of a panic in redb.
 #[derive(Debug, thiserror::Error)]
-#[error("the storage engine cannot make sense of it: {0}")]
+#[error("the storage engine panicked: {0}")]
 pub(in crate::store) struct EnginePanic(pub(in crate::store) String);
 
-/// Does the work, whose panic is an answer like any other. What the work changed must not be believed after one.
+/// Runs the work and returns its panic as an error. After a panic, nothing that the work changed may be used.
 pub(in crate::store) fn catch_panic<T>(work: impl FnOnce() -> T) -> Result<T, EnginePanic> {
     catch_unwind(AssertUnwindSafe(work)).map_err(|payload| {
-        let words = payload.downcast_ref::<String>().map(String::as_str);
-        let words =
-            words.or_else(|| payload.downcast_ref::<&str>().copied()).unwrap_or("it does not say why");
-        EnginePanic(words.to_owned())
+        let message = payload.downcast_ref::<String>().map(String::as_str);
+        let message = message.or_else(|| payload.downcast_ref::<&str>().copied());
+        EnginePanic(message.unwrap_or("no message").to_owned())
     })
 }
 
-/// As [`guard`], for what fails with [`Error`] anyway.
+/// As [`catch_panic`], for work that returns a [`StoreError`].
 pub(in crate::store) fn catch_engine_panic<T>(
     work: impl FnOnce() -> Result<T, StoreError>,
 ) -> Result<T, StoreError> {
     catch_panic(work).unwrap_or_else(|panic| Err(StoreError::EnginePanicked(panic.0)))
 }
 
-/// An open database. Closing it writes to the file, which can go wrong as everything else.
+/// An open database. Closing it writes to the file, so closing can panic, too.
 #[derive(Debug)]
 pub(in crate::store) struct GuardedDb(Option<Database>);
 
@@ -44,7 +45,7 @@ impl Deref for GuardedDb {
     type Target = Database;
 
     fn deref(&self) -> &Database {
-        self.0.as_ref().expect("it is taken only to be dropped")
+        self.0.as_ref().expect("taken only in drop")
     }
 }
 
@@ -52,7 +53,7 @@ impl Drop for GuardedDb {
     fn drop(&mut self) {
         let db = self.0.take();
         if let Err(panic) = catch_panic(|| drop(db)) {
-            tracing::warn!(%panic, "a database was not closed in order");
+            tracing::warn!(%panic, "closing a database failed");
         }
     }
 }
@@ -62,10 +63,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_panic_is_an_error_with_its_words() {
+    fn a_panic_is_an_error_with_its_message() {
         let panicked =
             catch_engine_panic(|| -> Result<(), StoreError> { panic!("page {}", 7) }).expect_err("panicked");
-        assert!(panicked.to_string().ends_with("cannot make sense of it: page 7"), "{panicked}");
+        assert!(panicked.to_string().ends_with("panicked: page 7"), "{panicked}");
         assert_eq!(catch_engine_panic(|| Ok(7)).expect("did not"), 7);
     }
 }

@@ -1,7 +1,9 @@
-//! Owns where the files of a store lie, how redb opens them, and how else they are read, moved and locked.
+//! Owns the files of a store: how redb opens them, and how else they are read, renamed and locked.
 //!
-//! A directory in life; memory in the simulation, which can then pull the plug between any two writes. What is renamed
-//! or removed here is so for good, also through a power failure, when the call returns.
+//! In production they are in a directory. The simulation keeps them in memory, so that it can simulate a power failure
+//! between any two writes. Must not know what is in them.
+//!
+//! Invariant: when a rename, a removal or a replacement returns, it survives a power failure.
 
 use std::fmt;
 use std::fs::{self, File};
@@ -15,76 +17,75 @@ use rustix::io::Errno;
 
 use crate::store::OpenError;
 
-/// The truth.
+/// The logs: the source of truth.
 pub const LOG: &str = "log.redb";
-/// What is derived from it.
+/// Derived from [`LOG`].
 pub const INDEX: &str = "index.redb";
-/// A log that is being made of what was salvaged; it becomes [`LOG`] when it is complete.
+/// A new log while a salvage writes it; renamed to [`LOG`] once it is complete.
 pub const SALVAGING: &str = "log.salvaging";
-
-/// What is remembered of those who had the store open (see [`session`](super::session)); mostly it is not there.
+/// The crash marker (see `recovery/crash_count`). Absent after a clean stop.
 pub const CRASH_MARKER: &str = "unproven";
 
-/// How a file is called while it is made, behind its name.
+/// Extension of a file while it is written.
 const UNFINISHED: &str = "unfinished";
 
-/// For the moment in which an empty file is made.
+/// redb's page cache while an empty database is written.
 const MAKING_CACHE_BYTES: usize = 1 << 20;
 
 /// How a database is opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OpenMode {
-    /// As it lies there, made if it does not.
+    /// Without checking its pages; created if it is missing.
     Unchecked,
-    /// With every page of it checked first.
+    /// After every page was checked; created if it is missing.
     Checked,
-    /// Empty, in place of whatever is there.
+    /// Empty; replaces an existing file.
     Replace,
 }
 
-/// Where files lie.
+/// A place for files.
 pub trait Files: fmt::Debug + Send + Sync {
-    /// The same files, for as long as somebody needs them.
+    /// A handle on the same files.
     fn boxed(&self) -> Box<dyn Files>;
 
     /// Opens a database.
     fn database(&self, name: &str, cache_bytes: usize, how: OpenMode) -> Result<Database, OpenError>;
 
-    /// How a file is called in sentences.
+    /// The path of a file, for messages.
     fn path(&self, name: &str) -> PathBuf;
 
-    /// Keeps everybody else away as long as it is held. `None` where nobody else can be.
+    /// Locks the files against other processes while the result is held. `None`: this place needs no lock or has none.
     fn lock(&self) -> Result<Option<File>, OpenError>;
 
     /// The names of all files.
     fn names(&self) -> io::Result<Vec<String>>;
 
-    /// How long a file is; `None`: there is none.
+    /// The length of a file in bytes; `None` if it is missing.
     fn len(&self, name: &str) -> io::Result<Option<u64>>;
 
-    /// The bytes of a file as they lie there.
+    /// Opens a file to read its raw bytes.
     fn open_raw(&self, name: &str) -> io::Result<Box<dyn FileBytes>>;
 
-    /// Puts a file there, in place of whatever is called so: whole or not at all.
+    /// Writes a file atomically; replaces an existing one.
     fn replace(&self, name: &str, bytes: &[u8]) -> io::Result<()>;
 
-    /// Gives a file another name, which must be free.
+    /// Renames a file. The new name must be free.
     fn rename(&self, from: &str, to: &str) -> io::Result<()>;
 
-    /// Removes a file, if it is there.
+    /// Removes a file if it exists.
     fn remove(&self, name: &str) -> io::Result<()>;
 
-    /// Forgets what the system keeps of a file in memory, so that what is read next comes from the disk.
+    /// Drops a file from the system's page cache, so that the next read comes from the disk.
     fn drop_page_cache(&self, name: &str);
 }
 
-/// The bytes of a file, to be had from anywhere: what cannot be read must not hide what lies behind it.
-#[expect(clippy::len_without_is_empty, reason = "nobody asks")]
+/// Random access to the raw bytes of a file, so that an unreadable part does not hide the rest.
+#[expect(clippy::len_without_is_empty, reason = "not needed")]
 pub trait FileBytes {
-    /// How many there are.
+    /// The length of the file.
     fn len(&self) -> io::Result<u64>;
 
-    /// Reads some of those from `offset` on, as many as `out` has room for at the most; 0 behind the last.
+    /// Reads up to `out.len()` bytes from `offset` on; 0 at the end of the file.
     fn read_at(&self, offset: u64, out: &mut [u8]) -> io::Result<usize>;
 }
 
@@ -98,11 +99,11 @@ impl FileBytes for File {
     }
 }
 
-/// Whether this is what a system says of a disk that does not give what it should have: as file systems put it, as a
-/// driver does ("critical medium error"), and where a file system's own checks failed.
+/// Whether this error means that the disk cannot read stored bytes: as file systems report it (`EIO`), as drivers do
+/// (`ENODATA`, "critical medium error"), and after a failed checksum of the file system (`EBADMSG`).
 pub fn is_unreadable(error: &io::Error) -> bool {
-    let of_the_disk = [Errno::IO, Errno::NODATA, Errno::BADMSG];
-    Errno::from_io_error(error).is_some_and(|errno| of_the_disk.contains(&errno))
+    let read_errors = [Errno::IO, Errno::NODATA, Errno::BADMSG];
+    Errno::from_io_error(error).is_some_and(|errno| read_errors.contains(&errno))
 }
 
 /// A directory on disk.
@@ -116,9 +117,9 @@ impl Files for Directory {
 
     fn database(&self, name: &str, cache_bytes: usize, how: OpenMode) -> Result<Database, OpenError> {
         let path = self.path(name);
-        let afresh = how == OpenMode::Replace;
-        if afresh || !path.exists() {
-            self.make_empty(&path, afresh)?;
+        let replaces = how == OpenMode::Replace;
+        if replaces || !path.exists() {
+            self.make_empty(&path, replaces)?;
         }
         self.open(&path, cache_bytes, how == OpenMode::Checked)
     }
@@ -132,7 +133,7 @@ impl Files for Directory {
             File::open(&self.0).map_err(|source| OpenError::Directory { path: self.0.clone(), source })?;
         match flock(&dir, FlockOperation::NonBlockingLockExclusive) {
             Err(Errno::WOULDBLOCK) => Err(OpenError::InUse(self.0.clone())),
-            // A file system that cannot lock a directory: what redb locks must do.
+            // This file system cannot lock a directory: redb's lock on each database remains.
             Err(_) => Ok(None),
             Ok(()) => Ok(Some(dir)),
         }
@@ -168,7 +169,7 @@ impl Files for Directory {
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
         let (from, to) = (self.path(from), self.path(to));
         match renameat_with(CWD, &from, CWD, &to, RenameFlags::NOREPLACE) {
-            // A file system that cannot refuse to replace.
+            // This file system does not support NOREPLACE.
             Err(Errno::INVAL | Errno::NOSYS) if !to.exists() => fs::rename(&from, &to)?,
             moved => moved?,
         }
@@ -185,7 +186,7 @@ impl Files for Directory {
     }
 
     fn drop_page_cache(&self, name: &str) {
-        // Where it is not there or the system will not, there is nothing to be done about it.
+        // Advice only: without the file or the system's support nothing changes.
         if let Ok(file) = File::open(self.path(name)) {
             let _ = fadvise(&file, 0, None, Advice::DontNeed);
         }
@@ -202,15 +203,15 @@ impl Directory {
         })
     }
 
-    /// Puts an empty database there, whole or not at all: a power failure while redb makes a file leaves one that it
-    /// does not open again. Unless `afresh`, a file that another process has made meanwhile stays.
-    fn make_empty(&self, path: &Path, afresh: bool) -> Result<(), OpenError> {
+    /// Creates an empty database atomically: after a power failure while redb creates a file, redb cannot open it.
+    /// Without `replaces`, a file that another process has created meanwhile stays.
+    fn make_empty(&self, path: &Path, replaces: bool) -> Result<(), OpenError> {
         let unfinished = path.with_extension(UNFINISHED);
-        let _ = fs::remove_file(&unfinished); // of a process that was killed here; if it cannot go, opening says so
+        let _ = fs::remove_file(&unfinished); // left by a process that was killed here; if this fails, opening reports it
         drop(self.open(&unfinished, MAKING_CACHE_BYTES, false)?);
-        let flags = if afresh { RenameFlags::empty() } else { RenameFlags::NOREPLACE };
+        let flags = if replaces { RenameFlags::empty() } else { RenameFlags::NOREPLACE };
         let moved = match renameat_with(CWD, &unfinished, CWD, path, flags) {
-            // A file system that cannot refuse to replace.
+            // This file system does not support NOREPLACE.
             Err(Errno::INVAL | Errno::NOSYS) => fs::rename(&unfinished, path),
             Err(Errno::EXIST) => fs::remove_file(&unfinished),
             moved => moved.map_err(io::Error::from),
@@ -219,8 +220,8 @@ impl Directory {
     }
 }
 
-/// What an error of redb says of a file: that its bytes are wrong, or that the disk or the system would not have it
-/// read or written, which is no damage of the file.
+/// What a redb error says about a file: its bytes are wrong, or the system could not read or write it, which is no
+/// damage to the file.
 pub fn classify_error(path: PathBuf, error: redb::Error) -> OpenError {
     let is_about_bytes =
         |error: &io::Error| matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof);
@@ -231,16 +232,16 @@ pub fn classify_error(path: PathBuf, error: redb::Error) -> OpenError {
     }
 }
 
-/// Whether redb only says that an earlier read or write failed. Which one, it told nobody; it may have been a read behind
-/// the end of the file, for damaged pages point anywhere.
+/// Whether redb only reports that an earlier read or write failed. The cause is unknown; it may be a read beyond the end
+/// of the file, because damaged pages point anywhere.
 pub(in crate::store) fn is_previous_io_error(error: &OpenError) -> bool {
     let OpenError::Directory { source, .. } = error else { return false };
-    let said = source.get_ref().and_then(|inner| inner.downcast_ref::<redb::Error>());
-    matches!(said, Some(redb::Error::PreviousIo))
+    let inner = source.get_ref().and_then(|inner| inner.downcast_ref::<redb::Error>());
+    matches!(inner, Some(redb::Error::PreviousIo))
 }
 
-/// What was renamed is safe from a power failure only once the directory is. Where a system cannot do that, or we may
-/// not read it, it is no worse than without.
+/// Makes renames in this directory durable. A system that cannot sync a directory, or a directory that we may not read,
+/// is not an error.
 pub(in crate::store) fn sync_directory(dir: &Path) {
     let dir = if dir.as_os_str().is_empty() { Path::new(".") } else { dir };
     if let Err(error) = File::open(dir).and_then(|dir| dir.sync_all()) {

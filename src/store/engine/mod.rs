@@ -1,4 +1,4 @@
-//! The storage engine: where the two files lie, and how a panic of redb becomes an error.
+//! The storage engine: the files, how they are opened, and how a panic of redb becomes an error.
 
 pub(super) mod catch_panic;
 pub mod files;

@@ -10,9 +10,10 @@ use std::time::{Duration, Instant};
 
 use uuid::Uuid;
 
+use crate::chain::filter::Filter;
 use crate::chain::ids::EntryKey;
 use crate::chain::logs::Logs;
-use crate::chain::message::{Content, Digest, fold};
+use crate::chain::message::Digest;
 use crate::chain::record::Entry;
 use crate::store::history::merge::Merge;
 use crate::store::history::user_scan::UserScan;
@@ -27,61 +28,14 @@ const CHUNK_BYTES: usize = 256 << 10;
 /// How long one chunk may pin pages.
 const CHUNK_TIME: Duration = Duration::from_millis(20);
 
-/// Which messages are meant. All that is given must hold.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Filter {
-    /// The sender is this.
-    pub sender: Option<String>,
-    /// The recipient is this.
-    pub recipient: Option<String>,
-    /// The sender or the recipient is this.
-    pub user: Option<String>,
-    /// The other side of `user` is this.
-    pub with: Option<String>,
-    /// The text contains this, without regard to case.
-    pub text: Option<String>,
-    /// Shown timestamp at least this, Unix seconds.
-    pub since: Option<u64>,
-    /// Shown timestamp below this, Unix seconds.
-    pub until: Option<u64>,
-}
-
-/// The timestamp that is shown: the sender's, else the second of acceptance.
-pub fn shown_timestamp(content: &Content<'_>, place: EntryKey) -> u64 {
-    content.timestamp.unwrap_or(place.stamp.ms() / 1000)
-}
-
-impl Filter {
-    fn folded(mut self) -> Self {
-        self.text = self.text.map(|text| fold(&text));
-        self
-    }
-
-    /// `self` must be folded.
-    fn matches(&self, content: &Content<'_>, place: EntryKey) -> bool {
-        let is = |want: &Option<String>, name: &str| want.as_deref().is_none_or(|want| want == name);
-        let between = |user: &String, other: &Option<String>| {
-            (content.sender == user && is(other, content.recipient))
-                || (content.recipient == user && is(other, content.sender))
-        };
-        let timestamp = shown_timestamp(content, place);
-        is(&self.sender, content.sender)
-            && is(&self.recipient, content.recipient)
-            && self.user.as_ref().is_none_or(|user| between(user, &self.with))
-            && self.since.is_none_or(|since| timestamp >= since)
-            && self.until.is_none_or(|until| timestamp < until)
-            && self.text.as_ref().is_none_or(|text| fold(content.text).contains(text.as_str()))
-    }
-
-    /// The name and the sides by which the index finds everything that can match.
-    fn indexed(&self) -> Option<(&str, u8)> {
-        if let Some(sender) = &self.sender {
-            Some((sender, SENDER))
-        } else if let Some(user) = &self.user {
-            Some((user, SENDER | RECIPIENT))
-        } else {
-            self.recipient.as_ref().map(|recipient| (recipient.as_str(), RECIPIENT))
-        }
+/// The name and the sides by which the index finds everything that can match.
+fn indexed_name(filter: &Filter) -> Option<(&str, u8)> {
+    if let Some(sender) = &filter.sender {
+        Some((sender, SENDER))
+    } else if let Some(user) = &filter.user {
+        Some((user, SENDER | RECIPIENT))
+    } else {
+        filter.recipient.as_ref().map(|recipient| (recipient.as_str(), RECIPIENT))
     }
 }
 
@@ -100,7 +54,7 @@ impl Source {
         from: Option<EntryKey>,
         backward: bool,
     ) -> Result<Self, StoreError> {
-        Ok(match filter.indexed() {
+        Ok(match indexed_name(filter) {
             Some((name, sides)) => Source::User(UserScan::new(store, name, sides, from, backward)),
             None => Source::Logs(Merge::new(store, logs, from, backward)?),
         })

@@ -13,6 +13,7 @@ use twox_hash::XxHash3_64;
 
 use super::super::StoreError;
 use super::malformed_table;
+use crate::chain::bytes::ByteReader;
 use crate::chain::members::{self, LastSeenAt, Member, MemberId, Members, Membership};
 
 const MEMBERS: TableDefinition<(u16, [u8; 16]), &[u8]> = TableDefinition::new("members");
@@ -87,9 +88,10 @@ fn encode(name: MemberId, member: &Member) -> Vec<u8> {
 }
 
 fn decode(name: MemberId, bytes: &[u8]) -> Option<Member> {
-    let (member, rest) = members::read_member(bytes)?;
-    let body = &bytes[..bytes.len() - rest.len()];
-    (rest == check(&key(name), body)).then_some(member)
+    let (body, check_bytes) = bytes.split_last_chunk()?;
+    let mut reader = ByteReader::new(body);
+    let member = members::read_member(&mut reader)?;
+    reader.end(member).filter(|_| check(&key(name), body) == *check_bytes)
 }
 
 fn encode_met(address: &str, node_id: u16) -> Vec<u8> {

@@ -5,6 +5,7 @@
 
 use std::net::SocketAddr;
 
+use chatchain::api::endpoint::ENDPOINTS;
 use serde_json::json;
 use uuid::Uuid;
 
@@ -302,15 +303,6 @@ fn unknown_paths_are_not_found() {
 #[test]
 fn wrong_methods_get_the_allowed_methods() {
     let servers = Servers::start();
-    let id = format!("/messages/{}", Uuid::now_v7());
-    let table = [
-        ("/messages", &["GET", "HEAD", "POST"][..]),
-        (&id, &["GET", "HEAD"]),
-        ("/nodes", &["GET", "HEAD"]),
-        ("/network", &["GET", "HEAD"]),
-        ("/livez", &["GET", "HEAD"]),
-        ("/readyz", &["GET", "HEAD"]),
-    ];
     let check = |server: &str, addr: SocketAddr, path: &str, allowed: &[&str]| {
         for method in ["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "QUERY", "get"] {
             if allowed.contains(&method) {
@@ -324,12 +316,15 @@ fn wrong_methods_get_the_allowed_methods() {
             assert_eq!(allow, allowed, "{server} {method} {path}");
         }
     };
-    for (server, addr) in servers.both() {
-        for (path, allowed) in table {
-            check(server, addr, path, allowed);
+    for endpoint in ENDPOINTS {
+        let path = endpoint.path.replace("{id}", &Uuid::now_v7().to_string());
+        check("node", servers.node(), &path, endpoint.methods);
+        if endpoint.on_proxy {
+            check("proxy", servers.proxy(), &path, endpoint.methods);
+        } else {
+            check_refusal(&path, &post(servers.proxy(), &path, &[], ""), 404, "not_found", &path);
         }
     }
-    check("node", servers.node(), "/sync", &["POST"]);
     assert_eq!(servers.count(), 0);
 }
 

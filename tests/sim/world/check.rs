@@ -4,10 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::sync::Arc;
 
+use chatchain::chain::filter::Filter;
 use chatchain::chain::message::{Content, Digest};
 use chatchain::chain::record::Entry;
 use chatchain::store::StoreError;
-use chatchain::store::history::listing::{Filter, Listing};
+use chatchain::store::history::listing::Listing;
 use uuid::Uuid;
 
 use super::machine::Key;

@@ -249,7 +249,7 @@ impl World {
         let mut request = SyncMessage::decode(&packet.bytes).expect("bytes are not damaged on the way");
         let run = self.machines[node].up.as_mut().expect("is up");
         let opening = (request.hello.store_id, request.hello.open_id);
-        if request.hello.is_ours(&run.hello) {
+        if request.hello == run.hello {
             let bytes = SyncMessage::quiet(run.hello.clone(), [0; 16]).encode().into();
             return self.send_packet(Packet {
                 from: node,
@@ -335,7 +335,7 @@ impl World {
             return self.link_fails(node, peer, "the peer could not store it");
         }
         let reply = SyncMessage::decode(&packet.bytes).expect("bytes are not damaged on the way");
-        if reply.hello.is_ours(&run.hello) {
+        if reply.hello == run.hello {
             run.roster.borrow_mut().peers[peer].is_self = true;
             link.pause = Pause::Wait;
             link.token += 1;

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::*;
+use crate::chain::filter::Filter;
 use crate::chain::message::Content;
-use crate::store::history::listing::Filter;
 use crate::store::tests::{Bench, message, numbered, spoil};
 
 /// A reader, and how often it was given each text.

@@ -1,7 +1,8 @@
-//! From a request to its response: deadline, panics, tracing, and refusals in the one shape of the contract.
+//! Owns the handling of one request: deadline, panics, tracing, and refusals in the shape of the contract.
 //!
-//! Who asks is known already; a stranger's request meets neither the routes nor a handler. Knows nothing of what an
-//! answer says.
+//! Before it: `auth`. After it: the routes of a node or the proxy. Must not know what an answer says.
+//!
+//! Invariant: a request without access reaches neither a route nor a handler.
 
 use std::{convert::Infallible, panic::AssertUnwindSafe, time::Duration};
 
@@ -31,16 +32,16 @@ use crate::api::{
 
 /// A JSON answer.
 pub fn json(status: StatusCode, body: Vec<u8>) -> Response {
-    (status, [(header::CONTENT_TYPE, media::JSON)], line(body)).into_response()
+    (status, [(header::CONTENT_TYPE, media::JSON)], with_newline(body)).into_response()
 }
 
-/// Ends it with a newline: people read answers in terminals, too, and there the next prompt begins a line.
-fn line(mut json: Vec<u8>) -> Vec<u8> {
+/// Appends a newline, so that in a terminal the prompt after the answer begins a new line.
+fn with_newline(mut json: Vec<u8>) -> Vec<u8> {
     json.push(b'\n');
     json
 }
 
-/// `GET /livez`: who can run this, lives.
+/// `GET /livez`: a process that runs this is alive.
 pub async fn live(RawQuery(raw): RawQuery) -> Result<Response, Problem> {
     refuse_any(raw.as_deref())?;
     Ok(json(StatusCode::OK, serde_json::to_vec(&Liveness { live: true }).expect("a boolean serialises")))
@@ -49,7 +50,7 @@ pub async fn live(RawQuery(raw): RawQuery) -> Result<Response, Problem> {
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
         let status = StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        let body = line(self.to_json());
+        let body = with_newline(self.to_json());
         let mut response = (status, [(header::CONTENT_TYPE, media::PROBLEM)], body).into_response();
         if let Some(seconds) = self.retry_after_seconds {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
@@ -58,7 +59,7 @@ impl IntoResponse for Problem {
     }
 }
 
-/// The app, refusing unknown paths and methods as the contract says. axum adds the `Allow` header.
+/// Adds refusals of unknown paths and methods. axum adds the `Allow` header.
 pub(super) fn with_refusals(app: Router) -> Router {
     app.method_not_allowed_fallback(async |method: Method, uri: Uri| {
         let detail =
@@ -70,41 +71,41 @@ pub(super) fn with_refusals(app: Router) -> Router {
     })
 }
 
-/// Answers one request of somebody with this standing. Never fails: what goes wrong is an answer too.
+/// Answers one request. Never fails: an error is an answer as well.
 pub(super) async fn answer(
     app: Router,
-    (standing, request): (Access, Request<Option<Incoming>>),
+    (access, request): (Access, Request<Option<Incoming>>),
     limit: Duration,
 ) -> Result<Response, Infallible> {
-    let began = Instant::now();
+    let started = Instant::now();
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
-    let mut response = match standing {
-        Access::Authenticated | Access::PublicPath => ask(app, request, limit, (&method, &path)).await,
+    let mut response = match access {
+        Access::Authenticated | Access::PublicPath => call(app, request, limit, (&method, &path)).await,
         Access::Unauthenticated => auth::refusal().into_response(),
     };
-    if standing != Access::Authenticated {
-        auth::dismiss(&mut response);
+    if access != Access::Authenticated {
+        auth::mark_unauthenticated(&mut response);
     }
-    debug!(%method, path, status = response.status().as_u16(), ms = began.elapsed().as_millis(), "answered");
+    debug!(%method, path, status = response.status().as_u16(), ms = started.elapsed().as_millis(), "answered");
     Ok(response)
 }
 
-async fn ask(
+async fn call(
     app: Router,
     request: Request<Option<Incoming>>,
     limit: Duration,
     (method, path): (&Method, &str),
 ) -> Response {
-    // A client that asks first (RFC 9110, 10.1.1) has not begun to send a body that is refused.
-    let asks_first = request.headers().contains_key(header::EXPECT);
-    let lender = DrainableBody::default();
-    let request = request.map(|body| lender.lend(body));
+    // With `Expect: 100-continue` (RFC 9110, 10.1.1) the client has not sent the body of a refused request.
+    let expects_continue = request.headers().contains_key(header::EXPECT);
+    let drainable = DrainableBody::default();
+    let request = request.map(|body| drainable.lend(body));
     let answer = AssertUnwindSafe(app.oneshot(request)).catch_unwind();
     let response = match timeout(limit, answer).await {
         Ok(Ok(Ok(response))) => response,
         Ok(Err(_)) => {
             error!("{method} {path}: the handler panicked");
-            let detail = "a mistake in this server, which its log describes; other requests are not affected";
+            let detail = "a bug in this server, which its log describes; other requests are not affected";
             Problem::new(ErrorCode::Internal, detail).into_response()
         }
         Err(_) => {
@@ -112,8 +113,8 @@ async fn ask(
             Problem::new(ErrorCode::Timeout, detail).into_response()
         }
     };
-    if !response.status().is_success() && !asks_first {
-        lender.discard_rest().await;
+    if !response.status().is_success() && !expects_continue {
+        drainable.discard_rest().await;
     }
     response
 }

@@ -1,0 +1,99 @@
+//! Owns the exchanges that are under way: the answering side of each peer's, and which peer is asked for which log.
+//!
+//! Both are bounded whatever peers send. Losing an entry here costs a peer one full vector, or a log one repeated
+//! request, and nothing else.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use crate::chain::ids::Origin;
+use crate::chain::sync::Responder;
+use crate::chain::sync::wire::{Hello, Incarnation};
+use crate::chain::vector::Vector;
+
+/// Peers whose answering side is kept. At the bound the one unused for longest is dropped, and its peer sends its full
+/// vector again.
+const SESSIONS_MAX: usize = 256;
+/// Heads that all of them keep together; beyond it they are dropped as above. The bound limits the memory that peers can
+/// take by claiming logs that nobody has to some 100 MB, and is far above what honest peers need.
+const SESSION_HEADS_MAX: usize = 1 << 20;
+/// A log is asked of one peer alone for this long. Then any other peer may be asked for it.
+const CLAIM_TIME: Duration = Duration::from_secs(5);
+
+/// The state of exchanges from one message to the next.
+#[derive(Default)]
+pub struct SyncSessions {
+    responders: HashMap<Incarnation, (Responder, Instant)>,
+    /// The number of the peer that is asked for a log, and since when.
+    claims: HashMap<Origin, (usize, Instant)>,
+}
+
+impl SyncSessions {
+    /// Takes the answering side of a peer's exchanges, a new one if there is none. [`SyncSessions::put_back`] returns it.
+    pub fn take(&mut self, hello: &Hello) -> Responder {
+        let key = hello.incarnation();
+        self.responders.remove(&key).map(|(responder, _)| responder).unwrap_or_default()
+    }
+
+    /// Keeps the answering side for the peer's next request.
+    pub fn put_back(&mut self, hello: &Hello, responder: Responder) {
+        let heads = |responder: &Responder| responder.theirs().map_or(0, Vector::origins);
+        let kept = self.responders.values().map(|(responder, _)| heads(responder));
+        let mut sum = heads(&responder) + kept.sum::<usize>();
+        while self.responders.len() >= SESSIONS_MAX
+            || (sum > SESSION_HEADS_MAX && !self.responders.is_empty())
+        {
+            let oldest = self.responders.iter().min_by_key(|(_, (_, used))| *used).map(|(key, _)| *key);
+            let dropped = oldest.and_then(|key| self.responders.remove(&key));
+            sum -= dropped.map_or(0, |(responder, _)| heads(&responder));
+        }
+        self.responders.insert(hello.incarnation(), (responder, Instant::now()));
+    }
+
+    /// Whether this peer may be asked for a log now. If so, no other one is asked for it for a while.
+    pub fn claim(&mut self, origin: Origin, peer: usize) -> bool {
+        match self.claims.get(&origin) {
+            Some((other, since)) if *other != peer && since.elapsed() < CLAIM_TIME => false,
+            _ => {
+                self.claims.insert(origin, (peer, Instant::now()));
+                true
+            }
+        }
+    }
+
+    /// The exchange with this peer is over: others may be asked for its logs.
+    pub fn release(&mut self, peer: usize) {
+        self.claims.retain(|_, (holder, since)| *holder != peer && since.elapsed() < CLAIM_TIME);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::chain::ids::ChainHash;
+    use crate::chain::sync::wire::{Heads, SyncMessage, short};
+    use crate::chain::vector::Head;
+
+    #[test]
+    fn sessions_keep_a_bounded_number_of_heads_together() {
+        let head = Head { seq: 1, hash: ChainHash([1; 32]) };
+        let name = |n: u32| Origin([n.to_be_bytes(); 4].concat().try_into().expect("16 bytes"));
+        let count = u32::try_from(SESSION_HEADS_MAX / 8).expect("fits");
+        let heads =
+            Heads { base: None, changes: (0..count).map(|n| (name(n), head)).collect(), cuts: Vec::new() };
+        let mut vector = Vector::default();
+        heads.changes.iter().for_each(|(origin, head)| vector.insert(*origin, *head));
+        let address = "127.0.0.1:2".to_owned();
+        let mut hello = Hello { network: [0; 8], node_id: 2, store_id: [0; 16], open_id: [0; 16], address };
+        let request =
+            SyncMessage { heads: Some(heads), ..SyncMessage::quiet(hello.clone(), short(vector.digest())) };
+        let mut responder = Responder::default();
+        responder.on_request(&Vector::default(), &request);
+        let mut sessions = SyncSessions::default();
+        for n in 0..20 {
+            hello.store_id = [n; 16];
+            sessions.put_back(&hello, responder.clone());
+        }
+        assert_eq!(sessions.responders.len(), 8);
+    }
+}
