@@ -255,7 +255,7 @@ impl Verdict {
                 match (everywhere, nowhere) {
                     (true, _) => {}
                     (false, false) => {
-                        wrong(ViolationKind::Missing, format!("{ack:?}: missing at {missing:?}"))
+                        wrong(ViolationKind::Missing, format!("{ack:?}: missing at {missing:?}"));
                     }
                     (false, true) if gone => self.excused += 1,
                     (false, true) => wrong(ViolationKind::Lost, format!("{ack:?}: listed by no server")),

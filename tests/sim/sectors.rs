@@ -137,7 +137,7 @@ fn a_salvage_on_a_disk_whose_writes_fail_loses_nothing() {
         match opened {
             Ok(()) => break,
             Err(_) => {
-                assert!(disk.bytes().values().any(|bytes| *bytes == log), "{changes}: the old log is kept")
+                assert!(disk.bytes().values().any(|bytes| *bytes == log), "{changes}: the old log is kept");
             }
         }
         // The next attempt, on a copy of the disk.

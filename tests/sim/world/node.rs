@@ -47,11 +47,12 @@ impl World {
         let now_ms = self.machines[node].read_clock(self.now);
         let trusts_pages = std::mem::take(&mut self.machines[node].trusts_pages) && !self.dice.one_in(3);
         self.machines[node].disk.seems_large(trusts_pages);
-        let care = match self.dice.one_in(4) && !trusts_pages {
-            true => store::OpenPolicy::FullCheck,
-            false => store::OpenPolicy::Default,
+        let policy = if self.dice.one_in(4) && !trusts_pages {
+            store::OpenPolicy::FullCheck
+        } else {
+            store::OpenPolicy::Default
         };
-        let opened = Store::open_in(&self.machines[node].disk, NETWORK, now_ms, care);
+        let opened = Store::open_in(&self.machines[node].disk, NETWORK, now_ms, policy);
         let (store, logs) = match opened {
             Ok(opened) => opened,
             Err(error) if self.machines[node].disk.fails() => {
