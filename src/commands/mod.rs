@@ -154,7 +154,7 @@ mod tests {
         let check = |story: &str, want: &str| assert_eq!(without_error_numbers(story), want);
         check("a: Not a directory (os error 20)", "a: Not a directory");
         check("a (os error 2): b (os error 3); c", "a: b; c");
-        check("said (os error x) by somebody (os error 1", "said (os error x) by somebody (os error 1");
+        check("a (os error x) b (os error 1", "a (os error x) b (os error 1");
         check("", "");
     }
 }
