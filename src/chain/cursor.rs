@@ -47,13 +47,13 @@ pub struct ReadState {
     /// as far as it is stamped no later than this.
     pub last: Stamp,
     /// Besides, what walks have come past.
-    pub walks: Vec<PartialScan>,
+    pub scans: Vec<PartialScan>,
 }
 
 impl ReadState {
     /// Everything in these logs up to there, and nothing else. `last`: the largest stamp among it.
     pub fn all(full: Frontier, last: Stamp) -> Self {
-        ReadState { full, last, walks: Vec::new() }
+        ReadState { full, last, scans: Vec::new() }
     }
 
     /// Where the beginnings end in display order.
@@ -64,7 +64,7 @@ impl ReadState {
     /// Whether an entry is among it.
     pub fn covers(&self, place: EntryKey) -> bool {
         let is_beginning = place.seq <= self.full.seq(place.origin) && place.stamp <= self.last;
-        is_beginning || self.walks.iter().any(|walk| walk.covers(place))
+        is_beginning || self.scans.iter().any(|walk| walk.covers(place))
     }
 
     /// What is left to be remembered of it by a reader who has besides seen all of `held`: what lies beyond that.
@@ -73,7 +73,7 @@ impl ReadState {
         let full = self.full.beyond(held);
         let full =
             (!full.is_empty()).then(|| PartialScan { until: full.into_iter().collect(), at: self.end() });
-        let walks = self.walks.iter().filter_map(|walk| {
+        let walks = self.scans.iter().filter_map(|walk| {
             let beyond = walk.until.beyond(held);
             // Where only a few logs are meant, those are written; where many, what they were a difference to.
             let until = match beyond.len() {
@@ -122,7 +122,7 @@ pub enum DeltaBase {
     /// Nothing: all is written.
     Nothing,
     /// The milestone of this name.
-    Milestone(SnapshotId),
+    Snapshot(SnapshotId),
     /// In a walk: the beginning of every log, which stands before it.
     Full,
 }
@@ -135,7 +135,7 @@ pub struct Cursor {
     /// See [`Seen::last`].
     pub last: Stamp,
     /// See [`Seen::walks`].
-    pub walks: Vec<(FrontierDelta, EntryKey)>,
+    pub scans: Vec<(FrontierDelta, EntryKey)>,
 }
 
 /// Why bytes are not a cursor or a position that can be used here.
@@ -156,49 +156,49 @@ pub enum InvalidCursor {
 }
 
 /// The part of a cursor that does not depend on the filter; `None`: it would be too long. Shared by all who read alike.
-pub fn core(seen: &ReadState) -> Option<Vec<u8>> {
-    match seen.walks.split_last() {
+pub fn payload(seen: &ReadState) -> Option<Vec<u8>> {
+    match seen.scans.split_last() {
         None => {
             let mut out = Vec::with_capacity(128);
-            put_full(&mut out, seen);
+            put_state(&mut out, seen);
             out.push(0);
             (out.len() <= CORE_BYTES_MAX).then_some(out)
         }
         Some((last, others)) => {
-            let before = ReadState { walks: others.to_vec(), ..seen.clone() };
-            Some(at_place(&walk_core(&before, &last.until)?, last.at))
+            let before = ReadState { scans: others.to_vec(), ..seen.clone() };
+            Some(payload_at(&scan_payload(&before, &last.until)?, last.at))
         }
     }
 }
 
 /// The core of a cursor on a walk, without the place up to which it has come: all that its cursors share.
-pub fn walk_core(before: &ReadState, until: &Frontier) -> Option<Vec<u8>> {
-    let count = before.walks.len() + 1;
+pub fn scan_payload(before: &ReadState, until: &Frontier) -> Option<Vec<u8>> {
+    let count = before.scans.len() + 1;
     if count > WALKS_MAX {
         return None;
     }
     let mut out = Vec::with_capacity(128);
-    put_full(&mut out, before);
+    put_state(&mut out, before);
     out.push(u8::try_from(count).ok()?);
     let put_until = |out: &mut Vec<u8>, until: &Frontier| {
-        let (by_itself, to_full) = (difference(until), until.changes_to(&before.full));
+        let (by_itself, to_full) = (delta_of(until), until.changes_to(&before.full));
         let to_full = FrontierDelta { to: DeltaBase::Full, changes: to_full };
         let is_shorter = to_full.changes.len() <= by_itself.changes.len();
-        put_difference(out, if is_shorter { &to_full } else { &by_itself });
+        put_delta(out, if is_shorter { &to_full } else { &by_itself });
     };
-    for walk in &before.walks {
+    for walk in &before.scans {
         put_until(&mut out, &walk.until);
-        put_at(&mut out, walk.at);
+        put_key(&mut out, walk.at);
     }
     put_until(&mut out, until);
     (out.len() + PLACE_BYTES_MAX <= CORE_BYTES_MAX).then_some(out)
 }
 
 /// The core of a cursor on a walk that has come up to this place.
-pub fn at_place(walk_core: &[u8], at: EntryKey) -> Vec<u8> {
-    let mut out = Vec::with_capacity(walk_core.len() + PLACE_BYTES_MAX);
-    out.extend_from_slice(walk_core);
-    put_at(&mut out, at);
+pub fn payload_at(scan_payload: &[u8], at: EntryKey) -> Vec<u8> {
+    let mut out = Vec::with_capacity(scan_payload.len() + PLACE_BYTES_MAX);
+    out.extend_from_slice(scan_payload);
+    put_key(&mut out, at);
     out
 }
 
@@ -206,26 +206,26 @@ const CORE_BYTES_MAX: usize = CURSOR_BYTES_MAX - HEAD_BYTES - CHECK_BYTES;
 /// A stamp, an origin and the longest number.
 const PLACE_BYTES_MAX: usize = 8 + 16 + 10;
 
-fn put_full(out: &mut Vec<u8>, seen: &ReadState) {
-    put_difference(out, &difference(&seen.full));
+fn put_state(out: &mut Vec<u8>, seen: &ReadState) {
+    put_delta(out, &delta_of(&seen.full));
     out.extend_from_slice(&seen.last.0.to_be_bytes());
 }
 
-fn put_at(out: &mut Vec<u8>, at: EntryKey) {
+fn put_key(out: &mut Vec<u8>, at: EntryKey) {
     out.extend_from_slice(&at.stamp.0.to_be_bytes());
     put_position(out, at.origin, at.seq);
 }
 
-fn difference(seqs: &Frontier) -> FrontierDelta {
-    let to = seqs.base().map_or(DeltaBase::Nothing, |base| DeltaBase::Milestone(base.name));
+fn delta_of(seqs: &Frontier) -> FrontierDelta {
+    let to = seqs.base().map_or(DeltaBase::Nothing, |base| DeltaBase::Snapshot(base.id));
     FrontierDelta { to, changes: seqs.changes() }
 }
 
-fn put_difference(out: &mut Vec<u8>, difference: &FrontierDelta) {
+fn put_delta(out: &mut Vec<u8>, difference: &FrontierDelta) {
     match difference.to {
         DeltaBase::Nothing => out.push(0),
         DeltaBase::Full => out.push(2),
-        DeltaBase::Milestone(name) => {
+        DeltaBase::Snapshot(name) => {
             out.push(1);
             out.extend_from_slice(&name.0);
         }
@@ -236,11 +236,11 @@ fn put_difference(out: &mut Vec<u8>, difference: &FrontierDelta) {
 const HEAD_BYTES: usize = 17;
 
 /// A cursor's bytes, of its core.
-pub fn seal(core: &[u8], purpose: Scope) -> Vec<u8> {
-    sealed(CURSOR, core, purpose)
+pub fn encode(core: &[u8], purpose: Scope) -> Vec<u8> {
+    encode_kind(CURSOR, core, purpose)
 }
 
-fn sealed(kind: u8, core: &[u8], purpose: Scope) -> Vec<u8> {
+fn encode_kind(kind: u8, core: &[u8], purpose: Scope) -> Vec<u8> {
     let mut out = Vec::with_capacity(HEAD_BYTES + core.len() + CHECK_BYTES);
     out.push(kind);
     out.extend_from_slice(&purpose.network);
@@ -256,17 +256,17 @@ fn check(bytes: &[u8]) -> [u8; CHECK_BYTES] {
 }
 
 /// Reads a cursor that was made for this purpose.
-pub fn open(bytes: &[u8], purpose: Scope) -> Result<Cursor, InvalidCursor> {
-    let core = opened(CURSOR, bytes, purpose)?;
+pub fn decode(bytes: &[u8], purpose: Scope) -> Result<Cursor, InvalidCursor> {
+    let core = decode_kind(CURSOR, bytes, purpose)?;
     read_core(core).ok_or(InvalidCursor::Malformed)
 }
 
 /// The core of a cursor that was opened.
-pub fn core_of(bytes: &[u8]) -> Option<&[u8]> {
+pub fn payload_of(bytes: &[u8]) -> Option<&[u8]> {
     bytes.get(HEAD_BYTES..bytes.len().checked_sub(CHECK_BYTES)?)
 }
 
-fn opened(kind: u8, bytes: &[u8], purpose: Scope) -> Result<&[u8], InvalidCursor> {
+fn decode_kind(kind: u8, bytes: &[u8], purpose: Scope) -> Result<&[u8], InvalidCursor> {
     let (sealed, check_bytes) = bytes.split_last_chunk::<CHECK_BYTES>().ok_or(InvalidCursor::Malformed)?;
     let (head, core) = sealed.split_first_chunk::<HEAD_BYTES>().ok_or(InvalidCursor::Malformed)?;
     match head {
@@ -292,14 +292,14 @@ fn read_core(core: &[u8]) -> Option<Cursor> {
         let (origin, seq) = rest.position()?;
         walks.push((until, EntryKey { stamp, origin, seq }));
     }
-    rest.end(Cursor { full, last, walks })
+    rest.end(Cursor { full, last, scans: walks })
 }
 
 impl ByteReader<'_> {
     fn difference(&mut self, is_walk: bool) -> Option<FrontierDelta> {
         let to = match self.u8()? {
             0 => DeltaBase::Nothing,
-            1 => DeltaBase::Milestone(SnapshotId(self.array()?)),
+            1 => DeltaBase::Snapshot(SnapshotId(self.array()?)),
             2 if is_walk => DeltaBase::Full,
             _ => return None,
         };
@@ -309,10 +309,10 @@ impl ByteReader<'_> {
 
 impl Cursor {
     /// The milestones that have to be looked up.
-    pub fn milestones(&self) -> impl Iterator<Item = SnapshotId> + '_ {
-        let all = std::iter::once(&self.full).chain(self.walks.iter().map(|(until, _)| until));
+    pub fn snapshots(&self) -> impl Iterator<Item = SnapshotId> + '_ {
+        let all = std::iter::once(&self.full).chain(self.scans.iter().map(|(until, _)| until));
         all.filter_map(|difference| match difference.to {
-            DeltaBase::Milestone(name) => Some(name),
+            DeltaBase::Snapshot(name) => Some(name),
             DeltaBase::Nothing | DeltaBase::Full => None,
         })
     }
@@ -323,18 +323,18 @@ impl Cursor {
             let mut seqs = match difference.to {
                 DeltaBase::Nothing => Frontier::default(),
                 DeltaBase::Full => full?.clone(),
-                DeltaBase::Milestone(name) => milestone(name)?,
+                DeltaBase::Snapshot(name) => milestone(name)?,
             };
             difference.changes.into_iter().for_each(|(origin, seq)| seqs.set(origin, seq));
             Some(seqs)
         };
         let full = expand(self.full, None)?;
-        let walks = self.walks.into_iter().map(|(until, at)| {
+        let walks = self.scans.into_iter().map(|(until, at)| {
             let until = expand(until, Some(&full))?;
             Some(PartialScan { until, at })
         });
         let walks = walks.collect::<Option<_>>()?;
-        Some(ReadState { full, last: self.last, walks })
+        Some(ReadState { full, last: self.last, scans: walks })
     }
 }
 
@@ -355,12 +355,12 @@ pub fn position(network: [u8; 8], seqs: impl IntoIterator<Item = (Origin, u64)>)
     let mut core = Vec::with_capacity(list.len() + 2);
     put_varint(&mut core, count);
     core.extend_from_slice(&list);
-    sealed(POSITION, &core, Scope { network, filter: [0; 8] })
+    encode_kind(POSITION, &core, Scope { network, filter: [0; 8] })
 }
 
 /// Reads a position of this network.
 pub fn read_position(bytes: &[u8], network: [u8; 8]) -> Result<Vec<(Origin, u64)>, InvalidCursor> {
-    let mut rest = ByteReader::new(opened(POSITION, bytes, Scope { network, filter: [0; 8] })?);
+    let mut rest = ByteReader::new(decode_kind(POSITION, bytes, Scope { network, filter: [0; 8] })?);
     let all = rest.positions();
     all.and_then(|all| rest.end(all)).ok_or(InvalidCursor::Malformed)
 }

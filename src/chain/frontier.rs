@@ -40,7 +40,7 @@ impl SnapshotId {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FrontierSnapshot {
     /// What it is found by.
-    pub name: SnapshotId,
+    pub id: SnapshotId,
     /// How many others it builds on.
     pub depth: usize,
     map: Map,
@@ -142,14 +142,14 @@ impl Frontier {
 
     /// New milestones that say this, each to stand in a log: a chain where there is too much for one. They build on the
     /// present base unless that has become a long chain.
-    pub fn milestones(&self) -> Vec<(SnapshotContent, Arc<FrontierSnapshot>)> {
+    pub fn snapshots(&self) -> Vec<(SnapshotContent, Arc<FrontierSnapshot>)> {
         let base = self.base.clone().filter(|base| base.depth < CHAIN_COUNT_MAX / 2);
         let whole = Frontier { base: base.clone(), ..self.clone() };
         let (mut before, mut chain) = (base, Vec::new());
         for changes in whole.changes().chunks(SNAPSHOT_CHANGES_MAX) {
-            let name = before.as_ref().map(|before| before.name);
+            let name = before.as_ref().map(|before| before.id);
             let content = SnapshotContent { base: name, changes: changes.to_vec() };
-            let milestone = Arc::new(content.clone().milestone(before.as_deref()));
+            let milestone = Arc::new(content.clone().snapshot(before.as_deref()));
             before = Some(milestone.clone());
             chain.push((content, milestone));
         }
@@ -220,7 +220,7 @@ impl SnapshotContent {
     }
 
     /// The milestone with this content, which builds on `base`.
-    pub fn milestone(self, base: Option<&FrontierSnapshot>) -> FrontierSnapshot {
+    pub fn snapshot(self, base: Option<&FrontierSnapshot>) -> FrontierSnapshot {
         let name = SnapshotId::of(Digest::of(&self.encode()));
         let mut map = base.map(|base| base.map.clone()).unwrap_or_default();
         for (origin, seq) in self.changes {
@@ -230,7 +230,7 @@ impl SnapshotContent {
                 map.insert(origin, seq)
             };
         }
-        FrontierSnapshot { name, depth: base.map_or(0, |base| base.depth + 1), map }
+        FrontierSnapshot { id: name, depth: base.map_or(0, |base| base.depth + 1), map }
     }
 }
 
@@ -300,9 +300,9 @@ mod tests {
     #[test]
     fn a_difference_to_a_milestone_holds_what_is_further_and_comes_back_as_the_whole() {
         let first = SnapshotContent { base: None, changes: vec![(origin(1), 5), (origin(2), 9)] };
-        let first = first.milestone(None);
-        let second = SnapshotContent { base: Some(first.name), changes: vec![(origin(2), 12)] };
-        let second = Arc::new(second.milestone(Some(&first)));
+        let first = first.snapshot(None);
+        let second = SnapshotContent { base: Some(first.id), changes: vec![(origin(2), 12)] };
+        let second = Arc::new(second.snapshot(Some(&first)));
         assert_eq!(second.depth, 1);
         let mut now = Frontier::at(second.clone());
         assert_eq!(now, seqs(&[(1, 5), (2, 12)]));
@@ -319,7 +319,7 @@ mod tests {
     fn what_is_too_much_for_one_milestone_is_a_chain_and_a_long_chain_begins_anew() {
         let name = |n: u32| Origin([n.to_be_bytes(); 4].concat().try_into().expect("16 bytes"));
         let mut all: Frontier = (0..5_000).map(|n| (name(n), 1)).collect();
-        let chain = all.milestones();
+        let chain = all.snapshots();
         assert_eq!(chain.len(), 3);
         let mut last = chain[2].1.clone();
         assert_eq!(Frontier::at(last.clone()), all);
@@ -328,7 +328,7 @@ mod tests {
         for n in 0..100 {
             all.raise(name(n), 2);
             all = all.based_on(&last);
-            let chain = all.milestones();
+            let chain = all.snapshots();
             lengths.push(chain.len());
             last = chain.last().expect("one at least").1.clone();
             assert!(last.depth < CHAIN_COUNT_MAX, "{n}");

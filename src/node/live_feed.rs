@@ -87,19 +87,19 @@ impl RingItem {
     /// What a reader has seen that read up to here.
     pub fn seen(&self) -> ReadState {
         let walk = PartialScan { until: self.step.until.clone(), at: self.place() };
-        ReadState { walks: vec![walk], ..self.step.before.clone() }
+        ReadState { scans: vec![walk], ..self.step.before.clone() }
     }
 
     /// The same as the core of a cursor, where it is short enough.
     pub fn core(&self) -> Option<&Bytes> {
-        let at_place = |core: &Vec<u8>| cursor::at_place(core, self.place()).into();
+        let at_place = |core: &Vec<u8>| cursor::payload_at(core, self.place()).into();
         self.core.get_or_init(|| self.step.core.as_ref().map(at_place)).as_ref()
     }
 
     /// The whole event for readers without a filter, who share it.
     pub fn frame(&self, format: FeedFormat, purpose: Scope) -> Option<&Bytes> {
         let make = || {
-            let cursor = to_text(&cursor::seal(self.core()?, purpose));
+            let cursor = to_text(&cursor::encode(self.core()?, purpose));
             let mut out = Vec::new();
             FeedEvent::Message(&self.json).write(format, &cursor, &mut out);
             Some(out.into())
@@ -265,7 +265,7 @@ impl LiveFeed {
         } else {
             let walked = walk(node, logs.clone(), before.clone(), until).await?;
             let Walked { found, until, blocked: held } = walked;
-            let core = cursor::walk_core(&before, &until);
+            let core = cursor::scan_payload(&before, &until);
             let step = Arc::new(LogsDelta { before, until: until.clone(), core });
             let mut ring = self.ring();
             for next in found {
@@ -360,10 +360,10 @@ async fn on_a_thread<T: Send + 'static>(
 
 /// Puts a milestone that says this into the own log. Gives it and where it stands; `None` where there is no room for it.
 async fn write_snapshot(node: &Node, until: &Frontier) -> Option<(Arc<FrontierSnapshot>, EntryRange)> {
-    let (contents, milestones): (Vec<_>, Vec<_>) = until.milestones().into_iter().unzip();
+    let (contents, milestones): (Vec<_>, Vec<_>) = until.snapshots().into_iter().unzip();
     let milestone = milestones.last()?.clone();
-    node.writer.maintain(Maintenance::Milestones(contents)).await;
-    let (store, name) = (node.store.clone(), milestone.name);
+    node.writer.maintain(Maintenance::Snapshots(contents)).await;
+    let (store, name) = (node.store.clone(), milestone.id);
     let place = tokio::task::spawn_blocking(move || store.snapshot_key(name)).await.ok()?.ok()??;
     Some((milestone, range_of(place)))
 }

@@ -31,9 +31,9 @@ pub struct Committer {
     store: Arc<Store>,
     logs: Logs,
     mint: Box<Mint>,
-    cutting: VecDeque<CutInProgress>,
-    sweeping: Purger,
-    absorbing: BTreeSet<Origin>,
+    cuts_in_progress: VecDeque<CutInProgress>,
+    purger: Purger,
+    attaching: BTreeSet<Origin>,
     candidates: BTreeMap<(Origin, u64), Entry>,
 }
 
@@ -42,7 +42,15 @@ impl Committer {
     pub fn new(store: Arc<Store>, logs: Logs, mint: Box<Mint>) -> Self {
         let absorbing = logs.detached().map(|(origin, _)| origin).collect();
         let (sweeping, cutting) = (Purger::of(&logs), VecDeque::new());
-        Committer { store, logs, mint, cutting, sweeping, absorbing, candidates: BTreeMap::new() }
+        Committer {
+            store,
+            logs,
+            mint,
+            cuts_in_progress: cutting,
+            purger: sweeping,
+            attaching: absorbing,
+            candidates: BTreeMap::new(),
+        }
     }
 
     /// The durable state.
@@ -57,22 +65,27 @@ impl Committer {
 
     /// There is something to be gone on with although nobody asks for it: write again, if only an empty batch.
     pub fn has_more(&self) -> bool {
-        let has_left = !self.sweeping.is_done() || self.store.may_have_dangling();
-        has_left || !self.cutting.is_empty() || !self.absorbing.is_empty()
+        let has_left = !self.purger.is_done() || self.store.may_have_dangling();
+        has_left || !self.cuts_in_progress.is_empty() || !self.attaching.is_empty()
     }
 
     /// Decides and writes a batch. When it returns, all of it is on disk.
-    pub fn write(&mut self, batch: &WriteOps<'_>, room: Space, now_ms: u64) -> Result<Committed, StoreError> {
+    pub fn commit(
+        &mut self,
+        batch: &WriteOps<'_>,
+        room: Space,
+        now_ms: u64,
+    ) -> Result<Committed, StoreError> {
         let store = self.store.clone();
         let mut mint = std::mem::replace(&mut self.mint, Box::new(|| unreachable!("it is given back")));
         let mut draft = Staged::new(self.logs.clone(), &store, &mut *mint, room, now_ms);
         let decided = self.decide(&mut draft, batch, room);
         let forks = std::mem::take(&mut draft.forks);
-        let (logs, change) = draft.into_change();
+        let (logs, change) = draft.into_batch();
         self.mint = mint;
         let mut written = decided?;
         for (origin, seq) in forks {
-            self.begin_cut(origin, seq);
+            self.enqueue_cut(origin, seq);
         }
         // A log is also left without anything being written.
         written.changed = !change.is_empty() || logs.own() != self.logs.own();
@@ -82,10 +95,10 @@ impl Committer {
         }
         self.logs = logs;
         for (origin, _) in cuts {
-            self.sweeping.add(origin);
+            self.purger.add(origin);
         }
         if room.peers {
-            self.sweeping.step(&store, &self.logs, !batch.sends.is_empty())?;
+            self.purger.step(&store, &self.logs, !batch.sends.is_empty())?;
         }
         Ok(written)
     }
@@ -97,20 +110,20 @@ impl Committer {
         room: Space,
     ) -> Result<Committed, StoreError> {
         let mut written = Committed::default();
-        for care in &batch.care {
+        for care in &batch.maintenance {
             match care {
-                Maintenance::Cut(origin, seq) => self.begin_cut(*origin, *seq),
-                Maintenance::Mend(records) => self.mend(draft, records)?,
+                Maintenance::Cut(origin, seq) => self.enqueue_cut(*origin, *seq),
+                Maintenance::Repair(records) => self.collect_repairs(draft, records)?,
                 Maintenance::Checkpoint(origin, seq, hash) => draft.checkpoint(*origin, *seq, *hash),
                 Maintenance::Members(kept) if room.peers => draft.members(kept),
                 Maintenance::Members(_) => {}
-                Maintenance::Milestones(contents) => {
-                    contents.iter().try_for_each(|content| draft.milestone(content))?;
+                Maintenance::Snapshots(contents) => {
+                    contents.iter().try_for_each(|content| draft.append_snapshot(content))?;
                 }
             }
         }
         if room.peers {
-            self.go_on_cutting(draft)?;
+            self.continue_cut(draft)?;
         }
         for messages in &batch.sends {
             let outcomes = messages.iter().map(|message| draft.send(message));
@@ -119,42 +132,43 @@ impl Committer {
         for admit in &batch.admits {
             written.admits.push(draft.admit(admit)?);
             let origin = admit.entries.first().map(Entry::origin);
-            self.absorbing.extend(origin.filter(|origin| draft.logs().detached_until(*origin).is_some()));
+            self.attaching.extend(origin.filter(|origin| draft.logs().detached_until(*origin).is_some()));
         }
-        if room.peers && self.cutting.is_empty() {
-            for origin in std::mem::take(&mut self.absorbing) {
-                if draft.absorb(origin)? {
-                    self.absorbing.insert(origin);
+        if room.peers && self.cuts_in_progress.is_empty() {
+            for origin in std::mem::take(&mut self.attaching) {
+                if draft.attach_detached(origin)? {
+                    self.attaching.insert(origin);
                 }
             }
         }
         Ok(written)
     }
 
-    fn begin_cut(&mut self, origin: Origin, seq: u64) {
+    fn enqueue_cut(&mut self, origin: Origin, seq: u64) {
         let is_done = self.logs.vector().cut_of(origin).is_some_and(|cut| cut <= seq);
-        let is_under_way = self.cutting.iter().any(|cutting| cutting.origin == origin && cutting.seq <= seq);
+        let is_under_way =
+            self.cuts_in_progress.iter().any(|cutting| cutting.origin == origin && cutting.seq <= seq);
         if is_done || is_under_way {
             return;
         }
-        if self.logs.vector().cut_count() >= CUTS_MAX || self.cutting.len() >= CUTTING_MAX {
+        if self.logs.vector().cut_count() >= CUTS_MAX || self.cuts_in_progress.len() >= CUTTING_MAX {
             tracing::error!(%origin, seq, "a log is not cut: too many are already");
             return;
         }
-        self.cutting.push_back(CutInProgress::new(origin, seq));
+        self.cuts_in_progress.push_back(CutInProgress::new(origin, seq));
     }
 
-    fn go_on_cutting(&mut self, draft: &mut Staged<'_>) -> Result<(), StoreError> {
-        let Some(mut cutting) = self.cutting.pop_front() else { return Ok(()) };
-        draft.leave(cutting.origin);
+    fn continue_cut(&mut self, draft: &mut Staged<'_>) -> Result<(), StoreError> {
+        let Some(mut cutting) = self.cuts_in_progress.pop_front() else { return Ok(()) };
+        draft.abandon(cutting.origin);
         // A log that is cut again and again would else be written again and again beside what it was before.
-        if !cutting.is_begun() && !self.sweeping.is_done() {
-            self.cutting.push_front(cutting);
+        if !cutting.has_copied() && !self.purger.is_done() {
+            self.cuts_in_progress.push_front(cutting);
             return Ok(());
         }
         match cutting.step(draft) {
             Ok(true) => tracing::warn!(origin = %cutting.origin, seq = cutting.seq, "a log is cut"),
-            Ok(false) => self.cutting.push_front(cutting),
+            Ok(false) => self.cuts_in_progress.push_front(cutting),
             // The entry before the cut: it is mended first, or the log is cut before it.
             Err(StoreError::Damaged { .. }) => {}
             Err(error) => return Err(error),
@@ -164,7 +178,7 @@ impl Committer {
 
     /// Takes records of peers for damaged entries. They are written once the chain between two checkpoints holds with
     /// them: a peer's word alone replaces nothing.
-    fn mend(&mut self, draft: &mut Staged<'_>, entries: &[Entry]) -> Result<(), StoreError> {
+    fn collect_repairs(&mut self, draft: &mut Staged<'_>, entries: &[Entry]) -> Result<(), StoreError> {
         let mut parts = BTreeSet::new();
         for entry in entries {
             let (origin, seq) = (entry.origin(), entry.seq());
@@ -182,12 +196,17 @@ impl Committer {
             parts.insert((origin, (seq - 1) / CHECKPOINT_EVERY));
         }
         for (origin, part) in parts {
-            self.mend_part(draft, origin, part)?;
+            self.repair_segment(draft, origin, part)?;
         }
         Ok(())
     }
 
-    fn mend_part(&mut self, draft: &mut Staged<'_>, origin: Origin, part: u64) -> Result<(), StoreError> {
+    fn repair_segment(
+        &mut self,
+        draft: &mut Staged<'_>,
+        origin: Origin,
+        part: u64,
+    ) -> Result<(), StoreError> {
         let first = part * CHECKPOINT_EVERY + 1;
         let head = *self.logs.vector().get(origin).expect("was compared with the head");
         let last = head.seq.min(first + CHECKPOINT_EVERY - 1);
@@ -219,7 +238,7 @@ impl Committer {
             return Ok(());
         }
         tracing::info!(%origin, first, last, entries = mended.len(), "damaged entries are mended");
-        mended.into_iter().try_for_each(|entry| draft.mend(entry))?;
+        mended.into_iter().try_for_each(|entry| draft.repair(entry))?;
         Ok(())
     }
 }
@@ -247,8 +266,8 @@ mod tests {
     }
 
     fn write(pen: &mut Committer, care: Vec<&Maintenance>, messages: &[NewMessage]) -> Vec<SendOutcome> {
-        let batch = WriteOps { care, sends: vec![messages], admits: Vec::new() };
-        pen.write(&batch, Space::ALL, NOW).expect("writes").sends.remove(0)
+        let batch = WriteOps { maintenance: care, sends: vec![messages], admits: Vec::new() };
+        pen.commit(&batch, Space::ALL, NOW).expect("writes").sends.remove(0)
     }
 
     /// A store in `dir`, and what is written to it.
@@ -275,14 +294,14 @@ mod tests {
     /// Goes on with what there is to go on with.
     fn finish(pen: &mut Committer) {
         while pen.has_more() {
-            pen.write(&WriteOps::default(), Space::ALL, NOW).expect("writes");
+            pen.commit(&WriteOps::default(), Space::ALL, NOW).expect("writes");
         }
     }
 
     fn cut(pen: &mut Committer, origin: Origin, seq: u64) {
         write(pen, vec![&Maintenance::Cut(origin, seq)], &[]);
         while pen.logs().vector().cut_of(origin) != Some(seq) {
-            pen.write(&WriteOps::default(), Space::ALL, NOW).expect("writes");
+            pen.commit(&WriteOps::default(), Space::ALL, NOW).expect("writes");
         }
     }
 
@@ -332,14 +351,14 @@ mod tests {
         let origin = fill(&mut pen, 3_500);
         cut(&mut pen, origin, 1_001);
         write(&mut pen, Vec::new(), &[intake(9_999, "a client comes first")]);
-        pen.write(&WriteOps::default(), Space { clients: true, peers: false }, NOW).expect("writes");
+        pen.commit(&WriteOps::default(), Space { clients: true, peers: false }, NOW).expect("writes");
         assert_eq!(
             row_from(&pen, origin, 3_500),
             Some(3_500),
             "the tail had the same ids, or nothing was done yet"
         );
         while row_from(&pen, origin, 3_500).is_some() {
-            pen.write(&WriteOps::default(), Space::ALL, NOW).expect("writes");
+            pen.commit(&WriteOps::default(), Space::ALL, NOW).expect("writes");
         }
         assert_eq!(row_from(&pen, origin, 1_001), Some(1_001), "that was one piece of some");
         drop(pen);
@@ -434,7 +453,7 @@ mod tests {
         let name = |number: u16| Origin([number.to_be_bytes(); 8].concat().try_into().expect("16 bytes"));
         let invented: Vec<Maintenance> = (0..3_000).map(|number| Maintenance::Cut(name(number), 1)).collect();
         write(&mut pen, invented.iter().collect(), &[]);
-        assert!(pen.cutting.len() < CUTTING_MAX, "{}", pen.cutting.len());
+        assert!(pen.cuts_in_progress.len() < CUTTING_MAX, "{}", pen.cuts_in_progress.len());
         while pen.has_more() {
             write(&mut pen, Vec::new(), &[]);
         }

@@ -28,16 +28,16 @@ pub(super) struct CutInProgress {
     /// The branch it goes to, and how many entries of the branch are passed. `None`: it begins a branch.
     branch: Option<(Origin, u64)>,
     /// Some of its entries could not be read.
-    loses: bool,
+    loses_entries: bool,
 }
 
 impl CutInProgress {
     pub(super) fn new(origin: Origin, seq: u64) -> Self {
-        CutInProgress { origin, seq, next: seq, branch: None, loses: false }
+        CutInProgress { origin, seq, next: seq, branch: None, loses_entries: false }
     }
 
     /// Something was copied already.
-    pub(super) fn is_begun(&self) -> bool {
+    pub(super) fn has_copied(&self) -> bool {
         self.next > self.seq
     }
 
@@ -59,7 +59,7 @@ impl CutInProgress {
                 self.copy(draft, &mut reader, &entry)?;
             } else {
                 self.branch = None;
-                self.loses |= self.next <= draft.logs().vector().seq(self.origin);
+                self.loses_entries |= self.next <= draft.logs().vector().seq(self.origin);
                 // A gap may be of any length: the next row is the one before the next step.
                 let row = reader.row_from(self.origin, self.next + 1)?;
                 self.next = row.unwrap_or(u64::MAX).min(last + 1) - 1;
@@ -110,7 +110,7 @@ impl CutInProgress {
             let entry = reader.get(self.origin, before)?;
             Some((Head { seq: before, hash: reader.hash_at(self.origin, before)? }, entry.stamp()))
         };
-        draft.cut(self.origin, self.seq, before, self.loses);
+        draft.cut(self.origin, self.seq, before, self.loses_entries);
         Ok(true)
     }
 }

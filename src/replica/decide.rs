@@ -31,10 +31,10 @@ pub(super) struct Staged<'a> {
     store: &'a Store,
     mint: &'a mut Mint,
     logs: Logs,
-    room: Space,
+    space: Space,
     now_ms: u64,
     index: IndexOverlay<'a>,
-    change: WriteBatch,
+    batch: WriteBatch,
     /// Forks that showed in two records side by side.
     pub(super) forks: BTreeSet<(Origin, u64)>,
 }
@@ -46,17 +46,17 @@ impl<'a> Staged<'a> {
             store,
             mint,
             logs,
-            room,
+            space: room,
             now_ms,
             index: store.overlay(),
-            change: WriteBatch::default(),
+            batch: WriteBatch::default(),
             forks: BTreeSet::new(),
         }
     }
 
     /// The state after the commit, and what it writes.
-    pub(super) fn into_change(self) -> (Logs, WriteBatch) {
-        (self.logs, self.change)
+    pub(super) fn into_batch(self) -> (Logs, WriteBatch) {
+        (self.logs, self.batch)
     }
 
     pub(super) fn logs(&self) -> &Logs {
@@ -69,7 +69,7 @@ impl<'a> Staged<'a> {
     }
 
     /// If this is the log that clients' messages go to, they go to another from now on.
-    pub(super) fn leave(&mut self, origin: Origin) {
+    pub(super) fn abandon(&mut self, origin: Origin) {
         self.logs.abandon(origin);
     }
 
@@ -96,7 +96,7 @@ impl<'a> Staged<'a> {
         if is_conflict && !Fault::SecondWins.is_planted() {
             return Ok(SendOutcome::NotStored(Rejection::Conflict));
         }
-        if !self.room.clients {
+        if !self.space.clients {
             return Ok(SendOutcome::NotStored(Rejection::Full));
         }
         let place = self.assign(EntryKind::Message, message.digest, &message.content)?;
@@ -105,8 +105,8 @@ impl<'a> Staged<'a> {
     }
 
     /// Puts a milestone at the end of the own log.
-    pub(super) fn milestone(&mut self, content: &SnapshotContent) -> Result<(), StoreError> {
-        if self.room.clients {
+    pub(super) fn append_snapshot(&mut self, content: &SnapshotContent) -> Result<(), StoreError> {
+        if self.space.clients {
             let content = content.encode();
             self.assign(EntryKind::Snapshot, Digest::of(&content), &content)?;
         }
@@ -123,7 +123,7 @@ impl<'a> Staged<'a> {
     /// Stages an entry that the logs have taken in as a head.
     fn append(&mut self, entry: Entry) -> Result<(), StoreError> {
         let hash = self.logs.vector().hash(entry.origin());
-        self.change.entries.push(self.index.append(entry, hash)?);
+        self.batch.entries.push(self.index.append(entry, hash)?);
         Ok(())
     }
 
@@ -139,10 +139,10 @@ impl<'a> Staged<'a> {
 
     /// Takes the good prefix of a run.
     pub(super) fn admit(&mut self, job: &PeerRecords) -> Result<Admitted, StoreError> {
-        if !self.room.peers {
+        if !self.space.peers {
             return Ok(Admitted { new: 0, refused: None, not_stored: Some(Rejection::Full) });
         }
-        let (logs, count) = (self.logs.clone(), self.change.entries.len());
+        let (logs, count) = (self.logs.clone(), self.batch.entries.len());
         let mut admitted = Admitted { new: 0, refused: None, not_stored: None };
         // The peer's chain, also over what is here already: where it passes our head, it must have our hash.
         let mut chain = job.before;
@@ -158,7 +158,7 @@ impl<'a> Staged<'a> {
                     if matches!(refused, logs::AdmitError::Fork(_)) {
                         // Where the chain stops being the peer's is not known: nothing of the run is believed.
                         (self.logs, admitted.new) = (logs, 0);
-                        for row in self.change.entries.drain(count..) {
+                        for row in self.batch.entries.drain(count..) {
                             self.index.unstage(&row);
                         }
                         self.logs.abandon(entry.origin()); // two processes append to it: whoever notices begins anew
@@ -176,7 +176,7 @@ impl<'a> Staged<'a> {
         if before.seq == head && before.hash != hash {
             return Err(StageError::Refused(logs::AdmitError::Fork(head)));
         }
-        if seq > head && self.is_loose_otherwise(entry)? {
+        if seq > head && self.conflicts_with_detached(entry)? {
             self.forks.insert((origin, seq));
             return Err(StageError::Refused(logs::AdmitError::Fork(head)));
         }
@@ -192,7 +192,7 @@ impl<'a> Staged<'a> {
     }
 
     /// Whether another entry than this is held in its place, behind a gap.
-    fn is_loose_otherwise(&self, entry: &Entry) -> Result<bool, StoreError> {
+    fn conflicts_with_detached(&self, entry: &Entry) -> Result<bool, StoreError> {
         let EntryKey { origin, seq, .. } = entry.key();
         if self.logs.detached_until(origin).is_none_or(|last| seq > last) {
             return Ok(false);
@@ -202,14 +202,14 @@ impl<'a> Staged<'a> {
     }
 
     /// Takes in loose entries of a log that follow its head now. `true`: there may be more.
-    pub(super) fn absorb(&mut self, origin: Origin) -> Result<bool, StoreError> {
+    pub(super) fn attach_detached(&mut self, origin: Origin) -> Result<bool, StoreError> {
         let mut reader = self.reader()?;
         for _ in 0..ABSORB_COUNT {
             let next = self.logs.vector().seq(origin) + 1;
             let Some(last) = self.logs.detached_until(origin) else { return Ok(false) };
             if next > last {
                 self.logs.attach(origin);
-                self.change.detached.push(origin);
+                self.batch.detached.push(origin);
                 return Ok(false);
             }
             let Some(entry) = reader.peek(origin, next)? else { return Ok(false) };
@@ -235,28 +235,28 @@ impl<'a> Staged<'a> {
     /// Ends a log before `seq`. `loses`: not all that it had from there on could be moved.
     pub(super) fn cut(&mut self, origin: Origin, seq: u64, before: Option<(Head, Stamp)>, loses: bool) {
         if self.logs.detached_until(origin).is_some() {
-            self.change.detached.push(origin);
+            self.batch.detached.push(origin);
         }
         self.logs.cut(origin, seq, before);
-        self.change.cuts.push((origin, seq));
-        self.change.drops_unreadable |= loses;
+        self.batch.cuts.push((origin, seq));
+        self.batch.drops_unreadable |= loses;
     }
 
     /// Writes records in place of damaged ones. The caller has held them against the chain.
-    pub(super) fn mend(&mut self, entry: Entry) -> Result<(), StoreError> {
-        self.change.repaired.push(self.index.repair(entry)?);
+    pub(super) fn repair(&mut self, entry: Entry) -> Result<(), StoreError> {
+        self.batch.repaired.push(self.index.repair(entry)?);
         Ok(())
     }
 
     /// Writes who belongs to the network.
     pub(super) fn members(&mut self, kept: &Membership) {
-        self.change.members = Some(kept.clone());
+        self.batch.members = Some(kept.clone());
     }
 
     /// Writes a checkpoint of the chain anew, unless it was cut off since it was found wrong.
     pub(super) fn checkpoint(&mut self, origin: Origin, seq: u64, hash: ChainHash) {
         if seq <= self.logs.vector().seq(origin) {
-            self.change.checkpoints.push((origin, seq, hash));
+            self.batch.checkpoints.push((origin, seq, hash));
         }
     }
 }
@@ -298,13 +298,13 @@ mod tests {
         let mut draft = Staged::new(logs, &store, &mut mint, ROOM, 0);
         let stored = draft.send(&intake(1, "one")).expect("decides");
         let SendOutcome::Stored { place, duplicate: false } = stored else { panic!("{stored:?}") };
-        draft.room = NONE;
+        draft.space = NONE;
         let again = draft.send(&intake(1, "one")).expect("decides");
         assert_eq!(again, SendOutcome::Stored { place, duplicate: true });
         let conflict = draft.send(&intake(1, "other")).expect("decides");
         assert_eq!(conflict, SendOutcome::NotStored(Rejection::Conflict));
         let new = draft.send(&intake(2, "two")).expect("decides");
         assert_eq!(new, SendOutcome::NotStored(Rejection::Full));
-        assert_eq!(draft.into_change().1.entries.len(), 1);
+        assert_eq!(draft.into_batch().1.entries.len(), 1);
     }
 }

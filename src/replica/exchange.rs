@@ -31,16 +31,16 @@ const SEARCHES_MAX: usize = 64;
 /// The starting side of exchanges with one peer.
 #[derive(Debug, Clone, Default)]
 pub struct Exchange {
-    link: Initiator,
+    initiator: Initiator,
     /// Until when a log rests.
-    rests: HashMap<Origin, u64>,
-    searches: BTreeMap<Origin, Bisection>,
+    backoff: HashMap<Origin, u64>,
+    bisections: BTreeMap<Origin, Bisection>,
     /// What the peer asked for in its last answer.
-    asked: Vec<EntryRange>,
+    peer_wants: Vec<EntryRange>,
     /// What it had asked for before, as far as we could send it.
-    served: Vec<EntryRange>,
+    served_wants: Vec<EntryRange>,
     /// Our own log's head at the end of the last push, so that its hash need not be worked out again.
-    sent: Option<(Origin, Head)>,
+    own_head_sent: Option<(Origin, Head)>,
     /// Logs of which entries were in the last request.
     pushed: BTreeSet<Origin>,
 }
@@ -52,9 +52,9 @@ pub struct Trigger<'a> {
     /// Milliseconds of a clock that only goes forward.
     pub now_ms: u64,
     /// Logs that need not be asked for yet, because their owner pushes them or another peer is being asked.
-    pub leave: &'a dyn Fn(Origin) -> bool,
+    pub skip: &'a dyn Fn(Origin) -> bool,
     /// Damaged entries that this peer may have.
-    pub mend: Vec<EntryRange>,
+    pub repair: Vec<EntryRange>,
 }
 
 /// A request before its entries were read.
@@ -63,7 +63,7 @@ pub struct PlannedRequest {
     plan: ExchangePlan,
     /// Entries to read: pushes and what the peer asked for.
     pub reads: Vec<Wanted>,
-    mend: Vec<EntryRange>,
+    repair: Vec<EntryRange>,
     own: Option<Origin>,
     probes: Vec<(Origin, EntryRange)>,
     before: Option<Vector>,
@@ -97,7 +97,7 @@ pub struct ReplyActions {
     /// Whether to start again.
     pub next: NextExchange,
     /// To be written first.
-    pub care: Vec<Maintenance>,
+    pub maintenance: Vec<Maintenance>,
     /// To be written then, in order; each is one run in pieces.
     pub runs: Vec<Run>,
     /// To be judged with [`judge`].
@@ -108,29 +108,40 @@ pub struct ReplyActions {
 impl Exchange {
     /// Plans a request.
     pub fn plan(&mut self, logs: &Logs, occasion: Trigger<'_>) -> PlannedRequest {
-        let Trigger { on_timer, now_ms, leave, mend } = occasion;
-        self.rests.retain(|_, until| *until > now_ms);
-        let mut plan = self.link.start(logs.vector(), logs.own(), on_timer, leave);
+        let Trigger { on_timer, now_ms, skip: leave, repair: mend } = occasion;
+        self.backoff.retain(|_, until| *until > now_ms);
+        let mut plan = self.initiator.start(logs.vector(), logs.own(), on_timer, leave);
         let is_still =
-            |origin: &Origin| self.rests.contains_key(origin) || self.searches.contains_key(origin);
+            |origin: &Origin| self.backoff.contains_key(origin) || self.bisections.contains_key(origin);
         plan.push.retain(|push| !is_still(&push.origin));
         plan.wants.retain(|want| !is_still(&want.origin));
         let mut reads = Vec::new();
         for push in &plan.push {
-            let theirs = self.link.theirs().map(|theirs| theirs.hash(push.origin));
-            let known = self.sent.is_some_and(|(origin, head)| {
+            let theirs = self.initiator.theirs().map(|theirs| theirs.hash(push.origin));
+            let known = self.own_head_sent.is_some_and(|(origin, head)| {
                 origin == push.origin && head.seq == push.first - 1 && Some(head.hash) == theirs
             });
             reads.push(Wanted { range: *push, before: theirs, known });
         }
-        self.served = std::mem::take(&mut self.asked);
-        reads.extend(self.served.iter().map(|range| Wanted { range: *range, before: None, known: false }));
-        let probes = self.searches.iter().map(|(origin, search)| {
+        self.served_wants = std::mem::take(&mut self.peer_wants);
+        reads.extend(self.served_wants.iter().map(|range| Wanted {
+            range: *range,
+            before: None,
+            known: false,
+        }));
+        let probes = self.bisections.iter().map(|(origin, search)| {
             let (origin, seq) = (*origin, search.asks());
             (origin, EntryRange { origin, first: seq, last: seq })
         });
         let probes = probes.collect();
-        PlannedRequest { plan, reads, mend, own: logs.own(), probes, before: self.link.theirs().cloned() }
+        PlannedRequest {
+            plan,
+            reads,
+            repair: mend,
+            own: logs.own(),
+            probes,
+            before: self.initiator.theirs().cloned(),
+        }
     }
 
     /// The request, with what was read for it.
@@ -140,10 +151,10 @@ impl Exchange {
         (body.heads, body.need_full) = (plan.heads.clone(), plan.need_full);
         body.own = if plan.heads.is_some() { planned.own } else { None };
         body.wants.clone_from(&plan.wants);
-        body.wants.extend(&planned.mend);
+        body.wants.extend(&planned.repair);
         body.wants.extend(planned.probes.iter().map(|(_, range)| *range));
         for (origin, seq) in read.forks {
-            self.look_into(origin, seq);
+            self.start_bisection(origin, seq);
         }
         // Our own log comes first; if it is not among what could be read, it is damaged and must rest as well.
         let own = plan.push.first().map(|push| push.origin).filter(|origin| Some(*origin) == planned.own);
@@ -152,7 +163,7 @@ impl Exchange {
             let last = run.before.seq + run.entries.len() as u64;
             let head = plan.mine.get(run.origin).filter(|head| head.seq == last);
             if Some(run.origin) == planned.own {
-                self.sent = head.map(|head| (run.origin, *head));
+                self.own_head_sent = head.map(|head| (run.origin, *head));
             }
         }
         (body.runs, body.more) = (read.runs, read.more);
@@ -169,48 +180,54 @@ impl Exchange {
     ) -> ReplyActions {
         let PlannedRequest { plan, probes, before, .. } = planned;
         let mut runs = std::mem::take(&mut reply.runs);
-        self.asked = within(&reply.wants, logs.vector());
-        let mut next = self.link.on_reply(plan, &reply);
-        let mut heard = ReplyActions { next, care: Vec::new(), runs: Vec::new(), probes: Vec::new(), before };
-        if let Some(theirs) = self.link.theirs() {
-            heard.care.extend(cuts(logs, theirs));
+        self.peer_wants = within(&reply.wants, logs.vector());
+        let mut next = self.initiator.on_reply(plan, &reply);
+        let mut actions =
+            ReplyActions { next, maintenance: Vec::new(), runs: Vec::new(), probes: Vec::new(), before };
+        if let Some(theirs) = self.initiator.theirs() {
+            actions.maintenance.extend(new_cuts(logs, theirs));
             for (origin, seq) in sync::forks(logs.vector(), theirs) {
-                self.look_into(origin, seq);
+                self.start_bisection(origin, seq);
             }
         } else {
-            self.searches.clear(); // the peer's store was opened anew: what it held before is not asked for
+            self.bisections.clear(); // the peer's store was opened anew: what it held before is not asked for
         }
         for (origin, range) in probes {
             let is_answer = |run: &Run| {
                 run.origin == origin && run.before.seq == range.first - 1 && run.entries.len() == 1
             };
-            match (runs.iter().position(is_answer), self.searches.remove(&origin)) {
-                (Some(at), Some(search)) => heard.probes.push((origin, search, runs.remove(at))),
-                _ => self.rest(origin), // it cannot say: damaged there, or gone
+            match (runs.iter().position(is_answer), self.bisections.remove(&origin)) {
+                (Some(at), Some(search)) => actions.probes.push((origin, search, runs.remove(at))),
+                _ => self.back_off(origin), // it cannot say: damaged there, or gone
             }
         }
-        let mended = take_mends(&mut runs, logs, wounds);
+        let mended = take_repairs(&mut runs, logs, wounds);
         if !mended.is_empty() {
-            heard.care.push(Maintenance::Mend(mended));
+            actions.maintenance.push(Maintenance::Repair(mended));
         }
-        heard.runs = runs;
+        actions.runs = runs;
         // Who asks for the same again could not use what we sent, or we have it damaged too: the timer is soon enough.
-        let asks_anew = !self.asked.is_empty() && self.asked != self.served;
-        if asks_anew || !self.searches.is_empty() {
+        let asks_anew = !self.peer_wants.is_empty() && self.peer_wants != self.served_wants;
+        if asks_anew || !self.bisections.is_empty() {
             next = NextExchange::Again;
         }
-        heard.next = next;
-        heard
+        actions.next = next;
+        actions
     }
 
     /// Notes what became of it all: what was refused rests here. Gives the number of new entries.
-    pub fn settle(&mut self, heard: &ReplyActions, admitted: &[(Origin, Admitted)], now_ms: u64) -> u64 {
+    pub fn on_committed(
+        &mut self,
+        actions: &ReplyActions,
+        admitted: &[(Origin, Admitted)],
+        now_ms: u64,
+    ) -> u64 {
         let resting = now_ms + REST_MS;
-        if let (Some(before), Some(now)) = (&heard.before, self.link.theirs()) {
+        if let (Some(before), Some(now)) = (&actions.before, self.initiator.theirs()) {
             for origin in self.pushed.iter().filter(|origin| before.seq(**origin) == now.seq(**origin)) {
-                if !self.searches.contains_key(origin) {
+                if !self.bisections.contains_key(origin) {
                     tracing::warn!(%origin, "the peer does not take the entries of a log");
-                    self.rests.insert(*origin, resting);
+                    self.backoff.insert(*origin, resting);
                 }
             }
         }
@@ -218,69 +235,69 @@ impl Exchange {
         for (origin, admitted) in admitted {
             new += admitted.new;
             match admitted.refused {
-                Some(AdmitError::Fork(seq)) if seq > 0 => self.look_into(*origin, seq),
+                Some(AdmitError::Fork(seq)) if seq > 0 => self.start_bisection(*origin, seq),
                 Some(_) => {
-                    self.rests.insert(*origin, resting);
+                    self.backoff.insert(*origin, resting);
                 }
                 None => {}
             }
         }
-        let rests = self.rests.values_mut().filter(|until| **until == u64::MAX);
+        let rests = self.backoff.values_mut().filter(|until| **until == u64::MAX);
         rests.for_each(|until| *until = resting);
         new
     }
 
     /// Goes on with a search, or ends it. Gives what is to be written.
-    pub fn judged(&mut self, origin: Origin, verdict: Verdict) -> Option<Maintenance> {
+    pub fn on_verdict(&mut self, origin: Origin, verdict: Verdict) -> Option<Maintenance> {
         match verdict {
             Verdict::Closer(search) => {
-                self.searches.insert(origin, search);
+                self.bisections.insert(origin, search);
                 None
             }
             Verdict::Fork(seq) => Some(Maintenance::Cut(origin, seq)),
-            Verdict::Doubt => {
-                self.rest(origin);
+            Verdict::Inconclusive => {
+                self.back_off(origin);
                 None
             }
         }
     }
 
     /// A log whose hashes differ at this seq.
-    fn look_into(&mut self, origin: Origin, seq: u64) {
-        if self.rests.contains_key(&origin) || self.searches.len() >= SEARCHES_MAX || seq == 0 {
+    fn start_bisection(&mut self, origin: Origin, seq: u64) {
+        if self.backoff.contains_key(&origin) || self.bisections.len() >= SEARCHES_MAX || seq == 0 {
             return;
         }
-        self.searches.entry(origin).or_insert_with(|| {
+        self.bisections.entry(origin).or_insert_with(|| {
             tracing::warn!(%origin, seq, "a peer has other content of a log: looking for where it begins");
             Bisection::below(seq)
         });
     }
 
     /// Until the end of this exchange sets its time.
-    fn rest(&mut self, origin: Origin) {
-        self.rests.insert(origin, u64::MAX);
+    fn back_off(&mut self, origin: Origin) {
+        self.backoff.insert(origin, u64::MAX);
     }
 
     /// The peer's vector by its latest word.
     pub fn theirs(&self) -> Option<&Vector> {
-        self.link.theirs()
+        self.initiator.theirs()
     }
 
     /// Whether there are entries of our own log that the peer lacks and takes.
     pub fn has_own_to_push(&self, logs: &Logs) -> bool {
-        match (self.link.theirs(), logs.own()) {
+        match (self.initiator.theirs(), logs.own()) {
             (Some(theirs), Some(own)) => {
                 logs.vector().seq(own) > theirs.seq(own)
-                    && !self.rests.contains_key(&own)
-                    && !self.searches.contains_key(&own)
+                    && !self.backoff.contains_key(&own)
+                    && !self.bisections.contains_key(&own)
             }
             _ => false,
         }
     }
 
     /// Forks that are being looked into.
-    pub fn searching(&self) -> impl Iterator<Item = Origin> + '_ {
-        self.searches.keys().copied()
+    pub fn bisecting(&self) -> impl Iterator<Item = Origin> + '_ {
+        self.bisections.keys().copied()
     }
 }
 
@@ -292,7 +309,7 @@ pub enum Verdict {
     /// The log is forked here, and our own entries up to here are sound.
     Fork(u64),
     /// The entries do not say so, or ours are damaged.
-    Doubt,
+    Inconclusive,
 }
 
 /// Holds a peer's entry against ours. Before a fork is believed, our own entries are verified again.
@@ -302,32 +319,32 @@ pub fn judge(store: &Store, origin: Origin, search: Bisection, run: &Run) -> Res
         let mut reader = store.log().read()?;
         Ok((reader.hash_at(origin, seq - 1)?, reader.get(origin, seq)?))
     };
-    let Some((before, entry)) = undamaged(read())? else { return Ok(Verdict::Doubt) };
+    let Some((before, entry)) = undamaged(read())? else { return Ok(Verdict::Inconclusive) };
     let side = |before, entry: &Entry| ChainedEntry { before, stamp: entry.stamp(), digest: entry.digest() };
     let theirs = &run.entries[0];
     if !theirs.content_matches_digest() {
-        return Ok(Verdict::Doubt);
+        return Ok(Verdict::Inconclusive);
     }
     match search.compare(side(before, &entry), side(run.before.hash, theirs)) {
         BisectionOutcome::Closer(closer) => Ok(Verdict::Closer(closer)),
         BisectionOutcome::Fork(seq) => {
             let sound = undamaged(store.log().is_sound(origin, seq))?.unwrap_or(false);
-            Ok(if sound { Verdict::Fork(seq) } else { Verdict::Doubt })
+            Ok(if sound { Verdict::Fork(seq) } else { Verdict::Inconclusive })
         }
-        BisectionOutcome::Doubt => {
+        BisectionOutcome::Inconclusive => {
             undamaged(store.log().is_sound(origin, seq))?;
-            Ok(Verdict::Doubt)
+            Ok(Verdict::Inconclusive)
         }
     }
 }
 
 /// Cuts that the peer knows and we do not.
-fn cuts(logs: &Logs, theirs: &Vector) -> impl Iterator<Item = Maintenance> {
+fn new_cuts(logs: &Logs, theirs: &Vector) -> impl Iterator<Item = Maintenance> {
     sync::new_cuts(logs.vector(), theirs).into_iter().map(|(origin, seq)| Maintenance::Cut(origin, seq))
 }
 
 /// Of runs that lie within what we have, the records of entries that are damaged here.
-fn take_mends(runs: &mut Vec<Run>, logs: &Logs, wounds: &Damage) -> Vec<Entry> {
+fn take_repairs(runs: &mut Vec<Run>, logs: &Logs, wounds: &Damage) -> Vec<Entry> {
     let mut entries = Vec::new();
     runs.retain_mut(|run| {
         let last = run.before.seq.saturating_add(run.entries.len() as u64);
@@ -344,7 +361,7 @@ fn take_mends(runs: &mut Vec<Run>, logs: &Logs, wounds: &Damage) -> Vec<Entry> {
 }
 
 /// What a request leads to, before it is answered: care first, then runs.
-pub fn heard(
+pub fn on_request(
     door: &mut Responder,
     logs: &Logs,
     wounds: &Damage,
@@ -352,17 +369,17 @@ pub fn heard(
 ) -> (Vec<Maintenance>, Vec<Run>) {
     door.on_request(logs.vector(), request);
     let mut care: Vec<Maintenance> =
-        door.theirs().into_iter().flat_map(|theirs| cuts(logs, theirs)).collect();
+        door.theirs().into_iter().flat_map(|theirs| new_cuts(logs, theirs)).collect();
     let mut runs = std::mem::take(&mut request.runs);
-    let mended = take_mends(&mut runs, logs, wounds);
+    let mended = take_repairs(&mut runs, logs, wounds);
     if !mended.is_empty() {
-        care.push(Maintenance::Mend(mended));
+        care.push(Maintenance::Repair(mended));
     }
     (care, runs)
 }
 
 /// What of a request's wants is to be read.
-pub fn wanted(request: &SyncMessage, logs: &Logs) -> Vec<Wanted> {
+pub fn reads_for(request: &SyncMessage, logs: &Logs) -> Vec<Wanted> {
     let ranges = within(&request.wants, logs.vector()).into_iter();
     ranges.map(|range| Wanted { range, before: None, known: false }).collect()
 }

@@ -32,7 +32,7 @@ pub struct Repair {
 impl Repair {
     /// Takes note of what is damaged or missing now. A wound behind a cut is none: a read that began before the cut may
     /// have noted it after it, and nobody will ever mend it.
-    pub fn look(&mut self, wounds: &Damage, logs: &Logs, now_ms: u64) {
+    pub fn update(&mut self, wounds: &Damage, logs: &Logs, now_ms: u64) {
         for (origin, seq) in wounds.all() {
             if seq > logs.vector().limit(origin) {
                 wounds.remove(origin, seq);
@@ -77,7 +77,7 @@ impl Repair {
     }
 
     /// Where logs are to be cut, since nobody has what is missing. `peers`: all there are.
-    pub fn hopeless(&self, peers: &[usize], now_ms: u64) -> Vec<(Origin, u64)> {
+    pub fn given_up(&self, peers: &[usize], now_ms: u64) -> Vec<(Origin, u64)> {
         let all_since =
             |since: u64| peers.iter().all(|peer| self.answered.get(peer).is_some_and(|at| *at > since));
         let mut hopeless: BTreeMap<Origin, u64> = BTreeMap::new();
@@ -119,7 +119,7 @@ mod tests {
             logs.assign(crate::chain::message::Digest([0; 32]), 0, || A);
         }
         let mut heal = Repair::default();
-        heal.look(&list, &logs, 1_000);
+        heal.update(&list, &logs, 1_000);
         (heal, logs.vector().clone())
     }
 
@@ -139,7 +139,7 @@ mod tests {
         logs.cut(A, 1, None);
         list.add(A, 1);
         let mut heal = Repair::default();
-        heal.look(&list, &logs, 1_000);
+        heal.update(&list, &logs, 1_000);
         assert_eq!((list.count(), heal.count()), (0, 0));
     }
 
@@ -147,11 +147,11 @@ mod tests {
     fn an_entry_is_given_up_once_everybody_was_asked_or_was_away_for_long() {
         let (mut heal, _) = heal(&[7, 3]);
         heal.answered(0, 9_000);
-        assert_eq!(heal.hopeless(&[0, 1], 1_000 + GIVE_UP_MS), [], "one was not asked");
-        assert_eq!(heal.hopeless(&[0, 1], 1_000 + GIVE_UP_AWAY_MS), [(A, 3)]);
+        assert_eq!(heal.given_up(&[0, 1], 1_000 + GIVE_UP_MS), [], "one was not asked");
+        assert_eq!(heal.given_up(&[0, 1], 1_000 + GIVE_UP_AWAY_MS), [(A, 3)]);
         heal.answered(1, 9_000);
-        assert_eq!(heal.hopeless(&[0, 1], GIVE_UP_MS), []);
-        assert_eq!(heal.hopeless(&[0, 1], 1_000 + GIVE_UP_MS), [(A, 3)]);
+        assert_eq!(heal.given_up(&[0, 1], GIVE_UP_MS), []);
+        assert_eq!(heal.given_up(&[0, 1], 1_000 + GIVE_UP_MS), [(A, 3)]);
     }
 
     /// Thousands of entries may be damaged at once, or many logs have a gap that a long catch-up comes to one by one.
@@ -166,16 +166,16 @@ mod tests {
         let mut heal = Repair::default();
         let mut now = 0;
         for seq in 1..=8 {
-            heal.look(&wounds, &logs, now);
+            heal.update(&wounds, &logs, now);
             heal.answered(0, now);
-            assert_eq!(heal.hopeless(&[0], now), [], "at {now}");
+            assert_eq!(heal.given_up(&[0], now), [], "at {now}");
             wounds.remove(A, seq);
             now += GIVE_UP_MS / 2;
         }
-        heal.look(&wounds, &logs, now);
+        heal.update(&wounds, &logs, now);
         now += GIVE_UP_MS;
         heal.answered(0, now);
-        heal.look(&wounds, &logs, now);
-        assert_eq!(heal.hopeless(&[0], now), [(A, 9)]);
+        heal.update(&wounds, &logs, now);
+        assert_eq!(heal.given_up(&[0], now), [(A, 9)]);
     }
 }

@@ -44,7 +44,7 @@ pub struct ScrubStep {
     /// Bytes of records that were read.
     pub bytes: usize,
     /// To be written.
-    pub care: Vec<Maintenance>,
+    pub maintenance: Vec<Maintenance>,
     /// The index lacks a row of an entry, or has it otherwise: it must be built anew.
     pub index_lacks: Option<(Origin, u64)>,
     /// That was the last of this round.
@@ -157,11 +157,11 @@ impl ScrubPosition {
             Some(hash) if hash == head => {
                 let wrong =
                     self.wrong.drain(..).map(|(seq, hash)| Maintenance::Checkpoint(self.origin, seq, hash));
-                step.care.extend(wrong);
+                step.maintenance.extend(wrong);
             }
             Some(_) => {
                 tracing::error!(origin = %self.origin, after = self.good, "the chain of a log does not hold");
-                step.care.push(Maintenance::Cut(self.origin, self.good + 1));
+                step.maintenance.push(Maintenance::Cut(self.origin, self.good + 1));
             }
             None => {}
         }
@@ -205,7 +205,7 @@ mod tests {
             .collect();
         for part in sent.chunks(5_000) {
             let batch = WriteOps { sends: vec![part], ..WriteOps::default() };
-            pen.write(&batch, Space::ALL, NOW).expect("writes");
+            pen.commit(&batch, Space::ALL, NOW).expect("writes");
         }
         let (content, stamp) = (content(1), Stamp((NOW + 1) << 16));
         let key = EntryKey { stamp, origin: B, seq: 1 };
@@ -213,7 +213,7 @@ mod tests {
         let before = Head { seq: 0, hash: ChainHash::genesis(B) };
         let admit = PeerRecords { before, claimed: None, entries: vec![copy] };
         let batch = WriteOps { admits: vec![&admit], ..WriteOps::default() };
-        assert_eq!(pen.write(&batch, Space::ALL, NOW).expect("writes").admits[0].new, 1);
+        assert_eq!(pen.commit(&batch, Space::ALL, NOW).expect("writes").admits[0].new, 1);
         pen
     }
 

@@ -40,11 +40,11 @@ pub enum Maintenance {
     /// Cut this log here: what it has from there on moves to branches.
     Cut(Origin, u64),
     /// Entries of peers that replace damaged ones here.
-    Mend(Vec<Entry>),
+    Repair(Vec<Entry>),
     /// The chain's hash at a checkpoint that was found wrong, worked out anew.
     Checkpoint(Origin, u64, ChainHash),
     /// Put these milestones into the own log, so that cursors can refer to them. Where there is no room, it is not done.
-    Milestones(Vec<SnapshotContent>),
+    Snapshots(Vec<SnapshotContent>),
     /// Keep in mind who belongs to the network. Where there is no room, it is not done.
     Members(Membership),
 }
@@ -53,7 +53,7 @@ pub enum Maintenance {
 #[derive(Debug, Default)]
 pub struct WriteOps<'a> {
     /// Done first: what follows is decided on whole logs.
-    pub care: Vec<&'a Maintenance>,
+    pub maintenance: Vec<&'a Maintenance>,
     /// Of clients, a slice for each request.
     pub sends: Vec<&'a [NewMessage]>,
     /// Of peers.

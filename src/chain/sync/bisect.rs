@@ -37,7 +37,7 @@ pub enum BisectionOutcome {
     /// This entry is the first that differs: the log is forked here.
     Fork(u64),
     /// The entries are equal where the hashes are not: somebody's chain is damaged.
-    Doubt,
+    Inconclusive,
 }
 
 impl Bisection {
@@ -59,14 +59,14 @@ impl Bisection {
             return if differs > self.equal {
                 BisectionOutcome::Closer(Bisection { differs, ..self })
             } else {
-                BisectionOutcome::Doubt // they were equal there a moment ago
+                BisectionOutcome::Inconclusive // they were equal there a moment ago
             };
         }
         if (ours.stamp, ours.digest) != (theirs.stamp, theirs.digest) {
             return BisectionOutcome::Fork(asked);
         }
         if asked >= self.differs {
-            BisectionOutcome::Doubt
+            BisectionOutcome::Inconclusive
         } else {
             BisectionOutcome::Closer(Bisection { equal: asked, ..self })
         }
@@ -119,7 +119,7 @@ mod tests {
             let mut theirs = ours.clone();
             theirs[at.index(length as usize)].before = ChainHash([9; 32]);
             let (found, _) = search(&ours, &theirs);
-            prop_assert_eq!(found, BisectionOutcome::Doubt);
+            prop_assert_eq!(found, BisectionOutcome::Inconclusive);
         }
     }
 }

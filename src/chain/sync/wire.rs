@@ -405,7 +405,7 @@ mod tests {
     }
 
     fn member(store: u8) -> (MemberId, Member) {
-        let member = Member { open_id: [4; 16], marks: 1, address: "127.0.0.1:8084".into() };
+        let member = Member { open_id: [4; 16], forget_count: 1, address: "127.0.0.1:8084".into() };
         (MemberId { node_id: 3, store_id: [store; 16] }, member)
     }
 

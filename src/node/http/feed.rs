@@ -80,8 +80,8 @@ pub async fn get(node: Node, RawQuery(query): RawQuery, headers: HeaderMap) -> R
 /// cursor's core, if it can be used again as it is.
 async fn resume(node: &Node, text: &str, scope: Scope) -> Result<(ReadState, Option<Bytes>), Problem> {
     let bytes = from_text(text).ok_or_else(|| cursor_invalid(cursor::InvalidCursor::Malformed))?;
-    let cursor = cursor::open(&bytes, scope).map_err(cursor_invalid)?;
-    let core = cursor::core_of(&bytes).map(Bytes::copy_from_slice);
+    let cursor = cursor::decode(&bytes, scope).map_err(cursor_invalid)?;
+    let core = cursor::payload_of(&bytes).map(Bytes::copy_from_slice);
     let (until, mut signal) = (Instant::now() + AHEAD_MAX, node.logs_signal());
     let mut seen = expand(node, cursor.clone()).await?;
     loop {
@@ -105,11 +105,11 @@ async fn expand(node: &Node, cursor: Cursor) -> Result<Option<ReadState>, Proble
     let store = node.store.clone();
     let expanding = move || {
         let mut milestones = Vec::new();
-        for name in cursor.milestones() {
+        for name in cursor.snapshots() {
             milestones.extend(store.snapshot(name)?);
         }
         let find = |name: SnapshotId| {
-            let found = milestones.iter().find(|milestone| milestone.name == name);
+            let found = milestones.iter().find(|milestone| milestone.id == name);
             found.map(|milestone| Frontier::at(milestone.clone()))
         };
         Ok(cursor.expand(find))
@@ -170,7 +170,7 @@ impl FeedReader {
             None => (ReadingFrom::Ring(end.index), ReadState::all(end.until, end.last), None),
             Some((seen, core)) => (ReadingFrom::Store(None), seen, core),
         };
-        let Some(core) = core.or_else(|| cursor::core(&seen).map(Bytes::from)) else {
+        let Some(core) = core.or_else(|| cursor::payload(&seen).map(Bytes::from)) else {
             let detail =
                 "this node cannot write a cursor now, because its store takes no writes; ask another node";
             return Err(Problem::new(ErrorCode::CursorUnknown, detail));
@@ -239,7 +239,7 @@ impl FeedReader {
                     RingRead::Gone => self.at = ReadingFrom::Store(None),
                     RingRead::Nothing(seen) => {
                         self.scans_elsewhere.retain(|walk| !walk.until.beyond(&seen.full).is_empty());
-                        self.seen = ReadState { walks: self.scans_elsewhere.clone(), ..seen };
+                        self.seen = ReadState { scans: self.scans_elsewhere.clone(), ..seen };
                         if out.is_empty() {
                             self.wait(QUIET_MAX).await;
                         }
@@ -313,7 +313,7 @@ impl FeedReader {
             (false, _) => self.keep((scan, end)),
             (true, true) => self.at = ReadingFrom::Blocked,
             (true, false) => {
-                self.scans_elsewhere.clone_from(&self.seen.walks);
+                self.scans_elsewhere.clone_from(&self.seen.scans);
                 self.at = ReadingFrom::Ring(end.index);
             }
         }
@@ -362,20 +362,20 @@ impl FeedReader {
     }
 
     fn refresh_core(&mut self) {
-        if let Some(core) = cursor::core(&self.seen) {
+        if let Some(core) = cursor::payload(&self.seen) {
             self.core = core.into();
         }
     }
 
     fn write_event(&self, event: FeedEvent<'_>, out: &mut Vec<u8>) {
-        let cursor = to_text(&cursor::seal(&self.core, self.scope));
+        let cursor = to_text(&cursor::encode(&self.core, self.scope));
         event.write(self.format, &cursor, out);
     }
 }
 
 fn with(mut seen: ReadState, walks: &[PartialScan]) -> ReadState {
     // The scan that continues must be the last one.
-    seen.walks.splice(0..0, walks.iter().cloned());
+    seen.scans.splice(0..0, walks.iter().cloned());
     seen
 }
 
@@ -383,5 +383,5 @@ fn core_of(item: &RingItem, walks: &[PartialScan]) -> Option<Bytes> {
     if walks.is_empty() {
         return item.core().cloned();
     }
-    cursor::core(&with(item.seen(), walks)).map(Bytes::from)
+    cursor::payload(&with(item.seen(), walks)).map(Bytes::from)
 }

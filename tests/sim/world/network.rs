@@ -168,14 +168,14 @@ impl World {
         let run = self.machines[node].up.as_mut().expect("lives");
         let logs = run.pen.logs().clone();
         let wounds = run.store.log().damage();
-        run.heal.look(wounds, &logs, now - run.started);
+        run.heal.update(wounds, &logs, now - run.started);
         let talk = &mut run.talks[peer];
         let mend = run.heal.ranges(logs.vector(), talk.exchange.theirs());
         let (book, started) = (&run.book, run.started);
         let leave = |origin| {
             book.borrow().owner_pushes(origin, now, started) || !book.borrow_mut().claim(origin, peer, now)
         };
-        let occasion = Trigger { on_timer, now_ms: now - started, leave: &leave, mend };
+        let occasion = Trigger { on_timer, now_ms: now - started, skip: &leave, repair: mend };
         let planned = talk.exchange.plan(&logs, occasion);
         let left = Cell::new(ranges);
         let go_on = || left.replace(left.get().saturating_sub(1)) > 0;
@@ -261,7 +261,7 @@ impl World {
         }
         let mut door = run.doors.remove(&opening).unwrap_or_default();
         let wounds = run.store.log().damage();
-        let (care, runs) = exchange::heard(&mut door, run.pen.logs(), wounds, &mut request);
+        let (care, runs) = exchange::on_request(&mut door, run.pen.logs(), wounds, &mut request);
         let mut book = run.book.borrow_mut();
         let at = book.index_of(&request);
         let known = &mut book.peers[at];
@@ -308,11 +308,11 @@ impl World {
             });
         }
         let logs = run.pen.logs().clone();
-        let read = match exchange::read(&run.store, &exchange::wanted(&request, &logs), || true) {
+        let read = match exchange::read(&run.store, &exchange::reads_for(&request, &logs), || true) {
             Ok(read) => read,
             Err(error) => return self.storage_fails(node, &error.to_string()),
         };
-        run.heal.look(run.store.log().damage(), &logs, now - run.started);
+        run.heal.update(run.store.log().damage(), &logs, now - run.started);
         let mend = run.heal.ranges(logs.vector(), door.theirs());
         let reply = exchange::answer(&mut door, &logs, &request, read, mend, run.hello.clone());
         run.doors.insert(opening, door);
@@ -355,7 +355,7 @@ impl World {
     }
 
     fn carry_out(&mut self, node: usize, peer: usize, mut heard: ReplyActions) {
-        for care in std::mem::take(&mut heard.care) {
+        for care in std::mem::take(&mut heard.maintenance) {
             if self.write(node, &[care], &[]).is_none() {
                 return;
             }
@@ -365,7 +365,7 @@ impl World {
         let Some(admitted) = self.admit_runs(node, theirs.as_ref(), &runs) else { return };
         self.say_refused(node, peer, &admitted);
         let running = self.now - self.machines[node].up.as_ref().expect("lives").started;
-        let new = self.link(node, peer).exchange.settle(&heard, &admitted, running);
+        let new = self.link(node, peer).exchange.on_committed(&heard, &admitted, running);
         if admitted.iter().any(|(_, admitted)| admitted.not_stored.is_some()) {
             return self.link_fails(node, peer, "this node cannot store what came");
         }
@@ -378,7 +378,7 @@ impl World {
             };
             self.say(format!("node {node} compares log {} with node {peer}: {verdict:?}", name(origin)));
             progress = true;
-            if let Some(care) = self.link(node, peer).exchange.judged(origin, verdict)
+            if let Some(care) = self.link(node, peer).exchange.on_verdict(origin, verdict)
                 && self.write(node, &[care], &[]).is_none()
             {
                 return;

@@ -233,11 +233,11 @@ impl World {
         let run = machine.up.as_mut().expect("lives");
         let requests: Vec<Request> = if with_clients { std::mem::take(&mut run.inbox) } else { Vec::new() };
         let batch = WriteOps {
-            care: care.iter().collect(),
+            maintenance: care.iter().collect(),
             sends: requests.iter().map(|request| request.messages.as_slice()).collect(),
             admits: admits.iter().collect(),
         };
-        let written = match run.pen.write(&batch, machine.room, now_ms) {
+        let written = match run.pen.commit(&batch, machine.room, now_ms) {
             Ok(written) => written,
             Err(error) => {
                 self.no_answer(requests);
@@ -297,10 +297,10 @@ impl World {
         let peers: Vec<usize> = (0..self.machines.len()).filter(|peer| *peer != node).collect();
         let run = self.machines[node].up.as_mut().expect("lives");
         let running = self.now - run.started;
-        run.heal.look(run.store.log().damage(), run.pen.logs(), running);
+        run.heal.update(run.store.log().damage(), run.pen.logs(), running);
         // Whoever answers at this address with another store is another peer; what matters is that it was asked.
         let numbers: Vec<usize> = (0..peers.len()).collect();
-        let hopeless = run.heal.hopeless(&numbers, running);
+        let hopeless = run.heal.given_up(&numbers, running);
         for (origin, seq) in hopeless {
             self.say(format!("node {node} gives up entry {seq} of log {}", name(origin)));
             if self.write(node, &[Maintenance::Cut(origin, seq)], &[]).is_none() {
@@ -325,7 +325,7 @@ impl World {
         if let Some((origin, seq)) = step.index_lacks {
             self.wrong(format!("the index of node {node} lacks a row of entry {seq} of log {origin}"));
         }
-        for care in step.care {
+        for care in step.maintenance {
             if self.write(node, &[care], &[]).is_none() {
                 return;
             }
@@ -358,9 +358,9 @@ impl World {
 fn in_words(care: &Maintenance) -> String {
     match care {
         Maintenance::Cut(origin, seq) => format!("log {} is to be cut at {seq}", name(*origin)),
-        Maintenance::Mend(records) => format!("{} records for damaged entries", records.len()),
+        Maintenance::Repair(records) => format!("{} records for damaged entries", records.len()),
         Maintenance::Members(kept) => format!("{} members", kept.members.count()),
-        Maintenance::Milestones(contents) => format!("{} milestones", contents.len()),
+        Maintenance::Snapshots(contents) => format!("{} milestones", contents.len()),
         Maintenance::Checkpoint(origin, seq, _) => format!("checkpoint {seq} of log {}", name(*origin)),
     }
 }

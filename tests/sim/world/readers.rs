@@ -77,8 +77,8 @@ impl World {
             None => seen,
         };
         // It keeps nothing but the bytes, where they are short enough.
-        let kept = cursor::core(&seen).map(|core| {
-            let cursor = cursor::open(&cursor::seal(&core, PURPOSE), PURPOSE).expect("is one");
+        let kept = cursor::payload(&seen).map(|core| {
+            let cursor = cursor::decode(&cursor::encode(&core, PURPOSE), PURPOSE).expect("is one");
             cursor.expand(|_| None).expect("without milestones there is nothing to look up")
         });
         if let Some(kept) = &kept
