@@ -1,32 +1,32 @@
-//! Owns one peer's side of syncing, above `chain::sync`: what is read from the store for it, and what its words lead to.
+//! Owns both sides of an exchange with one peer, above [`chain::sync`](crate::chain::sync): what is read from the store for a
+//! message, and what a message leads to.
 //!
-//! The starting side is an [`Exchange`]: [`plan`](Exchange::plan) (no disk), [`read`] (disk), the wire,
-//! [`on_reply`](Exchange::on_reply), which says what is to be written, and [`settle`](Exchange::settle) with what became
-//! of that. The answering side is [`heard`] and [`answer`]. A log that one side refuses rests on this link for a while;
-//! everything else goes on. Where two copies of a log differ, the starting side looks for the entry where they begin to.
+//! Before: the node's sync task has a trigger or a request. The initiator is an [`Exchange`]: [`plan`](Exchange::plan),
+//! [`runs::read`](super::runs::read), the request, [`on_reply`](Exchange::on_reply), the writer, and
+//! [`on_committed`](Exchange::on_committed). The responder is [`on_request`], the writer, and [`answer`]. After: the
+//! [committer](super::committer) decides and commits what came.
+//!
+//! Invariants: a log that one side refuses is left out on this link for a while, and all other logs go on. Where two copies
+//! of a log differ, the initiator bisects to the first entry that differs; [`forks`](super::forks) compares the entries.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use super::write_ops::{Admitted, Maintenance, PeerRecords};
-use crate::chain::ids::{ChainHash, Origin};
+use super::forks::Verdict;
+use super::runs::{ReadRuns, Wanted, within};
+use super::write_ops::{Admitted, Maintenance};
+use crate::chain::ids::Origin;
 use crate::chain::logs::{AdmitError, Logs};
 use crate::chain::record::Entry;
-use crate::chain::sync::bisect::{Bisection, BisectionOutcome, ChainedEntry};
+use crate::chain::sync::bisect::Bisection;
 use crate::chain::sync::wire::{EntryRange, Hello, Run, SyncMessage, short};
 use crate::chain::sync::{self, ExchangePlan, Initiator, NextExchange, Responder};
 use crate::chain::vector::{Head, Vector};
-use crate::store::log::ReadLimit;
 use crate::store::log::damage::Damage;
-use crate::store::{Store, StoreError};
 
-/// Records in one message of an exchange. What does not fit goes with the next.
-const RUN_BYTES_MAX: usize = 4 << 20;
-/// Records handed to the writer at once, so that clients' commits come between those of a long catch-up.
-pub const PIECE_COUNT: usize = 1_000;
-/// A log refused on a link, by us or by the peer, rests there for this long.
-const REST_MS: u64 = 30_000;
-/// Forks looked into at the same time on one link; further ones wait.
-const SEARCHES_MAX: usize = 64;
+/// How long a log is left out on a link after one side refused it.
+const BACKOFF_MS: u64 = 30_000;
+/// Bisections at the same time on one link. Further forks wait for a later exchange.
+const BISECTIONS_MAX: usize = 64;
 
 /// The starting side of exchanges with one peer.
 #[derive(Debug, Clone, Default)]
@@ -67,28 +67,6 @@ pub struct PlannedRequest {
     own: Option<Origin>,
     probes: Vec<(Origin, EntryRange)>,
     before: Option<Vector>,
-}
-
-/// Entries to be read, and what the asker holds before them, where that is known.
-#[derive(Debug, Clone, Copy)]
-pub struct Wanted {
-    /// Which.
-    pub range: EntryRange,
-    /// The hash before the first must be this.
-    pub before: Option<ChainHash>,
-    /// `before` is known to be ours as well.
-    pub known: bool,
-}
-
-/// What was read.
-#[derive(Debug, Default)]
-pub struct ReadRuns {
-    /// The entries.
-    pub runs: Vec<Run>,
-    /// There is more than fits.
-    pub more: bool,
-    /// Logs of which the asker holds something else, at these seqs.
-    pub forks: Vec<(Origin, u64)>,
 }
 
 /// What an answer leads to.
@@ -222,7 +200,7 @@ impl Exchange {
         admitted: &[(Origin, Admitted)],
         now_ms: u64,
     ) -> u64 {
-        let resting = now_ms + REST_MS;
+        let resting = now_ms + BACKOFF_MS;
         if let (Some(before), Some(now)) = (&actions.before, self.initiator.theirs()) {
             for origin in self.pushed.iter().filter(|origin| before.seq(**origin) == now.seq(**origin)) {
                 if !self.bisections.contains_key(origin) {
@@ -264,7 +242,7 @@ impl Exchange {
 
     /// A log whose hashes differ at this seq.
     fn start_bisection(&mut self, origin: Origin, seq: u64) {
-        if self.backoff.contains_key(&origin) || self.bisections.len() >= SEARCHES_MAX || seq == 0 {
+        if self.backoff.contains_key(&origin) || self.bisections.len() >= BISECTIONS_MAX || seq == 0 {
             return;
         }
         self.bisections.entry(origin).or_insert_with(|| {
@@ -298,43 +276,6 @@ impl Exchange {
     /// Forks that are being looked into.
     pub fn bisecting(&self) -> impl Iterator<Item = Origin> + '_ {
         self.bisections.keys().copied()
-    }
-}
-
-/// What a probe came to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Verdict {
-    /// Ask for the next.
-    Closer(Bisection),
-    /// The log is forked here, and our own entries up to here are sound.
-    Fork(u64),
-    /// The entries do not say so, or ours are damaged.
-    Inconclusive,
-}
-
-/// Holds a peer's entry against ours. Before a fork is believed, our own entries are verified again.
-pub fn judge(store: &Store, origin: Origin, search: Bisection, run: &Run) -> Result<Verdict, StoreError> {
-    let seq = run.before.seq + 1;
-    let read = || -> Result<(ChainHash, Entry), StoreError> {
-        let mut reader = store.log().read()?;
-        Ok((reader.hash_at(origin, seq - 1)?, reader.get(origin, seq)?))
-    };
-    let Some((before, entry)) = undamaged(read())? else { return Ok(Verdict::Inconclusive) };
-    let side = |before, entry: &Entry| ChainedEntry { before, stamp: entry.stamp(), digest: entry.digest() };
-    let theirs = &run.entries[0];
-    if !theirs.content_matches_digest() {
-        return Ok(Verdict::Inconclusive);
-    }
-    match search.compare(side(before, &entry), side(run.before.hash, theirs)) {
-        BisectionOutcome::Closer(closer) => Ok(Verdict::Closer(closer)),
-        BisectionOutcome::Fork(seq) => {
-            let sound = undamaged(store.log().is_sound(origin, seq))?.unwrap_or(false);
-            Ok(if sound { Verdict::Fork(seq) } else { Verdict::Inconclusive })
-        }
-        BisectionOutcome::Inconclusive => {
-            undamaged(store.log().is_sound(origin, seq))?;
-            Ok(Verdict::Inconclusive)
-        }
     }
 }
 
@@ -399,91 +340,4 @@ pub fn answer(
     reply.own = if reply.heads.is_some() { logs.own() } else { None };
     reply.wants = mend;
     reply
-}
-
-/// A run in pieces, each to be held against our chain by itself.
-pub fn pieces(run: &Run, theirs: Option<&Vector>) -> Vec<PeerRecords> {
-    let claimed = sync::claimed(theirs, run.origin);
-    let mut before = run.before;
-    let mut pieces = Vec::new();
-    for entries in run.entries.chunks(PIECE_COUNT) {
-        pieces.push(PeerRecords { before, claimed, entries: entries.to_vec() });
-        before = entries.iter().fold(before, Head::followed_by);
-    }
-    pieces
-}
-
-/// What became of a run, from what became of its pieces.
-pub fn admitted(run: &Run, pieces: impl IntoIterator<Item = Admitted>) -> Admitted {
-    let mut all = Admitted { new: 0, refused: None, not_stored: None };
-    for piece in pieces {
-        all.new += piece.new;
-        all.refused = all.refused.or(piece.refused);
-        all.not_stored = all.not_stored.or(piece.not_stored);
-    }
-    if run.broken.is_some() && all.not_stored.is_none() {
-        let last = run.before.seq.saturating_add(run.entries.len() as u64);
-        all.refused = all.refused.or(Some(AdmitError::Broken(last)));
-    }
-    all
-}
-
-/// What of the ranges we have.
-fn within(wants: &[EntryRange], mine: &Vector) -> Vec<EntryRange> {
-    let cut = wants.iter().map(|want| EntryRange { last: want.last.min(mine.seq(want.origin)), ..*want });
-    cut.filter(|want| want.first <= want.last).collect()
-}
-
-/// Reads what was asked for or is pushed, within bounds. `go_on`: whether there is time for one more range.
-pub fn read(store: &Store, ranges: &[Wanted], go_on: impl Fn() -> bool) -> Result<ReadRuns, StoreError> {
-    let mut read = ReadRuns::default();
-    let mut left = RUN_BYTES_MAX;
-    for wanted in ranges {
-        if left == 0 || !go_on() {
-            read.more = true;
-            return Ok(read);
-        }
-        let EntryRange { origin, first, last } = wanted.range;
-        let before = match wanted {
-            Wanted { before: Some(hash), known: true, .. } => Ok(*hash),
-            _ => store.log().read()?.hash_at(origin, first - 1),
-        };
-        let Some(hash) = undamaged(before)? else { continue };
-        if wanted.before.is_some_and(|theirs| theirs != hash) {
-            read.forks.push((origin, first - 1));
-            continue;
-        }
-        let mut run =
-            Run { origin, before: Head { seq: first - 1, hash }, entries: Vec::new(), broken: None };
-        let mut next = first;
-        while next <= last && left > 0 {
-            let most = ReadLimit { rows: PIECE_COUNT, bytes: left };
-            let Some(entries) = undamaged(store.log().read()?.forward(origin, next, last, most))? else {
-                break;
-            };
-            for entry in entries {
-                left = left.saturating_sub(entry.size());
-                next = entry.seq() + 1;
-                run.entries.push(entry);
-            }
-        }
-        if !run.entries.is_empty() {
-            read.runs.push(run);
-        }
-        if next <= last && left == 0 {
-            read.more = true;
-            return Ok(read);
-        }
-    }
-    Ok(read)
-}
-
-/// `None`: damaged, or moved by a cut meanwhile. It is never sent; what lies before it and the other logs are, so that one bad page here does not keep
-/// a peer from all the rest.
-fn undamaged<T>(read: Result<T, StoreError>) -> Result<Option<T>, StoreError> {
-    match read {
-        Ok(value) => Ok(Some(value)),
-        Err(StoreError::Damaged { .. } | StoreError::CutOff { .. }) => Ok(None),
-        Err(error) => Err(error),
-    }
 }

@@ -27,9 +27,10 @@ use crate::chain::sync::NextExchange;
 use crate::chain::sync::wire::{Malformed, Run, SyncMessage};
 use crate::chain::vector::Vector;
 use crate::node::Node;
-use crate::replica::exchange;
-use crate::replica::exchange::{Exchange, ReadRuns, ReplyActions, Trigger, Wanted};
+use crate::replica::exchange::{Exchange, ReplyActions, Trigger};
+use crate::replica::runs::{ReadRuns, Wanted};
 use crate::replica::write_ops::{Admitted, Maintenance, PeerRecords};
+use crate::replica::{exchange, forks, runs};
 use crate::serve;
 
 /// A request longer than this is refused. Requests of nodes stay well below.
@@ -213,7 +214,7 @@ impl SyncClient {
         let mut progress = new > 0;
         for (origin, search, run) in actions.probes {
             let store = node.store.clone();
-            let judging = move || exchange::judge(&store, origin, search, &run);
+            let judging = move || forks::judge(&store, origin, search, &run);
             let verdict = tokio::task::spawn_blocking(judging).await.map_err(|error| error.to_string())?;
             progress = true; // each step of a search halves its range or ends it
             if let Some(care) = self.exchange.on_verdict(origin, verdict.map_err(|error| error.to_string())?)
@@ -300,7 +301,7 @@ async fn read_runs(node: &Node, ranges: Vec<Wanted>) -> Result<ReadRuns, String>
     }
     let store = node.store.clone();
     let began = Instant::now();
-    let reading = move || -> Result<_, _> { exchange::read(&store, &ranges, || began.elapsed() < READ_TIME) };
+    let reading = move || -> Result<_, _> { runs::read(&store, &ranges, || began.elapsed() < READ_TIME) };
     let read = tokio::task::spawn_blocking(reading).await.map_err(|error| error.to_string())?;
     read.map_err(|error| error.to_string())
 }
@@ -309,7 +310,7 @@ async fn read_runs(node: &Node, ranges: Vec<Wanted>) -> Result<ReadRuns, String>
 async fn admit_runs(node: &Node, theirs: Option<&Vector>, runs: Vec<Run>) -> Vec<(Origin, Admitted)> {
     let mut pieces: Vec<(usize, PeerRecords)> = Vec::new();
     for (index, run) in runs.iter().enumerate() {
-        pieces.extend(exchange::pieces(run, theirs).into_iter().map(|piece| (index, piece)));
+        pieces.extend(runs::pieces(run, theirs).into_iter().map(|piece| (index, piece)));
     }
     let admit = |(index, piece)| async move { (index, node.writer.admit(piece).await) };
     let mut waiting = stream::iter(pieces.into_iter().map(admit)).buffered(PIECES_WAITING_MAX);
@@ -317,7 +318,7 @@ async fn admit_runs(node: &Node, theirs: Option<&Vector>, runs: Vec<Run>) -> Vec
     while let Some((index, piece)) = waiting.next().await {
         admitted[index].push(piece);
     }
-    let of_run = |(run, pieces): (&Run, _)| (run.origin, exchange::admitted(run, pieces));
+    let of_run = |(run, pieces): (&Run, _)| (run.origin, runs::admitted(run, pieces));
     runs.iter().zip(admitted).map(of_run).collect()
 }
 

@@ -13,6 +13,7 @@ use chatchain::chain::sync::{NextExchange, Responder};
 use chatchain::chain::vector::Vector;
 use chatchain::replica::exchange::{self, PlannedRequest, ReplyActions, Trigger};
 use chatchain::replica::write_ops::{Admitted, PeerRecords};
+use chatchain::replica::{forks, runs};
 
 use super::machine::Pause;
 use super::{Event, World, index};
@@ -179,7 +180,7 @@ impl World {
         let planned = talk.exchange.plan(&logs, occasion);
         let left = Cell::new(ranges);
         let go_on = || left.replace(left.get().saturating_sub(1)) > 0;
-        let read = match exchange::read(&run.store, &planned.reads, go_on) {
+        let read = match runs::read(&run.store, &planned.reads, go_on) {
             Ok(read) => read,
             Err(error) => return self.storage_fails(node, &error.to_string()),
         };
@@ -220,7 +221,7 @@ impl World {
     ) -> Option<Vec<(Origin, Admitted)>> {
         let mut pieces: Vec<(usize, PeerRecords)> = Vec::new();
         for (at, run) in runs.iter().enumerate() {
-            pieces.extend(exchange::pieces(run, theirs).into_iter().map(|piece| (at, piece)));
+            pieces.extend(runs::pieces(run, theirs).into_iter().map(|piece| (at, piece)));
         }
         let mut admitted: Vec<Vec<Admitted>> = vec![Vec::new(); runs.len()];
         while !pieces.is_empty() {
@@ -231,7 +232,7 @@ impl World {
                 admitted[at].push(piece);
             }
         }
-        let of_run = |(run, pieces): (&Run, _)| (run.origin, exchange::admitted(run, pieces));
+        let of_run = |(run, pieces): (&Run, _)| (run.origin, runs::admitted(run, pieces));
         Some(runs.iter().zip(admitted).map(of_run).collect())
     }
 
@@ -308,7 +309,7 @@ impl World {
             });
         }
         let logs = run.pen.logs().clone();
-        let read = match exchange::read(&run.store, &exchange::reads_for(&request, &logs), || true) {
+        let read = match runs::read(&run.store, &exchange::reads_for(&request, &logs), || true) {
             Ok(read) => read,
             Err(error) => return self.storage_fails(node, &error.to_string()),
         };
@@ -372,7 +373,7 @@ impl World {
         let mut progress = new > 0;
         for (origin, search, run) in std::mem::take(&mut heard.probes) {
             let store = self.machines[node].up.as_ref().expect("lives").store.clone();
-            let verdict = match exchange::judge(&store, origin, search, &run) {
+            let verdict = match forks::judge(&store, origin, search, &run) {
                 Ok(verdict) => verdict,
                 Err(error) => return self.storage_fails(node, &error.to_string()),
             };
