@@ -135,7 +135,7 @@ struct FeedReader {
     store: Weak<Store>,
     limits: Limits,
     live_feed: Arc<LiveFeed>,
-    moved: watch::Receiver<u64>,
+    moved: watch::Receiver<()>,
     query: FeedQuery,
     /// It has no filter, so it can be sent events that all such readers share.
     wants_all: bool,
@@ -325,7 +325,7 @@ impl FeedReader {
         let (mut taken, walks) = (0, std::mem::take(&mut self.scans_elsewhere));
         for item in items {
             taken += 1;
-            let FeedItem { entry, .. } = item.next();
+            let FeedItem { entry, .. } = item.item();
             let content = entry.message().expect("the ring holds messages only");
             let is_new = !walks.iter().any(|walk| walk.covers(entry.key()));
             if is_new && self.query.filter.matches(&content, entry.key()) {
@@ -336,7 +336,7 @@ impl FeedReader {
             }
         }
         let last: &RingItem = &items[taken - 1];
-        self.seen = with(last.seen(), &walks);
+        self.seen = with(last.read_state(), &walks);
         self.at = ReadingFrom::Ring(index + taken as u64);
         self.core = core_of(last, &walks).unwrap_or_else(|| self.core.clone());
         self.scans_elsewhere = walks;
@@ -383,5 +383,5 @@ fn core_of(item: &RingItem, walks: &[PartialScan]) -> Option<Bytes> {
     if walks.is_empty() {
         return item.core().cloned();
     }
-    cursor::payload(&with(item.seen(), walks)).map(Bytes::from)
+    cursor::payload(&with(item.read_state(), walks)).map(Bytes::from)
 }
