@@ -51,7 +51,7 @@ struct LogsDelta {
     before: ReadState,
     until: Frontier,
     /// What the cursors between the two share; `None`: they would be too long.
-    core: Option<Vec<u8>>,
+    payload: Option<Vec<u8>>,
 }
 
 /// A message in the ring.
@@ -60,7 +60,7 @@ pub struct RingItem {
     item: FeedItem,
     json: Bytes,
     delta: Arc<LogsDelta>,
-    core: OnceLock<Option<Bytes>>,
+    payload: OnceLock<Option<Bytes>>,
     frames: [OnceLock<Option<Bytes>>; 2],
 }
 
@@ -69,8 +69,8 @@ impl RingItem {
         let content = item.entry.message().expect("a scan returns messages only");
         let mut json = Vec::new();
         view(&content, item.first).write_json(&mut json);
-        let (core, frames) = (OnceLock::new(), [const { OnceLock::new() }; 2]);
-        RingItem { json: json.into(), item, delta: delta.clone(), core, frames }
+        let (payload, frames) = (OnceLock::new(), [const { OnceLock::new() }; 2]);
+        RingItem { json: json.into(), item, delta: delta.clone(), payload, frames }
     }
 
     /// The message and its entry.
@@ -93,16 +93,16 @@ impl RingItem {
         ReadState { scans: vec![scan], ..self.delta.before.clone() }
     }
 
-    /// The core of the cursor for that state; `None`: it would be too long.
-    pub fn core(&self) -> Option<&Bytes> {
-        let at_place = |core: &Vec<u8>| cursor::payload_at(core, self.key()).into();
-        self.core.get_or_init(|| self.delta.core.as_ref().map(at_place)).as_ref()
+    /// The payload of the cursor for that state; `None`: it would be too long.
+    pub fn payload(&self) -> Option<&Bytes> {
+        let at_key = |payload: &Vec<u8>| cursor::payload_at(payload, self.key()).into();
+        self.payload.get_or_init(|| self.delta.payload.as_ref().map(at_key)).as_ref()
     }
 
     /// The whole event, shared by all readers without a filter.
     pub fn frame(&self, format: FeedFormat, scope: Scope) -> Option<&Bytes> {
         let make = || {
-            let cursor = to_text(&cursor::encode(self.core()?, scope));
+            let cursor = to_text(&cursor::encode(self.payload()?, scope));
             let mut out = Vec::new();
             FeedEvent::Message(&self.json).write(format, &cursor, &mut out);
             Some(out.into())
@@ -267,8 +267,8 @@ impl LiveFeed {
         } else {
             let ScannedItems { items, until, blocked } =
                 scan(node, logs.clone(), before.clone(), until).await?;
-            let core = cursor::scan_payload(&before, &until);
-            let delta = Arc::new(LogsDelta { before, until: until.clone(), core });
+            let payload = cursor::scan_payload(&before, &until);
+            let delta = Arc::new(LogsDelta { before, until: until.clone(), payload });
             let mut ring = self.ring();
             for item in items {
                 ring.push(Arc::new(RingItem::new(item, &delta)));

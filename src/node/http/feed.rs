@@ -77,11 +77,11 @@ pub async fn get(node: Node, RawQuery(query): RawQuery, headers: HeaderMap) -> R
 }
 
 /// The read state of a client's cursor, once this node has the entries that it covers or has waited for them. Also the
-/// cursor's core, if it can be used again as it is.
+/// cursor's payload, if it can be used again as it is.
 async fn resume(node: &Node, text: &str, scope: Scope) -> Result<(ReadState, Option<Bytes>), Problem> {
     let bytes = from_text(text).ok_or_else(|| cursor_invalid(cursor::InvalidCursor::Malformed))?;
     let cursor = cursor::decode(&bytes, scope).map_err(cursor_invalid)?;
-    let core = cursor::payload_of(&bytes).map(Bytes::copy_from_slice);
+    let payload = cursor::payload_of(&bytes).map(Bytes::copy_from_slice);
     let (until, mut signal) = (Instant::now() + AHEAD_MAX, node.logs_signal());
     let mut seen = expand(node, cursor.clone()).await?;
     loop {
@@ -89,7 +89,7 @@ async fn resume(node: &Node, text: &str, scope: Scope) -> Result<(ReadState, Opt
         let is_here = seen.as_ref().is_some_and(|seen| seen.beyond(&Frontier::of(logs.vector())).is_empty());
         let waited = !is_here && timeout_at(until, signal.changed()).await.is_err();
         match seen {
-            Some(seen) if is_here || waited => return Ok((seen, core)),
+            Some(seen) if is_here || waited => return Ok((seen, payload)),
             Some(_) => {}
             None if waited => {
                 let detail =
@@ -147,8 +147,8 @@ struct FeedReader {
     /// Scans of its cursor that another node began and that cover entries beyond the ring's state. While it reads the
     /// ring, messages that they cover are skipped.
     scans_elsewhere: Vec<PartialScan>,
-    /// The core of the last cursor that was short enough to be written.
-    core: Bytes,
+    /// The payload of the last cursor that was short enough to be written.
+    payload: Bytes,
     caught_up: bool,
     last_sent: Instant,
     _entered: CountedReader,
@@ -166,11 +166,11 @@ impl FeedReader {
     ) -> Result<Self, Problem> {
         let live_feed = node.live_feed.clone();
         let end = live_feed.advance(node).await?;
-        let (at, seen, core) = match seen {
+        let (at, seen, payload) = match seen {
             None => (ReadingFrom::Ring(end.index), ReadState::all(end.until, end.last), None),
-            Some((seen, core)) => (ReadingFrom::Store(None), seen, core),
+            Some((seen, payload)) => (ReadingFrom::Store(None), seen, payload),
         };
-        let Some(core) = core.or_else(|| cursor::payload(&seen).map(Bytes::from)) else {
+        let Some(payload) = payload.or_else(|| cursor::payload(&seen).map(Bytes::from)) else {
             let detail =
                 "this node cannot write a cursor now, because its store takes no writes; ask another node";
             return Err(Problem::new(ErrorCode::CursorUnknown, detail));
@@ -187,7 +187,7 @@ impl FeedReader {
             at,
             seen,
             scans_elsewhere: Vec::new(),
-            core,
+            payload,
             caught_up: false,
             last_sent: Instant::now(),
             _entered: entered,
@@ -212,7 +212,7 @@ impl FeedReader {
                 Err(problem) => return Some(Err(problem)),
                 Ok(()) if !out.is_empty() => break,
                 Ok(()) if self.last_sent.elapsed() >= QUIET_MAX => {
-                    self.refresh_core();
+                    self.refresh_payload();
                     self.write_event(FeedEvent::Bookmark, &mut out);
                     break;
                 }
@@ -298,8 +298,8 @@ impl FeedReader {
             };
             let mut json = Vec::new();
             view(&content, first).write_json(&mut json);
-            if let Some(core) = scan.core_at(entry.key()) {
-                self.core = core.into();
+            if let Some(payload) = scan.core_at(entry.key()) {
+                self.payload = payload.into();
             }
             self.write_event(FeedEvent::Message(&json), out);
         }
@@ -308,7 +308,7 @@ impl FeedReader {
         } else {
             scan.at().map_or_else(|| self.seen.clone(), |at| scan.state_at(at))
         };
-        self.refresh_core();
+        self.refresh_payload();
         match (scan.is_done(), scan.is_blocked()) {
             (false, _) => self.keep((scan, end)),
             (true, true) => self.at = ReadingFrom::Blocked,
@@ -338,7 +338,7 @@ impl FeedReader {
         let last: &RingItem = &items[taken - 1];
         self.seen = with(last.read_state(), &walks);
         self.at = ReadingFrom::Ring(index + taken as u64);
-        self.core = core_of(last, &walks).unwrap_or_else(|| self.core.clone());
+        self.payload = payload_of(last, &walks).unwrap_or_else(|| self.payload.clone());
         self.scans_elsewhere = walks;
     }
 
@@ -348,27 +348,27 @@ impl FeedReader {
             out.extend_from_slice(frame);
             return;
         }
-        if let Some(core) = core_of(item, walks) {
-            self.core = core;
+        if let Some(payload) = payload_of(item, walks) {
+            self.payload = payload;
         }
         self.write_event(FeedEvent::Message(item.json()), out);
     }
 
     fn write_caught_up(&mut self, out: &mut Vec<u8>) {
         if !std::mem::replace(&mut self.caught_up, true) {
-            self.refresh_core();
+            self.refresh_payload();
             self.write_event(FeedEvent::CaughtUp, out);
         }
     }
 
-    fn refresh_core(&mut self) {
-        if let Some(core) = cursor::payload(&self.seen) {
-            self.core = core.into();
+    fn refresh_payload(&mut self) {
+        if let Some(payload) = cursor::payload(&self.seen) {
+            self.payload = payload.into();
         }
     }
 
     fn write_event(&self, event: FeedEvent<'_>, out: &mut Vec<u8>) {
-        let cursor = to_text(&cursor::encode(&self.core, self.scope));
+        let cursor = to_text(&cursor::encode(&self.payload, self.scope));
         event.write(self.format, &cursor, out);
     }
 }
@@ -379,9 +379,9 @@ fn with(mut seen: ReadState, walks: &[PartialScan]) -> ReadState {
     seen
 }
 
-fn core_of(item: &RingItem, walks: &[PartialScan]) -> Option<Bytes> {
+fn payload_of(item: &RingItem, walks: &[PartialScan]) -> Option<Bytes> {
     if walks.is_empty() {
-        return item.core().cloned();
+        return item.payload().cloned();
     }
     cursor::payload(&with(item.read_state(), walks)).map(Bytes::from)
 }
