@@ -28,40 +28,40 @@ const BACKOFF_MS: u64 = 30_000;
 /// Bisections at the same time on one link. Further forks wait for a later exchange.
 const BISECTIONS_MAX: usize = 64;
 
-/// The starting side of exchanges with one peer.
+/// The initiator's side of all exchanges with one peer.
 #[derive(Debug, Clone, Default)]
 pub struct Exchange {
     initiator: Initiator,
-    /// Until when a log rests.
+    /// Logs that are left out, and until when.
     backoff: HashMap<Origin, u64>,
     bisections: BTreeMap<Origin, Bisection>,
-    /// What the peer asked for in its last answer.
+    /// The ranges that the peer requested in its last answer.
     peer_wants: Vec<EntryRange>,
-    /// What it had asked for before, as far as we could send it.
+    /// The ranges that it requested before that and that we have.
     served_wants: Vec<EntryRange>,
-    /// Our own log's head at the end of the last push, so that its hash need not be worked out again.
+    /// Our own log's head after the last push; saves computing its hash.
     own_head_sent: Option<(Origin, Head)>,
-    /// Logs of which entries were in the last request.
+    /// Logs that the last request had entries of.
     pushed: BTreeSet<Origin>,
 }
 
-/// When and why an exchange is started.
+/// Why an exchange starts, and what it must respect.
 pub struct Trigger<'a> {
-    /// This is a timer's round, not a change's.
+    /// The timer starts it, not a change.
     pub on_timer: bool,
     /// Milliseconds of a clock that only goes forward.
     pub now_ms: u64,
-    /// Logs that need not be asked for yet, because their owner pushes them or another peer is being asked.
+    /// Logs that are not requested yet, because their owner pushes them or another peer is asked.
     pub skip: &'a dyn Fn(Origin) -> bool,
     /// Damaged entries that this peer may have.
     pub repair: Vec<EntryRange>,
 }
 
-/// A request before its entries were read.
+/// A request before its entries are read.
 #[derive(Debug, Clone)]
 pub struct PlannedRequest {
     plan: ExchangePlan,
-    /// Entries to read: pushes and what the peer asked for.
+    /// Entries to read: those to push, and those that the peer requested.
     pub reads: Vec<Wanted>,
     repair: Vec<EntryRange>,
     own: Option<Origin>,
@@ -74,25 +74,25 @@ pub struct PlannedRequest {
 pub struct ReplyActions {
     /// Whether to start again.
     pub next: NextExchange,
-    /// To be written first.
+    /// To be committed first.
     pub maintenance: Vec<Maintenance>,
-    /// To be written then, in order; each is one run in pieces.
+    /// To be committed after that, in order.
     pub runs: Vec<Run>,
-    /// To be judged with [`judge`].
+    /// Entries that bisections asked for; compare each with [`judge`](super::forks::judge).
     pub probes: Vec<(Origin, Bisection, Run)>,
     before: Option<Vector>,
 }
 
 impl Exchange {
     /// Plans a request.
-    pub fn plan(&mut self, logs: &Logs, occasion: Trigger<'_>) -> PlannedRequest {
-        let Trigger { on_timer, now_ms, skip: leave, repair: mend } = occasion;
+    pub fn plan(&mut self, logs: &Logs, trigger: Trigger<'_>) -> PlannedRequest {
+        let Trigger { on_timer, now_ms, skip, repair } = trigger;
         self.backoff.retain(|_, until| *until > now_ms);
-        let mut plan = self.initiator.start(logs.vector(), logs.own(), on_timer, leave);
-        let is_still =
+        let mut plan = self.initiator.start(logs.vector(), logs.own(), on_timer, skip);
+        let is_left_out =
             |origin: &Origin| self.backoff.contains_key(origin) || self.bisections.contains_key(origin);
-        plan.push.retain(|push| !is_still(&push.origin));
-        plan.wants.retain(|want| !is_still(&want.origin));
+        plan.push.retain(|push| !is_left_out(&push.origin));
+        plan.wants.retain(|want| !is_left_out(&want.origin));
         let mut reads = Vec::new();
         for push in &plan.push {
             let theirs = self.initiator.theirs().map(|theirs| theirs.hash(push.origin));
@@ -115,14 +115,14 @@ impl Exchange {
         PlannedRequest {
             plan,
             reads,
-            repair: mend,
+            repair,
             own: logs.own(),
             probes,
             before: self.initiator.theirs().cloned(),
         }
     }
 
-    /// The request, with what was read for it.
+    /// Builds the request from what was read for it.
     pub fn request(&mut self, hello: Hello, planned: &PlannedRequest, read: ReadRuns) -> SyncMessage {
         let plan = &planned.plan;
         let mut body = SyncMessage::quiet(hello, short(plan.mine.digest()));
@@ -134,7 +134,7 @@ impl Exchange {
         for (origin, seq) in read.forks {
             self.start_bisection(origin, seq);
         }
-        // Our own log comes first; if it is not among what could be read, it is damaged and must rest as well.
+        // Our own log comes first. If it could not be read, it is damaged and is left out for a while as well.
         let own = plan.push.first().map(|push| push.origin).filter(|origin| Some(*origin) == planned.own);
         self.pushed = read.runs.iter().map(|run| run.origin).chain(own).collect();
         for run in &read.runs {
@@ -154,7 +154,7 @@ impl Exchange {
         planned: PlannedRequest,
         mut reply: SyncMessage,
         logs: &Logs,
-        wounds: &Damage,
+        damage: &Damage,
     ) -> ReplyActions {
         let PlannedRequest { plan, probes, before, .. } = planned;
         let mut runs = std::mem::take(&mut reply.runs);
@@ -168,7 +168,7 @@ impl Exchange {
                 self.start_bisection(origin, seq);
             }
         } else {
-            self.bisections.clear(); // the peer's store was opened anew: what it held before is not asked for
+            self.bisections.clear(); // a new incarnation of the peer: what it held before is not relied on
         }
         for (origin, range) in probes {
             let is_answer = |run: &Run| {
@@ -176,36 +176,36 @@ impl Exchange {
             };
             match (runs.iter().position(is_answer), self.bisections.remove(&origin)) {
                 (Some(at), Some(search)) => actions.probes.push((origin, search, runs.remove(at))),
-                _ => self.back_off(origin), // it cannot say: damaged there, or gone
+                _ => self.back_off(origin), // no answer: damaged there, or cut off
             }
         }
-        let mended = take_repairs(&mut runs, logs, wounds);
-        if !mended.is_empty() {
-            actions.maintenance.push(Maintenance::Repair(mended));
+        let repaired = take_repairs(&mut runs, logs, damage);
+        if !repaired.is_empty() {
+            actions.maintenance.push(Maintenance::Repair(repaired));
         }
         actions.runs = runs;
-        // Who asks for the same again could not use what we sent, or we have it damaged too: the timer is soon enough.
-        let asks_anew = !self.peer_wants.is_empty() && self.peer_wants != self.served_wants;
-        if asks_anew || !self.bisections.is_empty() {
+        // The peer could not use our answer, or the entries are damaged here too: wait for the timer.
+        let asks_for_more = !self.peer_wants.is_empty() && self.peer_wants != self.served_wants;
+        if asks_for_more || !self.bisections.is_empty() {
             next = NextExchange::Again;
         }
         actions.next = next;
         actions
     }
 
-    /// Notes what became of it all: what was refused rests here. Gives the number of new entries.
+    /// Takes the outcomes of the commits: logs that were refused are left out for a while. Returns the number of new entries.
     pub fn on_committed(
         &mut self,
         actions: &ReplyActions,
         admitted: &[(Origin, Admitted)],
         now_ms: u64,
     ) -> u64 {
-        let resting = now_ms + BACKOFF_MS;
+        let until = now_ms + BACKOFF_MS;
         if let (Some(before), Some(now)) = (&actions.before, self.initiator.theirs()) {
             for origin in self.pushed.iter().filter(|origin| before.seq(**origin) == now.seq(**origin)) {
                 if !self.bisections.contains_key(origin) {
-                    tracing::warn!(%origin, "the peer does not take the entries of a log");
-                    self.backoff.insert(*origin, resting);
+                    tracing::warn!(%origin, "the peer refuses the entries of a log");
+                    self.backoff.insert(*origin, until);
                 }
             }
         }
@@ -215,17 +215,17 @@ impl Exchange {
             match admitted.refused {
                 Some(AdmitError::Fork(seq)) if seq > 0 => self.start_bisection(*origin, seq),
                 Some(_) => {
-                    self.backoff.insert(*origin, resting);
+                    self.backoff.insert(*origin, until);
                 }
                 None => {}
             }
         }
-        let rests = self.backoff.values_mut().filter(|until| **until == u64::MAX);
-        rests.for_each(|until| *until = resting);
+        let unset = self.backoff.values_mut().filter(|until| **until == u64::MAX);
+        unset.for_each(|unset| *unset = until);
         new
     }
 
-    /// Goes on with a search, or ends it. Gives what is to be written.
+    /// Continues or ends a bisection. Returns what is to be committed.
     pub fn on_verdict(&mut self, origin: Origin, verdict: Verdict) -> Option<Maintenance> {
         match verdict {
             Verdict::Closer(search) => {
@@ -240,28 +240,28 @@ impl Exchange {
         }
     }
 
-    /// A log whose hashes differ at this seq.
+    /// Starts a bisection of a log whose hashes differ at this seq.
     fn start_bisection(&mut self, origin: Origin, seq: u64) {
         if self.backoff.contains_key(&origin) || self.bisections.len() >= BISECTIONS_MAX || seq == 0 {
             return;
         }
         self.bisections.entry(origin).or_insert_with(|| {
-            tracing::warn!(%origin, seq, "a peer has other content of a log: looking for where it begins");
+            tracing::warn!(%origin, seq, "a peer has other content in a log: searching for the first entry that differs");
             Bisection::below(seq)
         });
     }
 
-    /// Until the end of this exchange sets its time.
+    /// Leaves a log out; [`Exchange::on_committed`] sets until when.
     fn back_off(&mut self, origin: Origin) {
         self.backoff.insert(origin, u64::MAX);
     }
 
-    /// The peer's vector by its latest word.
+    /// The peer's vector, as its latest message says.
     pub fn theirs(&self) -> Option<&Vector> {
         self.initiator.theirs()
     }
 
-    /// Whether there are entries of our own log that the peer lacks and takes.
+    /// Whether the peer lacks entries of our own log and accepts them.
     pub fn has_own_to_push(&self, logs: &Logs) -> bool {
         match (self.initiator.theirs(), logs.own()) {
             (Some(theirs), Some(own)) => {
@@ -273,71 +273,71 @@ impl Exchange {
         }
     }
 
-    /// Forks that are being looked into.
+    /// Logs that are being bisected.
     pub fn bisecting(&self) -> impl Iterator<Item = Origin> + '_ {
         self.bisections.keys().copied()
     }
 }
 
-/// Cuts that the peer knows and we do not.
+/// Cuts that the peer has and we do not.
 fn new_cuts(logs: &Logs, theirs: &Vector) -> impl Iterator<Item = Maintenance> {
     sync::new_cuts(logs.vector(), theirs).into_iter().map(|(origin, seq)| Maintenance::Cut(origin, seq))
 }
 
-/// Of runs that lie within what we have, the records of entries that are damaged here.
-fn take_repairs(runs: &mut Vec<Run>, logs: &Logs, wounds: &Damage) -> Vec<Entry> {
+/// Takes the runs that lie within our logs, and returns the entries among them that are damaged here.
+fn take_repairs(runs: &mut Vec<Run>, logs: &Logs, damage: &Damage) -> Vec<Entry> {
     let mut entries = Vec::new();
     runs.retain_mut(|run| {
         let last = run.before.seq.saturating_add(run.entries.len() as u64);
-        let is_mend = !run.entries.is_empty() && last <= logs.vector().seq(run.origin);
-        if is_mend {
-            for seq in wounds.within(run.origin, run.before.seq + 1, last) {
+        let is_repair = !run.entries.is_empty() && last <= logs.vector().seq(run.origin);
+        if is_repair {
+            for seq in damage.within(run.origin, run.before.seq + 1, last) {
                 let at = usize::try_from(seq - run.before.seq - 1).expect("a run is in memory");
                 entries.push(run.entries[at].clone());
             }
         }
-        !is_mend
+        !is_repair
     });
     entries
 }
 
-/// What a request leads to, before it is answered: care first, then runs.
+/// What a request leads to before it is answered: the maintenance is committed first, then the runs.
 pub fn on_request(
-    door: &mut Responder,
+    responder: &mut Responder,
     logs: &Logs,
-    wounds: &Damage,
+    damage: &Damage,
     request: &mut SyncMessage,
 ) -> (Vec<Maintenance>, Vec<Run>) {
-    door.on_request(logs.vector(), request);
-    let mut care: Vec<Maintenance> =
-        door.theirs().into_iter().flat_map(|theirs| new_cuts(logs, theirs)).collect();
+    responder.on_request(logs.vector(), request);
+    let mut maintenance: Vec<Maintenance> =
+        responder.theirs().into_iter().flat_map(|theirs| new_cuts(logs, theirs)).collect();
     let mut runs = std::mem::take(&mut request.runs);
-    let mended = take_repairs(&mut runs, logs, wounds);
-    if !mended.is_empty() {
-        care.push(Maintenance::Repair(mended));
+    let repaired = take_repairs(&mut runs, logs, damage);
+    if !repaired.is_empty() {
+        maintenance.push(Maintenance::Repair(repaired));
     }
-    (care, runs)
+    (maintenance, runs)
 }
 
-/// What of a request's wants is to be read.
+/// The ranges to read for a request.
 pub fn reads_for(request: &SyncMessage, logs: &Logs) -> Vec<Wanted> {
     let ranges = within(&request.wants, logs.vector()).into_iter();
     ranges.map(|range| Wanted { range, before: None, known: false }).collect()
 }
 
-/// The answer. `logs` are ours after what came was written; `mend`: damaged entries that the peer may have.
+/// The answer. `logs`: ours after the request's runs were committed. `repair`: damaged entries that the peer may have.
 pub fn answer(
-    door: &mut Responder,
+    responder: &mut Responder,
     logs: &Logs,
     request: &SyncMessage,
     read: ReadRuns,
-    mend: Vec<EntryRange>,
+    repair: Vec<EntryRange>,
     hello: Hello,
 ) -> SyncMessage {
     let mut reply = SyncMessage::quiet(hello, [0; 16]);
     (reply.runs, reply.more) = (read.runs, read.more);
-    door.answer(logs.vector(), request, &mut reply);
+    responder.answer(logs.vector(), request, &mut reply);
     reply.own = if reply.heads.is_some() { logs.own() } else { None };
-    reply.wants = mend;
+    reply.wants = repair;
     reply
 }

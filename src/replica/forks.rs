@@ -10,18 +10,18 @@ use crate::chain::sync::bisect::{Bisection, BisectionOutcome, ChainedEntry};
 use crate::chain::sync::wire::Run;
 use crate::store::{Store, StoreError};
 
-/// What a probe came to.
+/// What comparing one entry of the peer with ours says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
-    /// Ask for the next.
+    /// The bisection continues.
     Closer(Bisection),
-    /// The log is forked here, and our own entries up to here are sound.
+    /// The log is forked at this seq, and our own entries up to it are verified.
     Fork(u64),
-    /// The entries do not say so, or ours are damaged.
+    /// The entries are equal, or ours are damaged.
     Inconclusive,
 }
 
-/// Holds a peer's entry against ours. Before a fork is believed, our own entries are verified again.
+/// Compares a peer's entry with ours. Verifies our own entries before it reports a fork.
 pub fn judge(store: &Store, origin: Origin, search: Bisection, run: &Run) -> Result<Verdict, StoreError> {
     let seq = run.before.seq + 1;
     let read = || -> Result<(ChainHash, Entry), StoreError> {

@@ -17,29 +17,29 @@ const RUN_BYTES_MAX: usize = 4 << 20;
 /// Entries that the writer gets at once, so that clients' commits come between those of a long catch-up.
 const PIECE_COUNT: usize = 1_000;
 
-/// Entries to be read, and what the asker holds before them, where that is known.
+/// A range to read for the peer, and the peer's hash before it, where that is known.
 #[derive(Debug, Clone, Copy)]
 pub struct Wanted {
-    /// Which.
+    /// The entries.
     pub range: EntryRange,
-    /// The hash before the first must be this.
+    /// The hash before the first entry must be this.
     pub before: Option<ChainHash>,
-    /// `before` is known to be ours as well.
+    /// `before` is our hash too; it need not be computed.
     pub known: bool,
 }
 
-/// What was read.
+/// The runs for one message.
 #[derive(Debug, Default)]
 pub struct ReadRuns {
     /// The entries.
     pub runs: Vec<Run>,
-    /// There is more than fits.
+    /// More was wanted than fits.
     pub more: bool,
-    /// Logs of which the asker holds something else, at these seqs.
+    /// Logs in which the peer's hash at this seq is not ours.
     pub forks: Vec<(Origin, u64)>,
 }
 
-/// A run in pieces, each to be held against our chain by itself.
+/// Splits a run into pieces; each is compared with our chain by itself.
 pub fn pieces(run: &Run, theirs: Option<&Vector>) -> Vec<PeerRecords> {
     let claimed = sync::claimed(theirs, run.origin);
     let mut before = run.before;
@@ -51,7 +51,7 @@ pub fn pieces(run: &Run, theirs: Option<&Vector>) -> Vec<PeerRecords> {
     pieces
 }
 
-/// What became of a run, from what became of its pieces.
+/// The outcome of a run, from the outcomes of its pieces.
 pub fn admitted(run: &Run, pieces: impl IntoIterator<Item = Admitted>) -> Admitted {
     let mut all = Admitted { new: 0, refused: None, not_stored: None };
     for piece in pieces {
@@ -66,13 +66,13 @@ pub fn admitted(run: &Run, pieces: impl IntoIterator<Item = Admitted>) -> Admitt
     all
 }
 
-/// What of the ranges we have.
+/// The parts of the ranges that we have.
 pub(super) fn within(wants: &[EntryRange], mine: &Vector) -> Vec<EntryRange> {
     let cut = wants.iter().map(|want| EntryRange { last: want.last.min(mine.seq(want.origin)), ..*want });
     cut.filter(|want| want.first <= want.last).collect()
 }
 
-/// Reads what was asked for or is pushed, within bounds. `go_on`: whether there is time for one more range.
+/// Reads ranges, up to the bound of one message. `go_on`: whether there is time for one more range.
 pub fn read(store: &Store, ranges: &[Wanted], go_on: impl Fn() -> bool) -> Result<ReadRuns, StoreError> {
     let mut read = ReadRuns::default();
     let mut left = RUN_BYTES_MAX;
@@ -116,8 +116,8 @@ pub fn read(store: &Store, ranges: &[Wanted], go_on: impl Fn() -> bool) -> Resul
     Ok(read)
 }
 
-/// `None`: damaged, or moved by a cut meanwhile. It is never sent; what lies before it and the other logs are, so that one bad page here does not keep
-/// a peer from all the rest.
+/// `None`: damaged, or moved by a cut meanwhile. Such an entry is never sent. The entries before it and the other logs are, so
+/// one bad page does not keep a peer from the rest.
 pub(super) fn undamaged<T>(read: Result<T, StoreError>) -> Result<Option<T>, StoreError> {
     match read {
         Ok(value) => Ok(Some(value)),
