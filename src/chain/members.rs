@@ -1,20 +1,20 @@
-//! Owns who belongs to a network, as one node knows it: the stores that ever spoke, and where each was found last.
+//! Owns who belongs to a network, as one node knows it: the stores that ever took part, and the last address of each.
 //!
-//! A member is a store at a node. Its own word is the truth about it: what it says at a later opening replaces what it said
-//! before, whoever passes that on, so all nodes come to the same whatever they heard first. An address is one process, so of
-//! two stores of one node at one address only the one opened later is left; a clock may say otherwise, so whoever hears of
-//! a later one at its own place gives its opening a still later name. A member that was forgotten stays as a mark, which
-//! counts for that opening: one that speaks again is a member again, and what was opened before it is not.
+//! A member is a store at a node. What a member says of itself in a later run replaces what it said before, whichever
+//! node passes it on, so all nodes reach the same members in whatever order they learn them. An address belongs to one
+//! process: of two stores of one node at one address, the one opened later stays. Clocks can be wrong, so a node that
+//! learns of a later store at its own address raises its own open id above it. A forgotten member stays as a tombstone
+//! for its open id: a member that speaks again is a member again, and one that was opened before it is not.
 
 use std::collections::BTreeMap;
 
 use super::bytes::ByteReader;
 
-/// Members that a node keeps in mind, and marks of those it forgot. At the bound unknown ones are not taken in: they are
-/// answered, but neither listed nor asked.
+/// Members of a network, tombstones included. At the bound a new member is not added: it is answered, but neither
+/// listed nor asked.
 pub const MEMBERS_MAX: usize = 256;
 
-/// Which store at which node.
+/// A store at a node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct MemberId {
     /// The node.
@@ -23,19 +23,19 @@ pub struct MemberId {
     pub store_id: [u8; 16],
 }
 
-/// What is known of it.
+/// What is known of a member.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Member {
-    /// Its last opening. Later ones are larger.
+    /// Its last run. Later ones are larger.
     pub open_id: [u8; 16],
-    /// How often it was forgotten and said that it is there, since that opening: odd while it is forgotten.
+    /// How often it was forgotten or came back during that run: odd while it is forgotten.
     pub forget_count: u16,
-    /// Where it was found.
+    /// Its address.
     pub address: String,
 }
 
 impl Member {
-    /// Whether an operator wants it forgotten.
+    /// Whether an operator removed it.
     pub fn is_forgotten(&self) -> bool {
         self.forget_count % 2 == 1
     }
@@ -48,12 +48,12 @@ impl Member {
 /// The first bytes of a hash over all members: enough to notice a difference.
 pub type MembersDigest = [u8; 8];
 
-/// All members. See the head of this file.
+/// All members, tombstones included.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Members(BTreeMap<MemberId, Member>);
 
 impl Members {
-    /// Takes in what somebody says of a member. Whether it is news.
+    /// Adds or updates a member. True if that changes anything.
     pub fn learn(&mut self, name: MemberId, member: Member) -> bool {
         let known = self.0.get(&name);
         if member.address.is_empty() || known.is_some_and(|known| known.rank() >= member.rank()) {
@@ -86,17 +86,17 @@ impl Members {
         self.0.get(&name)
     }
 
-    /// All of them, marks included, by node.
+    /// All of them, tombstones included, by node.
     pub fn iter(&self) -> impl Iterator<Item = (MemberId, &Member)> + '_ {
         self.0.iter().map(|(name, member)| (*name, member))
     }
 
-    /// How many, marks included.
+    /// How many, tombstones included.
     pub fn count(&self) -> usize {
         self.0.len()
     }
 
-    /// Marks a member as forgotten, or as there after all. Whether that changes anything.
+    /// Marks a member as forgotten or as back. True if that changes anything.
     pub fn set_forgotten(&mut self, name: MemberId, forgotten: bool) -> bool {
         match self.0.get_mut(&name) {
             Some(member) if member.is_forgotten() != forgotten && member.forget_count < u16::MAX => {
@@ -115,7 +115,7 @@ impl Members {
     }
 }
 
-/// The last opening of a store, or of others of its node at its address: one after these replaces them all.
+/// The last open id of a store, or of other stores of its node at its address: a later one replaces them all.
 pub fn latest<'a>(
     members: impl Iterator<Item = (MemberId, &'a Member)>,
     of: MemberId,
@@ -127,10 +127,10 @@ pub fn latest<'a>(
     members.filter(is_place).map(|(_, member)| member.open_id).max()
 }
 
-/// Which node was last at each address that is configured here, where that is known. Nobody else is told.
+/// The node last seen at each configured address. Not sent to other nodes.
 pub type LastSeenAt = BTreeMap<String, u16>;
 
-/// What a node keeps in its store of all that.
+/// What a node stores of its network.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Membership {
     /// Who belongs to the network.

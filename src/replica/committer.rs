@@ -3,9 +3,10 @@
 //! Before: the node's writer collects [`WriteOps`]. After: [`Staged`] decides, [`Store::commit`] writes, and the writer
 //! answers with [`Committed`]. Threads, queues and callers are not known here.
 //!
-//! Invariants: a batch is decided on a copy of the logs, which replaces them after the commit, so no outcome is reported for
-//! a message that is not on disk. Work that needs many commits (cutting a long log, purging behind a cut, attaching detached
-//! entries) continues with each batch, in pieces. After an error the committer must not be used: the store is reopened.
+//! Invariants: a batch is decided on a copy of the logs, which replaces them after the commit, so no outcome is
+//! reported for a message that is not on disk. Work that needs many commits (cutting a long log, purging behind a cut,
+//! attaching detached entries) continues with each batch, in pieces. After an error the committer must not be used: the
+//! store is reopened.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -19,8 +20,8 @@ use crate::chain::logs::{CHECKPOINT_EVERY, Logs};
 use crate::chain::record::Entry;
 use crate::store::{Store, StoreError};
 
-/// Cuts in a store. Honest networks have a handful, but a peer can invent any number, a cut stays for ever, and all of them
-/// must fit into one exchange. At the bound no further log is cut, so forked logs stay different.
+/// Cuts in a store. Honest networks have a handful, but a peer can invent any number, a cut stays for ever, and all of
+/// them must fit into one exchange. At the bound no further log is cut, so forked logs stay different.
 const CUTS_MAX: usize = 65_536;
 /// Cuts in the queue. At the bound a further cut is dropped; a later exchange finds it again.
 const CUTTING_MAX: usize = 1_024;
@@ -178,8 +179,8 @@ impl Committer {
         Ok(())
     }
 
-    /// Collects entries of peers for damaged ones. They are written once the chain between two checkpoints matches with them;
-    /// an entry that no chain confirms replaces nothing.
+    /// Collects entries of peers for damaged ones. They are written once the chain between two checkpoints matches with
+    /// them; an entry that no chain confirms replaces nothing.
     fn collect_repairs(&mut self, staged: &mut Staged<'_>, entries: &[Entry]) -> Result<(), StoreError> {
         let mut parts = BTreeSet::new();
         for entry in entries {
@@ -236,7 +237,7 @@ impl Committer {
         }
         self.candidates.retain(|(of, seq), _| *of != origin || !(first..=last).contains(seq));
         if hash != after {
-            tracing::warn!(%origin, first, last, "the entries that a peer sent for damaged ones do not match the hash chain");
+            tracing::warn!(%origin, first, last, "a peer's entries for damaged ones do not match the hash chain");
             return Ok(());
         }
         tracing::info!(%origin, first, last, entries = repaired.len(), "damaged entries are repaired");

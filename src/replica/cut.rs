@@ -1,12 +1,12 @@
 //! Owns moving a log's entries to branches when the log is cut before them.
 //!
-//! Before: the [committer](super::committer) has a fork or a damaged entry that no peer has. After: the log ends at its cut,
-//! and [`purge`](super::purge) removes the old rows.
+//! Before: the [committer](super::committer) has a fork or a damaged entry that no peer has. After: the log ends at its
+//! cut, and [`purge`](super::purge) removes the old rows.
 //!
 //! A branch is a log whose id is a hash of its first entry, so all nodes that hold the same entries choose the same id
-//! without an exchange. Entries are copied in pieces, so that a long log does not delay sends; the log ends at its cut only
-//! after all of them are copied. So each message is in some log at every moment, and after a crash the next cut finds the
-//! copies. A damaged entry ends a branch; the next intact entry begins another.
+//! without an exchange. Entries are copied in pieces, so that a long log does not delay sends; the log ends at its cut
+//! only after all of them are copied. So each message is in some log at every moment, and after a crash the next cut
+//! finds the copies. A damaged entry ends a branch; the next intact entry begins another.
 
 use super::decide::Staged;
 use crate::chain::ids::{EntryKey, Origin};

@@ -1,8 +1,8 @@
 //! Owns how a batch is decided: which message is new, a duplicate or a conflict, and which entry of a peer follows.
 //!
-//! Before: the [committer](super::committer) has a batch. After: it commits the [`WriteBatch`] and keeps the new logs. A
-//! batch is decided on a copy of the logs and on an [`IndexOverlay`]. Nothing is written here, so dropping the staged batch
-//! undoes it.
+//! Before: the [committer](super::committer) has a batch. After: it commits the [`WriteBatch`] and keeps the new logs.
+//! A batch is decided on a copy of the logs and on an [`IndexOverlay`]. Nothing is written here, so dropping the staged
+//! batch undoes it.
 //!
 //! Invariant: a copy of a message counts as stored only if its record passes its check now.
 
@@ -227,8 +227,8 @@ impl<'a> Staged<'a> {
         Ok(true)
     }
 
-    /// Moves an entry to the end of a branch. The overlay shows it to the sends of this batch, since the same commit may cut
-    /// off the old copy.
+    /// Moves an entry to the end of a branch. The overlay shows it to the sends of this batch, since the same commit
+    /// may cut off the old copy.
     pub(super) fn append_moved(&mut self, place: EntryKey, entry: &Entry) -> Result<(), StoreError> {
         self.logs.append_moved(place, entry.digest());
         self.append(entry.moved_to(place))

@@ -1,13 +1,14 @@
-//! Owns both sides of an exchange with one peer, above [`chain::sync`](crate::chain::sync): what is read from the store for a
-//! message, and what a message leads to.
+//! Owns both sides of an exchange with one peer, above [`chain::sync`](crate::chain::sync): what is read from the store
+//! for a message, and what a message leads to.
 //!
 //! Before: the node's sync task has a trigger or a request. The initiator is an [`Exchange`]: [`plan`](Exchange::plan),
 //! [`runs::read`](super::runs::read), the request, [`on_reply`](Exchange::on_reply), the writer, and
 //! [`on_committed`](Exchange::on_committed). The responder is [`on_request`], the writer, and [`answer`]. After: the
 //! [committer](super::committer) decides and commits what came.
 //!
-//! Invariants: a log that one side refuses is left out on this link for a while, and all other logs go on. Where two copies
-//! of a log differ, the initiator bisects to the first entry that differs; [`forks`](super::forks) compares the entries.
+//! Invariants: a log that one side refuses is left out on this link for a while, and all other logs go on. Where two
+//! copies of a log differ, the initiator bisects to the first entry that differs; [`forks`](super::forks) compares the
+//! entries.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -193,7 +194,8 @@ impl Exchange {
         actions
     }
 
-    /// Takes the outcomes of the commits: logs that were refused are left out for a while. Returns the number of new entries.
+    /// Takes the outcomes of the commits: logs that were refused are left out for a while. Returns the number of new
+    /// entries.
     pub fn on_committed(
         &mut self,
         actions: &ReplyActions,
@@ -246,7 +248,7 @@ impl Exchange {
             return;
         }
         self.bisections.entry(origin).or_insert_with(|| {
-            tracing::warn!(%origin, seq, "a peer has other content in a log: searching for the first entry that differs");
+            tracing::warn!(%origin, seq, "a log is forked on a peer: searching for the first entry that differs");
             Bisection::below(seq)
         });
     }

@@ -1,7 +1,8 @@
 //! Owns whether a log is forked where a bisection says so: a peer's entry is compared with ours.
 //!
-//! Before: [`exchange`](super::exchange) asked the peer for one entry. After: a [`Verdict`], with which the exchange asks
-//! again, cuts the log, or leaves it alone. A fork is reported only after our own entries up to there were verified.
+//! Before: [`exchange`](super::exchange) asked the peer for one entry. After: a [`Verdict`], with which the exchange
+//! asks again, cuts the log, or leaves it alone. A fork is reported only after our own entries up to there were
+//! verified.
 
 use super::runs::undamaged;
 use crate::chain::ids::{ChainHash, Origin};

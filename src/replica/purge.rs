@@ -1,8 +1,8 @@
 //! Owns when rows behind cuts are removed.
 //!
-//! Before: a cut is durable, and its log's old rows are still there. After: [`Store::purge`] removes a piece of them. Clients'
-//! messages go before each piece. A process that ends leaves the rest to the next one, which looks once at each cut log. When
-//! no rows are left, index rows without an entry are searched for.
+//! Before: a cut is durable, and its log's old rows are still there. After: [`Store::purge`] removes a piece of them.
+//! Clients' messages go before each piece. A process that ends leaves the rest to the next one, which looks once at
+//! each cut log. When no rows are left, index rows without an entry are searched for.
 
 use std::collections::BTreeSet;
 
@@ -12,8 +12,8 @@ use crate::store::{Store, StoreError};
 
 /// Cut logs without rows that one step looks at. Further ones wait for the next step.
 const LOOKS_MAX: usize = 256;
-/// Batches with clients' messages that go before one piece. With more, the rows of a long log would stay for hours on a busy
-/// node, and later cuts would wait.
+/// Batches with clients' messages that go before one piece. With more, the rows of a long log would stay for hours on a
+/// busy node, and later cuts would wait.
 const BUSY_MAX: u32 = 16;
 
 /// The cut logs that may have rows behind their cuts.

@@ -1,8 +1,8 @@
 //! Owns what to do about entries that are damaged or missing here: which peer to ask, and when to give up.
 //!
-//! Before: a read found damage, or a gap follows a head. After: each exchange asks its peer for the missing entries. An entry
-//! that no peer has is given up after a while: the log is cut before it, so that the entries behind it can be read again.
-//! That loses nothing that any node has, because a node that returns with the entry brings it in a branch.
+//! Before: a read found damage, or a gap follows a head. After: each exchange asks its peer for the missing entries. An
+//! entry that no peer has is given up after a while: the log is cut before it, so that the entries behind it can be
+//! read again. That loses nothing that any node has, because a node that returns with the entry brings it in a branch.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -29,8 +29,8 @@ pub struct Repair {
 }
 
 impl Repair {
-    /// Takes over what is damaged or missing now. Damage behind a cut is dropped: a read that began before the cut may have
-    /// recorded it later, and no peer repairs it.
+    /// Takes over what is damaged or missing now. Damage behind a cut is dropped: a read that began before the cut may
+    /// have recorded it later, and no peer repairs it.
     pub fn update(&mut self, damage: &Damage, logs: &Logs, now_ms: u64) {
         for (origin, seq) in damage.all() {
             if seq > logs.vector().limit(origin) {

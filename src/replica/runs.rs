@@ -1,7 +1,8 @@
-//! Owns runs, the consecutive entries of one log in an exchange: reading them for a peer, and handing a peer's to the writer.
+//! Owns runs, the consecutive entries of one log in an exchange: reading them for a peer, and handing a peer's to the
+//! writer.
 //!
-//! Before: [`exchange`](super::exchange) says which ranges are wanted. After: the message to the peer, or the writer. What
-//! is damaged here is never sent, and does not keep the rest from being sent.
+//! Before: [`exchange`](super::exchange) says which ranges are wanted. After: the message to the peer, or the writer.
+//! What is damaged here is never sent, and does not keep the rest from being sent.
 
 use super::write_ops::{Admitted, PeerRecords};
 use crate::chain::ids::{ChainHash, Origin};
@@ -116,8 +117,8 @@ pub fn read(store: &Store, ranges: &[Wanted], go_on: impl Fn() -> bool) -> Resul
     Ok(read)
 }
 
-/// `None`: damaged, or moved by a cut meanwhile. Such an entry is never sent. The entries before it and the other logs are, so
-/// one bad page does not keep a peer from the rest.
+/// `None`: damaged, or moved by a cut meanwhile. Such an entry is never sent. The entries before it and the other logs
+/// are, so one bad page does not keep a peer from the rest.
 pub(super) fn undamaged<T>(read: Result<T, StoreError>) -> Result<Option<T>, StoreError> {
     match read {
         Ok(value) => Ok(Some(value)),

@@ -1,8 +1,8 @@
 //! Owns the background read of everything a store holds, which finds damage before a reader does.
 //!
-//! For each entry of each log: the record's check (which every read makes), the chain against its checkpoints and the head,
-//! and whether the index has every row that the entry needs. A step reads a bounded part; the caller decides how often.
-//! Damage that a step finds is recorded like that of any read; what the committer can correct is returned.
+//! For each entry of each log: the record's check (which every read makes), the chain against its checkpoints and the
+//! head, and whether the index has every row that the entry needs. A step reads a bounded part; the caller decides how
+//! often. Damage that a step finds is recorded like that of any read; what the committer can correct is returned.
 
 use super::write_ops::Maintenance;
 use crate::chain::ids::{ChainHash, Origin};
@@ -160,7 +160,7 @@ impl ScrubPosition {
                 step.maintenance.extend(wrong);
             }
             Some(_) => {
-                tracing::error!(origin = %self.origin, after = self.good, "the hash chain of a log does not match its head");
+                tracing::error!(origin = %self.origin, after = self.good, "the chain of a log does not match its head");
                 step.maintenance.push(Maintenance::Cut(self.origin, self.good + 1));
             }
             None => {}

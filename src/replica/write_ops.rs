@@ -43,7 +43,8 @@ pub enum Maintenance {
     Repair(Vec<Entry>),
     /// The right hash for a checkpoint of the chain that was found wrong.
     Checkpoint(Origin, u64, ChainHash),
-    /// Append these frontier snapshots to the own log, so that cursors can refer to them. Skipped if the disk is nearly full.
+    /// Append these frontier snapshots to the own log, so that cursors can refer to them. Skipped if the disk is nearly
+    /// full.
     Snapshots(Vec<SnapshotContent>),
     /// Store the membership. Skipped if the disk is nearly full.
     Members(Membership),
