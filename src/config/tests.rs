@@ -24,7 +24,7 @@ fn resolve(line: &str, env: &[(&str, &str)], file: Option<&str>) -> Result<Strin
         Command::Up(args) => format!("{:?}", sources.up(args)?),
         Command::Send(args) => sources.sender(args.from.as_deref())?,
         Command::Verify(args) => sources.data_dir(args.data_dir.as_ref()).display().to_string(),
-        Command::Key(_) => unreachable!("it has no settings"),
+        Command::Key(_) | Command::Guide(_) => unreachable!("it has no settings"),
         Command::List(_) | Command::Status(_) | Command::Forget(_) => {
             format!("{:?}", sources.client(&cli.common)?)
         }
