@@ -18,6 +18,7 @@ Try it:
   chatchain send --to user2 \"hi\"   from a second terminal
   chatchain list
   chatchain status
+  chatchain guide                  what to know, topic by topic
 
 Exit codes: 0 done, 1 failure, 2 wrong usage or configuration,
 3 `status --check` found a part that is not well, 5 no node reachable,
@@ -95,6 +96,8 @@ pub enum Command {
     Verify(VerifyArgs),
     /// Make a key: then only programs that have it can read and write
     Key(KeyArgs),
+    /// Print the guide: the list of its topics, or one topic
+    Guide(GuideArgs),
 }
 
 /// `chatchain up`.
@@ -332,6 +335,20 @@ each of them is accepted.
 Examples:
   umask 077; chatchain key > network.key")]
 pub struct KeyArgs {}
+
+/// `chatchain guide`.
+#[derive(Debug, Default, Args)]
+#[command(after_help = "\
+The guide needs no server and no configuration.
+
+Examples:
+  chatchain guide
+  chatchain guide disks
+  chatchain guide http | less")]
+pub struct GuideArgs {
+    /// The topic to print [default: the list of topics]
+    pub topic: Option<String>,
+}
 
 #[cfg(test)]
 mod tests {

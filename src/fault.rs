@@ -1,34 +1,34 @@
-//! Mistakes that can be planted on purpose, to see that the tests find them. Never in a program that anybody runs: without
-//! the feature `planted-faults` every question here is answered `false` by the compiler.
+//! Owns the faults that tests plant, to see that the simulation finds them. Without the feature `planted-faults`, the
+//! compiler answers `false` to every question here, so no released program has them.
 //!
-//! With the feature, the environment variable `CHATCHAIN_FAULT` names the one that is made. `scripts/faults.sh` plants
-//! each in turn and fails unless the simulation goes red.
+//! With the feature, the environment variable `CHATCHAIN_FAULT` names the planted fault. `scripts/faults.sh` plants
+//! each in turn and fails unless the simulation fails.
 
-/// A mistake that a program like this one could have.
+/// A mistake that a program of this kind could have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fault {
     /// Acknowledge before the commit is on disk.
     EarlyAck,
-    /// Go on with a log that was found when the store was opened.
+    /// Append to a log that was in the store when it was opened.
     OldOrigin,
-    /// Believe a record without looking at its check.
+    /// Accept a record without verifying its check.
     SkipCheck,
     /// Advertise heads of entries that are not durable.
     EarlyHead,
-    /// Take in an entry although those before it are missing.
+    /// Admit an entry although entries before it are missing.
     AcceptGap,
-    /// Believe what a peer had before its store was opened anew.
+    /// Rely on what a peer had in an earlier incarnation.
     OldHeads,
-    /// Let the second of two contents with one id win.
+    /// Accept a second content for one id.
     SecondWins,
-    /// Leave a damaged record out of a listing.
+    /// Omit a damaged record from a listing.
     SkipDamage,
-    /// Lead a reader of the feed past an entry that cannot be given.
+    /// Move a feed reader's cursor past an entry that it was not sent.
     PastGap,
 }
 
 impl Fault {
-    /// All of them, by the names that the environment variable has.
+    /// All faults, by their names in the environment variable.
     pub const ALL: [(&'static str, Fault); 9] = [
         ("early-ack", Fault::EarlyAck),
         ("old-origin", Fault::OldOrigin),
@@ -41,13 +41,13 @@ impl Fault {
         ("past-gap", Fault::PastGap),
     ];
 
-    /// Whether this mistake is to be made.
+    /// Whether this fault is planted.
     #[cfg(not(feature = "planted-faults"))]
     pub const fn is_planted(self) -> bool {
         false
     }
 
-    /// Whether this mistake is to be made.
+    /// Whether this fault is planted.
     #[cfg(feature = "planted-faults")]
     pub fn is_planted(self) -> bool {
         static PLANTED: std::sync::OnceLock<Option<Fault>> = std::sync::OnceLock::new();

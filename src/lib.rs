@@ -19,6 +19,7 @@
 //! | [`commands`] | one file per command | what servers do inside |
 //! | [`cli`], [`config`] | what was typed, and what it comes to | anything that runs |
 //! | [`fault`] | mistakes planted on purpose, in tests of the tests | everything |
+//! | [`guide`] | the text of the guide | everything |
 //! | [`output`] | all printing | where it came from |
 //!
 //! Imports run one way: commands → client → api → chain; node → client, serve, replica → store → chain; proxy → client,
@@ -56,6 +57,7 @@ pub mod client;
 pub mod commands;
 pub mod config;
 pub mod fault;
+pub mod guide;
 pub mod node;
 pub mod output;
 pub mod proxy;

@@ -5,6 +5,8 @@
 //! itself. In JSON it becomes `\u…`, which means the same. This file knows nothing of what is printed. When the reader of
 //! standard output closes it, printing fails with [`io::ErrorKind::BrokenPipe`], on which the program ends without an error.
 
+mod markdown;
+
 use std::{
     borrow::Cow,
     env,
@@ -142,6 +144,14 @@ impl Output {
             writeln!(out, "{}", paint(self.colors_data, style, line.trim_end()))?;
         }
         out.flush()
+    }
+
+    /// A page of Markdown: as it is, or laid out for reading where standard output is a terminal.
+    pub fn page(&self, text: &str) -> io::Result<()> {
+        if io::stdout().is_terminal() {
+            return print_data(&markdown::for_terminal(text, self.colors_data));
+        }
+        print_data(text)
     }
 
     /// A sentence of data for people, with the color of its tone.

@@ -1,4 +1,5 @@
-//! Owns reading bytes from front to back. All formats of the chain are read with it; each maps `None` to an error of its own.
+//! Owns reading bytes from front to back. All formats of the chain are read with it; each maps `None` to an error of
+//! its own.
 
 /// The bytes that are not read yet. After a `None` the position is undefined: the input is malformed.
 pub struct ByteReader<'a>(&'a [u8]);

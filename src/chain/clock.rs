@@ -37,13 +37,13 @@ pub struct Clock {
     last: Stamp,
 }
 
-/// A stamp, and whether the origin in use may carry it.
+/// A new stamp, and whether the current log may have it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Tick {
     /// The new stamp.
     pub stamp: Stamp,
-    /// The wall clock was set back so far that stamps start again from it: the log must begin anew, because
-    /// within one log they only ever increase.
+    /// The wall clock was set back so far that stamps start again from it. A new log must begin, because the stamps of
+    /// a log only increase.
     pub set_back: bool,
 }
 
@@ -56,7 +56,7 @@ impl Clock {
         Tick { stamp: self.last, set_back }
     }
 
-    /// Takes note of a stamp seen in a log, unless it lies too far ahead to be believed.
+    /// Raises the clock to a stamp seen in a log, unless the stamp is too far ahead of the wall clock.
     pub fn adopt(&mut self, stamp: Stamp, now_ms: u64) {
         if !stamp.is_far_ahead(now_ms) {
             self.last = self.last.max(stamp);

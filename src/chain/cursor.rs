@@ -1,231 +1,233 @@
-//! Owns what a reader of the feed has seen, and the bytes by which it is told so and comes back: the cursor.
+//! Owns what a reader of the feed has seen ([`ReadState`]), and the bytes that a reader resumes from: the cursor.
 //!
-//! A reader has seen a beginning of every log ([`Seen::full`]), and of a walk in display order everything up to a place
-//! ([`Walk`]). Both mean the same on every node, whatever it holds: an entry is covered or it is not. So a cursor can be
-//! small although logs are many: the ends of a walk are milestones with a few changes, and one place says the rest.
-//! A reader that moves to a node which lacks a part of an earlier walk keeps that walk until the node has it. Nothing that is
-//! stamped after the last thing it saw is covered: a copy of a running machine may use places a second time.
+//! A reader has seen a prefix of every log ([`ReadState::full`]), and of each scan in display order the entries up to a
+//! key ([`PartialScan`]). Whether an entry is covered does not depend on the node, so a cursor means the same
+//! everywhere. A cursor stays small with many logs: it is a base snapshot, the logs that differ from it, and one key
+//! per scan. A reader that moves to a node which lacks a part of an earlier scan keeps that scan until the node has it.
+//! No entry with a stamp later than the last one seen is covered, because a clone of a running machine may use
+//! positions a second time.
 //!
-//! A position is how much somebody's read must cover. It is written alike, but is no cursor, and neither serves as the
-//! other. Both carry the network and a check; a cursor also what its filter was.
+//! A position says how much a read must cover. It has the same form as a cursor, and neither is accepted as the other.
+//! Both carry the network and a check; a cursor also carries its filter.
 
 use super::bytes::{ByteReader, put_varint};
 use super::clock::Stamp;
 use super::frontier::{Frontier, SnapshotId, put_position, put_positions};
 use super::ids::{EntryKey, Origin};
 
-/// A cursor's bytes; as text it then stays below 1 KiB. What would be longer is not written.
+/// The longest cursor; its text is below 1 KiB. A longer one is not written, and the reader keeps its last one.
 pub const CURSOR_BYTES_MAX: usize = 760;
-/// Walks in a cursor. A reader that would need more waits until the node has what an earlier one speaks of.
-pub const WALKS_MAX: usize = 4;
+/// Partial scans in a cursor. A reader that needs more waits until the node has the entries of an earlier scan.
+pub const SCANS_MAX: usize = 4;
 
 const CURSOR: u8 = 0x11;
 const POSITION: u8 = 0x21;
 const CHECK_BYTES: usize = 4;
 
-/// A walk through everything in `until`, in display order, up to and with `at`.
+/// A scan of everything in `until`, in display order, up to `at` and including it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PartialScan {
-    /// What is walked through.
+    /// What is scanned.
     pub until: Frontier,
-    /// How far.
+    /// The last entry that was scanned.
     pub at: EntryKey,
 }
 
 impl PartialScan {
-    /// Whether it has come past this entry.
+    /// Whether the scan has passed this entry.
     pub fn covers(&self, place: EntryKey) -> bool {
         place <= self.at && place.seq <= self.until.seq(place.origin)
     }
 }
 
-/// What a reader has seen. See the head of this file.
+/// What a reader has seen.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ReadState {
-    /// The beginning of every log,
+    /// A prefix of every log,
     pub full: Frontier,
-    /// as far as it is stamped no later than this.
+    /// without entries stamped later than this.
     pub last: Stamp,
-    /// Besides, what walks have come past.
-    pub walks: Vec<PartialScan>,
+    /// And the entries that scans have passed.
+    pub scans: Vec<PartialScan>,
 }
 
 impl ReadState {
-    /// Everything in these logs up to there, and nothing else. `last`: the largest stamp among it.
+    /// Exactly this frontier. `last`: the largest stamp in it.
     pub fn all(full: Frontier, last: Stamp) -> Self {
-        ReadState { full, last, walks: Vec::new() }
+        ReadState { full, last, scans: Vec::new() }
     }
 
-    /// Where the beginnings end in display order.
+    /// The end of the prefixes in display order.
     pub fn end(&self) -> EntryKey {
         EntryKey { stamp: self.last, origin: Origin([0xff; 16]), seq: u64::MAX }
     }
 
-    /// Whether an entry is among it.
+    /// Whether the reader has seen an entry.
     pub fn covers(&self, place: EntryKey) -> bool {
-        let is_beginning = place.seq <= self.full.seq(place.origin) && place.stamp <= self.last;
-        is_beginning || self.walks.iter().any(|walk| walk.covers(place))
+        let is_in_prefix = place.seq <= self.full.seq(place.origin) && place.stamp <= self.last;
+        is_in_prefix || self.scans.iter().any(|scan| scan.covers(place))
     }
 
-    /// What is left to be remembered of it by a reader who has besides seen all of `held`: what lies beyond that.
+    /// The parts beyond `held`: what is still to be remembered once the reader has seen all of `held`.
     #[must_use]
     pub fn beyond(&self, held: &Frontier) -> Vec<PartialScan> {
         let full = self.full.beyond(held);
         let full =
             (!full.is_empty()).then(|| PartialScan { until: full.into_iter().collect(), at: self.end() });
-        let walks = self.walks.iter().filter_map(|walk| {
-            let beyond = walk.until.beyond(held);
-            // Where only a few logs are meant, those are written; where many, what they were a difference to.
+        let scans = self.scans.iter().filter_map(|scan| {
+            let beyond = scan.until.beyond(held);
+            // A few logs are written in full; many stay a difference to their base.
             let until = match beyond.len() {
                 0 => return None,
                 1..=FEW => beyond.into_iter().collect(),
-                _ => walk.until.clone(),
+                _ => scan.until.clone(),
             };
-            Some(PartialScan { until, at: walk.at })
+            Some(PartialScan { until, at: scan.at })
         });
-        full.into_iter().chain(walks).collect()
+        full.into_iter().chain(scans).collect()
     }
 }
 
-/// Logs that are rather written down than kept as a difference.
+/// Up to this many logs are written in full instead of as a difference.
 const FEW: usize = 4;
 
-/// Which network and filter a cursor is for, as short hashes.
+/// The network and the filter that a cursor is for, as short hashes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Scope {
     /// The first bytes of a hash of the network's name.
     pub network: [u8; 8],
-    /// The same of the filter as it is written.
+    /// The same of the filter in its one written form.
     pub filter: [u8; 8],
 }
 
 impl Scope {
-    /// For this network, by the hash that exchanges carry, and a filter as it is written.
+    /// The scope of a network, by the hash that exchanges carry, and a filter in its one written form.
     pub fn new(network: [u8; 8], filter: &str) -> Self {
         let filter = *blake3::hash(filter.as_bytes()).as_bytes().first_chunk().expect("32 bytes have 8");
         Scope { network, filter }
     }
 }
 
-/// Seqs as they were written: a difference to something that has to be looked up.
+/// A frontier as it is written: a difference to a base.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FrontierDelta {
-    /// To what.
+    /// The base.
     pub to: DeltaBase,
-    /// How far logs are where that is otherwise; 0: not covered.
+    /// The logs that differ and how far they are; 0: not covered.
     pub changes: Vec<(Origin, u64)>,
 }
 
-/// What a difference is one to.
+/// The base of a difference.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DeltaBase {
-    /// Nothing: all is written.
+    /// None: all logs are written.
     Nothing,
-    /// The milestone of this name.
-    Milestone(SnapshotId),
-    /// In a walk: the beginning of every log, which stands before it.
+    /// The snapshot of this id.
+    Snapshot(SnapshotId),
+    /// For a scan: the prefixes, which are written before it.
     Full,
 }
 
-/// A cursor as it was written.
+/// A decoded cursor, its snapshots not yet looked up.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Cursor {
-    /// See [`Seen::full`].
+    /// See [`ReadState::full`].
     pub full: FrontierDelta,
-    /// See [`Seen::last`].
+    /// See [`ReadState::last`].
     pub last: Stamp,
-    /// See [`Seen::walks`].
-    pub walks: Vec<(FrontierDelta, EntryKey)>,
+    /// See [`ReadState::scans`].
+    pub scans: Vec<(FrontierDelta, EntryKey)>,
 }
 
 /// Why bytes are not a cursor or a position that can be used here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidCursor {
-    /// Not written by us, or cut.
-    #[error("it is not one, or it is incomplete")]
+    /// Not a cursor, or cut off.
+    #[error("it is malformed or incomplete")]
     Malformed,
     /// A position where a cursor is wanted, or the other way round.
     #[error("it is a position and a cursor is wanted, or the other way round")]
     OtherUse,
-    /// Of another network.
+    /// It is of another network.
     #[error("it is of another network")]
     Network,
-    /// Made with another filter.
+    /// It was made with another filter.
     #[error("it was made with another filter")]
     Filter,
 }
 
-/// The part of a cursor that does not depend on the filter; `None`: it would be too long. Shared by all who read alike.
-pub fn core(seen: &ReadState) -> Option<Vec<u8>> {
-    match seen.walks.split_last() {
+/// The payload of a cursor: the part that does not depend on the filter, so readers at the same place share it. `None`:
+/// it would be too long.
+pub fn payload(seen: &ReadState) -> Option<Vec<u8>> {
+    match seen.scans.split_last() {
         None => {
             let mut out = Vec::with_capacity(128);
-            put_full(&mut out, seen);
+            put_state(&mut out, seen);
             out.push(0);
-            (out.len() <= CORE_BYTES_MAX).then_some(out)
+            (out.len() <= PAYLOAD_BYTES_MAX).then_some(out)
         }
         Some((last, others)) => {
-            let before = ReadState { walks: others.to_vec(), ..seen.clone() };
-            Some(at_place(&walk_core(&before, &last.until)?, last.at))
+            let before = ReadState { scans: others.to_vec(), ..seen.clone() };
+            Some(payload_at(&scan_payload(&before, &last.until)?, last.at))
         }
     }
 }
 
-/// The core of a cursor on a walk, without the place up to which it has come: all that its cursors share.
-pub fn walk_core(before: &ReadState, until: &Frontier) -> Option<Vec<u8>> {
-    let count = before.walks.len() + 1;
-    if count > WALKS_MAX {
+/// The payload of the cursors within a scan, without the key: the part that they share.
+pub fn scan_payload(before: &ReadState, until: &Frontier) -> Option<Vec<u8>> {
+    let count = before.scans.len() + 1;
+    if count > SCANS_MAX {
         return None;
     }
     let mut out = Vec::with_capacity(128);
-    put_full(&mut out, before);
+    put_state(&mut out, before);
     out.push(u8::try_from(count).ok()?);
     let put_until = |out: &mut Vec<u8>, until: &Frontier| {
-        let (by_itself, to_full) = (difference(until), until.changes_to(&before.full));
+        let (by_itself, to_full) = (delta_of(until), until.changes_to(&before.full));
         let to_full = FrontierDelta { to: DeltaBase::Full, changes: to_full };
         let is_shorter = to_full.changes.len() <= by_itself.changes.len();
-        put_difference(out, if is_shorter { &to_full } else { &by_itself });
+        put_delta(out, if is_shorter { &to_full } else { &by_itself });
     };
-    for walk in &before.walks {
-        put_until(&mut out, &walk.until);
-        put_at(&mut out, walk.at);
+    for scan in &before.scans {
+        put_until(&mut out, &scan.until);
+        put_key(&mut out, scan.at);
     }
     put_until(&mut out, until);
-    (out.len() + PLACE_BYTES_MAX <= CORE_BYTES_MAX).then_some(out)
+    (out.len() + KEY_BYTES_MAX <= PAYLOAD_BYTES_MAX).then_some(out)
 }
 
-/// The core of a cursor on a walk that has come up to this place.
-pub fn at_place(walk_core: &[u8], at: EntryKey) -> Vec<u8> {
-    let mut out = Vec::with_capacity(walk_core.len() + PLACE_BYTES_MAX);
-    out.extend_from_slice(walk_core);
-    put_at(&mut out, at);
+/// The payload of the cursor within a scan at this key.
+pub fn payload_at(scan_payload: &[u8], at: EntryKey) -> Vec<u8> {
+    let mut out = Vec::with_capacity(scan_payload.len() + KEY_BYTES_MAX);
+    out.extend_from_slice(scan_payload);
+    put_key(&mut out, at);
     out
 }
 
-const CORE_BYTES_MAX: usize = CURSOR_BYTES_MAX - HEAD_BYTES - CHECK_BYTES;
-/// A stamp, an origin and the longest number.
-const PLACE_BYTES_MAX: usize = 8 + 16 + 10;
+const PAYLOAD_BYTES_MAX: usize = CURSOR_BYTES_MAX - HEAD_BYTES - CHECK_BYTES;
+/// The longest key: a stamp, an origin and a seq.
+const KEY_BYTES_MAX: usize = 8 + 16 + 10;
 
-fn put_full(out: &mut Vec<u8>, seen: &ReadState) {
-    put_difference(out, &difference(&seen.full));
+fn put_state(out: &mut Vec<u8>, seen: &ReadState) {
+    put_delta(out, &delta_of(&seen.full));
     out.extend_from_slice(&seen.last.0.to_be_bytes());
 }
 
-fn put_at(out: &mut Vec<u8>, at: EntryKey) {
+fn put_key(out: &mut Vec<u8>, at: EntryKey) {
     out.extend_from_slice(&at.stamp.0.to_be_bytes());
     put_position(out, at.origin, at.seq);
 }
 
-fn difference(seqs: &Frontier) -> FrontierDelta {
-    let to = seqs.base().map_or(DeltaBase::Nothing, |base| DeltaBase::Milestone(base.name));
+fn delta_of(seqs: &Frontier) -> FrontierDelta {
+    let to = seqs.base().map_or(DeltaBase::Nothing, |base| DeltaBase::Snapshot(base.id));
     FrontierDelta { to, changes: seqs.changes() }
 }
 
-fn put_difference(out: &mut Vec<u8>, difference: &FrontierDelta) {
+fn put_delta(out: &mut Vec<u8>, difference: &FrontierDelta) {
     match difference.to {
         DeltaBase::Nothing => out.push(0),
         DeltaBase::Full => out.push(2),
-        DeltaBase::Milestone(name) => {
+        DeltaBase::Snapshot(name) => {
             out.push(1);
             out.extend_from_slice(&name.0);
         }
@@ -235,17 +237,17 @@ fn put_difference(out: &mut Vec<u8>, difference: &FrontierDelta) {
 
 const HEAD_BYTES: usize = 17;
 
-/// A cursor's bytes, of its core.
-pub fn seal(core: &[u8], purpose: Scope) -> Vec<u8> {
-    sealed(CURSOR, core, purpose)
+/// The cursor with this payload.
+pub fn encode(payload: &[u8], scope: Scope) -> Vec<u8> {
+    encode_kind(CURSOR, payload, scope)
 }
 
-fn sealed(kind: u8, core: &[u8], purpose: Scope) -> Vec<u8> {
-    let mut out = Vec::with_capacity(HEAD_BYTES + core.len() + CHECK_BYTES);
+fn encode_kind(kind: u8, payload: &[u8], scope: Scope) -> Vec<u8> {
+    let mut out = Vec::with_capacity(HEAD_BYTES + payload.len() + CHECK_BYTES);
     out.push(kind);
-    out.extend_from_slice(&purpose.network);
-    out.extend_from_slice(&purpose.filter);
-    out.extend_from_slice(core);
+    out.extend_from_slice(&scope.network);
+    out.extend_from_slice(&scope.filter);
+    out.extend_from_slice(payload);
     let check = check(&out);
     out.extend_from_slice(&check);
     out
@@ -255,52 +257,52 @@ fn check(bytes: &[u8]) -> [u8; CHECK_BYTES] {
     *blake3::hash(bytes).as_bytes().first_chunk().expect("32 bytes have 4")
 }
 
-/// Reads a cursor that was made for this purpose.
-pub fn open(bytes: &[u8], purpose: Scope) -> Result<Cursor, InvalidCursor> {
-    let core = opened(CURSOR, bytes, purpose)?;
-    read_core(core).ok_or(InvalidCursor::Malformed)
+/// Reads a cursor of this scope.
+pub fn decode(bytes: &[u8], scope: Scope) -> Result<Cursor, InvalidCursor> {
+    let payload = decode_kind(CURSOR, bytes, scope)?;
+    decode_payload(payload).ok_or(InvalidCursor::Malformed)
 }
 
-/// The core of a cursor that was opened.
-pub fn core_of(bytes: &[u8]) -> Option<&[u8]> {
+/// The payload of a cursor that was decoded.
+pub fn payload_of(bytes: &[u8]) -> Option<&[u8]> {
     bytes.get(HEAD_BYTES..bytes.len().checked_sub(CHECK_BYTES)?)
 }
 
-fn opened(kind: u8, bytes: &[u8], purpose: Scope) -> Result<&[u8], InvalidCursor> {
+fn decode_kind(kind: u8, bytes: &[u8], scope: Scope) -> Result<&[u8], InvalidCursor> {
     let (sealed, check_bytes) = bytes.split_last_chunk::<CHECK_BYTES>().ok_or(InvalidCursor::Malformed)?;
     let (head, core) = sealed.split_first_chunk::<HEAD_BYTES>().ok_or(InvalidCursor::Malformed)?;
     match head {
         _ if check(sealed) != *check_bytes => Err(InvalidCursor::Malformed),
         [CURSOR | POSITION, ..] if head[0] != kind => Err(InvalidCursor::OtherUse),
         _ if head[0] != kind => Err(InvalidCursor::Malformed),
-        _ if head[1..9] != purpose.network => Err(InvalidCursor::Network),
-        _ if head[9..] != purpose.filter => Err(InvalidCursor::Filter),
+        _ if head[1..9] != scope.network => Err(InvalidCursor::Network),
+        _ if head[9..] != scope.filter => Err(InvalidCursor::Filter),
         _ => Ok(core),
     }
 }
 
-fn read_core(core: &[u8]) -> Option<Cursor> {
-    let mut rest = ByteReader::new(core);
+fn decode_payload(payload: &[u8]) -> Option<Cursor> {
+    let mut rest = ByteReader::new(payload);
     let full = rest.difference(false)?;
     let last = Stamp(rest.u64()?);
     let count = usize::from(rest.u8()?);
-    (count <= WALKS_MAX).then_some(())?;
-    let mut walks = Vec::new();
+    (count <= SCANS_MAX).then_some(())?;
+    let mut scans = Vec::new();
     for _ in 0..count {
         let until = rest.difference(true)?;
         let stamp = Stamp(rest.u64()?);
         let (origin, seq) = rest.position()?;
-        walks.push((until, EntryKey { stamp, origin, seq }));
+        scans.push((until, EntryKey { stamp, origin, seq }));
     }
-    rest.end(Cursor { full, last, walks })
+    rest.end(Cursor { full, last, scans })
 }
 
 impl ByteReader<'_> {
-    fn difference(&mut self, is_walk: bool) -> Option<FrontierDelta> {
+    fn difference(&mut self, is_scan: bool) -> Option<FrontierDelta> {
         let to = match self.u8()? {
             0 => DeltaBase::Nothing,
-            1 => DeltaBase::Milestone(SnapshotId(self.array()?)),
-            2 if is_walk => DeltaBase::Full,
+            1 => DeltaBase::Snapshot(SnapshotId(self.array()?)),
+            2 if is_scan => DeltaBase::Full,
             _ => return None,
         };
         Some(FrontierDelta { to, changes: self.positions()? })
@@ -308,38 +310,37 @@ impl ByteReader<'_> {
 }
 
 impl Cursor {
-    /// The milestones that have to be looked up.
-    pub fn milestones(&self) -> impl Iterator<Item = SnapshotId> + '_ {
-        let all = std::iter::once(&self.full).chain(self.walks.iter().map(|(until, _)| until));
+    /// The snapshots to look up.
+    pub fn snapshots(&self) -> impl Iterator<Item = SnapshotId> + '_ {
+        let all = std::iter::once(&self.full).chain(self.scans.iter().map(|(until, _)| until));
         all.filter_map(|difference| match difference.to {
-            DeltaBase::Milestone(name) => Some(name),
+            DeltaBase::Snapshot(name) => Some(name),
             DeltaBase::Nothing | DeltaBase::Full => None,
         })
     }
 
-    /// What it says, given the milestones; `None`: one of them is not there.
-    pub fn expand(self, milestone: impl Fn(SnapshotId) -> Option<Frontier>) -> Option<ReadState> {
+    /// Resolves the snapshots; `None`: one of them is missing here.
+    pub fn expand(self, snapshot: impl Fn(SnapshotId) -> Option<Frontier>) -> Option<ReadState> {
         let expand = |difference: FrontierDelta, full: Option<&Frontier>| {
             let mut seqs = match difference.to {
                 DeltaBase::Nothing => Frontier::default(),
                 DeltaBase::Full => full?.clone(),
-                DeltaBase::Milestone(name) => milestone(name)?,
+                DeltaBase::Snapshot(name) => snapshot(name)?,
             };
             difference.changes.into_iter().for_each(|(origin, seq)| seqs.set(origin, seq));
             Some(seqs)
         };
         let full = expand(self.full, None)?;
-        let walks = self.walks.into_iter().map(|(until, at)| {
+        let scans = self.scans.into_iter().map(|(until, at)| {
             let until = expand(until, Some(&full))?;
             Some(PartialScan { until, at })
         });
-        let walks = walks.collect::<Option<_>>()?;
-        Some(ReadState { full, last: self.last, walks })
+        let scans = scans.collect::<Option<_>>()?;
+        Some(ReadState { full, last: self.last, scans })
     }
 }
 
-/// The bytes of a position that covers these entries; as many of the last ones as there is room for, which is a weaker
-/// word and still a true one.
+/// The bytes of a position that covers these entries, as many as fit. Leaving some out promises less and stays true.
 pub fn position(network: [u8; 8], seqs: impl IntoIterator<Item = (Origin, u64)>) -> Vec<u8> {
     let room = CURSOR_BYTES_MAX - HEAD_BYTES - CHECK_BYTES - 2;
     let (mut list, mut count) = (Vec::new(), 0);
@@ -355,17 +356,17 @@ pub fn position(network: [u8; 8], seqs: impl IntoIterator<Item = (Origin, u64)>)
     let mut core = Vec::with_capacity(list.len() + 2);
     put_varint(&mut core, count);
     core.extend_from_slice(&list);
-    sealed(POSITION, &core, Scope { network, filter: [0; 8] })
+    encode_kind(POSITION, &core, Scope { network, filter: [0; 8] })
 }
 
 /// Reads a position of this network.
 pub fn read_position(bytes: &[u8], network: [u8; 8]) -> Result<Vec<(Origin, u64)>, InvalidCursor> {
-    let mut rest = ByteReader::new(opened(POSITION, bytes, Scope { network, filter: [0; 8] })?);
+    let mut rest = ByteReader::new(decode_kind(POSITION, bytes, Scope { network, filter: [0; 8] })?);
     let all = rest.positions();
     all.and_then(|all| rest.end(all)).ok_or(InvalidCursor::Malformed)
 }
 
-/// Of which network a position says that it is. Whether it is one, is seen by who reads it.
+/// The network that a position names. Whether the bytes are a position is checked when it is read.
 pub fn network_of_position(bytes: &[u8]) -> Option<[u8; 8]> {
     bytes.get(1..)?.first_chunk().copied()
 }

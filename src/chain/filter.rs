@@ -1,7 +1,7 @@
 //! Owns which messages a reader asks for: one filter for listings, feeds and clients.
 //!
-//! Listings use every condition. A feed uses the names only; a client that follows a feed compares the text itself. How a
-//! filter is written in a query, and which index serves it, is not known here.
+//! Listings use every condition. A feed uses the names only; a client that follows a feed compares the text itself. How
+//! a filter is written in a query, and which index serves it, is not known here.
 
 use super::ids::EntryKey;
 use super::message::{Content, fold};

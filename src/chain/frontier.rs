@@ -1,9 +1,11 @@
-//! Owns how far somebody is in every log: origin -> seq, without hashes, in a form that stays small when written down.
+//! Owns how far a reader or a store is in every log: origin -> seq, without hashes, in a form that stays small when
+//! encoded.
 //!
-//! A network that has run for years has thousands of logs of which a handful are growing. So what a reader covers is
-//! written as the difference to a *milestone*: an entry of some log that says how far its writer was in all of them. It
-//! travels and is kept like any other entry, hence means the same on every node that has it. One that is too long for
-//! one entry is a chain of them, each the difference to the one before. No message is in it, and nobody lists it.
+//! A network that has run for years has thousands of logs of which a few grow. So a frontier is encoded as the
+//! difference to a *frontier snapshot*: an entry of some log that says how far its writer was in all logs. A snapshot
+//! is exchanged and stored like any other entry, so it means the same on every node that has it. A snapshot that is too
+//! long for one entry is a chain of entries, each the difference to the one before. Snapshots carry no message and are
+//! never listed.
 
 use std::sync::Arc;
 
@@ -15,20 +17,20 @@ use super::ids::Origin;
 use super::message::Digest;
 use super::vector::Vector;
 
-/// Changes in one milestone, so that its record stays below what an entry may have. More of them make a chain.
+/// Changes in one snapshot, so that its record stays below the largest record. More of them become a chain.
 pub const SNAPSHOT_CHANGES_MAX: usize = 2_000;
-/// Milestones that are looked up for one; a longer chain is not ours, for ours begin anew before.
+/// The longest chain that is looked up. A longer one is invalid: this program starts a new chain before that.
 pub const CHAIN_COUNT_MAX: usize = 64;
 const VERSION: u8 = 1;
 
 type Map = OrdMap<Origin, u64>;
 
-/// What a milestone is found by: a hash of its digest, so that it does not matter where it stands.
+/// The id of a snapshot: a hash of its digest, so that its position does not matter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SnapshotId(pub [u8; 16]);
 
 impl SnapshotId {
-    /// Of the milestone with this digest.
+    /// The id of the snapshot with this digest.
     pub fn of(digest: Digest) -> Self {
         let mut hasher = blake3::Hasher::new();
         hasher.update(b"chatchain milestone 1").update(&digest.0);
@@ -36,21 +38,21 @@ impl SnapshotId {
     }
 }
 
-/// A milestone as far as it is known: what it is called and what it says.
+/// A snapshot with its base resolved.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FrontierSnapshot {
-    /// What it is found by.
-    pub name: SnapshotId,
-    /// How many others it builds on.
+    /// Its id.
+    pub id: SnapshotId,
+    /// The number of snapshots that it is based on.
     pub depth: usize,
     map: Map,
 }
 
-/// See the head of this file. A clone is cheap.
+/// How far each log is covered. A clone is cheap.
 #[derive(Debug, Clone, Default)]
 pub struct Frontier {
     map: Map,
-    /// What it is written as a difference to.
+    /// The snapshot that it is encoded as a difference to.
     base: Option<Arc<FrontierSnapshot>>,
 }
 
@@ -69,14 +71,14 @@ impl FromIterator<(Origin, u64)> for Frontier {
 }
 
 impl Frontier {
-    /// How far a vector is.
+    /// The frontier of a vector.
     pub fn of(vector: &Vector) -> Self {
         vector.iter().map(|(origin, head)| (origin, head.seq)).collect()
     }
 
-    /// What a milestone says.
-    pub fn at(milestone: Arc<FrontierSnapshot>) -> Self {
-        Frontier { map: milestone.map.clone(), base: Some(milestone) }
+    /// The frontier of a snapshot.
+    pub fn at(snapshot: Arc<FrontierSnapshot>) -> Self {
+        Frontier { map: snapshot.map.clone(), base: Some(snapshot) }
     }
 
     /// The last seq that is covered of a log, 0 if none is.
@@ -112,7 +114,8 @@ impl Frontier {
         self.map.iter().map(|(origin, seq)| (*origin, *seq))
     }
 
-    /// Where this covers more than `other`, in time proportional to the differences where both share history.
+    /// The logs in which this covers more than `other`, in time proportional to the differences where both share
+    /// history.
     pub fn beyond(&self, other: &Frontier) -> Vec<(Origin, u64)> {
         more(&other.map, &self.map)
     }
@@ -122,12 +125,12 @@ impl Frontier {
         self.map.is_empty()
     }
 
-    /// What it is written as a difference to.
+    /// The snapshot that it is encoded as a difference to.
     pub fn base(&self) -> Option<&Arc<FrontierSnapshot>> {
         self.base.as_ref()
     }
 
-    /// What is otherwise than in its base; 0 where the base covers something and this does not.
+    /// The differences to the base; 0 where the base covers a log and this does not.
     pub fn changes(&self) -> Vec<(Origin, u64)> {
         match &self.base {
             Some(base) => differences(&base.map, &self.map),
@@ -135,35 +138,35 @@ impl Frontier {
         }
     }
 
-    /// What is otherwise than in `other`, as above.
+    /// The differences to `other`, as above.
     pub fn changes_to(&self, other: &Frontier) -> Vec<(Origin, u64)> {
         differences(&other.map, &self.map)
     }
 
-    /// New milestones that say this, each to stand in a log: a chain where there is too much for one. They build on the
-    /// present base unless that has become a long chain.
-    pub fn milestones(&self) -> Vec<(SnapshotContent, Arc<FrontierSnapshot>)> {
+    /// New snapshots that encode this frontier: a chain if it is too much for one. They are based on the present base,
+    /// unless that is a long chain.
+    pub fn snapshots(&self) -> Vec<(SnapshotContent, Arc<FrontierSnapshot>)> {
         let base = self.base.clone().filter(|base| base.depth < CHAIN_COUNT_MAX / 2);
         let whole = Frontier { base: base.clone(), ..self.clone() };
         let (mut before, mut chain) = (base, Vec::new());
         for changes in whole.changes().chunks(SNAPSHOT_CHANGES_MAX) {
-            let name = before.as_ref().map(|before| before.name);
+            let name = before.as_ref().map(|before| before.id);
             let content = SnapshotContent { base: name, changes: changes.to_vec() };
-            let milestone = Arc::new(content.clone().milestone(before.as_deref()));
-            before = Some(milestone.clone());
-            chain.push((content, milestone));
+            let snapshot = Arc::new(content.clone().snapshot(before.as_deref()));
+            before = Some(snapshot.clone());
+            chain.push((content, snapshot));
         }
         chain
     }
 
-    /// The same, as a difference to this.
+    /// The same frontier, encoded as a difference to this snapshot.
     #[must_use]
-    pub fn based_on(self, milestone: &Arc<FrontierSnapshot>) -> Self {
-        Frontier { base: Some(milestone.clone()), ..self }
+    pub fn based_on(self, snapshot: &Arc<FrontierSnapshot>) -> Self {
+        Frontier { base: Some(snapshot.clone()), ..self }
     }
 }
 
-/// Where `now` is further than `before`.
+/// The logs in which `now` is further than `before`.
 fn more(before: &Map, now: &Map) -> Vec<(Origin, u64)> {
     let differences = before.diff(now).filter_map(|item| match item {
         DiffItem::Add(origin, seq) => Some((*origin, *seq)),
@@ -173,7 +176,7 @@ fn more(before: &Map, now: &Map) -> Vec<(Origin, u64)> {
     differences.collect()
 }
 
-/// What `now` says otherwise than `before`.
+/// All differences of `now` to `before`.
 fn differences(before: &Map, now: &Map) -> Vec<(Origin, u64)> {
     let differences = before.diff(now).map(|item| match item {
         DiffItem::Add(origin, seq) | DiffItem::Update { new: (origin, seq), .. } => (*origin, *seq),
@@ -182,17 +185,17 @@ fn differences(before: &Map, now: &Map) -> Vec<(Origin, u64)> {
     differences.collect()
 }
 
-/// What one milestone's record holds: what it builds on, and what has changed since.
+/// The content of a snapshot entry: its base and the differences to it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SnapshotContent {
-    /// The milestone that this one is a difference to.
+    /// The snapshot that this one is a difference to.
     pub base: Option<SnapshotId>,
-    /// How far logs are where that is otherwise; 0: not covered.
+    /// The logs that differ and how far they are; 0: not covered.
     pub changes: Vec<(Origin, u64)>,
 }
 
 impl SnapshotContent {
-    /// The bytes of the record's content: `version u8 | 0, or 1 and name 16 | count | (origin 16, seq)*`, numbers as LEB128.
+    /// The content bytes: `version u8 | 0, or 1 and id 16 | count | (origin 16, seq)*`, numbers as LEB128.
     pub fn encode(&self) -> Vec<u8> {
         let mut out = vec![VERSION];
         match self.base {
@@ -219,8 +222,8 @@ impl SnapshotContent {
         rest.end(SnapshotContent { base, changes })
     }
 
-    /// The milestone with this content, which builds on `base`.
-    pub fn milestone(self, base: Option<&FrontierSnapshot>) -> FrontierSnapshot {
+    /// The snapshot with this content and this base.
+    pub fn snapshot(self, base: Option<&FrontierSnapshot>) -> FrontierSnapshot {
         let name = SnapshotId::of(Digest::of(&self.encode()));
         let mut map = base.map(|base| base.map.clone()).unwrap_or_default();
         for (origin, seq) in self.changes {
@@ -230,7 +233,7 @@ impl SnapshotContent {
                 map.insert(origin, seq)
             };
         }
-        FrontierSnapshot { name, depth: base.map_or(0, |base| base.depth + 1), map }
+        FrontierSnapshot { id: name, depth: base.map_or(0, |base| base.depth + 1), map }
     }
 }
 
@@ -276,9 +279,9 @@ mod tests {
         list.iter().map(|(n, seq)| (origin(*n), *seq)).collect()
     }
 
-    /// Frozen: the content of a milestone, version 1. May be added to, never changed.
+    /// Frozen: the content of a snapshot, version 1. May be added to, never changed.
     #[test]
-    fn the_content_of_a_milestone_is_frozen() {
+    fn the_content_of_a_snapshot_is_frozen() {
         let content = SnapshotContent {
             base: Some(SnapshotId([7; 16])),
             changes: vec![(origin(1), 5), (origin(2), 127)],
@@ -298,11 +301,11 @@ mod tests {
     }
 
     #[test]
-    fn a_difference_to_a_milestone_holds_what_is_further_and_comes_back_as_the_whole() {
+    fn a_difference_to_a_snapshot_holds_what_is_further_and_comes_back_as_the_whole() {
         let first = SnapshotContent { base: None, changes: vec![(origin(1), 5), (origin(2), 9)] };
-        let first = first.milestone(None);
-        let second = SnapshotContent { base: Some(first.name), changes: vec![(origin(2), 12)] };
-        let second = Arc::new(second.milestone(Some(&first)));
+        let first = first.snapshot(None);
+        let second = SnapshotContent { base: Some(first.id), changes: vec![(origin(2), 12)] };
+        let second = Arc::new(second.snapshot(Some(&first)));
         assert_eq!(second.depth, 1);
         let mut now = Frontier::at(second.clone());
         assert_eq!(now, seqs(&[(1, 5), (2, 12)]));
@@ -316,10 +319,10 @@ mod tests {
     }
 
     #[test]
-    fn what_is_too_much_for_one_milestone_is_a_chain_and_a_long_chain_begins_anew() {
+    fn what_is_too_much_for_one_snapshot_is_a_chain_and_a_long_chain_begins_anew() {
         let name = |n: u32| Origin([n.to_be_bytes(); 4].concat().try_into().expect("16 bytes"));
         let mut all: Frontier = (0..5_000).map(|n| (name(n), 1)).collect();
-        let chain = all.milestones();
+        let chain = all.snapshots();
         assert_eq!(chain.len(), 3);
         let mut last = chain[2].1.clone();
         assert_eq!(Frontier::at(last.clone()), all);
@@ -328,7 +331,7 @@ mod tests {
         for n in 0..100 {
             all.raise(name(n), 2);
             all = all.based_on(&last);
-            let chain = all.milestones();
+            let chain = all.snapshots();
             lengths.push(chain.len());
             last = chain.last().expect("one at least").1.clone();
             assert!(last.depth < CHAIN_COUNT_MAX, "{n}");

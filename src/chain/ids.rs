@@ -1,20 +1,21 @@
-//! Owns the names of things in logs: the origin, an entry's place, a hash in the chain.
+//! Owns what identifies things in logs: the origin, the key of an entry, a hash in the chain.
 //!
-//! `h(0) = BLAKE3(origin)` and `h(n) = BLAKE3(h(n-1) | seq | stamp | digest)`. Equal hashes at equal seqs prove equal
-//! logs up to there. The chain is bound to content through the digest, so a body can be erased without breaking it.
+//! `h(0) = BLAKE3(origin)` and `h(n) = BLAKE3(h(n-1) | seq | stamp | digest)`. Equal hashes at equal seqs prove that
+//! the logs are equal up to there. The chain covers content through its digest, so content can be erased without
+//! breaking the chain.
 
 use std::fmt;
 
 use super::clock::Stamp;
 use super::message::Digest;
 
-/// The random name of one append-only log. Not the name of a node: a node may have had many.
+/// The random id of one append-only log. Not the id of a node: a node begins a log with each run.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Origin(pub [u8; 16]);
 
 impl Origin {
-    /// The name of the branch that begins with an entry which stood at `first`: a hash of that place and its digest,
-    /// so that all who hold the same entries agree on it without talking.
+    /// The id of the branch that begins with the entry that had the key `first`: a hash of that key and the digest, so
+    /// that all nodes that hold the entry choose the same id without an exchange.
     pub fn branch(first: EntryKey, digest: Digest) -> Self {
         let mut hasher = blake3::Hasher::new();
         hasher.update(b"chatchain branch 1");
@@ -66,14 +67,14 @@ impl ChainHash {
     }
 }
 
-/// Where an entry is shown: history is sorted by this.
+/// The key of an entry. History is sorted by it: this is the display order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct EntryKey {
-    /// When its origin accepted it.
+    /// When the origin accepted the entry.
     pub stamp: Stamp,
-    /// Its log.
+    /// The log.
     pub origin: Origin,
-    /// Its place in the log.
+    /// The position in the log, from 1.
     pub seq: u64,
 }
 
@@ -81,9 +82,9 @@ pub struct EntryKey {
 mod tests {
     use super::*;
 
-    /// Frozen: every store must give a branch the same name, today and later.
+    /// Frozen: every store must give a branch the same id, today and later.
     #[test]
-    fn the_name_of_a_branch_is_frozen_and_depends_on_place_and_digest() {
+    fn the_id_of_a_branch_is_frozen_and_depends_on_key_and_digest() {
         let (first, digest) =
             (EntryKey { stamp: Stamp(3), origin: Origin([7; 16]), seq: 17 }, Digest([5; 32]));
         let name = Origin::branch(first, digest);

@@ -1,10 +1,12 @@
-//! Owns the rules of the logs: which entry comes next, and which entry of a peer may be taken in.
+//! Owns the rules of the logs: which entry comes next, and which entry of a peer is admitted.
 //!
-//! [`Logs`] is what a store knows of every log: its head and its range of stamps, and which origin this
-//! process may append to. It never continues a log it finds: [`Logs::assign`] appends only to an origin that
-//! was minted since the store was opened. So a restored backup, a rolled-back disk or a copied directory can
-//! never use a position twice. A log that is cut ends before its cut for ever; what it had from there on stands in
-//! branches. A clone is cheap, so a batch is decided on a clone and thrown away if its commit fails.
+//! [`Logs`] is what a store has of every log: its head, its range of stamps, and the origin that this process appends
+//! to.
+//!
+//! Invariants: [`Logs::assign`] appends only to a log that this process began after it opened the store. So a restored
+//! backup, a rolled-back disk or a copied directory never uses a position twice. A log that is cut ends before its cut
+//! for ever; its entries from there on are in branches. A clone is cheap: a batch is decided on a clone, which is
+//! dropped if its commit fails.
 
 use super::clock::{Clock, Stamp};
 use super::ids::{EntryKey, Origin};
@@ -13,7 +15,7 @@ use super::record::Entry;
 use super::vector::{Head, Vector};
 use crate::fault::Fault;
 
-/// The chain's hash is kept for every entry whose seq is a multiple of this, besides the head.
+/// The chain's hash is stored for the head and for every entry whose seq is a multiple of this.
 pub const CHECKPOINT_EVERY: u64 = 1024;
 
 /// The stamps of a log's first and last entry.
@@ -25,55 +27,56 @@ pub struct StampRange {
     pub last: Stamp,
 }
 
-/// What a store holds when it is opened.
+/// The logs as they are read when a store is opened.
 #[derive(Debug, Clone, Default)]
 pub struct LogsOnDisk {
-    /// Its logs, each without gaps from entry 1 to its head.
+    /// The logs, each without gaps from entry 1 to its head.
     pub heads: Vec<(Origin, Head, StampRange)>,
     /// Where logs are cut.
     pub cuts: Vec<(Origin, u64)>,
-    /// Logs of which it also holds entries behind a gap, up to this seq.
+    /// Logs with detached entries, and the last seq of those.
     pub detached: Vec<(Origin, u64)>,
 }
 
-/// All logs of one store. See the head of this file.
+/// All logs of one store.
 #[derive(Debug, Clone, Default)]
 pub struct Logs {
     vector: Vector,
     stamps: imbl::OrdMap<Origin, StampRange>,
-    /// Logs with entries behind a gap, up to where. They are in no vector and in no listing until the gap is filled.
+    /// Logs with detached entries (entries behind a gap), and the last seq of those. Detached entries are in no vector
+    /// and in no listing until the gap is filled.
     detached: imbl::OrdMap<Origin, u64>,
     clock: Clock,
     own: Option<Origin>,
 }
 
-/// Why an entry of a peer is not taken in. It concerns that log on that link, nothing else.
+/// Why an entry of a peer is not admitted. The exchange leaves out that log on that link; the other logs go on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum AdmitError {
     /// Entries between the head and this one are missing.
     #[error("entry {got} does not follow entry {head}")]
     Gap {
-        /// What we have.
+        /// Our last seq.
         head: u64,
-        /// What came.
+        /// The seq of the entry.
         got: u64,
     },
     /// Stamps of a log only increase.
     #[error("entry {0} is not stamped later than the one before it")]
     Stamp(u64),
-    /// What came after the last good entry is damaged.
+    /// The record after this entry is damaged.
     #[error("what follows entry {0} is damaged")]
     Broken(u64),
-    /// The content is not what the digest says.
+    /// The content does not have its digest.
     #[error("entry {0} does not match its digest")]
     Digest(u64),
-    /// The peer's chain says something else than ours at the same place.
+    /// The peer's chain has another hash than ours at this seq.
     #[error("the hash chains differ at entry {0}: the log is forked")]
     Fork(u64),
 }
 
 impl Logs {
-    /// What was found in a store. Nothing of it will be appended to.
+    /// The logs of a store that was just opened. None of them is appended to.
     pub fn restore(found: LogsOnDisk, now_ms: u64) -> Self {
         let mut logs = Logs { detached: found.detached.into_iter().collect(), ..Logs::default() };
         for (origin, head, range) in found.heads {
@@ -91,8 +94,8 @@ impl Logs {
         logs
     }
 
-    /// Gives a message of a client the next place in this process's own log. `mint` names a new log and is
-    /// called with the first message, and again if the wall clock was set far back.
+    /// Assigns the next position in this process's own log. `mint` creates the id of a new log; it is called with the
+    /// first entry, after the own log was abandoned, and if the wall clock was set far back.
     pub fn assign(&mut self, digest: Digest, now_ms: u64, mint: impl FnOnce() -> Origin) -> EntryKey {
         let tick = self.clock.tick(now_ms);
         let origin = match self.own {
@@ -105,13 +108,14 @@ impl Logs {
         place
     }
 
-    /// Takes in a peer's entry if it is the next one of its log. `Ok(false)`: we have that place already.
-    /// If it continues our own log, somebody else appends to it too (this machine was cloned while it ran): we leave it.
+    /// Admits a peer's entry if it is the next one of its log. `Ok(false)`: that position is taken or cut off. If the
+    /// entry continues our own log, another process appends to it too (the machine was cloned while it ran), so it is
+    /// abandoned.
     pub fn admit(&mut self, entry: &Entry, now_ms: u64) -> Result<bool, AdmitError> {
         let EntryKey { stamp, origin, seq } = entry.key();
         let head = self.vector.seq(origin);
         if seq <= head || seq > self.vector.limit(origin) {
-            return Ok(false); // behind a cut nothing is news: what was there stands in a branch
+            return Ok(false); // entries behind a cut are in branches
         }
         if seq != head + 1 && !Fault::AcceptGap.is_planted() {
             return Err(AdmitError::Gap { head, got: seq });
@@ -128,14 +132,14 @@ impl Logs {
         Ok(true)
     }
 
-    /// Cuts a log: `before` is the entry before the cut, as its head and its stamp. The caller has seen to it that what
-    /// the log had from there on stands in branches.
+    /// Cuts a log. `before`: the entry before the cut, as head and stamp. The caller has copied the entries from there
+    /// on to branches.
     pub fn cut(&mut self, origin: Origin, seq: u64, before: Option<(Head, Stamp)>) {
         self.vector.cut(origin, seq, before.map(|(head, _)| head));
         if let Some(last) = self.detached.remove(&origin)
             && seq > self.vector.seq(origin) + 2
         {
-            self.detached.insert(origin, last.min(seq - 1)); // what lies between the gap and the cut
+            self.detached.insert(origin, last.min(seq - 1)); // the entries between the gap and the cut
         }
         match (before, self.stamps.get(&origin).copied()) {
             (Some((_, last)), Some(range)) => self.stamps.insert(origin, StampRange { last, ..range }),
@@ -144,7 +148,7 @@ impl Logs {
         self.abandon(origin);
     }
 
-    /// Puts an entry that is moved at the end of its branch, where its new place says.
+    /// Appends a moved entry to its branch.
     pub fn append_moved(&mut self, place: EntryKey, digest: Digest) {
         assert_eq!(place.seq, self.vector.seq(place.origin) + 1, "a branch has no gaps either");
         self.append(place, digest);
@@ -164,7 +168,7 @@ impl Logs {
         &self.vector
     }
 
-    /// Whether an entry is within its log. What the store has beside that was cut off, or is behind a gap.
+    /// Whether an entry is within its log: neither cut off nor detached.
     pub fn covers(&self, place: EntryKey) -> bool {
         place.seq <= self.vector.seq(place.origin)
     }
@@ -189,30 +193,30 @@ impl Logs {
         self.own
     }
 
-    /// If this is the own log, leaves it: the next message begins another. For when somebody else appends to it, or
-    /// what the store holds of it is in doubt.
+    /// If this is the own log, abandons it: the next message begins another log. For when another process appends to
+    /// it, or its entries in the store are damaged.
     pub fn abandon(&mut self, origin: Origin) {
         if self.own == Some(origin) {
             self.own = None;
         }
     }
 
-    /// Leaves the own log, whichever it is.
+    /// Abandons the own log, if there is one.
     pub fn abandon_own(&mut self) {
         self.own = None;
     }
 
-    /// Logs of which entries are held behind a gap, and up to where.
+    /// Logs with detached entries, and the last seq of those.
     pub fn detached(&self) -> impl Iterator<Item = (Origin, u64)> + '_ {
         self.detached.iter().map(|(origin, last)| (*origin, *last))
     }
 
-    /// Up to where entries of a log are held behind a gap.
+    /// The last seq of a log's detached entries, if it has any.
     pub fn detached_until(&self, origin: Origin) -> Option<u64> {
         self.detached.get(&origin).copied()
     }
 
-    /// Nothing of a log is behind a gap any more.
+    /// A log has no detached entries any more.
     pub fn attach(&mut self, origin: Origin) {
         self.detached.remove(&origin);
     }

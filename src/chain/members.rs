@@ -1,20 +1,20 @@
-//! Owns who belongs to a network, as one node knows it: the stores that ever spoke, and where each was found last.
+//! Owns who belongs to a network, as one node knows it: the stores that ever took part, and the last address of each.
 //!
-//! A member is a store at a node. Its own word is the truth about it: what it says at a later opening replaces what it said
-//! before, whoever passes that on, so all nodes come to the same whatever they heard first. An address is one process, so of
-//! two stores of one node at one address only the one opened later is left; a clock may say otherwise, so whoever hears of
-//! a later one at its own place gives its opening a still later name. A member that was forgotten stays as a mark, which
-//! counts for that opening: one that speaks again is a member again, and what was opened before it is not.
+//! A member is a store at a node. What a member says of itself in a later run replaces what it said before, whichever
+//! node passes it on, so all nodes reach the same members in whatever order they learn them. An address belongs to one
+//! process: of two stores of one node at one address, the one opened later stays. Clocks can be wrong, so a node that
+//! learns of a later store at its own address raises its own open id above it. A forgotten member stays as a tombstone
+//! for its open id: a member that speaks again is a member again, and one that was opened before it is not.
 
 use std::collections::BTreeMap;
 
 use super::bytes::ByteReader;
 
-/// Members that a node keeps in mind, and marks of those it forgot. At the bound unknown ones are not taken in: they are
-/// answered, but neither listed nor asked.
+/// Members of a network, tombstones included. At the bound a new member is not added: it is answered, but neither
+/// listed nor asked.
 pub const MEMBERS_MAX: usize = 256;
 
-/// Which store at which node.
+/// A store at a node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct MemberId {
     /// The node.
@@ -23,38 +23,38 @@ pub struct MemberId {
     pub store_id: [u8; 16],
 }
 
-/// What is known of it.
+/// What is known of a member.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Member {
-    /// Its last opening. Later ones are larger.
+    /// Its last run. Later ones are larger.
     pub open_id: [u8; 16],
-    /// How often it was forgotten and said that it is there, since that opening: odd while it is forgotten.
-    pub marks: u16,
-    /// Where it was found.
+    /// How often it was forgotten or came back during that run: odd while it is forgotten.
+    pub forget_count: u16,
+    /// Its address.
     pub address: String,
 }
 
 impl Member {
-    /// Whether an operator wants it forgotten.
+    /// Whether an operator removed it.
     pub fn is_forgotten(&self) -> bool {
-        self.marks % 2 == 1
+        self.forget_count % 2 == 1
     }
 
     fn rank(&self) -> ([u8; 16], u16, &str) {
-        (self.open_id, self.marks, &self.address)
+        (self.open_id, self.forget_count, &self.address)
     }
 }
 
 /// The first bytes of a hash over all members: enough to notice a difference.
 pub type MembersDigest = [u8; 8];
 
-/// All members. See the head of this file.
+/// All members, tombstones included.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Members(BTreeMap<MemberId, Member>);
 
 impl Members {
-    /// Takes in what somebody says of a member. Whether it is news.
-    pub fn take(&mut self, name: MemberId, member: Member) -> bool {
+    /// Adds or updates a member. True if that changes anything.
+    pub fn learn(&mut self, name: MemberId, member: Member) -> bool {
         let known = self.0.get(&name);
         if member.address.is_empty() || known.is_some_and(|known| known.rank() >= member.rank()) {
             return false;
@@ -86,21 +86,21 @@ impl Members {
         self.0.get(&name)
     }
 
-    /// All of them, marks included, by node.
+    /// All of them, tombstones included, by node.
     pub fn iter(&self) -> impl Iterator<Item = (MemberId, &Member)> + '_ {
         self.0.iter().map(|(name, member)| (*name, member))
     }
 
-    /// How many, marks included.
+    /// How many, tombstones included.
     pub fn count(&self) -> usize {
         self.0.len()
     }
 
-    /// Marks a member as forgotten, or as there after all. Whether that changes anything.
-    pub fn mark(&mut self, name: MemberId, forgotten: bool) -> bool {
+    /// Marks a member as forgotten or as back. True if that changes anything.
+    pub fn set_forgotten(&mut self, name: MemberId, forgotten: bool) -> bool {
         match self.0.get_mut(&name) {
-            Some(member) if member.is_forgotten() != forgotten && member.marks < u16::MAX => {
-                member.marks += 1;
+            Some(member) if member.is_forgotten() != forgotten && member.forget_count < u16::MAX => {
+                member.forget_count += 1;
                 true
             }
             _ => false,
@@ -115,7 +115,7 @@ impl Members {
     }
 }
 
-/// The last opening of a store, or of others of its node at its address: one after these replaces them all.
+/// The last open id of a store, or of other stores of its node at its address: a later one replaces them all.
 pub fn latest<'a>(
     members: impl Iterator<Item = (MemberId, &'a Member)>,
     of: MemberId,
@@ -127,23 +127,23 @@ pub fn latest<'a>(
     members.filter(is_place).map(|(_, member)| member.open_id).max()
 }
 
-/// Which node was last at each address that is configured here, where that is known. Nobody else is told.
+/// The node last seen at each configured address. Not sent to other nodes.
 pub type LastSeenAt = BTreeMap<String, u16>;
 
-/// What a node keeps in its store of all that.
+/// What a node stores of its network.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Membership {
     /// Who belongs to the network.
     pub members: Members,
     /// Who was where.
-    pub met: LastSeenAt,
+    pub last_seen_at: LastSeenAt,
 }
 
 impl FromIterator<(MemberId, Member)> for Members {
     fn from_iter<T: IntoIterator<Item = (MemberId, Member)>>(members: T) -> Self {
         let mut all = Members::default();
         for (name, member) in members {
-            all.take(name, member);
+            all.learn(name, member);
         }
         all
     }
@@ -159,7 +159,7 @@ pub fn put(out: &mut Vec<u8>, name: MemberId, member: &Member) {
 /// Appends what is known of a member, without its name.
 pub fn put_member(out: &mut Vec<u8>, member: &Member) {
     out.extend_from_slice(&member.open_id);
-    out.extend_from_slice(&member.marks.to_be_bytes());
+    out.extend_from_slice(&member.forget_count.to_be_bytes());
     let address = &member.address.as_bytes()[..member.address.len().min(usize::from(u8::MAX))];
     out.push(u8::try_from(address.len()).expect("cut just now"));
     out.extend_from_slice(address);
@@ -174,7 +174,7 @@ pub(super) fn read(reader: &mut ByteReader<'_>) -> Option<(MemberId, Member)> {
 /// Reads what [`put_member`] wrote.
 pub fn read_member(reader: &mut ByteReader<'_>) -> Option<Member> {
     let (open_id, marks, length) = (reader.array()?, reader.u16()?, reader.u8()?);
-    Some(Member { open_id, marks, address: reader.str(length.into())?.to_owned() })
+    Some(Member { open_id, forget_count: marks, address: reader.str(length.into())?.to_owned() })
 }
 
 #[cfg(test)]
@@ -187,7 +187,7 @@ mod tests {
     }
 
     fn member(open: u8, address: &str) -> Member {
-        Member { open_id: [open; 16], marks: 0, address: address.into() }
+        Member { open_id: [open; 16], forget_count: 0, address: address.into() }
     }
 
     fn said(members: &Members) -> Vec<(u16, u8, u8, String)> {
@@ -200,39 +200,39 @@ mod tests {
     #[test]
     fn the_newest_word_of_a_store_counts() {
         let mut members = Members::default();
-        assert!(members.take(name(1, 1), member(5, "a:1")));
-        assert!(!members.take(name(1, 1), member(4, "b:1")), "an older one");
-        assert!(members.take(name(1, 1), member(6, "b:1")), "it moved");
+        assert!(members.learn(name(1, 1), member(5, "a:1")));
+        assert!(!members.learn(name(1, 1), member(4, "b:1")), "an older one");
+        assert!(members.learn(name(1, 1), member(6, "b:1")), "it moved");
         assert_eq!(said(&members), [(1, 1, 6, "b:1".into())]);
     }
 
     #[test]
     fn a_newer_store_of_a_node_replaces_the_one_before_it_at_that_address() {
         let mut members = Members::default();
-        members.take(name(1, 1), member(5, "a:1"));
-        assert!(members.take(name(1, 2), member(6, "a:1")));
-        assert!(!members.take(name(1, 1), member(5, "a:1")), "which somebody else still tells");
-        assert!(members.take(name(1, 3), member(4, "b:1")), "elsewhere it may be alive");
-        assert!(members.take(name(2, 4), member(1, "a:1")), "another node is no newer store of this one");
+        members.learn(name(1, 1), member(5, "a:1"));
+        assert!(members.learn(name(1, 2), member(6, "a:1")));
+        assert!(!members.learn(name(1, 1), member(5, "a:1")), "which somebody else still tells");
+        assert!(members.learn(name(1, 3), member(4, "b:1")), "elsewhere it may be alive");
+        assert!(members.learn(name(2, 4), member(1, "a:1")), "another node is no newer store of this one");
         assert_eq!(members.count(), 3);
     }
 
     #[test]
     fn who_was_replaced_does_not_come_back_when_the_other_is_forgotten() {
         let mut members = Members::default();
-        members.take(name(1, 2), member(6, "a:1"));
-        members.mark(name(1, 2), true);
-        assert!(!members.take(name(1, 1), member(5, "a:1")), "of somebody who was away all the time");
-        assert!(members.take(name(1, 3), member(7, "a:1")));
+        members.learn(name(1, 2), member(6, "a:1"));
+        members.set_forgotten(name(1, 2), true);
+        assert!(!members.learn(name(1, 1), member(5, "a:1")), "of somebody who was away all the time");
+        assert!(members.learn(name(1, 3), member(7, "a:1")));
         assert_eq!(said(&members), [(1, 3, 7, "a:1".into())]);
     }
 
     #[test]
     fn the_latest_opening_at_a_place_is_found_whoever_it_was() {
         let mut members = Members::default();
-        members.take(name(1, 1), member(5, "a:1"));
-        members.take(name(2, 2), member(8, "a:1"));
-        members.take(name(1, 3), member(9, "b:1"));
+        members.learn(name(1, 1), member(5, "a:1"));
+        members.learn(name(2, 2), member(8, "a:1"));
+        members.learn(name(1, 3), member(9, "b:1"));
         let all = || members.iter();
         assert_eq!(latest(all(), name(1, 7), "a:1"), Some([5; 16]));
         assert_eq!(
@@ -246,31 +246,35 @@ mod tests {
     #[test]
     fn a_mark_counts_until_the_member_speaks_again() {
         let mut members = Members::default();
-        members.take(name(1, 1), member(5, "a:1"));
-        assert!(members.mark(name(1, 1), true) && !members.mark(name(1, 1), true));
-        assert!(!members.take(name(1, 1), member(5, "a:1")), "what was known when it was forgotten");
+        members.learn(name(1, 1), member(5, "a:1"));
+        assert!(members.set_forgotten(name(1, 1), true) && !members.set_forgotten(name(1, 1), true));
+        assert!(!members.learn(name(1, 1), member(5, "a:1")), "what was known when it was forgotten");
         assert!(members.get(name(1, 1)).is_some_and(Member::is_forgotten));
-        assert!(members.take(name(1, 1), member(6, "a:1")));
+        assert!(members.learn(name(1, 1), member(6, "a:1")));
         assert!(!members.get(name(1, 1)).is_some_and(Member::is_forgotten));
-        assert!(members.mark(name(1, 1), true) && members.mark(name(1, 1), false));
-        assert_eq!(members.get(name(1, 1)).map(|member| member.marks), Some(2), "it was there all the time");
+        assert!(members.set_forgotten(name(1, 1), true) && members.set_forgotten(name(1, 1), false));
+        assert_eq!(
+            members.get(name(1, 1)).map(|member| member.forget_count),
+            Some(2),
+            "it was there all the time"
+        );
     }
 
     #[test]
     fn no_more_are_taken_in_than_there_is_room_for() {
         let mut members = Members::default();
         for node in 0..1_000 {
-            members.take(name(node, 1), member(1, &format!("a:{node}")));
+            members.learn(name(node, 1), member(1, &format!("a:{node}")));
         }
         assert_eq!(members.count(), MEMBERS_MAX);
-        assert!(members.take(name(3, 1), member(2, "b:1")), "those that are known go on");
+        assert!(members.learn(name(3, 1), member(2, "b:1")), "those that are known go on");
     }
 
     /// Frozen: how a member travels and is kept. May be added to, never changed.
     #[test]
     fn the_bytes_of_a_member_are_frozen() {
         let mut bytes = Vec::new();
-        let moved = Member { marks: 3, ..member(7, "127.0.0.1:8083") };
+        let moved = Member { forget_count: 3, ..member(7, "127.0.0.1:8083") };
         put(&mut bytes, name(2, 9), &moved);
         assert_eq!(
             crate::chain::hex(&bytes),
@@ -288,7 +292,7 @@ mod tests {
             let word = |(node, store, open, marks, place): &(u16, u8, u8, u16, u8)| {
                 // One opening has one address.
                 let address = format!("h{}:{}", place, (open + store) % 2);
-                (name(*node, *store), Member { marks: *marks, ..member(*open, &address) })
+                (name(*node, *store), Member { forget_count: *marks, ..member(*open, &address) })
             };
             let cut = cut.min(words.len());
             let mut one: Members = words[..cut].iter().map(word).collect();
@@ -296,11 +300,11 @@ mod tests {
             for _ in 0..3 {
                 let told = one.clone();
                 for (name, member) in told.iter() {
-                    two.take(name, member.clone());
+                    two.learn(name, member.clone());
                 }
                 let told = two.clone();
                 for (name, member) in told.iter() {
-                    one.take(name, member.clone());
+                    one.learn(name, member.clone());
                 }
             }
             prop_assert_eq!(one.digest(), two.digest());

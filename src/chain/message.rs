@@ -1,8 +1,8 @@
 //! Owns what a message is: its content, its limits, its bytes and its digest.
 //!
-//! A [`Message`] is exactly what the sender decided. It cannot be built from unchecked input: either
-//! [`Message::new`] checked a client's draft against the limits, or it is [`Content`], read from bytes
-//! that some node had checked before. After that nobody checks again. Nothing a server adds is part of it.
+//! A [`Message`] is exactly what the sender decided; nothing that a server adds is part of it. It cannot be built from
+//! unchecked input: [`Message::new`] checks a client's input against the limits. [`Content`] is read from bytes that
+//! some node has checked, so its limits are not checked again.
 //!
 //! Content bytes, version 1, big-endian:
 //! `version u8 = 1 | id 16 | has timestamp u8 | timestamp u64 (if it has) | sender length u16, sender |
@@ -22,7 +22,7 @@ pub const TEXT_BYTES_MAX: usize = 16_384;
 pub const NAME_CHARS_MAX: usize = 64;
 /// 9999-12-31T23:59:59Z, in seconds. Anything larger is refused: it is nearly always milliseconds.
 pub const TIMESTAMP_MAX: u64 = 253_402_300_799;
-/// The newest content version this program can read. Newer content is kept and passed on, not shown.
+/// The newest content version that this program can read. Newer content is kept and passed on, but not shown.
 pub const CONTENT_VERSION: u8 = 1;
 
 /// What a sender wrote, not yet checked.
@@ -30,21 +30,21 @@ pub const CONTENT_VERSION: u8 = 1;
 pub struct UncheckedMessage {
     /// Chosen by the first program that touched the message.
     pub id: Uuid,
-    /// Who says it.
+    /// The sender.
     pub sender: String,
-    /// Whom it is for; by convention `#name` is a room.
+    /// The recipient; by convention `#name` is a room.
     pub recipient: String,
-    /// What is said.
+    /// The text.
     pub text: String,
     /// Whole Unix seconds, only if the sender gave them.
     pub timestamp: Option<u64>,
 }
 
-/// A checked message. Not a place in a log: the same message may stand in several.
+/// A checked message. Not an entry of a log: the same message may be in several.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Message(UncheckedMessage);
 
-/// Why a draft is not a message.
+/// Why input is not a message.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("`{field}` {why}")]
 pub struct InvalidMessage {
@@ -82,14 +82,14 @@ impl fmt::Debug for Digest {
     }
 }
 
-/// As texts are compared where case does not matter: upper and then lower case, letter by letter, so that ß meets SS and
-/// final sigma meets sigma.
+/// Folds case for comparison: to upper and then to lower case, letter by letter, so that ß equals SS and final sigma
+/// equals sigma.
 pub fn fold(text: &str) -> String {
     text.chars().flat_map(char::to_uppercase).flat_map(char::to_lowercase).collect()
 }
 
 impl Message {
-    /// Checks a draft against the limits.
+    /// Checks input against the limits.
     pub fn new(draft: UncheckedMessage) -> Result<Self, InvalidMessage> {
         check_name("sender", &draft.sender)?;
         check_name("recipient", &draft.recipient)?;
@@ -105,7 +105,7 @@ impl Message {
         &self.0
     }
 
-    /// Gives the fields away.
+    /// Moves the fields out.
     pub fn into_fields(self) -> UncheckedMessage {
         self.0
     }
@@ -130,23 +130,23 @@ impl Message {
     }
 }
 
-/// A message as it stands in content bytes, borrowed from them. What a reader is shown.
+/// A message as it is read from content bytes, borrowed from them. Readers are shown this.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Content<'a> {
-    /// See [`Draft`].
+    /// The id.
     pub id: Uuid,
-    /// See [`Draft`].
+    /// The sender.
     pub sender: &'a str,
-    /// See [`Draft`].
+    /// The recipient.
     pub recipient: &'a str,
-    /// See [`Draft`].
+    /// The text.
     pub text: &'a str,
-    /// See [`Draft`].
+    /// The sender's timestamp, Unix seconds, if the sender gave one.
     pub timestamp: Option<u64>,
 }
 
 impl<'a> Content<'a> {
-    /// Reads content bytes. Limits are not asked again: what one node accepted, every node shows.
+    /// Reads content bytes. Limits are not checked: what one node accepted, every node shows.
     pub fn decode(content: &'a [u8]) -> Result<Self, UnreadableContent> {
         let mut reader = ByteReader::new(content);
         match reader.u8() {
@@ -172,7 +172,8 @@ impl<'a> Content<'a> {
         Some(Content { id, sender, recipient, text, timestamp })
     }
 
-    /// The timestamp that readers are shown, in Unix seconds: the sender's, else the second in which `key` was accepted.
+    /// The timestamp that readers are shown, in Unix seconds: the sender's, else the second in which `key` was
+    /// accepted.
     pub fn shown_timestamp(&self, key: EntryKey) -> u64 {
         self.timestamp.unwrap_or(key.stamp.ms() / 1000)
     }
@@ -183,7 +184,7 @@ fn check_name(field: &'static str, name: &str) -> Result<(), InvalidMessage> {
     if name.is_empty() {
         return invalid("must not be empty".into());
     }
-    // Bytes first: counting the characters of a huge name would be work for nothing.
+    // Bytes first, so that the characters of a huge name are not counted.
     if name.len() > 4 * NAME_CHARS_MAX || name.chars().count() > NAME_CHARS_MAX {
         return invalid(format!("is longer than {NAME_CHARS_MAX} characters"));
     }

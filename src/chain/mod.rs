@@ -1,7 +1,7 @@
 //! The pure core: messages, stamps, logs, vectors and the exchange. Values in, values out.
 //!
-//! Knows nothing of tokio, HTTP, redb, files, the wall clock or randomness: `now` and new names are
-//! arguments. That is what makes it possible to test it with a seed.
+//! Knows nothing of tokio, HTTP, redb, files, the wall clock or randomness: the time and new ids are arguments. So a
+//! test can run it from a seed.
 
 pub mod bytes;
 pub mod clock;
@@ -16,7 +16,7 @@ pub mod record;
 pub mod sync;
 pub mod vector;
 
-/// Bytes as frozen fixtures have them.
+/// Bytes as hex, for frozen fixtures.
 #[cfg(test)]
 pub(crate) fn hex(bytes: &[u8]) -> String {
     use std::fmt::Write;

@@ -35,7 +35,8 @@ pub enum EntryKind {
     Message,
     /// No content: it was erased, and the position in the hash chain stays. Reserved; no program writes it yet.
     Erased,
-    /// A frontier snapshot: how far its writer was in all logs. It keeps cursors short, see [`frontier`](super::frontier).
+    /// A frontier snapshot: how far its writer was in all logs. It keeps cursors short, see
+    /// [`frontier`](super::frontier).
     Snapshot,
     /// A kind that a newer program defines. The entry is kept and passed on unchanged.
     Newer(u8),
@@ -63,8 +64,8 @@ impl EntryKind {
     }
 }
 
-/// One entry of a log: the bytes of its record, which passed their check. It cannot be built from other bytes, so nobody
-/// checks it again. A clone shares the bytes.
+/// One entry of a log: the bytes of its record, which passed their check. It cannot be built from other bytes, so
+/// nobody checks it again. A clone shares the bytes.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Entry {
     bytes: Bytes,
@@ -167,8 +168,8 @@ impl Entry {
         &self.bytes[HEADER_BYTES..self.bytes.len() - CHECK_BYTES]
     }
 
-    /// Whether the content has the digest that the header names. The check excludes accidents; this excludes forgery, so it
-    /// is asked of entries that come from a peer or a damaged file.
+    /// Whether the content has the digest that the header names. The check excludes accidents; this excludes forgery,
+    /// so it is asked of entries that come from a peer or a damaged file.
     pub fn content_matches_digest(&self) -> bool {
         match self.kind() {
             EntryKind::Message | EntryKind::Snapshot => Digest::of(self.content()) == self.digest(),

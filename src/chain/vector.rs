@@ -1,10 +1,10 @@
 //! Owns the vector: which entries of every log a store holds, and whether two stores hold the same.
 //!
-//! A vector lists durable entries only, as heads (origin -> seq and chain hash). Equal heads prove equal logs.
-//! It also lists the cuts (origin -> seq): nothing at or behind a cut is in its log, here or anywhere. A cut is never
-//! undone; of two, the smaller counts, so that all nodes come to the same whatever they heard first.
-//! Both are sorted maps with structural sharing, because a vector is copied with every commit and compared with every
-//! exchange, and a store may know thousands of logs of which four are growing.
+//! A vector lists durable entries only, as heads (origin -> seq and chain hash). Equal heads prove equal logs. It also
+//! lists the cuts (origin -> seq): no entry at or behind a cut is in its log, on any node. A cut is never undone, and
+//! of two cuts the smaller counts, so all nodes reach the same cuts in whatever order they learn them. Both are sorted
+//! maps with structural sharing, because a vector is copied with every commit and compared with every exchange, and of
+//! thousands of logs a few grow.
 
 use imbl::ordmap::DiffItem;
 
@@ -72,7 +72,7 @@ impl Vector {
         self.heads.get(&origin).map_or_else(|| ChainHash::genesis(origin), |head| head.hash)
     }
 
-    /// Cuts a log, and gives it the head that it has before the cut. Whoever calls knows that head to be true.
+    /// Cuts a log and sets its head, the entry before the cut. The caller vouches for that head.
     pub fn cut(&mut self, origin: Origin, seq: u64, before: Option<Head>) {
         let earlier = self.cuts.get(&origin).copied().unwrap_or(u64::MAX);
         self.cuts.insert(origin, seq.min(earlier));
@@ -118,13 +118,13 @@ impl Vector {
         changes(&base.heads, &self.heads)
     }
 
-    /// The cuts that `base` does not have, or has at another place.
+    /// The cuts that `base` does not have, or has at another seq.
     pub fn cuts_since(&self, base: &Vector) -> Vec<(Origin, u64)> {
         changes(&base.cuts, &self.cuts)
     }
 
-    /// Logs in which this vector covers entries that `other` does not and may come to: each with the last of them and
-    /// the other's head.
+    /// Logs in which this vector covers entries that `other` lacks and no cut excludes: each with the last of them and
+    /// the other's last seq.
     pub fn leads(&self, other: &Vector) -> Vec<(Origin, u64, u64)> {
         let changes = self.changes_since(other).into_iter();
         let lead = |(origin, head): (Origin, Head)| {
@@ -150,7 +150,7 @@ impl Vector {
         for (origin, _) in self.cuts_since(other).into_iter().chain(other.cuts_since(self)) {
             let cut = self.limit(origin).min(other.limit(origin)) + 1;
             let before = self.get(origin).copied().filter(|_| cut > 1);
-            // The hash there is not known and not asked for: a union is only counted.
+            // The hash before the cut is not known. It is not used: a union is only counted.
             self.cut(origin, cut, before.map(|head| Head { seq: head.seq.min(cut - 1), ..head }));
         }
     }
@@ -183,7 +183,7 @@ impl Vector {
     }
 }
 
-/// What `now` holds otherwise than `base`.
+/// The entries of `now` that `base` lacks or has with another value.
 fn changes<V: Copy + PartialEq>(
     base: &imbl::OrdMap<Origin, V>,
     now: &imbl::OrdMap<Origin, V>,

@@ -21,7 +21,7 @@ pub struct CursorFile {
 }
 
 impl CursorFile {
-    /// Checks the file, and gives the cursor in it; `None` if the file is absent or empty.
+    /// Checks the file, and returns the cursor in it; `None` if the file is absent or empty.
     pub fn open(file: &Path) -> Result<(Self, Option<String>), ConfigError> {
         let path = resolve(file)?;
         let cursor = read(&path)?;

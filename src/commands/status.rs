@@ -78,7 +78,7 @@ fn sentence(network: &NetworkStatus) -> String {
     let writable = if network.writable { "writable" } else { "not writable" };
     let summary = format!("{} of {} nodes up, {writable}", network.up, network.total);
     if network.converged {
-        // The nodes that are up agree; each other node needs a word of its own.
+        // The nodes that are up agree; each other node is named with its state.
         let others = network.nodes.iter().filter_map(not_up);
         return [format!("{summary}, converged")].into_iter().chain(others).collect::<Vec<_>>().join("; ");
     }

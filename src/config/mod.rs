@@ -3,7 +3,7 @@
 //! Third step of a command: `main` -> `cli` -> here -> `commands`. A flag wins over the environment, the environment over the
 //! file, the file over the default. Only [`Sources::load`] reads the process environment and the disk; every other function
 //! maps values to values. Addresses are checked for their shape and not resolved: names are resolved at each connect.
-//! Every refusal is one sentence that says what is wrong, where it stands and what to do; the program ends with exit code 2.
+//! Every refusal is one sentence that says what is wrong, where the mistake is and what to do; the program ends with exit code 2.
 
 mod file;
 mod key_file;
@@ -33,11 +33,11 @@ const NETWORK_CHARS_MAX: usize = 64;
 /// A shorter interval is refused: the node would do nothing but exchange.
 const SYNC_INTERVAL_MIN: Duration = Duration::from_millis(10);
 /// A longer interval is refused: a push that was lost would go unnoticed for too long.
-const SYNC_INTERVAL_MAX: Duration = Duration::from_hours(1);
+const SYNC_INTERVAL_MAX: Duration = Duration::from_secs(60 * 60);
 /// A shorter interval is refused: a scrub is slow, and the next one would start at once.
 const SCRUB_INTERVAL_MIN: Duration = Duration::from_secs(1);
 /// A longer interval is refused: the same entry could become damaged on every node before a scrub finds the first.
-const SCRUB_INTERVAL_MAX: Duration = Duration::from_hours(31 * 24);
+const SCRUB_INTERVAL_MAX: Duration = Duration::from_secs(31 * 24 * 60 * 60);
 /// Read from the working directory if it exists.
 pub const FILE_NAME: &str = "config.toml";
 
@@ -136,7 +136,7 @@ pub struct UpConfig {
 pub struct ConfigError(String);
 
 impl ConfigError {
-    /// Takes a sentence that says what is wrong, where it stands and what to do.
+    /// Takes a sentence that says what is wrong, where the mistake is and what to do.
     pub fn new(sentence: impl Into<String>) -> Self {
         ConfigError(sentence.into())
     }
@@ -193,7 +193,7 @@ impl SourcedValue {
     }
 }
 
-/// The environment, the configuration file, and what else the machine says about its user.
+/// The environment, the configuration file, and the login name.
 #[derive(Debug, Default)]
 pub struct Sources {
     env: BTreeMap<String, String>,
@@ -249,22 +249,20 @@ impl Sources {
     /// What `chatchain node` does.
     pub fn node(&self, args: &cli::NodeArgs) -> Result<NodeConfig, ConfigError> {
         let node_id = self.node_id(args)?;
-        let listed = self.listed_nodes()?;
-        let own = listed.as_ref().unwrap_or(&default_nodes()).get(&node_id).cloned();
+        let nodes = self.listed_nodes()?;
+        let own = nodes.as_ref().unwrap_or(&default_nodes()).get(&node_id).cloned();
         let listen = match self.flag_or("--listen", args.listen.as_deref(), "CHATCHAIN_NODE_LISTEN") {
             Some(value) => value.addr()?,
-            None => own.clone().ok_or_else(|| not_listed(node_id, listed.as_ref()))?,
+            None => own.clone().ok_or_else(|| not_listed(node_id, nodes.as_ref()))?,
         };
         let advertise = self.advertise(args, &listen, own.as_ref())?;
         let keys = self.keys_to_listen(&listen, args.insecure)?;
-        let mut peers: Vec<_> = match self.flag_or("--peers", args.peers.as_deref(), "CHATCHAIN_NODE_PEERS") {
-            Some(value) => {
-                value.addrs()?.into_iter().map(|addr| ConfiguredPeer { node_id: None, addr }).collect()
-            }
-            None => {
-                let nodes = listed.unwrap_or_default().into_iter();
-                nodes.map(|(id, addr)| ConfiguredPeer { node_id: Some(id), addr }).collect()
-            }
+        let named = self.flag_or("--peers", args.peers.as_deref(), "CHATCHAIN_NODE_PEERS");
+        let mut peers: Vec<_> = if let Some(value) = named {
+            value.addrs()?.into_iter().map(|addr| ConfiguredPeer { node_id: None, addr }).collect()
+        } else {
+            let nodes = nodes.unwrap_or_default().into_iter();
+            nodes.map(|(id, addr)| ConfiguredPeer { node_id: Some(id), addr }).collect()
         };
         // A list that is the same on every machine holds the node itself, too.
         peers.retain(|peer| peer.node_id != Some(node_id) && peer.addr != advertise && peer.addr != listen);

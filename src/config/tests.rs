@@ -1,4 +1,4 @@
-//! What the sources resolve to, and the sentence for everything that can be wrong in them.
+//! Resolves command lines, environments and files, and checks the sentence for each mistake in them.
 
 use std::collections::BTreeMap;
 
@@ -14,7 +14,7 @@ fn sources(env: &[(&str, &str)], file: Option<&str>) -> Result<Sources, ConfigEr
     Sources::new(env, file.map(|text| (FILE_NAME.into(), text)))
 }
 
-/// What a command line resolves to; the parts as one debug text each, so that tests can name any of them.
+/// The configuration for a command line, as debug text, so that one function serves all commands.
 fn resolve(line: &str, env: &[(&str, &str)], file: Option<&str>) -> Result<String, ConfigError> {
     let cli = Cli::try_parse_from(format!("chatchain {line}").split(' ')).expect("the line is good usage");
     let sources = sources(env, file)?;
@@ -24,7 +24,7 @@ fn resolve(line: &str, env: &[(&str, &str)], file: Option<&str>) -> Result<Strin
         Command::Up(args) => format!("{:?}", sources.up(args)?),
         Command::Send(args) => sources.sender(args.from.as_deref())?,
         Command::Verify(args) => sources.data_dir(args.data_dir.as_ref()).display().to_string(),
-        Command::Key(_) => unreachable!("it has no settings"),
+        Command::Key(_) | Command::Guide(_) => unreachable!("it has no settings"),
         Command::List(_) | Command::Status(_) | Command::Forget(_) => {
             format!("{:?}", sources.client(&cli.common)?)
         }
@@ -56,7 +56,7 @@ fn peers(config: &NodeConfig) -> Vec<(Option<NodeId>, String)> {
 }
 
 #[test]
-fn shipped_file_says_what_holds_without_it() {
+fn shipped_file_equals_the_defaults() {
     for line in ["proxy", "status", "up"] {
         assert_eq!(resolve(line, &[], Some(SHIPPED)), resolve(line, &[], None), "{line}");
     }
@@ -161,7 +161,7 @@ fn nodes_as_a_table_keep_their_numbers() {
 }
 
 #[test]
-fn own_address_is_no_peer_and_no_peers_can_be_asked_for() {
+fn own_address_is_no_peer_and_peers_may_be_empty() {
     let list = "--node-id 1 --peers 127.0.0.1:8081,127.0.0.1:8082,127.0.0.1:8081";
     assert_eq!(peers(&node(list, &[], None)), [(None, "127.0.0.1:8081".into())]);
     let cli = Cli::try_parse_from(["chatchain", "node", "--node-id", "1", "--peers", ""]).expect("usage");
@@ -171,7 +171,7 @@ fn own_address_is_no_peer_and_no_peers_can_be_asked_for() {
 }
 
 #[test]
-fn wildcard_needs_an_address_for_others() {
+fn wildcard_needs_an_advertised_address() {
     check_error(
         "node --node-id 2 --listen 0.0.0.0:9",
         &[],
@@ -228,7 +228,7 @@ fn mistakes_elsewhere_are_named_with_their_source() {
 }
 
 #[test]
-fn durations_are_written_as_people_write_them() {
+fn durations_have_a_unit() {
     for (text, want) in [("500ms", 500), ("2s", 2000), ("1m 30s", 90_000), ("1h", 3_600_000)] {
         let file = format!("[node]\nsync_interval = '{text}'");
         assert_eq!(node("--node-id 0", &[], Some(&file)).sync_interval, Duration::from_millis(want));
@@ -266,7 +266,7 @@ fn in_env(key: &str) -> [(&str, &str); 1] {
 }
 
 #[test]
-fn beyond_this_machine_a_server_needs_a_key_or_an_explicit_word() {
+fn a_server_for_other_machines_needs_a_key_or_the_flag_insecure() {
     let remedy =
         ["there is no key", "chatchain key > network.key", "key_file = \"network.key\"", "--insecure"];
     for line in [
@@ -282,7 +282,7 @@ fn beyond_this_machine_a_server_needs_a_key_or_an_explicit_word() {
     }
     check_error("proxy", &[("CHATCHAIN_PROXY_LISTEN", "x:1")], None, &remedy);
     check_error("node --node-id 0", &[], Some("nodes = ['x:1']"), &remedy);
-    assert_eq!(node("--node-id 0", &[], None).keys, None, "on this machine there need not be one");
+    assert_eq!(node("--node-id 0", &[], None).keys, None, "a server for this machine needs no key");
 }
 
 #[test]
@@ -290,7 +290,7 @@ fn a_key_comes_from_the_environment_and_is_never_shown() {
     let keys = Keys::from_list(KEY).ok();
     assert_eq!(node("--node-id 0", &in_env(KEY), None).keys, keys);
     for line in ["proxy", "status", "up", "node --node-id 0"] {
-        let shown = resolve(line, &in_env(KEY), Some("key_file = 'not-looked-at'")).expect(line);
+        let shown = resolve(line, &in_env(KEY), Some("key_file = 'not-read'")).expect(line);
         assert!(shown.contains("Keys(1 not shown)") && !shown.contains(KEY), "{shown}");
         check_error(
             line,
@@ -302,7 +302,7 @@ fn a_key_comes_from_the_environment_and_is_never_shown() {
         let both = [("CHATCHAIN_KEY", KEY), ("CHATCHAIN_KEY_FILE", "x")];
         check_error(line, &both, None, &["CHATCHAIN_KEY and CHATCHAIN_KEY_FILE are both set"]);
     }
-    resolve("verify", &in_env("short"), None).expect("who needs no key does not judge it");
+    resolve("verify", &in_env("short"), None).expect("a command without keys does not check them");
     assert!(!format!("{:?}", sources(&in_env(KEY), None)).contains(KEY));
     assert_eq!(node("--node-id 0", &in_env(""), None).keys, None, "empty is unset");
 }

@@ -1,9 +1,12 @@
-//! Owns what all readers of the feed share: the newest messages, encoded once, in a bounded ring.
+//! Owns what all readers of the feed share: a bounded ring of the newest messages, each encoded once.
 //!
-//! It moves when the durable logs do, and only while somebody reads. Nobody is queued for: a reader remembers how far it
-//! is, and one that falls out of the ring reads the store. The ring's end is a state of all logs, `until`, in the words of
-//! cursors. Before that could no longer be said briefly, a milestone is put into the own log, and cursors refer to it as soon as
-//! a second node has it, so that they outlive this one.
+//! - The ring advances when the durable logs do, and only while there are readers. Nothing is queued for a reader: each
+//!   keeps its index, and one that falls out of the ring reads the store.
+//! - The end of the ring is a frontier, `until`, from which cursors are made. Before a frontier is too long for a cursor, the
+//!   node writes a snapshot of it into its own log. Cursors refer to the snapshot as soon as a second node has it, so that
+//!   they stay valid without this node.
+//!
+//! Before it: the writer's change signal and `store::history::feed_scan`. After it: `http::feed`.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -30,49 +33,49 @@ use crate::store::history::feed_scan::{FeedItem, FeedScan, last_stamp};
 
 /// Messages in the ring. A reader that is further behind reads the store.
 const RING_COUNT_MAX: usize = 4_096;
-/// Their bytes as JSON; as above.
+/// Bytes of these messages as JSON. At the bound, as above.
 const RING_BYTES_MAX: usize = 8 << 20;
-/// When more entries come at once, they are not put into the ring: whoever wants them reads the store.
-const STEP_COUNT_MAX: u64 = 2_048;
-/// Changes since the last milestone that are written into every cursor, in the worst case twice. With more, cursors refer to
-/// the next milestone whether another node has it or not.
+/// More new entries than this are not put into the ring: readers get them from the store.
+const DELTA_COUNT_MAX: u64 = 2_048;
+/// Logs that changed since the last snapshot and are written into every cursor, in the worst case twice. With more of them,
+/// cursors refer to the next snapshot even if no other node has it.
 const CHANGES_MAX: usize = 16;
-/// With more than these, it is time for another milestone.
-const CHANGES_MANY: usize = 12;
-/// How often it is looked whether an entry that could not be given can be now: nothing else says so.
+/// With more changes than this, the next snapshot is written.
+const SNAPSHOT_CHANGES: usize = 12;
+/// Poll interval for blocked logs: no signal tells that a damaged entry was repaired.
 const BLOCKED_POLL_INTERVAL: Duration = Duration::from_secs(1);
 
-/// From one state of all logs to the next.
+/// The step from one frontier to the next.
 #[derive(Debug)]
 struct LogsDelta {
     before: ReadState,
     until: Frontier,
-    /// What the cursors on the way share, where they are short enough.
-    core: Option<Vec<u8>>,
+    /// What the cursors between the two share; `None`: they would be too long.
+    payload: Option<Vec<u8>>,
 }
 
 /// A message in the ring.
 #[derive(Debug)]
 pub struct RingItem {
-    next: FeedItem,
+    item: FeedItem,
     json: Bytes,
-    step: Arc<LogsDelta>,
-    core: OnceLock<Option<Bytes>>,
+    delta: Arc<LogsDelta>,
+    payload: OnceLock<Option<Bytes>>,
     frames: [OnceLock<Option<Bytes>>; 2],
 }
 
 impl RingItem {
-    fn new(next: FeedItem, step: &Arc<LogsDelta>) -> Self {
-        let content = next.entry.message().expect("the walk gives messages only");
+    fn new(item: FeedItem, delta: &Arc<LogsDelta>) -> Self {
+        let content = item.entry.message().expect("a scan returns messages only");
         let mut json = Vec::new();
-        view(&content, next.first).write_json(&mut json);
-        let (core, frames) = (OnceLock::new(), [const { OnceLock::new() }; 2]);
-        RingItem { json: json.into(), next, step: step.clone(), core, frames }
+        view(&content, item.first).write_json(&mut json);
+        let (payload, frames) = (OnceLock::new(), [const { OnceLock::new() }; 2]);
+        RingItem { json: json.into(), item, delta: delta.clone(), payload, frames }
     }
 
     /// The message and its entry.
-    pub fn next(&self) -> &FeedItem {
-        &self.next
+    pub fn item(&self) -> &FeedItem {
+        &self.item
     }
 
     /// The message as JSON.
@@ -80,26 +83,26 @@ impl RingItem {
         &self.json
     }
 
-    fn place(&self) -> EntryKey {
-        self.next.entry.key()
+    fn key(&self) -> EntryKey {
+        self.item.entry.key()
     }
 
-    /// What a reader has seen that read up to here.
-    pub fn seen(&self) -> ReadState {
-        let walk = PartialScan { until: self.step.until.clone(), at: self.place() };
-        ReadState { walks: vec![walk], ..self.step.before.clone() }
+    /// What a reader has seen that read the ring up to this message.
+    pub fn read_state(&self) -> ReadState {
+        let scan = PartialScan { until: self.delta.until.clone(), at: self.key() };
+        ReadState { scans: vec![scan], ..self.delta.before.clone() }
     }
 
-    /// The same as the core of a cursor, where it is short enough.
-    pub fn core(&self) -> Option<&Bytes> {
-        let at_place = |core: &Vec<u8>| cursor::at_place(core, self.place()).into();
-        self.core.get_or_init(|| self.step.core.as_ref().map(at_place)).as_ref()
+    /// The payload of the cursor for that state; `None`: it would be too long.
+    pub fn payload(&self) -> Option<&Bytes> {
+        let at_key = |payload: &Vec<u8>| cursor::payload_at(payload, self.key()).into();
+        self.payload.get_or_init(|| self.delta.payload.as_ref().map(at_key)).as_ref()
     }
 
-    /// The whole event for readers without a filter, who share it.
-    pub fn frame(&self, format: FeedFormat, purpose: Scope) -> Option<&Bytes> {
+    /// The whole event, shared by all readers without a filter.
+    pub fn frame(&self, format: FeedFormat, scope: Scope) -> Option<&Bytes> {
         let make = || {
-            let cursor = to_text(&cursor::seal(self.core()?, purpose));
+            let cursor = to_text(&cursor::encode(self.payload()?, scope));
             let mut out = Vec::new();
             FeedEvent::Message(&self.json).write(format, &cursor, &mut out);
             Some(out.into())
@@ -108,21 +111,21 @@ impl RingItem {
     }
 }
 
-/// The newest messages. See the head of this file.
+/// The newest messages.
 #[derive(Debug, Default)]
 struct Ring {
     items: VecDeque<Arc<RingItem>>,
     bytes: usize,
     /// How many there were before the first of them.
     dropped: u64,
-    /// What was walked through to its end, and the last stamp in it.
+    /// Everything that was scanned so far, and the last stamp in it.
     until: Frontier,
     last: Stamp,
     logs: Arc<Logs>,
-    /// Logs of which there is more that cannot be given now.
+    /// Logs that have more entries, which cannot be read now.
     blocked: Vec<Origin>,
-    /// The next milestone, to which no cursor refers yet, and where it stands.
-    next: Option<(Arc<FrontierSnapshot>, EntryRange)>,
+    /// The next snapshot, to which no cursor refers yet, and the entry that holds it.
+    next_snapshot: Option<(Arc<FrontierSnapshot>, EntryRange)>,
 }
 
 impl Ring {
@@ -139,7 +142,7 @@ impl Ring {
         }
     }
 
-    /// Leaves out what came now. Who was at the end lacks it, and is at the end no longer.
+    /// Leaves out the new messages. Readers at the end get `Gone`, and read them from the store.
     fn skip(&mut self) {
         (self.dropped, self.bytes) = (self.end() + 1, 0);
         self.items.clear();
@@ -151,11 +154,11 @@ impl Ring {
 pub struct RingEnd {
     /// How many messages came before it.
     pub index: u64,
-    /// What a reader has seen who read all of them.
+    /// What a reader has seen that read all of them.
     pub until: Frontier,
-    /// The last stamp among it.
+    /// The last stamp in that.
     pub last: Stamp,
-    /// The logs in which that can be read.
+    /// The logs as of then.
     pub logs: Arc<Logs>,
 }
 
@@ -164,59 +167,58 @@ pub struct RingEnd {
 pub enum RingRead {
     /// These messages.
     Items(Vec<Arc<RingItem>>),
-    /// The reader is at its end, so it has seen this.
+    /// No more: the reader is at the end, and has seen this.
     Nothing(ReadState),
-    /// It fell out, or the ring was left out.
+    /// Not what the reader lacks: it must read the store.
     Gone,
 }
 
-/// See the head of this file.
+/// The ring, its readers, and the signal that it advanced.
 #[derive(Debug)]
 pub struct LiveFeed {
     ring: Mutex<Ring>,
-    /// One step at a time.
-    turn: tokio::sync::Mutex<()>,
-    /// Counts the steps.
-    moved: watch::Sender<u64>,
+    /// Held while the ring advances.
+    advancing: tokio::sync::Mutex<()>,
+    /// Changes when the ring advances.
+    moved: watch::Sender<()>,
     readers: AtomicUsize,
     stop: CancellationToken,
 }
 
 impl LiveFeed {
-    /// A hub whose feeds end with this signal.
+    /// `stop` ends all feeds.
     pub fn new(stop: CancellationToken) -> Self {
-        let (ring, turn) = (Mutex::default(), tokio::sync::Mutex::default());
-        LiveFeed { ring, turn, moved: watch::Sender::new(0), readers: AtomicUsize::new(0), stop }
+        let (ring, advancing) = (Mutex::default(), tokio::sync::Mutex::default());
+        LiveFeed { ring, advancing, moved: watch::Sender::new(()), readers: AtomicUsize::new(0), stop }
     }
 
     fn ring(&self) -> MutexGuard<'_, Ring> {
-        // Between two assignments under it nothing panics.
-        self.ring.lock().unwrap_or_else(PoisonError::into_inner)
+        self.ring.lock().unwrap_or_else(PoisonError::into_inner) // each change is complete before a panic
     }
 
-    /// Counts a reader for as long as what is given lives.
+    /// Counts a reader until the returned value is dropped.
     pub fn enter(self: &Arc<Self>) -> CountedReader {
         self.readers.fetch_add(1, Ordering::Relaxed);
-        self.moved.send_modify(|_| {}); // the first one wakes whoever moves the ring
+        self.moved.send_replace(()); // the first reader wakes the task that advances the ring
         CountedReader(self.clone())
     }
 
-    /// How many read now.
+    /// How many readers there are.
     pub fn readers(&self) -> usize {
         self.readers.load(Ordering::Relaxed)
     }
 
-    /// Changes with every step.
-    pub fn moved(&self) -> watch::Receiver<u64> {
+    /// Changes when the ring advances.
+    pub fn moved(&self) -> watch::Receiver<()> {
         self.moved.subscribe()
     }
 
-    /// When this comes, all feeds end.
+    /// Ends all feeds.
     pub fn stop(&self) -> &CancellationToken {
         &self.stop
     }
 
-    /// The end of the ring as it is.
+    /// The end of the ring.
     pub fn end(&self) -> RingEnd {
         let ring = self.ring();
         RingEnd { index: ring.end(), until: ring.until.clone(), last: ring.last, logs: ring.logs.clone() }
@@ -235,9 +237,9 @@ impl LiveFeed {
         RingRead::Items(ring.items.iter().skip(from).take(most).cloned().collect())
     }
 
-    /// Brings the ring up to the durable state of the logs, and gives its end.
+    /// Advances the ring to the durable state of the logs, and returns its end.
     pub async fn advance(&self, node: &Node) -> Result<RingEnd, StoreError> {
-        let _turn = self.turn.lock().await;
+        let _advancing = self.advancing.lock().await;
         let logs = node.logs();
         let (before, until) = {
             let ring = self.ring();
@@ -258,41 +260,43 @@ impl LiveFeed {
             return Ok(self.end());
         }
         let (until, last) = (self.shorten(node, until).await, last_stamp(&logs));
-        if count > STEP_COUNT_MAX {
+        if count > DELTA_COUNT_MAX {
             let mut ring = self.ring();
             ring.skip();
             (ring.until, ring.last, ring.logs, ring.blocked) = (until, last, logs, Vec::new());
         } else {
-            let walked = walk(node, logs.clone(), before.clone(), until).await?;
-            let Walked { found, until, blocked: held } = walked;
-            let core = cursor::walk_core(&before, &until);
-            let step = Arc::new(LogsDelta { before, until: until.clone(), core });
+            let ScannedItems { items, until, blocked } =
+                scan(node, logs.clone(), before.clone(), until).await?;
+            let payload = cursor::scan_payload(&before, &until);
+            let delta = Arc::new(LogsDelta { before, until: until.clone(), payload });
             let mut ring = self.ring();
-            for next in found {
-                ring.push(Arc::new(RingItem::new(next, &step)));
+            for item in items {
+                ring.push(Arc::new(RingItem::new(item, &delta)));
             }
-            (ring.until, ring.last, ring.logs, ring.blocked) = (until, last, logs, held);
+            (ring.until, ring.last, ring.logs, ring.blocked) = (until, last, logs, blocked);
         }
-        self.moved.send_modify(|steps| *steps += 1);
+        self.moved.send_replace(());
         Ok(self.end())
     }
 
-    /// The same, so that it can be written briefly: as a difference to the next milestone, once that has spread or is needed. If
-    /// none can be written, cursors stay where they were last brief enough, which repeats messages to who comes back, and
-    /// skips none.
+    /// The same frontier in a form that is short enough for a cursor: as the difference to the next snapshot, once a second
+    /// node has that or it is needed. If no snapshot can be written, readers keep their last short cursor: a reader that
+    /// reconnects gets some messages twice, and misses none.
     async fn shorten(&self, node: &Node, mut until: Frontier) -> Frontier {
         loop {
-            let (changes, mut next) = (until.changes().len(), self.ring().next.take());
-            if next.is_none() && changes > CHANGES_MANY {
+            let changes = until.changes().len();
+            let mut next = self.ring().next_snapshot.take();
+            if next.is_none() && changes > SNAPSHOT_CHANGES {
                 next = write_snapshot(node, &until).await;
             }
-            let Some((milestone, place)) = next else { return until };
-            let has_spread = node.cluster.roster().node_count() == 1 || node.durable_on(&[place]).len() > 1;
+            let Some((snapshot, entry)) = next else { return until };
+            let nodes = node.cluster.roster().node_count();
+            let has_spread = nodes == 1 || node.durable_on(&[entry]).len() > 1;
             if changes <= CHANGES_MAX && !has_spread {
-                self.ring().next = Some((milestone, place));
+                self.ring().next_snapshot = Some((snapshot, entry));
                 return until;
             }
-            until = until.based_on(&milestone);
+            until = until.based_on(&snapshot);
             if until.changes().len() <= CHANGES_MAX {
                 return until;
             }
@@ -300,7 +304,7 @@ impl LiveFeed {
     }
 }
 
-/// A reader that counts. See [`Hub::enter`].
+/// Counts a reader until it is dropped. See [`LiveFeed::enter`].
 #[derive(Debug)]
 pub struct CountedReader(Arc<LiveFeed>);
 
@@ -310,8 +314,8 @@ impl Drop for CountedReader {
     }
 }
 
-/// There is nothing to be told in milestones, so the ring does not go on for them. Else nodes would answer the milestones of
-/// each other with milestones, for ever.
+/// Skips trailing snapshots: readers are told nothing about them. Otherwise nodes would answer each other's snapshots with
+/// snapshots for ever.
 async fn without_trailing_snapshots(
     node: &Node,
     before: &Frontier,
@@ -321,36 +325,38 @@ async fn without_trailing_snapshots(
         return Ok(until);
     }
     let (store, before) = (node.store.clone(), before.clone());
-    on_a_thread(move || store.without_trailing_snapshots(&before, until)).await
+    read(move || store.without_trailing_snapshots(&before, until)).await
 }
 
-struct Walked {
-    found: Vec<FeedItem>,
+struct ScannedItems {
+    items: Vec<FeedItem>,
     until: Frontier,
     blocked: Vec<Origin>,
 }
 
-async fn walk(
+/// Reads the messages between two frontiers.
+async fn scan(
     node: &Node,
     logs: Arc<Logs>,
     before: ReadState,
     until: Frontier,
-) -> Result<Walked, StoreError> {
+) -> Result<ScannedItems, StoreError> {
     let store = node.store.clone();
-    on_a_thread(move || {
-        let mut follow = FeedScan::new(&store, logs, before, until.clone())?;
-        let mut found = Vec::new();
-        while !follow.is_done() {
-            found.extend(follow.next_chunk(usize::MAX, usize::MAX)?);
+    read(move || {
+        let mut scan = FeedScan::new(&store, logs, before, until.clone())?;
+        let mut items = Vec::new();
+        while !scan.is_done() {
+            items.extend(scan.next_chunk(usize::MAX, usize::MAX)?);
         }
-        let reached = follow.state_at_end().full;
-        let held = until.beyond(&reached).into_iter().map(|(origin, _)| origin).collect();
-        Ok(Walked { found, until: reached, blocked: held })
+        let reached = scan.state_at_end().full;
+        let blocked = until.beyond(&reached).into_iter().map(|(origin, _)| origin).collect();
+        Ok(ScannedItems { items, until: reached, blocked })
     })
     .await
 }
 
-async fn on_a_thread<T: Send + 'static>(
+/// Runs a read on a blocking thread, whatever else is read: it is short, and all readers wait for it.
+async fn read<T: Send + 'static>(
     reading: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
 ) -> Result<T, StoreError> {
     tokio::task::spawn_blocking(reading)
@@ -358,39 +364,39 @@ async fn on_a_thread<T: Send + 'static>(
         .unwrap_or_else(|error| Err(StoreError::EnginePanicked(error.to_string())))
 }
 
-/// Puts a milestone that says this into the own log. Gives it and where it stands; `None` where there is no room for it.
+/// Writes a snapshot of this frontier into the own log. Returns it and its entry; `None`: there is no room for it.
 async fn write_snapshot(node: &Node, until: &Frontier) -> Option<(Arc<FrontierSnapshot>, EntryRange)> {
-    let (contents, milestones): (Vec<_>, Vec<_>) = until.milestones().into_iter().unzip();
-    let milestone = milestones.last()?.clone();
-    node.writer.maintain(Maintenance::Milestones(contents)).await;
-    let (store, name) = (node.store.clone(), milestone.name);
-    let place = tokio::task::spawn_blocking(move || store.snapshot_key(name)).await.ok()?.ok()??;
-    Some((milestone, range_of(place)))
+    let (contents, snapshots): (Vec<_>, Vec<_>) = until.snapshots().into_iter().unzip();
+    let snapshot = snapshots.last()?.clone();
+    node.writer.maintain(Maintenance::Snapshots(contents)).await;
+    let (store, name) = (node.store.clone(), snapshot.id);
+    let key = tokio::task::spawn_blocking(move || store.snapshot_key(name)).await.ok()?.ok()??;
+    Some((snapshot, range_of(key)))
 }
 
-/// Moves the ring as long as somebody reads, until the node ends.
+/// Advances the ring while there are readers, until the node ends.
 pub async fn run(node: Node) {
-    let (hub, mut signal) = (node.live_feed.clone(), node.logs_signal());
-    let mut moved = hub.moved();
+    let (live_feed, mut signal) = (node.live_feed.clone(), node.logs_signal());
+    let mut moved = live_feed.moved();
     loop {
-        if hub.readers() == 0 {
+        if live_feed.readers() == 0 {
             if moved.changed().await.is_err() {
                 return;
             }
             continue;
         }
         signal.mark_unchanged();
-        if let Err(error) = hub.advance(&node).await {
+        if let Err(error) = live_feed.advance(&node).await {
             tracing::error!(%error, "the feed cannot be read");
             node.writer.fault().raise(error.to_string());
             return;
         }
-        let is_held = !hub.ring().blocked.is_empty();
+        let is_blocked = !live_feed.ring().blocked.is_empty();
         tokio::select! {
             changed = signal.changed() => if changed.is_err() {
                 return; // the node is ending
             },
-            () = tokio::time::sleep(BLOCKED_POLL_INTERVAL), if is_held => {}
+            () = tokio::time::sleep(BLOCKED_POLL_INTERVAL), if is_blocked => {}
         }
     }
 }

@@ -72,7 +72,7 @@ async fn scrub_round(node: &Node, scrub: &mut Scrub) -> Result<(), String> {
             node.store.invalidate_index();
             return Err("the index is damaged".into());
         }
-        for care in step.care {
+        for care in step.maintenance {
             node.writer.maintain(care).await;
         }
         node.cluster.scrub().checked = scrub.checked();

@@ -359,8 +359,12 @@ async fn a_run_beyond_all_numbers_is_no_answer_to_a_probe() {
     let mut exchange = crate::replica::exchange::Exchange::default();
     let other = Log::new(X, 2, 1, "theirs");
     for _ in 0..2 {
-        let occasion =
-            crate::replica::exchange::Trigger { on_timer: false, now_ms: 0, leave: &|_| false, mend: vec![] };
+        let occasion = crate::replica::exchange::Trigger {
+            on_timer: false,
+            now_ms: 0,
+            skip: &|_| false,
+            repair: vec![],
+        };
         let planned = exchange.plan(&logs, occasion);
         let heads = Heads { base: None, changes: vec![(X, other.head(2))], cuts: Vec::new() };
         let before = Head { seq: u64::MAX, hash: ChainHash([0; 32]) };

@@ -1,9 +1,12 @@
-//! Owns all writing to a store: decides a batch, commits it durably, and only then says what became of it.
+//! Owns all writing to a store: decides a batch, commits it durably, and only then reports the outcomes.
 //!
-//! A batch is decided on a copy of the logs, which replaces them once the commit succeeded; so nothing is ever said of
-//! a message that is not on disk. What needs many commits (a cut in a long log and the removal of what is left behind it,
-//! loose entries whose gap was filled) goes on with each batch, in pieces.
-//! Any error ends the pen: what a failed write left behind must not be believed, and the store is opened anew.
+//! Before: the node's writer collects [`WriteOps`]. After: [`Staged`] decides, [`Store::commit`] writes, and the writer
+//! answers with [`Committed`]. Threads, queues and callers are not known here.
+//!
+//! Invariants: a batch is decided on a copy of the logs, which replaces them after the commit, so no outcome is
+//! reported for a message that is not on disk. Work that needs many commits (cutting a long log, purging behind a cut,
+//! attaching detached entries) continues with each batch, in pieces. After an error the committer must not be used: the
+//! store is reopened.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -17,32 +20,40 @@ use crate::chain::logs::{CHECKPOINT_EVERY, Logs};
 use crate::chain::record::Entry;
 use crate::store::{Store, StoreError};
 
-/// Cuts that a store takes in. Honest networks have a handful; a peer can invent any number, each stays for ever, and
-/// all of them must fit into one exchange. At the bound no log is cut any more, so forked ones stay different.
+/// Cuts in a store. Honest networks have a handful, but a peer can invent any number, a cut stays for ever, and all of
+/// them must fit into one exchange. At the bound no further log is cut, so forked logs stay different.
 const CUTS_MAX: usize = 65_536;
-/// Cuts that wait to be made. At the bound further ones are found again with a later exchange.
+/// Cuts in the queue. At the bound a further cut is dropped; a later exchange finds it again.
 const CUTTING_MAX: usize = 1_024;
-/// Records of peers that wait for others, until a part of the chain can be held against its checkpoints. At the bound
-/// all are dropped and asked for again.
+/// Entries of peers that wait until all entries between two checkpoints of the chain are there. At the bound all are
+/// dropped and requested again.
 const CANDIDATES_MAX: usize = 4_096;
 
-/// See the head of this file.
+/// The only writer of an open store.
 pub struct Committer {
     store: Arc<Store>,
     logs: Logs,
     mint: Box<Mint>,
-    cutting: VecDeque<CutInProgress>,
-    sweeping: Purger,
-    absorbing: BTreeSet<Origin>,
+    cuts_in_progress: VecDeque<CutInProgress>,
+    purger: Purger,
+    attaching: BTreeSet<Origin>,
     candidates: BTreeMap<(Origin, u64), Entry>,
 }
 
 impl Committer {
-    /// The only pen of a store that was just opened. `mint` gives the names of new logs.
+    /// The committer of a store that was just opened. `mint` creates the ids of new logs.
     pub fn new(store: Arc<Store>, logs: Logs, mint: Box<Mint>) -> Self {
         let absorbing = logs.detached().map(|(origin, _)| origin).collect();
         let (sweeping, cutting) = (Purger::of(&logs), VecDeque::new());
-        Committer { store, logs, mint, cutting, sweeping, absorbing, candidates: BTreeMap::new() }
+        Committer {
+            store,
+            logs,
+            mint,
+            cuts_in_progress: cutting,
+            purger: sweeping,
+            attaching: absorbing,
+            candidates: BTreeMap::new(),
+        }
     }
 
     /// The durable state.
@@ -55,124 +66,130 @@ impl Committer {
         &self.store
     }
 
-    /// There is something to be gone on with although nobody asks for it: write again, if only an empty batch.
+    /// Whether work is left that continues with the next batch, even an empty one.
     pub fn has_more(&self) -> bool {
-        let has_left = !self.sweeping.is_done() || self.store.may_have_dangling();
-        has_left || !self.cutting.is_empty() || !self.absorbing.is_empty()
+        let has_left = !self.purger.is_done() || self.store.may_have_dangling();
+        has_left || !self.cuts_in_progress.is_empty() || !self.attaching.is_empty()
     }
 
-    /// Decides and writes a batch. When it returns, all of it is on disk.
-    pub fn write(&mut self, batch: &WriteOps<'_>, room: Space, now_ms: u64) -> Result<Committed, StoreError> {
+    /// Decides a batch and commits it. When this returns, all of it is on disk.
+    pub fn commit(
+        &mut self,
+        batch: &WriteOps<'_>,
+        space: Space,
+        now_ms: u64,
+    ) -> Result<Committed, StoreError> {
         let store = self.store.clone();
         let mut mint = std::mem::replace(&mut self.mint, Box::new(|| unreachable!("it is given back")));
-        let mut draft = Staged::new(self.logs.clone(), &store, &mut *mint, room, now_ms);
-        let decided = self.decide(&mut draft, batch, room);
-        let forks = std::mem::take(&mut draft.forks);
-        let (logs, change) = draft.into_change();
+        let mut staged = Staged::new(self.logs.clone(), &store, &mut *mint, space, now_ms);
+        let decided = self.decide(&mut staged, batch, space);
+        let forks = std::mem::take(&mut staged.forks);
+        let (logs, change) = staged.into_batch();
         self.mint = mint;
-        let mut written = decided?;
+        let mut committed = decided?;
         for (origin, seq) in forks {
-            self.begin_cut(origin, seq);
+            self.enqueue_cut(origin, seq);
         }
-        // A log is also left without anything being written.
-        written.changed = !change.is_empty() || logs.own() != self.logs.own();
+        // The own log can be abandoned without a write.
+        committed.changed = !change.is_empty() || logs.own() != self.logs.own();
         let cuts = change.cuts.clone();
         if !change.is_empty() {
             store.commit(change, &logs)?;
         }
         self.logs = logs;
         for (origin, _) in cuts {
-            self.sweeping.add(origin);
+            self.purger.add(origin);
         }
-        if room.peers {
-            self.sweeping.step(&store, &self.logs, !batch.sends.is_empty())?;
+        if space.peers {
+            self.purger.step(&store, &self.logs, !batch.sends.is_empty())?;
         }
-        Ok(written)
+        Ok(committed)
     }
 
     fn decide(
         &mut self,
-        draft: &mut Staged<'_>,
+        staged: &mut Staged<'_>,
         batch: &WriteOps<'_>,
-        room: Space,
+        space: Space,
     ) -> Result<Committed, StoreError> {
-        let mut written = Committed::default();
-        for care in &batch.care {
-            match care {
-                Maintenance::Cut(origin, seq) => self.begin_cut(*origin, *seq),
-                Maintenance::Mend(records) => self.mend(draft, records)?,
-                Maintenance::Checkpoint(origin, seq, hash) => draft.checkpoint(*origin, *seq, *hash),
-                Maintenance::Members(kept) if room.peers => draft.members(kept),
+        let mut committed = Committed::default();
+        for op in &batch.maintenance {
+            match op {
+                Maintenance::Cut(origin, seq) => self.enqueue_cut(*origin, *seq),
+                Maintenance::Repair(records) => self.collect_repairs(staged, records)?,
+                Maintenance::Checkpoint(origin, seq, hash) => staged.checkpoint(*origin, *seq, *hash),
+                Maintenance::Members(kept) if space.peers => staged.members(kept),
                 Maintenance::Members(_) => {}
-                Maintenance::Milestones(contents) => {
-                    contents.iter().try_for_each(|content| draft.milestone(content))?;
+                Maintenance::Snapshots(contents) => {
+                    contents.iter().try_for_each(|content| staged.append_snapshot(content))?;
                 }
             }
         }
-        if room.peers {
-            self.go_on_cutting(draft)?;
+        if space.peers {
+            self.continue_cut(staged)?;
         }
         for messages in &batch.sends {
-            let outcomes = messages.iter().map(|message| draft.send(message));
-            written.sends.push(outcomes.collect::<Result<_, _>>()?);
+            let outcomes = messages.iter().map(|message| staged.send(message));
+            committed.sends.push(outcomes.collect::<Result<_, _>>()?);
         }
         for admit in &batch.admits {
-            written.admits.push(draft.admit(admit)?);
+            committed.admits.push(staged.admit(admit)?);
             let origin = admit.entries.first().map(Entry::origin);
-            self.absorbing.extend(origin.filter(|origin| draft.logs().detached_until(*origin).is_some()));
+            self.attaching.extend(origin.filter(|origin| staged.logs().detached_until(*origin).is_some()));
         }
-        if room.peers && self.cutting.is_empty() {
-            for origin in std::mem::take(&mut self.absorbing) {
-                if draft.absorb(origin)? {
-                    self.absorbing.insert(origin);
+        if space.peers && self.cuts_in_progress.is_empty() {
+            for origin in std::mem::take(&mut self.attaching) {
+                if staged.attach_detached(origin)? {
+                    self.attaching.insert(origin);
                 }
             }
         }
-        Ok(written)
+        Ok(committed)
     }
 
-    fn begin_cut(&mut self, origin: Origin, seq: u64) {
+    fn enqueue_cut(&mut self, origin: Origin, seq: u64) {
         let is_done = self.logs.vector().cut_of(origin).is_some_and(|cut| cut <= seq);
-        let is_under_way = self.cutting.iter().any(|cutting| cutting.origin == origin && cutting.seq <= seq);
+        let is_under_way =
+            self.cuts_in_progress.iter().any(|cutting| cutting.origin == origin && cutting.seq <= seq);
         if is_done || is_under_way {
             return;
         }
-        if self.logs.vector().cut_count() >= CUTS_MAX || self.cutting.len() >= CUTTING_MAX {
-            tracing::error!(%origin, seq, "a log is not cut: too many are already");
+        if self.logs.vector().cut_count() >= CUTS_MAX || self.cuts_in_progress.len() >= CUTTING_MAX {
+            tracing::error!(%origin, seq, "too many logs are cut: this one stays forked");
             return;
         }
-        self.cutting.push_back(CutInProgress::new(origin, seq));
+        self.cuts_in_progress.push_back(CutInProgress::new(origin, seq));
     }
 
-    fn go_on_cutting(&mut self, draft: &mut Staged<'_>) -> Result<(), StoreError> {
-        let Some(mut cutting) = self.cutting.pop_front() else { return Ok(()) };
-        draft.leave(cutting.origin);
-        // A log that is cut again and again would else be written again and again beside what it was before.
-        if !cutting.is_begun() && !self.sweeping.is_done() {
-            self.cutting.push_front(cutting);
+    fn continue_cut(&mut self, staged: &mut Staged<'_>) -> Result<(), StoreError> {
+        let Some(mut cutting) = self.cuts_in_progress.pop_front() else { return Ok(()) };
+        staged.abandon(cutting.origin);
+        // Purge first: a log that is cut repeatedly would otherwise be stored once more with every cut.
+        if !cutting.has_copied() && !self.purger.is_done() {
+            self.cuts_in_progress.push_front(cutting);
             return Ok(());
         }
-        match cutting.step(draft) {
+        match cutting.step(staged) {
             Ok(true) => tracing::warn!(origin = %cutting.origin, seq = cutting.seq, "a log is cut"),
-            Ok(false) => self.cutting.push_front(cutting),
-            // The entry before the cut: it is mended first, or the log is cut before it.
+            Ok(false) => self.cuts_in_progress.push_front(cutting),
+            // The entry before the cut is damaged: it is repaired first, or the log is cut before it.
             Err(StoreError::Damaged { .. }) => {}
             Err(error) => return Err(error),
         }
         Ok(())
     }
 
-    /// Takes records of peers for damaged entries. They are written once the chain between two checkpoints holds with
-    /// them: a peer's word alone replaces nothing.
-    fn mend(&mut self, draft: &mut Staged<'_>, entries: &[Entry]) -> Result<(), StoreError> {
+    /// Collects entries of peers for damaged ones. They are written once the chain between two checkpoints matches with
+    /// them; an entry that no chain confirms replaces nothing.
+    fn collect_repairs(&mut self, staged: &mut Staged<'_>, entries: &[Entry]) -> Result<(), StoreError> {
         let mut parts = BTreeSet::new();
         for entry in entries {
             let (origin, seq) = (entry.origin(), entry.seq());
             if seq > self.logs.vector().seq(origin) || !entry.content_matches_digest() {
                 continue;
             }
-            if draft.reader()?.peek(origin, seq)?.is_some() {
-                self.store.log().damage().remove(origin, seq); // a read that failed once, or mended meanwhile
+            if staged.reader()?.peek(origin, seq)?.is_some() {
+                self.store.log().damage().remove(origin, seq); // a read that failed once, or repaired meanwhile
                 continue;
             }
             if self.candidates.len() >= CANDIDATES_MAX {
@@ -182,44 +199,49 @@ impl Committer {
             parts.insert((origin, (seq - 1) / CHECKPOINT_EVERY));
         }
         for (origin, part) in parts {
-            self.mend_part(draft, origin, part)?;
+            self.repair_segment(staged, origin, part)?;
         }
         Ok(())
     }
 
-    fn mend_part(&mut self, draft: &mut Staged<'_>, origin: Origin, part: u64) -> Result<(), StoreError> {
+    fn repair_segment(
+        &mut self,
+        staged: &mut Staged<'_>,
+        origin: Origin,
+        part: u64,
+    ) -> Result<(), StoreError> {
         let first = part * CHECKPOINT_EVERY + 1;
-        let head = *self.logs.vector().get(origin).expect("was compared with the head");
+        let head = *self.logs.vector().get(origin).expect("the log has entries");
         let last = head.seq.min(first + CHECKPOINT_EVERY - 1);
-        let mut reader = draft.reader()?;
+        let mut reader = staged.reader()?;
         let kept = |seq: u64| {
             if seq == 0 { Ok(Some(ChainHash::genesis(origin))) } else { reader.checkpoint(origin, seq) }
         };
         let before = kept(first - 1)?;
         let after = if last == head.seq { Some(head.hash) } else { kept(last)? };
         let (Some(mut hash), Some(after)) = (before, after) else { return Ok(()) };
-        let mut mended = Vec::new();
+        let mut repaired = Vec::new();
         for seq in first..=last {
             let entry = match (reader.peek(origin, seq)?, self.candidates.get(&(origin, seq))) {
                 (Some(entry), _) => entry,
                 (None, Some(candidate)) => {
-                    mended.push(candidate.clone());
+                    repaired.push(candidate.clone());
                     candidate.clone()
                 }
                 (None, None) => {
                     self.store.log().damage().add(origin, seq);
-                    return Ok(()); // more is damaged than was sent; the rest is asked for as well
+                    return Ok(()); // more is damaged than was sent; the rest is requested too
                 }
             };
             hash = hash.next(seq, entry.stamp(), entry.digest());
         }
         self.candidates.retain(|(of, seq), _| *of != origin || !(first..=last).contains(seq));
         if hash != after {
-            tracing::warn!(%origin, first, last, "what a peer sent for damaged entries does not fit their chain");
+            tracing::warn!(%origin, first, last, "a peer's entries for damaged ones do not match the hash chain");
             return Ok(());
         }
-        tracing::info!(%origin, first, last, entries = mended.len(), "damaged entries are mended");
-        mended.into_iter().try_for_each(|entry| draft.mend(entry))?;
+        tracing::info!(%origin, first, last, entries = repaired.len(), "damaged entries are repaired");
+        repaired.into_iter().try_for_each(|entry| staged.repair(entry))?;
         Ok(())
     }
 }
@@ -240,18 +262,22 @@ mod tests {
 
     fn intake(id: u128, text: &str) -> NewMessage {
         let (sender, recipient, text) = ("a".into(), "b".into(), text.into());
-        let draft =
+        let staged =
             message::UncheckedMessage { id: Uuid::from_u128(id), sender, recipient, text, timestamp: None };
-        let content = Message::new(draft).expect("valid").encode();
+        let content = Message::new(staged).expect("valid").encode();
         NewMessage { id: Uuid::from_u128(id), digest: Digest::of(&content), content }
     }
 
-    fn write(pen: &mut Committer, care: Vec<&Maintenance>, messages: &[NewMessage]) -> Vec<SendOutcome> {
-        let batch = WriteOps { care, sends: vec![messages], admits: Vec::new() };
-        pen.write(&batch, Space::ALL, NOW).expect("writes").sends.remove(0)
+    fn write(
+        committer: &mut Committer,
+        care: Vec<&Maintenance>,
+        messages: &[NewMessage],
+    ) -> Vec<SendOutcome> {
+        let batch = WriteOps { maintenance: care, sends: vec![messages], admits: Vec::new() };
+        committer.commit(&batch, Space::ALL, NOW).expect("writes").sends.remove(0)
     }
 
-    /// A store in `dir`, and what is written to it.
+    /// The committer of a store in `dir`.
     fn open(dir: &tempfile::TempDir) -> Committer {
         let (store, logs) = Store::open(dir.path(), "test", NOW).expect("opens");
         let mut names = u8::try_from(logs.vector().origins()).expect("few");
@@ -262,36 +288,36 @@ mod tests {
         Committer::new(store, logs, Box::new(mint))
     }
 
-    /// So many messages with a text of 900 bytes, indexed. Gives the log they are in.
-    fn fill(pen: &mut Committer, messages: u128) -> Origin {
+    /// This many messages with a text of 900 bytes, indexed. Returns their log.
+    fn fill(committer: &mut Committer, messages: u128) -> Origin {
         let all: Vec<NewMessage> = (0..messages).map(|id| intake(id, &"x".repeat(900))).collect();
         for part in all.chunks(500) {
-            write(pen, Vec::new(), part);
+            write(committer, Vec::new(), part);
         }
-        while pen.store().flush_index().expect("indexes") {}
-        pen.logs().own().expect("has begun one")
+        while committer.store().flush_index().expect("indexes") {}
+        committer.logs().own().expect("has begun one")
     }
 
-    /// Goes on with what there is to go on with.
-    fn finish(pen: &mut Committer) {
-        while pen.has_more() {
-            pen.write(&WriteOps::default(), Space::ALL, NOW).expect("writes");
-        }
-    }
-
-    fn cut(pen: &mut Committer, origin: Origin, seq: u64) {
-        write(pen, vec![&Maintenance::Cut(origin, seq)], &[]);
-        while pen.logs().vector().cut_of(origin) != Some(seq) {
-            pen.write(&WriteOps::default(), Space::ALL, NOW).expect("writes");
+    /// Finishes all work that is left.
+    fn finish(committer: &mut Committer) {
+        while committer.has_more() {
+            committer.commit(&WriteOps::default(), Space::ALL, NOW).expect("writes");
         }
     }
 
-    fn row_from(pen: &Committer, origin: Origin, seq: u64) -> Option<u64> {
-        pen.store().log().read().expect("reads").row_from(origin, seq).expect("reads")
+    fn cut(committer: &mut Committer, origin: Origin, seq: u64) {
+        write(committer, vec![&Maintenance::Cut(origin, seq)], &[]);
+        while committer.logs().vector().cut_of(origin) != Some(seq) {
+            committer.commit(&WriteOps::default(), Space::ALL, NOW).expect("writes");
+        }
     }
 
-    fn list(pen: &Committer, logs: &Logs, filter: Filter) -> Result<usize, StoreError> {
-        let mut listing = Listing::new(pen.store(), Arc::new(logs.clone()), filter, None, false)?;
+    fn row_from(committer: &Committer, origin: Origin, seq: u64) -> Option<u64> {
+        committer.store().log().read().expect("reads").row_from(origin, seq).expect("reads")
+    }
+
+    fn list(committer: &Committer, logs: &Logs, filter: Filter) -> Result<usize, StoreError> {
+        let mut listing = Listing::new(committer.store(), Arc::new(logs.clone()), filter, None, false)?;
         let mut count = 0;
         while !listing.is_done() {
             count += listing.next_chunk(1_000)?.len();
@@ -299,28 +325,28 @@ mod tests {
         Ok(count)
     }
 
-    /// As a bad peer would ask for it: a log, then the branch that this leads to, and so on.
+    /// What a malicious peer could request: cut a log, then the branch that results, and so on.
     #[test]
     fn cutting_branch_after_branch_does_not_make_the_files_grow() {
         let dir = tempfile::tempdir().expect("temp dir");
-        let mut pen = open(&dir);
-        let mut origin = fill(&mut pen, 4_000);
+        let mut committer = open(&dir);
+        let mut origin = fill(&mut committer, 4_000);
         let size = |name| Directory(dir.path().to_owned()).len(name).expect("is there").expect("is there");
         let size = || size(LOG) + size(INDEX);
         let (before, mut after) = (size(), Vec::new());
         for round in 1..=16 {
-            write(&mut pen, vec![&Maintenance::Cut(origin, 1)], &[]);
-            finish(&mut pen);
-            while pen.store().flush_index().expect("indexes") {}
-            let mut logs = pen.logs().vector().iter().map(|(origin, _)| origin);
+            write(&mut committer, vec![&Maintenance::Cut(origin, 1)], &[]);
+            finish(&mut committer);
+            while committer.store().flush_index().expect("indexes") {}
+            let mut logs = committer.logs().vector().iter().map(|(origin, _)| origin);
             origin = logs.next().expect("a branch");
-            assert_eq!((logs.next(), pen.logs().vector().cut_count()), (None, round));
+            assert_eq!((logs.next(), committer.logs().vector().cut_count()), (None, round));
             after.push(size());
         }
         assert!(after[15] <= 3 * before && after[15] == after[7], "{before} bytes, then {after:?}");
-        assert_eq!(pen.store().counts().messages, 4_000);
-        assert_eq!(list(&pen, pen.logs(), Filter::default()).expect("lists"), 4_000);
-        let mut overlay = pen.store().overlay();
+        assert_eq!(committer.store().counts().messages, 4_000);
+        assert_eq!(list(&committer, committer.logs(), Filter::default()).expect("lists"), 4_000);
+        let mut overlay = committer.store().overlay();
         let copies = overlay.copies(Uuid::from_u128(7).into_bytes()).expect("reads");
         assert_eq!(copies.committed().len(), 1, "the index forgets old places as well");
     }
@@ -328,49 +354,50 @@ mod tests {
     #[test]
     fn a_sweep_waits_for_clients_and_for_room_and_goes_on_after_the_next_opening() {
         let dir = tempfile::tempdir().expect("temp dir");
-        let mut pen = open(&dir);
-        let origin = fill(&mut pen, 3_500);
-        cut(&mut pen, origin, 1_001);
-        write(&mut pen, Vec::new(), &[intake(9_999, "a client comes first")]);
-        pen.write(&WriteOps::default(), Space { clients: true, peers: false }, NOW).expect("writes");
+        let mut committer = open(&dir);
+        let origin = fill(&mut committer, 3_500);
+        cut(&mut committer, origin, 1_001);
+        write(&mut committer, Vec::new(), &[intake(9_999, "a client comes first")]);
+        committer.commit(&WriteOps::default(), Space { clients: true, peers: false }, NOW).expect("writes");
         assert_eq!(
-            row_from(&pen, origin, 3_500),
+            row_from(&committer, origin, 3_500),
             Some(3_500),
             "the tail had the same ids, or nothing was done yet"
         );
-        while row_from(&pen, origin, 3_500).is_some() {
-            pen.write(&WriteOps::default(), Space::ALL, NOW).expect("writes");
+        while row_from(&committer, origin, 3_500).is_some() {
+            committer.commit(&WriteOps::default(), Space::ALL, NOW).expect("writes");
         }
-        assert_eq!(row_from(&pen, origin, 1_001), Some(1_001), "that was one piece of some");
-        drop(pen);
+        assert_eq!(row_from(&committer, origin, 1_001), Some(1_001), "that was one piece of some");
+        drop(committer);
 
-        let mut pen = open(&dir);
-        assert_eq!(row_from(&pen, origin, 1_001), Some(1_001));
-        finish(&mut pen);
-        assert_eq!((row_from(&pen, origin, 1), row_from(&pen, origin, 1_001)), (Some(1), None));
-        drop(pen);
+        let mut committer = open(&dir);
+        assert_eq!(row_from(&committer, origin, 1_001), Some(1_001));
+        finish(&mut committer);
+        assert_eq!((row_from(&committer, origin, 1), row_from(&committer, origin, 1_001)), (Some(1), None));
+        drop(committer);
         for _ in 0..2 {
-            let mut pen = open(&dir);
-            finish(&mut pen);
-            assert_eq!(pen.store().counts().messages, 3_501);
-            assert_eq!(list(&pen, pen.logs(), Filter::default()).expect("lists"), 3_501);
+            let mut committer = open(&dir);
+            finish(&mut committer);
+            assert_eq!(committer.store().counts().messages, 3_501);
+            assert_eq!(list(&committer, committer.logs(), Filter::default()).expect("lists"), 3_501);
         }
     }
 
     #[test]
     fn a_listing_of_what_was_before_a_cut_fails_once_it_is_swept_and_calls_nothing_damaged() {
         let dir = tempfile::tempdir().expect("temp dir");
-        let mut pen = open(&dir);
-        let origin = fill(&mut pen, 30);
-        let before = Arc::new(pen.logs().clone());
+        let mut committer = open(&dir);
+        let origin = fill(&mut committer, 30);
+        let before = Arc::new(committer.logs().clone());
         let by_name = || Filter { recipient: Some("b".into()), ..Filter::default() };
-        let mut begun = [Filter::default(), by_name()]
-            .map(|filter| Listing::new(pen.store(), before.clone(), filter, None, false).expect("begins"));
+        let mut begun = [Filter::default(), by_name()].map(|filter| {
+            Listing::new(committer.store(), before.clone(), filter, None, false).expect("begins")
+        });
         for listing in &mut begun {
             assert_eq!(listing.next_chunk(7).expect("reads").len(), 7);
         }
-        write(&mut pen, vec![&Maintenance::Cut(origin, 11)], &[]);
-        finish(&mut pen);
+        write(&mut committer, vec![&Maintenance::Cut(origin, 11)], &[]);
+        finish(&mut committer);
         for listing in &mut begun {
             for _ in 0..2 {
                 let next = listing.next_chunk(100);
@@ -378,34 +405,34 @@ mod tests {
             }
         }
         for filter in [Filter::default(), by_name()] {
-            assert!(matches!(list(&pen, &before, filter.clone()), Err(StoreError::CutOff { .. })));
-            assert_eq!(list(&pen, pen.logs(), filter).expect("lists"), 30);
+            assert!(matches!(list(&committer, &before, filter.clone()), Err(StoreError::CutOff { .. })));
+            assert_eq!(list(&committer, committer.logs(), filter).expect("lists"), 30);
         }
-        let moved = pen.store().first_copy(Uuid::from_u128(20), &before);
+        let moved = committer.store().first_copy(Uuid::from_u128(20), &before);
         assert!(matches!(moved, Err(StoreError::CutOff { .. })), "it is not unknown: {moved:?}");
-        assert_eq!(pen.store().log().damage().count(), 0);
+        assert_eq!(committer.store().log().damage().count(), 0);
     }
 
     #[test]
     fn what_was_lost_with_a_cut_is_not_counted_any_more() {
         let dir = tempfile::tempdir().expect("temp dir");
-        let mut pen = open(&dir);
-        let origin = fill(&mut pen, 30);
-        overwrite(pen.store().log(), origin, 11, b"not a record");
-        cut(&mut pen, origin, 11);
-        assert_eq!(pen.store().counts().messages, 30, "nobody knows which it was");
-        drop(pen); // before it was looked for
+        let mut committer = open(&dir);
+        let origin = fill(&mut committer, 30);
+        overwrite(committer.store().log(), origin, 11, b"not a record");
+        cut(&mut committer, origin, 11);
+        assert_eq!(committer.store().counts().messages, 30, "nobody knows which it was");
+        drop(committer); // before it was looked for
         for _ in 0..2 {
-            let mut pen = open(&dir);
-            finish(&mut pen);
-            assert_eq!(pen.store().counts().messages, 29);
-            assert_eq!(list(&pen, pen.logs(), Filter::default()).expect("lists"), 29);
-            let again = write(&mut pen, Vec::new(), &[intake(11, &"x".repeat(900))]);
+            let mut committer = open(&dir);
+            finish(&mut committer);
+            assert_eq!(committer.store().counts().messages, 29);
+            assert_eq!(list(&committer, committer.logs(), Filter::default()).expect("lists"), 29);
+            let again = write(&mut committer, Vec::new(), &[intake(11, &"x".repeat(900))]);
             assert!(matches!(again[0], SendOutcome::Stored { duplicate: true, .. }), "another: {again:?}");
         }
     }
 
-    /// The old places are cut off with the very commit that brings the new ones, which no index knows so far.
+    /// One commit cuts the old entries off and adds the moved ones, which the index does not have yet.
     #[test]
     fn what_a_cut_moves_is_known_to_the_sends_of_the_same_batch() {
         let dir = tempfile::tempdir().expect("temp dir");
@@ -415,29 +442,29 @@ mod tests {
             names += 1;
             Origin([names; 16])
         };
-        let mut pen = Committer::new(store, logs, Box::new(mint));
-        let stored = write(&mut pen, Vec::new(), &[intake(1, "one"), intake(2, "two")]);
+        let mut committer = Committer::new(store, logs, Box::new(mint));
+        let stored = write(&mut committer, Vec::new(), &[intake(1, "one"), intake(2, "two")]);
         let SendOutcome::Stored { place, duplicate: false } = stored[0] else { panic!("{stored:?}") };
         let cut = Maintenance::Cut(place.origin, 1);
-        let again = write(&mut pen, vec![&cut], &[intake(1, "one"), intake(2, "other")]);
-        assert_eq!(pen.logs().vector().cut_of(place.origin), Some(1), "with this batch");
+        let again = write(&mut committer, vec![&cut], &[intake(1, "one"), intake(2, "other")]);
+        assert_eq!(committer.logs().vector().cut_of(place.origin), Some(1), "with this batch");
         assert!(matches!(again[0], SendOutcome::Stored { duplicate: true, .. }), "{again:?}");
         assert_eq!(again[1], SendOutcome::NotStored(Rejection::Conflict));
     }
 
-    /// A peer can name any log, and nobody knows that there is none of that name.
+    /// A peer can name a log that does not exist.
     #[test]
     fn cuts_that_a_peer_invents_wait_in_a_bounded_queue() {
         let dir = tempfile::tempdir().expect("temp dir");
         let (store, logs) = Store::open(dir.path(), "test", NOW).expect("opens");
-        let mut pen = Committer::new(store, logs, Box::new(|| Origin([1; 16])));
+        let mut committer = Committer::new(store, logs, Box::new(|| Origin([1; 16])));
         let name = |number: u16| Origin([number.to_be_bytes(); 8].concat().try_into().expect("16 bytes"));
         let invented: Vec<Maintenance> = (0..3_000).map(|number| Maintenance::Cut(name(number), 1)).collect();
-        write(&mut pen, invented.iter().collect(), &[]);
-        assert!(pen.cutting.len() < CUTTING_MAX, "{}", pen.cutting.len());
-        while pen.has_more() {
-            write(&mut pen, Vec::new(), &[]);
+        write(&mut committer, invented.iter().collect(), &[]);
+        assert!(committer.cuts_in_progress.len() < CUTTING_MAX, "{}", committer.cuts_in_progress.len());
+        while committer.has_more() {
+            write(&mut committer, Vec::new(), &[]);
         }
-        assert_eq!(pen.logs().vector().cut_count(), CUTTING_MAX);
+        assert_eq!(committer.logs().vector().cut_count(), CUTTING_MAX);
     }
 }

@@ -1,8 +1,10 @@
-//! Owns how a batch is decided: which message is new, a duplicate or a conflict, which entry of a peer follows.
+//! Owns how a batch is decided: which message is new, a duplicate or a conflict, and which entry of a peer follows.
 //!
-//! Decided on a copy of the logs, against everything known of the ids: the index, its tail, and what the same batch
-//! adds. Nothing is written here; if the commit fails, the draft is thrown away and nothing has happened.
-//! A copy counts only if its record checks now: what is damaged is never the reason to call a message stored.
+//! Before: the [committer](super::committer) has a batch. After: it commits the [`WriteBatch`] and keeps the new logs.
+//! A batch is decided on a copy of the logs and on an [`IndexOverlay`]. Nothing is written here, so dropping the staged
+//! batch undoes it.
+//!
+//! Invariant: a copy of a message counts as stored only if its record passes its check now.
 
 use std::collections::BTreeSet;
 
@@ -20,60 +22,60 @@ use crate::store::index::IndexOverlay;
 use crate::store::log::{LogReader, WriteBatch};
 use crate::store::{Store, StoreError, StoredCopy};
 
-/// Loose entries that one commit takes into their log at the most.
+/// Detached entries that one commit attaches to their log. Further ones wait for the next commit.
 const ABSORB_COUNT: usize = 2_000;
 
-/// Gives the names of new logs, each another.
+/// Creates the id of a new log, a different one with each call.
 pub type Mint = dyn FnMut() -> Origin + Send;
 
-/// A commit being put together.
+/// A batch while it is decided.
 pub(super) struct Staged<'a> {
     store: &'a Store,
     mint: &'a mut Mint,
     logs: Logs,
-    room: Space,
+    space: Space,
     now_ms: u64,
     index: IndexOverlay<'a>,
-    change: WriteBatch,
-    /// Forks that showed in two records side by side.
+    batch: WriteBatch,
+    /// Forks found by comparing two entries for one position.
     pub(super) forks: BTreeSet<(Origin, u64)>,
 }
 
 impl<'a> Staged<'a> {
-    /// A draft on top of `logs`. `now_ms` is the wall clock.
+    /// An empty batch on top of `logs`. `now_ms` is the wall clock.
     pub(super) fn new(logs: Logs, store: &'a Store, mint: &'a mut Mint, room: Space, now_ms: u64) -> Self {
         Staged {
             store,
             mint,
             logs,
-            room,
+            space: room,
             now_ms,
             index: store.overlay(),
-            change: WriteBatch::default(),
+            batch: WriteBatch::default(),
             forks: BTreeSet::new(),
         }
     }
 
-    /// The state after the commit, and what it writes.
-    pub(super) fn into_change(self) -> (Logs, WriteBatch) {
-        (self.logs, self.change)
+    /// The logs after the commit, and what the commit writes.
+    pub(super) fn into_batch(self) -> (Logs, WriteBatch) {
+        (self.logs, self.batch)
     }
 
     pub(super) fn logs(&self) -> &Logs {
         &self.logs
     }
 
-    /// What is committed.
+    /// Reads what is committed.
     pub(super) fn reader(&self) -> Result<LogReader, StoreError> {
         self.store.log().read()
     }
 
-    /// If this is the log that clients' messages go to, they go to another from now on.
-    pub(super) fn leave(&mut self, origin: Origin) {
+    /// Stops appending clients' messages to this log: the next one begins another log.
+    pub(super) fn abandon(&mut self, origin: Origin) {
         self.logs.abandon(origin);
     }
 
-    /// Decides a client's message. One that is stored already is so also where there is no room for more.
+    /// Decides a client's message. A duplicate is reported as stored even on a full disk.
     pub(super) fn send(&mut self, message: &NewMessage) -> Result<SendOutcome, StoreError> {
         let copies = self.index.copies(message.id.into_bytes())?;
         let covered: Vec<StoredCopy> =
@@ -96,17 +98,17 @@ impl<'a> Staged<'a> {
         if is_conflict && !Fault::SecondWins.is_planted() {
             return Ok(SendOutcome::NotStored(Rejection::Conflict));
         }
-        if !self.room.clients {
+        if !self.space.clients {
             return Ok(SendOutcome::NotStored(Rejection::Full));
         }
         let place = self.assign(EntryKind::Message, message.digest, &message.content)?;
-        // Every copy was damaged: now there is one that is not.
+        // If it was stored, every copy was damaged: now there is an intact one.
         Ok(SendOutcome::Stored { place, duplicate: was_stored })
     }
 
-    /// Puts a milestone at the end of the own log.
-    pub(super) fn milestone(&mut self, content: &SnapshotContent) -> Result<(), StoreError> {
-        if self.room.clients {
+    /// Appends a frontier snapshot to the own log.
+    pub(super) fn append_snapshot(&mut self, content: &SnapshotContent) -> Result<(), StoreError> {
+        if self.space.clients {
             let content = content.encode();
             self.assign(EntryKind::Snapshot, Digest::of(&content), &content)?;
         }
@@ -120,14 +122,14 @@ impl<'a> Staged<'a> {
         Ok(key)
     }
 
-    /// Stages an entry that the logs have taken in as a head.
+    /// Stages an entry that is now the head of its log.
     fn append(&mut self, entry: Entry) -> Result<(), StoreError> {
         let hash = self.logs.vector().hash(entry.origin());
-        self.change.entries.push(self.index.append(entry, hash)?);
+        self.batch.entries.push(self.index.append(entry, hash)?);
         Ok(())
     }
 
-    /// Whether a copy that the index knows is there, and is this message.
+    /// Whether a copy that the index has is in the log and undamaged.
     fn is_intact(&self, copy: &StoredCopy) -> Result<bool, StoreError> {
         let EntryKey { origin, seq, .. } = copy.place;
         match self.reader()?.get(origin, seq) {
@@ -137,17 +139,17 @@ impl<'a> Staged<'a> {
         }
     }
 
-    /// Takes the good prefix of a run.
-    pub(super) fn admit(&mut self, job: &PeerRecords) -> Result<Admitted, StoreError> {
-        if !self.room.peers {
+    /// Admits the longest valid prefix of a run.
+    pub(super) fn admit(&mut self, run: &PeerRecords) -> Result<Admitted, StoreError> {
+        if !self.space.peers {
             return Ok(Admitted { new: 0, refused: None, not_stored: Some(Rejection::Full) });
         }
-        let (logs, count) = (self.logs.clone(), self.change.entries.len());
+        let (logs, count) = (self.logs.clone(), self.batch.entries.len());
         let mut admitted = Admitted { new: 0, refused: None, not_stored: None };
-        // The peer's chain, also over what is here already: where it passes our head, it must have our hash.
-        let mut chain = job.before;
-        for entry in &job.entries {
-            match self.admit_one(chain, job.claimed, entry) {
+        // The peer's chain also over entries that are here already: at our head it must have our hash.
+        let mut chain = run.before;
+        for entry in &run.entries {
+            match self.admit_one(chain, run.claimed, entry) {
                 Ok(new) => {
                     admitted.new += u64::from(new);
                     chain = chain.followed_by(entry);
@@ -156,12 +158,12 @@ impl<'a> Staged<'a> {
                 Err(StageError::Refused(refused)) => {
                     admitted.refused = Some(refused);
                     if matches!(refused, logs::AdmitError::Fork(_)) {
-                        // Where the chain stops being the peer's is not known: nothing of the run is believed.
+                        // Which entries belong to which fork is not known: nothing of the run is admitted.
                         (self.logs, admitted.new) = (logs, 0);
-                        for row in self.change.entries.drain(count..) {
+                        for row in self.batch.entries.drain(count..) {
                             self.index.unstage(&row);
                         }
-                        self.logs.abandon(entry.origin()); // two processes append to it: whoever notices begins anew
+                        self.logs.abandon(entry.origin()); // if it is our own, another process appends to it too
                     }
                     break;
                 }
@@ -176,7 +178,7 @@ impl<'a> Staged<'a> {
         if before.seq == head && before.hash != hash {
             return Err(StageError::Refused(logs::AdmitError::Fork(head)));
         }
-        if seq > head && self.is_loose_otherwise(entry)? {
+        if seq > head && self.conflicts_with_detached(entry)? {
             self.forks.insert((origin, seq));
             return Err(StageError::Refused(logs::AdmitError::Fork(head)));
         }
@@ -191,33 +193,33 @@ impl<'a> Staged<'a> {
         Ok(true)
     }
 
-    /// Whether another entry than this is held in its place, behind a gap.
-    fn is_loose_otherwise(&self, entry: &Entry) -> Result<bool, StoreError> {
+    /// Whether a detached entry in the same position differs from this one.
+    fn conflicts_with_detached(&self, entry: &Entry) -> Result<bool, StoreError> {
         let EntryKey { origin, seq, .. } = entry.key();
         if self.logs.detached_until(origin).is_none_or(|last| seq > last) {
             return Ok(false);
         }
-        let held = self.reader()?.peek(origin, seq)?;
-        Ok(held.is_some_and(|held| (held.stamp(), held.digest()) != (entry.stamp(), entry.digest())))
+        let detached = self.reader()?.peek(origin, seq)?;
+        Ok(detached.is_some_and(|other| (other.stamp(), other.digest()) != (entry.stamp(), entry.digest())))
     }
 
-    /// Takes in loose entries of a log that follow its head now. `true`: there may be more.
-    pub(super) fn absorb(&mut self, origin: Origin) -> Result<bool, StoreError> {
+    /// Attaches detached entries of a log that follow its head now. `true`: there may be more.
+    pub(super) fn attach_detached(&mut self, origin: Origin) -> Result<bool, StoreError> {
         let mut reader = self.reader()?;
         for _ in 0..ABSORB_COUNT {
             let next = self.logs.vector().seq(origin) + 1;
             let Some(last) = self.logs.detached_until(origin) else { return Ok(false) };
             if next > last {
                 self.logs.attach(origin);
-                self.change.detached.push(origin);
+                self.batch.detached.push(origin);
                 return Ok(false);
             }
             let Some(entry) = reader.peek(origin, next)? else { return Ok(false) };
             match self.logs.admit(&entry, self.now_ms) {
                 Ok(true) => self.append(entry)?,
-                Ok(false) => return Ok(false), // it is behind a cut, which moves it
+                Ok(false) => return Ok(false), // behind a cut: the cut moves it to a branch
                 Err(_) => {
-                    self.forks.insert((origin, next)); // what was filled in is of another fork
+                    self.forks.insert((origin, next)); // the entries that filled the gap are of another fork
                     return Ok(false);
                 }
             }
@@ -225,38 +227,38 @@ impl<'a> Staged<'a> {
         Ok(true)
     }
 
-    /// Puts a record at the end of a branch. Sends of this batch must know it: its old place may be cut off with the same
-    /// commit, and the index learns of the new one only after it.
+    /// Moves an entry to the end of a branch. The overlay shows it to the sends of this batch, since the same commit
+    /// may cut off the old copy.
     pub(super) fn append_moved(&mut self, place: EntryKey, entry: &Entry) -> Result<(), StoreError> {
         self.logs.append_moved(place, entry.digest());
         self.append(entry.moved_to(place))
     }
 
-    /// Ends a log before `seq`. `loses`: not all that it had from there on could be moved.
+    /// Ends a log before `seq`. `loses`: some of the entries from there on could not be read and are dropped.
     pub(super) fn cut(&mut self, origin: Origin, seq: u64, before: Option<(Head, Stamp)>, loses: bool) {
         if self.logs.detached_until(origin).is_some() {
-            self.change.detached.push(origin);
+            self.batch.detached.push(origin);
         }
         self.logs.cut(origin, seq, before);
-        self.change.cuts.push((origin, seq));
-        self.change.drops_unreadable |= loses;
+        self.batch.cuts.push((origin, seq));
+        self.batch.drops_unreadable |= loses;
     }
 
-    /// Writes records in place of damaged ones. The caller has held them against the chain.
-    pub(super) fn mend(&mut self, entry: Entry) -> Result<(), StoreError> {
-        self.change.repaired.push(self.index.repair(entry)?);
+    /// Replaces a damaged entry. The caller has compared it with the chain.
+    pub(super) fn repair(&mut self, entry: Entry) -> Result<(), StoreError> {
+        self.batch.repaired.push(self.index.repair(entry)?);
         Ok(())
     }
 
-    /// Writes who belongs to the network.
+    /// Stores the membership.
     pub(super) fn members(&mut self, kept: &Membership) {
-        self.change.members = Some(kept.clone());
+        self.batch.members = Some(kept.clone());
     }
 
-    /// Writes a checkpoint of the chain anew, unless it was cut off since it was found wrong.
+    /// Corrects a checkpoint of the chain, unless it was cut off since it was found wrong.
     pub(super) fn checkpoint(&mut self, origin: Origin, seq: u64, hash: ChainHash) {
         if seq <= self.logs.vector().seq(origin) {
-            self.change.checkpoints.push((origin, seq, hash));
+            self.batch.checkpoints.push((origin, seq, hash));
         }
     }
 }
@@ -280,7 +282,7 @@ mod tests {
     use crate::chain::message::{Message, UncheckedMessage};
     use crate::store::Store;
 
-    const ROOM: Space = Space { clients: true, peers: true };
+    const SPACE: Space = Space { clients: true, peers: true };
     const NONE: Space = Space { clients: false, peers: false };
 
     fn intake(id: u128, text: &str) -> NewMessage {
@@ -291,20 +293,20 @@ mod tests {
     }
 
     #[test]
-    fn what_is_stored_is_a_duplicate_also_on_a_full_disk() {
+    fn a_duplicate_is_reported_as_stored_on_a_full_disk() {
         let dir = tempfile::tempdir().expect("temp dir");
         let (store, logs) = Store::open(dir.path(), "test", 0).expect("opens");
         let mut mint = || Origin([1; 16]);
-        let mut draft = Staged::new(logs, &store, &mut mint, ROOM, 0);
-        let stored = draft.send(&intake(1, "one")).expect("decides");
+        let mut staged = Staged::new(logs, &store, &mut mint, SPACE, 0);
+        let stored = staged.send(&intake(1, "one")).expect("decides");
         let SendOutcome::Stored { place, duplicate: false } = stored else { panic!("{stored:?}") };
-        draft.room = NONE;
-        let again = draft.send(&intake(1, "one")).expect("decides");
+        staged.space = NONE;
+        let again = staged.send(&intake(1, "one")).expect("decides");
         assert_eq!(again, SendOutcome::Stored { place, duplicate: true });
-        let conflict = draft.send(&intake(1, "other")).expect("decides");
+        let conflict = staged.send(&intake(1, "other")).expect("decides");
         assert_eq!(conflict, SendOutcome::NotStored(Rejection::Conflict));
-        let new = draft.send(&intake(2, "two")).expect("decides");
+        let new = staged.send(&intake(2, "two")).expect("decides");
         assert_eq!(new, SendOutcome::NotStored(Rejection::Full));
-        assert_eq!(draft.into_change().1.entries.len(), 1);
+        assert_eq!(staged.into_batch().1.entries.len(), 1);
     }
 }

@@ -1,8 +1,8 @@
-//! Owns when what is left behind cuts is removed.
+//! Owns when rows behind cuts are removed.
 //!
-//! A cut that is made leaves its log's old rows where they are; they go a piece at a time, and clients' messages go
-//! before each piece. What a process did not get to is found by the next one, with one look at each cut log. Behind that
-//! comes the search for what the index still counts although it was lost with a cut.
+//! Before: a cut is durable, and its log's old rows are still there. After: [`Store::purge`] removes a piece of them.
+//! Clients' messages go before each piece. A process that ends leaves the rest to the next one, which looks once at
+//! each cut log. When no rows are left, index rows without an entry are searched for.
 
 use std::collections::BTreeSet;
 
@@ -10,13 +10,13 @@ use crate::chain::ids::Origin;
 use crate::chain::logs::Logs;
 use crate::store::{Store, StoreError};
 
-/// Cut logs that one step looks at, as long as nothing is left in them.
+/// Cut logs without rows that one step looks at. Further ones wait for the next step.
 const LOOKS_MAX: usize = 256;
-/// So many batches with clients' messages go before a piece. More would let the rows of a long log stay for hours on a
-/// node that is never quiet, and the cuts after it wait.
+/// Batches with clients' messages that go before one piece. With more, the rows of a long log would stay for hours on a
+/// busy node, and later cuts would wait.
 const BUSY_MAX: u32 = 16;
 
-/// Cut logs that may have rows behind their cuts.
+/// The cut logs that may have rows behind their cuts.
 #[derive(Debug, Default)]
 pub(super) struct Purger {
     logs: BTreeSet<Origin>,
@@ -24,22 +24,22 @@ pub(super) struct Purger {
 }
 
 impl Purger {
-    /// All logs that are cut: an earlier process may have ended at any point.
+    /// Starts with all cut logs: an earlier process may have ended at any point.
     pub(super) fn of(logs: &Logs) -> Self {
         Purger { logs: logs.vector().cuts().map(|(origin, _)| origin).collect(), busy: 0 }
     }
 
-    /// The cut of this log is durable.
+    /// Adds a log whose cut is durable.
     pub(super) fn add(&mut self, origin: Origin) {
         self.logs.insert(origin);
     }
 
-    /// Nothing is left behind any cut.
+    /// Whether no rows are left behind any cut.
     pub(super) fn is_done(&self) -> bool {
         self.logs.is_empty()
     }
 
-    /// Does one piece. `logs`: what is durable; `is_busy`: messages of clients were written just now.
+    /// Removes one piece. `logs`: the durable ones; `is_busy`: the last batch had messages of clients.
     pub(super) fn step(&mut self, store: &Store, logs: &Logs, is_busy: bool) -> Result<(), StoreError> {
         if is_busy && self.busy < BUSY_MAX {
             self.busy += 1;

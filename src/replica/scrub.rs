@@ -1,8 +1,8 @@
-//! Owns the slow walk over everything a store holds, which finds damage before a reader does.
+//! Owns the background read of everything a store holds, which finds damage before a reader does.
 //!
-//! Log by log, entry by entry: the record's check (which every read makes), the chain against its checkpoints and the
-//! head, and whether the index has every row that it should have for the entry. A step reads a bounded part; whoever drives it decides how often. What
-//! it finds damaged is noted among the wounds like any other; what it can put right itself, it says.
+//! For each entry of each log: the record's check (which every read makes), the chain against its checkpoints and the
+//! head, and whether the index has every row that the entry needs. A step reads a bounded part; the caller decides how
+//! often. Damage that a step finds is recorded like that of any read; what the committer can correct is returned.
 
 use super::write_ops::Maintenance;
 use crate::chain::ids::{ChainHash, Origin};
@@ -10,18 +10,18 @@ use crate::chain::logs::{CHECKPOINT_EVERY, Logs};
 use crate::store::log::ReadLimit;
 use crate::store::{Store, StoreError};
 
-/// Entries of one step.
+/// Entries read in one step. The next step continues.
 const STEP_COUNT: usize = 1_000;
-/// Bytes of one step.
+/// Bytes read in one step; as above.
 const STEP_BYTES: usize = 1 << 20;
 
-/// Where the walk is. Default: before its first round.
+/// The state of the scrub. Default: before its first round.
 #[derive(Debug, Clone, Default)]
 pub struct Scrub {
     at: Option<ScrubPosition>,
-    /// Entries looked at in this round.
+    /// Entries checked in this round.
     checked: u64,
-    /// That round is through, and the next one not begun.
+    /// The round is complete, and the next one has not begun.
     ended: bool,
 }
 
@@ -30,11 +30,11 @@ pub struct Scrub {
 struct ScrubPosition {
     origin: Origin,
     next: u64,
-    /// The chain before `next`; unknown behind damage, until the next checkpoint.
+    /// The chain's hash before `next`; unknown after damage, until the next checkpoint.
     hash: Option<ChainHash>,
-    /// The last place where the chain was what it should be.
+    /// The last seq at which the chain matched.
     good: u64,
-    /// Checkpoints since then that are not what the entries say.
+    /// Checkpoints after it that differ from what the entries give.
     wrong: Vec<(u64, ChainHash)>,
 }
 
@@ -43,11 +43,11 @@ struct ScrubPosition {
 pub struct ScrubStep {
     /// Bytes of records that were read.
     pub bytes: usize,
-    /// To be written.
-    pub care: Vec<Maintenance>,
-    /// The index lacks a row of an entry, or has it otherwise: it must be built anew.
+    /// To be committed.
+    pub maintenance: Vec<Maintenance>,
+    /// An entry of which the index lacks a row or has a wrong one: the index must be rebuilt.
     pub index_lacks: Option<(Origin, u64)>,
-    /// That was the last of this round.
+    /// This was the last step of the round.
     pub round_ends: bool,
 }
 
@@ -57,7 +57,7 @@ impl Scrub {
         self.checked
     }
 
-    /// Looks at the next part of `logs`.
+    /// Reads the next part of `logs`.
     pub fn step(&mut self, store: &Store, logs: &Logs) -> Result<ScrubStep, StoreError> {
         let mut step = ScrubStep::default();
         let Some(mut at) = self.at.take().or_else(|| ScrubPosition::after(None, logs)) else {
@@ -118,7 +118,7 @@ impl ScrubPosition {
                 *checked += 1;
                 return Ok(());
             }
-            // The log was cut since these were its logs: what is left of it is looked at in the next round.
+            // The log was cut meanwhile: the next round reads what is left of it.
             Err(StoreError::CutOff { .. }) => {
                 (self.hash, self.next) = (None, last + 1);
                 return Ok(());
@@ -146,22 +146,22 @@ impl ScrubPosition {
         match (kept, self.hash) {
             (Some(kept), Some(hash)) if kept == hash => (self.good, self.wrong) = (self.next, Vec::new()),
             (_, Some(hash)) => self.wrong.push((self.next, hash)),
-            // Behind damage the checkpoint is where the chain is known again.
+            // After damage the chain continues from the checkpoint.
             (kept, None) => self.hash = kept,
         }
     }
 
-    /// The head says whether checkpoints are wrong or entries are.
+    /// Compares with the head, which tells whether the checkpoints are wrong or the entries.
     fn end(&mut self, head: ChainHash, step: &mut ScrubStep) {
         match self.hash {
             Some(hash) if hash == head => {
                 let wrong =
                     self.wrong.drain(..).map(|(seq, hash)| Maintenance::Checkpoint(self.origin, seq, hash));
-                step.care.extend(wrong);
+                step.maintenance.extend(wrong);
             }
             Some(_) => {
-                tracing::error!(origin = %self.origin, after = self.good, "the chain of a log does not hold");
-                step.care.push(Maintenance::Cut(self.origin, self.good + 1));
+                tracing::error!(origin = %self.origin, after = self.good, "the chain of a log does not match its head");
+                step.maintenance.push(Maintenance::Cut(self.origin, self.good + 1));
             }
             None => {}
         }
@@ -193,10 +193,10 @@ mod tests {
         Message::new(draft).expect("valid").encode()
     }
 
-    /// Messages in log A, of which the first stands in log B as well.
+    /// Messages in log A; the first is in log B as well.
     fn store_in(dir: &tempfile::TempDir, messages: u128) -> Committer {
         let (store, logs) = Store::open(dir.path(), "test", NOW).expect("opens");
-        let mut pen = Committer::new(store, logs, Box::new(|| A));
+        let mut committer = Committer::new(store, logs, Box::new(|| A));
         let sent: Vec<NewMessage> = (1..=messages)
             .map(|id| {
                 let content = content(id);
@@ -205,7 +205,7 @@ mod tests {
             .collect();
         for part in sent.chunks(5_000) {
             let batch = WriteOps { sends: vec![part], ..WriteOps::default() };
-            pen.write(&batch, Space::ALL, NOW).expect("writes");
+            committer.commit(&batch, Space::ALL, NOW).expect("writes");
         }
         let (content, stamp) = (content(1), Stamp((NOW + 1) << 16));
         let key = EntryKey { stamp, origin: B, seq: 1 };
@@ -213,19 +213,19 @@ mod tests {
         let before = Head { seq: 0, hash: ChainHash::genesis(B) };
         let admit = PeerRecords { before, claimed: None, entries: vec![copy] };
         let batch = WriteOps { admits: vec![&admit], ..WriteOps::default() };
-        assert_eq!(pen.write(&batch, Space::ALL, NOW).expect("writes").admits[0].new, 1);
-        pen
+        assert_eq!(committer.commit(&batch, Space::ALL, NOW).expect("writes").admits[0].new, 1);
+        committer
     }
 
     fn index(store: &Arc<Store>) {
         while store.flush_index().expect("indexes") {}
     }
 
-    /// What the index is found to lack in a whole round.
-    fn round(pen: &Committer) -> Option<(Origin, u64)> {
+    /// What the index lacks, as a whole round finds it.
+    fn round(committer: &Committer) -> Option<(Origin, u64)> {
         let mut scrub = Scrub::default();
         loop {
-            let step = scrub.step(pen.store(), pen.logs()).expect("reads");
+            let step = scrub.step(committer.store(), committer.logs()).expect("reads");
             if step.index_lacks.is_some() || step.round_ends {
                 return step.index_lacks;
             }
@@ -240,13 +240,14 @@ mod tests {
         for (origin, seq) in [(A, 1), (B, 1)] {
             for (row, is_altered) in missing.into_iter().chain(wrong) {
                 let dir = tempfile::tempdir().expect("temp dir");
-                let pen = store_in(&dir, 3);
-                assert_eq!(round(&pen), None, "all is in the tail");
-                index(pen.store());
-                assert_eq!(round(&pen), None, "all is in the file");
-                let entry = pen.store().log().read().expect("reads").get(origin, seq).expect("is there");
-                damage(pen.store(), &entry, row, is_altered);
-                assert_eq!(round(&pen), Some((origin, seq)), "{row:?} {is_altered}");
+                let committer = store_in(&dir, 3);
+                assert_eq!(round(&committer), None, "all is in the memtable");
+                index(committer.store());
+                assert_eq!(round(&committer), None, "all is in the file");
+                let entry =
+                    committer.store().log().read().expect("reads").get(origin, seq).expect("is there");
+                damage(committer.store(), &entry, row, is_altered);
+                assert_eq!(round(&committer), Some((origin, seq)), "{row:?} {is_altered}");
             }
         }
     }

@@ -1,6 +1,6 @@
-//! Owns what is asked of a store's writer, and what it answers.
+//! Owns what the committer is asked to write, and what it answers.
 //!
-//! Plain values; who waits for an answer, and how, is not known here.
+//! Plain values. Who waits for an answer, and how, is not known here.
 
 use uuid::Uuid;
 
@@ -12,7 +12,7 @@ use crate::chain::message::Digest;
 use crate::chain::record::Entry;
 use crate::chain::vector::Head;
 
-/// A checked message, ready to be written.
+/// A checked message of a client, encoded.
 #[derive(Debug)]
 pub struct NewMessage {
     /// Its id.
@@ -23,44 +23,45 @@ pub struct NewMessage {
     pub content: Vec<u8>,
 }
 
-/// Records of one log from a peer, as they came.
+/// Consecutive entries of one log from a peer.
 #[derive(Debug, Clone)]
 pub struct PeerRecords {
-    /// The peer's head just before the first record: ours must have the same hash there.
+    /// The peer's head just before the first entry: our chain must have the same hash there.
     pub before: Head,
-    /// The head that the peer claims for this log; checked if the records reach it.
+    /// The head that the peer claims for this log; compared if the entries reach it.
     pub claimed: Option<Head>,
     /// The entries, ascending.
     pub entries: Vec<Entry>,
 }
 
-/// What is written of the node's own accord: what keeps logs whole, and milestones.
+/// What a node writes without a client: what keeps logs whole, snapshots and members.
 #[derive(Debug, Clone)]
 pub enum Maintenance {
-    /// Cut this log here: what it has from there on moves to branches.
+    /// Cut this log before this seq: the entries from there on move to branches.
     Cut(Origin, u64),
     /// Entries of peers that replace damaged ones here.
-    Mend(Vec<Entry>),
-    /// The chain's hash at a checkpoint that was found wrong, worked out anew.
+    Repair(Vec<Entry>),
+    /// The right hash for a checkpoint of the chain that was found wrong.
     Checkpoint(Origin, u64, ChainHash),
-    /// Put these milestones into the own log, so that cursors can refer to them. Where there is no room, it is not done.
-    Milestones(Vec<SnapshotContent>),
-    /// Keep in mind who belongs to the network. Where there is no room, it is not done.
+    /// Append these frontier snapshots to the own log, so that cursors can refer to them. Skipped if the disk is nearly
+    /// full.
+    Snapshots(Vec<SnapshotContent>),
+    /// Store the membership. Skipped if the disk is nearly full.
     Members(Membership),
 }
 
 /// What one commit will hold.
 #[derive(Debug, Default)]
 pub struct WriteOps<'a> {
-    /// Done first: what follows is decided on whole logs.
-    pub care: Vec<&'a Maintenance>,
-    /// Of clients, a slice for each request.
+    /// Done first, so that the rest is decided on whole logs.
+    pub maintenance: Vec<&'a Maintenance>,
+    /// Messages of clients, one slice per request.
     pub sends: Vec<&'a [NewMessage]>,
-    /// Of peers.
+    /// Entries of peers, one per run.
     pub admits: Vec<&'a PeerRecords>,
 }
 
-/// What became of a batch, in its order. All of it is on disk.
+/// The outcomes of a batch, in its order. All of it is on disk.
 #[derive(Debug, Default)]
 pub struct Committed {
     /// One outcome per message.
@@ -71,14 +72,14 @@ pub struct Committed {
     pub changed: bool,
 }
 
-/// What became of a client's message.
+/// The outcome of a client's message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SendOutcome {
     /// It is on disk here; `place` is that of its earliest copy.
     Stored {
-        /// Where it stands.
+        /// The log position and stamp.
         place: EntryKey,
-        /// It was there before.
+        /// It was stored before.
         duplicate: bool,
     },
     /// Nothing was stored.
@@ -88,9 +89,9 @@ pub enum SendOutcome {
 /// Why a message or a run was not stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Rejection {
-    /// The id stands for other content here.
+    /// The id has other content here.
     Conflict,
-    /// Too much waits already.
+    /// Too much waits in the inbox.
     Overloaded,
     /// The disk is nearly full.
     Full,
@@ -98,7 +99,7 @@ pub enum Rejection {
     Failed,
 }
 
-/// What became of a peer's records.
+/// The outcome of a peer's entries.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Admitted {
     /// Entries that are now on disk and were not before.
@@ -109,16 +110,16 @@ pub struct Admitted {
     pub not_stored: Option<Rejection>,
 }
 
-/// What there is still room for on the disk.
+/// What the disk has space for.
 #[derive(Debug, Clone, Copy)]
 pub struct Space {
     /// Messages of clients.
     pub clients: bool,
-    /// Entries of peers; more precious, hence refused later.
+    /// Entries of peers; refused later than messages of clients, because another node has acknowledged them.
     pub peers: bool,
 }
 
 impl Space {
-    /// For everything.
+    /// Space for everything.
     pub const ALL: Space = Space { clients: true, peers: true };
 }

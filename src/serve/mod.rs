@@ -44,9 +44,9 @@ const UNSENT_BYTES_MAX: u32 = 128 * 1024;
 /// Pause after a failed accept, for instance without free file descriptors.
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
 
-/// Limits of connections. A value, so that tests can use short times.
+/// ConnectionLimits of connections. A value, so that tests can use short times.
 #[derive(Debug, Clone, Copy)]
-struct Limits {
+struct ConnectionLimits {
     /// At the bound no further connection is accepted until one ends; the kernel's backlog holds the next ones.
     connections: usize,
     /// Connections on which no key was shown yet, where one is needed. At the bound the oldest of them is dropped.
@@ -63,7 +63,7 @@ struct Limits {
     drain: Duration,
 }
 
-const LIMITS: Limits = Limits {
+const LIMITS: ConnectionLimits = ConnectionLimits {
     connections: 10_000,
     unauthenticated: 1_000,
     head: Duration::from_secs(5),
@@ -80,7 +80,7 @@ pub async fn serve(listener: TcpListener, app: Router, keys: Option<Keys>, stop:
 }
 
 async fn serve_within(
-    limits: Limits,
+    limits: ConnectionLimits,
     listener: TcpListener,
     app: Router,
     keys: Option<Keys>,
@@ -150,7 +150,7 @@ fn report(ended: Result<(), JoinError>) {
 /// What all connections share.
 #[derive(Clone)]
 struct Server {
-    limits: Limits,
+    limits: ConnectionLimits,
     app: Router,
     auth: Auth,
     unauthenticated: UnauthenticatedConnections,

@@ -21,7 +21,7 @@ use crate::api::error::Problem;
 const SHORT: Duration = Duration::from_millis(50);
 
 /// Long enough never to be reached by accident.
-const LONG: Limits = Limits {
+const LONG: ConnectionLimits = ConnectionLimits {
     connections: 100,
     unauthenticated: 100,
     head: Duration::from_secs(60),
@@ -37,11 +37,11 @@ struct Served {
     task: JoinSet<()>,
 }
 
-async fn start(limits: Limits, app: Router) -> Served {
+async fn start(limits: ConnectionLimits, app: Router) -> Served {
     start_with_keys(limits, app, None).await
 }
 
-async fn start_with_keys(limits: Limits, app: Router, keys: Option<Keys>) -> Served {
+async fn start_with_keys(limits: ConnectionLimits, app: Router, keys: Option<Keys>) -> Served {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("binds");
     let addr = listener.local_addr().expect("bound");
     let stop = CancellationToken::new();
@@ -186,7 +186,7 @@ async fn held_bodies_count_against_the_budget_until_dropped() {
 
 #[tokio::test]
 async fn a_head_that_does_not_come_ends_the_connection() {
-    let served = start(Limits { head: SHORT, ..LONG }, storing(Arc::default())).await;
+    let served = start(ConnectionLimits { head: SHORT, ..LONG }, storing(Arc::default())).await;
     assert_eq!(served.exchange("GET /livez HTTP/1.1\r\nHost:").await, "");
     assert_eq!(served.exchange("").await, "");
 }
@@ -194,7 +194,7 @@ async fn a_head_that_does_not_come_ends_the_connection() {
 #[tokio::test]
 async fn a_request_that_takes_too_long_is_a_timeout() {
     let hang = Router::new().route("/hang", get(std::future::pending::<()>));
-    let served = start(Limits { answer: SHORT, ..LONG }, hang.merge(storing(Arc::default()))).await;
+    let served = start(ConnectionLimits { answer: SHORT, ..LONG }, hang.merge(storing(Arc::default()))).await;
     check(&served.exchange(&request("GET /hang", "", "")).await, &["HTTP/1.1 504 ", r#""code":"timeout""#]);
     let slow = request("POST /messages", "Content-Length: 10\r\n", "1234");
     check(&served.exchange(&slow).await, &["HTTP/1.1 504 ", r#""code":"timeout""#]);
@@ -222,7 +222,7 @@ async fn a_reader_that_accepts_no_bytes_is_disconnected() {
         Body::from_stream(stream)
     };
     let app = Router::new().route("/endless", get(endless));
-    let served = start(Limits { write: SHORT, ..LONG }, app).await;
+    let served = start(ConnectionLimits { write: SHORT, ..LONG }, app).await;
     let mut socket = served.connect().await;
     socket.write_all(request("GET /endless", "", "").as_bytes()).await.expect("writes");
     watch.recv().await.expect("the answer began");
@@ -239,7 +239,7 @@ const KEY: &str = "a-key-that-is-not-guessed";
 const WITH_KEY: &str = "Authorization: Bearer a-key-that-is-not-guessed\r\n";
 
 /// A server with two keys, and the number of bytes that it stored.
-async fn with_keys(limits: Limits) -> (Served, Arc<AtomicUsize>) {
+async fn with_keys(limits: ConnectionLimits) -> (Served, Arc<AtomicUsize>) {
     let stored = Arc::new(AtomicUsize::new(0));
     let keys = Keys::from_list(&format!("another-key-for-later,{KEY}")).expect("keys");
     (start_with_keys(limits, storing(stored.clone()), Some(keys)).await, stored)
@@ -247,7 +247,7 @@ async fn with_keys(limits: Limits) -> (Served, Arc<AtomicUsize>) {
 
 #[tokio::test]
 async fn without_a_valid_key_every_path_gives_the_same_refusal() {
-    let (served, stored) = with_keys(Limits { linger: SHORT, ..LONG }).await;
+    let (served, stored) = with_keys(ConnectionLimits { linger: SHORT, ..LONG }).await;
     let shown: Vec<String> = ["", "Bearer", "Bearer ", "Basic x", "Bearer a-key-that-is-not-guesse"]
         .into_iter()
         .chain([
@@ -313,8 +313,8 @@ async fn each_key_gives_access_to_everything() {
 
 #[tokio::test]
 async fn health_checks_need_no_key_and_take_no_body() {
-    let (served, _) = with_keys(Limits { linger: SHORT, ..LONG }).await;
-    for headers in ["", "Authorization: Bearer a-wrong-key-of-somebody\r\n"] {
+    let (served, _) = with_keys(ConnectionLimits { linger: SHORT, ..LONG }).await;
+    for headers in ["", "Authorization: Bearer a-key-of-another-network\r\n"] {
         // The connection could be kept alive, but a client without a key gets one answer per connection.
         let answer = served.exchange(&format!("GET /livez HTTP/1.1\r\nHost: x\r\n{headers}\r\n")).await;
         check(
@@ -343,7 +343,7 @@ async fn the_body_of_an_unauthenticated_request_is_not_read() {
     served.stop.cancel();
     drop(socket);
 
-    let (again, _) = with_keys(Limits { linger: SHORT, ..LONG }).await;
+    let (again, _) = with_keys(ConnectionLimits { linger: SHORT, ..LONG }).await;
     let answer = again.exchange(&format!("{head}Expect: 100-continue\r\n\r\n")).await;
     assert!(answer.starts_with("HTTP/1.1 401 "), "the client is not asked to continue: {answer}");
     again.stop.cancel();
@@ -353,7 +353,7 @@ async fn the_body_of_an_unauthenticated_request_is_not_read() {
 
 #[tokio::test]
 async fn the_oldest_unauthenticated_connection_is_dropped_for_a_newer_one() {
-    let (served, _) = with_keys(Limits { unauthenticated: 2, ..LONG }).await;
+    let (served, _) = with_keys(ConnectionLimits { unauthenticated: 2, ..LONG }).await;
     let mut known = served.connect().await;
     let ask = format!("GET /livez HTTP/1.1\r\nHost: x\r\n{WITH_KEY}\r\n");
     known.write_all(ask.as_bytes()).await.expect("writes");
@@ -373,14 +373,14 @@ async fn the_oldest_unauthenticated_connection_is_dropped_for_a_newer_one() {
     known.write_all(request("GET /messages", WITH_KEY, "").as_bytes()).await.expect("writes");
     check(&read_all(&mut known).await, &["HTTP/1.1 200 OK", "[]"]);
 
-    let open = start(Limits { unauthenticated: 1, ..LONG }, storing(Arc::default())).await;
+    let open = start(ConnectionLimits { unauthenticated: 1, ..LONG }, storing(Arc::default())).await;
     let mut silent = [open.connect().await, open.connect().await];
     assert!(timeout(SHORT, read_all(&mut silent[0])).await.is_err(), "without keys no connection counts");
 }
 
 #[tokio::test]
 async fn an_unauthenticated_client_that_keeps_sending_is_disconnected() {
-    let (mut served, _) = with_keys(Limits { connections: 1, linger: SHORT, ..LONG }).await;
+    let (mut served, _) = with_keys(ConnectionLimits { connections: 1, linger: SHORT, ..LONG }).await;
     let mut socket = served.connect().await;
     let head = request("POST /messages", &format!("Content-Length: {}\r\n", 1_usize << 30), "");
     socket.write_all(head.as_bytes()).await.expect("writes");
@@ -394,7 +394,7 @@ async fn an_unauthenticated_client_that_keeps_sending_is_disconnected() {
 
 #[tokio::test]
 async fn the_next_connection_waits_when_all_slots_are_taken() {
-    let served = start(Limits { connections: 1, ..LONG }, storing(Arc::default())).await;
+    let served = start(ConnectionLimits { connections: 1, ..LONG }, storing(Arc::default())).await;
     let mut first = served.connect().await;
     first.write_all(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n").await.expect("writes");
     let mut byte = [0];
@@ -423,7 +423,7 @@ async fn open_requests_finish_after_stop_and_no_new_ones_begin() {
     let go = entered.recv().await.expect("the handler began");
     served.stop.cancel();
     assert_eq!(read_all(&mut idle).await, "", "an idle connection is closed at once");
-    assert!(TcpStream::connect(served.addr).await.is_err(), "nobody listens any more");
+    assert!(TcpStream::connect(served.addr).await.is_err(), "the listener is closed");
     go.send(()).expect("the handler waits");
     check(&read_all(&mut socket).await, &["HTTP/1.1 200 ", "done"]);
     served.task.join_next().await.expect("one task").expect("no panic");
@@ -432,7 +432,8 @@ async fn open_requests_finish_after_stop_and_no_new_ones_begin() {
 #[tokio::test]
 async fn a_request_that_never_ends_is_closed_after_the_drain() {
     let hang = Router::new().route("/hang", get(std::future::pending::<()>));
-    let mut served = start(Limits { drain: SHORT, ..LONG }, hang.merge(storing(Arc::default()))).await;
+    let mut served =
+        start(ConnectionLimits { drain: SHORT, ..LONG }, hang.merge(storing(Arc::default()))).await;
     let mut socket = served.connect().await;
     socket
         .write_all(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\nGET /hang HTTP/1.1\r\nHost: x\r\n\r\n")

@@ -21,13 +21,13 @@ fn seqs(list: &[(u16, u64)]) -> Frontier {
 const PURPOSE: Scope = Scope { network: [1; 8], filter: [2; 8] };
 
 fn back(seen: &ReadState, known: &[Arc<FrontierSnapshot>]) -> Option<ReadState> {
-    let bytes = seal(&core(seen).expect("fits"), PURPOSE);
+    let bytes = encode(&payload(seen).expect("fits"), PURPOSE);
     assert!(bytes.len() <= CURSOR_BYTES_MAX, "{}", bytes.len());
     let find = |name| {
-        let found = known.iter().find(|milestone| milestone.name == name);
-        found.map(|milestone| Frontier::at(milestone.clone()))
+        let found = known.iter().find(|snapshot| snapshot.id == name);
+        found.map(|snapshot| Frontier::at(snapshot.clone()))
     };
-    open(&bytes, PURPOSE).expect("opens").expand(find)
+    decode(&bytes, PURPOSE).expect("opens").expand(find)
 }
 
 #[test]
@@ -37,16 +37,16 @@ fn what_was_seen_comes_back_from_its_bytes() {
     until.raise(origin(2), 400);
     until.raise(origin(3), 1);
     let other = PartialScan { until: seqs(&[(9, 9)]), at: place(3, 9, 2) };
-    for walks in [vec![], vec![PartialScan { until, at: place(77, 2, 350) }, other]] {
-        let seen = ReadState { full: full.clone(), last: Stamp(70), walks };
+    for scans in [vec![], vec![PartialScan { until, at: place(77, 2, 350) }, other]] {
+        let seen = ReadState { full: full.clone(), last: Stamp(70), scans };
         assert_eq!(back(&seen, &[]), Some(seen));
     }
 }
 
 #[test]
 fn an_entry_is_covered_by_the_beginning_or_by_a_walk_that_came_past_it() {
-    let walk = PartialScan { until: seqs(&[(1, 9), (2, 4)]), at: place(100, 1, 7) };
-    let seen = ReadState { full: seqs(&[(1, 5)]), last: Stamp(90), walks: vec![walk] };
+    let scan = PartialScan { until: seqs(&[(1, 9), (2, 4)]), at: place(100, 1, 7) };
+    let seen = ReadState { full: seqs(&[(1, 5)]), last: Stamp(90), scans: vec![scan] };
     let covered = [place(90, 1, 5), place(100, 1, 7), place(99, 2, 4)];
     let not = [place(101, 1, 5), place(101, 1, 8), place(100, 2, 3), place(99, 2, 5), place(1, 3, 1)];
     assert!(covered.iter().all(|place| seen.covers(*place)), "{seen:?}");
@@ -55,11 +55,11 @@ fn an_entry_is_covered_by_the_beginning_or_by_a_walk_that_came_past_it() {
 
 #[test]
 fn what_a_node_lacks_of_an_earlier_walk_is_remembered_until_it_has_it() {
-    let walk = PartialScan { until: seqs(&[(1, 9), (2, 4)]), at: place(100, 1, 7) };
-    let seen = ReadState { full: seqs(&[(1, 5), (3, 2)]), last: Stamp(90), walks: vec![walk] };
+    let scan = PartialScan { until: seqs(&[(1, 9), (2, 4)]), at: place(100, 1, 7) };
+    let seen = ReadState { full: seqs(&[(1, 5), (3, 2)]), last: Stamp(90), scans: vec![scan] };
     let held = seqs(&[(1, 9), (2, 2), (3, 1)]);
-    let left = ReadState { full: held.clone(), last: Stamp(95), walks: seen.beyond(&held) };
-    assert_eq!(left.walks.len(), 2);
+    let left = ReadState { full: held.clone(), last: Stamp(95), scans: seen.beyond(&held) };
+    assert_eq!(left.scans.len(), 2);
     for covered in [place(1, 3, 2), place(99, 2, 4)] {
         assert!(left.covers(covered), "{covered:?}");
     }
@@ -68,24 +68,24 @@ fn what_a_node_lacks_of_an_earlier_walk_is_remembered_until_it_has_it() {
 }
 
 #[test]
-fn thousands_of_logs_are_a_milestone_and_what_changed_since() {
+fn thousands_of_logs_are_a_snapshot_and_what_changed_since() {
     let all: Vec<_> = (0..5_000).map(|n| (origin(n), u64::from(n) + 1)).collect();
-    let milestone = SnapshotContent { base: None, changes: all }.milestone(None);
-    let milestone = Arc::new(milestone);
-    let mut full = Frontier::at(milestone.clone());
+    let snapshot = SnapshotContent { base: None, changes: all }.snapshot(None);
+    let snapshot = Arc::new(snapshot);
+    let mut full = Frontier::at(snapshot.clone());
     let from_the_start = ReadState {
-        walks: vec![PartialScan { until: full.clone(), at: place(5, 6, 7) }],
+        scans: vec![PartialScan { until: full.clone(), at: place(5, 6, 7) }],
         ..ReadState::default()
     };
-    assert_eq!(back(&from_the_start, std::slice::from_ref(&milestone)), Some(from_the_start));
+    assert_eq!(back(&from_the_start, std::slice::from_ref(&snapshot)), Some(from_the_start));
     (0..10).for_each(|n| full.raise(origin(n), 9_999));
     let mut until = full.clone();
     (5..15).for_each(|n| until.raise(origin(n), 10_005));
-    let seen = ReadState { full, last: Stamp(70), walks: vec![PartialScan { until, at: place(77, 7, 7) }] };
-    assert_eq!(back(&seen, std::slice::from_ref(&milestone)), Some(seen.clone()));
-    assert_eq!(back(&seen, &[]), None, "a node that lacks the milestone cannot say");
+    let seen = ReadState { full, last: Stamp(70), scans: vec![PartialScan { until, at: place(77, 7, 7) }] };
+    assert_eq!(back(&seen, std::slice::from_ref(&snapshot)), Some(seen.clone()));
+    assert_eq!(back(&seen, &[]), None, "a node that lacks the snapshot cannot say");
     assert_eq!(
-        core(&ReadState::all(seqs(&(0..100).map(|n| (n, 1)).collect::<Vec<_>>()), Stamp(9))),
+        payload(&ReadState::all(seqs(&(0..100).map(|n| (n, 1)).collect::<Vec<_>>()), Stamp(9))),
         None,
         "too long"
     );
@@ -93,8 +93,8 @@ fn thousands_of_logs_are_a_milestone_and_what_changed_since() {
 
 #[test]
 fn a_cursor_of_another_purpose_is_told_apart_from_one_that_is_damaged() {
-    let bytes = seal(&core(&ReadState::default()).expect("fits"), PURPOSE);
-    let check = |purpose, bytes: &[u8], want| assert_eq!(open(bytes, purpose).err(), want);
+    let bytes = encode(&payload(&ReadState::default()).expect("fits"), PURPOSE);
+    let check = |purpose, bytes: &[u8], want| assert_eq!(decode(bytes, purpose).err(), want);
     check(PURPOSE, &bytes, None);
     check(Scope { network: [3; 8], ..PURPOSE }, &bytes, Some(InvalidCursor::Network));
     check(Scope { filter: [3; 8], ..PURPOSE }, &bytes, Some(InvalidCursor::Filter));
@@ -120,8 +120,8 @@ fn a_cursor_of_version_1_is_frozen() {
     let full = seqs(&[(1, 5)]);
     let mut until = full.clone();
     until.raise(origin(2), 300);
-    let seen = ReadState { full, last: Stamp(2), walks: vec![PartialScan { until, at: place(3, 2, 299) }] };
-    let hex = crate::chain::hex(&seal(&core(&seen).expect("fits"), PURPOSE));
+    let seen = ReadState { full, last: Stamp(2), scans: vec![PartialScan { until, at: place(3, 2, 299) }] };
+    let hex = crate::chain::hex(&encode(&payload(&seen).expect("fits"), PURPOSE));
     assert_eq!(
         hex,
         concat!(
@@ -134,8 +134,8 @@ fn a_cursor_of_version_1_is_frozen() {
 proptest! {
     #[test]
     fn arbitrary_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
-        let _ = open(&bytes, PURPOSE);
-        let _ = read_core(&bytes);
+        let _ = decode(&bytes, PURPOSE);
+        let _ = decode_payload(&bytes);
         let _ = read_position(&bytes, [0; 8]);
     }
 }

@@ -1,24 +1,24 @@
 //! Owns the search for the first entry in which two copies of a log differ. Values in, values out.
 //!
-//! Two nodes hold other content under the same places of one log: a machine was cloned while it ran, or somebody
-//! forged entries. Equal hashes prove equal logs up to there, so the place is found by halving: each step asks the
-//! peer for one entry and its hash before it. What is believed in the end is not a hash but two records: the peer's
-//! entry checks, stands at a place up to which both logs are equal, and is another than ours.
+//! Two nodes hold different content at the same positions of one log: a machine was cloned while it ran, or entries
+//! were forged. Equal hashes prove equal logs up to there, so the first difference is found by bisection: each step
+//! asks the peer for one entry and the hash before it. The result rests on two records, not on a hash: the peer's entry
+//! passes its check, follows a position up to which both logs are equal, and differs from ours.
 
 use crate::chain::clock::Stamp;
 use crate::chain::ids::ChainHash;
 use crate::chain::message::Digest;
 
-/// A search in one log with one peer.
+/// A bisection of one log with one peer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Bisection {
-    /// Up to here both are equal.
+    /// Both are equal up to this seq.
     equal: u64,
-    /// Here they have different hashes, as they say.
+    /// The hashes differ at this seq.
     differs: u64,
 }
 
-/// An entry as one side has it: the hash before it, and what the chain binds of itself.
+/// An entry as one side has it: the hash before it, and what the chain covers of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ChainedEntry {
     /// `h(seq - 1)`.
@@ -29,19 +29,19 @@ pub struct ChainedEntry {
     pub digest: Digest,
 }
 
-/// What an answer came to.
+/// The outcome of one step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BisectionOutcome {
-    /// Ask again.
+    /// Continue with this.
     Closer(Bisection),
     /// This entry is the first that differs: the log is forked here.
     Fork(u64),
-    /// The entries are equal where the hashes are not: somebody's chain is damaged.
-    Doubt,
+    /// The entries are equal where the hashes are not: the chain of one side is damaged.
+    Inconclusive,
 }
 
 impl Bisection {
-    /// A search in a log whose hashes at this seq are different.
+    /// Starts below a seq at which the hashes differ.
     pub fn below(differs: u64) -> Self {
         Bisection { equal: 0, differs }
     }
@@ -51,7 +51,7 @@ impl Bisection {
         self.equal + (self.differs - self.equal) / 2 + 1
     }
 
-    /// Takes both sides' versions of that entry.
+    /// Compares that entry on both sides.
     pub fn compare(self, ours: ChainedEntry, theirs: ChainedEntry) -> BisectionOutcome {
         let asked = self.asks();
         if ours.before != theirs.before {
@@ -59,14 +59,14 @@ impl Bisection {
             return if differs > self.equal {
                 BisectionOutcome::Closer(Bisection { differs, ..self })
             } else {
-                BisectionOutcome::Doubt // they were equal there a moment ago
+                BisectionOutcome::Inconclusive // an earlier step found them equal there
             };
         }
         if (ours.stamp, ours.digest) != (theirs.stamp, theirs.digest) {
             return BisectionOutcome::Fork(asked);
         }
         if asked >= self.differs {
-            BisectionOutcome::Doubt
+            BisectionOutcome::Inconclusive
         } else {
             BisectionOutcome::Closer(Bisection { equal: asked, ..self })
         }
@@ -119,7 +119,7 @@ mod tests {
             let mut theirs = ours.clone();
             theirs[at.index(length as usize)].before = ChainHash([9; 32]);
             let (found, _) = search(&ours, &theirs);
-            prop_assert_eq!(found, BisectionOutcome::Doubt);
+            prop_assert_eq!(found, BisectionOutcome::Inconclusive);
         }
     }
 }

@@ -1,14 +1,14 @@
-//! Owns the exchange: what two nodes say to each other until both hold the same. Values in, values out.
+//! Owns the exchange: the messages that two nodes send each other until both hold the same. Values in, values out.
 //!
-//! One side starts ([`Link`]), the other answers ([`Door`]); every node does both, with every peer. A message
-//! carries the digest of the speaker's vector. If the other's is equal, that is all. Otherwise heads travel as
-//! changes against the last vector both sides agreed on; in doubt, all of them.
+//! One side is the [`Initiator`], the other the [`Responder`]; every node is both, with every peer. A message carries
+//! the digest of the sender's vector. If the other side's digest is equal, the exchange is complete. Otherwise heads
+//! are sent as changes to the last vector that both sides agreed on; if that is unknown, all of them.
 //!
-//! Who sends what: a node pushes entries of its own log at once to every peer, so in a full mesh each message
-//! crosses each link once. Entries of other logs are pulled by whoever lacks them, or pushed to who lacks them
-//! in two timer rounds without getting on, so that one-way reachability is enough. Repeating is free.
+//! Who sends what: a node pushes the entries of its own log to every peer at once, so in a full mesh each message
+//! crosses each link once. Entries of other logs are pulled by the node that lacks them, or pushed after two timer
+//! rounds without progress, so one-way reachability is enough. Repeating a message is harmless.
 //!
-//! Invariant: what is known of a peer is its latest word, and is dropped when its store was opened anew.
+//! Invariant: what is known of a peer is its latest message, and is dropped with a new incarnation of the peer.
 
 pub mod bisect;
 pub mod wire;
@@ -20,15 +20,15 @@ use super::vector::{Head, Vector};
 use crate::chain::sync::wire::{EntryRange, Heads, Incarnation, ShortDigest, SyncMessage, short};
 use crate::fault::Fault;
 
-/// Timer rounds in which somebody must lack the same entries before another than their owner sends them.
+/// Timer rounds without progress after which a node that is not the owner sends or requests entries.
 const ROUNDS: u8 = 2;
 
-/// What is lacking, and for how many timer rounds nothing of it has moved.
+/// The logs that are behind, how far they are, and for how many timer rounds they have made no progress.
 #[derive(Debug, Clone, Default)]
 struct StallCounter(BTreeMap<Origin, (u64, u8)>);
 
 impl StallCounter {
-    /// Counts one round for each of `lacking` (log, and how far it is there), and forgets the others.
+    /// Counts one round for each of `lacking` (log, and how far it is), and forgets the others.
     fn count(&mut self, lacking: impl Iterator<Item = (Origin, u64)>) {
         let before = std::mem::take(&mut self.0);
         for (origin, seq) in lacking {
@@ -45,41 +45,41 @@ impl StallCounter {
     }
 }
 
-/// Logs of which both hold the same length with other content, and that length.
+/// Logs that have the same length and other hashes on both sides, and that length.
 pub fn forks(mine: &Vector, theirs: &Vector) -> Vec<(Origin, u64)> {
     let changes = theirs.changes_since(mine).into_iter();
     let forked = changes.filter(|(origin, head)| mine.seq(*origin) == head.seq);
     forked.map(|(origin, head)| (origin, head.seq)).collect()
 }
 
-/// Cuts that a peer knows and we do not, or that lie before ours.
+/// Cuts that a peer has and we do not, or that lie before ours.
 pub fn new_cuts(mine: &Vector, theirs: &Vector) -> Vec<(Origin, u64)> {
     let cuts = theirs.cuts_since(mine).into_iter();
     cuts.filter(|(origin, seq)| mine.cut_of(*origin).is_none_or(|mine| *seq < mine)).collect()
 }
 
-/// The starting side of exchanges with one peer.
+/// The initiator's state of the exchanges with one peer.
 #[derive(Debug, Clone, Default)]
 pub struct Initiator {
     peer: Option<Incarnation>,
-    /// The peer's vector by its latest word.
+    /// The peer's vector, as its latest message says.
     theirs: Option<Vector>,
-    /// Our vector as the peer last confirmed to know it.
+    /// Our vector as the peer last confirmed it.
     told: Option<Vector>,
-    /// All that the peer ever had; nothing but a planted mistake asks for it.
+    /// All that the peer ever had; used by a planted fault only.
     had: Vector,
-    /// We lost track of theirs.
+    /// The peer's vector is unknown: request all heads.
     need_full: bool,
     they_lack: StallCounter,
     we_lack: StallCounter,
 }
 
-/// What the next request says, besides who speaks.
+/// The next request, without its sender and its entries.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ExchangePlan {
     /// Our vector, whose digest is sent.
     pub mine: Vector,
-    /// What the peer does not know of it.
+    /// The part of it that the peer does not know.
     pub heads: Option<Heads>,
     /// Entries to push.
     pub push: Vec<EntryRange>,
@@ -92,21 +92,21 @@ pub struct ExchangePlan {
 /// What to do after an answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NextExchange {
-    /// Start again at once: there is more to say.
+    /// Start again at once: there is more to exchange.
     Again,
     /// Wait for a change or the timer.
     Wait,
 }
 
 impl Initiator {
-    /// Plans a request. `on_timer`: this is a timer's round, not a change's. `leave`: logs that need not be
-    /// asked for yet, because their owner pushes them to us or another peer is being asked.
+    /// Plans a request. `on_timer`: the timer starts it, not a change. `skip`: logs that are not requested yet, because
+    /// their owner pushes them or another peer is asked.
     pub fn start(
         &mut self,
         mine: &Vector,
         own: Option<Origin>,
         on_timer: bool,
-        leave: impl Fn(Origin) -> bool,
+        skip: impl Fn(Origin) -> bool,
     ) -> ExchangePlan {
         let mut plan = ExchangePlan {
             mine: mine.clone(),
@@ -126,20 +126,20 @@ impl Initiator {
                 plan.push.push(EntryRange { origin, first: theirs + 1, last });
             }
         }
-        // Our own log first: those are the entries that somebody waits for.
+        // Our own log first: senders wait for the acks of its entries.
         plan.push.sort_by_key(|range| Some(range.origin) != own);
         for (origin, last, mine) in we_lack {
-            if !leave(origin) || self.we_lack.is_due(origin) {
+            if !skip(origin) || self.we_lack.is_due(origin) {
                 plan.wants.push(EntryRange { origin, first: mine + 1, last });
             }
         }
         plan
     }
 
-    /// Takes note of the answer to a plan.
+    /// Takes the answer to a plan.
     pub fn on_reply(&mut self, plan: ExchangePlan, reply: &SyncMessage) -> NextExchange {
-        let is_anew = self.peer.is_some_and(|peer| peer != reply.hello.incarnation());
-        if is_anew && !Fault::OldHeads.is_planted() {
+        let is_restarted = self.peer.is_some_and(|peer| peer != reply.hello.incarnation());
+        if is_restarted && !Fault::OldHeads.is_planted() {
             *self = Initiator::default();
         }
         let is_first = self.theirs.is_none();
@@ -153,7 +153,7 @@ impl Initiator {
         if in_doubt || is_first { NextExchange::Again } else { NextExchange::Wait }
     }
 
-    /// Whether their vector is known for sure now.
+    /// Updates the peer's vector. True if it is known now.
     fn note_theirs(&mut self, mine: &Vector, reply: &SyncMessage) -> bool {
         let theirs = if reply.digest == short(mine.digest()) {
             Some(mine.clone())
@@ -169,7 +169,7 @@ impl Initiator {
         !self.need_full
     }
 
-    /// The peer's vector by its latest word.
+    /// The peer's vector, as its latest message says.
     pub fn theirs(&self) -> Option<&Vector> {
         self.theirs.as_ref()
     }
@@ -194,7 +194,7 @@ fn apply(heads: &Heads, known: Option<&Vector>, digest: ShortDigest) -> Option<V
     (short(vector.digest()) == digest && heads.cuts.iter().copied().all(is_cut)).then_some(vector)
 }
 
-/// The answering side of exchanges with one opening of one peer's store.
+/// The responder's state of the exchanges with one incarnation of a peer.
 #[derive(Debug, Clone, Default)]
 pub struct Responder {
     theirs: Option<Vector>,
@@ -202,7 +202,7 @@ pub struct Responder {
 }
 
 impl Responder {
-    /// Takes note of a request. `mine` is our vector before anything of it is admitted.
+    /// Takes a request. `mine`: our vector before the request's entries are admitted.
     pub fn on_request(&mut self, mine: &Vector, request: &SyncMessage) {
         if request.need_full {
             self.told = None;
@@ -214,7 +214,7 @@ impl Responder {
         };
     }
 
-    /// Completes an answer: `mine` is our durable vector after what came was admitted.
+    /// Completes an answer. `mine`: our durable vector after the request's entries were admitted.
     pub fn answer(&mut self, mine: &Vector, request: &SyncMessage, reply: &mut SyncMessage) {
         reply.digest = short(mine.digest());
         reply.need_full = self.theirs.is_none();
@@ -224,13 +224,13 @@ impl Responder {
         self.told = Some(mine.clone());
     }
 
-    /// The peer's vector by its latest word.
+    /// The peer's vector, as its latest message says.
     pub fn theirs(&self) -> Option<&Vector> {
         self.theirs.as_ref()
     }
 }
 
-/// The head that a vector claims for a log, to be held against what arrives of it.
+/// The head that a vector claims for a log, to be compared with the entries that arrive.
 pub fn claimed(theirs: Option<&Vector>, origin: Origin) -> Option<Head> {
     theirs.and_then(|theirs| theirs.get(origin)).copied()
 }

@@ -1,8 +1,8 @@
-//! Owns the bytes of an exchange: what `POST /sync` carries in both directions.
+//! Owns the bytes of an exchange: the body of `POST /sync` in both directions.
 //!
-//! Big-endian. A fixed head, then sections, each `tag u8 | length u32 | bytes`; one that is not known is skipped,
-//! so that sections can be added. A quiet message has no sections. Records travel as the store keeps them and
-//! are checked here, one by one; what follows a record that does not check is not looked at.
+//! Big-endian. A fixed head, then sections, each `tag u8 | length u32 | bytes`. An unknown section is skipped, so that
+//! sections can be added. A quiet message has no sections. Records are sent as the store has them and are checked here,
+//! one by one; a run ends before a record that does not pass its check.
 
 use bytes::Bytes;
 
@@ -30,34 +30,35 @@ const CUTS: u8 = 5;
 const MEMBERS: u8 = 6;
 const MEMBERS_DIGEST: u8 = 7;
 
-/// Who speaks. In every message.
+/// The sender of a message. In every message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Hello {
     /// The first bytes of a hash of the network's name.
     pub network: [u8; 8],
-    /// Which node of it.
+    /// The node.
     pub node_id: u16,
-    /// Its store.
+    /// The store.
     pub store_id: [u8; 16],
-    /// New whenever the store is opened, and larger than before: what was known before does not hold any more.
+    /// The run of the process. Each opening of the store has a larger one, and what peers knew of the last one is
+    /// dropped.
     pub open_id: [u8; 16],
-    /// Where others find it.
+    /// The address at which others reach it.
     pub address: String,
 }
 
 impl Hello {
-    /// The member that speaks.
+    /// The member that sends.
     pub fn member_id(&self) -> MemberId {
         MemberId { node_id: self.node_id, store_id: self.store_id }
     }
 
-    /// The incarnation of the store that speaks.
+    /// The incarnation of the sender's store.
     pub fn incarnation(&self) -> Incarnation {
         Incarnation { store_id: self.store_id, open_id: self.open_id }
     }
 
-    /// Whether two processes run with copies of one store, and it is on us to take another name: on the one that opened
-    /// it later, or, if a running machine was copied, on either of the two.
+    /// Whether two processes run with copies of one store, and we must take another store id: the one that opened it
+    /// later must, or, if a running machine was cloned, one of the two.
     pub fn is_copied(&self, ours: &Hello) -> bool {
         let age = |hello: &Hello| (hello.open_id, hello.node_id, hello.address.clone());
         self.store_id == ours.store_id && age(self) < age(ours)
@@ -89,11 +90,11 @@ pub fn short(digest: VectorDigest) -> ShortDigest {
 /// Heads, all of them or those that changed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Heads {
-    /// The vector against which they changed; `None`: all are here.
+    /// The vector that these are changes to; `None`: all heads are here.
     pub base: Option<ShortDigest>,
     /// The heads.
     pub changes: Vec<(Origin, Head)>,
-    /// The cuts, all or those that changed, as the heads.
+    /// The cuts, all or those that changed.
     pub cuts: Vec<(Origin, u64)>,
 }
 
@@ -116,9 +117,9 @@ impl Heads {
 pub struct EntryRange {
     /// The log.
     pub origin: Origin,
-    /// From here,
+    /// The first seq.
     pub first: u64,
-    /// up to and with here.
+    /// The last seq.
     pub last: u64,
 }
 
@@ -131,42 +132,42 @@ pub struct Run {
     pub before: Head,
     /// The entries, ascending from `before.seq + 1`.
     pub entries: Vec<Entry>,
-    /// Why what followed was not looked at.
+    /// Why the run ends early: the next record did not pass its check.
     pub broken: Option<InvalidRecord>,
 }
 
 /// One message of an exchange, either way.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SyncMessage {
-    /// Who speaks.
+    /// The sender.
     pub hello: Hello,
-    /// Of the speaker's vector.
+    /// The digest of the sender's vector.
     pub digest: ShortDigest,
-    /// The speaker lost track: all heads, please.
+    /// The sender does not know the other's vector and requests all heads.
     pub need_full: bool,
-    /// Of what was wanted there is more than fits.
+    /// More was wanted than fits into the message.
     pub more: bool,
-    /// What the other does not know of the speaker's vector.
+    /// The part of the sender's vector that the other does not know.
     pub heads: Option<Heads>,
-    /// The log that the speaker appends to.
+    /// The log that the sender appends to.
     pub own: Option<Origin>,
-    /// What the speaker asks for.
+    /// The entries that the sender requests.
     pub wants: Vec<EntryRange>,
     /// Entries for the other.
     pub runs: Vec<Run>,
-    /// Of all members that the speaker knows. An answer has none.
+    /// The digest of all members that the sender knows. An answer has none.
     pub members_digest: Option<MembersDigest>,
-    /// All of them, where the other knows others.
+    /// All members, if the other's digest differs.
     pub members: Vec<(MemberId, Member)>,
 }
 
 /// Why bytes are not a message of an exchange.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Malformed {
-    /// Not ours at all.
+    /// Not an exchange.
     #[error("this is not an exchange of ChatChain")]
     Magic,
-    /// Of another version.
+    /// Another protocol version.
     #[error("the exchange has protocol version {0}; this node speaks {PROTOCOL}")]
     Protocol(u16),
     /// Cut off, or lengths that do not fit.
@@ -405,7 +406,7 @@ mod tests {
     }
 
     fn member(store: u8) -> (MemberId, Member) {
-        let member = Member { open_id: [4; 16], marks: 1, address: "127.0.0.1:8084".into() };
+        let member = Member { open_id: [4; 16], forget_count: 1, address: "127.0.0.1:8084".into() };
         (MemberId { node_id: 3, store_id: [store; 16] }, member)
     }
 

@@ -66,7 +66,7 @@ pub async fn run(path: &Path, acks: Option<&str>, context: &Context<'_>) -> Resu
     Ok(if tally.rejected > 0 { Exit::Failure } else { exit })
 }
 
-/// Opens a file or standard input, and gives its length if that is known.
+/// Opens a file or standard input, and returns its length if that is known.
 async fn open(path: &Path) -> io::Result<(Box<dyn AsyncRead + Unpin + Send>, Option<u64>)> {
     if path == Path::new(STDIN) {
         return Ok((Box::new(tokio::io::stdin()), None));

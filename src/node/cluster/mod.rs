@@ -293,12 +293,12 @@ impl Cluster {
     /// Where logs are to be cut, because no peer has the entry that is missing there.
     pub fn unrepairable(&self, node: &Node) -> Vec<(Origin, u64)> {
         let peers: Vec<usize> = self.roster().nodes().into_iter().map(|(number, _)| number).collect();
-        self.inspect_damage(node).hopeless(&peers, self.uptime_ms())
+        self.inspect_damage(node).given_up(&peers, self.uptime_ms())
     }
 
     fn inspect_damage(&self, node: &Node) -> MutexGuard<'_, Repair> {
         let mut repair = lock(&self.repair);
-        repair.look(node.store.log().damage(), &node.logs(), self.uptime_ms());
+        repair.update(node.store.log().damage(), &node.logs(), self.uptime_ms());
         repair
     }
 

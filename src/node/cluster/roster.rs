@@ -29,7 +29,7 @@ pub struct Roster {
 }
 
 fn member_record(hello: &Hello) -> Member {
-    Member { open_id: hello.open_id, marks: 0, address: hello.address.clone() }
+    Member { open_id: hello.open_id, forget_count: 0, address: hello.address.clone() }
 }
 
 /// The result of forgetting a node.
@@ -48,9 +48,9 @@ impl Roster {
     pub fn new(
         own: Hello,
         configured: &[config::ConfiguredPeer],
-        Membership { mut members, met }: Membership,
+        Membership { mut members, last_seen_at: met }: Membership,
     ) -> Self {
-        members.take(own.member_id(), member_record(&own));
+        members.learn(own.member_id(), member_record(&own));
         let peer = |peer: &config::ConfiguredPeer| {
             let last_seen = || met.get(&peer.addr.to_string()).copied();
             Peer::new(peer.addr.clone(), true, peer.node_id.or_else(last_seen))
@@ -85,7 +85,7 @@ impl Roster {
             Some((peer.addr.to_string(), id))
         };
         let met: LastSeenAt = self.peers.values().filter_map(met).collect();
-        Membership { members: self.members.clone(), met }
+        Membership { members: self.members.clone(), last_seen_at: met }
     }
 
     /// The numbers of the peers that are asked.
@@ -110,14 +110,14 @@ impl Roster {
         let mut changed = self.raise_own_open_id(body);
         for (name, member) in listed.chain([(body.hello.member_id(), member_record(&body.hello))]) {
             let is_usable = name != own && member.address.parse::<Addr>().is_ok();
-            changed |= is_usable && self.members.take(name, member);
+            changed |= is_usable && self.members.learn(name, member);
         }
         // If this very incarnation was forgotten somewhere, a newer mark says that it is a member.
         let forgotten = body.members.iter().find(|(name, of)| *name == own && of.open_id == self.own.open_id);
         if let Some((name, forgotten)) = forgotten {
             let address = self.own.address.clone();
-            changed |= self.members.take(*name, Member { address, ..forgotten.clone() });
-            changed |= self.members.mark(*name, false);
+            changed |= self.members.learn(*name, Member { address, ..forgotten.clone() });
+            changed |= self.members.set_forgotten(*name, false);
         }
         if changed {
             self.reconcile();
@@ -137,7 +137,7 @@ impl Roster {
             return false;
         }
         self.own.open_id = next;
-        self.members.take(self.own.member_id(), member_record(&self.own))
+        self.members.learn(self.own.member_id(), member_record(&self.own))
     }
 
     /// Whether the sender runs with a copy of this node's store, and this node is the one that must take a new store id.
@@ -334,7 +334,7 @@ impl Roster {
         let (up, away): (Vec<MemberId>, Vec<MemberId>) = of_node.into_iter().partition(is_up);
         let mut marked = false;
         for name in &away {
-            marked |= self.members.mark(*name, true);
+            marked |= self.members.set_forgotten(*name, true);
         }
         self.reconcile();
         match (up.is_empty(), away.is_empty()) {
@@ -527,7 +527,7 @@ mod tests {
     }
 
     fn message_listing(name: MemberId, open: u8, port: u16) -> SyncMessage {
-        let member = Member { open_id: [open; 16], marks: 0, address: format!("127.0.0.1:{port}") };
+        let member = Member { open_id: [open; 16], forget_count: 0, address: format!("127.0.0.1:{port}") };
         SyncMessage { members: vec![(name, member)], ..message_from(hello(7, 2, 1, 2)) }
     }
 
@@ -578,11 +578,11 @@ mod tests {
     #[test]
     fn a_running_node_that_was_forgotten_says_that_it_is_a_member() {
         let mut roster = Roster::new(hello(0, 1, 1, 1), &[], Membership::default());
-        let mark = Member { open_id: [1; 16], marks: 1, address: "127.0.0.1:1".into() };
+        let mark = Member { open_id: [1; 16], forget_count: 1, address: "127.0.0.1:1".into() };
         let members = vec![(hello(0, 1, 1, 1).member_id(), mark)];
         assert!(roster.learn_members(&SyncMessage { members, ..message_from(hello(7, 2, 1, 2)) }));
         let own = roster.members().get(hello(0, 1, 1, 1).member_id()).expect("a member");
-        assert_eq!((own.marks, own.is_forgotten()), (2, false));
+        assert_eq!((own.forget_count, own.is_forgotten()), (2, false));
     }
 
     #[test]

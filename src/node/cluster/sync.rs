@@ -27,9 +27,10 @@ use crate::chain::sync::NextExchange;
 use crate::chain::sync::wire::{Malformed, Run, SyncMessage};
 use crate::chain::vector::Vector;
 use crate::node::Node;
-use crate::replica::exchange;
-use crate::replica::exchange::{Exchange, ReadRuns, ReplyActions, Trigger, Wanted};
+use crate::replica::exchange::{Exchange, ReplyActions, Trigger};
+use crate::replica::runs::{ReadRuns, Wanted};
 use crate::replica::write_ops::{Admitted, Maintenance, PeerRecords};
+use crate::replica::{exchange, forks, runs};
 use crate::serve;
 
 /// A request longer than this is refused. Requests of nodes stay well below.
@@ -146,7 +147,7 @@ impl SyncClient {
         let Some((addr, _)) = cluster.peer_address(self.number) else { return Ok(None) };
         let mend = cluster.repairs_to_request(node, self.exchange.theirs());
         let leave = |origin| cluster.owner_pushes(origin) || !cluster.sessions().claim(origin, self.number);
-        let trigger = Trigger { on_timer, now_ms: cluster.uptime_ms(), leave: &leave, mend };
+        let trigger = Trigger { on_timer, now_ms: cluster.uptime_ms(), skip: &leave, repair: mend };
         let planned = self.exchange.plan(&logs, trigger);
         let runs = read_runs(node, planned.reads.clone()).await?;
         let mut request = self.exchange.request(cluster.hello(), &planned, runs);
@@ -197,11 +198,11 @@ impl SyncClient {
 
     /// Carries out what a reply leads to. True if that was progress: new entries, or a step of a search for a fork.
     async fn apply(&mut self, node: &Node, peer: &str, mut actions: ReplyActions) -> Result<bool, String> {
-        for care in std::mem::take(&mut actions.care) {
+        for care in std::mem::take(&mut actions.maintenance) {
             node.writer.maintain(care).await;
         }
         let admitted = admit_runs(node, self.exchange.theirs(), std::mem::take(&mut actions.runs)).await;
-        let new = self.exchange.settle(&actions, &admitted, node.cluster.uptime_ms());
+        let new = self.exchange.on_committed(&actions, &admitted, node.cluster.uptime_ms());
         for (origin, admitted) in &admitted {
             if let Some(why) = &admitted.refused {
                 log_refusal(*origin, peer, why);
@@ -213,10 +214,11 @@ impl SyncClient {
         let mut progress = new > 0;
         for (origin, search, run) in actions.probes {
             let store = node.store.clone();
-            let judging = move || exchange::judge(&store, origin, search, &run);
+            let judging = move || forks::judge(&store, origin, search, &run);
             let verdict = tokio::task::spawn_blocking(judging).await.map_err(|error| error.to_string())?;
             progress = true; // each step of a search halves its range or ends it
-            if let Some(care) = self.exchange.judged(origin, verdict.map_err(|error| error.to_string())?) {
+            if let Some(care) = self.exchange.on_verdict(origin, verdict.map_err(|error| error.to_string())?)
+            {
                 if let Maintenance::Cut(origin, _) = care {
                     node.cluster.incidents.add(format!(
                         "log {origin} was forked: {peer} had other content than this node; both are kept"
@@ -299,7 +301,7 @@ async fn read_runs(node: &Node, ranges: Vec<Wanted>) -> Result<ReadRuns, String>
     }
     let store = node.store.clone();
     let began = Instant::now();
-    let reading = move || -> Result<_, _> { exchange::read(&store, &ranges, || began.elapsed() < READ_TIME) };
+    let reading = move || -> Result<_, _> { runs::read(&store, &ranges, || began.elapsed() < READ_TIME) };
     let read = tokio::task::spawn_blocking(reading).await.map_err(|error| error.to_string())?;
     read.map_err(|error| error.to_string())
 }
@@ -308,7 +310,7 @@ async fn read_runs(node: &Node, ranges: Vec<Wanted>) -> Result<ReadRuns, String>
 async fn admit_runs(node: &Node, theirs: Option<&Vector>, runs: Vec<Run>) -> Vec<(Origin, Admitted)> {
     let mut pieces: Vec<(usize, PeerRecords)> = Vec::new();
     for (index, run) in runs.iter().enumerate() {
-        pieces.extend(exchange::pieces(run, theirs).into_iter().map(|piece| (index, piece)));
+        pieces.extend(runs::pieces(run, theirs).into_iter().map(|piece| (index, piece)));
     }
     let admit = |(index, piece)| async move { (index, node.writer.admit(piece).await) };
     let mut waiting = stream::iter(pieces.into_iter().map(admit)).buffered(PIECES_WAITING_MAX);
@@ -316,7 +318,7 @@ async fn admit_runs(node: &Node, theirs: Option<&Vector>, runs: Vec<Run>) -> Vec
     while let Some((index, piece)) = waiting.next().await {
         admitted[index].push(piece);
     }
-    let of_run = |(run, pieces): (&Run, _)| (run.origin, exchange::admitted(run, pieces));
+    let of_run = |(run, pieces): (&Run, _)| (run.origin, runs::admitted(run, pieces));
     runs.iter().zip(admitted).map(of_run).collect()
 }
 
@@ -366,7 +368,7 @@ pub(in crate::node) async fn answer(
     }
     let mut responder = cluster.sessions().take(&request.hello);
     let damage = node.store.log().damage();
-    let (care, runs) = exchange::heard(&mut responder, &node.logs(), damage, &mut request);
+    let (care, runs) = exchange::on_request(&mut responder, &node.logs(), damage, &mut request);
     let clone_address = cluster.roster().clone_address(&request);
     if let Some(address) = clone_address {
         take_new_store_id(node, &address).await;
@@ -386,7 +388,7 @@ pub(in crate::node) async fn answer(
         return Err(why.into());
     }
     let logs = node.logs();
-    let runs = read_runs(node, exchange::wanted(&request, &logs)).await;
+    let runs = read_runs(node, exchange::reads_for(&request, &logs)).await;
     let runs = runs.map_err(|error| Problem::new(ErrorCode::StorageFailed, error))?;
     let mend = cluster.repairs_to_request(node, responder.theirs());
     let mut reply = exchange::answer(&mut responder, &logs, &request, runs, mend, cluster.hello());

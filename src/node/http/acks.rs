@@ -1,8 +1,8 @@
-//! Owns how a send waits for further copies: until enough nodes are known to have it on disk, or its time is over.
+//! Owns how a send waits for further copies: until enough nodes are known to have the message on disk, or its time is over.
 //!
-//! What is waited for is stored already, so nothing here fails: what was not confirmed in time is only not counted. Nobody
-//! polls. Whoever waits is woken when a peer says something new of what it holds, keeps nothing but places in mind, and
-//! ends at once when the node closes its store.
+//! Before it: `http::send`, after the message was stored here, so nothing here fails: a copy that is not confirmed in time
+//! is not counted. Nothing polls: a waiting send is woken when a peer may hold more. It keeps only the ranges of entries,
+//! and ends at once when the node closes its store.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -17,8 +17,8 @@ use crate::chain::message::Digest;
 use crate::chain::sync::wire::EntryRange;
 use crate::node::Node;
 
-/// So long after a request came its answer begins at the latest, for what is stored must not end as `timeout`: where
-/// receiving and storing were slow, less is waited for copies. Below the 30 s that a server has.
+/// Response deadline, measured from the arrival of the request. Below the server's 30 s, so that a stored message never
+/// reports `timeout`: if receiving and storing took long, the wait for copies is shorter.
 const RESPONSE_DEADLINE: Duration = Duration::from_secs(27);
 
 /// How many copies a send asks for, and for how long it waits.
@@ -26,24 +26,24 @@ const RESPONSE_DEADLINE: Duration = Duration::from_secs(27);
 pub struct AckPolicy {
     count: usize,
     timeout: Duration,
-    /// When the request came.
+    /// When the request arrived.
     arrived: Instant,
 }
 
 impl AckPolicy {
-    /// What a query asks of the network as this node knows it.
+    /// What a query asks for, in a network with as many nodes as this node knows.
     pub fn of(query: SendQuery, node: &Node) -> Result<Self, Problem> {
         let (count, timeout, began) =
             (query.acks.of(node.cluster.roster().node_count())?, query.timeout, Instant::now());
         Ok(AckPolicy { count, timeout, arrived: began })
     }
 
-    /// Whether more is asked for than this node alone can give.
+    /// Whether copies on other nodes are asked for.
     pub fn needs_peers(self) -> bool {
         self.count > 1
     }
 
-    /// Whether so many copies are enough. That a message was stored here was known before it was asked for others.
+    /// Whether this number of copies is enough. The copy here always counts, even if it was damaged meanwhile.
     pub fn is_met_by(self, copies: usize) -> bool {
         copies >= self.count || !self.needs_peers()
     }
@@ -53,13 +53,13 @@ impl AckPolicy {
         messages.iter().all(|copies| self.is_met_by(node.durable_on(copies).len()))
     }
 
-    /// Waits until there are.
+    /// Waits until there are enough copies of each of these messages, or the time is over.
     pub async fn wait(self, node: &Node, messages: &[Vec<EntryRange>]) {
         let until = (Instant::now() + self.timeout).min(self.arrived + RESPONSE_DEADLINE);
-        let mut held = node.cluster.copies_changed();
-        let mut enough = 0; // of the first so many there are
+        let mut copies_changed = node.cluster.copies_changed();
+        let mut enough = 0; // the number of first messages that have enough copies
         loop {
-            held.mark_unchanged();
+            copies_changed.mark_unchanged();
             while messages.get(enough).is_some_and(|copies| self.is_met_by(node.durable_on(copies).len())) {
                 enough += 1;
             }
@@ -67,7 +67,7 @@ impl AckPolicy {
                 return;
             }
             tokio::select! {
-                changed = held.changed() => if changed.is_err() {
+                changed = copies_changed.changed() => if changed.is_err() {
                     return;
                 },
                 () = sleep_until(until) => return,
@@ -77,12 +77,12 @@ impl AckPolicy {
     }
 }
 
-/// A copy of a message.
+/// The range that holds one entry.
 pub fn range_of(place: EntryKey) -> EntryRange {
     EntryRange { origin: place.origin, first: place.seq, last: place.seq }
 }
 
-/// Of messages that were stored together: what must be held to have all of them, by log.
+/// For messages that were stored together: the range of each log that a node must hold to have all of them.
 pub fn ranges_by_log(places: impl IntoIterator<Item = EntryKey>) -> Vec<Vec<EntryRange>> {
     let mut logs: BTreeMap<Origin, EntryRange> = BTreeMap::new();
     for place in places {
@@ -92,19 +92,18 @@ pub fn ranges_by_log(places: impl IntoIterator<Item = EntryKey>) -> Vec<Vec<Entr
     logs.into_values().map(|range| vec![range]).collect()
 }
 
-/// All copies of messages that were stored before: any of them counts. What cannot be looked up now is not lost; then the
-/// copy that is known counts.
+/// All copies of messages that were stored before: any of them counts. If the lookup fails, only the known copy counts.
 pub async fn all_copies(node: &Node, messages: Vec<(Uuid, Digest, EntryKey)>) -> Vec<Vec<EntryRange>> {
     let (store, logs) = (node.store.clone(), node.logs());
     let known: Vec<Vec<EntryRange>> = messages.iter().map(|(.., place)| vec![range_of(*place)]).collect();
-    let looking = move || {
+    let lookup = move || {
         let copies = |(id, digest, place): (Uuid, Digest, EntryKey)| {
-            let standings = store.stored_copies(id, &logs).unwrap_or_default();
-            let copies = standings.iter().filter(|standing| standing.digest == digest);
-            let others = copies.map(|standing| standing.place).filter(|other| *other != place);
+            let stored = store.stored_copies(id, &logs).unwrap_or_default();
+            let copies = stored.iter().filter(|copy| copy.digest == digest);
+            let others = copies.map(|copy| copy.place).filter(|other| *other != place);
             std::iter::once(place).chain(others).map(range_of).collect()
         };
         messages.into_iter().map(copies).collect()
     };
-    tokio::task::spawn_blocking(looking).await.unwrap_or(known)
+    tokio::task::spawn_blocking(lookup).await.unwrap_or(known)
 }

@@ -1,8 +1,10 @@
-//! Owns `GET /feed` at a node: each reader's way through the store to the ring, and what it is told on the way.
+//! Owns `GET /feed` at a node: one reader's path from its cursor through the store to the live feed.
 //!
-//! A reader is behind and reads the store, a walk at a time, or has come to the ring's end and reads the ring with all
-//! others; falling behind, it reads the store again. It is sent only what it takes: between two pieces nothing of the
-//! store is held. Every event carries the cursor after it, which any node of the network understands.
+//! A reader that is behind reads the store, a chunk at a time. At the end it reads the ring of `live_feed` with all other
+//! readers; if it falls out of the ring, it reads the store again. Nothing is queued for a reader: a chunk is read when the
+//! client has taken the last one. Every event carries the cursor after it, which any node of the network understands.
+//!
+//! Invariant: the read state never covers an entry that the reader was neither sent nor filtered out.
 
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -13,7 +15,7 @@ use axum::http::{HeaderMap, header};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use futures_util::stream;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use crate::api::error::{ErrorCode, Problem};
@@ -23,27 +25,28 @@ use crate::api::media;
 use crate::chain::cursor;
 use crate::chain::cursor::{Cursor, PartialScan, ReadState, Scope};
 use crate::chain::frontier::{Frontier, SnapshotId};
-use crate::node::Node;
-use crate::node::http::history::{ReadFailure, blocking};
 use crate::node::http::position;
+use crate::node::http::read::ReadFailure;
 use crate::node::http::send::view;
 use crate::node::live_feed::{CountedReader, LiveFeed, RingEnd, RingItem, RingRead};
+use crate::node::{Limits, Node};
 use crate::store::history::feed_scan::{FeedItem, FeedScan};
 use crate::store::{Store, StoreError};
 
-/// A reader that was sent nothing for so long is sent where it is.
+/// A reader that was sent nothing for this long gets a bookmark: its current cursor.
 const QUIET_MAX: Duration = Duration::from_secs(15);
-/// How long a node waits for what a cursor speaks of and it does not have yet.
+/// How long a node waits for entries that a cursor covers and this node lacks. After it the feed starts all the same, or
+/// answers `cursor_unknown` if the cursor cannot be read without them.
 const AHEAD_MAX: Duration = Duration::from_secs(2);
-/// How often a log is looked at that waits for an entry to be mended.
+/// Poll interval for a log that is blocked by a damaged entry.
 const BLOCKED_POLL_INTERVAL: Duration = Duration::from_secs(1);
-/// Messages in one piece of the answer.
-const PIECE_COUNT: usize = 256;
-/// Bytes of a piece beyond which no further message is put into it.
-const PIECE_BYTES: usize = 32 << 10;
-/// So long, for each reader, a reader is left alone after a piece, so that a thousand of them share the processors.
+/// Messages in one chunk of the answer.
+const CHUNK_COUNT: usize = 256;
+/// Bytes of a chunk after which no further message is added.
+const CHUNK_BYTES: usize = 32 << 10;
+/// Pause between two chunks of a reader, for each reader there is: thousands of readers must leave processors to sends.
 const PACE_PER_READER: Duration = Duration::from_micros(25);
-/// And no longer than this.
+/// The longest such pause.
 const PACE_MAX: Duration = Duration::from_millis(50);
 
 /// `GET /feed`.
@@ -53,18 +56,18 @@ pub async fn get(node: Node, RawQuery(query): RawQuery, headers: HeaderMap) -> R
     let accepts = headers.get_all(header::ACCEPT).iter();
     let lines = accepts.filter_map(|value| value.to_str().ok()).any(media::wants_ndjson);
     let format = if lines { FeedFormat::Lines } else { FeedFormat::Events };
-    let purpose = Scope::new(node.cluster.network, &query.filter_string());
+    let scope = Scope::new(node.cluster.network, &query.filter_string());
     let entered = node.live_feed.enter();
     let seen = match &query.cursor {
-        Some(text) => Some(resume(&node, text, purpose).await?),
+        Some(text) => Some(resume(&node, text, scope).await?),
         None => query.from_start.then(|| (ReadState::default(), None)),
     };
-    let reader = FeedReader::begin(&node, entered, query, purpose, format, seen).await?;
-    // For who lists what came before: it covers at least what this reader is not given.
+    let reader = FeedReader::start(&node, entered, query, scope, format, seen).await?;
+    // For a client that lists what came before: it covers at least everything that this feed skips.
     let position = position::of_logs(&node, &node.live_feed.end().logs, &[]);
     let body = stream::unfold(reader, |mut reader| async move {
-        let piece = reader.next_piece().await?;
-        Some((piece, reader))
+        let chunk = reader.next_chunk().await?;
+        Some((chunk, reader))
     });
     let media = if lines { media::NDJSON } else { media::EVENTS };
     let headers = [(header::CONTENT_TYPE, media), (header::CACHE_CONTROL, "no-store")];
@@ -73,11 +76,12 @@ pub async fn get(node: Node, RawQuery(query): RawQuery, headers: HeaderMap) -> R
     Ok(response)
 }
 
-/// What a cursor says that somebody brings, once this node has what it speaks of, or has waited for it.
-async fn resume(node: &Node, text: &str, purpose: Scope) -> Result<(ReadState, Option<Bytes>), Problem> {
+/// The read state of a client's cursor, once this node has the entries that it covers or has waited for them. Also the
+/// cursor's payload, if it can be used again as it is.
+async fn resume(node: &Node, text: &str, scope: Scope) -> Result<(ReadState, Option<Bytes>), Problem> {
     let bytes = from_text(text).ok_or_else(|| cursor_invalid(cursor::InvalidCursor::Malformed))?;
-    let cursor = cursor::open(&bytes, purpose).map_err(cursor_invalid)?;
-    let core = cursor::core_of(&bytes).map(Bytes::copy_from_slice);
+    let cursor = cursor::decode(&bytes, scope).map_err(cursor_invalid)?;
+    let payload = cursor::payload_of(&bytes).map(Bytes::copy_from_slice);
     let (until, mut signal) = (Instant::now() + AHEAD_MAX, node.logs_signal());
     let mut seen = expand(node, cursor.clone()).await?;
     loop {
@@ -85,7 +89,7 @@ async fn resume(node: &Node, text: &str, purpose: Scope) -> Result<(ReadState, O
         let is_here = seen.as_ref().is_some_and(|seen| seen.beyond(&Frontier::of(logs.vector())).is_empty());
         let waited = !is_here && timeout_at(until, signal.changed()).await.is_err();
         match seen {
-            Some(seen) if is_here || waited => return Ok((seen, core)),
+            Some(seen) if is_here || waited => return Ok((seen, payload)),
             Some(_) => {}
             None if waited => {
                 let detail =
@@ -101,114 +105,114 @@ async fn expand(node: &Node, cursor: Cursor) -> Result<Option<ReadState>, Proble
     let store = node.store.clone();
     let expanding = move || {
         let mut milestones = Vec::new();
-        for name in cursor.milestones() {
+        for name in cursor.snapshots() {
             milestones.extend(store.snapshot(name)?);
         }
         let find = |name: SnapshotId| {
-            let found = milestones.iter().find(|milestone| milestone.name == name);
+            let found = milestones.iter().find(|milestone| milestone.id == name);
             found.map(|milestone| Frontier::at(milestone.clone()))
         };
         Ok(cursor.expand(find))
     };
-    Ok(blocking(node.limits.readers.clone(), expanding).await?)
+    Ok(node.limits.read(expanding).await?)
 }
 
-/// A way through the store, up to the end of the ring as it was then.
-type KeptIterator = (Box<FeedScan>, RingEnd);
+/// An open scan of the store, up to the end of the ring as it was when the scan was opened.
+type OpenScan = (Box<FeedScan>, RingEnd);
 
-/// Where a reader reads.
+/// Where a reader reads next.
 enum ReadingFrom {
-    /// It goes through the store. Its way, where that is kept.
-    Store(Option<(KeptIterator, OwnedSemaphorePermit)>),
-    /// Something cannot be given now, and it waits for it.
+    /// The store; with the open scan, if the reader may keep it.
+    Store(Option<(OpenScan, OwnedSemaphorePermit)>),
+    /// The store, once a blocked log may be readable.
     Blocked,
-    /// It reads the ring from this index on.
+    /// The ring, from this index on.
     Ring(u64),
 }
 
-/// One reader. See the head of this file.
+/// One reader of the feed, from request to disconnect.
 struct FeedReader {
     store: Weak<Store>,
-    readers: Arc<Semaphore>,
-    iterators: Arc<Semaphore>,
+    limits: Limits,
     live_feed: Arc<LiveFeed>,
-    moved: watch::Receiver<u64>,
+    moved: watch::Receiver<()>,
     query: FeedQuery,
-    /// It wants everything, so what it is told can be shared.
+    /// It has no filter, so it can be sent events that all such readers share.
     wants_all: bool,
     scope: Scope,
     format: FeedFormat,
     at: ReadingFrom,
-    /// What it has seen, as of the end of the last piece.
+    /// What it has seen, as of the end of the last chunk.
     seen: ReadState,
-    /// While it reads the ring: what of it lies beyond all that this node has, for it was seen elsewhere.
+    /// Scans of its cursor that another node began and that cover entries beyond the ring's state. While it reads the
+    /// ring, messages that they cover are skipped.
     scans_elsewhere: Vec<PartialScan>,
-    /// The core of the last cursor that could be written.
-    core: Bytes,
+    /// The payload of the last cursor that was short enough to be written.
+    payload: Bytes,
     caught_up: bool,
     last_sent: Instant,
     _entered: CountedReader,
 }
 
 impl FeedReader {
-    /// A reader that has seen this, or everything up to now.
-    async fn begin(
+    /// `seen`: what the reader has seen; `None`: everything up to now.
+    async fn start(
         node: &Node,
         entered: CountedReader,
         query: FeedQuery,
-        purpose: Scope,
+        scope: Scope,
         format: FeedFormat,
         seen: Option<(ReadState, Option<Bytes>)>,
     ) -> Result<Self, Problem> {
-        let hub = node.live_feed.clone();
-        let end = hub.advance(node).await?;
-        let (at, seen, core) = match seen {
+        let live_feed = node.live_feed.clone();
+        let end = live_feed.advance(node).await?;
+        let (at, seen, payload) = match seen {
             None => (ReadingFrom::Ring(end.index), ReadState::all(end.until, end.last), None),
-            Some((seen, core)) => (ReadingFrom::Store(None), seen, core),
+            Some((seen, payload)) => (ReadingFrom::Store(None), seen, payload),
         };
-        let Some(core) = core.or_else(|| cursor::core(&seen).map(Bytes::from)) else {
-            let detail = "this node cannot say now where its logs end, for it cannot write; others may";
+        let Some(payload) = payload.or_else(|| cursor::payload(&seen).map(Bytes::from)) else {
+            let detail =
+                "this node cannot write a cursor now, because its store takes no writes; ask another node";
             return Err(Problem::new(ErrorCode::CursorUnknown, detail));
         };
         let mut reader = FeedReader {
             store: Arc::downgrade(&node.store),
-            readers: node.limits.readers.clone(),
-            iterators: node.limits.iterators.clone(),
-            moved: hub.moved(),
-            live_feed: hub,
+            limits: node.limits.clone(),
+            moved: live_feed.moved(),
+            live_feed,
             wants_all: query.filter_string().is_empty(),
             query,
-            scope: purpose,
+            scope,
             format,
             at,
             seen,
             scans_elsewhere: Vec::new(),
-            core,
+            payload,
             caught_up: false,
             last_sent: Instant::now(),
             _entered: entered,
         };
         if matches!(reader.at, ReadingFrom::Store(_)) {
-            let way = reader.seek().await?;
-            reader.keep(way);
+            let scan = reader.seek().await?;
+            reader.keep(scan);
         }
         Ok(reader)
     }
 
-    /// The next piece of the answer; `None`: the node ends.
-    async fn next_piece(&mut self) -> Option<Result<Bytes, Problem>> {
-        let (hub, mut out) = (self.live_feed.clone(), Vec::new());
+    /// The next chunk of the answer. `None`: the node ends.
+    async fn next_chunk(&mut self) -> Option<Result<Bytes, Problem>> {
+        let (live_feed, mut out) = (self.live_feed.clone(), Vec::new());
         loop {
             let step = tokio::select! {
                 biased;
-                () = hub.stop().cancelled() => return None,
+                () = live_feed.stop().cancelled() => return None,
                 step = self.step(&mut out) => step,
             };
             match step {
                 Err(problem) => return Some(Err(problem)),
                 Ok(()) if !out.is_empty() => break,
                 Ok(()) if self.last_sent.elapsed() >= QUIET_MAX => {
-                    self.refresh_core();
+                    self.refresh_payload();
                     self.write_event(FeedEvent::Bookmark, &mut out);
                     break;
                 }
@@ -216,10 +220,10 @@ impl FeedReader {
             }
         }
         self.last_sent = Instant::now();
-        Some(Ok(out.into_boxed_slice().into())) // a piece may wait for long in a buffer
+        Some(Ok(out.into_boxed_slice().into())) // shrunk: it may wait in a buffer
     }
 
-    /// Reads on, or waits for a moment.
+    /// Reads a chunk, or waits.
     async fn step(&mut self, out: &mut Vec<u8>) -> Result<(), Problem> {
         match self.at {
             ReadingFrom::Store(_) => self.read_store(out).await,
@@ -230,12 +234,12 @@ impl FeedReader {
             ReadingFrom::Ring(index) => {
                 self.write_caught_up(out);
                 self.pace().await;
-                match self.live_feed.after(index, PIECE_COUNT) {
+                match self.live_feed.after(index, CHUNK_COUNT) {
                     RingRead::Items(items) => self.read_ring(index, &items, out),
                     RingRead::Gone => self.at = ReadingFrom::Store(None),
                     RingRead::Nothing(seen) => {
                         self.scans_elsewhere.retain(|walk| !walk.until.beyond(&seen.full).is_empty());
-                        self.seen = ReadState { walks: self.scans_elsewhere.clone(), ..seen };
+                        self.seen = ReadState { scans: self.scans_elsewhere.clone(), ..seen };
                         if out.is_empty() {
                             self.wait(QUIET_MAX).await;
                         }
@@ -246,7 +250,7 @@ impl FeedReader {
         }
     }
 
-    /// Until there may be something new, or this reader has to be told where it is.
+    /// Waits until there may be something new, or a bookmark is due.
     async fn wait(&mut self, most: Duration) {
         let until = (self.last_sent + QUIET_MAX).min(Instant::now() + most);
         let _either = timeout_at(until, self.moved.changed()).await;
@@ -258,35 +262,34 @@ impl FeedReader {
         sleep_until(self.last_sent + pace).await;
     }
 
-    /// The way through the store from what was seen to the end of the ring as it is now.
-    async fn seek(&self) -> Result<KeptIterator, Problem> {
+    /// Opens a scan of the store from what was seen to the present end of the ring.
+    async fn seek(&self) -> Result<OpenScan, Problem> {
         let (store, end, seen) = (self.store.clone(), self.live_feed.end(), self.seen.clone());
         let (logs, until) = (end.logs.clone(), end.until.clone());
         let finding = move || {
             let store = store.upgrade().ok_or(StoreError::Closed)?;
             Ok(FeedScan::new(&store, logs, seen, until)?)
         };
-        let follow: FeedScan = blocking(self.readers.clone(), finding).await?;
-        Ok((Box::new(follow), end))
+        let scan: FeedScan = self.limits.read(finding).await?;
+        Ok((Box::new(scan), end))
     }
 
-    /// Goes on there with the next piece. Whether all of it is remembered depends on how many others do.
-    fn keep(&mut self, way: KeptIterator) {
-        let place = self.iterators.clone().try_acquire_owned();
-        self.at = ReadingFrom::Store(place.ok().map(|place| (way, place)));
+    /// Keeps the scan for the next chunk if the reader gets a permit for that.
+    fn keep(&mut self, scan: OpenScan) {
+        self.at = ReadingFrom::Store(self.limits.iterator().map(|permit| (scan, permit)));
     }
 
-    /// A part of the way through the store.
+    /// Reads a chunk of the store.
     async fn read_store(&mut self, out: &mut Vec<u8>) -> Result<(), Problem> {
-        let (mut follow, end) = match std::mem::replace(&mut self.at, ReadingFrom::Store(None)) {
-            ReadingFrom::Store(Some((way, _))) => way,
+        let (mut scan, end) = match std::mem::replace(&mut self.at, ReadingFrom::Store(None)) {
+            ReadingFrom::Store(Some((scan, _))) => scan,
             _ => self.seek().await?,
         };
         let reading = move || -> Result<_, ReadFailure> {
-            let found = follow.next_chunk(PIECE_COUNT / 4, PIECE_BYTES)?;
-            Ok((follow, found))
+            let found = scan.next_chunk(CHUNK_COUNT / 4, CHUNK_BYTES)?;
+            Ok((scan, found))
         };
-        let (mut follow, found) = blocking(self.readers.clone(), reading).await?;
+        let (mut scan, found) = self.limits.read(reading).await?;
         for FeedItem { entry, first } in found {
             let Some(content) =
                 entry.message().filter(|content| self.query.filter.matches(content, entry.key()))
@@ -295,47 +298,47 @@ impl FeedReader {
             };
             let mut json = Vec::new();
             view(&content, first).write_json(&mut json);
-            if let Some(core) = follow.core_at(entry.key()) {
-                self.core = core.into();
+            if let Some(payload) = scan.core_at(entry.key()) {
+                self.payload = payload.into();
             }
             self.write_event(FeedEvent::Message(&json), out);
         }
-        self.seen = if follow.is_done() {
-            follow.state_at_end()
+        self.seen = if scan.is_done() {
+            scan.state_at_end()
         } else {
-            follow.at().map_or_else(|| self.seen.clone(), |at| follow.state_at(at))
+            scan.at().map_or_else(|| self.seen.clone(), |at| scan.state_at(at))
         };
-        self.refresh_core();
-        match (follow.is_done(), follow.is_blocked()) {
-            (false, _) => self.keep((follow, end)),
+        self.refresh_payload();
+        match (scan.is_done(), scan.is_blocked()) {
+            (false, _) => self.keep((scan, end)),
             (true, true) => self.at = ReadingFrom::Blocked,
             (true, false) => {
-                self.scans_elsewhere.clone_from(&self.seen.walks);
+                self.scans_elsewhere.clone_from(&self.seen.scans);
                 self.at = ReadingFrom::Ring(end.index);
             }
         }
         Ok(())
     }
 
-    /// Takes messages from the ring.
+    /// Reads messages of the ring.
     fn read_ring(&mut self, index: u64, items: &[Arc<RingItem>], out: &mut Vec<u8>) {
         let (mut taken, walks) = (0, std::mem::take(&mut self.scans_elsewhere));
         for item in items {
             taken += 1;
-            let FeedItem { entry, .. } = item.next();
+            let FeedItem { entry, .. } = item.item();
             let content = entry.message().expect("the ring holds messages only");
             let is_new = !walks.iter().any(|walk| walk.covers(entry.key()));
             if is_new && self.query.filter.matches(&content, entry.key()) {
                 self.write_ring_item(item, &walks, out);
             }
-            if out.len() >= PIECE_BYTES {
+            if out.len() >= CHUNK_BYTES {
                 break;
             }
         }
         let last: &RingItem = &items[taken - 1];
-        self.seen = with(last.seen(), &walks);
+        self.seen = with(last.read_state(), &walks);
         self.at = ReadingFrom::Ring(index + taken as u64);
-        self.core = core_of(last, &walks).unwrap_or_else(|| self.core.clone());
+        self.payload = payload_of(last, &walks).unwrap_or_else(|| self.payload.clone());
         self.scans_elsewhere = walks;
     }
 
@@ -345,40 +348,40 @@ impl FeedReader {
             out.extend_from_slice(frame);
             return;
         }
-        if let Some(core) = core_of(item, walks) {
-            self.core = core;
+        if let Some(payload) = payload_of(item, walks) {
+            self.payload = payload;
         }
         self.write_event(FeedEvent::Message(item.json()), out);
     }
 
     fn write_caught_up(&mut self, out: &mut Vec<u8>) {
         if !std::mem::replace(&mut self.caught_up, true) {
-            self.refresh_core();
+            self.refresh_payload();
             self.write_event(FeedEvent::CaughtUp, out);
         }
     }
 
-    fn refresh_core(&mut self) {
-        if let Some(core) = cursor::core(&self.seen) {
-            self.core = core.into();
+    fn refresh_payload(&mut self) {
+        if let Some(payload) = cursor::payload(&self.seen) {
+            self.payload = payload.into();
         }
     }
 
     fn write_event(&self, event: FeedEvent<'_>, out: &mut Vec<u8>) {
-        let cursor = to_text(&cursor::seal(&self.core, self.scope));
+        let cursor = to_text(&cursor::encode(&self.payload, self.scope));
         event.write(self.format, &cursor, out);
     }
 }
 
 fn with(mut seen: ReadState, walks: &[PartialScan]) -> ReadState {
-    // The walk that goes on stands last.
-    seen.walks.splice(0..0, walks.iter().cloned());
+    // The scan that continues must be the last one.
+    seen.scans.splice(0..0, walks.iter().cloned());
     seen
 }
 
-fn core_of(item: &RingItem, walks: &[PartialScan]) -> Option<Bytes> {
+fn payload_of(item: &RingItem, walks: &[PartialScan]) -> Option<Bytes> {
     if walks.is_empty() {
-        return item.core().cloned();
+        return item.payload().cloned();
     }
-    cursor::core(&with(item.seen(), walks)).map(Bytes::from)
+    cursor::payload(&with(item.read_state(), walks)).map(Bytes::from)
 }

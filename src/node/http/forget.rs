@@ -1,4 +1,4 @@
-//! Owns `DELETE /nodes/{id}` at a node: an operator says that a node is gone for good.
+//! Owns `DELETE /nodes/{id}` at a node: an operator removes a node that is gone for good from the members.
 
 use axum::extract::RawQuery;
 use axum::http::{StatusCode, Uri};
@@ -11,7 +11,7 @@ use crate::node::Node;
 use crate::node::cluster::roster::ForgetOutcome;
 use crate::serve;
 
-/// `DELETE /nodes/{id}`. When it answers, the mark is on disk here, and on its way to the others.
+/// `DELETE /nodes/{id}`. When it answers, the mark is on disk here, and the exchanges spread it.
 pub async fn delete(node: Node, uri: Uri, RawQuery(raw): RawQuery) -> Result<Response, Problem> {
     query::refuse_any(raw.as_deref())?;
     let node_id = query::path_node(uri.path())?;
@@ -23,13 +23,13 @@ pub async fn delete(node: Node, uri: Uri, RawQuery(raw): RawQuery) -> Result<Res
             return Ok(serve::json(StatusCode::OK, json));
         }
         ForgetOutcome::IsUp => {
-            let detail = format!("node {node_id} is up, and would come back at once; stop it before");
+            let detail = format!("node {node_id} is up, and would come back at once; stop it first");
             (ErrorCode::NodeIsUp, detail)
         }
         ForgetOutcome::Unknown => (
             ErrorCode::NotFound,
             format!(
-                "no node {node_id} has ever been heard of here; if a list of `nodes` or `--peers` holds it, take it out there"
+                "no node {node_id} is known here; if a list of `nodes` or `--peers` holds it, take it out there"
             ),
         ),
     };

@@ -1,8 +1,11 @@
 //! Owns `GET /messages` and `GET /messages/{id}` at a node: history, in pages or as one stream.
 //!
-//! A listing is of the vector at its start. One under which a log is cut is begun again on the new one if nothing of its
-//! answer was sent, else it is aborted, as by damage. Everything that touches the store runs on blocking threads, a
-//! chunk at a time, and only as fast as the reader takes it: memory does not depend on the length of history.
+//! The flow: wait for the position that the request brings -> `store::history::listing`, a chunk at a time on blocking
+//! threads (`http::read`) -> JSON. The next chunk is read when the client has taken the last one, so memory does not depend
+//! on the length of history.
+//!
+//! A listing shows the vector at its start. If a log is cut meanwhile, the listing starts again on the new vector as long
+//! as nothing of the answer was sent. After that it is aborted, as by damage: half a history must not look like all of it.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -13,7 +16,7 @@ use axum::extract::RawQuery;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use futures_util::stream;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::OwnedSemaphorePermit;
 use uuid::Uuid;
 
 use crate::api::error::{ErrorCode, Problem};
@@ -24,27 +27,24 @@ use crate::api::{media, path};
 use crate::chain::ids::{EntryKey, Origin};
 use crate::chain::record::Entry;
 use crate::node::Node;
+use crate::node::http::read::{ReadFailure, retry_while_repairing};
 use crate::node::http::send::view;
 use crate::node::http::{acks, position};
 use crate::serve;
 use crate::store::history::listing::Listing;
 use crate::store::{Store, StoreError};
 
-/// A page stops looking after this long; it then says how to go on.
+/// A page stops searching after this long. It then holds what was found, and a link to go on.
 const SEARCH_TIME: Duration = Duration::from_secs(2);
-/// How long to look whether there is anything beyond a page. Undecided counts as yes.
+/// How long it is searched for messages beyond a page. If that does not tell, the page gets the link.
 const PROBE_TIME: Duration = Duration::from_millis(100);
-/// Bytes of records that a page keeps while it is put together. Those beyond are read a second time.
+/// Bytes of entries that a page keeps until they are sent. Further entries are read a second time.
 const PAGE_BYTES_MAX: usize = 4 << 20;
-/// The same, of a page that has no place among those who keep their way.
+/// The same for a page without an iterator permit.
 const PAGE_BYTES_FEW: usize = 128 << 10;
-/// How long a read waits for damage to be mended.
-const DAMAGE_TIME: Duration = Duration::from_secs(2);
-/// How often it looks whether that is so.
-const DAMAGE_PAUSE: Duration = Duration::from_millis(50);
-/// Messages per chunk of an answer, at the most.
+/// Messages in one chunk of an answer, at most.
 const CHUNK_COUNT: usize = 1_000;
-/// The same, of an answer that has no place among those who keep their way.
+/// The same for an answer without an iterator permit.
 const CHUNK_COUNT_FEW: usize = 100;
 
 /// `GET /messages/{id}`.
@@ -57,11 +57,11 @@ pub async fn get_one(
     query::refuse_any(query.as_deref())?;
     let id = query::path_id(uri.path())?;
     position::wait_for(&node, &headers).await?;
-    let reading = retry_while_repairing(&node.store, || {
-        let node = node.clone();
-        blocking(node.limits.readers.clone(), move || one(&node, id))
-    });
-    reading.await
+    let reading = || {
+        let reader = node.clone();
+        node.limits.read(move || one(&reader, id))
+    };
+    retry_while_repairing(&node.store, reading).await
 }
 
 fn one(node: &Node, id: Uuid) -> Result<Response, ReadFailure> {
@@ -83,78 +83,22 @@ fn not_found(id: Uuid) -> Problem {
 /// `GET /messages`.
 pub async fn get(node: Node, RawQuery(query): RawQuery, headers: HeaderMap) -> Result<Response, Problem> {
     let query = ListQuery::parse(query.as_deref().unwrap_or(""))?;
-    let asked = position::wait_for(&node, &headers).await?;
-    // Taken before the listing begins, so that it covers no more than the listing does.
-    let covered = position::of_logs(&node, &node.logs(), &asked);
+    let wanted = position::wait_for(&node, &headers).await?;
+    // Taken before the listing, so that it covers no more than the listing does.
+    let covered = position::of_logs(&node, &node.logs(), &wanted);
     let accepts = headers.get_all(header::ACCEPT).iter();
     let ndjson = accepts.filter_map(|value| value.to_str().ok()).any(media::wants_ndjson);
     let format = if ndjson { BodyFormat::Lines } else { BodyFormat::Array };
-    let listing = retry_while_repairing(&node.store, || {
-        let (node, query) = (node.clone(), query.clone());
-        blocking(node.limits.readers.clone(), move || match query.limit {
-            None => stream_all(&node, &query, format),
-            Some(limit) => page(&node, &query, limit as usize, format),
+    let reading = || {
+        let (reader, query) = (node.clone(), query.clone());
+        node.limits.read(move || match query.limit {
+            None => stream_all(&reader, &query, format),
+            Some(limit) => page(&reader, &query, limit as usize, format),
         })
-    });
-    let mut response = listing.await?;
+    };
+    let mut response = retry_while_repairing(&node.store, reading).await?;
     response.headers_mut().insert(POSITION, covered);
     Ok(response)
-}
-
-impl From<ReadFailure> for Problem {
-    fn from(failed: ReadFailure) -> Self {
-        match failed {
-            ReadFailure::Problem(problem) => problem,
-            ReadFailure::CutOff(error) => error.into(),
-        }
-    }
-}
-
-/// Why a read came to nothing.
-pub(in crate::node) enum ReadFailure {
-    Problem(Problem),
-    /// A log was cut after its vector was taken: begun again, it reads what moved where it is now.
-    CutOff(StoreError),
-}
-
-impl From<Problem> for ReadFailure {
-    fn from(problem: Problem) -> Self {
-        ReadFailure::Problem(problem)
-    }
-}
-
-impl From<StoreError> for ReadFailure {
-    fn from(error: StoreError) -> Self {
-        match error {
-            StoreError::CutOff { .. } => ReadFailure::CutOff(error),
-            error => ReadFailure::Problem(error.into()),
-        }
-    }
-}
-
-/// Repeats a read that meets damage for a moment, in which a peer may help, and one under which a log was cut. Then it
-/// fails: nothing is ever skipped.
-async fn retry_while_repairing<T, Read: Future<Output = Result<T, ReadFailure>>>(
-    store: &Arc<Store>,
-    read: impl Fn() -> Read,
-) -> Result<T, Problem> {
-    let began = Instant::now();
-    loop {
-        let failed = match read().await {
-            Ok(done) => return Ok(done),
-            Err(failed) => failed,
-        };
-        let may_pass = match &failed {
-            ReadFailure::Problem(problem) => {
-                problem.code == ErrorCode::StorageFailed && store.log().damage().count() > 0
-            }
-            ReadFailure::CutOff(_) => true,
-        };
-        if !may_pass || began.elapsed() >= DAMAGE_TIME {
-            return Err(failed.into());
-        }
-        tokio::time::sleep(DAMAGE_PAUSE).await;
-    }
 }
 
 /// Everything that matches, oldest first.
@@ -162,16 +106,16 @@ fn stream_all(node: &Node, query: &ListQuery, format: BodyFormat) -> Result<Resp
     let (before, after) = anchors(node, query)?;
     let mut listing = listing(node, query, after, false)?.until(before);
     let mut encoder = MessageEncoder::new(format);
-    // The first chunk is read before the status is sent, so that a failure can still be one.
-    let way = node.limits.iterators.clone().try_acquire_owned().ok();
-    let first = listing.next_chunk(chunk_count(way.as_ref()))?;
+    // The first chunk is read before the status is sent, so that its failure can still become an error status.
+    let permit = node.limits.iterator();
+    let first = listing.next_chunk(chunk_count(permit.as_ref()))?;
     encoder.push_all(&first);
-    Ok(streamed(node, format, encoder, (listing, way), |(listing, way), encoder| {
+    Ok(streamed(node, format, encoder, (listing, permit), |(listing, permit), encoder| {
         while !listing.is_done() {
-            let entries = listing.next_chunk(chunk_count(way.as_ref()))?;
+            let entries = listing.next_chunk(chunk_count(permit.as_ref()))?;
             if !entries.is_empty() {
                 encoder.push_all(&entries);
-                if way.is_none() {
+                if permit.is_none() {
                     listing.release_buffers();
                 }
                 return Ok(true);
@@ -190,19 +134,19 @@ fn listing(
     Listing::new(&node.store, node.logs(), query.filter.clone(), from, backward)
 }
 
-/// The places of `before` and `after`.
+/// The keys of `before` and `after`.
 fn anchors(node: &Node, query: &ListQuery) -> Result<(Option<EntryKey>, Option<EntryKey>), ReadFailure> {
-    let place = |mark: Option<Anchor>| mark.map(|mark| place_of(node, mark)).transpose();
-    Ok((place(query.before)?, place(query.after)?))
+    let key = |anchor: Option<Anchor>| anchor.map(|anchor| key_of(node, anchor)).transpose();
+    Ok((key(query.before)?, key(query.after)?))
 }
 
-fn place_of(node: &Node, mark: Anchor) -> Result<EntryKey, ReadFailure> {
-    match mark {
+fn key_of(node: &Node, anchor: Anchor) -> Result<EntryKey, ReadFailure> {
+    match anchor {
         Anchor::Id(id) => Ok(node.store.first_copy(id, &node.logs())?.ok_or_else(|| not_found(id))?.place),
         Anchor::Entry(origin, seq) => {
             let origin = Origin(origin.into_bytes());
             if !(1..=node.logs().vector().seq(origin)).contains(&seq) {
-                let detail = format!("no entry {mark} is known here");
+                let detail = format!("no entry {anchor} is known here");
                 return Err(Problem::new(ErrorCode::NotFound, detail).into());
             }
             Ok(node.store.log().read()?.get(origin, seq)?.key())
@@ -210,10 +154,10 @@ fn place_of(node: &Node, mark: Anchor) -> Result<EntryKey, ReadFailure> {
     }
 }
 
-/// A part of history, put together before it is sent, since it is found newest first and sent oldest first.
+/// A page. It is complete before it is sent, because it is found newest first and sent oldest first.
 #[derive(Default)]
 struct Page {
-    /// Oldest first. Records beyond the bytes that it may keep are left out here.
+    /// Oldest first. Beyond the bytes that a page may keep, only the key is here.
     entries: Vec<(EntryKey, Option<Entry>)>,
     /// The entry from which older ones can be asked for.
     older: Option<EntryKey>,
@@ -227,12 +171,12 @@ fn page(node: &Node, query: &ListQuery, limit: usize, format: BodyFormat) -> Res
     let forward = after.is_some() && before.is_none();
     let (from, until) = if forward { (after, None) } else { (before, after) };
     let mut listing = listing(node, query, from, !forward)?.until(until);
-    let way = node.limits.iterators.clone().try_acquire_owned().ok();
-    let bytes_max = if way.is_some() { PAGE_BYTES_MAX } else { PAGE_BYTES_FEW };
+    let permit = node.limits.iterator();
+    let bytes_max = if permit.is_some() { PAGE_BYTES_MAX } else { PAGE_BYTES_FEW };
     let mut page = Page::default();
     let go_on = collect(&mut listing, limit, bytes_max, &mut page)?;
     let (first, last) = (page.entries.first(), page.entries.last());
-    let (nearest, farthest) = (first.map(|(place, _)| *place), last.map(|(place, _)| *place));
+    let (nearest, farthest) = (first.map(|(key, _)| *key), last.map(|(key, _)| *key));
     let beyond =
         go_on.then_some(listing.last_seen().filter(|_| page.entries.len() < limit).or(farthest)).flatten();
     if forward {
@@ -240,18 +184,18 @@ fn page(node: &Node, query: &ListQuery, limit: usize, format: BodyFormat) -> Res
         page.older = nearest.filter(|_| is_beyond(node, query, nearest, true));
     } else {
         page.older = beyond;
-        // Between two anchors a walk goes from the newer to the older one: nothing of it is beyond.
+        // Between two anchors the search goes from the newer to the older one, so nothing newer is left out.
         let may_go_back = before.is_some() && after.is_none();
         page.newer = nearest.filter(|_| may_go_back && is_beyond(node, query, nearest, false));
         page.entries.reverse();
     }
     let links = links(query, &page);
-    let places: VecDeque<_> = page.entries.into();
-    let state = (Arc::downgrade(&node.store), places, way);
+    let keys: VecDeque<_> = page.entries.into();
+    let state = (Arc::downgrade(&node.store), keys, permit);
     let mut response =
-        streamed(node, format, MessageEncoder::new(format), state, |(store, places, way), encoder| {
+        streamed(node, format, MessageEncoder::new(format), state, |(store, keys, permit), encoder| {
             let store = store.upgrade().ok_or(StoreError::Closed)?;
-            send_places(&store, places, chunk_count(way.as_ref()), encoder)
+            send_entries(&store, keys, chunk_count(permit.as_ref()), encoder)
         });
     if let Some(links) = links {
         response.headers_mut().insert(header::LINK, links);
@@ -259,7 +203,7 @@ fn page(node: &Node, query: &ListQuery, limit: usize, format: BodyFormat) -> Res
     Ok(response)
 }
 
-/// Fills the page in the listing's direction. Whether there is more, or time ran out before that was known.
+/// Fills the page in the listing's direction. True if there is more, or if time ran out before that was known.
 fn collect(
     listing: &mut Listing,
     limit: usize,
@@ -284,11 +228,11 @@ fn collect(
     Ok(false)
 }
 
-/// Whether anything that matches lies beyond a place. Not knowing in time counts as yes: a link that leads to
-/// an empty page does less harm than one that is missing.
-fn is_beyond(node: &Node, query: &ListQuery, place: Option<EntryKey>, backward: bool) -> bool {
+/// Whether a matching message lies beyond a key. If that is not known in time, the answer is yes: a link to an empty page
+/// does less harm than a missing link.
+fn is_beyond(node: &Node, query: &ListQuery, key: Option<EntryKey>, backward: bool) -> bool {
     let began = Instant::now();
-    let Ok(mut listing) = listing(node, query, place, backward) else { return true };
+    let Ok(mut listing) = listing(node, query, key, backward) else { return true };
     while !listing.is_done() {
         match listing.next_chunk(1) {
             Ok(found) if found.is_empty() && began.elapsed() < PROBE_TIME => {}
@@ -300,53 +244,53 @@ fn is_beyond(node: &Node, query: &ListQuery, place: Option<EntryKey>, backward: 
 }
 
 fn links(query: &ListQuery, page: &Page) -> Option<HeaderValue> {
-    let mark = |place: EntryKey| Anchor::Entry(Uuid::from_bytes(place.origin.0), place.seq);
+    let anchor = |key: EntryKey| Anchor::Entry(Uuid::from_bytes(key.origin.0), key.seq);
     let link = |before, after, rel| {
         let query = ListQuery { before, after, ..query.clone() };
         format!("<{}?{}>; rel=\"{rel}\"", path::MESSAGES, query.to_query_string())
     };
-    // A walk between two anchors stays between them.
+    // Pages between two anchors stay between them.
     let end = query.before.and(query.after);
-    let prev = page.older.map(|place| link(Some(mark(place)), end, "prev"));
-    let next = page.newer.map(|place| link(None, Some(mark(place)), "next"));
+    let prev = page.older.map(|key| link(Some(anchor(key)), end, "prev"));
+    let next = page.newer.map(|key| link(None, Some(anchor(key)), "next"));
     let links: Vec<String> = prev.into_iter().chain(next).collect();
     if links.is_empty() { None } else { HeaderValue::try_from(links.join(", ")).ok() }
 }
 
-/// Encodes the next few messages of a page. Whether there may be more.
-fn send_places(
+/// Encodes the next messages of a page. True if there may be more.
+fn send_entries(
     store: &Store,
-    places: &mut VecDeque<(EntryKey, Option<Entry>)>,
+    keys: &mut VecDeque<(EntryKey, Option<Entry>)>,
     most: usize,
     encoder: &mut MessageEncoder,
 ) -> Result<bool, StoreError> {
     for count in 0..most {
-        let Some((place, entry)) = places.front_mut() else { return Ok(count > 0) };
+        let Some((key, entry)) = keys.front_mut() else { return Ok(count > 0) };
         let entry = match entry.take() {
             Some(entry) => entry,
-            None => match store.log().read()?.get(place.origin, place.seq) {
-                Err(StoreError::Damaged { .. }) if count > 0 => return Ok(true), // the next step begins with it
+            None => match store.log().read()?.get(key.origin, key.seq) {
+                Err(StoreError::Damaged { .. }) if count > 0 => return Ok(true), // the next chunk begins with it
                 entry => entry?,
             },
         };
         encoder.push_all(std::slice::from_ref(&entry));
-        places.pop_front();
+        keys.pop_front();
     }
     Ok(true)
 }
 
-fn chunk_count(way: Option<&OwnedSemaphorePermit>) -> usize {
-    if way.is_some() { CHUNK_COUNT } else { CHUNK_COUNT_FEW }
+fn chunk_count(permit: Option<&OwnedSemaphorePermit>) -> usize {
+    if permit.is_some() { CHUNK_COUNT } else { CHUNK_COUNT_FEW }
 }
 
-/// How messages are put into a body.
+/// The form of the body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum BodyFormat {
     Array,
     Lines,
 }
 
-/// Messages as they go out.
+/// Encodes messages into the body.
 struct MessageEncoder {
     format: BodyFormat,
     out: Vec<u8>,
@@ -380,13 +324,13 @@ impl MessageEncoder {
     }
 
     fn take(&mut self) -> Bytes {
-        std::mem::take(&mut self.out).into_boxed_slice().into() // it may wait for long
+        std::mem::take(&mut self.out).into_boxed_slice().into() // shrunk: it may wait in a buffer
     }
 }
 
-/// An answer whose body is encoded step by step, each step on a blocking thread and only once the reader has
-/// taken what came before. A step gives `false` when there is no more. One that meets damage is repeated for a moment;
-/// one that fails aborts the answer, so that half a history is never taken for all of it.
+/// An answer whose body is encoded step by step: each step runs on a blocking thread, once the client has taken what came
+/// before. A step returns false when there is no more. A step that meets damage is retried; one that fails aborts the
+/// answer, so that half a history is never taken for all of it.
 fn streamed<S: Send + 'static>(
     node: &Node,
     format: BodyFormat,
@@ -394,77 +338,28 @@ fn streamed<S: Send + 'static>(
     state: S,
     step: fn(&mut S, &mut MessageEncoder) -> Result<bool, StoreError>,
 ) -> Response {
-    let (readers, store) = (node.limits.readers.clone(), Arc::downgrade(&node.store));
-    let walk = Arc::new(Mutex::new((state, encoder)));
-    let body = stream::try_unfold(Some((walk, readers, store)), move |state| async move {
-        let Some((walk, readers, weak)) = state else { return Ok(None) };
+    let (limits, store) = (node.limits.clone(), Arc::downgrade(&node.store));
+    let progress = Arc::new(Mutex::new((state, encoder)));
+    let body = stream::try_unfold(Some((progress, limits, store)), move |state| async move {
+        let Some((progress, limits, weak)) = state else { return Ok(None) };
         let store = weak.upgrade().ok_or(StoreError::Closed)?;
-        let stepping = retry_while_repairing(&store, || {
-            let walk = walk.clone();
-            blocking(readers.clone(), move || {
-                // One step at a time; after one that panicked the answer is aborted.
-                let (state, encoder) = &mut *walk.lock().unwrap_or_else(PoisonError::into_inner);
-                let goes_on = step(state, encoder).map_err(Problem::from)?; // it has begun, and cannot begin again
+        let stepping = || {
+            let progress = progress.clone();
+            limits.read(move || {
+                // Only one step runs at a time. After one that panicked the answer is aborted.
+                let (state, encoder) = &mut *progress.lock().unwrap_or_else(PoisonError::into_inner);
+                // A cut log is no reason to retry here: part of the answer is sent already.
+                let goes_on = step(state, encoder).map_err(Problem::from)?;
                 if !goes_on {
                     encoder.end();
                 }
                 Ok((encoder.take(), goes_on))
             })
-        });
-        let (bytes, goes_on) = stepping.await?;
-        drop(store); // not held while the reader takes its time
-        Ok::<_, Problem>(Some((bytes, goes_on.then_some((walk, readers, weak)))))
+        };
+        let (bytes, goes_on) = retry_while_repairing(&store, stepping).await?;
+        drop(store); // not held while the client takes its time
+        Ok::<_, Problem>(Some((bytes, goes_on.then_some((progress, limits, weak)))))
     });
     let media = if format == BodyFormat::Lines { media::NDJSON } else { media::JSON };
     ([(header::CONTENT_TYPE, media)], Body::from_stream(body)).into_response()
-}
-
-/// Runs what touches the disk where it holds up nobody, a few at a time.
-pub(in crate::node) async fn blocking<T: Send + 'static>(
-    readers: Arc<Semaphore>,
-    work: impl FnOnce() -> Result<T, ReadFailure> + Send + 'static,
-) -> Result<T, ReadFailure> {
-    let turn = readers.acquire_owned().await;
-    let in_turn = move || {
-        let _turn = turn; // kept also when nobody waits for the answer any more
-        work()
-    };
-    tokio::task::spawn_blocking(in_turn).await.unwrap_or_else(|error| {
-        tracing::error!(%error, "reading panicked");
-        Err(Problem::new(ErrorCode::Internal, "a mistake in this server, which its log describes").into())
-    })
-}
-
-impl From<StoreError> for Problem {
-    fn from(error: StoreError) -> Self {
-        if let StoreError::CutOff { .. } = error {
-            tracing::warn!(%error, "a read is not gone on with");
-        } else {
-            tracing::error!(%error, "reading failed");
-        }
-        Problem::new(ErrorCode::StorageFailed, format!("this node cannot read its store: {error}"))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use std::sync::atomic::{AtomicU32, Ordering};
-
-    #[tokio::test]
-    async fn a_read_under_which_a_log_was_cut_is_begun_again_and_ends_some_time() {
-        let dir = tempfile::tempdir().expect("temp dir");
-        let (store, _) = Store::open(dir.path(), "test", 0).expect("opens");
-        let times = &AtomicU32::new(0);
-        let read = |fails: u32| {
-            move || async move {
-                let cut_off = StoreError::CutOff { origin: Origin([1; 16]), seq: 7 };
-                if times.fetch_add(1, Ordering::Relaxed) < fails { Err(cut_off.into()) } else { Ok("all") }
-            }
-        };
-        assert_eq!(retry_while_repairing(&store, read(1)).await.expect("is begun again"), "all");
-        let problem = retry_while_repairing(&store, read(u32::MAX)).await.expect_err("again and again");
-        assert_eq!(problem.code, ErrorCode::StorageFailed);
-        assert!(problem.to_string().contains("was cut meanwhile"), "{problem}");
-    }
 }

@@ -1,10 +1,11 @@
-//! Owns which path leads to which handler of a node. What is not here answers `not_found`.
+//! Owns which handler of a node serves which path. Any other path answers `not_found`.
 
 pub(super) mod acks;
 mod feed;
 mod forget;
 mod history;
 mod position;
+mod read;
 pub(super) mod send;
 pub(super) mod status;
 
@@ -17,7 +18,7 @@ use crate::node::cluster::sync;
 use crate::serve;
 
 /// All paths of a node.
-pub fn routes(seat: NodeSlot) -> Router {
+pub fn routes(slot: NodeSlot) -> Router {
     Router::new()
         .route(path::MESSAGES, post(send::post).get(history::get))
         .route(path::MESSAGE, get(history::get_one))
@@ -28,5 +29,5 @@ pub fn routes(seat: NodeSlot) -> Router {
         .route(path::SYNC, post(sync::post))
         .route(path::LIVEZ, get(serve::live))
         .route(path::READYZ, get(status::ready))
-        .with_state(seat)
+        .with_state(slot)
 }

@@ -1,7 +1,7 @@
-//! Owns positions: how much a read must cover, so that a sender sees on any node what it sent to another.
+//! Owns positions: how far a read must reach, so that a client sees on any node what it sent to another one.
 //!
-//! An answer says in a header what it covers; a request that brings it waits for a moment until this node covers it too.
-//! That is all: a node that cannot catch up in time answers with what it has, and its own position says so.
+//! An answer's header says which entries it covers. A request that brings the header back waits until this node covers them,
+//! too. A node that cannot catch up in time answers with what it has, and its own position says so.
 
 use std::time::Duration;
 
@@ -17,12 +17,12 @@ use crate::chain::ids::{EntryKey, Origin};
 use crate::chain::logs::Logs;
 use crate::node::Node;
 
-/// How long a read waits for what it must cover.
+/// How long a read waits for the entries that it must cover. Then it is answered without them.
 const WAIT_MAX: Duration = Duration::from_secs(1);
-/// Logs that a position names at the most: those that grew last. As many as there is room for.
+/// Logs that a position names at most: those that grew last. The bound keeps the header short.
 const LOGS_MAX: usize = 40;
 
-/// Waits until the logs cover what the request asks for, or for as long as it may. Gives what it asks for.
+/// Waits until the logs cover the request's position, for at most [`WAIT_MAX`]. Returns that position.
 pub async fn wait_for(node: &Node, headers: &HeaderMap) -> Result<Vec<(Origin, u64)>, Problem> {
     let Some(value) = headers.get(POSITION) else { return Ok(Vec::new()) };
     let bytes = value.to_str().ok().and_then(from_text).ok_or(InvalidCursor::Malformed);
@@ -44,23 +44,24 @@ pub async fn wait_for(node: &Node, headers: &HeaderMap) -> Result<Vec<(Origin, u
     }
 }
 
-/// How much of a log is covered, of which this much was asked for. Where it was cut, what stood behind is in a branch.
+/// How far a log is covered, if it is asked for up to `asked`. A log that was cut before that is covered as well: the entries
+/// after the cut are in a branch.
 fn covered(logs: &Logs, origin: Origin, asked: u64) -> u64 {
     let seq = logs.vector().seq(origin);
     if seq >= asked.min(logs.vector().limit(origin)) { seq.max(asked) } else { seq }
 }
 
-/// The header that says: these entries are covered.
-pub fn of_places(node: &Node, places: impl IntoIterator<Item = EntryKey>) -> HeaderValue {
+/// The header for an answer that covers these entries.
+pub fn of_keys(node: &Node, keys: impl IntoIterator<Item = EntryKey>) -> HeaderValue {
     let mut last = std::collections::BTreeMap::new();
-    for EntryKey { origin, seq, .. } in places {
+    for EntryKey { origin, seq, .. } in keys {
         let known = last.entry(origin).or_insert(seq);
         *known = seq.max(*known);
     }
     value(node, last)
 }
 
-/// The header that says: all of this is covered. Of what was asked for, in any case how much is.
+/// The header for an answer that covers these logs. It always names the logs that were asked for.
 pub fn of_logs(node: &Node, logs: &Logs, asked: &[(Origin, u64)]) -> HeaderValue {
     let is_asked = |origin: Origin| asked.iter().any(|(of, _)| *of == origin);
     let others = logs.ranges().filter(|(origin, _)| !is_asked(*origin));

@@ -1,8 +1,9 @@
 //! Owns `POST /messages` at a node: from the request to the disk to the answer.
 //!
-//! The flow: headers and query are checked before the body is read; the body becomes checked messages; the
-//! writer stores them and answers once they are on disk; where further copies are asked for, they are waited for; then the
-//! sender is told.
+//! The flow: headers and query are checked before the body is read -> the body becomes checked messages -> the writer stores
+//! them, and replies once they are on disk -> `acks` waits for further copies if they are asked for -> the answer.
+//!
+//! Before it: `serve`. After it: `writer`.
 
 use axum::body::Body;
 use axum::extract::RawQuery;
@@ -37,13 +38,13 @@ pub async fn post(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
-    let asked = AckPolicy::of(SendQuery::parse(query.as_deref().unwrap_or(""))?, &node)?;
+    let acks = AckPolicy::of(SendQuery::parse(query.as_deref().unwrap_or(""))?, &node)?;
     let kind = SendKind::of(&headers)?;
     let key = serve::idempotency_key(&headers)?;
     let body = serve::read_body(body, kind.limit(), &node.limits.bodies).await?;
     match kind {
-        SendKind::One => one(&node, body, key, asked).await,
-        SendKind::Batch => many(&node, body, key, asked).await,
+        SendKind::One => one(&node, body, key, acks).await,
+        SendKind::Batch => many(&node, body, key, acks).await,
     }
 }
 
@@ -52,28 +53,28 @@ fn new_message(message: &Message) -> NewMessage {
     NewMessage { id: message.fields().id, digest: Digest::of(&content), content }
 }
 
-async fn one(node: &Node, body: Bytes, key: Option<Uuid>, asked: AckPolicy) -> Result<Response, Problem> {
+async fn one(node: &Node, body: Bytes, key: Option<Uuid>, policy: AckPolicy) -> Result<Response, Problem> {
     let message = message::parse_send(&body, key, Uuid::now_v7)?;
-    let intake = new_message(&message);
-    let digest = intake.digest;
-    let outcome = node.writer.send(vec![intake]).await.pop();
+    let new = new_message(&message);
+    let digest = new.digest;
+    let outcome = node.writer.send(vec![new]).await.pop();
     let (place, duplicate) = match outcome.expect("one outcome per message") {
         SendOutcome::Stored { place, duplicate } => (place, duplicate),
         SendOutcome::NotStored(why) => return Err(why.into()),
     };
-    drop(body); // others need its share of the memory more than who only waits
+    drop(body); // gives its share of the memory budget back before the wait
     let copies = if duplicate {
         acks::all_copies(node, vec![(message.fields().id, digest, place)]).await
     } else {
         vec![vec![acks::range_of(place)]]
     };
-    asked.wait(node, &copies).await;
+    policy.wait(node, &copies).await;
     let durable_on = node.durable_on(&copies[0]);
     let content = message.encode();
     let content = Content::decode(&content).expect("was encoded just now");
     let mut json = Vec::with_capacity(512);
     view(&content, place).write_answer_json(&durable_on, Some(duplicate), &mut json);
-    let status = match (asked.is_met_by(durable_on.len()), duplicate) {
+    let status = match (policy.is_met_by(durable_on.len()), duplicate) {
         (false, _) => StatusCode::ACCEPTED,
         (true, true) => StatusCode::OK,
         (true, false) => StatusCode::CREATED,
@@ -82,11 +83,11 @@ async fn one(node: &Node, body: Bytes, key: Option<Uuid>, asked: AckPolicy) -> R
     let location = format!("{}{}", path::MESSAGES_PREFIX, content.id.hyphenated());
     let location = location.try_into().expect("a UUID is a header value");
     response.headers_mut().insert(header::LOCATION, location);
-    response.headers_mut().insert(POSITION, position::of_places(node, [place]));
+    response.headers_mut().insert(POSITION, position::of_keys(node, [place]));
     Ok(response)
 }
 
-async fn many(node: &Node, body: Bytes, key: Option<Uuid>, asked: AckPolicy) -> Result<Response, Problem> {
+async fn many(node: &Node, body: Bytes, key: Option<Uuid>, policy: AckPolicy) -> Result<Response, Problem> {
     let mut answer = BatchAnswer::default();
     let (mut lines, mut messages) = (Vec::new(), Vec::new());
     for line in batch::parse_batch(&body, key, Uuid::now_v7)? {
@@ -111,14 +112,13 @@ async fn many(node: &Node, body: Bytes, key: Option<Uuid>, asked: AckPolicy) -> 
     }
     (answer.accepted, answer.duplicates) = (new.len() as u64, known.len() as u64);
     answer.rejected.sort_by_key(|rejected| rejected.line);
-    let covered =
-        position::of_places(node, new.iter().copied().chain(known.iter().map(|(.., place)| *place)));
+    let covered = position::of_keys(node, new.iter().copied().chain(known.iter().map(|(.., place)| *place)));
     let mut status = StatusCode::OK;
-    if asked.needs_peers() {
+    if policy.needs_peers() {
         let mut copies = acks::ranges_by_log(new);
         copies.extend(acks::all_copies(node, known).await);
-        asked.wait(node, &copies).await;
-        if !asked.is_met(node, &copies) {
+        policy.wait(node, &copies).await;
+        if !policy.is_met(node, &copies) {
             status = StatusCode::ACCEPTED;
         }
     }
@@ -128,7 +128,7 @@ async fn many(node: &Node, body: Bytes, key: Option<Uuid>, asked: AckPolicy) -> 
     Ok(response)
 }
 
-/// How a stored message is shown.
+/// A stored message as it is shown.
 pub fn view<'a>(content: &Content<'a>, place: EntryKey) -> MessageView<'a> {
     MessageView {
         id: content.id,

@@ -193,11 +193,11 @@ impl WriterThread {
     fn commit(&mut self, batch: &InboxBatch) -> Result<Committed, StoreError> {
         let space = self.space();
         let ops = write_ops::WriteOps {
-            care: batch.care.iter().map(|job| &job.op).collect(),
+            maintenance: batch.care.iter().map(|job| &job.op).collect(),
             sends: batch.sends.iter().map(|job| job.op.as_slice()).collect(),
             admits: batch.admits.iter().map(|job| &job.op).collect(),
         };
-        let committed = self.committer.write(&ops, space, (self.now_ms)())?;
+        let committed = self.committer.commit(&ops, space, (self.now_ms)())?;
         if committed.changed {
             self.signal.send_replace(Arc::new(self.committer.logs().clone()));
         }

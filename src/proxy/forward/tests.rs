@@ -105,7 +105,7 @@ async fn a_refusal_that_all_would_repeat_is_passed_on_as_it_is() {
     {
         let mut network = FakeNodes::new();
         network.add("strict", refuses(code)).await;
-        network.add("other", answers(200, "unasked")).await;
+        network.add("other", answers(200, "not asked")).await;
         let response = forwarder(&network).forward(&sending(), SEND).await.expect("answered");
         assert_eq!((response.status().as_u16(), network.take_received().len()), (code.status(), 1));
         assert_eq!(response.headers()["content-type"], media::PROBLEM);

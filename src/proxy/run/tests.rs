@@ -125,7 +125,7 @@ async fn an_answer_of_another_program_on_a_nodes_port_is_ignored() {
 }
 
 #[tokio::test]
-async fn an_answer_is_passed_on_as_it_comes() {
+async fn an_answer_is_passed_on_as_it_arrives() {
     let mut network = FakeNodes::new();
     let (piece, pieces) = mpsc::channel::<Result<&'static str, std::io::Error>>(1);
     let pieces = Arc::new(Mutex::new(Some(pieces)));
@@ -150,7 +150,7 @@ async fn an_answer_is_passed_on_as_it_comes() {
 #[tokio::test]
 async fn paths_that_the_proxy_does_not_have_are_not_found() {
     let mut network = FakeNodes::new();
-    network.add("only", answers(200, "unasked")).await;
+    network.add("only", answers(200, "not asked")).await;
     let tested = proxy(&mut network).await;
     for path in ["/metrics", "/messages/17", "/messages/%2E%2E", "/metrics"] {
         let answer = tested.get(path).await;
@@ -194,7 +194,7 @@ async fn the_proxy_checks_the_clients_key_and_sends_its_own_to_the_nodes() {
     network.add("only", answers(201, "stored")).await;
     let mut tested = proxy_with(&mut network, keys("the-key-that-nodes-take,the-key-of-clients")).await;
     for (of_client, status) in
-        [("the-key-of-clients", 201), ("the-key-that-nodes-take", 201), ("a-key-of-nobody-here", 401)]
+        [("the-key-of-clients", 201), ("the-key-that-nodes-take", 201), ("a-key-of-no-network", 401)]
     {
         tested.client = Client::new(keys(of_client).as_ref());
         assert_eq!(tested.send(MESSAGE).await.status(), status, "{of_client}");
@@ -208,7 +208,7 @@ async fn the_proxy_checks_the_clients_key_and_sends_its_own_to_the_nodes() {
 #[tokio::test]
 async fn a_node_that_refuses_the_proxys_key_is_skipped_and_reported() {
     let mut network = FakeNodes::with_keys(keys("a-key-of-yesterday"));
-    network.add("other", answers(200, "unheard")).await;
+    network.add("other", answers(200, "not asked")).await;
     network.keys = keys("a-key-of-today-is-this");
     network.add("good", answers(200, "[]")).await;
     let tested = proxy(&mut network).await;
@@ -225,7 +225,7 @@ async fn a_node_that_refuses_the_proxys_key_is_skipped_and_reported() {
 #[tokio::test]
 async fn if_all_nodes_refuse_the_proxys_key_the_client_is_not_unauthorized() {
     let mut network = FakeNodes::with_keys(keys("a-key-of-yesterday"));
-    network.add("other", answers(200, "unheard")).await;
+    network.add("other", answers(200, "not asked")).await;
     for own in [None, keys("a-key-of-today-is-this")] {
         let tested = proxy_with(&mut network, own).await;
         let answer = tested.send(MESSAGE).await;

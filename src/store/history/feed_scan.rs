@@ -177,31 +177,35 @@ impl FeedScan {
     /// What the reader has seen once it was given everything up to this place.
     pub fn state_at(&self, at: EntryKey) -> ReadState {
         let mut seen = self.before_at(at);
-        seen.walks.push(PartialScan { until: self.until.clone(), at });
+        seen.scans.push(PartialScan { until: self.until.clone(), at });
         seen
     }
 
     /// What the reader saw before, without the walks that this one has come past: they need not be remembered twice.
     fn before_at(&self, at: EntryKey) -> ReadState {
         let mut seen = self.before.clone();
-        seen.walks.retain(|walk| walk.at > at || !walk.until.beyond(&self.until).is_empty());
+        seen.scans.retain(|walk| walk.at > at || !walk.until.beyond(&self.until).is_empty());
         seen
     }
 
     /// The core of a cursor that says [`Follow::seen_at`], where it is short enough.
     pub fn core_at(&mut self, at: EntryKey) -> Option<Vec<u8>> {
-        let later = self.before.walks.iter().filter(|walk| walk.at > at).count();
+        let later = self.before.scans.iter().filter(|walk| walk.at > at).count();
         if self.core.as_ref().is_none_or(|(of, _)| *of != later) {
-            self.core = Some((later, cursor::walk_core(&self.before_at(at), &self.until)));
+            self.core = Some((later, cursor::scan_payload(&self.before_at(at), &self.until)));
         }
         let (_, core) = self.core.as_ref()?;
-        Some(cursor::at_place(core.as_ref()?, at))
+        Some(cursor::payload_at(core.as_ref()?, at))
     }
 
     /// What it has seen at the end of the walk.
     pub fn state_at_end(&self) -> ReadState {
         let walks = self.before.beyond(&self.until);
-        ReadState { full: self.until.clone(), last: self.before.last.max(last_stamp(&self.logs)), walks }
+        ReadState {
+            full: self.until.clone(),
+            last: self.before.last.max(last_stamp(&self.logs)),
+            scans: walks,
+        }
     }
 }
 
@@ -226,7 +230,7 @@ fn covered(
     last: u64,
 ) -> Result<Covered, StoreError> {
     let mut covered = 0;
-    let walks = seen.walks.iter().map(|PartialScan { until, at }| (until, *at));
+    let walks = seen.scans.iter().map(|PartialScan { until, at }| (until, *at));
     for (until, at) in iter::once((&seen.full, seen.end())).chain(walks) {
         let until = until.seq(origin).min(last);
         if until <= covered {

@@ -21,7 +21,7 @@ impl Store {
         }
         let mut milestone: Option<FrontierSnapshot> = None;
         for content in contents.into_iter().rev() {
-            milestone = Some(content.milestone(milestone.as_ref()));
+            milestone = Some(content.snapshot(milestone.as_ref()));
         }
         Ok(milestone.map(Arc::new))
     }

@@ -29,7 +29,7 @@ pub(super) fn read(db: &Database) -> Result<Membership, StoreError> {
             let (key, value) = row?;
             let (node_id, store_id) = key.value();
             let name = MemberId { node_id, store_id };
-            members.take(name, decode(name, value.value()).ok_or_else(|| malformed_table("members"))?);
+            members.learn(name, decode(name, value.value()).ok_or_else(|| malformed_table("members"))?);
         }
     }
     if let Some(table) = open(&tx, MET)? {
@@ -40,7 +40,7 @@ pub(super) fn read(db: &Database) -> Result<Membership, StoreError> {
             met.insert(address, node_id);
         }
     }
-    Ok(Membership { members, met })
+    Ok(Membership { members, last_seen_at: met })
 }
 
 fn open<K: Key + 'static, V: Value + 'static>(
@@ -56,7 +56,7 @@ fn open<K: Key + 'static, V: Value + 'static>(
 /// Writes all of it, and nothing else.
 pub(super) fn write(
     tx: &WriteTransaction,
-    Membership { members, met }: &Membership,
+    Membership { members, last_seen_at: met }: &Membership,
 ) -> Result<(), StoreError> {
     let mut table = tx.open_table(MEMBERS)?;
     table.retain(|(node_id, store_id), _| members.get(MemberId { node_id, store_id }).is_some())?;
@@ -112,7 +112,7 @@ mod tests {
     #[test]
     fn a_row_of_members_in_format_1_is_frozen() {
         let name = MemberId { node_id: 2, store_id: [9; 16] };
-        let member = Member { open_id: [7; 16], marks: 1, address: "127.0.0.1:8083".into() };
+        let member = Member { open_id: [7; 16], forget_count: 1, address: "127.0.0.1:8083".into() };
         let row = encode(name, &member);
         assert_eq!(decode(name, &row), Some(member));
         assert_eq!(decode(MemberId { node_id: 3, ..name }, &row), None, "a row belongs to its member");

@@ -1,21 +1,21 @@
-//! The README as a list of things to do, in its order.
+//! A document (the README or a topic of the guide) as a list of steps, in its order.
 //!
-//! Owns how a block of the README is understood. A block marked `sh` is typed as it stands; the `text` block behind it is
-//! what it prints. A block that begins with a server stays in its terminal, and has to show by what one sees that it
-//! runs. `text NAME` is what the server NAME, started earlier, prints meanwhile. "Press Ctrl-C" in the prose is
-//! done to all servers. Whatever does not fit is a complaint, so that no block is passed over in silence.
+//! Owns how a block is understood. A block marked `sh` is typed as it stands; the `text` block after it is what it
+//! prints. A block that starts a server stays in its terminal; its `text` block must show what the server prints when
+//! it runs. `text NAME` is what the server NAME, started earlier, prints in the meantime. "Press Ctrl-C" in the prose
+//! stops all servers. A block that does not fit is a complaint, so that no block is skipped in silence.
 
-/// Blocks that are not run, whole: they would run these tests from within.
+/// Blocks that are not run: they would run these tests again, from within.
 pub const NOT_RUN: &[&str] = &["cargo test"];
-/// What the README types before a command of ChatChain.
+/// What a document types before a command of ChatChain.
 const PROGRAMS: &[&str] = &["cargo run --release -- ", "chatchain "];
 const SERVERS: &[&str] = &["up", "node", "proxy"];
-/// Commands that only look.
+/// Commands that only read, so they can be repeated.
 const LOOKS: &[&str] = &["list", "status"];
-/// Kinds of blocks that show something which nobody types and nothing prints.
+/// Kinds of blocks that are neither typed nor printed.
 const ILLUSTRATIONS: &[&str] = &["toml"];
 
-/// One thing to do, and the line of the README on which it stands.
+/// One thing to do, and the line of the document on which it stands.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Step {
     pub line: usize,
@@ -24,11 +24,11 @@ pub struct Step {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Action {
-    /// Runs to its end. `looks`: it changes nothing, so it may be done until it shows what it should.
+    /// Runs to its end. `looks`: it only reads, so it may be repeated until it shows what it should.
     Run { script: String, shown: String, looks: bool },
-    /// Stays in its terminal.
+    /// A server, which stays in its terminal.
     Serve { command: String, shown: String },
-    /// A server that runs prints this in the course of time.
+    /// A server that was started earlier prints this.
     Told { server: String, shown: String },
     /// All servers are stopped.
     CtrlC,
@@ -47,7 +47,7 @@ enum Part {
     CtrlC(usize),
 }
 
-/// All steps, or everything that is wrong.
+/// All steps, or all complaints, each with the number of its line.
 pub fn steps(markdown: &str) -> Result<Vec<Step>, Vec<String>> {
     let (mut steps, mut complaints) = (Vec::new(), Vec::new());
     let mut parts = parts(markdown).into_iter().peekable();
@@ -73,7 +73,7 @@ pub fn steps(markdown: &str) -> Result<Vec<Step>, Vec<String>> {
         };
         match action {
             Ok(action) => steps.push(Step { line, action }),
-            Err(why) => complaints.push(format!("README.md:{line}: the block {why}")),
+            Err(why) => complaints.push(format!("{line}: the block {why}")),
         }
     }
     if complaints.is_empty() { Ok(steps) } else { Err(complaints) }
@@ -86,9 +86,7 @@ fn command(script: String, shown: String) -> Result<Action, String> {
     let servers = script.lines().filter(|line| is_any(line, SERVERS)).count();
     match (servers, script.lines().count()) {
         (0, _) => Ok(Action::Run { looks: only_looks(&script), script, shown }),
-        (1, 1) if shown.is_empty() => {
-            Err("starts a server and does not show by what one sees that it runs".into())
-        }
+        (1, 1) if shown.is_empty() => Err("starts a server and does not show what the server prints".into()),
         (1, 1) => Ok(Action::Serve { command: script.trim().into(), shown }),
         _ => Err("starts a server and does something else, too".into()),
     }
@@ -104,7 +102,9 @@ fn only_looks(script: &str) -> bool {
     let posts = [" -d ", " --data", " -T ", " -X "];
     let gets = |line: &str| line.starts_with("curl ") && !posts.iter().any(|flag| line.contains(flag));
     let joined = script.replace("\\\n", "");
-    joined.lines().all(|line| is_any(line, LOOKS) || gets(line))
+    // With a cursor file, the next `list` goes on where this one ends.
+    let lists = |line: &str| is_any(line, LOOKS) && !line.contains("--cursor-file");
+    joined.lines().all(|line| lists(line) || gets(line))
 }
 
 /// Fenced blocks, and lines of prose that press Ctrl-C.
@@ -159,9 +159,13 @@ mod tests {
         for script in ["chatchain list\n", "curl -s a/b?c\nchatchain status --check\n", "curl -s \\\n a\n"] {
             check(&format!("```sh\n{script}```\n"), &[(1, run(script, "", true))]);
         }
-        for script in
-            ["chatchain list\nchatchain send a\n", "curl -s a \\\n -d b\n", "kill 1\n", "curl -X PUT a\n"]
-        {
+        for script in [
+            "chatchain list\nchatchain send a\n",
+            "chatchain list --cursor-file a\n",
+            "curl -s a \\\n -d b\n",
+            "kill 1\n",
+            "curl -X PUT a\n",
+        ] {
             check(&format!("```sh\n{script}```\n"), &[(1, run(script, "", false))]);
         }
     }
@@ -182,14 +186,11 @@ mod tests {
 
     #[test]
     fn what_does_not_fit_is_a_complaint() {
-        refuse(
-            "```console\n$ a\n```",
-            "README.md:1: the block is of a kind that is not known here: \"console\"",
-        );
+        refuse("```console\n$ a\n```", "1: the block is of a kind that is not known here: \"console\"");
         refuse("```\na\n```", "not known");
-        refuse("x\n```text\na\n```", "README.md:2: the block shows what no command");
-        refuse("```sh\na\n```\n```text\na\n```\n```text\na\n```", "README.md:7");
-        refuse("```sh\nchatchain up\n```\n", "does not show by what");
+        refuse("x\n```text\na\n```", "2: the block shows what no command");
+        refuse("```sh\na\n```\n```text\na\n```\n```text\na\n```", "7:");
+        refuse("```sh\nchatchain up\n```\n", "does not show what the server");
         refuse(
             "```sh\nchatchain node --node-id 1\nchatchain list\n```\n```text\na\n```",
             "something else, too",

@@ -1,21 +1,22 @@
-//! Whether a program printed what the README shows, apart from what differs every time.
+//! Whether a program printed what a document shows, apart from what differs every time.
 //!
-//! Both sides are brought into one form: fresh ids, times, durations, process-dependent numbers and the widths of columns are
-//! taken out; counts and words stay. In the README, `…` stands for anything, also for several lines.
+//! Both sides are brought into one form: new ids, times, durations, numbers that depend on the process, and the
+//! widths of columns are replaced; counts and words stay. In a document, `…` stands for any text, also for several
+//! lines.
 
-/// Stands for whatever was left out.
+/// Stands for text that the document leaves out.
 const GAP: char = '…';
 /// JSON members whose value depends on the moment, or on which node was asked.
 const MEMBERS: &[&str] =
     &["seq", "uptime_seconds", "rtt_ms", "last_sync", "origins", "durable_on", "timestamp", "cursor"];
-/// The same in a log line; and the strategy, which is not the usual one here.
+/// The same in a log line; and the strategy, because the tests do not use the default.
 const FIELDS: &[&str] = &["messages", "origins", "strategy"];
 
-/// What the README's own commands name, and what therefore is the same every time: ids and timestamps.
-pub struct Known<'a>(pub &'a str);
+/// The commands of the document. Ids and timestamps that they contain are the same every time.
+pub struct Known(pub String);
 
-impl Known<'_> {
-    /// Whether all of it is as shown.
+impl Known {
+    /// Whether all that was printed is as shown.
     pub fn is_like(&self, shown: &str, printed: &str) -> bool {
         let (shown, printed) = (self.plain(shown), self.plain(printed));
         let pieces: Vec<_> = shown.split(GAP).map(str::trim).collect();
@@ -31,7 +32,7 @@ impl Known<'_> {
         })
     }
 
-    /// Whether the lines shown were printed in this order, with whatever between them.
+    /// Whether the lines shown were printed in this order, perhaps with other lines between them.
     pub fn has_lines(&self, shown: &str, printed: &str) -> bool {
         let mut printed = printed.lines();
         let shown = shown.lines().filter(|line| line.trim() != GAP.to_string());
@@ -64,7 +65,7 @@ impl Known<'_> {
         line.split_whitespace().collect::<Vec<_>>().join(" ")
     }
 
-    /// Takes out the value behind this name, unless it is a number that the README's commands name.
+    /// Replaces the value after this name, unless it is a number that the commands contain.
     fn member(&self, line: &str, name: &str) -> String {
         let mut out = String::new();
         let mut rest = line;
@@ -83,7 +84,7 @@ impl Known<'_> {
     }
 }
 
-/// Replaces every stretch of `count` ASCII characters that `fits` and stands free.
+/// Replaces every run of `count` ASCII characters that `fits` and does not follow a letter or a digit.
 fn replace(line: &str, count: usize, fits: fn(&str) -> bool, by: impl Fn(&str) -> String) -> String {
     let (mut out, mut rest) = (String::new(), line);
     while let Some(c) = rest.chars().next() {
@@ -123,7 +124,7 @@ fn times(line: &str) -> String {
     out
 }
 
-/// `ORIGIN.SEQ`, as links name a place, as `ORIGIN.ANY`.
+/// `ORIGIN.SEQ`, as in links, as `ORIGIN.ANY`.
 fn places(line: &str) -> String {
     let mut parts = line.split("=ID.");
     let first = parts.next().unwrap_or_default().to_owned();
@@ -137,7 +138,7 @@ fn status_row(line: &str) -> Option<String> {
     let (head, rest) = words.split_at_checked(4)?;
     let is_row = head[0].bytes().all(|b| b.is_ascii_digit()) && ["up", "suspect", "down"].contains(&head[1]);
     let is_uptime = |word: &&str| word.trim_end_matches(['s', 'm', 'h', 'd']) != *word;
-    // `1m 3s`, or a dash for who has none.
+    // `1m 3s`, or a dash where the uptime is not known.
     let uptime = rest.iter().take_while(|word| is_uptime(word)).count().max(1);
     let counts = rest.get(uptime..uptime + 2).filter(|_| is_row)?;
     Some([head, counts].concat().join(" "))
@@ -147,17 +148,15 @@ fn status_row(line: &str) -> Option<String> {
 mod tests {
     use super::*;
 
-    const KNOWN: Known = Known("--id 0199a0e0-0000-7000-8000-000000000001 1697913600");
+    fn known() -> Known {
+        Known("--id 0199a0e0-0000-7000-8000-000000000001 1697913600".into())
+    }
 
     #[track_caller]
     fn check(shown: &str, printed: &str, want: bool) {
-        assert_eq!(
-            KNOWN.is_like(shown, printed),
-            want,
-            "{:?} {:?}",
-            KNOWN.plain(shown),
-            KNOWN.plain(printed)
-        );
+        let known = known();
+        let (plain_shown, plain_printed) = (known.plain(shown), known.plain(printed));
+        assert_eq!(known.is_like(shown, printed), want, "{plain_shown:?} {plain_printed:?}");
     }
 
     #[test]
@@ -214,7 +213,7 @@ mod tests {
 
     #[test]
     fn lines_of_a_server_come_in_order_among_others() {
-        let has = |shown| KNOWN.has_lines(shown, "one\ntwo\nthree\n");
+        let has = |shown| known().has_lines(shown, "one\ntwo\nthree\n");
         assert!(has("one\nthree\n") && has("…\ntwo\n") && has("t…o\n"));
         assert!(!has("three\none\n") && !has("four\n") && !has("wo\n"));
     }

@@ -1,319 +1,183 @@
-//! Does what the README says, all of it and in its order, and compares what is printed with what it shows.
+//! Does what the README and the guide say, all of it and in their order, and compares what is printed with what they
+//! show.
 //!
-//! In a directory of its own with the repository's `config.toml`, with its ports moved to free ones. How a block is
-//! understood stands in `document`, what counts as the same output in `likeness`.
+//! Each document is followed in a directory of its own with the repository's `config.toml`, with its ports moved to
+//! free ones. The README and the topics of the guide do not depend on each other, so each is one test. How a block is
+//! understood stands in `document`, how it is carried out in `walkthrough`, what counts as the same output in
+//! `likeness`, what links must do in `links`.
 
 mod document;
+mod guide;
 mod likeness;
+mod links;
+mod walkthrough;
 
-use std::{
-    io::Write,
-    path::Path,
-    process::{Command, Stdio},
-    time::Duration,
-};
+use std::path::Path;
 
-use chatchain::{api::error::ErrorCode, config::settings};
+use chatchain::{api::error::ErrorCode, cli::Cli, config::settings, guide::TOPICS};
+use clap::CommandFactory;
 
-use crate::support::{
-    address::free_base_port,
-    eventually::eventually_blocking,
-    http,
-    process::{Process, run},
-};
 use document::{Action, Step};
-use likeness::Known;
+use walkthrough::{Walkthrough, follow};
 
-/// For what should be there soon.
-const SOON: Duration = Duration::from_secs(30);
-/// The ports of the README: the proxy's and those of four nodes.
-const PORTS: std::ops::Range<u16> = 8080..8085;
-/// Where `cargo build --release` puts the program, as seen from the top of the repository.
-const PROGRAM: &str = "target/release/chatchain";
+const README: &str = "README.md";
+/// The README is the first page of a visitor; what does not fit is in the guide.
+const README_LINES_MAX: usize = 300;
+/// Codes that no server answers yet.
+const CODES_NOT_USED: &[ErrorCode] = &[ErrorCode::Forbidden];
 
 fn top() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-fn text(name: &str) -> String {
-    std::fs::read_to_string(top().join(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
+/// The text of a file, by its path from the top of the repository.
+fn text(path: &str) -> String {
+    std::fs::read_to_string(top().join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
 }
 
-/// Somebody who types what the README says.
-struct Reader<'a> {
-    dir: tempfile::TempDir,
-    base_port: u16,
-    known: Known<'a>,
-    /// What was typed once for all that follows.
-    aliases: String,
-    servers: Vec<(String, Process)>,
+/// The file of a topic.
+fn topic_path(name: &str) -> String {
+    format!("src/guide/{name}.md")
 }
 
-impl<'a> Reader<'a> {
-    fn new(readme: &'a str) -> Self {
-        let dir = tempfile::tempdir().expect("a temporary directory");
-        let program = dir.path().join(PROGRAM);
-        std::fs::create_dir_all(program.parent().expect("a file in a directory")).expect("a directory");
-        std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_chatchain"), program).expect("a link");
-        let known = Known(readme);
-        let reader =
-            Reader { dir, base_port: free_base_port(), known, aliases: String::new(), servers: Vec::new() };
-        let config = reader.moved(&text("config.toml"));
-        std::fs::write(reader.dir.path().join("config.toml"), config).expect("a config.toml");
-        reader
-    }
-
-    /// The same with our ports.
-    fn moved(&self, text: &str) -> String {
-        let ports = PORTS.zip(self.base_port..);
-        ports.fold(text.to_owned(), |text, (theirs, ours)| {
-            text.replace(&format!("127.0.0.1:{theirs}"), &format!("127.0.0.1:{ours}"))
-        })
-    }
-
-    fn shell(&self, script: &str) -> Command {
-        let mut command = Command::new("sh");
-        let script = format!("exec 2>&1\nset -e\n{}{script}", self.aliases);
-        command.args(["-c", &script]).current_dir(self.dir.path());
-        // Nothing of whoever runs the tests. Without hedging, so that a slow machine does not store a message twice.
-        command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
-        command.env("USER", "ana").env("HOME", self.dir.path()).env("CHATCHAIN_PROXY_STRATEGY", "failover");
-        command
-    }
-
-    fn follow(&mut self, Step { line, action }: &Step) {
-        match action {
-            Action::Run { script, shown, looks } => self.type_in(*line, script, shown, *looks),
-            Action::Serve { command, shown } => self.serve(*line, command, shown),
-            Action::Told { server, shown } => self.is_told(*line, server, shown),
-            Action::CtrlC => self.stop(*line),
-            Action::LeftOut { .. } => {}
-        }
-    }
-
-    fn type_in(&mut self, line: usize, script: &str, shown: &str, looks: bool) {
-        if script.starts_with("alias ") {
-            self.aliases += script;
-        }
-        if script.starts_with("kill ") {
-            // Whoever reads what status said before has taken his time.
-            eventually_blocking(SOON, "all know that all have everything", || self.all_know());
-        }
-        let (script, shown) = (self.moved(script), self.moved(shown));
-        let attempt = || {
-            let done = run(self.shell(&script), "");
-            if done.code == Some(0) && self.known.is_like(&shown, &done.stdout) {
-                return Ok(());
-            }
-            let (want, got) = (self.known.plain(&shown), self.known.plain(&done.stdout));
-            Err(format!(
-                "{script}exit code {:?}, and it should print\n{want}\nbut prints\n{got}\n",
-                done.code
-            ))
-        };
-        if looks {
-            eventually_blocking(SOON, &format!("what README.md:{line} shows"), || attempt().map_err(Printed));
-        } else if let Err(why) = attempt() {
-            panic!("README.md:{line}: {why}");
-        }
-    }
-
-    /// Whether each node that runs has heard from each other one that it lacks nothing.
-    fn all_know(&self) -> bool {
-        (1..5).all(|offset| {
-            let Ok(answer) = http::get(([127, 0, 0, 1], self.base_port + offset).into(), "/nodes") else {
-                return true; // it does not run
-            };
-            let json = answer.json();
-            let mut peers = json["peers"].as_array().into_iter().flatten();
-            peers.all(|peer| peer["state"] != "up" || peer["behind"] == 0)
-        })
-    }
-
-    fn serve(&mut self, line: usize, command: &str, shown: &str) {
-        let mut typed = command.replace("cargo run --release --", PROGRAM);
-        if let Some(rest) = typed.strip_prefix("chatchain ") {
-            assert!(
-                self.aliases.contains(PROGRAM),
-                "README.md:{line}: nobody has said yet what chatchain is"
-            );
-            typed = format!("{PROGRAM} {rest}");
-        }
-        if typed.ends_with(" up") {
-            typed = format!("{typed} --base-port {}", self.base_port);
-        }
-        let name = typed.split(' ').nth(1).unwrap_or_default().to_owned();
-        let process = Process::spawn(command, self.shell(&format!("exec {}", self.moved(&typed))));
-        self.servers.push((name, process));
-        self.shows(line, self.servers.len() - 1, shown);
-    }
-
-    fn is_told(&self, line: usize, server: &str, shown: &str) {
-        let at = self.servers.iter().rposition(|(name, _)| name == server);
-        self.shows(line, at.unwrap_or_else(|| panic!("README.md:{line}: no {server} runs")), shown);
-    }
-
-    fn shows(&self, line: usize, server: usize, shown: &str) {
-        let shown = self.moved(shown);
-        eventually_blocking(
-            SOON,
-            &format!("what README.md:{line} shows:\n{}", self.known.plain(&shown)),
-            || {
-                let printed = self.servers[server].1.stdout();
-                if self.known.has_lines(&shown, &printed) {
-                    return Ok(());
-                }
-                Err(Printed(format!("it printed\n{}", self.known.plain(&printed))))
-            },
-        );
-    }
-
-    /// Ctrl-C in every terminal. Servers that the README has killed are gone already.
-    fn stop(&mut self, line: usize) {
-        assert!(!self.servers.is_empty(), "README.md:{line}: nothing runs");
-        for (name, mut server) in self.servers.drain(..).rev() {
-            if server.ended().is_none() {
-                server.interrupt();
-                assert_eq!(server.wait(SOON).code(), Some(0), "README.md:{line}: {name}");
-            }
-        }
-    }
+/// All files that a user reads: the README, the topics, and the list of topics.
+fn documents() -> Vec<String> {
+    let topics = TOPICS.iter().map(|topic| topic_path(topic.name));
+    [README.to_owned(), topic_path("README")].into_iter().chain(topics).collect()
 }
 
-/// A failure whose text is printed as it is, with its lines.
-struct Printed(String);
-
-impl std::fmt::Debug for Printed {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-/// Whether curl is here; says so if not. On CI (CI=true) it has to be.
-fn has_curl() -> bool {
-    let found = Command::new("curl").arg("--version").stdout(Stdio::null()).status();
-    if found.is_ok_and(|status| status.success()) {
-        return true;
-    }
-    let on_ci = std::env::var_os("CI").is_some_and(|value| value == "true");
-    assert!(!on_ci, "the README's commands need curl");
-    // Not eprintln: the test runner would hide that from whoever runs a test that then passes.
-    writeln!(std::io::stderr(), "skipped: the README's commands, for there is no curl")
-        .expect("somebody reads it");
-    false
-}
-
-fn steps(readme: &str) -> Vec<Step> {
-    document::steps(readme).unwrap_or_else(|complaints| panic!("\n{}\n", complaints.join("\n")))
+fn steps(path: &str) -> Vec<Step> {
+    document::steps(&text(path)).unwrap_or_else(|complaints| {
+        let complaints: Vec<_> = complaints.iter().map(|complaint| format!("{path}:{complaint}")).collect();
+        panic!("\n{}\n", complaints.join("\n"))
+    })
 }
 
 #[test]
 fn every_command_of_the_readme_does_what_it_shows() {
-    if !has_curl() {
-        return;
-    }
-    let readme = text("README.md");
-    let steps = steps(&readme);
-    let commands: String = steps
-        .iter()
-        .filter_map(|step| match &step.action {
-            Action::Run { script, .. } => Some(script.as_str()),
-            _ => None,
-        })
-        .collect();
-    let mut reader = Reader::new(&commands);
-    for step in &steps {
-        reader.follow(step);
-    }
-    let running: Vec<_> = reader.servers.iter().map(|(name, _)| name).collect();
-    assert!(running.is_empty(), "the README does not say how to stop {running:?}");
+    follow(README, "");
+}
+
+macro_rules! topics {
+    ($($name:ident)*) => {
+        /// Every command of a topic does what it shows.
+        mod topic {
+            use super::walkthrough::{ALIAS, follow};
+            use super::topic_path;
+
+            pub(super) const FOLLOWED: &[&str] = &[$(stringify!($name)),*];
+            $(
+                #[test]
+                fn $name() {
+                    follow(&topic_path(stringify!($name)), ALIAS);
+                }
+            )*
+        }
+    };
+}
+
+topics! {
+    network send read feed status members key proxy disks http configuration commands promises internals development
 }
 
 #[test]
-fn the_readme_shows_every_command_and_the_tests() {
-    let steps = steps(&text("README.md"));
-    let typed = |part: &str| {
-        steps.iter().any(|step| match &step.action {
-            Action::Run { script, .. } | Action::LeftOut { script } => script.contains(part),
-            Action::Serve { command, .. } => command.contains(part),
-            _ => false,
-        })
-    };
-    let commands =
-        ["up", "node --node-id", "proxy", "send --to", "send --file", "list", "status --check", "key"];
-    for command in commands.map(|command| format!(" {command}")) {
-        assert!(typed(&command), "{command} is not shown");
-    }
-    for part in
-        ["kill -9", "Idempotency-Key", "application/x-ndjson", "&before=", "/network", "/nodes", "cargo test"]
+fn every_topic_is_followed() {
+    let topics: Vec<_> = TOPICS.iter().map(|topic| topic.name).collect();
+    assert_eq!(topic::FOLLOWED, topics);
+}
+
+#[test]
+fn the_readme_fits_on_one_page() {
+    let lines = text(README).lines().count();
+    assert!(lines <= README_LINES_MAX, "README.md has {lines} lines; {README_LINES_MAX} are the limit");
+}
+
+/// Whether one of these steps types this.
+fn is_typed(steps: &[Step], part: &str) -> bool {
+    steps.iter().any(|step| match &step.action {
+        Action::Run { script, .. } | Action::LeftOut { script } => script.contains(part),
+        Action::Serve { command, .. } => command.contains(part),
+        Action::Told { .. } | Action::CtrlC => false,
+    })
+}
+
+#[test]
+fn the_readme_has_the_two_commands_and_five_requests() {
+    let steps = steps(README);
+    for part in ["cargo run --release -- up", "cargo test", "kill -9", "Idempotency-Key", "acks=all", "/feed"]
     {
-        assert!(typed(part), "{part} is not shown");
+        assert!(is_typed(&steps, part), "{part} is not shown");
     }
+    let curls = steps
+        .iter()
+        .filter(|step| matches!(&step.action, Action::Run { script, .. } if script.starts_with("curl ")));
+    assert_eq!(curls.count(), 5);
     let left_out = steps.iter().filter(|step| matches!(step.action, Action::LeftOut { .. })).count();
     assert_eq!(left_out, document::NOT_RUN.len());
 }
 
 #[test]
-fn the_readme_has_the_table_of_all_settings() {
-    assert!(
-        text("README.md").contains(&settings::markdown()),
-        "it should hold this:\n{}",
-        settings::markdown()
-    );
-}
-
-#[test]
-fn the_readme_has_the_right_status_for_every_code() {
-    let readme = text("README.md");
-    let rows = readme.lines().filter_map(|line| {
-        let cells: Vec<_> = line.trim_matches('|').split('|').map(str::trim).collect();
-        let code = cells[0].trim_matches('`');
-        ErrorCode::ALL.into_iter().find(|known| known.as_str() == code).map(|code| (code, cells))
-    });
-    let rows: Vec<_> = rows.collect();
-    assert!(rows.len() > 10, "these are not all codes: {rows:?}");
-    for (code, cells) in rows {
-        let again = if code.retryable() { "yes" } else { "no" };
-        assert_eq!(cells[1..3], [code.status().to_string().as_str(), again], "{code}");
+fn every_command_and_path_is_shown() {
+    let steps: Vec<Step> = documents().iter().flat_map(|path| steps(path)).collect();
+    for command in Cli::command().get_subcommands() {
+        assert!(is_typed(&steps, &format!(" {}", command.get_name())), "{} is not shown", command.get_name());
+    }
+    for part in [
+        "node --node-id",
+        "send --to",
+        "send --room",
+        "send --file",
+        "send --acks",
+        "list --cursor-file",
+        "status --check",
+        "application/x-ndjson",
+        "&before=",
+        "ChatChain-Position",
+        "cursor=",
+        "/network",
+        "/nodes",
+        "/readyz",
+    ] {
+        assert!(is_typed(&steps, part), "{part} is not shown");
     }
 }
 
 #[test]
-fn what_the_readme_points_to_exists() {
-    let readme = text("README.md");
-    let targets = readme.split("](").skip(1).filter_map(|rest| rest.split(')').next());
-    let headings: Vec<String> = readme
-        .lines()
-        .filter_map(|line| line.trim_start_matches('#').strip_prefix(' ').filter(|_| line.starts_with('#')))
-        .map(|title| title.to_lowercase().replace(' ', "-").replace([',', '.', '\''], ""))
-        .collect();
-    let mut checked = 0;
-    for target in targets.filter(|target| !target.starts_with("https://")) {
-        match target.strip_prefix('#') {
-            Some(heading) => assert!(headings.iter().any(|known| known == heading), "{target}: {headings:?}"),
-            None => assert!(top().join(target).exists(), "{target} is not there"),
-        }
-        checked += 1;
+fn every_command_has_a_row() {
+    let commands = text(&topic_path("commands"));
+    for command in Cli::command().get_subcommands() {
+        let row = format!("| `chatchain {}", command.get_name());
+        assert!(commands.lines().any(|line| line.starts_with(&row)), "no row begins with {row}");
     }
-    for path in readme.split('`').skip(1).step_by(2).filter(|code| is_path(code)) {
-        assert!(top().join(path).exists(), "{path} is not there");
-    }
-    assert!(checked > 5, "these are not all links");
-}
-
-/// Whether inline code names a file of the repository.
-fn is_path(code: &str) -> bool {
-    ["src/", "tests/", "scripts/", ".ci/"].iter().any(|dir| code.starts_with(dir)) && !code.contains(' ')
 }
 
 #[test]
-fn a_readme_that_shows_something_else_is_noticed() {
-    let wrong = |readme: &'static str| {
-        let steps = steps(readme);
+fn the_guide_has_the_table_of_all_settings() {
+    let configuration = text(&topic_path("configuration"));
+    assert!(configuration.contains(&settings::markdown()), "it should hold this:\n{}", settings::markdown());
+}
+
+#[test]
+fn the_guide_has_the_right_row_for_every_code() {
+    let http = text(&topic_path("http"));
+    let cells = |line: &str| line.trim_matches('|').split('|').map(|cell| cell.trim().to_owned()).collect();
+    let rows: Vec<Vec<String>> = http.lines().map(cells).collect();
+    for code in ErrorCode::ALL.into_iter().filter(|code| !CODES_NOT_USED.contains(code)) {
+        let found: Vec<_> = rows.iter().filter(|row| row[0] == format!("`{code}`")).collect();
+        let [row] = found[..] else { panic!("{code} should have one row, and has {}", found.len()) };
+        let retry = if code.retryable() { "yes" } else { "no" };
+        assert_eq!(row[1..3], [code.status().to_string().as_str(), retry], "{code}");
+    }
+}
+
+#[test]
+fn a_document_that_shows_something_else_is_noticed() {
+    let wrong = |text: &'static str| {
+        let steps = document::steps(text).expect("it is understood");
         std::panic::catch_unwind(move || {
-            let mut reader = Reader::new("");
+            let mut walkthrough = Walkthrough::new("wrong.md", String::new(), "");
             for step in &steps {
-                reader.follow(step);
+                walkthrough.follow(step);
             }
         })
         .is_err()

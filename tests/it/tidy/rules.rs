@@ -45,6 +45,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
     ("src/commands/node", &["node"]),
     ("src/commands/proxy", &["proxy"]),
     ("src/commands/verify", &["store"]),
+    ("src/commands/guide", &["guide"]),
 ];
 
 const CLOCKS_AND_RANDOMNESS: &[&str] =

@@ -13,6 +13,7 @@ use chatchain::chain::sync::{NextExchange, Responder};
 use chatchain::chain::vector::Vector;
 use chatchain::replica::exchange::{self, PlannedRequest, ReplyActions, Trigger};
 use chatchain::replica::write_ops::{Admitted, PeerRecords};
+use chatchain::replica::{forks, runs};
 
 use super::machine::Pause;
 use super::{Event, World, index};
@@ -168,19 +169,19 @@ impl World {
         let run = self.machines[node].up.as_mut().expect("is up");
         let logs = run.committer.logs().clone();
         let damage = run.store.log().damage();
-        run.repair.look(damage, &logs, now - run.started);
+        run.repair.update(damage, &logs, now - run.started);
         let link = &mut run.links[peer];
-        let mend = run.repair.ranges(logs.vector(), link.exchange.theirs());
+        let damaged = run.repair.ranges(logs.vector(), link.exchange.theirs());
         let (roster, started) = (&run.roster, run.started);
-        let leave = |origin| {
+        let skip = |origin| {
             roster.borrow().owner_pushes(origin, now, started)
                 || !roster.borrow_mut().claim(origin, peer, now)
         };
-        let occasion = Trigger { on_timer, now_ms: now - started, leave: &leave, mend };
-        let planned = link.exchange.plan(&logs, occasion);
+        let trigger = Trigger { on_timer, now_ms: now - started, skip: &skip, repair: damaged };
+        let planned = link.exchange.plan(&logs, trigger);
         let left = Cell::new(ranges);
         let go_on = || left.replace(left.get().saturating_sub(1)) > 0;
-        let read = match exchange::read(&run.store, &planned.reads, go_on) {
+        let read = match runs::read(&run.store, &planned.reads, go_on) {
             Ok(read) => read,
             Err(error) => return self.storage_fails(node, &error.to_string()),
         };
@@ -221,7 +222,7 @@ impl World {
     ) -> Option<Vec<(Origin, Admitted)>> {
         let mut pieces: Vec<(usize, PeerRecords)> = Vec::new();
         for (at, run) in runs.iter().enumerate() {
-            pieces.extend(exchange::pieces(run, theirs).into_iter().map(|piece| (at, piece)));
+            pieces.extend(runs::pieces(run, theirs).into_iter().map(|piece| (at, piece)));
         }
         let mut admitted: Vec<Vec<Admitted>> = vec![Vec::new(); runs.len()];
         while !pieces.is_empty() {
@@ -232,7 +233,7 @@ impl World {
                 admitted[at].push(piece);
             }
         }
-        let of_run = |(run, pieces): (&Run, _)| (run.origin, exchange::admitted(run, pieces));
+        let of_run = |(run, pieces): (&Run, _)| (run.origin, runs::admitted(run, pieces));
         Some(runs.iter().zip(admitted).map(of_run).collect())
     }
 
@@ -262,7 +263,8 @@ impl World {
         }
         let mut responder = run.responders.remove(&opening).unwrap_or_default();
         let damage = run.store.log().damage();
-        let (care, runs) = exchange::heard(&mut responder, run.committer.logs(), damage, &mut request);
+        let (maintenance, runs) =
+            exchange::on_request(&mut responder, run.committer.logs(), damage, &mut request);
         let mut roster = run.roster.borrow_mut();
         let at = roster.index_of(&request);
         let known = &mut roster.peers[at];
@@ -276,8 +278,8 @@ impl World {
         if is_awaited && at != node {
             self.notify(node, at);
         }
-        for care in care {
-            if self.write(node, &[care], &[]).is_none() {
+        for maintenance in maintenance {
+            if self.write(node, &[maintenance], &[]).is_none() {
                 return;
             }
         }
@@ -309,13 +311,13 @@ impl World {
             });
         }
         let logs = run.committer.logs().clone();
-        let read = match exchange::read(&run.store, &exchange::wanted(&request, &logs), || true) {
+        let read = match runs::read(&run.store, &exchange::reads_for(&request, &logs), || true) {
             Ok(read) => read,
             Err(error) => return self.storage_fails(node, &error.to_string()),
         };
-        run.repair.look(run.store.log().damage(), &logs, now - run.started);
-        let mend = run.repair.ranges(logs.vector(), responder.theirs());
-        let reply = exchange::answer(&mut responder, &logs, &request, read, mend, run.hello.clone());
+        run.repair.update(run.store.log().damage(), &logs, now - run.started);
+        let damaged = run.repair.ranges(logs.vector(), responder.theirs());
+        let reply = exchange::answer(&mut responder, &logs, &request, read, damaged, run.hello.clone());
         run.responders.insert(opening, responder);
         self.machines[node].advertised = logs.vector().clone();
         self.trace_message(node, peer, &reply, "answers");
@@ -345,48 +347,48 @@ impl World {
         }
         let met = SyncMessage { own: reply.own, ..SyncMessage::quiet(reply.hello.clone(), reply.digest) };
         let logs = run.committer.logs().clone();
-        let heard = link.exchange.on_reply(planned, reply, &logs, run.store.log().damage());
+        let actions = link.exchange.on_reply(planned, reply, &logs, run.store.log().damage());
         let mut roster = run.roster.borrow_mut();
         let known = &mut roster.peers[peer];
         known.met(&met);
         (known.theirs, known.said) = (link.exchange.theirs().cloned(), said);
         (known.answered, known.failed, known.is_self) = (Some(now), false, false);
         drop(roster);
-        self.carry_out(node, peer, heard);
+        self.carry_out(node, peer, actions);
     }
 
-    fn carry_out(&mut self, node: usize, peer: usize, mut heard: ReplyActions) {
-        for care in std::mem::take(&mut heard.care) {
-            if self.write(node, &[care], &[]).is_none() {
+    fn carry_out(&mut self, node: usize, peer: usize, mut actions: ReplyActions) {
+        for maintenance in std::mem::take(&mut actions.maintenance) {
+            if self.write(node, &[maintenance], &[]).is_none() {
                 return;
             }
         }
         let theirs = self.link(node, peer).exchange.theirs().cloned();
-        let runs = std::mem::take(&mut heard.runs);
+        let runs = std::mem::take(&mut actions.runs);
         let Some(admitted) = self.admit_runs(node, theirs.as_ref(), &runs) else { return };
         self.say_refused(node, peer, &admitted);
         let running = self.now - self.machines[node].up.as_ref().expect("is up").started;
-        let new = self.link(node, peer).exchange.settle(&heard, &admitted, running);
+        let new = self.link(node, peer).exchange.on_committed(&actions, &admitted, running);
         if admitted.iter().any(|(_, admitted)| admitted.not_stored.is_some()) {
             return self.link_fails(node, peer, "this node cannot store the entries");
         }
         let mut progress = new > 0;
-        for (origin, search, run) in std::mem::take(&mut heard.probes) {
+        for (origin, search, run) in std::mem::take(&mut actions.probes) {
             let store = self.machines[node].up.as_ref().expect("is up").store.clone();
-            let verdict = match exchange::judge(&store, origin, search, &run) {
+            let verdict = match forks::judge(&store, origin, search, &run) {
                 Ok(verdict) => verdict,
                 Err(error) => return self.storage_fails(node, &error.to_string()),
             };
             self.say(format!("node {node} compares log {} with node {peer}: {verdict:?}", name(origin)));
             progress = true;
-            if let Some(care) = self.link(node, peer).exchange.judged(origin, verdict)
-                && self.write(node, &[care], &[]).is_none()
+            if let Some(maintenance) = self.link(node, peer).exchange.on_verdict(origin, verdict)
+                && self.write(node, &[maintenance], &[]).is_none()
             {
                 return;
             }
         }
         let now = self.now;
-        let next = if progress { NextExchange::Again } else { heard.next };
+        let next = if progress { NextExchange::Again } else { actions.next };
         self.machines[node].up.as_ref().expect("is up").roster.borrow_mut().release(peer, now);
         let link = self.link(node, peer);
         link.idle_rounds = if next == NextExchange::Again && !progress { link.idle_rounds + 1 } else { 0 };

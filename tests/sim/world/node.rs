@@ -227,20 +227,20 @@ impl World {
     pub(super) fn write(
         &mut self,
         node: usize,
-        care: &[Maintenance],
+        maintenance: &[Maintenance],
         admits: &[PeerRecords],
     ) -> Option<Vec<Admitted>> {
-        let with_clients = self.dice.one_in(2) || (care.is_empty() && admits.is_empty());
+        let with_clients = self.dice.one_in(2) || (maintenance.is_empty() && admits.is_empty());
         let machine = &mut self.machines[node];
         let now_ms = machine.read_clock(self.now);
         let run = machine.up.as_mut().expect("is up");
         let requests: Vec<Request> = if with_clients { std::mem::take(&mut run.inbox) } else { Vec::new() };
         let batch = WriteOps {
-            care: care.iter().collect(),
+            maintenance: maintenance.iter().collect(),
             sends: requests.iter().map(|request| request.messages.as_slice()).collect(),
             admits: admits.iter().collect(),
         };
-        let written = match run.committer.write(&batch, machine.space, now_ms) {
+        let written = match run.committer.commit(&batch, machine.space, now_ms) {
             Ok(written) => written,
             Err(error) => {
                 self.no_answer(requests);
@@ -251,8 +251,8 @@ impl World {
         let before = Before { copies: machine.held.copies.clone(), vector: run.seen.clone() };
         let has_more = run.committer.has_more() && machine.space.peers;
         machine.record_steps();
-        for care in care {
-            self.say(format!("node {node} maintains its logs: {}", in_words(care)));
+        for maintenance in maintenance {
+            self.say(format!("node {node} maintains its logs: {}", in_words(maintenance)));
         }
         let damaged = self.machines[node].held.damaged.clone();
         self.observe(node);
@@ -300,11 +300,11 @@ impl World {
         let peers: Vec<usize> = (0..self.machines.len()).filter(|peer| *peer != node).collect();
         let run = self.machines[node].up.as_mut().expect("is up");
         let running = self.now - run.started;
-        run.repair.look(run.store.log().damage(), run.committer.logs(), running);
+        run.repair.update(run.store.log().damage(), run.committer.logs(), running);
         // A peer that answers with another store id counts as another peer; here it only matters that it was asked.
         let numbers: Vec<usize> = (0..peers.len()).collect();
-        let hopeless = run.repair.hopeless(&numbers, running);
-        for (origin, seq) in hopeless {
+        let given_up = run.repair.given_up(&numbers, running);
+        for (origin, seq) in given_up {
             self.say(format!("node {node} gives up entry {seq} of log {}", name(origin)));
             if self.write(node, &[Maintenance::Cut(origin, seq)], &[]).is_none() {
                 return;
@@ -328,8 +328,8 @@ impl World {
         if let Some((origin, seq)) = step.index_lacks {
             self.violation(format!("the index of node {node} lacks a row of entry {seq} of log {origin}"));
         }
-        for care in step.care {
-            if self.write(node, &[care], &[]).is_none() {
+        for maintenance in step.maintenance {
+            if self.write(node, &[maintenance], &[]).is_none() {
                 return;
             }
         }
@@ -358,12 +358,12 @@ impl World {
     }
 }
 
-fn in_words(care: &Maintenance) -> String {
-    match care {
+fn in_words(maintenance: &Maintenance) -> String {
+    match maintenance {
         Maintenance::Cut(origin, seq) => format!("log {} is to be cut at {seq}", name(*origin)),
-        Maintenance::Mend(records) => format!("{} records for damaged entries", records.len()),
+        Maintenance::Repair(records) => format!("{} records for damaged entries", records.len()),
         Maintenance::Members(kept) => format!("{} members", kept.members.count()),
-        Maintenance::Milestones(contents) => format!("{} milestones", contents.len()),
+        Maintenance::Snapshots(contents) => format!("{} snapshots", contents.len()),
         Maintenance::Checkpoint(origin, seq, _) => format!("checkpoint {seq} of log {}", name(*origin)),
     }
 }

@@ -80,9 +80,9 @@ impl World {
             None => seen,
         };
         // The reader keeps only the encoded cursor, if it is short enough to encode.
-        let kept = cursor::core(&seen).map(|core| {
-            let cursor = cursor::open(&cursor::seal(&core, SCOPE), SCOPE).expect("is one");
-            cursor.expand(|_| None).expect("without milestones there is nothing to look up")
+        let kept = cursor::payload(&seen).map(|core| {
+            let cursor = cursor::decode(&cursor::encode(&core, SCOPE), SCOPE).expect("is one");
+            cursor.expand(|_| None).expect("without snapshots there is nothing to look up")
         });
         if let Some(kept) = &kept
             && *kept != seen

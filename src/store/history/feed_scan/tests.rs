@@ -63,7 +63,7 @@ fn who_follows_from_the_start_gets_history_and_then_nothing() {
     let texts = reader.read(&bench, usize::MAX);
     assert_eq!(texts, bench.list(Filter::default(), None, false));
     assert_eq!(reader.read(&bench, usize::MAX), Vec::<String>::new());
-    assert_eq!(reader.seen.walks, []);
+    assert_eq!(reader.seen.scans, []);
 }
 
 #[test]
@@ -77,7 +77,7 @@ fn a_reader_that_moves_to_and_fro_gets_everything_once() {
         let mut reader = Reader::default();
         loop {
             let texts = [&one, &two].map(|bench| reader.read(bench, step).len());
-            assert!(reader.seen.walks.len() <= 2, "{:?}", reader.seen.walks.len());
+            assert!(reader.seen.scans.len() <= 2, "{:?}", reader.seen.scans.len());
             if texts == [0, 0] {
                 break;
             }
@@ -107,7 +107,7 @@ fn what_a_node_gets_later_is_neither_missed_nor_repeated() {
         reader.read(&one, usize::MAX);
         reader.read(&two, usize::MAX);
         reader.was_given(250, 1);
-        assert_eq!(reader.seen.walks, [], "after {first}");
+        assert_eq!(reader.seen.scans, [], "after {first}");
     }
 }
 

@@ -1,0 +1,132 @@
+//! Owns how request handlers read the store: on blocking threads, a few at a time, with a retry while damage is repaired.
+//!
+//! Called by `history` and `feed`. A read that cannot be completed fails; nothing is ever skipped. What is read is not
+//! known here.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::OwnedSemaphorePermit;
+
+use crate::api::error::{ErrorCode, Problem};
+use crate::node::Limits;
+use crate::store::{Store, StoreError};
+
+/// How long a read is retried while entries are damaged. Then it fails with `storage_failed`.
+const REPAIR_TIME: Duration = Duration::from_secs(2);
+/// Pause between retries.
+const RETRY_INTERVAL: Duration = Duration::from_millis(50);
+
+impl From<ReadFailure> for Problem {
+    fn from(failed: ReadFailure) -> Self {
+        match failed {
+            ReadFailure::Problem(problem) => problem,
+            ReadFailure::CutOff(error) => error.into(),
+        }
+    }
+}
+
+/// Why a read failed.
+pub(in crate::node) enum ReadFailure {
+    Problem(Problem),
+    /// A log was cut after its vector was taken. A new read finds the entries that moved at their new keys.
+    CutOff(StoreError),
+}
+
+impl From<Problem> for ReadFailure {
+    fn from(problem: Problem) -> Self {
+        ReadFailure::Problem(problem)
+    }
+}
+
+impl From<StoreError> for ReadFailure {
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::CutOff { .. } => ReadFailure::CutOff(error),
+            error => ReadFailure::Problem(error.into()),
+        }
+    }
+}
+
+/// Repeats a read that meets damage, because a peer may send the entry within [`REPAIR_TIME`], and a read under which a log
+/// was cut.
+pub(super) async fn retry_while_repairing<T, Read: Future<Output = Result<T, ReadFailure>>>(
+    store: &Arc<Store>,
+    read: impl Fn() -> Read,
+) -> Result<T, Problem> {
+    let began = Instant::now();
+    loop {
+        let failed = match read().await {
+            Ok(done) => return Ok(done),
+            Err(failed) => failed,
+        };
+        let may_succeed = match &failed {
+            ReadFailure::Problem(problem) => {
+                problem.code == ErrorCode::StorageFailed && store.log().damage().count() > 0
+            }
+            ReadFailure::CutOff(_) => true,
+        };
+        if !may_succeed || began.elapsed() >= REPAIR_TIME {
+            return Err(failed.into());
+        }
+        tokio::time::sleep(RETRY_INTERVAL).await;
+    }
+}
+
+impl Limits {
+    /// Runs a read on a blocking thread, once fewer than the bound run.
+    pub(super) async fn read<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> Result<T, ReadFailure> + Send + 'static,
+    ) -> Result<T, ReadFailure> {
+        let permit = self.readers.clone().acquire_owned().await;
+        let reading = move || {
+            let _permit = permit; // kept to the end of the read even if its request was dropped
+            work()
+        };
+        tokio::task::spawn_blocking(reading).await.unwrap_or_else(|error| {
+            tracing::error!(%error, "reading panicked");
+            Err(Problem::new(ErrorCode::Internal, "a mistake in this server, which its log describes").into())
+        })
+    }
+
+    /// A permit to keep an open iterator between chunks. `None` at the bound: the reader then seeks for each chunk.
+    pub(super) fn iterator(&self) -> Option<OwnedSemaphorePermit> {
+        self.iterators.clone().try_acquire_owned().ok()
+    }
+}
+
+impl From<StoreError> for Problem {
+    fn from(error: StoreError) -> Self {
+        if let StoreError::CutOff { .. } = error {
+            tracing::warn!(%error, "a read is aborted");
+        } else {
+            tracing::error!(%error, "reading failed");
+        }
+        Problem::new(ErrorCode::StorageFailed, format!("this node cannot read its store: {error}"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::chain::ids::Origin;
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    #[tokio::test]
+    async fn a_read_under_which_a_log_was_cut_is_retried_for_a_limited_time() {
+        let dir = tempfile::tempdir().expect("temp dir");
+        let (store, _) = Store::open(dir.path(), "test", 0).expect("opens");
+        let times = &AtomicU32::new(0);
+        let read = |fails: u32| {
+            move || async move {
+                let cut_off = StoreError::CutOff { origin: Origin([1; 16]), seq: 7 };
+                if times.fetch_add(1, Ordering::Relaxed) < fails { Err(cut_off.into()) } else { Ok("all") }
+            }
+        };
+        assert_eq!(retry_while_repairing(&store, read(1)).await.expect("succeeds when retried"), "all");
+        let problem = retry_while_repairing(&store, read(u32::MAX)).await.expect_err("fails each time");
+        assert_eq!(problem.code, ErrorCode::StorageFailed);
+        assert!(problem.to_string().contains("was cut meanwhile"), "{problem}");
+    }
+}

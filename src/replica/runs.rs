@@ -1,0 +1,128 @@
+//! Owns runs, the consecutive entries of one log in an exchange: reading them for a peer, and handing a peer's to the
+//! writer.
+//!
+//! Before: [`exchange`](super::exchange) says which ranges are wanted. After: the message to the peer, or the writer.
+//! What is damaged here is never sent, and does not keep the rest from being sent.
+
+use super::write_ops::{Admitted, PeerRecords};
+use crate::chain::ids::{ChainHash, Origin};
+use crate::chain::logs::AdmitError;
+use crate::chain::sync;
+use crate::chain::sync::wire::{EntryRange, Run};
+use crate::chain::vector::{Head, Vector};
+use crate::store::log::ReadLimit;
+use crate::store::{Store, StoreError};
+
+/// Bytes of records in one message of an exchange. What does not fit goes into the next message.
+const RUN_BYTES_MAX: usize = 4 << 20;
+/// Entries that the writer gets at once, so that clients' commits come between those of a long catch-up.
+const PIECE_COUNT: usize = 1_000;
+
+/// A range to read for the peer, and the peer's hash before it, where that is known.
+#[derive(Debug, Clone, Copy)]
+pub struct Wanted {
+    /// The entries.
+    pub range: EntryRange,
+    /// The hash before the first entry must be this.
+    pub before: Option<ChainHash>,
+    /// `before` is our hash too; it need not be computed.
+    pub known: bool,
+}
+
+/// The runs for one message.
+#[derive(Debug, Default)]
+pub struct ReadRuns {
+    /// The entries.
+    pub runs: Vec<Run>,
+    /// More was wanted than fits.
+    pub more: bool,
+    /// Logs in which the peer's hash at this seq is not ours.
+    pub forks: Vec<(Origin, u64)>,
+}
+
+/// Splits a run into pieces; each is compared with our chain by itself.
+pub fn pieces(run: &Run, theirs: Option<&Vector>) -> Vec<PeerRecords> {
+    let claimed = sync::claimed(theirs, run.origin);
+    let mut before = run.before;
+    let mut pieces = Vec::new();
+    for entries in run.entries.chunks(PIECE_COUNT) {
+        pieces.push(PeerRecords { before, claimed, entries: entries.to_vec() });
+        before = entries.iter().fold(before, Head::followed_by);
+    }
+    pieces
+}
+
+/// The outcome of a run, from the outcomes of its pieces.
+pub fn admitted(run: &Run, pieces: impl IntoIterator<Item = Admitted>) -> Admitted {
+    let mut all = Admitted { new: 0, refused: None, not_stored: None };
+    for piece in pieces {
+        all.new += piece.new;
+        all.refused = all.refused.or(piece.refused);
+        all.not_stored = all.not_stored.or(piece.not_stored);
+    }
+    if run.broken.is_some() && all.not_stored.is_none() {
+        let last = run.before.seq.saturating_add(run.entries.len() as u64);
+        all.refused = all.refused.or(Some(AdmitError::Broken(last)));
+    }
+    all
+}
+
+/// The parts of the ranges that we have.
+pub(super) fn within(wants: &[EntryRange], mine: &Vector) -> Vec<EntryRange> {
+    let cut = wants.iter().map(|want| EntryRange { last: want.last.min(mine.seq(want.origin)), ..*want });
+    cut.filter(|want| want.first <= want.last).collect()
+}
+
+/// Reads ranges, up to the bound of one message. `go_on`: whether there is time for one more range.
+pub fn read(store: &Store, ranges: &[Wanted], go_on: impl Fn() -> bool) -> Result<ReadRuns, StoreError> {
+    let mut read = ReadRuns::default();
+    let mut left = RUN_BYTES_MAX;
+    for wanted in ranges {
+        if left == 0 || !go_on() {
+            read.more = true;
+            return Ok(read);
+        }
+        let EntryRange { origin, first, last } = wanted.range;
+        let before = match wanted {
+            Wanted { before: Some(hash), known: true, .. } => Ok(*hash),
+            _ => store.log().read()?.hash_at(origin, first - 1),
+        };
+        let Some(hash) = undamaged(before)? else { continue };
+        if wanted.before.is_some_and(|theirs| theirs != hash) {
+            read.forks.push((origin, first - 1));
+            continue;
+        }
+        let mut run =
+            Run { origin, before: Head { seq: first - 1, hash }, entries: Vec::new(), broken: None };
+        let mut next = first;
+        while next <= last && left > 0 {
+            let most = ReadLimit { rows: PIECE_COUNT, bytes: left };
+            let Some(entries) = undamaged(store.log().read()?.forward(origin, next, last, most))? else {
+                break;
+            };
+            for entry in entries {
+                left = left.saturating_sub(entry.size());
+                next = entry.seq() + 1;
+                run.entries.push(entry);
+            }
+        }
+        if !run.entries.is_empty() {
+            read.runs.push(run);
+        }
+        if next <= last && left == 0 {
+            read.more = true;
+            return Ok(read);
+        }
+    }
+    Ok(read)
+}
+
+/// `None`: damaged, or moved by a cut meanwhile. Such an entry is never sent. The entries before it and the other logs
+/// are, so one bad page does not keep a peer from the rest.
+pub(super) fn undamaged<T>(read: Result<T, StoreError>) -> Result<Option<T>, StoreError> {
+    match read {
+        Ok(value) => Ok(Some(value)),
+        Err(StoreError::Damaged { .. } | StoreError::CutOff { .. }) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
