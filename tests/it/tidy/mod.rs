@@ -69,6 +69,15 @@ fn sources_are_tidy() {
 }
 
 #[test]
+fn the_rules_name_paths_that_exist() {
+    let exists = |path: &String| top().join(path).is_dir() || top().join(format!("{path}.rs")).is_file();
+    let gone = rules::named_paths().into_iter().filter(|path| !exists(path));
+    assert_none(
+        &gone.map(|path| format!("{path}: a rule names it, and it does not exist")).collect::<Vec<_>>(),
+    );
+}
+
+#[test]
 fn the_top_level_is_tidy() {
     let files = tracked();
     let entries: BTreeSet<&str> = files.iter().filter_map(|path| path.split('/').next()).collect();

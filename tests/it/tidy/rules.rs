@@ -67,7 +67,7 @@ const FORBIDDEN: &[(&str, &[&str], &str)] = &[
     ("src/api", HTTP, "the contract does not depend on the HTTP library of its server"),
     ("src/api", &["tokio", "std::fs"], "the contract is types and texts"),
     ("src/client", &["hyper", "hyper_util", "tower"], "the client is not a server"),
-    ("src/proxy", &["chain::log", "chain::vector", "chain::record"], "the proxy is stateless"),
+    ("src/proxy", &["chain::logs", "chain::vector", "chain::record"], "the proxy is stateless"),
     ("src/commands", HTTP, "commands are clients"),
     ("src/main", HTTP, "main parses, dispatches and exits"),
     (
@@ -104,6 +104,18 @@ const WORDS: &[&str] = &[
     concat!("/wo", "rk/"),
     concat!("/Us", "ers/"),
 ];
+
+/// The modules and files of the repository that the rules name. A rule that names none that exists checks nothing.
+pub fn named_paths() -> Vec<String> {
+    let imports = IMPORTS.iter().map(|(module, _)| (*module).to_owned());
+    let forbidden = FORBIDDEN.iter().flat_map(|(module, tokens, _)| {
+        let inner = tokens.iter().filter(|token| token.starts_with("chain::"));
+        inner.map(|token| format!("src/{}", token.replace("::", "/"))).chain([(*module).to_owned()])
+    });
+    let only = ONLY.iter().flat_map(|(_, modules, _)| modules.iter().map(|module| (*module).to_owned()));
+    let files = SLEEPERS.iter().chain([&LONG_HEAD]).map(|path| path.trim_end_matches(".rs").to_owned());
+    imports.chain(forbidden).chain(only).chain(files).collect()
+}
 
 /// The complaints of all rules about one source file.
 pub fn source(source: &Source) -> Vec<String> {
@@ -286,9 +298,9 @@ mod tests {
     #[test]
     fn imports_run_one_way() {
         check(
-            "src/chain/log.rs",
+            "src/chain/logs.rs",
             "use crate::store::Store;",
-            "src/chain/log.rs:4: must not mention crate::store",
+            "src/chain/logs.rs:4: must not mention crate::store",
         );
         check("src/store/mod.rs", "use crate::{api::Problem, chain};", "must not mention crate::api");
         check("src/api/mod.rs", "type Link = crate::client::Client;", "must not mention crate::client");
@@ -306,29 +318,29 @@ mod tests {
         check("src/node/mod.rs", "use crate::{api, chain, client, config, node::writer, serve, store};", "");
         check("src/proxy/run.rs", "use crate::{api, client, config, serve};", "");
         check("src/commands/node.rs", "crate::node::run(config).await", "");
-        check("src/chain/log.rs", "pub(crate) use crate::chain::clock; // not crate::store", "");
+        check("src/chain/logs.rs", "pub(crate) use crate::chain::clock; // not crate::store", "");
     }
 
     #[test]
     fn layers_do_not_mention_what_they_must_not() {
-        check("src/chain/log.rs", "use tokio::sync::watch;", "src/chain/log.rs:4: mentions tokio");
-        check("src/chain/log.rs", "use std::{fmt, fs};", "mentions std::fs");
-        check("src/chain/log.rs", "let t = std::time::Instant::now();", "mentions Instant::now");
-        check("src/chain/log.rs", "fn f(t: SystemTime) {}", "mentions SystemTime");
-        check("src/chain/log.rs", "let id = Uuid::now_v7();", "mentions now_v7");
-        check("src/chain/log.rs", "let id = Uuid::new_v4();", "mentions new_v4");
-        check("src/chain/log.rs", "let x = rand::random();", "mentions rand");
-        check("src/chain/log.rs", "use tower::Layer;", "the core knows no HTTP");
-        check("src/store/log.rs", "use tokio::sync::watch;", "the store blocks");
-        check("src/store/log.rs", "use hyper::body;", "mentions hyper");
+        check("src/chain/logs.rs", "use tokio::sync::watch;", "src/chain/logs.rs:4: mentions tokio");
+        check("src/chain/logs.rs", "use std::{fmt, fs};", "mentions std::fs");
+        check("src/chain/logs.rs", "let t = std::time::Instant::now();", "mentions Instant::now");
+        check("src/chain/logs.rs", "fn f(t: SystemTime) {}", "mentions SystemTime");
+        check("src/chain/logs.rs", "let id = Uuid::now_v7();", "mentions now_v7");
+        check("src/chain/logs.rs", "let id = Uuid::new_v4();", "mentions new_v4");
+        check("src/chain/logs.rs", "let x = rand::random();", "mentions rand");
+        check("src/chain/logs.rs", "use tower::Layer;", "the core knows no HTTP");
+        check("src/store/log/mod.rs", "use tokio::sync::watch;", "the store blocks");
+        check("src/store/log/mod.rs", "use hyper::body;", "mentions hyper");
         check("src/api/mod.rs", "use hyper::StatusCode;", "mentions hyper");
         check("src/api/mod.rs", "async fn f() { tokio::task::yield_now().await }", "mentions tokio");
         check("src/client.rs", "use tower::Service;", "the client is not a server");
-        check("src/proxy/run.rs", "use crate::chain::log::Log;", "stateless");
+        check("src/proxy/run.rs", "use crate::chain::logs::Logs;", "stateless");
         check("src/commands/send.rs", "use hyper::Method;", "commands are clients");
         check("src/main.rs", "use chatchain::store::Store;", "main parses");
 
-        check("src/chain/log.rs", "let operand = \"rand\"; // unlike tokio", "");
+        check("src/chain/logs.rs", "let operand = \"rand\"; // unlike tokio", "");
         check("src/api/mod.rs", "use std::time::Instant; Instant::now()", "");
         check("tests/it/api.rs", "use std::fs; use redb::Database;", "");
     }
@@ -336,9 +348,9 @@ mod tests {
     #[test]
     fn each_outside_library_has_its_modules() {
         check(
-            "src/node/writer.rs",
+            "src/node/writer/mod.rs",
             "use redb::Database;",
-            "src/node/writer.rs:4: mentions redb: only src/store may",
+            "src/node/writer/mod.rs:4: mentions redb: only src/store may",
         );
         check("src/proxy/forward.rs", "let x: reqwest::Client;", "only src/client may");
         check("src/config.rs", "use axum::Router;", "mentions axum");
@@ -346,7 +358,7 @@ mod tests {
         check("src/commands/list.rs", "let t = comfy_table::Table::new();", "only src/output may");
         check("src/node/a.rs", "#[cfg(test)]\nmod tests {\n    use redb::Database;\n}", "src/node/a.rs:6");
 
-        check("src/store/log.rs", "use {redb::Database, crate::chain::record};", "");
+        check("src/store/log/mod.rs", "use {redb::Database, crate::chain::record};", "");
         check("src/proxy/forward.rs", "use axum::body::Body;", "");
     }
 
