@@ -73,7 +73,7 @@ fn of_two_nodes_with_copies_of_one_store_the_later_one_takes_a_new_id() {
         let shown = status_output(&cluster);
         // Readiness alone is not enough: the copy is also ready before it has met the original.
         let ready = crate::support::http::get(cluster.node(third), "/readyz").expect("answered");
-        if shown.contains("took a new name") && ready.status() == 200 { Ok(()) } else { Err(shown) }
+        if shown.contains("took a new store id") && ready.status() == 200 { Ok(()) } else { Err(shown) }
     });
     send_all(cluster.node(third), 200..300);
     cluster.converge(LONG, 300);

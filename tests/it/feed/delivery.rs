@@ -88,16 +88,24 @@ fn an_invalid_cursor_is_refused_with_its_reason() {
     let check = |query: &str, code, part| {
         check_refusal(query, &get(node, &format!("/feed?{query}")), 400, code, part);
     };
-    check("cursor=abc", "cursor_invalid", "it is not one");
-    check(&format!("cursor={}", &cursor[..cursor.len() - 4]), "cursor_invalid", "it is not one");
+    check("cursor=abc", "cursor_invalid", "it is malformed or incomplete");
+    check(
+        &format!("cursor={}", &cursor[..cursor.len() - 4]),
+        "cursor_invalid",
+        "it is malformed or incomplete",
+    );
     check(&format!("cursor={position}"), "cursor_invalid", "position");
-    check(&format!("cursor={}", "A".repeat(CURSOR_BYTES_MAX + 4)), "cursor_invalid", "it is not one");
+    check(
+        &format!("cursor={}", "A".repeat(CURSOR_BYTES_MAX + 4)),
+        "cursor_invalid",
+        "it is malformed or incomplete",
+    );
     check("from=yesterday", "invalid_query", "`from`");
     check(&format!("cursor={cursor}&from=start"), "invalid_query", "leave `from` out");
     check("limit=3", "invalid_query", "`limit` is unknown");
     let header = [("last-event-id", "nonsense")];
     let refused = http::request(node, "GET", "/feed?from=start", &header, b"").expect("answered");
-    check_refusal("the header wins", &refused, 400, "cursor_invalid", "it is not one");
+    check_refusal("the header wins", &refused, 400, "cursor_invalid", "it is malformed or incomplete");
     let refused =
         http::request(node, "GET", "/messages", &[("chatchain-position", &cursor)], b"").expect("answered");
     check_refusal("a cursor as a position", &refused, 400, "invalid_query", "ChatChain-Position");
