@@ -101,7 +101,7 @@ pub async fn run(
     drop(pid); // before the lock on the store is released
     if let Some(open_node) = open_node {
         if ended.is_ok() {
-            open_node.node.store.will_stop_cleanly();
+            open_node.node.store.crash_count().will_stop_cleanly();
         }
         open_node.end().await?;
     }
@@ -184,7 +184,7 @@ impl OpenNode {
         self.node.live_feed.stop().cancel();
         self.tasks.shutdown().await;
         self.node.writer.stop();
-        self.node.store.stop_indexing();
+        self.node.store.index().stop();
         let store = Arc::downgrade(&self.node.store);
         drop(self.node);
         let (writing, indexing) = (self.writing, self.indexing);
@@ -260,7 +260,7 @@ fn start_indexer(
     let (alive, ended) = oneshot::channel();
     let thread = std::thread::Builder::new().name("indexer".into()).spawn(move || {
         let _alive = alive;
-        while store.wait_for_index_work() {
+        while store.index().wait_for_work() {
             if let Err(error) = store.flush_index() {
                 tracing::error!(%error, "indexing failed");
                 fault.raise(format!("the index cannot be written: {error}"));

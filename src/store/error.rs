@@ -112,6 +112,16 @@ pub enum StoreError {
     },
 }
 
+impl StoreError {
+    /// This error as the reason why a file does not open.
+    pub(in crate::store) fn while_opening(self, path: PathBuf) -> OpenError {
+        match self {
+            StoreError::Storage(error) => files::classify_error(path, *error),
+            other => OpenError::Corrupt { path, why: other.to_string() },
+        }
+    }
+}
+
 /// redb has one error type per operation; here all of them mean that storage failed.
 macro_rules! storage_errors {
     ($($kind:ty),*) => {$(

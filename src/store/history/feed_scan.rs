@@ -149,11 +149,11 @@ impl FeedScan {
                 before_it.is_some_and(|at| place <= at) && place.seq <= self.until.seq(place.origin)
             };
             let copies = store.stored_copies(content.id, &self.logs)?.into_iter();
-            for copy in copies.filter(|copy| copy.digest == entry.digest() && copy.place != entry.key()) {
-                if self.before.covers(copy.place) || walked(copy.place) {
+            for copy in copies.filter(|copy| copy.digest == entry.digest() && copy.key != entry.key()) {
+                if self.before.covers(copy.key) || walked(copy.key) {
                     return Ok(None);
                 }
-                first = first.min(copy.place);
+                first = first.min(copy.key);
             }
         }
         Ok(Some(FeedItem { entry, first }))

@@ -173,7 +173,7 @@ impl Listing {
         place: EntryKey,
     ) -> Result<bool, StoreError> {
         let copies = store.stored_copies(id, &self.logs)?;
-        Ok(!copies.iter().any(|copy| copy.digest == digest && copy.place < place))
+        Ok(!copies.iter().any(|copy| copy.digest == digest && copy.key < place))
     }
 
     /// Everything was looked at.

@@ -202,7 +202,7 @@ impl Merge {
         };
         let (Some(one), Some(other)) = (entries.first(), entries.last()) else { return Ok(()) };
         let (low, high) = (one.seq().min(other.seq()), one.seq().max(other.seq()));
-        let copies = store.index().copies(run.origin, low, high)?;
+        let copies = store.index().reader().copied_seqs(run.origin, low, high)?;
         run.rows.extend(entries.into_iter().map(|entry| {
             let has_copy = copies.binary_search(&entry.seq()).is_ok();
             (entry, has_copy)

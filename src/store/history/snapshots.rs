@@ -50,15 +50,15 @@ impl Store {
     }
 
     fn snapshot_entry(&self, name: SnapshotId) -> Result<Option<(EntryKey, SnapshotContent)>, StoreError> {
-        for standing in self.index.standings(name.0)? {
+        for standing in self.index.reader().copies(name.0)? {
             if SnapshotId::of(standing.digest) != name {
                 continue; // a message whose id somebody chose so
             }
-            let EntryKey { origin, seq, .. } = standing.place;
+            let EntryKey { origin, seq, .. } = standing.key;
             let Some(entry) = self.log.read()?.peek(origin, seq)? else { continue };
             let is_it = entry.kind() == EntryKind::Snapshot && entry.digest() == standing.digest;
             if let Some(content) = SnapshotContent::decode(entry.content()).filter(|_| is_it) {
-                return Ok(Some((standing.place, content)));
+                return Ok(Some((standing.key, content)));
             }
         }
         Ok(None)

@@ -12,9 +12,8 @@ use crate::chain::record::Entry;
 use crate::chain::vector::Head;
 use crate::store::engine::files::{Directory, Files, LOG, OpenMode};
 use crate::store::log::{Log, LogReader, NotOpen, ReadLimit};
-use crate::store::recovery::lossy_file;
-use crate::store::recovery::lossy_file::LossyFile;
-use crate::store::recovery::record_scan;
+use crate::store::recovery::lossy_file::{self, LossyFile};
+use crate::store::recovery::record_scan::{RecordScan, SeenEntries};
 use crate::store::{OpenError, recovery};
 
 /// Read in one transaction.
@@ -106,7 +105,7 @@ pub fn verify(dir: &Path) -> Result<Verified, OpenError> {
     let files = Directory(dir.to_owned());
     let _lock = files.lock()?;
     let set_aside = recovery::damaged_files(&files)?;
-    match recovery::open_as_is(&files, None, OpenMode::Unchecked, true) {
+    match recovery::open_existing(&files, None, OpenMode::Unchecked, true) {
         Ok((log, found)) => {
             let mut report = read(&log, &found);
             report.set_aside = set_aside.iter().map(|name| files.path(name)).collect();
@@ -131,7 +130,7 @@ pub fn verify(dir: &Path) -> Result<Verified, OpenError> {
 pub fn open_log_only(dir: &Path) -> Result<(), OpenError> {
     let files = Directory(dir.to_owned());
     let _lock = files.lock()?;
-    let opened = recovery::open_as_is(&files, None, OpenMode::Checked, true);
+    let opened = recovery::open_existing(&files, None, OpenMode::Checked, true);
     opened.map(drop).map_err(|NotOpen { error, db }| {
         leave_open(db);
         error
@@ -145,17 +144,16 @@ fn leave_open<T>(database: T) {
 
 fn not_opened(files: &dyn Files, mut names: Vec<String>, why: String) -> Result<Verified, OpenError> {
     names.push(LOG.into());
-    let (mut seen, mut intact, mut unread_bytes) = (record_scan::SeenEntries::default(), 0, 0);
+    let (mut seen, mut intact, mut unread_bytes) = (SeenEntries::default(), 0, 0);
     let mut look = |name: &str| -> io::Result<()> {
         if files.len(name)?.is_none() {
             return Ok(());
         }
-        let mut file = LossyFile::new(files, name, true)?;
-        record_scan::scan(&mut file, &mut |entry| -> io::Result<()> {
+        let mut scan = RecordScan::new(LossyFile::new(files, name, true)?);
+        while let Some(entry) = scan.next_entry()? {
             intact += u64::from(seen.insert(entry.origin(), entry.seq()));
-            Ok(())
-        })?;
-        unread_bytes += file.unread_bytes()?;
+        }
+        unread_bytes += scan.source().unread_bytes()?;
         Ok(())
     };
     for name in &names {
