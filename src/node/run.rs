@@ -44,9 +44,9 @@ pub async fn run(
     stop: CancellationToken,
 ) -> Result<(), NodeError> {
     let (config, started, incidents) = (Arc::new(config), Instant::now(), Incidents::default());
-    let mut opener = StoreOpener::new(config.clone()).await;
+    let mut store_opener = StoreOpener::new(config.clone()).await;
     let start = |opened| OpenNode::start(&config, opened, started, incidents.clone(), stop.child_token());
-    let (slot, mut open_node) = match opener.open().await? {
+    let (slot, mut open_node) = match store_opener.open().await? {
         Ok(opened) => {
             log_start(&config, opened.0.log().membership().members.count()); // before the exchanges log anything
             let node = start(opened)?;
@@ -67,7 +67,7 @@ pub async fn run(
         let Some(current) = &mut open_node else {
             tokio::select! {
                 () = &mut serving => break Ok(()),
-                opened = opener.reopen(&slot) => open_node = Some(start(opened)?),
+                opened = store_opener.reopen(&slot) => open_node = Some(start(opened)?),
             }
             slot.open(open_node.as_ref().expect("started just now").node.clone());
             continue;
@@ -79,7 +79,7 @@ pub async fn run(
         match why {
             EndReason::TaskEnded(why) => break Err(NodeError::Ended(why)),
             EndReason::StoreFailed(why) => {
-                opener.store_failed();
+                store_opener.store_failed();
                 incidents.add(format!("node {} opened its store again: {why}", config.node_id));
                 let failed = open_node.take().expect("ended just now");
                 slot.close(why, status::status(&failed.node));

@@ -59,9 +59,10 @@ impl UncleanExits {
 
     fn write(self, files: &dyn Files) {
         let UncleanExits { runs, unfinished_checks } = self;
-        let written = match self == UncleanExits::default() {
-            true => files.remove(CRASH_MARKER),
-            false => files.replace(CRASH_MARKER, format!("{runs} {unfinished_checks}\n").as_bytes()),
+        let written = if self == UncleanExits::default() {
+            files.remove(CRASH_MARKER)
+        } else {
+            files.replace(CRASH_MARKER, format!("{runs} {unfinished_checks}\n").as_bytes())
         };
         if let Err(error) = written {
             tracing::warn!(%error, "cannot note how runs on the store end");

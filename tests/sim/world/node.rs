@@ -47,10 +47,8 @@ impl World {
         let now_ms = self.machines[node].clock_says(self.now);
         let is_careless = std::mem::take(&mut self.machines[node].opens_carelessly) && !self.dice.one_in(3);
         self.machines[node].disk.seems_large(is_careless);
-        let care = match self.dice.one_in(4) && !is_careless {
-            true => store::OpenPolicy::FullCheck,
-            false => store::OpenPolicy::Default,
-        };
+        let is_checked = self.dice.one_in(4) && !is_careless;
+        let care = if is_checked { store::OpenPolicy::FullCheck } else { store::OpenPolicy::Default };
         let opened = Store::open_in(&self.machines[node].disk, NETWORK, now_ms, care);
         let (store, logs) = match opened {
             Ok(opened) => opened,
