@@ -1,4 +1,7 @@
 //! Owns the errors of a store: why it cannot be opened, and why a read or a commit failed.
+//!
+//! Each [`OpenError`] is a sentence for the operator that names the file. A [`StoreError`] says what a caller can do: ask a
+//! peer for a damaged entry, read again after a cut, or close the store. No error of redb leaves the store in another form.
 
 use std::path::PathBuf;
 
