@@ -44,11 +44,11 @@ pub async fn run(node: Node) {
 /// ends the node.
 pub async fn mark_healthy_later(node: Node) {
     tokio::time::sleep(HEALTHY_AFTER).await;
-    while !node.store.has_written_both() {
+    while !node.store.crash_count().has_written_both() {
         tokio::time::sleep(POLL_INTERVAL).await;
     }
     let store = node.store.clone();
-    if let Err(error) = tokio::task::spawn_blocking(move || store.mark_healthy()).await {
+    if let Err(error) = tokio::task::spawn_blocking(move || store.crash_count().mark_healthy()).await {
         tracing::error!(%error, "marking the store as healthy");
     }
     std::future::pending::<()>().await;
@@ -69,7 +69,7 @@ async fn scrub_round(node: &Node, scrub: &mut Scrub) -> Result<(), String> {
         *scrub = stepped;
         if let Some((origin, seq)) = step.index_lacks {
             tracing::error!(%origin, seq, "the index lacks an entry");
-            node.store.invalidate_index();
+            node.store.index().invalidate();
             return Err("the index is damaged".into());
         }
         for care in step.maintenance {

@@ -44,9 +44,9 @@ pub async fn run(
     stop: CancellationToken,
 ) -> Result<(), NodeError> {
     let (config, started, incidents) = (Arc::new(config), Instant::now(), Incidents::default());
-    let mut opener = StoreOpener::new(config.clone()).await;
+    let mut store_opener = StoreOpener::new(config.clone()).await;
     let start = |opened| OpenNode::start(&config, opened, started, incidents.clone(), stop.child_token());
-    let (slot, mut open_node) = match opener.open().await? {
+    let (slot, mut open_node) = match store_opener.open().await? {
         Ok(opened) => {
             log_start(&config, opened.0.log().membership().members.count()); // before the exchanges log anything
             let node = start(opened)?;
@@ -67,7 +67,7 @@ pub async fn run(
         let Some(current) = &mut open_node else {
             tokio::select! {
                 () = &mut serving => break Ok(()),
-                opened = opener.reopen(&slot) => open_node = Some(start(opened)?),
+                opened = store_opener.reopen(&slot) => open_node = Some(start(opened)?),
             }
             slot.open(open_node.as_ref().expect("started just now").node.clone());
             continue;
@@ -79,7 +79,7 @@ pub async fn run(
         match why {
             EndReason::TaskEnded(why) => break Err(NodeError::Ended(why)),
             EndReason::StoreFailed(why) => {
-                opener.store_failed();
+                store_opener.store_failed();
                 incidents.add(format!("node {} opened its store again: {why}", config.node_id));
                 let failed = open_node.take().expect("ended just now");
                 slot.close(why, status::status(&failed.node));
@@ -101,7 +101,7 @@ pub async fn run(
     drop(pid); // before the lock on the store is released
     if let Some(open_node) = open_node {
         if ended.is_ok() {
-            open_node.node.store.will_stop_cleanly();
+            open_node.node.store.crash_count().will_stop_cleanly();
         }
         open_node.end().await?;
     }
@@ -184,7 +184,7 @@ impl OpenNode {
         self.node.live_feed.stop().cancel();
         self.tasks.shutdown().await;
         self.node.writer.stop();
-        self.node.store.stop_indexing();
+        self.node.store.index().stop();
         let store = Arc::downgrade(&self.node.store);
         drop(self.node);
         let (writing, indexing) = (self.writing, self.indexing);
@@ -260,7 +260,7 @@ fn start_indexer(
     let (alive, ended) = oneshot::channel();
     let thread = std::thread::Builder::new().name("indexer".into()).spawn(move || {
         let _alive = alive;
-        while store.wait_for_index_work() {
+        while store.index().wait_for_work() {
             if let Err(error) = store.flush_index() {
                 tracing::error!(%error, "indexing failed");
                 fault.raise(format!("the index cannot be written: {error}"));

@@ -83,8 +83,8 @@ fn warnings(node: &Node) -> Vec<String> {
 /// What a check of the store at its opening found, and the damaged files that an operator has not removed yet.
 fn store_warnings(node: &Node) -> impl Iterator<Item = String> {
     let (store, id) = (&node.store, node.config.node_id);
-    let doubted = store.unclean_exits_before().and_then(|count| {
-        let found = match (store.recovery(), store.has_new_index()) {
+    let doubted = store.crash_count().exits_to_report().and_then(|count| {
+        let found = match (store.recovery(), store.index().is_new()) {
             (Some(_), _) => "its log was damaged",
             (None, true) => "its log was in order, and its index was built anew",
             (None, false) => return None, // whoever killed it twice knows; the log says that it was checked

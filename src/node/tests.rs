@@ -334,9 +334,9 @@ async fn what_a_peer_had_when_its_status_was_asked_for_is_shown_after_it_is_gone
     }
     let mesh = &bench.node.cluster;
     let behind = || {
-        let shown = mesh.peers(bench.node.logs().vector()).into_iter().map(|peer| peer.status);
+        let mut shown = mesh.peers(bench.node.logs().vector()).into_iter().map(|peer| peer.status);
         let up = |peer: &crate::api::network::PeerStatus| peer.state == crate::api::network::NodeState::Up;
-        shown.filter(up).next().expect("answered").behind
+        shown.find(up).expect("answered").behind
     };
     assert_eq!(behind(), Some(3));
     http::status::network(bench.node.clone(), axum::extract::RawQuery(None)).await.expect("answers");

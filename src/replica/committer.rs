@@ -68,7 +68,7 @@ impl Committer {
 
     /// Whether work is left that continues with the next batch, even an empty one.
     pub fn has_more(&self) -> bool {
-        let has_left = !self.purger.is_done() || self.store.may_have_dangling();
+        let has_left = !self.purger.is_done() || self.store.index().may_have_dangling();
         has_left || !self.cuts_in_progress.is_empty() || !self.attaching.is_empty()
     }
 

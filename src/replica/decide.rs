@@ -79,16 +79,15 @@ impl<'a> Staged<'a> {
     pub(super) fn send(&mut self, message: &NewMessage) -> Result<SendOutcome, StoreError> {
         let copies = self.index.copies(message.id.into_bytes())?;
         let covered: Vec<StoredCopy> =
-            copies.committed().iter().filter(|copy| self.logs.covers(copy.place)).copied().collect();
+            copies.committed().iter().filter(|copy| self.logs.covers(copy.key)).copied().collect();
         let has_copy = !covered.is_empty() || !copies.staged().is_empty();
         let is_same = |copy: &&StoredCopy| copy.digest == message.digest;
-        let mut intact: Vec<EntryKey> =
-            copies.staged().iter().filter(is_same).map(|copy| copy.place).collect();
+        let mut intact: Vec<EntryKey> = copies.staged().iter().filter(is_same).map(|copy| copy.key).collect();
         let mut was_stored = !intact.is_empty();
         for copy in covered.iter().filter(is_same) {
             was_stored = true;
             if self.is_intact(copy)? {
-                intact.push(copy.place);
+                intact.push(copy.key);
             }
         }
         if let Some(place) = intact.into_iter().min() {
@@ -131,9 +130,9 @@ impl<'a> Staged<'a> {
 
     /// Whether a copy that the index has is in the log and undamaged.
     fn is_intact(&self, copy: &StoredCopy) -> Result<bool, StoreError> {
-        let EntryKey { origin, seq, .. } = copy.place;
+        let EntryKey { origin, seq, .. } = copy.key;
         match self.reader()?.get(origin, seq) {
-            Ok(entry) => Ok(entry.key() == copy.place && entry.digest() == copy.digest),
+            Ok(entry) => Ok(entry.key() == copy.key && entry.digest() == copy.digest),
             Err(StoreError::Damaged { .. }) => Ok(false),
             Err(error) => Err(error),
         }

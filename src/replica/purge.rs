@@ -55,7 +55,7 @@ impl Purger {
             }
             self.logs.remove(&origin);
         }
-        if self.is_done() && store.may_have_dangling() {
+        if self.is_done() && store.index().may_have_dangling() {
             store.purge_dangling(logs)?;
         }
         Ok(())

@@ -125,7 +125,7 @@ impl ScrubPosition {
             }
             Err(error) => return Err(error),
         };
-        let audit = store.audit();
+        let mut index = store.index().reader();
         for entry in entries {
             step.bytes += entry.size();
             *checked += 1;
@@ -133,7 +133,7 @@ impl ScrubPosition {
             if self.next.is_multiple_of(CHECKPOINT_EVERY) {
                 self.compare(reader.checkpoint(self.origin, self.next)?);
             }
-            let is_due = logs.covers(entry.key()) && !audit.has_rows_of(&entry, logs)?;
+            let is_due = logs.covers(entry.key()) && !index.has_rows_of(&entry, logs)?;
             if is_due && !store.log().purged().covers(self.origin, self.next) {
                 step.index_lacks.get_or_insert((self.origin, self.next));
             }

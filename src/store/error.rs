@@ -1,4 +1,7 @@
 //! Owns the errors of a store: why it cannot be opened, and why a read or a commit failed.
+//!
+//! Each [`OpenError`] is a sentence for the operator that names the file. A [`StoreError`] says what a caller can do: ask a
+//! peer for a damaged entry, read again after a cut, or close the store. No error of redb leaves the store in another form.
 
 use std::path::PathBuf;
 
@@ -110,6 +113,16 @@ pub enum StoreError {
         /// Its former seq.
         seq: u64,
     },
+}
+
+impl StoreError {
+    /// This error as the reason why a file does not open.
+    pub(in crate::store) fn while_opening(self, path: PathBuf) -> OpenError {
+        match self {
+            StoreError::Storage(error) => files::classify_error(path, *error),
+            other => OpenError::Corrupt { path, why: other.to_string() },
+        }
+    }
 }
 
 /// redb has one error type per operation; here all of them mean that storage failed.

@@ -202,12 +202,14 @@ fn what_is_not_even_opened_is_salvaged_and_kept() {
     let dir = tempfile::tempdir().expect("temp dir");
     Bench::open(dir.path()).send(&numbered(0..20));
     let (store, logs) = Store::open_with(dir.path(), "test", NOW, OpenPolicy::RebuildIndex).expect("opens");
-    assert!(store.has_new_index() && store.recovery().is_none());
+    assert!(store.index().is_new() && store.recovery().is_none());
     assert_eq!(logs.vector().entries(), 20);
     drop(store);
     let (store, logs) = Store::open_with(dir.path(), "test", NOW, OpenPolicy::SalvageLog).expect("opens");
     assert_eq!((logs.vector().entries(), store.damaged_files().len()), (20, 1));
-    assert!(store.recovery().is_some_and(|recovery| recovery.why.contains("ends with it")));
+    assert!(
+        store.recovery().is_some_and(|recovery| recovery.why.contains("a process that opens it crashes"))
+    );
 }
 
 /// The first row that is read at once and the one behind it are found by the last of the former.
@@ -252,7 +254,7 @@ fn a_row_of_the_index_that_leads_back_ends_a_walk_and_the_index_is_built_anew() 
         drop(listing);
         drop(store);
         let bench = Bench::open(dir.path());
-        assert!(bench.store.has_new_index());
+        assert!(bench.store.index().is_new());
         assert_eq!(bench.list(filter, None, false), texts(0..2_000));
         bench.index_everything();
     }
@@ -312,7 +314,7 @@ fn an_entry_that_was_damaged_before_it_was_indexed_is_found_once_it_is_mended() 
 
     for _ in 0..2 {
         let bench = Bench::open(dir.path());
-        assert_eq!(bench.first(1).map(|standing| standing.place), Some(place));
+        assert_eq!(bench.first(1).map(|standing| standing.key), Some(place));
         assert_eq!(bench.store.counts().messages, 3);
         bench.index_everything();
     }
@@ -355,7 +357,7 @@ fn the_index_answers_the_same_from_tail_and_file_and_after_a_rebuild() {
     let answers = |bench: &Bench| {
         let of =
             |user: &str| bench.list(Filter { user: Some(user.into()), ..Filter::default() }, None, false);
-        let standings: Vec<_> = (0..900).map(|n| bench.first(n).expect("is there").place).collect();
+        let standings: Vec<_> = (0..900).map(|n| bench.first(n).expect("is there").key).collect();
         (of("user0"), of("user1"), of("#room"), standings, bench.store.counts())
     };
     let before = answers(&bench);

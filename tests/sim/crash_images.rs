@@ -122,7 +122,7 @@ fn check(disk: &Disk, known: &Known, policy: OpenPolicy, what: &str) -> Vec<Step
         assert!(known.contains_key(number), "{what}: message {number} was never attempted");
         let standings = store.stored_copies(Uuid::from_u128(*number), &logs).expect("reads");
         assert!(
-            standings.iter().map(|s| s.place).eq([*place]),
+            standings.iter().map(|s| s.key).eq([*place]),
             "{what}: the index has the wrong copies of {number}: {standings:?}"
         );
     }

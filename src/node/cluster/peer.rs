@@ -104,7 +104,7 @@ impl Peer {
             (self.own_log, self.digest, self.status_vector) = (None, None, None);
             match before {
                 Some(before) if before.store_id == incarnation.store_id => {
-                    self.vector_before_restart = last_known
+                    self.vector_before_restart = last_known;
                 }
                 Some(_) if is_same_node => {
                     incidents.add(format!("node {} came back with another store", body.hello.node_id));

@@ -100,7 +100,7 @@ pub async fn all_copies(node: &Node, messages: Vec<(Uuid, Digest, EntryKey)>) ->
         let copies = |(id, digest, place): (Uuid, Digest, EntryKey)| {
             let stored = store.stored_copies(id, &logs).unwrap_or_default();
             let copies = stored.iter().filter(|copy| copy.digest == digest);
-            let others = copies.map(|copy| copy.place).filter(|other| *other != place);
+            let others = copies.map(|copy| copy.key).filter(|other| *other != place);
             std::iter::once(place).chain(others).map(range_of).collect()
         };
         messages.into_iter().map(copies).collect()

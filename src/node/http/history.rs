@@ -66,12 +66,12 @@ pub async fn get_one(
 
 fn one(node: &Node, id: Uuid) -> Result<Response, ReadFailure> {
     let first = node.store.first_copy(id, &node.logs())?.ok_or_else(|| not_found(id))?;
-    let entry = node.store.log().read()?.get(first.place.origin, first.place.seq)?;
+    let entry = node.store.log().read()?.get(first.key.origin, first.key.seq)?;
     let content = entry.message().ok_or_else(|| not_found(id))?;
     let mut json = Vec::with_capacity(512);
     let copies = node.store.stored_copies(id, &node.logs())?.into_iter();
     let copies: Vec<_> =
-        copies.filter(|copy| copy.digest == first.digest).map(|copy| acks::range_of(copy.place)).collect();
+        copies.filter(|copy| copy.digest == first.digest).map(|copy| acks::range_of(copy.key)).collect();
     view(&content, entry.key()).write_answer_json(&node.durable_on(&copies), None, &mut json);
     Ok(serve::json(StatusCode::OK, json))
 }
@@ -142,7 +142,7 @@ fn anchors(node: &Node, query: &ListQuery) -> Result<(Option<EntryKey>, Option<E
 
 fn key_of(node: &Node, anchor: Anchor) -> Result<EntryKey, ReadFailure> {
     match anchor {
-        Anchor::Id(id) => Ok(node.store.first_copy(id, &node.logs())?.ok_or_else(|| not_found(id))?.place),
+        Anchor::Id(id) => Ok(node.store.first_copy(id, &node.logs())?.ok_or_else(|| not_found(id))?.key),
         Anchor::Entry(origin, seq) => {
             let origin = Origin(origin.into_bytes());
             if !(1..=node.logs().vector().seq(origin)).contains(&seq) {

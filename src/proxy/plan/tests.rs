@@ -122,7 +122,7 @@ impl World {
                 for (id, _) in self.state.upstreams.take_due_probes(now, 0.5) {
                     match self.probed(id, now) {
                         After(took) if took < S => {
-                            self.schedule(now + took, Event::Probed { id, began: now })
+                            self.schedule(now + took, Event::Probed { id, began: now });
                         }
                         Refused => self.state.upstreams.failed(id, now, "refused".into()),
                         After(_) | Never => self.schedule(now + S, Event::ProbeLate { id, began: now }),

@@ -1,9 +1,12 @@
-//! Owns what a reader of the feed has not seen yet: a walk through it in display order, up to what a store holds.
+//! Owns a feed scan: the messages that a reader has not seen, in display order, up to the vector of a store.
 //!
-//! Whatever the reader saw elsewhere counts: of each log a beginning is covered, and the walk takes the rest. A second copy
-//! of a message is passed over where another one is covered or was walked past. An entry that is damaged, or that only a
-//! newer program understands, holds its log: the walk goes on with the others and its end is before that entry,
-//! so no reader is ever led past it. Read in chunks, as a [listing](super::listing) is.
+//! Called by the node's feed; reads through `merge`, in chunks as a [listing](super::listing). What the reader saw on other
+//! nodes counts: its state covers a beginning of each log, and the scan reads the rest. Must not know how a state becomes a
+//! cursor.
+//!
+//! Invariants: a copy of a message is skipped if another copy is covered or was scanned. An entry that is damaged, or that
+//! only a newer program can read, blocks its log: the scan continues with the other logs and ends before that entry, so the
+//! reader's position never passes an entry that it was not given.
 
 use std::iter;
 use std::sync::{Arc, Weak};
@@ -21,26 +24,26 @@ use crate::store::history::merge::Merge;
 use crate::store::log::LogReader;
 use crate::store::{Store, StoreError};
 
-/// Entries looked at in one chunk; then the transaction ends.
+/// Entries read in one chunk at most; the next chunk continues.
 const CHUNK_ROWS: usize = 1_000;
-/// Bytes of records in one chunk.
+/// Bytes of records in one chunk; the next chunk continues.
 const CHUNK_BYTES: usize = 256 << 10;
-/// How long one chunk may pin pages.
+/// How long one chunk may pin pages; the next chunk continues.
 const CHUNK_TIME: Duration = Duration::from_millis(20);
 
 /// A message for the reader.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FeedItem {
-    /// The entry that brings it.
+    /// Its entry.
     pub entry: Entry,
-    /// Where its earliest copy stands here.
+    /// The key of its first copy here.
     pub first: EntryKey,
 }
 
-/// See the head of this file.
+/// A feed scan that is under way.
 #[derive(Debug)]
 pub struct FeedScan {
-    /// Not held between chunks: a slow reader must not keep a store open that is to be closed.
+    /// Weak, so that a slow reader does not keep a store open that must close.
     store: Weak<Store>,
     logs: Arc<Logs>,
     before: ReadState,
@@ -49,12 +52,12 @@ pub struct FeedScan {
     at: Option<EntryKey>,
     is_blocked: bool,
     done: bool,
-    /// The core that this walk's cursors share, and with how many earlier walks.
+    /// The payload that the cursors of this scan share, and the number of earlier scans in it.
     core: Option<(usize, Option<Vec<u8>>)>,
 }
 
 impl FeedScan {
-    /// What is in `logs` and was not seen before. `until`: how far `logs` are, or less.
+    /// Everything up to `until` that `before` does not cover. `until` is at most the frontier of `logs`.
     pub fn new(
         store: &Arc<Store>,
         logs: Arc<Logs>,
@@ -65,7 +68,7 @@ impl FeedScan {
         let (mut holds, mut parts) = (false, Vec::new());
         let mut reader = store.log().read()?;
         for (origin, last) in until.beyond(&before.full) {
-            // It may have been cut shorter since.
+            // The log may have been cut since.
             let last = last.min(logs.vector().seq(origin));
             match covered(&before, &logs, &mut reader, origin, last)? {
                 Covered::UpTo(covered) if covered < last => parts.push((origin, covered + 1, last)),
@@ -91,8 +94,8 @@ impl FeedScan {
         })
     }
 
-    /// The next messages, at most `most` and no further one once there are so many bytes; maybe none although there are
-    /// more. See [`Follow::is_done`].
+    /// The next messages, at most `most`, and no further one after `most_bytes`. May be empty although there are more: see
+    /// [`FeedScan::is_done`].
     pub fn next_chunk(&mut self, most: usize, most_bytes: usize) -> Result<Vec<FeedItem>, StoreError> {
         let began = Instant::now();
         let store = self.store.upgrade().ok_or(StoreError::Closed)?;
@@ -108,7 +111,7 @@ impl FeedScan {
                     self.done = true;
                     break;
                 }
-                // Damaged, or cut off meanwhile: what was moved stands in a branch, which the next walk knows.
+                // If the log was cut meanwhile, its entries moved to a branch, which the next scan reads.
                 Err(StoreError::Damaged { origin, seq } | StoreError::CutOff { origin, seq }) => {
                     self.block_log(origin, seq);
                     continue;
@@ -125,7 +128,7 @@ impl FeedScan {
         Ok(found)
     }
 
-    /// Ends this log's part of the walk before an entry that cannot be given.
+    /// Ends the scan of a log before an entry that cannot be returned.
     fn block_log(&mut self, origin: Origin, seq: u64) {
         self.merge.drop_log(origin);
         (self.is_blocked, self.core) = (true, None);
@@ -134,7 +137,7 @@ impl FeedScan {
         }
     }
 
-    /// Walks past an entry. Gives it if the reader has not had its message.
+    /// Scans an entry. Returns it if the reader has not seen its message.
     fn deliver(
         &mut self,
         store: &Store,
@@ -149,46 +152,46 @@ impl FeedScan {
                 before_it.is_some_and(|at| place <= at) && place.seq <= self.until.seq(place.origin)
             };
             let copies = store.stored_copies(content.id, &self.logs)?.into_iter();
-            for copy in copies.filter(|copy| copy.digest == entry.digest() && copy.place != entry.key()) {
-                if self.before.covers(copy.place) || walked(copy.place) {
+            for copy in copies.filter(|copy| copy.digest == entry.digest() && copy.key != entry.key()) {
+                if self.before.covers(copy.key) || walked(copy.key) {
                     return Ok(None);
                 }
-                first = first.min(copy.place);
+                first = first.min(copy.key);
             }
         }
         Ok(Some(FeedItem { entry, first }))
     }
 
-    /// Everything that can be given was.
+    /// Whether the scan is complete.
     pub fn is_done(&self) -> bool {
         self.done
     }
 
-    /// Some log waits for an entry that cannot be given now.
+    /// Whether a log is blocked by an entry that cannot be returned now.
     pub fn is_blocked(&self) -> bool {
         self.is_blocked
     }
 
-    /// The place of the last entry walked past.
+    /// The key of the last entry scanned.
     pub fn at(&self) -> Option<EntryKey> {
         self.at
     }
 
-    /// What the reader has seen once it was given everything up to this place.
+    /// The reader's state after it received everything up to this key.
     pub fn state_at(&self, at: EntryKey) -> ReadState {
         let mut seen = self.before_at(at);
         seen.scans.push(PartialScan { until: self.until.clone(), at });
         seen
     }
 
-    /// What the reader saw before, without the walks that this one has come past: they need not be remembered twice.
+    /// What the reader saw before, without the scans that this one has passed: it covers what they cover.
     fn before_at(&self, at: EntryKey) -> ReadState {
         let mut seen = self.before.clone();
         seen.scans.retain(|walk| walk.at > at || !walk.until.beyond(&self.until).is_empty());
         seen
     }
 
-    /// The core of a cursor that says [`Follow::seen_at`], where it is short enough.
+    /// The payload of a cursor for [`FeedScan::state_at`], if it is short enough.
     pub fn core_at(&mut self, at: EntryKey) -> Option<Vec<u8>> {
         let later = self.before.scans.iter().filter(|walk| walk.at > at).count();
         if self.core.as_ref().is_none_or(|(of, _)| *of != later) {
@@ -198,7 +201,7 @@ impl FeedScan {
         Some(cursor::payload_at(core.as_ref()?, at))
     }
 
-    /// What it has seen at the end of the walk.
+    /// The reader's state at the end of the scan.
     pub fn state_at_end(&self) -> ReadState {
         let walks = self.before.beyond(&self.until);
         ReadState {
@@ -214,14 +217,14 @@ pub fn last_stamp(logs: &Logs) -> Stamp {
     logs.ranges().map(|(_, range)| range.last).max().unwrap_or_default()
 }
 
-/// How much of a log a reader has seen.
+/// The beginning of a log that a reader has seen.
 enum Covered {
     UpTo(u64),
-    /// And whether it saw more cannot be told before the next entry is mended.
+    /// Whether it saw more is unknown until the next entry is repaired.
     UpToDamage(u64),
 }
 
-/// How much of a log's first `last` entries was seen: of each walk that is a beginning, too, for stamps increase.
+/// How much of a log's first `last` entries the reader saw. What a scan covers is a beginning too, because stamps increase.
 fn covered(
     seen: &ReadState,
     logs: &Logs,
@@ -250,7 +253,7 @@ fn covered(
     Ok(Covered::UpTo(covered))
 }
 
-/// How many of a log's first `until` entries stand before this place.
+/// How many of a log's first `until` entries are not after this key.
 fn scanned(reader: &mut LogReader, origin: Origin, until: u64, at: EntryKey) -> Result<Covered, StoreError> {
     let mut search = until;
     loop {

@@ -1,34 +1,32 @@
-//! Owns history: which messages are listed, in display order, within one vector.
+//! Owns a listing: which messages match a filter, in display order, within one vector.
 //!
-//! A listing is of the logs as they were at its start, so it depends on that vector alone. If one message
-//! stands in several logs, the copy that comes first within the vector is shown and the others are not. It is
-//! read in chunks, each with transactions of its own, so that a slow reader pins nothing. Where a log of its vector is
-//! cut meanwhile, it fails once rows behind the cut are removed, and never goes on without them.
+//! Called by the node for `GET /messages`; reads through `merge`, or through `user_scan` if the filter names a user. Read in
+//! chunks, each with its own transactions, so that a slow reader pins no pages. Must not know pages, links or JSON.
+//!
+//! Invariants: a listing depends on its vector alone. Of several copies of one message it shows the first within the vector.
+//! If a log of the vector is cut meanwhile, the listing fails once entries are purged; it never skips them.
 
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
-use uuid::Uuid;
-
 use crate::chain::filter::Filter;
 use crate::chain::ids::EntryKey;
 use crate::chain::logs::Logs;
-use crate::chain::message::Digest;
 use crate::chain::record::Entry;
 use crate::store::history::merge::Merge;
 use crate::store::history::user_scan::UserScan;
 use crate::store::index::memtable::{RECIPIENT, SENDER};
 use crate::store::log::LogReader;
-use crate::store::{Store, StoreError};
+use crate::store::{Store, StoreError, StoredCopy};
 
-/// Entries looked at in one chunk; then the transaction ends.
+/// Entries read in one chunk at most; the next chunk continues.
 const CHUNK_ROWS: usize = 1_000;
-/// Bytes of shown records in one chunk.
+/// Bytes of returned records in one chunk; the next chunk continues.
 const CHUNK_BYTES: usize = 256 << 10;
-/// How long one chunk may pin pages.
+/// How long one chunk may pin pages; the next chunk continues.
 const CHUNK_TIME: Duration = Duration::from_millis(20);
 
-/// The name and the sides by which the index finds everything that can match.
+/// The name and sides under which the index has every message that can match, if there are any.
 fn indexed_name(filter: &Filter) -> Option<(&str, u8)> {
     if let Some(sender) = &filter.sender {
         Some((sender, SENDER))
@@ -39,6 +37,7 @@ fn indexed_name(filter: &Filter) -> Option<(&str, u8)> {
     }
 }
 
+/// Where a listing reads.
 #[derive(Debug)]
 enum Source {
     Logs(Merge),
@@ -73,14 +72,14 @@ impl Source {
     }
 }
 
-/// A walk through history. See the head of this file.
+/// A listing that is under way.
 #[derive(Debug)]
 pub struct Listing {
-    /// Not held between chunks: a slow reader must not keep a store open that is to be closed.
+    /// Weak, so that a slow reader does not keep a store open that must close.
     store: Weak<Store>,
     logs: Arc<Logs>,
     filter: Filter,
-    /// `None`: it was put down.
+    /// `None`: its buffers were released.
     source: Option<Source>,
     from: Option<EntryKey>,
     backward: bool,
@@ -90,8 +89,8 @@ pub struct Listing {
 }
 
 impl Listing {
-    /// Everything in `logs` that matches, after `from` (exclusive) in display order; `backward`: before it,
-    /// newest first.
+    /// Every message in `logs` that matches, after `from` (exclusive), in display order; `backward`: before `from`, newest
+    /// first.
     pub fn new(
         store: &Arc<Store>,
         logs: Arc<Logs>,
@@ -106,18 +105,18 @@ impl Listing {
         Ok(Listing { store, logs, filter, source, from, backward, until, done, last_seen })
     }
 
-    /// Keeps no more in memory than where it is, until the next chunk is asked for.
+    /// Releases all buffers. The next chunk seeks again.
     pub fn release_buffers(&mut self) {
         self.source = None;
     }
 
-    /// Ends the listing before it reaches this place.
+    /// Ends the listing before this entry.
     #[must_use]
-    pub fn until(self, place: Option<EntryKey>) -> Self {
-        Listing { until: place, ..self }
+    pub fn until(self, key: Option<EntryKey>) -> Self {
+        Listing { until: key, ..self }
     }
 
-    /// The next messages, at most `most` of them; maybe none although there are more. See [`Listing::is_done`].
+    /// The next messages, at most `most`. May be empty although there are more: see [`Listing::is_done`].
     pub fn next_chunk(&mut self, most: usize) -> Result<Vec<Entry>, StoreError> {
         let began = Instant::now();
         let store = self.store.upgrade().ok_or(StoreError::Closed)?;
@@ -134,12 +133,13 @@ impl Listing {
                 self.source.insert(Source::new(&store, &self.logs, &self.filter, from, self.backward)?)
             };
             let next = match source.next(&store, &self.logs, &mut reader) {
-                // What was found is given first; the next chunk begins with the damage.
+                // Return what was found; the next chunk starts with the damaged entry and fails.
                 Err(StoreError::Damaged { .. }) if !shown.is_empty() => break,
                 next => next?,
             };
-            let Some((entry, has_copy)) = next.filter(|(entry, _)| self.is_before_the_end(entry.key()))
-            else {
+            let is_before = |key: EntryKey, end| if self.backward { key > end } else { key < end };
+            let is_listed = |key| self.until.is_none_or(|until| is_before(key, until));
+            let Some((entry, has_copy)) = next.filter(|(entry, _)| is_listed(entry.key())) else {
                 self.done = true;
                 break;
             };
@@ -149,39 +149,27 @@ impl Listing {
                 shown.push(entry);
             }
         }
-        store.check_not_purged(&self.logs)?; // the index says nothing where it lacks a row
+        store.check_not_purged(&self.logs)?; // a scan of the index does not notice purged rows
         Ok(shown)
-    }
-
-    fn is_before_the_end(&self, place: EntryKey) -> bool {
-        self.until.is_none_or(|until| if self.backward { place > until } else { place < until })
     }
 
     fn shows(&self, store: &Store, entry: &Entry, has_copy: bool) -> Result<bool, StoreError> {
         let Some(content) = entry.message() else { return Ok(false) };
-        if has_copy && !self.is_first_copy(store, content.id, entry.digest(), entry.key())? {
-            return Ok(false);
+        if has_copy {
+            let is_earlier = |copy: &StoredCopy| copy.digest == entry.digest() && copy.key < entry.key();
+            if store.stored_copies(content.id, &self.logs)?.iter().any(is_earlier) {
+                return Ok(false);
+            }
         }
         Ok(self.filter.matches(&content, entry.key()))
     }
 
-    fn is_first_copy(
-        &self,
-        store: &Store,
-        id: Uuid,
-        digest: Digest,
-        place: EntryKey,
-    ) -> Result<bool, StoreError> {
-        let copies = store.stored_copies(id, &self.logs)?;
-        Ok(!copies.iter().any(|copy| copy.digest == digest && copy.place < place))
-    }
-
-    /// Everything was looked at.
+    /// Whether the listing is complete.
     pub fn is_done(&self) -> bool {
         self.done
     }
 
-    /// The last entry looked at, shown or not: where another listing can go on.
+    /// The last entry read, returned or not. Another listing can continue from it.
     pub fn last_seen(&self) -> Option<EntryKey> {
         self.last_seen
     }

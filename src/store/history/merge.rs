@@ -1,7 +1,9 @@
-//! Owns the merge of all logs into display order, forward or backward, from any place.
+//! Owns the merge of all logs into display order, forward or backward, from any key.
 //!
-//! Stamps of a log increase, so every log is in display order already and no time index is needed. A log that
-//! the merge has not reached costs one key in a sorted set: its first (backward: last) place is known from
+//! Between `listing` or `feed_scan` and the log reader. The stamps of a log increase, so every log is in display order and no
+//! index by time is needed. Must not know filters or cursors.
+//!
+//! Invariant: a log that the merge has not reached costs one key in a sorted set. Its first (backward: last) key is known from
 //! memory, so thousands of old logs are not opened to show the newest fifty messages.
 
 use std::collections::{BTreeSet, VecDeque};
@@ -13,37 +15,38 @@ use crate::chain::record::Entry;
 use crate::store::log::{LogReader, ReadLimit};
 use crate::store::{Store, StoreError};
 
-/// Entries buffered by one merge, over all logs it has reached. At the bound each log holds fewer.
+/// Entries buffered by one merge, shared by all logs it has reached: with more logs, each buffers fewer.
 const BUFFER_ROWS: usize = 4_096;
-/// Bytes buffered for one log at a time.
+/// Bytes buffered for one log; a larger read is cut there.
 const BUFFER_BYTES: usize = 256 << 10;
-/// Bytes buffered for all logs together by a walk of which there may be thousands at a time.
+/// Bytes buffered for all logs together by a feed scan, of which thousands may run at a time.
 const SMALL_BUFFER_BYTES: usize = 128 << 10;
 
 /// One log being merged.
 #[derive(Debug)]
 struct MergeInput {
     origin: Origin,
-    /// Seqs not yet read from the store.
+    /// Seqs to be read from the store.
     first: u64,
     last: u64,
-    /// Read ahead, in the direction of the merge; each with whether it has another copy.
+    /// Entries read ahead, in the direction of the merge, each with whether it has another copy.
     rows: VecDeque<(Entry, bool)>,
 }
 
-/// See the head of this file.
+/// A merge that is under way.
 #[derive(Debug)]
 pub(in crate::store) struct Merge {
     backward: bool,
     inputs: Vec<MergeInput>,
-    /// The next place of every run that is not at its end.
+    /// The next key of every input that is not at its end. After damage, a lower bound of it.
     next: BTreeSet<(EntryKey, usize)>,
+    /// Inputs that have rows.
     buffered: usize,
     is_small: bool,
 }
 
 impl Merge {
-    /// A merge of everything in `logs` that lies after (backward: before) `from`.
+    /// A merge of everything in `logs` after (backward: before) `from`.
     pub(in crate::store) fn new(
         store: &Store,
         logs: &Logs,
@@ -75,11 +78,11 @@ impl Merge {
             next.push((place, runs.len()));
             runs.push(MergeInput { origin, first, last, rows: VecDeque::new() });
         }
-        // All at once, which packs the set.
+        // Collected at once, which packs the set.
         Ok(Merge { backward, inputs: runs, next: next.into_iter().collect(), buffered: 0, is_small: false })
     }
 
-    /// A merge of these parts of logs, each `origin, first, last`, that keeps little in memory.
+    /// A forward merge of these ranges, each `(origin, first, last)`, with small buffers.
     pub(in crate::store) fn of_ranges(
         store: &Store,
         logs: &Logs,
@@ -91,7 +94,7 @@ impl Merge {
             let stamp = match logs.stamps(origin) {
                 Some(range) if first == 1 => range.first,
                 Some(range) if first == logs.vector().seq(origin) => range.last,
-                // A damaged one is met when it is its turn, which is not before the stamp of the one before it.
+                // A damaged entry gets a lower bound of its stamp, and is met when the merge reaches that.
                 Some(range) => reader.peek(origin, first)?.map_or(range.first, |entry| entry.stamp()),
                 None => continue,
             };
@@ -107,7 +110,7 @@ impl Merge {
         })
     }
 
-    /// Leaves the rest of a log out.
+    /// Skips the rest of a log.
     pub(in crate::store) fn drop_log(&mut self, origin: Origin) {
         let Some(index) = self.inputs.iter().position(|run| run.origin == origin) else { return };
         self.next.retain(|(_, of)| *of != index);
@@ -127,17 +130,17 @@ impl Merge {
             let first = if self.backward { self.next.pop_last() } else { self.next.pop_first() };
             let Some((place, index)) = first else { return Ok(None) };
             match self.take(place, index, store, reader) {
-                Ok(None) => {} // its place was a guess
+                Ok(None) => {} // its key was a lower bound
                 Ok(row) => return Ok(row),
                 Err(error) => {
-                    self.next.insert((place, index)); // who comes again finds it where it was
+                    self.next.insert((place, index)); // a retry finds it again
                     return Err(error);
                 }
             }
         }
     }
 
-    /// The next row of a run, which stands at `place` as far as known.
+    /// The next row of an input, whose key is `place` or later. `None`: it is later, and is in `next` under its key now.
     fn take(
         &mut self,
         place: EntryKey,
@@ -166,7 +169,7 @@ impl Merge {
         let is_read = run.rows.is_empty() && run.first <= run.last;
         let next = match if is_read { self.fill(index, store, reader) } else { Ok(()) } {
             Ok(()) => self.inputs[index].rows.front().map(|(next, _)| next.key()),
-            // It is met when it is its turn, which is not before the next possible stamp.
+            // The damaged entry is met later: its key is not before the next possible stamp.
             Err(StoreError::Damaged { .. } | StoreError::CutOff { .. }) => Some(self.after(place)),
             Err(error) => return Err(error),
         };
@@ -177,7 +180,7 @@ impl Merge {
         Ok(row)
     }
 
-    /// Where the next entry of a log is at the nearest.
+    /// The smallest (backward: largest) key that the next entry of a log can have.
     fn after(&self, EntryKey { stamp, origin, seq }: EntryKey) -> EntryKey {
         if self.backward {
             EntryKey { stamp: Stamp(stamp.0.saturating_sub(1)), origin, seq: seq - 1 }
@@ -202,7 +205,7 @@ impl Merge {
         };
         let (Some(one), Some(other)) = (entries.first(), entries.last()) else { return Ok(()) };
         let (low, high) = (one.seq().min(other.seq()), one.seq().max(other.seq()));
-        let copies = store.index().copies(run.origin, low, high)?;
+        let copies = store.index().reader().copied_seqs(run.origin, low, high)?;
         run.rows.extend(entries.into_iter().map(|entry| {
             let has_copy = copies.binary_search(&entry.seq()).is_ok();
             (entry, has_copy)

@@ -1,4 +1,6 @@
-//! Reads of history: the merge of all logs in display order, for listings, for one user and for feeds.
+//! Reads of history: which messages a listing or a feed shows, in display order.
+//!
+//! `listing` and `feed_scan` are asked by the node; both read through `merge` (all logs) or `user_scan` (the index).
 
 pub mod feed_scan;
 pub mod listing;

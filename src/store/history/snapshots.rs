@@ -1,4 +1,4 @@
-//! Owns the way from a milestone's name to what it says. They are entries like any other, found by the index.
+//! Owns finding frontier snapshots by their id. A snapshot is an entry, indexed under its id like a message.
 
 use std::sync::Arc;
 
@@ -8,25 +8,26 @@ use crate::chain::record::EntryKind;
 use crate::store::{Store, StoreError};
 
 impl Store {
-    /// The milestone of this name, and those that it builds on: `None` if they are not all here.
-    pub fn snapshot(&self, name: SnapshotId) -> Result<Option<Arc<FrontierSnapshot>>, StoreError> {
-        let (mut contents, mut next) = (Vec::new(), Some(name));
-        while let Some(name) = next {
-            let Some((_, content)) = self.snapshot_entry(name)? else { return Ok(None) };
+    /// The snapshot with this id, resolved through the snapshots it builds on; `None` if one of them is missing here.
+    pub fn snapshot(&self, id: SnapshotId) -> Result<Option<Arc<FrontierSnapshot>>, StoreError> {
+        let (mut contents, mut next) = (Vec::new(), Some(id));
+        while let Some(id) = next {
+            let Some((_, content)) = self.snapshot_entry(id)? else { return Ok(None) };
             next = content.base;
             contents.push(content);
             if contents.len() > CHAIN_COUNT_MAX {
                 return Ok(None);
             }
         }
-        let mut milestone: Option<FrontierSnapshot> = None;
+        let mut snapshot: Option<FrontierSnapshot> = None;
         for content in contents.into_iter().rev() {
-            milestone = Some(content.snapshot(milestone.as_ref()));
+            snapshot = Some(content.snapshot(snapshot.as_ref()));
         }
-        Ok(milestone.map(Arc::new))
+        Ok(snapshot.map(Arc::new))
     }
 
-    /// The same without the milestones at the end of each log, as far as that is beyond `before`.
+    /// `until` without the snapshots at the end of each log, but not less than `before`. Otherwise nodes would answer each
+    /// other's snapshots for ever.
     pub fn without_trailing_snapshots(
         &self,
         before: &Frontier,
@@ -44,21 +45,21 @@ impl Store {
         Ok(until)
     }
 
-    /// Where it stands, if it is here.
-    pub fn snapshot_key(&self, name: SnapshotId) -> Result<Option<EntryKey>, StoreError> {
-        Ok(self.snapshot_entry(name)?.map(|(place, _)| place))
+    /// The entry of a snapshot, if it is here.
+    pub fn snapshot_key(&self, id: SnapshotId) -> Result<Option<EntryKey>, StoreError> {
+        Ok(self.snapshot_entry(id)?.map(|(key, _)| key))
     }
 
-    fn snapshot_entry(&self, name: SnapshotId) -> Result<Option<(EntryKey, SnapshotContent)>, StoreError> {
-        for standing in self.index.standings(name.0)? {
-            if SnapshotId::of(standing.digest) != name {
-                continue; // a message whose id somebody chose so
+    fn snapshot_entry(&self, id: SnapshotId) -> Result<Option<(EntryKey, SnapshotContent)>, StoreError> {
+        for copy in self.index.reader().copies(id.0)? {
+            if SnapshotId::of(copy.digest) != id {
+                continue; // a message whose sender chose the id of a snapshot
             }
-            let EntryKey { origin, seq, .. } = standing.place;
+            let EntryKey { origin, seq, .. } = copy.key;
             let Some(entry) = self.log.read()?.peek(origin, seq)? else { continue };
-            let is_it = entry.kind() == EntryKind::Snapshot && entry.digest() == standing.digest;
+            let is_it = entry.kind() == EntryKind::Snapshot && entry.digest() == copy.digest;
             if let Some(content) = SnapshotContent::decode(entry.content()).filter(|_| is_it) {
-                return Ok(Some((standing.place, content)));
+                return Ok(Some((copy.key, content)));
             }
         }
         Ok(None)

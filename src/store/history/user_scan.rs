@@ -1,37 +1,36 @@
-//! Owns the walk over one user's messages in display order, by way of the index.
+//! Owns the scan over the messages of one user in display order, through the index.
 //!
-//! What the index file holds and what is still in its tail are merged by place; an entry that moved from the
-//! one to the other while the walk was under way is met twice and given once.
+//! Between `listing` and `index`. It merges the keys of the memtable with those of the index file. The memtable is read
+//! once, before the file; an entry that is flushed during the scan is in both, and is returned once. Must not know filters:
+//! names can share a hash, so the listing compares them.
 
 use std::collections::VecDeque;
 
 use crate::chain::ids::EntryKey;
 use crate::chain::logs::Logs;
 use crate::chain::record::Entry;
-use crate::store::index::FileScan;
 use crate::store::index::memtable::NameHash;
 use crate::store::log::LogReader;
 use crate::store::{Store, StoreError};
 
-/// Rows of the index read at once.
-const ROWS: usize = 512;
+/// Rows of the index file read at a time.
+const FILE_ROWS: usize = 512;
 
-/// See the head of this file.
+/// A scan that is under way.
 #[derive(Debug)]
 pub(in crate::store) struct UserScan {
     name: NameHash,
     sides: u8,
     backward: bool,
-    /// Taken before the file is looked at for the first time.
-    tail: VecDeque<EntryKey>,
+    memtable: VecDeque<EntryKey>,
     file: VecDeque<EntryKey>,
-    /// Where the file goes on, unless it is at its end.
+    /// Where the next read of the file continues.
     file_from: Option<EntryKey>,
     file_done: bool,
 }
 
 impl UserScan {
-    /// The places after (backward: before) `from` where `name` stands on one of `sides`.
+    /// The messages after (backward: before) `from` in which `name` has one of `sides`.
     pub(in crate::store) fn new(
         store: &Store,
         name: &str,
@@ -40,13 +39,13 @@ impl UserScan {
         backward: bool,
     ) -> Self {
         let name = NameHash::of(name);
-        let mut tail = store.index().memtable_keys(name, sides);
-        tail.retain(|place| from.is_none_or(|from| if backward { *place < from } else { *place > from }));
+        let mut keys = store.index().memtable().keys_of(name, sides);
+        keys.retain(|key| from.is_none_or(|from| if backward { *key < from } else { *key > from }));
         if backward {
-            tail.reverse();
+            keys.reverse();
         }
-        let (tail, file) = (tail.into(), VecDeque::new());
-        UserScan { name, sides, backward, tail, file, file_from: from, file_done: false }
+        let (memtable, file) = (keys.into(), VecDeque::new());
+        UserScan { name, sides, backward, memtable, file, file_from: from, file_done: false }
     }
 
     /// The next entry within `logs`, and whether it has another copy.
@@ -56,36 +55,36 @@ impl UserScan {
         logs: &Logs,
         reader: &mut LogReader,
     ) -> Result<Option<(Entry, bool)>, StoreError> {
-        while let Some(EntryKey { origin, seq, .. }) = self.next_place(store)? {
+        while let Some(EntryKey { origin, seq, .. }) = self.next_key(store)? {
             if seq <= logs.vector().seq(origin) {
-                let has_copy = !store.index().copies(origin, seq, seq)?.is_empty();
+                let has_copy = !store.index().reader().copied_seqs(origin, seq, seq)?.is_empty();
                 return Ok(Some((reader.get(origin, seq)?, has_copy)));
             }
         }
         Ok(None)
     }
 
-    fn next_place(&mut self, store: &Store) -> Result<Option<EntryKey>, StoreError> {
+    fn next_key(&mut self, store: &Store) -> Result<Option<EntryKey>, StoreError> {
         while self.file.is_empty() && !self.file_done {
-            let scan = FileScan { from: self.file_from, backward: self.backward, rows: ROWS };
-            let found = store.index().file_keys(self.name, self.sides, scan)?;
-            self.file.extend(found.places);
-            self.file_done = found.next.is_none();
-            self.file_from = found.next;
+            let (name, from) = ((self.name, self.sides), self.file_from);
+            let (keys, next) = store.index().reader().file_keys(name, from, self.backward, FILE_ROWS)?;
+            self.file.extend(keys);
+            (self.file_done, self.file_from) = (next.is_none(), next);
         }
-        let place = match (self.tail.front(), self.file.front()) {
-            (Some(tail), Some(file)) if (tail < file) ^ self.backward => *tail,
-            (_, Some(file)) => *file,
-            (tail, None) => match tail {
-                Some(tail) => *tail,
+        let next = match (self.memtable.front(), self.file.front()) {
+            (Some(one), Some(other)) if self.backward => one.max(other),
+            (Some(one), Some(other)) => one.min(other),
+            (one, other) => match one.or(other) {
+                Some(only) => only,
                 None => return Ok(None),
             },
         };
-        for places in [&mut self.tail, &mut self.file] {
-            if places.front() == Some(&place) {
-                places.pop_front();
+        let next = *next;
+        for keys in [&mut self.memtable, &mut self.file] {
+            if keys.front() == Some(&next) {
+                keys.pop_front();
             }
         }
-        Ok(Some(place))
+        Ok(Some(next))
     }
 }

@@ -1,8 +1,9 @@
-//! Owns the entries that are durable in the log but not yet in the index file: a bounded queue in memory that
-//! answers the same questions as the index does.
+//! Owns the entries that are durable in the log and not yet in the index file, and answers the same questions as the file.
 //!
-//! Entries leave it only after the index file holds them. So whoever asks the tail first and the file second
-//! misses nothing, and may see one entry in both.
+//! Also owns what the index derives from one entry ([`IndexEntry`]). Must not know the tables of the file.
+//!
+//! Invariant: an entry leaves the memtable only after the file has it. So a reader that asks the memtable first and the file
+//! second misses nothing, and may see an entry in both.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 
@@ -12,12 +13,12 @@ use crate::chain::message::Digest;
 use crate::chain::record::{Entry, EntryKind};
 use crate::store::{Counts, StoredCopy};
 
-/// A message's side that a name stands on; a row of the index carries the sides of one name as bits.
+/// Bit for a name that is the sender of a message.
 pub(in crate::store) const SENDER: u8 = 1;
-/// See [`SENDER`].
+/// Bit for a name that is the recipient of a message.
 pub(in crate::store) const RECIPIENT: u8 = 2;
 
-/// What a name is found by. Different names may share one; whoever reads compares the name itself.
+/// Hash under which a name is indexed. Names can collide, so a reader compares the name itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::store) struct NameHash(pub(in crate::store) [u8; 8]);
 
@@ -27,26 +28,26 @@ impl NameHash {
     }
 }
 
-/// What the index keeps of one entry, worked out once, when the entry is noted.
+/// What the index keeps of one entry.
 #[derive(Debug)]
 pub(in crate::store) struct IndexEntry {
     pub(in crate::store) copy: StoredCopy,
-    /// What it is found by: a message by its id, a milestone by its name. `None`: by nothing.
+    /// The id of a message or of a frontier snapshot; `None` for other entries.
     pub(in crate::store) id: Option<[u8; 16]>,
-    /// It is a message, with a sender and a recipient.
+    /// The entry is a message: it has a sender and a recipient.
     pub(in crate::store) is_message: bool,
     pub(in crate::store) sender: NameHash,
     pub(in crate::store) recipient: NameHash,
-    /// Places that are known to have another copy of the same message since this entry; at most two.
+    /// Entries to mark as having another copy because of this entry; at most two.
     pub(in crate::store) copies: Vec<(Origin, u64)>,
-    /// What this entry adds to the counts.
-    pub(in crate::store) adds: Counts,
+    /// What the entry adds to the counts.
+    pub(in crate::store) counts: Counts,
 }
 
 impl IndexEntry {
-    /// For an entry of which no other copy is known.
+    /// For an entry without other copies.
     pub(in crate::store) fn new(entry: &Entry) -> Self {
-        let copy = StoredCopy { place: entry.key(), digest: entry.digest() };
+        let copy = StoredCopy { key: entry.key(), digest: entry.digest() };
         let copies = Vec::new();
         let Some(content) = entry.message() else {
             let adds = Counts { unreadable: u64::from(entry.is_unreadable()), ..Counts::default() };
@@ -59,7 +60,7 @@ impl IndexEntry {
                 sender: no_name,
                 recipient: no_name,
                 copies,
-                adds,
+                counts: adds,
             };
         };
         IndexEntry {
@@ -69,102 +70,106 @@ impl IndexEntry {
             sender: NameHash::of(content.sender),
             recipient: NameHash::of(content.recipient),
             copies,
-            adds: Counts { messages: 1, ..Counts::default() },
+            counts: Counts { messages: 1, ..Counts::default() },
         }
     }
 
-    /// Compares a message with all copies of its id that were indexed before.
-    pub(in crate::store) fn compare(&mut self, before: &[StoredCopy]) {
+    /// Compares a message with all copies of its id that were indexed earlier.
+    pub(in crate::store) fn compare_with(&mut self, before: &[StoredCopy]) {
         let same = before.iter().filter(|other| other.digest == self.copy.digest);
-        self.copies = same.map(|other| (other.place.origin, other.place.seq)).take(2).collect();
+        self.copies = same.map(|other| (other.key.origin, other.key.seq)).take(2).collect();
         let is_new = self.copies.is_empty();
         if self.copies.len() == 2 {
-            self.copies.clear(); // the later of them marked both
+            self.copies.clear(); // the second of them marked both
         }
         if !is_new {
-            self.copies.push((self.copy.place.origin, self.copy.place.seq));
+            self.copies.push((self.copy.key.origin, self.copy.key.seq));
         }
         let contents: BTreeSet<Digest> = before.iter().map(|other| other.digest).collect();
-        self.adds = Counts {
+        self.counts = Counts {
             messages: u64::from(is_new),
             conflicts: u64::from(is_new && contents.len() == 1),
             unreadable: 0,
         };
     }
 
-    /// The sides on which the name stands, 0 if on none.
+    /// The bits of the sides that have this name; 0 if none has.
     pub(in crate::store) fn sides(&self, name: NameHash) -> u8 {
         let side = |hash, side| if self.is_message && hash == name { side } else { 0 };
         side(self.sender, SENDER) | side(self.recipient, RECIPIENT)
     }
 }
 
-/// See the head of this file.
+/// The entries that the index file does not have yet, oldest first.
 #[derive(Debug, Default)]
 pub(in crate::store) struct Memtable {
     entries: VecDeque<IndexEntry>,
     by_id: HashMap<[u8; 16], Vec<StoredCopy>>,
-    copies: BTreeSet<(Origin, u64)>,
+    /// Entries that have another copy.
+    copied: BTreeSet<(Origin, u64)>,
     epoch: u64,
 }
 
 impl Memtable {
-    pub(in crate::store) fn push(&mut self, noted: IndexEntry) {
-        if let Some(id) = noted.id {
-            self.by_id.entry(id).or_default().push(noted.copy);
+    pub(in crate::store) fn push(&mut self, entry: IndexEntry) {
+        if let Some(id) = entry.id {
+            self.by_id.entry(id).or_default().push(entry.copy);
         }
-        self.copies.extend(&noted.copies);
-        self.entries.push_back(noted);
+        self.copied.extend(&entry.copies);
+        self.entries.push_back(entry);
     }
 
     pub(in crate::store) fn len(&self) -> usize {
         self.entries.len()
     }
 
-    /// The oldest `count` entries, to be written to the file.
+    /// The oldest `count` entries.
     pub(in crate::store) fn oldest(&self, count: usize) -> impl Iterator<Item = &IndexEntry> {
         self.entries.iter().take(count)
     }
 
-    /// Lets go of the oldest `count` entries: the file has them.
+    /// Drops the oldest `count` entries: the file has them.
     pub(in crate::store) fn drop_oldest(&mut self, count: usize) {
         self.epoch += 1;
-        for noted in self.entries.drain(..count) {
-            for place in &noted.copies {
-                self.copies.remove(place);
+        for entry in self.entries.drain(..count) {
+            for key in &entry.copies {
+                self.copied.remove(key);
             }
-            let Some(id) = noted.id else { continue };
-            if let Some(standings) = self.by_id.get_mut(&id) {
-                standings.retain(|standing| standing.place != noted.copy.place);
-                if standings.is_empty() {
+            let Some(id) = entry.id else { continue };
+            if let Some(copies) = self.by_id.get_mut(&id) {
+                copies.retain(|copy| copy.key != entry.copy.key);
+                if copies.is_empty() {
                     self.by_id.remove(&id);
                 }
             }
         }
     }
 
-    /// How often entries were let go. Whoever looked into the file before that must look again.
+    /// How often entries were dropped. What was read from the file in an earlier epoch may miss them.
     pub(in crate::store) fn epoch(&self) -> u64 {
         self.epoch
     }
 
-    pub(in crate::store) fn standings(&self, id: &[u8; 16]) -> &[StoredCopy] {
+    pub(in crate::store) fn copies_of(&self, id: &[u8; 16]) -> &[StoredCopy] {
         self.by_id.get(id).map_or(&[], Vec::as_slice)
     }
 
     /// Which of `first..=last` of a log have another copy.
-    pub(in crate::store) fn copies(
+    pub(in crate::store) fn copied_seqs(
         &self,
         origin: Origin,
         first: u64,
         last: u64,
     ) -> impl Iterator<Item = u64> + '_ {
-        self.copies.range((origin, first)..=(origin, last)).map(|(_, seq)| *seq)
+        self.copied.range((origin, first)..=(origin, last)).map(|(_, seq)| *seq)
     }
 
-    /// The places where a name stands on one of `sides`, in no order.
-    pub(in crate::store) fn keys_of(&self, name: NameHash, sides: u8) -> impl Iterator<Item = EntryKey> + '_ {
-        self.entries.iter().filter(move |noted| noted.sides(name) & sides != 0).map(|noted| noted.copy.place)
+    /// The entries in which a name has one of `sides`, in display order.
+    pub(in crate::store) fn keys_of(&self, name: NameHash, sides: u8) -> Vec<EntryKey> {
+        let found = self.entries.iter().filter(|entry| entry.sides(name) & sides != 0);
+        let mut keys: Vec<EntryKey> = found.map(|entry| entry.copy.key).collect();
+        keys.sort_unstable();
+        keys
     }
 }
 
@@ -185,11 +190,11 @@ mod tests {
         for seq in 1..=20 {
             let place = EntryKey { stamp: Stamp(seq), origin, seq };
             let mut noted = IndexEntry::new(&Entry::new(place, EntryKind::Message, digest, &content));
-            noted.compare(&known);
+            noted.compare_with(&known);
             assert!(noted.copies.len() <= 2 && noted.copies.capacity() <= 4);
             tail.push(noted);
-            known.push(StoredCopy { place, digest });
+            known.push(StoredCopy { key: place, digest });
         }
-        assert_eq!(tail.copies(origin, 1, 20).collect::<Vec<_>>(), (1..=20).collect::<Vec<_>>());
+        assert_eq!(tail.copied_seqs(origin, 1, 20).collect::<Vec<_>>(), (1..=20).collect::<Vec<_>>());
     }
 }

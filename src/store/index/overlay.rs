@@ -1,13 +1,13 @@
 //! Owns the copies of each id that a batch sees while it is decided: those in the index, and those that the batch adds.
 //!
 //! The committer decides a batch against the overlay, and the overlay makes the rows of the batch. After the commit the
-//! index takes over what the rows say. The committer alone adds to the index, so a lookup stays true until the batch is
+//! index takes over what the rows say. The committer alone adds to the index, so what the overlay read stays true until the batch is
 //! committed. Nothing is written here: dropping the overlay undoes it.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry::{Occupied, Vacant};
 
-use super::Lookup;
+use super::IndexReader;
 use super::memtable::IndexEntry;
 use crate::chain::ids::ChainHash;
 use crate::chain::record::Entry;
@@ -16,7 +16,7 @@ use crate::store::{StoreError, StoredCopy};
 
 /// The index as it will be after the batch, as far as the batch looks at it.
 pub struct IndexOverlay<'a> {
-    lookup: Lookup<'a>,
+    reader: IndexReader<'a>,
     by_id: HashMap<[u8; 16], IdCopies>,
 }
 
@@ -41,8 +41,8 @@ impl IdCopies {
 }
 
 impl<'a> IndexOverlay<'a> {
-    pub(in crate::store) fn new(lookup: Lookup<'a>) -> Self {
-        IndexOverlay { lookup, by_id: HashMap::new() }
+    pub(in crate::store) fn new(reader: IndexReader<'a>) -> Self {
+        IndexOverlay { reader, by_id: HashMap::new() }
     }
 
     /// All copies of an id.
@@ -54,7 +54,7 @@ impl<'a> IndexOverlay<'a> {
         match self.by_id.entry(id) {
             Occupied(copies) => Ok(copies.into_mut()),
             Vacant(slot) => {
-                let all = self.lookup.copies(id)?;
+                let all = self.reader.copies(id)?;
                 Ok(slot.insert(IdCopies { committed: all.len(), all }))
             }
         }
@@ -69,7 +69,7 @@ impl<'a> IndexOverlay<'a> {
     /// Stages an entry that replaces a damaged one.
     pub fn repair(&mut self, entry: Entry) -> Result<NewRow, StoreError> {
         let is_indexed = match IndexEntry::new(&entry).id {
-            Some(id) => self.copies(id)?.committed().iter().any(|copy| copy.place == entry.key()),
+            Some(id) => self.copies(id)?.committed().iter().any(|copy| copy.key == entry.key()),
             None => false,
         };
         let index = if is_indexed { None } else { Some(self.stage(&entry)?) };
@@ -80,17 +80,17 @@ impl<'a> IndexOverlay<'a> {
         let mut index_entry = IndexEntry::new(entry);
         if let Some(id) = index_entry.id.filter(|_| index_entry.is_message) {
             let copies = self.copies_mut(id)?;
-            index_entry.compare(&copies.all);
+            index_entry.compare_with(&copies.all);
             copies.all.push(index_entry.copy);
         }
         Ok(index_entry)
     }
 
-    /// Takes a staged row back.
+    /// Removes a staged row.
     pub fn unstage(&mut self, row: &NewRow) {
         let id = row.index.as_ref().and_then(|index_entry| index_entry.id);
         if let Some(copies) = id.and_then(|id| self.by_id.get_mut(&id)) {
-            copies.all.retain(|copy| copy.place != row.entry.key());
+            copies.all.retain(|copy| copy.key != row.entry.key());
         }
     }
 }

@@ -1,40 +1,47 @@
-//! Owns the tables of `index.redb` and how a part of the tail becomes rows in them.
+//! Owns the tables of `index.redb` and the rows that entries of the memtable become.
 //!
-//! Rows of one flush are sorted first, so that every tree is walked once from left to right; the watermarks and
-//! the counts go into the same transaction, so that they are always true of the file.
+//! The rows of one flush are sorted, so that redb writes every tree from left to right. Invariant: watermarks and counts are
+//! written in the transaction of the rows they describe, so they are always true of the file.
 
+use std::borrow::Borrow;
 use std::collections::{BTreeMap, BTreeSet};
 
-use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction};
+use redb::{Database, Key, ReadableDatabase, ReadableTable, TableDefinition, Value, WriteTransaction};
 
 use super::super::log::Log;
-use super::super::{Counts, StoreError, StoreId, StoredCopy};
+use super::super::{Counts, StoreError};
 use crate::chain::ids::Origin;
 use crate::store::index::memtable::{IndexEntry, NameHash};
 
-/// The layout of `index.redb`. Any other is rebuilt.
+/// The layout of `index.redb`. A file with another one is rebuilt.
 const FORMAT: u32 = 1;
 
 pub(super) type IdKey = ([u8; 16], [u8; 16], u64);
 pub(super) type UserKey = ([u8; 8], u64, [u8; 16], u64);
+pub(super) type CopyKey = ([u8; 16], u64);
 
 const META: TableDefinition<&str, &[u8]> = TableDefinition::new("meta");
-/// In `meta`: see [`mark_lost`].
-const DANGLING: &str = "lost";
+/// In `meta`: the layout. Without it the file is rebuilt.
+pub(super) const FORMAT_NAME: &str = "format";
+/// In `meta`: the id of the store that the file belongs to.
+pub(super) const STORE_ID_NAME: &str = "store_id";
+/// In `meta`: there may be dangling rows. See [`purge`](super::purge).
+pub(super) const DANGLING_NAME: &str = "lost";
+const COUNTS_NAME: &str = "counts";
 const WATERMARK: TableDefinition<[u8; 16], u64> = TableDefinition::new("watermark");
 pub(super) const BY_ID: TableDefinition<IdKey, (u64, [u8; 32])> = TableDefinition::new("by_id");
 pub(super) const BY_USER: TableDefinition<UserKey, u8> = TableDefinition::new("by_user");
-pub(super) const COPIES: TableDefinition<([u8; 16], u64), ()> = TableDefinition::new("copies");
-/// Entries at or below a watermark that were damaged when it passed them: the file does not have them.
-const UNINDEXED: TableDefinition<([u8; 16], u64), ()> = TableDefinition::new("holes");
+pub(super) const COPIES: TableDefinition<CopyKey, ()> = TableDefinition::new("copies");
+/// Entries at or below a watermark that were damaged when the watermark passed them: the file does not have them.
+const UNINDEXED: TableDefinition<CopyKey, ()> = TableDefinition::new("holes");
 
-/// What a part of the tail becomes in the file, sorted, so that the trees are walked in order.
+/// The rows of some entries, sorted.
 #[derive(Default)]
 pub(super) struct IndexRows {
     pub(super) by_id: Vec<(IdKey, (u64, [u8; 32]))>,
     pub(super) by_user: Vec<(UserKey, u8)>,
-    copies: Vec<([u8; 16], u64)>,
-    entries: Vec<(Origin, u64)>,
+    copies: Vec<CopyKey>,
+    entries: Vec<CopyKey>,
     watermarks: BTreeMap<Origin, u64>,
     pub(super) counts: Counts,
 }
@@ -42,87 +49,81 @@ pub(super) struct IndexRows {
 impl IndexRows {
     pub(super) fn of<'a>(entries: impl Iterator<Item = &'a IndexEntry>) -> Self {
         let mut rows = IndexRows::default();
-        for noted in entries {
-            rows.counts.add(noted.adds);
-            let StoredCopy { place, digest } = noted.copy;
-            let mark = rows.watermarks.entry(place.origin).or_default();
-            *mark = place.seq.max(*mark);
-            rows.entries.push((place.origin, place.seq));
-            let Some(id) = noted.id else { continue };
-            rows.by_id.push(((id, place.origin.0, place.seq), (place.stamp.0, digest.0)));
+        for entry in entries {
+            rows.counts.add(entry.counts);
+            let (key, digest) = (entry.copy.key, entry.copy.digest);
+            let mark = rows.watermarks.entry(key.origin).or_default();
+            *mark = key.seq.max(*mark);
+            rows.entries.push((key.origin.0, key.seq));
+            let Some(id) = entry.id else { continue };
+            rows.by_id.push(((id, key.origin.0, key.seq), (key.stamp.0, digest.0)));
             let mut add = |name: NameHash| {
-                let key = (name.0, place.stamp.0, place.origin.0, place.seq);
-                let sides = noted.sides(name);
+                let sides = entry.sides(name);
+                let key = (name.0, key.stamp.0, key.origin.0, key.seq);
                 rows.by_user.extend((sides != 0).then_some((key, sides)));
             };
-            add(noted.sender);
-            if noted.recipient != noted.sender {
-                add(noted.recipient);
+            add(entry.sender);
+            if entry.recipient != entry.sender {
+                add(entry.recipient);
             }
-            rows.copies.extend(noted.copies.iter().map(|(origin, seq)| (origin.0, *seq)));
+            rows.copies.extend(entry.copies.iter().map(|(origin, seq)| (origin.0, *seq)));
         }
         rows.by_id.sort_unstable();
         rows.by_user.sort_unstable();
         rows
     }
 
-    /// `holes`: entries that the watermarks pass and that are not among these.
+    /// Writes the rows. `unindexed`: entries that the watermarks pass and that are not among the rows.
     pub(super) fn write(
         &self,
         db: &Database,
         counts: Counts,
-        holes: &BTreeSet<(Origin, u64)>,
+        unindexed: &BTreeSet<(Origin, u64)>,
     ) -> Result<(), StoreError> {
         let tx = db.begin_write()?;
-        // One table after the other: one that is still open when redb panics over the next may end the process, for it
-        // would panic again while it is put away.
+        insert_all(&tx, BY_ID, self.by_id.iter().copied())?;
+        insert_all(&tx, BY_USER, self.by_user.iter().copied())?;
+        insert_all(&tx, COPIES, self.copies.iter().map(|key| (*key, ())))?;
+        insert_all(&tx, UNINDEXED, unindexed.iter().map(|(origin, seq)| ((origin.0, *seq), ())))?;
         {
-            let mut by_id = tx.open_table(BY_ID)?;
-            for (key, value) in &self.by_id {
-                by_id.insert(*key, *value)?;
-            }
-        }
-        {
-            let mut by_user = tx.open_table(BY_USER)?;
-            for (key, value) in &self.by_user {
-                by_user.insert(*key, *value)?;
-            }
-        }
-        {
-            let mut copies = tx.open_table(COPIES)?;
-            for key in &self.copies {
-                copies.insert(*key, ())?;
+            let mut unindexed = tx.open_table(UNINDEXED)?;
+            for key in &self.entries {
+                unindexed.remove(*key)?;
             }
         }
         {
             let mut watermark = tx.open_table(WATERMARK)?;
             for (origin, seq) in &self.watermarks {
-                // An entry that was mended lies below it.
+                // A repaired entry is below the watermark.
                 let before = watermark.get(origin.0)?.map_or(0, |before| before.value());
                 watermark.insert(origin.0, before.max(*seq))?;
             }
         }
-        {
-            let mut table = tx.open_table(UNINDEXED)?;
-            for (origin, seq) in holes {
-                table.insert((origin.0, *seq), ())?;
-            }
-            for (origin, seq) in &self.entries {
-                table.remove((origin.0, *seq))?;
-            }
-        }
         put_counts(&tx, counts)?;
-        tx.commit()?;
-        Ok(())
+        Ok(tx.commit()?)
     }
 }
 
-pub(super) fn put_counts(tx: &WriteTransaction, counts: Counts) -> Result<(), StoreError> {
-    tx.open_table(META)?.insert("counts", encode_counts(counts).as_slice())?;
+/// Inserts rows into a table and closes it: if redb panics while another table is open, it panics again while that one is
+/// dropped, which aborts the process.
+fn insert_all<'k, 'v, K: Key + 'static, V: Value + 'static>(
+    tx: &WriteTransaction,
+    table: TableDefinition<K, V>,
+    rows: impl Iterator<Item = (impl Borrow<K::SelfType<'k>>, impl Borrow<V::SelfType<'v>>)>,
+) -> Result<(), StoreError> {
+    let mut table = tx.open_table(table)?;
+    for (key, value) in rows {
+        table.insert(key, value)?;
+    }
     Ok(())
 }
 
-/// Has the file cover no more of these logs than up to here.
+pub(super) fn put_counts(tx: &WriteTransaction, counts: Counts) -> Result<(), StoreError> {
+    tx.open_table(META)?.insert(COUNTS_NAME, encode_counts(counts).as_slice())?;
+    Ok(())
+}
+
+/// Lowers the watermarks of these logs to these seqs.
 pub(super) fn lower_watermarks(
     tx: &WriteTransaction,
     marks: &BTreeMap<Origin, u64>,
@@ -153,12 +154,8 @@ impl Counts {
     }
 }
 
-fn encode_counts(counts: Counts) -> [u8; 24] {
-    let mut out = [0; 24];
-    out[..8].copy_from_slice(&counts.messages.to_be_bytes());
-    out[8..16].copy_from_slice(&counts.conflicts.to_be_bytes());
-    out[16..].copy_from_slice(&counts.unreadable.to_be_bytes());
-    out
+fn encode_counts(Counts { messages, conflicts, unreadable }: Counts) -> Vec<u8> {
+    [messages, conflicts, unreadable].map(u64::to_be_bytes).concat()
 }
 
 fn decode_counts(bytes: &[u8]) -> Option<Counts> {
@@ -166,7 +163,7 @@ fn decode_counts(bytes: &[u8]) -> Option<Counts> {
     Some(Counts { messages: number(0)?, conflicts: number(8)?, unreadable: number(16)? })
 }
 
-/// The counts of a file that belongs to this log and has our format; `None` if it must be rebuilt.
+/// The counts of a file that belongs to this log and has our format; `None` if the file must be rebuilt.
 pub(super) fn read_meta(db: &Database, log: &Log) -> Result<Option<Counts>, StoreError> {
     let table = match db.begin_read()?.open_table(META) {
         Err(redb::TableError::TableDoesNotExist(_)) => return Ok(None),
@@ -175,65 +172,48 @@ pub(super) fn read_meta(db: &Database, log: &Log) -> Result<Option<Counts>, Stor
     let is = |name: &str, want: &[u8]| -> Result<bool, StoreError> {
         Ok(table.get(name)?.is_some_and(|value| value.value() == want))
     };
-    if !is("format", &FORMAT.to_be_bytes())? || !is("store_id", &log.id().0)? {
+    if !is(FORMAT_NAME, &FORMAT.to_be_bytes())? || !is(STORE_ID_NAME, &log.id().0)? {
         return Ok(None);
     }
-    Ok(table.get("counts")?.and_then(|value| decode_counts(value.value())))
+    Ok(table.get(COUNTS_NAME)?.and_then(|value| decode_counts(value.value())))
 }
 
+/// Makes an empty database an index of this log.
 pub(super) fn write_meta(db: &Database, log: &Log) -> Result<(), StoreError> {
     let tx = db.begin_write()?;
     {
         let mut meta = tx.open_table(META)?;
-        meta.insert("format", FORMAT.to_be_bytes().as_slice())?;
-        meta.insert("store_id", log.id().0.as_slice())?;
-        meta.insert("counts", encode_counts(Counts::default()).as_slice())?;
+        meta.insert(FORMAT_NAME, FORMAT.to_be_bytes().as_slice())?;
+        meta.insert(STORE_ID_NAME, log.id().0.as_slice())?;
     }
+    put_counts(&tx, Counts::default())?;
     tx.open_table(WATERMARK)?;
     tx.open_table(BY_ID)?;
     tx.open_table(BY_USER)?;
     tx.open_table(COPIES)?;
-    tx.commit()?;
-    Ok(())
+    Ok(tx.commit()?)
 }
 
-/// Says whose index this is.
-pub(super) fn set_id(db: &Database, name: StoreId) -> Result<(), StoreError> {
+/// Writes or removes a value of `meta`.
+pub(super) fn set_meta(db: &Database, name: &str, value: Option<&[u8]>) -> Result<(), StoreError> {
     let tx = db.begin_write()?;
-    tx.open_table(META)?.insert("store_id", name.0.as_slice())?;
-    tx.commit()?;
-    Ok(())
-}
-
-/// Says whether there may be entries in it that were lost.
-pub(super) fn set_dangling_mark(db: &Database, may_be: bool) -> Result<(), StoreError> {
-    let tx = db.begin_write()?;
-    if may_be {
-        tx.open_table(META)?.insert(DANGLING, [].as_slice())?;
-    } else {
-        tx.open_table(META)?.remove(DANGLING)?;
+    {
+        let mut meta = tx.open_table(META)?;
+        match value {
+            Some(value) => drop(meta.insert(name, value)?),
+            None => drop(meta.remove(name)?),
+        }
     }
-    tx.commit()?;
-    Ok(())
+    Ok(tx.commit()?)
 }
 
-/// Whether the file says that.
 pub(super) fn has_dangling_mark(db: &Database) -> Result<bool, StoreError> {
-    Ok(db.begin_read()?.open_table(META)?.get(DANGLING)?.is_some())
-}
-
-/// Takes away what the file says of itself, so that it is not believed.
-pub(super) fn invalidate(db: &Database) -> Result<(), StoreError> {
-    let tx = db.begin_write()?;
-    tx.open_table(META)?.remove("format")?;
-    tx.commit()?;
-    Ok(())
+    Ok(db.begin_read()?.open_table(META)?.get(DANGLING_NAME)?.is_some())
 }
 
 pub(super) fn read_watermarks(db: &Database) -> Result<BTreeMap<Origin, u64>, StoreError> {
-    let table = db.begin_read()?.open_table(WATERMARK)?;
     let mut marks = BTreeMap::new();
-    for row in table.iter()? {
+    for row in db.begin_read()?.open_table(WATERMARK)?.iter()? {
         let (origin, seq) = row?;
         marks.insert(Origin(origin.value()), seq.value());
     }
@@ -246,12 +226,12 @@ pub(super) fn read_unindexed(db: &Database) -> Result<BTreeSet<(Origin, u64)>, S
         Err(redb::TableError::TableDoesNotExist(_)) => return Ok(BTreeSet::new()),
         table => table?,
     };
-    let mut holes = BTreeSet::new();
+    let mut entries = BTreeSet::new();
     for row in table.iter()? {
         let (origin, seq) = row?.0.value();
-        holes.insert((Origin(origin), seq));
+        entries.insert((Origin(origin), seq));
     }
-    Ok(holes)
+    Ok(entries)
 }
 
 /// A row that the index has for an entry.
@@ -264,7 +244,7 @@ pub(crate) enum IndexRow {
     Copy,
 }
 
-/// Takes a row of an entry out of the file, or puts a wrong one in its place, as damage would. A mark can only be missing.
+/// Removes a row of an entry from the file, or replaces it by a wrong one, as damage does. A mark of a copy can only be removed.
 #[cfg(test)]
 pub(crate) fn damage(
     store: &super::super::Store,
@@ -272,8 +252,8 @@ pub(crate) fn damage(
     row: IndexRow,
     is_altered: bool,
 ) {
-    let noted = IndexEntry::new(entry);
-    let rows = IndexRows::of(std::iter::once(&noted));
+    let indexed = IndexEntry::new(entry);
+    let rows = IndexRows::of(std::iter::once(&indexed));
     let tx = store.index.db.begin_write().expect("begins");
     let by_user = |name: NameHash| {
         let mut table = tx.open_table(BY_USER).expect("opens");
@@ -284,8 +264,8 @@ pub(crate) fn damage(
         }
     };
     match row {
-        IndexRow::Sender => by_user(noted.sender),
-        IndexRow::Recipient => by_user(noted.recipient),
+        IndexRow::Sender => by_user(indexed.sender),
+        IndexRow::Recipient => by_user(indexed.recipient),
         IndexRow::Copy => {
             let mut table = tx.open_table(COPIES).expect("opens");
             table.remove((entry.origin().0, entry.seq())).expect("removes").expect("was there");

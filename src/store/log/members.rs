@@ -1,18 +1,17 @@
-//! Owns the tables `members` and `met` of `log.redb`: who belongs to the network, and who was last at the addresses that are
-//! configured here, as this store heard last.
+//! Owns the tables `members` and `met` of `log.redb`: the members of the network, and which node was last seen at each
+//! configured address.
 //!
-//! A row of `members` is `(node id, store id) -> opening, marks, address, check`, and one of `met` is `address -> node id,
-//! check`. Both are written as a whole, which is short and seldom. They are no part of the truth about messages: a salvage
-//! forgets them, and peers bring the members back. A store without one of the tables is of an earlier program, or met nobody.
+//! A row of `members` is `(node id, store id) -> incarnation, forget count, address, check`; a row of `met` is
+//! `address -> node id, check`. Both tables are small and are rewritten as a whole. They say nothing about messages: a salvage
+//! drops them, and peers send the members again. A store without one of them is of an earlier program, or has met no node.
 
 use redb::{
     Database, Key, ReadOnlyTable, ReadTransaction, ReadableDatabase, ReadableTable, TableDefinition, Value,
     WriteTransaction,
 };
-use twox_hash::XxHash3_64;
 
 use super::super::StoreError;
-use super::malformed_table;
+use super::{malformed_table, row_check};
 use crate::chain::bytes::ByteReader;
 use crate::chain::members::{self, LastSeenAt, Member, MemberId, Members, Membership};
 
@@ -20,7 +19,7 @@ const MEMBERS: TableDefinition<(u16, [u8; 16]), &[u8]> = TableDefinition::new("m
 
 const MET: TableDefinition<&str, &[u8]> = TableDefinition::new("met");
 
-/// All that is there.
+/// Reads both tables.
 pub(super) fn read(db: &Database) -> Result<Membership, StoreError> {
     let tx = db.begin_read()?;
     let (mut members, mut met) = (Members::default(), LastSeenAt::new());
@@ -53,7 +52,7 @@ fn open<K: Key + 'static, V: Value + 'static>(
     }
 }
 
-/// Writes all of it, and nothing else.
+/// Writes both tables and removes all other rows.
 pub(super) fn write(
     tx: &WriteTransaction,
     Membership { members, last_seen_at: met }: &Membership,
@@ -71,10 +70,6 @@ pub(super) fn write(
     Ok(())
 }
 
-fn check(key: &[u8], bytes: &[u8]) -> [u8; 8] {
-    XxHash3_64::oneshot_with_seed(XxHash3_64::oneshot(key), bytes).to_be_bytes()
-}
-
 fn key(name: MemberId) -> Vec<u8> {
     [&name.node_id.to_be_bytes()[..], &name.store_id].concat()
 }
@@ -82,7 +77,7 @@ fn key(name: MemberId) -> Vec<u8> {
 fn encode(name: MemberId, member: &Member) -> Vec<u8> {
     let mut out = Vec::new();
     members::put_member(&mut out, member);
-    let check = check(&key(name), &out);
+    let check = row_check(&key(name), &out);
     out.extend_from_slice(&check);
     out
 }
@@ -91,17 +86,17 @@ fn decode(name: MemberId, bytes: &[u8]) -> Option<Member> {
     let (body, check_bytes) = bytes.split_last_chunk()?;
     let mut reader = ByteReader::new(body);
     let member = members::read_member(&mut reader)?;
-    reader.end(member).filter(|_| check(&key(name), body) == *check_bytes)
+    reader.end(member).filter(|_| row_check(&key(name), body) == *check_bytes)
 }
 
 fn encode_met(address: &str, node_id: u16) -> Vec<u8> {
     let id = node_id.to_be_bytes();
-    [&id[..], &check(address.as_bytes(), &id)].concat()
+    [&id[..], &row_check(address.as_bytes(), &id)].concat()
 }
 
 fn decode_met(address: &str, bytes: &[u8]) -> Option<u16> {
     let (id, rest) = bytes.split_first_chunk()?;
-    (rest == check(address.as_bytes(), id)).then_some(u16::from_be_bytes(*id))
+    (rest == row_check(address.as_bytes(), id)).then_some(u16::from_be_bytes(*id))
 }
 
 #[cfg(test)]

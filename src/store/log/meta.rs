@@ -1,4 +1,6 @@
-//! Owns the table `meta` of `log.redb`: which layout the file has, which store it is, and of which network.
+//! Owns the table `meta` of `log.redb`: the layout of the file, the id of the store, and its network.
+//!
+//! Invariant: `check` covers the other rows. A file of an earlier program has no `check`.
 
 use std::path::Path;
 
@@ -9,12 +11,12 @@ use uuid::Uuid;
 use super::super::{OpenError, StoreError, StoreId};
 use super::{CHAIN, HEADS, malformed_table};
 
-/// The newest layout of `log.redb` that this program knows. A newer one is refused.
+/// The newest layout that this program reads. A newer one is an error, not damage.
 const FORMAT: u32 = 1;
 
 const META: TableDefinition<&str, &[u8]> = TableDefinition::new("meta");
 
-/// Whose file it is.
+/// The contents of the table.
 pub(in crate::store) struct Meta {
     format: u32,
     pub(super) id: StoreId,
@@ -22,13 +24,13 @@ pub(in crate::store) struct Meta {
 }
 
 impl Meta {
-    /// Over the rest of the table, because nothing else would show that a name was damaged. An earlier program wrote none.
+    /// The checksum of the other rows.
     fn check(&self) -> [u8; 8] {
         let bytes = [&self.format.to_be_bytes(), self.id.0.as_slice(), self.network.as_bytes()].concat();
         XxHash3_64::oneshot(&bytes).to_be_bytes()
     }
 
-    /// Whether this program may use the file, for this network or for whichever.
+    /// Fails unless this program may use the file for this network; `None`: for any network.
     pub(super) fn check_ours(&self, path: &Path, network: Option<&str>) -> Result<(), OpenError> {
         let path = path.to_owned();
         match network {
@@ -44,7 +46,7 @@ impl Meta {
     }
 }
 
-/// Whose store it is; `None` if it does not say.
+/// Reads the table; `None` if it is missing.
 pub(super) fn read(db: &Database) -> Result<Option<Meta>, StoreError> {
     let table = match db.begin_read()?.open_table(META) {
         Err(redb::TableError::TableDoesNotExist(_)) => return Ok(None),
@@ -59,7 +61,7 @@ pub(super) fn read(db: &Database) -> Result<Option<Meta>, StoreError> {
         return Err(malformed_table("meta"));
     };
     let meta = Meta { format: u32::from_be_bytes(format), id: StoreId(id), network };
-    // What a newer program writes there is not ours to judge: its file is refused, not salvaged.
+    // A newer program may compute another check: its file is refused, not salvaged.
     let check = read("check")?.filter(|_| meta.format <= FORMAT);
     if check.is_some_and(|check| check != meta.check()) {
         return Err(malformed_table("meta"));
@@ -67,7 +69,7 @@ pub(super) fn read(db: &Database) -> Result<Option<Meta>, StoreError> {
     Ok(Some(meta))
 }
 
-/// Says whose store it is, under a new name; the file is one of ours from then on.
+/// Writes the table with a new store id. From then on the file is a log file of this network.
 pub(in crate::store) fn write_new(db: &Database, network: &str) -> Result<Meta, StoreError> {
     let id = StoreId(Uuid::now_v7().into_bytes());
     let meta = Meta { format: FORMAT, id, network: network.to_owned() };
@@ -85,7 +87,7 @@ pub(in crate::store) fn write_new(db: &Database, network: &str) -> Result<Meta, 
     Ok(meta)
 }
 
-/// Makes the file say that a newer program wrote it.
+/// Marks the file as written by a newer program.
 #[cfg(test)]
 pub(super) fn pretend_newer(db: &Database) {
     let tx = db.begin_write().expect("begins");

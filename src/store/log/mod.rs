@@ -1,14 +1,15 @@
-//! Owns `log.redb`: every record, the heads, the sparse hash chain, and the store's name.
+//! Owns `log.redb`: every record, the head of every log, the sparse hash chain, and the store's id.
 //!
-//! One table per log, keyed by seq, so that every log is written at its own right edge, where redb packs
-//! pages well, and so that an old log costs nothing until it is read. Nothing else is in the acknowledging
-//! commit but the head of each log that grew and every 1,024th chain hash. A read is short: one redb
-//! transaction, bounded rows, no waiting inside. An entry that does not check is noted as a wound, to be mended.
+//! After `replica` decided a batch, [`Log::commit`] writes it. Must not know the index, nor who reads.
 //!
-//! Tables: `meta` (name -> bytes), `heads` (origin -> seq, hash, first and last stamp, check), `chain`
-//! (origin, seq -> hash), `cuts` (origin -> seq), `loose` (origin -> seq), `members`, `met`, and `log/<origin in hex>` (seq -> record).
-//! Rows of a log behind its head are not of the log: behind a gap they are loose, behind a cut they are left over until
-//! they are swept, which a crash may interrupt. A log's table with rows in it has a row in `heads`, `loose` or `cuts`.
+//! Every log has its own table, keyed by seq: each is written at its right edge, where redb packs pages well, and an old log
+//! costs nothing until it is read. A commit adds only the head of each log that grew and every 1,024th chain hash.
+//!
+//! Tables: `meta` (name -> bytes), `heads` (origin -> seq, hash, first and last stamp, check), `chain` (origin, seq -> hash),
+//! `cuts` (origin -> seq), `loose` (origin -> last detached seq), `members`, `met`, and `log/<origin in hex>` (seq -> record).
+//!
+//! Invariants: rows after a log's head do not belong to the log: after a gap they are detached, after a cut they are waiting
+//! to be purged. A log's table that has rows has a row in `heads`, `loose` or `cuts`.
 
 pub mod damage;
 mod members;
@@ -33,19 +34,17 @@ use crate::chain::members::Membership;
 use crate::chain::vector::Head;
 use crate::fault::Fault;
 use crate::store::engine::catch_panic::{GuardedDb, catch_engine_panic, catch_panic};
-use crate::store::engine::files;
-use crate::store::engine::files::{Files, OpenMode};
+use crate::store::engine::files::{self, Files, OpenMode};
 use crate::store::log::damage::Damage;
 use crate::store::log::purge::Purged;
 pub use crate::store::log::write_batch::{NewRow, WriteBatch};
-use crate::store::recovery::lossy_file;
-use crate::store::recovery::lossy_file::LossyFile;
-use crate::store::recovery::record_scan;
+use crate::store::recovery::lossy_file::{self, LossyFile};
+use crate::store::recovery::record_scan::RecordScan;
 use crate::store::{OpenError, StoreError, StoreId};
 pub(in crate::store) use meta::write_new as make_meta;
 pub use reader::{LogReader, ReadLimit};
 
-/// redb's own page cache. Kept small: the system's page cache holds the file, and a listing must not fill ours.
+/// redb's page cache for the log. Small, because the system's page cache has the file too.
 const CACHE_BYTES: usize = 12 << 20;
 
 pub(in crate::store) const HEADS: TableDefinition<[u8; 16], &[u8]> = TableDefinition::new("heads");
@@ -53,7 +52,7 @@ pub(in crate::store) const CHAIN: TableDefinition<([u8; 16], u64), [u8; 32]> = T
 pub(in crate::store) const DETACHED: TableDefinition<[u8; 16], u64> = TableDefinition::new("loose");
 const CUTS: TableDefinition<[u8; 16], u64> = TableDefinition::new("cuts");
 
-/// Name of the table that holds a log.
+/// The name of a log's table.
 pub(in crate::store) fn table_name(origin: Origin) -> String {
     format!("log/{}", Uuid::from_bytes(origin.0).simple())
 }
@@ -66,7 +65,7 @@ pub(in crate::store) fn tables(db: &Database) -> Result<Vec<Origin>, StoreError>
     Ok(tables.filter_map(|table| origin(table.name())).collect())
 }
 
-/// The open file. See the head of this file.
+/// The open log file.
 #[derive(Debug)]
 pub struct Log {
     db: GuardedDb,
@@ -76,8 +75,8 @@ pub struct Log {
     purged: Arc<Purged>,
 }
 
-/// Why a file does not open. Where redb has it open already, it stays so until this is dropped, because closing it
-/// writes to it.
+/// Why a file does not open. If redb has opened it already, it stays open until this is dropped, because closing it writes
+/// to it.
 #[derive(Debug)]
 pub(in crate::store) struct NotOpen {
     pub(in crate::store) error: OpenError,
@@ -91,33 +90,31 @@ impl From<OpenError> for NotOpen {
 }
 
 impl Log {
-    /// Opens or makes the file and says which logs are in it. Without a network: of whichever, and it is not made.
+    /// Opens or creates the file and returns which logs are in it. Without a network, any network is right, and a missing file
+    /// is not created.
     pub(in crate::store) fn open(
         files: &dyn Files,
         network: Option<&str>,
         how: OpenMode,
     ) -> Result<(Self, LogsOnDisk), NotOpen> {
         let path = files.path(files::LOG);
-        let broken = |why: String| OpenError::Corrupt { path: path.clone(), why };
+        let corrupt = |why: String| OpenError::Corrupt { path: path.clone(), why };
         let opened = catch_panic(|| files.database(files::LOG, CACHE_BYTES, how));
-        let db = GuardedDb::new(opened.unwrap_or_else(|panic| Err(broken(panic.to_string())))?);
+        let db = GuardedDb::new(opened.unwrap_or_else(|panic| Err(corrupt(panic.to_string())))?);
         let read = || -> Result<(StoreId, Membership, LogsOnDisk), OpenError> {
-            let not_readable = |error: StoreError| match error {
-                StoreError::Storage(error) => files::classify_error(path.clone(), *error),
-                other => broken(other.to_string()),
-            };
-            let meta = match (meta::read(&db).map_err(not_readable)?, network) {
+            let unreadable = |error: StoreError| error.while_opening(path.clone());
+            let meta = match (meta::read(&db).map_err(unreadable)?, network) {
                 (Some(meta), _) => meta,
-                (None, Some(network)) if !holds_records(files)? => {
-                    meta::write_new(&db, network).map_err(not_readable)?
+                (None, Some(network)) if !has_records(files)? => {
+                    meta::write_new(&db, network).map_err(unreadable)?
                 }
-                (None, _) => return Err(broken("it does not say whose store it is".into())),
+                (None, _) => return Err(corrupt("it does not say whose store it is".into())),
             };
             meta.check_ours(&path, network)?;
-            let kept = members::read(&db).map_err(not_readable)?;
-            Ok((meta.id, kept, find_logs(&db).map_err(not_readable)?))
+            let kept = members::read(&db).map_err(unreadable)?;
+            Ok((meta.id, kept, find_logs(&db).map_err(unreadable)?))
         };
-        match catch_panic(read).unwrap_or_else(|panic| Err(broken(panic.to_string()))) {
+        match catch_panic(read).unwrap_or_else(|panic| Err(corrupt(panic.to_string()))) {
             Ok((id, kept, found)) => {
                 Ok((Log { db, id, membership: kept, damage: Arc::default(), purged: Arc::default() }, found))
             }
@@ -125,27 +122,27 @@ impl Log {
         }
     }
 
-    /// The entries that were found damaged.
+    /// The damaged entries.
     pub fn damage(&self) -> &Damage {
         &self.damage
     }
 
-    /// The rows behind cuts that may be gone.
+    /// The rows behind cuts that may be purged.
     pub fn purged(&self) -> &Purged {
         &self.purged
     }
 
-    /// Who belonged to the network when the file was opened, and who was where.
+    /// The members of the network and their last addresses, as of the opening.
     pub fn membership(&self) -> &Membership {
         &self.membership
     }
 
-    /// The store's name.
+    /// The store's id.
     pub fn id(&self) -> StoreId {
         self.id
     }
 
-    /// Writes a change and the heads it leads to; one durable commit.
+    /// Writes a batch and the heads after it, which `logs` has, in one durable commit.
     pub fn commit(&self, change: &WriteBatch, logs: &Logs) -> Result<(), StoreError> {
         catch_engine_panic(|| self.write(change, logs))
     }
@@ -168,7 +165,7 @@ impl Log {
                     (Some(head), Some(range)) => {
                         heads.insert(origin.0, encode_head(origin, head, range).as_slice())?;
                     }
-                    _ => drop(heads.remove(origin.0)?), // cut at its first entry
+                    _ => drop(heads.remove(origin.0)?), // the log was cut at its first entry
                 }
             }
         }
@@ -198,7 +195,7 @@ impl Log {
         Ok(())
     }
 
-    /// Whether a log's entries up to this one are all there and its chain holds over them. Reads all of them.
+    /// Whether all entries of a log up to `last` are intact and match the stored chain. Reads all of them.
     pub fn is_sound(&self, origin: Origin, last: u64) -> Result<bool, StoreError> {
         let mut hash = ChainHash::genesis(origin);
         let mut next = 1;
@@ -216,7 +213,7 @@ impl Log {
         Ok(true)
     }
 
-    /// Writes another name for the store, and gives it.
+    /// Writes a new id for the store and returns it.
     pub(in crate::store) fn renew_id(&self) -> Result<StoreId, StoreError> {
         catch_engine_panic(|| {
             let network = meta::read(&self.db)?.ok_or_else(|| malformed_table("meta"))?.network;
@@ -224,7 +221,7 @@ impl Log {
         })
     }
 
-    /// Commits with redb's allocator state, so that the next open need not walk the file.
+    /// Commits with redb's allocator state, so that the next opening does not read the whole file.
     pub fn commit_for_fast_open(&self) -> Result<(), StoreError> {
         catch_engine_panic(|| {
             let mut tx = self.db.begin_write()?;
@@ -233,7 +230,7 @@ impl Log {
         })
     }
 
-    /// Begins a read. Keep it short: it pins pages.
+    /// A read, for a short time: it pins pages.
     pub fn read(&self) -> Result<LogReader, StoreError> {
         let begin = || Ok(LogReader::new(self.db.begin_read()?, self.damage.clone(), self.purged.clone()));
         catch_engine_panic(begin).inspect_err(|error| self.damage.engine_failed(error))
@@ -268,18 +265,18 @@ pub(in crate::store) fn log_table(name: &str) -> TableDefinition<'_, u64, &'stat
     TableDefinition::new(name)
 }
 
-/// Whether there are records in a file that has no tables of ours: then it lost them, and is not new.
-fn holds_records(files: &dyn Files) -> Result<bool, OpenError> {
-    let looked =
-        LossyFile::new(files, files::LOG, false).and_then(|mut bytes| record_scan::has_record(&mut bytes));
-    looked.map_err(|error| lossy_file::read_error(files.path(files::LOG), error))
+/// Whether a file without our tables has records: then it lost the tables and is not new.
+fn has_records(files: &dyn Files) -> Result<bool, OpenError> {
+    let first = LossyFile::new(files, files::LOG, false).and_then(|file| RecordScan::new(file).next_entry());
+    Ok(first.map_err(|error| lossy_file::read_error(files.path(files::LOG), error))?.is_some())
 }
 
 fn malformed_table(table: &str) -> StoreError {
     redb::StorageError::Corrupted(format!("the table `{table}` is not as we write it")).into()
 }
 
-/// All logs. A log of which only the table is left lost its row: then the file is damaged, though redb did not notice.
+/// All logs in the file. A log that has a table with rows and no other row means that the file is damaged, although redb
+/// found nothing.
 fn find_logs(db: &Database) -> Result<LogsOnDisk, StoreError> {
     let tx = db.begin_read()?;
     let mut found = LogsOnDisk::default();
@@ -291,7 +288,7 @@ fn find_logs(db: &Database) -> Result<LogsOnDisk, StoreError> {
     }
     for (definition, list) in [(CUTS, &mut found.cuts), (DETACHED, &mut found.detached)] {
         let table = match tx.open_table(definition) {
-            Err(redb::TableError::TableDoesNotExist(_)) => continue, // never needed so far
+            Err(redb::TableError::TableDoesNotExist(_)) => continue, // nothing was cut or detached yet
             table => table?,
         };
         for row in table.iter()? {
@@ -312,8 +309,8 @@ fn find_logs(db: &Database) -> Result<LogsOnDisk, StoreError> {
     if known.is_empty() { Ok(found) } else { Err(malformed_table("heads")) }
 }
 
-/// Whether cuts and loose ends are where they can be: their rows carry no check. What is wrong is salvaged, which forgets
-/// the cuts; peers that know them bring them back.
+/// Checks cuts and detached ends for plausibility: their rows have no checksum. A wrong one leads to a salvage, which drops
+/// all cuts; peers send them again.
 fn check_ends(found: &LogsOnDisk) -> Result<(), StoreError> {
     let heads: BTreeMap<Origin, u64> =
         found.heads.iter().map(|(origin, head, _)| (*origin, head.seq)).collect();
@@ -328,8 +325,9 @@ fn check_ends(found: &LogsOnDisk) -> Result<(), StoreError> {
 
 const HEAD_BYTES: usize = 56;
 
-fn head_check(origin: Origin, bytes: &[u8]) -> [u8; 8] {
-    XxHash3_64::oneshot_with_seed(XxHash3_64::oneshot(&origin.0), bytes).to_be_bytes()
+/// The checksum of a row. It covers the key, so that a row under a wrong key fails.
+fn row_check(key: &[u8], value: &[u8]) -> [u8; 8] {
+    XxHash3_64::oneshot_with_seed(XxHash3_64::oneshot(key), value).to_be_bytes()
 }
 
 pub(in crate::store) fn encode_head(origin: Origin, head: &Head, range: StampRange) -> Vec<u8> {
@@ -338,14 +336,14 @@ pub(in crate::store) fn encode_head(origin: Origin, head: &Head, range: StampRan
     out.extend_from_slice(&head.hash.0);
     out.extend_from_slice(&range.first.0.to_be_bytes());
     out.extend_from_slice(&range.last.0.to_be_bytes());
-    let check = head_check(origin, &out);
+    let check = row_check(&origin.0, &out);
     out.extend_from_slice(&check);
     out
 }
 
 fn decode_head(origin: Origin, bytes: &[u8]) -> Option<(Head, StampRange)> {
     let (body, check) = bytes.split_at_checked(HEAD_BYTES)?;
-    if check != head_check(origin, body) {
+    if check != row_check(&origin.0, body) {
         return None;
     }
     let number = |at: usize| body[at..].first_chunk().map(|bytes| u64::from_be_bytes(*bytes));
@@ -354,14 +352,14 @@ fn decode_head(origin: Origin, bytes: &[u8]) -> Option<(Head, StampRange)> {
     Some((Head { seq: number(0)?, hash }, range))
 }
 
-/// Makes the file say that a newer program wrote it.
+/// Marks the file as written by a newer program.
 #[cfg(test)]
 pub(in crate::store) fn pretend_newer(path: &std::path::Path) {
     let db = Database::open(path).expect("opens");
     meta::pretend_newer(&db);
 }
 
-/// Replaces an entry's bytes, as damage would.
+/// Replaces the bytes of an entry, as damage does.
 #[cfg(test)]
 pub(crate) fn overwrite(log: &Log, origin: Origin, seq: u64, bytes: &[u8]) {
     let tx = log.db.begin_write().expect("begins");
@@ -369,7 +367,7 @@ pub(crate) fn overwrite(log: &Log, origin: Origin, seq: u64, bytes: &[u8]) {
     tx.commit().expect("commits");
 }
 
-/// Writes where a log is cut, as damage would.
+/// Writes a cut, as damage does.
 #[cfg(test)]
 pub(in crate::store) fn put_cut(log: &Log, origin: Origin, seq: u64) {
     let tx = log.db.begin_write().expect("begins");
@@ -377,7 +375,7 @@ pub(in crate::store) fn put_cut(log: &Log, origin: Origin, seq: u64) {
     tx.commit().expect("commits");
 }
 
-/// Takes an entry away, as damage would.
+/// Removes an entry, as damage does.
 #[cfg(test)]
 pub(crate) fn take_away(log: &Log, origin: Origin, seq: u64) {
     let tx = log.db.begin_write().expect("begins");

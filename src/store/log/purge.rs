@@ -1,8 +1,10 @@
-//! Owns the removal of what a cut log still has in its table behind its cut: rows and checkpoints, a piece at a time.
+//! Owns removing what a cut log still has behind its cut, a piece at a time, and the list of what may be removed already.
 //!
-//! A piece is the last rows of the table, so what is left is always a run from the cut on, and whoever goes on after a
-//! crash begins with the end of it. The room is used again by later commits. Nothing here asks whether the rows are still
-//! needed: the caller knows the cut to be durable.
+//! Called by `Store::purge` after the index rows of the piece are gone. Must not decide what is cut: the caller knows that the
+//! cut is durable.
+//!
+//! Invariants: a piece is the end of the table, so the rest always starts at the cut, and a purge continues after a crash. A
+//! log is listed in [`Purged`] before its first row goes.
 
 use std::collections::BTreeMap;
 use std::sync::{PoisonError, RwLock};
@@ -17,49 +19,50 @@ use crate::chain::logs::Logs;
 use crate::chain::record::Entry;
 use crate::store::engine::catch_panic::catch_engine_panic;
 
-/// Rows that one commit removes at the most.
+/// Rows that one commit removes at most; the rest waits for the next commits.
 const PIECE_ROWS_MAX: usize = 1_000;
-/// Bytes of rows that one commit removes; as above.
+/// Bytes of rows that one commit removes; the rest waits.
 const PIECE_BYTES_MAX: usize = 1 << 20;
 
-/// The last rows behind a cut.
+/// The last rows behind a cut, to be removed together.
 #[derive(Debug)]
 pub(in super::super) struct PurgePiece {
     origin: Origin,
-    /// From here on everything goes.
+    /// All rows from here on are removed.
     first: u64,
-    /// Those that can be read.
+    /// The readable entries among the rows.
     pub(in super::super) entries: Vec<Entry>,
 }
 
-/// See the head of this file.
+/// The first seq of each log that may be purged since the store was opened. A reader of an older vector that misses a row
+/// tells a purge from damage by it, and a listing learns that it cannot be complete any more.
 #[derive(Debug, Default)]
 pub struct Purged(RwLock<BTreeMap<Origin, u64>>);
 
 impl Purged {
-    /// From now on rows of this log from `cut` on may be gone.
+    /// Adds a log whose rows from `cut` on may be gone from now on.
     pub(in crate::store) fn add(&self, origin: Origin, cut: u64) {
-        let mut swept = self.0.write().unwrap_or_else(PoisonError::into_inner); // no change of a map stops half-way
-        let from = swept.entry(origin).or_insert(cut);
+        let mut purged = self.0.write().unwrap_or_else(PoisonError::into_inner); // a panic cannot leave half an insert
+        let from = purged.entry(origin).or_insert(cut);
         *from = cut.min(*from);
     }
 
-    /// Whether this row may be gone.
+    /// Whether this entry may be gone.
     pub fn covers(&self, origin: Origin, seq: u64) -> bool {
-        let swept = self.0.read().unwrap_or_else(PoisonError::into_inner);
-        swept.get(&origin).is_some_and(|from| *from <= seq)
+        let purged = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        purged.get(&origin).is_some_and(|from| *from <= seq)
     }
 
-    /// An entry that `logs` cover and that may be gone: they are from before its cut.
+    /// An entry that `logs` cover and that may be gone, because `logs` are from before its cut.
     pub fn purged_entry_of(&self, logs: &Logs) -> Option<(Origin, u64)> {
-        let swept = self.0.read().unwrap_or_else(PoisonError::into_inner);
-        let mut all = swept.iter().map(|(origin, from)| (*origin, *from));
+        let purged = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        let mut all = purged.iter().map(|(origin, from)| (*origin, *from));
         all.find(|(origin, from)| *from <= logs.vector().seq(*origin))
     }
 }
 
 impl Log {
-    /// What of a log at or behind `cut` is to be removed next; `None`: nothing is left.
+    /// The next piece of a log to remove; `None` if nothing is left behind `cut`.
     pub(in super::super) fn next_purge_piece(
         &self,
         origin: Origin,
@@ -89,7 +92,7 @@ impl Log {
         })
     }
 
-    /// Removes it, durably; a table that is empty then goes as well.
+    /// Removes a piece durably, and the table once it is empty.
     pub(in super::super) fn remove_piece(&self, piece: &PurgePiece) -> Result<(), StoreError> {
         catch_engine_panic(|| {
             let PurgePiece { origin, first, .. } = *piece;
@@ -119,7 +122,7 @@ mod tests {
 
     const A: Origin = Origin([1; 16]);
 
-    /// What is left: the first row, checkpoints, and whether there is a table.
+    /// What is left: the first row, the checkpoints, and whether there is a table.
     fn left(log: &Log) -> (Option<u64>, Vec<u64>, bool) {
         let row = log.read().expect("reads").row_from(A, 1).expect("reads");
         let chain = log.db.begin_read().expect("begins").open_table(CHAIN).expect("opens");
@@ -145,13 +148,13 @@ mod tests {
             }
         }
         tx.commit().expect("commits");
-        let sweep = |cut| {
+        let purge = |cut| {
             let pieces = std::iter::from_fn(|| log.next_purge_piece(A, cut).expect("reads"));
             pieces.inspect(|piece| log.remove_piece(piece).expect("removes")).count()
         };
-        assert_eq!((sweep(2_501), sweep(1_025)), (0, 2));
+        assert_eq!((purge(2_501), purge(1_025)), (0, 2));
         assert_eq!(left(log), (Some(1), vec![1_024], true), "what is before the cut stays");
-        assert_eq!((sweep(1), sweep(1)), (2, 0));
+        assert_eq!((purge(1), purge(1)), (2, 0));
         assert_eq!(left(log), (None, Vec::new(), false));
     }
 }

@@ -1,8 +1,8 @@
-//! Owns reading the logs: short, within one redb transaction, every record checked.
+//! Owns reading the logs as of one moment, in one redb transaction.
 //!
-//! An entry that a vector covers must be there: one that is not, or does not check, is [`Error::Damaged`] and noted as a
-//! wound, unless the vector is from before a cut and the entry was swept: then it is [`Error::CutOff`]. A panic of redb
-//! ends here as an error.
+//! Invariants: every record is checked on every read. An entry that a vector covers must exist: one that is missing or fails
+//! its check is [`StoreError::Damaged`] and is listed as damage, unless the vector is from before a cut and the entry was
+//! purged: then it is [`StoreError::CutOff`].
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -19,17 +19,17 @@ use crate::store::engine::catch_panic::catch_engine_panic;
 use crate::store::log::damage::Damage;
 use crate::store::log::purge::Purged;
 
-/// A short look at the logs as of one moment. Not to be held across a wait.
+/// A read of the logs as of one moment. It pins pages, so it must not be held across a wait.
 pub struct LogReader {
     tx: ReadTransaction,
     tables: BTreeMap<Origin, ReadOnlyTable<u64, &'static [u8]>>,
-    wounds: Arc<Damage>,
-    swept: Arc<Purged>,
+    damage: Arc<Damage>,
+    purged: Arc<Purged>,
 }
 
 impl LogReader {
-    pub(super) fn new(tx: ReadTransaction, wounds: Arc<Damage>, swept: Arc<Purged>) -> Self {
-        LogReader { tx, tables: BTreeMap::new(), wounds, swept }
+    pub(super) fn new(tx: ReadTransaction, damage: Arc<Damage>, purged: Arc<Purged>) -> Self {
+        LogReader { tx, tables: BTreeMap::new(), damage, purged }
     }
 
     fn table(&mut self, origin: Origin, seq: u64) -> Result<&ReadOnlyTable<u64, &'static [u8]>, StoreError> {
@@ -44,31 +44,31 @@ impl LogReader {
         }
     }
 
-    /// A read of an entry that must be there, with a note of it if it is damaged.
-    fn noted<T>(&self, read: Result<T, StoreError>) -> Result<T, StoreError> {
+    /// Records the failure of a read of what must exist: as damage, or as a failure of the engine.
+    fn record_failure<T>(&self, read: Result<T, StoreError>) -> Result<T, StoreError> {
         match &read {
             Ok(_) => {}
-            Err(StoreError::Damaged { origin, seq }) if self.swept.covers(*origin, *seq) => {
+            Err(StoreError::Damaged { origin, seq }) if self.purged.covers(*origin, *seq) => {
                 return Err(StoreError::CutOff { origin: *origin, seq: *seq });
             }
-            Err(StoreError::Damaged { origin, seq }) => self.wounds.add(*origin, *seq),
-            Err(error) => self.wounds.engine_failed(error),
+            Err(StoreError::Damaged { origin, seq }) => self.damage.add(*origin, *seq),
+            Err(error) => self.damage.engine_failed(error),
         }
         read
     }
 
-    /// One entry. That it exists must be known from a vector: its absence is damage.
+    /// One entry, which a vector must cover: its absence is damage.
     pub fn get(&mut self, origin: Origin, seq: u64) -> Result<Entry, StoreError> {
         let read = self.read(origin, seq);
-        self.noted(read)
+        self.record_failure(read)
     }
 
-    /// One entry, if it is there and not damaged. For what no vector covers.
+    /// One entry, if it exists and is intact. For entries that no vector covers.
     pub fn peek(&mut self, origin: Origin, seq: u64) -> Result<Option<Entry>, StoreError> {
         match self.read(origin, seq) {
             Ok(entry) => Ok(Some(entry)),
             Err(StoreError::Damaged { .. }) => Ok(None),
-            failed => self.noted(failed.map(Some)),
+            failed => self.record_failure(failed.map(Some)),
         }
     }
 
@@ -79,76 +79,77 @@ impl LogReader {
         })
     }
 
-    /// Entries `first..=last` in ascending order, stopping early after `rows` entries or once `bytes` are
-    /// reached (but never before one entry), and before an entry that is damaged or missing: only where that is the
-    /// first one, it is an error.
+    /// Entries `first..=last`, ascending. Stops after `limit`, but not before one entry, and before an entry that is damaged
+    /// or missing; if that is the first one, it is an error.
     pub fn forward(
         &mut self,
         origin: Origin,
         first: u64,
         last: u64,
-        most: ReadLimit,
+        limit: ReadLimit,
     ) -> Result<Vec<Entry>, StoreError> {
-        let mut entries = Vec::new();
-        if first <= last {
-            let read = catch_engine_panic(|| {
-                let range = self.table(origin, first)?.range(first..=last)?;
-                take_rows(origin, (first..=last).zip(range), most, &mut entries)
-            });
-            self.noted(read)?;
-            if entries.is_empty() {
-                return self.noted(Err(StoreError::Damaged { origin, seq: first }));
-            }
-        }
-        Ok(entries)
+        self.read_range(origin, first, last, limit, false)
     }
 
-    /// Entries `last`, `last - 1`, … `first`: as [`Reader::forward`], the other way round.
+    /// Entries `last`, `last - 1`, … `first`; otherwise as [`LogReader::forward`].
     pub fn backward(
         &mut self,
         origin: Origin,
         first: u64,
         last: u64,
-        most: ReadLimit,
+        limit: ReadLimit,
     ) -> Result<Vec<Entry>, StoreError> {
-        let mut entries = Vec::new();
-        if first <= last {
-            let read = catch_engine_panic(|| {
-                let range = self.table(origin, last)?.range(first..=last)?.rev();
-                take_rows(origin, (first..=last).rev().zip(range), most, &mut entries)
-            });
-            self.noted(read)?;
-            if entries.is_empty() {
-                return self.noted(Err(StoreError::Damaged { origin, seq: last }));
-            }
-        }
-        Ok(entries)
+        self.read_range(origin, first, last, limit, true)
     }
 
-    /// The seq of the first row from here on, whatever is in it.
+    fn read_range(
+        &mut self,
+        origin: Origin,
+        first: u64,
+        last: u64,
+        limit: ReadLimit,
+        backward: bool,
+    ) -> Result<Vec<Entry>, StoreError> {
+        if first > last {
+            return Ok(Vec::new());
+        }
+        let start = if backward { last } else { first };
+        let read = catch_engine_panic(|| {
+            let range = self.table(origin, start)?.range(first..=last)?;
+            let entries = if backward {
+                take_rows(origin, (first..=last).rev().zip(range.rev()), limit)?
+            } else {
+                take_rows(origin, (first..=last).zip(range), limit)?
+            };
+            if entries.is_empty() { Err(StoreError::Damaged { origin, seq: start }) } else { Ok(entries) }
+        });
+        self.record_failure(read)
+    }
+
+    /// The seq of the first row from `seq` on, whatever the row contains.
     pub fn row_from(&mut self, origin: Origin, seq: u64) -> Result<Option<u64>, StoreError> {
         let read = catch_engine_panic(|| match self.table(origin, seq) {
-            Err(StoreError::Damaged { .. }) => Ok(None), // it has no table
+            Err(StoreError::Damaged { .. }) => Ok(None), // the log has no table
             table => Ok(table?.range(seq..)?.next().transpose()?.map(|(key, _)| key.value())),
         });
-        self.noted(read)
+        self.record_failure(read)
     }
 
-    /// Rows of `first..=last` as they lie there, unchecked, at least one if there is any: for whoever looks for damage.
+    /// Rows of `first..=last`, unchecked, at least one if there is any: for the search for damage.
     pub(in super::super) fn rows(
         &mut self,
         origin: Origin,
         first: u64,
         last: u64,
-        most: ReadLimit,
+        limit: ReadLimit,
     ) -> Result<Vec<(u64, Vec<u8>)>, StoreError> {
         catch_engine_panic(|| {
             let (mut rows, mut bytes) = (Vec::new(), 0);
-            for row in self.table(origin, first)?.range(first..=last)?.take(most.rows) {
+            for row in self.table(origin, first)?.range(first..=last)?.take(limit.rows) {
                 let (seq, record) = row?;
                 bytes += record.value().len();
                 rows.push((seq.value(), record.value().to_vec()));
-                if bytes >= most.bytes {
+                if bytes >= limit.bytes {
                     break;
                 }
             }
@@ -156,14 +157,14 @@ impl LogReader {
         })
     }
 
-    /// The chain's hash as it was kept for a checkpoint. It carries no check of its own.
+    /// The stored hash of a checkpoint of the chain. Its row has no checksum.
     pub fn checkpoint(&self, origin: Origin, seq: u64) -> Result<Option<ChainHash>, StoreError> {
-        let kept =
-            |tx: &ReadTransaction| Ok(tx.open_table(CHAIN)?.get((origin.0, seq))?.map(|hash| hash.value()));
-        self.noted(catch_engine_panic(|| kept(&self.tx))).map(|kept| kept.map(ChainHash))
+        let read =
+            || Ok(self.tx.open_table(CHAIN)?.get((origin.0, seq))?.map(|hash| ChainHash(hash.value())));
+        self.record_failure(catch_engine_panic(read))
     }
 
-    /// `h(seq)`: from the nearest checkpoint at or below it, by reading the entries between.
+    /// `h(seq)`, computed from the nearest checkpoint at or below `seq` and the entries between.
     pub fn hash_at(&mut self, origin: Origin, seq: u64) -> Result<ChainHash, StoreError> {
         let mut checkpoint = seq - seq % CHECKPOINT_EVERY;
         let mut hash = ChainHash::genesis(origin);
@@ -172,12 +173,12 @@ impl LogReader {
                 hash = kept;
                 break;
             }
-            checkpoint -= CHECKPOINT_EVERY; // it is missing: the one before serves as well
+            checkpoint -= CHECKPOINT_EVERY; // missing: use the one before
         }
-        let most = ReadLimit { rows: usize::MAX, bytes: 1 << 20 };
+        let limit = ReadLimit { rows: usize::MAX, bytes: 1 << 20 };
         let mut next = checkpoint + 1;
         while next <= seq {
-            for entry in self.forward(origin, next, seq, most)? {
+            for entry in self.forward(origin, next, seq, limit)? {
                 hash = hash.next(next, entry.stamp(), entry.digest());
                 next += 1;
             }
@@ -185,8 +186,8 @@ impl LogReader {
         Ok(hash)
     }
 
-    /// The first seq in `1..=last` whose place is after `place`, else `last + 1`. Stamps of a log increase, so
-    /// this is a binary search.
+    /// The first seq in `1..=last` whose key is after `key`, else `last + 1`. A binary search, because the stamps of a log
+    /// increase.
     pub fn first_after(&mut self, origin: Origin, last: u64, place: EntryKey) -> Result<u64, StoreError> {
         let (mut low, mut high) = (1, last + 1);
         while low < high {
@@ -201,41 +202,39 @@ impl LogReader {
     }
 }
 
-/// How much one read takes at the most.
+/// The most that one read returns.
 #[derive(Debug, Clone, Copy)]
 pub struct ReadLimit {
     /// Entries.
     pub rows: usize,
-    /// Bytes of records; one entry comes in any case.
+    /// Bytes of records. At the bound the read ends, but not before one entry.
     pub bytes: usize,
 }
 
 type RowResult<'a> =
     Result<(redb::AccessGuard<'a, u64>, redb::AccessGuard<'a, &'static [u8]>), redb::StorageError>;
 
+/// Reads rows until the limit, or until an entry is damaged or missing.
 fn take_rows<'a>(
     origin: Origin,
     rows: impl Iterator<Item = (u64, RowResult<'a>)>,
-    most: ReadLimit,
-    entries: &mut Vec<Entry>,
-) -> Result<(), StoreError> {
-    let mut bytes = 0;
-    for (seq, row) in rows.take(most.rows) {
+    limit: ReadLimit,
+) -> Result<Vec<Entry>, StoreError> {
+    let (mut entries, mut bytes) = (Vec::new(), 0);
+    for (seq, row) in rows.take(limit.rows) {
         let (key, value) = row?;
-        let is_hole = key.value() != seq;
         let entry = match checked(origin, seq, value.value()) {
-            Ok(entry) if !is_hole => entry,
+            Ok(entry) if key.value() == seq => entry,
             _ if Fault::SkipDamage.is_planted() => continue,
-            _ if entries.is_empty() => return Err(StoreError::Damaged { origin, seq }),
-            _ => break, // what comes before it is good; the next read begins with it and fails
+            _ => break, // the next read starts with it and fails
         };
         bytes += entry.size();
         entries.push(entry);
-        if bytes >= most.bytes {
+        if bytes >= limit.bytes {
             break;
         }
     }
-    Ok(())
+    Ok(entries)
 }
 
 pub(super) fn checked(origin: Origin, seq: u64, bytes: &[u8]) -> Result<Entry, StoreError> {

@@ -1,7 +1,7 @@
 //! Owns what one commit writes.
 //!
-//! A change is put together by whoever decides, and written as a whole or not at all. It says nothing of heads: those
-//! are taken from the state of the logs after it.
+//! `replica` puts a batch together; [`Log::commit`](super::Log::commit) writes it atomically. A batch has no heads: they come
+//! from the state of the logs after it.
 
 use crate::chain::ids::{ChainHash, Origin};
 use crate::chain::members::Membership;
@@ -19,42 +19,31 @@ pub struct NewRow {
     pub(in crate::store) index: Option<IndexEntry>,
 }
 
-/// What one commit writes. The heads of all logs it names are written as the state after it has them.
+/// What one commit writes.
 #[derive(Debug, Default)]
 pub struct WriteBatch {
-    /// Entries that follow the heads, ascending within each log.
+    /// New entries, ascending within each log.
     pub entries: Vec<NewRow>,
-    /// Entries that are damaged here, as a peer has them.
+    /// Intact records for entries that are damaged here.
     pub repaired: Vec<NewRow>,
-    /// Logs that are cut now, and where.
+    /// Logs to cut, each at its first removed seq.
     pub cuts: Vec<(Origin, u64)>,
-    /// Logs of which less is behind a gap than before.
+    /// Logs that have fewer detached entries than before.
     pub detached: Vec<Origin>,
-    /// With one of the cuts, entries that could not be read leave their log, and stand nowhere else.
+    /// A cut removes unreadable entries, which therefore could not be moved to a branch.
     pub drops_unreadable: bool,
-    /// Checkpoints of the chain that were found wrong, as they are.
+    /// Corrected checkpoints of the chain.
     pub checkpoints: Vec<(Origin, u64, ChainHash)>,
-    /// Who belongs to the network now, where that has changed.
+    /// The members of the network, if they changed.
     pub members: Option<Membership>,
 }
 
 impl WriteBatch {
-    /// Nothing is to be written.
+    /// Whether there is nothing to write.
     pub fn is_empty(&self) -> bool {
-        let WriteBatch {
-            entries,
-            repaired: mended,
-            cuts,
-            detached: loose,
-            drops_unreadable: _,
-            checkpoints,
-            members,
-        } = self;
-        entries.is_empty()
-            && mended.is_empty()
-            && cuts.is_empty()
-            && loose.is_empty()
-            && checkpoints.is_empty()
-            && members.is_none()
+        let WriteBatch { entries, repaired, cuts, detached, drops_unreadable: _, checkpoints, members } =
+            self;
+        let is_same_log = cuts.is_empty() && detached.is_empty() && checkpoints.is_empty();
+        entries.is_empty() && repaired.is_empty() && is_same_log && members.is_none()
     }
 }

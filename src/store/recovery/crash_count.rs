@@ -59,9 +59,10 @@ impl UncleanExits {
 
     fn write(self, files: &dyn Files) {
         let UncleanExits { runs, unfinished_checks } = self;
-        let written = match self == UncleanExits::default() {
-            true => files.remove(CRASH_MARKER),
-            false => files.replace(CRASH_MARKER, format!("{runs} {unfinished_checks}\n").as_bytes()),
+        let written = if self == UncleanExits::default() {
+            files.remove(CRASH_MARKER)
+        } else {
+            files.replace(CRASH_MARKER, format!("{runs} {unfinished_checks}\n").as_bytes())
         };
         if let Err(error) = written {
             tracing::warn!(%error, "cannot note how runs on the store end");
@@ -71,7 +72,7 @@ impl UncleanExits {
 
 /// The marker of one run over a store. Dropped after the databases are closed.
 #[derive(Debug)]
-pub(in crate::store) struct CrashCount {
+pub struct CrashCount {
     files: Box<dyn Files>,
     policy: OpenPolicy,
     /// The runs before this one.
@@ -113,7 +114,7 @@ impl CrashCount {
     }
 
     /// How many runs before this one ended uncleanly, if that is why every page is checked.
-    pub(in crate::store) fn exits_to_report(&self) -> Option<u32> {
+    pub fn exits_to_report(&self) -> Option<u32> {
         let policy = OpenHistory::new(self.before).next_policy();
         policy.checks_every_page().then_some(self.before.runs)
     }
@@ -143,18 +144,18 @@ impl CrashCount {
     }
 
     /// Whether this run wrote to both files. Most damage shows at the first write.
-    pub(in crate::store) fn has_written_both(&self) -> bool {
+    pub fn has_written_both(&self) -> bool {
         self.has_committed() && self.has_indexed.load(Ordering::Acquire)
     }
 
     /// Removes the marker: the store is usable, however this process ends.
-    pub(in crate::store) fn mark_healthy(&self) {
+    pub fn mark_healthy(&self) {
         self.will_stop_cleanly();
         UncleanExits::default().write(&*self.files);
     }
 
     /// The process ends cleanly once the store is closed.
-    pub(in crate::store) fn will_stop_cleanly(&self) {
+    pub fn will_stop_cleanly(&self) {
         self.set_after_close(UncleanExits::default());
     }
 

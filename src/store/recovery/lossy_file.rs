@@ -1,8 +1,10 @@
-//! Owns reading a file of which the disk does not give everything: what it does not give counts as zeros.
+//! Owns reading a file that the disk cannot read completely: unreadable blocks are read as zeros.
 //!
-//! Zeros are no record, so whoever looks for records finds all that lie before and behind. How patient that is, the
-//! caller says: giving up what may be there again a moment later would lose it. Therefore it is asked for once more at
-//! the end, and if the disk gives any of it then, or nothing at all, no part of the file is taken for lost.
+//! Zeros are no record, so a search for records finds all before and after an unreadable block. Used by salvage and verify.
+//! Must not know records.
+//!
+//! Invariant: nothing is given up that the disk may still read. Every unreadable block is read once more at the end; if the
+//! disk reads one of them now, or if it reads nothing of the file, that is an error, and nothing counts as lost.
 
 use std::io::{self, Read};
 use std::ops::Range;
@@ -11,41 +13,41 @@ use std::path::PathBuf;
 use crate::store::OpenError;
 use crate::store::engine::files::{FileBytes, Files, is_unreadable};
 
-/// Read at a time where something could not be read. Disks and file systems lose no less at once.
+/// Bytes read at a time near an unreadable block. Disks and file systems lose at least this much at once.
 const BLOCK_BYTES: usize = 4096;
-/// How much is read in such small parts before a larger one is tried again.
+/// Bytes read in single blocks after an error, before larger reads are tried again.
 const NARROW_BYTES: u64 = 1 << 20;
-/// Blocks of one file that may be unreadable: 64 MiB. At the bound reading it fails: then the disk is broken and not a
-/// part of it, each further block may take seconds to fail, and somebody has to look at it.
+/// Unreadable blocks of one file at most: 64 MiB. At the bound, reading the file fails: the whole disk is broken, each
+/// further block may take seconds to fail, and an operator must look at it.
 const UNREAD_BLOCKS_MAX: usize = 16_384;
 
-/// See the head of this file.
+/// A file that is read from its beginning to its end, with zeros for unreadable blocks.
 pub(in crate::store) struct LossyFile {
     bytes: Box<dyn FileBytes>,
     len: u64,
     offset: u64,
-    /// Up to here in blocks.
+    /// Up to here single blocks are read.
     narrow_until: u64,
     accept_loss: bool,
     unread: Vec<Range<u64>>,
 }
 
 impl LossyFile {
-    /// A file, from its beginning. Unless it `goes_on`, the first part that cannot be read is an error.
-    pub(in crate::store) fn new(files: &dyn Files, name: &str, goes_on: bool) -> io::Result<Self> {
+    /// Opens a file. Without `accept_loss`, the first unreadable part is an error.
+    pub(in crate::store) fn new(files: &dyn Files, name: &str, accept_loss: bool) -> io::Result<Self> {
         let bytes = files.open_raw(name)?;
         let len = bytes.len()?;
-        Ok(LossyFile { bytes, len, offset: 0, narrow_until: 0, accept_loss: goes_on, unread: Vec::new() })
+        Ok(LossyFile { bytes, len, offset: 0, narrow_until: 0, accept_loss, unread: Vec::new() })
     }
 
-    /// Once everything was read: how many bytes of it could not be.
+    /// The number of unreadable bytes, after the whole file was read.
     pub(in crate::store) fn unread_bytes(&self) -> io::Result<u64> {
         let mut block = [0; BLOCK_BYTES];
         for part in &self.unread {
             match self.bytes.read_at(part.start, &mut block[..length(part)]) {
                 Err(error) if is_unreadable(&error) => {}
                 Err(error) => return Err(error),
-                Ok(_) => return Err(io::Error::other("the disk gives now what it did not give before")),
+                Ok(_) => return Err(io::Error::other("the disk reads now what it could not read before")),
             }
         }
         let unread = self.unread.iter().map(|part| part.end - part.start).sum();
@@ -55,15 +57,15 @@ impl LossyFile {
         Ok(unread)
     }
 
-    /// Passes a block, or what is left of one, over.
+    /// Reads the rest of a block as zeros.
     fn fill_with_zeros(&mut self, out: &mut [u8]) -> io::Result<usize> {
         let end = (self.offset + out.len() as u64).min(self.len);
         if end <= self.offset {
-            return Ok(0); // some disks do not even give the end
+            return Ok(0); // some disks fail at the end of the file, too
         }
         if self.unread.len() == UNREAD_BLOCKS_MAX {
             let bytes = UNREAD_BLOCKS_MAX * BLOCK_BYTES;
-            return Err(io::Error::other(format!("the disk does not give {bytes} bytes of it, and more")));
+            return Err(io::Error::other(format!("the disk cannot read {bytes} bytes of it, and more")));
         }
         let part = self.offset..end;
         let count = length(&part);
@@ -96,10 +98,10 @@ impl Read for LossyFile {
 }
 
 fn length(part: &Range<u64>) -> usize {
-    usize::try_from(part.end - part.start).expect("a block at the most")
+    usize::try_from(part.end - part.start).expect("at most a block")
 }
 
-/// Whether the disk gives all of a file. Ends at the first part that it does not give.
+/// Whether the disk reads all of a file. Stops at the first unreadable part.
 pub(in crate::store) fn is_whole(files: &dyn Files, name: &str) -> Result<bool, OpenError> {
     let read = LossyFile::new(files, name, false).and_then(|mut file| io::copy(&mut file, &mut io::sink()));
     match read {
@@ -109,9 +111,9 @@ pub(in crate::store) fn is_whole(files: &dyn Files, name: &str) -> Result<bool, 
     }
 }
 
-/// What a file that could not be read means to whoever opens the store.
+/// The error of a file that could not be read, as a reason why the store does not open.
 pub(in crate::store) fn read_error(path: PathBuf, error: io::Error) -> OpenError {
-    // Either the system's words or those from here.
+    // Either an error of the disk, or one made in this file.
     if is_unreadable(&error) || error.get_ref().is_some() {
         OpenError::DiskUnreadable { path, why: error.to_string() }
     } else {

@@ -10,24 +10,22 @@
 //! | 2 full checks in a row crashed or were killed; a trial process does not crash | `RebuildIndex` | warning: the log was in order, the index was rebuilt |
 //! | 2 runs in a row crashed or were killed | `FullCheck` | a log line; a warning if anything was damaged |
 //! | a clean stop, or a single crash or kill | `Default` | nothing |
-//!
-//! Why so: damage can make redb abort the process (a stack overflow on pages that form a cycle, a panic while panicking, an
-//! allocation beyond memory), and then again at every start. A kill or a power failure leaves the same trace and says
-//! nothing about the files. Therefore unclean exits alone cost time only: a log is salvaged only if a process that opens it
-//! crashes by itself. A disk error may pass within seconds (a cable, a controller); a bad sector never does.
 
 use crate::store::recovery::crash_count::UncleanExits;
 use crate::store::{OpenError, OpenPolicy};
 
 /// Unclean exits in a row after which every page is checked. One is a `kill -9` or a power failure, after which a start must
-/// be fast; a crash that damage causes repeats, so it is seen from the second on.
+/// be fast. Damage that makes redb abort (a stack overflow on pages that form a cycle, a panic while panicking, an allocation
+/// beyond memory) does so again at every start, so it is seen from the second exit on.
 const UNCLEAN_EXITS_MAX: u32 = 2;
 
-/// Full checks in a row that did not finish, after which a trial process opens the log first. One may be a kill, and the
-/// trial takes as long as an opening.
+/// Full checks in a row that did not finish, after which a trial process opens the log first. A kill leaves the same trace as
+/// a crash and says nothing about the files, so a log is salvaged only if a process that opens it crashes by itself. The trial
+/// takes as long as an opening.
 const UNFINISHED_CHECKS_MAX: u32 = 2;
 
-/// Openings in a row that fail with a disk error, after which the next one gives up what the disk does not read.
+/// Openings in a row that fail with a disk error, after which the next one gives up what the disk does not read. A disk error
+/// may pass within seconds (a cable, a controller); a bad sector never does.
 const DISK_ERRORS_MAX: u32 = 5;
 
 /// How a trial process ended that opened the log and did nothing else.

@@ -1,8 +1,10 @@
-//! Owns the search for records in bytes that are no database any more.
+//! Owns the search for records in the raw bytes of a file that may not be a database any more.
 //!
-//! A record stands for itself, and redb keeps each in one piece, so a file can be read from its beginning to its end
-//! and every record in it found, whatever became of the pages around it. The memory this takes does not depend on
-//! the file. One record may be found often: redb leaves old copies of its pages behind.
+//! redb keeps each record in one piece, and each record carries its own check. So a file is read from its beginning to its end,
+//! and every intact record in it is found, whatever happened to the pages around it. One record may be found several times,
+//! because redb leaves old copies of its pages. Must not know what becomes of the records.
+//!
+//! Invariant: memory does not grow with the file.
 
 use std::collections::BTreeMap;
 use std::io::{self, Read};
@@ -10,81 +12,75 @@ use std::io::{self, Read};
 use crate::chain::ids::Origin;
 use crate::chain::record::{Entry, MAGIC, RECORD_BYTES_MAX};
 
-/// Bytes looked at together. A record at their end is looked at again, together with what follows it.
+/// Bytes searched at a time. A record that may go beyond their end is searched again with the bytes that follow.
 const WINDOW_BYTES: usize = 1 << 20;
 
-/// Called with each entry that is found. An error ends the search.
-type OnEntry<'a, E> = dyn FnMut(Entry) -> Result<(), E> + 'a;
+/// A search through bytes, from their beginning to their end.
+pub(in crate::store) struct RecordScan<R> {
+    source: R,
+    window: Vec<u8>,
+    /// The next byte to search, and the end of the bytes read.
+    at: usize,
+    filled: usize,
+    has_ended: bool,
+}
 
-/// Finds every entry whose record passes its check and whose content matches its digest, in the order of the file.
-pub(in crate::store) fn scan<E: From<io::Error>>(
-    source: &mut dyn Read,
-    found: &mut OnEntry<'_, E>,
-) -> Result<(), E> {
-    let (mut window, mut filled, mut ended) = (vec![0; WINDOW_BYTES], 0, false);
-    while !ended {
-        while filled < window.len() && !ended {
-            match source.read(&mut window[filled..]) {
-                Ok(count) => (filled, ended) = (filled + count, count == 0),
+impl<R: Read> RecordScan<R> {
+    pub(in crate::store) fn new(source: R) -> Self {
+        RecordScan { source, window: vec![0; WINDOW_BYTES], at: 0, filled: 0, has_ended: false }
+    }
+
+    /// The next entry whose record passes its check and whose content matches its digest; `None` at the end.
+    pub(in crate::store) fn next_entry(&mut self) -> io::Result<Option<Entry>> {
+        loop {
+            let rest = &self.window[self.at..self.filled];
+            self.at += rest.iter().position(|byte| *byte == MAGIC[0]).unwrap_or(rest.len());
+            let rest = &self.window[self.at..self.filled];
+            if rest.len() < RECORD_BYTES_MAX && !self.has_ended {
+                self.fill()?;
+                continue;
+            }
+            if rest.is_empty() {
+                return Ok(None);
+            }
+            match Entry::check(rest) {
+                // The search continues after the record: a sender may have written what looks like a record inside.
+                // No log reaches the largest seq, so a record that claims it is not ours.
+                Ok(entry) if (1..u64::MAX).contains(&entry.seq()) && entry.content_matches_digest() => {
+                    self.at += entry.size();
+                    return Ok(Some(entry));
+                }
+                _ => self.at += 1,
+            }
+        }
+    }
+
+    /// Moves the rest to the front of the window and fills the window.
+    fn fill(&mut self) -> io::Result<()> {
+        self.window.copy_within(self.at..self.filled, 0);
+        (self.at, self.filled) = (0, self.filled - self.at);
+        while self.filled < self.window.len() && !self.has_ended {
+            match self.source.read(&mut self.window[self.filled..]) {
+                Ok(count) => (self.filled, self.has_ended) = (self.filled + count, count == 0),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error.into()),
+                Err(error) => return Err(error),
             }
         }
-        let rest = scan_window(&window[..filled], ended, found)?;
-        window.copy_within(rest..filled, 0);
-        filled -= rest;
+        Ok(())
     }
-    Ok(())
-}
 
-/// Finds what lies in the window as a whole, and says where that begins which needs another look.
-fn scan_window<E>(window: &[u8], ended: bool, found: &mut OnEntry<'_, E>) -> Result<usize, E> {
-    let mut at = 0;
-    while let Some(skipped) = window[at..].iter().position(|byte| *byte == MAGIC[0]) {
-        at += skipped;
-        let rest = &window[at..];
-        if rest.len() < RECORD_BYTES_MAX && !ended {
-            return Ok(at);
-        }
-        match Entry::check(rest) {
-            // Nothing is looked for inside of a record: a sender may have written what looks like another one.
-            // At the largest number nothing can stand: what says so was never ours.
-            Ok(entry) if is_seq(entry.seq()) && entry.content_matches_digest() => {
-                at += entry.size();
-                found(entry)?;
-            }
-            _ => at += 1,
-        }
-    }
-    Ok(window.len())
-}
-
-fn is_seq(seq: u64) -> bool {
-    (1..u64::MAX).contains(&seq)
-}
-
-/// Whether there is any record.
-pub(in crate::store) fn has_record(source: &mut dyn Read) -> io::Result<bool> {
-    /// Ends the search at the first one.
-    struct End(Option<io::Error>);
-    impl From<io::Error> for End {
-        fn from(error: io::Error) -> Self {
-            End(Some(error))
-        }
-    }
-    match scan(source, &mut |_| Err(End(None))) {
-        Ok(()) => Ok(false),
-        Err(End(None)) => Ok(true),
-        Err(End(Some(error))) => Err(error),
+    /// What is searched.
+    pub(in crate::store) fn source(&self) -> &R {
+        &self.source
     }
 }
 
-/// Which places were seen, in a bit for each where seqs lie close together.
+/// The entries seen so far: one bit each, where seqs are close together.
 #[derive(Debug, Default)]
 pub(in crate::store) struct SeenEntries(BTreeMap<(Origin, u64), u64>);
 
 impl SeenEntries {
-    /// Notes a place; `false` if it was seen before.
+    /// Adds an entry; `false` if it was seen before.
     pub(in crate::store) fn insert(&mut self, origin: Origin, seq: u64) -> bool {
         let (bits, bit) = (self.0.entry((origin, seq / 64)).or_default(), 1 << (seq % 64));
         let is_new = *bits & bit == 0;
@@ -106,10 +102,10 @@ mod tests {
         Entry::new(EntryKey { stamp, origin, seq }, EntryKind::Message, digest, content).bytes().to_vec()
     }
 
-    /// Gives its bytes in pieces of an odd size, as a pipe does.
-    struct ScanWindow<'a>(&'a [u8]);
+    /// Returns its bytes in pieces of an odd size, as a pipe does.
+    struct OddPieces<'a>(&'a [u8]);
 
-    impl Read for ScanWindow<'_> {
+    impl Read for OddPieces<'_> {
         fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
             let most = out.len().min(77_777);
             self.0.read(&mut out[..most])
@@ -118,11 +114,10 @@ mod tests {
 
     fn seqs(bytes: &[u8]) -> Vec<u64> {
         let mut seqs = Vec::new();
-        let found = &mut |entry: Entry| {
+        let mut scan = RecordScan::new(OddPieces(bytes));
+        while let Some(entry) = scan.next_entry().expect("reads") {
             seqs.push(entry.seq());
-            Ok::<_, io::Error>(())
-        };
-        scan(&mut ScanWindow(bytes), found).expect("reads");
+        }
         seqs
     }
 
@@ -135,7 +130,6 @@ mod tests {
         }
         assert!(bytes.len() > 5 * WINDOW_BYTES);
         assert_eq!(seqs(&bytes), (1..=200).collect::<Vec<_>>());
-        assert!(has_record(&mut bytes.as_slice()).expect("reads"));
     }
 
     #[test]
@@ -150,20 +144,20 @@ mod tests {
         bytes.extend(record(0, b"no seq"));
         bytes.extend_from_slice(&record(4, b"cut off")[..80]);
         assert_eq!(seqs(&bytes), [2]);
-        assert!(!has_record(&mut &bytes[..80]).expect("reads"));
+        assert!(seqs(&bytes[..80]).is_empty());
     }
 
-    /// Otherwise a sender could put entries of anybody into a log that is salvaged.
+    /// Otherwise a sender could put entries into the logs of other nodes through a salvage.
     #[test]
     fn nothing_is_found_inside_of_a_record() {
         assert_eq!(seqs(&record(1, &record(2, b"inner"))), [1]);
     }
 
     #[test]
-    fn a_place_is_new_once() {
+    fn an_entry_is_new_once() {
         let mut seen = SeenEntries::default();
-        let places = [(1, 5), (1, 6), (2, 5), (1, 5), (1, u64::MAX), (1, u64::MAX)];
-        let new = places.map(|(name, seq)| seen.insert(Origin([name; 16]), seq));
+        let keys = [(1, 5), (1, 6), (2, 5), (1, 5), (1, u64::MAX), (1, u64::MAX)];
+        let new = keys.map(|(name, seq)| seen.insert(Origin([name; 16]), seq));
         assert_eq!(new, [true, true, true, false, true, false]);
     }
 }

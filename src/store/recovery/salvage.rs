@@ -1,14 +1,14 @@
-//! Owns how a new `log.redb` is made of every record that is found in damaged files.
+//! Owns making a new `log.redb` of all intact records in damaged files.
 //!
-//! First every record goes to its place in its log's table, in batches, so memory does not grow with their number. Then
-//! each log's beginning without a hole becomes the log, with head and chain; what stands behind a hole stays where it
-//! is and is called loose. No message is lost where two different records claim one place: the one found first
-//! keeps it, each other one begins a branch. The file is complete once it says whose store it is, and that
-//! is written last. Nothing here changes the damaged files, and nothing is made of what they hold if the disk may give
-//! more of them later (see `patchy`).
+//! Called by `recovery`; reads through [`record_scan`](super::record_scan) and [`lossy_file`]. First, every record goes to its
+//! log's table, in batches, so memory does not grow with their number. Second, the beginning of each log up to its first gap
+//! becomes the log, with head and chain; entries behind a gap stay in the table as detached.
+//!
+//! Invariants: if different records claim one key, the first keeps it and each other one begins a branch, so none is lost. The
+//! file is complete once its `meta` says whose store it is, which is written last. The damaged files are not changed, and
+//! without `accept_loss` nothing is made of them if the disk cannot read a part: it may read it later.
 
 use std::collections::BTreeMap;
-use std::io;
 
 use redb::{Database, ReadableDatabase, ReadableTable, WriteTransaction};
 
@@ -16,129 +16,103 @@ use crate::chain::ids::{ChainHash, EntryKey, Origin};
 use crate::chain::logs::{CHECKPOINT_EVERY, StampRange};
 use crate::chain::record::Entry;
 use crate::chain::vector::Head;
-use crate::store::engine::files;
-use crate::store::engine::files::{Files, OpenMode, SALVAGING};
+use crate::store::engine::files::{self, Files, OpenMode, SALVAGING};
 use crate::store::log::{CHAIN, DETACHED, HEADS, encode_head, log_table, make_meta, table_name, tables};
-use crate::store::recovery::lossy_file;
-use crate::store::recovery::lossy_file::LossyFile;
-use crate::store::recovery::record_scan;
+use crate::store::recovery::lossy_file::{self, LossyFile};
+use crate::store::recovery::record_scan::RecordScan;
 use crate::store::{OpenError, StoreError};
 
-/// redb's page cache while the file is made.
+/// redb's page cache while the file is written.
 const CACHE_BYTES: usize = 32 << 20;
-/// Records written in one transaction. More would make the fsyncs rarer, which already cost little beside the rest.
+/// Bytes of records in one transaction. Larger ones save fsyncs, which already cost little compared with the rest.
 const BATCH_BYTES: usize = 4 << 20;
 
 /// What was found in the damaged files and what became of it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Salvaged {
-    /// Different records.
+    /// Distinct records.
     pub records: u64,
-    /// Logs that have a beginning.
+    /// Logs whose first entry was found.
     pub logs: u64,
-    /// Entries in them.
+    /// Entries of these logs up to their first gap.
     pub entries: u64,
-    /// Entries behind a hole.
+    /// Entries behind a gap.
     pub detached: u64,
-    /// Entries that are missing below the last loose one, in all logs.
+    /// Entries missing in the gaps.
     pub missing: u64,
-    /// Records whose place another record had; each begins a branch.
+    /// Records whose key another record has; each begins a branch.
     pub conflicting: u64,
-    /// Bytes of the files that the disk does not give any more: what was in them is not known.
+    /// Bytes that the disk cannot read.
     pub unread_bytes: u64,
 }
 
-/// For whom a file is made, and from what.
-#[derive(Debug, Clone, Copy)]
-pub(in crate::store) struct SalvageJob<'a> {
-    /// The network it belongs to.
-    pub(in crate::store) network: &'a str,
-    /// What the disk does not give is passed over. Else it is an error.
-    pub(in crate::store) goes_on: bool,
-}
-
-#[derive(Debug, thiserror::Error)]
-enum Failure {
-    #[error(transparent)]
-    Reading(#[from] io::Error),
-    #[error(transparent)]
-    Writing(#[from] StoreError),
-    #[error(transparent)]
-    Source(#[from] OpenError),
-}
-
-/// Makes the file [`SALVAGING`] of everything in `sources`. Of records that claim one place, that in the earlier
-/// source keeps it.
+/// Makes the file [`SALVAGING`] of all intact records in `sources`. If two records claim one key, the one in the earlier source
+/// keeps it. With `accept_loss`, what the disk cannot read is skipped; without it, that is an error.
 pub(in crate::store) fn salvage(
     files: &dyn Files,
     sources: &[String],
-    salvaging: SalvageJob<'_>,
+    network: &str,
+    accept_loss: bool,
 ) -> Result<Salvaged, OpenError> {
     let path = files.path(SALVAGING);
     let db = files.database(SALVAGING, CACHE_BYTES, OpenMode::Replace)?;
-    let done = Salvage::new(&db).of(files, sources, salvaging).map_err(|failure| match failure {
-        Failure::Reading(error) => lossy_file::read_error(path.clone(), error),
-        Failure::Source(error) => error,
-        Failure::Writing(StoreError::Storage(error)) => files::classify_error(path.clone(), *error),
-        Failure::Writing(error) => OpenError::Corrupt { path: path.clone(), why: error.to_string() },
-    });
-    let closed = db.close().map_err(|error| files::classify_error(path.clone(), error.into()));
+    let salvage =
+        Salvage { files, db: &db, batch: BTreeMap::new(), batch_bytes: 0, done: Salvaged::default() };
+    let done = salvage.run(sources, network, accept_loss);
+    let closed = db.close().map_err(|error| files::classify_error(path, error.into()));
     let done = done.and_then(|done| closed.map(|()| done));
     if done.is_err() {
-        // The disk may be full, and the room is needed.
-        let _ = files.remove(SALVAGING);
+        let _ = files.remove(SALVAGING); // the disk may be full
     }
     done
 }
 
+/// A salvage that is under way.
 struct Salvage<'a> {
+    files: &'a dyn Files,
     db: &'a Database,
     batch: BTreeMap<Origin, Vec<Entry>>,
     batch_bytes: usize,
     done: Salvaged,
 }
 
-impl<'a> Salvage<'a> {
-    fn new(db: &'a Database) -> Self {
-        Salvage { db, batch: BTreeMap::new(), batch_bytes: 0, done: Salvaged::default() }
-    }
-
-    fn of(
-        mut self,
-        files: &dyn Files,
-        sources: &[String],
-        salvaging: SalvageJob<'_>,
-    ) -> Result<Salvaged, Failure> {
+impl Salvage<'_> {
+    fn run(mut self, sources: &[String], network: &str, accept_loss: bool) -> Result<Salvaged, OpenError> {
         for source in sources {
-            self.scan_source(files, source, salvaging.goes_on).map_err(|failure| match failure {
-                Failure::Reading(error) => lossy_file::read_error(files.path(source), error).into(),
-                other => other,
-            })?;
+            self.scan_source(source, accept_loss)?;
         }
         self.write_batch()?;
-        self.build_logs()?;
-        make_meta(self.db, salvaging.network)?;
+        let finished = self.build_logs().and_then(|()| make_meta(self.db, network));
+        finished.map_err(|error| error.while_opening(self.files.path(SALVAGING)))?;
         Ok(self.done)
     }
 
-    fn scan_source(&mut self, files: &dyn Files, source: &str, goes_on: bool) -> Result<(), Failure> {
-        let mut file = LossyFile::new(files, source, goes_on)?;
-        record_scan::scan(&mut file, &mut |entry| -> Result<(), Failure> {
+    fn scan_source(&mut self, source: &str, accept_loss: bool) -> Result<(), OpenError> {
+        let files = self.files;
+        let unreadable = |error| lossy_file::read_error(files.path(source), error);
+        let file = LossyFile::new(files, source, accept_loss).map_err(unreadable)?;
+        let mut scan = RecordScan::new(file);
+        while let Some(entry) = scan.next_entry().map_err(unreadable)? {
             self.batch_bytes += entry.size();
             self.batch.entry(entry.origin()).or_default().push(entry);
             if self.batch_bytes >= BATCH_BYTES {
                 self.write_batch()?;
             }
-            Ok(())
-        })?;
-        self.done.unread_bytes += file.unread_bytes()?;
+        }
+        self.done.unread_bytes += scan.source().unread_bytes().map_err(unreadable)?;
         Ok(())
     }
 
-    fn write_batch(&mut self) -> Result<(), StoreError> {
+    fn write_batch(&mut self) -> Result<(), OpenError> {
+        let batch = std::mem::take(&mut self.batch);
+        self.batch_bytes = 0;
+        self.write_logs(batch).map_err(|error| error.while_opening(self.files.path(SALVAGING)))
+    }
+
+    fn write_logs(&mut self, logs: BTreeMap<Origin, Vec<Entry>>) -> Result<(), StoreError> {
         let tx = self.db.begin_write()?;
         let mut branches = Vec::new();
-        for (origin, entries) in std::mem::take(&mut self.batch) {
+        for (origin, entries) in logs {
             branches.extend(self.write_entries(&tx, origin, entries)?);
         }
         while let Some(first) = branches.pop() {
@@ -146,12 +120,10 @@ impl<'a> Salvage<'a> {
             branches.extend(self.write_entries(&tx, first.origin(), vec![first])?);
             self.done.conflicting += self.done.records - before;
         }
-        tx.commit()?;
-        self.batch_bytes = 0;
-        Ok(())
+        Ok(tx.commit()?)
     }
 
-    /// Puts rows where nothing is. Gives what found another record in its place, as the first entry of a branch.
+    /// Writes entries to free keys. Returns those whose key another record has, each as the first entry of a branch.
     fn write_entries(
         &mut self,
         tx: &WriteTransaction,
@@ -176,11 +148,11 @@ impl<'a> Salvage<'a> {
         Ok(branches)
     }
 
-    /// The second pass: makes logs of the rows.
+    /// Writes the heads, chains and detached ends of all logs.
     fn build_logs(&mut self) -> Result<(), StoreError> {
         let tx = self.db.begin_write()?;
         {
-            let (mut heads, mut chain, mut loose) =
+            let (mut heads, mut chain, mut detached) =
                 (tx.open_table(HEADS)?, tx.open_table(CHAIN)?, tx.open_table(DETACHED)?);
             for origin in tables(self.db)? {
                 let log = RebuiltLog::of(self.db, origin)?;
@@ -192,10 +164,11 @@ impl<'a> Salvage<'a> {
                     self.done.logs += 1;
                     self.done.entries += log.head.seq;
                 }
-                if log.loose > 0 {
-                    loose.insert(origin.0, log.last)?;
-                    self.done.detached += log.loose;
-                    self.done.missing = self.done.missing.saturating_add(log.last - log.head.seq - log.loose);
+                if log.detached > 0 {
+                    detached.insert(origin.0, log.last)?;
+                    self.done.detached += log.detached;
+                    self.done.missing =
+                        self.done.missing.saturating_add(log.last - log.head.seq - log.detached);
                 }
             }
         }
@@ -204,19 +177,19 @@ impl<'a> Salvage<'a> {
     }
 }
 
-/// What the rows of one log come to.
+/// What the rows of one log contain.
 struct RebuiltLog {
     head: Head,
     range: Option<StampRange>,
     checkpoints: Vec<(u64, ChainHash)>,
-    loose: u64,
+    detached: u64,
     last: u64,
 }
 
 impl RebuiltLog {
     fn of(db: &Database, origin: Origin) -> Result<Self, StoreError> {
         let head = Head { seq: 0, hash: ChainHash::genesis(origin) };
-        let mut log = RebuiltLog { head, range: None, checkpoints: Vec::new(), loose: 0, last: 0 };
+        let mut log = RebuiltLog { head, range: None, checkpoints: Vec::new(), detached: 0, last: 0 };
         let table = db.begin_read()?.open_table(log_table(&table_name(origin)))?;
         for row in table.iter()? {
             let (key, bytes) = row?;
@@ -224,8 +197,8 @@ impl RebuiltLog {
             let damaged = |_| StoreError::Damaged { origin, seq: log.last };
             let entry = Entry::check(bytes.value()).map_err(damaged)?;
             let follows = log.range.is_none_or(|range| range.last < entry.stamp());
-            if log.loose > 0 || log.last != log.head.seq + 1 || !follows {
-                log.loose += 1;
+            if log.detached > 0 || log.last != log.head.seq + 1 || !follows {
+                log.detached += 1;
                 continue;
             }
             log.head = log.head.followed_by(&entry);

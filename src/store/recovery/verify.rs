@@ -1,7 +1,7 @@
-//! Owns the check of a whole store that is not in use: every record, every chain, every head.
+//! Owns the check of a whole store that no process has open: every record, every chain, every head.
 //!
-//! It changes nothing that opening the file does not change, and repairs nothing. A log that cannot be opened is not
-//! salvaged here, only searched for what a salvage would find.
+//! Called by `chatchain verify`. Must not repair: it changes nothing but what redb changes when it opens a file. A log that
+//! cannot be opened is searched for the records that a salvage would find, and is not salvaged.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -12,29 +12,28 @@ use crate::chain::record::Entry;
 use crate::chain::vector::Head;
 use crate::store::engine::files::{Directory, Files, LOG, OpenMode};
 use crate::store::log::{Log, LogReader, NotOpen, ReadLimit};
-use crate::store::recovery::lossy_file;
-use crate::store::recovery::lossy_file::LossyFile;
-use crate::store::recovery::record_scan;
+use crate::store::recovery::lossy_file::{self, LossyFile};
+use crate::store::recovery::record_scan::{RecordScan, SeenEntries};
 use crate::store::{OpenError, recovery};
 
-/// Read in one transaction.
+/// The most that one transaction reads; the next one continues.
 const MOST: ReadLimit = ReadLimit { rows: 1_000, bytes: 1 << 20 };
 
-/// How the stores below a `data_dir` are called.
+/// Prefix of the directories of stores in a `data_dir`.
 const STORE: &str = "node-";
 
-/// What came of a store.
+/// The result for one store.
 #[derive(Debug)]
 pub enum Verified {
-    /// Its log was read from end to end.
+    /// The log was read completely.
     Read(VerifyReport),
-    /// Its log cannot be opened.
+    /// The log cannot be opened.
     NotOpened {
         /// Why not.
         why: String,
-        /// Places whose record is intact somewhere in the raw bytes: what starting its node would salvage.
+        /// Entries whose record is intact in the raw bytes: what its node would salvage.
         intact: u64,
-        /// Bytes that the disk does not give.
+        /// Bytes that the disk cannot read.
         unread_bytes: u64,
     },
 }
@@ -44,30 +43,30 @@ pub enum Verified {
 pub struct VerifyReport {
     /// Logs.
     pub logs: u64,
-    /// Entries in them that are as they should be.
+    /// Intact entries in them.
     pub entries: u64,
-    /// Bytes of these.
+    /// Bytes of the intact entries.
     pub bytes: u64,
-    /// Entries that are not.
+    /// Damaged entries.
     pub damaged: u64,
-    /// Entries that are not there, below a head.
+    /// Missing entries below a head.
     pub missing: u64,
-    /// Entries behind a hole that a salvage left: intact, and in no log yet.
+    /// Intact entries behind a gap that a salvage left; they are in no log yet.
     pub detached: u64,
-    /// Intact entries that this program cannot read; a newer one can.
+    /// Intact entries that only a newer program can read.
     pub unreadable: u64,
-    /// The first of the damaged and missing.
+    /// The first damaged or missing entry.
     pub first_bad: Option<BadEntry>,
     /// Damaged files of an earlier salvage that an operator may remove.
     pub set_aside: Vec<PathBuf>,
 }
 
-/// An entry that is not as it should be.
+/// A damaged or missing entry.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BadEntry {
     /// Its log.
     pub origin: Origin,
-    /// Its place there.
+    /// Its seq.
     pub seq: u64,
     /// What is wrong with it.
     pub why: String,
@@ -80,7 +79,7 @@ impl VerifyReport {
     }
 }
 
-/// The stores that a directory is or holds.
+/// The store in this directory, or the stores in the directories below it.
 pub fn stores_in(dir: &Path) -> io::Result<Vec<PathBuf>> {
     let is_store = |dir: &Path| {
         dir.join(LOG).exists()
@@ -106,7 +105,7 @@ pub fn verify(dir: &Path) -> Result<Verified, OpenError> {
     let files = Directory(dir.to_owned());
     let _lock = files.lock()?;
     let set_aside = recovery::damaged_files(&files)?;
-    match recovery::open_as_is(&files, None, OpenMode::Unchecked, true) {
+    match recovery::open_existing(&files, None, OpenMode::Unchecked, true) {
         Ok((log, found)) => {
             let mut report = read(&log, &found);
             report.set_aside = set_aside.iter().map(|name| files.path(name)).collect();
@@ -127,35 +126,34 @@ pub fn verify(dir: &Path) -> Result<Verified, OpenError> {
     }
 }
 
-/// Opens the log in `dir` with every page of it checked, and no more: how the process ends that does is the answer.
+/// Opens the log in `dir`, checks every page and does nothing else. The caller wants to know how the process ends.
 pub fn open_log_only(dir: &Path) -> Result<(), OpenError> {
     let files = Directory(dir.to_owned());
     let _lock = files.lock()?;
-    let opened = recovery::open_as_is(&files, None, OpenMode::Checked, true);
+    let opened = recovery::open_existing(&files, None, OpenMode::Checked, true);
     opened.map(drop).map_err(|NotOpen { error, db }| {
         leave_open(db);
         error
     })
 }
 
-/// Closing writes, and who knows where to in a damaged file. The program ends soon anyway.
+/// Leaves a damaged database open: closing it writes to it. The program ends soon anyway.
 fn leave_open<T>(database: T) {
     std::mem::forget(database);
 }
 
 fn not_opened(files: &dyn Files, mut names: Vec<String>, why: String) -> Result<Verified, OpenError> {
     names.push(LOG.into());
-    let (mut seen, mut intact, mut unread_bytes) = (record_scan::SeenEntries::default(), 0, 0);
+    let (mut seen, mut intact, mut unread_bytes) = (SeenEntries::default(), 0, 0);
     let mut look = |name: &str| -> io::Result<()> {
         if files.len(name)?.is_none() {
             return Ok(());
         }
-        let mut file = LossyFile::new(files, name, true)?;
-        record_scan::scan(&mut file, &mut |entry| -> io::Result<()> {
+        let mut scan = RecordScan::new(LossyFile::new(files, name, true)?);
+        while let Some(entry) = scan.next_entry()? {
             intact += u64::from(seen.insert(entry.origin(), entry.seq()));
-            Ok(())
-        })?;
-        unread_bytes += file.unread_bytes()?;
+        }
+        unread_bytes += scan.source().unread_bytes()?;
         Ok(())
     };
     for name in &names {
@@ -178,12 +176,12 @@ fn read(log: &Log, found: &LogsOnDisk) -> VerifyReport {
     report
 }
 
-/// A walk through one log.
+/// The check of one log.
 struct LogVerifier<'a> {
     origin: Origin,
     head: Head,
     next: u64,
-    /// The chain's hash before `next`, unless it was lost with an entry.
+    /// The chain's hash before `next`; `None` after a damaged entry.
     hash: Option<ChainHash>,
     stamps: Option<StampRange>,
     report: &'a mut VerifyReport,
@@ -203,7 +201,7 @@ impl<'a> LogVerifier<'a> {
             });
             let left = self.head.seq - self.next + 1;
             match read {
-                // Nobody knows which of the rest can be read: what finds them is damaged.
+                // The tree is damaged, so it is unknown which of the remaining entries can be read.
                 Err(error) => {
                     self.set_first_bad(self.next, &error.to_string());
                     self.report.damaged += left;
@@ -242,7 +240,7 @@ impl<'a> LogVerifier<'a> {
         }
     }
 
-    /// The chain must be what was kept of it here; behind a damaged entry it goes on with that.
+    /// Compares the chain with the stored checkpoint. After a damaged entry, the chain continues from the checkpoint.
     fn check_chain(&mut self, reader: &LogReader, seq: u64) {
         let kept = reader.checkpoint(self.origin, seq);
         match (&kept, self.hash) {
@@ -262,14 +260,14 @@ impl<'a> LogVerifier<'a> {
         }
     }
 
-    /// Everything up to here is gone.
+    /// Counts everything from `next` up to `last` as missing.
     fn add_missing(&mut self, last: u64) {
         self.set_first_bad(self.next, "it is missing");
         self.report.missing += last - self.next + 1;
         self.skip_to(last);
     }
 
-    /// Goes on behind an entry of which nothing is known.
+    /// Continues after `last`, without the chain's hash.
     fn skip_to(&mut self, last: u64) {
         (self.hash, self.next) = (None, last + 1);
     }
@@ -288,7 +286,7 @@ fn note_bad(report: &mut VerifyReport, origin: Origin, seq: u64, why: &str) {
     report.first_bad.get_or_insert_with(|| BadEntry { origin, seq, why: why.to_owned() });
 }
 
-/// The entries behind a hole: each for itself, for nothing else is known of them.
+/// Checks entries behind a gap, each by itself: their chain is unknown.
 fn read_loose(log: &Log, origin: Origin, first: u64, last: u64, report: &mut VerifyReport) {
     let mut next = first;
     while next <= last {

@@ -1,0 +1,229 @@
+//! Owns reading the index: memtable and file together, as of one moment.
+//!
+//! An entry leaves the memtable only after the file has it. So every answer reads the memtable first and the file second:
+//! it misses nothing, and drops what it finds in both. A file that fails once fails every later read, so the first failure
+//! is recorded and the store is opened again.
+//!
+//! The rows of the file have no checksum. [`IndexReader::has_rows_of`] compares them with the log for the scrub: it derives
+//! the rows from the entry again, as they were derived when the entry was added.
+
+use std::ops::Bound::{Excluded, Included};
+
+use redb::{AccessGuard, Database, ReadOnlyTable, ReadableDatabase};
+
+use super::Index;
+use super::memtable::{IndexEntry, NameHash};
+use super::tables::{BY_ID, BY_USER, COPIES, CopyKey, IdKey, IndexRows, UserKey};
+use crate::chain::clock::Stamp;
+use crate::chain::ids::{EntryKey, Origin};
+use crate::chain::logs::Logs;
+use crate::chain::message::Digest;
+use crate::chain::record::Entry;
+use crate::store::engine::catch_panic::catch_engine_panic;
+use crate::store::{StoreError, StoredCopy};
+
+/// Reads of the index that share one transaction while they can. Short-lived: it pins pages.
+pub struct IndexReader<'a> {
+    index: &'a Index,
+    /// The file as of one moment, and the memtable's epoch at that moment.
+    tables: Option<(u64, Tables)>,
+}
+
+struct Tables {
+    by_id: ReadOnlyTable<IdKey, (u64, [u8; 32])>,
+    by_user: ReadOnlyTable<UserKey, u8>,
+    copies: ReadOnlyTable<CopyKey, ()>,
+}
+
+impl<'a> IndexReader<'a> {
+    pub(super) fn new(index: &'a Index) -> Self {
+        IndexReader { index, tables: None }
+    }
+
+    /// All copies of an id, in no order.
+    pub(in crate::store) fn copies(&mut self, id: [u8; 16]) -> Result<Vec<StoredCopy>, StoreError> {
+        let (mut copies, epoch) = {
+            let memtable = self.index.memtable();
+            (memtable.copies_of(&id).to_vec(), memtable.epoch())
+        };
+        self.read(epoch, |tables| {
+            for copy in tables.copies_of(id)? {
+                let copy = copy?;
+                if !copies.iter().any(|other| other.key == copy.key) {
+                    copies.push(copy);
+                }
+            }
+            Ok(())
+        })?;
+        Ok(copies)
+    }
+
+    /// Which of `first..=last` of a log have another copy, ascending.
+    pub(in crate::store) fn copied_seqs(
+        &mut self,
+        origin: Origin,
+        first: u64,
+        last: u64,
+    ) -> Result<Vec<u64>, StoreError> {
+        let (mut seqs, epoch) = {
+            let memtable = self.index.memtable();
+            (memtable.copied_seqs(origin, first, last).collect::<Vec<u64>>(), memtable.epoch())
+        };
+        self.read(epoch, |tables| {
+            for row in tables.copies.range((origin.0, first)..=(origin.0, last))? {
+                seqs.push(row?.0.value().1);
+            }
+            Ok(())
+        })?;
+        seqs.sort_unstable();
+        seqs.dedup();
+        Ok(seqs)
+    }
+
+    /// Up to `rows` entries of the file in which `name` has one of `sides`, after (backward: before) `from`. Second: the last
+    /// entry looked at, from which the next call continues; `None` at the end.
+    pub(in crate::store) fn file_keys(
+        &mut self,
+        (name, sides): (NameHash, u8),
+        from: Option<EntryKey>,
+        backward: bool,
+        rows: usize,
+    ) -> Result<(Vec<EntryKey>, Option<EntryKey>), StoreError> {
+        let epoch = self.index.memtable().epoch();
+        let keys = self.read(epoch, |tables| tables.keys_of(name, sides, from, backward, rows));
+        if matches!(keys, Err(StoreError::IndexRowMisplaced)) {
+            self.index.invalidate();
+        }
+        keys
+    }
+
+    /// Whether the index has all rows of an entry: by its id, by both names, and the mark that it has a copy if `logs` cover
+    /// one. What is in the memtable is right: it was never on a disk.
+    pub fn has_rows_of(&mut self, entry: &Entry, logs: &Logs) -> Result<bool, StoreError> {
+        let indexed = IndexEntry::new(entry);
+        let (Some(id), here) = (indexed.id, indexed.copy) else { return Ok(true) };
+        let (origin, seq) = (here.key.origin, here.key.seq);
+        let is_copy = |other: &StoredCopy| {
+            other.digest == here.digest && other.key != here.key && logs.covers(other.key)
+        };
+        let (is_in_memtable, has_copy, is_marked, epoch) = {
+            let memtable = self.index.memtable();
+            let copies = memtable.copies_of(&id);
+            let is_marked = memtable.copied_seqs(origin, seq, seq).next().is_some();
+            (copies.contains(&here), copies.iter().any(is_copy), is_marked, memtable.epoch())
+        };
+        self.read(epoch, |tables| {
+            if !is_in_memtable && !tables.have(&IndexRows::of(std::iter::once(&indexed)))? {
+                return Ok(false);
+            }
+            // Listings show messages only, so only their copies are marked.
+            if is_marked || !indexed.is_message || tables.copies.get((origin.0, seq))?.is_some() {
+                return Ok(true);
+            }
+            for other in tables.copies_of(id)? {
+                if is_copy(&other?) {
+                    return Ok(false);
+                }
+            }
+            Ok(!has_copy)
+        })
+    }
+
+    /// Reads the file for an answer whose first part came from the memtable in this epoch. What the memtable dropped after an
+    /// older transaction began is in neither of them, so such a transaction is not used.
+    fn read<T>(
+        &mut self,
+        epoch: u64,
+        work: impl FnOnce(&Tables) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        let current = self.tables.take().filter(|(of, _)| *of == epoch);
+        let read = catch_engine_panic(|| {
+            let tables = match current {
+                Some((_, tables)) => tables,
+                None => Tables::open(&self.index.db)?,
+            };
+            Ok((work(&tables)?, tables))
+        });
+        let (answer, tables) = read.inspect_err(|error| {
+            let _only_the_first_counts = self.index.read_failure.set(error.to_string());
+        })?;
+        self.tables = Some((epoch, tables));
+        Ok(answer)
+    }
+}
+
+impl Tables {
+    fn open(db: &Database) -> Result<Self, StoreError> {
+        let tx = db.begin_read()?;
+        Ok(Tables {
+            by_id: tx.open_table(BY_ID)?,
+            by_user: tx.open_table(BY_USER)?,
+            copies: tx.open_table(COPIES)?,
+        })
+    }
+
+    fn copies_of(
+        &self,
+        id: [u8; 16],
+    ) -> Result<impl Iterator<Item = Result<StoredCopy, StoreError>>, StoreError> {
+        let rows = self.by_id.range((id, [0; 16], 0)..=(id, [0xff; 16], u64::MAX))?;
+        Ok(rows.map(|row| {
+            let (key, value) = row?;
+            let ((_, origin, seq), (stamp, digest)) = (key.value(), value.value());
+            let key = EntryKey { stamp: Stamp(stamp), origin: Origin(origin), seq };
+            Ok(StoredCopy { key, digest: Digest(digest) })
+        }))
+    }
+
+    fn have(&self, rows: &IndexRows) -> Result<bool, StoreError> {
+        for (key, value) in &rows.by_id {
+            if self.by_id.get(*key)?.is_none_or(|found| found.value() != *value) {
+                return Ok(false);
+            }
+        }
+        for (key, sides) in &rows.by_user {
+            if self.by_user.get(*key)?.is_none_or(|found| found.value() != *sides) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    fn keys_of(
+        &self,
+        name: NameHash,
+        sides: u8,
+        from: Option<EntryKey>,
+        backward: bool,
+        rows: usize,
+    ) -> Result<(Vec<EntryKey>, Option<EntryKey>), StoreError> {
+        let bound = |key: EntryKey| Excluded((name.0, key.stamp.0, key.origin.0, key.seq));
+        let (mut low, mut high) =
+            (Included((name.0, 0, [0; 16], 0)), Included((name.0, u64::MAX, [0xff; 16], u64::MAX)));
+        if let Some(from) = from {
+            *(if backward { &mut high } else { &mut low }) = bound(from);
+        }
+        let range = self.by_user.range::<UserKey>((low, high))?;
+        let mut range: Box<dyn Iterator<Item = UserRow>> =
+            if backward { Box::new(range.rev()) } else { Box::new(range) };
+        let (mut keys, mut last) = (Vec::new(), from);
+        for _ in 0..rows {
+            let Some(row) = range.next() else { return Ok((keys, None)) };
+            let (row_key, row_sides) = row?;
+            let (of, stamp, origin, seq) = row_key.value();
+            let key = EntryKey { stamp: Stamp(stamp), origin: Origin(origin), seq };
+            // A scan that continues from a row out of order would never end.
+            let is_in_order = last.is_none_or(|last| if backward { key < last } else { key > last });
+            if of != name.0 || !is_in_order {
+                return Err(StoreError::IndexRowMisplaced);
+            }
+            last = Some(key);
+            if row_sides.value() & sides != 0 {
+                keys.push(key);
+            }
+        }
+        Ok((keys, last))
+    }
+}
+
+type UserRow = Result<(AccessGuard<'static, UserKey>, AccessGuard<'static, u8>), redb::StorageError>;
