@@ -5,6 +5,33 @@
 /// A folder, and the one question that it answers.
 pub type Folder = (&'static str, &'static str);
 
+/// The folders of `src`.
+pub const SOURCES: &[Folder] = &[
+    ("api", "Which requests, answers and errors does the HTTP contract have?"),
+    ("chain", "What are messages, logs, vectors and cursors, as pure values?"),
+    ("chain/sync", "What do two nodes say to each other to become equal?"),
+    ("client", "How does a program ask servers, one or several?"),
+    ("commands", "What does each command do?"),
+    ("commands/send", "How are a message, a file and an import sent?"),
+    ("config", "Which settings hold for a process, and where do they come from?"),
+    ("guide", "What does a user read about each topic?"),
+    ("node", "How does a node start, run, recover and stop?"),
+    ("node/cluster", "Which peers does a node have, and when does it exchange with them?"),
+    ("node/http", "How does a node answer each request?"),
+    ("node/writer", "How do requests become commits?"),
+    ("output", "How is text laid out and printed?"),
+    ("proxy", "How does the proxy answer a request by way of a node?"),
+    ("proxy/upstreams", "Which node does the proxy ask next?"),
+    ("replica", "What does a node decide and commit to its logs?"),
+    ("serve", "How does a server accept connections, authenticate and bound requests?"),
+    ("store", "What is on disk, and how is it opened?"),
+    ("store/engine", "How are database files opened, read and synced?"),
+    ("store/history", "How are messages listed and followed in order?"),
+    ("store/index", "How is an entry found by id and by user?"),
+    ("store/log", "How are entries stored and read?"),
+    ("store/recovery", "What is recovered from a damaged store?"),
+];
+
 /// The folders of `tests/it`.
 pub const TESTS: &[Folder] = &[
     ("api", "Does every HTTP path answer as the contract says?"),
@@ -65,6 +92,6 @@ mod tests {
 
     #[test]
     fn every_folder_answers_a_question() {
-        assert!(TESTS.iter().all(|(_, question)| question.ends_with('?')));
+        assert!(SOURCES.iter().chain(TESTS).all(|(_, question)| question.ends_with('?')));
     }
 }

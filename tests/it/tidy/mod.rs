@@ -1,11 +1,12 @@
 //! Do the files of the repository obey its own rules: imports, folders, file heads, sizes, names, sleeps, forbidden words?
 //!
-//! `rules` and `layout` define what is forbidden and why; the tests here apply them to the real files. To allow an
-//! exception, add it to the table of the rule with a reason. Do not rewrite the code to hide it from the rule.
+//! `rules`, `layout` and `type_names` define what is forbidden and why; the tests here apply them to the real files. To
+//! allow an exception, add it to the table of the rule with a reason. Do not rewrite the code to hide it from the rule.
 
 mod layout;
 mod rules;
 mod source;
+mod type_names;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -51,21 +52,32 @@ fn assert_none(complaints: &[String]) {
     assert!(complaints.is_empty(), "\n{}\n", complaints.join("\n"));
 }
 
+/// All Rust files below a directory of the repository.
+fn rust_files(dir: &str) -> Vec<Source> {
+    // Walked rather than listed by git, so that the rules also apply to files that are not tracked yet.
+    let mut files = walk(&top().join(dir));
+    files.retain(|path| Path::new(path).extension().is_some_and(|e| e == "rs"));
+    let read = |path: &String| text(path).unwrap_or_else(|| panic!("{path} cannot be read"));
+    files.iter().map(|path| Source::new(path, &read(path))).collect()
+}
+
 #[test]
 fn sources_are_tidy() {
-    // Walked rather than listed by git, so that the rules also apply to files that are not tracked yet.
-    let mut files = walk(&top().join("src"));
-    files.extend(walk(&top().join("tests")));
-    files.retain(|path| Path::new(path).extension().is_some_and(|e| e == "rs"));
-    assert!(
-        files.len() > 10 && files.contains(&"src/lib.rs".into()),
-        "the sources were not found: {files:?}"
-    );
-    let complaints = files.iter().flat_map(|path| {
-        let text = text(path).unwrap_or_else(|| panic!("{path} cannot be read"));
-        rules::source(&Source::new(path, &text))
-    });
-    assert_none(&complaints.collect::<Vec<_>>());
+    let mut sources = rust_files("src");
+    sources.extend(rust_files("tests"));
+    let has_lib = sources.iter().any(|source| source.path == "src/lib.rs");
+    assert!(sources.len() > 10 && has_lib, "the sources were not found");
+    assert_none(&sources.iter().flat_map(rules::source).collect::<Vec<_>>());
+}
+
+#[test]
+fn every_type_name_is_defined_once() {
+    assert_none(&type_names::defined_once(&rust_files("src")));
+}
+
+#[test]
+fn every_folder_of_the_sources_answers_one_question() {
+    assert_none(&layout::folders("src", layout::SOURCES, &walk(&top().join("src"))));
 }
 
 #[test]
