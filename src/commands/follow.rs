@@ -88,7 +88,7 @@ struct Follower<'a> {
     /// The folded filter. Servers do not filter a feed by text, so the client does.
     filter: Filter,
     /// Messages of the listing that the feed may repeat.
-    overlap: HashSet<Content>,
+    overlap: HashSet<CopyIdentity>,
     /// Messages of a JSON array, which is printed at the end. `None` if each message is printed as it arrives.
     collected: Option<Vec<ListedMessage>>,
     cursor_file: Option<CursorFile>,
@@ -102,9 +102,9 @@ struct Follower<'a> {
 }
 
 /// Id, sender, recipient and text: two copies of a message are equal in these.
-type Content = (Uuid, String, String, String);
+type CopyIdentity = (Uuid, String, String, String);
 
-fn content(message: &ListedMessage) -> Content {
+fn copy_identity(message: &ListedMessage) -> CopyIdentity {
     (message.id, message.sender.clone(), message.recipient.clone(), message.text.clone())
 }
 
@@ -135,7 +135,7 @@ impl Follower<'_> {
                 ));
             }
             for message in messages {
-                self.overlap.insert(content(&message));
+                self.overlap.insert(copy_identity(&message));
                 self.print(message)?;
             }
             self.save_at = Some(Instant::now());
@@ -187,7 +187,7 @@ impl Follower<'_> {
     fn print_event(&mut self, FeedLine { cursor, message, .. }: FeedLine) -> Result<()> {
         if let Some(message) = message {
             let matches = self.filter.matches_text(&message.text);
-            let is_printed = !self.overlap.is_empty() && self.overlap.remove(&content(&message));
+            let is_printed = !self.overlap.is_empty() && self.overlap.remove(&copy_identity(&message));
             if matches && !is_printed {
                 self.print(message)?;
             }

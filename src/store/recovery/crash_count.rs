@@ -39,7 +39,8 @@ impl UncleanExits {
         match files.open_raw(CRASH_MARKER).and_then(|file| file.read_at(0, &mut marker)) {
             Ok(count) => Self::parse(&marker[..count]),
             Err(error) => {
-                if error.kind() != io::ErrorKind::NotFound {
+                // Without a directory there is no marker; the opening says what is wrong with the directory.
+                if !matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) {
                     tracing::warn!(%error, "cannot read how the last runs on the store ended");
                 }
                 UncleanExits::default()
