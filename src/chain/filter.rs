@@ -45,7 +45,7 @@ impl Filter {
             (content.sender == user && is(&self.with, content.recipient))
                 || (content.recipient == user && is(&self.with, content.sender))
         };
-        let timestamp = content.shown_timestamp(key);
+        let timestamp = content.shown_timestamp(key.stamp);
         is(&self.sender, content.sender)
             && is(&self.recipient, content.recipient)
             && self.user.as_ref().is_none_or(is_between)

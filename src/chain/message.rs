@@ -14,7 +14,7 @@ use std::fmt;
 use uuid::Uuid;
 
 use super::bytes::ByteReader;
-use super::ids::EntryKey;
+use super::clock::Stamp;
 
 /// Text is 1 to this many bytes of UTF-8; longer text is refused with the field's name.
 pub const TEXT_BYTES_MAX: usize = 16_384;
@@ -172,10 +172,9 @@ impl<'a> Content<'a> {
         Some(Content { id, sender, recipient, text, timestamp })
     }
 
-    /// The timestamp that readers are shown, in Unix seconds: the sender's, else the second in which `key` was
-    /// accepted.
-    pub fn shown_timestamp(&self, key: EntryKey) -> u64 {
-        self.timestamp.unwrap_or(key.stamp.ms() / 1000)
+    /// The timestamp that readers are shown, in Unix seconds: the sender's, else the second of acceptance.
+    pub fn shown_timestamp(&self, accepted: Stamp) -> u64 {
+        self.timestamp.unwrap_or(accepted.ms() / 1000)
     }
 }
 

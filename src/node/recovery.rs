@@ -18,8 +18,7 @@ use super::slot::NodeSlot;
 use super::{NodeError, now_ms};
 use crate::chain::logs::Logs;
 use crate::config::NodeConfig;
-use crate::store::recovery::crash_count::UncleanExits;
-use crate::store::recovery::open_rules::{OpenHistory, TrialOpen};
+use crate::store::recovery::open_rules::{OpenHistory, TrialOpen, UncleanExits};
 use crate::store::{OpenError, Store};
 
 /// Pause before each attempt to open a store that failed.

@@ -135,7 +135,7 @@ pub fn view<'a>(content: &Content<'a>, place: EntryKey) -> MessageView<'a> {
         sender: content.sender,
         recipient: content.recipient,
         text: content.text,
-        timestamp: content.shown_timestamp(place),
+        timestamp: content.shown_timestamp(place.stamp),
         accepted_at: Time(place.stamp.ms()),
         origin: Uuid::from_bytes(place.origin.0),
         seq: place.seq,

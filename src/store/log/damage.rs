@@ -1,4 +1,4 @@
-//! Owns the list of damaged entries that are not repaired yet.
+//! Owns what counts as damage in a row of a log, and the list of damaged entries that are not repaired yet.
 //!
 //! A reader adds an entry that must exist and is missing or fails its check. A repair removes it, and so does a cut at or
 //! before it. In memory only: after a restart, the next read or the scrub finds the entry again. Must not know how entries
@@ -8,10 +8,19 @@ use std::collections::BTreeSet;
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use crate::chain::ids::Origin;
+use crate::chain::record::Entry;
 use crate::store::StoreError;
 
 /// Entries listed at most. Further ones are found again after these are repaired.
 const DAMAGED_ENTRIES_MAX: usize = 65_536;
+
+/// The entry in a row, if its record passes its check and stands where it says.
+pub(super) fn checked_entry(origin: Origin, seq: u64, bytes: &[u8]) -> Result<Entry, StoreError> {
+    match Entry::check(bytes) {
+        Ok(entry) if (entry.origin(), entry.seq(), entry.size()) == (origin, seq, bytes.len()) => Ok(entry),
+        _ => Err(StoreError::Damaged { origin, seq }),
+    }
+}
 
 /// The damaged entries of one open store, and the first failure of the engine.
 #[derive(Debug, Default)]

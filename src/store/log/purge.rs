@@ -12,7 +12,7 @@ use std::sync::{PoisonError, RwLock};
 use redb::{ReadableDatabase, ReadableTableMetadata};
 
 use super::super::StoreError;
-use super::reader::checked;
+use super::damage::checked_entry;
 use super::{CHAIN, Log, log_table, table_name};
 use crate::chain::ids::Origin;
 use crate::chain::logs::Logs;
@@ -78,7 +78,7 @@ impl Log {
                         let (seq, record) = row?;
                         let (seq, record) = (seq.value(), record.value());
                         first = Some(seq);
-                        entries.extend(checked(origin, seq, record).ok());
+                        entries.extend(checked_entry(origin, seq, record).ok());
                         bytes += record.len();
                         if bytes >= PIECE_BYTES_MAX {
                             break;

@@ -9,14 +9,15 @@ use std::sync::Arc;
 
 use redb::{ReadOnlyTable, ReadTransaction};
 
-use super::super::StoreError;
 use super::{CHAIN, log_table, table_name};
 use crate::chain::ids::{ChainHash, EntryKey, Origin};
 use crate::chain::logs::CHECKPOINT_EVERY;
 use crate::chain::record::Entry;
 use crate::fault::Fault;
+use crate::store::StoreError;
 use crate::store::engine::catch_panic::catch_engine_panic;
 use crate::store::log::damage::Damage;
+use crate::store::log::damage::checked_entry;
 use crate::store::log::purge::Purged;
 
 /// A read of the logs as of one moment. It pins pages, so it must not be held across a wait.
@@ -74,7 +75,7 @@ impl LogReader {
 
     fn read(&mut self, origin: Origin, seq: u64) -> Result<Entry, StoreError> {
         catch_engine_panic(|| match self.table(origin, seq)?.get(seq)? {
-            Some(bytes) => checked(origin, seq, bytes.value()),
+            Some(bytes) => checked_entry(origin, seq, bytes.value()),
             None => Err(StoreError::Damaged { origin, seq }),
         })
     }
@@ -223,7 +224,7 @@ fn take_rows<'a>(
     let (mut entries, mut bytes) = (Vec::new(), 0);
     for (seq, row) in rows.take(limit.rows) {
         let (key, value) = row?;
-        let entry = match checked(origin, seq, value.value()) {
+        let entry = match checked_entry(origin, seq, value.value()) {
             Ok(entry) if key.value() == seq => entry,
             _ if Fault::SkipDamage.is_planted() => continue,
             _ => break, // the next read starts with it and fails
@@ -235,11 +236,4 @@ fn take_rows<'a>(
         }
     }
     Ok(entries)
-}
-
-pub(super) fn checked(origin: Origin, seq: u64, bytes: &[u8]) -> Result<Entry, StoreError> {
-    match Entry::check(bytes) {
-        Ok(entry) if (entry.origin(), entry.seq(), entry.size()) == (origin, seq, bytes.len()) => Ok(entry),
-        _ => Err(StoreError::Damaged { origin, seq }),
-    }
 }

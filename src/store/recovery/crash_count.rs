@@ -13,19 +13,10 @@ use std::sync::{Mutex, PoisonError};
 
 use crate::store::OpenPolicy;
 use crate::store::engine::files::{CRASH_MARKER, Directory, Files};
-use crate::store::recovery::open_rules::OpenHistory;
+use crate::store::recovery::open_rules::{OpenHistory, UncleanExits};
 
 /// Bytes read of the marker. A longer one was not written by this program.
 const MARKER_BYTES_MAX: usize = 32;
-
-/// Processes in a row that exited without closing the store or marking it healthy.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct UncleanExits {
-    /// All of them.
-    pub runs: u32,
-    /// The last of them that were checking every page of the store and did not finish.
-    pub unfinished_checks: u32,
-}
 
 impl UncleanExits {
     /// What the marker in this directory says. Only valid while no process has the store open. A marker that cannot be read

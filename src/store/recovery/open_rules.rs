@@ -11,7 +11,6 @@
 //! | 2 runs in a row crashed or were killed | `FullCheck` | a log line; a warning if anything was damaged |
 //! | a clean stop, or a single crash or kill | `Default` | nothing |
 
-use crate::store::recovery::crash_count::UncleanExits;
 use crate::store::{OpenError, OpenPolicy};
 
 /// Unclean exits in a row after which every page is checked. One is a `kill -9` or a power failure, after which a start must
@@ -27,6 +26,15 @@ const UNFINISHED_CHECKS_MAX: u32 = 2;
 /// Openings in a row that fail with a disk error, after which the next one gives up what the disk does not read. A disk error
 /// may pass within seconds (a cable, a controller); a bad sector never does.
 const DISK_ERRORS_MAX: u32 = 5;
+
+/// Processes in a row that exited without closing the store or marking it healthy.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct UncleanExits {
+    /// All of them.
+    pub runs: u32,
+    /// The last of them that were checking every page of the store and did not finish.
+    pub unfinished_checks: u32,
+}
 
 /// How a trial process ended that opened the log and did nothing else.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
