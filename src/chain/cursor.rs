@@ -35,8 +35,8 @@ pub struct PartialScan {
 
 impl PartialScan {
     /// Whether the scan has passed this entry.
-    pub fn covers(&self, place: EntryKey) -> bool {
-        place <= self.at && place.seq <= self.until.seq(place.origin)
+    pub fn covers(&self, key: EntryKey) -> bool {
+        key <= self.at && key.seq <= self.until.seq(key.origin)
     }
 }
 
@@ -63,9 +63,9 @@ impl ReadState {
     }
 
     /// Whether the reader has seen an entry.
-    pub fn covers(&self, place: EntryKey) -> bool {
-        let is_in_prefix = place.seq <= self.full.seq(place.origin) && place.stamp <= self.last;
-        is_in_prefix || self.scans.iter().any(|scan| scan.covers(place))
+    pub fn covers(&self, key: EntryKey) -> bool {
+        let is_in_prefix = key.seq <= self.full.seq(key.origin) && key.stamp <= self.last;
+        is_in_prefix || self.scans.iter().any(|scan| scan.covers(key))
     }
 
     /// The parts beyond `held`: what is still to be remembered once the reader has seen all of `held`.

@@ -103,9 +103,9 @@ impl Logs {
             _ => *self.own.insert(mint()),
         };
         let seq = self.vector.seq(origin) + 1;
-        let place = EntryKey { stamp: tick.stamp, origin, seq };
-        self.append(place, digest);
-        place
+        let key = EntryKey { stamp: tick.stamp, origin, seq };
+        self.append(key, digest);
+        key
     }
 
     /// Admits a peer's entry if it is the next one of its log. `Ok(false)`: that position is taken or cut off. If the
@@ -149,14 +149,14 @@ impl Logs {
     }
 
     /// Appends a moved entry to its branch.
-    pub fn append_moved(&mut self, place: EntryKey, digest: Digest) {
-        assert_eq!(place.seq, self.vector.seq(place.origin) + 1, "a branch has no gaps either");
-        self.append(place, digest);
-        self.abandon(place.origin);
+    pub fn append_moved(&mut self, key: EntryKey, digest: Digest) {
+        assert_eq!(key.seq, self.vector.seq(key.origin) + 1, "a branch has no gaps either");
+        self.append(key, digest);
+        self.abandon(key.origin);
     }
 
-    fn append(&mut self, place: EntryKey, digest: Digest) {
-        let EntryKey { stamp, origin, seq } = place;
+    fn append(&mut self, key: EntryKey, digest: Digest) {
+        let EntryKey { stamp, origin, seq } = key;
         let hash = self.vector.hash(origin).next(seq, stamp, digest);
         self.vector.insert(origin, Head { seq, hash });
         let first = self.stamps.get(&origin).map_or(stamp, |range| range.first);
@@ -169,8 +169,8 @@ impl Logs {
     }
 
     /// Whether an entry is within its log: neither cut off nor detached.
-    pub fn covers(&self, place: EntryKey) -> bool {
-        place.seq <= self.vector.seq(place.origin)
+    pub fn covers(&self, key: EntryKey) -> bool {
+        key.seq <= self.vector.seq(key.origin)
     }
 
     /// A log's last entry, as its head and its stamp.
@@ -242,25 +242,25 @@ mod tests {
         before.assign(Digest::of(b"x"), NOW, || A);
         let heads = vec![(A, *before.vector().get(A).expect("has A"), before.stamps(A).expect("has A"))];
         let mut after = Logs::restore(LogsOnDisk { heads, ..LogsOnDisk::default() }, NOW);
-        let place = after.assign(Digest::of(b"y"), NOW, || B);
-        assert_eq!((place.origin, place.seq), (B, 1));
-        assert!(place.stamp > after.stamps(A).expect("has A").last, "found stamps are adopted");
+        let key = after.assign(Digest::of(b"y"), NOW, || B);
+        assert_eq!((key.origin, key.seq), (B, 1));
+        assert!(key.stamp > after.stamps(A).expect("has A").last, "found stamps are adopted");
     }
 
     #[test]
     fn a_log_counts_without_gaps_and_its_stamps_increase() {
         let mut logs = Logs::default();
-        let places: Vec<_> = (0..5).map(|_| logs.assign(Digest::of(b"x"), NOW, || A)).collect();
-        assert_eq!(places.iter().map(|p| p.seq).collect::<Vec<_>>(), [1, 2, 3, 4, 5]);
-        assert!(places.is_sorted_by(|a, b| a.stamp < b.stamp));
+        let keys: Vec<_> = (0..5).map(|_| logs.assign(Digest::of(b"x"), NOW, || A)).collect();
+        assert_eq!(keys.iter().map(|p| p.seq).collect::<Vec<_>>(), [1, 2, 3, 4, 5]);
+        assert!(keys.is_sorted_by(|a, b| a.stamp < b.stamp));
     }
 
     #[test]
     fn a_clock_set_back_begins_a_new_log() {
         let mut logs = Logs::default();
         logs.assign(Digest::of(b"x"), NOW, || A);
-        let place = logs.assign(Digest::of(b"x"), NOW / 2, || B);
-        assert_eq!((place.origin, place.seq, place.stamp.ms()), (B, 1, NOW / 2));
+        let key = logs.assign(Digest::of(b"x"), NOW / 2, || B);
+        assert_eq!((key.origin, key.seq, key.stamp.ms()), (B, 1, NOW / 2));
     }
 
     #[test]

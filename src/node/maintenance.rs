@@ -72,8 +72,8 @@ async fn scrub_round(node: &Node, scrub: &mut Scrub) -> Result<(), String> {
             node.store.index().invalidate();
             return Err("the index is damaged".into());
         }
-        for care in step.maintenance {
-            node.writer.maintain(care).await;
+        for maintenance in step.maintenance {
+            node.writer.maintain(maintenance).await;
         }
         node.cluster.scrub().checked = scrub.checked();
         if step.round_ends {

@@ -95,13 +95,13 @@ fn store_warnings(node: &Node) -> impl Iterator<Item = String> {
         ))
     });
     let recovery = store.recovery().map(|Recovery { why, salvaged, .. }| {
-        let (kept, loose, holes) = (salvaged.entries, salvaged.detached, salvaged.missing);
+        let (salvaged_count, detached, gaps) = (salvaged.entries, salvaged.detached, salvaged.missing);
         let unread = match salvaged.unread_bytes {
             0 => String::new(),
             bytes => format!(", and {bytes} bytes of it can never be read again"),
         };
         format!(
-            "node {id}: its store was damaged ({why}){unread}; {kept} entries were salvaged, and {loose} behind {holes} \
+            "node {id}: its store was damaged ({why}){unread}; {salvaged_count} entries were salvaged, and {detached} behind {gaps} \
              that are missing; what its peers have, it takes from them"
         )
     });

@@ -91,11 +91,11 @@ impl Bench {
         self.serve_at(&slot::NodeSlot::new(slot::SlotState::Open(self.node.clone()))).await
     }
 
-    async fn serve_at(&mut self, seat: &slot::NodeSlot) -> crate::config::ConfiguredPeer {
+    async fn serve_at(&mut self, slot: &slot::NodeSlot) -> crate::config::ConfiguredPeer {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("binds");
         let addr = listener.local_addr().expect("is bound").into();
         let stop = tokio_util::sync::CancellationToken::new();
-        self.serving.spawn(crate::serve::serve(listener, http::routes(seat.clone()), None, stop));
+        self.serving.spawn(crate::serve::serve(listener, http::routes(slot.clone()), None, stop));
         crate::config::ConfiguredPeer { node_id: None, addr }
     }
 
@@ -111,7 +111,7 @@ impl Bench {
             content,
         };
         match self.node.writer.send(vec![intake]).await[..] {
-            [crate::replica::write_ops::SendOutcome::Stored { place, .. }] => place,
+            [crate::replica::write_ops::SendOutcome::Stored { key, .. }] => key,
             ref other => panic!("not stored: {other:?}"),
         }
     }
@@ -289,15 +289,15 @@ async fn a_fork_does_not_hold_up_the_other_logs_and_ends_in_branches() {
     let own = bench.send(1).await.origin;
     bench.send(2).await;
     peer.push(&Log::new(own, 1, 1, "forged"), 1, 1, 1).await;
-    let mut talk = sync::SyncClient::new(0);
-    talk.exchange(&bench.node, false).await.expect("goes well");
+    let mut client = sync::SyncClient::new(0);
+    client.exchange(&bench.node, false).await.expect("goes well");
     peer.push(&Log::new(X, 3, 1, "other"), 1, 3, 3).await;
     for _ in 0..3 {
-        talk.exchange(&bench.node, true).await.expect("goes well");
+        client.exchange(&bench.node, true).await.expect("goes well");
     }
     assert_eq!(bench.seq(X), 3);
     for _ in 0..5 {
-        talk.exchange(&bench.node, true).await.expect("goes well");
+        client.exchange(&bench.node, true).await.expect("goes well");
     }
     let (mine, theirs) = (bench.node.logs(), peer.node.logs());
     assert_eq!((mine.vector().cut_of(own), theirs.vector().cut_of(own)), (Some(1), Some(1)));
@@ -310,10 +310,10 @@ async fn a_fork_does_not_hold_up_the_other_logs_and_ends_in_branches() {
 #[tokio::test]
 async fn a_node_with_a_closed_store_is_neither_up_nor_writable_in_the_network() {
     let mut peer = Bench::new();
-    let seat = slot::NodeSlot::new(slot::SlotState::Open(peer.node.clone()));
-    let bench = Bench::with_peers(vec![peer.serve_at(&seat).await]);
+    let slot = slot::NodeSlot::new(slot::SlotState::Open(peer.node.clone()));
+    let bench = Bench::with_peers(vec![peer.serve_at(&slot).await]);
     sync::SyncClient::new(0).exchange(&bench.node, false).await.expect("goes well");
-    seat.close("its disk is gone".into(), status::status(&peer.node));
+    slot.close("its disk is gone".into(), status::status(&peer.node));
     bench.node.writer.fault().raise("ours is gone as well".into());
     let answer =
         http::status::network(bench.node.clone(), axum::extract::RawQuery(None)).await.expect("answers");
@@ -332,9 +332,9 @@ async fn what_a_peer_had_when_its_status_was_asked_for_is_shown_after_it_is_gone
     for node in [&peer, &bench] {
         node.push(&log, 1, 3, 3).await;
     }
-    let mesh = &bench.node.cluster;
+    let cluster = &bench.node.cluster;
     let behind = || {
-        let mut shown = mesh.peers(bench.node.logs().vector()).into_iter().map(|peer| peer.status);
+        let mut shown = cluster.peers(bench.node.logs().vector()).into_iter().map(|peer| peer.status);
         let up = |peer: &crate::api::network::PeerStatus| peer.state == crate::api::network::NodeState::Up;
         shown.find(up).expect("answered").behind
     };
@@ -342,7 +342,7 @@ async fn what_a_peer_had_when_its_status_was_asked_for_is_shown_after_it_is_gone
     http::status::network(bench.node.clone(), axum::extract::RawQuery(None)).await.expect("answers");
     assert_eq!(behind(), Some(0));
     let all = [crate::chain::sync::wire::EntryRange { origin: X, first: 1, last: 3 }];
-    let holders = mesh.holders(&all, false, bench.node.logs().vector());
+    let holders = cluster.holders(&all, false, bench.node.logs().vector());
     assert_eq!(holders, [2], "who said so; for the other one no copy is counted");
     let mut anew = SyncMessage::quiet(peer.node.cluster.hello(), [0; 16]);
     anew.hello.open_id = [0xff; 16];
@@ -355,7 +355,7 @@ async fn what_a_peer_had_when_its_status_was_asked_for_is_shown_after_it_is_gone
 async fn a_run_beyond_all_numbers_is_no_answer_to_a_probe() {
     let bench = Bench::new();
     bench.push(&Log::new(X, 2, 1, "ours"), 1, 2, 2).await;
-    let (logs, wounds) = (bench.node.logs(), bench.node.store.log().damage());
+    let (logs, damage) = (bench.node.logs(), bench.node.store.log().damage());
     let mut exchange = crate::replica::exchange::Exchange::default();
     let other = Log::new(X, 2, 1, "theirs");
     for _ in 0..2 {
@@ -374,7 +374,7 @@ async fn a_run_beyond_all_numbers_is_no_answer_to_a_probe() {
             heads: Some(heads.clone()),
             ..SyncMessage::quiet(hello(2), digest_of(&heads))
         };
-        let heard = exchange.on_reply(planned, reply, &logs, wounds);
+        let heard = exchange.on_reply(planned, reply, &logs, damage);
         assert_eq!(heard.probes.len(), 0);
     }
 }

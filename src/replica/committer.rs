@@ -444,10 +444,10 @@ mod tests {
         };
         let mut committer = Committer::new(store, logs, Box::new(mint));
         let stored = write(&mut committer, Vec::new(), &[intake(1, "one"), intake(2, "two")]);
-        let SendOutcome::Stored { place, duplicate: false } = stored[0] else { panic!("{stored:?}") };
-        let cut = Maintenance::Cut(place.origin, 1);
+        let SendOutcome::Stored { key, duplicate: false } = stored[0] else { panic!("{stored:?}") };
+        let cut = Maintenance::Cut(key.origin, 1);
         let again = write(&mut committer, vec![&cut], &[intake(1, "one"), intake(2, "other")]);
-        assert_eq!(committer.logs().vector().cut_of(place.origin), Some(1), "with this batch");
+        assert_eq!(committer.logs().vector().cut_of(key.origin), Some(1), "with this batch");
         assert!(matches!(again[0], SendOutcome::Stored { duplicate: true, .. }), "{again:?}");
         assert_eq!(again[1], SendOutcome::NotStored(Rejection::Conflict));
     }

@@ -81,20 +81,20 @@ impl CutInProgress {
         let (mut branch, mut passed) =
             self.branch.unwrap_or_else(|| (Origin::branch(entry.key(), digest), 0));
         loop {
-            let place = EntryKey { stamp, origin: branch, seq: passed + 1 };
+            let key = EntryKey { stamp, origin: branch, seq: passed + 1 };
             let vector = staged.logs().vector();
-            let is_free = passed == vector.seq(branch) && place.seq <= vector.limit(branch);
+            let is_free = passed == vector.seq(branch) && key.seq <= vector.limit(branch);
             if is_free {
-                staged.append_moved(place, entry)?;
+                staged.append_moved(key, entry)?;
                 break;
             }
             // An earlier attempt or a peer may have put the same entry there.
-            let there = reader.peek(branch, place.seq)?.filter(|there| staged.logs().covers(there.key()));
+            let there = reader.peek(branch, key.seq)?.filter(|there| staged.logs().covers(there.key()));
             if there.is_some_and(|there| (there.stamp(), there.digest()) == (stamp, digest)) {
                 break;
             }
             // The branch itself is forked, damaged or cut: the entry goes where a cut of the branch would move it.
-            (branch, passed) = (Origin::branch(place, digest), 0);
+            (branch, passed) = (Origin::branch(key, digest), 0);
         }
         self.branch = Some((branch, passed + 1));
         Ok(())

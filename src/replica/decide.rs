@@ -90,8 +90,8 @@ impl<'a> Staged<'a> {
                 intact.push(copy.key);
             }
         }
-        if let Some(place) = intact.into_iter().min() {
-            return Ok(SendOutcome::Stored { place, duplicate: true });
+        if let Some(key) = intact.into_iter().min() {
+            return Ok(SendOutcome::Stored { key, duplicate: true });
         }
         let is_conflict = !was_stored && has_copy;
         if is_conflict && !Fault::SecondWins.is_planted() {
@@ -100,9 +100,9 @@ impl<'a> Staged<'a> {
         if !self.space.clients {
             return Ok(SendOutcome::NotStored(Rejection::Full));
         }
-        let place = self.assign(EntryKind::Message, message.digest, &message.content)?;
+        let key = self.assign(EntryKind::Message, message.digest, &message.content)?;
         // If it was stored, every copy was damaged: now there is an intact one.
-        Ok(SendOutcome::Stored { place, duplicate: was_stored })
+        Ok(SendOutcome::Stored { key, duplicate: was_stored })
     }
 
     /// Appends a frontier snapshot to the own log.
@@ -228,9 +228,9 @@ impl<'a> Staged<'a> {
 
     /// Moves an entry to the end of a branch. The overlay shows it to the sends of this batch, since the same commit
     /// may cut off the old copy.
-    pub(super) fn append_moved(&mut self, place: EntryKey, entry: &Entry) -> Result<(), StoreError> {
-        self.logs.append_moved(place, entry.digest());
-        self.append(entry.moved_to(place))
+    pub(super) fn append_moved(&mut self, key: EntryKey, entry: &Entry) -> Result<(), StoreError> {
+        self.logs.append_moved(key, entry.digest());
+        self.append(entry.moved_to(key))
     }
 
     /// Ends a log before `seq`. `loses`: some of the entries from there on could not be read and are dropped.
@@ -298,10 +298,10 @@ mod tests {
         let mut mint = || Origin([1; 16]);
         let mut staged = Staged::new(logs, &store, &mut mint, SPACE, 0);
         let stored = staged.send(&intake(1, "one")).expect("decides");
-        let SendOutcome::Stored { place, duplicate: false } = stored else { panic!("{stored:?}") };
+        let SendOutcome::Stored { key, duplicate: false } = stored else { panic!("{stored:?}") };
         staged.space = NONE;
         let again = staged.send(&intake(1, "one")).expect("decides");
-        assert_eq!(again, SendOutcome::Stored { place, duplicate: true });
+        assert_eq!(again, SendOutcome::Stored { key, duplicate: true });
         let conflict = staged.send(&intake(1, "other")).expect("decides");
         assert_eq!(conflict, SendOutcome::NotStored(Rejection::Conflict));
         let new = staged.send(&intake(2, "two")).expect("decides");

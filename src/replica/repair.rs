@@ -42,12 +42,12 @@ impl Repair {
         let gaps = logs.detached().map(|(origin, _)| (origin, logs.vector().seq(origin) + 1));
         let now: BTreeSet<_> = damage.chain(gaps).collect();
         // While repairs continue, nothing is given up: an exchange brings only a part of what may be missing.
-        let is_progressing = self.missing.keys().any(|place| !now.contains(place));
-        let since = |place| match self.missing.get(&place) {
+        let is_progressing = self.missing.keys().any(|key| !now.contains(key));
+        let since = |key| match self.missing.get(&key) {
             Some(since) if !is_progressing => *since,
             _ => now_ms,
         };
-        self.missing = now.into_iter().map(|place| (place, since(place))).collect();
+        self.missing = now.into_iter().map(|key| (key, since(key))).collect();
     }
 
     /// Damaged entries within our logs that this peer may have. Entries behind a head are requested anyway.

@@ -78,7 +78,7 @@ pub enum SendOutcome {
     /// It is on disk here; `place` is that of its earliest copy.
     Stored {
         /// The log position and stamp.
-        place: EntryKey,
+        key: EntryKey,
         /// It was stored before.
         duplicate: bool,
     },

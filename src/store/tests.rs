@@ -55,9 +55,9 @@ impl Bench {
         let store = self.store.clone();
         let mut overlay = store.overlay();
         let entries: Vec<_> = messages.iter().map(|message| self.assign(&mut overlay, message)).collect();
-        let places = entries.iter().map(|row| row.entry.key()).collect();
+        let keys = entries.iter().map(|row| row.entry.key()).collect();
         self.store.commit(WriteBatch { entries, ..WriteBatch::default() }, &self.logs).expect("commits");
-        places
+        keys
     }
 
     /// What another node would take in from this one.
@@ -217,11 +217,11 @@ fn what_is_not_even_opened_is_salvaged_and_kept() {
 fn a_row_of_the_index_that_leads_back_ends_a_walk_and_the_index_is_built_anew() {
     let dir = tempfile::tempdir().expect("temp dir");
     let mut bench = Bench::open(dir.path());
-    let places = bench.send(&numbered(0..2_000));
+    let keys = bench.send(&numbered(0..2_000));
     bench.index_everything();
     drop(bench);
     for (damaged, backward) in [(511, false), (2_000 - 512, true), (511, true)] {
-        let EntryKey { stamp, origin, seq } = places[damaged];
+        let EntryKey { stamp, origin, seq } = keys[damaged];
         let lies = if backward { u64::MAX } else { 0 };
         // As it stands in the file: the engine keeps numbers with their last byte first.
         let name = index::memtable::NameHash::of("#room").0;
@@ -283,12 +283,12 @@ fn a_reopened_store_begins_a_new_log() {
 }
 
 /// Spoils an entry's bytes in the file of a store that is not open.
-pub(super) fn spoil(dir: &Path, place: EntryKey) {
+pub(super) fn spoil(dir: &Path, key: EntryKey) {
     let db = redb::Database::open(dir.join(files::LOG)).expect("opens");
     let tx = db.begin_write().expect("begins");
-    let name = format!("log/{}", Uuid::from_bytes(place.origin.0).simple());
+    let name = format!("log/{}", Uuid::from_bytes(key.origin.0).simple());
     let table = redb::TableDefinition::<u64, &[u8]>::new(&name);
-    tx.open_table(table).expect("is there").insert(place.seq, b"spoilt".as_slice()).expect("writes");
+    tx.open_table(table).expect("is there").insert(key.seq, b"spoilt".as_slice()).expect("writes");
     tx.commit().expect("commits");
 }
 
@@ -297,10 +297,10 @@ pub(super) fn spoil(dir: &Path, place: EntryKey) {
 fn an_entry_that_was_damaged_before_it_was_indexed_is_found_once_it_is_mended() {
     let dir = tempfile::tempdir().expect("temp dir");
     let mut bench = Bench::open(dir.path());
-    let place = bench.send(&numbered(0..3))[1];
-    let entry = bench.store.log().read().expect("reads").get(place.origin, 2).expect("is there");
+    let key = bench.send(&numbered(0..3))[1];
+    let entry = bench.store.log().read().expect("reads").get(key.origin, 2).expect("is there");
     drop(bench);
-    spoil(dir.path(), place);
+    spoil(dir.path(), key);
 
     let bench = Bench::open(dir.path());
     bench.index_everything(); // up to the third
@@ -314,7 +314,7 @@ fn an_entry_that_was_damaged_before_it_was_indexed_is_found_once_it_is_mended() 
 
     for _ in 0..2 {
         let bench = Bench::open(dir.path());
-        assert_eq!(bench.first(1).map(|standing| standing.key), Some(place));
+        assert_eq!(bench.first(1).map(|standing| standing.key), Some(key));
         assert_eq!(bench.store.counts().messages, 3);
         bench.index_everything();
     }
@@ -392,16 +392,16 @@ fn an_index_that_knows_more_than_the_log_is_rebuilt() {
 fn listings_go_both_ways_from_any_place() {
     let dir = tempfile::tempdir().expect("temp dir");
     let mut bench = Bench::open(dir.path());
-    let mut places = Vec::new();
+    let mut keys = Vec::new();
     for part in 0..4 {
         bench.logs.abandon_own(); // four logs
         bench.now_ms += 5;
-        places.extend(bench.send(&numbered(part * 25..(part + 1) * 25)));
+        keys.extend(bench.send(&numbered(part * 25..(part + 1) * 25)));
     }
     for by_user in [false, true] {
         let filter = Filter { recipient: by_user.then(|| "#room".into()), ..Filter::default() };
         for at in [0, 1, 24, 25, 60, 99] {
-            let from = Some(places[at]);
+            let from = Some(keys[at]);
             let after = bench.list(filter.clone(), from, false);
             assert_eq!(after, texts(at as u128 + 1..100), "after {at}");
             let before = bench.list(filter.clone(), from, true);
@@ -482,8 +482,8 @@ fn the_chain_can_be_computed_at_any_seq() {
     bench.store.commit(WriteBatch { entries, ..WriteBatch::default() }, &bench.logs).expect("commits");
     let mut reader = bench.store.log().read().expect("reads");
     for at in [0, 1, 1022, 1023, 1024, 2047, 2099] {
-        let (place, hash) = hashes[at];
-        assert_eq!(reader.hash_at(place.origin, place.seq).expect("computes"), hash, "at {}", place.seq);
+        let (key, hash) = hashes[at];
+        assert_eq!(reader.hash_at(key.origin, key.seq).expect("computes"), hash, "at {}", key.seq);
     }
 }
 
@@ -524,8 +524,8 @@ fn a_store_that_was_being_made_when_the_power_failed_is_made_again() {
 fn damaged_bytes_are_never_served() {
     let dir = tempfile::tempdir().expect("temp dir");
     let mut bench = Bench::open(dir.path());
-    let places = bench.send(&numbered(0..10));
-    log::overwrite(&bench.store.log, places[4].origin, places[4].seq, b"not a record");
+    let keys = bench.send(&numbered(0..10));
+    log::overwrite(&bench.store.log, keys[4].origin, keys[4].seq, b"not a record");
     let logs = Arc::new(bench.logs.clone());
     let mut listing = Listing::new(&bench.store, logs, Filter::default(), None, false).expect("starts");
     assert_eq!(listing.next_chunk(100).expect("reads what comes before").len(), 4);
@@ -535,7 +535,7 @@ fn damaged_bytes_are_never_served() {
             "it is not skipped"
         );
     }
-    assert_eq!(bench.store.log().damage().all(), [(places[4].origin, 5)]);
+    assert_eq!(bench.store.log().damage().all(), [(keys[4].origin, 5)]);
 }
 
 /// Rows of that table carry no check of their own.
@@ -544,8 +544,8 @@ fn a_cut_that_cannot_be_is_damage_and_not_believed() {
     for seq in [0, 2] {
         let dir = tempfile::tempdir().expect("temp dir");
         let mut bench = Bench::open(dir.path());
-        let places = bench.send(&numbered(0..3));
-        log::put_cut(&bench.store.log, places[0].origin, seq);
+        let keys = bench.send(&numbered(0..3));
+        log::put_cut(&bench.store.log, keys[0].origin, seq);
         drop(bench);
         let bench = Bench::open(dir.path());
         assert!(bench.store.recovery().is_some(), "a cut at {seq}");

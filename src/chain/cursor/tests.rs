@@ -10,7 +10,7 @@ fn origin(n: u16) -> Origin {
     Origin([n.to_be_bytes(); 8].concat().try_into().expect("16 bytes"))
 }
 
-fn place(stamp: u64, n: u16, seq: u64) -> EntryKey {
+fn key(stamp: u64, n: u16, seq: u64) -> EntryKey {
     EntryKey { stamp: Stamp(stamp), origin: origin(n), seq }
 }
 
@@ -36,8 +36,8 @@ fn what_was_seen_comes_back_from_its_bytes() {
     let mut until = full.clone();
     until.raise(origin(2), 400);
     until.raise(origin(3), 1);
-    let other = PartialScan { until: seqs(&[(9, 9)]), at: place(3, 9, 2) };
-    for scans in [vec![], vec![PartialScan { until, at: place(77, 2, 350) }, other]] {
+    let other = PartialScan { until: seqs(&[(9, 9)]), at: key(3, 9, 2) };
+    for scans in [vec![], vec![PartialScan { until, at: key(77, 2, 350) }, other]] {
         let seen = ReadState { full: full.clone(), last: Stamp(70), scans };
         assert_eq!(back(&seen, &[]), Some(seen));
     }
@@ -45,25 +45,25 @@ fn what_was_seen_comes_back_from_its_bytes() {
 
 #[test]
 fn an_entry_is_covered_by_the_beginning_or_by_a_walk_that_came_past_it() {
-    let scan = PartialScan { until: seqs(&[(1, 9), (2, 4)]), at: place(100, 1, 7) };
+    let scan = PartialScan { until: seqs(&[(1, 9), (2, 4)]), at: key(100, 1, 7) };
     let seen = ReadState { full: seqs(&[(1, 5)]), last: Stamp(90), scans: vec![scan] };
-    let covered = [place(90, 1, 5), place(100, 1, 7), place(99, 2, 4)];
-    let not = [place(101, 1, 5), place(101, 1, 8), place(100, 2, 3), place(99, 2, 5), place(1, 3, 1)];
-    assert!(covered.iter().all(|place| seen.covers(*place)), "{seen:?}");
-    assert!(!not.iter().any(|place| seen.covers(*place)), "{seen:?}");
+    let covered = [key(90, 1, 5), key(100, 1, 7), key(99, 2, 4)];
+    let not = [key(101, 1, 5), key(101, 1, 8), key(100, 2, 3), key(99, 2, 5), key(1, 3, 1)];
+    assert!(covered.iter().all(|key| seen.covers(*key)), "{seen:?}");
+    assert!(!not.iter().any(|key| seen.covers(*key)), "{seen:?}");
 }
 
 #[test]
 fn what_a_node_lacks_of_an_earlier_walk_is_remembered_until_it_has_it() {
-    let scan = PartialScan { until: seqs(&[(1, 9), (2, 4)]), at: place(100, 1, 7) };
+    let scan = PartialScan { until: seqs(&[(1, 9), (2, 4)]), at: key(100, 1, 7) };
     let seen = ReadState { full: seqs(&[(1, 5), (3, 2)]), last: Stamp(90), scans: vec![scan] };
     let held = seqs(&[(1, 9), (2, 2), (3, 1)]);
     let left = ReadState { full: held.clone(), last: Stamp(95), scans: seen.beyond(&held) };
     assert_eq!(left.scans.len(), 2);
-    for covered in [place(1, 3, 2), place(99, 2, 4)] {
+    for covered in [key(1, 3, 2), key(99, 2, 4)] {
         assert!(left.covers(covered), "{covered:?}");
     }
-    assert!(!left.covers(place(101, 2, 4)) && !left.covers(place(1, 3, 3)));
+    assert!(!left.covers(key(101, 2, 4)) && !left.covers(key(1, 3, 3)));
     assert_eq!(seen.beyond(&seqs(&[(1, 9), (2, 4), (3, 2)])), []);
 }
 
@@ -74,14 +74,14 @@ fn thousands_of_logs_are_a_snapshot_and_what_changed_since() {
     let snapshot = Arc::new(snapshot);
     let mut full = Frontier::at(snapshot.clone());
     let from_the_start = ReadState {
-        scans: vec![PartialScan { until: full.clone(), at: place(5, 6, 7) }],
+        scans: vec![PartialScan { until: full.clone(), at: key(5, 6, 7) }],
         ..ReadState::default()
     };
     assert_eq!(back(&from_the_start, std::slice::from_ref(&snapshot)), Some(from_the_start));
     (0..10).for_each(|n| full.raise(origin(n), 9_999));
     let mut until = full.clone();
     (5..15).for_each(|n| until.raise(origin(n), 10_005));
-    let seen = ReadState { full, last: Stamp(70), scans: vec![PartialScan { until, at: place(77, 7, 7) }] };
+    let seen = ReadState { full, last: Stamp(70), scans: vec![PartialScan { until, at: key(77, 7, 7) }] };
     assert_eq!(back(&seen, std::slice::from_ref(&snapshot)), Some(seen.clone()));
     assert_eq!(back(&seen, &[]), None, "a node that lacks the snapshot cannot say");
     assert_eq!(
@@ -120,7 +120,7 @@ fn a_cursor_of_version_1_is_frozen() {
     let full = seqs(&[(1, 5)]);
     let mut until = full.clone();
     until.raise(origin(2), 300);
-    let seen = ReadState { full, last: Stamp(2), scans: vec![PartialScan { until, at: place(3, 2, 299) }] };
+    let seen = ReadState { full, last: Stamp(2), scans: vec![PartialScan { until, at: key(3, 2, 299) }] };
     let hex = crate::chain::hex(&encode(&payload(&seen).expect("fits"), PURPOSE));
     assert_eq!(
         hex,

@@ -50,9 +50,9 @@ impl TestNode {
 
     fn send(&mut self, text: &'static str) {
         let (digest, name) = (Digest::of(text.as_bytes()), [self.id + 16 * self.opened; 16]);
-        let place = self.logs.assign(digest, NOW, || Origin(name));
-        let entry = Entry::new(place, EntryKind::Message, digest, text.as_bytes());
-        self.entries.insert((place.origin, place.seq), entry);
+        let key = self.logs.assign(digest, NOW, || Origin(name));
+        let entry = Entry::new(key, EntryKind::Message, digest, text.as_bytes());
+        self.entries.insert((key.origin, key.seq), entry);
     }
 
     /// Opens the store anew with what it held when `entries` had been copied.

@@ -145,9 +145,9 @@ impl SyncClient {
     ) -> Result<Option<NextExchange>, String> {
         let (logs, cluster) = (node.logs(), &node.cluster);
         let Some((addr, _)) = cluster.peer_address(self.number) else { return Ok(None) };
-        let mend = cluster.repairs_to_request(node, self.exchange.theirs());
+        let repairs = cluster.repairs_to_request(node, self.exchange.theirs());
         let leave = |origin| cluster.owner_pushes(origin) || !cluster.sessions().claim(origin, self.number);
-        let trigger = Trigger { on_timer, now_ms: cluster.uptime_ms(), skip: &leave, repair: mend };
+        let trigger = Trigger { on_timer, now_ms: cluster.uptime_ms(), skip: &leave, repair: repairs };
         let planned = self.exchange.plan(&logs, trigger);
         let runs = read_runs(node, planned.reads.clone()).await?;
         let mut request = self.exchange.request(cluster.hello(), &planned, runs);
@@ -198,8 +198,8 @@ impl SyncClient {
 
     /// Carries out what a reply leads to. True if that was progress: new entries, or a step of a search for a fork.
     async fn apply(&mut self, node: &Node, peer: &str, mut actions: ReplyActions) -> Result<bool, String> {
-        for care in std::mem::take(&mut actions.maintenance) {
-            node.writer.maintain(care).await;
+        for maintenance in std::mem::take(&mut actions.maintenance) {
+            node.writer.maintain(maintenance).await;
         }
         let admitted = admit_runs(node, self.exchange.theirs(), std::mem::take(&mut actions.runs)).await;
         let new = self.exchange.on_committed(&actions, &admitted, node.cluster.uptime_ms());
@@ -217,14 +217,15 @@ impl SyncClient {
             let judging = move || forks::judge(&store, origin, search, &run);
             let verdict = tokio::task::spawn_blocking(judging).await.map_err(|error| error.to_string())?;
             progress = true; // each step of a search halves its range or ends it
-            if let Some(care) = self.exchange.on_verdict(origin, verdict.map_err(|error| error.to_string())?)
+            if let Some(maintenance) =
+                self.exchange.on_verdict(origin, verdict.map_err(|error| error.to_string())?)
             {
-                if let Maintenance::Cut(origin, _) = care {
+                if let Maintenance::Cut(origin, _) = maintenance {
                     node.cluster.incidents.add(format!(
                         "log {origin} was forked: {peer} had other content than this node; both are kept"
                     ));
                 }
-                node.writer.maintain(care).await;
+                node.writer.maintain(maintenance).await;
             }
         }
         Ok(progress)
@@ -368,14 +369,14 @@ pub(in crate::node) async fn answer(
     }
     let mut responder = cluster.sessions().take(&request.hello);
     let damage = node.store.log().damage();
-    let (care, runs) = exchange::on_request(&mut responder, &node.logs(), damage, &mut request);
+    let (maintenance, runs) = exchange::on_request(&mut responder, &node.logs(), damage, &mut request);
     let clone_address = cluster.roster().clone_address(&request);
     if let Some(address) = clone_address {
         take_new_store_id(node, &address).await;
     }
     cluster.on_request(&request, responder.theirs());
-    for care in care {
-        node.writer.maintain(care).await;
+    for maintenance in maintenance {
+        node.writer.maintain(maintenance).await;
     }
     let admitted = admit_runs(node, responder.theirs(), runs).await;
     for (origin, admitted) in &admitted {
@@ -390,8 +391,8 @@ pub(in crate::node) async fn answer(
     let logs = node.logs();
     let runs = read_runs(node, exchange::reads_for(&request, &logs)).await;
     let runs = runs.map_err(|error| Problem::new(ErrorCode::StorageFailed, error))?;
-    let mend = cluster.repairs_to_request(node, responder.theirs());
-    let mut reply = exchange::answer(&mut responder, &logs, &request, runs, mend, cluster.hello());
+    let repairs = cluster.repairs_to_request(node, responder.theirs());
+    let mut reply = exchange::answer(&mut responder, &logs, &request, runs, repairs, cluster.hello());
     cluster.add_members_to_reply(&request, &mut reply);
     cluster.sessions().put_back(&request.hello, responder);
     Ok(reply)

@@ -78,16 +78,16 @@ impl AckPolicy {
 }
 
 /// The range that holds one entry.
-pub fn range_of(place: EntryKey) -> EntryRange {
-    EntryRange { origin: place.origin, first: place.seq, last: place.seq }
+pub fn range_of(key: EntryKey) -> EntryRange {
+    EntryRange { origin: key.origin, first: key.seq, last: key.seq }
 }
 
 /// For messages that were stored together: the range of each log that a node must hold to have all of them.
-pub fn ranges_by_log(places: impl IntoIterator<Item = EntryKey>) -> Vec<Vec<EntryRange>> {
+pub fn ranges_by_log(keys: impl IntoIterator<Item = EntryKey>) -> Vec<Vec<EntryRange>> {
     let mut logs: BTreeMap<Origin, EntryRange> = BTreeMap::new();
-    for place in places {
-        let range = logs.entry(place.origin).or_insert_with(|| range_of(place));
-        (range.first, range.last) = (range.first.min(place.seq), range.last.max(place.seq));
+    for key in keys {
+        let range = logs.entry(key.origin).or_insert_with(|| range_of(key));
+        (range.first, range.last) = (range.first.min(key.seq), range.last.max(key.seq));
     }
     logs.into_values().map(|range| vec![range]).collect()
 }
@@ -95,13 +95,13 @@ pub fn ranges_by_log(places: impl IntoIterator<Item = EntryKey>) -> Vec<Vec<Entr
 /// All copies of messages that were stored before: any of them counts. If the lookup fails, only the known copy counts.
 pub async fn all_copies(node: &Node, messages: Vec<(Uuid, Digest, EntryKey)>) -> Vec<Vec<EntryRange>> {
     let (store, logs) = (node.store.clone(), node.logs());
-    let known: Vec<Vec<EntryRange>> = messages.iter().map(|(.., place)| vec![range_of(*place)]).collect();
+    let known: Vec<Vec<EntryRange>> = messages.iter().map(|(.., key)| vec![range_of(*key)]).collect();
     let lookup = move || {
-        let copies = |(id, digest, place): (Uuid, Digest, EntryKey)| {
+        let copies = |(id, digest, key): (Uuid, Digest, EntryKey)| {
             let stored = store.stored_copies(id, &logs).unwrap_or_default();
             let copies = stored.iter().filter(|copy| copy.digest == digest);
-            let others = copies.map(|copy| copy.key).filter(|other| *other != place);
-            std::iter::once(place).chain(others).map(range_of).collect()
+            let others = copies.map(|copy| copy.key).filter(|other| *other != key);
+            std::iter::once(key).chain(others).map(range_of).collect()
         };
         messages.into_iter().map(copies).collect()
     };

@@ -58,22 +58,22 @@ async fn one(node: &Node, body: Bytes, key: Option<Uuid>, policy: AckPolicy) -> 
     let new = new_message(&message);
     let digest = new.digest;
     let outcome = node.writer.send(vec![new]).await.pop();
-    let (place, duplicate) = match outcome.expect("one outcome per message") {
-        SendOutcome::Stored { place, duplicate } => (place, duplicate),
+    let (key, duplicate) = match outcome.expect("one outcome per message") {
+        SendOutcome::Stored { key, duplicate } => (key, duplicate),
         SendOutcome::NotStored(why) => return Err(why.into()),
     };
     drop(body); // gives its share of the memory budget back before the wait
     let copies = if duplicate {
-        acks::all_copies(node, vec![(message.fields().id, digest, place)]).await
+        acks::all_copies(node, vec![(message.fields().id, digest, key)]).await
     } else {
-        vec![vec![acks::range_of(place)]]
+        vec![vec![acks::range_of(key)]]
     };
     policy.wait(node, &copies).await;
     let durable_on = node.durable_on(&copies[0]);
     let content = message.encode();
     let content = Content::decode(&content).expect("was encoded just now");
     let mut json = Vec::with_capacity(512);
-    view(&content, place).write_answer_json(&durable_on, Some(duplicate), &mut json);
+    view(&content, key).write_answer_json(&durable_on, Some(duplicate), &mut json);
     let status = match (policy.is_met_by(durable_on.len()), duplicate) {
         (false, _) => StatusCode::ACCEPTED,
         (true, true) => StatusCode::OK,
@@ -83,7 +83,7 @@ async fn one(node: &Node, body: Bytes, key: Option<Uuid>, policy: AckPolicy) -> 
     let location = format!("{}{}", path::MESSAGES_PREFIX, content.id.hyphenated());
     let location = location.try_into().expect("a UUID is a header value");
     response.headers_mut().insert(header::LOCATION, location);
-    response.headers_mut().insert(POSITION, position::of_keys(node, [place]));
+    response.headers_mut().insert(POSITION, position::of_keys(node, [key]));
     Ok(response)
 }
 
@@ -105,14 +105,14 @@ async fn many(node: &Node, body: Bytes, key: Option<Uuid>, policy: AckPolicy) ->
     let (mut new, mut known) = (Vec::new(), Vec::new());
     for ((number, id, digest), outcome) in lines.into_iter().zip(outcomes) {
         match outcome {
-            SendOutcome::Stored { place, duplicate: false } => new.push(place),
-            SendOutcome::Stored { place, duplicate: true } => known.push((id, digest, place)),
+            SendOutcome::Stored { key, duplicate: false } => new.push(key),
+            SendOutcome::Stored { key, duplicate: true } => known.push((id, digest, key)),
             SendOutcome::NotStored(why) => answer.rejected.push(Rejected::new(number, why.into())),
         }
     }
     (answer.accepted, answer.duplicates) = (new.len() as u64, known.len() as u64);
     answer.rejected.sort_by_key(|rejected| rejected.line);
-    let covered = position::of_keys(node, new.iter().copied().chain(known.iter().map(|(.., place)| *place)));
+    let covered = position::of_keys(node, new.iter().copied().chain(known.iter().map(|(.., key)| *key)));
     let mut status = StatusCode::OK;
     if policy.needs_peers() {
         let mut copies = acks::ranges_by_log(new);
@@ -129,16 +129,16 @@ async fn many(node: &Node, body: Bytes, key: Option<Uuid>, policy: AckPolicy) ->
 }
 
 /// A stored message as it is shown.
-pub fn view<'a>(content: &Content<'a>, place: EntryKey) -> MessageView<'a> {
+pub fn view<'a>(content: &Content<'a>, key: EntryKey) -> MessageView<'a> {
     MessageView {
         id: content.id,
         sender: content.sender,
         recipient: content.recipient,
         text: content.text,
-        timestamp: content.shown_timestamp(place.stamp),
-        accepted_at: Time(place.stamp.ms()),
-        origin: Uuid::from_bytes(place.origin.0),
-        seq: place.seq,
+        timestamp: content.shown_timestamp(key.stamp),
+        accepted_at: Time(key.stamp.ms()),
+        origin: Uuid::from_bytes(key.origin.0),
+        seq: key.seq,
     }
 }
 

@@ -46,7 +46,7 @@ pub type MaintenanceJob = Job<Maintenance, ()>;
 /// What one commit will hold.
 #[derive(Debug, Default)]
 pub struct InboxBatch {
-    pub care: Vec<MaintenanceJob>,
+    pub maintenance: Vec<MaintenanceJob>,
     pub sends: Vec<SendJob>,
     pub admits: Vec<AdmitJob>,
 }
@@ -68,7 +68,7 @@ struct Queues {
     send_count: usize,
     send_bytes: usize,
     admits: VecDeque<AdmitJob>,
-    care: VecDeque<MaintenanceJob>,
+    maintenance: VecDeque<MaintenanceJob>,
     stopped: bool,
 }
 
@@ -112,8 +112,8 @@ impl Inbox {
     }
 
     /// Queues maintenance of the store.
-    pub fn push_maintenance(&self, care: Maintenance) -> Result<oneshot::Receiver<()>, Rejection> {
-        self.push(care, |queues, job| push_below(&mut queues.care, job, MAINTENANCE_COUNT_MAX))
+    pub fn push_maintenance(&self, maintenance: Maintenance) -> Result<oneshot::Receiver<()>, Rejection> {
+        self.push(maintenance, |queues, job| push_below(&mut queues.maintenance, job, MAINTENANCE_COUNT_MAX))
     }
 
     /// `add` queues the job if it fits, and says whether it did.
@@ -163,11 +163,12 @@ fn push_below<T>(queue: &mut VecDeque<T>, job: T, count_max: usize) -> bool {
 
 impl Queues {
     fn is_empty(&self) -> bool {
-        self.sends.is_empty() && self.admits.is_empty() && self.care.is_empty()
+        self.sends.is_empty() && self.admits.is_empty() && self.maintenance.is_empty()
     }
 
     fn take(&mut self) -> InboxBatch {
-        let mut batch = InboxBatch { care: self.care.drain(..).collect(), ..InboxBatch::default() };
+        let mut batch =
+            InboxBatch { maintenance: self.maintenance.drain(..).collect(), ..InboxBatch::default() };
         let client_bytes_max =
             if self.admits.is_empty() { COMMIT_BYTES_MAX } else { COMMIT_CLIENT_BYTES_MAX };
         let mut bytes = 0;

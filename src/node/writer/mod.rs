@@ -90,8 +90,8 @@ impl Writer {
     }
 
     /// Begins maintenance of the store. If that fails, a later exchange or scrub finds the need again, so no caller is told.
-    pub async fn maintain(&self, care: Maintenance) {
-        let _not_now = reply(self.inbox.push_maintenance(care)).await;
+    pub async fn maintain(&self, maintenance: Maintenance) {
+        let _not_now = reply(self.inbox.push_maintenance(maintenance)).await;
     }
 
     /// Whether writing still works.
@@ -173,7 +173,7 @@ impl WriterThread {
         }
         match self.commit(&batch) {
             Ok(committed) => {
-                for job in batch.care {
+                for job in batch.maintenance {
                     let _no_waiter = job.reply.send(());
                 }
                 for (job, outcomes) in batch.sends.into_iter().zip(committed.sends) {
@@ -193,7 +193,7 @@ impl WriterThread {
     fn commit(&mut self, batch: &InboxBatch) -> Result<Committed, StoreError> {
         let space = self.space();
         let ops = write_ops::WriteOps {
-            maintenance: batch.care.iter().map(|job| &job.op).collect(),
+            maintenance: batch.maintenance.iter().map(|job| &job.op).collect(),
             sends: batch.sends.iter().map(|job| job.op.as_slice()).collect(),
             admits: batch.admits.iter().map(|job| &job.op).collect(),
         };

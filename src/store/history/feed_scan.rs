@@ -148,8 +148,8 @@ impl FeedScan {
         let Some(content) = entry.message() else { return Ok(None) };
         let mut first = entry.key();
         if has_copy {
-            let walked = |place: EntryKey| {
-                before_it.is_some_and(|at| place <= at) && place.seq <= self.until.seq(place.origin)
+            let walked = |key: EntryKey| {
+                before_it.is_some_and(|at| key <= at) && key.seq <= self.until.seq(key.origin)
             };
             let copies = store.stored_copies(content.id, &self.logs)?.into_iter();
             for copy in copies.filter(|copy| copy.digest == entry.digest() && copy.key != entry.key()) {

@@ -70,12 +70,12 @@ impl Merge {
                     if backward { (1, before(&mut reader, origin, after, from)?) } else { (after, head) }
                 }
             };
-            let place = match if backward { last } else { first } {
+            let key = match if backward { last } else { first } {
                 1 => first_place,
                 seq if seq == head => last_place,
                 seq => reader.get(origin, seq)?.key(),
             };
-            next.push((place, runs.len()));
+            next.push((key, runs.len()));
             runs.push(MergeInput { origin, first, last, rows: VecDeque::new() });
         }
         // Collected at once, which packs the set.
@@ -128,12 +128,12 @@ impl Merge {
     ) -> Result<Option<(Entry, bool)>, StoreError> {
         loop {
             let first = if self.backward { self.next.pop_last() } else { self.next.pop_first() };
-            let Some((place, index)) = first else { return Ok(None) };
-            match self.take(place, index, store, reader) {
+            let Some((key, index)) = first else { return Ok(None) };
+            match self.take(key, index, store, reader) {
                 Ok(None) => {} // its key was a lower bound
                 Ok(row) => return Ok(row),
                 Err(error) => {
-                    self.next.insert((place, index)); // a retry finds it again
+                    self.next.insert((key, index)); // a retry finds it again
                     return Err(error);
                 }
             }
@@ -143,7 +143,7 @@ impl Merge {
     /// The next row of an input, whose key is `place` or later. `None`: it is later, and is in `next` under its key now.
     fn take(
         &mut self,
-        place: EntryKey,
+        key: EntryKey,
         index: usize,
         store: &Store,
         reader: &mut LogReader,
@@ -157,12 +157,12 @@ impl Merge {
             filled?;
         }
         match self.inputs[index].rows.front().map(|(entry, _)| entry.key()) {
-            Some(front) if front == place => {}
-            Some(front) if front.seq == place.seq => {
+            Some(front) if front == key => {}
+            Some(front) if front.seq == key.seq => {
                 self.next.insert((front, index));
                 return Ok(None);
             }
-            _ => return Err(damaged(place)),
+            _ => return Err(damaged(key)),
         }
         let row = self.inputs[index].rows.pop_front();
         let run = &self.inputs[index];
@@ -170,7 +170,7 @@ impl Merge {
         let next = match if is_read { self.fill(index, store, reader) } else { Ok(()) } {
             Ok(()) => self.inputs[index].rows.front().map(|(next, _)| next.key()),
             // The damaged entry is met later: its key is not before the next possible stamp.
-            Err(StoreError::Damaged { .. } | StoreError::CutOff { .. }) => Some(self.after(place)),
+            Err(StoreError::Damaged { .. } | StoreError::CutOff { .. }) => Some(self.after(key)),
             Err(error) => return Err(error),
         };
         if self.inputs[index].rows.is_empty() {
@@ -214,8 +214,8 @@ impl Merge {
     }
 }
 
-fn damaged(place: EntryKey) -> StoreError {
-    StoreError::Damaged { origin: place.origin, seq: place.seq }
+fn damaged(key: EntryKey) -> StoreError {
+    StoreError::Damaged { origin: key.origin, seq: key.seq }
 }
 
 /// The last seq strictly before `from`, given the first one after it.

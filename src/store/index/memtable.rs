@@ -188,12 +188,12 @@ mod tests {
         let (origin, digest) = (Origin([1; 16]), Digest::of(&content));
         let (mut tail, mut known) = (Memtable::default(), Vec::new());
         for seq in 1..=20 {
-            let place = EntryKey { stamp: Stamp(seq), origin, seq };
-            let mut noted = IndexEntry::new(&Entry::new(place, EntryKind::Message, digest, &content));
+            let key = EntryKey { stamp: Stamp(seq), origin, seq };
+            let mut noted = IndexEntry::new(&Entry::new(key, EntryKind::Message, digest, &content));
             noted.compare_with(&known);
             assert!(noted.copies.len() <= 2 && noted.copies.capacity() <= 4);
             tail.push(noted);
-            known.push(StoredCopy { key: place, digest });
+            known.push(StoredCopy { key: key, digest });
         }
         assert_eq!(tail.copied_seqs(origin, 1, 20).collect::<Vec<_>>(), (1..=20).collect::<Vec<_>>());
     }

@@ -189,11 +189,11 @@ impl LogReader {
 
     /// The first seq in `1..=last` whose key is after `key`, else `last + 1`. A binary search, because the stamps of a log
     /// increase.
-    pub fn first_after(&mut self, origin: Origin, last: u64, place: EntryKey) -> Result<u64, StoreError> {
+    pub fn first_after(&mut self, origin: Origin, last: u64, key: EntryKey) -> Result<u64, StoreError> {
         let (mut low, mut high) = (1, last + 1);
         while low < high {
             let middle = low + (high - low) / 2;
-            if self.get(origin, middle)?.key() > place {
+            if self.get(origin, middle)?.key() > key {
                 high = middle;
             } else {
                 low = middle + 1;

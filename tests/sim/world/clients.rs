@@ -185,7 +185,7 @@ impl World {
 
     /// The answer to a duplicate names an existing entry, not a new one in the node's own log.
     fn check_no_copy_is_made(&self, node: usize, before: &Before, key: Key, outcome: SendOutcome) {
-        let SendOutcome::Stored { place, .. } = outcome else { return };
+        let SendOutcome::Stored { key: place, .. } = outcome else { return };
         let own = self.machines[node].up.as_ref().expect("is up").committer.logs().own();
         if own == Some(place.origin) && place.seq > before.vector.seq(place.origin) {
             self.violation(format!("node {node} stores {} a second time", short(key.0)));
@@ -195,7 +195,7 @@ impl World {
     fn outcome(&mut self, node: usize, key: Key, was_there: bool, outcome: SendOutcome) {
         let id = short(key.0);
         match outcome {
-            SendOutcome::Stored { place, duplicate } => {
+            SendOutcome::Stored { key: place, duplicate } => {
                 let again = if duplicate { " again" } else { "" };
                 let log = name(place.origin);
                 self.say(format!("node {node} has {id}{again}, as entry {} of log {log}", place.seq));

@@ -145,10 +145,9 @@ fn a_second_copy_is_given_only_to_who_has_not_had_the_first() {
     let second = bench.send(&[same])[0];
     assert_eq!(reader.read(&bench, usize::MAX), Vec::<String>::new());
     assert_eq!(Reader::default().read(&bench, usize::MAX), ["the same"]);
-    let seen =
-        |place: EntryKey| ReadState::all([(place.origin, place.seq)].into_iter().collect(), place.stamp);
-    for place in [first, second] {
-        let mut reader = Reader { seen: seen(place), ..Reader::default() };
-        assert_eq!(reader.read(&bench, usize::MAX), Vec::<String>::new(), "{place:?}");
+    let seen = |key: EntryKey| ReadState::all([(key.origin, key.seq)].into_iter().collect(), key.stamp);
+    for key in [first, second] {
+        let mut reader = Reader { seen: seen(key), ..Reader::default() };
+        assert_eq!(reader.read(&bench, usize::MAX), Vec::<String>::new(), "{key:?}");
     }
 }

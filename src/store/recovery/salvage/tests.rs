@@ -73,8 +73,8 @@ fn different_records_of_one_place_are_all_kept() {
     let mut reader = store.log().read().expect("reads");
     assert_eq!(reader.get(A, 2).expect("is there").bytes(), &records[1], "the first one keeps the place");
     for content in [b"other", b"third"] {
-        let place = EntryKey { stamp: Stamp(20), origin: A, seq: 2 };
-        let branch = Origin::branch(place, Digest::of(content));
+        let key = EntryKey { stamp: Stamp(20), origin: A, seq: 2 };
+        let branch = Origin::branch(key, Digest::of(content));
         assert_eq!(reader.get(branch, 1).expect("is there").bytes(), &record(branch, 1, 20, content));
         assert_eq!(logs.vector().seq(branch), 1);
     }
@@ -124,9 +124,9 @@ fn a_damaged_name_of_the_network_is_damage_and_not_another_network() {
     let dir = tempfile::tempdir().expect("temp dir");
     drop(Store::open(dir.path(), "a network", 0).expect("opens"));
     let mut bytes = std::fs::read(dir.path().join(LOG)).expect("reads");
-    let places: Vec<usize> = (0..bytes.len()).filter(|at| bytes[*at..].starts_with(b"a network")).collect();
-    assert!(!places.is_empty());
-    for at in places {
+    let keys: Vec<usize> = (0..bytes.len()).filter(|at| bytes[*at..].starts_with(b"a network")).collect();
+    assert!(!keys.is_empty());
+    for at in keys {
         bytes[at] = b'b';
     }
     std::fs::write(dir.path().join(LOG), bytes).expect("writes");

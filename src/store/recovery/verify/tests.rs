@@ -15,8 +15,8 @@ fn store(dir: &Path, entries: u64) -> (std::sync::Arc<Store>, Logs, Origin) {
     for number in 0..entries {
         let content = number.to_be_bytes();
         let digest = Digest::of(&content);
-        let place = logs.assign(digest, 1_000, || origin);
-        let entry = Entry::new(place, EntryKind::Message, digest, &content);
+        let key = logs.assign(digest, 1_000, || origin);
+        let entry = Entry::new(key, EntryKind::Message, digest, &content);
         new.push(overlay.append(entry, logs.vector().hash(origin)).expect("reads"));
     }
     drop(overlay);
