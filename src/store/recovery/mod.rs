@@ -1,6 +1,6 @@
 //! Owns what happens when a log does not open: it is set aside, and a new log is made of every intact record in it.
 //!
-//! Called by `Store::open_in`; calls `log` to open and [`salvage`] to make the new file. Must not know why a policy was
+//! Called by `Store::open_in`; calls `log` to open and [`mod@salvage`] to make the new file. Must not know why a policy was
 //! chosen (see [`open_rules`]).
 //!
 //! Invariants: no file that held a record is ever deleted. The new file is complete before the damaged one is renamed. If the
