@@ -105,11 +105,6 @@ impl Message {
         &self.0
     }
 
-    /// Moves the fields out.
-    pub fn into_fields(self) -> UncheckedMessage {
-        self.0
-    }
-
     /// The content bytes.
     pub fn encode(&self) -> Vec<u8> {
         let UncheckedMessage { id, sender, recipient, text, timestamp } = &self.0;

@@ -28,7 +28,7 @@ use crate::api::{
     feed::{FeedLine, FeedQuery},
     header, media,
     message::{ListedMessage, SendAnswer, SendRequest},
-    network::{ForgetAnswer, NetworkStatus, NodeId, NodeStatus, ProxyStatus},
+    network::{ForgetAnswer, NetworkStatus, NodeId},
     path,
     position::Position,
     query::ListQuery,
@@ -65,16 +65,6 @@ pub struct Acked<T> {
     pub position: Option<Position>,
 }
 
-/// The answer to `GET /nodes`.
-#[derive(Debug, Clone, PartialEq, serde::Deserialize)]
-#[serde(untagged)]
-pub enum NodesAnswer {
-    /// Of a node.
-    Node(NodeStatus),
-    /// Of a proxy.
-    Proxy(ProxyStatus),
-}
-
 impl ClientError {
     /// Whether no node was reached: no server answered, or a proxy found no node.
     pub fn no_node(&self) -> bool {
@@ -91,11 +81,6 @@ impl Servers {
     /// `addrs`: at least one address; they are tried in this order.
     pub fn new(client: Client, addrs: Vec<Addr>) -> Self {
         Self { client, addrs, preferred: Arc::default() }
-    }
-
-    /// The addresses of the servers.
-    pub fn addrs(&self) -> &[Addr] {
-        &self.addrs
     }
 
     /// Sends one message. A message without an id gets one here. `acks` goes into the query unchanged.
@@ -152,16 +137,6 @@ impl Servers {
         let request = lines_request(path::FEED, &query.to_query_string());
         let open = async |answer: Answer| Ok(FeedStream { lines: MessageStream::new(answer) });
         self.ask(&request, ATTEMPT_MAX, open).await
-    }
-
-    /// Looks up one message.
-    pub async fn message(&self, id: Uuid) -> Result<SendAnswer, ClientError> {
-        self.get(format!("{}{id}", path::MESSAGES_PREFIX)).await
-    }
-
-    /// The status of one server, with its view of the others.
-    pub async fn nodes(&self) -> Result<NodesAnswer, ClientError> {
-        self.get(path::NODES.into()).await
     }
 
     /// The status of the whole network.

@@ -274,11 +274,6 @@ impl Exchange {
             _ => false,
         }
     }
-
-    /// Logs that are being bisected.
-    pub fn bisecting(&self) -> impl Iterator<Item = Origin> + '_ {
-        self.bisections.keys().copied()
-    }
 }
 
 /// Cuts that the peer has and we do not.

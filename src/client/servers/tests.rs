@@ -158,11 +158,8 @@ async fn an_exchange_is_bounded_in_time_and_size() {
 }
 
 #[tokio::test]
-async fn a_nodes_answer_and_a_proxys_answer_are_told_apart() {
+async fn readiness_is_read_from_a_refusal_too() {
     let mut site = FakeServers::default();
-    let proxy = r#"{"version":"1","state":"up","uptime_seconds":1,"warnings":[],"upstreams":[]}"#;
-    let addr = site.server(move |_, _| (200, proxy.into())).await;
-    assert!(matches!(servers(&[&addr]).nodes().await.expect("answers"), NodesAnswer::Proxy(_)));
     let ready = site.server(|_, _| (503, r#"{"readable":true,"writable":false}"#.into())).await;
     let ready = Client::new(None).readyz(&ready, Duration::from_secs(60)).await.expect("answers");
     assert!(ready.readable && !ready.writable);
