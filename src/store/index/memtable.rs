@@ -193,7 +193,7 @@ mod tests {
             noted.compare_with(&known);
             assert!(noted.copies.len() <= 2 && noted.copies.capacity() <= 4);
             tail.push(noted);
-            known.push(StoredCopy { key: key, digest });
+            known.push(StoredCopy { key, digest });
         }
         assert_eq!(tail.copied_seqs(origin, 1, 20).collect::<Vec<_>>(), (1..=20).collect::<Vec<_>>());
     }
