@@ -1,8 +1,8 @@
 //! Owns the exchanges with peers: one task for each peer that starts them, and `POST /sync` that answers them.
 //!
-//! The flow: a task wakes (this node's own log grew, the peer sent a request, or the jittered timer fired) ->
-//! `replica::exchange` plans -> read from the store -> `POST /sync` -> the peer's [`answer`] -> the reply's records go to
-//! the writer -> `cluster` is told what the peer holds. Pushing and comparing are one loop with two triggers.
+//! The flow: a task wakes (this node's own log grew, the members changed, a peer that failed before sent a request, or the
+//! jittered timer fired) -> `replica::exchange` plans -> read from the store -> `POST /sync` -> the peer's [`answer`] ->
+//! `cluster` is told what the peer holds -> the reply's records go to the writer.
 //!
 //! What a message says is decided in `chain::sync` and `replica::exchange`. An exchange never delays a send.
 
