@@ -65,7 +65,7 @@ impl EntryKind {
 }
 
 /// One entry of a log: the bytes of its record, which passed their check. It cannot be built from other bytes, so
-/// nobody checks it again. A clone shares the bytes.
+/// no caller checks it again. A clone shares the bytes.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Entry {
     bytes: Bytes,

@@ -1,4 +1,4 @@
-//! Owns what a node does for its store in the background: the scrub, cutting logs at entries that nobody has any more, and
+//! Owns what a node does for its store in the background: the scrub, cutting logs at entries that no reachable peer has, and
 //! marking the store as healthy.
 //!
 //! The scrub reads slowly, in small steps, so that requests are not delayed. The damage it finds is requested from peers

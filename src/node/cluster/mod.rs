@@ -267,7 +267,7 @@ impl Cluster {
         }
     }
 
-    /// Whether a log's owner is about to push it, so that nobody else need be asked for it.
+    /// Whether a log's owner is about to push it, so that no other peer has to be asked for it.
     pub fn owner_pushes(&self, origin: Origin) -> bool {
         let is_starting = self.started.elapsed() < STARTUP_TIME;
         let pushes = |peer: &Peer| {

@@ -231,7 +231,7 @@ impl Roster {
         before != self.numbers()
     }
 
-    /// Which member is at a configured address as long as nobody answered there: the one that told this address. Of
+    /// Which member is at a configured address while no node has answered there: the one that advertised this address. Of
     /// several, the one whose id is configured there, else the one that opened its store last.
     fn presumed_member(&self, peer: &Peer) -> Option<MemberId> {
         if !peer.configured || peer.incarnation.is_some() {

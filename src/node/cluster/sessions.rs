@@ -15,7 +15,7 @@ use crate::chain::vector::Vector;
 /// vector again.
 const SESSIONS_MAX: usize = 256;
 /// Heads that all of them keep together; beyond it they are dropped as above. The bound limits the memory that peers can
-/// take by claiming logs that nobody has to some 100 MB, and is far above what honest peers need.
+/// take by claiming logs that do not exist to some 100 MB, and is far above what honest peers need.
 const SESSION_HEADS_MAX: usize = 1 << 20;
 /// A log is asked of one peer alone for this long. Then any other peer may be asked for it.
 const CLAIM_TIME: Duration = Duration::from_secs(5);
