@@ -3,8 +3,8 @@
 //! A member is a store at a node. What a member says of itself in a later run replaces what it said before, whichever
 //! node passes it on, so all nodes reach the same members in whatever order they learn them. An address belongs to one
 //! process: of two stores of one node at one address, the one opened later stays. Clocks can be wrong, so a node that
-//! learns of a later store at its own address raises its own open id above it. A forgotten member stays as a tombstone
-//! for its open id: a member that speaks again is a member again, and one that was opened before it is not.
+//! learns of a later store at its own address raises its own incarnation id above it. A forgotten member stays as a tombstone
+//! for its incarnation id: a member that speaks again is a member again, and one that was opened before it is not.
 
 use std::collections::BTreeMap;
 
@@ -27,7 +27,7 @@ pub struct MemberId {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Member {
     /// Its last run. Later ones are larger.
-    pub open_id: [u8; 16],
+    pub incarnation_id: [u8; 16],
     /// How often it was forgotten or came back during that run: odd while it is forgotten.
     pub forget_count: u16,
     /// Its address.
@@ -41,7 +41,7 @@ impl Member {
     }
 
     fn rank(&self) -> ([u8; 16], u16, &str) {
-        (self.open_id, self.forget_count, &self.address)
+        (self.incarnation_id, self.forget_count, &self.address)
     }
 }
 
@@ -66,7 +66,7 @@ impl Members {
             .0
             .iter()
             .filter(is_rival)
-            .map(|(other, known)| (*other, (known.open_id, *other) < (member.open_id, name)))
+            .map(|(other, known)| (*other, (known.incarnation_id, *other) < (member.incarnation_id, name)))
             .collect();
         if rivals.iter().any(|(_, is_older)| !is_older) {
             return false;
@@ -115,7 +115,7 @@ impl Members {
     }
 }
 
-/// The last open id of a store, or of other stores of its node at its address: a later one replaces them all.
+/// The last incarnation id of a store, or of other stores of its node at its address: a later one replaces them all.
 pub fn latest<'a>(
     members: impl Iterator<Item = (MemberId, &'a Member)>,
     of: MemberId,
@@ -124,7 +124,7 @@ pub fn latest<'a>(
     let is_place = |(name, member): &(MemberId, &Member)| {
         *name == of || (name.node_id == of.node_id && member.address == address)
     };
-    members.filter(is_place).map(|(_, member)| member.open_id).max()
+    members.filter(is_place).map(|(_, member)| member.incarnation_id).max()
 }
 
 /// The node last seen at each configured address. Not sent to other nodes.
@@ -158,7 +158,7 @@ pub fn put(out: &mut Vec<u8>, name: MemberId, member: &Member) {
 
 /// Appends what is known of a member, without its name.
 pub fn put_member(out: &mut Vec<u8>, member: &Member) {
-    out.extend_from_slice(&member.open_id);
+    out.extend_from_slice(&member.incarnation_id);
     out.extend_from_slice(&member.forget_count.to_be_bytes());
     let address = &member.address.as_bytes()[..member.address.len().min(usize::from(u8::MAX))];
     out.push(u8::try_from(address.len()).expect("cut just now"));
@@ -173,8 +173,8 @@ pub(super) fn read(reader: &mut ByteReader<'_>) -> Option<(MemberId, Member)> {
 
 /// Reads what [`put_member`] wrote.
 pub fn read_member(reader: &mut ByteReader<'_>) -> Option<Member> {
-    let (open_id, marks, length) = (reader.array()?, reader.u16()?, reader.u8()?);
-    Some(Member { open_id, forget_count: marks, address: reader.str(length.into())?.to_owned() })
+    let (incarnation_id, marks, length) = (reader.array()?, reader.u16()?, reader.u8()?);
+    Some(Member { incarnation_id, forget_count: marks, address: reader.str(length.into())?.to_owned() })
 }
 
 #[cfg(test)]
@@ -187,12 +187,12 @@ mod tests {
     }
 
     fn member(open: u8, address: &str) -> Member {
-        Member { open_id: [open; 16], forget_count: 0, address: address.into() }
+        Member { incarnation_id: [open; 16], forget_count: 0, address: address.into() }
     }
 
     fn said(members: &Members) -> Vec<(u16, u8, u8, String)> {
         let row = |(name, member): (MemberId, &Member)| {
-            (name.node_id, name.store_id[0], member.open_id[0], member.address.clone())
+            (name.node_id, name.store_id[0], member.incarnation_id[0], member.address.clone())
         };
         members.iter().map(row).collect()
     }

@@ -229,13 +229,13 @@ fn identity(config: &NodeConfig, store: &Store) -> Hello {
         network: Hello::network_hash(&config.network),
         node_id: config.node_id,
         store_id: store.id().0,
-        open_id: next_open_id(store, config),
+        incarnation_id: next_incarnation_id(store, config),
         address: config.advertise.to_string(),
     }
 }
 
-/// An open id above the last one at this address, even if the clock was set back: peers take a smaller one for outdated.
-fn next_open_id(store: &Store, config: &NodeConfig) -> [u8; 16] {
+/// An incarnation id above the last one at this address, even if the clock was set back: peers take a smaller one for outdated.
+fn next_incarnation_id(store: &Store, config: &NodeConfig) -> [u8; 16] {
     let name = MemberId { node_id: config.node_id, store_id: store.id().0 };
     let last = members::latest(store.log().membership().members.iter(), name, &config.advertise.to_string());
     let last = last.map_or(0, u128::from_be_bytes);

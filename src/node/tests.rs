@@ -50,7 +50,7 @@ impl Bench {
             Writer::start(store.clone(), logs, dir.path().to_owned(), now_ms).expect("starts");
         let mut hello = hello(1);
         // No two of them run with copies of one store, or at one address.
-        (hello.store_id, hello.open_id) = (Uuid::new_v4().into_bytes(), Uuid::new_v4().into_bytes());
+        (hello.store_id, hello.incarnation_id) = (Uuid::new_v4().into_bytes(), Uuid::new_v4().into_bytes());
         hello.address = format!("{}:1", Uuid::new_v4());
         let cluster = Arc::new(Cluster::new(
             &config,
@@ -126,7 +126,7 @@ impl Drop for Bench {
 fn hello(node_id: u16) -> Hello {
     let name = [u8::try_from(node_id).expect("few nodes"); 16];
     let network = Hello::network_hash("test");
-    Hello { network, node_id, store_id: name, open_id: name, address: format!("127.0.0.1:{node_id}") }
+    Hello { network, node_id, store_id: name, incarnation_id: name, address: format!("127.0.0.1:{node_id}") }
 }
 
 /// A message of another node without anything in it.
@@ -345,7 +345,7 @@ async fn what_a_peer_had_when_its_status_was_asked_for_is_shown_after_it_is_gone
     let holders = cluster.holders(&all, false, bench.node.logs().vector());
     assert_eq!(holders, [2], "who said so; for the other one no copy is counted");
     let mut anew = SyncMessage::quiet(peer.node.cluster.hello(), [0; 16]);
-    anew.hello.open_id = [0xff; 16];
+    anew.hello.incarnation_id = [0xff; 16];
     bench.answer(anew).await;
     assert_eq!(behind(), None, "of another opening nothing is known");
 }
@@ -399,7 +399,7 @@ async fn the_address_answers_while_a_store_waits_to_be_closed() {
     tokio::io::AsyncWriteExt::write_all(&mut slow, head.as_bytes()).await.expect("writes");
     // Somebody who claims to have opened this very store before makes the node close it.
     let mut copied = SyncMessage::decode(&first).expect("well-formed");
-    (copied.hello.open_id, copied.hello.address) = ([0; 16], "127.0.0.1:9".into());
+    (copied.hello.incarnation_id, copied.hello.address) = ([0; 16], "127.0.0.1:9".into());
     client.sync(&addr, copied.encode().into(), 10 * second).await.expect_err("is told to wait");
     let request = crate::client::Request::get(crate::api::path::LIVEZ);
     client.forward(&addr, &request, 5 * second).await.expect("answers on a connection of before");

@@ -43,7 +43,7 @@ impl TestNode {
             network: [0; 8],
             node_id: self.id.into(),
             store_id: [self.id; 16],
-            open_id: [self.opened; 16],
+            incarnation_id: [self.opened; 16],
             address: "127.0.0.1:8081".into(),
         }
     }
@@ -85,7 +85,7 @@ impl TestNode {
     }
 
     fn answer(&mut self, request: &SyncMessage) -> SyncMessage {
-        let key = (request.hello.store_id[0], request.hello.open_id[0]);
+        let key = (request.hello.store_id[0], request.hello.incarnation_id[0]);
         let mut door = self.doors.remove(&key).unwrap_or_default();
         door.on_request(self.logs.vector(), request);
         self.admit(&request.runs);

@@ -41,7 +41,7 @@ pub struct Hello {
     pub store_id: [u8; 16],
     /// The run of the process. Each opening of the store has a larger one, and what peers knew of the last one is
     /// dropped.
-    pub open_id: [u8; 16],
+    pub incarnation_id: [u8; 16],
     /// The address at which others reach it.
     pub address: String,
 }
@@ -54,13 +54,13 @@ impl Hello {
 
     /// The incarnation of the sender's store.
     pub fn incarnation(&self) -> Incarnation {
-        Incarnation { store_id: self.store_id, open_id: self.open_id }
+        Incarnation { store_id: self.store_id, incarnation_id: self.incarnation_id }
     }
 
     /// Whether two processes run with copies of one store, and we must take another store id: the one that opened it
     /// later must, or, if a running machine was cloned, one of the two.
     pub fn is_copied(&self, ours: &Hello) -> bool {
-        let age = |hello: &Hello| (hello.open_id, hello.node_id, hello.address.clone());
+        let age = |hello: &Hello| (hello.incarnation_id, hello.node_id, hello.address.clone());
         self.store_id == ours.store_id && age(self) < age(ours)
     }
 
@@ -76,7 +76,7 @@ pub struct Incarnation {
     /// The store.
     pub store_id: [u8; 16],
     /// The run.
-    pub open_id: [u8; 16],
+    pub incarnation_id: [u8; 16],
 }
 
 /// The first half of a vector's digest: enough to notice a difference.
@@ -195,14 +195,14 @@ impl SyncMessage {
     /// The bytes.
     pub fn encode(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(256);
-        let Hello { network, node_id, store_id, open_id, address } = &self.hello;
+        let Hello { network, node_id, store_id, incarnation_id, address } = &self.hello;
         out.extend_from_slice(&MAGIC);
         out.extend_from_slice(&PROTOCOL.to_be_bytes());
         out.push(if self.need_full { NEED_FULL } else { 0 } | if self.more { MORE } else { 0 });
         out.extend_from_slice(network);
         out.extend_from_slice(&node_id.to_be_bytes());
         out.extend_from_slice(store_id);
-        out.extend_from_slice(open_id);
+        out.extend_from_slice(incarnation_id);
         let address = &address.as_bytes()[..address.len().min(ADDRESS_BYTES_MAX)];
         out.push(u8::try_from(address.len()).expect("cut just now"));
         out.extend_from_slice(address);
@@ -276,10 +276,10 @@ impl SyncMessage {
     fn decode_protocol_1(mut reader: ByteReader<'_>, whole: &Bytes) -> Option<Self> {
         let flags = reader.u8()?;
         let (network, node_id) = (reader.array()?, reader.u16()?);
-        let (store_id, open_id) = (reader.array()?, reader.array()?);
+        let (store_id, incarnation_id) = (reader.array()?, reader.array()?);
         let address_length = reader.u8()?;
         let address = reader.str(address_length.into())?.to_owned();
-        let hello = Hello { network, node_id, store_id, open_id, address };
+        let hello = Hello { network, node_id, store_id, incarnation_id, address };
         let mut message = SyncMessage::quiet(hello, reader.array()?);
         (message.need_full, message.more) = (flags & NEED_FULL != 0, flags & MORE != 0);
         while !reader.is_empty() {
@@ -395,7 +395,7 @@ mod tests {
             network: Hello::network_hash("test"),
             node_id: 2,
             store_id: [3; 16],
-            open_id: [4; 16],
+            incarnation_id: [4; 16],
             address: "127.0.0.1:8083".into(),
         }
     }
@@ -406,7 +406,7 @@ mod tests {
     }
 
     fn member(store: u8) -> (MemberId, Member) {
-        let member = Member { open_id: [4; 16], forget_count: 1, address: "127.0.0.1:8084".into() };
+        let member = Member { incarnation_id: [4; 16], forget_count: 1, address: "127.0.0.1:8084".into() };
         (MemberId { node_id: 3, store_id: [store; 16] }, member)
     }
 

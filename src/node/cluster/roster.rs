@@ -21,15 +21,15 @@ use crate::node::cluster::peer::Peer;
 /// The members of the network and the peers that are asked.
 pub struct Roster {
     own: Hello,
-    /// The open id at the start. The one in `own` may have been raised since.
-    first_open_id: [u8; 16],
+    /// The incarnation id at the start. The one in `own` may have been raised since.
+    first_incarnation_id: [u8; 16],
     peers: BTreeMap<usize, Peer>,
     next_number: usize,
     members: Members,
 }
 
 fn member_record(hello: &Hello) -> Member {
-    Member { open_id: hello.open_id, forget_count: 0, address: hello.address.clone() }
+    Member { incarnation_id: hello.incarnation_id, forget_count: 0, address: hello.address.clone() }
 }
 
 /// The result of forgetting a node.
@@ -56,7 +56,13 @@ impl Roster {
             Peer::new(peer.addr.clone(), true, peer.node_id.or_else(last_seen))
         };
         let peers: BTreeMap<usize, Peer> = configured.iter().map(peer).enumerate().collect();
-        let mut roster = Roster { first_open_id: own.open_id, own, next_number: peers.len(), peers, members };
+        let mut roster = Roster {
+            first_incarnation_id: own.incarnation_id,
+            own,
+            next_number: peers.len(),
+            peers,
+            members,
+        };
         roster.reconcile();
         roster
     }
@@ -66,10 +72,14 @@ impl Roster {
         &self.own
     }
 
-    /// Whether this very process said this, before or after its open id was raised.
+    /// Whether this very process said this, before or after its incarnation id was raised.
     pub fn is_own(&self, hello: &Hello) -> bool {
-        let open_id = if hello.open_id == self.first_open_id { self.own.open_id } else { hello.open_id };
-        Hello { open_id, ..hello.clone() } == self.own
+        let incarnation_id = if hello.incarnation_id == self.first_incarnation_id {
+            self.own.incarnation_id
+        } else {
+            hello.incarnation_id
+        };
+        Hello { incarnation_id, ..hello.clone() } == self.own
     }
 
     /// All members, those that were forgotten included.
@@ -107,13 +117,16 @@ impl Roster {
     pub fn learn_members(&mut self, body: &SyncMessage) -> bool {
         let own = self.own.member_id();
         let listed = body.members.iter().filter(|(name, _)| *name != own).cloned();
-        let mut changed = self.raise_own_open_id(body);
+        let mut changed = self.raise_own_incarnation_id(body);
         for (name, member) in listed.chain([(body.hello.member_id(), member_record(&body.hello))]) {
             let is_usable = name != own && member.address.parse::<Addr>().is_ok();
             changed |= is_usable && self.members.learn(name, member);
         }
         // If this very incarnation was forgotten somewhere, a newer mark says that it is a member.
-        let forgotten = body.members.iter().find(|(name, of)| *name == own && of.open_id == self.own.open_id);
+        let forgotten = body
+            .members
+            .iter()
+            .find(|(name, of)| *name == own && of.incarnation_id == self.own.incarnation_id);
         if let Some((name, forgotten)) = forgotten {
             let address = self.own.address.clone();
             changed |= self.members.learn(*name, Member { address, ..forgotten.clone() });
@@ -125,18 +138,21 @@ impl Roster {
         changed
     }
 
-    /// Raises the own open id above one that a peer takes for the latest at this address, as happens after a clock ran
+    /// Raises the own incarnation id above one that a peer takes for the latest at this address, as happens after a clock ran
     /// ahead or a store was restored. Only once: two nodes that both claim the address would go on for ever. True if it
     /// was raised.
-    fn raise_own_open_id(&mut self, body: &SyncMessage) -> bool {
+    fn raise_own_incarnation_id(&mut self, body: &SyncMessage) -> bool {
         let here = body.members.iter().filter(|(_, member)| member.address == self.own.address);
         let here = here.map(|(name, member)| (*name, member));
         let Some(last) = members::latest(here, self.own.member_id(), &self.own.address) else { return false };
         let next = u128::from_be_bytes(last).saturating_add(1).to_be_bytes();
-        if self.own.open_id != self.first_open_id || last <= self.own.open_id || next == last {
+        if self.own.incarnation_id != self.first_incarnation_id
+            || last <= self.own.incarnation_id
+            || next == last
+        {
             return false;
         }
-        self.own.open_id = next;
+        self.own.incarnation_id = next;
         self.members.learn(self.own.member_id(), member_record(&self.own))
     }
 
@@ -150,7 +166,7 @@ impl Roster {
     pub fn clone_address(&self, body: &SyncMessage) -> Option<String> {
         let is_clone = |(name, member): &&(MemberId, Member)| {
             *name == self.own.member_id()
-                && member.open_id > self.own.open_id
+                && member.incarnation_id > self.own.incarnation_id
                 && member.address != self.own.address
                 && !member.is_forgotten()
         };
@@ -241,8 +257,9 @@ impl Roster {
         let is_there = |(name, member): &(MemberId, &Member)| {
             *name != self.own.member_id() && !member.is_forgotten() && member.address == addr
         };
-        let rank =
-            |(name, member): &(MemberId, &Member)| (Some(name.node_id) == peer.expected_id, member.open_id);
+        let rank = |(name, member): &(MemberId, &Member)| {
+            (Some(name.node_id) == peer.expected_id, member.incarnation_id)
+        };
         self.members.iter().filter(is_there).max_by_key(rank).map(|(name, _)| name)
     }
 
@@ -367,7 +384,7 @@ mod tests {
 
     fn hello(node_id: u16, store: u8, open: u8, port: u16) -> Hello {
         let address = format!("127.0.0.1:{port}");
-        Hello { network: [0; 8], node_id, store_id: [store; 16], open_id: [open; 16], address }
+        Hello { network: [0; 8], node_id, store_id: [store; 16], incarnation_id: [open; 16], address }
     }
 
     fn message_from(hello: Hello) -> SyncMessage {
@@ -527,7 +544,8 @@ mod tests {
     }
 
     fn message_listing(name: MemberId, open: u8, port: u16) -> SyncMessage {
-        let member = Member { open_id: [open; 16], forget_count: 0, address: format!("127.0.0.1:{port}") };
+        let member =
+            Member { incarnation_id: [open; 16], forget_count: 0, address: format!("127.0.0.1:{port}") };
         SyncMessage { members: vec![(name, member)], ..message_from(hello(7, 2, 1, 2)) }
     }
 
@@ -541,8 +559,11 @@ mod tests {
         assert_eq!(roster.own(), &hello(0, 1, 5, 1), "it is at another address");
         assert!(roster.learn_members(&message_listing(before.member_id(), 8, 1)));
         let later = roster.own().clone();
-        assert!(later.open_id > [8; 16] && roster.is_own(&later) && roster.is_own(&hello(0, 1, 5, 1)));
-        assert_eq!(roster.members().get(later.member_id()).map(|member| member.open_id), Some(later.open_id));
+        assert!(later.incarnation_id > [8; 16] && roster.is_own(&later) && roster.is_own(&hello(0, 1, 5, 1)));
+        assert_eq!(
+            roster.members().get(later.member_id()).map(|member| member.incarnation_id),
+            Some(later.incarnation_id)
+        );
         assert_eq!(roster.members().get(before.member_id()), None);
         roster.learn_members(&message_listing(before.member_id(), 9, 1));
         assert_eq!(roster.own(), &later, "the other store is alive: raising again would never end");
@@ -557,11 +578,11 @@ mod tests {
         let mut roster = Roster::new(hello(0, 1, 5, 1), &[], Membership::default());
         assert!(
             !roster.learn_members(&message_listing(hello(0, 1, 5, 1).member_id(), 5, 1))
-                || roster.own().open_id == [5; 16]
+                || roster.own().incarnation_id == [5; 16]
         );
         assert!(
             roster.learn_members(&message_listing(hello(0, 1, 5, 1).member_id(), 8, 1))
-                && roster.own().open_id > [8; 16]
+                && roster.own().incarnation_id > [8; 16]
         );
     }
 
@@ -578,7 +599,7 @@ mod tests {
     #[test]
     fn a_running_node_that_was_forgotten_says_that_it_is_a_member() {
         let mut roster = Roster::new(hello(0, 1, 1, 1), &[], Membership::default());
-        let mark = Member { open_id: [1; 16], forget_count: 1, address: "127.0.0.1:1".into() };
+        let mark = Member { incarnation_id: [1; 16], forget_count: 1, address: "127.0.0.1:1".into() };
         let members = vec![(hello(0, 1, 1, 1).member_id(), mark)];
         assert!(roster.learn_members(&SyncMessage { members, ..message_from(hello(7, 2, 1, 2)) }));
         let own = roster.members().get(hello(0, 1, 1, 1).member_id()).expect("a member");

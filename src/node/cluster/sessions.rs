@@ -84,7 +84,8 @@ mod tests {
         let mut vector = Vector::default();
         heads.changes.iter().for_each(|(origin, head)| vector.insert(*origin, *head));
         let address = "127.0.0.1:2".to_owned();
-        let mut hello = Hello { network: [0; 8], node_id: 2, store_id: [0; 16], open_id: [0; 16], address };
+        let mut hello =
+            Hello { network: [0; 8], node_id: 2, store_id: [0; 16], incarnation_id: [0; 16], address };
         let request =
             SyncMessage { heads: Some(heads), ..SyncMessage::quiet(hello.clone(), short(vector.digest())) };
         let mut responder = Responder::default();

@@ -107,7 +107,7 @@ mod tests {
     #[test]
     fn a_row_of_members_in_format_1_is_frozen() {
         let name = MemberId { node_id: 2, store_id: [9; 16] };
-        let member = Member { open_id: [7; 16], forget_count: 1, address: "127.0.0.1:8083".into() };
+        let member = Member { incarnation_id: [7; 16], forget_count: 1, address: "127.0.0.1:8083".into() };
         let row = encode(name, &member);
         assert_eq!(decode(name, &row), Some(member));
         assert_eq!(decode(MemberId { node_id: 3, ..name }, &row), None, "a row belongs to its member");

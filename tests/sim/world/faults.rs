@@ -217,8 +217,8 @@ impl World {
         self.run_node(onto, Committer::new(store, logs, mint));
         // A machine that is copied while it runs keeps its incarnation id.
         if self.dice.one_in(2) {
-            let opening = self.machines[node].up.as_ref().expect("is up").hello.open_id;
-            self.machines[onto].up.as_mut().expect("is up").hello.open_id = opening;
+            let opening = self.machines[node].up.as_ref().expect("is up").hello.incarnation_id;
+            self.machines[onto].up.as_mut().expect("is up").hello.incarnation_id = opening;
         }
         self.observe(onto);
     }

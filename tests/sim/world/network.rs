@@ -249,7 +249,7 @@ impl World {
         let (node, peer, now) = (packet.to, packet.from, self.now);
         let mut request = SyncMessage::decode(&packet.bytes).expect("bytes are not damaged on the way");
         let run = self.machines[node].up.as_mut().expect("is up");
-        let opening = (request.hello.store_id, request.hello.open_id);
+        let opening = (request.hello.store_id, request.hello.incarnation_id);
         if request.hello == run.hello {
             let bytes = SyncMessage::quiet(run.hello.clone(), [0; 16]).encode().into();
             return self.send_packet(Packet {
@@ -295,7 +295,7 @@ impl World {
         let Answering { packet, request, mut responder, refused } = answering;
         let (peer, now) = (packet.from, self.now);
         let run = self.machines[node].up.as_mut().expect("is up");
-        let opening = (request.hello.store_id, request.hello.open_id);
+        let opening = (request.hello.store_id, request.hello.incarnation_id);
         if refused {
             run.responders.insert(opening, responder);
             let (is_reply, is_refusal) = (true, true);

@@ -87,7 +87,7 @@ impl World {
             network: Hello::network_hash(NETWORK),
             node_id: u16::try_from(node).expect("few"),
             store_id: committer.store().id().0,
-            open_id: self.bytes(),
+            incarnation_id: self.bytes(),
             address: format!("127.0.0.1:{}", 8081 + node),
         };
         let count = self.machines.len();

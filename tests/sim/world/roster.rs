@@ -28,7 +28,7 @@ pub struct Peer {
 
 impl Peer {
     pub fn met(&mut self, body: &SyncMessage) {
-        let opening = (body.hello.store_id, body.hello.open_id);
+        let opening = (body.hello.store_id, body.hello.incarnation_id);
         if self.opening.replace(opening) != Some(opening) {
             (self.theirs, self.own) = (None, None);
         }
