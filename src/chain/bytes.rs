@@ -5,17 +5,14 @@
 pub struct ByteReader<'a>(&'a [u8]);
 
 impl<'a> ByteReader<'a> {
-    /// A reader at the start of `bytes`.
     pub fn new(bytes: &'a [u8]) -> Self {
         ByteReader(bytes)
     }
 
-    /// The bytes that are left.
     pub fn rest(&self) -> &'a [u8] {
         self.0
     }
 
-    /// Whether everything was read.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
@@ -25,34 +22,28 @@ impl<'a> ByteReader<'a> {
         self.is_empty().then_some(value)
     }
 
-    /// The next `N` bytes.
     pub fn array<const N: usize>(&mut self) -> Option<[u8; N]> {
         let (array, rest) = self.0.split_first_chunk::<N>()?;
         self.0 = rest;
         Some(*array)
     }
 
-    /// The next byte.
     pub fn u8(&mut self) -> Option<u8> {
         self.array().map(u8::from_be_bytes)
     }
 
-    /// The next two bytes, big-endian.
     pub fn u16(&mut self) -> Option<u16> {
         self.array().map(u16::from_be_bytes)
     }
 
-    /// The next four bytes, big-endian.
     pub fn u32(&mut self) -> Option<u32> {
         self.array().map(u32::from_be_bytes)
     }
 
-    /// The next eight bytes, big-endian.
     pub fn u64(&mut self) -> Option<u64> {
         self.array().map(u64::from_be_bytes)
     }
 
-    /// The next `length` bytes.
     pub fn slice(&mut self, length: usize) -> Option<&'a [u8]> {
         let (slice, rest) = self.0.split_at_checked(length)?;
         self.0 = rest;
@@ -82,7 +73,6 @@ impl<'a> ByteReader<'a> {
     }
 }
 
-/// Appends a number in LEB128.
 pub fn put_varint(out: &mut Vec<u8>, mut number: u64) {
     while number >= 0x80 {
         out.push(number.to_le_bytes()[0] | 0x80);

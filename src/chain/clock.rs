@@ -16,7 +16,6 @@ const COUNTER_BITS: u32 = 16;
 pub struct Stamp(pub u64);
 
 impl Stamp {
-    /// The first stamp of this millisecond.
     pub fn at(ms: u64) -> Self {
         Stamp(ms << COUNTER_BITS)
     }
@@ -40,7 +39,6 @@ pub struct Clock {
 /// A new stamp, and whether the current log may have it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Tick {
-    /// The new stamp.
     pub stamp: Stamp,
     /// The wall clock was set back so far that stamps start again from it. A new log must begin, because the stamps of
     /// a log only increase.
@@ -48,7 +46,6 @@ pub struct Tick {
 }
 
 impl Clock {
-    /// Gives the next stamp.
     pub fn tick(&mut self, now_ms: u64) -> Tick {
         let set_back = self.last.is_far_ahead(now_ms);
         let floor = if set_back { Stamp::default() } else { Stamp(self.last.0 + 1) };

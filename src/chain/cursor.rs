@@ -8,7 +8,7 @@
 //! positions a second time.
 //!
 //! A position says how much a read must cover. It has the same form as a cursor, and neither is accepted as the other.
-//! Both carry the network and a check; a cursor also carries its filter.
+//! Both carry the network and a checksum; a cursor also carries its filter.
 
 use super::bytes::{ByteReader, put_varint};
 use super::clock::Stamp;
@@ -22,12 +22,11 @@ pub const SCANS_MAX: usize = 4;
 
 const CURSOR: u8 = 0x11;
 const POSITION: u8 = 0x21;
-const CHECK_BYTES: usize = 4;
+const CHECKSUM_BYTES: usize = 4;
 
 /// A scan of everything in `until`, in display order, up to `at` and including it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PartialScan {
-    /// What is scanned.
     pub until: Frontier,
     /// The last entry that was scanned.
     pub at: EntryKey,
@@ -43,11 +42,11 @@ impl PartialScan {
 /// What a reader has seen.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ReadState {
-    /// A prefix of every log,
+    /// A prefix of every log.
     pub full: Frontier,
-    /// without entries stamped later than this.
+    /// Entries of `full` with a later stamp do not count as seen.
     pub last: Stamp,
-    /// And the entries that scans have passed.
+    /// The entries that these scans have passed count as seen, too.
     pub scans: Vec<PartialScan>,
 }
 
@@ -79,7 +78,7 @@ impl ReadState {
             // A few logs are written in full; many stay a difference to their base.
             let until = match beyond.len() {
                 0 => return None,
-                1..=FEW => beyond.into_iter().collect(),
+                1..=FULL_LOGS_MAX => beyond.into_iter().collect(),
                 _ => scan.until.clone(),
             };
             Some(PartialScan { until, at: scan.at })
@@ -89,7 +88,7 @@ impl ReadState {
 }
 
 /// Up to this many logs are written in full instead of as a difference.
-const FEW: usize = 4;
+const FULL_LOGS_MAX: usize = 4;
 
 /// The network and the filter that a cursor is for, as short hashes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -111,7 +110,6 @@ impl Scope {
 /// A frontier as it is written: a difference to a base.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FrontierDelta {
-    /// The base.
     pub to: DeltaBase,
     /// The logs that differ and how far they are; 0: not covered.
     pub changes: Vec<(Origin, u64)>,
@@ -122,7 +120,6 @@ pub struct FrontierDelta {
 pub enum DeltaBase {
     /// None: all logs are written.
     Nothing,
-    /// The snapshot of this id.
     Snapshot(SnapshotId),
     /// For a scan: the prefixes, which are written before it.
     Full,
@@ -131,27 +128,20 @@ pub enum DeltaBase {
 /// A decoded cursor, its snapshots not yet looked up.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Cursor {
-    /// See [`ReadState::full`].
     pub full: FrontierDelta,
-    /// See [`ReadState::last`].
     pub last: Stamp,
-    /// See [`ReadState::scans`].
     pub scans: Vec<(FrontierDelta, EntryKey)>,
 }
 
 /// Why bytes are not a cursor or a position that can be used here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidCursor {
-    /// Not a cursor, or cut off.
     #[error("it is malformed or incomplete")]
     Malformed,
-    /// A position where a cursor is wanted, or the other way round.
     #[error("it is a position and a cursor is wanted, or the other way round")]
     OtherUse,
-    /// It is of another network.
     #[error("it is of another network")]
     Network,
-    /// It was made with another filter.
     #[error("it was made with another filter")]
     Filter,
 }
@@ -204,7 +194,7 @@ pub fn payload_at(scan_payload: &[u8], at: EntryKey) -> Vec<u8> {
     out
 }
 
-const PAYLOAD_BYTES_MAX: usize = CURSOR_BYTES_MAX - HEAD_BYTES - CHECK_BYTES;
+const PAYLOAD_BYTES_MAX: usize = CURSOR_BYTES_MAX - HEAD_BYTES - CHECKSUM_BYTES;
 /// The longest key: a stamp, an origin and a seq.
 const KEY_BYTES_MAX: usize = 8 + 16 + 10;
 
@@ -218,21 +208,21 @@ fn put_key(out: &mut Vec<u8>, at: EntryKey) {
     put_position(out, at.origin, at.seq);
 }
 
-fn delta_of(seqs: &Frontier) -> FrontierDelta {
-    let to = seqs.base().map_or(DeltaBase::Nothing, |base| DeltaBase::Snapshot(base.id));
-    FrontierDelta { to, changes: seqs.changes() }
+fn delta_of(frontier: &Frontier) -> FrontierDelta {
+    let to = frontier.base().map_or(DeltaBase::Nothing, |base| DeltaBase::Snapshot(base.id));
+    FrontierDelta { to, changes: frontier.changes() }
 }
 
-fn put_delta(out: &mut Vec<u8>, difference: &FrontierDelta) {
-    match difference.to {
+fn put_delta(out: &mut Vec<u8>, delta: &FrontierDelta) {
+    match delta.to {
         DeltaBase::Nothing => out.push(0),
         DeltaBase::Full => out.push(2),
-        DeltaBase::Snapshot(name) => {
+        DeltaBase::Snapshot(id) => {
             out.push(1);
-            out.extend_from_slice(&name.0);
+            out.extend_from_slice(&id.0);
         }
     }
-    put_positions(out, &difference.changes);
+    put_positions(out, &delta.changes);
 }
 
 const HEAD_BYTES: usize = 17;
@@ -243,17 +233,17 @@ pub fn encode(payload: &[u8], scope: Scope) -> Vec<u8> {
 }
 
 fn encode_kind(kind: u8, payload: &[u8], scope: Scope) -> Vec<u8> {
-    let mut out = Vec::with_capacity(HEAD_BYTES + payload.len() + CHECK_BYTES);
+    let mut out = Vec::with_capacity(HEAD_BYTES + payload.len() + CHECKSUM_BYTES);
     out.push(kind);
     out.extend_from_slice(&scope.network);
     out.extend_from_slice(&scope.filter);
     out.extend_from_slice(payload);
-    let check = check(&out);
-    out.extend_from_slice(&check);
+    let checksum = checksum(&out);
+    out.extend_from_slice(&checksum);
     out
 }
 
-fn check(bytes: &[u8]) -> [u8; CHECK_BYTES] {
+fn checksum(bytes: &[u8]) -> [u8; CHECKSUM_BYTES] {
     *blake3::hash(bytes).as_bytes().first_chunk().expect("32 bytes have 4")
 }
 
@@ -265,31 +255,32 @@ pub fn decode(bytes: &[u8], scope: Scope) -> Result<Cursor, InvalidCursor> {
 
 /// The payload of a cursor that was decoded.
 pub fn payload_of(bytes: &[u8]) -> Option<&[u8]> {
-    bytes.get(HEAD_BYTES..bytes.len().checked_sub(CHECK_BYTES)?)
+    bytes.get(HEAD_BYTES..bytes.len().checked_sub(CHECKSUM_BYTES)?)
 }
 
 fn decode_kind(kind: u8, bytes: &[u8], scope: Scope) -> Result<&[u8], InvalidCursor> {
-    let (sealed, check_bytes) = bytes.split_last_chunk::<CHECK_BYTES>().ok_or(InvalidCursor::Malformed)?;
-    let (head, core) = sealed.split_first_chunk::<HEAD_BYTES>().ok_or(InvalidCursor::Malformed)?;
+    let (covered, checksum_bytes) =
+        bytes.split_last_chunk::<CHECKSUM_BYTES>().ok_or(InvalidCursor::Malformed)?;
+    let (head, payload) = covered.split_first_chunk::<HEAD_BYTES>().ok_or(InvalidCursor::Malformed)?;
     match head {
-        _ if check(sealed) != *check_bytes => Err(InvalidCursor::Malformed),
+        _ if checksum(covered) != *checksum_bytes => Err(InvalidCursor::Malformed),
         [CURSOR | POSITION, ..] if head[0] != kind => Err(InvalidCursor::OtherUse),
         _ if head[0] != kind => Err(InvalidCursor::Malformed),
         _ if head[1..9] != scope.network => Err(InvalidCursor::Network),
         _ if head[9..] != scope.filter => Err(InvalidCursor::Filter),
-        _ => Ok(core),
+        _ => Ok(payload),
     }
 }
 
 fn decode_payload(payload: &[u8]) -> Option<Cursor> {
     let mut rest = ByteReader::new(payload);
-    let full = rest.difference(false)?;
+    let full = rest.delta(false)?;
     let last = Stamp(rest.u64()?);
     let count = usize::from(rest.u8()?);
     (count <= SCANS_MAX).then_some(())?;
     let mut scans = Vec::new();
     for _ in 0..count {
-        let until = rest.difference(true)?;
+        let until = rest.delta(true)?;
         let stamp = Stamp(rest.u64()?);
         let (origin, seq) = rest.position()?;
         scans.push((until, EntryKey { stamp, origin, seq }));
@@ -298,7 +289,7 @@ fn decode_payload(payload: &[u8]) -> Option<Cursor> {
 }
 
 impl ByteReader<'_> {
-    fn difference(&mut self, is_scan: bool) -> Option<FrontierDelta> {
+    fn delta(&mut self, is_scan: bool) -> Option<FrontierDelta> {
         let to = match self.u8()? {
             0 => DeltaBase::Nothing,
             1 => DeltaBase::Snapshot(SnapshotId(self.array()?)),
@@ -310,25 +301,24 @@ impl ByteReader<'_> {
 }
 
 impl Cursor {
-    /// The snapshots to look up.
     pub fn snapshots(&self) -> impl Iterator<Item = SnapshotId> + '_ {
         let all = std::iter::once(&self.full).chain(self.scans.iter().map(|(until, _)| until));
-        all.filter_map(|difference| match difference.to {
-            DeltaBase::Snapshot(name) => Some(name),
+        all.filter_map(|delta| match delta.to {
+            DeltaBase::Snapshot(id) => Some(id),
             DeltaBase::Nothing | DeltaBase::Full => None,
         })
     }
 
     /// Resolves the snapshots; `None`: one of them is missing here.
     pub fn expand(self, snapshot: impl Fn(SnapshotId) -> Option<Frontier>) -> Option<ReadState> {
-        let expand = |difference: FrontierDelta, full: Option<&Frontier>| {
-            let mut seqs = match difference.to {
+        let expand = |delta: FrontierDelta, full: Option<&Frontier>| {
+            let mut frontier = match delta.to {
                 DeltaBase::Nothing => Frontier::default(),
                 DeltaBase::Full => full?.clone(),
-                DeltaBase::Snapshot(name) => snapshot(name)?,
+                DeltaBase::Snapshot(id) => snapshot(id)?,
             };
-            difference.changes.into_iter().for_each(|(origin, seq)| seqs.set(origin, seq));
-            Some(seqs)
+            delta.changes.into_iter().for_each(|(origin, seq)| frontier.set(origin, seq));
+            Some(frontier)
         };
         let full = expand(self.full, None)?;
         let scans = self.scans.into_iter().map(|(until, at)| {
@@ -342,7 +332,7 @@ impl Cursor {
 
 /// The bytes of a position that covers these entries, as many as fit. Leaving some out promises less and stays true.
 pub fn position(network: [u8; 8], seqs: impl IntoIterator<Item = (Origin, u64)>) -> Vec<u8> {
-    let room = CURSOR_BYTES_MAX - HEAD_BYTES - CHECK_BYTES - 2;
+    let room = CURSOR_BYTES_MAX - HEAD_BYTES - CHECKSUM_BYTES - 2;
     let (mut list, mut count) = (Vec::new(), 0);
     for (origin, seq) in seqs {
         let before = list.len();
@@ -353,10 +343,10 @@ pub fn position(network: [u8; 8], seqs: impl IntoIterator<Item = (Origin, u64)>)
         }
         count += 1;
     }
-    let mut core = Vec::with_capacity(list.len() + 2);
-    put_varint(&mut core, count);
-    core.extend_from_slice(&list);
-    encode_kind(POSITION, &core, Scope { network, filter: [0; 8] })
+    let mut payload = Vec::with_capacity(list.len() + 2);
+    put_varint(&mut payload, count);
+    payload.extend_from_slice(&list);
+    encode_kind(POSITION, &payload, Scope { network, filter: [0; 8] })
 }
 
 /// Reads a position of this network.

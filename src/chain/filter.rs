@@ -9,9 +9,7 @@ use super::message::{Content, fold};
 /// The conditions on a message. All that are set must hold; the default is every message.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Filter {
-    /// Only messages of this sender.
     pub sender: Option<String>,
-    /// Only messages to this recipient.
     pub recipient: Option<String>,
     /// Only messages from or to this user.
     pub user: Option<String>,

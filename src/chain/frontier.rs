@@ -30,10 +30,11 @@ type Map = OrdMap<Origin, u64>;
 pub struct SnapshotId(pub [u8; 16]);
 
 impl SnapshotId {
-    /// The id of the snapshot with this digest.
     pub fn of(digest: Digest) -> Self {
         let mut hasher = blake3::Hasher::new();
-        hasher.update(b"chatchain milestone 1").update(&digest.0);
+        hasher
+            .update(b"chatchain milestone 1") // frozen: the first name of snapshots
+            .update(&digest.0);
         SnapshotId(*hasher.finalize().as_bytes().first_chunk().expect("32 bytes have 16"))
     }
 }
@@ -41,7 +42,6 @@ impl SnapshotId {
 /// A snapshot with its base resolved.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FrontierSnapshot {
-    /// Its id.
     pub id: SnapshotId,
     /// The number of snapshots that it is based on.
     pub depth: usize,
@@ -71,12 +71,10 @@ impl FromIterator<(Origin, u64)> for Frontier {
 }
 
 impl Frontier {
-    /// The frontier of a vector.
     pub fn of(vector: &Vector) -> Self {
         vector.iter().map(|(origin, head)| (origin, head.seq)).collect()
     }
 
-    /// The frontier of a snapshot.
     pub fn at(snapshot: Arc<FrontierSnapshot>) -> Self {
         Frontier { map: snapshot.map.clone(), base: Some(snapshot) }
     }
@@ -120,7 +118,6 @@ impl Frontier {
         more(&other.map, &self.map)
     }
 
-    /// Whether nothing is covered.
     pub fn is_empty(&self) -> bool {
         self.map.is_empty()
     }
@@ -138,7 +135,7 @@ impl Frontier {
         }
     }
 
-    /// The differences to `other`, as above.
+    /// The differences to `other`; 0 where only `other` covers a log.
     pub fn changes_to(&self, other: &Frontier) -> Vec<(Origin, u64)> {
         differences(&other.map, &self.map)
     }
@@ -150,8 +147,8 @@ impl Frontier {
         let whole = Frontier { base: base.clone(), ..self.clone() };
         let (mut before, mut chain) = (base, Vec::new());
         for changes in whole.changes().chunks(SNAPSHOT_CHANGES_MAX) {
-            let name = before.as_ref().map(|before| before.id);
-            let content = SnapshotContent { base: name, changes: changes.to_vec() };
+            let base = before.as_ref().map(|before| before.id);
+            let content = SnapshotContent { base, changes: changes.to_vec() };
             let snapshot = Arc::new(content.clone().snapshot(before.as_deref()));
             before = Some(snapshot.clone());
             chain.push((content, snapshot));
@@ -159,7 +156,6 @@ impl Frontier {
         chain
     }
 
-    /// The same frontier, encoded as a difference to this snapshot.
     #[must_use]
     pub fn based_on(self, snapshot: &Arc<FrontierSnapshot>) -> Self {
         Frontier { base: Some(snapshot.clone()), ..self }
@@ -176,7 +172,7 @@ fn more(before: &Map, now: &Map) -> Vec<(Origin, u64)> {
     differences.collect()
 }
 
-/// All differences of `now` to `before`.
+/// All differences of `now` to `before`; 0 for a log that only `before` covers.
 fn differences(before: &Map, now: &Map) -> Vec<(Origin, u64)> {
     let differences = before.diff(now).map(|item| match item {
         DiffItem::Add(origin, seq) | DiffItem::Update { new: (origin, seq), .. } => (*origin, *seq),
@@ -200,9 +196,9 @@ impl SnapshotContent {
         let mut out = vec![VERSION];
         match self.base {
             None => out.push(0),
-            Some(name) => {
+            Some(id) => {
                 out.push(1);
-                out.extend_from_slice(&name.0);
+                out.extend_from_slice(&id.0);
             }
         }
         put_positions(&mut out, &self.changes);
@@ -224,7 +220,7 @@ impl SnapshotContent {
 
     /// The snapshot with this content and this base.
     pub fn snapshot(self, base: Option<&FrontierSnapshot>) -> FrontierSnapshot {
-        let name = SnapshotId::of(Digest::of(&self.encode()));
+        let id = SnapshotId::of(Digest::of(&self.encode()));
         let mut map = base.map(|base| base.map.clone()).unwrap_or_default();
         for (origin, seq) in self.changes {
             if seq == 0 {
@@ -233,7 +229,7 @@ impl SnapshotContent {
                 map.insert(origin, seq)
             };
         }
-        FrontierSnapshot { id: name, depth: base.map_or(0, |base| base.depth + 1), map }
+        FrontierSnapshot { id, depth: base.map_or(0, |base| base.depth + 1), map }
     }
 }
 
@@ -301,7 +297,7 @@ mod tests {
     }
 
     #[test]
-    fn a_difference_to_a_snapshot_holds_what_is_further_and_comes_back_as_the_whole() {
+    fn changes_to_a_snapshot_restore_the_frontier() {
         let first = SnapshotContent { base: None, changes: vec![(origin(1), 5), (origin(2), 9)] };
         let first = first.snapshot(None);
         let second = SnapshotContent { base: Some(first.id), changes: vec![(origin(2), 12)] };
@@ -319,7 +315,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_too_much_for_one_snapshot_is_a_chain_and_a_long_chain_begins_anew() {
+    fn a_large_frontier_is_a_chain_of_snapshots_and_a_long_chain_starts_again() {
         let name = |n: u32| Origin([n.to_be_bytes(); 4].concat().try_into().expect("16 bytes"));
         let mut all: Frontier = (0..5_000).map(|n| (name(n), 1)).collect();
         let chain = all.snapshots();

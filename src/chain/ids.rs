@@ -72,9 +72,7 @@ impl ChainHash {
 pub struct EntryKey {
     /// When the origin accepted the entry.
     pub stamp: Stamp,
-    /// The log.
     pub origin: Origin,
-    /// The position in the log, from 1.
     pub seq: u64,
 }
 

@@ -21,9 +21,7 @@ pub const CHECKPOINT_EVERY: u64 = 1024;
 /// The stamps of a log's first and last entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct StampRange {
-    /// Of entry 1.
     pub first: Stamp,
-    /// Of the head.
     pub last: Stamp,
 }
 
@@ -55,19 +53,11 @@ pub struct Logs {
 pub enum AdmitError {
     /// Entries between the head and this one are missing.
     #[error("entry {got} does not follow entry {head}")]
-    Gap {
-        /// Our last seq.
-        head: u64,
-        /// The seq of the entry.
-        got: u64,
-    },
-    /// Stamps of a log only increase.
+    Gap { head: u64, got: u64 },
     #[error("entry {0} is not stamped later than the one before it")]
     Stamp(u64),
-    /// The record after this entry is damaged.
-    #[error("what follows entry {0} is damaged")]
-    Broken(u64),
-    /// The content does not have its digest.
+    #[error("the record after entry {0} is damaged")]
+    Damaged(u64),
     #[error("entry {0} does not match its digest")]
     Digest(u64),
     /// The peer's chain has another hash than ours at this seq.
@@ -115,7 +105,7 @@ impl Logs {
         let EntryKey { stamp, origin, seq } = entry.key();
         let head = self.vector.seq(origin);
         if seq <= head || seq > self.vector.limit(origin) {
-            return Ok(false); // entries behind a cut are in branches
+            return Ok(false); // entries from a cut on are in branches
         }
         if seq != head + 1 && !Fault::AcceptGap.is_planted() {
             return Err(AdmitError::Gap { head, got: seq });
@@ -163,7 +153,6 @@ impl Logs {
         self.stamps.insert(origin, StampRange { first, last: stamp });
     }
 
-    /// The heads of all logs.
     pub fn vector(&self) -> &Vector {
         &self.vector
     }
@@ -183,7 +172,6 @@ impl Logs {
         self.stamps.get(&origin).copied()
     }
 
-    /// All logs with their stamps, by origin.
     pub fn ranges(&self) -> impl Iterator<Item = (Origin, StampRange)> + '_ {
         self.stamps.iter().map(|(origin, range)| (*origin, *range))
     }
@@ -199,11 +187,6 @@ impl Logs {
         if self.own == Some(origin) {
             self.own = None;
         }
-    }
-
-    /// Abandons the own log, if there is one.
-    pub fn abandon_own(&mut self) {
-        self.own = None;
     }
 
     /// Logs with detached entries, and the last seq of those.
@@ -237,18 +220,18 @@ mod tests {
     }
 
     #[test]
-    fn a_log_that_was_found_is_never_continued() {
+    fn a_log_found_at_opening_is_never_continued() {
         let mut before = Logs::default();
         before.assign(Digest::of(b"x"), NOW, || A);
         let heads = vec![(A, *before.vector().get(A).expect("has A"), before.stamps(A).expect("has A"))];
         let mut after = Logs::restore(LogsOnDisk { heads, ..LogsOnDisk::default() }, NOW);
         let key = after.assign(Digest::of(b"y"), NOW, || B);
         assert_eq!((key.origin, key.seq), (B, 1));
-        assert!(key.stamp > after.stamps(A).expect("has A").last, "found stamps are adopted");
+        assert!(key.stamp > after.stamps(A).expect("has A").last, "stamps of logs on disk are adopted");
     }
 
     #[test]
-    fn a_log_counts_without_gaps_and_its_stamps_increase() {
+    fn seqs_have_no_gaps_and_stamps_increase() {
         let mut logs = Logs::default();
         let keys: Vec<_> = (0..5).map(|_| logs.assign(Digest::of(b"x"), NOW, || A)).collect();
         assert_eq!(keys.iter().map(|p| p.seq).collect::<Vec<_>>(), [1, 2, 3, 4, 5]);
@@ -276,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn behind_a_cut_nothing_enters_and_its_own_process_leaves_it() {
+    fn a_cut_log_admits_no_entry_from_the_cut_on_and_is_abandoned() {
         let mut logs = Logs::default();
         let first = logs.assign(Digest::of(b"x"), NOW, || A);
         let head = *logs.vector().get(A).expect("has A");

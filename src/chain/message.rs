@@ -30,11 +30,9 @@ pub const CONTENT_VERSION: u8 = 1;
 pub struct UncheckedMessage {
     /// Chosen by the first program that touched the message.
     pub id: Uuid,
-    /// The sender.
     pub sender: String,
     /// The recipient; by convention `#name` is a room.
     pub recipient: String,
-    /// The text.
     pub text: String,
     /// Whole Unix seconds, only if the sender gave them.
     pub timestamp: Option<u64>,
@@ -48,7 +46,6 @@ pub struct Message(UncheckedMessage);
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("`{field}` {why}")]
 pub struct InvalidMessage {
-    /// The field that is wrong.
     pub field: &'static str,
     /// What is wrong with it, as the rest of a sentence.
     pub why: String,
@@ -57,7 +54,6 @@ pub struct InvalidMessage {
 /// Why content bytes cannot be shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum UnreadableContent {
-    /// Written by a newer ChatChain.
     #[error("content version {0} is newer than this program")]
     Version(u8),
     /// Not the layout its version promises.
@@ -70,7 +66,6 @@ pub enum UnreadableContent {
 pub struct Digest(pub [u8; 32]);
 
 impl Digest {
-    /// The digest of these content bytes.
     pub fn of(content: &[u8]) -> Self {
         Digest(*blake3::hash(content).as_bytes())
     }
@@ -100,12 +95,10 @@ impl Message {
         Ok(Message(draft))
     }
 
-    /// The checked fields.
     pub fn fields(&self) -> &UncheckedMessage {
         &self.0
     }
 
-    /// The content bytes.
     pub fn encode(&self) -> Vec<u8> {
         let UncheckedMessage { id, sender, recipient, text, timestamp } = &self.0;
         let mut out = Vec::with_capacity(32 + sender.len() + recipient.len() + text.len());
@@ -128,13 +121,9 @@ impl Message {
 /// A message as it is read from content bytes, borrowed from them. Readers are shown this.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Content<'a> {
-    /// The id.
     pub id: Uuid,
-    /// The sender.
     pub sender: &'a str,
-    /// The recipient.
     pub recipient: &'a str,
-    /// The text.
     pub text: &'a str,
     /// The sender's timestamp, Unix seconds, if the sender gave one.
     pub timestamp: Option<u64>,

@@ -1,10 +1,10 @@
 //! Owns the bytes of an entry: the record.
 //!
 //! The same bytes lie in the store and travel between nodes, and a record can be recognized in a raw file without the
-//! database around it. An [`Entry`] is the only access to a record, and building an entry verifies the check once; so
-//! damaged bytes are never served, synced or counted. The header never changes.
+//! database around it. An [`Entry`] is the only access to a record, and building an entry verifies the checksum once; so
+//! damaged bytes are never served, sent or counted. The header never changes.
 //!
-//! Layout, big-endian, [`HEADER_BYTES`] + content + [`CHECK_BYTES`]:
+//! Layout, big-endian, [`HEADER_BYTES`] + content + [`CHECKSUM_BYTES`]:
 //! `magic 8 | version u8 | kind u8 | zero u16 | content length u32 | origin 16 | seq u64 | stamp u64 |
 //! digest 32 | content | XXH3-64 over all before it`.
 
@@ -23,7 +23,7 @@ pub const RECORD_BYTES_MAX: usize = 64 * 1024;
 /// Bytes before the content.
 const HEADER_BYTES: usize = 80;
 /// Bytes after the content.
-const CHECK_BYTES: usize = 8;
+const CHECKSUM_BYTES: usize = 8;
 /// The first bytes of every record.
 pub const MAGIC: [u8; 8] = *b"\xc7ChatChn";
 const VERSION: u8 = 1;
@@ -64,7 +64,7 @@ impl EntryKind {
     }
 }
 
-/// One entry of a log: the bytes of its record, which passed their check. It cannot be built from other bytes, so
+/// One entry of a log: the bytes of its record, whose checksum was verified. It cannot be built from other bytes, so
 /// no caller checks it again. A clone shares the bytes.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Entry {
@@ -74,21 +74,19 @@ pub struct Entry {
 /// Why bytes are not a record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidRecord {
-    /// The bytes end before the record does.
     #[error("the record is cut off")]
     Short,
     /// The magic, the version, the kind or the length is not one that a record can have.
     #[error("the record has an invalid header")]
     Header,
-    /// The check does not match the bytes.
-    #[error("the record's check does not match its bytes")]
-    Check,
+    #[error("the record's checksum does not match its bytes")]
+    Checksum,
 }
 
 impl Entry {
     /// Encodes an entry. `digest` is that of `content`; [`Entry::content_matches_digest`] tells.
     pub fn new(key: EntryKey, kind: EntryKind, digest: Digest, content: &[u8]) -> Self {
-        let mut out = Vec::with_capacity(HEADER_BYTES + content.len() + CHECK_BYTES);
+        let mut out = Vec::with_capacity(HEADER_BYTES + content.len() + CHECKSUM_BYTES);
         let length = u32::try_from(content.len()).expect("content is far below 4 GiB");
         out.extend_from_slice(&MAGIC);
         out.push(VERSION);
@@ -100,8 +98,8 @@ impl Entry {
         out.extend_from_slice(&key.stamp.0.to_be_bytes());
         out.extend_from_slice(&digest.0);
         out.extend_from_slice(content);
-        let check = XxHash3_64::oneshot(&out);
-        out.extend_from_slice(&check.to_be_bytes());
+        let checksum = XxHash3_64::oneshot(&out);
+        out.extend_from_slice(&checksum.to_be_bytes());
         Entry { bytes: out.into() }
     }
 
@@ -123,32 +121,26 @@ impl Entry {
         Entry::new(key, self.kind(), self.digest(), self.content())
     }
 
-    /// The record.
     pub fn bytes(&self) -> &Bytes {
         &self.bytes
     }
 
-    /// The length of the record in bytes.
     pub fn size(&self) -> usize {
         self.bytes.len()
     }
 
-    /// What the entry carries.
     pub fn kind(&self) -> EntryKind {
         EntryKind::of(self.bytes[9]).expect("was checked")
     }
 
-    /// Stamp, log and seq.
     pub fn key(&self) -> EntryKey {
         EntryKey { stamp: self.stamp(), origin: self.origin(), seq: self.seq() }
     }
 
-    /// The log that the entry belongs to.
     pub fn origin(&self) -> Origin {
         Origin(part(&self.bytes, 16))
     }
 
-    /// The position in the log, from 1.
     pub fn seq(&self) -> u64 {
         u64::from_be_bytes(part(&self.bytes, 32))
     }
@@ -163,12 +155,11 @@ impl Entry {
         Digest(part(&self.bytes, 48))
     }
 
-    /// The content bytes.
     pub fn content(&self) -> &[u8] {
-        &self.bytes[HEADER_BYTES..self.bytes.len() - CHECK_BYTES]
+        &self.bytes[HEADER_BYTES..self.bytes.len() - CHECKSUM_BYTES]
     }
 
-    /// Whether the content has the digest that the header names. The check excludes accidents; this excludes forgery,
+    /// Whether the content has the digest that the header names. The checksum excludes accidents; this excludes forgery,
     /// so it is asked of entries that come from a peer or a damaged file.
     pub fn content_matches_digest(&self) -> bool {
         match self.kind() {
@@ -179,13 +170,13 @@ impl Entry {
         }
     }
 
-    /// The message, if the entry carries one that this program can read. See also [`Entry::is_unreadable`].
+    /// The message, if the entry carries one that this program can read. See also [`Entry::needs_newer_program`].
     pub fn message(&self) -> Option<Content<'_>> {
         if self.kind() == EntryKind::Message { Content::decode(self.content()).ok() } else { None }
     }
 
     /// Whether only a newer program can read the entry. Listings omit such an entry; a feed waits before it.
-    pub fn is_unreadable(&self) -> bool {
+    pub fn needs_newer_program(&self) -> bool {
         match self.kind() {
             EntryKind::Message => Content::decode(self.content()).is_err(),
             EntryKind::Erased | EntryKind::Snapshot => false,
@@ -203,11 +194,11 @@ impl fmt::Debug for Entry {
     }
 }
 
-/// The length of the record at the start of `bytes`, if it passes its check.
+/// The length of the record at the start of `bytes`, if its checksum matches.
 fn checked_length(bytes: &[u8]) -> Result<usize, InvalidRecord> {
     let header = bytes.first_chunk::<HEADER_BYTES>().ok_or(InvalidRecord::Short)?;
     let content_length = u32::from_be_bytes(part(header, 12)) as usize;
-    let length = HEADER_BYTES + content_length + CHECK_BYTES;
+    let length = HEADER_BYTES + content_length + CHECKSUM_BYTES;
     let is_header = header[..8] == MAGIC
         && header[8] == VERSION
         && EntryKind::of(header[9]).is_some()
@@ -216,9 +207,9 @@ fn checked_length(bytes: &[u8]) -> Result<usize, InvalidRecord> {
         return Err(InvalidRecord::Header);
     }
     let record = bytes.get(..length).ok_or(InvalidRecord::Short)?;
-    let (checked, check) = record.split_last_chunk::<CHECK_BYTES>().ok_or(InvalidRecord::Short)?;
-    if XxHash3_64::oneshot(checked) != u64::from_be_bytes(*check) && !Fault::SkipCheck.is_planted() {
-        return Err(InvalidRecord::Check);
+    let (covered, checksum) = record.split_last_chunk::<CHECKSUM_BYTES>().ok_or(InvalidRecord::Short)?;
+    if XxHash3_64::oneshot(covered) != u64::from_be_bytes(*checksum) && !Fault::SkipCheck.is_planted() {
+        return Err(InvalidRecord::Checksum);
     }
     Ok(length)
 }
@@ -251,8 +242,11 @@ mod tests {
     #[test]
     fn an_entry_of_a_newer_kind_is_kept_unchanged_and_not_read() {
         let newer = entry(EntryKind::Newer(9), b"hi");
-        let read = Entry::check(newer.bytes()).expect("its check holds");
-        assert_eq!((read.kind(), read.message(), read.is_unreadable()), (EntryKind::Newer(9), None, true));
+        let read = Entry::check(newer.bytes()).expect("its checksum matches");
+        assert_eq!(
+            (read.kind(), read.message(), read.needs_newer_program()),
+            (EntryKind::Newer(9), None, true)
+        );
         assert_eq!(read, newer);
         assert!(Entry::check(entry(EntryKind::Newer(0), b"hi").bytes()).is_err());
     }

@@ -1,7 +1,7 @@
 //! Owns the vector: which entries of every log a store holds, and whether two stores hold the same.
 //!
 //! A vector lists durable entries only, as heads (origin -> seq and chain hash). Equal heads prove equal logs. It also
-//! lists the cuts (origin -> seq): no entry at or behind a cut is in its log, on any node. A cut is never undone, and
+//! lists the cuts (origin -> seq): a log has no entry from its cut on, on any node. A cut is never undone, and
 //! of two cuts the smaller counts, so all nodes reach the same cuts in whatever order they learn them. Both are sorted
 //! maps with structural sharing, because a vector is copied with every commit and compared with every exchange, and of
 //! thousands of logs a few grow.
@@ -14,7 +14,6 @@ use super::record::Entry;
 /// A log's last entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Head {
-    /// Its seq, at least 1.
     pub seq: u64,
     /// The chain's hash there.
     pub hash: ChainHash,
@@ -52,7 +51,6 @@ impl std::fmt::Debug for VectorDigest {
 }
 
 impl Vector {
-    /// Sets a log's head.
     pub fn insert(&mut self, origin: Origin, head: Head) {
         self.heads.insert(origin, head);
     }
@@ -92,22 +90,18 @@ impl Vector {
         self.cuts.get(&origin).map_or(u64::MAX, |cut| cut - 1)
     }
 
-    /// Number of cuts.
     pub fn cut_count(&self) -> usize {
         self.cuts.len()
     }
 
-    /// Number of logs.
     pub fn origins(&self) -> usize {
         self.heads.len()
     }
 
-    /// All heads, by origin.
     pub fn iter(&self) -> impl Iterator<Item = (Origin, Head)> + '_ {
         self.heads.iter().map(|(origin, head)| (*origin, *head))
     }
 
-    /// All cuts, by origin.
     pub fn cuts(&self) -> impl Iterator<Item = (Origin, u64)> + '_ {
         self.cuts.iter().map(|(origin, seq)| (*origin, *seq))
     }
@@ -211,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn changes_are_what_the_base_lacks_or_has_otherwise() {
+    fn changes_are_the_heads_that_differ_from_the_base() {
         let base = vector(&[(1, 5), (2, 5), (4, 1)]);
         let changed = vector(&[(1, 5), (2, 7), (3, 1)]);
         let names: Vec<_> = changed.changes_since(&base).iter().map(|(o, h)| (o.0[0], h.seq)).collect();
@@ -249,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn what_lies_behind_a_cut_is_lacked_by_nobody() {
+    fn entries_from_a_cut_on_count_as_missing_nowhere() {
         let (all, mut cut) = (vector(&[(1, 9), (2, 5)]), vector(&[(1, 3), (2, 5)]));
         let (a, before) = (Origin([1; 16]), Head { seq: 3, hash: ChainHash([1; 32]) });
         cut.cut(a, 6, Some(before));

@@ -179,7 +179,7 @@ impl Log {
             Entry::new(key, kind, Digest::of(content), content)
         };
         let entries = (first..=last).map(entry).collect();
-        Run { origin: self.origin, before: self.head(first - 1), entries, broken: None }
+        Run { origin: self.origin, before: self.head(first - 1), entries, damaged: None }
     }
 }
 
@@ -234,7 +234,7 @@ async fn a_process_that_meets_its_own_log_grown_by_another_begins_a_new_one() {
     let content = content(2, "the clone's");
     let key = EntryKey { stamp: Stamp(first.stamp.0 + 1), origin: first.origin, seq: 2 };
     let entry = Entry::new(key, EntryKind::Message, Digest::of(&content), &content);
-    let run = Run { origin: first.origin, before: head, entries: vec![entry], broken: None };
+    let run = Run { origin: first.origin, before: head, entries: vec![entry], damaged: None };
     bench.answer(SyncMessage { runs: vec![run], ..quiet() }).await;
     assert_eq!(bench.seq(first.origin), 2, "its entries are messages like any other");
     assert_ne!(bench.send(3).await.origin, first.origin);
@@ -368,7 +368,7 @@ async fn a_run_beyond_all_numbers_is_no_answer_to_a_probe() {
         let planned = exchange.plan(&logs, occasion);
         let heads = Heads { base: None, changes: vec![(X, other.head(2))], cuts: Vec::new() };
         let before = Head { seq: u64::MAX, hash: ChainHash([0; 32]) };
-        let runs = vec![Run { origin: X, before, entries: Vec::new(), broken: None }];
+        let runs = vec![Run { origin: X, before, entries: Vec::new(), damaged: None }];
         let reply = SyncMessage {
             runs,
             heads: Some(heads.clone()),

@@ -7,7 +7,6 @@
 use super::write_ops::{Admitted, PeerRecords};
 use crate::chain::ids::{ChainHash, Origin};
 use crate::chain::logs::AdmitError;
-use crate::chain::sync;
 use crate::chain::sync::wire::{EntryRange, Run};
 use crate::chain::vector::{Head, Vector};
 use crate::store::log::ReadLimit;
@@ -42,7 +41,7 @@ pub struct ReadRuns {
 
 /// Splits a run into pieces; each is compared with our chain by itself.
 pub fn pieces(run: &Run, theirs: Option<&Vector>) -> Vec<PeerRecords> {
-    let claimed = sync::claimed(theirs, run.origin);
+    let claimed = theirs.and_then(|theirs| theirs.get(run.origin)).copied();
     let mut before = run.before;
     let mut pieces = Vec::new();
     for entries in run.entries.chunks(PIECE_COUNT) {
@@ -60,9 +59,9 @@ pub fn admitted(run: &Run, pieces: impl IntoIterator<Item = Admitted>) -> Admitt
         all.refused = all.refused.or(piece.refused);
         all.not_stored = all.not_stored.or(piece.not_stored);
     }
-    if run.broken.is_some() && all.not_stored.is_none() {
+    if run.damaged.is_some() && all.not_stored.is_none() {
         let last = run.before.seq.saturating_add(run.entries.len() as u64);
-        all.refused = all.refused.or(Some(AdmitError::Broken(last)));
+        all.refused = all.refused.or(Some(AdmitError::Damaged(last)));
     }
     all
 }
@@ -93,7 +92,7 @@ pub fn read(store: &Store, ranges: &[Wanted], go_on: impl Fn() -> bool) -> Resul
             continue;
         }
         let mut run =
-            Run { origin, before: Head { seq: first - 1, hash }, entries: Vec::new(), broken: None };
+            Run { origin, before: Head { seq: first - 1, hash }, entries: Vec::new(), damaged: None };
         let mut next = first;
         while next <= last && left > 0 {
             let most = ReadLimit { rows: PIECE_COUNT, bytes: left };

@@ -39,6 +39,11 @@ impl Bench {
         Bench { store, logs, now_ms: NOW }
     }
 
+    /// The next message begins another log.
+    pub(super) fn begin_log(&mut self) {
+        self.logs.own().into_iter().for_each(|own| self.logs.abandon(own));
+    }
+
     fn assign(&mut self, overlay: &mut IndexOverlay<'_>, message: &Message) -> NewRow {
         let content = message.encode();
         let digest = Digest::of(&content);
@@ -327,7 +332,7 @@ fn two_copies_of_a_message_that_are_mended_together_know_of_each_other() {
     let store = bench.store.clone();
     let mut overlay = store.overlay();
     let first = bench.assign(&mut overlay, &message(7, "user1", "#room", "the same"));
-    bench.logs.abandon_own(); // two logs
+    bench.begin_log(); // two logs
     let second = bench.assign(&mut overlay, &message(7, "user1", "#room", "the same"));
     let both = [first.entry.clone(), second.entry.clone()];
     let change = WriteBatch { entries: vec![first, second], ..WriteBatch::default() };
@@ -394,7 +399,7 @@ fn listings_go_both_ways_from_any_place() {
     let mut bench = Bench::open(dir.path());
     let mut keys = Vec::new();
     for part in 0..4 {
-        bench.logs.abandon_own(); // four logs
+        bench.begin_log(); // four logs
         bench.now_ms += 5;
         keys.extend(bench.send(&numbered(part * 25..(part + 1) * 25)));
     }

@@ -63,7 +63,7 @@ fn workload(seed: u64, commits: u64) -> (Disk, Arc<Store>, Logs) {
         let other = usize::try_from(dice.roll() % 4).expect("small");
         commit(&store, &mut logs, others.get_mut(other), number);
         if dice.one_in(60) {
-            logs.abandon_own();
+            logs.own().into_iter().for_each(|own| logs.abandon(own));
         }
         if dice.one_in(75) {
             while store.flush_index().expect("indexes") {}

@@ -1,4 +1,4 @@
-//! Cursors: what comes back of what was seen, what is covered, what is refused.
+//! Cursors: encoding and decoding, which entries they cover, which bytes are refused.
 
 use super::*;
 use std::sync::Arc;
@@ -18,16 +18,16 @@ fn seqs(list: &[(u16, u64)]) -> Frontier {
     list.iter().map(|(n, seq)| (origin(*n), *seq)).collect()
 }
 
-const PURPOSE: Scope = Scope { network: [1; 8], filter: [2; 8] };
+const SCOPE: Scope = Scope { network: [1; 8], filter: [2; 8] };
 
-fn back(seen: &ReadState, known: &[Arc<FrontierSnapshot>]) -> Option<ReadState> {
-    let bytes = encode(&payload(seen).expect("fits"), PURPOSE);
+fn restored(seen: &ReadState, known: &[Arc<FrontierSnapshot>]) -> Option<ReadState> {
+    let bytes = encode(&payload(seen).expect("fits"), SCOPE);
     assert!(bytes.len() <= CURSOR_BYTES_MAX, "{}", bytes.len());
     let find = |name| {
         let found = known.iter().find(|snapshot| snapshot.id == name);
         found.map(|snapshot| Frontier::at(snapshot.clone()))
     };
-    decode(&bytes, PURPOSE).expect("opens").expand(find)
+    decode(&bytes, SCOPE).expect("decodes").expand(find)
 }
 
 #[test]
@@ -39,12 +39,12 @@ fn what_was_seen_comes_back_from_its_bytes() {
     let other = PartialScan { until: seqs(&[(9, 9)]), at: key(3, 9, 2) };
     for scans in [vec![], vec![PartialScan { until, at: key(77, 2, 350) }, other]] {
         let seen = ReadState { full: full.clone(), last: Stamp(70), scans };
-        assert_eq!(back(&seen, &[]), Some(seen));
+        assert_eq!(restored(&seen, &[]), Some(seen));
     }
 }
 
 #[test]
-fn an_entry_is_covered_by_the_beginning_or_by_a_walk_that_came_past_it() {
+fn an_entry_is_covered_by_a_prefix_or_by_a_scan_that_passed_it() {
     let scan = PartialScan { until: seqs(&[(1, 9), (2, 4)]), at: key(100, 1, 7) };
     let seen = ReadState { full: seqs(&[(1, 5)]), last: Stamp(90), scans: vec![scan] };
     let covered = [key(90, 1, 5), key(100, 1, 7), key(99, 2, 4)];
@@ -54,7 +54,7 @@ fn an_entry_is_covered_by_the_beginning_or_by_a_walk_that_came_past_it() {
 }
 
 #[test]
-fn what_a_node_lacks_of_an_earlier_walk_is_remembered_until_it_has_it() {
+fn a_scan_is_kept_until_the_node_has_its_entries() {
     let scan = PartialScan { until: seqs(&[(1, 9), (2, 4)]), at: key(100, 1, 7) };
     let seen = ReadState { full: seqs(&[(1, 5), (3, 2)]), last: Stamp(90), scans: vec![scan] };
     let held = seqs(&[(1, 9), (2, 2), (3, 1)]);
@@ -77,13 +77,13 @@ fn thousands_of_logs_are_a_snapshot_and_what_changed_since() {
         scans: vec![PartialScan { until: full.clone(), at: key(5, 6, 7) }],
         ..ReadState::default()
     };
-    assert_eq!(back(&from_the_start, std::slice::from_ref(&snapshot)), Some(from_the_start));
+    assert_eq!(restored(&from_the_start, std::slice::from_ref(&snapshot)), Some(from_the_start));
     (0..10).for_each(|n| full.raise(origin(n), 9_999));
     let mut until = full.clone();
     (5..15).for_each(|n| until.raise(origin(n), 10_005));
     let seen = ReadState { full, last: Stamp(70), scans: vec![PartialScan { until, at: key(77, 7, 7) }] };
-    assert_eq!(back(&seen, std::slice::from_ref(&snapshot)), Some(seen.clone()));
-    assert_eq!(back(&seen, &[]), None, "a node that lacks the snapshot cannot say");
+    assert_eq!(restored(&seen, std::slice::from_ref(&snapshot)), Some(seen.clone()));
+    assert_eq!(restored(&seen, &[]), None, "a node without the snapshot cannot expand the cursor");
     assert_eq!(
         payload(&ReadState::all(seqs(&(0..100).map(|n| (n, 1)).collect::<Vec<_>>()), Stamp(9))),
         None,
@@ -92,18 +92,18 @@ fn thousands_of_logs_are_a_snapshot_and_what_changed_since() {
 }
 
 #[test]
-fn a_cursor_of_another_purpose_is_told_apart_from_one_that_is_damaged() {
-    let bytes = encode(&payload(&ReadState::default()).expect("fits"), PURPOSE);
-    let check = |purpose, bytes: &[u8], want| assert_eq!(decode(bytes, purpose).err(), want);
-    check(PURPOSE, &bytes, None);
-    check(Scope { network: [3; 8], ..PURPOSE }, &bytes, Some(InvalidCursor::Network));
-    check(Scope { filter: [3; 8], ..PURPOSE }, &bytes, Some(InvalidCursor::Filter));
-    check(PURPOSE, &bytes[1..], Some(InvalidCursor::Malformed));
-    check(PURPOSE, b"", Some(InvalidCursor::Malformed));
-    let position = position(PURPOSE.network, [(origin(1), 17)]);
-    check(PURPOSE, &position, Some(InvalidCursor::OtherUse));
-    assert_eq!(read_position(&bytes, PURPOSE.network), Err(InvalidCursor::OtherUse));
-    assert_eq!(read_position(&position, PURPOSE.network), Ok(vec![(origin(1), 17)]));
+fn a_cursor_of_another_scope_and_a_damaged_one_have_different_errors() {
+    let bytes = encode(&payload(&ReadState::default()).expect("fits"), SCOPE);
+    let check = |scope, bytes: &[u8], want| assert_eq!(decode(bytes, scope).err(), want);
+    check(SCOPE, &bytes, None);
+    check(Scope { network: [3; 8], ..SCOPE }, &bytes, Some(InvalidCursor::Network));
+    check(Scope { filter: [3; 8], ..SCOPE }, &bytes, Some(InvalidCursor::Filter));
+    check(SCOPE, &bytes[1..], Some(InvalidCursor::Malformed));
+    check(SCOPE, b"", Some(InvalidCursor::Malformed));
+    let position = position(SCOPE.network, [(origin(1), 17)]);
+    check(SCOPE, &position, Some(InvalidCursor::OtherUse));
+    assert_eq!(read_position(&bytes, SCOPE.network), Err(InvalidCursor::OtherUse));
+    assert_eq!(read_position(&position, SCOPE.network), Ok(vec![(origin(1), 17)]));
 }
 
 #[test]
@@ -114,14 +114,14 @@ fn a_position_of_too_many_logs_names_the_first_of_them() {
     assert!(read.len() > 30 && read[0] == (origin(0), 1_000_000), "{}", read.len());
 }
 
-/// Frozen: what readers have kept must be understood later. May be added to, never changed.
+/// Frozen: readers keep cursors for years. May be added to, never changed.
 #[test]
 fn a_cursor_of_version_1_is_frozen() {
     let full = seqs(&[(1, 5)]);
     let mut until = full.clone();
     until.raise(origin(2), 300);
     let seen = ReadState { full, last: Stamp(2), scans: vec![PartialScan { until, at: key(3, 2, 299) }] };
-    let hex = crate::chain::hex(&encode(&payload(&seen).expect("fits"), PURPOSE));
+    let hex = crate::chain::hex(&encode(&payload(&seen).expect("fits"), SCOPE));
     assert_eq!(
         hex,
         concat!(
@@ -134,7 +134,7 @@ fn a_cursor_of_version_1_is_frozen() {
 proptest! {
     #[test]
     fn arbitrary_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
-        let _ = decode(&bytes, PURPOSE);
+        let _ = decode(&bytes, SCOPE);
         let _ = decode_payload(&bytes);
         let _ = read_position(&bytes, [0; 8]);
     }

@@ -23,7 +23,6 @@ pub struct Bisection {
 pub struct ChainedEntry {
     /// `h(seq - 1)`.
     pub before: ChainHash,
-    /// Its stamp.
     pub stamp: Stamp,
     /// Its content's digest.
     pub digest: Digest,
@@ -32,7 +31,6 @@ pub struct ChainedEntry {
 /// The outcome of one step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BisectionOutcome {
-    /// Continue with this.
     Closer(Bisection),
     /// This entry is the first that differs: the log is forked here.
     Fork(u64),
@@ -46,7 +44,6 @@ impl Bisection {
         Bisection { equal: 0, differs }
     }
 
-    /// The entry to ask for.
     pub fn asks(&self) -> u64 {
         self.equal + (self.differs - self.equal) / 2 + 1
     }

@@ -16,19 +16,19 @@ pub mod wire;
 use std::collections::BTreeMap;
 
 use super::ids::Origin;
-use super::vector::{Head, Vector};
-use crate::chain::sync::wire::{EntryRange, Heads, Incarnation, ShortDigest, SyncMessage, short};
+use super::vector::Vector;
 use crate::fault::Fault;
+use wire::{EntryRange, Heads, Incarnation, ShortDigest, SyncMessage, short};
 
 /// Timer rounds without progress after which a node that is not the owner sends or requests entries.
 const ROUNDS: u8 = 2;
 
-/// The logs that are behind, how far they are, and for how many timer rounds they have made no progress.
+/// The logs that one side lacks entries of: their last seq there, and for how many timer rounds it has not grown.
 #[derive(Debug, Clone, Default)]
 struct StallCounter(BTreeMap<Origin, (u64, u8)>);
 
 impl StallCounter {
-    /// Counts one round for each of `lacking` (log, and how far it is), and forgets the others.
+    /// Counts one round for each log of `lacking` (log and last seq), and drops the others.
     fn count(&mut self, lacking: impl Iterator<Item = (Origin, u64)>) {
         let before = std::mem::take(&mut self.0);
         for (origin, seq) in lacking {
@@ -64,10 +64,8 @@ pub struct Initiator {
     peer: Option<Incarnation>,
     /// The peer's vector, as its latest message says.
     theirs: Option<Vector>,
-    /// Our vector as the peer last confirmed it.
-    told: Option<Vector>,
-    /// All that the peer ever had; used by a planted fault only.
-    had: Vector,
+    /// Our vector as the peer last confirmed it: the base of the next heads.
+    confirmed: Option<Vector>,
     /// The peer's vector is unknown: request all heads.
     need_full: bool,
     they_lack: StallCounter,
@@ -81,11 +79,8 @@ pub struct ExchangePlan {
     pub mine: Vector,
     /// The part of it that the peer does not know.
     pub heads: Option<Heads>,
-    /// Entries to push.
     pub push: Vec<EntryRange>,
-    /// Entries to ask for.
     pub wants: Vec<EntryRange>,
-    /// Ask for all heads.
     pub need_full: bool,
 }
 
@@ -110,7 +105,7 @@ impl Initiator {
     ) -> ExchangePlan {
         let mut plan = ExchangePlan {
             mine: mine.clone(),
-            heads: Heads::since(mine, self.told.as_ref()),
+            heads: Heads::since(mine, self.confirmed.as_ref()),
             push: Vec::new(),
             wants: Vec::new(),
             need_full: self.need_full,
@@ -142,36 +137,31 @@ impl Initiator {
         if is_restarted && !Fault::OldHeads.is_planted() {
             *self = Initiator::default();
         }
-        let is_first = self.theirs.is_none();
+        let before = self.theirs.take();
+        let is_first = before.is_none();
         self.peer = Some(reply.hello.incarnation());
-        let in_doubt = reply.need_full || !self.note_theirs(&plan.mine, reply);
-        if let (true, Some(theirs)) = (Fault::OldHeads.is_planted(), &mut self.theirs) {
-            theirs.merge(&std::mem::take(&mut self.had));
-            self.had = theirs.clone();
+        self.theirs = vector_of(reply, before.clone(), &plan.mine);
+        self.need_full = self.theirs.is_none();
+        if let (true, Some(theirs), Some(before)) = (Fault::OldHeads.is_planted(), &mut self.theirs, before) {
+            theirs.merge(&before);
         }
-        self.told = (!reply.need_full).then_some(plan.mine);
-        if in_doubt || is_first { NextExchange::Again } else { NextExchange::Wait }
-    }
-
-    /// Updates the peer's vector. True if it is known now.
-    fn note_theirs(&mut self, mine: &Vector, reply: &SyncMessage) -> bool {
-        let theirs = if reply.digest == short(mine.digest()) {
-            Some(mine.clone())
-        } else {
-            match (&reply.heads, self.theirs.take()) {
-                (Some(heads), known) => apply(heads, known.as_ref(), reply.digest),
-                (None, Some(known)) => (reply.digest == short(known.digest())).then_some(known),
-                (None, None) => None,
-            }
-        };
-        self.need_full = theirs.is_none();
-        self.theirs = theirs;
-        !self.need_full
+        self.confirmed = (!reply.need_full).then_some(plan.mine);
+        if self.need_full || reply.need_full || is_first { NextExchange::Again } else { NextExchange::Wait }
     }
 
     /// The peer's vector, as its latest message says.
     pub fn theirs(&self) -> Option<&Vector> {
         self.theirs.as_ref()
+    }
+}
+
+/// The vector of the sender of `message`. `known`: what it was before; `mine`: ours. `None`: the message has only
+/// changes to a vector that is not known here.
+fn vector_of(message: &SyncMessage, known: Option<Vector>, mine: &Vector) -> Option<Vector> {
+    match (&message.heads, known) {
+        _ if message.digest == short(mine.digest()) => Some(mine.clone()),
+        (Some(heads), known) => apply(heads, known.as_ref(), message.digest),
+        (None, known) => known.filter(|known| message.digest == short(known.digest())),
     }
 }
 
@@ -198,20 +188,17 @@ fn apply(heads: &Heads, known: Option<&Vector>, digest: ShortDigest) -> Option<V
 #[derive(Debug, Clone, Default)]
 pub struct Responder {
     theirs: Option<Vector>,
-    told: Option<Vector>,
+    /// Our vector as the last answer described it: the base of the next heads.
+    sent: Option<Vector>,
 }
 
 impl Responder {
     /// Takes a request. `mine`: our vector before the request's entries are admitted.
     pub fn on_request(&mut self, mine: &Vector, request: &SyncMessage) {
         if request.need_full {
-            self.told = None;
+            self.sent = None;
         }
-        self.theirs = match (&request.heads, self.theirs.take()) {
-            (Some(heads), known) => apply(heads, known.as_ref(), request.digest),
-            (None, Some(known)) if request.digest == short(known.digest()) => Some(known),
-            (None, _) => (request.digest == short(mine.digest())).then(|| mine.clone()),
-        };
+        self.theirs = vector_of(request, self.theirs.take(), mine);
     }
 
     /// Completes an answer. `mine`: our durable vector after the request's entries were admitted.
@@ -219,20 +206,15 @@ impl Responder {
         reply.digest = short(mine.digest());
         reply.need_full = self.theirs.is_none();
         if reply.digest != request.digest || request.need_full {
-            reply.heads = Heads::since(mine, self.told.as_ref());
+            reply.heads = Heads::since(mine, self.sent.as_ref());
         }
-        self.told = Some(mine.clone());
+        self.sent = Some(mine.clone());
     }
 
     /// The peer's vector, as its latest message says.
     pub fn theirs(&self) -> Option<&Vector> {
         self.theirs.as_ref()
     }
-}
-
-/// The head that a vector claims for a log, to be compared with the entries that arrive.
-pub fn claimed(theirs: Option<&Vector>, origin: Origin) -> Option<Head> {
-    theirs.and_then(|theirs| theirs.get(origin)).copied()
 }
 
 #[cfg(test)]

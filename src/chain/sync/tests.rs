@@ -1,4 +1,4 @@
-//! Exchanges between nodes that are nothing but logs in memory.
+//! Exchanges between nodes that keep their logs in memory only.
 
 use std::collections::BTreeMap;
 
@@ -10,10 +10,11 @@ use crate::chain::logs::Logs;
 use crate::chain::message::Digest;
 use crate::chain::record::{Entry, EntryKind};
 use crate::chain::sync::wire::{Hello, Run};
+use crate::chain::vector::Head;
 
 const NOW: u64 = 1_700_000_000_000;
 
-/// Counts what went over one link.
+/// What an exchange sent over one link.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 struct Traffic {
     exchanges: usize,
@@ -28,14 +29,14 @@ struct TestNode {
     opened: u8,
     logs: Logs,
     entries: Entries,
-    links: BTreeMap<u8, Initiator>,
-    doors: BTreeMap<(u8, u8), Responder>,
+    initiators: BTreeMap<u8, Initiator>,
+    responders: BTreeMap<(u8, u8), Responder>,
 }
 
 impl TestNode {
     fn new(id: u8) -> Self {
-        let (links, doors) = (BTreeMap::new(), BTreeMap::new());
-        TestNode { id, opened: 0, logs: Logs::default(), entries: BTreeMap::new(), links, doors }
+        let (initiators, responders) = (BTreeMap::new(), BTreeMap::new());
+        TestNode { id, opened: 0, logs: Logs::default(), entries: BTreeMap::new(), initiators, responders }
     }
 
     fn hello(&self) -> Hello {
@@ -55,14 +56,14 @@ impl TestNode {
         self.entries.insert((key.origin, key.seq), entry);
     }
 
-    /// Opens the store anew with what it held when `entries` had been copied.
+    /// Begins a new incarnation, over a backup if there is one.
     fn reopen(&mut self, restored: Option<(Logs, Entries)>) {
         self.opened += 1;
-        (self.links, self.doors) = (BTreeMap::new(), BTreeMap::new());
+        (self.initiators, self.responders) = (BTreeMap::new(), BTreeMap::new());
         if let Some((logs, entries)) = restored {
             (self.logs, self.entries) = (logs, entries);
         }
-        self.logs.abandon_own();
+        self.logs.own().into_iter().for_each(|own| self.logs.abandon(own));
     }
 
     fn run(&self, range: EntryRange) -> Run {
@@ -73,7 +74,7 @@ impl TestNode {
             hash = hash.next(seq, entry.stamp(), entry.digest());
         }
         let entries = (first..=last).map(|seq| self.entries[&(origin, seq)].clone()).collect();
-        Run { origin, before: Head { seq: first - 1, hash }, entries, broken: None }
+        Run { origin, before: Head { seq: first - 1, hash }, entries, damaged: None }
     }
 
     fn admit(&mut self, runs: &[Run]) {
@@ -86,27 +87,27 @@ impl TestNode {
 
     fn answer(&mut self, request: &SyncMessage) -> SyncMessage {
         let key = (request.hello.store_id[0], request.hello.incarnation_id[0]);
-        let mut door = self.doors.remove(&key).unwrap_or_default();
-        door.on_request(self.logs.vector(), request);
+        let mut responder = self.responders.remove(&key).unwrap_or_default();
+        responder.on_request(self.logs.vector(), request);
         self.admit(&request.runs);
         let mut reply = SyncMessage::quiet(self.hello(), [0; 16]);
         reply.runs = request.wants.iter().map(|range| self.run(*range)).collect();
-        door.answer(self.logs.vector(), request, &mut reply);
-        self.doors.insert(key, door);
+        responder.answer(self.logs.vector(), request, &mut reply);
+        self.responders.insert(key, responder);
         reply
     }
 }
 
-/// `from` talks to `to` until it wants to wait. `leave` as in [`Link::start`].
-fn exchange(nodes: &mut [TestNode], from: usize, to: usize, on_timer: bool, leave: bool) -> Traffic {
+/// `from` exchanges with `to` until it wants to wait. `skip`: as in [`Initiator::start`].
+fn exchange(nodes: &mut [TestNode], from: usize, to: usize, on_timer: bool, skip: bool) -> Traffic {
     let mut traffic = Traffic::default();
     loop {
         let peer = nodes[to].id;
         let node = &mut nodes[from];
-        let mut link = node.links.remove(&peer).unwrap_or_default();
+        let mut initiator = node.initiators.remove(&peer).unwrap_or_default();
         let own = node.logs.own();
         let on_timer = on_timer && traffic.exchanges == 0;
-        let plan = link.start(node.logs.vector(), own, on_timer, |_| leave);
+        let plan = initiator.start(node.logs.vector(), own, on_timer, |_| skip);
         let mut request = SyncMessage::quiet(node.hello(), short(node.logs.vector().digest()));
         (request.heads, request.need_full) = (plan.heads.clone(), plan.need_full);
         request.runs = plan.push.iter().map(|range| node.run(*range)).collect();
@@ -118,9 +119,9 @@ fn exchange(nodes: &mut [TestNode], from: usize, to: usize, on_timer: bool, leav
         traffic.exchanges += 1;
         traffic.entries += runs.map(|run| run.entries.len()).sum::<usize>();
         traffic.bytes += sent.len() + received.len();
-        assert!(traffic.exchanges < 10, "the exchange does not come to an end");
-        let next = link.on_reply(plan, &reply);
-        nodes[from].links.insert(peer, link);
+        assert!(traffic.exchanges < 10, "the exchange does not end");
+        let next = initiator.on_reply(plan, &reply);
+        nodes[from].initiators.insert(peer, initiator);
         nodes[from].admit(&reply.runs);
         if next == NextExchange::Wait && reply.runs.is_empty() {
             return traffic;
@@ -141,7 +142,7 @@ fn assert_equal(nodes: &[TestNode]) {
 }
 
 #[test]
-fn one_side_talking_is_enough_for_both() {
+fn one_initiator_makes_both_sides_equal() {
     let mut nodes = nodes(2);
     nodes[0].send("from 1");
     nodes[1].send("from 2");
@@ -150,7 +151,7 @@ fn one_side_talking_is_enough_for_both() {
 }
 
 #[test]
-fn quiet_and_equal_is_one_small_exchange() {
+fn equal_nodes_need_one_small_exchange() {
     let mut nodes = nodes(2);
     nodes[0].send("hello");
     exchange(&mut nodes, 0, 1, false, false);
@@ -183,8 +184,7 @@ fn in_a_full_mesh_each_message_crosses_each_link_once() {
 fn a_push_costs_little_more_than_its_entries() {
     let mut nodes = nodes(2);
     for _ in 0..500 {
-        nodes[0].logs.abandon_own();
-        nodes[0].opened += 1;
+        nodes[0].reopen(None);
         if nodes[0].opened == 12 {
             nodes[0].opened = 0;
         }
@@ -199,20 +199,20 @@ fn a_push_costs_little_more_than_its_entries() {
 }
 
 #[test]
-fn what_the_owner_cannot_send_is_passed_on_after_two_rounds() {
+fn entries_that_the_owner_cannot_send_are_passed_on_after_two_rounds() {
     // 1 reaches 2, 2 reaches 3, nothing else; 3 asks nobody.
     let mut nodes = nodes(3);
     nodes[0].send("from 1");
     exchange(&mut nodes, 0, 1, false, false);
     let rounds = (1..=5)
         .find(|_| exchange(&mut nodes, 1, 2, true, true).entries == 1)
-        .expect("node 2 passes on what node 3 lacks");
+        .expect("node 2 passes on the entry that node 3 lacks");
     assert!((2..=3).contains(&rounds), "after {rounds} rounds");
     assert_equal(&nodes);
 }
 
 #[test]
-fn a_rolled_back_node_pulls_its_own_former_entries_back() {
+fn a_restored_node_pulls_its_own_former_entries() {
     let mut nodes = nodes(2);
     nodes[0].send("one");
     let backup = (nodes[0].logs.clone(), nodes[0].entries.clone());
@@ -223,7 +223,7 @@ fn a_rolled_back_node_pulls_its_own_former_entries_back() {
     exchange(&mut nodes, 0, 1, false, false);
     assert_equal(&nodes);
     assert_eq!(nodes[0].entries.len(), 3);
-    // The other way round: the peer notices by itself that what it knew does not hold.
+    // The other way round: the peer notices that what it knew of node 1 is outdated.
     exchange(&mut nodes, 1, 0, true, false);
     assert_equal(&nodes);
 }
@@ -234,9 +234,9 @@ fn a_lost_answer_costs_a_full_vector_not_an_entry() {
     nodes[0].send("one");
     exchange(&mut nodes, 0, 1, false, false);
     nodes[1].send("two");
-    let before = nodes[0].links.clone();
+    let before = nodes[0].initiators.clone();
     exchange(&mut nodes, 0, 1, false, false);
-    nodes[0].links = before; // as if no answer had come
+    nodes[0].initiators = before; // as if no answer had come
     nodes[1].send("three");
     nodes[0].send("four");
     exchange(&mut nodes, 0, 1, false, false);

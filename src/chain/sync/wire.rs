@@ -2,14 +2,13 @@
 //!
 //! Big-endian. A fixed head, then sections, each `tag u8 | length u32 | bytes`. An unknown section is skipped, so that
 //! sections can be added. A quiet message has no sections. Records are sent as the store has them and are checked here,
-//! one by one; a run ends before a record that does not pass its check.
+//! one by one; a run ends before a damaged record.
 
 use bytes::Bytes;
 
 use crate::chain::bytes::ByteReader;
 use crate::chain::ids::{ChainHash, Origin};
-use crate::chain::members;
-use crate::chain::members::{MEMBERS_MAX, Member, MemberId, MembersDigest};
+use crate::chain::members::{self, MEMBERS_MAX, Member, MemberId, MembersDigest};
 use crate::chain::record::{Entry, InvalidRecord};
 use crate::chain::vector::{Head, Vector, VectorDigest};
 
@@ -30,29 +29,23 @@ const CUTS: u8 = 5;
 const MEMBERS: u8 = 6;
 const MEMBERS_DIGEST: u8 = 7;
 
-/// The sender of a message. In every message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Hello {
     /// The first bytes of a hash of the network's name.
     pub network: [u8; 8],
-    /// The node.
     pub node_id: u16,
-    /// The store.
     pub store_id: [u8; 16],
-    /// The run of the process. Each opening of the store has a larger one, and what peers knew of the last one is
-    /// dropped.
+    /// The run of the process over the store, by time: later ones are larger. A peer drops what it knew of an earlier one.
     pub incarnation_id: [u8; 16],
     /// The address at which others reach it.
     pub address: String,
 }
 
 impl Hello {
-    /// The member that sends.
     pub fn member_id(&self) -> MemberId {
         MemberId { node_id: self.node_id, store_id: self.store_id }
     }
 
-    /// The incarnation of the sender's store.
     pub fn incarnation(&self) -> Incarnation {
         Incarnation { store_id: self.store_id, incarnation_id: self.incarnation_id }
     }
@@ -73,16 +66,13 @@ impl Hello {
 /// One run of a process over a store. What a peer knew or held in another incarnation is not relied on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Incarnation {
-    /// The store.
     pub store_id: [u8; 16],
-    /// The run.
     pub incarnation_id: [u8; 16],
 }
 
 /// The first half of a vector's digest: enough to notice a difference.
 pub type ShortDigest = [u8; 16];
 
-/// See [`ShortDigest`].
 pub fn short(digest: VectorDigest) -> ShortDigest {
     *digest.0.first_chunk().expect("32 bytes have 16")
 }
@@ -92,56 +82,48 @@ pub fn short(digest: VectorDigest) -> ShortDigest {
 pub struct Heads {
     /// The vector that these are changes to; `None`: all heads are here.
     pub base: Option<ShortDigest>,
-    /// The heads.
     pub changes: Vec<(Origin, Head)>,
     /// The cuts, all or those that changed.
     pub cuts: Vec<(Origin, u64)>,
 }
 
 impl Heads {
-    /// What changed since the peer was told `told`, or everything if it knows nothing; `None` if nothing changed.
-    pub fn since(mine: &Vector, told: Option<&Vector>) -> Option<Self> {
-        let Some(told) = told else {
+    /// The changes to `base`, or everything if there is no base; `None` if nothing changed.
+    pub fn since(mine: &Vector, base: Option<&Vector>) -> Option<Self> {
+        let Some(base) = base else {
             return Some(Heads { base: None, changes: mine.iter().collect(), cuts: mine.cuts().collect() });
         };
-        let (changes, cuts) = (mine.changes_since(told), mine.cuts_since(told));
+        let (changes, cuts) = (mine.changes_since(base), mine.cuts_since(base));
         if changes.is_empty() && cuts.is_empty() {
             return None;
         }
-        Some(Heads { base: Some(short(told.digest())), changes, cuts })
+        Some(Heads { base: Some(short(base.digest())), changes, cuts })
     }
 }
 
-/// Entries `first..=last` of a log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct EntryRange {
-    /// The log.
     pub origin: Origin,
-    /// The first seq.
     pub first: u64,
-    /// The last seq.
     pub last: u64,
 }
 
 /// Consecutive entries of a log.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Run {
-    /// The log.
     pub origin: Origin,
     /// The sender's head just before the first record; seq 0 has the log's first hash.
     pub before: Head,
     /// The entries, ascending from `before.seq + 1`.
     pub entries: Vec<Entry>,
-    /// Why the run ends early: the next record did not pass its check.
-    pub broken: Option<InvalidRecord>,
+    /// Why the run ends early: the next record is damaged.
+    pub damaged: Option<InvalidRecord>,
 }
 
 /// One message of an exchange, either way.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SyncMessage {
-    /// The sender.
     pub hello: Hello,
-    /// The digest of the sender's vector.
     pub digest: ShortDigest,
     /// The sender does not know the other's vector and requests all heads.
     pub need_full: bool,
@@ -164,19 +146,15 @@ pub struct SyncMessage {
 /// Why bytes are not a message of an exchange.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Malformed {
-    /// Not an exchange.
     #[error("this is not an exchange of ChatChain")]
     Magic,
-    /// Another protocol version.
     #[error("the exchange has protocol version {0}; this node speaks {PROTOCOL}")]
     Protocol(u16),
-    /// Cut off, or lengths that do not fit.
     #[error("the exchange is malformed")]
     Layout,
 }
 
 impl SyncMessage {
-    /// A message without sections.
     pub fn quiet(hello: Hello, digest: ShortDigest) -> Self {
         SyncMessage {
             hello,
@@ -192,7 +170,6 @@ impl SyncMessage {
         }
     }
 
-    /// The bytes.
     pub fn encode(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(256);
         let Hello { network, node_id, store_id, incarnation_id, address } = &self.hello;
@@ -254,7 +231,7 @@ impl SyncMessage {
         }
         if !self.members.is_empty() {
             section(out, MEMBERS, |out| {
-                self.members.iter().for_each(|(name, member)| members::put(out, *name, member));
+                self.members.iter().for_each(|(id, member)| members::put(out, *id, member));
             });
         }
     }
@@ -359,7 +336,7 @@ impl ByteReader<'_> {
 
     fn run(&mut self, whole: &Bytes) -> Option<Run> {
         let (origin, before) = (Origin(self.array()?), self.head()?);
-        let mut run = Run { origin, before, entries: Vec::new(), broken: None };
+        let mut run = Run { origin, before, entries: Vec::new(), damaged: None };
         let mut seq = before.seq;
         while !self.is_empty() {
             match Entry::check_shared(whole, self.rest()) {
@@ -370,7 +347,7 @@ impl ByteReader<'_> {
                 }
                 Ok(_) => return None,
                 Err(why) => {
-                    run.broken = Some(why);
+                    run.damaged = Some(why);
                     break;
                 }
             }
@@ -420,7 +397,7 @@ mod tests {
             wants: vec![EntryRange { origin: A, first: 3, last: 9 }],
             members_digest: Some([8; 8]),
             members: vec![member(9), member(8)],
-            runs: vec![Run { origin: A, before: head(6), entries: vec![entry(7), entry(8)], broken: None }],
+            runs: vec![Run { origin: A, before: head(6), entries: vec![entry(7), entry(8)], damaged: None }],
             ..SyncMessage::quiet(hello(), [7; 16])
         }
     }
@@ -440,7 +417,7 @@ mod tests {
             heads: Some(Heads { base: Some([6; 16]), changes: vec![(A, head)], cuts: Vec::new() }),
             own: Some(A),
             wants: vec![EntryRange { origin: A, first: 3, last: 9 }],
-            runs: vec![Run { origin: A, before: head, entries: Vec::new(), broken: None }],
+            runs: vec![Run { origin: A, before: head, entries: Vec::new(), damaged: None }],
             ..SyncMessage::quiet(hello(), [7; 16])
         };
         assert_eq!(
@@ -479,17 +456,17 @@ mod tests {
     }
 
     #[test]
-    fn a_broken_record_hides_only_what_follows_it() {
+    fn a_damaged_record_ends_its_run() {
         let mut bytes = SyncMessage { members_digest: None, members: Vec::new(), ..full() }.encode();
         let last = bytes.len() - 1;
         bytes[last] ^= 1;
         let body = SyncMessage::decode(&bytes.into()).expect("the frame is intact");
         assert_eq!(body.runs[0].entries, [entry(7)]);
-        assert_eq!(body.runs[0].broken, Some(InvalidRecord::Check));
+        assert_eq!(body.runs[0].damaged, Some(InvalidRecord::Checksum));
     }
 
     #[test]
-    fn strangers_and_other_versions_are_told_apart() {
+    fn foreign_bytes_and_other_versions_have_errors_of_their_own() {
         assert_eq!(SyncMessage::decode(&Bytes::from_static(b"GET / HTTP/1.1")), Err(Malformed::Magic));
         assert_eq!(SyncMessage::decode(&Bytes::new()), Err(Malformed::Magic));
         let mut bytes = full().encode();

@@ -118,7 +118,7 @@ impl FeedScan {
                 }
                 Err(error) => return Err(error),
             };
-            if entry.is_unreadable() {
+            if entry.needs_newer_program() {
                 self.block_log(entry.origin(), entry.seq());
                 continue;
             }

@@ -50,7 +50,7 @@ impl IndexEntry {
         let copy = StoredCopy { key: entry.key(), digest: entry.digest() };
         let copies = Vec::new();
         let Some(content) = entry.message() else {
-            let adds = Counts { unreadable: u64::from(entry.is_unreadable()), ..Counts::default() };
+            let adds = Counts { unreadable: u64::from(entry.needs_newer_program()), ..Counts::default() };
             let no_name = NameHash([0; 8]);
             let id = (entry.kind() == EntryKind::Snapshot).then(|| SnapshotId::of(copy.digest).0);
             return IndexEntry {

@@ -234,7 +234,7 @@ impl<'a> LogVerifier<'a> {
         self.next = seq + 1;
         self.report.entries += 1;
         self.report.bytes += bytes.len() as u64;
-        self.report.unreadable += u64::from(entry.is_unreadable());
+        self.report.unreadable += u64::from(entry.needs_newer_program());
         if seq.is_multiple_of(CHECKPOINT_EVERY) {
             self.check_chain(reader, seq);
         }

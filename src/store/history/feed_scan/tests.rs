@@ -48,7 +48,7 @@ impl Reader {
 fn node(dir: &Path, from: u128) -> Bench {
     let mut bench = Bench::open(dir);
     for part in 0..4 {
-        bench.logs.abandon_own();
+        bench.begin_log();
         bench.now_ms += 5;
         bench.send(&numbered(from + part * 25..from + (part + 1) * 25));
     }
@@ -138,7 +138,7 @@ fn a_second_copy_is_given_only_to_who_has_not_had_the_first() {
     let mut bench = Bench::open(dir.path());
     let same = message(7, "user1", "#room", "the same");
     let first = bench.send(std::slice::from_ref(&same))[0];
-    bench.logs.abandon_own();
+    bench.begin_log();
     bench.now_ms += 5;
     let mut reader = Reader::default();
     reader.read(&bench, usize::MAX);
