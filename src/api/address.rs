@@ -35,16 +35,12 @@ impl Addr {
         if text.starts_with("https://") {
             return Err(invalid("servers speak http, not https"));
         }
-        match text.strip_prefix("http://") {
-            None => text.parse(),
-            Some(rest) => {
-                let rest = rest.strip_suffix('/').unwrap_or(rest);
-                if rest.contains('/') {
-                    return Err(invalid("a server's URL has no path"));
-                }
-                rest.parse().map_err(|e: InvalidAddr| invalid(e.why))
-            }
+        let Some(rest) = text.strip_prefix("http://") else { return text.parse() };
+        let rest = rest.strip_suffix('/').unwrap_or(rest);
+        if rest.contains('/') {
+            return Err(invalid("a server's URL has no path"));
         }
+        rest.parse().map_err(|e: InvalidAddr| invalid(e.why))
     }
 
     /// Whether listening on this address means every interface.
@@ -57,7 +53,7 @@ impl Addr {
         self.host == "localhost" || self.ip().is_some_and(|ip| ip.is_loopback())
     }
 
-    /// The port. Listening on port 0 takes a free port.
+    /// Listening on port 0 takes a free port.
     pub fn port(&self) -> u16 {
         self.port
     }
@@ -67,7 +63,6 @@ impl Addr {
         &self.host
     }
 
-    /// The same host with another port.
     #[must_use]
     pub fn with_port(mut self, port: u16) -> Self {
         self.port = port;
@@ -116,8 +111,7 @@ impl FromStr for Addr {
         let digits = !port.is_empty() && port.bytes().all(|b| b.is_ascii_digit());
         let port = port.parse().ok().filter(|_| digits);
         let port = port.ok_or_else(|| invalid("the port must be a number from 0 to 65535"))?;
-        let host = parse_host(host).map_err(invalid)?;
-        Ok(Addr { host, port })
+        Ok(Addr { host: parse_host(host).map_err(invalid)?, port })
     }
 }
 

@@ -1,7 +1,5 @@
 //! Owns batches: many messages in one body, one JSON object per line.
 //!
-//! Must not know how messages are stored.
-//!
 //! Invariants: a refused line does not affect the others; line numbers count all lines from 1, also empty ones, so they
 //! match the sender's file; the id of a line without one depends on the `Idempotency-Key` and the line number alone.
 
@@ -18,9 +16,7 @@ use crate::chain::message::Message;
 /// One line that is not empty.
 #[derive(Debug, PartialEq, Eq)]
 pub struct BatchLine {
-    /// Counted from 1.
     pub number: u64,
-    /// The message, or why it is refused.
     pub message: Result<Message, Problem>,
 }
 
@@ -55,7 +51,8 @@ fn lines(body: &[u8]) -> impl Iterator<Item = (u64, &[u8])> {
     numbered.map(|(number, line)| (number, line.trim_ascii())).filter(|(_, line)| !line.is_empty())
 }
 
-fn parse_line(line: &[u8]) -> Result<SendRequest, Problem> {
+/// Reads one line; the limits of the fields are not checked yet.
+pub fn parse_line(line: &[u8]) -> Result<SendRequest, Problem> {
     if line.len() > MESSAGE_BODY_BYTES_MAX {
         let detail = format!("the line is longer than {MESSAGE_BODY_BYTES_MAX} bytes");
         return Err(Problem::new(ErrorCode::TooLarge, detail));
@@ -66,11 +63,10 @@ fn parse_line(line: &[u8]) -> Result<SendRequest, Problem> {
 /// The answer to a batch.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BatchAnswer {
-    /// How many lines were stored by this batch.
+    /// Lines whose message is stored by this batch.
     pub accepted: u64,
-    /// How many had been stored before.
+    /// Lines whose message was stored before.
     pub duplicates: u64,
-    /// The lines that are not stored.
     pub rejected: Vec<Rejected>,
 }
 
@@ -79,7 +75,6 @@ pub struct BatchAnswer {
 pub struct Rejected {
     /// Counted from 1.
     pub line: u64,
-    /// The reason, for programs.
     pub code: ErrorCode,
     /// The reason, for people.
     pub detail: String,
@@ -88,7 +83,6 @@ pub struct Rejected {
 }
 
 impl Rejected {
-    /// The refusal of one line.
     pub fn new(line: u64, problem: Problem) -> Self {
         Self { line, code: problem.code, detail: problem.detail, retryable: problem.retryable }
     }

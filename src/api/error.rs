@@ -7,126 +7,76 @@ use std::{borrow::Cow, fmt};
 
 use serde::{Deserialize, Serialize};
 
-/// What went wrong, for programs. Not for people: that is the `detail` of a [`Problem`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum ErrorCode {
-    /// The body is not JSON, or not UTF-8.
-    InvalidJson,
-    /// JSON, but not a message.
-    InvalidMessage,
-    /// A query key or value that is not in the contract.
-    InvalidQuery,
-    /// A cursor that is malformed, or of another filter or network.
-    CursorInvalid,
-    /// A cursor that refers to an entry this node does not have yet.
-    CursorUnknown,
-    /// No such path or message.
-    NotFound,
-    /// The path exists, the method does not.
-    MethodNotAllowed,
-    /// The `Content-Type` of the body is not supported.
-    UnsupportedMediaType,
-    /// The body is longer than its limit.
-    TooLarge,
-    /// A message with this id and other content is stored.
-    IdConflict,
-    /// The node is up, so it cannot be forgotten.
-    NodeIsUp,
-    /// A bound of this server is reached.
-    Overloaded,
-    /// The disk is nearly full.
-    StorageFull,
-    /// The store cannot be used at present.
-    StorageFailed,
-    /// The proxy found no node that answers.
-    NoNodeAvailable,
-    /// The request was not answered in time.
-    Timeout,
-    /// The exchange comes from another network.
-    WrongNetwork,
-    /// The exchange uses a protocol version that this node does not support.
-    UnsupportedProtocol,
-    /// The request carries no valid key.
-    Unauthorized,
-    /// The request is not permitted.
-    Forbidden,
-    /// A bug in this program. A client also reads a code that it does not know as this one.
-    #[serde(other)]
-    Internal,
-}
-
 const RETRYABLE: bool = true;
 const FINAL: bool = false;
 const NOT_STORED: bool = true;
 const MAYBE_STORED: bool = false;
 
-impl ErrorCode {
-    /// Every code, for tables and tests.
-    pub const ALL: [ErrorCode; 21] = [
-        Self::InvalidJson,
-        Self::InvalidMessage,
-        Self::InvalidQuery,
-        Self::CursorInvalid,
-        Self::CursorUnknown,
-        Self::NotFound,
-        Self::MethodNotAllowed,
-        Self::UnsupportedMediaType,
-        Self::TooLarge,
-        Self::IdConflict,
-        Self::NodeIsUp,
-        Self::Overloaded,
-        Self::StorageFull,
-        Self::StorageFailed,
-        Self::NoNodeAvailable,
-        Self::Timeout,
-        Self::WrongNetwork,
-        Self::UnsupportedProtocol,
-        Self::Unauthorized,
-        Self::Forbidden,
-        Self::Internal,
-    ];
+macro_rules! error_codes {
+    ($($(#[$attribute:meta])* $code:ident $name:literal $status:literal $title:literal $retry:ident $effect:ident;)*) => {
+        /// What went wrong, for programs. Not for people: that is the `detail` of a [`Problem`].
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+        #[serde(rename_all = "snake_case")]
+        pub enum ErrorCode { $($(#[$attribute])* $code),* }
 
-    /// The one table of codes: name, status, title (the phrase of the status, RFC 9457), whether a repetition may help,
-    /// whether a send that is refused with this code may be stored all the same.
-    fn row(self) -> (&'static str, u16, &'static str, bool, bool) {
-        match self {
-            Self::InvalidJson => ("invalid_json", 400, "Bad Request", FINAL, NOT_STORED),
-            Self::InvalidMessage => ("invalid_message", 422, "Unprocessable Content", FINAL, NOT_STORED),
-            Self::InvalidQuery => ("invalid_query", 400, "Bad Request", FINAL, NOT_STORED),
-            Self::CursorInvalid => ("cursor_invalid", 400, "Bad Request", FINAL, NOT_STORED),
-            Self::CursorUnknown => ("cursor_unknown", 503, "Service Unavailable", RETRYABLE, NOT_STORED),
-            Self::NotFound => ("not_found", 404, "Not Found", FINAL, NOT_STORED),
-            Self::MethodNotAllowed => ("method_not_allowed", 405, "Method Not Allowed", FINAL, NOT_STORED),
-            Self::UnsupportedMediaType => {
-                ("unsupported_media_type", 415, "Unsupported Media Type", FINAL, NOT_STORED)
+        impl ErrorCode {
+            /// Every code, for tests.
+            pub const ALL: [ErrorCode; [$($name),*].len()] = [$(Self::$code),*];
+
+            fn row(self) -> (&'static str, u16, &'static str, bool, bool) {
+                match self { $(Self::$code => ($name, $status, $title, $retry, $effect)),* }
             }
-            Self::TooLarge => ("too_large", 413, "Content Too Large", FINAL, NOT_STORED),
-            Self::IdConflict => ("id_conflict", 409, "Conflict", FINAL, NOT_STORED),
-            Self::NodeIsUp => ("node_is_up", 409, "Conflict", FINAL, NOT_STORED),
-            Self::Overloaded => ("overloaded", 503, "Service Unavailable", RETRYABLE, NOT_STORED),
-            Self::StorageFull => ("storage_full", 507, "Insufficient Storage", RETRYABLE, NOT_STORED),
-            // A commit that failed may have reached the disk.
-            Self::StorageFailed => ("storage_failed", 503, "Service Unavailable", RETRYABLE, MAYBE_STORED),
-            // A missing answer does not tell whether a node stored the message.
-            Self::NoNodeAvailable => {
-                ("no_node_available", 503, "Service Unavailable", RETRYABLE, MAYBE_STORED)
-            }
-            Self::Timeout => ("timeout", 504, "Gateway Timeout", RETRYABLE, MAYBE_STORED),
-            Self::WrongNetwork => ("wrong_network", 403, "Forbidden", FINAL, NOT_STORED),
-            Self::UnsupportedProtocol => ("unsupported_protocol", 426, "Upgrade Required", FINAL, NOT_STORED),
-            Self::Unauthorized => ("unauthorized", 401, "Unauthorized", FINAL, NOT_STORED),
-            Self::Forbidden => ("forbidden", 403, "Forbidden", FINAL, NOT_STORED),
-            Self::Internal => ("internal", 500, "Internal Server Error", RETRYABLE, MAYBE_STORED),
         }
-    }
+    };
+}
 
+// Name, status, title (the phrase of the status, RFC 9457), whether a repetition may help, and whether a send that is refused
+// with this code may be stored all the same.
+error_codes! {
+    /// The body is not JSON, or not UTF-8.
+    InvalidJson "invalid_json" 400 "Bad Request" FINAL NOT_STORED;
+    /// JSON, but not a message.
+    InvalidMessage "invalid_message" 422 "Unprocessable Content" FINAL NOT_STORED;
+    InvalidQuery "invalid_query" 400 "Bad Request" FINAL NOT_STORED;
+    /// Malformed, or of another filter or network.
+    CursorInvalid "cursor_invalid" 400 "Bad Request" FINAL NOT_STORED;
+    /// The cursor refers to an entry that this node does not have yet.
+    CursorUnknown "cursor_unknown" 503 "Service Unavailable" RETRYABLE NOT_STORED;
+    NotFound "not_found" 404 "Not Found" FINAL NOT_STORED;
+    MethodNotAllowed "method_not_allowed" 405 "Method Not Allowed" FINAL NOT_STORED;
+    UnsupportedMediaType "unsupported_media_type" 415 "Unsupported Media Type" FINAL NOT_STORED;
+    TooLarge "too_large" 413 "Content Too Large" FINAL NOT_STORED;
+    /// A message with this id and other content is stored.
+    IdConflict "id_conflict" 409 "Conflict" FINAL NOT_STORED;
+    /// The node is up, so it cannot be forgotten.
+    NodeIsUp "node_is_up" 409 "Conflict" FINAL NOT_STORED;
+    /// A bound of this server is reached.
+    Overloaded "overloaded" 503 "Service Unavailable" RETRYABLE NOT_STORED;
+    /// The disk is nearly full.
+    StorageFull "storage_full" 507 "Insufficient Storage" RETRYABLE NOT_STORED;
+    /// The store cannot be used at present. A commit that failed may have reached the disk.
+    StorageFailed "storage_failed" 503 "Service Unavailable" RETRYABLE MAYBE_STORED;
+    /// The proxy found no node that answers. A missing answer does not tell whether a node stored the message.
+    NoNodeAvailable "no_node_available" 503 "Service Unavailable" RETRYABLE MAYBE_STORED;
+    Timeout "timeout" 504 "Gateway Timeout" RETRYABLE MAYBE_STORED;
+    /// The exchange comes from another network.
+    WrongNetwork "wrong_network" 403 "Forbidden" FINAL NOT_STORED;
+    /// The exchange uses a protocol version that this node does not support.
+    UnsupportedProtocol "unsupported_protocol" 426 "Upgrade Required" FINAL NOT_STORED;
+    /// The request carries no valid key.
+    Unauthorized "unauthorized" 401 "Unauthorized" FINAL NOT_STORED;
+    Forbidden "forbidden" 403 "Forbidden" FINAL NOT_STORED;
+    /// A bug in this program. A client also reads a code that it does not know as this one.
+    #[serde(other)]
+    Internal "internal" 500 "Internal Server Error" RETRYABLE MAYBE_STORED;
+}
+
+impl ErrorCode {
     /// The name in the contract.
     pub fn as_str(self) -> &'static str {
         self.row().0
     }
 
-    /// The HTTP status of the answer.
     pub fn status(self) -> u16 {
         self.row().1
     }
@@ -160,15 +110,12 @@ pub struct Problem {
     /// Always `about:blank`: `code` identifies the problem.
     #[serde(rename = "type", default = "about_blank")]
     kind: Cow<'static, str>,
-    /// The phrase of the HTTP status.
     #[serde(default)]
     pub title: Cow<'static, str>,
-    /// The HTTP status.
     pub status: u16,
-    /// What went wrong, for people.
+    /// For people.
     #[serde(default)]
     pub detail: String,
-    /// What went wrong, for programs.
     pub code: ErrorCode,
     /// Whether the same request may succeed later, or at another node.
     pub retryable: bool,
@@ -182,7 +129,6 @@ fn about_blank() -> Cow<'static, str> {
 }
 
 impl Problem {
-    /// A refusal with this code. `detail` says what went wrong.
     pub fn new(code: ErrorCode, detail: impl Into<String>) -> Self {
         Self {
             kind: about_blank(),
@@ -195,7 +141,6 @@ impl Problem {
         }
     }
 
-    /// The body as JSON.
     pub fn to_json(&self) -> Vec<u8> {
         serde_json::to_vec(self).expect("a problem has only strings, numbers and booleans")
     }

@@ -8,7 +8,7 @@
 use std::fmt;
 
 use serde::{
-    Deserialize, Deserializer,
+    Deserializer,
     de::{IgnoredAny, MapAccess, Visitor},
 };
 use serde_json::value::RawValue;
@@ -17,10 +17,9 @@ use uuid::Uuid;
 use super::error::{ErrorCode, Problem};
 use crate::chain::message::TIMESTAMP_MAX;
 
-/// Longer names and values of a request are cut, and end in an ellipsis.
 const QUOTED_CHARS_MAX: usize = 64;
 
-/// A part of a request in backticks, cut to a bounded length.
+/// A part of a request in backticks. A longer text than [`QUOTED_CHARS_MAX`] is cut and ends in an ellipsis.
 pub fn quote(text: &str) -> String {
     match text.char_indices().nth(QUOTED_CHARS_MAX) {
         Some((end, _)) => format!("`{}…`", &text[..end]),
@@ -37,8 +36,8 @@ pub(super) fn explain(text: &str, error: &serde_json::Error) -> Problem {
         return Problem::new(ErrorCode::InvalidJson, format!("the body is not JSON: {syntax}"));
     }
     let why = if text.trim_ascii_start().starts_with('{') {
-        match serde_json::from_str::<Fields>(text) {
-            Ok(Fields(fields)) => first_error(&fields),
+        match serde_json::Deserializer::from_str(text).deserialize_map(FieldsVisitor) {
+            Ok(fields) => first_error(&fields),
             Err(_) => Some("a field's name is not valid Unicode".into()),
         }
     } else {
@@ -47,19 +46,11 @@ pub(super) fn explain(text: &str, error: &serde_json::Error) -> Problem {
     Problem::new(ErrorCode::InvalidMessage, why.unwrap_or_else(|| error.to_string()))
 }
 
-/// The fields of an object in their order, duplicates included.
-struct Fields<'a>(Vec<(String, &'a RawValue)>);
-
-impl<'de: 'a, 'a> Deserialize<'de> for Fields<'a> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_map(FieldsVisitor)
-    }
-}
-
+/// Reads the fields of an object in their order, duplicates included.
 struct FieldsVisitor;
 
 impl<'de> Visitor<'de> for FieldsVisitor {
-    type Value = Fields<'de>;
+    type Value = Vec<(String, &'de RawValue)>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("an object")
@@ -70,7 +61,7 @@ impl<'de> Visitor<'de> for FieldsVisitor {
         while let Some(field) = map.next_entry()? {
             fields.push(field);
         }
-        Ok(Fields(fields))
+        Ok(fields)
     }
 }
 
@@ -119,15 +110,16 @@ fn timestamp_error(value: &str) -> Option<String> {
     if value.starts_with('-') {
         return Some(format!("is {}, but must not be negative", quote(value)));
     }
+    let value_shown = quote(value);
     if value.contains(['.', 'e', 'E']) {
         return Some(format!(
-            "is {}, but must be whole Unix seconds without fraction or exponent",
-            quote(value)
+            "is {value_shown}, but must be whole Unix seconds without fraction or exponent"
         ));
     }
     value.parse::<u64>().is_err().then(|| {
-        let shown = quote(value);
-        format!("is {shown}, larger than {TIMESTAMP_MAX}: looks like milliseconds; give whole Unix seconds")
+        format!(
+            "is {value_shown}, larger than {TIMESTAMP_MAX}: looks like milliseconds; give whole Unix seconds"
+        )
     })
 }
 

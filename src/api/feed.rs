@@ -12,8 +12,7 @@ use super::{
     message::ListedMessage,
     query::{QueryReader, QueryWriter, invalid, with_needs_user},
 };
-use crate::chain::cursor::CURSOR_BYTES_MAX;
-use crate::chain::filter::Filter;
+use crate::chain::{cursor::CURSOR_BYTES_MAX, filter::Filter};
 
 /// The text of a cursor is at most this long; a longer text is refused.
 pub const CURSOR_TEXT_MAX: usize = 1024;
@@ -52,21 +51,15 @@ impl FeedQuery {
 
     /// The filter as a query string, in its one form.
     pub fn filter_string(&self) -> String {
-        self.write_filter().0
+        QueryWriter::of(&self.filter).0
     }
 
     /// Writes it as a raw query string, empty if there is nothing to ask for.
     pub fn to_query_string(&self) -> String {
-        let mut out = self.write_filter();
+        let mut out = QueryWriter::of(&self.filter);
         out.value("cursor", self.cursor.as_ref());
         out.value("from", (self.from_start && self.cursor.is_none()).then_some("start"));
         out.0
-    }
-
-    fn write_filter(&self) -> QueryWriter {
-        let mut out = QueryWriter::default();
-        out.filter(&self.filter);
-        out
     }
 }
 
@@ -80,7 +73,6 @@ pub fn from_text(text: &str) -> Option<Vec<u8>> {
     (text.len() <= CURSOR_TEXT_MAX).then(|| URL_SAFE_NO_PAD.decode(text).ok()).flatten()
 }
 
-/// The refusal of a cursor.
 pub fn cursor_invalid(why: impl std::fmt::Display) -> Problem {
     let detail =
         format!("the cursor cannot be used: {why}; without one, a feed begins with `from=start` or now");
@@ -138,19 +130,15 @@ impl FeedEvent<'_> {
 /// An event, as a client reads it from a line.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct FeedLine {
-    /// Kind of the event.
     pub event: FeedEventKind,
     /// The cursor after the event.
     pub cursor: String,
-    /// The message, if the event has one.
     pub message: Option<ListedMessage>,
 }
 
-/// The kinds of events.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum FeedEventKind {
-    /// A message.
     Message,
     /// Everything that was stored at the time of connecting has been sent.
     CaughtUp,

@@ -13,17 +13,17 @@ use blake3::Hash;
 use subtle::{Choice, ConstantTimeEq};
 
 /// A shorter key is refused, because it could be guessed. `chatchain key` makes longer ones.
-pub const KEY_CHARS_MIN: usize = 16;
+const KEY_CHARS_MIN: usize = 16;
 /// A longer key is refused: more characters add no security.
-pub const KEY_CHARS_MAX: usize = 256;
+const KEY_CHARS_MAX: usize = 256;
 /// More keys at once are refused. Replacing a key needs two.
-pub const KEYS_MAX: usize = 16;
+const KEYS_MAX: usize = 16;
 /// The answer to a request without a valid key; the same whatever the request carries.
 pub const REFUSAL: &str =
     "this network is locked, and the request shows none of its keys; send one as `Authorization: Bearer KEY`";
 
 /// One key or more. Cheap to clone.
-#[derive(Clone)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Keys {
     /// The key that is sent.
     first: Arc<str>,
@@ -97,14 +97,6 @@ fn bearer_token(authorization: &[u8]) -> &[u8] {
         _ => b"",
     }
 }
-
-impl PartialEq for Keys {
-    fn eq(&self, other: &Self) -> bool {
-        self.hashes == other.hashes
-    }
-}
-
-impl Eq for Keys {}
 
 impl fmt::Debug for Keys {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -1,4 +1,4 @@
-//! The HTTP contract: the shapes of requests and answers, the endpoints, and the refusals.
+//! The HTTP contract: the shapes of requests and answers, the paths, and the refusals.
 //!
 //! Both servers, the client and the commands read and write these shapes, so a public field or code changes in one
 //! place. Knows `chain::message`, whose limits it applies. Must not know axum, reqwest, tokio or redb.
@@ -7,7 +7,6 @@
 
 pub mod address;
 pub mod batch;
-pub mod endpoint;
 pub mod error;
 pub mod explain_invalid;
 pub mod feed;
@@ -18,30 +17,45 @@ pub mod position;
 pub mod query;
 pub mod time;
 
-/// The paths of the API. `endpoint` says which methods each one takes.
+/// The paths of the API.
 pub mod path {
-    /// Send messages; history.
     pub const MESSAGES: &str = "/messages";
-    /// One message.
     pub const MESSAGE: &str = "/messages/{id}";
     /// [`MESSAGE`] up to the id.
     pub const MESSAGES_PREFIX: &str = "/messages/";
-    /// Live messages, resumable at any cursor.
     pub const FEED: &str = "/feed";
     /// The server's view of its peers or upstreams.
     pub const NODES: &str = "/nodes";
-    /// One node, which can be forgotten.
     pub const NODE: &str = "/nodes/{id}";
     /// [`NODE`] up to the id.
     pub const NODES_PREFIX: &str = "/nodes/";
     /// The status of the whole network.
     pub const NETWORK: &str = "/network";
-    /// The exchange between nodes.
+    /// The exchange between nodes. The proxy does not have it.
     pub const SYNC: &str = "/sync";
     /// Whether the process is alive.
     pub const LIVEZ: &str = "/livez";
     /// Whether the server can store and read.
     pub const READYZ: &str = "/readyz";
+
+    /// Whether a request for this path needs a key, where the network has one. A process supervisor has no key. True for
+    /// unknown paths, so that a client without a key does not learn which paths exist.
+    pub fn needs_key(path: &str) -> bool {
+        !matches!(path, LIVEZ | READYZ)
+    }
+
+    #[cfg(test)]
+    mod tests {
+        use super::needs_key;
+
+        #[test]
+        fn only_the_health_checks_need_no_key() {
+            assert!(!needs_key("/livez") && !needs_key("/readyz"));
+            for path in ["/messages", "/livez/", "/LIVEZ", "//livez", "/sync", "/unknown", ""] {
+                assert!(needs_key(path), "{path}");
+            }
+        }
+    }
 }
 
 /// Header names, in the lower case that HTTP libraries want.
@@ -54,17 +68,13 @@ pub mod header {
     pub const LAST_EVENT_ID: &str = "last-event-id";
 }
 
-/// Media types.
 pub mod media {
-    /// One message, or an array of messages.
     pub const JSON: &str = "application/json";
     /// One JSON value per line.
     pub const NDJSON: &str = "application/x-ndjson";
-    /// Refusals (RFC 9457).
+    /// RFC 9457.
     pub const PROBLEM: &str = "application/problem+json";
-    /// The feed, as server-sent events.
     pub const EVENTS: &str = "text/event-stream";
-    /// An exchange between nodes.
     pub const BINARY: &str = "application/octet-stream";
 
     /// Whether a `Content-Type` names this media type, whatever its parameters and case.

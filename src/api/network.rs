@@ -36,29 +36,23 @@ impl NodeState {
 /// `GET /nodes` at a node.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct NodeStatus {
-    /// Number of this node.
     pub node_id: NodeId,
-    /// Address that others are told.
     pub address: Addr,
-    /// Version of the program.
     pub version: String,
     /// Always `up`: the node answers.
     pub state: NodeState,
-    /// Time since the process started.
     pub uptime_seconds: u64,
     /// Messages, counted by distinct (id, content).
     pub messages: u64,
     /// Digest of the vector, in hexadecimal.
     pub digest: String,
-    /// Number of logs in the store.
     pub origins: u64,
     /// Ids with more than one content.
     pub conflicts: u64,
-    /// Entries that failed their check and are not repaired yet.
+    /// Entries whose checksum fails and that are not repaired yet.
     pub damaged: u64,
-    /// Entries of a newer content version.
+    /// Entries of a newer kind, which this program does not know.
     pub unreadable: u64,
-    /// Warnings for the operator.
     pub warnings: Vec<String>,
     /// The other nodes, as this node sees them.
     pub peers: Vec<PeerStatus>,
@@ -70,13 +64,10 @@ pub struct NodeStatus {
 /// How far a node has come with checking everything that it stores.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct ScrubStatus {
-    /// Entries checked in this round.
     pub checked: u64,
-    /// Entries in the store.
     pub total: u64,
     /// Rounds since the store was opened.
     pub rounds: u64,
-    /// When the last round ended.
     pub last_finished: Option<Time>,
 }
 
@@ -85,9 +76,7 @@ pub struct ScrubStatus {
 pub struct PeerStatus {
     /// `None` until the node has answered once.
     pub node_id: Option<NodeId>,
-    /// Address at which it is asked.
     pub address: Addr,
-    /// Whether it answers.
     pub state: NodeState,
     /// When the node last answered an exchange.
     pub last_sync: Option<Time>,
@@ -95,20 +84,16 @@ pub struct PeerStatus {
     pub rtt_ms: Option<f64>,
     /// Entries that the node lacks, as far as known.
     pub behind: Option<u64>,
-    /// Why the last exchange failed.
     pub error: Option<String>,
 }
 
 /// `GET /nodes` at the proxy. Only this answer has the field `upstreams`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ProxyStatus {
-    /// Version of the program.
     pub version: String,
     /// Always `up`: the proxy answers.
     pub state: NodeState,
-    /// Time since the process started.
     pub uptime_seconds: u64,
-    /// Warnings for the operator.
     pub warnings: Vec<String>,
     /// The nodes that the proxy forwards to.
     pub upstreams: Vec<UpstreamStatus>,
@@ -117,20 +102,16 @@ pub struct ProxyStatus {
 /// A node, as the proxy sees it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct UpstreamStatus {
-    /// Address at which it is asked.
     pub address: Addr,
-    /// Whether it answers.
     pub state: NodeState,
     /// Smoothed time to an answer.
     pub rtt_ms: Option<f64>,
-    /// Why the last request failed.
     pub error: Option<String>,
 }
 
 /// `DELETE /nodes/{id}`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ForgetAnswer {
-    /// Number of the node.
     pub node_id: NodeId,
     /// Always true, also if the node was forgotten before.
     pub forgotten: bool,
@@ -139,17 +120,13 @@ pub struct ForgetAnswer {
 /// `GET /network`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct NetworkStatus {
-    /// One row per member.
     pub nodes: Vec<NetworkNode>,
-    /// Number of members that are up.
     pub up: u64,
-    /// Number of members.
     pub total: u64,
     /// Whether some node would store a message now.
     pub writable: bool,
     /// Whether all nodes that are up have equal digests, no damage and nothing unreadable.
     pub converged: bool,
-    /// Warnings for the operator.
     pub warnings: Vec<String>,
 }
 
@@ -158,32 +135,25 @@ pub struct NetworkStatus {
 pub struct NetworkNode {
     /// `None` until the node has answered once.
     pub node_id: Option<NodeId>,
-    /// Address at which it is asked.
     pub address: Addr,
-    /// Whether it answers.
     pub state: NodeState,
-    /// Version of the program.
     pub version: Option<String>,
-    /// Time since its process started.
     pub uptime_seconds: Option<u64>,
     /// Messages, counted by distinct (id, content).
     pub messages: Option<u64>,
     /// Entries that the node lacks of the union of all known vectors.
     pub behind: Option<u64>,
-    /// Digest of its vector, in hexadecimal.
     pub digest: Option<String>,
     /// When the node last answered an exchange.
     pub last_sync: Option<Time>,
     /// Duration of that exchange.
     pub rtt_ms: Option<f64>,
-    /// Why the node could not be asked.
     pub error: Option<String>,
 }
 
 /// `GET /readyz`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Readiness {
-    /// Whether history can be read here.
     pub readable: bool,
     /// Whether a message would be stored here.
     pub writable: bool,
@@ -192,7 +162,6 @@ pub struct Readiness {
 /// `GET /livez`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Liveness {
-    /// Always true: the process answers.
     pub live: bool,
 }
 

@@ -21,8 +21,7 @@ use super::{
     path,
     time::second_of,
 };
-use crate::chain::filter::Filter;
-use crate::chain::message::TIMESTAMP_MAX;
+use crate::chain::{filter::Filter, message::TIMESTAMP_MAX};
 
 /// A page holds at most this many messages; a larger `limit` is refused.
 pub const LIMIT_MAX: u32 = 10_000;
@@ -53,7 +52,6 @@ impl fmt::Display for Anchor {
 /// The query of `GET /messages`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ListQuery {
-    /// Which messages.
     pub filter: Filter,
     /// At most this many messages. Without it, all of them.
     pub limit: Option<u32>,
@@ -84,8 +82,7 @@ impl ListQuery {
 
     /// Writes it as a raw query string, empty if there is nothing to ask for.
     pub fn to_query_string(&self) -> String {
-        let mut out = QueryWriter::default();
-        out.filter(&self.filter);
+        let mut out = QueryWriter::of(&self.filter);
         out.value("limit", self.limit);
         out.value("before", self.before);
         out.value("after", self.after);
@@ -93,7 +90,6 @@ impl ListQuery {
     }
 }
 
-/// Checks that `with` comes with `user`.
 pub(super) fn with_needs_user(filter: &Filter) -> Result<(), Problem> {
     if filter.with.is_some() && filter.user.is_none() {
         return Err(invalid("`with` needs `user`: they are the two sides of a conversation"));
@@ -129,7 +125,6 @@ impl Acks {
 /// The query of `POST /messages`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SendQuery {
-    /// How many copies to wait for.
     pub acks: Acks,
     /// How long to wait for the acks.
     pub timeout: Duration,
@@ -179,15 +174,15 @@ pub fn path_node(path: &str) -> Result<NodeId, Problem> {
 }
 
 /// Takes the values of a query by their keys. Remembers the keys that were asked for, to name them in a refusal.
-pub(super) struct QueryReader<'a> {
-    pairs: Vec<(Cow<'a, str>, Cow<'a, str>)>,
+pub(super) struct QueryReader {
+    pairs: Vec<(String, String)>,
     known: Vec<&'static str>,
 }
 
-impl<'a> QueryReader<'a> {
+impl QueryReader {
     /// Decodes all pairs. A key that comes twice is refused.
-    pub(super) fn new(raw: &'a str) -> Result<Self, Problem> {
-        let mut pairs: Vec<(Cow<'_, str>, Cow<'_, str>)> = Vec::new();
+    pub(super) fn new(raw: &str) -> Result<Self, Problem> {
+        let mut pairs: Vec<(String, String)> = Vec::new();
         for pair in raw.split('&').filter(|pair| !pair.is_empty()) {
             let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
             let key = decode(key).map_err(|why| invalid(format!("a key {why}")))?;
@@ -200,7 +195,7 @@ impl<'a> QueryReader<'a> {
         Ok(Self { pairs, known: Vec::new() })
     }
 
-    fn take(&mut self, key: &'static str) -> Option<Cow<'a, str>> {
+    fn take(&mut self, key: &'static str) -> Option<String> {
         self.known.push(key);
         let index = self.pairs.iter().position(|(given, _)| given == key)?;
         Some(self.pairs.swap_remove(index).1)
@@ -221,7 +216,7 @@ impl<'a> QueryReader<'a> {
     pub(super) fn text(&mut self, key: &'static str) -> Result<Option<String>, Problem> {
         match self.take(key) {
             Some(value) if value.is_empty() => Err(invalid(format!("`{key}` must not be empty"))),
-            value => Ok(value.map(Cow::into_owned)),
+            value => Ok(value),
         }
     }
 
@@ -247,22 +242,21 @@ impl<'a> QueryReader<'a> {
 }
 
 /// Writes a query string.
-#[derive(Default)]
 pub(super) struct QueryWriter(pub(super) String);
 
 impl QueryWriter {
-    pub(super) fn filter(&mut self, filter: &Filter) {
-        self.text("sender", filter.sender.as_deref());
-        self.text("recipient", filter.recipient.as_deref());
-        self.text("user", filter.user.as_deref());
-        self.text("with", filter.with.as_deref());
-        self.text("text", filter.text.as_deref());
-        self.value("since", filter.since);
-        self.value("until", filter.until);
-    }
-
-    fn text(&mut self, key: &str, value: Option<&str>) {
-        self.value(key, value.map(|value| utf8_percent_encode(value, RESERVED)));
+    /// A query that begins with these conditions.
+    pub(super) fn of(filter: &Filter) -> Self {
+        let Filter { sender, recipient, user, with, text, since, until } = filter;
+        let texts =
+            [("sender", sender), ("recipient", recipient), ("user", user), ("with", with), ("text", text)];
+        let mut out = Self(String::new());
+        for (key, value) in texts {
+            out.value(key, value.as_deref().map(|value| utf8_percent_encode(value, RESERVED)));
+        }
+        out.value("since", *since);
+        out.value("until", *until);
+        out
     }
 
     /// Adds a value that needs no escapes.
@@ -278,18 +272,13 @@ impl QueryWriter {
 const RESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
 /// Decodes `+` to a space and `%XX` to a byte. The error is the rest of a sentence about the text.
-fn decode(text: &str) -> Result<Cow<'_, str>, &'static str> {
+fn decode(text: &str) -> Result<String, &'static str> {
     let escapes = text.split('%').skip(1).map(|rest| rest.as_bytes().first_chunk::<2>());
     if escapes.into_iter().any(|two| two.is_none_or(|two| !two.iter().all(u8::is_ascii_hexdigit))) {
         return Err("has a percent sign without two hexadecimal digits; write the sign itself as `%25`");
     }
-    let not_utf8 = "is not UTF-8";
-    if text.contains('+') {
-        let spaced = text.replace('+', " ");
-        let decoded = percent_decode(spaced.as_bytes()).decode_utf8().map_err(|_| not_utf8)?;
-        return Ok(Cow::Owned(decoded.into_owned()));
-    }
-    percent_decode(text.as_bytes()).decode_utf8().map_err(|_| not_utf8)
+    let spaced = text.replace('+', " ");
+    percent_decode(spaced.as_bytes()).decode_utf8().map(Cow::into_owned).map_err(|_| "is not UTF-8")
 }
 
 pub(super) fn invalid(detail: impl Into<String>) -> Problem {

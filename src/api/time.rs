@@ -5,52 +5,22 @@
 //!
 //! Invariant: every node writes the same time in the same bytes.
 
-use std::{fmt, str::FromStr};
+use std::{borrow::Cow, fmt};
 
-use jiff::{
-    Timestamp,
-    civil::date,
-    fmt::temporal::{DateTimePrinter, Pieces},
-};
+use jiff::{Timestamp, civil::date, fmt::temporal::Pieces};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 
 use crate::chain::message::TIMESTAMP_MAX;
-
-static PRINTER: DateTimePrinter = DateTimePrinter::new().precision(Some(3));
 
 /// Milliseconds since 1970, UTC.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Time(pub u64);
 
-impl Time {
-    /// Appends the text, without quotes.
-    pub fn write(self, out: &mut Vec<u8>) {
-        PRINTER.print_timestamp(&self.timestamp(), out).expect("writing to memory does not fail");
-    }
-
-    /// A stamp after the last day of the calendar is shown as that day, on every node.
-    fn timestamp(self) -> Timestamp {
-        i64::try_from(self.0)
-            .ok()
-            .and_then(|ms| Timestamp::from_millisecond(ms).ok())
-            .unwrap_or(Timestamp::MAX)
-    }
-}
-
 impl fmt::Display for Time {
+    /// A time after the last day of the calendar is shown as that day, on every node.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut text = String::with_capacity(24);
-        PRINTER.print_timestamp(&self.timestamp(), &mut text).map_err(|_| fmt::Error)?;
-        f.write_str(&text)
-    }
-}
-
-impl FromStr for Time {
-    type Err = jiff::Error;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let millis = text.parse::<Timestamp>()?.as_millisecond();
-        Ok(Time(u64::try_from(millis).unwrap_or(0))) // no stored time is before 1970
+        let timestamp = i64::try_from(self.0).ok().and_then(|ms| Timestamp::from_millisecond(ms).ok());
+        write!(f, "{:.3}", timestamp.unwrap_or(Timestamp::MAX))
     }
 }
 
@@ -62,8 +32,8 @@ impl Serialize for Time {
 
 impl<'de> Deserialize<'de> for Time {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = <std::borrow::Cow<'de, str>>::deserialize(deserializer)?;
-        text.parse().map_err(D::Error::custom)
+        let time: Timestamp = Cow::<str>::deserialize(deserializer)?.parse().map_err(D::Error::custom)?;
+        Ok(Time(u64::try_from(time.as_millisecond()).unwrap_or(0))) // no stored time is before 1970
     }
 }
 
@@ -85,9 +55,6 @@ mod tests {
     #[track_caller]
     fn check(millis: u64, want: &str) {
         assert_eq!(Time(millis).to_string(), want);
-        let mut bytes = Vec::new();
-        Time(millis).write(&mut bytes);
-        assert_eq!(bytes, want.as_bytes());
     }
 
     #[test]

@@ -20,9 +20,9 @@ use hyper::body::Incoming;
 use tokio_util::sync::CancellationToken;
 
 use crate::api::{
-    endpoint,
     error::{ErrorCode, Problem},
     key::{self, Keys},
+    path,
 };
 
 /// The keys that are accepted. None: every request is.
@@ -54,7 +54,7 @@ impl Auth {
     pub(super) fn admit(&self, request: Request<Incoming>) -> (Access, Request<Option<Incoming>>) {
         let access = if self.0.as_ref().is_none_or(|keys| keys.accepts(authorization(request.headers()))) {
             Access::Authenticated
-        } else if endpoint::needs_key(request.uri().path()) {
+        } else if path::needs_key(request.uri().path()) {
             Access::Unauthenticated
         } else {
             Access::PublicPath
