@@ -11,7 +11,6 @@ pub struct LineBuffer {
 }
 
 impl LineBuffer {
-    /// Appends received bytes.
     pub fn push(&mut self, chunk: &[u8]) {
         self.bytes.extend_from_slice(chunk);
     }
@@ -28,7 +27,7 @@ impl LineBuffer {
         Some(line.freeze())
     }
 
-    /// Number of bytes that are not taken yet.
+    /// Bytes that are not taken yet.
     pub fn len(&self) -> usize {
         self.bytes.len()
     }

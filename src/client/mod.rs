@@ -16,7 +16,7 @@ pub use reqwest::header::HeaderValue;
 use std::{fmt, io, time::Duration};
 
 use bytes::{Bytes, BytesMut};
-use futures_util::{Stream, StreamExt, TryStreamExt};
+use futures_util::{Stream, StreamExt, TryFutureExt, TryStreamExt};
 use reqwest::{
     Method, StatusCode, Url,
     header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, RETRY_AFTER, WWW_AUTHENTICATE},
@@ -62,29 +62,23 @@ pub struct Client {
 /// A request, which may be sent to several servers. Clones share the body.
 #[derive(Debug, Clone)]
 pub struct Request {
-    /// The HTTP method.
     pub method: Method,
-    /// Path and query, as in the request line.
     pub path_and_query: String,
     /// End-to-end headers only.
     pub headers: HeaderMap,
-    /// Empty for GET and DELETE.
     pub body: Bytes,
 }
 
 impl Request {
-    /// A GET request.
     pub fn get(path_and_query: impl Into<String>) -> Self {
         let (method, headers, body) = (Method::GET, HeaderMap::new(), Bytes::new());
         Self { method, path_and_query: path_and_query.into(), headers, body }
     }
 
-    /// A DELETE request.
     pub fn delete(path_and_query: impl Into<String>) -> Self {
         Self { method: Method::DELETE, ..Self::get(path_and_query) }
     }
 
-    /// A POST request with a body of this media type.
     pub fn post(path_and_query: impl Into<String>, media: &'static str, body: impl Into<Bytes>) -> Self {
         let headers = HeaderMap::from_iter([(CONTENT_TYPE, HeaderValue::from_static(media))]);
         Self { method: Method::POST, path_and_query: path_and_query.into(), headers, body: body.into() }
@@ -93,7 +87,6 @@ impl Request {
 
 /// Why there is no usable answer.
 #[derive(Debug, Clone)]
-#[expect(missing_docs, reason = "the names of the fields say what they are")]
 pub enum ClientError {
     /// No connection: the request surely had no effect.
     Unreachable { addr: Addr, why: String },
@@ -128,14 +121,7 @@ impl ClientError {
 
     /// Whether another server, or the same one later, may answer.
     pub fn retryable(&self) -> bool {
-        match self {
-            Self::Problem { problem, .. } => problem.retryable,
-            Self::Unreachable { .. }
-            | Self::Lost { .. }
-            | Self::Timeout { .. }
-            | Self::Malformed { .. }
-            | Self::NoAnswer { .. } => true,
-        }
+        self.problem().is_none_or(|problem| problem.retryable)
     }
 
     /// The refusal, if the server refused.
@@ -173,7 +159,6 @@ impl ClientError {
         }
     }
 
-    /// Classifies an error of reqwest.
     fn from_reqwest(addr: &Addr, e: &reqwest::Error) -> Self {
         let (addr, why) = (addr.clone(), root_cause(e));
         if e.is_connect() && e.is_timeout() {
@@ -243,12 +228,8 @@ impl Client {
         }
         let asked = self.http.request(method, url(addr, &path_and_query)?).headers(headers);
         let asked = if body.is_empty() { asked } else { asked.body(body) };
-        let (addr, after) = (addr.clone(), within);
-        match timeout(within, asked.send()).await {
-            Ok(Ok(response)) => Ok(Answer { addr, response }),
-            Ok(Err(e)) => Err(ClientError::from_reqwest(&addr, &e)),
-            Err(_) => Err(ClientError::Timeout { addr, after }),
-        }
+        let response = asked.send().map_err(|e| ClientError::from_reqwest(addr, &e));
+        Ok(Answer { addr: addr.clone(), response: limit(addr, within, response).await? })
     }
 
     /// Sends one exchange request to a node.
@@ -257,8 +238,7 @@ impl Client {
         let exchange = async {
             self.forward(addr, &request, within).await?.accepted().await?.bytes(SYNC_BYTES_MAX).await
         };
-        let late = |_| Err(ClientError::Timeout { addr: addr.clone(), after: within });
-        timeout(within, exchange).await.unwrap_or_else(late)
+        limit(addr, within, exchange).await
     }
 
     /// Whether one server can store and read. A server that can do neither is an answer, not an error. Needs no key; that
@@ -271,6 +251,16 @@ impl Client {
         }
         answer.json(PROBLEM_BYTES_MAX).await
     }
+}
+
+/// Waits for a call to this server, but not longer than `within`.
+async fn limit<T>(
+    addr: &Addr,
+    within: Duration,
+    call: impl Future<Output = Result<T, ClientError>>,
+) -> Result<T, ClientError> {
+    let late = |_| Err(ClientError::Timeout { addr: addr.clone(), after: within });
+    timeout(within, call).await.unwrap_or_else(late)
 }
 
 fn url(addr: &Addr, path_and_query: &str) -> Result<Url, ClientError> {
@@ -293,12 +283,10 @@ pub struct Answer {
 }
 
 impl Answer {
-    /// The server.
     pub fn addr(&self) -> &Addr {
         &self.addr
     }
 
-    /// The HTTP status.
     pub fn status(&self) -> StatusCode {
         self.response.status()
     }

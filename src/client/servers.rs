@@ -7,6 +7,7 @@
 //! Invariant: all attempts of a send carry the same id, so it is stored once.
 
 use std::{
+    marker::PhantomData,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -17,10 +18,10 @@ use std::{
 use bytes::Bytes;
 use futures_util::{StreamExt, stream::BoxStream};
 use serde::de::DeserializeOwned;
-use tokio::time::{Instant, timeout};
+use tokio::time::Instant;
 use uuid::Uuid;
 
-use super::{Answer, Client, ClientError, Request, lines::LineBuffer};
+use super::{Answer, Client, ClientError, Request, limit, lines::LineBuffer};
 use crate::api::{
     address::Addr,
     batch::BatchAnswer,
@@ -57,7 +58,6 @@ pub struct Servers {
 /// The answer to a send.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Acked<T> {
-    /// The body of the answer.
     pub answer: T,
     /// The message is stored, but fewer copies than requested were confirmed in time.
     pub below_acks: bool,
@@ -113,13 +113,13 @@ impl Servers {
         &self,
         query: &ListQuery,
         position: Option<&Position>,
-    ) -> Result<MessageStream, ClientError> {
+    ) -> Result<LineStream<ListedMessage>, ClientError> {
         let mut request = lines_request(path::MESSAGES, &query.to_query_string());
         if let Some(position) = position {
             let position = position.to_text().parse().expect("base64 is a header value");
             request.headers.insert(header::POSITION, position);
         }
-        let open = async |answer: Answer| Ok(MessageStream::new(answer));
+        let open = async |answer: Answer| Ok(LineStream::new(answer));
         match self.ask(&request, ATTEMPT_MAX, open).await {
             // The position may be one of another network.
             Err(ClientError::Problem { problem, .. })
@@ -132,28 +132,24 @@ impl Servers {
         }
     }
 
-    /// Opens the feed.
+    /// Opens the feed. It ends when the server ends; the caller opens another one with the last cursor.
     pub async fn feed(&self, query: &FeedQuery) -> Result<FeedStream, ClientError> {
         let request = lines_request(path::FEED, &query.to_query_string());
-        let open = async |answer: Answer| Ok(FeedStream { lines: MessageStream::new(answer) });
-        self.ask(&request, ATTEMPT_MAX, open).await
+        self.ask(&request, ATTEMPT_MAX, async |answer| Ok(LineStream::new(answer))).await
     }
 
     /// The status of the whole network.
     pub async fn network(&self) -> Result<NetworkStatus, ClientError> {
-        self.get(path::NETWORK.into()).await
+        self.ask_whole(&Request::get(path::NETWORK)).await
     }
 
     /// Removes a node from the network's members.
     pub async fn forget(&self, node_id: NodeId) -> Result<ForgetAnswer, ClientError> {
-        let request = Request::delete(format!("{}{node_id}", path::NODES_PREFIX));
-        let whole = async |answer: Answer| answer.json(ANSWER_BYTES_MAX).await;
-        self.ask(&request, ATTEMPT_MAX, whole).await
+        self.ask_whole(&Request::delete(format!("{}{node_id}", path::NODES_PREFIX))).await
     }
 
-    async fn get<T: DeserializeOwned>(&self, path: String) -> Result<T, ClientError> {
-        let whole = async |answer: Answer| answer.json(ANSWER_BYTES_MAX).await;
-        self.ask(&Request::get(path), ATTEMPT_MAX, whole).await
+    async fn ask_whole<T: DeserializeOwned>(&self, request: &Request) -> Result<T, ClientError> {
+        self.ask(request, ATTEMPT_MAX, async |answer| answer.json(ANSWER_BYTES_MAX).await).await
     }
 
     async fn post<T: DeserializeOwned>(
@@ -184,8 +180,7 @@ impl Servers {
             let within = attempt.min(deadline.saturating_duration_since(Instant::now()));
             let attempt =
                 async { read(self.client.forward(addr, request, within).await?.accepted().await?).await };
-            let timed_out = |_| Err(ClientError::Timeout { addr: addr.clone(), after: within });
-            match timeout(within, attempt).await.unwrap_or_else(timed_out) {
+            match limit(addr, within, attempt).await {
                 Err(e) if e.retryable() => tried.push(e),
                 result => {
                     self.preferred.store(index, Ordering::Relaxed);
@@ -224,32 +219,34 @@ fn combined_error(mut tried: Vec<ClientError>) -> ClientError {
     }
 }
 
-/// A listing that is being received.
-pub struct MessageStream {
-    addr: Addr,
-    position: Option<Position>,
+pub type FeedStream = LineStream<FeedLine>;
+
+/// A listing or a feed that is being received: one JSON value `T` per line.
+pub struct LineStream<T> {
+    pub addr: Addr,
+    /// What the listing covers; of a feed, what a listing must cover so that both together have every message. `None` if the
+    /// server sent no position.
+    pub position: Option<Position>,
     body: BoxStream<'static, Result<Bytes, ClientError>>,
     buffer: LineBuffer,
+    values: PhantomData<fn() -> T>,
 }
 
-impl MessageStream {
+impl<T: DeserializeOwned> LineStream<T> {
     fn new(answer: Answer) -> Self {
-        let (addr, position) = (answer.addr().clone(), position_of(&answer));
-        Self { addr, position, body: answer.into_stream().boxed(), buffer: LineBuffer::default() }
+        let (addr, position) = (answer.addr.clone(), position_of(&answer));
+        let body = answer.into_stream().boxed();
+        Self { addr, position, body, buffer: LineBuffer::default(), values: PhantomData }
     }
 
-    /// The server.
-    pub fn addr(&self) -> &Addr {
-        &self.addr
+    /// The next value.
+    pub async fn next(&mut self) -> Result<Option<T>, ClientError> {
+        let Some(line) = self.next_line().await? else { return Ok(None) };
+        serde_json::from_slice(&line).map(Some).map_err(|e| self.malformed(e.to_string()))
     }
 
-    /// The position that the listing covers, if the server sent one.
-    pub fn position(&self) -> Option<&Position> {
-        self.position.as_ref()
-    }
-
-    /// The line of the next message, without the line end.
-    pub async fn next_line(&mut self) -> Result<Option<Bytes>, ClientError> {
+    /// The next line, without the line end.
+    async fn next_line(&mut self) -> Result<Option<Bytes>, ClientError> {
         loop {
             if let Some(line) = self.buffer.next_line() {
                 return Ok(Some(line));
@@ -265,32 +262,8 @@ impl MessageStream {
         }
     }
 
-    /// The next message.
-    pub async fn next(&mut self) -> Result<Option<ListedMessage>, ClientError> {
-        let Some(line) = self.next_line().await? else { return Ok(None) };
-        serde_json::from_slice(&line).map(Some).map_err(|e| self.malformed(e.to_string()))
-    }
-
     fn malformed(&self, why: String) -> ClientError {
         ClientError::Malformed { addr: self.addr.clone(), why }
-    }
-}
-
-/// A feed that is being received. It ends when the server ends; the caller opens another one with the last cursor.
-pub struct FeedStream {
-    lines: MessageStream,
-}
-
-impl FeedStream {
-    /// The position that a listing must cover so that listing and feed together have every message.
-    pub fn position(&self) -> Option<&Position> {
-        self.lines.position()
-    }
-
-    /// The next event.
-    pub async fn next(&mut self) -> Result<Option<FeedLine>, ClientError> {
-        let Some(line) = self.lines.next_line().await? else { return Ok(None) };
-        serde_json::from_slice(&line).map(Some).map_err(|e| self.lines.malformed(e.to_string()))
     }
 }
 

@@ -116,7 +116,7 @@ impl Follower<'_> {
         let (deadline, sent) = (Instant::now() + LIST_WAIT_MAX, last_writes.position().await);
         loop {
             let feed = self.open_now().await?;
-            let mut wanted = feed.position().cloned();
+            let mut wanted = feed.position.clone();
             if let (Some(wanted), Some(sent)) = (&mut wanted, &sent) {
                 wanted.join(sent);
             }

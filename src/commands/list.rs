@@ -55,12 +55,12 @@ pub(super) async fn fetch(
     wanted: Option<&Position>,
 ) -> Result<ListOutcome, ClientError> {
     let mut listing = servers.list(query, wanted).await?;
-    let lacks = |wanted: &Position| listing.position().is_some_and(|position| position.lacks(wanted));
+    let lacks = |wanted: &Position| listing.position.as_ref().is_some_and(|position| position.lacks(wanted));
     let (covers, mut messages) = (!wanted.is_some_and(lacks), Vec::new());
     while let Some(message) = listing.next().await? {
         messages.push(message);
     }
-    Ok(ListOutcome { messages, covers, addr: listing.addr().clone() })
+    Ok(ListOutcome { messages, covers, addr: listing.addr })
 }
 
 /// The query that the flags ask for.
