@@ -1,8 +1,9 @@
 //! ChatChain: a distributed chat log that keeps accepting messages while any one of its nodes runs.
 //!
 //! A *network* is a handful of *nodes*. Each node keeps every message in its own store and accepts messages alone. In the
-//! background it exchanges with its peers whatever either of them lacks, until all are equal. A *proxy* keeps no state on
-//! disk and passes each request to a node that answers. There is no leader, no quorum and no clock that must be right.
+//! background it exchanges with its peers what either of them lacks, until all nodes store the same. A *proxy* keeps no
+//! state on disk and passes each request to a node that answers. There is no leader, no quorum and no clock that must be
+//! right.
 //!
 //! # The map
 //!
@@ -25,30 +26,56 @@
 //! Imports run one way: commands → client → api → chain; node → client, serve, replica → store → chain; proxy → client,
 //! serve, api. The tests in `tests/it/tidy` check this.
 //!
-//! # The four flows
+//! # The six flows
 //!
-//! 1. **A send**: `serve` → `node/http/send` (a checked message) → `node/writer` (the inbox, then a batch) →
-//!    `replica/committer` (decide, commit) → `chain/logs` and `store/log` → the change signal → the answer, after
-//!    `node/http/acks` has waited for further copies if they are asked for.
-//! 2. **An exchange**: `node/cluster/sync` wakes → `replica/exchange` and `chain/sync` plan → `store/log` reads →
-//!    `chain/sync/wire` → the peer's `node/cluster/sync` → the peer's writer → its answer, which takes the same path here.
-//! 3. **Through the proxy**: `serve` → `proxy/forward` → `proxy/plan` (when to ask one more upstream) →
-//!    `proxy/upstreams` (which one next) → `client` → a node. A feed stays in `proxy/feed`: when its node ends, the
-//!    feed goes on at the next one.
-//! 4. **A command**: `main` → `cli` → `config` → `commands/*` → `client` → `output`.
+//! Each arrow leads to the next file to read, below `src`. A folder without a file means its `mod.rs`.
 //!
-//! Reads: `node/http/history` → `store/history/listing`. A feed is not queued for its readers: `node/http/feed` reads
-//! `store/history/feed_scan` from the reader's cursor (`chain/cursor`, `chain/frontier`), and at the end `node/live_feed`,
-//! the newest messages in memory, which advance with the same change signal.
+//! 1. **A send**: `serve` → `node/http/send` (a checked message, made by `api/message`) → `node/writer` →
+//!    `node/writer/inbox` → the writer's thread, in `node/writer` again → `replica/committer` → `replica/decide`
+//!    (duplicate, conflict or new; `chain/logs` assigns the entry's key) → `store` → `store/log` (one durable commit)
+//!    → `store/index/memtable` → the change signal, in `node/writer` → `node/http/acks` if further copies are asked
+//!    for → the answer, in `node/http/send`. Later, the indexer thread moves the entry to the index file:
+//!    `store/index`.
+//! 2. **An exchange**: `node/cluster/sync` wakes → `replica/exchange` plans the request with `chain/sync` →
+//!    `replica/runs` reads entries through `store/log/reader` → `chain/sync/wire` → `client` → at the peer
+//!    `node/cluster/sync` (its function `answer`) → `replica/exchange` → `node/writer` → `replica/committer`. The
+//!    peer's answer takes the same path back; `node/cluster` then records what the peer holds, which wakes the sends
+//!    that wait for copies. Where two copies of a log differ: `chain/sync/bisect` → `replica/forks` → `replica/cut`.
+//! 3. **Through the proxy**: `serve` → `proxy/run` → `proxy/forward` → `proxy/plan` (when to ask one more node) →
+//!    `proxy/upstreams` (which node to ask next) → `client` → a node. `proxy/feed` keeps a feed open when its node
+//!    ends. `proxy/prober` finds out which nodes answer.
+//! 4. **A command**: `main` → `cli` → `commands` (reads the settings with `config` and calls the command) →
+//!    `commands/<name>` → `client/servers` (which server to ask) → `client` → `output`.
+//! 5. **Damage**: `store/log/reader` checks each record that it reads, for requests and for the scrub
+//!    (`node/maintenance` → `replica/scrub`) → `store/log/damage` (the list of damaged entries) → `replica/repair`
+//!    (which peer to ask) → `node/cluster/sync` asks in the next exchange → `replica/exchange` separates repairs from
+//!    new entries → `node/writer` → `replica/committer` compares them with the hash chain and writes them. Meanwhile,
+//!    `node/http/read` repeats a read for a moment. If no peer has the entry: `node/maintenance` → `replica/repair` →
+//!    `replica/cut` → `replica/purge` → `store` → `store/index/purge` and `store/log/purge`. If the index lacks a
+//!    row: `node/maintenance` → `store/index` (invalidated) → `node/store_fault` → flow 6, which rebuilds the index.
+//! 6. **Opening a store**: `commands/node` → `node/run` → `node/recovery` → `store/recovery/crash_count` (how the
+//!    last runs ended) → `store/recovery/open_rules` (the policy that follows) → `store` → `store/recovery` →
+//!    `store/log` → `chain/logs` → `store/index` → `node/run` again, which starts the writer, the indexer, the
+//!    exchanges and the maintenance, and gives the node to requests (`node/slot`). A log that cannot be opened:
+//!    `store/recovery` → `store/recovery/salvage` → `store/recovery/record_scan` and `store/recovery/lossy_file`. If
+//!    an open store fails, `node/store_fault` makes `node/run` close it, and this flow begins again at
+//!    `node/recovery`.
+//!
+//! Reads: `node/http/history` → `node/http/read` → `store/history/listing` → `store/history/merge`, or
+//! `store/history/user_scan` for one user. A feed has no queue per reader: `node/http/feed` reads
+//! `store/history/feed_scan` from the reader's cursor (`chain/cursor`, `chain/frontier`); at the end it reads
+//! `node/live_feed`, the newest messages in memory, which advances with the change signal.
+//!
+//! The words of the code, each with its one definition, are in the [glossary](guide::internals).
 //!
 //! # What always holds
 //!
 //! - What is acknowledged is on disk, fsynced; so is what is advertised to peers.
-//! - A process appends only to a log that it began itself since it opened its store. So no sequence number is ever used
-//!   twice, whatever was restored or copied.
+//! - A process appends only to a log that it began itself since it opened its store. So no place in a log is used twice,
+//!   whatever was restored or copied. The one exception, a machine that is cloned while its node runs, ends in a cut.
 //! - A message's identity is its id and the digest of its content. The same message sent again is always a duplicate.
 //! - Every record carries a check that is verified on every read.
-//! - What a member last said of itself overrides what others say of it. So all nodes agree on the members, whatever
+//! - What a member last said of itself overrides what others say of it. So all nodes come to the same members, whatever
 //!   they learned first.
 //! - History depends on the vector alone: nodes with equal digests list the same bytes.
 //! - A cursor means the same on every node, and no reader is moved past an entry that it was not given.
