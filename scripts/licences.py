@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Checks that ChatChain may be shipped under MIT: the licence of every dependency, on every platform, allows it.
 
-An expression passes if some way to satisfy it needs only licences of ALLOWED. `A OR B` needs one of them, `A AND B`
-both, `A+` ("or any later version") needs A; `A WITH exception` stands in the list as a whole, or not at all.
+An expression passes if the licences in ALLOWED satisfy it. `A OR B` needs one of the two, `A AND B` needs both, `A+` ("or
+any later version") needs A. `A WITH exception` must be in ALLOWED as a whole.
 
     licences.py              checks what `cargo metadata` says; prints every crate that fails, then exits 1
     licences.py --self-test  checks this checker

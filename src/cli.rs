@@ -18,13 +18,13 @@ Try it:
   chatchain send --to user2 \"hi\"   from a second terminal
   chatchain list
   chatchain status
-  chatchain guide                  what to know, topic by topic
+  chatchain guide                  the manual, topic by topic
 
-Exit codes: 0 done, 1 failure, 2 wrong usage or configuration,
-3 `status --check` found a part that is not well, 5 no node reachable,
-6 stored, but confirmed by fewer nodes than --acks asks for.";
+Exit codes: 0 done, 1 failed, 2 wrong usage or configuration,
+3 `status --check` found something wrong, 5 no node answered,
+6 stored, but on fewer nodes than --acks asked for.";
 
-/// A chat and message log that keeps working while any one of its nodes does
+/// A chat and message log that keeps working while at least one of its nodes works
 #[derive(Debug, Parser)]
 #[command(name = "chatchain", version, after_help = EXAMPLES, max_term_width = 100, propagate_version = true)]
 pub struct Cli {
@@ -52,7 +52,7 @@ pub struct CommonArgs {
     /// When to use colors; `auto`: on a terminal, unless NO_COLOR is set
     #[arg(long, global = true, value_name = "WHEN", default_value = "auto")]
     pub color: ColorChoice,
-    /// Print less: no progress bar and no notes, only warnings and errors
+    /// Print only data, warnings and errors: no progress bar and no notes
     #[arg(short, long, global = true, conflicts_with = "verbose")]
     pub quiet: bool,
     /// Print more; repeat for still more
@@ -88,13 +88,13 @@ pub enum Command {
     Send(SendArgs),
     /// List messages, oldest first
     List(ListArgs),
-    /// Show every node of the network, and whether all nodes agree
+    /// Show every node of the network, and whether all nodes store the same
     Status(StatusArgs),
-    /// Remove a node that is gone for good
+    /// Remove a node that is gone for good from the list of members
     Forget(ForgetArgs),
     /// Check every record of the stores on this machine that no node has open
     Verify(VerifyArgs),
-    /// Make a key: then only programs that have it can read and write
+    /// Make a key: only programs that have the key can read and write
     Key(KeyArgs),
     /// Print the guide: the list of its topics, or one topic
     Guide(GuideArgs),
@@ -136,7 +136,7 @@ Examples:
   chatchain node --node-id 7 --listen 0.0.0.0:8081 \\
       --advertise chat7.example:8081 --peers chat1.example:8081")]
 pub struct NodeArgs {
-    /// Number of this node in the network [env: CHATCHAIN_NODE_ID]
+    /// Number of this node (node id) in the network [env: CHATCHAIN_NODE_ID]
     #[arg(long, value_name = "N")]
     pub node_id: Option<NodeId>,
     /// Address to listen on [env: CHATCHAIN_NODE_LISTEN] [default: the address of this node in `nodes`]
@@ -183,8 +183,7 @@ pub struct ProxyArgs {
 /// `chatchain send`.
 #[derive(Debug, Default, Args)]
 #[command(after_help = "\
-The id is chosen before the first attempt, so a message that is sent again is
-still one message.
+The id is chosen before the first attempt, so all attempts store one message.
 
 Examples:
   chatchain send --to user2 \"hi\"
@@ -209,7 +208,7 @@ pub struct SendArgs {
     /// Time of the message in whole Unix seconds [default: none; readers see the time of acceptance]
     #[arg(long, value_name = "SECONDS", conflicts_with = "file")]
     pub timestamp: Option<u64>,
-    /// How many nodes must have the message on disk before the answer: a number, `quorum` or `all` [default: 1]
+    /// How many nodes must have the message on disk before the answer: a number, `quorum` or `all`. Waits at most 2 s [default: 1]
     #[arg(long, value_name = "N|quorum|all", value_parser = acks)]
     pub acks: Option<String>,
     /// Send every line of this NDJSON file (`-`: standard input)
@@ -263,7 +262,7 @@ pub struct ListArgs {
     /// Only messages from before this time, written as for --since
     #[arg(long, value_name = "TIME")]
     pub until: Option<String>,
-    /// Then print new messages as they arrive, until interrupted. When a server ends, the next one is asked
+    /// Then print new messages as they arrive, until Ctrl-C. When a server ends, ask the next one
     #[arg(short, long, conflicts_with = "until")]
     pub follow: bool,
     /// Keep a cursor in this file. If the file exists, list everything since the cursor in it
@@ -282,10 +281,10 @@ Examples:
   chatchain status --watch
   chatchain status --check -q || echo 'look at it'   for monitoring")]
 pub struct StatusArgs {
-    /// Exit with code 3 unless every node is up, the network is writable, and all nodes agree
+    /// Exit with code 3 unless every node is up, the network is writable, and all nodes store the same
     #[arg(long)]
     pub check: bool,
-    /// Show the network again every second, until interrupted
+    /// Show the network again every second, until Ctrl-C
     #[arg(short, long, conflicts_with = "check")]
     pub watch: bool,
 }
@@ -294,8 +293,8 @@ pub struct StatusArgs {
 #[derive(Debug, Default, Args)]
 #[command(after_help = "\
 All nodes stop waiting for the forgotten node. The messages that it accepted
-stay. A node that is up cannot be forgotten. A forgotten node that comes back is
-a member again.
+stay. A node that is up cannot be forgotten: stop it and wait 2 s. A forgotten
+node that comes back is a member again.
 
 Examples:
   chatchain forget --node-id 3")]
@@ -327,10 +326,10 @@ pub struct VerifyArgs {
 /// `chatchain key`.
 #[derive(Debug, Default, Args)]
 #[command(after_help = "\
-Every node, proxy and client of the network needs the same key: in a file that
-`key_file` in config.toml or CHATCHAIN_KEY_FILE names, or in CHATCHAIN_KEY
-itself. The file may hold several keys, one per line: the first key is sent, and
-each of them is accepted.
+Every node, proxy and client of the network needs the same key: in CHATCHAIN_KEY,
+or in a file that CHATCHAIN_KEY_FILE or `key_file` in config.toml names. The
+first of these that is set counts. The file may hold several keys, one per line:
+the first key is sent, and each of them is accepted.
 
 Examples:
   umask 077; chatchain key > network.key")]

@@ -1,7 +1,7 @@
 //! The answers in which servers describe themselves and each other: `/nodes`, `/network`, `/readyz`, `/livez`.
 //!
 //! Programs of other versions read them, so a reader ignores unknown fields. A value that a server does not know (yet) is
-//! `null`. Nothing is decided here: which node is up, behind or damaged is what the server that answers has found.
+//! `null`. Nothing is decided here: the server that answers decides which node is up, behind or damaged.
 
 use serde::{Deserialize, Serialize};
 
@@ -39,7 +39,7 @@ pub struct NodeStatus {
     pub node_id: NodeId,
     pub address: Addr,
     pub version: String,
-    /// Always `up`: the node answers.
+    /// `up` while the store is open, otherwise `suspect`.
     pub state: NodeState,
     pub uptime_seconds: u64,
     /// Messages, counted by distinct (id, content).
@@ -61,7 +61,7 @@ pub struct NodeStatus {
     pub scrub: ScrubStatus,
 }
 
-/// How far a node has come with checking everything that it stores.
+/// Progress of the scrub.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct ScrubStatus {
     pub checked: u64,
@@ -123,7 +123,7 @@ pub struct NetworkStatus {
     pub nodes: Vec<NetworkNode>,
     pub up: u64,
     pub total: u64,
-    /// Whether some node would store a message now.
+    /// Whether the store of some node is open. Free disk space is not checked.
     pub writable: bool,
     /// Whether all nodes that are up have equal digests, no damage and nothing unreadable.
     pub converged: bool,
@@ -155,7 +155,7 @@ pub struct NetworkNode {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Readiness {
     pub readable: bool,
-    /// Whether a message would be stored here.
+    /// Whether the store can be written. Free disk space is not checked.
     pub writable: bool,
 }
 
