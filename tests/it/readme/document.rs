@@ -13,7 +13,7 @@ const SERVERS: &[&str] = &["up", "node", "proxy"];
 /// Commands that only read, so they can be repeated.
 const LOOKS: &[&str] = &["list", "status"];
 /// Kinds of blocks that are neither typed nor printed.
-const ILLUSTRATIONS: &[&str] = &["toml"];
+const ILLUSTRATIONS: &[&str] = &["ini", "toml"];
 
 /// One thing to do, and the line of the document on which it stands.
 #[derive(Debug, Clone, PartialEq, Eq)]

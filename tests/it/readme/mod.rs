@@ -77,7 +77,7 @@ macro_rules! topics {
 }
 
 topics! {
-    network send read feed status members key proxy disks http configuration commands promises internals development
+    network send read feed status machines members key proxy disks http configuration commands promises internals development
 }
 
 #[test]
