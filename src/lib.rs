@@ -47,10 +47,11 @@
 //! 4. **A command**: `main` → `cli` → `commands` (reads the settings with `config` and calls the command) →
 //!    `commands/<name>` → `client/servers` (which server to ask) → `client` → `output`.
 //! 5. **Damage**: `store/log/reader` checks each record that it reads, for requests and for the scrub
-//!    (`node/maintenance` → `replica/scrub`) → `store/log/damage` (the list of damaged entries) → `replica/repair`
-//!    (which peer to ask) → `node/cluster/sync` asks in the next exchange → `replica/exchange` separates repairs from
-//!    new entries → `node/writer` → `replica/committer` compares them with the hash chain and writes them. Meanwhile,
-//!    `node/http/read` repeats a read for a moment. If no peer has the entry: `node/maintenance` → `replica/repair` →
+//!    (`node/maintenance` → `replica/scrub`) → `store/log/damage` (the list of damaged entries) → `node/cluster` →
+//!    `replica/repair` (which peer to ask) → `node/cluster/sync` asks in the next exchange → `replica/exchange`
+//!    separates repairs from new entries → `node/writer` → `replica/committer` compares them with the hash chain and
+//!    writes them. Meanwhile, `node/http/read` repeats a read for a moment. If no peer has the entry:
+//!    `node/maintenance` → `node/cluster` → `replica/repair` (gives up) → `node/writer` → `replica/committer` →
 //!    `replica/cut` → `replica/purge` → `store` → `store/index/purge` and `store/log/purge`. If the index lacks a
 //!    row: `node/maintenance` → `store/index` (invalidated) → `node/store_fault` → flow 6, which rebuilds the index.
 //! 6. **Opening a store**: `commands/node` → `node/run` → `node/recovery` → `store/recovery/crash_count` (how the
