@@ -2,32 +2,26 @@
 //!
 //! They record all requests except probes, in the order of their arrival.
 
-use std::{future::pending, sync::Arc};
+use std::future::pending;
+use std::sync::Arc;
 
-use axum::{
-    Router,
-    body::to_bytes,
-    extract::Request,
-    http::StatusCode,
-    response::{IntoResponse, Response},
-    routing::{any, get},
-};
-use futures_util::{FutureExt, future::BoxFuture};
-use tokio::{
-    net::{TcpListener, TcpSocket},
-    sync::mpsc,
-    task::JoinSet,
-};
+use axum::Router;
+use axum::body::to_bytes;
+use axum::extract::Request;
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{any, get};
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use tokio::net::{TcpListener, TcpSocket};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::{
-    api::{
-        address::Addr,
-        error::{ErrorCode, Problem},
-        key::Keys,
-    },
-    serve,
-};
+use crate::api::address::Addr;
+use crate::api::error::{ErrorCode, Problem};
+use crate::api::key::Keys;
+use crate::serve;
 
 pub(super) const MESSAGE: &str = r#"{"sender":"a","recipient":"b","text":"c"}"#;
 pub(super) const ID: &str = "01990000-0000-7000-8000-000000000001";

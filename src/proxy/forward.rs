@@ -6,34 +6,25 @@
 //!
 //! Invariants: every attempt carries the same bytes; the body of an answer is passed on as it arrives, never collected.
 
-use std::{
-    sync::{Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
-use axum::{
-    body::Body,
-    http::{HeaderMap, HeaderName, Method, StatusCode, header},
-    response::{IntoResponse, Response},
-};
+use axum::body::Body;
+use axum::http::{HeaderMap, HeaderName, Method, StatusCode, header};
+use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
-use futures_util::{StreamExt, stream::FuturesUnordered};
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
 use tokio::time::{Instant, sleep_until};
 
-use super::{
-    plan::{NextStep, ProxyState, RequestClass, RequestPlan},
-    upstreams::{TrafficClass, UpstreamId, Upstreams},
-};
-use crate::{
-    api::{
-        address::Addr,
-        error::{ErrorCode, Problem},
-        key::Keys,
-        network::UpstreamStatus,
-    },
-    client::{Answer, Client, ClientError, Request},
-    config::Strategy,
-};
+use super::plan::{NextStep, ProxyState, RequestClass, RequestPlan};
+use super::upstreams::{TrafficClass, UpstreamId, Upstreams};
+use crate::api::address::Addr;
+use crate::api::error::{ErrorCode, Problem};
+use crate::api::key::Keys;
+use crate::api::network::UpstreamStatus;
+use crate::client::{Answer, Client, ClientError, Request};
+use crate::config::Strategy;
 
 /// A longer refusal counts as a failure of the node.
 const REFUSAL_BYTES_MAX: usize = 64 * 1024;

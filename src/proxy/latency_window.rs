@@ -2,7 +2,8 @@
 //!
 //! Pure. A request later than the 95th percentile is one of twenty, which is as many as the budget lets hedge.
 
-use std::{collections::VecDeque, time::Duration};
+use std::collections::VecDeque;
+use std::time::Duration;
 
 /// Answers in the window. At 500 per second that is half a second, so a change takes effect soon.
 const ANSWERS_MAX: usize = 256;

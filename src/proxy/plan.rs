@@ -9,12 +9,11 @@
 
 use std::time::Duration;
 
-use super::{
-    budget::{Refill, TokenBucket},
-    latency_window::LatencyWindow,
-    upstreams::{Candidate, TrafficClass, UpstreamId, Upstreams},
-};
-use crate::{api::address::Addr, config::Strategy};
+use super::budget::{Refill, TokenBucket};
+use super::latency_window::LatencyWindow;
+use super::upstreams::{Candidate, TrafficClass, UpstreamId, Upstreams};
+use crate::api::address::Addr;
+use crate::config::Strategy;
 
 /// Hedge delay of long requests: a search may take 2 s, a batch several fsyncs, and another node would not be faster.
 const HEDGE_LONG: Duration = Duration::from_secs(3);

@@ -5,18 +5,17 @@
 
 use std::time::Duration;
 
-use futures_util::{
-    StreamExt,
-    future::{BoxFuture, FutureExt, join_all},
-    stream::FuturesUnordered,
-};
+use futures_util::StreamExt;
+use futures_util::future::{BoxFuture, FutureExt, join_all};
+use futures_util::stream::FuturesUnordered;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 
-use super::{forward::Forwarder, upstreams::UpstreamId};
-use crate::{
-    api::{address::Addr, network::NodeStatus, path},
-    client::{ClientError, Request},
-};
+use super::forward::Forwarder;
+use super::upstreams::UpstreamId;
+use crate::api::address::Addr;
+use crate::api::network::NodeStatus;
+use crate::api::path;
+use crate::client::{ClientError, Request};
 
 /// Interval at which due probes and rounds are started.
 const CHECK_EVERY: Duration = Duration::from_millis(50);

@@ -3,39 +3,31 @@
 //! Before it: `serve`. After it: `forward`, or `feed`. Reads of a request only what safe forwarding needs: its kind (which
 //! bounds its body) and whether it has an id. Nodes judge the rest.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
+use std::time::Duration;
 
-use axum::{
-    Router,
-    body::Body,
-    extract::{RawQuery, State},
-    http::{HeaderMap, HeaderValue, Method, StatusCode, Uri},
-    response::Response,
-    routing::{delete, get, post},
-};
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{RawQuery, State};
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri};
+use axum::response::Response;
+use axum::routing::{delete, get, post};
 use bytes::Bytes;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::{
-    Proxy, ProxyError, feed,
-    forward::{Forwarder, upstream_request},
-    plan::RequestClass,
-    prober,
-    upstreams::TrafficClass,
-};
-use crate::{
-    api::{
-        error::Problem,
-        header::{IDEMPOTENCY_KEY, POSITION},
-        message::names_id,
-        network::{self, ProxyStatus, Readiness},
-        path, query,
-    },
-    config::ProxyConfig,
-    serve::{self, BODIES_BYTES_MAX, Budget, SendKind, idempotency_key, json, read_body},
-};
+use super::forward::{Forwarder, upstream_request};
+use super::plan::RequestClass;
+use super::upstreams::TrafficClass;
+use super::{Proxy, ProxyError, feed, prober};
+use crate::api::error::Problem;
+use crate::api::header::{IDEMPOTENCY_KEY, POSITION};
+use crate::api::message::names_id;
+use crate::api::network::{self, ProxyStatus, Readiness};
+use crate::api::{path, query};
+use crate::config::ProxyConfig;
+use crate::serve::{self, BODIES_BYTES_MAX, Budget, SendKind, idempotency_key, json, read_body};
 
 /// How long a node waits until it covers the position of a reader.
 const POSITION_WAIT: Duration = Duration::from_secs(1);

@@ -6,24 +6,18 @@
 //! Invariants: without keys every request is accepted; the body of a request without a key is not read; a connection
 //! serves at most one request without a key; connections without a key never keep out a client with a key.
 
-use std::{
-    collections::BTreeMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use axum::{
-    extract::Request,
-    http::{HeaderMap, HeaderValue, header},
-    response::Response,
-};
+use axum::extract::Request;
+use axum::http::{HeaderMap, HeaderValue, header};
+use axum::response::Response;
 use hyper::body::Incoming;
 use tokio_util::sync::CancellationToken;
 
-use crate::api::{
-    error::{ErrorCode, Problem},
-    key::{self, Keys},
-    path,
-};
+use crate::api::path;
+use crate::api::error::{ErrorCode, Problem};
+use crate::api::key::{self, Keys};
 
 /// The keys that are accepted. None: every request is.
 #[derive(Debug, Clone)]

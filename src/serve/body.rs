@@ -5,34 +5,25 @@
 //! Invariants: a handler gets a whole body or none; the bytes of a body count against the [`Budget`] until the last clone
 //! is dropped, also while the proxy forwards them.
 
-use std::{
-    pin::Pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    task::{Context, Poll},
-    time::Duration,
-};
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
+use std::time::Duration;
 
-use axum::{
-    body::Body,
-    http::{HeaderMap, header},
-};
+use axum::body::Body;
+use axum::http::{HeaderMap, header};
 use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt;
 use hyper::body::{Body as _, Frame, Incoming, SizeHint};
-use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore},
-    time::timeout,
-};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::timeout;
 use uuid::Uuid;
 
-use crate::api::{
-    BATCH_BODY_BYTES_MAX, MESSAGE_BODY_BYTES_MAX,
-    error::{ErrorCode, Problem},
-    explain_invalid::quote,
-    header::IDEMPOTENCY_KEY,
-    media,
-    message::parse_key,
-};
+use crate::api::error::{ErrorCode, Problem};
+use crate::api::explain_invalid::quote;
+use crate::api::header::IDEMPOTENCY_KEY;
+use crate::api::message::parse_key;
+use crate::api::{BATCH_BODY_BYTES_MAX, MESSAGE_BODY_BYTES_MAX, media};
 
 /// Memory for all bodies of one server. Beyond it a request is refused as `overloaded`.
 pub const BODIES_BYTES_MAX: u32 = 256 * 1024 * 1024;

@@ -4,31 +4,27 @@
 //!
 //! Invariant: a request without access reaches neither a route nor a handler.
 
-use std::{convert::Infallible, panic::AssertUnwindSafe, time::Duration};
+use std::convert::Infallible;
+use std::panic::AssertUnwindSafe;
+use std::time::Duration;
 
-use axum::{
-    Router,
-    extract::{RawQuery, Request},
-    http::{HeaderValue, Method, StatusCode, Uri, header},
-    response::{IntoResponse, Response},
-};
+use axum::Router;
+use axum::extract::{RawQuery, Request};
+use axum::http::{HeaderValue, Method, StatusCode, Uri, header};
+use axum::response::{IntoResponse, Response};
 use futures_util::FutureExt;
 use hyper::body::Incoming;
 use tokio::time::{Instant, timeout};
 use tower::ServiceExt;
 use tracing::{debug, error};
 
-use super::{
-    auth::{self, Access},
-    body::DrainableBody,
-};
-use crate::api::{
-    error::{ErrorCode, Problem},
-    explain_invalid::quote,
-    media,
-    network::Liveness,
-    query::refuse_any,
-};
+use super::auth::{self, Access};
+use super::body::DrainableBody;
+use crate::api::error::{ErrorCode, Problem};
+use crate::api::explain_invalid::quote;
+use crate::api::media;
+use crate::api::network::Liveness;
+use crate::api::query::refuse_any;
 
 /// A JSON answer.
 pub fn json(status: StatusCode, body: Vec<u8>) -> Response {

@@ -1,19 +1,13 @@
 //! The server against raw sockets, with limits that are short enough to be reached.
 
-use std::{
-    net::SocketAddr,
-    sync::atomic::{AtomicUsize, Ordering},
-};
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
-use axum::{
-    body::{Body, Bytes},
-    response::{IntoResponse, Response},
-    routing::{get, post},
-};
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    sync::{mpsc, oneshot},
-};
+use axum::body::{Body, Bytes};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::{mpsc, oneshot};
 
 use super::*;
 use crate::api::error::Problem;

@@ -3,13 +3,10 @@
 use axum::body::to_bytes;
 
 use super::*;
-use crate::{
-    api::{media, network::NodeState},
-    proxy::{
-        fake::{FakeNodes, ID, MESSAGE, answers, hangs, refuses},
-        prober,
-    },
-};
+use crate::api::media;
+use crate::api::network::NodeState;
+use crate::proxy::fake::{FakeNodes, ID, MESSAGE, answers, hangs, refuses};
+use crate::proxy::prober;
 
 const SEND: RequestClass =
     RequestClass { traffic: TrafficClass::Write, is_quick: true, client_wait: Duration::ZERO };

@@ -1,6 +1,7 @@
 //! A simulation of many requests and a few nodes in virtual time: the latency that a fault costs, and the requests it adds.
 
-use std::{cmp::Reverse, collections::BinaryHeap};
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
 
 use super::*;
 use crate::api::network::Readiness;

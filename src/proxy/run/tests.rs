@@ -1,18 +1,22 @@
 //! The whole proxy with fake nodes, as its clients see it.
 
-use std::{pin::pin, sync::Mutex, time::Instant};
+use std::pin::pin;
+use std::sync::Mutex;
+use std::time::Instant;
 
 use axum::response::IntoResponse;
 use futures_util::{FutureExt, StreamExt, stream};
-use tokio::{sync::mpsc, time::timeout};
+use tokio::sync::mpsc;
+use tokio::time::timeout;
 
 use super::*;
-use crate::{
-    api::{address::Addr, error::ErrorCode, key::Keys, media},
-    client::{Answer, Client, Request},
-    config::Strategy,
-    proxy::fake::{FakeNodes, ID, MESSAGE, answers, refuses},
-};
+use crate::api::address::Addr;
+use crate::api::error::ErrorCode;
+use crate::api::key::Keys;
+use crate::api::media;
+use crate::client::{Answer, Client, Request};
+use crate::config::Strategy;
+use crate::proxy::fake::{FakeNodes, ID, MESSAGE, answers, refuses};
 
 /// Longer than anything here takes.
 const WITHIN: Duration = Duration::from_secs(20);

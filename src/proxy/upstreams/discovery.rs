@@ -5,15 +5,14 @@
 //!
 //! Invariants: a configured upstream is never removed; a node is one upstream, also if it has several addresses.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::collections::BTreeMap;
+use std::time::Duration;
 
 use tracing::info;
 
 use super::{Health, Upstream, UpstreamId, Upstreams};
-use crate::api::{
-    address::Addr,
-    network::{NodeId, NodeState, NodeStatus},
-};
+use crate::api::address::Addr;
+use crate::api::network::{NodeId, NodeState, NodeStatus};
 
 /// Time between two rounds while nothing changes: a new node is found after at most this time.
 const ROUND_EVERY: Duration = Duration::from_secs(5);

@@ -13,7 +13,8 @@
 mod discovery;
 mod stats;
 
-use std::{collections::BTreeMap, time::Duration};
+use std::collections::BTreeMap;
+use std::time::Duration;
 
 use tracing::{info, warn};
 
@@ -21,10 +22,8 @@ use discovery::StatusReport;
 pub(super) use stats::TrafficClass;
 use stats::UpstreamStats;
 
-use crate::api::{
-    address::{self, Addr},
-    network::{NodeState, Readiness, UpstreamStatus},
-};
+use crate::api::address::{self, Addr};
+use crate::api::network::{NodeState, Readiness, UpstreamStatus};
 
 /// An upstream that fails for longer than this is shown as down; before that as suspect.
 const DOWN_AFTER: Duration = Duration::from_secs(3);
