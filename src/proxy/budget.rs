@@ -7,7 +7,7 @@ use std::time::Duration;
 
 /// A bucket that fills with requests of clients and with time, up to a bound.
 #[derive(Debug, Clone)]
-pub(super) struct TokenBucket {
+pub struct TokenBucket {
     tokens: f64,
     refill: Refill,
     refilled_at: Duration,
@@ -15,28 +15,28 @@ pub(super) struct TokenBucket {
 
 /// How a bucket fills.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Refill {
+pub struct Refill {
     /// Further tokens are dropped. A new bucket is full.
-    pub(super) tokens_max: f64,
+    pub tokens_max: f64,
     /// Tokens for each request of a client.
-    pub(super) per_request: f64,
+    pub per_request: f64,
     /// Tokens for each second.
-    pub(super) per_second: f64,
+    pub per_second: f64,
 }
 
 impl TokenBucket {
     /// A full bucket.
-    pub(super) fn new(refill: Refill) -> Self {
+    pub fn new(refill: Refill) -> Self {
         Self { tokens: refill.tokens_max, refill, refilled_at: Duration::ZERO }
     }
 
     /// A client sent a request.
-    pub(super) fn request_arrived(&mut self) {
+    pub fn request_arrived(&mut self) {
         self.add(self.refill.per_request);
     }
 
     /// Takes a token if there is one.
-    pub(super) fn take(&mut self, now: Duration) -> bool {
+    pub fn take(&mut self, now: Duration) -> bool {
         let passed = now.saturating_sub(self.refilled_at);
         self.refilled_at = now;
         self.add(self.refill.per_second * passed.as_secs_f64());

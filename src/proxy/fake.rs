@@ -23,43 +23,43 @@ use crate::api::error::{ErrorCode, Problem};
 use crate::api::key::Keys;
 use crate::serve;
 
-pub(super) const MESSAGE: &str = r#"{"sender":"a","recipient":"b","text":"c"}"#;
-pub(super) const ID: &str = "01990000-0000-7000-8000-000000000001";
+pub const MESSAGE: &str = r#"{"sender":"a","recipient":"b","text":"c"}"#;
+pub const ID: &str = "01990000-0000-7000-8000-000000000001";
 
 /// A request that a fake node received.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct ReceivedRequest {
-    pub(super) node: &'static str,
-    pub(super) line: String,
-    pub(super) key: Option<String>,
-    pub(super) body: String,
+pub struct ReceivedRequest {
+    pub node: &'static str,
+    pub line: String,
+    pub key: Option<String>,
+    pub body: String,
 }
 
 /// Fake nodes, and the requests that they received.
-pub(super) struct FakeNodes {
-    pub(super) tasks: JoinSet<()>,
+pub struct FakeNodes {
+    pub tasks: JoinSet<()>,
     unlistened: Vec<TcpSocket>,
     record: mpsc::Sender<ReceivedRequest>,
     received: mpsc::Receiver<ReceivedRequest>,
-    pub(super) nodes: Vec<Addr>,
+    pub nodes: Vec<Addr>,
     /// The keys of the nodes that are added from now on.
-    pub(super) keys: Option<Keys>,
+    pub keys: Option<Keys>,
 }
 
 impl FakeNodes {
-    pub(super) fn new() -> Self {
+    pub fn new() -> Self {
         let (record, received) = mpsc::channel(100);
         let (tasks, unlistened, nodes) = (JoinSet::new(), Vec::new(), Vec::new());
         Self { tasks, unlistened, record, received, nodes, keys: None }
     }
 
     /// The same, with nodes that need one of these keys.
-    pub(super) fn with_keys(keys: Option<Keys>) -> Self {
+    pub fn with_keys(keys: Option<Keys>) -> Self {
         Self { keys, ..Self::new() }
     }
 
     /// Adds a node that records each request and answers it with `answer`.
-    pub(super) async fn add(&mut self, name: &'static str, answer: FakeAnswer) {
+    pub async fn add(&mut self, name: &'static str, answer: FakeAnswer) {
         let record = self.record.clone();
         let handler = async move |received: Request| -> Response {
             let (parts, body) = received.into_parts();
@@ -78,7 +78,7 @@ impl FakeNodes {
     }
 
     /// Adds an address at which nothing listens while the test runs.
-    pub(super) fn add_absent(&mut self) {
+    pub fn add_absent(&mut self) {
         let socket = TcpSocket::new_v4().expect("a socket");
         socket.bind(([127, 0, 0, 1], 0).into()).expect("binds");
         self.nodes.push(socket.local_addr().expect("bound").into());
@@ -86,22 +86,22 @@ impl FakeNodes {
     }
 
     /// Takes the requests that were received so far.
-    pub(super) fn take_received(&mut self) -> Vec<ReceivedRequest> {
+    pub fn take_received(&mut self) -> Vec<ReceivedRequest> {
         std::iter::from_fn(|| self.received.try_recv().ok()).collect()
     }
 }
 
-pub(super) type FakeAnswer = Arc<dyn Fn() -> BoxFuture<'static, Response> + Send + Sync>;
+pub type FakeAnswer = Arc<dyn Fn() -> BoxFuture<'static, Response> + Send + Sync>;
 
-pub(super) fn answers(status: u16, body: &'static str) -> FakeAnswer {
+pub fn answers(status: u16, body: &'static str) -> FakeAnswer {
     let status = StatusCode::from_u16(status).expect("a status");
     Arc::new(move || async move { (status, body).into_response() }.boxed())
 }
 
-pub(super) fn refuses(code: ErrorCode) -> FakeAnswer {
+pub fn refuses(code: ErrorCode) -> FakeAnswer {
     Arc::new(move || async move { Problem::new(code, "on purpose").into_response() }.boxed())
 }
 
-pub(super) fn hangs() -> FakeAnswer {
+pub fn hangs() -> FakeAnswer {
     Arc::new(|| pending().boxed())
 }

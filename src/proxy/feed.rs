@@ -22,18 +22,18 @@ use futures_util::{StreamExt, stream};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
-use tokio_util::sync::CancellationToken;
 
 use super::Proxy;
 use super::forward::{ServedBy, upstream_request};
 use super::plan::RequestClass;
 use super::upstreams::{TrafficClass, UpstreamId};
 use crate::api::error::Problem;
-use crate::api::feed::{FeedEvent, FeedEventKind, FeedFormat, FeedQuery};
+use crate::api::feed::{FeedEvent, FeedEventKind, FeedFormat};
 use crate::api::header::LAST_EVENT_ID;
 use crate::api::message::ListedMessage;
 use crate::api::{media, path};
 use crate::client::lines::LineBuffer;
+use crate::serve;
 
 /// A node may wait this long for the entries that a cursor refers to before it answers. Not a reason to hedge.
 const CURSOR_WAIT: Duration = Duration::from_secs(2);
@@ -56,33 +56,21 @@ const EVENT_BYTES_MAX: usize = 256 * 1024;
 const RECENT_COUNT: usize = 1_024;
 
 /// `GET /feed`.
-pub(super) async fn get(
+pub async fn get(
     State(proxy): State<Proxy>,
     RawQuery(query): RawQuery,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
     // Parsed here as well, so that an invalid request is refused although no node answers.
-    let last_id = headers.get(LAST_EVENT_ID).map(|value| value.to_str().unwrap_or("?"));
-    let parsed = FeedQuery::parse(query.as_deref().unwrap_or(""), last_id)?;
-    let accepts = headers.get_all(header::ACCEPT).iter();
-    let lines = accepts.filter_map(|value| value.to_str().ok()).any(media::wants_ndjson);
-    let (format, media) =
-        if lines { (FeedFormat::Lines, media::NDJSON) } else { (FeedFormat::Events, media::EVENTS) };
-    let answer = ask(&proxy, query.clone(), &headers).await?;
-    if answer.status() != StatusCode::OK {
-        return Ok(answer);
-    }
-    let (mut parts, body) = answer.into_parts();
-    parts.headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(media));
+    let (parsed, format, media) = serve::feed_request(query.as_deref(), &headers)?;
     let is_from_now = parsed.cursor.is_none() && !parsed.from_start;
     let mut relay = Relay {
-        node: parts.extensions.get::<ServedBy>().map(|served| served.0),
-        body: Some(body.into_data_stream()),
-        stop: proxy.stop.clone(),
         proxy,
         query,
         headers,
         format,
+        body: None,
+        node: None,
         cursor: parsed.cursor,
         lines: LineBuffer::default(),
         recent: VecDeque::new(),
@@ -92,6 +80,12 @@ pub(super) async fn get(
         received_at: Instant::now(),
         sent_at: Instant::now(),
     };
+    let answer = relay.ask().await?;
+    if answer.status() != StatusCode::OK {
+        return Ok(answer);
+    }
+    let mut headers = relay.attach(answer);
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(media));
     // "Now" is a cursor of the first node. If that were lost, another node would begin at a later moment.
     let (mut first, until) = (Vec::new(), Instant::now() + CURSOR_WAIT);
     while is_from_now && relay.cursor.is_none() && Instant::now() < until {
@@ -102,15 +96,8 @@ pub(super) async fn get(
     let first = stream::iter((!first.is_empty()).then(|| Bytes::from(first)));
     let body = first.chain(rest).map(Ok::<_, Problem>);
     let mut response = Body::from_stream(body).into_response();
-    (*response.headers_mut(), *response.status_mut()) = (parts.headers, parts.status);
+    *response.headers_mut() = headers;
     Ok(response)
-}
-
-async fn ask(proxy: &Proxy, query: Option<String>, headers: &HeaderMap) -> Result<Response, Problem> {
-    let mut request = upstream_request(Method::GET, path::FEED, query, headers, Bytes::new());
-    request.headers.insert(header::ACCEPT, HeaderValue::from_static(media::NDJSON));
-    let class = RequestClass { traffic: TrafficClass::Read, is_quick: false, client_wait: CURSOR_WAIT };
-    proxy.forwarder.forward(&request, class).await
 }
 
 /// One event, as a node writes it in a line.
@@ -130,7 +117,6 @@ struct Relay {
     query: Option<String>,
     headers: HeaderMap,
     format: FeedFormat,
-    stop: CancellationToken,
     /// The feed of the current node; None while there is no node.
     body: Option<BodyDataStream>,
     node: Option<UpstreamId>,
@@ -151,7 +137,7 @@ struct Relay {
 impl Relay {
     /// The next bytes for the reader. None ends the feed.
     async fn next_piece(&mut self) -> Option<Bytes> {
-        let stop = self.stop.clone();
+        let stop = self.proxy.stop.clone();
         loop {
             let piece = tokio::select! {
                 biased;
@@ -182,12 +168,34 @@ impl Relay {
 
     /// How long the node may be silent.
     fn silence_max(&self) -> Duration {
-        let forwarder = &self.proxy.forwarder;
+        let (now, state) = (self.proxy.forwarder.uptime(), self.proxy.forwarder.state());
         match self.node {
-            Some(id) if forwarder.is_ejected(id) => SILENCE_EJECTED_MAX,
-            Some(id) if forwarder.is_behind(id) => SILENCE_BEHIND_MAX,
+            Some(id) if state.upstreams.is_ejected(id, TrafficClass::Read, now) => SILENCE_EJECTED_MAX,
+            Some(id) if state.upstreams.is_behind(id, now) => SILENCE_BEHIND_MAX,
             _ => SILENCE_MAX,
         }
+    }
+
+    /// Asks nodes for the feed after the last cursor.
+    async fn ask(&mut self) -> Result<Response, Problem> {
+        let no_body = Bytes::new();
+        let mut request =
+            upstream_request(Method::GET, path::FEED, self.query.clone(), &self.headers, no_body);
+        request.headers.insert(header::ACCEPT, HeaderValue::from_static(media::NDJSON));
+        if let Some(cursor) = self.cursor.as_ref().and_then(|cursor| HeaderValue::from_str(cursor).ok()) {
+            request.headers.insert(LAST_EVENT_ID, cursor);
+        }
+        let class = RequestClass { traffic: TrafficClass::Read, is_quick: false, client_wait: CURSOR_WAIT };
+        self.proxy.forwarder.forward(&request, class).await
+    }
+
+    /// Takes the feed from this answer from now on. Returns the answer's headers.
+    fn attach(&mut self, answer: Response) -> HeaderMap {
+        let (parts, body) = answer.into_parts();
+        self.node = parts.extensions.get::<ServedBy>().map(|served| served.0);
+        self.body = Some(body.into_data_stream());
+        (self.connected_at, self.received_at) = (Instant::now(), Instant::now());
+        parts.headers
     }
 
     /// Leaves the node. A partial event is dropped; the next node sends it whole.
@@ -196,19 +204,12 @@ impl Relay {
         self.lines = LineBuffer::default();
     }
 
-    /// Asks for the feed after the last cursor. None: it was refused for good.
+    /// Asks for the feed again. None: it was refused for good.
     async fn reconnect(&mut self) -> Option<Bytes> {
         sleep_until(self.connected_at + RETRY).await;
-        let mut headers = self.headers.clone();
-        if let Some(cursor) = self.cursor.as_ref().and_then(|cursor| HeaderValue::from_str(cursor).ok()) {
-            headers.insert(LAST_EVENT_ID, cursor);
-        }
-        match ask(&self.proxy, self.query.clone(), &headers).await {
+        match self.ask().await {
             Ok(answer) if answer.status() == StatusCode::OK => {
-                let (parts, body) = answer.into_parts();
-                self.node = parts.extensions.get::<ServedBy>().map(|served| served.0);
-                self.body = Some(body.into_data_stream());
-                (self.connected_at, self.received_at) = (Instant::now(), Instant::now());
+                self.attach(answer);
                 return Some(Bytes::new());
             }
             // A node accepted this request before and refuses it now, so another attempt would not help.

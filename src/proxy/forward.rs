@@ -22,7 +22,6 @@ use super::upstreams::{TrafficClass, UpstreamId, Upstreams};
 use crate::api::address::Addr;
 use crate::api::error::{ErrorCode, Problem};
 use crate::api::key::Keys;
-use crate::api::network::UpstreamStatus;
 use crate::client::{Answer, Client, ClientError, Request};
 use crate::config::Strategy;
 
@@ -38,8 +37,8 @@ const BODYLESS_REFUSALS: [StatusCode; 3] =
 
 /// Forwards requests to upstreams. Owns the only mutable state of a proxy.
 #[derive(Debug)]
-pub(super) struct Forwarder {
-    pub(super) client: Client,
+pub struct Forwarder {
+    pub client: Client,
     strategy: Strategy,
     state: Mutex<ProxyState>,
     started: Instant,
@@ -57,36 +56,17 @@ enum AttemptOutcome {
 
 impl Forwarder {
     /// `own` is the address of the proxy itself, which is never an upstream.
-    pub(super) fn new(addrs: Vec<Addr>, own: Addr, strategy: Strategy, keys: Option<&Keys>) -> Self {
+    pub fn new(addrs: Vec<Addr>, own: Addr, strategy: Strategy, keys: Option<&Keys>) -> Self {
         let state = Mutex::new(ProxyState::new(Upstreams::new(addrs, own)));
         Self { client: Client::new(keys), strategy, state, started: Instant::now() }
     }
 
-    pub(super) fn uptime(&self) -> Duration {
+    pub fn uptime(&self) -> Duration {
         self.started.elapsed()
     }
 
-    pub(super) fn status(&self) -> Vec<UpstreamStatus> {
-        self.state().upstreams.status(self.uptime())
-    }
-
-    /// What an operator should repair.
-    pub(super) fn warnings(&self) -> Vec<String> {
-        self.state().upstreams.warnings()
-    }
-
-    /// Whether an upstream is not expected to answer reads, or not soon.
-    pub(super) fn is_ejected(&self, id: UpstreamId) -> bool {
-        self.state().upstreams.is_ejected(id, TrafficClass::Read, self.uptime())
-    }
-
-    /// Whether an upstream lacks messages that another usable one has.
-    pub(super) fn is_behind(&self, id: UpstreamId) -> bool {
-        self.state().upstreams.is_behind(id, self.uptime())
-    }
-
     /// Sends a request to upstreams until one gives a final answer.
-    pub(super) async fn forward(&self, request: &Request, class: RequestClass) -> Result<Response, Problem> {
+    pub async fn forward(&self, request: &Request, class: RequestClass) -> Result<Response, Problem> {
         let mut plan = RequestPlan::new(class, self.strategy, &mut self.state(), self.uptime());
         let mut running = FuturesUnordered::new();
         let mut refusal = None;
@@ -136,7 +116,7 @@ impl Forwarder {
         match self.client.forward(&addr, request, ATTEMPT_MAX).await {
             Ok(answer) if answer.status().is_success() => {
                 let latency = class.is_latency_sample().then(|| started.elapsed());
-                self.state().answered(id, class.traffic, self.uptime(), latency);
+                self.state().upstreams.answered(id, class.traffic, self.uptime(), latency);
                 let (status, headers) = (answer.status(), answer.headers().clone());
                 let mut response = respond(status, &headers, Body::from_stream(answer.into_stream()));
                 response.extensions_mut().insert(ServedBy(id));
@@ -174,7 +154,7 @@ impl Forwarder {
             }
             Ok(_) => {}
         }
-        self.state().answered(id, class, self.uptime(), None);
+        self.state().upstreams.answered(id, class, self.uptime(), None);
         AttemptOutcome::Final(response)
     }
 
@@ -184,7 +164,7 @@ impl Forwarder {
     }
 
     /// The state that all requests share. Locked for one small step, never over an await.
-    pub(super) fn state(&self) -> MutexGuard<'_, ProxyState> {
+    pub fn state(&self) -> MutexGuard<'_, ProxyState> {
         // Every change is one small step, so a panic elsewhere leaves a usable state.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -192,7 +172,7 @@ impl Forwarder {
 
 /// A response extension: the upstream that answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct ServedBy(pub(super) UpstreamId);
+pub struct ServedBy(pub(super) UpstreamId);
 
 /// Counts a request as load of its upstream while it waits for the answer, also if it is canceled. A request whose client
 /// asked to wait is no load.
@@ -238,27 +218,18 @@ const HOP_BY_HOP: [HeaderName; 11] = [
 
 /// The headers of a request or an answer that are forwarded.
 fn end_to_end(headers: &HeaderMap) -> HeaderMap {
-    let named: Vec<String> = headers
-        .get_all(header::CONNECTION)
-        .iter()
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.split(','))
-        .map(|name| name.trim().to_ascii_lowercase())
-        .collect();
+    let connection = headers.get_all(header::CONNECTION).iter().filter_map(|value| value.to_str().ok());
+    let named: Vec<&str> = connection.flat_map(|value| value.split(',')).map(str::trim).collect();
     let passes = |name: &HeaderName| {
-        !HOP_BY_HOP.contains(name)
-            && name != "keep-alive"
-            && !named.iter().any(|other| name == other.as_str())
+        let is_named = named.iter().any(|other| name.as_str().eq_ignore_ascii_case(other));
+        !is_named && !HOP_BY_HOP.contains(name) && name != "keep-alive"
     };
-    headers
-        .iter()
-        .filter(|(name, _)| passes(name))
-        .map(|(name, value)| (name.clone(), value.clone()))
-        .collect()
+    let passed = headers.iter().filter(|(name, _)| passes(name));
+    passed.map(|(name, value)| (name.clone(), value.clone())).collect()
 }
 
 /// The request for an upstream.
-pub(super) fn upstream_request(
+pub fn upstream_request(
     method: Method,
     path: &str,
     query: Option<String>,

@@ -20,7 +20,7 @@ const DELAY_MAX: Duration = Duration::from_secs(1);
 
 /// The last latencies of one traffic class, of all upstreams together.
 #[derive(Debug, Default)]
-pub(super) struct LatencyWindow {
+pub struct LatencyWindow {
     latencies: VecDeque<Duration>,
     /// All answers so far.
     count: usize,
@@ -28,7 +28,7 @@ pub(super) struct LatencyWindow {
 }
 
 impl LatencyWindow {
-    pub(super) fn record(&mut self, latency: Duration) {
+    pub fn record(&mut self, latency: Duration) {
         if self.latencies.len() == ANSWERS_MAX {
             self.latencies.pop_front();
         }
@@ -42,7 +42,7 @@ impl LatencyWindow {
     }
 
     /// How long to wait for one upstream before a second one is asked.
-    pub(super) fn hedge_delay(&self) -> Duration {
+    pub fn hedge_delay(&self) -> Duration {
         self.hedge_delay.unwrap_or(DELAY_START)
     }
 }

@@ -32,15 +32,8 @@ pub use run::run;
 struct Proxy {
     forwarder: Arc<Forwarder>,
     budget: Budget,
-    warnings: Arc<[String]>,
+    /// Shown in the proxy's status if other machines can reach it without a key.
+    open_warning: Option<&'static str>,
     /// Ends feeds when the proxy stops.
     stop: CancellationToken,
-}
-
-/// Why a proxy ended.
-#[derive(Debug, thiserror::Error)]
-pub enum ProxyError {
-    /// A task that must run for as long as the proxy serves ended.
-    #[error("{0} ended early; the log says why")]
-    Ended(&'static str),
 }

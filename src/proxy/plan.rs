@@ -10,7 +10,6 @@
 use std::time::Duration;
 
 use super::budget::{Refill, TokenBucket};
-use super::latency_window::LatencyWindow;
 use super::upstreams::{Candidate, TrafficClass, UpstreamId, Upstreams};
 use crate::api::address::Addr;
 use crate::config::Strategy;
@@ -40,27 +39,25 @@ const RETRIES: Refill = Refill { tokens_max: 20.0, per_request: 0.1, per_second:
 
 /// What the plan depends on of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct RequestClass {
-    pub(super) traffic: TrafficClass,
+pub struct RequestClass {
+    pub traffic: TrafficClass,
     /// It concerns one message and takes milliseconds, so its latency measures the node.
-    pub(super) is_quick: bool,
+    pub is_quick: bool,
     /// How long the client asked to wait.
-    pub(super) client_wait: Duration,
+    pub client_wait: Duration,
 }
 
 /// The state that all requests share.
 #[derive(Debug)]
-pub(super) struct ProxyState {
-    pub(super) upstreams: Upstreams,
+pub struct ProxyState {
+    pub upstreams: Upstreams,
     hedges: TokenBucket,
     retries: TokenBucket,
-    writes: LatencyWindow,
-    reads: LatencyWindow,
 }
 
 /// The plan of one request.
 #[derive(Debug)]
-pub(super) struct RequestPlan {
+pub struct RequestPlan {
     class: RequestClass,
     strategy: Strategy,
     deadline: Duration,
@@ -82,7 +79,7 @@ struct Attempt {
 
 /// What to do next.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum NextStep {
+pub enum NextStep {
     /// Ask this upstream. `attempt` identifies the attempt in `failed` and `won`.
     Ask { attempt: usize, upstream: UpstreamId, addr: Addr },
     /// Nothing before this moment, unless an attempt ends.
@@ -103,7 +100,7 @@ enum Prospect {
 
 impl RequestClass {
     /// Whether the time to the answer measures the node.
-    pub(super) fn is_latency_sample(self) -> bool {
+    pub fn is_latency_sample(self) -> bool {
         self.is_quick && self.client_wait.is_zero()
     }
 
@@ -117,41 +114,14 @@ impl RequestClass {
 }
 
 impl ProxyState {
-    pub(super) fn new(upstreams: Upstreams) -> Self {
-        let (hedges, retries) = (TokenBucket::new(HEDGES), TokenBucket::new(RETRIES));
-        Self { upstreams, hedges, retries, writes: LatencyWindow::default(), reads: LatencyWindow::default() }
-    }
-
-    /// An upstream answered. `latency` is None where it does not measure the node.
-    pub(super) fn answered(
-        &mut self,
-        id: UpstreamId,
-        class: TrafficClass,
-        now: Duration,
-        latency: Option<Duration>,
-    ) {
-        self.upstreams.answered(id, class, now, latency);
-        match (class, latency) {
-            (TrafficClass::Write, Some(latency)) => self.writes.record(latency),
-            (TrafficClass::Read, Some(latency)) => self.reads.record(latency),
-            (TrafficClass::Probe, _) | (_, None) => {}
-        }
-    }
-
-    fn hedge_delay(&self, class: RequestClass) -> Duration {
-        let window = if class.traffic == TrafficClass::Write { &self.writes } else { &self.reads };
-        class.pick(window.hedge_delay(), HEDGE_LONG)
+    pub fn new(upstreams: Upstreams) -> Self {
+        Self { upstreams, hedges: TokenBucket::new(HEDGES), retries: TokenBucket::new(RETRIES) }
     }
 }
 
 impl RequestPlan {
     /// A plan for a request that arrives now.
-    pub(super) fn new(
-        class: RequestClass,
-        strategy: Strategy,
-        state: &mut ProxyState,
-        now: Duration,
-    ) -> Self {
+    pub fn new(class: RequestClass, strategy: Strategy, state: &mut ProxyState, now: Duration) -> Self {
         state.hedges.request_arrived();
         state.retries.request_arrived();
         let total = if state.upstreams.all_down(now) { TOTAL_DOWN } else { class.total() };
@@ -160,7 +130,7 @@ impl RequestPlan {
     }
 
     /// What to do now.
-    pub(super) fn step(&mut self, state: &mut ProxyState, now: Duration) -> NextStep {
+    pub fn step(&mut self, state: &mut ProxyState, now: Duration) -> NextStep {
         if now >= self.deadline {
             return NextStep::Over;
         }
@@ -191,13 +161,13 @@ impl RequestPlan {
     }
 
     /// An attempt ended without a final answer. `is_free`: the node had no work with it.
-    pub(super) fn failed(&mut self, attempt: usize, is_free: bool) {
+    pub fn failed(&mut self, attempt: usize, is_free: bool) {
         self.attempts[attempt].is_running = false;
         self.is_refunded |= is_free;
     }
 
     /// An attempt brought the answer; the other attempts are canceled.
-    pub(super) fn won(&self, winner: usize, state: &mut ProxyState, now: Duration) {
+    pub fn won(&self, winner: usize, state: &mut ProxyState, now: Duration) {
         let others = self
             .attempts
             .iter()
@@ -251,7 +221,8 @@ impl RequestPlan {
     /// When the answer counts as late. Never with the strategy `failover`, which only reacts to failures.
     fn hedge_at(&self, state: &ProxyState) -> Option<Duration> {
         let last = self.attempts.last().filter(|_| self.strategy != Strategy::Failover)?;
-        Some(last.started + self.class.client_wait + state.hedge_delay(self.class))
+        let delay = self.class.pick(state.upstreams.hedge_delay(self.class.traffic), HEDGE_LONG);
+        Some(last.started + self.class.client_wait + delay)
     }
 
     /// The first failover is free if it can help: the attempts are lost, and the candidate is expected to answer.

@@ -3,6 +3,7 @@
 //! So the proxy knows that a node failed or recovered before a request depends on it. `upstreams` decides when a probe or
 //! a round is due.
 
+use std::convert::Infallible;
 use std::time::Duration;
 
 use futures_util::StreamExt;
@@ -25,7 +26,7 @@ const ANSWER_MAX: Duration = Duration::from_secs(1);
 const REPORT_BYTES_MAX: usize = 1 << 20;
 
 /// Probes and asks for status reports for as long as it is awaited.
-pub(super) async fn run(forwarder: &Forwarder) {
+pub async fn run(forwarder: &Forwarder) -> Infallible {
     let mut tick = interval(CHECK_EVERY);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     // Bounded: an upstream is probed at most four times within the time limit of one probe.
@@ -48,7 +49,7 @@ pub(super) async fn run(forwarder: &Forwarder) {
 }
 
 /// Asks one upstream whether it is ready.
-pub(super) async fn probe(forwarder: &Forwarder, id: UpstreamId, addr: Addr) {
+pub async fn probe(forwarder: &Forwarder, id: UpstreamId, addr: Addr) {
     let (since, started) = (forwarder.uptime(), Instant::now());
     let answer = timeout(ANSWER_MAX, forwarder.client.readyz(&addr, ANSWER_MAX)).await;
     let (now, mut state) = (forwarder.uptime(), forwarder.state());

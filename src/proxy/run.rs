@@ -3,6 +3,7 @@
 //! Before it: `serve`. After it: `forward`, or `feed`. Reads of a request only what safe forwarding needs: its kind (which
 //! bounds its body) and whether it has an id. Nodes judge the rest.
 
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,7 +21,7 @@ use uuid::Uuid;
 use super::forward::{Forwarder, upstream_request};
 use super::plan::RequestClass;
 use super::upstreams::TrafficClass;
-use super::{Proxy, ProxyError, feed, prober};
+use super::{Proxy, feed, prober};
 use crate::api::error::Problem;
 use crate::api::header::{IDEMPOTENCY_KEY, POSITION};
 use crate::api::message::names_id;
@@ -31,41 +32,34 @@ use crate::serve::{self, BODIES_BYTES_MAX, Budget, SendKind, idempotency_key, js
 
 /// How long a node waits until it covers the position of a reader.
 const POSITION_WAIT: Duration = Duration::from_secs(1);
-/// Shown in the status of a proxy without a key that other machines can reach. The command warns at the start as well.
+/// The warning of a proxy without a key that other machines can reach. The command warns at the start as well.
 const OPEN_WARNING: &str = "listening beyond this machine without a key: anyone who reaches this port can read \
                             and write everything";
 
-/// Runs a proxy on this listener until `stop`.
+/// Runs a proxy on this listener until `stop`. It cannot fail.
 pub async fn run(
     config: ProxyConfig,
     listener: TcpListener,
     stop: CancellationToken,
-) -> Result<(), ProxyError> {
+) -> Result<(), Infallible> {
     let ProxyConfig { network, listen, nodes, strategy, keys } = config;
     tracing::info!(address = %listen, network, nodes = nodes.len(), %strategy, "serving as a proxy");
-    let mut warnings = Vec::new();
-    if !listen.is_loopback() && keys.is_none() {
-        warnings.push(OPEN_WARNING.to_owned());
-    }
+    let open_warning = (!listen.is_loopback() && keys.is_none()).then_some(OPEN_WARNING);
     let forwarder = Arc::new(Forwarder::new(nodes, listen, strategy, keys.as_ref()));
-    let proxy = Proxy {
-        forwarder: forwarder.clone(),
-        budget: Budget::new(BODIES_BYTES_MAX),
-        warnings: warnings.into(),
-        stop: stop.clone(),
-    };
+    let budget = Budget::new(BODIES_BYTES_MAX);
+    let proxy = Proxy { forwarder: forwarder.clone(), budget, open_warning, stop: stop.clone() };
     tokio::select! {
         () = serve::serve(listener, routes(proxy), keys, stop) => Ok(()),
-        () = prober::run(&forwarder) => Err(ProxyError::Ended("probing the nodes")),
+        never = prober::run(&forwarder) => match never {},
     }
 }
 
 fn routes(proxy: Proxy) -> Router {
     Router::new()
-        .route(path::MESSAGES, post(send).get(list))
-        .route(path::MESSAGE, get(message))
+        .route(path::MESSAGES, post(send).get(read))
+        .route(path::MESSAGE, get(read))
         .route(path::FEED, get(feed::get))
-        .route(path::NETWORK, get(network_status))
+        .route(path::NETWORK, get(read))
         .route(path::NODES, get(nodes))
         .route(path::NODE, delete(forget))
         .route(path::LIVEZ, get(serve::live))
@@ -93,27 +87,24 @@ async fn send(
     proxy.forwarder.forward(&request, class).await
 }
 
-async fn list(state: State<Proxy>, query: RawQuery, headers: HeaderMap) -> Result<Response, Problem> {
-    read(path::MESSAGES, false, state, query, &headers).await
-}
-
-async fn network_status(
-    state: State<Proxy>,
-    query: RawQuery,
-    headers: HeaderMap,
-) -> Result<Response, Problem> {
-    read(path::NETWORK, false, state, query, &headers).await
-}
-
-async fn message(
-    state: State<Proxy>,
+async fn read(
+    State(proxy): State<Proxy>,
     uri: Uri,
-    query: RawQuery,
+    RawQuery(query): RawQuery,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
-    // Checked here because the HTTP client normalizes a URL: "/messages/.." would become another path.
-    let path = format!("{}{}", path::MESSAGES_PREFIX, query::path_id(uri.path())?);
-    read(&path, true, state, query, &headers).await
+    let is_message = uri.path().starts_with(path::MESSAGES_PREFIX);
+    let path = if is_message {
+        // Parsed here because the HTTP client normalizes a URL: "/messages/.." would become another path.
+        &format!("{}{}", path::MESSAGES_PREFIX, query::path_id(uri.path())?)
+    } else {
+        uri.path()
+    };
+    let request = upstream_request(Method::GET, path, query, &headers, Bytes::new());
+    // With a position, the client asks the node to wait for the entries that the position covers.
+    let client_wait = if headers.contains_key(POSITION) { POSITION_WAIT } else { Duration::ZERO };
+    let class = RequestClass { traffic: TrafficClass::Read, is_quick: is_message, client_wait };
+    proxy.forwarder.forward(&request, class).await
 }
 
 async fn forget(
@@ -130,35 +121,22 @@ async fn forget(
 
 async fn nodes(State(proxy): State<Proxy>, RawQuery(query): RawQuery) -> Result<Response, Problem> {
     query::refuse_any(query.as_deref())?;
+    let now = proxy.forwarder.uptime();
+    let upstreams = &proxy.forwarder.state().upstreams;
     let status = ProxyStatus {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         state: network::NodeState::Up,
-        uptime_seconds: proxy.forwarder.uptime().as_secs(),
-        warnings: [proxy.warnings.to_vec(), proxy.forwarder.warnings()].concat(),
-        upstreams: proxy.forwarder.status(),
+        uptime_seconds: now.as_secs(),
+        warnings: proxy.open_warning.map(str::to_owned).into_iter().chain(upstreams.warnings()).collect(),
+        upstreams: upstreams.status(now),
     };
-    Ok(json(StatusCode::OK, serde_json::to_vec(&status).expect("a status serialises")))
+    Ok(json(StatusCode::OK, &status))
 }
 
 /// A proxy that serves is ready, also without nodes: it answers `no_node_available` and keeps looking for them.
 async fn ready(RawQuery(query): RawQuery) -> Result<Response, Problem> {
     query::refuse_any(query.as_deref())?;
-    let ready = Readiness { readable: true, writable: true };
-    Ok(json(StatusCode::OK, serde_json::to_vec(&ready).expect("booleans serialise")))
-}
-
-/// Forwards a read. `is_quick`: of one message. A position means that the client asked to wait.
-async fn read(
-    path: &str,
-    is_quick: bool,
-    State(proxy): State<Proxy>,
-    RawQuery(query): RawQuery,
-    headers: &HeaderMap,
-) -> Result<Response, Problem> {
-    let request = upstream_request(Method::GET, path, query, headers, Bytes::new());
-    let client_wait = if headers.contains_key(POSITION) { POSITION_WAIT } else { Duration::ZERO };
-    let class = RequestClass { traffic: TrafficClass::Read, is_quick, client_wait };
-    proxy.forwarder.forward(&request, class).await
+    Ok(json(StatusCode::OK, &Readiness { readable: true, writable: true }))
 }
 
 #[cfg(test)]

@@ -15,17 +15,29 @@ use axum::response::Response;
 use hyper::body::Incoming;
 use tokio_util::sync::CancellationToken;
 
-use crate::api::path;
 use crate::api::error::{ErrorCode, Problem};
 use crate::api::key::{self, Keys};
+use crate::api::path;
 
-/// The keys that are accepted. None: every request is.
-#[derive(Debug, Clone)]
-pub(super) struct Auth(Option<Keys>);
+/// The keys that are accepted, and the connections on which none was shown yet. Clones share both.
+#[derive(Clone)]
+pub struct Auth {
+    /// `None`: every request is accepted, and no connection counts as unauthenticated.
+    keys: Option<Keys>,
+    unauthenticated: Arc<Mutex<UnauthenticatedConnections>>,
+    unauthenticated_max: usize,
+}
+
+#[derive(Default)]
+struct UnauthenticatedConnections {
+    last_number: u64,
+    /// By number, so in the order of their arrival.
+    by_number: BTreeMap<u64, CancellationToken>,
+}
 
 /// What a request may do.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Access {
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Access {
     /// Everything: the request carries a key, or the server has none.
     Authenticated,
     /// The path needs no key, and the request carries none.
@@ -35,25 +47,62 @@ pub(super) enum Access {
 }
 
 impl Auth {
-    pub(super) fn new(keys: Option<Keys>) -> Self {
-        Self(keys)
+    pub fn new(keys: Option<Keys>, unauthenticated_max: usize) -> Self {
+        Self { keys, unauthenticated: Arc::default(), unauthenticated_max }
     }
 
-    /// Whether the server has no keys, and accepts every request.
-    pub(super) fn is_open(&self) -> bool {
-        self.0.is_none()
+    /// Counts a new connection as unauthenticated. At the bound the oldest one is dropped: a client with a key shows it at
+    /// once, so the oldest is the least likely to.
+    pub fn connection(&self) -> ConnectionAuth {
+        let dropped = CancellationToken::new();
+        let mut unauthenticated = self.unauthenticated();
+        unauthenticated.last_number += 1;
+        let number = unauthenticated.last_number;
+        if self.keys.is_some() {
+            if unauthenticated.by_number.len() >= self.unauthenticated_max
+                && let Some((_, oldest)) = unauthenticated.by_number.pop_first()
+            {
+                oldest.cancel();
+            }
+            unauthenticated.by_number.insert(number, dropped.clone());
+        }
+        ConnectionAuth { auth: self.clone(), number, dropped }
     }
 
+    fn unauthenticated(&self) -> MutexGuard<'_, UnauthenticatedConnections> {
+        self.unauthenticated.lock().unwrap_or_else(PoisonError::into_inner) // no code under the lock panics
+    }
+}
+
+/// One connection. It counts as unauthenticated until a key is shown on it or this is dropped.
+pub struct ConnectionAuth {
+    auth: Auth,
+    number: u64,
+    dropped: CancellationToken,
+}
+
+impl ConnectionAuth {
     /// Judges a request by its head, and removes its body unless it is authenticated.
-    pub(super) fn admit(&self, request: Request<Incoming>) -> (Access, Request<Option<Incoming>>) {
-        let access = if self.0.as_ref().is_none_or(|keys| keys.accepts(authorization(request.headers()))) {
-            Access::Authenticated
-        } else if path::needs_key(request.uri().path()) {
-            Access::Unauthenticated
-        } else {
-            Access::PublicPath
-        };
-        (access, request.map(|body| Some(body).filter(|_| access == Access::Authenticated)))
+    pub fn admit(&self, request: Request<Incoming>) -> (Access, Request<Option<Incoming>>) {
+        let keys = self.auth.keys.as_ref();
+        if keys.is_none_or(|keys| keys.accepts(authorization(request.headers()))) {
+            self.auth.unauthenticated().by_number.remove(&self.number);
+            return (Access::Authenticated, request.map(Some));
+        }
+        let needs_key = path::needs_key(request.uri().path());
+        let access = if needs_key { Access::Unauthenticated } else { Access::PublicPath };
+        (access, request.map(|_| None))
+    }
+
+    /// Returns when the connection must end because of a newer one.
+    pub async fn must_end(&self) {
+        self.dropped.cancelled().await;
+    }
+}
+
+impl Drop for ConnectionAuth {
+    fn drop(&mut self) {
+        self.auth.unauthenticated().by_number.remove(&self.number);
     }
 }
 
@@ -64,82 +113,13 @@ fn authorization(headers: &HeaderMap) -> Option<&[u8]> {
 }
 
 /// The answer to every request without access.
-pub(super) fn refusal() -> Problem {
+pub fn refusal() -> Problem {
     Problem::new(ErrorCode::Unauthorized, key::REFUSAL)
 }
 
 /// Makes this the last answer of its connection, and says that a key is needed (RFC 9110, 11.6.1, which allows that in
 /// answers other than 401). By this header a proxy notices in a probe that a node does not accept the proxy's key.
-pub(super) fn mark_unauthenticated(response: &mut Response) {
+pub fn mark_unauthenticated(response: &mut Response) {
     response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
     response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
-}
-
-/// The connections on which no key was shown yet. All clones are the same set.
-///
-/// At the bound the oldest one is dropped: a client with a key shows it at once, so the oldest is the least likely to.
-#[derive(Debug, Clone)]
-pub(super) struct UnauthenticatedConnections {
-    open: Arc<Mutex<OpenConnections>>,
-    count_max: usize,
-}
-
-#[derive(Debug, Default)]
-struct OpenConnections {
-    last_number: u64,
-    /// By number, so in the order of their arrival.
-    by_number: BTreeMap<u64, CancellationToken>,
-}
-
-impl UnauthenticatedConnections {
-    pub(super) fn new(count_max: usize) -> Self {
-        Self { open: Arc::default(), count_max }
-    }
-
-    /// Adds a connection. `is_open`: the server has no keys, so the connection does not count.
-    pub(super) fn add(&self, is_open: bool) -> UnauthenticatedConnection {
-        let dropped = CancellationToken::new();
-        let mut open = self.lock();
-        open.last_number += 1;
-        let number = open.last_number;
-        if !is_open {
-            if open.by_number.len() >= self.count_max
-                && let Some((_, oldest)) = open.by_number.pop_first()
-            {
-                oldest.cancel();
-            }
-            open.by_number.insert(number, dropped.clone());
-        }
-        UnauthenticatedConnection { set: self.clone(), number, dropped }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, OpenConnections> {
-        self.open.lock().unwrap_or_else(PoisonError::into_inner) // no code under the lock panics
-    }
-}
-
-/// One connection of the set, until a key is shown on it or this is dropped.
-#[derive(Debug)]
-pub(super) struct UnauthenticatedConnection {
-    set: UnauthenticatedConnections,
-    number: u64,
-    dropped: CancellationToken,
-}
-
-impl UnauthenticatedConnection {
-    /// A key was shown: the connection leaves the set.
-    pub(super) fn authenticated(&self) {
-        self.set.lock().by_number.remove(&self.number);
-    }
-
-    /// Returns when the connection must end because of a newer one.
-    pub(super) async fn must_end(&self) {
-        self.dropped.cancelled().await;
-    }
-}
-
-impl Drop for UnauthenticatedConnection {
-    fn drop(&mut self) {
-        self.authenticated(); // a connection that ended takes no place either
-    }
 }

@@ -72,7 +72,9 @@ pub async fn read_body(mut body: Body, limit: usize, budget: &Budget) -> Result<
     let mut first = Bytes::new();
     let mut whole = BytesMut::new();
     while let Some(frame) = body.frame().await {
-        let Ok(data) = frame.map_err(|e| truncated(&e))?.into_data() else { continue };
+        let frame =
+            frame.map_err(|e| Problem::new(ErrorCode::InvalidJson, format!("the body ended early: {e}")))?;
+        let Ok(data) = frame.into_data() else { continue };
         if first.len() + whole.len() + data.len() > limit {
             return Err(too_long(limit));
         }
@@ -88,77 +90,61 @@ pub async fn read_body(mut body: Body, limit: usize, budget: &Budget) -> Result<
     Ok(Bytes::from_owner(BudgetedBytes { bytes, _share: share }))
 }
 
-fn truncated(e: &axum::Error) -> Problem {
-    Problem::new(ErrorCode::InvalidJson, format!("the body ended early: {e}"))
-}
-
 fn too_long(limit: usize) -> Problem {
     Problem::new(ErrorCode::TooLarge, format!("the body is longer than {limit} bytes"))
 }
 
-/// A request body that is lent to the handler. The part that the handler does not read comes back here.
-#[derive(Clone, Default)]
-pub(super) struct DrainableBody(Arc<Mutex<Option<Incoming>>>);
+/// A request body that the handler and the server share: the server discards the part that the handler does not read.
+/// `None`: authentication removed the body.
+#[derive(Clone)]
+pub struct SharedBody(Arc<Mutex<Option<Incoming>>>);
 
-impl DrainableBody {
-    /// Lends the body to the handler. A body that `auth` removed is empty.
-    pub(super) fn lend(&self, body: Option<Incoming>) -> Body {
-        Body::new(BorrowedBody { body, owner: self.clone() })
+impl SharedBody {
+    pub fn new(body: Option<Incoming>) -> Self {
+        Self(Arc::new(Mutex::new(body)))
     }
 
-    fn slot(&self) -> MutexGuard<'_, Option<Incoming>> {
+    fn lock(&self) -> MutexGuard<'_, Option<Incoming>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner) // no code under the lock panics
     }
 
     /// Reads and discards the rest, within bounds, so that the client gets to read the answer.
-    pub(super) async fn discard_rest(&self) {
-        let left = self.slot().take();
-        if let Some(body) = left.filter(|body| body.size_hint().lower() <= DISCARDED_BYTES_MAX) {
-            let _ = timeout(DISCARDING_MAX, discard(body)).await; // the answer is the same either way
+    pub async fn discard_rest(mut self) {
+        if self.size_hint().lower() > DISCARDED_BYTES_MAX {
+            return;
         }
+        let discarding = async {
+            let mut count = 0;
+            while count < DISCARDED_BYTES_MAX
+                && let Some(Ok(frame)) = self.frame().await
+            {
+                count += frame.data_ref().map_or(0, |data| data.len() as u64);
+            }
+        };
+        let _ = timeout(DISCARDING_MAX, discarding).await; // the answer is the same either way
     }
 }
 
-async fn discard(mut body: Incoming) {
-    let mut count = 0;
-    while count < DISCARDED_BYTES_MAX
-        && let Some(Ok(frame)) = body.frame().await
-    {
-        count += frame.data_ref().map_or(0, |data| data.len() as u64);
-    }
-}
-
-struct BorrowedBody {
-    body: Option<Incoming>,
-    owner: DrainableBody,
-}
-
-impl Drop for BorrowedBody {
-    fn drop(&mut self) {
-        *self.owner.slot() = self.body.take().filter(|body| !body.is_end_stream());
-    }
-}
-
-impl hyper::body::Body for BorrowedBody {
+impl hyper::body::Body for SharedBody {
     type Data = Bytes;
     type Error = hyper::Error;
 
     fn poll_frame(
-        mut self: Pin<&mut Self>,
+        self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        match &mut self.body {
+        match &mut *self.lock() {
             Some(body) => Pin::new(body).poll_frame(context),
             None => Poll::Ready(None),
         }
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.as_ref().is_none_or(hyper::body::Body::is_end_stream)
+        self.lock().as_ref().is_none_or(hyper::body::Body::is_end_stream)
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.body.as_ref().map_or_else(SizeHint::default, hyper::body::Body::size_hint)
+        self.lock().as_ref().map_or_else(|| SizeHint::with_exact(0), hyper::body::Body::size_hint)
     }
 }
 

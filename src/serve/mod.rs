@@ -1,18 +1,18 @@
 //! The HTTP server of nodes and of the proxy: accepts connections, authenticates, limits, refuses, and drains at the end.
 //!
-//! A connection goes through `socket`, each of its requests through `auth`, `request` and the caller's routes, which use
-//! `body`. `axum::serve` has no header timeout, no connection limit and no TCP_NODELAY, hence this accept loop on hyper.
-//! Must not know messages beyond their size. The caller brings the listener, the routes and the stop signal.
+//! Each request of a connection goes through `auth`, `request` and the caller's routes, which use `body`. `axum::serve` has
+//! no header timeout, no connection limit and no TCP_NODELAY, hence this accept loop on hyper. The caller brings the
+//! listener, the routes and the stop signal. Must not know messages beyond their size.
 //!
 //! Invariant: every connection is a task of one `JoinSet`; none outlives [`serve`].
 
 mod auth;
 mod body;
 mod request;
-mod socket;
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use axum::Router;
@@ -22,17 +22,18 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use socket2::SockRef;
+use tokio::io::join;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::{sleep, timeout};
+use tokio_io_timeout::TimeoutWriter;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, warn};
 
-use auth::{Access, Auth, UnauthenticatedConnections};
+use auth::{Access, Auth};
 pub use body::{BODIES_BYTES_MAX, Budget, SendKind, idempotency_key, read_body};
-pub use request::{json, live};
-use socket::{Linger, WriteTimeout};
+pub use request::{feed_request, json, json_bytes, live, wants_ndjson};
 
 use crate::api::key::Keys;
 
@@ -43,7 +44,7 @@ const UNSENT_BYTES_MAX: u32 = 128 * 1024;
 /// Pause after a failed accept, for instance without free file descriptors.
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
 
-/// ConnectionLimits of connections. A value, so that tests can use short times.
+/// A value, so that tests can use short times.
 #[derive(Debug, Clone, Copy)]
 struct ConnectionLimits {
     /// At the bound no further connection is accepted until one ends; the kernel's backlog holds the next ones.
@@ -54,9 +55,10 @@ struct ConnectionLimits {
     head: Duration,
     /// To receive a request and to begin the answer; then the answer is `timeout`.
     answer: Duration,
-    /// For the reader to accept one write; then the connection ends.
+    /// For the reader to accept one write; then the connection ends: a stalled stream holds memory and a slot.
     write: Duration,
-    /// For an unauthenticated client that is still sending to read the refusal; then the connection ends.
+    /// For an unauthenticated client that is still sending to read the refusal; then the connection ends. Its body must not
+    /// be read, and closing a socket with unread input sends RST, which loses the answer. So the socket half-closes first.
     linger: Duration,
     /// For open requests after the stop signal; then their connections are closed.
     drain: Duration,
@@ -85,9 +87,8 @@ async fn serve_within(
     keys: Option<Keys>,
     stop: CancellationToken,
 ) {
-    let (app, auth) = (request::with_refusals(app), Auth::new(keys));
-    let unauthenticated = UnauthenticatedConnections::new(limits.unauthenticated);
-    let server = Server { limits, app, auth, unauthenticated, stop };
+    let (app, auth) = (request::with_refusals(app), Auth::new(keys, limits.unauthenticated));
+    let server = Server { limits, app, auth, stop };
     let slots = Arc::new(Semaphore::new(limits.connections));
     let mut connections = JoinSet::new();
     loop {
@@ -152,34 +153,31 @@ struct Server {
     limits: ConnectionLimits,
     app: Router,
     auth: Auth,
-    unauthenticated: UnauthenticatedConnections,
     stop: CancellationToken,
 }
 
 impl Server {
     /// Serves one connection to its end.
-    async fn connection(self, socket: TcpStream, _slot: OwnedSemaphorePermit) {
-        let Server { limits, app, auth, unauthenticated, stop } = self;
+    async fn connection(self, mut socket: TcpStream, _slot: OwnedSemaphorePermit) {
+        let Server { limits, app, auth, stop } = self;
         if let Err(e) = socket.set_nodelay(true) {
             debug!("cannot set TCP_NODELAY: {e}"); // slower, not wrong
         }
         if let Err(e) = SockRef::from(&socket).set_tcp_notsent_lowat(UNSENT_BYTES_MAX) {
             debug!("cannot set TCP_NOTSENT_LOWAT: {e}"); // more memory, not wrong
         }
-        let membership = Arc::new(unauthenticated.add(auth.is_open()));
-        let eviction = membership.clone();
-        let linger = Linger::default();
-        let socket = WriteTimeout::new(socket, limits.write, (linger.clone(), limits.linger));
+        let (auth, is_body_unread) = (auth.connection(), AtomicBool::new(false));
+        let (reader, writer) = socket.split();
+        let mut writer = TimeoutWriter::new(writer);
+        writer.set_timeout(Some(limits.write));
         // Admitted before the future is made: the HTTP library reads the body before it first polls the future.
-        let service = service_fn(move |request: Request<Incoming>| {
+        let service = service_fn(|request: Request<Incoming>| {
             let has_body = !request.body().is_end_stream();
-            let admitted = auth.admit(request);
-            match admitted.0 {
-                Access::Authenticated => membership.authenticated(),
-                Access::PublicPath | Access::Unauthenticated if has_body => linger.enable(),
-                Access::PublicPath | Access::Unauthenticated => {}
+            let (access, request) = auth.admit(request);
+            if access != Access::Authenticated && has_body {
+                is_body_unread.store(true, Ordering::Relaxed);
             }
-            request::answer(app.clone(), admitted, limits.answer)
+            request::answer(app.clone(), access, request, limits.answer)
         });
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
@@ -187,18 +185,23 @@ impl Server {
             .max_buf_size(HEAD_BYTES_MAX)
             // A client may close its sending side (`nc -N`) and still wait for the answer.
             .half_close(true)
-            .serve_connection(TokioIo::new(socket), service);
+            .serve_connection(TokioIo::new(join(reader, Box::pin(writer))), service);
         tokio::pin!(connection);
         let ended = tokio::select! {
             ended = &mut connection => ended,
-            () = eviction.must_end() => return,
+            () = auth.must_end() => return,
             () = stop.cancelled() => {
                 connection.as_mut().graceful_shutdown();
                 connection.await
             }
         };
-        if let Err(e) = ended {
-            debug!("a connection ended early: {e}");
+        match ended {
+            Err(e) => debug!("a connection ended early: {e}"),
+            // The socket is half-closed now, and closes at the end of this function.
+            Ok(()) if is_body_unread.load(Ordering::Relaxed) => {
+                let _either = timeout(limits.linger, auth.must_end()).await;
+            }
+            Ok(()) => {}
         }
     }
 }

@@ -9,25 +9,37 @@ use std::panic::AssertUnwindSafe;
 use std::time::Duration;
 
 use axum::Router;
+use axum::body::Body;
 use axum::extract::{RawQuery, Request};
-use axum::http::{HeaderValue, Method, StatusCode, Uri, header};
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use futures_util::FutureExt;
 use hyper::body::Incoming;
+use serde::Serialize;
 use tokio::time::{Instant, timeout};
 use tower::ServiceExt;
 use tracing::{debug, error};
 
 use super::auth::{self, Access};
-use super::body::DrainableBody;
+use super::body::SharedBody;
 use crate::api::error::{ErrorCode, Problem};
 use crate::api::explain_invalid::quote;
+use crate::api::feed::{FeedFormat, FeedQuery};
+use crate::api::header::LAST_EVENT_ID;
 use crate::api::media;
 use crate::api::network::Liveness;
 use crate::api::query::refuse_any;
 
-/// A JSON answer.
-pub fn json(status: StatusCode, body: Vec<u8>) -> Response {
+/// An answer with this value as JSON.
+pub fn json(status: StatusCode, value: &impl Serialize) -> Response {
+    json_bytes(
+        status,
+        serde_json::to_vec(value).expect("an answer has no map with keys that are not strings"),
+    )
+}
+
+/// An answer that is JSON already.
+pub fn json_bytes(status: StatusCode, body: Vec<u8>) -> Response {
     (status, [(header::CONTENT_TYPE, media::JSON)], with_newline(body)).into_response()
 }
 
@@ -40,7 +52,26 @@ fn with_newline(mut json: Vec<u8>) -> Vec<u8> {
 /// `GET /livez`: a process that runs this is alive.
 pub async fn live(RawQuery(raw): RawQuery) -> Result<Response, Problem> {
     refuse_any(raw.as_deref())?;
-    Ok(json(StatusCode::OK, serde_json::to_vec(&Liveness { live: true }).expect("a boolean serialises")))
+    Ok(json(StatusCode::OK, &Liveness { live: true }))
+}
+
+/// Whether the client accepts an answer as lines of JSON.
+pub fn wants_ndjson(headers: &HeaderMap) -> bool {
+    let accepts = headers.get_all(header::ACCEPT).iter();
+    accepts.filter_map(|value| value.to_str().ok()).any(media::wants_ndjson)
+}
+
+/// What a `GET /feed` asks for, the format of its events, and the media type of that format.
+pub fn feed_request(
+    query: Option<&str>,
+    headers: &HeaderMap,
+) -> Result<(FeedQuery, FeedFormat, &'static str), Problem> {
+    let last_id = headers.get(LAST_EVENT_ID).map(|value| value.to_str().unwrap_or("?"));
+    let query = FeedQuery::parse(query.unwrap_or(""), last_id)?;
+    Ok(match wants_ndjson(headers) {
+        true => (query, FeedFormat::Lines, media::NDJSON),
+        false => (query, FeedFormat::Events, media::EVENTS),
+    })
 }
 
 impl IntoResponse for Problem {
@@ -56,7 +87,7 @@ impl IntoResponse for Problem {
 }
 
 /// Adds refusals of unknown paths and methods. axum adds the `Allow` header.
-pub(super) fn with_refusals(app: Router) -> Router {
+pub fn with_refusals(app: Router) -> Router {
     app.method_not_allowed_fallback(async |method: Method, uri: Uri| {
         let detail =
             format!("{} does not take {method}; the Allow header says what it takes", quote(uri.path()));
@@ -68,9 +99,10 @@ pub(super) fn with_refusals(app: Router) -> Router {
 }
 
 /// Answers one request. Never fails: an error is an answer as well.
-pub(super) async fn answer(
+pub async fn answer(
     app: Router,
-    (access, request): (Access, Request<Option<Incoming>>),
+    access: Access,
+    request: Request<Option<Incoming>>,
     limit: Duration,
 ) -> Result<Response, Infallible> {
     let started = Instant::now();
@@ -94,8 +126,9 @@ async fn call(
 ) -> Response {
     // With `Expect: 100-continue` (RFC 9110, 10.1.1) the client has not sent the body of a refused request.
     let expects_continue = request.headers().contains_key(header::EXPECT);
-    let drainable = DrainableBody::default();
-    let request = request.map(|body| drainable.lend(body));
+    let (head, body) = request.into_parts();
+    let body = SharedBody::new(body);
+    let request = Request::from_parts(head, Body::new(body.clone()));
     let answer = AssertUnwindSafe(app.oneshot(request)).catch_unwind();
     let response = match timeout(limit, answer).await {
         Ok(Ok(Ok(response))) => response,
@@ -110,7 +143,7 @@ async fn call(
         }
     };
     if !response.status().is_success() && !expects_continue {
-        drainable.discard_rest().await;
+        body.discard_rest().await;
     }
     response
 }

@@ -73,7 +73,7 @@ fn storing(stored: Arc<AtomicUsize>) -> Router {
     let store = async move |body: Body| -> Result<Response, Problem> {
         let bytes = read_body(body, 10, &budget).await?;
         stored.fetch_add(bytes.len(), Ordering::SeqCst);
-        Ok(json(axum::http::StatusCode::CREATED, bytes.to_vec()))
+        Ok(json_bytes(axum::http::StatusCode::CREATED, bytes.to_vec()))
     };
     Router::new().route("/messages", post(store).get(async || "[]")).route("/livez", get(live))
 }

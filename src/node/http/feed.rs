@@ -20,8 +20,7 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 
 use crate::api::error::{ErrorCode, Problem};
 use crate::api::feed::{FeedEvent, FeedFormat, FeedQuery, cursor_invalid, from_text, to_text};
-use crate::api::header::{LAST_EVENT_ID, POSITION};
-use crate::api::media;
+use crate::api::header::POSITION;
 use crate::chain::cursor;
 use crate::chain::cursor::{Cursor, PartialScan, ReadState, Scope};
 use crate::chain::frontier::{Frontier, SnapshotId};
@@ -30,6 +29,7 @@ use crate::node::http::read::ReadFailure;
 use crate::node::http::send::view;
 use crate::node::live_feed::{CountedReader, LiveFeed, RingEnd, RingItem, RingRead};
 use crate::node::{Limits, Node};
+use crate::serve;
 use crate::store::history::feed_scan::{FeedItem, FeedScan};
 use crate::store::{Store, StoreError};
 
@@ -51,11 +51,7 @@ const PACE_MAX: Duration = Duration::from_millis(50);
 
 /// `GET /feed`.
 pub async fn get(node: Node, RawQuery(query): RawQuery, headers: HeaderMap) -> Result<Response, Problem> {
-    let last_id = headers.get(LAST_EVENT_ID).map(|value| value.to_str().unwrap_or("?"));
-    let query = FeedQuery::parse(query.as_deref().unwrap_or(""), last_id)?;
-    let accepts = headers.get_all(header::ACCEPT).iter();
-    let lines = accepts.filter_map(|value| value.to_str().ok()).any(media::wants_ndjson);
-    let format = if lines { FeedFormat::Lines } else { FeedFormat::Events };
+    let (query, format, media) = serve::feed_request(query.as_deref(), &headers)?;
     let scope = Scope::new(node.cluster.network, &query.filter_string());
     let entered = node.live_feed.enter();
     let seen = match &query.cursor {
@@ -69,7 +65,6 @@ pub async fn get(node: Node, RawQuery(query): RawQuery, headers: HeaderMap) -> R
         let chunk = reader.next_chunk().await?;
         Some((chunk, reader))
     });
-    let media = if lines { media::NDJSON } else { media::EVENTS };
     let headers = [(header::CONTENT_TYPE, media), (header::CACHE_CONTROL, "no-store")];
     let mut response = (headers, Body::from_stream(body)).into_response();
     response.headers_mut().insert(POSITION, position);

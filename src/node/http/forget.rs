@@ -18,9 +18,7 @@ pub async fn delete(node: Node, uri: Uri, RawQuery(raw): RawQuery) -> Result<Res
     let (code, detail) = match node.cluster.forget(node_id) {
         ForgetOutcome::Done => {
             node.cluster.store_members(&node).await;
-            let forgotten = ForgetAnswer { node_id, forgotten: true };
-            let json = serde_json::to_vec(&forgotten).expect("numbers and booleans serialise");
-            return Ok(serve::json(StatusCode::OK, json));
+            return Ok(serve::json(StatusCode::OK, &ForgetAnswer { node_id, forgotten: true }));
         }
         ForgetOutcome::IsUp => {
             let detail = format!("node {node_id} is up, and would come back at once; stop it first");

@@ -73,7 +73,7 @@ fn one(node: &Node, id: Uuid) -> Result<Response, ReadFailure> {
     let copies: Vec<_> =
         copies.filter(|copy| copy.digest == first.digest).map(|copy| acks::range_of(copy.key)).collect();
     view(&content, entry.key()).write_answer_json(&node.durable_on(&copies), None, &mut json);
-    Ok(serve::json(StatusCode::OK, json))
+    Ok(serve::json_bytes(StatusCode::OK, json))
 }
 
 fn not_found(id: Uuid) -> Problem {
@@ -86,9 +86,7 @@ pub async fn get(node: Node, RawQuery(query): RawQuery, headers: HeaderMap) -> R
     let wanted = position::wait_for(&node, &headers).await?;
     // Taken before the listing, so that it covers no more than the listing does.
     let covered = position::of_logs(&node, &node.logs(), &wanted);
-    let accepts = headers.get_all(header::ACCEPT).iter();
-    let ndjson = accepts.filter_map(|value| value.to_str().ok()).any(media::wants_ndjson);
-    let format = if ndjson { BodyFormat::Lines } else { BodyFormat::Array };
+    let format = if serve::wants_ndjson(&headers) { BodyFormat::Lines } else { BodyFormat::Array };
     let reading = || {
         let (reader, query) = (node.clone(), query.clone());
         node.limits.read(move || match query.limit {

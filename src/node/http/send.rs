@@ -79,7 +79,7 @@ async fn one(node: &Node, body: Bytes, key: Option<Uuid>, policy: AckPolicy) -> 
         (true, true) => StatusCode::OK,
         (true, false) => StatusCode::CREATED,
     };
-    let mut response = serve::json(status, json);
+    let mut response = serve::json_bytes(status, json);
     let location = format!("{}{}", path::MESSAGES_PREFIX, content.id.hyphenated());
     let location = location.try_into().expect("a UUID is a header value");
     response.headers_mut().insert(header::LOCATION, location);
@@ -122,8 +122,7 @@ async fn many(node: &Node, body: Bytes, key: Option<Uuid>, policy: AckPolicy) ->
             status = StatusCode::ACCEPTED;
         }
     }
-    let json = serde_json::to_vec(&answer).expect("numbers and strings serialise");
-    let mut response = serve::json(status, json);
+    let mut response = serve::json(status, &answer);
     response.headers_mut().insert(POSITION, covered);
     Ok(response)
 }

@@ -24,15 +24,13 @@ pub async fn nodes(State(slot): State<NodeSlot>, RawQuery(raw): RawQuery) -> Res
             NodeStatus { state, ..*last }
         }
     };
-    let json = serde_json::to_vec(&status).expect("numbers and strings serialise");
-    Ok(serve::json(StatusCode::OK, json))
+    Ok(serve::json(StatusCode::OK, &status))
 }
 
 /// `GET /network`: all nodes, each by its own status if it answers.
 pub async fn network(node: Node, RawQuery(raw): RawQuery) -> Result<Response, Problem> {
     query::refuse_any(raw.as_deref())?;
-    let json = serde_json::to_vec(&status::survey(&node).await).expect("numbers and strings serialise");
-    Ok(serve::json(StatusCode::OK, json))
+    Ok(serve::json(StatusCode::OK, &status::survey(&node).await))
 }
 
 /// `GET /readyz`: 200 if messages can be stored here, else 503.
@@ -43,5 +41,5 @@ pub async fn ready(State(slot): State<NodeSlot>, RawQuery(raw): RawQuery) -> Res
         SlotState::Closed(..) => Readiness { readable: false, writable: false },
     };
     let status = if ready.writable { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    Ok(serve::json(status, serde_json::to_vec(&ready).expect("booleans serialise")))
+    Ok(serve::json(status, &ready))
 }

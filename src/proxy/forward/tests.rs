@@ -118,13 +118,20 @@ async fn nodes_are_seen_as_probes_find_them() {
     network.add_absent();
     let forwarder = forwarder(&network);
     assert!(
-        forwarder.status().iter().all(|status| status.state == NodeState::Suspect),
+        forwarder
+            .state()
+            .upstreams
+            .status(forwarder.uptime())
+            .iter()
+            .all(|status| status.state == NodeState::Suspect),
         "no upstream was asked yet"
     );
     for (id, addr) in network.nodes.iter().cloned().enumerate() {
         prober::probe(&forwarder, id, addr).await;
     }
-    let [there, away] = &forwarder.status()[..] else { panic!("two upstreams") };
+    let [there, away] = &forwarder.state().upstreams.status(forwarder.uptime())[..] else {
+        panic!("two upstreams")
+    };
     assert_eq!((there.state, &there.error), (NodeState::Up, &None));
     assert_eq!((away.state, away.error.as_deref()), (NodeState::Suspect, Some("connection refused")));
 }

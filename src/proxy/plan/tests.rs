@@ -189,7 +189,7 @@ impl World {
             return self.advance(request, now);
         }
         let took = self.class.is_latency_sample().then_some(now.saturating_sub(began));
-        self.state.answered(id, self.class.traffic, now, took);
+        self.state.upstreams.answered(id, self.class.traffic, now, took);
         plan.won(attempt, &mut self.state, now);
         self.outcome.times.push(now.saturating_sub(*since));
         self.end(request);

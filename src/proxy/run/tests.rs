@@ -244,7 +244,7 @@ async fn if_all_nodes_refuse_the_proxys_key_the_client_is_not_unauthorized() {
 #[tokio::test]
 async fn a_feed_that_ends_at_once_is_asked_for_again_after_a_pause() {
     let ends =
-        || async { Body::from_stream(stream::empty::<Result<Bytes, ProxyError>>()).into_response() }.boxed();
+        || async { Body::from_stream(stream::empty::<Result<Bytes, Infallible>>()).into_response() }.boxed();
     let mut network = FakeNodes::new();
     network.add("only", Arc::new(ends)).await;
     let tested = proxy(&mut network).await;

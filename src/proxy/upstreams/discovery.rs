@@ -24,27 +24,21 @@ const DISCOVERED_MAX: usize = 64;
 const REMOVE_AFTER: Duration = Duration::from_secs(300);
 
 /// The last status report of an upstream, and what follows from it.
-#[derive(Debug)]
-pub(super) struct StatusReport {
+#[derive(Debug, Default)]
+pub struct StatusReport {
     /// When a node last named this upstream; None for a configured one.
     named_at: Option<Duration>,
     /// Node id and address, as the node itself reports them.
     identity: Option<(NodeId, Addr)>,
     /// It lacks messages, or holds damaged ones: reads prefer other upstreams.
-    pub(super) is_behind: bool,
-    /// It is new or has recovered: the next round should come soon.
-    pub(super) is_wanted: bool,
-}
-
-impl Default for StatusReport {
-    fn default() -> Self {
-        Self { named_at: None, identity: None, is_behind: false, is_wanted: true }
-    }
+    pub is_behind: bool,
+    /// A round came since the upstream was added or recovered. Without one, the next round should come soon.
+    pub was_requested: bool,
 }
 
 /// The state that outlives a round.
 #[derive(Debug, Default)]
-pub(super) struct DiscoveryRounds {
+pub struct DiscoveryRounds {
     last_at: Duration,
     /// The highest message count in the last round. A node with fewer messages now lacks some that are not new.
     messages_max: u64,
@@ -52,8 +46,8 @@ pub(super) struct DiscoveryRounds {
 
 impl Upstreams {
     /// The upstreams to ask for their status now; empty if no round is due.
-    pub(in crate::proxy) fn take_due_round(&mut self, now: Duration) -> Vec<(UpstreamId, Addr)> {
-        let is_urgent = |report: &StatusReport| report.is_behind || report.is_wanted;
+    pub fn take_due_round(&mut self, now: Duration) -> Vec<(UpstreamId, Addr)> {
+        let is_urgent = |report: &StatusReport| report.is_behind || !report.was_requested;
         let soon = self.all.values().any(|upstream| is_urgent(&upstream.report));
         if now < self.rounds.last_at + if soon { ROUND_SOON } else { ROUND_EVERY } {
             return Vec::new();
@@ -62,13 +56,13 @@ impl Upstreams {
         let asked: Vec<_> = up.map(|(id, upstream)| (*id, upstream.addr.clone())).collect();
         if !asked.is_empty() {
             self.rounds.last_at = now;
-            self.all.values_mut().for_each(|upstream| upstream.report.is_wanted = false);
+            self.all.values_mut().for_each(|upstream| upstream.report.was_requested = true);
         }
         asked
     }
 
     /// Applies the reports of one round.
-    pub(in crate::proxy) fn apply_reports(&mut self, now: Duration, reports: &[(UpstreamId, NodeStatus)]) {
+    pub fn apply_reports(&mut self, now: Duration, reports: &[(UpstreamId, NodeStatus)]) {
         for (id, status) in reports {
             let Some(upstream) = self.all.get_mut(id) else { continue };
             upstream.report.identity = Some((status.node_id, status.address.clone()));

@@ -18,10 +18,11 @@ use std::time::Duration;
 
 use tracing::{info, warn};
 
-use discovery::StatusReport;
-pub(super) use stats::TrafficClass;
+use discovery::{DiscoveryRounds, StatusReport};
+pub use stats::TrafficClass;
 use stats::UpstreamStats;
 
+use super::latency_window::LatencyWindow;
 use crate::api::address::{self, Addr};
 use crate::api::network::{NodeState, Readiness, UpstreamStatus};
 
@@ -44,16 +45,18 @@ const PROBE_BACKOFF_MAX: Duration = Duration::from_secs(5);
 const UNAUTHORIZED: &str = "it does not take the key of this proxy; give all servers the same key";
 
 /// Identifies an upstream for as long as the proxy runs.
-pub(super) type UpstreamId = usize;
+pub type UpstreamId = usize;
 
 /// All upstreams: the configured ones in their order, then the discovered ones.
 #[derive(Debug)]
-pub(super) struct Upstreams {
+pub struct Upstreams {
     all: BTreeMap<UpstreamId, Upstream>,
+    /// The recent answers of all upstreams, by traffic class.
+    latencies: [LatencyWindow; 3],
     /// Address of the proxy itself, which is never an upstream.
     own: Addr,
     next_id: UpstreamId,
-    rounds: discovery::DiscoveryRounds,
+    rounds: DiscoveryRounds,
 }
 
 #[derive(Debug)]
@@ -95,23 +98,23 @@ enum Condition {
 
 /// An upstream that a request may ask.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Candidate {
-    pub(super) id: UpstreamId,
-    pub(super) addr: Addr,
+pub struct Candidate {
+    pub id: UpstreamId,
+    pub addr: Addr,
     /// It is not expected to answer, or not soon.
-    pub(super) is_ejected: bool,
+    pub is_ejected: bool,
 }
 
 impl Upstreams {
-    pub(super) fn new(addrs: Vec<Addr>, own: Addr) -> Self {
+    pub fn new(addrs: Vec<Addr>, own: Addr) -> Self {
         let all: BTreeMap<_, _> =
             addrs.into_iter().map(|addr| Upstream::new(addr, Health::Unknown)).enumerate().collect();
         let next_id = all.len();
-        Self { all, own, next_id, rounds: discovery::DiscoveryRounds::default() }
+        Self { all, latencies: Default::default(), own, next_id, rounds: DiscoveryRounds::default() }
     }
 
     /// All upstreams, the most promising first.
-    pub(super) fn ranked(&self, class: TrafficClass, now: Duration) -> Vec<Candidate> {
+    pub fn ranked(&self, class: TrafficClass, now: Duration) -> Vec<Candidate> {
         let mut order: Vec<_> =
             self.all.iter().map(|(id, upstream)| (upstream.rank(class, now), *id)).collect();
         order.sort_unstable();
@@ -123,21 +126,21 @@ impl Upstreams {
     }
 
     /// A request is sent to the upstream. `request_ended` must follow.
-    pub(super) fn request_started(&mut self, id: UpstreamId, class: TrafficClass) {
+    pub fn request_started(&mut self, id: UpstreamId, class: TrafficClass) {
         if let Some(stats) = self.stats_mut(id, class) {
             stats.in_flight += 1;
         }
     }
 
     /// A request to the upstream ended, with or without an answer.
-    pub(super) fn request_ended(&mut self, id: UpstreamId, class: TrafficClass) {
+    pub fn request_ended(&mut self, id: UpstreamId, class: TrafficClass) {
         if let Some(stats) = self.stats_mut(id, class) {
             stats.in_flight = stats.in_flight.saturating_sub(1);
         }
     }
 
     /// The upstream answered. `latency` is None where the time to the answer says nothing about the node.
-    pub(super) fn answered(
+    pub fn answered(
         &mut self,
         id: UpstreamId,
         class: TrafficClass,
@@ -155,17 +158,25 @@ impl Upstreams {
         if !upstream.is_slow() {
             upstream.error = None;
         }
+        if let Some(latency) = latency {
+            self.latencies[class as usize].record(latency);
+        }
+    }
+
+    /// How long to wait for one upstream before a second one is asked.
+    pub fn hedge_delay(&self, class: TrafficClass) -> Duration {
+        self.latencies[class as usize].hedge_delay()
     }
 
     /// The upstream has not answered after this wait, and the request asks another one.
-    pub(super) fn hedged(&mut self, id: UpstreamId, class: TrafficClass, now: Duration, waited: Duration) {
+    pub fn hedged(&mut self, id: UpstreamId, class: TrafficClass, now: Duration, waited: Duration) {
         if let Some(stats) = self.stats_mut(id, class) {
             stats.record_latency(now, waited);
         }
     }
 
     /// Another upstream answered a request that waits for this one since `since`. Several lost hedges in a row eject.
-    pub(super) fn hedge_lost(&mut self, id: UpstreamId, class: TrafficClass, since: Duration, now: Duration) {
+    pub fn hedge_lost(&mut self, id: UpstreamId, class: TrafficClass, since: Duration, now: Duration) {
         if let Some(waited) = self.outpaced(id, class, since, now)
             && self.stats_mut(id, class).is_some_and(|stats| stats.record_lost_hedge(now, waited))
         {
@@ -174,7 +185,7 @@ impl Upstreams {
     }
 
     /// A request waits for this upstream since `since`. At least `min` of silence ejects if others answer meanwhile.
-    pub(super) fn still_waiting(
+    pub fn still_waiting(
         &mut self,
         id: UpstreamId,
         class: TrafficClass,
@@ -225,12 +236,12 @@ impl Upstreams {
     }
 
     /// Whether no request should wait for this upstream alone.
-    pub(super) fn is_ejected(&self, id: UpstreamId, class: TrafficClass, now: Duration) -> bool {
+    pub fn is_ejected(&self, id: UpstreamId, class: TrafficClass, now: Duration) -> bool {
         self.all.get(&id).is_none_or(|upstream| upstream.is_ejected(class, now))
     }
 
     /// Whether the upstream lacks messages that another usable upstream has.
-    pub(super) fn is_behind(&self, id: UpstreamId, now: Duration) -> bool {
+    pub fn is_behind(&self, id: UpstreamId, now: Duration) -> bool {
         let is_better =
             |upstream: &Upstream| !upstream.report.is_behind && !upstream.is_ejected(TrafficClass::Read, now);
         self.all.get(&id).is_some_and(|upstream| upstream.report.is_behind)
@@ -238,17 +249,17 @@ impl Upstreams {
     }
 
     /// Whether the upstream failed and recovered after this moment: requests sent before it are lost.
-    pub(super) fn recovered_since(&self, id: UpstreamId, moment: Duration) -> bool {
+    pub fn recovered_since(&self, id: UpstreamId, moment: Duration) -> bool {
         self.all.get(&id).is_some_and(|upstream| !upstream.is_failing() && upstream.recovered_at > moment)
     }
 
     /// Whether all upstreams have been failing for a while.
-    pub(super) fn all_down(&self, now: Duration) -> bool {
+    pub fn all_down(&self, now: Duration) -> bool {
         self.all.values().all(|upstream| upstream.is_down(now))
     }
 
     /// The upstream refused for a reason that may not hold for another one.
-    pub(super) fn refused(&mut self, id: UpstreamId, class: TrafficClass, now: Duration, why: String) {
+    pub fn refused(&mut self, id: UpstreamId, class: TrafficClass, now: Duration, why: String) {
         let Some(upstream) = self.all.get_mut(&id) else { return };
         upstream.mark_up(now);
         upstream.stats_mut(class).record_refusal(now);
@@ -256,7 +267,7 @@ impl Upstreams {
     }
 
     /// The upstream does not accept the proxy's key.
-    pub(super) fn unauthorized(&mut self, id: UpstreamId, now: Duration) {
+    pub fn unauthorized(&mut self, id: UpstreamId, now: Duration) {
         let Some(upstream) = self.all.get_mut(&id) else { return };
         upstream.mark_up(now);
         if !std::mem::replace(&mut upstream.is_unauthorized, true) {
@@ -266,13 +277,13 @@ impl Upstreams {
     }
 
     /// What an operator should repair.
-    pub(super) fn warnings(&self) -> Vec<String> {
+    pub fn warnings(&self) -> Vec<String> {
         let unauthorized = self.all.values().filter(|upstream| upstream.is_unauthorized);
         unauthorized.map(|upstream| format!("{}: {UNAUTHORIZED}", upstream.addr)).collect()
     }
 
     /// The upstream did not answer.
-    pub(super) fn failed(&mut self, id: UpstreamId, now: Duration, why: String) {
+    pub fn failed(&mut self, id: UpstreamId, now: Duration, why: String) {
         let Some(upstream) = self.all.get_mut(&id) else { return };
         if !upstream.is_failing() {
             warn!(node = %upstream.addr, why, "a node does not answer: it is asked last until it does");
@@ -283,7 +294,7 @@ impl Upstreams {
     }
 
     /// The upstreams to probe now. Schedules the next probe of each; `jitter` (0 to 1) keeps the probes apart.
-    pub(super) fn take_due_probes(&mut self, now: Duration, jitter: f64) -> Vec<(UpstreamId, Addr)> {
+    pub fn take_due_probes(&mut self, now: Duration, jitter: f64) -> Vec<(UpstreamId, Addr)> {
         let due = self.all.iter_mut().filter(|(_, upstream)| upstream.next_probe_at <= now);
         due.map(|(id, upstream)| {
             upstream.next_probe_at = now + upstream.probe_interval(now).mul_f64(0.75 + jitter / 2.0);
@@ -293,13 +304,7 @@ impl Upstreams {
     }
 
     /// A probe was answered.
-    pub(super) fn probe_answered(
-        &mut self,
-        id: UpstreamId,
-        now: Duration,
-        latency: Duration,
-        ready: Readiness,
-    ) {
+    pub fn probe_answered(&mut self, id: UpstreamId, now: Duration, latency: Duration, ready: Readiness) {
         self.answered(id, TrafficClass::Probe, now, Some(latency));
         let why = "it says that it cannot store just now".to_owned();
         if !ready.writable {
@@ -312,7 +317,7 @@ impl Upstreams {
 
     /// A probe that started at `since` timed out. The upstream fails if others answer their probes, or if it answered
     /// nothing for long; otherwise the cause may be the proxy's own network.
-    pub(super) fn probe_timed_out(&mut self, id: UpstreamId, since: Duration, now: Duration, why: String) {
+    pub fn probe_timed_out(&mut self, id: UpstreamId, since: Duration, now: Duration, why: String) {
         let Some(upstream) = self.all.get(&id) else { return };
         let last = upstream.stats.iter().filter_map(|stats| stats.answered_at).max().unwrap_or_default();
         let is_long_ago = now.saturating_sub(last) >= DOWN_AFTER;
@@ -322,16 +327,16 @@ impl Upstreams {
     }
 
     /// Why the last requests failed, as part of a sentence.
-    pub(super) fn error_summary(&self) -> String {
+    pub fn error_summary(&self) -> String {
         let why = |upstream: &Upstream| upstream.error.as_deref().unwrap_or("no answer yet").to_owned();
         address::grouped_errors(self.all.values().map(|upstream| (&upstream.addr, why(upstream))))
     }
 
-    pub(super) fn count(&self) -> usize {
+    pub fn count(&self) -> usize {
         self.all.len()
     }
 
-    pub(super) fn status(&self, now: Duration) -> Vec<UpstreamStatus> {
+    pub fn status(&self, now: Duration) -> Vec<UpstreamStatus> {
         self.all.values().map(|upstream| upstream.status(now)).collect()
     }
 
@@ -393,7 +398,7 @@ impl Upstream {
             info!(node = %self.addr, "a node answers again");
             self.recovered_at = now;
             self.next_probe_at = now + PROBE_EVERY;
-            self.report.is_wanted = true;
+            self.report.was_requested = false;
             self.stats.iter_mut().for_each(UpstreamStats::reset);
         }
         self.health = Health::Up;

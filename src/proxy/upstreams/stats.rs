@@ -21,7 +21,7 @@ const EJECTION_MAX: Duration = Duration::from_secs(30);
 
 /// Kinds of requests that an upstream can be good or bad at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(in crate::proxy) enum TrafficClass {
+pub enum TrafficClass {
     /// A readiness probe of the proxy.
     Probe,
     /// Does not need the disk of the node.
@@ -32,13 +32,13 @@ pub(in crate::proxy) enum TrafficClass {
 
 /// What is known of one upstream in one traffic class.
 #[derive(Debug, Default)]
-pub(super) struct UpstreamStats {
+pub struct UpstreamStats {
     latency: Option<Latency>,
-    pub(super) in_flight: u32,
+    pub in_flight: u32,
     /// Hedges lost since the last answer.
     lost_hedges: u32,
     /// When the last answer came.
-    pub(super) answered_at: Option<Duration>,
+    pub answered_at: Option<Duration>,
     /// When the last answer came whose latency was measured, and that latency.
     measured: Option<(Duration, Duration)>,
     refusing_until: Option<Duration>,
@@ -60,7 +60,7 @@ struct Ejection {
 
 impl UpstreamStats {
     /// The upstream answered. `prompt`: a latency up to this is no sign of a slow node.
-    pub(super) fn record_answer(&mut self, now: Duration, latency: Option<Duration>, prompt: Duration) {
+    pub fn record_answer(&mut self, now: Duration, latency: Option<Duration>, prompt: Duration) {
         self.answered_at = Some(now);
         self.refusing_until = None;
         self.lost_hedges = 0;
@@ -74,60 +74,60 @@ impl UpstreamStats {
     }
 
     /// Peak-sensitive exponentially weighted mean, as in Finagle's "peak EWMA" balancer.
-    pub(super) fn record_latency(&mut self, now: Duration, sample: Duration) {
+    pub fn record_latency(&mut self, now: Duration, sample: Duration) {
         let (new, old) = (sample.as_secs_f64(), self.latency.map_or(0.0, |latency| latency.aged(now)));
         let seconds = if new > old { new } else { old + LATENCY_WEIGHT * (new - old) };
         self.latency = Some(Latency { seconds, at: now });
     }
 
     /// Another upstream answered a hedged request first. True if this upstream should be ejected.
-    pub(super) fn record_lost_hedge(&mut self, now: Duration, waited: Duration) -> bool {
+    pub fn record_lost_hedge(&mut self, now: Duration, waited: Duration) -> bool {
         self.record_latency(now, waited);
         self.lost_hedges += 1;
         self.lost_hedges >= LOST_HEDGES_MAX || self.ejection.is_some()
     }
 
-    pub(super) fn record_refusal(&mut self, now: Duration) {
+    pub fn record_refusal(&mut self, now: Duration) {
         self.answered_at = Some(now);
         self.refusing_until = Some(now + REFUSING_FOR);
     }
 
     /// Whether an answer came after `since`, within at most this latency.
-    pub(super) fn answered_within(&self, since: Duration, latency_max: Duration) -> bool {
+    pub fn answered_within(&self, since: Duration, latency_max: Duration) -> bool {
         self.measured.is_some_and(|(at, latency)| at > since && latency <= latency_max)
     }
 
     /// Ejects the upstream for a while; longer than the last time if no prompt answer came since then.
-    pub(super) fn eject(&mut self, now: Duration) {
+    pub fn eject(&mut self, now: Duration) {
         let length = self.ejection.map_or(EJECTION_MIN, |ejection| (ejection.length * 2).min(EJECTION_MAX));
         self.ejection = Some(Ejection { until: now + length, length });
     }
 
-    pub(super) fn is_ejected(&self, now: Duration) -> bool {
+    pub fn is_ejected(&self, now: Duration) -> bool {
         self.ejection.is_some_and(|ejection| now < ejection.until)
     }
 
     /// Whether no prompt answer came since the last ejection.
-    pub(super) fn is_slow(&self) -> bool {
+    pub fn is_slow(&self) -> bool {
         self.ejection.is_some()
     }
 
     /// Whether the upstream is back from an ejection, and a first request finds out whether it is still slow.
-    pub(super) fn is_on_trial(&self) -> bool {
+    pub fn is_on_trial(&self) -> bool {
         self.ejection.is_some() && self.in_flight > 0
     }
 
     /// Drops what was measured before the node was away.
-    pub(super) fn reset(&mut self) {
+    pub fn reset(&mut self) {
         (self.ejection, self.lost_hedges, self.latency) = (None, 0, None);
     }
 
-    pub(super) fn is_refusing(&self, now: Duration) -> bool {
+    pub fn is_refusing(&self, now: Duration) -> bool {
         self.refusing_until.is_some_and(|until| now < until)
     }
 
     /// The expected time to an answer, in doublings of the floor: only clear differences change the order.
-    pub(super) fn cost(&self, now: Duration) -> u32 {
+    pub fn cost(&self, now: Duration) -> u32 {
         let floor = LATENCY_FLOOR.as_secs_f64();
         let mut cost = self.latency_aged(now).as_secs_f64().max(floor) * f64::from(self.in_flight + 1);
         let mut doublings = 0;
@@ -138,11 +138,11 @@ impl UpstreamStats {
         doublings
     }
 
-    pub(super) fn latency_aged(&self, now: Duration) -> Duration {
+    pub fn latency_aged(&self, now: Duration) -> Duration {
         Duration::from_secs_f64(self.latency.map_or(0.0, |latency| latency.aged(now)))
     }
 
-    pub(super) fn latency_ms(&self) -> Option<f64> {
+    pub fn latency_ms(&self) -> Option<f64> {
         self.latency.map(|latency| (latency.seconds * 1e6).round() / 1e3)
     }
 }
