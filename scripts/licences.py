@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Checks that ChatChain may be shipped under MIT: the licence of every dependency, on every platform, allows it.
+"""Checks that ChatChain may be shipped under MIT: the license of every dependency, on every platform, allows it.
 
-An expression passes if the licences in ALLOWED satisfy it. `A OR B` needs one of the two, `A AND B` needs both, `A+` ("or
+An expression passes if the licenses in ALLOWED satisfy it. `A OR B` needs one of the two, `A AND B` needs both, `A+` ("or
 any later version") needs A. `A WITH exception` must be in ALLOWED as a whole.
 
     licences.py              checks what `cargo metadata` says; prints every crate that fails, then exits 1
@@ -52,7 +52,7 @@ def tokens(expression):
 
 
 def passes(expression):
-    """Whether the allowed licences are enough to satisfy the expression."""
+    """Whether the allowed licenses are enough to satisfy the expression."""
     rest = tokens(expression)
 
     def peek():
@@ -71,11 +71,11 @@ def passes(expression):
                 raise Malformed("closing parenthesis expected")
             rest.pop(0)
             return inside
-        licence = name("a licence").removesuffix("+")
+        license = name("a license").removesuffix("+")
         if peek() == "WITH":
             rest.pop(0)
-            licence += " WITH " + name("an exception")
-        return licence in ALLOWED
+            license += " WITH " + name("an exception")
+        return license in ALLOWED
 
     # `&` and `|` on purpose: both sides are always parsed.
     def both():
@@ -100,13 +100,13 @@ def passes(expression):
 
 def complaint(package):
     """Why this package may not be used, or None."""
-    licence = package.get("license")
-    if not licence:
-        return f"names no licence (licence file: {package.get('license_file')})"
+    license = package.get("license")
+    if not license:
+        return f"names no license (license file: {package.get('license_file')})"
     try:
-        return None if passes(licence) else f"{licence} is not allowed"
+        return None if passes(license) else f"{license} is not allowed"
     except Malformed as why:
-        return f"{licence!r} is not an SPDX expression: {why}"
+        return f"{license!r} is not an SPDX expression: {why}"
 
 
 def failures(packages):
@@ -119,7 +119,7 @@ def metadata():
     command = ["cargo", "metadata", "--format-version", "1", "--locked", "--manifest-path", str(top / "Cargo.toml")]
     done = subprocess.run(command, stdout=subprocess.PIPE, check=False)
     if done.returncode:
-        sys.exit("licences: cargo metadata failed")
+        sys.exit("licenses: cargo metadata failed")
     return json.loads(done.stdout)["packages"]
 
 
@@ -154,7 +154,7 @@ def self_test():
         except Malformed:
             continue
         raise AssertionError(f"{expression!r} was not noticed")
-    crates = [{"name": "b", "version": "1.0.0", "license": licence} for licence in ["", "MIT", *bad[:1], *malformed[1:2]]]
+    crates = [{"name": "b", "version": "1.0.0", "license": license} for license in ["", "MIT", *bad[:1], *malformed[1:2]]]
     assert len(failures(crates)) == 3, failures(crates)
 
 
@@ -169,7 +169,7 @@ def main():
     if failed:
         print("\n".join(failed))
         sys.exit(1)
-    print(f"licences: {len(packages)} crates may be used")
+    print(f"licenses: {len(packages)} crates may be used")
 
 
 if __name__ == "__main__":
