@@ -326,10 +326,11 @@ pub struct VerifyArgs {
 /// `chatchain key`.
 #[derive(Debug, Default, Args)]
 #[command(after_help = "\
-Every node, proxy and client of the network needs the same key: in CHATCHAIN_KEY,
-or in a file that CHATCHAIN_KEY_FILE or `key_file` in config.toml names. The
-first of these that is set counts. The file may hold several keys, one per line:
-the first key is sent, and each of them is accepted.
+Every node, proxy and client of the network needs the same key: in
+CHATCHAIN_KEY, or in a file that CHATCHAIN_KEY_FILE or `key_file` in config.toml
+names. The variables win over `key_file`; set only one of them. The file may
+hold several keys, one per line: the first key is sent, and each of them is
+accepted.
 
 Examples:
   umask 077; chatchain key > network.key")]
