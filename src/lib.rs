@@ -54,7 +54,7 @@
 //!    `node/maintenance` → `node/cluster` → `replica/repair` (gives up) → `node/writer` → `replica/committer` →
 //!    `replica/cut` → `replica/purge` → `store` → `store/index/purge` and `store/log/purge`. If the index lacks a
 //!    row: `node/maintenance` → `store/index` (invalidated) → `node/store_fault` → flow 6, which rebuilds the index.
-//! 6. **Opening a store**: `commands/node` → `node/run` → `node/recovery` → `store/recovery/crash_count` (how the
+//! 6. **Opening a store**: `commands/serving` → `node/run` → `node/recovery` → `store/recovery/crash_count` (how the
 //!    last runs ended) → `store/recovery/open_rules` (the policy that follows) → `store` → `store/recovery` →
 //!    `store/log` → `chain/logs` → `store/index` → `node/run` again, which starts the writer, the indexer, the
 //!    exchanges and the maintenance, and gives the node to requests (`node/slot`). A log that cannot be opened:
