@@ -28,10 +28,8 @@ Exit codes: 0 done, 1 failed, 2 wrong usage or configuration,
 #[derive(Debug, Parser)]
 #[command(name = "chatchain", version, after_help = EXAMPLES, max_term_width = 100, propagate_version = true)]
 pub struct Cli {
-    /// Flags of every command.
     #[command(flatten)]
     pub common: CommonArgs,
-    /// The command.
     #[command(subcommand)]
     pub command: Command,
 }
@@ -63,19 +61,13 @@ pub struct CommonArgs {
 /// The shape of what is printed on standard output.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
 pub enum OutputFormat {
-    /// Columns for people.
+    // With a doc comment per value, clap would print all of --help in its long form.
     #[default]
-    #[value(help = None::<&str>)] // with a help per value, clap prints all of --help in its long form
     Table,
-    /// One JSON value.
-    #[value(help = None::<&str>)]
     Json,
-    /// One JSON value per line.
-    #[value(help = None::<&str>)]
     Ndjson,
 }
 
-/// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Run a whole network on this machine: nodes and a proxy
@@ -100,7 +92,6 @@ pub enum Command {
     Guide(GuideArgs),
 }
 
-/// `chatchain up`.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Every node and the proxy is a process of its own. All listen on 127.0.0.1: the
@@ -122,7 +113,6 @@ pub struct UpArgs {
     pub base_port: u16,
 }
 
-/// `chatchain node`.
 #[derive(Debug, Default, Args)]
 #[command(after_help = "\
 On one machine, a node needs only its number: node N listens on
@@ -151,15 +141,10 @@ pub struct NodeArgs {
     /// The store is DIR/node-N [env: CHATCHAIN_NODE_DATA_DIR] [default: data]
     #[arg(long, value_name = "DIR")]
     pub data_dir: Option<PathBuf>,
-    /// Let other machines connect without a key: everybody who reaches the port can read and write everything
-    #[arg(long)]
-    pub insecure: bool,
-    /// Stop when standard input ends. `up` holds the other end of that pipe, so no child outlives it.
-    #[arg(long, hide = true)]
-    pub exit_with_parent: bool,
+    #[command(flatten)]
+    pub server: ServerArgs,
 }
 
-/// `chatchain proxy`.
 #[derive(Debug, Default, Args)]
 #[command(after_help = "\
 Examples:
@@ -172,6 +157,13 @@ pub struct ProxyArgs {
     /// Nodes to forward to, separated by commas [default: `nodes`]
     #[arg(long, value_name = "ADDRS")]
     pub nodes: Option<String>,
+    #[command(flatten)]
+    pub server: ServerArgs,
+}
+
+/// Flags of `node` and `proxy`.
+#[derive(Debug, Default, Args)]
+pub struct ServerArgs {
     /// Let other machines connect without a key: everybody who reaches the port can read and write everything
     #[arg(long)]
     pub insecure: bool,
@@ -180,7 +172,6 @@ pub struct ProxyArgs {
     pub exit_with_parent: bool,
 }
 
-/// `chatchain send`.
 #[derive(Debug, Default, Args)]
 #[command(after_help = "\
 The id is chosen before the first attempt, so all attempts store one message.
@@ -228,7 +219,6 @@ fn acks(text: &str) -> Result<String, String> {
     Err("give a number from 1, `quorum` or `all`".into())
 }
 
-/// `chatchain list`.
 #[derive(Debug, Default, Args)]
 #[command(after_help = "\
 Examples:
@@ -273,7 +263,6 @@ pub struct ListArgs {
     pub limit: u32,
 }
 
-/// `chatchain status`.
 #[derive(Debug, Default, Args)]
 #[command(after_help = "\
 Examples:
@@ -289,7 +278,6 @@ pub struct StatusArgs {
     pub watch: bool,
 }
 
-/// `chatchain forget`.
 #[derive(Debug, Default, Args)]
 #[command(after_help = "\
 All nodes stop waiting for the forgotten node. The messages that it accepted
@@ -304,7 +292,6 @@ pub struct ForgetArgs {
     pub node_id: NodeId,
 }
 
-/// `chatchain verify`.
 #[derive(Debug, Default, Args)]
 #[command(after_help = "\
 Stop the node first: a store that is in use is not checked. Nothing is repaired
@@ -323,7 +310,6 @@ pub struct VerifyArgs {
     pub only_open: bool,
 }
 
-/// `chatchain key`.
 #[derive(Debug, Default, Args)]
 #[command(after_help = "\
 Every node, proxy and client of the network needs the same key: in
@@ -336,7 +322,6 @@ Examples:
   umask 077; chatchain key > network.key")]
 pub struct KeyArgs {}
 
-/// `chatchain guide`.
 #[derive(Debug, Default, Args)]
 #[command(after_help = "\
 The guide needs no server and no configuration.

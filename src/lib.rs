@@ -17,7 +17,7 @@
 //! | [`serve`] | accepting connections, authentication, limits | messages, beyond their size |
 //! | [`node`] | the writer, the HTTP handlers, the exchanges with peers | the proxy |
 //! | [`proxy`] | finding a node that answers | the store, the node, the logs |
-//! | [`commands`] | one file per command | what servers do inside |
+//! | [`commands`] | the commands, from arguments to what is printed | what servers do inside |
 //! | [`cli`], [`config`] | the command line and the settings | anything that runs |
 //! | [`guide`] | the text of the guide | everything |
 //! | [`output`] | all printing | where the text comes from |

@@ -66,7 +66,7 @@ fn log_to_stderr(cli: &Cli, output: &Output) {
         .with_env_filter(filter)
         .with_writer(io::stderr)
         .log_internal_errors(false) // it panics where standard error is closed
-        .with_ansi(output.colors_errors())
+        .with_ansi(output.colors_errors)
         .with_target(cli.common.verbose > 0)
         .init();
 }

@@ -16,10 +16,11 @@ use std::{
 
 use clap::{
     ColorChoice,
-    builder::styling::{AnsiColor, Color, Effects, Style},
+    builder::styling::{AnsiColor, Effects, Style},
 };
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+pub use indicatif::ProgressBar;
+use indicatif::{ProgressDrawTarget, ProgressFinish, ProgressStyle};
 use serde::Serialize;
 
 use crate::cli::{CommonArgs, OutputFormat};
@@ -39,24 +40,21 @@ const TAG_COLORS: [AnsiColor; 6] = [
 /// Where and how to print.
 #[derive(Debug, Clone)]
 pub struct Output {
-    format: OutputFormat,
+    pub format: OutputFormat,
     quiet: bool,
     /// Whether standard output is colored.
     colors_data: bool,
     /// Whether standard error is colored.
-    colors_errors: bool,
+    pub colors_errors: bool,
 }
 
 /// How good or bad something is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Tone {
-    /// Nothing to say about it.
     Plain,
-    /// As it should be.
     Good,
     /// Worth a look.
     Doubtful,
-    /// Not as it should be.
     Bad,
 }
 
@@ -78,16 +76,6 @@ impl Output {
             colors_data: color(io::stdout().is_terminal()),
             colors_errors: color(io::stderr().is_terminal()),
         }
-    }
-
-    /// The format of data.
-    pub fn format(&self) -> OutputFormat {
-        self.format
-    }
-
-    /// Whether standard error is colored.
-    pub fn colors_errors(&self) -> bool {
-        self.colors_errors
     }
 
     /// Begins a page. On a terminal it replaces the page before it; elsewhere it follows that page.
@@ -166,19 +154,17 @@ impl Output {
         }
     }
 
-    /// A warning on standard error.
     pub fn warn(&self, text: &str) {
         self.labeled("warning", AnsiColor::Yellow, text);
     }
 
-    /// An error on standard error.
     pub fn error(&self, text: &str) {
         self.labeled("error", AnsiColor::Red, text);
     }
 
     /// A line of a child process on standard error, after the tag of that process. `index` chooses the color of the tag.
     pub fn tagged(&self, index: usize, tag: &str, line: &str) {
-        let style = Style::new().fg_color(Some(Color::Ansi(TAG_COLORS[index % TAG_COLORS.len()])));
+        let style = TAG_COLORS[index % TAG_COLORS.len()].on_default();
         eprint_line(&format!("{} {line}", paint(self.colors_errors, style, &format!("{tag:>7} |"))));
     }
 
@@ -189,8 +175,9 @@ impl Output {
         }
     }
 
-    /// A progress bar over this many bytes, or a counter if the number is not known.
-    pub fn progress(&self, bytes: Option<u64>) -> ProgressLine {
+    /// A progress bar on standard error over this many bytes, or a counter if the number is not known. It is invisible where
+    /// standard error is no terminal, and is removed when it is dropped.
+    pub fn progress(&self, bytes: Option<u64>) -> ProgressBar {
         let hidden = self.quiet || !io::stderr().is_terminal();
         let target = if hidden { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() };
         let template = match bytes {
@@ -198,35 +185,12 @@ impl Output {
             None => "{spinner} {bytes}  {msg}  {elapsed}",
         };
         let style = ProgressStyle::with_template(template).expect("the template is well-formed");
-        ProgressLine(ProgressBar::with_draw_target(bytes, target).with_style(style))
+        ProgressBar::with_draw_target(bytes, target).with_style(style).with_finish(ProgressFinish::AndClear)
     }
 
     fn labeled(&self, label: &str, color: AnsiColor, text: &str) {
-        let style = Style::new().fg_color(Some(Color::Ansi(color))).effects(Effects::BOLD);
+        let style = color.on_default().effects(Effects::BOLD);
         eprint_line(&format!("{} {}", paint(self.colors_errors, style, &format!("{label}:")), escape(text)));
-    }
-}
-
-/// A progress bar on standard error; it is invisible where standard error is no terminal.
-#[derive(Debug)]
-pub struct ProgressLine(ProgressBar);
-
-impl ProgressLine {
-    /// Moves the bar, and replaces the text beside it.
-    pub fn advance(&self, bytes: u64, message: String) {
-        self.0.inc(bytes);
-        self.0.set_message(message);
-    }
-
-    /// Hides the bar while `print` prints.
-    pub fn pause<T>(&self, print: impl FnOnce() -> T) -> T {
-        self.0.suspend(print)
-    }
-}
-
-impl Drop for ProgressLine {
-    fn drop(&mut self) {
-        self.0.finish_and_clear();
     }
 }
 
@@ -302,13 +266,12 @@ fn columns(header: &[&str], rows: &[Row]) -> Table {
 }
 
 fn style_of(tone: Tone) -> Style {
-    let color = match tone {
-        Tone::Plain => return Style::new(),
-        Tone::Good => AnsiColor::Green,
-        Tone::Doubtful => AnsiColor::Yellow,
-        Tone::Bad => AnsiColor::Red,
-    };
-    Style::new().fg_color(Some(Color::Ansi(color)))
+    match tone {
+        Tone::Plain => Style::new(),
+        Tone::Good => AnsiColor::Green.on_default(),
+        Tone::Doubtful => AnsiColor::Yellow.on_default(),
+        Tone::Bad => AnsiColor::Red.on_default(),
+    }
 }
 
 fn paint(colors: bool, style: Style, text: &str) -> String {

@@ -90,11 +90,6 @@ impl ErrorCode {
     pub fn surely_no_effect(self) -> bool {
         self.row().4
     }
-
-    /// The value of `Retry-After`, for the codes for which the contract promises that header.
-    fn retry_after_seconds(self) -> Option<u32> {
-        matches!(self, Self::Overloaded | Self::NoNodeAvailable).then_some(1)
-    }
 }
 
 impl fmt::Display for ErrorCode {
@@ -130,14 +125,17 @@ fn about_blank() -> Cow<'static, str> {
 
 impl Problem {
     pub fn new(code: ErrorCode, detail: impl Into<String>) -> Self {
+        let (_, status, title, retryable, _) = code.row();
+        // The contract promises the header for these two codes.
+        let retry_after = matches!(code, ErrorCode::Overloaded | ErrorCode::NoNodeAvailable).then_some(1);
         Self {
             kind: about_blank(),
-            title: Cow::Borrowed(code.row().2),
-            status: code.status(),
+            title: title.into(),
+            status,
             detail: detail.into(),
             code,
-            retryable: code.retryable(),
-            retry_after_seconds: code.retry_after_seconds(),
+            retryable,
+            retry_after_seconds: retry_after,
         }
     }
 

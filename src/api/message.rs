@@ -15,7 +15,7 @@ use super::{
     network::NodeId,
     time::Time,
 };
-use crate::chain::message::{InvalidMessage, Message, UncheckedMessage};
+use crate::chain::message::{Message, UncheckedMessage};
 
 /// A send, as a client posts it. `timestamp` and `id` may be absent or `null`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -45,13 +45,8 @@ impl SendRequest {
     pub fn into_message(self, default_id: impl FnOnce() -> Uuid) -> Result<Message, Problem> {
         let Self { sender, recipient, text, timestamp, id } = self;
         let id = id.unwrap_or_else(default_id);
-        Message::new(UncheckedMessage { id, sender, recipient, text, timestamp }).map_err(Problem::from)
-    }
-}
-
-impl From<InvalidMessage> for Problem {
-    fn from(invalid: InvalidMessage) -> Self {
-        Problem::new(ErrorCode::InvalidMessage, invalid.to_string())
+        Message::new(UncheckedMessage { id, sender, recipient, text, timestamp })
+            .map_err(|invalid| Problem::new(ErrorCode::InvalidMessage, invalid.to_string()))
     }
 }
 

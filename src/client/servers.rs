@@ -8,10 +8,7 @@
 
 use std::{
     marker::PhantomData,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::atomic::{AtomicUsize, Ordering},
     time::Duration,
 };
 
@@ -46,13 +43,13 @@ const ANSWER_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// A longer line of a listing is invalid. A text in which every byte is escaped, with its names, is shorter.
 const LINE_BYTES_MAX: usize = 256 * 1024;
 
-/// Several servers. The one that answered last is asked first; clones share which one that is.
-#[derive(Debug, Clone)]
+/// Several servers. The one that answered last is asked first.
+#[derive(Debug)]
 pub struct Servers {
     client: Client,
     addrs: Vec<Addr>,
     /// Index of the server that answered last. A hint: a stale one costs an attempt.
-    preferred: Arc<AtomicUsize>,
+    preferred: AtomicUsize,
 }
 
 /// The answer to a send.
@@ -80,7 +77,7 @@ impl ClientError {
 impl Servers {
     /// `addrs`: at least one address; they are tried in this order.
     pub fn new(client: Client, addrs: Vec<Addr>) -> Self {
-        Self { client, addrs, preferred: Arc::default() }
+        Self { client, addrs, preferred: AtomicUsize::default() }
     }
 
     /// Sends one message. A message without an id gets one here. `acks` goes into the query unchanged.
@@ -138,12 +135,10 @@ impl Servers {
         self.ask(&request, ATTEMPT_MAX, async |answer| Ok(LineStream::new(answer))).await
     }
 
-    /// The status of the whole network.
     pub async fn network(&self) -> Result<NetworkStatus, ClientError> {
         self.ask_whole(&Request::get(path::NETWORK)).await
     }
 
-    /// Removes a node from the network's members.
     pub async fn forget(&self, node_id: NodeId) -> Result<ForgetAnswer, ClientError> {
         self.ask_whole(&Request::delete(format!("{}{node_id}", path::NODES_PREFIX))).await
     }
@@ -239,7 +234,6 @@ impl<T: DeserializeOwned> LineStream<T> {
         Self { addr, position, body, buffer: LineBuffer::default(), values: PhantomData }
     }
 
-    /// The next value.
     pub async fn next(&mut self) -> Result<Option<T>, ClientError> {
         let Some(line) = self.next_line().await? else { return Ok(None) };
         serde_json::from_slice(&line).map(Some).map_err(|e| self.malformed(e.to_string()))

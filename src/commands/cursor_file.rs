@@ -14,26 +14,21 @@ use color_eyre::eyre::{Result, WrapErr};
 
 use crate::{api::feed::from_text, config::ConfigError};
 
-/// A file that can be read, and in whose directory a new one can be written.
-#[derive(Debug)]
-pub struct CursorFile {
-    path: PathBuf,
+/// Checks the file. Returns its path after all links, and the cursor in it; `None` if the file is absent or empty.
+pub fn open(file: &Path) -> Result<(PathBuf, Option<String>), ConfigError> {
+    let path = resolve(file)?;
+    let cursor = read(&path)?;
+    let name = temporary_name(&path);
+    let written = fs::File::create(&name).and_then(|_| fs::remove_file(&name));
+    written.map_err(|error| {
+        ConfigError::new(format!("cannot write beside the cursor file {}: {error}", path.display()))
+    })?;
+    Ok((path, cursor))
 }
 
-impl CursorFile {
-    /// Checks the file, and returns the cursor in it; `None` if the file is absent or empty.
-    pub fn open(file: &Path) -> Result<(Self, Option<String>), ConfigError> {
-        let path = resolve(file)?;
-        let cursor = read(&path)?;
-        check_writable(&path)?;
-        Ok((CursorFile { path }, cursor))
-    }
-
-    /// Replaces the cursor.
-    pub fn save(&self, cursor: &str) -> Result<()> {
-        write(&self.path, cursor)
-            .wrap_err_with(|| format!("cannot save the cursor in {}", self.path.display()))
-    }
+/// Replaces the cursor in a file that was opened.
+pub fn save(file: &Path, cursor: &str) -> Result<()> {
+    write(file, cursor).wrap_err_with(|| format!("cannot save the cursor in {}", file.display()))
 }
 
 /// The file that a path means after all links.
@@ -61,13 +56,6 @@ fn read(file: &Path) -> Result<Option<String>, ConfigError> {
             Err(ConfigError::new(format!("cannot read the cursor file {}: {error}", file.display())))
         }
     }
-}
-
-fn check_writable(file: &Path) -> Result<(), ConfigError> {
-    let name = temporary_name(file);
-    fs::File::create(&name).and_then(|_| fs::remove_file(&name)).map_err(|error| {
-        ConfigError::new(format!("cannot write beside the cursor file {}: {error}", file.display()))
-    })
 }
 
 fn write(file: &Path, cursor: &str) -> io::Result<()> {

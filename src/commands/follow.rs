@@ -5,13 +5,13 @@
 //! few. A run without a saved cursor first lists the newest messages. That listing and the feed overlap, and a message of the
 //! overlap is printed once.
 
-use std::{collections::HashSet, io, time::Duration};
+use std::{collections::HashSet, io, path::PathBuf, time::Duration};
 
 use color_eyre::eyre::{Report, Result};
 use tokio::time::{Instant, sleep, sleep_until};
 use uuid::Uuid;
 
-use super::{Context, Exit, cursor_file::CursorFile, last_writes::LastWrites, list, serving::StopSignals};
+use super::{Context, Exit, cursor_file, last_writes::LastWrites, list, serving::StopSignals};
 use crate::{
     api::{
         feed::{FeedEventKind, FeedLine, FeedQuery},
@@ -20,10 +20,7 @@ use crate::{
     },
     chain::filter::Filter,
     cli::{self, OutputFormat},
-    client::{
-        ClientError,
-        servers::{FeedStream, Servers},
-    },
+    client::servers::{FeedStream, Servers},
     output::Output,
 };
 
@@ -40,11 +37,9 @@ pub async fn run(args: &cli::ListArgs, context: &Context<'_>) -> Result<Exit> {
     let (query, output) = (list::query(args)?, context.output);
     let mut stop = StopSignals::catch()?;
     let servers = context.servers()?;
-    let (cursor_file, saved) = match &args.cursor_file {
-        Some(file) => CursorFile::open(file).map(|(file, cursor)| (Some(file), cursor))?,
-        None => (None, None),
-    };
-    let is_array = !args.follow && output.format() == OutputFormat::Json;
+    let (cursor_file, saved) = args.cursor_file.as_deref().map(cursor_file::open).transpose()?.unzip();
+    let saved = saved.flatten();
+    let is_array = !args.follow && output.format == OutputFormat::Json;
     let mut follower = Follower {
         servers: &servers,
         query: FeedQuery { cursor: saved.clone(), from_start: false, filter: query.filter.names() },
@@ -59,7 +54,13 @@ pub async fn run(args: &cli::ListArgs, context: &Context<'_>) -> Result<Exit> {
     };
     let follow = async {
         let feed = if saved.is_some() {
-            servers.feed(&follower.query).await.map_err(|error| explain_refused_cursor(args, error))?
+            servers.feed(&follower.query).await.map_err(|error| match &args.cursor_file {
+                Some(file) if !error.retryable() => Report::from(error).wrap_err(format!(
+                    "the cursor in {} cannot be used; another file, or none, starts again",
+                    file.display()
+                )),
+                _ => error.into(),
+            })?
         } else {
             let feed = follower.list_newest(&query, &LastWrites::of(context.sources)).await?;
             if !args.follow {
@@ -91,12 +92,12 @@ struct Follower<'a> {
     overlap: HashSet<CopyIdentity>,
     /// Messages of a JSON array, which is printed at the end. `None` if each message is printed as it arrives.
     collected: Option<Vec<ListedMessage>>,
-    cursor_file: Option<CursorFile>,
+    cursor_file: Option<PathBuf>,
     /// When to save the cursor; `None` if it is saved.
     save_at: Option<Instant>,
     /// When the feed was last opened again.
     opened: Instant,
-    /// Pause before it is opened the next time.
+    /// Pause before it is opened again.
     pause: Duration,
     output: &'a Output,
 }
@@ -186,9 +187,8 @@ impl Follower<'_> {
 
     fn print_event(&mut self, FeedLine { cursor, message, .. }: FeedLine) -> Result<()> {
         if let Some(message) = message {
-            let matches = self.filter.matches_text(&message.text);
             let is_printed = !self.overlap.is_empty() && self.overlap.remove(&copy_identity(&message));
-            if matches && !is_printed {
+            if !is_printed && self.filter.matches_text(&message.text) {
                 self.print(message)?;
             }
         }
@@ -228,22 +228,9 @@ impl Follower<'_> {
 
     fn save_cursor(&mut self) -> Result<()> {
         if let (Some(_), Some(cursor)) = (self.save_at, &self.query.cursor) {
-            self.cursor_file.as_ref().map_or(Ok(()), |file| file.save(cursor))?;
+            self.cursor_file.as_ref().map_or(Ok(()), |file| cursor_file::save(file, cursor))?;
             self.save_at = None;
         }
         Ok(())
-    }
-}
-
-/// A cursor that servers refuse came from the file; no retry helps.
-fn explain_refused_cursor(args: &cli::ListArgs, error: ClientError) -> Report {
-    let refused = !error.retryable();
-    let report = Report::from(error);
-    match &args.cursor_file {
-        Some(file) if refused => report.wrap_err(format!(
-            "the cursor in {} cannot be used; another file, or none, starts again",
-            file.display()
-        )),
-        _ => report,
     }
 }

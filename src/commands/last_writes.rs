@@ -6,15 +6,16 @@
 //! read, written or locked, the commands go on without it and print nothing. Positions of several networks are kept apart.
 
 use std::{
-    fmt,
+    cmp::Reverse,
     fs::{self, File, TryLockError},
-    io::{self, Read, Seek, SeekFrom, Write},
-    path::{Path, PathBuf},
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    io::{self, Read, Seek, Write},
+    path::PathBuf,
+    time::Duration,
 };
 
 use tokio::time::sleep;
 
+use super::now;
 use crate::{api::position::Position, config::Sources};
 
 const FILE_NAME: &str = "sent";
@@ -37,10 +38,10 @@ pub struct LastWrites {
 }
 
 /// One line of the file: the writes to one network.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 struct LastWrite {
     /// Unix time of the last of them.
-    second: u64,
+    second: i64,
     position: Position,
 }
 
@@ -51,14 +52,13 @@ impl LastWrites {
 
     /// The position that a read must cover to show the last writes, of the network that was written to last.
     pub async fn position(&self) -> Option<Position> {
-        let mut file = File::open(self.dir.as_ref()?.join(FILE_NAME)).ok()?;
-        lock(|| file.try_lock_shared()).await.ok()?;
-        read(&mut file).ok()?.into_iter().max_by_key(|line| line.second).map(|line| line.position)
+        let (_, lines) = self.open(false).await.ok()?;
+        lines.into_iter().max_by_key(|line| line.second).map(|line| line.position)
     }
 
     /// Adds the position of a write that was answered now.
     pub async fn add(&self, position: &Position) {
-        let second = now();
+        let second = now().as_second();
         self.change(|lines| {
             let same_network = lines.iter_mut().find_map(|line| line.position.join(position).then_some(line));
             match same_network {
@@ -75,31 +75,35 @@ impl LastWrites {
     }
 
     async fn change(&self, change: impl FnOnce(&mut Vec<LastWrite>)) {
-        let Some(dir) = &self.dir else { return };
-        if let Err(error) = change_in(dir, change).await {
-            tracing::debug!(%error, dir = %dir.display(), "the position of the last write is not kept");
+        let replace = async {
+            let (mut file, mut lines) = self.open(true).await?;
+            change(&mut lines);
+            lines.sort_by_key(|line| Reverse(line.second));
+            lines.truncate(NETWORKS_MAX);
+            file.rewind()?;
+            file.set_len(0)?;
+            let text = lines.iter().map(|line| format!("{} {}\n", line.second, line.position.to_text()));
+            file.write_all(text.collect::<String>().as_bytes())
+        };
+        if let Err(error) = replace.await {
+            tracing::debug!(%error, dir = ?self.dir, "the position of the last write is not kept");
         }
     }
-}
 
-async fn change_in(dir: &Path, change: impl FnOnce(&mut Vec<LastWrite>)) -> io::Result<()> {
-    fs::create_dir_all(dir)?;
-    let file = File::options().read(true).write(true).create(true).truncate(false).open(dir.join(FILE_NAME));
-    let mut file = file?;
-    lock(|| file.try_lock()).await?;
-    let mut lines = read(&mut file)?;
-    change(&mut lines);
-    lines.sort_by_key(|line| std::cmp::Reverse(line.second));
-    lines.truncate(NETWORKS_MAX);
-    let text: String = lines.iter().map(ToString::to_string).collect();
-    file.seek(SeekFrom::Start(0))?;
-    file.set_len(0)?;
-    file.write_all(text.as_bytes())
-}
-
-impl fmt::Display for LastWrite {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "{} {}", self.second, self.position.to_text())
+    /// Opens and locks the file, and reads its recent lines. A line that cannot be parsed is skipped.
+    async fn open(&self, create: bool) -> io::Result<(File, Vec<LastWrite>)> {
+        let dir = self.dir.as_ref().ok_or(io::ErrorKind::NotFound)?;
+        if create {
+            fs::create_dir_all(dir)?;
+        }
+        let mut options = File::options();
+        let file = options.read(true).write(true).create(create).truncate(false).open(dir.join(FILE_NAME))?;
+        lock(&file).await?;
+        let mut bytes = Vec::new();
+        (&file).take(FILE_BYTES_MAX).read_to_end(&mut bytes)?;
+        let text = String::from_utf8_lossy(&bytes);
+        let lines = text.lines().filter_map(LastWrite::parse).filter(LastWrite::is_recent).collect();
+        Ok((file, lines))
     }
 }
 
@@ -110,36 +114,20 @@ impl LastWrite {
     }
 
     /// Neither too old nor in the future. The latter happens after the clock was set back.
-    fn is_recent(&self, now: u64) -> bool {
-        now.checked_sub(self.second).is_some_and(|age| age <= AGE_MAX.as_secs())
+    fn is_recent(&self) -> bool {
+        let age = now().as_second().checked_sub(self.second).and_then(|age| u64::try_from(age).ok());
+        age.is_some_and(|age| age <= AGE_MAX.as_secs())
     }
 }
 
-/// The recent lines. A line that cannot be parsed is skipped.
-fn read(file: &mut File) -> io::Result<Vec<LastWrite>> {
-    let (mut bytes, now) = (Vec::new(), now());
-    file.take(FILE_BYTES_MAX).read_to_end(&mut bytes)?;
-    let text = String::from_utf8_lossy(&bytes);
-    Ok(text.lines().filter_map(LastWrite::parse).filter(|line| line.is_recent(now)).collect())
-}
-
-async fn lock(try_lock: impl Fn() -> Result<(), TryLockError>) -> io::Result<()> {
+async fn lock(file: &File) -> io::Result<()> {
     for _ in 0..LOCK_TRIES {
-        match try_lock() {
+        match file.try_lock() {
             Err(TryLockError::WouldBlock) => sleep(LOCK_PAUSE).await,
-            Err(TryLockError::Error(error)) => return Err(error),
-            Ok(()) => return Ok(()),
+            result => return result.map_err(io::Error::from),
         }
     }
     Err(io::ErrorKind::WouldBlock.into())
-}
-
-#[expect(
-    clippy::disallowed_methods,
-    reason = "the age of a position is measured by the clock of this machine"
-)]
-fn now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
 #[cfg(test)]
@@ -179,7 +167,7 @@ mod tests {
         let (_dir, last_writes) = last_writes();
         last_writes.add(&position(1, &[(1, 5)])).await;
         let text = position(1, &[(9, 9)]).to_text();
-        let (old, future) = (now() - AGE_MAX.as_secs() - 1, now() + 60);
+        let (old, future) = (now().as_second() - 601, now().as_second() + 60);
         let path = last_writes.dir.as_ref().expect("a directory").join(FILE_NAME);
         fs::write(path, format!("{old} {text}\n{future} {text}\nnonsense\n7\n\u{0}")).expect("written");
         assert_eq!(last_writes.position().await, None);

@@ -6,7 +6,7 @@
 use color_eyre::eyre::Result;
 use jiff::{Span, SpanRelativeTo, Timestamp, fmt::friendly::SpanParser};
 
-use super::{Context, Exit, last_writes::LastWrites, room_recipient};
+use super::{Context, Exit, last_writes::LastWrites, now, room_recipient};
 use crate::{
     api::{address::Addr, message::ListedMessage, position::Position, query::ListQuery, time::second_of},
     chain::{filter::Filter, message::TIMESTAMP_MAX},
@@ -21,7 +21,7 @@ pub async fn run(args: &cli::ListArgs, context: &Context<'_>) -> Result<Exit> {
     let last_writes = LastWrites::of(context.sources);
     let wanted = last_writes.position().await;
     let ListOutcome { messages, covers, addr } = fetch(&context.servers()?, &query, wanted.as_ref()).await?;
-    match output.format() {
+    match output.format {
         OutputFormat::Json | OutputFormat::Ndjson => output.json_list(&messages)?,
         OutputFormat::Table if messages.is_empty() => output.note("no messages match"),
         OutputFormat::Table => {
@@ -44,7 +44,6 @@ pub(super) struct ListOutcome {
     pub messages: Vec<ListedMessage>,
     /// Whether the listing covers the position that was wanted, as far as the server says.
     pub covers: bool,
-    /// The server that answered.
     pub addr: Addr,
 }
 
@@ -63,14 +62,19 @@ pub(super) async fn fetch(
     Ok(ListOutcome { messages, covers, addr: listing.addr })
 }
 
-/// The query that the flags ask for.
 pub(super) fn query(args: &cli::ListArgs) -> Result<ListQuery, ConfigError> {
     query_at(args, now())
 }
 
 fn query_at(args: &cli::ListArgs, now: Timestamp) -> Result<ListQuery, ConfigError> {
-    let time = |flag: &str, text: &Option<String>| {
-        text.as_ref().map(|text| parse_time(text, now).ok_or_else(|| not_a_time(flag, text))).transpose()
+    let time = |flag: &str, text: Option<&String>| {
+        let refusal = |text| {
+            ConfigError::new(format!(
+                "{flag} is {text:?}: give how long ago, such as 2h or 3d, a time such as 2026-01-31T12:00:00Z, or whole Unix \
+             seconds"
+            ))
+        };
+        text.map(|text| parse_time(text, now).ok_or_else(|| refusal(text))).transpose()
     };
     Ok(ListQuery {
         filter: Filter {
@@ -79,8 +83,8 @@ fn query_at(args: &cli::ListArgs, now: Timestamp) -> Result<ListQuery, ConfigErr
             user: args.user.clone(),
             with: args.with.clone(),
             text: args.text.clone(),
-            since: time("--since", &args.since)?,
-            until: time("--until", &args.until)?,
+            since: time("--since", args.since.as_ref())?,
+            until: time("--until", args.until.as_ref())?,
         },
         limit: Some(args.limit),
         before: None,
@@ -96,21 +100,11 @@ fn parse_time(text: &str, now: Timestamp) -> Option<u64> {
     if let Some(second) = second_of(text) {
         return Some(second);
     }
-    let time = ago(text, now)?;
+    let span: Span = SpanParser::new().parse_span(text).ok()?;
+    let ago = span.to_duration(SpanRelativeTo::days_are_24_hours()).ok()?.abs();
+    let time = now.checked_sub(ago).ok()?;
     let seconds = time.as_second() + i64::from(time.subsec_nanosecond() > 0);
     Some(u64::try_from(seconds).unwrap_or(0)) // before 1970 there are no messages
-}
-
-fn ago(text: &str, now: Timestamp) -> Option<Timestamp> {
-    let span: Span = SpanParser::new().parse_span(text).ok()?;
-    let duration = span.to_duration(SpanRelativeTo::days_are_24_hours()).ok()?;
-    now.checked_sub(duration.abs()).ok()
-}
-
-fn not_a_time(flag: &str, text: &str) -> ConfigError {
-    ConfigError::new(format!(
-        "{flag} is {text:?}: give how long ago, such as 2h or 3d, a time such as 2026-01-31T12:00:00Z, or whole Unix seconds"
-    ))
 }
 
 /// The cells of a message: time, `sender -> recipient`, text.
@@ -119,11 +113,6 @@ pub(super) fn columns(message: &ListedMessage) -> Vec<String> {
         i64::try_from(message.timestamp).ok().and_then(|seconds| Timestamp::from_second(seconds).ok());
     let time = seconds.map_or_else(|| message.timestamp.to_string(), |time| time.to_string());
     vec![time, format!("{} -> {}", message.sender, message.recipient), message.text.clone()]
-}
-
-#[expect(clippy::disallowed_methods, reason = "`2h` ago is counted back from the clock of this machine")]
-fn now() -> Timestamp {
-    Timestamp::now()
 }
 
 #[cfg(test)]

@@ -1,4 +1,5 @@
-//! One file per command: from the arguments to what is printed. This file has what commands share: context, exit codes, dispatch.
+//! A file per command, but one for the two servers: from the arguments to what is printed. This file has what commands share:
+//! context, exit codes, dispatch.
 //!
 //! Last step of a command: `main` -> `cli` -> `config` -> here -> `client` -> `output`. A command takes its settings from
 //! [`crate::config`], asks servers through [`crate::client`] and prints through [`crate::output`]; it opens no socket to a
@@ -11,8 +12,6 @@ mod guide;
 mod key;
 mod last_writes;
 mod list;
-mod node;
-mod proxy;
 mod send;
 mod serving;
 mod status;
@@ -22,6 +21,7 @@ mod verify;
 use std::{io, process::ExitCode};
 
 use color_eyre::eyre::{Report, Result};
+use jiff::Timestamp;
 
 use crate::{
     cli::{Cli, Command, CommonArgs, KeyArgs},
@@ -48,7 +48,6 @@ impl Context<'_> {
 /// How the program ends. Scripts branch on these numbers; they never change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Exit {
-    /// Done.
     Done = 0,
     /// The command failed.
     Failure = 1,
@@ -122,17 +121,17 @@ fn without_error_numbers(sentence: &str) -> String {
     out
 }
 
-/// Runs the command that was typed.
 pub async fn run(cli: &Cli, output: &Output) -> Result<Exit> {
-    // The guide must be readable when the configuration is refused.
-    let is_guide = matches!(cli.command, Command::Guide(_));
-    let sources = if is_guide { Sources::default() } else { Sources::load(&cli.common)? };
-    sources.warnings().for_each(|warning| output.warn(warning));
+    if let Command::Guide(args) = &cli.command {
+        return guide::run(args, output); // it must be readable when the configuration is refused
+    }
+    let sources = Sources::load(&cli.common)?;
+    sources.warning.iter().for_each(|warning| output.warn(warning));
     let context = &Context { common: &cli.common, sources: &sources, output };
     match &cli.command {
         Command::Up(args) => up::run(args, context).await,
-        Command::Node(args) => node::run(args, context).await,
-        Command::Proxy(args) => proxy::run(args, context).await,
+        Command::Node(args) => serving::run_node(args, context).await,
+        Command::Proxy(args) => serving::run_proxy(args, context).await,
         Command::Send(args) => send::run(args, context).await,
         Command::List(args) if args.follow || args.cursor_file.is_some() => follow::run(args, context).await,
         Command::List(args) => list::run(args, context).await,
@@ -140,8 +139,16 @@ pub async fn run(cli: &Cli, output: &Output) -> Result<Exit> {
         Command::Forget(args) => forget::run(args, context).await,
         Command::Verify(args) => verify::run(args, context).await,
         Command::Key(KeyArgs {}) => key::run(output),
-        Command::Guide(args) => guide::run(args, output),
+        Command::Guide(_) => unreachable!("it runs without settings"),
     }
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the time of a command is measured by the clock of this machine"
+)]
+fn now() -> Timestamp {
+    Timestamp::now()
 }
 
 /// The recipient that stands for a room. Its `#` is a convention, and may be typed too.

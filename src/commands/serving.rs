@@ -1,11 +1,11 @@
-//! What `node` and `proxy` share as processes: the address they listen on and the signals that stop them.
+//! `chatchain node` and `chatchain proxy`: one server as a process.
 //!
 //! The servers themselves take a bound listener and a stop token. Only this file knows signals, the parent process, and the
 //! sentences about an address that cannot be used.
 
 use std::{io, process, thread};
 
-use color_eyre::eyre::{Report, Result, WrapErr, eyre};
+use color_eyre::eyre::{Result, WrapErr, eyre};
 use tokio::{
     net::TcpListener,
     signal::unix::{Signal, SignalKind, signal},
@@ -13,29 +13,45 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
-use super::Exit;
-use crate::api::address::Addr;
+use super::{Context, Exit};
+use crate::{api::address::Addr, cli, node, proxy};
+
+const LISTEN_REMEDY: &str = "choose another address with --listen";
+
+pub async fn run_node(args: &cli::NodeArgs, context: &Context<'_>) -> Result<Exit> {
+    let mut config = context.sources.node(args)?;
+    let (listener, listen) = bind(&config.listen, LISTEN_REMEDY).await?;
+    if config.advertise.port() == 0 {
+        config.advertise = config.advertise.with_port(listen.port());
+    }
+    config.listen = listen;
+    run_until_stopped(&args.server, async |stop| Ok(node::run(config, listener, stop).await?)).await
+}
+
+pub async fn run_proxy(args: &cli::ProxyArgs, context: &Context<'_>) -> Result<Exit> {
+    let mut config = context.sources.proxy(args)?;
+    let (listener, listen) = bind(&config.listen, LISTEN_REMEDY).await?;
+    config.listen = listen;
+    run_until_stopped(&args.server, async |stop| Ok(proxy::run(config, listener, stop).await?)).await
+}
 
 /// Listens on an address. Port 0 asks the system for any free port; the address that is returned has the port it chose.
-pub async fn bind(addr: &Addr) -> Result<(TcpListener, Addr)> {
+/// `remedy` is what a user can do if that fails.
+pub async fn bind(addr: &Addr, remedy: &str) -> Result<(TcpListener, Addr)> {
     let bound = TcpListener::bind((addr.host(), addr.port())).await;
     let listener = bound.map_err(|error| {
-        eyre!("cannot listen on {addr}: {}", listen_error(&error, "choose another address with --listen"))
+        let why = match error.kind() {
+            io::ErrorKind::AddrInUse => "another process uses this port; stop that process or",
+            io::ErrorKind::AddrNotAvailable => "this machine has no such address;",
+            io::ErrorKind::PermissionDenied => {
+                "this user may not listen there (ports below 1024 need more rights);"
+            }
+            _ => &format!("{error};"),
+        };
+        eyre!("cannot listen on {addr}: {why} {remedy}")
     })?;
     let port = listener.local_addr().map_or(addr.port(), |bound| bound.port());
     Ok((listener, addr.clone().with_port(port)))
-}
-
-/// Why an address cannot be listened on, and what to do about it.
-pub fn listen_error(error: &io::Error, remedy: &str) -> String {
-    match error.kind() {
-        io::ErrorKind::AddrInUse => format!("another process uses this port; stop that process or {remedy}"),
-        io::ErrorKind::AddrNotAvailable => format!("this machine has no such address; {remedy}"),
-        io::ErrorKind::PermissionDenied => {
-            format!("this user may not listen there (ports below 1024 need more rights); {remedy}")
-        }
-        _ => format!("{error}; {remedy}"),
-    }
 }
 
 /// SIGINT and SIGTERM, as they arrive.
@@ -54,7 +70,6 @@ impl StopSignals {
         })
     }
 
-    /// Waits for the next of these signals.
     pub async fn next(&mut self) {
         tokio::select! {
             _ = self.interrupt.recv() => {}
@@ -64,22 +79,19 @@ impl StopSignals {
 }
 
 /// Runs a server until it ends. The first signal asks it to stop in order; a second signal ends the process at once.
-pub async fn run_until_stopped<E>(
-    exit_with_parent: bool,
-    server: impl AsyncFnOnce(CancellationToken) -> Result<(), E>,
-) -> Result<Exit>
-where
-    E: std::error::Error + Send + Sync + 'static,
-{
+async fn run_until_stopped(
+    args: &cli::ServerArgs,
+    server: impl AsyncFnOnce(CancellationToken) -> Result<()>,
+) -> Result<Exit> {
     let mut signals = StopSignals::catch()?;
     let stop = CancellationToken::new();
-    if exit_with_parent {
+    if args.exit_with_parent {
         stop_with_parent(stop.clone())?;
     }
     let mut server = std::pin::pin!(server(stop.clone()));
     loop {
         tokio::select! {
-            ended = &mut server => return ended.map(|()| Exit::Done).map_err(Report::from),
+            ended = &mut server => return ended.map(|()| Exit::Done),
             () = signals.next() => {
                 if stop.is_cancelled() {
                     process::exit(Exit::Failure as i32); // everything acknowledged is on disk already

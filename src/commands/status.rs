@@ -35,25 +35,25 @@ pub async fn run(args: &cli::StatusArgs, context: &Context<'_>) -> Result<Exit> 
 /// Shows the network every second until a signal. If no server answers, it shows that and goes on.
 async fn watch(servers: &Servers, output: &Output) -> Result<Exit> {
     let mut stop = StopSignals::catch()?;
-    loop {
-        let network = tokio::select! {
-            network = servers.network() => network,
-            () = stop.next() => return Ok(Exit::Done),
-        };
-        output.begin_page()?;
-        match network {
-            Ok(network) => show(&network, output)?,
-            Err(error) => output.error(&error.to_string()),
+    let show_again = async {
+        loop {
+            let network = servers.network().await;
+            output.begin_page()?;
+            match network {
+                Ok(network) => show(&network, output)?,
+                Err(error) => output.error(&error.to_string()),
+            }
+            sleep(WATCH_INTERVAL).await;
         }
-        tokio::select! {
-            () = sleep(WATCH_INTERVAL) => {}
-            () = stop.next() => return Ok(Exit::Done),
-        }
+    };
+    tokio::select! {
+        ended = show_again => ended,
+        () = stop.next() => Ok(Exit::Done),
     }
 }
 
 fn show(network: &NetworkStatus, output: &Output) -> Result<()> {
-    match output.format() {
+    match output.format {
         OutputFormat::Json => output.json(network)?,
         OutputFormat::Ndjson => output.json_list(&network.nodes)?,
         OutputFormat::Table => {

@@ -9,7 +9,6 @@ use std::{env, io, process::ExitStatus, process::Stdio, time::Duration};
 use color_eyre::eyre::{Result, WrapErr, eyre};
 use tokio::{
     io::{AsyncBufReadExt, BufReader},
-    net::TcpListener,
     process::{Child, Command},
     task::JoinSet,
     time::interval,
@@ -18,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Context, Exit,
-    serving::{StopSignals, listen_error},
+    serving::{StopSignals, bind},
 };
 use crate::{
     api::address::Addr,
@@ -38,7 +37,8 @@ pub async fn run(args: &cli::UpArgs, context: &Context<'_>) -> Result<Exit> {
     let config = sources.up(args)?;
     let mut signals = StopSignals::catch()?;
     for addr in config.nodes.iter().chain([&config.proxy]) {
-        check_free(addr).await?;
+        // One sentence; otherwise every child would fail with its own.
+        bind(addr, "run a second network beside it with --base-port 9080 --data-dir data2").await?;
     }
     let default_server = sources.client(common)?.servers.first() == Some(&config.proxy);
     let client = Client::new(config.keys.as_ref());
@@ -61,13 +61,6 @@ pub async fn run(args: &cli::UpArgs, context: &Context<'_>) -> Result<Exit> {
     Ok(Exit::Failure)
 }
 
-/// Fails with one sentence if an address is in use. Otherwise every child would fail with its own.
-async fn check_free(addr: &Addr) -> Result<()> {
-    let bound = TcpListener::bind((addr.host(), addr.port())).await;
-    let remedy = "run a second network beside it with --base-port 9080 --data-dir data2";
-    bound.map(drop).map_err(|error| eyre!("cannot listen on {addr}: {}", listen_error(&error, remedy)))
-}
-
 /// All child processes: the nodes by their number, then the proxy.
 struct Children<'a> {
     members: Vec<ChildProcess>,
@@ -75,7 +68,6 @@ struct Children<'a> {
     output: &'a Output,
 }
 
-/// What is known of one child while its task runs it.
 struct ChildProcess {
     tag: String,
     addr: Addr,
@@ -196,15 +188,11 @@ fn announce(
     default_server: bool,
     output: &Output,
 ) -> io::Result<()> {
-    let up = members.iter().filter(|member| member.alive);
     let (proxy, nodes) = members.split_last().expect("there is always a proxy");
-    let alive = nodes.iter().filter(|node| node.alive).count();
-    output.line(&format!(
-        "{alive} of {} nodes are ready, their stores are in {}:",
-        nodes.len(),
-        config.data_dir.display()
-    ))?;
-    for member in up {
+    let (alive, all) = (nodes.iter().filter(|node| node.alive).count(), nodes.len());
+    let stores = config.data_dir.display();
+    output.line(&format!("{alive} of {all} nodes are ready, their stores are in {stores}:"))?;
+    for member in members.iter().filter(|member| member.alive) {
         output.line(&format!("  {:<7}  http://{}", member.tag, member.addr))?;
     }
     let program = program();
@@ -218,45 +206,36 @@ fn announce(
 
 /// The tag, the address and the arguments of every child.
 fn commands(config: &UpConfig, common: &CommonArgs) -> Vec<(String, Addr, Vec<String>)> {
-    let with_config = |words: &[&str]| {
-        let mut args: Vec<String> = words.iter().map(|word| (*word).to_owned()).collect();
-        if let Some(file) = &common.config {
-            args.extend(["--config".into(), file.display().to_string()]);
-        }
-        args
+    let args = |command: &str, flags: &[(&str, String)]| {
+        let file = common.config.iter().map(|file| ("--config", file.display().to_string()));
+        let flags = flags.iter().cloned().chain(file).flat_map(|(flag, value)| [flag.to_owned(), value]);
+        [command.to_owned()].into_iter().chain(flags).collect()
     };
-    let join = |addrs: Vec<&Addr>| addrs.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
-    let data_dir = config.data_dir.display().to_string();
+    let nodes_except = |addr: &Addr| {
+        let others = config.nodes.iter().filter(|other| *other != addr);
+        others.map(ToString::to_string).collect::<Vec<_>>().join(",")
+    };
     let node = |(id, addr): (usize, &Addr)| {
-        let (id, listen) = (id.to_string(), addr.to_string());
-        let peers = join(config.nodes.iter().filter(|other| *other != addr).collect());
-        let args = with_config(&[
-            "node",
-            "--node-id",
-            &id,
-            "--listen",
-            &listen,
-            "--peers",
-            &peers,
-            "--data-dir",
-            &data_dir,
-        ]);
-        (format!("node-{id}"), addr.clone(), args)
+        let flags = [
+            ("--node-id", id.to_string()),
+            ("--listen", addr.to_string()),
+            ("--peers", nodes_except(addr)),
+            ("--data-dir", config.data_dir.display().to_string()),
+        ];
+        (format!("node-{id}"), addr.clone(), args("node", &flags))
     };
-    let mut commands: Vec<_> = config.nodes.iter().enumerate().map(node).collect();
-    let nodes = join(config.nodes.iter().collect());
-    let args = with_config(&["proxy", "--listen", &config.proxy.to_string(), "--nodes", &nodes]);
-    commands.push(("proxy".into(), config.proxy.clone(), args));
-    commands
+    let proxy = &config.proxy;
+    let flags = [("--listen", proxy.to_string()), ("--nodes", nodes_except(proxy))];
+    let proxy = ("proxy".to_owned(), proxy.clone(), args("proxy", &flags));
+    config.nodes.iter().enumerate().map(node).chain([proxy]).collect()
 }
 
 /// The flags for colors and verbosity that this process has, for its children.
-fn inherited_flags(common: &CommonArgs, output: &Output) -> Vec<String> {
-    let color = if output.colors_errors() { "--color=always" } else { "--color=never" };
-    let mut flags = vec![color.to_owned()];
-    flags.extend(common.quiet.then(|| "--quiet".to_owned()));
-    flags.extend((0..common.verbose).map(|_| "--verbose".to_owned()));
-    flags
+fn inherited_flags(common: &CommonArgs, output: &Output) -> Vec<&'static str> {
+    let color = if output.colors_errors { "--color=always" } else { "--color=never" };
+    let quiet = common.quiet.then_some("--quiet");
+    let verbose = (0..common.verbose).map(|_| "--verbose");
+    [color].into_iter().chain(quiet).chain(verbose).collect()
 }
 
 /// The program as the user typed it, so that a printed command line can be typed, too.

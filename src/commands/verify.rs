@@ -69,7 +69,7 @@ pub async fn run(args: &cli::VerifyArgs, context: &Context<'_>) -> Result<Exit> 
         Ok(stores.iter().map(|store| check(store)).collect())
     };
     let stores = tokio::task::spawn_blocking(check_all).await??;
-    match output.format() {
+    match output.format {
         OutputFormat::Json | OutputFormat::Ndjson => output.json_list(&stores)?,
         OutputFormat::Table => {
             output.table(&HEADER, &stores.iter().map(row).collect::<Vec<_>>())?;

@@ -4,9 +4,9 @@
 //! The key file is read with the other sources. An error in it fails only the commands that need the keys, so that
 //! `chatchain key` can make the file that is missing. No error quotes a key.
 
-use std::{fs, io, io::Read, os::unix::fs::PermissionsExt, path::Path};
+use std::{collections::BTreeMap, fs, io, io::Read, os::unix::fs::PermissionsExt, path::Path};
 
-use super::{ConfigError, FILE_NAME, SourcedValue, Sources};
+use super::{ConfigError, FILE_NAME, SourcedValue, Sources, non_empty};
 use crate::api::{address::Addr, key::Keys};
 
 /// The variable with the keys themselves.
@@ -19,30 +19,27 @@ const FILE_BYTES_MAX: u64 = 64 * 1024;
 const GROUP_AND_OTHERS: u32 = 0o077;
 
 impl Sources {
-    /// Warnings about settings that can be used nevertheless.
-    pub fn warnings(&self) -> impl Iterator<Item = &str> {
-        self.key_file.iter().filter_map(|file| file.warning.as_deref())
+    /// The keys that the environment gives; `None` if it gives none.
+    pub(super) fn keys_of_variable(env: &mut BTreeMap<String, String>) -> Result<Option<Keys>, ConfigError> {
+        match (env.remove(KEY).filter(|text| !text.is_empty()), non_empty(env, KEY_FILE)) {
+            (Some(_), Some(_)) => {
+                Err(ConfigError(format!("{KEY} and {KEY_FILE} are both set; unset one of them")))
+            }
+            (Some(text), None) => {
+                Keys::from_list(&text).map(Some).map_err(|why| ConfigError(format!("{KEY}: {why}")))
+            }
+            (None, _) => Ok(None),
+        }
     }
 
     /// The key file that is to be read, if any.
     pub(super) fn named_key_file(&self) -> Option<SourcedValue> {
-        self.value(KEY_FILE).filter(|path| self.keys.is_none() && !path.text.is_empty())
-    }
-
-    /// The keys of the network. `None` if it has none, and everybody may read and write.
-    pub(super) fn keys(&self) -> Result<Option<Keys>, ConfigError> {
-        match (&self.keys, self.env(KEY_FILE)) {
-            (Some(_), Some(_)) => {
-                Err(ConfigError(format!("{KEY} and {KEY_FILE} are both set; unset one of them")))
-            }
-            (Some(keys), None) => keys.clone().map(Some),
-            (None, _) => self.key_file.as_ref().map(KeyFile::keys).transpose(),
-        }
+        self.value(KEY_FILE).filter(|path| self.keys == Ok(None) && !path.text.is_empty())
     }
 
     /// The keys of a server. A server that other machines can reach must have keys.
     pub(super) fn keys_to_listen(&self, listen: &Addr, insecure: bool) -> Result<Option<Keys>, ConfigError> {
-        let keys = self.keys()?;
+        let keys = self.keys.clone()?;
         if keys.is_none() && !listen.is_loopback() && !insecure {
             return Err(ConfigError(format!(
                 "other machines may reach {listen}, and there is no key, so everybody who reaches it could read and \
@@ -54,43 +51,22 @@ impl Sources {
     }
 }
 
-/// Reads the text of the variable `CHATCHAIN_KEY`.
-pub(super) fn keys_of_variable(text: &str) -> Result<Keys, ConfigError> {
-    Keys::from_list(text).map_err(|why| ConfigError(format!("{KEY}: {why}")))
-}
-
-/// The result of reading a key file.
-#[derive(Debug)]
-pub(super) struct KeyFile {
-    keys: Result<Keys, ConfigError>,
-    /// Set if other users of the machine can read or change the file.
-    pub warning: Option<String>,
-}
-
-impl KeyFile {
-    /// Reads the file that a setting names. Errors are kept until the keys are needed.
-    pub(super) fn read(setting: &SourcedValue) -> Self {
-        let path = Path::new(&setting.text);
-        let name = format!("the key file {} ({})", path.display(), setting.source);
-        let (keys, warning) = match contents(path) {
-            Ok((text, mode)) => {
-                let keys = Keys::from_lines(&text).map_err(|why| ConfigError(format!("{name}: {why}")));
-                let warning = (mode & GROUP_AND_OTHERS != 0).then(|| {
-                    let path = path.display();
-                    format!("{name} can be read or changed by other users of this machine; chmod 600 {path}")
-                });
-                (keys, warning)
-            }
-            Err(why) => {
-                let remedy = "make one with `umask 077; chatchain key > network.key`";
-                (Err(ConfigError(format!("cannot read {name}: {why}; {remedy}"))), None)
-            }
-        };
-        KeyFile { keys, warning }
-    }
-
-    pub(super) fn keys(&self) -> Result<Keys, ConfigError> {
-        self.keys.clone()
+/// Reads the key file that a setting names. Also returns a warning if other users of the machine can read or change the file.
+pub(super) fn read(setting: &SourcedValue) -> (Result<Keys, ConfigError>, Option<String>) {
+    let path = Path::new(&setting.text);
+    let shown = path.display();
+    let name = format!("the key file {shown} ({})", setting.source);
+    match contents(path) {
+        Ok((text, mode)) => {
+            let keys = Keys::from_lines(&text).map_err(|why| ConfigError(format!("{name}: {why}")));
+            let warning =
+                format!("{name} can be read or changed by other users of this machine; chmod 600 {shown}");
+            (keys, (mode & GROUP_AND_OTHERS != 0).then_some(warning))
+        }
+        Err(why) => {
+            let remedy = "make one with `umask 077; chatchain key > network.key`";
+            (Err(ConfigError(format!("cannot read {name}: {why}; {remedy}"))), None)
+        }
     }
 }
 
@@ -112,14 +88,14 @@ mod tests {
 
     const KEY: &str = "a-key-that-nobody-guesses";
 
-    fn read(path: &Path) -> KeyFile {
-        KeyFile::read(&SourcedValue { text: path.display().to_string(), source: "`key_file`".into() })
+    fn read(path: &Path) -> (Result<Keys, ConfigError>, Option<String>) {
+        super::read(&SourcedValue { text: path.display().to_string(), source: "`key_file`".into() })
     }
 
     #[track_caller]
     fn check_error(path: &Path, part: &str) {
         let file = read(path);
-        let error = file.keys().expect_err("no keys").to_string();
+        let error = file.0.as_ref().expect_err("no keys").to_string();
         assert!(error.contains(part) && error.contains("`key_file`"), "{error:?} lacks {part:?}");
         assert!(!error.contains(KEY) && !error.contains('\n'), "{error:?}");
         assert!(!format!("{file:?}").contains(KEY));
@@ -141,7 +117,7 @@ mod tests {
         fs::write(&path, b"\xff\xfe").expect("written");
         check_error(&path, "UTF-8");
         fs::write(&path, KEY).expect("written");
-        assert_eq!(read(&path).keys(), Ok(Keys::from_list(KEY).expect("a key")));
+        assert_eq!(read(&path).0, Ok(Keys::from_list(KEY).expect("a key")));
     }
 
     #[test]
@@ -151,7 +127,7 @@ mod tests {
         fs::write(&path, KEY).expect("written");
         for (mode, warns) in [(0o600, false), (0o400, false), (0o640, true), (0o604, true), (0o602, true)] {
             fs::set_permissions(&path, fs::Permissions::from_mode(mode)).expect("our own file");
-            let warning = read(&path).warning.unwrap_or_default();
+            let warning = read(&path).1.unwrap_or_default();
             assert_eq!(warning.contains("chmod 600"), warns, "{mode:o}: {warning}");
         }
     }

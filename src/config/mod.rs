@@ -26,7 +26,6 @@ use crate::{
     api::{address::Addr, key::Keys, network::NodeId},
     cli,
 };
-use key_file::KeyFile;
 
 /// A network's name has 1 to this many characters; a longer one is refused.
 const NETWORK_CHARS_MAX: usize = 64;
@@ -47,11 +46,9 @@ const NODE_COUNT_DEFAULT: u16 = 4;
 /// What one node does.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NodeConfig {
-    /// Number of this node in the network.
     pub node_id: NodeId,
     /// Name of the network. A node of another network is refused.
     pub network: String,
-    /// Address that the node listens on.
     pub listen: Addr,
     /// Address that peers and proxies are told. Its port is 0 only where `listen` asks for any free port.
     pub advertise: Addr,
@@ -67,12 +64,11 @@ pub struct NodeConfig {
     pub keys: Option<Keys>,
 }
 
-/// A node to sync with.
+/// A node to exchange with.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConfiguredPeer {
     /// Its number, where the configuration has one. `--peers` has none.
     pub node_id: Option<NodeId>,
-    /// Address that it listens on.
     pub addr: Addr,
 }
 
@@ -81,11 +77,9 @@ pub struct ConfiguredPeer {
 pub struct ProxyConfig {
     /// Name of the network whose nodes the proxy forwards to.
     pub network: String,
-    /// Address that the proxy listens on.
     pub listen: Addr,
     /// Nodes to forward to; at least one.
     pub nodes: Vec<Addr>,
-    /// How a request is spread over the nodes.
     pub strategy: Strategy,
     /// Keys of the network. Without keys, everybody who reaches the proxy may read and write.
     pub keys: Option<Keys>,
@@ -113,14 +107,12 @@ impl fmt::Display for Strategy {
 pub struct ClientConfig {
     /// In the order in which they are tried: those of `--server`, else the proxy and then the nodes.
     pub servers: Vec<Addr>,
-    /// Keys of the network, if it has any.
     pub keys: Option<Keys>,
 }
 
 /// A whole network on this machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UpConfig {
-    /// Address that the proxy listens on.
     pub proxy: Addr,
     /// Addresses that the nodes listen on; node N has the N-th.
     pub nodes: Vec<Addr>,
@@ -194,14 +186,14 @@ impl SourcedValue {
 }
 
 /// The environment, the configuration file, and the login name.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Sources {
     env: BTreeMap<String, String>,
     file: file::FileSettings,
-    /// The keys of `CHATCHAIN_KEY`. They are removed from `env`, so that printing `env` does not print them.
-    keys: Option<Result<Keys, ConfigError>>,
-    /// The key file. `None` if no setting names one, or if `CHATCHAIN_KEY` is set.
-    key_file: Option<KeyFile>,
+    /// The keys of `CHATCHAIN_KEY` or of the key file. They are removed from `env`, so that printing `env` does not print them.
+    keys: Result<Option<Keys>, ConfigError>,
+    /// About a setting that can be used nevertheless.
+    pub warning: Option<String>,
     /// Login name of the process's user in /etc/passwd. In a container, USER and LOGNAME are often unset.
     login: Option<String>,
 }
@@ -229,7 +221,10 @@ impl Sources {
             }
         };
         let mut sources = Self::new(env, file.as_ref().map(|(path, text)| (path.clone(), text.as_str())))?;
-        sources.key_file = sources.named_key_file().as_ref().map(KeyFile::read);
+        if let Some(setting) = sources.named_key_file() {
+            let (keys, warning) = key_file::read(&setting);
+            (sources.keys, sources.warning) = (keys.map(Some), warning);
+        }
         let passwd = fs::read_to_string("/etc/passwd").unwrap_or_default();
         sources.login = login_name(&passwd, rustix::process::getuid().as_raw());
         Ok(sources)
@@ -241,14 +236,19 @@ impl Sources {
         file: Option<(PathBuf, &str)>,
     ) -> Result<Self, ConfigError> {
         let file = file.map(|(path, text)| file::read(path, text)).transpose()?.unwrap_or_default();
-        let keys = env.remove(key_file::KEY).filter(|text| !text.is_empty());
-        let keys = keys.map(|text| key_file::keys_of_variable(&text));
-        Ok(Sources { env, file, keys, key_file: None, login: None })
+        let keys = Self::keys_of_variable(&mut env);
+        Ok(Sources { env, file, keys, warning: None, login: None })
     }
 
-    /// What `chatchain node` does.
     pub fn node(&self, args: &cli::NodeArgs) -> Result<NodeConfig, ConfigError> {
-        let node_id = self.node_id(args)?;
+        let node_id = match (args.node_id, self.env("CHATCHAIN_NODE_ID")) {
+            (Some(id), _) => id,
+            (None, Some(value)) => value.text.parse().map_err(|_| value.error("give a number such as 0"))?,
+            (None, None) => {
+                let why = "a node needs its number: give --node-id N or set CHATCHAIN_NODE_ID";
+                return Err(ConfigError::new(why));
+            }
+        };
         let nodes = self.listed_nodes()?;
         let own = nodes.as_ref().unwrap_or(&default_nodes()).get(&node_id).cloned();
         let listen = match self.flag_or("--listen", args.listen.as_deref(), "CHATCHAIN_NODE_LISTEN") {
@@ -256,7 +256,7 @@ impl Sources {
             None => own.clone().ok_or_else(|| not_listed(node_id, nodes.as_ref()))?,
         };
         let advertise = self.advertise(args, &listen, own.as_ref())?;
-        let keys = self.keys_to_listen(&listen, args.insecure)?;
+        let keys = self.keys_to_listen(&listen, args.server.insecure)?;
         let named = self.flag_or("--peers", args.peers.as_deref(), "CHATCHAIN_NODE_PEERS");
         let mut peers: Vec<_> = if let Some(value) = named {
             value.addrs()?.into_iter().map(|addr| ConfiguredPeer { node_id: None, addr }).collect()
@@ -283,7 +283,6 @@ impl Sources {
         })
     }
 
-    /// What `chatchain proxy` does.
     pub fn proxy(&self, args: &cli::ProxyArgs) -> Result<ProxyConfig, ConfigError> {
         let nodes = match SourcedValue::of_flag("--nodes", args.nodes.as_deref()) {
             Some(value) => value.addrs()?,
@@ -295,11 +294,10 @@ impl Sources {
             ));
         }
         let listen = self.proxy_listen(args)?;
-        let keys = self.keys_to_listen(&listen, args.insecure)?;
+        let keys = self.keys_to_listen(&listen, args.server.insecure)?;
         Ok(ProxyConfig { network: self.network()?, listen, nodes, strategy: self.strategy()?, keys })
     }
 
-    /// The servers that a client command asks.
     pub fn client(&self, common: &cli::CommonArgs) -> Result<ClientConfig, ConfigError> {
         let flags = common.server.iter().filter_map(|text| SourcedValue::of_flag("--server", Some(text)));
         let mut servers = flags.map(|value| value.addr()).collect::<Result<Vec<Addr>, _>>()?;
@@ -312,10 +310,9 @@ impl Sources {
             servers.push(reachable(self.proxy_listen(&cli::ProxyArgs::default())?));
             servers.extend(self.nodes()?.into_iter().map(reachable));
         }
-        Ok(ClientConfig { servers, keys: self.keys()? })
+        Ok(ClientConfig { servers, keys: self.keys.clone()? })
     }
 
-    /// What `chatchain up` does.
     pub fn up(&self, args: &cli::UpArgs) -> Result<UpConfig, ConfigError> {
         let cli::UpArgs { nodes, base_port, .. } = args;
         let addr = |offset: u16| {
@@ -328,7 +325,7 @@ impl Sources {
             proxy: addr(0)?,
             nodes: (1..=*nodes).map(addr).collect::<Result<_, _>>()?,
             data_dir: self.data_dir(args.data_dir.as_ref()),
-            keys: self.keys()?,
+            keys: self.keys.clone()?,
         })
     }
 
@@ -352,16 +349,6 @@ impl Sources {
         let named = |name: &str| non_empty(&self.env, name).map(PathBuf::from);
         let of_user = || named("XDG_STATE_HOME").or_else(|| Some(named("HOME")?.join(".local/state")));
         named("CHATCHAIN_STATE_DIR").or_else(|| Some(of_user()?.join("chatchain")))
-    }
-
-    fn node_id(&self, args: &cli::NodeArgs) -> Result<NodeId, ConfigError> {
-        match (args.node_id, self.env("CHATCHAIN_NODE_ID")) {
-            (Some(id), _) => Ok(id),
-            (None, Some(value)) => value.text.parse().map_err(|_| value.error("give a number such as 0")),
-            (None, None) => {
-                Err(ConfigError("a node needs its number: give --node-id N or set CHATCHAIN_NODE_ID".into()))
-            }
-        }
     }
 
     fn advertise(
@@ -420,9 +407,8 @@ impl Sources {
     }
 
     fn proxy_listen(&self, args: &cli::ProxyArgs) -> Result<Addr, ConfigError> {
-        let variable = "CHATCHAIN_PROXY_LISTEN";
         let flag = SourcedValue::of_flag("--listen", args.listen.as_deref());
-        flag.unwrap_or_else(|| self.value_or_default(variable)).addr()
+        flag.unwrap_or_else(|| self.value_or_default("CHATCHAIN_PROXY_LISTEN")).addr()
     }
 
     fn strategy(&self) -> Result<Strategy, ConfigError> {

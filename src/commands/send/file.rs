@@ -4,9 +4,9 @@
 //! should keep its order. The next batch is read meanwhile. A file of any length needs the memory of two batches, and of the
 //! ids that [`super::import`] made. A batch that meets trouble that may pass is sent again, with the same ids.
 
-use std::{fmt, io, mem, path::Path, time::Duration};
+use std::{fmt, io, path::Path, time::Duration};
 
-use color_eyre::eyre::{Report, Result, WrapErr};
+use color_eyre::eyre::{Result, WrapErr};
 use serde::Serialize;
 use tokio::{
     fs::File,
@@ -24,9 +24,9 @@ use crate::{
         MESSAGE_BODY_BYTES_MAX,
         batch::{BatchAnswer, Rejected},
     },
-    client::{ClientError, servers::Servers},
+    client::servers::Servers,
     commands::{Context, Exit, last_writes::LastWrites},
-    output::{Output, ProgressLine},
+    output::{Output, ProgressBar},
 };
 
 /// How long a batch is sent again after trouble that may pass, such as a node that restarts. After that the command fails.
@@ -87,6 +87,32 @@ struct Tally {
     below_acks: bool,
 }
 
+impl Tally {
+    /// Adds an answer. Returns the lines that are worth another attempt; the others that were rejected go to `refused`, with
+    /// their line numbers in the file.
+    fn add(
+        &mut self,
+        batch: &ImportBatch,
+        answer: BatchAnswer,
+        may_retry: bool,
+        refused: &mut Vec<Rejected>,
+    ) -> ImportBatch {
+        self.accepted += answer.accepted;
+        self.duplicates += answer.duplicates;
+        self.sent += answer.accepted + answer.duplicates;
+        let mut again = Vec::new();
+        for mut rejected in answer.rejected {
+            rejected.line = batch.file_line(&rejected).unwrap_or(rejected.line);
+            if rejected.retryable && may_retry {
+                again.push(rejected.line);
+            } else {
+                refused.push(rejected);
+            }
+        }
+        batch.only(&again)
+    }
+}
+
 impl fmt::Display for Tally {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let [sent, accepted, duplicates, rejected] =
@@ -101,27 +127,23 @@ struct Transfer<'a> {
     acks: Option<&'a str>,
     output: &'a Output,
     last_writes: LastWrites,
-    progress: ProgressLine,
+    progress: ProgressBar,
     tally: Tally,
 }
 
 impl Transfer<'_> {
     async fn run<R: AsyncRead + Unpin>(&mut self, reader: &mut LineReader<R>) -> Result<()> {
         let mut next = reader.next().await?;
-        while let Some(mut batch) = next {
-            let (mut refused, bytes) = (mem::take(&mut batch.refused), batch.bytes);
-            let send = async { self.send(batch).await.map_err(Report::from) };
-            let (mut results, following) = tokio::try_join!(send, reader.next())?;
-            results.refused.append(&mut refused);
-            self.count(results, bytes);
-            next = following;
+        while let Some(batch) = next {
+            (_, next) = tokio::try_join!(self.send(batch), reader.next())?;
         }
         Ok(())
     }
 
-    /// Sends a batch, and again those of its lines that a server may still accept, until the time for retries is over.
-    async fn send(&self, mut batch: ImportBatch) -> Result<BatchResults, ClientError> {
-        let mut results = BatchResults::default();
+    /// Sends a batch, and again those of its lines that a server may still accept, until the time for retries is over. Then
+    /// prints the lines that are refused.
+    async fn send(&mut self, mut batch: ImportBatch) -> Result<()> {
+        let (bytes, mut refused) = (batch.bytes, batch.refused.clone());
         let retry_until = Instant::now() + RETRY_MAX;
         while !batch.lines.is_empty() {
             // Its lines have ids, so the key of the batch is never used.
@@ -129,68 +151,34 @@ impl Transfer<'_> {
             let may_retry = Instant::now() < retry_until;
             match answer {
                 Ok(acked) => {
-                    results.below_acks |= acked.below_acks;
+                    self.tally.below_acks |= acked.below_acks;
                     if let Some(position) = &acked.position {
                         self.last_writes.add(position).await;
                     }
-                    batch = results.add(&batch, acked.answer, may_retry);
+                    batch = self.tally.add(&batch, acked.answer, may_retry, &mut refused);
                 }
                 // If no server answers the first batch, the user has named the wrong one, and would wait for nothing.
-                Err(error) if !may_retry || !error.retryable() || self.tally.sent == 0 => return Err(error),
-                Err(error) => self.progress.pause(|| self.output.note(&format!("trying again: {error}"))),
+                Err(error) if !may_retry || !error.retryable() || self.tally.sent == 0 => {
+                    return Err(error.into());
+                }
+                Err(error) => self.progress.suspend(|| self.output.note(&format!("trying again: {error}"))),
             }
             if !batch.lines.is_empty() {
                 sleep(RETRY_PAUSE).await;
             }
         }
-        Ok(results)
-    }
-
-    /// Adds the results of a batch of `bytes` bytes, and prints its refused lines.
-    fn count(&mut self, mut results: BatchResults, bytes: u64) {
-        results.refused.sort_by_key(|rejected| rejected.line);
-        if !results.refused.is_empty() {
-            self.progress.pause(|| {
-                for Rejected { line, code, detail, .. } in &results.refused {
-                    self.output.warn(&format!("line {line} is rejected: {detail} ({code})"));
-                }
-            });
-        }
-        let rejected = u64::try_from(results.refused.len()).expect("a batch is small");
-        self.tally.accepted += results.accepted;
-        self.tally.duplicates += results.duplicates;
-        self.tally.rejected += rejected;
-        self.tally.sent += results.accepted + results.duplicates + rejected;
-        self.tally.below_acks |= results.below_acks;
-        self.progress.advance(bytes, format!("{} lines", grouped(self.tally.sent)));
-    }
-}
-
-/// The results of one batch.
-#[derive(Debug, Default)]
-struct BatchResults {
-    accepted: u64,
-    duplicates: u64,
-    /// Refused lines, with their line numbers in the file.
-    refused: Vec<Rejected>,
-    below_acks: bool,
-}
-
-impl BatchResults {
-    /// Adds an answer. Returns the lines that are worth another attempt.
-    fn add(&mut self, batch: &ImportBatch, answer: BatchAnswer, may_retry: bool) -> ImportBatch {
-        self.accepted += answer.accepted;
-        self.duplicates += answer.duplicates;
-        let mut again = Vec::new();
-        for mut rejected in answer.rejected {
-            rejected.line = batch.file_line(&rejected).unwrap_or(rejected.line);
-            if rejected.retryable && may_retry {
-                again.push(rejected.line);
-            } else {
-                self.refused.push(rejected);
+        refused.sort_by_key(|rejected| rejected.line);
+        self.progress.suspend(|| {
+            for Rejected { line, code, detail, .. } in &refused {
+                self.output.warn(&format!("line {line} is rejected: {detail} ({code})"));
             }
-        }
-        batch.only(&again)
+        });
+        let rejected = u64::try_from(refused.len()).expect("a batch is small");
+        self.tally.rejected += rejected;
+        self.tally.sent += rejected;
+        self.progress.inc(bytes);
+        self.progress.set_message(format!("{} lines", grouped(self.tally.sent)));
+        Ok(())
     }
 }
 
@@ -281,11 +269,11 @@ mod tests {
             duplicates: 0,
             rejected: vec![rejected(2, ErrorCode::Overloaded), rejected(3, ErrorCode::IdConflict)],
         };
-        let mut results = BatchResults::default();
-        assert_eq!(results.add(&batch, answer.clone(), true).lines, [3]);
-        assert_eq!(results.refused.iter().map(|r| r.line).collect::<Vec<_>>(), [4]);
-        assert!(results.add(&batch, answer, false).lines.is_empty());
-        assert_eq!(results.refused.len(), 3);
+        let (mut tally, mut refused) = (Tally::default(), Vec::new());
+        assert_eq!(tally.add(&batch, answer.clone(), true, &mut refused).lines, [3]);
+        assert_eq!(refused.iter().map(|r| r.line).collect::<Vec<_>>(), [4]);
+        assert!(tally.add(&batch, answer, false, &mut refused).lines.is_empty());
+        assert_eq!(refused.len(), 3);
     }
 
     #[test]

@@ -15,9 +15,8 @@ use std::collections::HashMap;
 use uuid::{Uuid, uuid};
 
 use crate::api::{
-    MESSAGE_BODY_BYTES_MAX,
-    batch::Rejected,
-    error::{ErrorCode, Problem},
+    batch::{Rejected, parse_line},
+    error::Problem,
     message::SendRequest,
 };
 
@@ -73,8 +72,8 @@ pub struct Import {
     line: u64,
     /// Messages with a fresh id: importing the file again would make second messages of them.
     pub fresh: u64,
-    /// How often each content was repeated so far, by the id of its first line.
-    repetitions: HashMap<Uuid, u64>,
+    /// How many lines so far had each content, by the id of the first of them.
+    lines_by_content: HashMap<Uuid, u64>,
 }
 
 impl Import {
@@ -96,11 +95,7 @@ impl Import {
     }
 
     fn read(&mut self, line: &[u8], fresh: impl FnOnce() -> Uuid) -> Result<SendRequest, Problem> {
-        if line.len() > MESSAGE_BODY_BYTES_MAX {
-            let why = format!("the line is longer than {MESSAGE_BODY_BYTES_MAX} bytes");
-            return Err(Problem::new(ErrorCode::TooLarge, why));
-        }
-        let mut request = SendRequest::parse(line)?;
+        let mut request = parse_line(line)?;
         // Checked before an id is made: a refused line must not count as a repetition.
         request.clone().into_message(Uuid::nil)?;
         request.id = Some(match (request.id, request.timestamp) {
@@ -121,22 +116,19 @@ impl Import {
             name.extend_from_slice(&len.to_be_bytes());
             name.extend_from_slice(field.as_bytes());
         }
-        let content = name.len();
-        name.extend_from_slice(&0_u64.to_be_bytes());
-        let first = Uuid::new_v5(&NAMESPACE, &name);
-        let repetition = self.repetitions.entry(first).and_modify(|count| *count += 1).or_insert(0);
-        if *repetition == 0 {
-            return first;
-        }
-        name.truncate(content);
-        name.extend_from_slice(&repetition.to_be_bytes());
-        Uuid::new_v5(&NAMESPACE, &name)
+        let id = |repetition: u64| {
+            Uuid::new_v5(&NAMESPACE, &[name.as_slice(), repetition.to_be_bytes().as_slice()].concat())
+        };
+        let lines = self.lines_by_content.entry(id(0)).or_default();
+        *lines += 1;
+        id(*lines - 1)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::api::{MESSAGE_BODY_BYTES_MAX, error::ErrorCode};
 
     const FRESH: Uuid = Uuid::from_u128(7);
 
