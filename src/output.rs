@@ -28,14 +28,10 @@ use crate::cli::{CommonArgs, OutputFormat};
 /// Spaces between two columns.
 const COLUMN_GAP: u16 = 2;
 /// Colors of the tags of processes that share the terminal; after the last color the first comes again.
-const TAG_COLORS: [AnsiColor; 6] = [
-    AnsiColor::Cyan,
-    AnsiColor::Yellow,
-    AnsiColor::Green,
-    AnsiColor::Magenta,
-    AnsiColor::Blue,
-    AnsiColor::BrightRed,
-];
+const TAG_COLORS: [AnsiColor; 6] = {
+    use AnsiColor::{Blue, BrightRed, Cyan, Green, Magenta, Yellow};
+    [Cyan, Yellow, Green, Magenta, Blue, BrightRed]
+};
 
 /// Where and how to print.
 #[derive(Debug, Clone)]
@@ -87,7 +83,6 @@ impl Output {
         Ok(())
     }
 
-    /// One line of data.
     pub fn line(&self, text: &str) -> io::Result<()> {
         print_data(&format!("{}\n", escape(text)))
     }
@@ -121,14 +116,11 @@ impl Output {
 
     /// Columns under a header; an empty header is not printed. Numbers are aligned to the right.
     pub fn table(&self, header: &[&str], rows: &[Row]) -> io::Result<()> {
-        let table = columns(header, rows);
-        let header_count = usize::from(!header.is_empty());
+        let bold = Style::new().effects(Effects::BOLD);
+        let styles = (!header.is_empty()).then_some(bold).into_iter();
+        let styles = styles.chain(rows.iter().map(|(tone, _)| style_of(*tone)));
         let mut out = io::BufWriter::new(io::stdout().lock());
-        for (i, line) in table.lines().enumerate() {
-            let style = match i.checked_sub(header_count) {
-                None => Style::new().effects(Effects::BOLD),
-                Some(row) => style_of(rows.get(row).map_or(Tone::Plain, |(tone, _)| *tone)),
-            };
+        for (line, style) in columns(header, rows).lines().zip(styles) {
             writeln!(out, "{}", paint(self.colors_data, style, line.trim_end()))?;
         }
         out.flush()

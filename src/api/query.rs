@@ -156,21 +156,24 @@ pub fn refuse_any(raw: Option<&str>) -> Result<(), Problem> {
 
 /// Reads the id in the raw path `/messages/{id}`. A segment that is no UUID is `not_found`.
 pub fn path_id(path: &str) -> Result<Uuid, Problem> {
-    let segment = path.strip_prefix(path::MESSAGES_PREFIX).unwrap_or(path);
-    let id = decode(segment).ok().and_then(|id| Uuid::try_parse(&id).ok());
-    id.ok_or_else(|| {
-        let detail = format!("{} is not a UUID, hence not the id of a message", quote(segment));
-        Problem::new(ErrorCode::NotFound, detail)
-    })
+    let parse = |segment: &str| Uuid::try_parse(&decode(segment).ok()?).ok();
+    path_segment(path, path::MESSAGES_PREFIX, parse, "a UUID, hence not the id of a message")
 }
 
 /// Reads the node id in the raw path `/nodes/{id}`. A segment that is no number is `not_found`.
 pub fn path_node(path: &str) -> Result<NodeId, Problem> {
-    let segment = path.strip_prefix(path::NODES_PREFIX).unwrap_or(path);
-    digits(segment).ok_or_else(|| {
-        let detail = format!("{} is not the number of a node", quote(segment));
-        Problem::new(ErrorCode::NotFound, detail)
-    })
+    path_segment(path, path::NODES_PREFIX, digits, "the number of a node")
+}
+
+fn path_segment<T>(
+    path: &str,
+    prefix: &str,
+    parse: impl FnOnce(&str) -> Option<T>,
+    what: &str,
+) -> Result<T, Problem> {
+    let segment = path.strip_prefix(prefix).unwrap_or(path);
+    let not_found = || Problem::new(ErrorCode::NotFound, format!("{} is not {what}", quote(segment)));
+    parse(segment).ok_or_else(not_found)
 }
 
 /// Takes the values of a query by their keys. Remembers the keys that were asked for, to name them in a refusal.

@@ -16,7 +16,14 @@ pub fn run(args: &cli::GuideArgs, output: &Output) -> Result<Exit> {
         list(output)?;
         return Ok(Exit::Done);
     };
-    let topic = guide::topic(name).ok_or_else(|| unknown(name))?;
+    let topic = guide::topic(name).ok_or_else(|| {
+        let names: Vec<_> = TOPICS.iter().map(|topic| topic.name).collect();
+        config::ConfigError::new(format!(
+            "the guide has no topic {name:?}; did you mean `{}`? The topics are {}",
+            guide::nearest(name).name,
+            names.join(", ")
+        ))
+    })?;
     output.page(topic.text)?;
     Ok(Exit::Done)
 }
@@ -30,13 +37,4 @@ fn list(output: &Output) -> Result<()> {
     )?;
     output.line("`chatchain help COMMAND` explains the flags of a command.")?;
     Ok(())
-}
-
-fn unknown(name: &str) -> config::ConfigError {
-    let names: Vec<_> = TOPICS.iter().map(|topic| topic.name).collect();
-    config::ConfigError::new(format!(
-        "the guide has no topic {name:?}; did you mean `{}`? The topics are {}",
-        guide::nearest(name).name,
-        names.join(", ")
-    ))
 }

@@ -38,7 +38,6 @@ struct Context<'a> {
 }
 
 impl Context<'_> {
-    /// The servers that a client command asks.
     fn servers(&self) -> Result<Servers, config::ConfigError> {
         let config = self.sources.client(self.common)?;
         Ok(Servers::new(Client::new(config.keys.as_ref()), config.servers))
@@ -49,7 +48,6 @@ impl Context<'_> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Exit {
     Done = 0,
-    /// The command failed.
     Failure = 1,
     /// Wrong usage or configuration; nothing was tried.
     Usage = 2,
@@ -62,7 +60,6 @@ pub enum Exit {
 }
 
 impl Exit {
-    /// The exit code for an error.
     pub fn of(report: &Report) -> Self {
         if report.is::<config::ConfigError>() {
             return Exit::Usage;

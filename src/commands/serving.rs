@@ -54,7 +54,7 @@ pub async fn bind(addr: &Addr, remedy: &str) -> Result<(TcpListener, Addr)> {
     Ok((listener, addr.clone().with_port(port)))
 }
 
-/// SIGINT and SIGTERM, as they arrive.
+/// SIGINT and SIGTERM.
 pub struct StopSignals {
     interrupt: Signal,
     terminate: Signal,

@@ -44,7 +44,7 @@ pub async fn run(args: &cli::UpArgs, context: &Context<'_>) -> Result<Exit> {
     let client = Client::new(config.keys.as_ref());
     let mut network = Children::start(&config, common, output)?;
     let failed = tokio::select! {
-        ended = network.watch(client, |members| announce(&config, members, default_server, output)) => {
+        ended = network.watch(client, default_server) => {
             let all_ended = || eyre!("all processes of the network have ended; their last lines above say why");
             Some(ended.err().unwrap_or_else(all_ended))
         }
@@ -63,6 +63,7 @@ pub async fn run(args: &cli::UpArgs, context: &Context<'_>) -> Result<Exit> {
 
 /// All child processes: the nodes by their number, then the proxy.
 struct Children<'a> {
+    config: &'a UpConfig,
     members: Vec<ChildProcess>,
     running: JoinSet<(usize, io::Result<ExitStatus>)>,
     output: &'a Output,
@@ -78,9 +79,9 @@ struct ChildProcess {
 }
 
 impl<'a> Children<'a> {
-    fn start(config: &UpConfig, common: &CommonArgs, output: &'a Output) -> Result<Self> {
+    fn start(config: &'a UpConfig, common: &CommonArgs, output: &'a Output) -> Result<Self> {
         let program = env::current_exe().wrap_err("cannot find this program's own file")?;
-        let mut network = Children { members: Vec::new(), running: JoinSet::new(), output };
+        let mut network = Children { config, members: Vec::new(), running: JoinSet::new(), output };
         for (index, (tag, addr, args)) in commands(config, common).into_iter().enumerate() {
             let mut command = Command::new(&program);
             command.args(&args).arg("--exit-with-parent").args(inherited_flags(common, output));
@@ -96,13 +97,9 @@ impl<'a> Children<'a> {
         Ok(network)
     }
 
-    /// Reports children that end, until none is left. Calls `ready` once, when all children that live are ready. A child that
-    /// exits before that is an error: the user has to remove its cause, such as a store in use, and start again.
-    async fn watch(
-        &mut self,
-        client: Client,
-        ready: impl Fn(&[ChildProcess]) -> io::Result<()>,
-    ) -> Result<()> {
+    /// Reports children that end, until none is left. Announces the network once all children that live are ready. A child
+    /// that exits before that is an error: the user has to remove its cause, such as a store in use, and start again.
+    async fn watch(&mut self, client: Client, default_server: bool) -> Result<()> {
         let mut announced = false;
         let mut tick = interval(READY_INTERVAL);
         loop {
@@ -116,9 +113,9 @@ impl<'a> Children<'a> {
                     Some((index, how)) => self.report(index, how),
                 },
                 _ = tick.tick(), if !announced => {
-                    announced = all_ready(&client, &self.members).await;
+                    announced = self.all_ready(&client).await;
                     if announced {
-                        ready(&self.members)?;
+                        self.announce(default_server)?;
                     }
                 }
             }
@@ -147,6 +144,35 @@ impl<'a> Children<'a> {
         self.output
             .warn(&format!("{tag} ended ({how}); start it again, in another terminal, with: {restart}"));
     }
+
+    async fn all_ready(&self, client: &Client) -> bool {
+        for member in self.members.iter().filter(|member| member.alive) {
+            let ready = client.readyz(&member.addr, READY_TIMEOUT).await;
+            if !ready.is_ok_and(|ready| ready.readable && ready.writable) {
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Prints the addresses, the stores, and what to try next.
+    fn announce(&self, default_server: bool) -> io::Result<()> {
+        let output = self.output;
+        let (proxy, nodes) = self.members.split_last().expect("there is always a proxy");
+        let (alive, all) = (nodes.iter().filter(|node| node.alive).count(), nodes.len());
+        let stores = self.config.data_dir.display();
+        output.line(&format!("{alive} of {all} nodes are ready, their stores are in {stores}:"))?;
+        for member in self.members.iter().filter(|member| member.alive) {
+            output.line(&format!("  {:<7}  http://{}", member.tag, member.addr))?;
+        }
+        let program = program();
+        let server = if default_server { String::new() } else { format!(" --server {}", proxy.addr) };
+        output.line("Try this in another terminal:")?;
+        for rest in ["send --to user2 \"hi\"", "list", "status"] {
+            output.line(&format!("  {program} {rest}{server}"))?;
+        }
+        output.line("Ctrl-C stops everything.")
+    }
 }
 
 /// Prints the lines of a child until it ends. `stop` closes its standard input, which asks it to end.
@@ -169,39 +195,6 @@ async fn run_child(
         }
     }
     (index, child.wait().await)
-}
-
-async fn all_ready(client: &Client, members: &[ChildProcess]) -> bool {
-    for member in members.iter().filter(|member| member.alive) {
-        let ready = client.readyz(&member.addr, READY_TIMEOUT).await;
-        if !ready.is_ok_and(|ready| ready.readable && ready.writable) {
-            return false;
-        }
-    }
-    true
-}
-
-/// Prints the addresses, the stores, and what to try next.
-fn announce(
-    config: &UpConfig,
-    members: &[ChildProcess],
-    default_server: bool,
-    output: &Output,
-) -> io::Result<()> {
-    let (proxy, nodes) = members.split_last().expect("there is always a proxy");
-    let (alive, all) = (nodes.iter().filter(|node| node.alive).count(), nodes.len());
-    let stores = config.data_dir.display();
-    output.line(&format!("{alive} of {all} nodes are ready, their stores are in {stores}:"))?;
-    for member in members.iter().filter(|member| member.alive) {
-        output.line(&format!("  {:<7}  http://{}", member.tag, member.addr))?;
-    }
-    let program = program();
-    let server = if default_server { String::new() } else { format!(" --server {}", proxy.addr) };
-    output.line("Try this in another terminal:")?;
-    for rest in ["send --to user2 \"hi\"", "list", "status"] {
-        output.line(&format!("  {program} {rest}{server}"))?;
-    }
-    output.line("Ctrl-C stops everything.")
 }
 
 /// The tag, the address and the arguments of every child.

@@ -65,7 +65,7 @@ impl ParsedFile<'_> {
         value: &TomlValue<'_>,
     ) -> Result<(), ConfigError> {
         let Some(setting) = settings::SETTINGS.iter().find(|setting| setting.key == name) else {
-            let nearest = settings::nearest_key(name);
+            let nearest = settings::nearest(name, settings::file_keys().chain(settings::SECTIONS));
             return Err(self.error(key.span(), format!("unknown key `{name}`; did you mean `{nearest}`?")));
         };
         settings.values.insert(setting.env, self.string(name, value, setting.default)?);

@@ -56,21 +56,13 @@ pub fn default_of(variable: &str) -> &'static str {
     SETTINGS.iter().find(|setting| setting.env == variable).expect("it is a setting").default
 }
 
-/// The known key or table that looks most like this one.
-pub fn nearest_key(typed: &str) -> &'static str {
-    fn last(key: &str) -> &str {
-        key.rsplit('.').next().unwrap_or(key)
-    }
-    // A key in the wrong table is as near as its last part: `listen` means `proxy.listen`.
+/// The name among `known` that looks most like this one. A key in the wrong table is as near as its last part: `listen` means
+/// `proxy.listen`.
+pub fn nearest(typed: &str, known: impl IntoIterator<Item = &'static str>) -> &'static str {
+    let last = |key: &str| key.rsplit('.').next().unwrap_or(key).to_owned();
     let distance = |known: &&str| {
         let whole = strsim::damerau_levenshtein(typed, known);
-        whole.min(strsim::damerau_levenshtein(last(typed), last(known)))
+        whole.min(strsim::damerau_levenshtein(&last(typed), &last(known)))
     };
-    file_keys().chain(SECTIONS).min_by_key(distance).expect("the file has keys")
-}
-
-/// The name among `known` that looks most like this one.
-pub fn nearest<const N: usize>(typed: &str, known: [&'static str; N]) -> &'static str {
-    let distance = |name: &&str| strsim::damerau_levenshtein(typed, name);
     known.into_iter().min_by_key(distance).expect("there are names")
 }

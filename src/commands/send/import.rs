@@ -4,10 +4,6 @@
 //! made from its content and from how often that content came before in the file, so importing a file again adds nothing. A
 //! line with neither could be a second message with the same text, so it gets a fresh id.
 //!
-//! The derivation of ids must never change: UUID version 5 of [`NAMESPACE`] and the name `timestamp u64 | sender length u32,
-//! sender | recipient length u32, recipient | text length u32, text | repetition u64`, with big-endian numbers; the first line
-//! with a content is repetition 0.
-//!
 //! Memory: one batch, and about 40 bytes per line whose id is made from its content.
 
 use std::collections::HashMap;
@@ -21,7 +17,7 @@ use crate::api::{
 };
 
 /// Namespace of the ids made from content. It never changes.
-pub const NAMESPACE: Uuid = uuid!("eb49b43d-1c03-4f21-a595-3b1961b0d59f");
+const NAMESPACE: Uuid = uuid!("eb49b43d-1c03-4f21-a595-3b1961b0d59f");
 /// A batch with this many lines is sent; with more lines its answer would only take longer.
 pub const BATCH_LINES_MAX: usize = 1_000;
 /// A batch of at least this length is sent.
@@ -41,7 +37,6 @@ pub struct ImportBatch {
 }
 
 impl ImportBatch {
-    /// Whether the batch is large enough to be sent.
     pub fn is_full(&self) -> bool {
         self.lines.len().max(self.refused.len()) >= BATCH_LINES_MAX || self.body.len() >= BATCH_BYTES_MAX
     }
@@ -77,7 +72,6 @@ pub struct Import {
 }
 
 impl Import {
-    /// Adds the next line of the file to the batch.
     pub fn add(&mut self, line: &[u8], batch: &mut ImportBatch, fresh: impl FnOnce() -> Uuid) {
         self.line += 1;
         let line = line.trim_ascii();
@@ -109,6 +103,8 @@ impl Import {
         Ok(request)
     }
 
+    /// UUID version 5 of [`NAMESPACE`] and the name `timestamp u64 | sender length u32, sender | recipient length u32, recipient |
+    /// text length u32, text | repetition u64`, with big-endian numbers. This must never change.
     fn content_id(&mut self, timestamp: u64, request: &SendRequest) -> Uuid {
         let mut name = timestamp.to_be_bytes().to_vec();
         for field in [&request.sender, &request.recipient, &request.text] {

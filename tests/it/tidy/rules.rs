@@ -42,8 +42,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
     ("src/output", &["api", "cli"]),
     ("src/commands", &["api", "chain", "cli", "client", "config", "output"]),
     // Two commands start a server, and one reads a store that is not in use.
-    ("src/commands/node", &["node"]),
-    ("src/commands/proxy", &["proxy"]),
+    ("src/commands/serving", &["node", "proxy"]),
     ("src/commands/verify", &["store"]),
     ("src/commands/guide", &["guide"]),
 ];
@@ -317,7 +316,7 @@ mod tests {
 
         check("src/node/mod.rs", "use crate::{api, chain, client, config, node::writer, serve, store};", "");
         check("src/proxy/run.rs", "use crate::{api, client, config, serve};", "");
-        check("src/commands/node.rs", "crate::node::run(config).await", "");
+        check("src/commands/serving.rs", "crate::node::run(config).await", "");
         check("src/chain/logs.rs", "pub(crate) use crate::chain::clock; // not crate::store", "");
     }
 
