@@ -84,7 +84,7 @@ pub enum Command {
     Status(StatusArgs),
     /// Remove a node that is gone for good from the list of members
     Forget(ForgetArgs),
-    /// Check every record of the stores on this machine that no node has open
+    /// Check every record of the stores on this machine whose nodes are stopped
     Verify(VerifyArgs),
     /// Make a key: only programs that have the key can read and write
     Key(KeyArgs),
@@ -154,7 +154,7 @@ pub struct ProxyArgs {
     /// Address to listen on [env: CHATCHAIN_PROXY_LISTEN] [default: 127.0.0.1:8080]
     #[arg(long, value_name = "ADDR")]
     pub listen: Option<String>,
-    /// Nodes to forward to, separated by commas [default: `nodes`]
+    /// Nodes to forward to, separated by commas [env: CHATCHAIN_NODES] [default: `nodes`]
     #[arg(long, value_name = "ADDRS")]
     pub nodes: Option<String>,
     #[command(flatten)]
@@ -258,7 +258,7 @@ pub struct ListArgs {
     /// Keep a cursor in this file. If the file exists, list everything since the cursor in it
     #[arg(long, value_name = "FILE", conflicts_with_all = ["since", "until"])]
     pub cursor_file: Option<PathBuf>,
-    /// At most this many messages, the newest
+    /// At most this many messages, the newest. Has no effect if the cursor file exists
     #[arg(long, value_name = "N", default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub limit: u32,
 }
