@@ -1,7 +1,7 @@
 //! Owns the warnings about past events that status shows: a fork, a lost entry, a peer that came back with less.
 //!
-//! They outlive closing and opening the store, until the process ends. Nothing is decided by them. When the store last
-//! took a new id is kept here as well, for the same lifetime.
+//! They outlive closing and opening the store, until the process ends. No decision depends on them. When the store last took
+//! a new id is kept here as well, for the same lifetime.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -17,44 +17,44 @@ const NEW_ID_INTERVAL: Duration = Duration::from_secs(10 * 60);
 
 /// The incidents of this process. Clones share them.
 #[derive(Debug, Clone, Default)]
-pub struct Incidents(Arc<IncidentLog>);
+pub struct Incidents(Arc<Mutex<IncidentLog>>);
 
 #[derive(Debug, Default)]
 struct IncidentLog {
-    lines: Mutex<VecDeque<(Time, String)>>,
-    last_new_id: Mutex<Option<Instant>>,
+    lines: VecDeque<(Time, String)>,
+    /// Apart from the incidents, which a peer could push out by causing others.
+    last_new_id: Option<Instant>,
 }
 
 impl Incidents {
-    fn lock(&self) -> MutexGuard<'_, VecDeque<(Time, String)>> {
-        self.0.lines.lock().unwrap_or_else(PoisonError::into_inner) // each change is complete before a panic
+    fn lock(&self) -> MutexGuard<'_, IncidentLog> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner) // each change is complete before a panic
     }
 
     /// Logs an incident and keeps it. One that happened before moves to the end.
     pub fn add(&self, what: String) {
         tracing::warn!("{what}");
-        let mut incidents = self.lock();
-        incidents.retain(|(_, earlier)| *earlier != what);
-        if incidents.len() == INCIDENTS_MAX {
-            incidents.pop_front();
+        let lines = &mut self.lock().lines;
+        lines.retain(|(_, earlier)| *earlier != what);
+        if lines.len() == INCIDENTS_MAX {
+            lines.pop_front();
         }
-        incidents.push_back((Time(super::now_ms()), what));
+        lines.push_back((Time(super::now_ms()), what));
     }
 
-    /// Whether the store may take a new id now. If so, it may not again for [`NEW_ID_INTERVAL`]. The time is kept apart from
-    /// the incidents, which a peer could push out by causing others.
+    /// Whether the store may take a new id now. If so, it may not again for [`NEW_ID_INTERVAL`].
     pub fn may_take_new_id(&self) -> bool {
-        let mut renamed = self.0.last_new_id.lock().unwrap_or_else(PoisonError::into_inner); // one value
-        let may = renamed.is_none_or(|at| at.elapsed() >= NEW_ID_INTERVAL);
+        let last = &mut self.lock().last_new_id;
+        let may = last.is_none_or(|at| at.elapsed() >= NEW_ID_INTERVAL);
         if may {
-            *renamed = Some(Instant::now());
+            *last = Some(Instant::now());
         }
         may
     }
 
     /// The incidents as status shows them, oldest first.
     pub fn lines(&self) -> Vec<String> {
-        self.lock().iter().map(|(at, what)| format!("{what} ({at})")).collect()
+        self.lock().lines.iter().map(|(at, what)| format!("{what} ({at})")).collect()
     }
 }
 

@@ -1,7 +1,7 @@
 //! Owns what all readers of the feed share: a bounded ring of the newest messages, each encoded once.
 //!
-//! - The ring advances when the durable logs do, and only while there are readers. Nothing is queued for a reader: each
-//!   keeps its index, and one that falls out of the ring reads the store.
+//! - The ring advances when the durable logs do, while there are readers, and once more when a reader enters. Nothing is
+//!   queued for a reader: each keeps its index, and one that falls out of the ring reads the store.
 //! - The end of the ring is a frontier, `until`, from which cursors are made. Before a frontier is too long for a cursor, the
 //!   node writes a snapshot of it into its own log. Cursors refer to the snapshot as soon as a second node has it, so that
 //!   they stay valid without this node.
@@ -9,12 +9,11 @@
 //! Before it: the writer's change signal and `store::history::feed_scan`. After it: `http::feed`.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::Node;
@@ -54,11 +53,11 @@ struct LogsDelta {
     payload: Option<Vec<u8>>,
 }
 
-/// A message in the ring.
+/// A message in the ring, with its entry and its JSON.
 #[derive(Debug)]
 pub struct RingItem {
-    item: FeedItem,
-    json: Bytes,
+    pub item: FeedItem,
+    pub json: Bytes,
     delta: Arc<LogsDelta>,
     payload: OnceLock<Option<Bytes>>,
     frames: [OnceLock<Option<Bytes>>; 2],
@@ -71,16 +70,6 @@ impl RingItem {
         view(&content, item.first).write_json(&mut json);
         let (payload, frames) = (OnceLock::new(), [const { OnceLock::new() }; 2]);
         RingItem { json: json.into(), item, delta: delta.clone(), payload, frames }
-    }
-
-    /// The message and its entry.
-    pub fn item(&self) -> &FeedItem {
-        &self.item
-    }
-
-    /// The message as JSON.
-    pub fn json(&self) -> &Bytes {
-        &self.json
     }
 
     fn key(&self) -> EntryKey {
@@ -116,12 +105,7 @@ impl RingItem {
 struct Ring {
     items: VecDeque<Arc<RingItem>>,
     bytes: usize,
-    /// How many there were before the first of them.
-    dropped: u64,
-    /// Everything that was scanned so far, and the last stamp in it.
-    until: Frontier,
-    last: Stamp,
-    logs: Arc<Logs>,
+    end: RingEnd,
     /// Logs that have more entries, which cannot be read now.
     blocked: Vec<Origin>,
     /// The next snapshot, to which no cursor refers yet, and the entry that holds it.
@@ -129,30 +113,26 @@ struct Ring {
 }
 
 impl Ring {
-    fn end(&self) -> u64 {
-        self.dropped + self.items.len() as u64
-    }
-
     fn push(&mut self, item: Arc<RingItem>) {
+        self.end.index += 1;
         self.bytes += item.json.len();
         self.items.push_back(item);
         while self.items.len() > RING_COUNT_MAX || self.bytes > RING_BYTES_MAX {
             self.bytes -= self.items.pop_front().map_or(0, |item| item.json.len());
-            self.dropped += 1;
         }
     }
 
     /// Leaves out the new messages. Readers at the end get `Gone`, and read them from the store.
     fn skip(&mut self) {
-        (self.dropped, self.bytes) = (self.end() + 1, 0);
+        (self.end.index, self.bytes) = (self.end.index + 1, 0);
         self.items.clear();
     }
 }
 
 /// The end of the ring.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct RingEnd {
-    /// How many messages came before it.
+    /// How many messages came before it. A message that was skipped does not count.
     pub index: u64,
     /// What a reader has seen that read all of them.
     pub until: Frontier,
@@ -181,60 +161,49 @@ pub struct LiveFeed {
     advancing: tokio::sync::Mutex<()>,
     /// Changes when the ring advances.
     moved: watch::Sender<()>,
-    readers: AtomicUsize,
-    stop: CancellationToken,
+    /// Wakes the task that advances the ring.
+    entered: Notify,
+    /// Ends all feeds.
+    pub stop: CancellationToken,
 }
 
 impl LiveFeed {
-    /// `stop` ends all feeds.
     pub fn new(stop: CancellationToken) -> Self {
-        let (ring, advancing) = (Mutex::default(), tokio::sync::Mutex::default());
-        LiveFeed { ring, advancing, moved: watch::Sender::new(()), readers: AtomicUsize::new(0), stop }
+        let (ring, advancing, moved) =
+            (Mutex::default(), tokio::sync::Mutex::default(), watch::Sender::new(()));
+        LiveFeed { ring, advancing, moved, entered: Notify::new(), stop }
     }
 
     fn ring(&self) -> MutexGuard<'_, Ring> {
         self.ring.lock().unwrap_or_else(PoisonError::into_inner) // each change is complete before a panic
     }
 
-    /// Counts a reader until the returned value is dropped.
-    pub fn enter(self: &Arc<Self>) -> CountedReader {
-        self.readers.fetch_add(1, Ordering::Relaxed);
-        self.moved.send_replace(()); // the first reader wakes the task that advances the ring
-        CountedReader(self.clone())
+    /// Adds a reader. It counts until the returned signal is dropped, which changes when the ring advances.
+    pub fn enter(&self) -> watch::Receiver<()> {
+        self.entered.notify_one();
+        self.moved.subscribe()
     }
 
     /// How many readers there are.
     pub fn readers(&self) -> usize {
-        self.readers.load(Ordering::Relaxed)
+        self.moved.receiver_count()
     }
 
-    /// Changes when the ring advances.
-    pub fn moved(&self) -> watch::Receiver<()> {
-        self.moved.subscribe()
-    }
-
-    /// Ends all feeds.
-    pub fn stop(&self) -> &CancellationToken {
-        &self.stop
-    }
-
-    /// The end of the ring.
     pub fn end(&self) -> RingEnd {
-        let ring = self.ring();
-        RingEnd { index: ring.end(), until: ring.until.clone(), last: ring.last, logs: ring.logs.clone() }
+        self.ring().end.clone()
     }
 
     /// At most `most` messages from this index on.
     pub fn after(&self, index: u64, most: usize) -> RingRead {
         let ring = self.ring();
-        if index < ring.dropped || index > ring.end() {
-            return RingRead::Gone;
+        let Some(count) = ring.end.index.checked_sub(index) else { return RingRead::Gone };
+        if count == 0 {
+            return RingRead::Nothing(ReadState::all(ring.end.until.clone(), ring.end.last));
         }
-        if index == ring.end() {
-            return RingRead::Nothing(ReadState::all(ring.until.clone(), ring.last));
-        }
-        let from = usize::try_from(index - ring.dropped).expect("an index into memory");
-        RingRead::Items(ring.items.iter().skip(from).take(most).cloned().collect())
+        let from = usize::try_from(count).ok().and_then(|count| ring.items.len().checked_sub(count));
+        from.map_or(RingRead::Gone, |from| {
+            RingRead::Items(ring.items.range(from..).take(most).cloned().collect())
+        })
     }
 
     /// Advances the ring to the durable state of the logs, and returns its end.
@@ -243,37 +212,36 @@ impl LiveFeed {
         let logs = node.logs();
         let (before, until) = {
             let ring = self.ring();
-            let mut until = ring.until.clone();
-            for (origin, head) in logs.vector().changes_since(ring.logs.vector()) {
+            let mut until = ring.end.until.clone();
+            for (origin, head) in logs.vector().changes_since(ring.end.logs.vector()) {
                 until.raise(origin, head.seq);
             }
             for origin in &ring.blocked {
                 until.raise(*origin, logs.vector().seq(*origin));
             }
-            (ReadState::all(ring.until.clone(), ring.last), until)
+            (ReadState::all(ring.end.until.clone(), ring.end.last), until)
         };
         let until = without_trailing_snapshots(node, &before.full, until).await?;
         let ahead = until.beyond(&before.full).into_iter();
         let count = ahead.map(|(origin, seq)| seq - before.full.seq(origin)).fold(0, u64::saturating_add);
         if count == 0 {
-            self.ring().logs = logs;
+            self.ring().end.logs = logs;
             return Ok(self.end());
         }
         let (until, last) = (self.shorten(node, until).await, last_stamp(&logs));
         if count > DELTA_COUNT_MAX {
             let mut ring = self.ring();
             ring.skip();
-            (ring.until, ring.last, ring.logs, ring.blocked) = (until, last, logs, Vec::new());
+            ring.blocked.clear();
+            (ring.end.until, ring.end.last, ring.end.logs) = (until, last, logs);
         } else {
-            let ScannedItems { items, until, blocked } =
-                scan(node, logs.clone(), before.clone(), until).await?;
+            let (items, until, blocked) = scan(node, logs.clone(), before.clone(), until).await?;
             let payload = cursor::scan_payload(&before, &until);
             let delta = Arc::new(LogsDelta { before, until: until.clone(), payload });
             let mut ring = self.ring();
-            for item in items {
-                ring.push(Arc::new(RingItem::new(item, &delta)));
-            }
-            (ring.until, ring.last, ring.logs, ring.blocked) = (until, last, logs, blocked);
+            items.into_iter().for_each(|item| ring.push(Arc::new(RingItem::new(item, &delta))));
+            ring.blocked = blocked;
+            (ring.end.until, ring.end.last, ring.end.logs) = (until, last, logs);
         }
         self.moved.send_replace(());
         Ok(self.end())
@@ -304,16 +272,6 @@ impl LiveFeed {
     }
 }
 
-/// Counts a reader until it is dropped. See [`LiveFeed::enter`].
-#[derive(Debug)]
-pub struct CountedReader(Arc<LiveFeed>);
-
-impl Drop for CountedReader {
-    fn drop(&mut self) {
-        self.0.readers.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
 /// Skips trailing snapshots: readers are told nothing about them. Otherwise nodes would answer each other's snapshots with
 /// snapshots for ever.
 async fn without_trailing_snapshots(
@@ -328,19 +286,13 @@ async fn without_trailing_snapshots(
     read(move || store.without_trailing_snapshots(&before, until)).await
 }
 
-struct ScannedItems {
-    items: Vec<FeedItem>,
-    until: Frontier,
-    blocked: Vec<Origin>,
-}
-
-/// Reads the messages between two frontiers.
+/// Reads the messages between two frontiers. Returns them, how far they reach, and the logs that block the rest.
 async fn scan(
     node: &Node,
     logs: Arc<Logs>,
     before: ReadState,
     until: Frontier,
-) -> Result<ScannedItems, StoreError> {
+) -> Result<(Vec<FeedItem>, Frontier, Vec<Origin>), StoreError> {
     let store = node.store.clone();
     read(move || {
         let mut scan = FeedScan::new(&store, logs, before, until.clone())?;
@@ -350,7 +302,7 @@ async fn scan(
         }
         let reached = scan.state_at_end().full;
         let blocked = until.beyond(&reached).into_iter().map(|(origin, _)| origin).collect();
-        Ok(ScannedItems { items, until: reached, blocked })
+        Ok((items, reached, blocked))
     })
     .await
 }
@@ -377,18 +329,14 @@ async fn write_snapshot(node: &Node, until: &Frontier) -> Option<(Arc<FrontierSn
 /// Advances the ring while there are readers, until the node ends.
 pub async fn run(node: Node) {
     let (live_feed, mut signal) = (node.live_feed.clone(), node.logs_signal());
-    let mut moved = live_feed.moved();
     loop {
-        if live_feed.readers() == 0 {
-            if moved.changed().await.is_err() {
-                return;
-            }
-            continue;
+        while live_feed.readers() == 0 {
+            live_feed.entered.notified().await;
         }
         signal.mark_unchanged();
         if let Err(error) = live_feed.advance(&node).await {
             tracing::error!(%error, "the feed cannot be read");
-            node.writer.fault().raise(error.to_string());
+            node.writer.fault.raise(error.to_string());
             return;
         }
         let is_blocked = !live_feed.ring().blocked.is_empty();

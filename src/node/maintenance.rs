@@ -6,7 +6,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::{Node, now_ms};
+use super::{Node, blocking, now_ms};
 use crate::api::time::Time;
 use crate::replica::scrub::Scrub;
 use crate::replica::write_ops::Maintenance;
@@ -34,7 +34,7 @@ pub async fn run(node: Node) {
         }
         due = Instant::now() + interval;
         if let Err(why) = scrub_round(&node, &mut scrub).await {
-            node.writer.fault().raise(why);
+            node.writer.fault.raise(why);
             return; // the node opens its store again
         }
     }
@@ -59,13 +59,8 @@ async fn scrub_round(node: &Node, scrub: &mut Scrub) -> Result<(), String> {
     let mut last_poll = Instant::now();
     loop {
         let (store, logs, mut stepped) = (node.store.clone(), node.logs(), scrub.clone());
-        let stepping = move || {
-            let step = stepped.step(&store, &logs);
-            step.map(|step| (stepped, step))
-        };
-        let stepped = tokio::task::spawn_blocking(stepping).await;
-        let stepped = stepped.map_err(|error| format!("reading panicked: {error}"))?;
-        let (stepped, step) = stepped.map_err(|error| error.to_string())?;
+        let stepping = move || stepped.step(&store, &logs).map(|step| (stepped, step));
+        let (stepped, step) = blocking(stepping).await?;
         *scrub = stepped;
         if let Some((origin, seq)) = step.index_lacks {
             tracing::error!(%origin, seq, "the index lacks an entry");

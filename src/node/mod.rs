@@ -70,11 +70,9 @@ struct Limits {
 
 impl Limits {
     fn new() -> Self {
-        Limits {
-            bodies: Budget::new(BODIES_BYTES_MAX),
-            readers: Arc::new(Semaphore::new(READERS_MAX)),
-            iterators: Arc::new(Semaphore::new(ITERATORS_MAX)),
-        }
+        let semaphore = |count| Arc::new(Semaphore::new(count));
+        let (readers, iterators) = (semaphore(READERS_MAX), semaphore(ITERATORS_MAX));
+        Limits { bodies: Budget::new(BODIES_BYTES_MAX), readers, iterators }
     }
 }
 
@@ -105,6 +103,16 @@ impl Node {
         let damage = self.store.log().damage();
         let is_whole = |copy: &EntryRange| damage.within(copy.origin, copy.first, copy.last).is_empty();
         self.cluster.holders(copies, copies.iter().any(is_whole), self.logs().vector())
+    }
+}
+
+/// Runs this on a blocking thread. A panic there is an error as well.
+async fn blocking<T: Send + 'static, E: ToString + Send + 'static>(
+    work: impl FnOnce() -> Result<T, E> + Send + 'static,
+) -> Result<T, String> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => done.map_err(|error| error.to_string()),
+        Err(error) => Err(error.to_string()),
     }
 }
 

@@ -67,22 +67,25 @@ pub async fn run(
         let Some(current) = &mut open_node else {
             tokio::select! {
                 () = &mut serving => break Ok(()),
-                opened = store_opener.reopen(&slot) => open_node = Some(start(opened)?),
+                opened = store_opener.reopen(&slot) => {
+                    let started = start(opened)?;
+                    slot.set(SlotState::Open(started.node.clone()));
+                    open_node = Some(started);
+                }
             }
-            slot.open(open_node.as_ref().expect("started just now").node.clone());
             continue;
         };
-        let why = tokio::select! {
+        let failed = tokio::select! {
             () = &mut serving => break Ok(()),
-            why = current.ended() => why,
+            failed = current.store_failed() => failed,
         };
-        match why {
-            EndReason::TaskEnded(why) => break Err(NodeError::Ended(why)),
-            EndReason::StoreFailed(why) => {
+        match failed {
+            Err(ended) => break Err(ended),
+            Ok(why) => {
                 store_opener.store_failed();
                 incidents.add(format!("node {} opened its store again: {why}", config.node_id));
                 let failed = open_node.take().expect("ended just now");
-                slot.close(why, status::status(&failed.node));
+                slot.set(SlotState::Closed(why, Box::new(status::status(&failed.node))));
                 // `serving` is polled meanwhile, or no connection would be accepted.
                 let closing = failed.end();
                 tokio::pin!(closing);
@@ -106,14 +109,6 @@ pub async fn run(
         open_node.end().await?;
     }
     ended
-}
-
-/// Why an open node ends although it was not stopped.
-enum EndReason {
-    /// A thread or task ended early.
-    TaskEnded(String),
-    /// The store must not be trusted any more.
-    StoreFailed(String),
 }
 
 /// A node while its store is open, with its threads and tasks. Each opening of the store has a new one.
@@ -142,7 +137,7 @@ impl OpenNode {
             incidents,
         ));
         let (writer, writing) = Writer::start(store.clone(), logs, config.store_dir.clone(), now_ms)?;
-        let (indexing, indexer_ended) = start_indexer(store.clone(), writer.fault().clone())?;
+        let (indexing, indexer_ended) = start_indexer(store.clone(), writer.fault.clone())?;
         let live_feed = Arc::new(LiveFeed::new(feeds_end));
         let node = Node { config: config.clone(), store, writer, cluster, live_feed, limits: Limits::new() };
         let (mut tasks, stop) = (JoinSet::new(), CancellationToken::new());
@@ -153,14 +148,10 @@ impl OpenNode {
         Ok(OpenNode { node, writing, indexing, indexer_ended, tasks, stop })
     }
 
-    /// Waits until the store fails, or a thread or task ends early.
-    async fn ended(&mut self) -> EndReason {
-        // The writer's thread owns the sending end of the signal: it is dropped when the thread ends.
-        let mut signal = self.node.logs_signal();
-        let writer_ended = async move { while signal.changed().await.is_ok() {} };
-        let fault = self.node.writer.fault().clone();
-        let store = self.node.store.clone();
-        let reads_failed = async move {
+    /// Waits until the store must not be trusted any more, and returns why. An error if a thread or task ended early.
+    async fn store_failed(&mut self) -> Result<String, NodeError> {
+        let (store, fault, mut signal) = (&self.node.store, &self.node.writer.fault, self.node.logs_signal());
+        let reads_failed = async {
             loop {
                 if let Some(why) = store.read_failure() {
                     return format!("reading failed: {why}");
@@ -168,36 +159,41 @@ impl OpenNode {
                 tokio::time::sleep(READ_FAULT_POLL_INTERVAL).await;
             }
         };
-        tokio::select! {
+        // The writer's thread owns the sending end of the signal: it is dropped when the thread ends.
+        let writer_ended = async { while signal.changed().await.is_ok() {} };
+        let ended = tokio::select! {
             biased;
-            why = reads_failed => EndReason::StoreFailed(why),
-            why = fault.raised() => EndReason::StoreFailed(why),
-            () = writer_ended => EndReason::TaskEnded("the writer ended; the log says why".into()),
-            _ = &mut self.indexer_ended => EndReason::TaskEnded("the indexer ended; the log says why".into()),
-            why = task_ended(&mut self.tasks, &fault) => why,
-        }
+            why = reads_failed => return Ok(why),
+            why = fault.raised() => return Ok(why),
+            () = writer_ended => "the writer ended; the log says why".into(),
+            _ = &mut self.indexer_ended => "the indexer ended; the log says why".into(),
+            ended = self.tasks.join_next() => match ended {
+                Some(Err(error)) => format!("a background task ended: {error}"),
+                _ => "a background task ended; the log says why".into(),
+            },
+        };
+        // A thread or task that raised the fault ended because of it.
+        if fault.is_raised() { Ok(fault.raised().await) } else { Err(NodeError::Ended(ended)) }
     }
 
     /// Ends all of it, in order: exchanges, writer, indexer, store.
     async fn end(mut self) -> Result<(), NodeError> {
         self.stop.cancel();
-        self.node.live_feed.stop().cancel();
+        self.node.live_feed.stop.cancel();
         self.tasks.shutdown().await;
         self.node.writer.stop();
         self.node.store.index().stop();
         let store = Arc::downgrade(&self.node.store);
         drop(self.node);
         let (writing, indexing) = (self.writing, self.indexing);
-        let closing = tokio::task::spawn_blocking(move || {
+        let joining = tokio::task::spawn_blocking(move || {
             for (name, thread) in [("writer", writing), ("indexer", indexing)] {
                 if thread.join().is_err() {
                     tracing::error!("the {name} panicked");
                 }
             }
         });
-        if let Err(error) = closing.await {
-            tracing::error!(%error, "closing the store");
-        }
+        joining.await.expect("joining does not panic");
         let began = Instant::now();
         while store.strong_count() > 0 {
             if began.elapsed() > CLOSE_TIME_MAX {
@@ -240,16 +236,6 @@ fn next_incarnation_id(store: &Store, config: &NodeConfig) -> [u8; 16] {
     let last = members::latest(store.log().membership().members.iter(), name, &config.advertise.to_string());
     let last = last.map_or(0, u128::from_be_bytes);
     Uuid::now_v7().as_u128().max(last.saturating_add(1)).to_be_bytes()
-}
-
-/// Waits for a task that ends early.
-async fn task_ended(tasks: &mut JoinSet<()>, fault: &StoreFault) -> EndReason {
-    match tasks.join_next().await {
-        _ if fault.is_raised() => EndReason::StoreFailed(fault.raised().await),
-        Some(Err(error)) => EndReason::TaskEnded(format!("a background task ended: {error}")),
-        Some(Ok(())) => EndReason::TaskEnded("a background task ended; the log says why".into()),
-        None => std::future::pending().await,
-    }
 }
 
 /// Starts the thread that indexes entries after they were acknowledged. The receiver resolves when the thread ends.

@@ -16,7 +16,6 @@ use crate::api::network::NodeStatus;
 #[derive(Clone)]
 pub struct NodeSlot(Arc<RwLock<SlotState>>);
 
-/// What is in the slot.
 #[derive(Clone)]
 pub enum SlotState {
     /// A node whose store is open.
@@ -26,34 +25,22 @@ pub enum SlotState {
 }
 
 impl NodeSlot {
-    /// A slot for the first state.
     pub fn new(state: SlotState) -> Self {
         NodeSlot(Arc::new(RwLock::new(state)))
     }
 
-    /// What is in it now.
     pub fn state(&self) -> SlotState {
         self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    /// The store is open, again or for the first time.
-    pub fn open(&self, node: Node) {
-        self.replace(SlotState::Open(node));
-    }
-
-    /// The store is closed, with the node's status as of now.
-    pub fn close(&self, why: String, status: NodeStatus) {
-        self.replace(SlotState::Closed(why, Box::new(status)));
     }
 
     /// Opening the store failed for this reason.
     pub fn set_reason(&self, why: String) {
         if let SlotState::Closed(_, status) = self.state() {
-            self.replace(SlotState::Closed(why, status));
+            self.set(SlotState::Closed(why, status));
         }
     }
 
-    fn replace(&self, state: SlotState) {
+    pub fn set(&self, state: SlotState) {
         *self.0.write().unwrap_or_else(PoisonError::into_inner) = state;
     }
 }

@@ -9,11 +9,13 @@ use futures_util::future::join_all;
 use tokio::time::timeout;
 
 use super::Node;
-use crate::api::network::{NetworkNode, NetworkStatus, NodeState, NodeStatus, PeerStatus, ScrubStatus};
+use crate::api::network::{
+    NetworkNode, NetworkStatus, NodeId, NodeState, NodeStatus, PeerStatus, ScrubStatus,
+};
 use crate::api::path;
-use crate::chain::vector::Vector;
 use crate::client::Request;
 use crate::config::NodeConfig;
+use crate::store::Store;
 use crate::store::recovery::Recovery;
 
 /// How long peers are waited for when the network is surveyed. A peer that takes longer is shown as suspect or down.
@@ -46,9 +48,6 @@ pub fn status(node: &Node) -> NodeStatus {
     let logs = node.logs();
     let counts = node.store.counts();
     NodeStatus {
-        node_id: node.config.node_id,
-        address: node.config.advertise.clone(),
-        version: env!("CARGO_PKG_VERSION").to_owned(),
         state: NodeState::Up,
         uptime_seconds: node.cluster.started.elapsed().as_secs(),
         messages: counts.messages,
@@ -60,6 +59,7 @@ pub fn status(node: &Node) -> NodeStatus {
         scrub: ScrubStatus { total: logs.vector().entries(), ..node.cluster.scrub().clone() },
         warnings: warnings(node),
         peers: node.cluster.peers(logs.vector()).into_iter().map(|peer| peer.status).collect(),
+        ..unopened(&node.config)
     }
 }
 
@@ -73,43 +73,47 @@ fn warnings(node: &Node) -> Vec<String> {
         ));
     }
     if !node.writer.is_writable() {
-        warnings.push(format!("node {} cannot write to its disk", node.config.node_id));
+        warnings.push(format!("node {node_id} cannot write to its disk"));
     }
-    warnings.extend(store_warnings(node));
+    warnings.extend(store_warnings(&node.store, *node_id));
     warnings.extend(node.cluster.warnings());
     warnings
 }
 
 /// What a check of the store at its opening found, and the damaged files that an operator has not removed yet.
-fn store_warnings(node: &Node) -> impl Iterator<Item = String> {
-    let (store, id) = (&node.store, node.config.node_id);
-    let doubted = store.crash_count().exits_to_report().and_then(|count| {
-        let found = match (store.recovery(), store.index().is_new()) {
-            (Some(_), _) => "its log was damaged",
-            (None, true) => "its log was in order, and its index was built anew",
-            (None, false) => return None, // whoever killed it twice knows; the log says that it was checked
+fn store_warnings(store: &Store, id: NodeId) -> Vec<String> {
+    let mut warnings = Vec::new();
+    if let Some(count) = store.crash_count().exits_to_report()
+        // An intact store is not reported: the operator knows of the kills, and the log says that it was checked.
+        && (store.recovery().is_some() || store.index().is_new())
+    {
+        let is_damaged = store.recovery().is_some();
+        let found = if is_damaged {
+            "its log was damaged"
+        } else {
+            "its log was in order, and its index was built anew"
         };
-        Some(format!(
-            "node {id}: its last {count} runs ended badly, without closing the store (killed, or by damage in it), so every \
-             page of it was checked at this start: {found}"
-        ))
-    });
-    let recovery = store.recovery().map(|Recovery { why, salvaged, .. }| {
+        warnings.push(format!(
+            "node {id}: its last {count} runs ended badly, without closing the store (killed, or by damage in it), so every page of it \
+             was checked at this start: {found}"
+        ));
+    }
+    if let Some(Recovery { why, salvaged, .. }) = store.recovery() {
         let (salvaged_count, detached, gaps) = (salvaged.entries, salvaged.detached, salvaged.missing);
         let unread = match salvaged.unread_bytes {
             0 => String::new(),
             bytes => format!(", and {bytes} bytes of it can never be read again"),
         };
-        format!(
-            "node {id}: its store was damaged ({why}){unread}; {salvaged_count} entries were salvaged, and {detached} behind {gaps} \
+        warnings.push(format!(
+            "node {id}: its store was damaged ({why}){unread}; {salvaged_count} entries were salvaged, and {detached} after {gaps} \
              that are missing; what its peers have, it takes from them"
-        )
-    });
-    let set_aside = store.damaged_files().iter().map(move |path| {
+        ));
+    }
+    warnings.extend(store.damaged_files().iter().map(|path| {
         let path = path.display();
         format!("node {id}: {path} was damaged and set aside; remove it once nothing is missing any more")
-    });
-    doubted.into_iter().chain(recovery).chain(set_aside.collect::<Vec<_>>())
+    }));
+    warnings
 }
 
 /// Asks all peers for their status at once, and shows the network.
@@ -124,7 +128,7 @@ pub async fn survey(node: &Node) -> NetworkStatus {
     let writable = node.writer.is_writable() || answers.iter().flatten().any(is_up);
     let mut warnings = own.warnings.clone();
     let mut healthy = own.damaged + own.unreadable == 0;
-    let own = own_row(own, logs.vector(), &all);
+    let (digest, behind) = (own.digest.clone(), all.ahead_of(logs.vector()));
     let mut nodes = Vec::new();
     for (peer, answer) in peers.into_iter().zip(answers) {
         if let Ok(answer) = &answer {
@@ -136,9 +140,25 @@ pub async fn survey(node: &Node) -> NetworkStatus {
             healthy &= answer.damaged + answer.unreadable == 0;
             warnings.extend(answer.warnings.iter().cloned());
         }
-        nodes.push(peer_row(&own, peer.status, answer));
+        // Equal digests prove equal logs now; the last exchange may know less.
+        let is_equal = answer.as_ref().is_ok_and(|answer| answer.digest == digest);
+        nodes.push(row(
+            PeerStatus { behind: if is_equal { Some(behind) } else { peer.status.behind }, ..peer.status },
+            answer,
+        ));
     }
-    nodes.push(own);
+    nodes.push(row(
+        PeerStatus {
+            node_id: Some(own.node_id),
+            address: own.address.clone(),
+            state: own.state,
+            last_sync: None,
+            rtt_ms: None,
+            behind: Some(behind),
+            error: None,
+        },
+        Ok(own),
+    ));
     warnings.sort();
     warnings.dedup();
     nodes.sort_by_key(|node| (node.node_id.is_none(), node.node_id));
@@ -165,37 +185,19 @@ async fn ask(node: &Node, PeerStatus { node_id, address, .. }: &PeerStatus) -> R
     }
 }
 
-fn own_row(own: NodeStatus, mine: &Vector, all: &Vector) -> NetworkNode {
-    NetworkNode {
-        node_id: Some(own.node_id),
-        address: own.address,
-        state: own.state,
-        version: Some(own.version),
-        uptime_seconds: Some(own.uptime_seconds),
-        messages: Some(own.messages),
-        behind: Some(all.ahead_of(mine)),
-        digest: Some(own.digest),
-        last_sync: None,
-        rtt_ms: None,
-        error: None,
-    }
-}
-
-fn peer_row(own: &NetworkNode, peer: PeerStatus, answer: Result<NodeStatus, String>) -> NetworkNode {
+/// One node as the network is shown: what the exchanges know of it, and its own status if it answered.
+fn row(peer: PeerStatus, answer: Result<NodeStatus, String>) -> NetworkNode {
     let (answer, error) = match answer {
         Ok(answer) => (Some(answer), None),
         Err(why) => (None, Some(why)),
     };
-    // A peer that answers is in the state that it tells: one whose store is closed does not call itself up. A peer that
-    // does not answer is not up, whatever the last exchange said.
+    // A node that answers is in the state that it tells: one whose store is closed does not call itself up. A node that does
+    // not answer is not up, whatever the last exchange said.
     let state = match (&answer, peer.state) {
         (Some(answer), _) => answer.state,
         (None, NodeState::Down) => NodeState::Down,
         (None, NodeState::Up | NodeState::Suspect) => NodeState::Suspect,
     };
-    // Equal digests prove equal logs now; the last exchange may know less.
-    let is_equal = answer.as_ref().is_some_and(|answer| Some(&answer.digest) == own.digest.as_ref());
-    let behind = if is_equal { own.behind } else { peer.behind };
     NetworkNode {
         node_id: answer.as_ref().map(|answer| answer.node_id).or(peer.node_id),
         address: peer.address,
@@ -203,7 +205,7 @@ fn peer_row(own: &NetworkNode, peer: PeerStatus, answer: Result<NodeStatus, Stri
         version: answer.as_ref().map(|answer| answer.version.clone()),
         uptime_seconds: answer.as_ref().map(|answer| answer.uptime_seconds),
         messages: answer.as_ref().map(|answer| answer.messages),
-        behind,
+        behind: peer.behind,
         digest: answer.map(|answer| answer.digest),
         last_sync: peer.last_sync,
         rtt_ms: peer.rtt_ms,

@@ -313,8 +313,8 @@ async fn a_node_with_a_closed_store_is_neither_up_nor_writable_in_the_network() 
     let slot = slot::NodeSlot::new(slot::SlotState::Open(peer.node.clone()));
     let bench = Bench::with_peers(vec![peer.serve_at(&slot).await]);
     sync::SyncClient::new(0).exchange(&bench.node, false).await.expect("goes well");
-    slot.close("its disk is gone".into(), status::status(&peer.node));
-    bench.node.writer.fault().raise("ours is gone as well".into());
+    slot.set(slot::SlotState::Closed("its disk is gone".into(), Box::new(status::status(&peer.node))));
+    bench.node.writer.fault.raise("ours is gone as well".into());
     let answer =
         http::status::network(bench.node.clone(), axum::extract::RawQuery(None)).await.expect("answers");
     let bytes = axum::body::to_bytes(answer.into_body(), 1 << 20).await.expect("is short");

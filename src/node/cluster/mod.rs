@@ -3,8 +3,9 @@
 //! Parts: the roster (who the members are, and one peer for each address that is asked), the sync sessions, and the
 //! repair of damage here with the help of peers. `sync` runs the exchanges and reports their results here.
 //!
-//! Each part has one lock, which is never held across an await. What is known of a peer is what it said last. It is
-//! dropped when the peer opens its store again, because a peer must not count as a holder of entries it may have lost.
+//! Each part has one lock, which is not held across an await; only the lock on the members that are on disk is, so that they
+//! are written in order. What is known of a peer is what it said last. It is dropped when the peer opens its store again,
+//! because a peer must not count as a holder of entries it may have lost.
 
 pub(super) mod peer;
 pub(super) mod roster;
@@ -53,9 +54,9 @@ pub struct Cluster {
     sessions: Mutex<SyncSessions>,
     repair: Mutex<Repair>,
     /// Changes when a peer may hold more than before.
-    copies_changed: watch::Sender<()>,
+    pub copies_changed: watch::Sender<()>,
     /// Changes when members or peers come or go.
-    members_changed: watch::Sender<()>,
+    pub members_changed: watch::Sender<()>,
     /// The members as they are on disk.
     stored_members: tokio::sync::Mutex<Membership>,
 }
@@ -118,16 +119,6 @@ impl Cluster {
     /// The progress of the scrub. As above.
     pub fn scrub(&self) -> MutexGuard<'_, ScrubStatus> {
         lock(&self.scrub)
-    }
-
-    /// Changes when a peer may hold more than before.
-    pub fn copies_changed(&self) -> watch::Receiver<()> {
-        self.copies_changed.subscribe()
-    }
-
-    /// Changes when members or peers come or go.
-    pub fn members_changed(&self) -> watch::Receiver<()> {
-        self.members_changed.subscribe()
     }
 
     /// A peer's address, and what wakes the task that asks it. `None`: it is not asked any more.
@@ -216,12 +207,10 @@ impl Cluster {
         let mut roster = self.roster();
         let (mut members_changed, mut copies_changed) = (roster.learn_members(reply), false);
         let mut result = Ok(());
-        match roster.peer(number) {
-            None => {}
-            Some(peer) if peer.expected_member.is_some_and(|id| id != reply.hello.member_id()) => {
+        if let Some(peer) = roster.peer(number) {
+            if peer.expected_member.is_some_and(|id| id != reply.hello.member_id()) {
                 result = Err(format!("node {} answers at {}", reply.hello.node_id, peer.addr));
-            }
-            Some(peer) => {
+            } else {
                 members_changed |= peer.node_id != Some(reply.hello.node_id);
                 copies_changed = peer.on_message(reply, theirs, &self.incidents);
                 peer.last_answer = Some(Instant::now());
@@ -326,10 +315,8 @@ impl Cluster {
             found.push((roster.own().node_id, roster.own().store_id));
         }
         for peer in roster.visible() {
-            let (Some(id), Some(Incarnation { store_id: store, .. })) = (peer.node_id, peer.incarnation)
-            else {
-                continue;
-            };
+            let (Some(id), Some(incarnation)) = (peer.node_id, peer.incarnation) else { continue };
+            let store = incarnation.store_id;
             let is_counted = found.iter().any(|(other, name)| *other == id || *name == store);
             if !is_counted && copies.iter().any(|copy| peer.holds(copy, mine)) {
                 found.push((id, store));

@@ -1,8 +1,8 @@
 //! Owns what this node knows of one other: its address, which incarnation of which store answers there, and what it holds.
 //!
-//! All of it is what the peer said last. When the peer opens its store again, everything but its address is dropped: a
-//! peer must not count as a holder of entries it may have lost. Which peers there are, and when they are asked, is not
-//! known here.
+//! All of it is what the peer said; of an open store, what it said last and what it held before are united. When the peer opens
+//! its store again, what it holds is dropped: a peer must not count as a holder of entries it may have lost. Its address,
+//! its node id and the times of contact stay. Which peers there are, and when they are asked, is not known here.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

@@ -12,8 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::api::address::Addr;
 use crate::api::network::{NodeId, NodeState};
-use crate::chain::members;
-use crate::chain::members::{LastSeenAt, Member, MemberId, Members, Membership};
+use crate::chain::members::{self, Member, MemberId, Members, Membership};
 use crate::chain::sync::wire::{Hello, SyncMessage};
 use crate::config;
 use crate::node::cluster::peer::Peer;
@@ -48,11 +47,11 @@ impl Roster {
     pub fn new(
         own: Hello,
         configured: &[config::ConfiguredPeer],
-        Membership { mut members, last_seen_at: met }: Membership,
+        Membership { mut members, last_seen_at }: Membership,
     ) -> Self {
         members.learn(own.member_id(), member_record(&own));
         let peer = |peer: &config::ConfiguredPeer| {
-            let last_seen = || met.get(&peer.addr.to_string()).copied();
+            let last_seen = || last_seen_at.get(&peer.addr.to_string()).copied();
             Peer::new(peer.addr.clone(), true, peer.node_id.or_else(last_seen))
         };
         let peers: BTreeMap<usize, Peer> = configured.iter().map(peer).enumerate().collect();
@@ -90,12 +89,12 @@ impl Roster {
     /// What outlives this process: the members, and which node was seen last at each configured address.
     pub fn membership(&self) -> Membership {
         let is_member = |id: NodeId| self.members.iter().any(|(name, _)| name.node_id == id);
-        let met = |peer: &Peer| {
+        let last_seen = |peer: &Peer| {
             let id = peer.node_id.filter(|id| peer.configured && is_member(*id))?;
             Some((peer.addr.to_string(), id))
         };
-        let met: LastSeenAt = self.peers.values().filter_map(met).collect();
-        Membership { members: self.members.clone(), last_seen_at: met }
+        let last_seen_at = self.peers.values().filter_map(last_seen).collect();
+        Membership { members: self.members.clone(), last_seen_at }
     }
 
     /// The numbers of the peers that are asked.
@@ -179,11 +178,13 @@ impl Roster {
         let addr = hello.address.parse::<Addr>().ok();
         let is_sender = |peer: &Peer| peer.member_id() == Some(sender);
         let is_there = |peer: &Peer| peer.configured && Some(&peer.addr) == addr.as_ref();
-        let find = |test: &dyn Fn(&Peer) -> bool| {
-            self.peers.iter().find(|(_, peer)| test(peer)).map(|(number, _)| *number)
-        };
-        let number = find(&is_sender).or_else(|| find(&is_there))?;
+        let number = self.number_of(is_sender).or_else(|| self.number_of(is_there))?;
         self.peers.get_mut(&number)
+    }
+
+    /// The first peer of which this is true.
+    fn number_of(&self, test: impl Fn(&Peer) -> bool) -> Option<usize> {
+        self.peers.iter().find(|(_, peer)| test(peer)).map(|(number, _)| *number)
     }
 
     /// A peer answered as this member. A configured peer that stood for the member and fails is reset: the member has
@@ -204,38 +205,27 @@ impl Roster {
     pub fn reconcile(&mut self) -> bool {
         let before = self.numbers();
         let wanted = self.members_to_ask();
-        let learned = self.peers.iter().filter(|(_, peer)| !peer.configured).map(|(number, _)| *number);
-        for number in learned.collect::<Vec<_>>() {
-            let peer = &self.peers[&number];
-            if peer.expected_member.is_some_and(|name| wanted.contains_key(&name)) {
-                continue;
-            }
+        for (member, addr) in &wanted {
+            let is_asked = |peer: &Peer| peer.expected_member == Some(*member);
             // The node has another store at the same address: the peer stays, and reports that.
-            let replaces = |(name, addr): &(&MemberId, &Addr)| {
-                Some(name.node_id) == peer.expected_member.map(|name| name.node_id) && **addr == peer.addr
+            let is_replaced = |peer: &Peer| {
+                peer.addr == *addr
+                    && peer
+                        .expected_member
+                        .is_some_and(|of| of.node_id == member.node_id && !wanted.contains_key(&of))
             };
-            match wanted.iter().find(replaces).map(|(name, _)| *name) {
-                Some(name) if !self.peers().any(|peer| peer.expected_member == Some(name)) => {
-                    self.peers.get_mut(&number).expect("looked up just now").expected_member = Some(name);
-                }
-                _ => drop(self.peers.remove(&number)),
+            let number =
+                self.number_of(is_asked).or_else(|| self.number_of(is_replaced)).unwrap_or(self.next_number);
+            self.next_number = self.next_number.max(number + 1);
+            let added = || Peer::new(addr.clone(), false, Some(member.node_id));
+            let peer = self.peers.entry(number).or_insert_with(added);
+            peer.expected_member = Some(*member);
+            if peer.addr != *addr {
+                peer.addr = addr.clone();
+                peer.wake.notify_one();
             }
         }
-        for (name, addr) in wanted {
-            match self.peers.values_mut().find(|peer| peer.expected_member == Some(name)) {
-                Some(peer) if peer.addr != addr => {
-                    peer.addr = addr;
-                    peer.wake.notify_one();
-                }
-                Some(_) => {}
-                None => {
-                    let peer =
-                        Peer { expected_member: Some(name), ..Peer::new(addr, false, Some(name.node_id)) };
-                    self.peers.insert(self.next_number, peer);
-                    self.next_number += 1;
-                }
-            }
-        }
+        self.peers.retain(|_, peer| peer.expected_member.is_none_or(|member| wanted.contains_key(&member)));
         let unanswered = self.peers.iter().filter(|(_, peer)| peer.configured && peer.incarnation.is_none());
         let presumed = unanswered.map(|(number, peer)| (*number, self.presumed_member(peer)));
         for (number, member) in presumed.collect::<Vec<_>>() {
@@ -250,9 +240,6 @@ impl Roster {
     /// Which member is at a configured address while no node has answered there: the one that advertised this address. Of
     /// several, the one whose id is configured there, else the one that opened its store last.
     fn presumed_member(&self, peer: &Peer) -> Option<MemberId> {
-        if !peer.configured || peer.incarnation.is_some() {
-            return None;
-        }
         let addr = peer.addr.to_string();
         let is_there = |(name, member): &(MemberId, &Member)| {
             *name != self.own.member_id() && !member.is_forgotten() && member.address == addr
@@ -350,8 +337,8 @@ impl Roster {
         };
         let (up, away): (Vec<MemberId>, Vec<MemberId>) = of_node.into_iter().partition(is_up);
         let mut marked = false;
-        for name in &away {
-            marked |= self.members.set_forgotten(*name, true);
+        for id in &away {
+            marked |= self.members.set_forgotten(*id, true);
         }
         self.reconcile();
         match (up.is_empty(), away.is_empty()) {

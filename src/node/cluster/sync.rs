@@ -15,6 +15,7 @@ use axum::http::{HeaderMap, header};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use futures_util::stream::{self, StreamExt};
+use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -22,11 +23,10 @@ use crate::api::error::{ErrorCode, Problem};
 use crate::api::media;
 use crate::api::query::refuse_any;
 use crate::chain::ids::Origin;
-use crate::chain::logs::AdmitError;
 use crate::chain::sync::NextExchange;
 use crate::chain::sync::wire::{Malformed, Run, SyncMessage};
 use crate::chain::vector::Vector;
-use crate::node::Node;
+use crate::node::{Node, blocking};
 use crate::replica::exchange::{Exchange, ReplyActions, Trigger};
 use crate::replica::runs::{ReadRuns, Wanted};
 use crate::replica::write_ops::{Admitted, Maintenance, PeerRecords};
@@ -51,7 +51,7 @@ const IDLE_ROUNDS_MAX: u32 = 8;
 
 /// Runs one task for each peer, and writes the members to disk when they change, until `stop`.
 pub async fn run(node: Node, stop: CancellationToken) {
-    let mut changed = node.cluster.members_changed();
+    let mut changed = node.cluster.members_changed.subscribe();
     let mut running: HashMap<usize, CancellationToken> = HashMap::new();
     let mut tasks = JoinSet::new();
     loop {
@@ -92,7 +92,7 @@ async fn run_client(node: Node, number: usize) {
                     tracing::info!(%peer, "exchanges work again");
                 }
                 (client.failures, is_failing) = (0, false);
-                on_timer = client.wait(&node).await;
+                on_timer = client.wait(&node, &wake).await;
             }
             // This node itself answers there. Another one may later, so the address is tried again.
             Ok(None) => {
@@ -108,7 +108,7 @@ async fn run_client(node: Node, number: usize) {
                 node.cluster.on_failure(number, why);
                 node.cluster.sessions().release(number);
                 client.failures += 1;
-                client.back_off(&node).await;
+                client.back_off(&wake).await;
                 on_timer = true;
             }
         }
@@ -116,6 +116,7 @@ async fn run_client(node: Node, number: usize) {
 }
 
 /// The asking side of exchanges with one peer.
+#[derive(Default)]
 pub(in crate::node) struct SyncClient {
     exchange: Exchange,
     /// The number of the peer.
@@ -128,13 +129,7 @@ pub(in crate::node) struct SyncClient {
 
 impl SyncClient {
     pub(in crate::node) fn new(number: usize) -> Self {
-        SyncClient {
-            exchange: Exchange::default(),
-            number,
-            failures: 0,
-            idle_rounds: 0,
-            sends_members: false,
-        }
+        SyncClient { number, ..SyncClient::default() }
     }
 
     /// One exchange. `None`: this node itself answered, or the peer is not asked any more.
@@ -201,25 +196,18 @@ impl SyncClient {
         for maintenance in std::mem::take(&mut actions.maintenance) {
             node.writer.maintain(maintenance).await;
         }
-        let admitted = admit_runs(node, self.exchange.theirs(), std::mem::take(&mut actions.runs)).await;
+        let runs = std::mem::take(&mut actions.runs);
+        let admitted = admit_runs(node, peer, self.exchange.theirs(), runs).await;
         let new = self.exchange.on_committed(&actions, &admitted, node.cluster.uptime_ms());
-        for (origin, admitted) in &admitted {
-            if let Some(why) = &admitted.refused {
-                log_refusal(*origin, peer, why);
-            }
-            if let Some(why) = admitted.not_stored {
-                return Err(format!("this node cannot store what {peer} sent: {why:?}"));
-            }
+        if let Some(why) = admitted.iter().find_map(|(_, admitted)| admitted.not_stored) {
+            return Err(format!("this node cannot store what {peer} sent: {why:?}"));
         }
         let mut progress = new > 0;
         for (origin, search, run) in actions.probes {
             let store = node.store.clone();
-            let judging = move || forks::judge(&store, origin, search, &run);
-            let verdict = tokio::task::spawn_blocking(judging).await.map_err(|error| error.to_string())?;
+            let verdict = blocking(move || forks::judge(&store, origin, search, &run)).await?;
             progress = true; // each step of a search halves its range or ends it
-            if let Some(maintenance) =
-                self.exchange.on_verdict(origin, verdict.map_err(|error| error.to_string())?)
-            {
+            if let Some(maintenance) = self.exchange.on_verdict(origin, verdict) {
                 if let Maintenance::Cut(origin, _) = maintenance {
                     node.cluster.incidents.add(format!(
                         "log {origin} was forked: {peer} had other content than this node; both are kept"
@@ -232,10 +220,9 @@ impl SyncClient {
     }
 
     /// Waits until there is a reason for an exchange. True if it is the timer.
-    async fn wait(&self, node: &Node) -> bool {
+    async fn wait(&self, node: &Node, wake: &Notify) -> bool {
         let mut signal = node.logs_signal();
         let timer = tokio::time::sleep(jittered(node.config.sync_interval));
-        let Some((_, wake)) = node.cluster.peer_address(self.number) else { return true };
         tokio::pin!(timer);
         loop {
             if self.exchange.has_own_to_push(&signal.borrow_and_update()) {
@@ -252,27 +239,19 @@ impl SyncClient {
     }
 
     /// After a failure: waits a random part of a growing time, or until the peer sends a request.
-    async fn back_off(&mut self, node: &Node) {
+    async fn back_off(&mut self, wake: &Notify) {
         let growing = BACK_OFF_MIN.saturating_mul(1 << self.failures.min(16)).min(BACK_OFF_MAX);
         self.idle_rounds = 0;
-        let Some((_, wake)) = node.cluster.peer_address(self.number) else { return };
         tokio::select! {
-            () = tokio::time::sleep(growing.mul_f64(random_part())) => {}
+            () = tokio::time::sleep(growing.mul_f64(fastrand::f64())) => {}
             () = wake.notified() => self.failures = 0,
         }
     }
 }
 
-/// A random number from 0 to below 1.
-fn random_part() -> f64 {
-    let bytes = uuid::Uuid::new_v4().into_bytes();
-    let random = u16::from_be_bytes([bytes[0], bytes[1]]);
-    f64::from(random) / (f64::from(u16::MAX) + 1.0)
-}
-
 /// Between three and five quarters of the interval, so that the timers of nodes do not run in step.
 fn jittered(interval: Duration) -> Duration {
-    interval.mul_f64(0.75 + random_part() / 2.0)
+    interval.mul_f64(0.75 + fastrand::f64() / 2.0)
 }
 
 /// Gives the store a new id and has it opened again. Of two running nodes with copies of one store, the one that opened its
@@ -282,17 +261,9 @@ async fn take_new_store_id(node: &Node, peer: &str) {
         return; // a peer that claims to be a copy again and again must not keep the store closed
     }
     let store = node.store.clone();
-    let renewed = tokio::task::spawn_blocking(move || store.renew_id()).await;
-    let why = match renewed {
-        Ok(Ok(())) => format!("{peer} runs with a copy of it, so it took a new store id"),
-        Ok(Err(error)) => error.to_string(),
-        Err(error) => error.to_string(),
-    };
-    node.writer.fault().raise(why);
-}
-
-fn log_refusal(origin: Origin, peer: &str, why: &AdmitError) {
-    tracing::warn!(%origin, peer, %why, "entries were refused");
+    let renewed = blocking(move || store.renew_id()).await;
+    let copied = |()| format!("{peer} runs with a copy of it, so it took a new store id");
+    node.writer.fault.raise(renewed.map_or_else(|error| error, copied));
 }
 
 /// Reads the records that a message of an exchange carries.
@@ -302,13 +273,16 @@ async fn read_runs(node: &Node, ranges: Vec<Wanted>) -> Result<ReadRuns, String>
     }
     let store = node.store.clone();
     let began = Instant::now();
-    let reading = move || -> Result<_, _> { runs::read(&store, &ranges, || began.elapsed() < READ_TIME) };
-    let read = tokio::task::spawn_blocking(reading).await.map_err(|error| error.to_string())?;
-    read.map_err(|error| error.to_string())
+    blocking(move || runs::read(&store, &ranges, || began.elapsed() < READ_TIME)).await
 }
 
 /// Has the writer admit runs, in pieces. One result per run.
-async fn admit_runs(node: &Node, theirs: Option<&Vector>, runs: Vec<Run>) -> Vec<(Origin, Admitted)> {
+async fn admit_runs(
+    node: &Node,
+    peer: &str,
+    theirs: Option<&Vector>,
+    runs: Vec<Run>,
+) -> Vec<(Origin, Admitted)> {
     let mut pieces: Vec<(usize, PeerRecords)> = Vec::new();
     for (index, run) in runs.iter().enumerate() {
         pieces.extend(runs::pieces(run, theirs).into_iter().map(|piece| (index, piece)));
@@ -319,7 +293,13 @@ async fn admit_runs(node: &Node, theirs: Option<&Vector>, runs: Vec<Run>) -> Vec
     while let Some((index, piece)) = waiting.next().await {
         admitted[index].push(piece);
     }
-    let of_run = |(run, pieces): (&Run, _)| (run.origin, runs::admitted(run, pieces));
+    let of_run = |(run, pieces): (&Run, _)| {
+        let (origin, admitted) = (run.origin, runs::admitted(run, pieces));
+        if let Some(why) = &admitted.refused {
+            tracing::warn!(%origin, peer, %why, "entries were refused");
+        }
+        (origin, admitted)
+    };
     runs.iter().zip(admitted).map(of_run).collect()
 }
 
@@ -378,12 +358,7 @@ pub(in crate::node) async fn answer(
     for maintenance in maintenance {
         node.writer.maintain(maintenance).await;
     }
-    let admitted = admit_runs(node, responder.theirs(), runs).await;
-    for (origin, admitted) in &admitted {
-        if let Some(why) = &admitted.refused {
-            log_refusal(*origin, &request.hello.address, why);
-        }
-    }
+    let admitted = admit_runs(node, &request.hello.address, responder.theirs(), runs).await;
     if let Some(why) = admitted.iter().find_map(|(_, admitted)| admitted.not_stored) {
         cluster.sessions().put_back(&request.hello, responder);
         return Err(why.into());

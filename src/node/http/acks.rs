@@ -1,8 +1,8 @@
 //! Owns how a send waits for further copies: until enough nodes are known to have the message on disk, or its time is over.
 //!
-//! Before it: `http::send`, after the message was stored here, so nothing here fails: a copy that is not confirmed in time
-//! is not counted. Nothing polls: a waiting send is woken when a peer may hold more. It keeps only the ranges of entries,
-//! and ends at once when the node closes its store.
+//! Before it: `http::send`, after the message was stored here. So a wait never fails the send: a copy that is not confirmed
+//! in time is not counted. A waiting send is woken when a peer may hold more. It keeps only the ranges of entries, and ends
+//! at once when the node closes its store.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -33,9 +33,8 @@ pub struct AckPolicy {
 impl AckPolicy {
     /// What a query asks for, in a network with as many nodes as this node knows.
     pub fn of(query: SendQuery, node: &Node) -> Result<Self, Problem> {
-        let (count, timeout, began) =
-            (query.acks.of(node.cluster.roster().node_count())?, query.timeout, Instant::now());
-        Ok(AckPolicy { count, timeout, arrived: began })
+        let count = query.acks.of(node.cluster.roster().node_count())?;
+        Ok(AckPolicy { count, timeout: query.timeout, arrived: Instant::now() })
     }
 
     /// Whether copies on other nodes are asked for.
@@ -48,15 +47,10 @@ impl AckPolicy {
         copies >= self.count || !self.needs_peers()
     }
 
-    /// Whether there are enough copies of each of these messages now.
-    pub fn is_met(self, node: &Node, messages: &[Vec<EntryRange>]) -> bool {
-        messages.iter().all(|copies| self.is_met_by(node.durable_on(copies).len()))
-    }
-
-    /// Waits until there are enough copies of each of these messages, or the time is over.
-    pub async fn wait(self, node: &Node, messages: &[Vec<EntryRange>]) {
+    /// Waits until there are enough copies of each of these messages. False if the time was over before.
+    pub async fn wait(self, node: &Node, messages: &[Vec<EntryRange>]) -> bool {
         let until = (Instant::now() + self.timeout).min(self.arrived + RESPONSE_DEADLINE);
-        let mut copies_changed = node.cluster.copies_changed();
+        let mut copies_changed = node.cluster.copies_changed.subscribe();
         let mut enough = 0; // the number of first messages that have enough copies
         loop {
             copies_changed.mark_unchanged();
@@ -64,14 +58,12 @@ impl AckPolicy {
                 enough += 1;
             }
             if enough == messages.len() {
-                return;
+                return true;
             }
             tokio::select! {
-                changed = copies_changed.changed() => if changed.is_err() {
-                    return;
-                },
-                () = sleep_until(until) => return,
-                () = node.live_feed.stop().cancelled() => return,
+                changed = copies_changed.changed() => changed.expect("the cluster outlives the request"),
+                () = sleep_until(until) => return false,
+                () = node.live_feed.stop.cancelled() => return false,
             }
         }
     }

@@ -2,7 +2,8 @@
 //!
 //! A reader that is behind reads the store, a chunk at a time. At the end it reads the ring of `live_feed` with all other
 //! readers; if it falls out of the ring, it reads the store again. Nothing is queued for a reader: a chunk is read when the
-//! client has taken the last one. Every event carries the cursor after it, which any node of the network understands.
+//! client has taken the last one. Every event carries a cursor that any node of the network understands: the one after the
+//! event, or an earlier one if that is too long.
 //!
 //! Invariant: the read state never covers an entry that the reader was neither sent nor filtered out.
 
@@ -21,13 +22,12 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 use crate::api::error::{ErrorCode, Problem};
 use crate::api::feed::{FeedEvent, FeedFormat, FeedQuery, cursor_invalid, from_text, to_text};
 use crate::api::header::POSITION;
-use crate::chain::cursor;
-use crate::chain::cursor::{Cursor, PartialScan, ReadState, Scope};
+use crate::chain::cursor::{self, Cursor, PartialScan, ReadState, Scope};
+use crate::chain::filter::Filter;
 use crate::chain::frontier::{Frontier, SnapshotId};
 use crate::node::http::position;
-use crate::node::http::read::ReadFailure;
 use crate::node::http::send::view;
-use crate::node::live_feed::{CountedReader, LiveFeed, RingEnd, RingItem, RingRead};
+use crate::node::live_feed::{LiveFeed, RingEnd, RingItem, RingRead};
 use crate::node::{Limits, Node};
 use crate::serve;
 use crate::store::history::feed_scan::{FeedItem, FeedScan};
@@ -53,12 +53,12 @@ const PACE_MAX: Duration = Duration::from_millis(50);
 pub async fn get(node: Node, RawQuery(query): RawQuery, headers: HeaderMap) -> Result<Response, Problem> {
     let (query, format, media) = serve::feed_request(query.as_deref(), &headers)?;
     let scope = Scope::new(node.cluster.network, &query.filter_string());
-    let entered = node.live_feed.enter();
+    let moved = node.live_feed.enter();
     let seen = match &query.cursor {
         Some(text) => Some(resume(&node, text, scope).await?),
         None => query.from_start.then(|| (ReadState::default(), None)),
     };
-    let reader = FeedReader::start(&node, entered, query, scope, format, seen).await?;
+    let reader = FeedReader::start(&node, moved, query, scope, format, seen).await?;
     // For a client that lists what came before: it covers at least everything that this feed skips.
     let position = position::of_logs(&node, &node.live_feed.end().logs, &[]);
     let body = stream::unfold(reader, |mut reader| async move {
@@ -99,14 +99,12 @@ async fn resume(node: &Node, text: &str, scope: Scope) -> Result<(ReadState, Opt
 async fn expand(node: &Node, cursor: Cursor) -> Result<Option<ReadState>, Problem> {
     let store = node.store.clone();
     let expanding = move || {
-        let mut milestones = Vec::new();
-        for name in cursor.snapshots() {
-            milestones.extend(store.snapshot(name)?);
+        let mut snapshots = Vec::new();
+        for id in cursor.snapshots() {
+            snapshots.extend(store.snapshot(id)?);
         }
-        let find = |name: SnapshotId| {
-            let found = milestones.iter().find(|milestone| milestone.id == name);
-            found.map(|milestone| Frontier::at(milestone.clone()))
-        };
+        let find =
+            |id: SnapshotId| snapshots.iter().find(|snapshot| snapshot.id == id).cloned().map(Frontier::at);
         Ok(cursor.expand(find))
     };
     Ok(node.limits.read(expanding).await?)
@@ -132,8 +130,6 @@ struct FeedReader {
     live_feed: Arc<LiveFeed>,
     moved: watch::Receiver<()>,
     query: FeedQuery,
-    /// It has no filter, so it can be sent events that all such readers share.
-    wants_all: bool,
     scope: Scope,
     format: FeedFormat,
     at: ReadingFrom,
@@ -146,14 +142,13 @@ struct FeedReader {
     payload: Bytes,
     caught_up: bool,
     last_sent: Instant,
-    _entered: CountedReader,
 }
 
 impl FeedReader {
     /// `seen`: what the reader has seen; `None`: everything up to now.
     async fn start(
         node: &Node,
-        entered: CountedReader,
+        moved: watch::Receiver<()>,
         query: FeedQuery,
         scope: Scope,
         format: FeedFormat,
@@ -173,9 +168,8 @@ impl FeedReader {
         let mut reader = FeedReader {
             store: Arc::downgrade(&node.store),
             limits: node.limits.clone(),
-            moved: live_feed.moved(),
+            moved,
             live_feed,
-            wants_all: query.filter_string().is_empty(),
             query,
             scope,
             format,
@@ -185,7 +179,6 @@ impl FeedReader {
             payload,
             caught_up: false,
             last_sent: Instant::now(),
-            _entered: entered,
         };
         if matches!(reader.at, ReadingFrom::Store(_)) {
             let scan = reader.seek().await?;
@@ -200,7 +193,7 @@ impl FeedReader {
         loop {
             let step = tokio::select! {
                 biased;
-                () = live_feed.stop().cancelled() => return None,
+                () = live_feed.stop.cancelled() => return None,
                 step = self.step(&mut out) => step,
             };
             match step {
@@ -233,7 +226,7 @@ impl FeedReader {
                     RingRead::Items(items) => self.read_ring(index, &items, out),
                     RingRead::Gone => self.at = ReadingFrom::Store(None),
                     RingRead::Nothing(seen) => {
-                        self.scans_elsewhere.retain(|walk| !walk.until.beyond(&seen.full).is_empty());
+                        self.scans_elsewhere.retain(|scan| !scan.until.beyond(&seen.full).is_empty());
                         self.seen = ReadState { scans: self.scans_elsewhere.clone(), ..seen };
                         if out.is_empty() {
                             self.wait(QUIET_MAX).await;
@@ -280,17 +273,13 @@ impl FeedReader {
             ReadingFrom::Store(Some((scan, _))) => scan,
             _ => self.seek().await?,
         };
-        let reading = move || -> Result<_, ReadFailure> {
-            let found = scan.next_chunk(CHUNK_COUNT / 4, CHUNK_BYTES)?;
-            Ok((scan, found))
-        };
-        let (mut scan, found) = self.limits.read(reading).await?;
+        let (found, mut scan) =
+            self.limits.read(move || Ok((scan.next_chunk(CHUNK_COUNT / 4, CHUNK_BYTES)?, scan))).await?;
         for FeedItem { entry, first } in found {
-            let Some(content) =
-                entry.message().filter(|content| self.query.filter.matches(content, entry.key()))
-            else {
+            let Some(content) = entry.message() else { continue };
+            if !self.query.filter.matches(&content, entry.key()) {
                 continue;
-            };
+            }
             let mut json = Vec::new();
             view(&content, first).write_json(&mut json);
             if let Some(payload) = scan.core_at(entry.key()) {
@@ -317,36 +306,37 @@ impl FeedReader {
 
     /// Reads messages of the ring.
     fn read_ring(&mut self, index: u64, items: &[Arc<RingItem>], out: &mut Vec<u8>) {
-        let (mut taken, walks) = (0, std::mem::take(&mut self.scans_elsewhere));
+        let (mut taken, scans) = (0, std::mem::take(&mut self.scans_elsewhere));
         for item in items {
             taken += 1;
-            let FeedItem { entry, .. } = item.item();
+            let entry = &item.item.entry;
             let content = entry.message().expect("the ring holds messages only");
-            let is_new = !walks.iter().any(|walk| walk.covers(entry.key()));
+            let is_new = !scans.iter().any(|scan| scan.covers(entry.key()));
             if is_new && self.query.filter.matches(&content, entry.key()) {
-                self.write_ring_item(item, &walks, out);
+                self.write_ring_item(item, &scans, out);
             }
             if out.len() >= CHUNK_BYTES {
                 break;
             }
         }
         let last: &RingItem = &items[taken - 1];
-        self.seen = with(last.read_state(), &walks);
+        self.seen = with(last.read_state(), &scans);
         self.at = ReadingFrom::Ring(index + taken as u64);
-        self.payload = payload_of(last, &walks).unwrap_or_else(|| self.payload.clone());
-        self.scans_elsewhere = walks;
+        self.payload = payload_of(last, &scans).unwrap_or_else(|| self.payload.clone());
+        self.scans_elsewhere = scans;
     }
 
-    fn write_ring_item(&mut self, item: &RingItem, walks: &[PartialScan], out: &mut Vec<u8>) {
-        let is_shared = walks.is_empty() && self.wants_all;
+    fn write_ring_item(&mut self, item: &RingItem, scans: &[PartialScan], out: &mut Vec<u8>) {
+        // Readers without a filter share one encoded event.
+        let is_shared = scans.is_empty() && self.query.filter == Filter::default();
         if let Some(frame) = is_shared.then(|| item.frame(self.format, self.scope)).flatten() {
             out.extend_from_slice(frame);
             return;
         }
-        if let Some(payload) = payload_of(item, walks) {
+        if let Some(payload) = payload_of(item, scans) {
             self.payload = payload;
         }
-        self.write_event(FeedEvent::Message(item.json()), out);
+        self.write_event(FeedEvent::Message(&item.json), out);
     }
 
     fn write_caught_up(&mut self, out: &mut Vec<u8>) {
@@ -368,15 +358,15 @@ impl FeedReader {
     }
 }
 
-fn with(mut seen: ReadState, walks: &[PartialScan]) -> ReadState {
+fn with(mut seen: ReadState, scans: &[PartialScan]) -> ReadState {
     // The scan that continues must be the last one.
-    seen.scans.splice(0..0, walks.iter().cloned());
+    seen.scans.splice(0..0, scans.iter().cloned());
     seen
 }
 
-fn payload_of(item: &RingItem, walks: &[PartialScan]) -> Option<Bytes> {
-    if walks.is_empty() {
+fn payload_of(item: &RingItem, scans: &[PartialScan]) -> Option<Bytes> {
+    if scans.is_empty() {
         return item.payload().cloned();
     }
-    cursor::payload(&with(item.read_state(), walks)).map(Bytes::from)
+    cursor::payload(&with(item.read_state(), scans)).map(Bytes::from)
 }

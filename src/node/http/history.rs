@@ -21,8 +21,7 @@ use uuid::Uuid;
 
 use crate::api::error::{ErrorCode, Problem};
 use crate::api::header::POSITION;
-use crate::api::query;
-use crate::api::query::{Anchor, ListQuery};
+use crate::api::query::{self, Anchor, ListQuery};
 use crate::api::{media, path};
 use crate::chain::ids::{EntryKey, Origin};
 use crate::chain::record::Entry;
@@ -108,7 +107,7 @@ fn stream_all(node: &Node, query: &ListQuery, format: BodyFormat) -> Result<Resp
     let permit = node.limits.iterator();
     let first = listing.next_chunk(chunk_count(permit.as_ref()))?;
     encoder.push_all(&first);
-    Ok(streamed(node, format, encoder, (listing, permit), |(listing, permit), encoder| {
+    Ok(streamed(node, encoder, (listing, permit), |(listing, permit), encoder| {
         while !listing.is_done() {
             let entries = listing.next_chunk(chunk_count(permit.as_ref()))?;
             if !entries.is_empty() {
@@ -152,18 +151,11 @@ fn key_of(node: &Node, anchor: Anchor) -> Result<EntryKey, ReadFailure> {
     }
 }
 
-/// A page. It is complete before it is sent, because it is found newest first and sent oldest first.
-#[derive(Default)]
-struct Page {
-    /// Oldest first. Beyond the bytes that a page may keep, only the key is here.
-    entries: Vec<(EntryKey, Option<Entry>)>,
-    /// The entry from which older ones can be asked for.
-    older: Option<EntryKey>,
-    /// The entry from which newer ones can be asked for.
-    newer: Option<EntryKey>,
-}
+/// The entries of a page. Beyond the bytes that a page may keep, only the key is here.
+type PageEntries = VecDeque<(EntryKey, Option<Entry>)>;
 
-/// At most `limit` messages: the newest, or those next to an anchor. Between two anchors, the newest.
+/// At most `limit` messages: the newest, or those next to an anchor. Between two anchors, the newest. A page is complete
+/// before it is sent, because it is found newest first and sent oldest first.
 fn page(node: &Node, query: &ListQuery, limit: usize, format: BodyFormat) -> Result<Response, ReadFailure> {
     let (before, after) = anchors(node, query)?;
     let forward = after.is_some() && before.is_none();
@@ -171,27 +163,21 @@ fn page(node: &Node, query: &ListQuery, limit: usize, format: BodyFormat) -> Res
     let mut listing = listing(node, query, from, !forward)?.until(until);
     let permit = node.limits.iterator();
     let bytes_max = if permit.is_some() { PAGE_BYTES_MAX } else { PAGE_BYTES_FEW };
-    let mut page = Page::default();
-    let go_on = collect(&mut listing, limit, bytes_max, &mut page)?;
-    let (first, last) = (page.entries.first(), page.entries.last());
-    let (nearest, farthest) = (first.map(|(key, _)| *key), last.map(|(key, _)| *key));
+    let (mut entries, has_more) = collect(&mut listing, limit, bytes_max)?;
+    let (nearest, farthest) = (entries.front().map(|(key, _)| *key), entries.back().map(|(key, _)| *key));
     let beyond =
-        go_on.then_some(listing.last_seen().filter(|_| page.entries.len() < limit).or(farthest)).flatten();
-    if forward {
-        page.newer = beyond;
-        page.older = nearest.filter(|_| is_beyond(node, query, nearest, true));
-    } else {
-        page.older = beyond;
-        // Between two anchors the search goes from the newer to the older one, so nothing newer is left out.
-        let may_go_back = before.is_some() && after.is_none();
-        page.newer = nearest.filter(|_| may_go_back && is_beyond(node, query, nearest, false));
-        page.entries.reverse();
+        has_more.then_some(listing.last_seen().filter(|_| entries.len() < limit).or(farthest)).flatten();
+    // Between two anchors the search goes from the newer to the older one, so nothing newer is left out.
+    let may_go_back = forward || (before.is_some() && after.is_none());
+    let back = nearest.filter(|_| may_go_back && is_beyond(node, query, nearest, forward));
+    let (older, newer) = if forward { (back, beyond) } else { (beyond, back) };
+    if !forward {
+        entries.make_contiguous().reverse();
     }
-    let links = links(query, &page);
-    let keys: VecDeque<_> = page.entries.into();
-    let state = (Arc::downgrade(&node.store), keys, permit);
+    let links = links(query, older, newer);
+    let state = (Arc::downgrade(&node.store), entries, permit);
     let mut response =
-        streamed(node, format, MessageEncoder::new(format), state, |(store, keys, permit), encoder| {
+        streamed(node, MessageEncoder::new(format), state, |(store, keys, permit), encoder| {
             let store = store.upgrade().ok_or(StoreError::Closed)?;
             send_entries(&store, keys, chunk_count(permit.as_ref()), encoder)
         });
@@ -201,29 +187,22 @@ fn page(node: &Node, query: &ListQuery, limit: usize, format: BodyFormat) -> Res
     Ok(response)
 }
 
-/// Fills the page in the listing's direction. True if there is more, or if time ran out before that was known.
-fn collect(
-    listing: &mut Listing,
-    limit: usize,
-    bytes_max: usize,
-    page: &mut Page,
-) -> Result<bool, StoreError> {
-    let began = Instant::now();
-    let mut bytes = 0;
+/// The entries of a page in the listing's direction, and whether there are more, or time ran out before that was known.
+fn collect(listing: &mut Listing, limit: usize, bytes_max: usize) -> Result<(PageEntries, bool), StoreError> {
+    let (began, mut bytes, mut entries) = (Instant::now(), 0, PageEntries::new());
     while !listing.is_done() {
-        let wanted = limit + 1 - page.entries.len();
-        for entry in listing.next_chunk(wanted)? {
-            if page.entries.len() == limit {
-                return Ok(true);
+        for entry in listing.next_chunk(limit + 1 - entries.len())? {
+            if entries.len() == limit {
+                return Ok((entries, true));
             }
             bytes += entry.size();
-            page.entries.push((entry.key(), (bytes <= bytes_max).then_some(entry)));
+            entries.push_back((entry.key(), (bytes <= bytes_max).then_some(entry)));
         }
         if began.elapsed() >= SEARCH_TIME && !listing.is_done() {
-            return Ok(true);
+            return Ok((entries, true));
         }
     }
-    Ok(false)
+    Ok((entries, false))
 }
 
 /// Whether a matching message lies beyond a key. If that is not known in time, the answer is yes: a link to an empty page
@@ -241,7 +220,7 @@ fn is_beyond(node: &Node, query: &ListQuery, key: Option<EntryKey>, backward: bo
     false
 }
 
-fn links(query: &ListQuery, page: &Page) -> Option<HeaderValue> {
+fn links(query: &ListQuery, older: Option<EntryKey>, newer: Option<EntryKey>) -> Option<HeaderValue> {
     let anchor = |key: EntryKey| Anchor::Entry(Uuid::from_bytes(key.origin.0), key.seq);
     let link = |before, after, rel| {
         let query = ListQuery { before, after, ..query.clone() };
@@ -249,8 +228,8 @@ fn links(query: &ListQuery, page: &Page) -> Option<HeaderValue> {
     };
     // Pages between two anchors stay between them.
     let end = query.before.and(query.after);
-    let prev = page.older.map(|key| link(Some(anchor(key)), end, "prev"));
-    let next = page.newer.map(|key| link(None, Some(anchor(key)), "next"));
+    let prev = older.map(|key| link(Some(anchor(key)), end, "prev"));
+    let next = newer.map(|key| link(None, Some(anchor(key)), "next"));
     let links: Vec<String> = prev.into_iter().chain(next).collect();
     if links.is_empty() { None } else { HeaderValue::try_from(links.join(", ")).ok() }
 }
@@ -258,7 +237,7 @@ fn links(query: &ListQuery, page: &Page) -> Option<HeaderValue> {
 /// Encodes the next messages of a page. True if there may be more.
 fn send_entries(
     store: &Store,
-    keys: &mut VecDeque<(EntryKey, Option<Entry>)>,
+    keys: &mut PageEntries,
     most: usize,
     encoder: &mut MessageEncoder,
 ) -> Result<bool, StoreError> {
@@ -331,12 +310,12 @@ impl MessageEncoder {
 /// answer, so that half a history is never taken for all of it.
 fn streamed<S: Send + 'static>(
     node: &Node,
-    format: BodyFormat,
     encoder: MessageEncoder,
     state: S,
     step: fn(&mut S, &mut MessageEncoder) -> Result<bool, StoreError>,
 ) -> Response {
     let (limits, store) = (node.limits.clone(), Arc::downgrade(&node.store));
+    let media = if encoder.format == BodyFormat::Lines { media::NDJSON } else { media::JSON };
     let progress = Arc::new(Mutex::new((state, encoder)));
     let body = stream::try_unfold(Some((progress, limits, store)), move |state| async move {
         let Some((progress, limits, weak)) = state else { return Ok(None) };
@@ -346,8 +325,11 @@ fn streamed<S: Send + 'static>(
             limits.read(move || {
                 // Only one step runs at a time. After one that panicked the answer is aborted.
                 let (state, encoder) = &mut *progress.lock().unwrap_or_else(PoisonError::into_inner);
-                // A cut log is no reason to retry here: part of the answer is sent already.
-                let goes_on = step(state, encoder).map_err(Problem::from)?;
+                let goes_on = step(state, encoder).map_err(|error| match error {
+                    // No reason to retry here: part of the answer is sent already.
+                    StoreError::CutOff { .. } => ReadFailure::Problem(error.into()),
+                    error => error.into(),
+                })?;
                 if !goes_on {
                     encoder.end();
                 }
@@ -358,6 +340,5 @@ fn streamed<S: Send + 'static>(
         drop(store); // not held while the client takes its time
         Ok::<_, Problem>(Some((bytes, goes_on.then_some((progress, limits, weak)))))
     });
-    let media = if format == BodyFormat::Lines { media::NDJSON } else { media::JSON };
     ([(header::CONTENT_TYPE, media)], Body::from_stream(body)).into_response()
 }

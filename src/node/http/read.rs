@@ -3,7 +3,6 @@
 //! Called by `history` and `feed`. A read that cannot be completed fails; nothing is ever skipped. What is read is not
 //! known here.
 
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::OwnedSemaphorePermit;
@@ -17,57 +16,43 @@ const REPAIR_TIME: Duration = Duration::from_secs(2);
 /// Pause between retries.
 const RETRY_INTERVAL: Duration = Duration::from_millis(50);
 
-impl From<ReadFailure> for Problem {
-    fn from(failed: ReadFailure) -> Self {
-        match failed {
-            ReadFailure::Problem(problem) => problem,
-            ReadFailure::CutOff(error) => error.into(),
-        }
-    }
-}
-
 /// Why a read failed.
+#[derive(Debug, thiserror::Error)]
 pub(in crate::node) enum ReadFailure {
-    Problem(Problem),
-    /// A log was cut after its vector was taken. A new read finds the entries that moved at their new keys.
-    CutOff(StoreError),
+    #[error(transparent)]
+    Problem(#[from] Problem),
+    #[error(transparent)]
+    Store(#[from] StoreError),
 }
 
-impl From<Problem> for ReadFailure {
-    fn from(problem: Problem) -> Self {
-        ReadFailure::Problem(problem)
-    }
-}
-
-impl From<StoreError> for ReadFailure {
-    fn from(error: StoreError) -> Self {
-        match error {
-            StoreError::CutOff { .. } => ReadFailure::CutOff(error),
-            error => ReadFailure::Problem(error.into()),
+impl From<ReadFailure> for Problem {
+    fn from(failure: ReadFailure) -> Self {
+        match failure {
+            ReadFailure::Problem(problem) => problem,
+            ReadFailure::Store(error) => error.into(),
         }
     }
 }
 
-/// Repeats a read that meets damage, because a peer may send the entry within [`REPAIR_TIME`], and a read under which a log
-/// was cut.
+/// Repeats a read that meets damage, because a peer may send the entry within [`REPAIR_TIME`], and a read whose log was cut
+/// after its vector was taken: a new read finds the entries that moved at their new keys.
 pub(super) async fn retry_while_repairing<T, Read: Future<Output = Result<T, ReadFailure>>>(
-    store: &Arc<Store>,
+    store: &Store,
     read: impl Fn() -> Read,
 ) -> Result<T, Problem> {
     let began = Instant::now();
     loop {
-        let failed = match read().await {
+        let failure = match read().await {
             Ok(done) => return Ok(done),
-            Err(failed) => failed,
+            Err(failure) => failure,
         };
-        let may_succeed = match &failed {
-            ReadFailure::Problem(problem) => {
-                problem.code == ErrorCode::StorageFailed && store.log().damage().count() > 0
-            }
-            ReadFailure::CutOff(_) => true,
+        let may_succeed = match &failure {
+            ReadFailure::Problem(_) => false,
+            ReadFailure::Store(StoreError::CutOff { .. }) => true,
+            ReadFailure::Store(_) => store.log().damage().count() > 0,
         };
         if !may_succeed || began.elapsed() >= REPAIR_TIME {
-            return Err(failed.into());
+            return Err(failure.into());
         }
         tokio::time::sleep(RETRY_INTERVAL).await;
     }

@@ -12,24 +12,20 @@ use axum::response::Response;
 use bytes::Bytes;
 use uuid::Uuid;
 
-use crate::api::batch;
-use crate::api::batch::{BatchAnswer, Rejected};
+use crate::api::batch::{self, BatchAnswer, Rejected};
 use crate::api::error::{ErrorCode, Problem};
 use crate::api::header::POSITION;
-use crate::api::message;
-use crate::api::message::MessageView;
+use crate::api::message::{self, MessageView};
 use crate::api::path;
 use crate::api::query::SendQuery;
 use crate::api::time::Time;
 use crate::chain::ids::EntryKey;
 use crate::chain::message::{Content, Digest, Message};
 use crate::node::Node;
-use crate::node::http::acks;
-use crate::node::http::acks::AckPolicy;
+use crate::node::http::acks::{self, AckPolicy};
 use crate::node::http::position;
 use crate::replica::write_ops::{NewMessage, Rejection, SendOutcome};
-use crate::serve;
-use crate::serve::SendKind;
+use crate::serve::{self, SendKind};
 
 /// `POST /messages`.
 pub async fn post(
@@ -117,8 +113,7 @@ async fn many(node: &Node, body: Bytes, key: Option<Uuid>, policy: AckPolicy) ->
     if policy.needs_peers() {
         let mut copies = acks::ranges_by_log(new);
         copies.extend(acks::all_copies(node, known).await);
-        policy.wait(node, &copies).await;
-        if !policy.is_met(node, &copies) {
+        if !policy.wait(node, &copies).await {
             status = StatusCode::ACCEPTED;
         }
     }

@@ -19,8 +19,8 @@ use crate::replica::write_ops::{Admitted, Maintenance, NewMessage, PeerRecords, 
 const CLIENT_COUNT_MAX: usize = 65_536;
 /// Bytes of clients' messages that may wait. At the bound, as above.
 const CLIENT_BYTES_MAX: usize = 64 << 20;
-/// Runs of peers that may wait. At the bound an exchange is answered `overloaded` and its peer backs off.
-const PEER_RUNS_MAX: usize = 1_024;
+/// Pieces of peers' runs that may wait. At the bound an exchange is answered `overloaded` and its peer backs off.
+const PEER_PIECES_MAX: usize = 1_024;
 /// Maintenance jobs that may wait. At the bound they are dropped; a later exchange or scrub finds them again.
 const MAINTENANCE_COUNT_MAX: usize = 1_024;
 /// Bytes in one commit, unless a single job is larger. Larger commits would save few fsyncs and add latency.
@@ -38,12 +38,12 @@ pub struct Job<Op, Reply> {
 
 /// The messages of one request, in its order; one outcome for each.
 pub type SendJob = Job<Vec<NewMessage>, Vec<SendOutcome>>;
-/// Records of one log from a peer.
+/// One piece of a peer's run.
 pub type AdmitJob = Job<PeerRecords, Admitted>;
 /// Maintenance of the store. The reply comes when it has begun, and is done if it is small.
 pub type MaintenanceJob = Job<Maintenance, ()>;
 
-/// What one commit will hold.
+/// The jobs that the writer takes at once.
 #[derive(Debug, Default)]
 pub struct InboxBatch {
     pub maintenance: Vec<MaintenanceJob>,
@@ -94,42 +94,40 @@ impl Inbox {
         messages: Vec<NewMessage>,
     ) -> Result<oneshot::Receiver<Vec<SendOutcome>>, Rejection> {
         let (count, bytes) = (messages.len(), send_bytes(&messages));
-        self.push(messages, |queues, job| {
-            let fits = queues.send_count + count <= CLIENT_COUNT_MAX
-                && queues.send_bytes + bytes <= CLIENT_BYTES_MAX;
-            if fits {
-                queues.send_count += count;
-                queues.send_bytes += bytes;
-                queues.sends.push_back(job);
+        self.push(messages, |queues| {
+            let (count, bytes) = (queues.send_count + count, queues.send_bytes + bytes);
+            if count > CLIENT_COUNT_MAX || bytes > CLIENT_BYTES_MAX {
+                return None;
             }
-            fits
+            (queues.send_count, queues.send_bytes) = (count, bytes);
+            Some(&mut queues.sends)
         })
     }
 
     /// Queues records of a peer.
     pub fn push_admit(&self, records: PeerRecords) -> Result<oneshot::Receiver<Admitted>, Rejection> {
-        self.push(records, |queues, job| push_below(&mut queues.admits, job, PEER_RUNS_MAX))
+        self.push(records, |queues| Some(&mut queues.admits).filter(|queue| queue.len() < PEER_PIECES_MAX))
     }
 
     /// Queues maintenance of the store.
     pub fn push_maintenance(&self, maintenance: Maintenance) -> Result<oneshot::Receiver<()>, Rejection> {
-        self.push(maintenance, |queues, job| push_below(&mut queues.maintenance, job, MAINTENANCE_COUNT_MAX))
+        self.push(maintenance, |queues| {
+            Some(&mut queues.maintenance).filter(|queue| queue.len() < MAINTENANCE_COUNT_MAX)
+        })
     }
 
-    /// `add` queues the job if it fits, and says whether it did.
+    /// `queue` returns the job's queue if the job fits.
     fn push<Op, Reply>(
         &self,
         op: Op,
-        add: impl FnOnce(&mut Queues, Job<Op, Reply>) -> bool,
+        queue: impl FnOnce(&mut Queues) -> Option<&mut VecDeque<Job<Op, Reply>>>,
     ) -> Result<oneshot::Receiver<Reply>, Rejection> {
         let (reply, outcome) = oneshot::channel();
         let mut queues = self.lock();
         if queues.stopped {
             return Err(Rejection::Failed);
         }
-        if !add(&mut queues, Job { op, reply }) {
-            return Err(Rejection::Overloaded);
-        }
+        queue(&mut queues).ok_or(Rejection::Overloaded)?.push_back(Job { op, reply });
         drop(queues);
         self.wake.notify_one();
         Ok(outcome)
@@ -153,22 +151,14 @@ impl Inbox {
     }
 }
 
-fn push_below<T>(queue: &mut VecDeque<T>, job: T, count_max: usize) -> bool {
-    let fits = queue.len() < count_max;
-    if fits {
-        queue.push_back(job);
-    }
-    fits
-}
-
 impl Queues {
     fn is_empty(&self) -> bool {
         self.sends.is_empty() && self.admits.is_empty() && self.maintenance.is_empty()
     }
 
     fn take(&mut self) -> InboxBatch {
-        let mut batch =
-            InboxBatch { maintenance: self.maintenance.drain(..).collect(), ..InboxBatch::default() };
+        let maintenance = self.maintenance.drain(..).collect();
+        let mut batch = InboxBatch { maintenance, ..InboxBatch::default() };
         let client_bytes_max =
             if self.admits.is_empty() { COMMIT_BYTES_MAX } else { COMMIT_CLIENT_BYTES_MAX };
         let mut bytes = 0;

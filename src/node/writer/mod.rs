@@ -40,7 +40,8 @@ const FREE_BYTES_AGE: Duration = Duration::from_millis(250);
 #[derive(Debug, Clone)]
 pub struct Writer {
     inbox: Arc<Inbox>,
-    fault: StoreFault,
+    /// Raised by any task that sees the store fail.
+    pub fault: StoreFault,
     /// The durable state of all logs; the thread replaces it with every commit.
     pub logs: watch::Receiver<Arc<Logs>>,
 }
@@ -51,7 +52,9 @@ struct WriterThread {
     signal: watch::Sender<Arc<Logs>>,
     inbox: Arc<Inbox>,
     fault: StoreFault,
-    free: FreeSpace,
+    dir: PathBuf,
+    /// The last measurement of free space.
+    free_bytes: Option<(Instant, u64)>,
     now_ms: fn() -> u64,
 }
 
@@ -66,12 +69,18 @@ impl Writer {
         let inbox = Arc::new(Inbox::default());
         let fault = StoreFault::default();
         let (signal, watched) = watch::channel(Arc::new(logs.clone()));
-        let free = FreeSpace { dir, measured: None };
         // Ids ordered by time: new logs go to the right edge of the list of tables.
         let new_origin = Box::new(|| Origin(Uuid::now_v7().into_bytes()));
         let committer = Committer::new(store, logs, new_origin);
-        let thread =
-            WriterThread { committer, signal, inbox: inbox.clone(), fault: fault.clone(), free, now_ms };
+        let thread = WriterThread {
+            committer,
+            signal,
+            inbox: inbox.clone(),
+            fault: fault.clone(),
+            dir,
+            free_bytes: None,
+            now_ms,
+        };
         let thread = std::thread::Builder::new().name("writer".into()).spawn(move || thread.run())?;
         Ok((Writer { inbox, fault, logs: watched }, thread))
     }
@@ -86,7 +95,7 @@ impl Writer {
     /// Admits records of one log from a peer.
     pub async fn admit(&self, records: PeerRecords) -> Admitted {
         let admitted = reply(self.inbox.push_admit(records)).await;
-        admitted.unwrap_or_else(not_admitted)
+        admitted.unwrap_or_else(|why| Admitted { new: 0, refused: None, not_stored: Some(why) })
     }
 
     /// Begins maintenance of the store. If that fails, a later exchange or scrub finds the need again, so no caller is told.
@@ -99,24 +108,15 @@ impl Writer {
         !self.fault.is_raised()
     }
 
-    /// Raised by any task that sees the store fail.
-    pub fn fault(&self) -> &StoreFault {
-        &self.fault
-    }
-
     /// From now on nothing more is queued. What waits is committed; then the thread ends.
     pub fn stop(&self) {
         self.inbox.stop();
     }
 }
 
-/// Waits for the reply to what was queued. A thread that ends without a reply has failed.
+/// Waits for the reply to what was queued. A job that is dropped without a reply has failed.
 async fn reply<T>(queued: Result<oneshot::Receiver<T>, Rejection>) -> Result<T, Rejection> {
     queued?.await.map_err(|_| Rejection::Failed)
-}
-
-fn not_admitted(why: Rejection) -> Admitted {
-    Admitted { new: 0, refused: None, not_stored: Some(why) }
 }
 
 impl WriterThread {
@@ -125,21 +125,17 @@ impl WriterThread {
         loop {
             let idle = if self.has_more() { Duration::ZERO } else { IDLE_COMMIT_AFTER };
             match self.inbox.next(idle) {
-                NextJob::Batch(batch) => {
-                    self.process(batch);
-                    is_idle_committed = false;
-                }
-                NextJob::Idle if self.has_more() => {
-                    self.process(InboxBatch::default());
-                    is_idle_committed = false;
-                }
-                NextJob::Idle if !is_idle_committed => {
+                NextJob::Batch(batch) => self.process(batch),
+                NextJob::Idle if self.has_more() => self.process(InboxBatch::default()),
+                NextJob::Idle if is_idle_committed => continue,
+                NextJob::Idle => {
                     self.commit_for_fast_open();
                     is_idle_committed = true;
+                    continue;
                 }
-                NextJob::Idle => {}
                 NextJob::Stopped => break,
             }
+            is_idle_committed = false;
         }
         self.commit_for_fast_open();
     }
@@ -163,13 +159,19 @@ impl WriterThread {
     }
 
     fn space(&mut self) -> Space {
-        let free = self.free.bytes();
-        Space { clients: free >= FREE_BYTES_CLIENTS, peers: free >= FREE_BYTES_PEERS }
+        let fresh = self.free_bytes.filter(|(at, _)| at.elapsed() < FREE_BYTES_AGE);
+        let (at, bytes) = fresh.unwrap_or_else(|| {
+            // Without a measurement the write itself shows whether there is space.
+            let bytes = rustix::fs::statvfs(&self.dir).map_or(u64::MAX, |fs| fs.f_bavail * fs.f_frsize);
+            (Instant::now(), bytes)
+        });
+        self.free_bytes = Some((at, bytes));
+        Space { clients: bytes >= FREE_BYTES_CLIENTS, peers: bytes >= FREE_BYTES_PEERS }
     }
 
     fn process(&mut self, batch: InboxBatch) {
         if self.fault.is_raised() {
-            return refuse(batch, Rejection::Failed);
+            return; // dropping the jobs says that they failed
         }
         match self.commit(&batch) {
             Ok(committed) => {
@@ -183,10 +185,7 @@ impl WriterThread {
                     let _no_waiter = job.reply.send(admitted);
                 }
             }
-            Err(error) => {
-                self.fail(&error);
-                refuse(batch, Rejection::Failed);
-            }
+            Err(error) => self.fail(&error),
         }
     }
 
@@ -202,34 +201,5 @@ impl WriterThread {
             self.signal.send_replace(Arc::new(self.committer.logs().clone()));
         }
         Ok(committed)
-    }
-}
-
-fn refuse(batch: InboxBatch, why: Rejection) {
-    for job in batch.sends {
-        let _no_waiter = job.reply.send(vec![SendOutcome::NotStored(why); job.op.len()]);
-    }
-    for job in batch.admits {
-        let _no_waiter = job.reply.send(not_admitted(why));
-    }
-}
-
-/// Free space of the file system, measured at most every [`FREE_BYTES_AGE`].
-struct FreeSpace {
-    dir: PathBuf,
-    measured: Option<(Instant, u64)>,
-}
-
-impl FreeSpace {
-    fn bytes(&mut self) -> u64 {
-        match self.measured {
-            Some((at, bytes)) if at.elapsed() < FREE_BYTES_AGE => bytes,
-            _ => {
-                // Without a measurement the write itself shows whether there is space.
-                let bytes = rustix::fs::statvfs(&self.dir).map_or(u64::MAX, |fs| fs.f_bavail * fs.f_frsize);
-                self.measured = Some((Instant::now(), bytes));
-                bytes
-            }
-        }
     }
 }
