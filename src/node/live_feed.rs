@@ -100,7 +100,6 @@ impl RingItem {
     }
 }
 
-/// The newest messages.
 #[derive(Debug, Default)]
 struct Ring {
     items: VecDeque<Arc<RingItem>>,
@@ -138,14 +137,12 @@ pub struct RingEnd {
     pub until: Frontier,
     /// The last stamp in that.
     pub last: Stamp,
-    /// The logs as of then.
     pub logs: Arc<Logs>,
 }
 
 /// What the ring has for a reader.
 #[derive(Debug)]
 pub enum RingRead {
-    /// These messages.
     Items(Vec<Arc<RingItem>>),
     /// No more: the reader is at the end, and has seen this.
     Nothing(ReadState),
@@ -153,7 +150,6 @@ pub enum RingRead {
     Gone,
 }
 
-/// The ring, its readers, and the signal that it advanced.
 #[derive(Debug)]
 pub struct LiveFeed {
     ring: Mutex<Ring>,
@@ -184,7 +180,6 @@ impl LiveFeed {
         self.moved.subscribe()
     }
 
-    /// How many readers there are.
     pub fn readers(&self) -> usize {
         self.moved.receiver_count()
     }
@@ -272,7 +267,7 @@ impl LiveFeed {
     }
 }
 
-/// Skips trailing snapshots: readers are told nothing about them. Otherwise nodes would answer each other's snapshots with
+/// Skips trailing snapshots, which readers do not get. Otherwise nodes would answer each other's snapshots with
 /// snapshots for ever.
 async fn without_trailing_snapshots(
     node: &Node,

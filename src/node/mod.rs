@@ -40,13 +40,10 @@ pub use run::run;
 /// Why a node cannot run, or had to end.
 #[derive(Debug, thiserror::Error)]
 pub enum NodeError {
-    /// Its store cannot be opened.
     #[error(transparent)]
     Open(#[from] crate::store::OpenError),
-    /// The system refused something at the start.
     #[error("cannot start: {0}")]
     Start(#[from] std::io::Error),
-    /// A thread or task ended early.
     #[error("{0}")]
     Ended(String),
 }
@@ -62,7 +59,6 @@ const ITERATORS_MAX: usize = 32;
 /// Resources that all requests of a node share. Each has a bound, so no request can use up all of one.
 #[derive(Clone)]
 struct Limits {
-    /// Memory for request bodies.
     bodies: Budget,
     readers: Arc<Semaphore>,
     iterators: Arc<Semaphore>,

@@ -144,7 +144,6 @@ impl OpenNode {
         tasks.spawn(sync::run(node.clone(), stop.clone()));
         tasks.spawn(maintenance::run(node.clone()));
         tasks.spawn(live_feed::run(node.clone()));
-        tasks.spawn(maintenance::mark_healthy_later(node.clone()));
         Ok(OpenNode { node, writing, indexing, indexer_ended, tasks, stop })
     }
 
@@ -219,23 +218,21 @@ fn log_start(config: &NodeConfig, members: usize) {
     }
 }
 
-/// How this node introduces itself to peers, as this incarnation.
+/// How this node introduces itself to peers, as this incarnation. The incarnation id is above the last one at this address,
+/// even if the clock was set back: peers take a smaller one for outdated.
 fn identity(config: &NodeConfig, store: &Store) -> Hello {
+    let member = MemberId { node_id: config.node_id, store_id: store.id().0 };
+    let known = &store.log().membership().members;
+    let last =
+        members::latest(known.iter(), member, &config.advertise.to_string()).map_or(0, u128::from_be_bytes);
+    let incarnation_id = Uuid::now_v7().as_u128().max(last.saturating_add(1)).to_be_bytes();
     Hello {
         network: Hello::network_hash(&config.network),
         node_id: config.node_id,
         store_id: store.id().0,
-        incarnation_id: next_incarnation_id(store, config),
+        incarnation_id,
         address: config.advertise.to_string(),
     }
-}
-
-/// An incarnation id above the last one at this address, even if the clock was set back: peers take a smaller one for outdated.
-fn next_incarnation_id(store: &Store, config: &NodeConfig) -> [u8; 16] {
-    let name = MemberId { node_id: config.node_id, store_id: store.id().0 };
-    let last = members::latest(store.log().membership().members.iter(), name, &config.advertise.to_string());
-    let last = last.map_or(0, u128::from_be_bytes);
-    Uuid::now_v7().as_u128().max(last.saturating_add(1)).to_be_bytes()
 }
 
 /// Starts the thread that indexes entries after they were acknowledged. The receiver resolves when the thread ends.

@@ -18,7 +18,6 @@ pub struct NodeSlot(Arc<RwLock<SlotState>>);
 
 #[derive(Clone)]
 pub enum SlotState {
-    /// A node whose store is open.
     Open(Node),
     /// Why the store is closed, and the node's status as of when it was last open.
     Closed(String, Box<NodeStatus>),

@@ -15,6 +15,7 @@ use crate::chain::record::{Entry, EntryKind};
 use crate::chain::sync::wire::{EntryRange, Heads, Hello, Run, SyncMessage, short};
 use crate::chain::vector::{Head, Vector};
 use crate::node::cluster::sync;
+use crate::replica::write_ops::{NewMessage, SendOutcome};
 
 const X: Origin = Origin([7; 16]);
 const STAMP: u64 = 1_700_000_000_000 << 16;
@@ -105,13 +106,9 @@ impl Bench {
 
     async fn send(&self, id: u128) -> EntryKey {
         let content = content(id, "mine");
-        let intake = crate::replica::write_ops::NewMessage {
-            id: Uuid::from_u128(id),
-            digest: Digest::of(&content),
-            content,
-        };
-        match self.node.writer.send(vec![intake]).await[..] {
-            [crate::replica::write_ops::SendOutcome::Stored { key, .. }] => key,
+        let new = NewMessage { id: Uuid::from_u128(id), digest: Digest::of(&content), content };
+        match self.node.writer.send(vec![new]).await[..] {
+            [SendOutcome::Stored { key, .. }] => key,
             ref other => panic!("not stored: {other:?}"),
         }
     }
@@ -281,7 +278,7 @@ async fn one_damaged_entry_keeps_nothing_else_from_a_peer() {
     assert_eq!(got, [(X, 39), (origin(1), 3)]);
 }
 
-/// The peer has something else at the first place of our own log, and a log that we lack.
+/// The peer has another first entry in our own log, and a log that we lack.
 #[tokio::test]
 async fn a_fork_does_not_hold_up_the_other_logs_and_ends_in_branches() {
     let mut peer = Bench::new();
@@ -306,7 +303,7 @@ async fn a_fork_does_not_hold_up_the_other_logs_and_ends_in_branches() {
     assert_eq!((mine.vector().origins(), mine.vector().entries()), (3, 3 + 2 + 1), "two branches beside X");
 }
 
-/// A node whose store is closed answers with its last word, which may be as good as ours.
+/// A node whose store is closed answers with its last status, whose digest may be equal to ours.
 #[tokio::test]
 async fn a_node_with_a_closed_store_is_neither_up_nor_writable_in_the_network() {
     let mut peer = Bench::new();
@@ -343,14 +340,14 @@ async fn what_a_peer_had_when_its_status_was_asked_for_is_shown_after_it_is_gone
     assert_eq!(behind(), Some(0));
     let all = [crate::chain::sync::wire::EntryRange { origin: X, first: 1, last: 3 }];
     let holders = cluster.holders(&all, false, bench.node.logs().vector());
-    assert_eq!(holders, [2], "who said so; for the other one no copy is counted");
-    let mut anew = SyncMessage::quiet(peer.node.cluster.hello(), [0; 16]);
-    anew.hello.incarnation_id = [0xff; 16];
-    bench.answer(anew).await;
-    assert_eq!(behind(), None, "of another opening nothing is known");
+    assert_eq!(holders, [2], "the one that said so in an exchange; a status alone counts as no copy");
+    let mut restarted = SyncMessage::quiet(peer.node.cluster.hello(), [0; 16]);
+    restarted.hello.incarnation_id = [0xff; 16];
+    bench.answer(restarted).await;
+    assert_eq!(behind(), None, "nothing is known of another incarnation");
 }
 
-/// A peer may say anything, such as an answer to a probe that stands at no place.
+/// A peer may send anything, such as an answer to a probe at a seq that cannot exist.
 #[tokio::test]
 async fn a_run_beyond_all_numbers_is_no_answer_to_a_probe() {
     let bench = Bench::new();
@@ -359,13 +356,13 @@ async fn a_run_beyond_all_numbers_is_no_answer_to_a_probe() {
     let mut exchange = crate::replica::exchange::Exchange::default();
     let other = Log::new(X, 2, 1, "theirs");
     for _ in 0..2 {
-        let occasion = crate::replica::exchange::Trigger {
+        let trigger = crate::replica::exchange::Trigger {
             on_timer: false,
             now_ms: 0,
             skip: &|_| false,
             repair: vec![],
         };
-        let planned = exchange.plan(&logs, occasion);
+        let planned = exchange.plan(&logs, trigger);
         let heads = Heads { base: None, changes: vec![(X, other.head(2))], cuts: Vec::new() };
         let before = Head { seq: u64::MAX, hash: ChainHash([0; 32]) };
         let runs = vec![Run { origin: X, before, entries: Vec::new(), damaged: None }];
@@ -374,12 +371,12 @@ async fn a_run_beyond_all_numbers_is_no_answer_to_a_probe() {
             heads: Some(heads.clone()),
             ..SyncMessage::quiet(hello(2), digest_of(&heads))
         };
-        let heard = exchange.on_reply(planned, reply, &logs, damage);
-        assert_eq!(heard.probes.len(), 0);
+        let actions = exchange.on_reply(planned, reply, &logs, damage);
+        assert_eq!(actions.probes.len(), 0);
     }
 }
 
-/// A request that comes slowly keeps the store open for a while; who comes meanwhile is answered.
+/// A request that arrives slowly keeps the store open for a while; other requests are answered meanwhile.
 #[tokio::test]
 async fn the_address_answers_while_a_store_waits_to_be_closed() {
     let bench = Bench::new();
@@ -397,7 +394,7 @@ async fn the_address_answers_while_a_store_waits_to_be_closed() {
     let head =
         "POST /messages HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n";
     tokio::io::AsyncWriteExt::write_all(&mut slow, head.as_bytes()).await.expect("writes");
-    // Somebody who claims to have opened this very store before makes the node close it.
+    // A process that claims to have opened a copy of this store before makes the node close it.
     let mut copied = SyncMessage::decode(&first).expect("well-formed");
     (copied.hello.incarnation_id, copied.hello.address) = ([0; 16], "127.0.0.1:9".into());
     client.sync(&addr, copied.encode().into(), 10 * second).await.expect_err("is told to wait");
@@ -410,14 +407,14 @@ async fn the_address_answers_while_a_store_waits_to_be_closed() {
     running.join_next().await.expect("runs").expect("does not panic").expect("ends well");
 }
 
-/// Where many nodes have readers, each would answer the milestones of the others with one of its own, for ever.
+/// Where many nodes have readers, each would answer the snapshots of the others with one of its own, for ever.
 #[tokio::test]
-async fn milestones_are_written_because_of_messages_and_not_of_milestones() {
+async fn snapshots_are_written_because_of_messages_and_not_of_snapshots() {
     let bench = Bench::new();
-    let milestone = SnapshotContent { base: None, changes: vec![(X, 1)] };
+    let snapshot = SnapshotContent { base: None, changes: vec![(X, 1)] };
     let mut logs: Vec<_> = (0..20).map(|n| Log::new(origin(n), 3, 1, "old")).collect();
     for log in &mut logs {
-        log.contents[1] = milestone.encode();
+        log.contents[1] = snapshot.encode();
     }
     let entries = || bench.node.logs().vector().iter().map(|(_, head)| head.seq).sum::<u64>();
     let mut before = 0;

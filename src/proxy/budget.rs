@@ -13,7 +13,6 @@ pub struct TokenBucket {
     refilled_at: Duration,
 }
 
-/// How a bucket fills.
 #[derive(Debug, Clone, Copy)]
 pub struct Refill {
     /// Further tokens are dropped. A new bucket is full.
@@ -25,7 +24,6 @@ pub struct Refill {
 }
 
 impl TokenBucket {
-    /// A full bucket.
     pub fn new(refill: Refill) -> Self {
         Self { tokens: refill.tokens_max, refill, refilled_at: Duration::ZERO }
     }
@@ -35,7 +33,6 @@ impl TokenBucket {
         self.add(self.refill.per_request);
     }
 
-    /// Takes a token if there is one.
     pub fn take(&mut self, now: Duration) -> bool {
         let passed = now.saturating_sub(self.refilled_at);
         self.refilled_at = now;

@@ -44,14 +44,14 @@ pub struct Forwarder {
     started: Instant,
 }
 
-/// What one attempt brought.
 enum AttemptOutcome {
-    /// The answer.
     Final(Response),
     /// The answer, unless another upstream has a better one.
     Refused(Response),
     /// No answer. `is_free`: there was no connection, so the node had no work.
-    Failed { is_free: bool },
+    Failed {
+        is_free: bool,
+    },
 }
 
 impl Forwarder {
@@ -111,7 +111,7 @@ impl Forwarder {
         request: &Request,
         class: RequestClass,
     ) -> AttemptOutcome {
-        let _in_flight = InFlight::start(self, id, class);
+        let _in_flight = class.client_wait.is_zero().then(|| InFlight::start(self, id, class.traffic));
         let started = Instant::now();
         match self.client.forward(&addr, request, ATTEMPT_MAX).await {
             Ok(answer) if answer.status().is_success() => {
@@ -175,28 +175,23 @@ impl Forwarder {
 pub struct ServedBy(pub(super) UpstreamId);
 
 /// Counts a request as load of its upstream while it waits for the answer, also if it is canceled. A request whose client
-/// asked to wait is no load.
+/// asked to wait is no load and has none.
 struct InFlight<'a> {
     forwarder: &'a Forwarder,
     upstream: UpstreamId,
-    class: Option<TrafficClass>,
+    class: TrafficClass,
 }
 
 impl<'a> InFlight<'a> {
-    fn start(forwarder: &'a Forwarder, upstream: UpstreamId, class: RequestClass) -> Self {
-        let class = class.client_wait.is_zero().then_some(class.traffic);
-        if let Some(class) = class {
-            forwarder.state().upstreams.request_started(upstream, class);
-        }
+    fn start(forwarder: &'a Forwarder, upstream: UpstreamId, class: TrafficClass) -> Self {
+        forwarder.state().upstreams.request_started(upstream, class);
         Self { forwarder, upstream, class }
     }
 }
 
 impl Drop for InFlight<'_> {
     fn drop(&mut self) {
-        if let Some(class) = self.class {
-            self.forwarder.state().upstreams.request_ended(self.upstream, class);
-        }
+        self.forwarder.state().upstreams.request_ended(self.upstream, self.class);
     }
 }
 

@@ -55,7 +55,6 @@ pub struct ProxyState {
     retries: TokenBucket,
 }
 
-/// The plan of one request.
 #[derive(Debug)]
 pub struct RequestPlan {
     class: RequestClass,
@@ -77,7 +76,6 @@ struct Attempt {
     was_ejected: bool,
 }
 
-/// What to do next.
 #[derive(Debug, PartialEq, Eq)]
 pub enum NextStep {
     /// Ask this upstream. `attempt` identifies the attempt in `failed` and `won`.
@@ -120,7 +118,6 @@ impl ProxyState {
 }
 
 impl RequestPlan {
-    /// A plan for a request that arrives now.
     pub fn new(class: RequestClass, strategy: Strategy, state: &mut ProxyState, now: Duration) -> Self {
         state.hedges.request_arrived();
         state.retries.request_arrived();
@@ -129,7 +126,6 @@ impl RequestPlan {
         Self { class, strategy, deadline: now + total, attempts, failovers, is_refunded }
     }
 
-    /// What to do now.
     pub fn step(&mut self, state: &mut ProxyState, now: Duration) -> NextStep {
         if now >= self.deadline {
             return NextStep::Over;

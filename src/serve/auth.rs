@@ -15,8 +15,7 @@ use axum::response::Response;
 use hyper::body::Incoming;
 use tokio_util::sync::CancellationToken;
 
-use crate::api::error::{ErrorCode, Problem};
-use crate::api::key::{self, Keys};
+use crate::api::key::Keys;
 use crate::api::path;
 
 /// The keys that are accepted, and the connections on which none was shown yet. Clones share both.
@@ -110,11 +109,6 @@ impl Drop for ConnectionAuth {
 fn authorization(headers: &HeaderMap) -> Option<&[u8]> {
     let mut values = headers.get_all(header::AUTHORIZATION).iter();
     values.next().filter(|_| values.next().is_none()).map(HeaderValue::as_bytes)
-}
-
-/// The answer to every request without access.
-pub fn refusal() -> Problem {
-    Problem::new(ErrorCode::Unauthorized, key::REFUSAL)
 }
 
 /// Makes this the last answer of its connection, and says that a key is needed (RFC 9110, 11.6.1, which allows that in

@@ -26,6 +26,7 @@ use crate::api::error::{ErrorCode, Problem};
 use crate::api::explain_invalid::quote;
 use crate::api::feed::{FeedFormat, FeedQuery};
 use crate::api::header::LAST_EVENT_ID;
+use crate::api::key;
 use crate::api::media;
 use crate::api::network::Liveness;
 use crate::api::query::refuse_any;
@@ -107,43 +108,33 @@ pub async fn answer(
 ) -> Result<Response, Infallible> {
     let started = Instant::now();
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
-    let mut response = match access {
-        Access::Authenticated | Access::PublicPath => call(app, request, limit, (&method, &path)).await,
-        Access::Unauthenticated => auth::refusal().into_response(),
-    };
-    if access != Access::Authenticated {
-        auth::mark_unauthenticated(&mut response);
-    }
-    debug!(%method, path, status = response.status().as_u16(), ms = started.elapsed().as_millis(), "answered");
-    Ok(response)
-}
-
-async fn call(
-    app: Router,
-    request: Request<Option<Incoming>>,
-    limit: Duration,
-    (method, path): (&Method, &str),
-) -> Response {
     // With `Expect: 100-continue` (RFC 9110, 10.1.1) the client has not sent the body of a refused request.
     let expects_continue = request.headers().contains_key(header::EXPECT);
     let (head, body) = request.into_parts();
     let body = SharedBody::new(body);
-    let request = Request::from_parts(head, Body::new(body.clone()));
-    let answer = AssertUnwindSafe(app.oneshot(request)).catch_unwind();
-    let response = match timeout(limit, answer).await {
-        Ok(Ok(Ok(response))) => response,
-        Ok(Err(_)) => {
-            error!("{method} {path}: the handler panicked");
-            let detail = "a bug in this server, which its log describes; other requests are not affected";
-            Problem::new(ErrorCode::Internal, detail).into_response()
-        }
-        Err(_) => {
-            let detail = format!("not received and answered within {} seconds", limit.as_secs_f32());
-            Problem::new(ErrorCode::Timeout, detail).into_response()
+    let mut response = if access == Access::Unauthenticated {
+        Problem::new(ErrorCode::Unauthorized, key::REFUSAL).into_response()
+    } else {
+        let answer = app.oneshot(Request::from_parts(head, Body::new(body.clone())));
+        match timeout(limit, AssertUnwindSafe(answer).catch_unwind()).await {
+            Ok(Ok(Ok(response))) => response,
+            Ok(Err(_)) => {
+                error!("{method} {path}: the handler panicked");
+                let detail = "a bug in this server, which its log describes; other requests are not affected";
+                Problem::new(ErrorCode::Internal, detail).into_response()
+            }
+            Err(_) => {
+                let detail = format!("not received and answered within {} seconds", limit.as_secs_f32());
+                Problem::new(ErrorCode::Timeout, detail).into_response()
+            }
         }
     };
     if !response.status().is_success() && !expects_continue {
         body.discard_rest().await;
     }
-    response
+    if access != Access::Authenticated {
+        auth::mark_unauthenticated(&mut response);
+    }
+    debug!(%method, path, status = response.status().as_u16(), ms = started.elapsed().as_millis(), "answered");
+    Ok(response)
 }

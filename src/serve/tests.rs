@@ -196,8 +196,8 @@ async fn a_request_that_takes_too_long_is_a_timeout() {
 
 #[tokio::test]
 async fn a_handler_that_panics_answers_and_the_server_lives() {
-    let broken = async || -> Response { panic!("on purpose") };
-    let served = start(LONG, storing(Arc::default()).route("/panic", get(broken))).await;
+    let panicking = async || -> Response { panic!("on purpose") };
+    let served = start(LONG, storing(Arc::default()).route("/panic", get(panicking))).await;
     check(&served.exchange(&request("GET /panic", "", "")).await, &["HTTP/1.1 500 ", r#""code":"internal""#]);
     check(&served.exchange(&request("GET /livez", "", "")).await, &["HTTP/1.1 200 ", r#"{"live":true}"#]);
 }

@@ -43,7 +43,6 @@ const STARTUP_TIME: Duration = Duration::from_secs(3);
 pub struct Cluster {
     /// The network, by the hash of its name.
     pub network: [u8; 8],
-    /// The HTTP client for requests to peers.
     pub client: Client,
     /// When this process began to serve.
     pub started: Instant,
@@ -106,7 +105,6 @@ impl Cluster {
         lock(&self.roster)
     }
 
-    /// Who this node is.
     pub fn hello(&self) -> Hello {
         self.roster().own().clone()
     }

@@ -23,7 +23,6 @@ const DAMAGED_MAX: usize = 256;
 /// A peer whose last exchange failed, but that was in contact within this time, is suspect. After it, the peer is down.
 pub const SUSPECT_TIME: Duration = Duration::from_secs(10);
 
-/// What is known of one peer.
 pub struct Peer {
     pub addr: Addr,
     /// The configuration names this address. Otherwise the peer is a member that was learned of.
@@ -34,9 +33,8 @@ pub struct Peer {
     pub expected_id: Option<NodeId>,
     pub node_id: Option<NodeId>,
     pub incarnation: Option<Incarnation>,
-    /// What it holds.
     pub vector: Option<Vector>,
-    /// The digest in the message that told what it holds.
+    /// The digest of what it holds, as its message gives it.
     pub digest: Option<ShortDigest>,
     /// What it had when its status was asked for. Only shown: a status does not say which incarnation gave it.
     pub status_vector: Option<Vector>,
@@ -50,9 +48,7 @@ pub struct Peer {
     pub last_answer: Option<Instant>,
     pub last_sync: Option<Time>,
     pub rtt: Option<Duration>,
-    /// Why the last exchange failed.
     pub error: Option<String>,
-    /// This node itself answers at the address.
     pub is_self: bool,
     /// Wakes the task that asks it.
     pub wake: Arc<Notify>,

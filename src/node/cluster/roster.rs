@@ -1,7 +1,7 @@
 //! Owns who the other nodes are: the members of the network as this node knows them, and one peer for each address it asks.
 //!
 //! - Every configured address has a peer and is always asked.
-//! - A member has a peer of its own at the address that it last told, unless a configured peer stands for it already:
+//! - A member has a peer of its own at the address that it advertised last, unless a configured peer stands for it already:
 //!   by its address, or because that member answered there.
 //! - What a member says of itself overrides what others say of it. A forgotten member is neither asked nor shown.
 //! - The number of a peer is never used twice, so a task that outlives its peer finds none.
@@ -17,11 +17,10 @@ use crate::chain::sync::wire::{Hello, SyncMessage};
 use crate::config;
 use crate::node::cluster::peer::Peer;
 
-/// The members of the network and the peers that are asked.
 pub struct Roster {
     own: Hello,
-    /// The incarnation id at the start. The one in `own` may have been raised since.
-    first_incarnation_id: [u8; 16],
+    /// The same at the start. The incarnation id in `own` may have been raised since.
+    own_at_start: Hello,
     peers: BTreeMap<usize, Peer>,
     next_number: usize,
     members: Members,
@@ -31,7 +30,6 @@ fn member_record(hello: &Hello) -> Member {
     Member { incarnation_id: hello.incarnation_id, forget_count: 0, address: hello.address.clone() }
 }
 
-/// The result of forgetting a node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ForgetOutcome {
     /// The node is forgotten now; it may have been before.
@@ -55,30 +53,19 @@ impl Roster {
             Peer::new(peer.addr.clone(), true, peer.node_id.or_else(last_seen))
         };
         let peers: BTreeMap<usize, Peer> = configured.iter().map(peer).enumerate().collect();
-        let mut roster = Roster {
-            first_incarnation_id: own.incarnation_id,
-            own,
-            next_number: peers.len(),
-            peers,
-            members,
-        };
+        let (own_at_start, next_number) = (own.clone(), peers.len());
+        let mut roster = Roster { own, own_at_start, peers, next_number, members };
         roster.reconcile();
         roster
     }
 
-    /// This node.
     pub fn own(&self) -> &Hello {
         &self.own
     }
 
     /// Whether this very process said this, before or after its incarnation id was raised.
     pub fn is_own(&self, hello: &Hello) -> bool {
-        let incarnation_id = if hello.incarnation_id == self.first_incarnation_id {
-            self.own.incarnation_id
-        } else {
-            hello.incarnation_id
-        };
-        Hello { incarnation_id, ..hello.clone() } == self.own
+        *hello == self.own || *hello == self.own_at_start
     }
 
     /// All members, those that were forgotten included.
@@ -107,7 +94,6 @@ impl Roster {
         self.peers.get_mut(&number)
     }
 
-    /// All of them.
     pub fn peers(&self) -> impl Iterator<Item = &Peer> {
         self.peers.values()
     }
@@ -122,14 +108,11 @@ impl Roster {
             changed |= is_usable && self.members.learn(name, member);
         }
         // If this very incarnation was forgotten somewhere, a newer mark says that it is a member.
-        let forgotten = body
-            .members
-            .iter()
-            .find(|(name, of)| *name == own && of.incarnation_id == self.own.incarnation_id);
-        if let Some((name, forgotten)) = forgotten {
+        let mut of_own = body.members.iter().filter(|(id, _)| *id == own).map(|(_, member)| member);
+        if let Some(listed) = of_own.find(|listed| listed.incarnation_id == self.own.incarnation_id) {
             let address = self.own.address.clone();
-            changed |= self.members.learn(*name, Member { address, ..forgotten.clone() });
-            changed |= self.members.set_forgotten(*name, false);
+            changed |= self.members.learn(own, Member { address, ..listed.clone() });
+            changed |= self.members.set_forgotten(own, false);
         }
         if changed {
             self.reconcile();
@@ -145,10 +128,7 @@ impl Roster {
         let here = here.map(|(name, member)| (*name, member));
         let Some(last) = members::latest(here, self.own.member_id(), &self.own.address) else { return false };
         let next = u128::from_be_bytes(last).saturating_add(1).to_be_bytes();
-        if self.own.incarnation_id != self.first_incarnation_id
-            || last <= self.own.incarnation_id
-            || next == last
-        {
+        if self.own != self.own_at_start || last <= self.own.incarnation_id || next == last {
             return false;
         }
         self.own.incarnation_id = next;
@@ -182,7 +162,6 @@ impl Roster {
         self.peers.get_mut(&number)
     }
 
-    /// The first peer of which this is true.
     fn number_of(&self, test: impl Fn(&Peer) -> bool) -> Option<usize> {
         self.peers.iter().find(|(_, peer)| test(peer)).map(|(number, _)| *number)
     }

@@ -20,7 +20,6 @@ const SESSION_HEADS_MAX: usize = 1 << 20;
 /// A log is asked of one peer alone for this long. Then any other peer may be asked for it.
 const CLAIM_TIME: Duration = Duration::from_secs(5);
 
-/// The state of exchanges from one message to the next.
 #[derive(Default)]
 pub struct SyncSessions {
     responders: HashMap<Incarnation, (Responder, Instant)>,

@@ -2,7 +2,7 @@
 //!
 //! The flow: a task wakes (this node's own log grew, the members changed, a peer that failed before sent a request, or the
 //! jittered timer fired) -> `replica::exchange` plans -> read from the store -> `POST /sync` -> the peer's [`answer`] ->
-//! `cluster` is told what the peer holds -> the reply's records go to the writer.
+//! `cluster` records what the peer holds -> the reply's records go to the writer.
 //!
 //! What a message says is decided in `chain::sync` and `replica::exchange`. An exchange never delays a send.
 
@@ -42,10 +42,9 @@ const PIECES_WAITING_MAX: usize = 128;
 const EXCHANGE_TIME: Duration = Duration::from_secs(10);
 /// Reading for one message of an exchange ends after this long, between two ranges. The next message carries the rest.
 const READ_TIME: Duration = Duration::from_secs(1);
-/// Waits after failures double up to this, with full jitter.
-const BACK_OFF_MAX: Duration = Duration::from_secs(30);
-/// The first wait after a failure.
+/// Waits after failures double from the first to the second, with full jitter.
 const BACK_OFF_MIN: Duration = Duration::from_millis(250);
+const BACK_OFF_MAX: Duration = Duration::from_secs(30);
 /// Exchanges in a row that ask for another one and bring no entries. After more of them the peer counts as failing.
 const IDLE_ROUNDS_MAX: u32 = 8;
 
@@ -119,7 +118,6 @@ async fn run_client(node: Node, number: usize) {
 #[derive(Default)]
 pub(in crate::node) struct SyncClient {
     exchange: Exchange,
-    /// The number of the peer.
     number: usize,
     failures: u32,
     idle_rounds: u32,
@@ -164,21 +162,22 @@ impl SyncClient {
             return Err(format!("{addr} has a copy of this node's store"));
         }
         // What the cluster needs of the reply, whose records are moved out next.
-        let told = SyncMessage {
+        let without_runs = SyncMessage {
             own: reply.own,
             wants: reply.wants.clone(),
             members: reply.members.clone(),
             ..SyncMessage::quiet(reply.hello.clone(), reply.digest)
         };
         let actions = self.exchange.on_reply(planned, reply, &node.logs(), node.store.log().damage());
-        let clone_address = cluster.roster().clone_address(&told);
+        let clone_address = cluster.roster().clone_address(&without_runs);
         if let Some(address) = clone_address {
             take_new_store_id(node, &address).await;
         }
-        cluster.on_answer(self.number, &told, self.exchange.theirs(), rtt, crate::node::now_ms())?;
+        cluster.on_answer(self.number, &without_runs, self.exchange.theirs(), rtt, crate::node::now_ms())?;
         let mut next = actions.next;
         let progress = self.apply(node, &addr.to_string(), actions).await?;
-        let sent_members = std::mem::replace(&mut self.sends_members, cluster.has_members_missing_in(&told));
+        let sent_members =
+            std::mem::replace(&mut self.sends_members, cluster.has_members_missing_in(&without_runs));
         if progress || (self.sends_members && !sent_members) {
             next = NextExchange::Again;
         }
@@ -222,19 +221,11 @@ impl SyncClient {
     /// Waits until there is a reason for an exchange. True if it is the timer.
     async fn wait(&self, node: &Node, wake: &Notify) -> bool {
         let mut signal = node.logs_signal();
-        let timer = tokio::time::sleep(jittered(node.config.sync_interval));
-        tokio::pin!(timer);
-        loop {
-            if self.exchange.has_own_to_push(&signal.borrow_and_update()) {
-                return false;
-            }
-            tokio::select! {
-                () = &mut timer => return true,
-                () = wake.notified() => return false,
-                changed = signal.changed() => if changed.is_err() {
-                    return true; // the node is ending
-                },
-            }
+        tokio::select! {
+            // An error only if the node is ending.
+            grown = signal.wait_for(|logs| self.exchange.has_own_to_push(logs)) => grown.is_err(),
+            () = wake.notified() => false,
+            () = tokio::time::sleep(jittered(node.config.sync_interval)) => true,
         }
     }
 
@@ -303,7 +294,6 @@ async fn admit_runs(
     runs.iter().zip(admitted).map(of_run).collect()
 }
 
-/// `POST /sync`.
 pub async fn post(
     node: Node,
     RawQuery(query): RawQuery,

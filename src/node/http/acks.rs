@@ -26,7 +26,6 @@ const RESPONSE_DEADLINE: Duration = Duration::from_secs(27);
 pub struct AckPolicy {
     count: usize,
     timeout: Duration,
-    /// When the request arrived.
     arrived: Instant,
 }
 

@@ -25,6 +25,7 @@ use crate::api::header::POSITION;
 use crate::chain::cursor::{self, Cursor, PartialScan, ReadState, Scope};
 use crate::chain::filter::Filter;
 use crate::chain::frontier::{Frontier, SnapshotId};
+use crate::chain::logs::Logs;
 use crate::node::http::position;
 use crate::node::http::send::view;
 use crate::node::live_feed::{LiveFeed, RingEnd, RingItem, RingRead};
@@ -49,22 +50,47 @@ const PACE_PER_READER: Duration = Duration::from_micros(25);
 /// The longest such pause.
 const PACE_MAX: Duration = Duration::from_millis(50);
 
-/// `GET /feed`.
 pub async fn get(node: Node, RawQuery(query): RawQuery, headers: HeaderMap) -> Result<Response, Problem> {
     let (query, format, media) = serve::feed_request(query.as_deref(), &headers)?;
     let scope = Scope::new(node.cluster.network, &query.filter_string());
     let moved = node.live_feed.enter();
-    let seen = match &query.cursor {
+    let resumed = match &query.cursor {
         Some(text) => Some(resume(&node, text, scope).await?),
         None => query.from_start.then(|| (ReadState::default(), None)),
     };
-    let reader = FeedReader::start(&node, moved, query, scope, format, seen).await?;
-    // For a client that lists what came before: it covers at least everything that this feed skips.
-    let position = position::of_logs(&node, &node.live_feed.end().logs, &[]);
-    let body = stream::unfold(reader, |mut reader| async move {
-        let chunk = reader.next_chunk().await?;
-        Some((chunk, reader))
-    });
+    let end = node.live_feed.advance(&node).await?;
+    // For a client that lists what came before: it covers everything that this feed skips.
+    let position = position::of_logs(&node, &end.logs, &[]);
+    let (at, seen, payload) = match resumed {
+        Some((seen, payload)) => (ReadingFrom::Store(None), seen, payload),
+        None => (ReadingFrom::Ring(end.index), ReadState::all(end.until, end.last), None),
+    };
+    let Some(payload) = payload.or_else(|| cursor::payload(&seen).map(Bytes::from)) else {
+        let detail =
+            "this node cannot write a cursor now, because its store takes no writes; ask another node";
+        return Err(Problem::new(ErrorCode::CursorUnknown, detail));
+    };
+    let mut reader = FeedReader {
+        store: Arc::downgrade(&node.store),
+        limits: node.limits.clone(),
+        live_feed: node.live_feed.clone(),
+        moved,
+        query,
+        scope,
+        format,
+        at,
+        seen,
+        scans_elsewhere: Vec::new(),
+        payload,
+        caught_up: false,
+        last_sent: Instant::now(),
+    };
+    // Before the status is sent, so that a failure can still become an error status.
+    if matches!(reader.at, ReadingFrom::Store(_)) {
+        let scan = reader.seek().await?;
+        reader.keep(scan);
+    }
+    let body = stream::unfold(reader, async |mut reader| Some((reader.next_chunk().await?, reader)));
     let headers = [(header::CONTENT_TYPE, media), (header::CACHE_CONTROL, "no-store")];
     let mut response = (headers, Body::from_stream(body)).into_response();
     response.headers_mut().insert(POSITION, position);
@@ -77,23 +103,20 @@ async fn resume(node: &Node, text: &str, scope: Scope) -> Result<(ReadState, Opt
     let bytes = from_text(text).ok_or_else(|| cursor_invalid(cursor::InvalidCursor::Malformed))?;
     let cursor = cursor::decode(&bytes, scope).map_err(cursor_invalid)?;
     let payload = cursor::payload_of(&bytes).map(Bytes::copy_from_slice);
-    let (until, mut signal) = (Instant::now() + AHEAD_MAX, node.logs_signal());
-    let mut seen = expand(node, cursor.clone()).await?;
-    loop {
-        let logs = signal.borrow_and_update().clone();
-        let is_here = seen.as_ref().is_some_and(|seen| seen.beyond(&Frontier::of(logs.vector())).is_empty());
-        let waited = !is_here && timeout_at(until, signal.changed()).await.is_err();
-        match seen {
-            Some(seen) if is_here || waited => return Ok((seen, payload)),
-            Some(_) => {}
-            None if waited => {
-                let detail =
-                    "this node lacks the entry that the cursor refers to; it comes with the next exchanges";
-                return Err(Problem::new(ErrorCode::CursorUnknown, detail));
-            }
-            None => seen = expand(node, cursor.clone()).await?,
+    let (deadline, mut signal) = (Instant::now() + AHEAD_MAX, node.logs_signal());
+    let seen = loop {
+        if let Some(seen) = expand(node, cursor.clone()).await? {
+            break seen;
         }
-    }
+        if timeout_at(deadline, signal.changed()).await.is_err() {
+            let detail =
+                "this node lacks the entry that the cursor refers to; it comes with the next exchanges";
+            return Err(Problem::new(ErrorCode::CursorUnknown, detail));
+        }
+    };
+    let is_here = |logs: &Arc<Logs>| seen.beyond(&Frontier::of(logs.vector())).is_empty();
+    let _in_time = timeout_at(deadline, signal.wait_for(is_here)).await.is_ok();
+    Ok((seen, payload))
 }
 
 async fn expand(node: &Node, cursor: Cursor) -> Result<Option<ReadState>, Problem> {
@@ -145,48 +168,6 @@ struct FeedReader {
 }
 
 impl FeedReader {
-    /// `seen`: what the reader has seen; `None`: everything up to now.
-    async fn start(
-        node: &Node,
-        moved: watch::Receiver<()>,
-        query: FeedQuery,
-        scope: Scope,
-        format: FeedFormat,
-        seen: Option<(ReadState, Option<Bytes>)>,
-    ) -> Result<Self, Problem> {
-        let live_feed = node.live_feed.clone();
-        let end = live_feed.advance(node).await?;
-        let (at, seen, payload) = match seen {
-            None => (ReadingFrom::Ring(end.index), ReadState::all(end.until, end.last), None),
-            Some((seen, payload)) => (ReadingFrom::Store(None), seen, payload),
-        };
-        let Some(payload) = payload.or_else(|| cursor::payload(&seen).map(Bytes::from)) else {
-            let detail =
-                "this node cannot write a cursor now, because its store takes no writes; ask another node";
-            return Err(Problem::new(ErrorCode::CursorUnknown, detail));
-        };
-        let mut reader = FeedReader {
-            store: Arc::downgrade(&node.store),
-            limits: node.limits.clone(),
-            moved,
-            live_feed,
-            query,
-            scope,
-            format,
-            at,
-            seen,
-            scans_elsewhere: Vec::new(),
-            payload,
-            caught_up: false,
-            last_sent: Instant::now(),
-        };
-        if matches!(reader.at, ReadingFrom::Store(_)) {
-            let scan = reader.seek().await?;
-            reader.keep(scan);
-        }
-        Ok(reader)
-    }
-
     /// The next chunk of the answer. `None`: the node ends.
     async fn next_chunk(&mut self) -> Option<Result<Bytes, Problem>> {
         let (live_feed, mut out) = (self.live_feed.clone(), Vec::new());
@@ -211,7 +192,6 @@ impl FeedReader {
         Some(Ok(out.into_boxed_slice().into())) // shrunk: it may wait in a buffer
     }
 
-    /// Reads a chunk, or waits.
     async fn step(&mut self, out: &mut Vec<u8>) -> Result<(), Problem> {
         match self.at {
             ReadingFrom::Store(_) => self.read_store(out).await,
@@ -267,7 +247,6 @@ impl FeedReader {
         self.at = ReadingFrom::Store(self.limits.iterator().map(|permit| (scan, permit)));
     }
 
-    /// Reads a chunk of the store.
     async fn read_store(&mut self, out: &mut Vec<u8>) -> Result<(), Problem> {
         let (mut scan, end) = match std::mem::replace(&mut self.at, ReadingFrom::Store(None)) {
             ReadingFrom::Store(Some((scan, _))) => scan,
@@ -304,7 +283,6 @@ impl FeedReader {
         Ok(())
     }
 
-    /// Reads messages of the ring.
     fn read_ring(&mut self, index: u64, items: &[Arc<RingItem>], out: &mut Vec<u8>) {
         let (mut taken, scans) = (0, std::mem::take(&mut self.scans_elsewhere));
         for item in items {

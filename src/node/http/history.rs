@@ -131,7 +131,6 @@ fn listing(
     Listing::new(&node.store, node.logs(), query.filter.clone(), from, backward)
 }
 
-/// The keys of `before` and `after`.
 fn anchors(node: &Node, query: &ListQuery) -> Result<(Option<EntryKey>, Option<EntryKey>), ReadFailure> {
     let key = |anchor: Option<Anchor>| anchor.map(|anchor| key_of(node, anchor)).transpose();
     Ok((key(query.before)?, key(query.after)?))
@@ -260,14 +259,12 @@ fn chunk_count(permit: Option<&OwnedSemaphorePermit>) -> usize {
     if permit.is_some() { CHUNK_COUNT } else { CHUNK_COUNT_FEW }
 }
 
-/// The form of the body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum BodyFormat {
     Array,
     Lines,
 }
 
-/// Encodes messages into the body.
 struct MessageEncoder {
     format: BodyFormat,
     out: Vec<u8>,
@@ -294,13 +291,11 @@ impl MessageEncoder {
         }
     }
 
-    fn end(&mut self) {
-        if self.format == BodyFormat::Array {
+    /// The bytes since the last call. `is_end`: they end the body.
+    fn take(&mut self, is_end: bool) -> Bytes {
+        if is_end && self.format == BodyFormat::Array {
             self.out.extend_from_slice(b"]\n");
         }
-    }
-
-    fn take(&mut self) -> Bytes {
         std::mem::take(&mut self.out).into_boxed_slice().into() // shrunk: it may wait in a buffer
     }
 }
@@ -330,10 +325,7 @@ fn streamed<S: Send + 'static>(
                     StoreError::CutOff { .. } => ReadFailure::Problem(error.into()),
                     error => error.into(),
                 })?;
-                if !goes_on {
-                    encoder.end();
-                }
-                Ok((encoder.take(), goes_on))
+                Ok((encoder.take(!goes_on), goes_on))
             })
         };
         let (bytes, goes_on) = retry_while_repairing(&store, stepping).await?;

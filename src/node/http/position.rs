@@ -3,10 +3,12 @@
 //! An answer's header says which entries it covers. A request that brings the header back waits until this node covers them,
 //! too. A node that cannot catch up in time answers with what it has, and its own position says so.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::http::{HeaderMap, HeaderValue};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::timeout;
 
 use crate::api::error::{ErrorCode, Problem};
 use crate::api::feed::{from_text, to_text};
@@ -30,17 +32,10 @@ pub async fn wait_for(node: &Node, headers: &HeaderMap) -> Result<Vec<(Origin, u
         let detail = format!("the header ChatChain-Position cannot be used: {why}");
         Problem::new(ErrorCode::InvalidQuery, detail)
     })?;
-    let (until, mut signal) = (Instant::now() + WAIT_MAX, node.logs_signal());
-    loop {
-        let is_covered = {
-            let logs = signal.borrow_and_update();
-            wanted.iter().all(|(origin, seq)| covered(&logs, *origin, *seq) >= *seq)
-        };
-        let changed = async { signal.changed().await.is_ok() };
-        if is_covered || !timeout_at(until, changed).await.unwrap_or(false) {
-            return Ok(wanted);
-        }
-    }
+    let mut signal = node.logs_signal();
+    let covers = |logs: &Arc<Logs>| wanted.iter().all(|(origin, seq)| covered(logs, *origin, *seq) >= *seq);
+    let _in_time = timeout(WAIT_MAX, signal.wait_for(covers)).await.is_ok();
+    Ok(wanted)
 }
 
 /// How far a log is covered, if it is asked for up to `asked`. A log that was cut before that is covered as well: the entries
@@ -52,7 +47,7 @@ fn covered(logs: &Logs, origin: Origin, asked: u64) -> u64 {
 
 /// The header for an answer that covers these entries.
 pub fn of_keys(node: &Node, keys: impl IntoIterator<Item = EntryKey>) -> HeaderValue {
-    let mut last = std::collections::BTreeMap::new();
+    let mut last = BTreeMap::new();
     for EntryKey { origin, seq, .. } in keys {
         let known = last.entry(origin).or_insert(seq);
         *known = seq.max(*known);

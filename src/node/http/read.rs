@@ -13,10 +13,8 @@ use crate::store::{Store, StoreError};
 
 /// How long a read is retried while entries are damaged. Then it fails with `storage_failed`.
 const REPAIR_TIME: Duration = Duration::from_secs(2);
-/// Pause between retries.
 const RETRY_INTERVAL: Duration = Duration::from_millis(50);
 
-/// Why a read failed.
 #[derive(Debug, thiserror::Error)]
 pub(in crate::node) enum ReadFailure {
     #[error(transparent)]

@@ -27,7 +27,6 @@ use crate::node::http::position;
 use crate::replica::write_ops::{NewMessage, Rejection, SendOutcome};
 use crate::serve::{self, SendKind};
 
-/// `POST /messages`.
 pub async fn post(
     node: Node,
     RawQuery(query): RawQuery,

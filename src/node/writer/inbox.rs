@@ -54,7 +54,6 @@ pub struct InboxBatch {
 /// What the writer does next.
 #[derive(Debug)]
 pub enum NextJob {
-    /// Write this.
     Batch(InboxBatch),
     /// Nothing arrived for the time given.
     Idle,
@@ -72,7 +71,6 @@ struct Queues {
     stopped: bool,
 }
 
-/// The queues, and what wakes the writer.
 #[derive(Debug, Default)]
 pub struct Inbox {
     queues: Mutex<Queues>,
@@ -104,12 +102,10 @@ impl Inbox {
         })
     }
 
-    /// Queues records of a peer.
     pub fn push_admit(&self, records: PeerRecords) -> Result<oneshot::Receiver<Admitted>, Rejection> {
         self.push(records, |queues| Some(&mut queues.admits).filter(|queue| queue.len() < PEER_PIECES_MAX))
     }
 
-    /// Queues maintenance of the store.
     pub fn push_maintenance(&self, maintenance: Maintenance) -> Result<oneshot::Receiver<()>, Rejection> {
         self.push(maintenance, |queues| {
             Some(&mut queues.maintenance).filter(|queue| queue.len() < MAINTENANCE_COUNT_MAX)

@@ -46,7 +46,6 @@ pub struct Writer {
     pub logs: watch::Receiver<Arc<Logs>>,
 }
 
-/// What the thread owns.
 struct WriterThread {
     committer: Committer,
     signal: watch::Sender<Arc<Logs>>,
@@ -98,7 +97,7 @@ impl Writer {
         admitted.unwrap_or_else(|why| Admitted { new: 0, refused: None, not_stored: Some(why) })
     }
 
-    /// Begins maintenance of the store. If that fails, a later exchange or scrub finds the need again, so no caller is told.
+    /// Begins maintenance of the store. If that fails, a later exchange or scrub finds the need again, so the result is ignored.
     pub async fn maintain(&self, maintenance: Maintenance) {
         let _not_now = reply(self.inbox.push_maintenance(maintenance)).await;
     }
