@@ -11,7 +11,6 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use tokio::net::TcpListener;
-use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -34,8 +33,8 @@ use crate::store::Store;
 
 /// How long closing the store waits for requests that still read it. After it the node ends with an error.
 const CLOSE_TIME_MAX: Duration = Duration::from_secs(60);
-/// Poll interval for storage read errors.
-const READ_FAULT_POLL_INTERVAL: Duration = Duration::from_millis(250);
+/// Poll interval for storage read errors, and for threads that ended early.
+const POLL_INTERVAL: Duration = Duration::from_millis(250);
 
 /// Runs a node on this listener until `stop`.
 pub async fn run(
@@ -116,7 +115,6 @@ struct OpenNode {
     node: Node,
     writing: JoinHandle<()>,
     indexing: JoinHandle<()>,
-    indexer_ended: oneshot::Receiver<()>,
     tasks: JoinSet<()>,
     stop: CancellationToken,
 }
@@ -137,35 +135,39 @@ impl OpenNode {
             incidents,
         ));
         let (writer, writing) = Writer::start(store.clone(), logs, config.store_dir.clone(), now_ms)?;
-        let (indexing, indexer_ended) = start_indexer(store.clone(), writer.fault.clone())?;
+        let indexing = start_indexer(store.clone(), writer.fault.clone())?;
         let live_feed = Arc::new(LiveFeed::new(feeds_end));
         let node = Node { config: config.clone(), store, writer, cluster, live_feed, limits: Limits::new() };
         let (mut tasks, stop) = (JoinSet::new(), CancellationToken::new());
         tasks.spawn(sync::run(node.clone(), stop.clone()));
         tasks.spawn(maintenance::run(node.clone()));
         tasks.spawn(live_feed::run(node.clone()));
-        Ok(OpenNode { node, writing, indexing, indexer_ended, tasks, stop })
+        Ok(OpenNode { node, writing, indexing, tasks, stop })
     }
 
     /// Waits until the store must not be trusted any more, and returns why. An error if a thread or task ended early.
     async fn store_failed(&mut self) -> Result<String, NodeError> {
-        let (store, fault, mut signal) = (&self.node.store, &self.node.writer.fault, self.node.logs_signal());
-        let reads_failed = async {
+        let (store, fault) = (&self.node.store, &self.node.writer.fault);
+        let polled = async {
             loop {
                 if let Some(why) = store.read_failure() {
-                    return format!("reading failed: {why}");
+                    return Ok(format!("reading failed: {why}"));
                 }
-                tokio::time::sleep(READ_FAULT_POLL_INTERVAL).await;
+                for (name, thread) in [("writer", &self.writing), ("indexer", &self.indexing)] {
+                    if thread.is_finished() {
+                        return Err(format!("the {name} ended; the log says why"));
+                    }
+                }
+                tokio::time::sleep(POLL_INTERVAL).await;
             }
         };
-        // The writer's thread owns the sending end of the signal: it is dropped when the thread ends.
-        let writer_ended = async { while signal.changed().await.is_ok() {} };
         let ended = tokio::select! {
             biased;
-            why = reads_failed => return Ok(why),
             why = fault.raised() => return Ok(why),
-            () = writer_ended => "the writer ended; the log says why".into(),
-            _ = &mut self.indexer_ended => "the indexer ended; the log says why".into(),
+            polled = polled => match polled {
+                Ok(why) => return Ok(why),
+                Err(ended) => ended,
+            },
             ended = self.tasks.join_next() => match ended {
                 Some(Err(error)) => format!("a background task ended: {error}"),
                 _ => "a background task ended; the log says why".into(),
@@ -235,14 +237,9 @@ fn identity(config: &NodeConfig, store: &Store) -> Hello {
     }
 }
 
-/// Starts the thread that indexes entries after they were acknowledged. The receiver resolves when the thread ends.
-fn start_indexer(
-    store: Arc<Store>,
-    fault: StoreFault,
-) -> std::io::Result<(JoinHandle<()>, oneshot::Receiver<()>)> {
-    let (alive, ended) = oneshot::channel();
-    let thread = std::thread::Builder::new().name("indexer".into()).spawn(move || {
-        let _alive = alive;
+/// Starts the thread that indexes entries after they were acknowledged.
+fn start_indexer(store: Arc<Store>, fault: StoreFault) -> std::io::Result<JoinHandle<()>> {
+    std::thread::Builder::new().name("indexer".into()).spawn(move || {
         while store.index().wait_for_work() {
             if let Err(error) = store.flush_index() {
                 tracing::error!(%error, "indexing failed");
@@ -250,6 +247,5 @@ fn start_indexer(
                 return;
             }
         }
-    })?;
-    Ok((thread, ended))
+    })
 }

@@ -135,11 +135,6 @@ impl Roster {
         self.members.learn(self.own.member_id(), member_record(&self.own))
     }
 
-    /// Whether the sender runs with a copy of this node's store, and this node is the one that must take a new store id.
-    pub fn is_cloned_by(&self, hello: &Hello) -> bool {
-        hello.is_copied(&self.own)
-    }
-
     /// Where another process runs with a copy of this node's store under its node id, if a message lists it. This node must
     /// take a new store id: to the others both are one member, so the two may never meet.
     pub fn clone_address(&self, body: &SyncMessage) -> Option<String> {

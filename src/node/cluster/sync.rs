@@ -116,7 +116,7 @@ async fn run_client(node: Node, number: usize) {
 
 /// The asking side of exchanges with one peer.
 #[derive(Default)]
-pub(in crate::node) struct SyncClient {
+pub struct SyncClient {
     exchange: Exchange,
     number: usize,
     failures: u32,
@@ -126,16 +126,12 @@ pub(in crate::node) struct SyncClient {
 }
 
 impl SyncClient {
-    pub(in crate::node) fn new(number: usize) -> Self {
+    pub fn new(number: usize) -> Self {
         SyncClient { number, ..SyncClient::default() }
     }
 
     /// One exchange. `None`: this node itself answered, or the peer is not asked any more.
-    pub(in crate::node) async fn exchange(
-        &mut self,
-        node: &Node,
-        on_timer: bool,
-    ) -> Result<Option<NextExchange>, String> {
+    pub async fn exchange(&mut self, node: &Node, on_timer: bool) -> Result<Option<NextExchange>, String> {
         let (logs, cluster) = (node.logs(), &node.cluster);
         let Some((addr, _)) = cluster.peer_address(self.number) else { return Ok(None) };
         let repairs = cluster.repairs_to_request(node, self.exchange.theirs());
@@ -157,7 +153,7 @@ impl SyncClient {
             cluster.on_self_found(self.number);
             return Ok(None);
         }
-        if cluster.roster().is_cloned_by(&reply.hello) {
+        if reply.hello.is_copied(cluster.roster().own()) {
             take_new_store_id(node, &addr.to_string()).await;
             return Err(format!("{addr} has a copy of this node's store"));
         }
@@ -323,16 +319,12 @@ pub async fn post(
 }
 
 /// Answers an exchange. `_bytes` keeps the request's share of the memory budget until its records are stored.
-pub(in crate::node) async fn answer(
-    node: &Node,
-    mut request: SyncMessage,
-    _bytes: Bytes,
-) -> Result<SyncMessage, Problem> {
+pub async fn answer(node: &Node, mut request: SyncMessage, _bytes: Bytes) -> Result<SyncMessage, Problem> {
     let cluster = &node.cluster;
     if cluster.roster().is_own(&request.hello) {
         return Ok(SyncMessage::quiet(cluster.hello(), [0; 16]));
     }
-    if cluster.roster().is_cloned_by(&request.hello) {
+    if request.hello.is_copied(cluster.roster().own()) {
         take_new_store_id(node, &request.hello.address).await;
         let detail = "this node runs with a copy of your store, and takes a new store id";
         return Err(Problem::new(ErrorCode::Overloaded, detail));

@@ -16,7 +16,7 @@ const REPAIR_TIME: Duration = Duration::from_secs(2);
 const RETRY_INTERVAL: Duration = Duration::from_millis(50);
 
 #[derive(Debug, thiserror::Error)]
-pub(in crate::node) enum ReadFailure {
+pub enum ReadFailure {
     #[error(transparent)]
     Problem(#[from] Problem),
     #[error(transparent)]
@@ -34,7 +34,7 @@ impl From<ReadFailure> for Problem {
 
 /// Repeats a read that meets damage, because a peer may send the entry within [`REPAIR_TIME`], and a read whose log was cut
 /// after its vector was taken: a new read finds the entries that moved at their new keys.
-pub(super) async fn retry_while_repairing<T, Read: Future<Output = Result<T, ReadFailure>>>(
+pub async fn retry_while_repairing<T, Read: Future<Output = Result<T, ReadFailure>>>(
     store: &Store,
     read: impl Fn() -> Read,
 ) -> Result<T, Problem> {
@@ -58,7 +58,7 @@ pub(super) async fn retry_while_repairing<T, Read: Future<Output = Result<T, Rea
 
 impl Limits {
     /// Runs a read on a blocking thread, once fewer than the bound run.
-    pub(super) async fn read<T: Send + 'static>(
+    pub async fn read<T: Send + 'static>(
         &self,
         work: impl FnOnce() -> Result<T, ReadFailure> + Send + 'static,
     ) -> Result<T, ReadFailure> {
@@ -74,7 +74,7 @@ impl Limits {
     }
 
     /// A permit to keep an open iterator between chunks. `None` at the bound: the reader then seeks for each chunk.
-    pub(super) fn iterator(&self) -> Option<OwnedSemaphorePermit> {
+    pub fn iterator(&self) -> Option<OwnedSemaphorePermit> {
         self.iterators.clone().try_acquire_owned().ok()
     }
 }
