@@ -234,7 +234,9 @@ impl LiveFeed {
             let payload = cursor::scan_payload(&before, &until);
             let delta = Arc::new(LogsDelta { before, until: until.clone(), payload });
             let mut ring = self.ring();
-            items.into_iter().for_each(|item| ring.push(Arc::new(RingItem::new(item, &delta))));
+            for item in items {
+                ring.push(Arc::new(RingItem::new(item, &delta)));
+            }
             ring.blocked = blocked;
             (ring.end.until, ring.end.last, ring.end.logs) = (until, last, logs);
         }

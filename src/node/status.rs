@@ -72,7 +72,7 @@ fn warnings(node: &Node) -> Vec<String> {
              reaches it can read and write everything"
         ));
     }
-    if !node.writer.is_writable() {
+    if node.writer.fault.is_raised() {
         warnings.push(format!("node {node_id} cannot write to its disk"));
     }
     warnings.extend(store_warnings(&node.store, *node_id));
@@ -125,7 +125,7 @@ pub async fn survey(node: &Node) -> NetworkStatus {
     let own = status(node);
     let logs_now = node.logs();
     let is_up = |answer: &NodeStatus| answer.state == NodeState::Up;
-    let writable = node.writer.is_writable() || answers.iter().flatten().any(is_up);
+    let writable = !node.writer.fault.is_raised() || answers.iter().flatten().any(is_up);
     let mut warnings = own.warnings.clone();
     let mut healthy = own.damaged + own.unreadable == 0;
     let (digest, behind) = (own.digest.clone(), all.ahead_of(logs.vector()));

@@ -219,8 +219,8 @@ fn end_to_end(headers: &HeaderMap) -> HeaderMap {
         let is_named = named.iter().any(|other| name.as_str().eq_ignore_ascii_case(other));
         !is_named && !HOP_BY_HOP.contains(name) && name != "keep-alive"
     };
-    let passed = headers.iter().filter(|(name, _)| passes(name));
-    passed.map(|(name, value)| (name.clone(), value.clone())).collect()
+    let forwarded = headers.iter().filter(|(name, _)| passes(name));
+    forwarded.map(|(name, value)| (name.clone(), value.clone())).collect()
 }
 
 /// The request for an upstream.

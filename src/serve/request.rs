@@ -69,10 +69,10 @@ pub fn feed_request(
 ) -> Result<(FeedQuery, FeedFormat, &'static str), Problem> {
     let last_id = headers.get(LAST_EVENT_ID).map(|value| value.to_str().unwrap_or("?"));
     let query = FeedQuery::parse(query.unwrap_or(""), last_id)?;
-    Ok(match wants_ndjson(headers) {
-        true => (query, FeedFormat::Lines, media::NDJSON),
-        false => (query, FeedFormat::Events, media::EVENTS),
-    })
+    let wants_lines = wants_ndjson(headers);
+    let (format, media) =
+        if wants_lines { (FeedFormat::Lines, media::NDJSON) } else { (FeedFormat::Events, media::EVENTS) };
+    Ok((query, format, media))
 }
 
 impl IntoResponse for Problem {

@@ -308,10 +308,8 @@ impl Cluster {
     /// them. A node counts once, however many addresses it has; so does a store, however many nodes claim it.
     pub fn holders(&self, copies: &[EntryRange], here: bool, mine: &Vector) -> Vec<NodeId> {
         let roster = self.roster();
-        let mut found: Vec<(NodeId, [u8; 16])> = Vec::new();
-        if here {
-            found.push((roster.own().node_id, roster.own().store_id));
-        }
+        let own = (roster.own().node_id, roster.own().store_id);
+        let mut found: Vec<(NodeId, [u8; 16])> = here.then_some(own).into_iter().collect();
         for peer in roster.visible() {
             let (Some(id), Some(incarnation)) = (peer.node_id, peer.incarnation) else { continue };
             let store = incarnation.store_id;

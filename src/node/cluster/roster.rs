@@ -229,18 +229,16 @@ impl Roster {
         peer.member_id().or_else(|| self.presumed_member(peer))
     }
 
-    /// Members that no configured peer stands for, with their addresses. A node with the id and the address of this one
-    /// had another store before: it is not asked.
+    /// Members that no configured peer stands for, with their addresses.
     fn members_to_ask(&self) -> BTreeMap<MemberId, Addr> {
-        let is_here = |name: MemberId, member: &Member| {
-            name == self.own.member_id()
-                || (name.node_id == self.own.node_id && member.address == self.own.address)
+        let asked_at = |id: MemberId, member: &Member| {
+            // A node with the id and the address of this one had another store before: it is not asked.
+            let had_other_store = id.node_id == self.own.node_id && member.address == self.own.address;
+            let is_here = id == self.own.member_id() || had_other_store;
+            let addr = member.address.parse().ok().filter(|_| !is_here && !member.is_forgotten())?;
+            (!self.is_covered(id, &addr)).then_some((id, addr))
         };
-        let members = self.members.iter();
-        let members = members.filter(|(name, member)| !is_here(*name, member) && !member.is_forgotten());
-        let with_addr =
-            members.filter_map(|(name, member)| Some((name, member.address.parse::<Addr>().ok()?)));
-        with_addr.filter(|(name, addr)| !self.is_covered(*name, addr)).collect()
+        self.members.iter().filter_map(|(id, member)| asked_at(id, member)).collect()
     }
 
     /// Whether a configured peer stands for this member.
@@ -290,15 +288,10 @@ impl Roster {
 
     /// How many nodes there are, this one included. A configured peer that never answered counts as one.
     pub fn node_count(&self) -> usize {
-        let mut ids = BTreeSet::from([self.own.node_id]);
-        let mut unidentified = 0;
-        for (_, peer) in self.nodes() {
-            match peer.node_id {
-                Some(id) => drop(ids.insert(id)),
-                None => unidentified += 1,
-            }
-        }
-        ids.len() + unidentified
+        let nodes = self.nodes();
+        let ids = nodes.iter().filter_map(|(_, peer)| peer.node_id).chain([self.own.node_id]);
+        let unidentified = nodes.iter().filter(|(_, peer)| peer.node_id.is_none()).count();
+        ids.collect::<BTreeSet<_>>().len() + unidentified
     }
 
     /// Forgets all stores of a node that are not up.

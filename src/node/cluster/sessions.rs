@@ -51,13 +51,12 @@ impl SyncSessions {
 
     /// Whether this peer may be asked for a log now. If so, no other one is asked for it for a while.
     pub fn claim(&mut self, origin: Origin, peer: usize) -> bool {
-        match self.claims.get(&origin) {
-            Some((other, since)) if *other != peer && since.elapsed() < CLAIM_TIME => false,
-            _ => {
-                self.claims.insert(origin, (peer, Instant::now()));
-                true
-            }
+        let is_others = |(of, since): &(usize, Instant)| *of != peer && since.elapsed() < CLAIM_TIME;
+        let may_ask = !self.claims.get(&origin).is_some_and(is_others);
+        if may_ask {
+            self.claims.insert(origin, (peer, Instant::now()));
         }
+        may_ask
     }
 
     /// The exchange with this peer is over: others may be asked for its logs.

@@ -107,7 +107,7 @@ fn stream_all(node: &Node, query: &ListQuery, format: BodyFormat) -> Result<Resp
     let permit = node.limits.iterator();
     let first = listing.next_chunk(chunk_count(permit.as_ref()))?;
     encoder.push_all(&first);
-    Ok(streamed(node, encoder, (listing, permit), |(listing, permit), encoder| {
+    Ok(streamed(node, encoder, move |encoder| {
         while !listing.is_done() {
             let entries = listing.next_chunk(chunk_count(permit.as_ref()))?;
             if !entries.is_empty() {
@@ -174,12 +174,11 @@ fn page(node: &Node, query: &ListQuery, limit: usize, format: BodyFormat) -> Res
         entries.make_contiguous().reverse();
     }
     let links = links(query, older, newer);
-    let state = (Arc::downgrade(&node.store), entries, permit);
-    let mut response =
-        streamed(node, MessageEncoder::new(format), state, |(store, keys, permit), encoder| {
-            let store = store.upgrade().ok_or(StoreError::Closed)?;
-            send_entries(&store, keys, chunk_count(permit.as_ref()), encoder)
-        });
+    let store = Arc::downgrade(&node.store);
+    let mut response = streamed(node, MessageEncoder::new(format), move |encoder| {
+        let store = store.upgrade().ok_or(StoreError::Closed)?;
+        send_entries(&store, &mut entries, chunk_count(permit.as_ref()), encoder)
+    });
     if let Some(links) = links {
         response.headers_mut().insert(header::LINK, links);
     }
@@ -303,15 +302,14 @@ impl MessageEncoder {
 /// An answer whose body is encoded step by step: each step runs on a blocking thread, once the client has taken what came
 /// before. A step returns false when there is no more. A step that meets damage is retried; one that fails aborts the
 /// answer, so that half a history is never taken for all of it.
-fn streamed<S: Send + 'static>(
+fn streamed(
     node: &Node,
     encoder: MessageEncoder,
-    state: S,
-    step: fn(&mut S, &mut MessageEncoder) -> Result<bool, StoreError>,
+    step: impl FnMut(&mut MessageEncoder) -> Result<bool, StoreError> + Send + 'static,
 ) -> Response {
     let (limits, store) = (node.limits.clone(), Arc::downgrade(&node.store));
     let media = if encoder.format == BodyFormat::Lines { media::NDJSON } else { media::JSON };
-    let progress = Arc::new(Mutex::new((state, encoder)));
+    let progress = Arc::new(Mutex::new((step, encoder)));
     let body = stream::try_unfold(Some((progress, limits, store)), move |state| async move {
         let Some((progress, limits, weak)) = state else { return Ok(None) };
         let store = weak.upgrade().ok_or(StoreError::Closed)?;
@@ -319,8 +317,8 @@ fn streamed<S: Send + 'static>(
             let progress = progress.clone();
             limits.read(move || {
                 // Only one step runs at a time. After one that panicked the answer is aborted.
-                let (state, encoder) = &mut *progress.lock().unwrap_or_else(PoisonError::into_inner);
-                let goes_on = step(state, encoder).map_err(|error| match error {
+                let (step, encoder) = &mut *progress.lock().unwrap_or_else(PoisonError::into_inner);
+                let goes_on = step(encoder).map_err(|error| match error {
                     // No reason to retry here: part of the answer is sent already.
                     StoreError::CutOff { .. } => ReadFailure::Problem(error.into()),
                     error => error.into(),

@@ -37,7 +37,7 @@ pub async fn network(node: Node, RawQuery(raw): RawQuery) -> Result<Response, Pr
 pub async fn ready(State(slot): State<NodeSlot>, RawQuery(raw): RawQuery) -> Result<Response, Problem> {
     query::refuse_any(raw.as_deref())?;
     let ready = match slot.state() {
-        SlotState::Open(node) => Readiness { readable: true, writable: node.writer.is_writable() },
+        SlotState::Open(node) => Readiness { readable: true, writable: !node.writer.fault.is_raised() },
         SlotState::Closed(..) => Readiness { readable: false, writable: false },
     };
     let status = if ready.writable { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };

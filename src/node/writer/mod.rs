@@ -102,11 +102,6 @@ impl Writer {
         let _not_now = reply(self.inbox.push_maintenance(maintenance)).await;
     }
 
-    /// Whether writing still works.
-    pub fn is_writable(&self) -> bool {
-        !self.fault.is_raised()
-    }
-
     /// From now on nothing more is queued. What waits is committed; then the thread ends.
     pub fn stop(&self) {
         self.inbox.stop();
