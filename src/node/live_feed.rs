@@ -3,8 +3,8 @@
 //! - The ring advances when the durable logs do, while there are readers, and once more when a reader enters. Nothing is
 //!   queued for a reader: each keeps its index, and one that falls out of the ring reads the store.
 //! - The end of the ring is a frontier, `until`, from which cursors are made. Before a frontier is too long for a cursor, the
-//!   node writes a snapshot of it into its own log. Cursors refer to the snapshot as soon as a second node has it, so that
-//!   they stay valid without this node.
+//!   node writes a snapshot of it into its own log. Cursors refer to the snapshot once a second node has it, so that they stay
+//!   valid without this node, or once they would be too long without it.
 //!
 //! Before it: the writer's change signal and `store::history::feed_scan`. After it: `http::feed`.
 
@@ -42,7 +42,7 @@ const CHANGES_MAX: usize = 16;
 /// With more changes than this, the next snapshot is written.
 const SNAPSHOT_CHANGES: usize = 12;
 /// Poll interval for blocked logs: no signal tells that a damaged entry was repaired.
-const BLOCKED_POLL_INTERVAL: Duration = Duration::from_secs(1);
+pub const BLOCKED_POLL_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The step from one frontier to the next.
 #[derive(Debug)]
@@ -131,7 +131,7 @@ impl Ring {
 /// The end of the ring.
 #[derive(Debug, Clone, Default)]
 pub struct RingEnd {
-    /// How many messages came before it. A message that was skipped does not count.
+    /// Grows with each message, and once when messages are skipped.
     pub index: u64,
     /// What a reader has seen that read all of them.
     pub until: Frontier,
@@ -216,7 +216,14 @@ impl LiveFeed {
             }
             (ReadState::all(ring.end.until.clone(), ring.end.last), until)
         };
-        let until = without_trailing_snapshots(node, &before.full, until).await?;
+        // Readers do not get snapshots. If trailing ones were not skipped, nodes would answer each other's snapshots with
+        // snapshots for ever.
+        let until = if until.beyond(&before.full).is_empty() {
+            until
+        } else {
+            let (store, full) = (node.store.clone(), before.full.clone());
+            read(move || store.without_trailing_snapshots(&full, until)).await?
+        };
         let ahead = until.beyond(&before.full).into_iter();
         let count = ahead.map(|(origin, seq)| seq - before.full.seq(origin)).fold(0, u64::saturating_add);
         if count == 0 {
@@ -267,20 +274,6 @@ impl LiveFeed {
             }
         }
     }
-}
-
-/// Skips trailing snapshots, which readers do not get. Otherwise nodes would answer each other's snapshots with
-/// snapshots for ever.
-async fn without_trailing_snapshots(
-    node: &Node,
-    before: &Frontier,
-    until: Frontier,
-) -> Result<Frontier, StoreError> {
-    if until.beyond(before).is_empty() {
-        return Ok(until);
-    }
-    let (store, before) = (node.store.clone(), before.clone());
-    read(move || store.without_trailing_snapshots(&before, until)).await
 }
 
 /// Reads the messages between two frontiers. Returns them, how far they reach, and the logs that block the rest.

@@ -1,12 +1,7 @@
 //! A node: its store, its one writer, its HTTP paths, and its exchanges with peers.
 //!
-//! [`Node`] is the handle that request handlers get. [`run`](run::run) starts everything and ends it in order. The flows:
-//!
-//! - A send: `http::send` -> `writer` -> `writer::inbox` -> the writer's thread -> `replica`, and back.
-//! - A read: `http::history` -> the store. A feed: `http::feed` -> the store, or `live_feed` at the end.
-//! - An exchange: `cluster::sync` -> `replica::exchange` -> `writer`; what it tells of the peer goes to `cluster`.
-//!
-//! A node knows nothing of the proxy.
+//! [`Node`] is the handle that request handlers get. [`run`](run::run) starts everything and ends it in order. The head of the
+//! crate names the files of each flow. A node knows nothing of the proxy.
 
 mod cluster;
 mod http;

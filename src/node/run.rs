@@ -27,7 +27,7 @@ use crate::chain::members::{self, MemberId};
 use crate::chain::sync::wire::Hello;
 use crate::config::NodeConfig;
 use crate::node::cluster::sync;
-use crate::node::{Limits, Node, NodeError, http, live_feed, maintenance, now_ms, status};
+use crate::node::{Limits, Node, NodeError, http, live_feed, maintenance, status};
 use crate::serve;
 use crate::store::Store;
 
@@ -134,7 +134,7 @@ impl OpenNode {
             started,
             incidents,
         ));
-        let (writer, writing) = Writer::start(store.clone(), logs, config.store_dir.clone(), now_ms)?;
+        let (writer, writing) = Writer::start(store.clone(), logs, config.store_dir.clone())?;
         let indexing = start_indexer(store.clone(), writer.fault.clone())?;
         let live_feed = Arc::new(LiveFeed::new(feeds_end));
         let node = Node { config: config.clone(), store, writer, cluster, live_feed, limits: Limits::new() };

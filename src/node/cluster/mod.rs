@@ -68,7 +68,7 @@ pub struct PeerSnapshot {
 }
 
 fn list(members: &Members) -> Vec<(MemberId, Member)> {
-    members.iter().map(|(name, member)| (name, member.clone())).collect()
+    members.iter().map(|(id, member)| (id, member.clone())).collect()
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -109,12 +109,12 @@ impl Cluster {
         self.roster().own().clone()
     }
 
-    /// The exchanges that are under way. As above.
+    /// The exchanges that are under way. Take the guard for one statement.
     pub fn sessions(&self) -> MutexGuard<'_, SyncSessions> {
         lock(&self.sessions)
     }
 
-    /// The progress of the scrub. As above.
+    /// The progress of the scrub. Take the guard for one statement.
     pub fn scrub(&self) -> MutexGuard<'_, ScrubStatus> {
         lock(&self.scrub)
     }
@@ -313,7 +313,7 @@ impl Cluster {
         for peer in roster.visible() {
             let (Some(id), Some(incarnation)) = (peer.node_id, peer.incarnation) else { continue };
             let store = incarnation.store_id;
-            let is_counted = found.iter().any(|(other, name)| *other == id || *name == store);
+            let is_counted = found.iter().any(|(other, other_store)| *other == id || *other_store == store);
             if !is_counted && copies.iter().any(|copy| peer.holds(copy, mine)) {
                 found.push((id, store));
             }

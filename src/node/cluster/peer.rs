@@ -168,17 +168,14 @@ impl Peer {
 
     /// The peer as it is shown, with how many entries of `all` it lacks.
     pub fn status(&self, all: &Vector) -> PeerStatus {
+        let known = [&self.vector, &self.status_vector].into_iter().flatten();
         PeerStatus {
             node_id: self.node_id,
             address: self.addr.clone(),
             state: self.state(),
             last_sync: self.last_sync,
             rtt_ms: self.rtt.map(|rtt| (rtt.as_secs_f64() * 1e5).round() / 100.0),
-            behind: [&self.vector, &self.status_vector]
-                .into_iter()
-                .flatten()
-                .map(|has| all.ahead_of(has))
-                .min(),
+            behind: known.map(|has| all.ahead_of(has)).min(),
             error: self.error.clone(),
         }
     }

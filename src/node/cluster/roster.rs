@@ -75,7 +75,7 @@ impl Roster {
 
     /// What outlives this process: the members, and which node was seen last at each configured address.
     pub fn membership(&self) -> Membership {
-        let is_member = |id: NodeId| self.members.iter().any(|(name, _)| name.node_id == id);
+        let is_member = |node_id: NodeId| self.members.iter().any(|(id, _)| id.node_id == node_id);
         let last_seen = |peer: &Peer| {
             let id = peer.node_id.filter(|id| peer.configured && is_member(*id))?;
             Some((peer.addr.to_string(), id))
@@ -101,11 +101,11 @@ impl Roster {
     /// Takes in what a peer says of itself and of other members. True if that changed the members.
     pub fn learn_members(&mut self, body: &SyncMessage) -> bool {
         let own = self.own.member_id();
-        let listed = body.members.iter().filter(|(name, _)| *name != own).cloned();
+        let listed = body.members.iter().filter(|(id, _)| *id != own).cloned();
         let mut changed = self.raise_own_incarnation_id(body);
-        for (name, member) in listed.chain([(body.hello.member_id(), member_record(&body.hello))]) {
-            let is_usable = name != own && member.address.parse::<Addr>().is_ok();
-            changed |= is_usable && self.members.learn(name, member);
+        for (id, member) in listed.chain([(body.hello.member_id(), member_record(&body.hello))]) {
+            let is_usable = id != own && member.address.parse::<Addr>().is_ok();
+            changed |= is_usable && self.members.learn(id, member);
         }
         // If this very incarnation was forgotten somewhere, a newer mark says that it is a member.
         let mut of_own = body.members.iter().filter(|(id, _)| *id == own).map(|(_, member)| member);
@@ -125,7 +125,7 @@ impl Roster {
     /// was raised.
     fn raise_own_incarnation_id(&mut self, body: &SyncMessage) -> bool {
         let here = body.members.iter().filter(|(_, member)| member.address == self.own.address);
-        let here = here.map(|(name, member)| (*name, member));
+        let here = here.map(|(id, member)| (*id, member));
         let Some(last) = members::latest(here, self.own.member_id(), &self.own.address) else { return false };
         let next = u128::from_be_bytes(last).saturating_add(1).to_be_bytes();
         if self.own != self.own_at_start || last <= self.own.incarnation_id || next == last {
@@ -138,8 +138,8 @@ impl Roster {
     /// Where another process runs with a copy of this node's store under its node id, if a message lists it. This node must
     /// take a new store id: to the others both are one member, so the two may never meet.
     pub fn clone_address(&self, body: &SyncMessage) -> Option<String> {
-        let is_clone = |(name, member): &&(MemberId, Member)| {
-            *name == self.own.member_id()
+        let is_clone = |(id, member): &&(MemberId, Member)| {
+            *id == self.own.member_id()
                 && member.incarnation_id > self.own.incarnation_id
                 && member.address != self.own.address
                 && !member.is_forgotten()
@@ -204,7 +204,7 @@ impl Roster {
         let presumed = unanswered.map(|(number, peer)| (*number, self.presumed_member(peer)));
         for (number, member) in presumed.collect::<Vec<_>>() {
             let peer = self.peers.get_mut(&number).expect("looked up just now");
-            peer.node_id = member.map(|name| name.node_id).or(peer.expected_id);
+            peer.node_id = member.map(|id| id.node_id).or(peer.expected_id);
             // If the member moves to another address, it is still known that it was here.
             peer.expected_id = peer.expected_id.or(peer.node_id);
         }
@@ -215,13 +215,13 @@ impl Roster {
     /// several, the one whose id is configured there, else the one that opened its store last.
     fn presumed_member(&self, peer: &Peer) -> Option<MemberId> {
         let addr = peer.addr.to_string();
-        let is_there = |(name, member): &(MemberId, &Member)| {
-            *name != self.own.member_id() && !member.is_forgotten() && member.address == addr
+        let is_there = |(id, member): &(MemberId, &Member)| {
+            *id != self.own.member_id() && !member.is_forgotten() && member.address == addr
         };
-        let rank = |(name, member): &(MemberId, &Member)| {
-            (Some(name.node_id) == peer.expected_id, member.incarnation_id)
+        let rank = |(id, member): &(MemberId, &Member)| {
+            (Some(id.node_id) == peer.expected_id, member.incarnation_id)
         };
-        self.members.iter().filter(is_there).max_by_key(rank).map(|(name, _)| name)
+        self.members.iter().filter(is_there).max_by_key(rank).map(|(id, _)| id)
     }
 
     /// Which member a peer is, as far as is known or presumed.
@@ -242,13 +242,13 @@ impl Roster {
     }
 
     /// Whether a configured peer stands for this member.
-    fn is_covered(&self, name: MemberId, addr: &Addr) -> bool {
+    fn is_covered(&self, id: MemberId, addr: &Addr) -> bool {
         let covers = |peer: &Peer| match peer.member_id() {
             Some(of) => {
-                let has_new_store = of.node_id == name.node_id && peer.addr == *addr;
-                (of == name && peer.error.is_none()) || has_new_store
+                let has_new_store = of.node_id == id.node_id && peer.addr == *addr;
+                (of == id && peer.error.is_none()) || has_new_store
             }
-            None => self.presumed_member(peer) == Some(name),
+            None => self.presumed_member(peer) == Some(id),
         };
         self.peers().any(|peer| peer.configured && !peer.is_self && covers(peer))
     }
@@ -277,13 +277,15 @@ impl Roster {
         if peer.is_self {
             return true;
         }
-        if let Some(name) = self.member_of(peer) {
-            return self.members.get(name).is_some_and(Member::is_forgotten);
+        if let Some(id) = self.member_of(peer) {
+            return self.members.get(id).is_some_and(Member::is_forgotten);
         }
         // The node that is expected here is a member at another address, or was forgotten.
         let addr = peer.addr.to_string();
         let mut members = self.members.iter();
-        members.any(|(name, member)| peer.expected_id.map_or(member.address == addr, |id| name.node_id == id))
+        members.any(|(id, member)| {
+            peer.expected_id.map_or(member.address == addr, |node_id| id.node_id == node_id)
+        })
     }
 
     /// How many nodes there are, this one included. A configured peer that never answered counts as one.
@@ -296,13 +298,12 @@ impl Roster {
 
     /// Forgets all stores of a node that are not up.
     pub fn forget(&mut self, node_id: NodeId) -> ForgetOutcome {
-        let of_node: Vec<MemberId> =
-            self.members.iter().map(|(name, _)| name).filter(|name| name.node_id == node_id).collect();
-        let is_up = |name: &MemberId| {
-            *name == self.own.member_id()
-                || self.peers().any(|peer| peer.member_id() == Some(*name) && peer.state() == NodeState::Up)
+        let of_node = self.members.iter().map(|(id, _)| id).filter(|id| id.node_id == node_id);
+        let is_up = |id: &MemberId| {
+            *id == self.own.member_id()
+                || self.peers().any(|peer| peer.member_id() == Some(*id) && peer.state() == NodeState::Up)
         };
-        let (up, away): (Vec<MemberId>, Vec<MemberId>) = of_node.into_iter().partition(is_up);
+        let (up, away): (Vec<MemberId>, Vec<MemberId>) = of_node.partition(is_up);
         let mut marked = false;
         for id in &away {
             marked |= self.members.set_forgotten(*id, true);
@@ -497,10 +498,10 @@ mod tests {
         assert_eq!(shown(&roster), [(Some(7), 2)]);
     }
 
-    fn message_listing(name: MemberId, open: u8, port: u16) -> SyncMessage {
+    fn message_listing(id: MemberId, open: u8, port: u16) -> SyncMessage {
         let member =
             Member { incarnation_id: [open; 16], forget_count: 0, address: format!("127.0.0.1:{port}") };
-        SyncMessage { members: vec![(name, member)], ..message_from(hello(7, 2, 1, 2)) }
+        SyncMessage { members: vec![(id, member)], ..message_from(hello(7, 2, 1, 2)) }
     }
 
     #[test]

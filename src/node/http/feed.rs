@@ -28,7 +28,7 @@ use crate::chain::frontier::{Frontier, SnapshotId};
 use crate::chain::logs::Logs;
 use crate::node::http::position;
 use crate::node::http::send::view;
-use crate::node::live_feed::{LiveFeed, RingEnd, RingItem, RingRead};
+use crate::node::live_feed::{BLOCKED_POLL_INTERVAL, LiveFeed, RingEnd, RingItem, RingRead};
 use crate::node::{Limits, Node};
 use crate::serve;
 use crate::store::history::feed_scan::{FeedItem, FeedScan};
@@ -39,8 +39,6 @@ const QUIET_MAX: Duration = Duration::from_secs(15);
 /// How long a node waits for entries that a cursor covers and this node lacks. After it the feed starts all the same, or
 /// answers `cursor_unknown` if the cursor cannot be read without them.
 const AHEAD_MAX: Duration = Duration::from_secs(2);
-/// Poll interval for a log that is blocked by a damaged entry.
-const BLOCKED_POLL_INTERVAL: Duration = Duration::from_secs(1);
 /// Messages in one chunk of the answer.
 const CHUNK_COUNT: usize = 256;
 /// Bytes of a chunk after which no further message is added.
@@ -171,21 +169,18 @@ impl FeedReader {
     /// The next chunk of the answer. `None`: the node ends.
     async fn next_chunk(&mut self) -> Option<Result<Bytes, Problem>> {
         let (live_feed, mut out) = (self.live_feed.clone(), Vec::new());
-        loop {
+        while out.is_empty() {
             let step = tokio::select! {
                 biased;
                 () = live_feed.stop.cancelled() => return None,
                 step = self.step(&mut out) => step,
             };
-            match step {
-                Err(problem) => return Some(Err(problem)),
-                Ok(()) if !out.is_empty() => break,
-                Ok(()) if self.last_sent.elapsed() >= QUIET_MAX => {
-                    self.refresh_payload();
-                    self.write_event(FeedEvent::Bookmark, &mut out);
-                    break;
-                }
-                Ok(()) => {}
+            if let Err(problem) = step {
+                return Some(Err(problem));
+            }
+            if out.is_empty() && self.last_sent.elapsed() >= QUIET_MAX {
+                self.refresh_payload();
+                self.write_event(FeedEvent::Bookmark, &mut out);
             }
         }
         self.last_sent = Instant::now();

@@ -20,16 +20,11 @@ pub async fn delete(node: Node, uri: Uri, RawQuery(raw): RawQuery) -> Result<Res
             node.cluster.store_members(&node).await;
             return Ok(serve::json(StatusCode::OK, &ForgetAnswer { node_id, forgotten: true }));
         }
-        ForgetOutcome::IsUp => {
-            let detail = format!("node {node_id} is up, and would come back at once; stop it first");
-            (ErrorCode::NodeIsUp, detail)
-        }
+        ForgetOutcome::IsUp => (ErrorCode::NodeIsUp, "is up, and would come back at once; stop it first"),
         ForgetOutcome::Unknown => (
             ErrorCode::NotFound,
-            format!(
-                "no node {node_id} is known here; if a list of `nodes` or `--peers` holds it, take it out there"
-            ),
+            "is not known here; if a list of `nodes` or `--peers` names it, take it out there",
         ),
     };
-    Err(Problem::new(code, detail))
+    Err(Problem::new(code, format!("node {node_id} {detail}")))
 }

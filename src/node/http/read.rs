@@ -1,7 +1,8 @@
-//! Owns how request handlers read the store: on blocking threads, a few at a time, with a retry while damage is repaired.
+//! Owns how listings and feeds read the store: on blocking threads, a few at a time. A listing that meets damage is retried
+//! while a peer may repair it.
 //!
-//! Called by `history` and `feed`. A read that cannot be completed fails; nothing is ever skipped. What is read is not
-//! known here.
+//! Called by `history` and `feed`. A read that cannot be completed fails; nothing is skipped here. Short lookups of other files
+//! do not wait for these permits. What is read is not known here.
 
 use std::time::{Duration, Instant};
 

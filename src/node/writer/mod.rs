@@ -6,7 +6,8 @@
 //! Any storage error ends writing and raises the store fault. The node then closes the store and opens it again, because
 //! after a failed fsync the page cache may hold data that never reaches the disk.
 //!
-//! Before it: `http::send` and `cluster::sync`. After it: `replica::committer`. What is decided is not known here.
+//! Before it: `http::send`, `cluster::sync`, `maintenance` and `live_feed`. After it: `replica::committer`, which decides. While
+//! nothing waits, the thread goes on with unfinished maintenance, then makes the commit that lets the next opening be fast.
 
 mod inbox;
 
@@ -17,6 +18,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{oneshot, watch};
 use uuid::Uuid;
 
+use super::now_ms;
 use super::store_fault::StoreFault;
 use crate::chain::ids::Origin;
 use crate::chain::logs::Logs;
@@ -54,7 +56,6 @@ struct WriterThread {
     dir: PathBuf,
     /// The last measurement of free space.
     free_bytes: Option<(Instant, u64)>,
-    now_ms: fn() -> u64,
 }
 
 impl Writer {
@@ -63,7 +64,6 @@ impl Writer {
         store: Arc<Store>,
         logs: Logs,
         dir: PathBuf,
-        now_ms: fn() -> u64,
     ) -> std::io::Result<(Self, std::thread::JoinHandle<()>)> {
         let inbox = Arc::new(Inbox::default());
         let fault = StoreFault::default();
@@ -78,7 +78,6 @@ impl Writer {
             fault: fault.clone(),
             dir,
             free_bytes: None,
-            now_ms,
         };
         let thread = std::thread::Builder::new().name("writer".into()).spawn(move || thread.run())?;
         Ok((Writer { inbox, fault, logs: watched }, thread))
@@ -190,7 +189,7 @@ impl WriterThread {
             sends: batch.sends.iter().map(|job| job.op.as_slice()).collect(),
             admits: batch.admits.iter().map(|job| &job.op).collect(),
         };
-        let committed = self.committer.commit(&ops, space, (self.now_ms)())?;
+        let committed = self.committer.commit(&ops, space, now_ms())?;
         if committed.changed {
             self.signal.send_replace(Arc::new(self.committer.logs().clone()));
         }

@@ -115,12 +115,11 @@ impl Upstreams {
 
     /// All upstreams, the most promising first.
     pub fn ranked(&self, class: TrafficClass, now: Duration) -> Vec<Candidate> {
-        let mut order: Vec<_> =
-            self.all.iter().map(|(id, upstream)| (upstream.rank(class, now), *id)).collect();
-        order.sort_unstable();
-        let candidate = |(_, id)| {
-            let upstream: &Upstream = &self.all[&id];
-            Candidate { id, addr: upstream.addr.clone(), is_ejected: upstream.is_ejected(class, now) }
+        let mut order: Vec<_> = self.all.iter().collect();
+        order.sort_by_cached_key(|(_, upstream)| upstream.rank(class, now)); // stable: the first stays the first
+        let candidate = |(id, upstream): (&UpstreamId, &Upstream)| {
+            let (addr, is_ejected) = (upstream.addr.clone(), upstream.is_ejected(class, now));
+            Candidate { id: *id, addr, is_ejected }
         };
         order.into_iter().map(candidate).collect()
     }
@@ -306,12 +305,10 @@ impl Upstreams {
     /// A probe was answered.
     pub fn probe_answered(&mut self, id: UpstreamId, now: Duration, latency: Duration, ready: Readiness) {
         self.answered(id, TrafficClass::Probe, now, Some(latency));
-        let why = "it says that it cannot store just now".to_owned();
-        if !ready.writable {
-            self.refused(id, TrafficClass::Write, now, why.clone());
-        }
-        if !ready.readable {
-            self.refused(id, TrafficClass::Read, now, why);
+        for (can, class) in [(ready.writable, TrafficClass::Write), (ready.readable, TrafficClass::Read)] {
+            if !can {
+                self.refused(id, class, now, "it says that it cannot store just now".into());
+            }
         }
     }
 
