@@ -92,8 +92,8 @@ impl Node {
     /// The nodes that are known to have a message on disk, whose copies are these entries.
     fn durable_on(&self, copies: &[EntryRange]) -> Vec<NodeId> {
         let damage = self.store.log().damage();
-        let is_whole = |copy: &EntryRange| damage.within(copy.origin, copy.first, copy.last).is_empty();
-        self.cluster.holders(copies, copies.iter().any(is_whole), self.logs().vector())
+        let is_undamaged = |copy: &EntryRange| damage.within(copy.origin, copy.first, copy.last).is_empty();
+        self.cluster.holders(copies, copies.iter().any(is_undamaged), self.logs().vector())
     }
 }
 

@@ -110,7 +110,7 @@ pub async fn run(
     ended
 }
 
-/// A node while its store is open, with its threads and tasks. Each opening of the store has a new one.
+/// A node while its store is open, with its threads and tasks. Each incarnation has a new one.
 struct OpenNode {
     node: Node,
     writing: JoinHandle<()>,

@@ -89,10 +89,10 @@ pub async fn get(
     // "Now" is a cursor of the first node. If that were lost, another node would begin at a later moment.
     let (mut first, until) = (Vec::new(), Instant::now() + CURSOR_WAIT);
     while is_from_now && relay.cursor.is_none() && Instant::now() < until {
-        let Some(piece) = relay.step().await else { break };
-        first.extend_from_slice(&piece);
+        let Some(chunk) = relay.step().await else { break };
+        first.extend_from_slice(&chunk);
     }
-    let rest = stream::unfold(relay, |mut relay| async move { Some((relay.next_piece().await?, relay)) });
+    let rest = stream::unfold(relay, |mut relay| async move { Some((relay.next_chunk().await?, relay)) });
     let first = stream::iter((!first.is_empty()).then(|| Bytes::from(first)));
     let body = first.chain(rest).map(Ok::<_, Problem>);
     let mut response = Body::from_stream(body).into_response();
@@ -136,17 +136,17 @@ struct Relay {
 
 impl Relay {
     /// The next bytes for the reader. None ends the feed.
-    async fn next_piece(&mut self) -> Option<Bytes> {
+    async fn next_chunk(&mut self) -> Option<Bytes> {
         let stop = self.proxy.stop.clone();
         loop {
-            let piece = tokio::select! {
+            let chunk = tokio::select! {
                 biased;
                 () = stop.cancelled() => return None,
-                piece = self.step() => piece?,
+                chunk = self.step() => chunk?,
             };
-            if !piece.is_empty() {
+            if !chunk.is_empty() {
                 self.sent_at = Instant::now();
-                return Some(piece);
+                return Some(chunk);
             }
         }
     }

@@ -46,7 +46,7 @@ pub struct Cluster {
     pub client: Client,
     /// When this process began to serve.
     pub started: Instant,
-    /// Warnings that outlive this opening of the store.
+    /// Warnings that outlive this incarnation.
     pub incidents: Incidents,
     scrub: Mutex<ScrubStatus>,
     roster: Mutex<Roster>,
@@ -264,7 +264,7 @@ impl Cluster {
         self.roster().peers().any(pushes)
     }
 
-    /// Damaged entries of this node that a peer with this vector may have whole.
+    /// Damaged entries of this node that a peer with this vector may have undamaged.
     pub fn repairs_to_request(&self, node: &Node, theirs: Option<&Vector>) -> Vec<EntryRange> {
         if node.store.log().damage().count() == 0 {
             return Vec::new();

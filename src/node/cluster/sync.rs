@@ -72,7 +72,7 @@ pub async fn run(node: Node, stop: CancellationToken) {
                 return; // the node is ending
             },
             Some(ended) = tasks.join_next() => if let Err(error) = ended {
-                tracing::error!(%error, "a sync task ended early"); // returning before `stop` ends the node
+                tracing::error!(%error, "an exchange task ended early"); // returning before `stop` ends the node
                 return;
             },
         }
