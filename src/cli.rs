@@ -1,6 +1,6 @@
 //! Owns the command line: its flags, their help, and the checks that need nothing but the command line.
 //!
-//! Second step of a command: `main` -> here -> `config` -> `commands`. Nothing is resolved here: no environment, no file, no
+//! Nothing is resolved here: no environment, no file, no
 //! default that a file could change; addresses stay text. Help names the variable of a flag, but [`crate::config`] reads it:
 //! clap would take an empty variable as set, and refuse `send --file` where CHATCHAIN_USER is set. Wrong usage ends with a
 //! sentence and exit code 2.

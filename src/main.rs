@@ -27,7 +27,7 @@ fn main() -> ExitCode {
         Exit::of(&report)
     });
     runtime.shutdown_background(); // a thread may still wait for standard input
-    exit.into()
+    ExitCode::from(exit as u8)
 }
 
 /// A panic is a bug of ChatChain, and is always reported in full. An error is reported in full only with `-vv`, since

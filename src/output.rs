@@ -25,7 +25,6 @@ use serde::Serialize;
 
 use crate::cli::{CommonArgs, OutputFormat};
 
-/// Spaces between two columns.
 const COLUMN_GAP: u16 = 2;
 /// Colors of the tags of processes that share the terminal; after the last color the first comes again.
 const TAG_COLORS: [AnsiColor; 6] = {
@@ -87,7 +86,6 @@ impl Output {
         print_data(&format!("{}\n", escape(text)))
     }
 
-    /// One JSON value on a line of its own.
     pub fn json(&self, value: &impl Serialize) -> io::Result<()> {
         print_data(&format!("{}\n", json(value)?))
     }

@@ -60,7 +60,6 @@ pub fn parse_line(line: &[u8]) -> Result<SendRequest, Problem> {
     SendRequest::parse(line)
 }
 
-/// The answer to a batch.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BatchAnswer {
     /// Lines whose message is stored by this batch.
@@ -76,7 +75,6 @@ pub struct Rejected {
     /// Counted from 1.
     pub line: u64,
     pub code: ErrorCode,
-    /// The reason, for people.
     pub detail: String,
     /// Whether the line may be stored later.
     pub retryable: bool,

@@ -79,7 +79,6 @@ pub fn cursor_invalid(why: impl std::fmt::Display) -> Problem {
     Problem::new(ErrorCode::CursorInvalid, detail)
 }
 
-/// How events are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FeedFormat {
     /// Server-sent events.
@@ -91,7 +90,6 @@ pub enum FeedFormat {
 /// An event, as a server writes it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FeedEvent<'a> {
-    /// A message, as JSON.
     Message(&'a [u8]),
     /// Everything that was stored at the time of connecting has been sent.
     CaughtUp,

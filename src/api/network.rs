@@ -54,7 +54,6 @@ pub struct NodeStatus {
     /// Entries of a newer kind, which this program does not know.
     pub unreadable: u64,
     pub warnings: Vec<String>,
-    /// The other nodes, as this node sees them.
     pub peers: Vec<PeerStatus>,
     /// Progress of the scrub. A node of an older version does not report it.
     #[serde(default)]

@@ -244,7 +244,6 @@ impl QueryReader {
     }
 }
 
-/// Writes a query string.
 pub(super) struct QueryWriter(pub(super) String);
 
 impl QueryWriter {

@@ -124,7 +124,6 @@ impl ClientError {
         self.problem().is_none_or(|problem| problem.retryable)
     }
 
-    /// The refusal, if the server refused.
     pub fn problem(&self) -> Option<&Problem> {
         match self {
             Self::Problem { problem, .. } => Some(problem),
@@ -144,7 +143,6 @@ impl ClientError {
         }
     }
 
-    /// What went wrong, without the address.
     pub fn why(&self) -> String {
         match self {
             Self::Unreachable { why, .. } => why.clone(),
@@ -177,16 +175,12 @@ impl ClientError {
 /// The innermost error: reqwest's own text only says that something failed.
 fn root_cause(e: &reqwest::Error) -> String {
     let mut cause: &dyn std::error::Error = e;
-    loop {
-        if let Some(io) = cause.downcast_ref::<io::Error>()
-            && io.raw_os_error().is_some()
-        {
-            return io.kind().to_string(); // "connection refused", without the number
-        }
-        match cause.source() {
-            Some(deeper) => cause = deeper,
-            None => return cause.to_string(),
-        }
+    while let Some(deeper) = cause.source() {
+        cause = deeper;
+    }
+    match cause.downcast_ref::<io::Error>().filter(|io| io.raw_os_error().is_some()) {
+        Some(io) => io.kind().to_string(), // "connection refused", without the number
+        None => cause.to_string(),
     }
 }
 
@@ -298,24 +292,16 @@ impl Answer {
 
     /// The answer if it is a success, else the refusal as an error.
     pub async fn accepted(self) -> Result<Self, ClientError> {
-        if self.status().is_success() { Ok(self) } else { Err(self.refusal().await) }
-    }
-
-    /// Reads an answer that is not a success.
-    async fn refusal(self) -> ClientError {
         let (addr, status) = (self.addr.clone(), self.status());
-        let retry_after = self.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok());
-        let body = match self.bytes(PROBLEM_BYTES_MAX).await {
-            Ok(body) => body,
-            Err(e) => return e,
-        };
-        match serde_json::from_slice::<Problem>(&body) {
-            Ok(mut problem) => {
-                problem.retry_after_seconds = retry_after;
-                ClientError::Problem { addr, problem: Box::new(problem) }
-            }
-            Err(_) => ClientError::Malformed { addr, why: format!("{status}, without a reason") },
+        if status.is_success() {
+            return Ok(self);
         }
+        let retry_after = self.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok());
+        let Ok(mut problem) = serde_json::from_slice::<Problem>(&self.bytes(PROBLEM_BYTES_MAX).await?) else {
+            return Err(ClientError::Malformed { addr, why: format!("{status}, without a reason") });
+        };
+        problem.retry_after_seconds = retry_after;
+        Err(ClientError::Problem { addr, problem: Box::new(problem) })
     }
 
     /// The whole body. A body longer than `max` is an error.

@@ -28,10 +28,8 @@ const FILE_BYTES_MAX: u64 = 64 << 10;
 /// Other commands lock the file for less than a millisecond. After this many attempts a command goes on without the file, so
 /// a process that is stopped while it holds the lock does not block others.
 const LOCK_TRIES: u32 = 50;
-/// Pause between two attempts.
 const LOCK_PAUSE: Duration = Duration::from_millis(2);
 
-/// The file with the positions of this user's last writes.
 #[derive(Debug)]
 pub struct LastWrites {
     dir: Option<PathBuf>,

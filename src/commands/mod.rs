@@ -1,7 +1,7 @@
 //! A file per command, but one for the two servers: from the arguments to what is printed. This file has what commands share:
 //! context, exit codes, dispatch.
 //!
-//! Last step of a command: `main` -> `cli` -> `config` -> here -> `client` -> `output`. A command takes its settings from
+//! A command takes its settings from
 //! [`crate::config`], asks servers through [`crate::client`] and prints through [`crate::output`]; it opens no socket to a
 //! server and writes no line itself. An exit code follows from the type of an error, never from its text ([`Exit::of`]).
 
@@ -18,7 +18,7 @@ mod status;
 mod up;
 mod verify;
 
-use std::{io, process::ExitCode};
+use std::io;
 
 use color_eyre::eyre::{Report, Result};
 use jiff::Timestamp;
@@ -71,12 +71,6 @@ impl Exit {
             Some(error) if error.no_node() => Exit::Unreachable,
             _ => Exit::Failure,
         }
-    }
-}
-
-impl From<Exit> for ExitCode {
-    fn from(exit: Exit) -> Self {
-        ExitCode::from(exit as u8)
     }
 }
 

@@ -19,7 +19,6 @@ use crate::{
 const HEADER: [&str; 9] =
     ["NODE", "STATE", "ADDRESS", "VERSION", "UPTIME", "MESSAGES", "BEHIND", "LAST-SYNC", "RTT"];
 
-/// How often `--watch` asks.
 const WATCH_INTERVAL: Duration = Duration::from_secs(1);
 
 pub async fn run(args: &cli::StatusArgs, context: &Context<'_>) -> Result<Exit> {

@@ -72,7 +72,6 @@ struct Children<'a> {
 struct ChildProcess {
     tag: String,
     addr: Addr,
-    /// The command line that starts it again.
     restart: String,
     stop: CancellationToken,
     alive: bool,

@@ -12,7 +12,7 @@ use super::{Context, Exit};
 use crate::{
     cli::{self, OutputFormat},
     output::{Output, Row, Tone},
-    store::recovery::verify::{self, Verified},
+    store::recovery::verify::{self, BadEntry, Verified, VerifyReport},
 };
 
 const HEADER: [&str; 9] =
@@ -87,25 +87,17 @@ pub async fn run(args: &cli::VerifyArgs, context: &Context<'_>) -> Result<Exit> 
 fn check(store: &Path) -> Checked {
     let checked = Checked { store: store.to_owned(), ..Checked::default() };
     match verify::verify(store) {
-        Ok(Verified::Read(report)) => Checked {
-            whole: report.is_whole(),
-            counts: Some(PrintedCounts {
-                logs: report.logs,
-                entries: report.entries,
-                bytes: report.bytes,
-                damaged: report.damaged,
-                missing: report.missing,
-                loose: report.detached,
-                unreadable: report.unreadable,
-            }),
-            first_bad: report.first_bad.map(|bad| PrintedBadEntry {
-                log: bad.origin.to_string(),
-                seq: bad.seq,
-                why: bad.why,
-            }),
-            set_aside: report.set_aside,
-            ..checked
-        },
+        Ok(Verified::Read(report)) => {
+            let whole = report.is_whole();
+            let VerifyReport { logs, entries, bytes, damaged, missing, detached, unreadable, .. } = report;
+            let counts =
+                PrintedCounts { logs, entries, bytes, damaged, missing, loose: detached, unreadable };
+            let first_bad = report.first_bad.map(|BadEntry { origin, seq, why }| {
+                let log = origin.to_string();
+                PrintedBadEntry { log, seq, why }
+            });
+            Checked { whole, counts: Some(counts), first_bad, set_aside: report.set_aside, ..checked }
+        }
         Ok(Verified::NotOpened { why, intact, unread_bytes }) => {
             let rest = if unread_bytes == 0 {
                 format!(
@@ -139,7 +131,6 @@ fn row(store: &Checked) -> Row {
     (tone, cells)
 }
 
-/// Prints what is wrong with a store, and what to do about it.
 fn print_faults(store: &Checked, output: &Output) {
     let name = store.store.display();
     if let Some(error) = &store.error {

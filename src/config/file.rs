@@ -13,7 +13,6 @@ use toml::{
 use super::{ConfigError, SourcedValue, settings};
 use crate::api::network::NodeId;
 
-/// What a configuration file says. Every key may be absent.
 #[derive(Debug, Default)]
 pub(super) struct FileSettings {
     /// All settings but `nodes`, by the name of their environment variable.

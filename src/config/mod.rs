@@ -1,7 +1,6 @@
 //! Owns what a command does: flags, `CHATCHAIN_*` environment, `config.toml` and defaults, checked and resolved.
 //!
-//! Third step of a command: `main` -> `cli` -> here -> `commands`. A flag wins over the environment, the environment over the
-//! file, the file over the default. Only [`Sources::load`] reads the process environment and the disk; every other function
+//! A flag wins over the environment, the environment over the file, the file over the default. Only [`Sources::load`] reads the process environment and the disk; every other function
 //! maps values to values. Addresses are checked for their shape and not resolved: names are resolved at each connect.
 //! Every refusal is one sentence that says what is wrong, where the mistake is and what to do; the program ends with exit code 2.
 
@@ -43,7 +42,6 @@ pub const FILE_NAME: &str = "config.toml";
 const PROXY_PORT_DEFAULT: u16 = 8080;
 const NODE_COUNT_DEFAULT: u16 = 4;
 
-/// What one node does.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NodeConfig {
     pub node_id: NodeId,
@@ -54,7 +52,6 @@ pub struct NodeConfig {
     pub advertise: Addr,
     /// Peers that the node knows at its start. An empty list is allowed, and the node warns of it.
     pub peers: Vec<ConfiguredPeer>,
-    /// Directory of this node's own store, `<data_dir>/node-<id>`.
     pub store_dir: PathBuf,
     /// How often a quiet node compares itself with its peers.
     pub sync_interval: Duration,
@@ -72,7 +69,6 @@ pub struct ConfiguredPeer {
     pub addr: Addr,
 }
 
-/// What the proxy does.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ProxyConfig {
     /// Name of the network whose nodes the proxy forwards to.
@@ -102,7 +98,6 @@ impl fmt::Display for Strategy {
     }
 }
 
-/// The servers that a client command asks.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ClientConfig {
     /// In the order in which they are tried: those of `--server`, else the proxy and then the nodes.
@@ -110,7 +105,6 @@ pub struct ClientConfig {
     pub keys: Option<Keys>,
 }
 
-/// A whole network on this machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UpConfig {
     pub proxy: Addr,
@@ -190,7 +184,7 @@ impl SourcedValue {
 pub struct Sources {
     env: BTreeMap<String, String>,
     file: file::FileSettings,
-    /// The keys of `CHATCHAIN_KEY` or of the key file. They are removed from `env`, so that printing `env` does not print them.
+    /// The keys of `CHATCHAIN_KEY`, which `env` lacks so that printing `env` does not print them, or else of the key file.
     keys: Result<Option<Keys>, ConfigError>,
     /// About a setting that can be used nevertheless.
     pub warning: Option<String>,
@@ -220,7 +214,7 @@ impl Sources {
                 return Err(ConfigError(format!("cannot read the configuration file {path}: {error}")));
             }
         };
-        let mut sources = Self::new(env, file.as_ref().map(|(path, text)| (path.clone(), text.as_str())))?;
+        let mut sources = Self::new(env, file)?;
         if let Some(setting) = sources.named_key_file() {
             let (keys, warning) = key_file::read(&setting);
             (sources.keys, sources.warning) = (keys.map(Some), warning);
@@ -233,9 +227,9 @@ impl Sources {
     /// Takes the environment and the text of the configuration file, if there is one.
     pub fn new(
         mut env: BTreeMap<String, String>,
-        file: Option<(PathBuf, &str)>,
+        file: Option<(PathBuf, String)>,
     ) -> Result<Self, ConfigError> {
-        let file = file.map(|(path, text)| file::read(path, text)).transpose()?.unwrap_or_default();
+        let file = file.map(|(path, text)| file::read(path, &text)).transpose()?.unwrap_or_default();
         let keys = Self::keys_of_variable(&mut env);
         Ok(Sources { env, file, keys, warning: None, login: None })
     }

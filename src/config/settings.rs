@@ -8,9 +8,7 @@
 pub struct Setting {
     /// Dotted name in `config.toml`; empty if the file cannot set it.
     pub key: &'static str,
-    /// Environment variable; empty if there is none.
     pub env: &'static str,
-    /// Flags with their commands; empty if there is none.
     pub flag: &'static str,
     /// The default; empty if there is none. For a setting of the file, as it would be written there.
     pub default: &'static str,

@@ -11,7 +11,7 @@ const SHIPPED: &str = include_str!("../../config.toml");
 
 fn sources(env: &[(&str, &str)], file: Option<&str>) -> Result<Sources, ConfigError> {
     let env: BTreeMap<_, _> = env.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
-    Sources::new(env, file.map(|text| (FILE_NAME.into(), text)))
+    Sources::new(env, file.map(|text| (FILE_NAME.into(), text.into())))
 }
 
 /// The configuration for a command line, as debug text, so that one function serves all commands.

@@ -31,7 +31,6 @@ use crate::{
 
 /// How long a batch is sent again after trouble that may pass, such as a node that restarts. After that the command fails.
 const RETRY_MAX: Duration = Duration::from_secs(30);
-/// Pause between two attempts.
 const RETRY_PAUSE: Duration = Duration::from_millis(250);
 /// Longer lines are cut to this: they are refused in any case.
 const LINE_BYTES_MAX: usize = MESSAGE_BODY_BYTES_MAX + 1;
@@ -76,7 +75,6 @@ async fn open(path: &Path) -> io::Result<(Box<dyn AsyncRead + Unpin + Send>, Opt
     Ok((Box::new(file), metadata.is_file().then_some(metadata.len())))
 }
 
-/// The results of the lines so far.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Serialize)]
 struct Tally {
     sent: u64,
@@ -182,14 +180,12 @@ impl Transfer<'_> {
     }
 }
 
-/// Reads lines and forms batches of them.
 struct LineReader<R> {
     source: BufReader<R>,
     import: Import,
 }
 
 impl<R: AsyncRead + Unpin> LineReader<R> {
-    /// The next batch; `None` at the end of the file.
     async fn next(&mut self) -> Result<Option<ImportBatch>> {
         let mut batch = ImportBatch::default();
         let mut line = Vec::new();

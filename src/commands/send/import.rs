@@ -47,7 +47,6 @@ impl ImportBatch {
         self.lines.get(index).copied()
     }
 
-    /// The part that holds only these lines of the file.
     pub fn only(&self, wanted: &[u64]) -> ImportBatch {
         let mut part = ImportBatch::default();
         for (line, text) in self.lines.iter().zip(self.body.split_inclusive(|byte| *byte == b'\n')) {
