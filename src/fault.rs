@@ -47,7 +47,6 @@ impl Fault {
         false
     }
 
-    /// Whether this fault is planted.
     #[cfg(feature = "planted-faults")]
     pub fn is_planted(self) -> bool {
         static PLANTED: std::sync::OnceLock<Option<Fault>> = std::sync::OnceLock::new();

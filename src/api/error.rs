@@ -108,11 +108,9 @@ pub struct Problem {
     #[serde(default)]
     pub title: Cow<'static, str>,
     pub status: u16,
-    /// For people.
     #[serde(default)]
     pub detail: String,
     pub code: ErrorCode,
-    /// Whether the same request may succeed later, or at another node.
     pub retryable: bool,
     /// For the `Retry-After` header; not part of the body.
     #[serde(skip)]

@@ -101,27 +101,20 @@ impl FeedEvent<'_> {
     /// Appends the event. `cursor` is the position after it.
     pub fn write(self, format: FeedFormat, cursor: &str, out: &mut Vec<u8>) {
         let cursor = cursor.as_bytes();
-        let parts: [&[u8]; 5] = match (format, self) {
-            (FeedFormat::Events, FeedEvent::Message(json)) => {
-                [b"id: ", cursor, b"\nevent: message\ndata: ", json, b"\n\n"]
-            }
-            (FeedFormat::Events, FeedEvent::CaughtUp) => {
-                [b"id: ", cursor, b"\nevent: caught-up\ndata: ", b"{}", b"\n\n"]
-            }
-            (FeedFormat::Events, FeedEvent::Bookmark) => [b"id: ", cursor, b"", b"", b"\n\n"],
-            (FeedFormat::Lines, FeedEvent::Message(json)) => {
-                [br#"{"event":"message","cursor":""#, cursor, br#"","message":"#, json, b"}\n"]
-            }
-            (FeedFormat::Lines, FeedEvent::CaughtUp) => {
-                [br#"{"event":"caught-up","cursor":""#, cursor, b"\"", b"", b"}\n"]
-            }
-            (FeedFormat::Lines, FeedEvent::Bookmark) => {
-                [br#"{"event":"bookmark","cursor":""#, cursor, b"\"", b"", b"}\n"]
-            }
+        let (name, json): (&[u8], &[u8]) = match self {
+            FeedEvent::Message(json) => (b"message", json),
+            FeedEvent::CaughtUp => (b"caught-up", b"{}"),
+            FeedEvent::Bookmark => (b"bookmark", b""),
         };
-        for part in parts {
-            out.extend_from_slice(part);
-        }
+        let parts: &[&[u8]] = match (format, self) {
+            (FeedFormat::Events, FeedEvent::Bookmark) => &[b"id: ", cursor, b"\n\n"],
+            (FeedFormat::Events, _) => &[b"id: ", cursor, b"\nevent: ", name, b"\ndata: ", json, b"\n\n"],
+            (FeedFormat::Lines, FeedEvent::Message(_)) => {
+                &[br#"{"event":"message","cursor":""#, cursor, br#"","message":"#, json, b"}\n"]
+            }
+            (FeedFormat::Lines, _) => &[br#"{"event":""#, name, br#"","cursor":""#, cursor, b"\"}\n"],
+        };
+        parts.iter().for_each(|part| out.extend_from_slice(part));
     }
 }
 
@@ -138,9 +131,8 @@ pub struct FeedLine {
 #[serde(rename_all = "kebab-case")]
 pub enum FeedEventKind {
     Message,
-    /// Everything that was stored at the time of connecting has been sent.
     CaughtUp,
-    /// Only the cursor moves. A kind that this program does not know is read as this one.
+    /// A kind that this program does not know is read as this one.
     #[serde(other)]
     Bookmark,
 }

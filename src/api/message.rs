@@ -107,17 +107,23 @@ impl MessageView<'_> {
     /// Appends the JSON object: the same bytes as serde's, in about 60 % of the time. A listing of everything is mostly this.
     pub fn write_json(&self, out: &mut Vec<u8>) {
         out.reserve(320 + self.sender.len() + self.recipient.len() + self.text.len());
-        write!(out, "{{\"id\":\"{}\"", self.id).expect(INFALLIBLE);
-        for (key, value) in [("sender", self.sender), ("recipient", self.recipient), ("text", self.text)] {
-            write!(out, ",\"{key}\":").expect(INFALLIBLE);
+        let mut uuid_text = Uuid::encode_buffer();
+        out.extend_from_slice(b"{\"id\":\"");
+        out.extend_from_slice(self.id.hyphenated().encode_lower(&mut uuid_text).as_bytes());
+        out.push(b'"');
+        for (key, value) in [
+            (&b",\"sender\":"[..], self.sender),
+            (b",\"recipient\":", self.recipient),
+            (b",\"text\":", self.text),
+        ] {
+            out.extend_from_slice(key);
             serde_json::to_writer(&mut *out, value).expect(INFALLIBLE);
         }
-        let Self { timestamp, accepted_at, origin, seq, .. } = self;
-        write!(
-            out,
-            r#","timestamp":{timestamp},"accepted_at":"{accepted_at}","origin":"{origin}","seq":{seq}}}"#
-        )
-        .expect(INFALLIBLE);
+        write!(out, ",\"timestamp\":{},\"accepted_at\":\"", self.timestamp).expect(INFALLIBLE);
+        self.accepted_at.write(out);
+        out.extend_from_slice(b"\",\"origin\":\"");
+        out.extend_from_slice(self.origin.hyphenated().encode_lower(&mut uuid_text).as_bytes());
+        write!(out, "\",\"seq\":{}}}", self.seq).expect(INFALLIBLE);
     }
 
     /// Appends the JSON object of a single message (`duplicate` absent) or of the answer to a send.

@@ -79,7 +79,6 @@ pub struct PeerStatus {
     pub state: NodeState,
     /// When the node last answered an exchange.
     pub last_sync: Option<Time>,
-    /// Duration of that exchange.
     pub rtt_ms: Option<f64>,
     /// Entries that the node lacks, as far as known.
     pub behind: Option<u64>,
@@ -138,14 +137,12 @@ pub struct NetworkNode {
     pub state: NodeState,
     pub version: Option<String>,
     pub uptime_seconds: Option<u64>,
-    /// Messages, counted by distinct (id, content).
     pub messages: Option<u64>,
     /// Entries that the node lacks of the union of all known vectors.
     pub behind: Option<u64>,
     pub digest: Option<String>,
     /// When the node last answered an exchange.
     pub last_sync: Option<Time>,
-    /// Duration of that exchange.
     pub rtt_ms: Option<f64>,
     pub error: Option<String>,
 }

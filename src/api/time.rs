@@ -7,7 +7,11 @@
 
 use std::{borrow::Cow, fmt};
 
-use jiff::{Timestamp, civil::date, fmt::temporal::Pieces};
+use jiff::{
+    Timestamp,
+    civil::date,
+    fmt::temporal::{DateTimePrinter, Pieces},
+};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 
 use crate::chain::message::TIMESTAMP_MAX;
@@ -16,11 +20,23 @@ use crate::chain::message::TIMESTAMP_MAX;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Time(pub u64);
 
-impl fmt::Display for Time {
+impl Time {
+    /// Appends the text, without quotes. Takes half the time of [`fmt::Display`].
+    pub fn write(self, out: &mut Vec<u8>) {
+        static PRINTER: DateTimePrinter = DateTimePrinter::new().precision(Some(3));
+        PRINTER.print_timestamp(&self.timestamp(), out).expect("writing to memory does not fail");
+    }
+
     /// A time after the last day of the calendar is shown as that day, on every node.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    fn timestamp(self) -> Timestamp {
         let timestamp = i64::try_from(self.0).ok().and_then(|ms| Timestamp::from_millisecond(ms).ok());
-        write!(f, "{:.3}", timestamp.unwrap_or(Timestamp::MAX))
+        timestamp.unwrap_or(Timestamp::MAX)
+    }
+}
+
+impl fmt::Display for Time {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:.3}", self.timestamp())
     }
 }
 
@@ -55,6 +71,9 @@ mod tests {
     #[track_caller]
     fn check(millis: u64, want: &str) {
         assert_eq!(Time(millis).to_string(), want);
+        let mut bytes = Vec::new();
+        Time(millis).write(&mut bytes);
+        assert_eq!(bytes, want.as_bytes());
     }
 
     #[test]

@@ -158,11 +158,11 @@ impl ClientError {
     }
 
     fn from_reqwest(addr: &Addr, e: &reqwest::Error) -> Self {
-        let (addr, why) = (addr.clone(), root_cause(e));
-        if e.is_connect() && e.is_timeout() {
-            let why = format!("no connection within {} s", CONNECT_MAX.as_secs_f32());
-            Self::Unreachable { addr, why }
-        } else if e.is_connect() || e.is_builder() {
+        let (addr, mut why) = (addr.clone(), root_cause(e));
+        if e.is_connect() || e.is_builder() {
+            if e.is_timeout() {
+                why = format!("no connection within {} s", CONNECT_MAX.as_secs_f32());
+            }
             Self::Unreachable { addr, why }
         } else if e.is_timeout() {
             Self::Timeout { addr, after: READ_MAX }

@@ -11,7 +11,7 @@ use color_eyre::eyre::{Report, Result};
 use tokio::time::{Instant, sleep, sleep_until};
 use uuid::Uuid;
 
-use super::{Context, Exit, cursor_file, last_writes::LastWrites, list, serving::StopSignals};
+use super::{Context, Exit, cursor_file, last_writes::LastWrites, list, now, serving::StopSignals};
 use crate::{
     api::{
         feed::{FeedEventKind, FeedLine, FeedQuery},
@@ -34,7 +34,7 @@ const RETRY_MAX: Duration = Duration::from_secs(2);
 const LIST_WAIT_MAX: Duration = Duration::from_secs(5);
 
 pub async fn run(args: &cli::ListArgs, context: &Context<'_>) -> Result<Exit> {
-    let (query, output) = (list::query(args)?, context.output);
+    let (query, output) = (list::query(args, now())?, context.output);
     let mut stop = StopSignals::catch()?;
     let servers = context.servers()?;
     let (cursor_file, saved) = args.cursor_file.as_deref().map(cursor_file::open).transpose()?.unzip();

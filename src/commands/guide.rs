@@ -12,10 +12,7 @@ use crate::{
 };
 
 pub fn run(args: &cli::GuideArgs, output: &Output) -> Result<Exit> {
-    let Some(name) = &args.topic else {
-        list(output)?;
-        return Ok(Exit::Done);
-    };
+    let Some(name) = &args.topic else { return list(output) };
     let topic = guide::topic(name).ok_or_else(|| {
         let names: Vec<_> = TOPICS.iter().map(|topic| topic.name).collect();
         config::ConfigError::new(format!(
@@ -28,7 +25,7 @@ pub fn run(args: &cli::GuideArgs, output: &Output) -> Result<Exit> {
     Ok(Exit::Done)
 }
 
-fn list(output: &Output) -> Result<()> {
+fn list(output: &Output) -> Result<Exit> {
     let rows: Vec<_> =
         TOPICS.iter().map(|topic| (Tone::Plain, vec![topic.name.into(), topic.title().into()])).collect();
     output.table(&["TOPIC", "WHAT"], &rows)?;
@@ -36,5 +33,5 @@ fn list(output: &Output) -> Result<()> {
         "`chatchain guide TOPIC` prints a topic; a name in brackets, such as [feed], is another topic.",
     )?;
     output.line("`chatchain help COMMAND` explains the flags of a command.")?;
-    Ok(())
+    Ok(Exit::Done)
 }

@@ -17,7 +17,7 @@ use crate::{
 };
 
 pub async fn run(args: &cli::ListArgs, context: &Context<'_>) -> Result<Exit> {
-    let (query, output) = (query(args)?, context.output);
+    let (query, output) = (query(args, now())?, context.output);
     let last_writes = LastWrites::of(context.sources);
     let wanted = last_writes.position().await;
     let ListOutcome { messages, covers, addr } = fetch(&context.servers()?, &query, wanted.as_ref()).await?;
@@ -62,11 +62,7 @@ pub(super) async fn fetch(
     Ok(ListOutcome { messages, covers, addr: listing.addr })
 }
 
-pub(super) fn query(args: &cli::ListArgs) -> Result<ListQuery, ConfigError> {
-    query_at(args, now())
-}
-
-fn query_at(args: &cli::ListArgs, now: Timestamp) -> Result<ListQuery, ConfigError> {
+pub(super) fn query(args: &cli::ListArgs, now: Timestamp) -> Result<ListQuery, ConfigError> {
     let time = |flag: &str, text: Option<&String>| {
         let refusal = |text| {
             ConfigError::new(format!(
@@ -151,7 +147,7 @@ mod tests {
             limit: 50,
             ..Default::default()
         };
-        let query = query_at(&args, Timestamp::UNIX_EPOCH).expect("good flags");
+        let query = query(&args, Timestamp::UNIX_EPOCH).expect("good flags");
         assert_eq!(query.to_query_string(), "recipient=%23ops&text=%C3%A9&since=7&limit=50");
     }
 }

@@ -76,34 +76,26 @@ fn is_well(network: &NetworkStatus) -> bool {
 fn sentence(network: &NetworkStatus) -> String {
     let writable = if network.writable { "writable" } else { "not writable" };
     let summary = format!("{} of {} nodes up, {writable}", network.up, network.total);
-    if network.converged {
-        // The nodes that are up agree; each other node is named with its state.
-        let others = network.nodes.iter().filter_map(not_up);
-        return [format!("{summary}, converged")].into_iter().chain(others).collect::<Vec<_>>().join("; ");
-    }
-    let reasons: Vec<_> = network.nodes.iter().filter_map(behind).collect();
-    let colon = if reasons.is_empty() { "" } else { ": " };
-    format!("{summary}, not converged{colon}{}", reasons.join(", "))
-}
-
-/// How far a node is behind, if it is. The count of a node that is down is from before it went down.
-fn behind(node: &NetworkNode) -> Option<String> {
-    let count = node.behind.filter(|count| *count > 0)?;
-    Some(format!("{} is {count} behind", name(node)))
-}
-
-/// The state of a node that is not up.
-fn not_up(node: &NetworkNode) -> Option<String> {
-    let count = node.behind.unwrap_or(0);
-    match node.state {
-        NodeState::Up => None,
-        state if count == 0 => Some(format!("{} is {}", name(node), state.as_str())),
-        state => Some(format!("{} is {} and {count} behind", name(node), state.as_str())),
+    let reasons: Vec<_> = network.nodes.iter().filter_map(|node| reason(node, network.converged)).collect();
+    match (network.converged, reasons.is_empty()) {
+        (true, true) => format!("{summary}, converged"),
+        (true, false) => format!("{summary}, converged; {}", reasons.join("; ")),
+        (false, true) => format!("{summary}, not converged"),
+        (false, false) => format!("{summary}, not converged: {}", reasons.join(", ")),
     }
 }
 
-fn name(node: &NetworkNode) -> String {
-    node.node_id.map_or_else(|| node.address.to_string(), |id| format!("node {id}"))
+/// If the nodes that are up agree, why a node is not one of them; else how far it is behind. The count of a node that is down is
+/// from before it went down.
+fn reason(node: &NetworkNode, converged: bool) -> Option<String> {
+    let name = node.node_id.map_or_else(|| node.address.to_string(), |id| format!("node {id}"));
+    let behind = node.behind.filter(|count| *count > 0).map(|count| format!("{count} behind"));
+    match (converged, node.state.as_str(), behind) {
+        (true, "up", _) | (false, _, None) => None,
+        (true, state, None) => Some(format!("{name} is {state}")),
+        (true, state, Some(behind)) => Some(format!("{name} is {state} and {behind}")),
+        (false, _, Some(behind)) => Some(format!("{name} is {behind}")),
+    }
 }
 
 fn row(node: &NetworkNode) -> Row {

@@ -83,7 +83,9 @@ impl<'a> Children<'a> {
         let mut network = Children { config, members: Vec::new(), running: JoinSet::new(), output };
         for (index, (tag, addr, args)) in commands(config, common).into_iter().enumerate() {
             let mut command = Command::new(&program);
-            command.args(&args).arg("--exit-with-parent").args(inherited_flags(common, output));
+            command.args(&args).arg("--exit-with-parent");
+            command.arg(if output.colors_errors { "--color=always" } else { "--color=never" });
+            command.args(common.quiet.then_some("--quiet")).args((0..common.verbose).map(|_| "--verbose"));
             command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
             command.env_remove("CHATCHAIN_NODE_ADVERTISE"); // the nodes cannot share one address
             let child = command.process_group(0).kill_on_drop(true).spawn();
@@ -109,7 +111,12 @@ impl<'a> Children<'a> {
                         let tag = &self.members[index].tag;
                         return Err(eyre!("{tag} did not start; its lines above say why"));
                     }
-                    Some((index, how)) => self.report(index, how),
+                    Some((index, how)) => {
+                        let ChildProcess { tag, restart, .. } = &self.members[index];
+                        let how = how.map_or_else(|error| error.to_string(), |status| status.to_string());
+                        let again = "start it again, in another terminal, with";
+                        self.output.warn(&format!("{tag} ended ({how}); {again}: {restart}"));
+                    }
                 },
                 _ = tick.tick(), if !announced => {
                     announced = self.all_ready(&client).await;
@@ -135,13 +142,6 @@ impl<'a> Children<'a> {
         let (index, how) = self.running.join_next().await?.expect("running a child does not panic");
         self.members[index].alive = false;
         Some((index, how))
-    }
-
-    fn report(&self, index: usize, how: io::Result<ExitStatus>) {
-        let ChildProcess { tag, restart, .. } = &self.members[index];
-        let how = how.map_or_else(|error| error.to_string(), |status| status.to_string());
-        self.output
-            .warn(&format!("{tag} ended ({how}); start it again, in another terminal, with: {restart}"));
     }
 
     async fn all_ready(&self, client: &Client) -> bool {
@@ -220,14 +220,6 @@ fn commands(config: &UpConfig, common: &CommonArgs) -> Vec<(String, Addr, Vec<St
     let flags = [("--listen", proxy.to_string()), ("--nodes", nodes_except(proxy))];
     let proxy = ("proxy".to_owned(), proxy.clone(), args("proxy", &flags));
     config.nodes.iter().enumerate().map(node).chain([proxy]).collect()
-}
-
-/// The flags for colors and verbosity that this process has, for its children.
-fn inherited_flags(common: &CommonArgs, output: &Output) -> Vec<&'static str> {
-    let color = if output.colors_errors { "--color=always" } else { "--color=never" };
-    let quiet = common.quiet.then_some("--quiet");
-    let verbose = (0..common.verbose).map(|_| "--verbose");
-    [color].into_iter().chain(quiet).chain(verbose).collect()
 }
 
 /// The program as the user typed it, so that a printed command line can be typed, too.

@@ -14,6 +14,7 @@ use std::{
     fmt::{self, Display},
     fs, io,
     net::{Ipv4Addr, SocketAddr},
+    ops::RangeInclusive,
     path::PathBuf,
     time::Duration,
 };
@@ -28,14 +29,12 @@ use crate::{
 
 /// A network's name has 1 to this many characters; a longer one is refused.
 const NETWORK_CHARS_MAX: usize = 64;
-/// A shorter interval is refused: the node would do nothing but exchange.
-const SYNC_INTERVAL_MIN: Duration = Duration::from_millis(10);
-/// A longer interval is refused: a push that was lost would go unnoticed for too long.
-const SYNC_INTERVAL_MAX: Duration = Duration::from_secs(60 * 60);
-/// A shorter interval is refused: a scrub is slow, and the next one would start at once.
-const SCRUB_INTERVAL_MIN: Duration = Duration::from_secs(1);
-/// A longer interval is refused: the same entry could become damaged on every node before a scrub finds the first.
-const SCRUB_INTERVAL_MAX: Duration = Duration::from_secs(31 * 24 * 60 * 60);
+/// With a shorter interval, the node would do nothing but exchange. With a longer one, a push that was lost would go unnoticed
+/// for too long.
+const SYNC_INTERVALS: RangeInclusive<Duration> = Duration::from_millis(10)..=Duration::from_hours(1);
+/// With a shorter interval, the next scrub would start at once. With a longer one, the same entry could become damaged on
+/// every node before a scrub finds the first.
+const SCRUB_INTERVALS: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_hours(31 * 24);
 /// Read from the working directory if it exists.
 pub const FILE_NAME: &str = "config.toml";
 
@@ -164,11 +163,12 @@ impl SourcedValue {
         Ok(addrs)
     }
 
-    fn duration(&self, min: Duration, max: Duration) -> Result<Duration, ConfigError> {
+    fn duration(&self, allowed: &RangeInclusive<Duration>) -> Result<Duration, ConfigError> {
         let parsed = SpanParser::new().parse_unsigned_duration(&self.text);
         let duration =
             parsed.map_err(|_| self.error("write a duration with its unit, such as 500ms or 2s"))?;
-        if duration < min || duration > max {
+        if !allowed.contains(&duration) {
+            let (min, max) = (allowed.start(), allowed.end());
             return Err(self.error(format!("it must be between {min:?} and {max:?}")));
         }
         Ok(duration)
@@ -267,12 +267,10 @@ impl Sources {
             advertise,
             peers,
             store_dir: self.data_dir(args.data_dir.as_ref()).join(format!("node-{node_id}")),
-            sync_interval: self
-                .value_or_default("CHATCHAIN_NODE_SYNC_INTERVAL")
-                .duration(SYNC_INTERVAL_MIN, SYNC_INTERVAL_MAX)?,
+            sync_interval: self.value_or_default("CHATCHAIN_NODE_SYNC_INTERVAL").duration(&SYNC_INTERVALS)?,
             scrub_interval: self
                 .value_or_default("CHATCHAIN_NODE_SCRUB_INTERVAL")
-                .duration(SCRUB_INTERVAL_MIN, SCRUB_INTERVAL_MAX)?,
+                .duration(&SCRUB_INTERVALS)?,
             keys,
         })
     }

@@ -2,7 +2,7 @@
 //!
 //! Only one batch is under way at a time, since history shows messages in the order in which they were accepted, and a file
 //! should keep its order. The next batch is read meanwhile. A file of any length needs the memory of two batches, and of the
-//! ids that [`super::import`] made. A batch that meets trouble that may pass is sent again, with the same ids.
+//! ids that [`super::import`] made. After an error that may pass, a batch is sent again with the same ids.
 
 use std::{fmt, io, path::Path, time::Duration};
 
@@ -29,7 +29,7 @@ use crate::{
     output::{Output, ProgressBar},
 };
 
-/// How long a batch is sent again after trouble that may pass, such as a node that restarts. After that the command fails.
+/// How long a batch is sent again after an error that may pass, such as a node that restarts. After that the command fails.
 const RETRY_MAX: Duration = Duration::from_secs(30);
 const RETRY_PAUSE: Duration = Duration::from_millis(250);
 /// Longer lines are cut to this: they are refused in any case.

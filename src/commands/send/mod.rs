@@ -29,7 +29,10 @@ pub async fn run(args: &cli::SendArgs, context: &Context<'_>) -> Result<Exit> {
         timestamp: args.timestamp,
         id: Some(id),
     };
-    let sent = servers.send(message, args.acks.as_deref()).await.map_err(|error| with_advice(error, id))?;
+    let sent = servers.send(message, args.acks.as_deref()).await.map_err(|error| {
+        let advice = format!("the message may or may not be stored; sending it again with --id {id} is safe");
+        if may_be_stored(&error) { Report::from(error).wrap_err(advice) } else { error.into() }
+    })?;
     if let Some(position) = &sent.position {
         LastWrites::of(context.sources).add(position).await;
     }
@@ -52,15 +55,6 @@ async fn text(argument: &str) -> Result<String> {
         return Err(eyre!("standard input is longer than the {TEXT_BYTES_MAX} bytes that a text may have"));
     }
     String::from_utf8(bytes).map_err(|_| eyre!("standard input is not UTF-8 text"))
-}
-
-/// If the message may be stored in spite of the error, adds how to retry without sending a second message.
-fn with_advice(error: ClientError, id: Uuid) -> Report {
-    if !may_be_stored(&error) {
-        return error.into();
-    }
-    Report::from(error)
-        .wrap_err(format!("the message may or may not be stored; sending it again with --id {id} is safe"))
 }
 
 fn may_be_stored(error: &ClientError) -> bool {
