@@ -114,7 +114,9 @@ impl FeedEvent<'_> {
             }
             (FeedFormat::Lines, _) => &[br#"{"event":""#, name, br#"","cursor":""#, cursor, b"\"}\n"],
         };
-        parts.iter().for_each(|part| out.extend_from_slice(part));
+        for part in parts {
+            out.extend_from_slice(part);
+        }
     }
 }
 

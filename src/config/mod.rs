@@ -31,10 +31,11 @@ use crate::{
 const NETWORK_CHARS_MAX: usize = 64;
 /// With a shorter interval, the node would do nothing but exchange. With a longer one, a push that was lost would go unnoticed
 /// for too long.
-const SYNC_INTERVALS: RangeInclusive<Duration> = Duration::from_millis(10)..=Duration::from_hours(1);
+const SYNC_INTERVALS: RangeInclusive<Duration> = Duration::from_millis(10)..=Duration::from_secs(60 * 60);
 /// With a shorter interval, the next scrub would start at once. With a longer one, the same entry could become damaged on
 /// every node before a scrub finds the first.
-const SCRUB_INTERVALS: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_hours(31 * 24);
+const SCRUB_INTERVALS: RangeInclusive<Duration> =
+    Duration::from_secs(1)..=Duration::from_secs(31 * 24 * 60 * 60);
 /// Read from the working directory if it exists.
 pub const FILE_NAME: &str = "config.toml";
 

@@ -133,7 +133,7 @@ impl Transfer<'_> {
     async fn run<R: AsyncRead + Unpin>(&mut self, reader: &mut LineReader<R>) -> Result<()> {
         let mut next = reader.next().await?;
         while let Some(batch) = next {
-            (_, next) = tokio::try_join!(self.send(batch), reader.next())?;
+            ((), next) = tokio::try_join!(self.send(batch), reader.next())?;
         }
         Ok(())
     }
