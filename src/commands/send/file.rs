@@ -4,7 +4,7 @@
 //! should keep its order. The next batch is read meanwhile. A file of any length needs the memory of two batches, and of the
 //! ids that [`super::import`] made. After an error that may pass, a batch is sent again with the same ids.
 
-use std::{fmt, io, path::Path, time::Duration};
+use std::{fmt, io, mem, path::Path, time::Duration};
 
 use color_eyre::eyre::{Result, WrapErr};
 use serde::Serialize;
@@ -141,7 +141,7 @@ impl Transfer<'_> {
     /// Sends a batch, and again those of its lines that a server may still accept, until the time for retries is over. Then
     /// prints the lines that are refused.
     async fn send(&mut self, mut batch: ImportBatch) -> Result<()> {
-        let (bytes, mut refused) = (batch.bytes, batch.refused.clone());
+        let (bytes, mut refused) = (batch.bytes, mem::take(&mut batch.refused));
         let retry_until = Instant::now() + RETRY_MAX;
         while !batch.lines.is_empty() {
             // Its lines have ids, so the key of the batch is never used.
