@@ -107,20 +107,16 @@ fn timestamp_error(value: &str) -> Option<String> {
     if !value.starts_with(|c: char| c == '-' || c.is_ascii_digit()) {
         return Some(format!("must be a number of whole Unix seconds, not {}", kind(value)));
     }
-    if value.starts_with('-') {
-        return Some(format!("is {}, but must not be negative", quote(value)));
-    }
-    let value_shown = quote(value);
-    if value.contains(['.', 'e', 'E']) {
-        return Some(format!(
-            "is {value_shown}, but must be whole Unix seconds without fraction or exponent"
-        ));
-    }
-    value.parse::<u64>().is_err().then(|| {
-        format!(
-            "is {value_shown}, larger than {TIMESTAMP_MAX}: looks like milliseconds; give whole Unix seconds"
-        )
-    })
+    let why = if value.starts_with('-') {
+        "but must not be negative"
+    } else if value.contains(['.', 'e', 'E']) {
+        "but must be whole Unix seconds without fraction or exponent"
+    } else if value.parse::<u64>().is_err() {
+        &format!("larger than {TIMESTAMP_MAX}: looks like milliseconds; give whole Unix seconds")
+    } else {
+        return None;
+    };
+    Some(format!("is {}, {why}", quote(value)))
 }
 
 fn kind(value: &str) -> &'static str {

@@ -1,5 +1,5 @@
-//! A file per command, but one for the two servers: from the arguments to what is printed. This file has what commands share:
-//! context, exit codes, dispatch.
+//! One file per command (`node` and `proxy` share [`serving`]): from the arguments to what is printed. This file has what
+//! commands share: context, exit codes, dispatch.
 //!
 //! A command takes its settings from
 //! [`crate::config`], asks servers through [`crate::client`] and prints through [`crate::output`]; it opens no socket to a

@@ -85,8 +85,8 @@ fn sentence(network: &NetworkStatus) -> String {
     }
 }
 
-/// If the nodes that are up agree, why a node is not one of them; else how far it is behind. The count of a node that is down is
-/// from before it went down.
+/// What is not well with a node: its state, if the nodes that are up agree, and how far it is behind. The count of a node that
+/// is down is from before it went down.
 fn reason(node: &NetworkNode, converged: bool) -> Option<String> {
     let name = node.node_id.map_or_else(|| node.address.to_string(), |id| format!("node {id}"));
     let behind = node.behind.filter(|count| *count > 0).map(|count| format!("{count} behind"));
