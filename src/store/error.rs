@@ -136,6 +136,7 @@ macro_rules! storage_errors {
     )*};
 }
 storage_errors!(
+    redb::DatabaseError,
     redb::StorageError,
     redb::TableError,
     redb::TransactionError,

@@ -1,43 +1,75 @@
-//! Owns turning a panic of redb into an error.
+//! Owns turning a panic of redb into an error, and the transactions of an open database.
 //!
 //! redb may panic on bytes that it did not write. Damage to a file must not end the process, so the read or write that
-//! panicked counts as failed. Invariant: every call into redb goes through here.
+//! panicked counts as failed.
+//!
+//! Invariant: every call into redb goes through here, after [`Files`](super::files::Files) has opened a file. One table at a
+//! time is open in a write: if redb panicked over another table, it would panic again while the open one is dropped, which
+//! aborts the process.
 
 use std::ops::Deref;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use redb::Database;
+use redb::{
+    Database, Key, ReadOnlyTable, ReadTransaction, ReadableDatabase, TableDefinition, Value, WriteTransaction,
+};
 
 use crate::store::StoreError;
 
-/// The message of a panic in redb.
-#[derive(Debug, thiserror::Error)]
-#[error("the storage engine panicked: {0}")]
-pub(in crate::store) struct EnginePanic(pub(in crate::store) String);
-
 /// Runs the work and returns its panic as an error. After a panic, nothing that the work changed may be used.
-pub(in crate::store) fn catch_panic<T>(work: impl FnOnce() -> T) -> Result<T, EnginePanic> {
-    catch_unwind(AssertUnwindSafe(work)).map_err(|payload| {
+pub fn catch_panic<T>(work: impl FnOnce() -> Result<T, StoreError>) -> Result<T, StoreError> {
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|payload| {
         let message = payload.downcast_ref::<String>().map(String::as_str);
         let message = message.or_else(|| payload.downcast_ref::<&str>().copied());
-        EnginePanic(message.unwrap_or("no message").to_owned())
+        Err(StoreError::EnginePanicked(message.unwrap_or("no message").to_owned()))
     })
 }
 
-/// As [`catch_panic`], for work that returns a [`StoreError`].
-pub(in crate::store) fn catch_engine_panic<T>(
-    work: impl FnOnce() -> Result<T, StoreError>,
-) -> Result<T, StoreError> {
-    catch_panic(work).unwrap_or_else(|panic| Err(StoreError::EnginePanicked(panic.0)))
+/// Opens a table that a file of an earlier program, or a new one, may lack.
+pub fn open_if_exists<K: Key + 'static, V: Value + 'static>(
+    tx: &ReadTransaction,
+    table: TableDefinition<K, V>,
+) -> Result<Option<ReadOnlyTable<K, V>>, StoreError> {
+    match tx.open_table(table) {
+        Err(redb::TableError::TableDoesNotExist(_)) => Ok(None),
+        table => Ok(Some(table?)),
+    }
 }
 
 /// An open database. Closing it writes to the file, so closing can panic, too.
 #[derive(Debug)]
-pub(in crate::store) struct GuardedDb(Option<Database>);
+pub struct GuardedDb(Option<Database>);
 
 impl GuardedDb {
-    pub(in crate::store) fn new(db: Database) -> Self {
+    pub fn new(db: Database) -> Self {
         GuardedDb(Some(db))
+    }
+
+    /// Closes the file. Dropping closes it as well, but only logs an error.
+    pub fn close(mut self) -> Result<(), StoreError> {
+        let db = self.0.take();
+        catch_panic(|| Ok(db.map_or(Ok(()), Database::close)?))
+    }
+
+    /// Runs the work in one read transaction.
+    pub fn read<T>(
+        &self,
+        work: impl FnOnce(ReadTransaction) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        catch_panic(|| work(self.begin_read()?))
+    }
+
+    /// Runs the work in one write transaction and commits it, durably unless the work says otherwise.
+    pub fn write<T>(
+        &self,
+        work: impl FnOnce(&mut WriteTransaction) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        catch_panic(|| {
+            let mut tx = self.begin_write()?;
+            let done = work(&mut tx)?;
+            tx.commit()?;
+            Ok(done)
+        })
     }
 }
 
@@ -52,8 +84,8 @@ impl Deref for GuardedDb {
 impl Drop for GuardedDb {
     fn drop(&mut self) {
         let db = self.0.take();
-        if let Err(panic) = catch_panic(|| drop(db)) {
-            tracing::warn!(%panic, "closing a database failed");
+        if let Err(error) = catch_panic(|| Ok(drop(db))) {
+            tracing::warn!(%error, "closing a database failed");
         }
     }
 }
@@ -65,8 +97,8 @@ mod tests {
     #[test]
     fn a_panic_is_an_error_with_its_message() {
         let panicked =
-            catch_engine_panic(|| -> Result<(), StoreError> { panic!("page {}", 7) }).expect_err("panicked");
+            catch_panic(|| -> Result<(), StoreError> { panic!("page {}", 7) }).expect_err("panicked");
         assert!(panicked.to_string().ends_with("panicked: page 7"), "{panicked}");
-        assert_eq!(catch_engine_panic(|| Ok(7)).expect("did not"), 7);
+        assert_eq!(catch_panic(|| Ok(7)).expect("did not"), 7);
     }
 }

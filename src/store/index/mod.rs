@@ -27,7 +27,7 @@ use std::time::Duration;
 use super::log::{Log, ReadLimit, WriteBatch};
 use crate::chain::ids::Origin;
 use crate::chain::logs::Logs;
-use crate::store::engine::catch_panic::{GuardedDb, catch_engine_panic, catch_panic};
+use crate::store::engine::catch_panic::{GuardedDb, catch_panic};
 use crate::store::engine::files::{self, Files, OpenMode};
 use crate::store::index::memtable::Memtable;
 use crate::store::{Counts, OpenError, OpenPolicy, StoreError, StoreId, recovery};
@@ -91,8 +91,8 @@ impl Index {
     ) -> Result<Self, OpenError> {
         let corrupt = |error: StoreError| error.while_opening(files.path(files::INDEX));
         if !policy.rebuilds_index() {
-            let opened = catch_panic(|| Self::open_existing(files, log, logs, policy));
-            match opened.unwrap_or_else(|panic| Err(corrupt(StoreError::EnginePanicked(panic.0)))) {
+            let opened = catch_panic(|| Ok(Self::open_existing(files, log, logs, policy)));
+            match opened.map_err(corrupt).flatten() {
                 Ok(Some(index)) => return Ok(index),
                 Err(error @ OpenError::InUse(_)) => return Err(error),
                 // A new index would not make the log readable.
@@ -104,9 +104,9 @@ impl Index {
             }
         }
         let db = GuardedDb::new(files.database(files::INDEX, CACHE_BYTES, OpenMode::Replace)?);
-        tables::write_meta(&db, log).map_err(corrupt)?;
+        db.write(|tx| tables::write_meta(tx, log)).map_err(corrupt)?;
         let index = Index { is_new: true, ..Self::new(db, Counts::default(), None) };
-        catch_engine_panic(|| index.catch_up(log, logs)).map_err(corrupt)?;
+        index.catch_up(log, logs).map_err(corrupt)?;
         Ok(index)
     }
 
@@ -123,8 +123,11 @@ impl Index {
     }
 
     fn use_existing(db: GuardedDb, log: &Log, logs: &Logs) -> Result<Option<Self>, StoreError> {
-        let Some(counts) = tables::read_meta(&db, log)? else { return Ok(None) };
-        let marks = tables::read_watermarks(&db)?;
+        let read = db.read(|tx| {
+            let Some(counts) = tables::read_meta(&tx, log)? else { return Ok(None) };
+            Ok(Some((counts, tables::read_watermarks(&tx)?, tables::has_dangling_mark(&tx)?)))
+        });
+        let Some((counts, marks, has_mark)) = read? else { return Ok(None) };
         // Rows behind a cut are allowed: readers check every key against the vector.
         let limit = |origin: &Origin| logs.vector().limit(*origin);
         if marks.iter().any(|(origin, seq)| *seq.min(&limit(origin)) > logs.vector().seq(*origin)) {
@@ -132,8 +135,7 @@ impl Index {
         }
         // An earlier program made a cut, did not purge it, and left no mark.
         let is_unpurged = marks.iter().any(|(origin, seq)| *seq > limit(origin));
-        let may_have_dangling = is_unpurged || tables::has_dangling_mark(&db)?;
-        let index = Self::new(db, counts, may_have_dangling.then_some(Unbounded));
+        let index = Self::new(db, counts, (is_unpurged || has_mark).then_some(Unbounded));
         index.catch_up(log, logs)?;
         Ok(Some(index))
     }
@@ -156,7 +158,9 @@ impl Index {
     /// Adds every entry above the watermarks, and those below that were damaged and are whole now. An entry that is damaged
     /// is listed as unindexed; its repair adds it.
     fn catch_up(&self, log: &Log, logs: &Logs) -> Result<(), StoreError> {
-        for (origin, seq) in tables::read_unindexed(&self.db)? {
+        let (unindexed, marks) =
+            self.db.read(|tx| Ok((tables::read_unindexed(&tx)?, tables::read_watermarks(&tx)?)))?;
+        for (origin, seq) in unindexed {
             if seq > logs.vector().seq(origin) {
                 continue; // cut off
             }
@@ -166,7 +170,6 @@ impl Index {
                 Err(error) => return Err(error),
             }
         }
-        let marks = tables::read_watermarks(&self.db)?;
         let limit = ReadLimit { rows: 1_000, bytes: 1 << 20 };
         for (origin, head) in logs.vector().iter() {
             let mut next = marks.get(&origin).copied().unwrap_or(0) + 1;
@@ -249,7 +252,7 @@ impl Index {
         // If the write fails, the indexer waits before it tries again, however much there is to flush.
         lock(&self.work).waiting = 0;
         let unindexed = lock(&self.unindexed).clone();
-        catch_engine_panic(|| rows.write(&self.db, counts, &unindexed))?;
+        self.db.write(|tx| rows.write(tx, counts, &unindexed))?;
         *flushed_counts = counts;
         let left = {
             let mut memtable = self.memtable_mut();
@@ -263,7 +266,7 @@ impl Index {
     /// Marks the file as wrong: the next opening rebuilds it.
     pub fn invalidate(&self) {
         let _one_write_at_a_time = lock(&self.flushed_counts);
-        if let Err(error) = catch_engine_panic(|| tables::set_meta(&self.db, tables::FORMAT_NAME, None)) {
+        if let Err(error) = self.db.write(|tx| tables::set_meta(tx, tables::FORMAT_NAME, None)) {
             tracing::error!(%error, "the index is wrong and cannot be marked as such");
         }
     }
@@ -271,7 +274,7 @@ impl Index {
     /// Ties the file to a log whose store id has changed.
     pub(in crate::store) fn set_id(&self, id: StoreId) -> Result<(), StoreError> {
         let _one_write_at_a_time = lock(&self.flushed_counts);
-        catch_engine_panic(|| tables::set_meta(&self.db, tables::STORE_ID_NAME, Some(&id.0)))
+        self.db.write(|tx| tables::set_meta(tx, tables::STORE_ID_NAME, Some(&id.0)))
     }
 
     /// How reading the file failed, if it did.

@@ -12,7 +12,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound::{self, Excluded, Unbounded};
 
-use redb::{Database, ReadableDatabase, ReadableTable};
+use redb::{ReadableTable, WriteTransaction};
 
 use super::super::{Counts, StoreError};
 use super::tables::{self, BY_ID, BY_USER, COPIES, DANGLING_NAME, IdKey, IndexRows, UserKey};
@@ -22,7 +22,6 @@ use crate::chain::ids::Origin;
 use crate::chain::logs::Logs;
 use crate::chain::message::Digest;
 use crate::chain::record::Entry;
-use crate::store::engine::catch_panic::catch_engine_panic;
 use crate::store::index::memtable::IndexEntry;
 use crate::store::log::purge::Purged;
 
@@ -45,46 +44,41 @@ impl PurgedRows {
     }
 
     /// Removes the rows and writes the counts without them. Returns what the counts lose.
-    fn remove(&self, db: &Database, counts: Counts) -> Result<Counts, StoreError> {
-        let tx = db.begin_write()?;
+    fn remove(&self, tx: &WriteTransaction, counts: Counts) -> Result<Counts, StoreError> {
         let mut less = Counts::default();
-        {
-            let mut by_id = tx.open_table(BY_ID)?;
-            for (id, entries) in &self.by_id {
-                // Frontier snapshots are found by an id of their own and are not counted.
-                let is_message = |digest: &[u8; 32]| SnapshotId::of(Digest(*digest)).0 != *id;
-                let mut removed = BTreeSet::new();
-                for (origin, seq) in entries {
-                    let digest = by_id.remove((*id, *origin, *seq))?.map(|value| value.value().1);
-                    removed.extend(digest.filter(is_message));
-                }
-                if removed.is_empty() {
-                    continue;
-                }
-                let mut left = BTreeSet::new();
-                for row in by_id.range((*id, [0; 16], 0)..=(*id, [0xff; 16], u64::MAX))? {
-                    left.extend(Some(row?.1.value().1).filter(is_message));
-                }
-                let gone = removed.difference(&left).count();
-                less.messages += gone as u64;
-                less.conflicts += u64::from(left.len() < 2 && left.len() + gone >= 2);
+        let mut by_id = tx.open_table(BY_ID)?;
+        for (id, entries) in &self.by_id {
+            // Frontier snapshots are found by an id of their own and are not counted.
+            let is_message = |digest: &[u8; 32]| SnapshotId::of(Digest(*digest)).0 != *id;
+            let mut removed = BTreeSet::new();
+            for (origin, seq) in entries {
+                let digest = by_id.remove((*id, *origin, *seq))?.map(|value| value.value().1);
+                removed.extend(digest.filter(is_message));
             }
-        }
-        {
-            let mut copies = tx.open_table(COPIES)?;
-            for key in self.by_id.values().flatten() {
-                copies.remove(*key)?;
+            if removed.is_empty() {
+                continue;
             }
-        }
-        {
-            let mut by_user = tx.open_table(BY_USER)?;
-            for key in &self.by_user {
-                by_user.remove(*key)?;
+            let mut left = BTreeSet::new();
+            for row in by_id.range((*id, [0; 16], 0)..=(*id, [0xff; 16], u64::MAX))? {
+                left.extend(Some(row?.1.value().1).filter(is_message));
             }
+            let gone = removed.difference(&left).count();
+            less.messages += gone as u64;
+            less.conflicts += u64::from(left.len() < 2 && left.len() + gone >= 2);
         }
-        tables::lower_watermarks(&tx, &self.marks)?;
-        tables::put_counts(&tx, counts.minus(less))?;
-        tx.commit()?;
+        drop(by_id);
+        let mut copies = tx.open_table(COPIES)?;
+        for key in self.by_id.values().flatten() {
+            copies.remove(*key)?;
+        }
+        drop(copies);
+        let mut by_user = tx.open_table(BY_USER)?;
+        for key in &self.by_user {
+            by_user.remove(*key)?;
+        }
+        drop(by_user);
+        tables::lower_watermarks(tx, &self.marks)?;
+        tables::put_counts(tx, counts.minus(less))?;
         Ok(less)
     }
 }
@@ -116,7 +110,7 @@ impl Index {
             return Ok(false);
         }
         let mut flushed_counts = lock(&self.flushed_counts);
-        let less = catch_engine_panic(|| rows.remove(&self.db, *flushed_counts))?;
+        let less = self.db.write(|tx| rows.remove(tx, *flushed_counts))?;
         *flushed_counts = flushed_counts.minus(less);
         let mut counts = lock(&self.counts);
         *counts = counts.minus(less);
@@ -131,7 +125,7 @@ impl Index {
     fn set_dangling(&self, scan: Option<Bound<IdKey>>) -> Result<(), StoreError> {
         let _one_write_at_a_time = lock(&self.flushed_counts);
         let mark = scan.is_some().then_some(&[][..]);
-        catch_engine_panic(|| tables::set_meta(&self.db, DANGLING_NAME, mark))?;
+        self.db.write(|tx| tables::set_meta(tx, DANGLING_NAME, mark))?;
         *lock(&self.dangling_scan) = scan;
         Ok(())
     }
@@ -144,7 +138,12 @@ impl Index {
     /// Searches the next part of `by_id` for keys behind the cuts of `logs` and removes them.
     pub(in crate::store) fn purge_dangling(&self, logs: &Logs, purged: &Purged) -> Result<(), StoreError> {
         let Some(from) = *lock(&self.dangling_scan) else { return Ok(()) };
-        let (keys, next) = catch_engine_panic(|| self.id_keys_from(from))?;
+        let keys: Vec<IdKey> = self.db.read(|tx| {
+            let table = tx.open_table(BY_ID)?;
+            let rows = table.range::<IdKey>((from, Unbounded))?.take(SCAN_ROWS);
+            rows.map(|row| Ok(row?.0.value())).collect()
+        })?;
+        let next = keys.last().copied().filter(|_| keys.len() == SCAN_ROWS);
         let mut rows = PurgedRows::default();
         for (id, origin, seq) in keys {
             let limit = logs.vector().limit(Origin(origin));
@@ -162,16 +161,5 @@ impl Index {
             None => self.set_dangling(None)?,
         }
         Ok(())
-    }
-
-    /// The next keys, and the last of them unless the table ends there.
-    fn id_keys_from(&self, from: Bound<IdKey>) -> Result<(Vec<IdKey>, Option<IdKey>), StoreError> {
-        let table = self.db.begin_read()?.open_table(BY_ID)?;
-        let mut keys = Vec::new();
-        for row in table.range::<IdKey>((from, Unbounded))?.take(SCAN_ROWS) {
-            keys.push(row?.0.value());
-        }
-        let next = keys.last().copied().filter(|_| keys.len() == SCAN_ROWS);
-        Ok((keys, next))
     }
 }

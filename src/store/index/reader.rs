@@ -9,7 +9,7 @@
 
 use std::ops::Bound::{Excluded, Included};
 
-use redb::{AccessGuard, Database, ReadOnlyTable, ReadableDatabase};
+use redb::{AccessGuard, ReadOnlyTable, ReadableDatabase};
 
 use super::Index;
 use super::memtable::{IndexEntry, NameHash};
@@ -19,7 +19,7 @@ use crate::chain::ids::{EntryKey, Origin};
 use crate::chain::logs::Logs;
 use crate::chain::message::Digest;
 use crate::chain::record::Entry;
-use crate::store::engine::catch_panic::catch_engine_panic;
+use crate::store::engine::catch_panic::catch_panic;
 use crate::store::{StoreError, StoredCopy};
 
 /// Reads of the index that share one transaction while they can. Short-lived: it pins pages.
@@ -137,10 +137,14 @@ impl<'a> IndexReader<'a> {
         work: impl FnOnce(&Tables) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
         let current = self.tables.take().filter(|(of, _)| *of == epoch);
-        let read = catch_engine_panic(|| {
+        let read = catch_panic(|| {
             let tables = match current {
                 Some((_, tables)) => tables,
-                None => Tables::open(&self.index.db)?,
+                None => {
+                    let tx = self.index.db.begin_read()?;
+                    let (by_id, by_user) = (tx.open_table(BY_ID)?, tx.open_table(BY_USER)?);
+                    Tables { by_id, by_user, copies: tx.open_table(COPIES)? }
+                }
             };
             Ok((work(&tables)?, tables))
         });
@@ -153,15 +157,6 @@ impl<'a> IndexReader<'a> {
 }
 
 impl Tables {
-    fn open(db: &Database) -> Result<Self, StoreError> {
-        let tx = db.begin_read()?;
-        Ok(Tables {
-            by_id: tx.open_table(BY_ID)?,
-            by_user: tx.open_table(BY_USER)?,
-            copies: tx.open_table(COPIES)?,
-        })
-    }
-
     fn copies_of(
         &self,
         id: [u8; 16],

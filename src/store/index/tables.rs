@@ -6,11 +6,12 @@
 use std::borrow::Borrow;
 use std::collections::{BTreeMap, BTreeSet};
 
-use redb::{Database, Key, ReadableDatabase, ReadableTable, TableDefinition, Value, WriteTransaction};
+use redb::{Key, ReadTransaction, ReadableTable, TableDefinition, Value, WriteTransaction};
 
 use super::super::log::Log;
 use super::super::{Counts, StoreError};
 use crate::chain::ids::Origin;
+use crate::store::engine::catch_panic::open_if_exists;
 use crate::store::index::memtable::{IndexEntry, NameHash};
 
 /// The layout of `index.redb`. A file with another one is rebuilt.
@@ -76,36 +77,30 @@ impl IndexRows {
     /// Writes the rows. `unindexed`: entries that the watermarks pass and that are not among the rows.
     pub(super) fn write(
         &self,
-        db: &Database,
+        tx: &WriteTransaction,
         counts: Counts,
         unindexed: &BTreeSet<(Origin, u64)>,
     ) -> Result<(), StoreError> {
-        let tx = db.begin_write()?;
-        insert_all(&tx, BY_ID, self.by_id.iter().copied())?;
-        insert_all(&tx, BY_USER, self.by_user.iter().copied())?;
-        insert_all(&tx, COPIES, self.copies.iter().map(|key| (*key, ())))?;
-        insert_all(&tx, UNINDEXED, unindexed.iter().map(|(origin, seq)| ((origin.0, *seq), ())))?;
-        {
-            let mut unindexed = tx.open_table(UNINDEXED)?;
-            for key in &self.entries {
-                unindexed.remove(*key)?;
-            }
+        insert_all(tx, BY_ID, self.by_id.iter().copied())?;
+        insert_all(tx, BY_USER, self.by_user.iter().copied())?;
+        insert_all(tx, COPIES, self.copies.iter().map(|key| (*key, ())))?;
+        insert_all(tx, UNINDEXED, unindexed.iter().map(|(origin, seq)| ((origin.0, *seq), ())))?;
+        let mut unindexed = tx.open_table(UNINDEXED)?;
+        for key in &self.entries {
+            unindexed.remove(*key)?;
         }
-        {
-            let mut watermark = tx.open_table(WATERMARK)?;
-            for (origin, seq) in &self.watermarks {
-                // A repaired entry is below the watermark.
-                let before = watermark.get(origin.0)?.map_or(0, |before| before.value());
-                watermark.insert(origin.0, before.max(*seq))?;
-            }
+        drop(unindexed);
+        let mut watermark = tx.open_table(WATERMARK)?;
+        for (origin, seq) in &self.watermarks {
+            // A repaired entry is below the watermark.
+            let before = watermark.get(origin.0)?.map_or(0, |before| before.value());
+            watermark.insert(origin.0, before.max(*seq))?;
         }
-        put_counts(&tx, counts)?;
-        Ok(tx.commit()?)
+        drop(watermark);
+        put_counts(tx, counts)
     }
 }
 
-/// Inserts rows into a table and closes it: if redb panics while another table is open, it panics again while that one is
-/// dropped, which aborts the process.
 fn insert_all<'k, 'v, K: Key + 'static, V: Value + 'static>(
     tx: &WriteTransaction,
     table: TableDefinition<K, V>,
@@ -119,8 +114,7 @@ fn insert_all<'k, 'v, K: Key + 'static, V: Value + 'static>(
 }
 
 pub(super) fn put_counts(tx: &WriteTransaction, counts: Counts) -> Result<(), StoreError> {
-    tx.open_table(META)?.insert(COUNTS_NAME, encode_counts(counts).as_slice())?;
-    Ok(())
+    set_meta(tx, COUNTS_NAME, Some(&encode_counts(counts)))
 }
 
 /// Lowers the watermarks of these logs to these seqs.
@@ -164,11 +158,8 @@ fn decode_counts(bytes: &[u8]) -> Option<Counts> {
 }
 
 /// The counts of a file that belongs to this log and has our format; `None` if the file must be rebuilt.
-pub(super) fn read_meta(db: &Database, log: &Log) -> Result<Option<Counts>, StoreError> {
-    let table = match db.begin_read()?.open_table(META) {
-        Err(redb::TableError::TableDoesNotExist(_)) => return Ok(None),
-        table => table?,
-    };
+pub(super) fn read_meta(tx: &ReadTransaction, log: &Log) -> Result<Option<Counts>, StoreError> {
+    let Some(table) = open_if_exists(tx, META)? else { return Ok(None) };
     let is = |name: &str, want: &[u8]| -> Result<bool, StoreError> {
         Ok(table.get(name)?.is_some_and(|value| value.value() == want))
     };
@@ -179,41 +170,34 @@ pub(super) fn read_meta(db: &Database, log: &Log) -> Result<Option<Counts>, Stor
 }
 
 /// Makes an empty database an index of this log.
-pub(super) fn write_meta(db: &Database, log: &Log) -> Result<(), StoreError> {
-    let tx = db.begin_write()?;
-    {
-        let mut meta = tx.open_table(META)?;
-        meta.insert(FORMAT_NAME, FORMAT.to_be_bytes().as_slice())?;
-        meta.insert(STORE_ID_NAME, log.id().0.as_slice())?;
-    }
-    put_counts(&tx, Counts::default())?;
+pub(super) fn write_meta(tx: &WriteTransaction, log: &Log) -> Result<(), StoreError> {
+    set_meta(tx, FORMAT_NAME, Some(&FORMAT.to_be_bytes()))?;
+    set_meta(tx, STORE_ID_NAME, Some(&log.id().0))?;
+    put_counts(tx, Counts::default())?;
     tx.open_table(WATERMARK)?;
     tx.open_table(BY_ID)?;
     tx.open_table(BY_USER)?;
     tx.open_table(COPIES)?;
-    Ok(tx.commit()?)
+    Ok(())
 }
 
 /// Writes or removes a value of `meta`.
-pub(super) fn set_meta(db: &Database, name: &str, value: Option<&[u8]>) -> Result<(), StoreError> {
-    let tx = db.begin_write()?;
-    {
-        let mut meta = tx.open_table(META)?;
-        match value {
-            Some(value) => drop(meta.insert(name, value)?),
-            None => drop(meta.remove(name)?),
-        }
+pub(super) fn set_meta(tx: &WriteTransaction, name: &str, value: Option<&[u8]>) -> Result<(), StoreError> {
+    let mut meta = tx.open_table(META)?;
+    match value {
+        Some(value) => drop(meta.insert(name, value)?),
+        None => drop(meta.remove(name)?),
     }
-    Ok(tx.commit()?)
+    Ok(())
 }
 
-pub(super) fn has_dangling_mark(db: &Database) -> Result<bool, StoreError> {
-    Ok(db.begin_read()?.open_table(META)?.get(DANGLING_NAME)?.is_some())
+pub(super) fn has_dangling_mark(tx: &ReadTransaction) -> Result<bool, StoreError> {
+    Ok(tx.open_table(META)?.get(DANGLING_NAME)?.is_some())
 }
 
-pub(super) fn read_watermarks(db: &Database) -> Result<BTreeMap<Origin, u64>, StoreError> {
+pub(super) fn read_watermarks(tx: &ReadTransaction) -> Result<BTreeMap<Origin, u64>, StoreError> {
     let mut marks = BTreeMap::new();
-    for row in db.begin_read()?.open_table(WATERMARK)?.iter()? {
+    for row in tx.open_table(WATERMARK)?.iter()? {
         let (origin, seq) = row?;
         marks.insert(Origin(origin.value()), seq.value());
     }
@@ -221,11 +205,8 @@ pub(super) fn read_watermarks(db: &Database) -> Result<BTreeMap<Origin, u64>, St
 }
 
 /// The entries that were damaged when the watermarks passed them.
-pub(super) fn read_unindexed(db: &Database) -> Result<BTreeSet<(Origin, u64)>, StoreError> {
-    let table = match db.begin_read()?.open_table(UNINDEXED) {
-        Err(redb::TableError::TableDoesNotExist(_)) => return Ok(BTreeSet::new()),
-        table => table?,
-    };
+pub(super) fn read_unindexed(tx: &ReadTransaction) -> Result<BTreeSet<(Origin, u64)>, StoreError> {
+    let Some(table) = open_if_exists(tx, UNINDEXED)? else { return Ok(BTreeSet::new()) };
     let mut entries = BTreeSet::new();
     for row in table.iter()? {
         let (origin, seq) = row?.0.value();

@@ -5,25 +5,22 @@
 //! `address -> node id, check`. Both tables are small and are rewritten as a whole. They say nothing about messages: a salvage
 //! drops them, and peers send the members again. A store without one of them is of an earlier program, or has met no node.
 
-use redb::{
-    Database, Key, ReadOnlyTable, ReadTransaction, ReadableDatabase, ReadableTable, TableDefinition, Value,
-    WriteTransaction,
-};
+use redb::{ReadTransaction, ReadableTable, TableDefinition, WriteTransaction};
 
 use super::super::StoreError;
 use super::{malformed_table, row_check};
 use crate::chain::bytes::ByteReader;
 use crate::chain::members::{self, LastSeenAt, Member, MemberId, Members, Membership};
+use crate::store::engine::catch_panic::open_if_exists;
 
 const MEMBERS: TableDefinition<(u16, [u8; 16]), &[u8]> = TableDefinition::new("members");
 
 const MET: TableDefinition<&str, &[u8]> = TableDefinition::new("met");
 
 /// Reads both tables.
-pub(super) fn read(db: &Database) -> Result<Membership, StoreError> {
-    let tx = db.begin_read()?;
+pub(super) fn read(tx: &ReadTransaction) -> Result<Membership, StoreError> {
     let (mut members, mut met) = (Members::default(), LastSeenAt::new());
-    if let Some(table) = open(&tx, MEMBERS)? {
+    if let Some(table) = open_if_exists(tx, MEMBERS)? {
         for row in table.iter()? {
             let (key, value) = row?;
             let (node_id, store_id) = key.value();
@@ -31,7 +28,7 @@ pub(super) fn read(db: &Database) -> Result<Membership, StoreError> {
             members.learn(name, decode(name, value.value()).ok_or_else(|| malformed_table("members"))?);
         }
     }
-    if let Some(table) = open(&tx, MET)? {
+    if let Some(table) = open_if_exists(tx, MET)? {
         for row in table.iter()? {
             let (key, value) = row?;
             let address = key.value().to_owned();
@@ -40,16 +37,6 @@ pub(super) fn read(db: &Database) -> Result<Membership, StoreError> {
         }
     }
     Ok(Membership { members, last_seen_at: met })
-}
-
-fn open<K: Key + 'static, V: Value + 'static>(
-    tx: &ReadTransaction,
-    table: TableDefinition<K, V>,
-) -> Result<Option<ReadOnlyTable<K, V>>, StoreError> {
-    match tx.open_table(table) {
-        Err(redb::TableError::TableDoesNotExist(_)) => Ok(None),
-        table => Ok(Some(table?)),
-    }
 }
 
 /// Writes both tables and removes all other rows.

@@ -4,12 +4,13 @@
 
 use std::path::Path;
 
-use redb::{Database, ReadableDatabase, TableDefinition};
+use redb::{ReadTransaction, TableDefinition, WriteTransaction};
 use twox_hash::XxHash3_64;
 use uuid::Uuid;
 
 use super::super::{OpenError, StoreError, StoreId};
 use super::{CHAIN, HEADS, malformed_table};
+use crate::store::engine::catch_panic::open_if_exists;
 
 /// The newest layout that this program reads. A newer one is an error, not damage.
 const FORMAT: u32 = 1;
@@ -47,11 +48,8 @@ impl Meta {
 }
 
 /// Reads the table; `None` if it is missing.
-pub(super) fn read(db: &Database) -> Result<Option<Meta>, StoreError> {
-    let table = match db.begin_read()?.open_table(META) {
-        Err(redb::TableError::TableDoesNotExist(_)) => return Ok(None),
-        table => table?,
-    };
+pub(super) fn read(tx: ReadTransaction) -> Result<Option<Meta>, StoreError> {
+    let Some(table) = open_if_exists(&tx, META)? else { return Ok(None) };
     let read =
         |name| -> Result<Option<Vec<u8>>, StoreError> { Ok(table.get(name)?.map(|v| v.value().to_vec())) };
     let found = (read("format")?, read("store_id")?, read("network")?);
@@ -70,26 +68,23 @@ pub(super) fn read(db: &Database) -> Result<Option<Meta>, StoreError> {
 }
 
 /// Writes the table with a new store id. From then on the file is a log file of this network.
-pub(in crate::store) fn write_new(db: &Database, network: &str) -> Result<Meta, StoreError> {
+pub(in crate::store) fn write_new(tx: &WriteTransaction, network: &str) -> Result<Meta, StoreError> {
     let id = StoreId(Uuid::now_v7().into_bytes());
     let meta = Meta { format: FORMAT, id, network: network.to_owned() };
-    let tx = db.begin_write()?;
-    {
-        let mut table = tx.open_table(META)?;
-        table.insert("format", FORMAT.to_be_bytes().as_slice())?;
-        table.insert("store_id", id.0.as_slice())?;
-        table.insert("network", network.as_bytes())?;
-        table.insert("check", meta.check().as_slice())?;
-    }
+    let mut table = tx.open_table(META)?;
+    table.insert("format", FORMAT.to_be_bytes().as_slice())?;
+    table.insert("store_id", id.0.as_slice())?;
+    table.insert("network", network.as_bytes())?;
+    table.insert("check", meta.check().as_slice())?;
+    drop(table);
     tx.open_table(HEADS)?;
     tx.open_table(CHAIN)?;
-    tx.commit()?;
     Ok(meta)
 }
 
 /// Marks the file as written by a newer program.
 #[cfg(test)]
-pub(super) fn pretend_newer(db: &Database) {
+pub(super) fn pretend_newer(db: &redb::Database) {
     let tx = db.begin_write().expect("begins");
     let newer = (FORMAT + 1).to_be_bytes();
     tx.open_table(META).expect("opens").insert("format", newer.as_slice()).expect("inserts");

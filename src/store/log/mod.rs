@@ -21,9 +21,7 @@ pub(super) mod write_batch;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use redb::{
-    Database, Durability, ReadableDatabase, ReadableTable, TableDefinition, TableHandle, WriteTransaction,
-};
+use redb::{Durability, ReadTransaction, ReadableTable, TableDefinition, TableHandle, WriteTransaction};
 use twox_hash::XxHash3_64;
 use uuid::Uuid;
 
@@ -33,7 +31,7 @@ use crate::chain::logs::{CHECKPOINT_EVERY, Logs, LogsOnDisk, StampRange};
 use crate::chain::members::Membership;
 use crate::chain::vector::Head;
 use crate::fault::Fault;
-use crate::store::engine::catch_panic::{GuardedDb, catch_engine_panic, catch_panic};
+use crate::store::engine::catch_panic::{GuardedDb, catch_panic, open_if_exists};
 use crate::store::engine::files::{self, Files, OpenMode};
 use crate::store::log::damage::Damage;
 use crate::store::log::purge::Purged;
@@ -41,7 +39,7 @@ pub use crate::store::log::write_batch::{NewRow, WriteBatch};
 use crate::store::recovery::lossy_file::{self, LossyFile};
 use crate::store::recovery::record_scan::RecordScan;
 use crate::store::{OpenError, StoreError, StoreId};
-pub(in crate::store) use meta::write_new as make_meta;
+pub(in crate::store) use meta::write_new as write_meta;
 pub use reader::{LogReader, ReadLimit};
 
 /// redb's page cache for the log. Small, because the system's page cache has the file too.
@@ -58,8 +56,7 @@ pub(in crate::store) fn table_name(origin: Origin) -> String {
 }
 
 /// The logs that have a table.
-pub(in crate::store) fn tables(db: &Database) -> Result<Vec<Origin>, StoreError> {
-    let tx = db.begin_read()?;
+pub(in crate::store) fn tables(tx: &ReadTransaction) -> Result<Vec<Origin>, StoreError> {
     let tables = tx.list_tables()?;
     let origin = |name: &str| Some(Origin(Uuid::try_parse(name.strip_prefix("log/")?).ok()?.into_bytes()));
     Ok(tables.filter_map(|table| origin(table.name())).collect())
@@ -98,25 +95,28 @@ impl Log {
         how: OpenMode,
     ) -> Result<(Self, LogsOnDisk), NotOpen> {
         let path = files.path(files::LOG);
-        let corrupt = |why: String| OpenError::Corrupt { path: path.clone(), why };
-        let opened = catch_panic(|| files.database(files::LOG, CACHE_BYTES, how));
-        let db = GuardedDb::new(opened.unwrap_or_else(|panic| Err(corrupt(panic.to_string())))?);
+        let unreadable = |error: StoreError| error.while_opening(path.clone());
+        let opened = catch_panic(|| Ok(files.database(files::LOG, CACHE_BYTES, how)));
+        let db = GuardedDb::new(opened.map_err(unreadable)??);
         let read = || -> Result<(StoreId, Membership, LogsOnDisk), OpenError> {
-            let unreadable = |error: StoreError| error.while_opening(path.clone());
-            let meta = match (meta::read(&db).map_err(unreadable)?, network) {
+            let meta = match (db.read(meta::read).map_err(unreadable)?, network) {
                 (Some(meta), _) => meta,
                 (None, Some(network)) if !has_records(files)? => {
-                    meta::write_new(&db, network).map_err(unreadable)?
+                    db.write(|tx| meta::write_new(tx, network)).map_err(unreadable)?
                 }
-                (None, _) => return Err(corrupt("it does not say whose store it is".into())),
+                (None, _) => {
+                    let why = "it does not say whose store it is".into();
+                    return Err(OpenError::Corrupt { path: path.clone(), why });
+                }
             };
             meta.check_ours(&path, network)?;
-            let kept = members::read(&db).map_err(unreadable)?;
-            Ok((meta.id, kept, find_logs(&db).map_err(unreadable)?))
+            let (membership, found) =
+                db.read(|tx| Ok((members::read(&tx)?, find_logs(&tx)?))).map_err(unreadable)?;
+            Ok((meta.id, membership, found))
         };
-        match catch_panic(read).unwrap_or_else(|panic| Err(corrupt(panic.to_string()))) {
-            Ok((id, kept, found)) => {
-                Ok((Log { db, id, membership: kept, damage: Arc::default(), purged: Arc::default() }, found))
+        match read() {
+            Ok((id, membership, found)) => {
+                Ok((Log { db, id, membership, damage: Arc::default(), purged: Arc::default() }, found))
             }
             Err(error) => Err(NotOpen { error, db: Some(db) }),
         }
@@ -143,53 +143,12 @@ impl Log {
     }
 
     /// Writes a batch and the heads after it, which `logs` has, in one durable commit.
-    pub fn commit(&self, change: &WriteBatch, logs: &Logs) -> Result<(), StoreError> {
-        catch_engine_panic(|| self.write(change, logs))
-    }
-
-    fn write(&self, change: &WriteBatch, logs: &Logs) -> Result<(), StoreError> {
-        let mut tx = self.db.begin_write()?;
-        let is_own = |row: &NewRow| logs.own() == Some(row.entry.origin());
-        let is_early = if change.entries.iter().any(is_own) { Fault::EarlyAck } else { Fault::EarlyHead };
-        if is_early.is_planted() {
-            tx.set_durability(Durability::None)?;
-        }
-        put_entries(&tx, &change.entries)?;
-        put_entries(&tx, &change.repaired)?;
-        {
-            let mut touched: BTreeSet<Origin> = change.cuts.iter().map(|(origin, _)| *origin).collect();
-            touched.extend(change.entries.iter().map(|row| row.entry.origin()));
-            let mut heads = tx.open_table(HEADS)?;
-            for origin in touched {
-                match (logs.vector().get(origin), logs.stamps(origin)) {
-                    (Some(head), Some(range)) => {
-                        heads.insert(origin.0, encode_head(origin, head, range).as_slice())?;
-                    }
-                    _ => drop(heads.remove(origin.0)?), // the log was cut at its first entry
-                }
-            }
-        }
-        for (origin, seq) in &change.cuts {
-            tx.open_table(CUTS)?.insert(origin.0, *seq)?;
-        }
-        for origin in &change.detached {
-            let mut loose = tx.open_table(DETACHED)?;
-            match logs.detached_until(*origin) {
-                Some(last) => drop(loose.insert(origin.0, last)?),
-                None => drop(loose.remove(origin.0)?),
-            }
-        }
-        for (origin, seq, hash) in &change.checkpoints {
-            tx.open_table(CHAIN)?.insert((origin.0, *seq), hash.0)?;
-        }
-        if let Some(kept) = &change.members {
-            members::write(&tx, kept)?;
-        }
-        tx.commit()?;
-        for row in &change.repaired {
+    pub fn commit(&self, batch: &WriteBatch, logs: &Logs) -> Result<(), StoreError> {
+        self.db.write(|tx| write(tx, batch, logs))?;
+        for row in &batch.repaired {
             self.damage.remove(row.entry.origin(), row.entry.seq());
         }
-        for (origin, seq) in &change.cuts {
+        for (origin, seq) in &batch.cuts {
             self.damage.remove_from(*origin, *seq);
         }
         Ok(())
@@ -215,26 +174,64 @@ impl Log {
 
     /// Writes a new id for the store and returns it.
     pub(in crate::store) fn renew_id(&self) -> Result<StoreId, StoreError> {
-        catch_engine_panic(|| {
-            let network = meta::read(&self.db)?.ok_or_else(|| malformed_table("meta"))?.network;
-            Ok(meta::write_new(&self.db, &network)?.id)
-        })
+        let network = self.db.read(meta::read)?.ok_or_else(|| malformed_table("meta"))?.network;
+        Ok(self.db.write(|tx| meta::write_new(tx, &network))?.id)
     }
 
     /// Commits with redb's allocator state, so that the next opening does not read the whole file.
     pub fn commit_for_fast_open(&self) -> Result<(), StoreError> {
-        catch_engine_panic(|| {
-            let mut tx = self.db.begin_write()?;
-            tx.set_quick_repair(true);
-            Ok(tx.commit()?)
-        })
+        self.db.write(|tx| Ok(tx.set_quick_repair(true)))
     }
 
     /// A read, for a short time: it pins pages.
     pub fn read(&self) -> Result<LogReader, StoreError> {
-        let begin = || Ok(LogReader::new(self.db.begin_read()?, self.damage.clone(), self.purged.clone()));
-        catch_engine_panic(begin).inspect_err(|error| self.damage.engine_failed(error))
+        let tx = self.db.read(Ok).inspect_err(|error| self.damage.engine_failed(error))?;
+        Ok(LogReader {
+            tx,
+            tables: BTreeMap::new(),
+            damage: self.damage.clone(),
+            purged: self.purged.clone(),
+        })
     }
+}
+
+fn write(tx: &mut WriteTransaction, batch: &WriteBatch, logs: &Logs) -> Result<(), StoreError> {
+    let is_own = |row: &NewRow| logs.own() == Some(row.entry.origin());
+    let early_fault = if batch.entries.iter().any(is_own) { Fault::EarlyAck } else { Fault::EarlyHead };
+    if early_fault.is_planted() {
+        tx.set_durability(Durability::None)?;
+    }
+    put_entries(tx, &batch.entries)?;
+    put_entries(tx, &batch.repaired)?;
+    let cut = batch.cuts.iter().map(|(origin, _)| *origin);
+    let changed: BTreeSet<Origin> = cut.chain(batch.entries.iter().map(|row| row.entry.origin())).collect();
+    let mut heads = tx.open_table(HEADS)?;
+    for origin in changed {
+        match (logs.vector().get(origin), logs.stamps(origin)) {
+            (Some(head), Some(range)) => {
+                heads.insert(origin.0, encode_head(origin, head, range).as_slice())?;
+            }
+            _ => drop(heads.remove(origin.0)?), // the log was cut at its first entry
+        }
+    }
+    drop(heads);
+    for (origin, seq) in &batch.cuts {
+        tx.open_table(CUTS)?.insert(origin.0, *seq)?;
+    }
+    for origin in &batch.detached {
+        let mut detached = tx.open_table(DETACHED)?;
+        match logs.detached_until(*origin) {
+            Some(last) => drop(detached.insert(origin.0, last)?),
+            None => drop(detached.remove(origin.0)?),
+        }
+    }
+    for (origin, seq, hash) in &batch.checkpoints {
+        tx.open_table(CHAIN)?.insert((origin.0, *seq), hash.0)?;
+    }
+    if let Some(membership) = &batch.members {
+        members::write(tx, membership)?;
+    }
+    Ok(())
 }
 
 fn put_entries(tx: &WriteTransaction, rows: &[NewRow]) -> Result<(), StoreError> {
@@ -242,16 +239,13 @@ fn put_entries(tx: &WriteTransaction, rows: &[NewRow]) -> Result<(), StoreError>
     for row in rows {
         by_origin.entry(row.entry.origin()).or_default().push(row);
     }
-    // One table at a time is open: one that is when redb panics over another may end the process, for it would panic again
-    // while it is put away.
     for (origin, rows) in by_origin {
         let name = table_name(origin);
-        {
-            let mut table = tx.open_table(log_table(&name))?;
-            for row in &rows {
-                table.insert(row.entry.seq(), row.entry.bytes().as_ref())?;
-            }
+        let mut table = tx.open_table(log_table(&name))?;
+        for row in &rows {
+            table.insert(row.entry.seq(), row.entry.bytes().as_ref())?;
         }
+        drop(table);
         for row in rows.iter().filter(|row| row.entry.seq().is_multiple_of(CHECKPOINT_EVERY)) {
             if let Some(hash) = row.hash {
                 tx.open_table(CHAIN)?.insert((origin.0, row.entry.seq()), hash.0)?;
@@ -277,8 +271,7 @@ fn malformed_table(table: &str) -> StoreError {
 
 /// All logs in the file. A log that has a table with rows and no other row means that the file is damaged, although redb
 /// found nothing.
-fn find_logs(db: &Database) -> Result<LogsOnDisk, StoreError> {
-    let tx = db.begin_read()?;
+fn find_logs(tx: &ReadTransaction) -> Result<LogsOnDisk, StoreError> {
     let mut found = LogsOnDisk::default();
     for row in tx.open_table(HEADS)?.iter()? {
         let (key, value) = row?;
@@ -287,10 +280,7 @@ fn find_logs(db: &Database) -> Result<LogsOnDisk, StoreError> {
         found.heads.push((origin, head, range));
     }
     for (definition, list) in [(CUTS, &mut found.cuts), (DETACHED, &mut found.detached)] {
-        let table = match tx.open_table(definition) {
-            Err(redb::TableError::TableDoesNotExist(_)) => continue, // nothing was cut or detached yet
-            table => table?,
-        };
+        let Some(table) = open_if_exists(tx, definition)? else { continue }; // nothing was cut or detached yet
         for row in table.iter()? {
             let (origin, seq) = row?;
             list.push((Origin(origin.value()), seq.value()));
@@ -300,7 +290,7 @@ fn find_logs(db: &Database) -> Result<LogsOnDisk, StoreError> {
     let mut known: BTreeSet<Origin> = found.heads.iter().map(|(origin, ..)| *origin).collect();
     known.extend(found.detached.iter().map(|(origin, _)| *origin));
     let cut: BTreeSet<Origin> = found.cuts.iter().map(|(origin, _)| *origin).collect();
-    for origin in tables(db)? {
+    for origin in tables(tx)? {
         let is_known = known.remove(&origin) || cut.contains(&origin);
         if !is_known && tx.open_table(log_table(&table_name(origin)))?.first()?.is_some() {
             return Err(malformed_table("heads"));
@@ -355,8 +345,7 @@ fn decode_head(origin: Origin, bytes: &[u8]) -> Option<(Head, StampRange)> {
 /// Marks the file as written by a newer program.
 #[cfg(test)]
 pub(in crate::store) fn pretend_newer(path: &std::path::Path) {
-    let db = Database::open(path).expect("opens");
-    meta::pretend_newer(&db);
+    meta::pretend_newer(&redb::Database::open(path).expect("opens"));
 }
 
 /// Replaces the bytes of an entry, as damage does.

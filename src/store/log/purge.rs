@@ -9,7 +9,7 @@
 use std::collections::BTreeMap;
 use std::sync::{PoisonError, RwLock};
 
-use redb::{ReadableDatabase, ReadableTableMetadata};
+use redb::ReadableTableMetadata;
 
 use super::super::StoreError;
 use super::damage::checked_entry;
@@ -17,7 +17,7 @@ use super::{CHAIN, Log, log_table, table_name};
 use crate::chain::ids::Origin;
 use crate::chain::logs::Logs;
 use crate::chain::record::Entry;
-use crate::store::engine::catch_panic::catch_engine_panic;
+use crate::store::engine::catch_panic::open_if_exists;
 
 /// Rows that one commit removes at most; the rest waits for the next commits.
 const PIECE_ROWS_MAX: usize = 1_000;
@@ -68,21 +68,17 @@ impl Log {
         origin: Origin,
         cut: u64,
     ) -> Result<Option<PurgePiece>, StoreError> {
-        catch_engine_panic(|| {
-            let tx = self.db.begin_read()?;
+        self.db.read(|tx| {
             let (mut first, mut entries, mut bytes) = (None, Vec::new(), 0);
-            match tx.open_table(log_table(&table_name(origin))) {
-                Err(redb::TableError::TableDoesNotExist(_)) => {}
-                table => {
-                    for row in table?.range(cut..)?.rev().take(PIECE_ROWS_MAX) {
-                        let (seq, record) = row?;
-                        let (seq, record) = (seq.value(), record.value());
-                        first = Some(seq);
-                        entries.extend(checked_entry(origin, seq, record).ok());
-                        bytes += record.len();
-                        if bytes >= PIECE_BYTES_MAX {
-                            break;
-                        }
+            if let Some(table) = open_if_exists(&tx, log_table(&table_name(origin)))? {
+                for row in table.range(cut..)?.rev().take(PIECE_ROWS_MAX) {
+                    let (seq, record) = row?;
+                    let (seq, record) = (seq.value(), record.value());
+                    first = Some(seq);
+                    entries.extend(checked_entry(origin, seq, record).ok());
+                    bytes += record.len();
+                    if bytes >= PIECE_BYTES_MAX {
+                        break;
                     }
                 }
             }
@@ -94,27 +90,25 @@ impl Log {
 
     /// Removes a piece durably, and the table once it is empty.
     pub(in super::super) fn remove_piece(&self, piece: &PurgePiece) -> Result<(), StoreError> {
-        catch_engine_panic(|| {
-            let PurgePiece { origin, first, .. } = *piece;
-            let name = table_name(origin);
-            let tx = self.db.begin_write()?;
-            let is_empty = {
-                let mut table = tx.open_table(log_table(&name))?;
-                table.retain_in(first.., |_, _| false)?;
-                table.is_empty()?
-            };
+        let PurgePiece { origin, first, .. } = *piece;
+        let name = table_name(origin);
+        self.db.write(|tx| {
+            let mut table = tx.open_table(log_table(&name))?;
+            table.retain_in(first.., |_, _| false)?;
+            let is_empty = table.is_empty()?;
+            drop(table);
             if is_empty {
                 tx.delete_table(log_table(&name))?;
             }
             tx.open_table(CHAIN)?.retain_in((origin.0, first)..=(origin.0, u64::MAX), |_, _| false)?;
-            Ok(tx.commit()?)
+            Ok(())
         })
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use redb::ReadableTable;
+    use redb::{ReadableDatabase, ReadableTable};
 
     use super::super::tables;
     use super::*;
@@ -127,7 +121,7 @@ mod tests {
         let row = log.read().expect("reads").row_from(A, 1).expect("reads");
         let chain = log.db.begin_read().expect("begins").open_table(CHAIN).expect("opens");
         let checkpoints = chain.iter().expect("reads").map(|row| row.expect("reads").0.value().1);
-        (row, checkpoints.collect(), !tables(&log.db).expect("reads").is_empty())
+        (row, checkpoints.collect(), !log.db.read(|tx| tables(&tx)).expect("reads").is_empty())
     }
 
     #[test]

@@ -15,32 +15,27 @@ use crate::chain::logs::CHECKPOINT_EVERY;
 use crate::chain::record::Entry;
 use crate::fault::Fault;
 use crate::store::StoreError;
-use crate::store::engine::catch_panic::catch_engine_panic;
+use crate::store::engine::catch_panic::{catch_panic, open_if_exists};
 use crate::store::log::damage::Damage;
 use crate::store::log::damage::checked_entry;
 use crate::store::log::purge::Purged;
 
 /// A read of the logs as of one moment. It pins pages, so it must not be held across a wait.
 pub struct LogReader {
-    tx: ReadTransaction,
-    tables: BTreeMap<Origin, ReadOnlyTable<u64, &'static [u8]>>,
-    damage: Arc<Damage>,
-    purged: Arc<Purged>,
+    pub(super) tx: ReadTransaction,
+    pub(super) tables: BTreeMap<Origin, ReadOnlyTable<u64, &'static [u8]>>,
+    pub(super) damage: Arc<Damage>,
+    pub(super) purged: Arc<Purged>,
 }
 
 impl LogReader {
-    pub(super) fn new(tx: ReadTransaction, damage: Arc<Damage>, purged: Arc<Purged>) -> Self {
-        LogReader { tx, tables: BTreeMap::new(), damage, purged }
-    }
-
     fn table(&mut self, origin: Origin, seq: u64) -> Result<&ReadOnlyTable<u64, &'static [u8]>, StoreError> {
         use std::collections::btree_map::Entry::{Occupied, Vacant};
         match self.tables.entry(origin) {
             Occupied(table) => Ok(table.into_mut()),
-            Vacant(slot) => match self.tx.open_table(log_table(&table_name(origin))) {
-                Ok(table) => Ok(slot.insert(table)),
-                Err(redb::TableError::TableDoesNotExist(_)) => Err(StoreError::Damaged { origin, seq }),
-                Err(error) => Err(error.into()),
+            Vacant(slot) => match open_if_exists(&self.tx, log_table(&table_name(origin)))? {
+                Some(table) => Ok(slot.insert(table)),
+                None => Err(StoreError::Damaged { origin, seq }),
             },
         }
     }
@@ -74,7 +69,7 @@ impl LogReader {
     }
 
     fn read(&mut self, origin: Origin, seq: u64) -> Result<Entry, StoreError> {
-        catch_engine_panic(|| match self.table(origin, seq)?.get(seq)? {
+        catch_panic(|| match self.table(origin, seq)?.get(seq)? {
             Some(bytes) => checked_entry(origin, seq, bytes.value()),
             None => Err(StoreError::Damaged { origin, seq }),
         })
@@ -115,7 +110,7 @@ impl LogReader {
             return Ok(Vec::new());
         }
         let start = if backward { last } else { first };
-        let read = catch_engine_panic(|| {
+        let read = catch_panic(|| {
             let range = self.table(origin, start)?.range(first..=last)?;
             let entries = if backward {
                 take_rows(origin, (first..=last).rev().zip(range.rev()), limit)?
@@ -129,7 +124,7 @@ impl LogReader {
 
     /// The seq of the first row from `seq` on, whatever the row contains.
     pub fn row_from(&mut self, origin: Origin, seq: u64) -> Result<Option<u64>, StoreError> {
-        let read = catch_engine_panic(|| match self.table(origin, seq) {
+        let read = catch_panic(|| match self.table(origin, seq) {
             Err(StoreError::Damaged { .. }) => Ok(None), // the log has no table
             table => Ok(table?.range(seq..)?.next().transpose()?.map(|(key, _)| key.value())),
         });
@@ -144,7 +139,7 @@ impl LogReader {
         last: u64,
         limit: ReadLimit,
     ) -> Result<Vec<(u64, Vec<u8>)>, StoreError> {
-        catch_engine_panic(|| {
+        catch_panic(|| {
             let (mut rows, mut bytes) = (Vec::new(), 0);
             for row in self.table(origin, first)?.range(first..=last)?.take(limit.rows) {
                 let (seq, record) = row?;
@@ -162,7 +157,7 @@ impl LogReader {
     pub fn checkpoint(&self, origin: Origin, seq: u64) -> Result<Option<ChainHash>, StoreError> {
         let read =
             || Ok(self.tx.open_table(CHAIN)?.get((origin.0, seq))?.map(|hash| ChainHash(hash.value())));
-        self.record_failure(catch_engine_panic(read))
+        self.record_failure(catch_panic(read))
     }
 
     /// `h(seq)`, computed from the nearest checkpoint at or below `seq` and the entries between.

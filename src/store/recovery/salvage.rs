@@ -8,16 +8,14 @@
 //! file is complete once its `meta` says whose store it is, which is written last. The damaged files are not changed, and
 //! without `accept_loss` nothing is made of them if the disk cannot read a part: it may read it later.
 
-use std::collections::BTreeMap;
+use redb::{ReadableTable, WriteTransaction};
 
-use redb::{Database, ReadableDatabase, ReadableTable, WriteTransaction};
-
-use crate::chain::ids::{ChainHash, EntryKey, Origin};
-use crate::chain::logs::{CHECKPOINT_EVERY, StampRange};
+use crate::chain::ids::{EntryKey, Origin};
+use crate::chain::logs::{CHECKPOINT_EVERY, Logs};
 use crate::chain::record::Entry;
-use crate::chain::vector::Head;
-use crate::store::engine::files::{self, Files, OpenMode, SALVAGING};
-use crate::store::log::{CHAIN, DETACHED, HEADS, encode_head, log_table, make_meta, table_name, tables};
+use crate::store::engine::catch_panic::GuardedDb;
+use crate::store::engine::files::{Files, OpenMode, SALVAGING};
+use crate::store::log::{CHAIN, DETACHED, HEADS, encode_head, log_table, table_name, tables, write_meta};
 use crate::store::recovery::lossy_file::{self, LossyFile};
 use crate::store::recovery::record_scan::RecordScan;
 use crate::store::{OpenError, StoreError};
@@ -54,37 +52,36 @@ pub(in crate::store) fn salvage(
     network: &str,
     accept_loss: bool,
 ) -> Result<Salvaged, OpenError> {
-    let path = files.path(SALVAGING);
-    let db = files.database(SALVAGING, CACHE_BYTES, OpenMode::Replace)?;
-    let salvage =
-        Salvage { files, db: &db, batch: BTreeMap::new(), batch_bytes: 0, done: Salvaged::default() };
-    let done = salvage.run(sources, network, accept_loss);
-    let closed = db.close().map_err(|error| files::classify_error(path, error.into()));
-    let done = done.and_then(|done| closed.map(|()| done));
-    if done.is_err() {
+    let db = GuardedDb::new(files.database(SALVAGING, CACHE_BYTES, OpenMode::Replace)?);
+    let mut salvage =
+        Salvage { files, db: &db, batch: Vec::new(), batch_bytes: 0, done: Salvaged::default() };
+    let salvaged = salvage.run(sources, network, accept_loss);
+    let done = salvage.done;
+    let closed = db.close().map_err(|error| error.while_opening(files.path(SALVAGING)));
+    if let Err(error) = salvaged.and(closed) {
         let _ = files.remove(SALVAGING); // the disk may be full
+        return Err(error);
     }
-    done
+    Ok(done)
 }
 
 /// A salvage that is under way.
 struct Salvage<'a> {
     files: &'a dyn Files,
-    db: &'a Database,
-    batch: BTreeMap<Origin, Vec<Entry>>,
+    db: &'a GuardedDb,
+    batch: Vec<Entry>,
     batch_bytes: usize,
     done: Salvaged,
 }
 
 impl Salvage<'_> {
-    fn run(mut self, sources: &[String], network: &str, accept_loss: bool) -> Result<Salvaged, OpenError> {
+    fn run(&mut self, sources: &[String], network: &str, accept_loss: bool) -> Result<(), OpenError> {
+        let path = self.files.path(SALVAGING);
         for source in sources {
             self.scan_source(source, accept_loss)?;
         }
-        self.write_batch()?;
-        let finished = self.build_logs().and_then(|()| make_meta(self.db, network));
-        finished.map_err(|error| error.while_opening(self.files.path(SALVAGING)))?;
-        Ok(self.done)
+        let written = self.write_batch().and_then(|()| self.build_logs(network));
+        written.map_err(|error| error.while_opening(path))
     }
 
     fn scan_source(&mut self, source: &str, accept_loss: bool) -> Result<(), OpenError> {
@@ -94,121 +91,90 @@ impl Salvage<'_> {
         let mut scan = RecordScan::new(file);
         while let Some(entry) = scan.next_entry().map_err(unreadable)? {
             self.batch_bytes += entry.size();
-            self.batch.entry(entry.origin()).or_default().push(entry);
+            self.batch.push(entry);
             if self.batch_bytes >= BATCH_BYTES {
-                self.write_batch()?;
+                self.write_batch().map_err(|error| error.while_opening(files.path(SALVAGING)))?;
             }
         }
         self.done.unread_bytes += scan.source().unread_bytes().map_err(unreadable)?;
         Ok(())
     }
 
-    fn write_batch(&mut self) -> Result<(), OpenError> {
-        let batch = std::mem::take(&mut self.batch);
+    fn write_batch(&mut self) -> Result<(), StoreError> {
         self.batch_bytes = 0;
-        self.write_logs(batch).map_err(|error| error.while_opening(self.files.path(SALVAGING)))
-    }
-
-    fn write_logs(&mut self, logs: BTreeMap<Origin, Vec<Entry>>) -> Result<(), StoreError> {
-        let tx = self.db.begin_write()?;
-        let mut branches = Vec::new();
-        for (origin, entries) in logs {
-            branches.extend(self.write_entries(&tx, origin, entries)?);
-        }
-        while let Some(first) = branches.pop() {
+        let (db, batch) = (self.db, std::mem::take(&mut self.batch));
+        db.write(|tx| {
+            let mut branches = self.write_entries(tx, batch)?;
             let before = self.done.records;
-            branches.extend(self.write_entries(&tx, first.origin(), vec![first])?);
+            while !branches.is_empty() {
+                branches = self.write_entries(tx, branches)?;
+            }
             self.done.conflicting += self.done.records - before;
-        }
-        Ok(tx.commit()?)
+            Ok(())
+        })
     }
 
     /// Writes entries to free keys. Returns those whose key another record has, each as the first entry of a branch.
     fn write_entries(
         &mut self,
         tx: &WriteTransaction,
-        origin: Origin,
-        entries: Vec<Entry>,
+        mut entries: Vec<Entry>,
     ) -> Result<Vec<Entry>, StoreError> {
         let mut branches = Vec::new();
-        let mut table = tx.open_table(log_table(&table_name(origin)))?;
-        for entry in entries {
-            let is_other = match table.get(entry.seq())? {
-                Some(known) if known.value() == entry.bytes() => continue,
-                known => known.is_some(),
-            };
-            if is_other {
-                let origin = Origin::branch(entry.key(), entry.digest());
-                branches.push(entry.moved_to(EntryKey { origin, seq: 1, ..entry.key() }));
-            } else {
-                table.insert(entry.seq(), entry.bytes().as_ref())?;
-                self.done.records += 1;
+        entries.sort_by_key(Entry::origin); // stable: of two records with one key, the one found first is written
+        for entries in entries.chunk_by(|one, next| one.origin() == next.origin()) {
+            let mut table = tx.open_table(log_table(&table_name(entries[0].origin())))?;
+            for entry in entries {
+                let is_same = table.get(entry.seq())?.map(|other| other.value() == entry.bytes());
+                match is_same {
+                    Some(true) => {}
+                    Some(false) => {
+                        let origin = Origin::branch(entry.key(), entry.digest());
+                        branches.push(entry.moved_to(EntryKey { origin, seq: 1, ..entry.key() }));
+                    }
+                    None => {
+                        table.insert(entry.seq(), entry.bytes().as_ref())?;
+                        self.done.records += 1;
+                    }
+                }
             }
         }
         Ok(branches)
     }
 
-    /// Writes the heads, chains and detached ends of all logs.
-    fn build_logs(&mut self) -> Result<(), StoreError> {
-        let tx = self.db.begin_write()?;
-        {
-            let (mut heads, mut chain, mut detached) =
-                (tx.open_table(HEADS)?, tx.open_table(CHAIN)?, tx.open_table(DETACHED)?);
-            for origin in tables(self.db)? {
-                let log = RebuiltLog::of(self.db, origin)?;
-                for (seq, hash) in &log.checkpoints {
-                    chain.insert((origin.0, *seq), hash.0)?;
+    /// Writes the heads, chains and detached ends of all logs, and the `meta` that completes the file.
+    fn build_logs(&mut self, network: &str) -> Result<(), StoreError> {
+        let (db, done) = (self.db, &mut self.done);
+        let written = db.read(Ok)?;
+        db.write(|tx| {
+            write_meta(tx, network)?;
+            for origin in tables(&written)? {
+                let (mut logs, mut detached, mut last) = (Logs::default(), 0, 0);
+                for row in written.open_table(log_table(&table_name(origin)))?.iter()? {
+                    let (seq, record) = row?;
+                    last = seq.value();
+                    let damaged = |_| StoreError::Damaged { origin, seq: last };
+                    match logs.admit(&Entry::check(record.value()).map_err(damaged)?, 0) {
+                        Ok(true) if last.is_multiple_of(CHECKPOINT_EVERY) => {
+                            tx.open_table(CHAIN)?.insert((origin.0, last), logs.vector().hash(origin).0)?;
+                        }
+                        Ok(true) => {}
+                        _ => detached += 1,
+                    }
                 }
-                if let Some(range) = log.range {
-                    heads.insert(origin.0, encode_head(origin, &log.head, range).as_slice())?;
-                    self.done.logs += 1;
-                    self.done.entries += log.head.seq;
+                if let (Some(head), Some(range)) = (logs.vector().get(origin), logs.stamps(origin)) {
+                    tx.open_table(HEADS)?.insert(origin.0, encode_head(origin, head, range).as_slice())?;
+                    done.logs += 1;
+                    done.entries += head.seq;
                 }
-                if log.detached > 0 {
-                    detached.insert(origin.0, log.last)?;
-                    self.done.detached += log.detached;
-                    self.done.missing =
-                        self.done.missing.saturating_add(log.last - log.head.seq - log.detached);
+                if detached > 0 {
+                    tx.open_table(DETACHED)?.insert(origin.0, last)?;
+                    done.detached += detached;
+                    done.missing = done.missing.saturating_add(last - logs.vector().seq(origin) - detached);
                 }
             }
-        }
-        tx.commit()?;
-        Ok(())
-    }
-}
-
-/// What the rows of one log contain.
-struct RebuiltLog {
-    head: Head,
-    range: Option<StampRange>,
-    checkpoints: Vec<(u64, ChainHash)>,
-    detached: u64,
-    last: u64,
-}
-
-impl RebuiltLog {
-    fn of(db: &Database, origin: Origin) -> Result<Self, StoreError> {
-        let head = Head { seq: 0, hash: ChainHash::genesis(origin) };
-        let mut log = RebuiltLog { head, range: None, checkpoints: Vec::new(), detached: 0, last: 0 };
-        let table = db.begin_read()?.open_table(log_table(&table_name(origin)))?;
-        for row in table.iter()? {
-            let (key, bytes) = row?;
-            log.last = key.value();
-            let damaged = |_| StoreError::Damaged { origin, seq: log.last };
-            let entry = Entry::check(bytes.value()).map_err(damaged)?;
-            let follows = log.range.is_none_or(|range| range.last < entry.stamp());
-            if log.detached > 0 || log.last != log.head.seq + 1 || !follows {
-                log.detached += 1;
-                continue;
-            }
-            log.head = log.head.followed_by(&entry);
-            let first = log.range.map_or(entry.stamp(), |range| range.first);
-            log.range = Some(StampRange { first, last: entry.stamp() });
-            if log.head.seq.is_multiple_of(CHECKPOINT_EVERY) {
-                log.checkpoints.push((log.head.seq, log.head.hash));
-            }
-        }
-        Ok(log)
+            Ok(())
+        })
     }
 }
 

@@ -138,7 +138,7 @@ fn a_damaged_name_of_the_network_is_damage_and_not_another_network() {
 fn a_log_whose_head_is_gone_is_noticed_though_the_database_is_well() {
     let dir = tempfile::tempdir().expect("temp dir");
     drop(open(dir.path(), &[record(A, 1, 1, b"a"), record(B, 1, 2, b"b")]));
-    let db = Database::open(dir.path().join(LOG)).expect("opens");
+    let db = redb::Database::open(dir.path().join(LOG)).expect("opens");
     let tx = db.begin_write().expect("begins");
     tx.open_table(HEADS).expect("opens").remove(A.0).expect("removes").expect("was there");
     tx.commit().expect("commits");
