@@ -1,10 +1,8 @@
 //! Owns opening a node's store: once at the start, and every second after it failed.
 //!
-//! Called by `run`; calls `Store::open_with`. Which policy follows which failure is decided in
-//! `store/recovery/open_rules`; this file only carries it out: the thread, the timer, the trial process. The history of
-//! failures lives as long as the node's process.
+//! Called by `run`; calls `Store::open_with`. `store/recovery/open_rules` decides which policy follows which failure; this
+//! file has the thread, the timer and the trial process.
 
-use std::io;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{ExitStatus, Stdio};
@@ -18,7 +16,8 @@ use super::slot::NodeSlot;
 use super::{NodeError, now_ms};
 use crate::chain::logs::Logs;
 use crate::config::NodeConfig;
-use crate::store::recovery::open_rules::{OpenHistory, TrialOpen, UncleanExits};
+use crate::store::engine::files::Directory;
+use crate::store::recovery::open_rules::{OpenHistory, UncleanExits};
 use crate::store::{OpenError, Store};
 
 /// Pause before each attempt to open a store that failed.
@@ -27,10 +26,9 @@ const REOPEN_INTERVAL: Duration = Duration::from_secs(1);
 /// Signals that a process sends itself or gets for its own memory access; an operator or a service manager sends others.
 const CRASH_SIGNALS: [Signal; 3] = [Signal::ABORT, Signal::SEGV, Signal::BUS];
 
-/// A store and its logs as they are on disk.
 pub type OpenedStore = (Arc<Store>, Logs);
 
-/// Opens the store of one node, as often as it takes.
+/// Opens the store of one node, and remembers why it failed, as long as the process runs.
 pub struct StoreOpener {
     config: Arc<NodeConfig>,
     history: OpenHistory,
@@ -39,15 +37,13 @@ pub struct StoreOpener {
 impl StoreOpener {
     /// Reads how the last runs on the store ended. If they crashed in it, a trial process opens the log first.
     pub async fn new(config: Arc<NodeConfig>) -> Self {
-        let unclean_exits = UncleanExits::of(&config.store_dir);
-        let mut history = OpenHistory::new(unclean_exits);
+        let mut history = OpenHistory::new(UncleanExits::read(&Directory(config.store_dir.clone())));
         if history.needs_trial() {
-            history.trial_ended(run_trial(&config.store_dir, unclean_exits).await);
+            history.trial_crashed = Some(trial_crashes(&config.store_dir).await);
         }
         StoreOpener { config, history }
     }
 
-    /// Opens the store.
     pub async fn open(&mut self) -> Result<Result<OpenedStore, OpenError>, NodeError> {
         let (config, policy) = (self.config.clone(), self.history.next_policy());
         let opening = move || Store::open_with(&config.store_dir, &config.network, now_ms(), policy);
@@ -86,30 +82,26 @@ impl StoreOpener {
     }
 }
 
-/// Has another process open the log and nothing else. How that process ends tells whether the log crashes it.
-async fn run_trial(store_dir: &Path, UncleanExits { unfinished_checks, .. }: UncleanExits) -> TrialOpen {
-    tracing::warn!(
-        unfinished_checks,
-        "the last checks of the store did not finish: a trial process opens the log"
-    );
-    match open_in_trial_process(store_dir).await {
+/// Whether another process, which opens the log and does nothing else, crashes by itself.
+async fn trial_crashes(store_dir: &Path) -> bool {
+    tracing::warn!("the last checks of the store did not finish: a trial process opens the log");
+    let trial = async {
+        let mut command = Command::new(std::env::current_exe()?);
+        command.args(["verify", "--only-open", "--data-dir"]).arg(store_dir);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true);
+        command.status().await
+    };
+    match trial.await {
         Ok(status) if has_crashed(status) => {
             tracing::error!(%status, "a process that opens the log crashes: the log is salvaged without opening it");
-            TrialOpen::Crashed
+            true
         }
-        Ok(_) => TrialOpen::DidNotCrash,
+        Ok(_) => false,
         Err(error) => {
             tracing::warn!(%error, "the trial process cannot be started");
-            TrialOpen::DidNotCrash
+            false
         }
     }
-}
-
-async fn open_in_trial_process(store_dir: &Path) -> io::Result<ExitStatus> {
-    let mut command = Command::new(std::env::current_exe()?);
-    command.args(["verify", "--only-open", "--data-dir"]).arg(store_dir);
-    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true);
-    command.status().await
 }
 
 fn has_crashed(status: ExitStatus) -> bool {

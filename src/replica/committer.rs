@@ -56,12 +56,10 @@ impl Committer {
         }
     }
 
-    /// The durable state.
     pub fn logs(&self) -> &Logs {
         &self.logs
     }
 
-    /// The store it writes to.
     pub fn store(&self) -> &Arc<Store> {
         &self.store
     }

@@ -20,7 +20,6 @@ const PIECE_COUNT: usize = 2_000;
 /// Bytes that one commit moves; as above.
 const PIECE_BYTES: usize = 2 << 20;
 
-/// A cut that is in progress.
 #[derive(Debug, Clone)]
 pub(super) struct CutInProgress {
     pub(super) origin: Origin,
@@ -38,7 +37,6 @@ impl CutInProgress {
         CutInProgress { origin, seq, next: seq, branch: None, loses_entries: false }
     }
 
-    /// Whether a piece was copied already.
     pub(super) fn has_copied(&self) -> bool {
         self.next > self.seq
     }

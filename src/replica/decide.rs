@@ -65,7 +65,6 @@ impl<'a> Staged<'a> {
         &self.logs
     }
 
-    /// Reads what is committed.
     pub(super) fn reader(&self) -> Result<LogReader, StoreError> {
         self.store.log().read()
     }
@@ -105,7 +104,6 @@ impl<'a> Staged<'a> {
         Ok(SendOutcome::Stored { key, duplicate: was_stored })
     }
 
-    /// Appends a frontier snapshot to the own log.
     pub(super) fn append_snapshot(&mut self, content: &SnapshotContent) -> Result<(), StoreError> {
         if self.space.clients {
             let content = content.encode();
@@ -249,7 +247,6 @@ impl<'a> Staged<'a> {
         Ok(())
     }
 
-    /// Stores the membership.
     pub(super) fn members(&mut self, kept: &Membership) {
         self.batch.members = Some(kept.clone());
     }

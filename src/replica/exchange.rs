@@ -316,7 +316,6 @@ pub fn on_request(
     (maintenance, runs)
 }
 
-/// The ranges to read for a request.
 pub fn reads_for(request: &SyncMessage, logs: &Logs) -> Vec<Wanted> {
     let ranges = within(&request.wants, logs.vector()).into_iter();
     ranges.map(|range| Wanted { range, before: None, known: false }).collect()

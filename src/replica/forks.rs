@@ -14,7 +14,6 @@ use crate::store::{Store, StoreError};
 /// What comparing one entry of the peer with ours says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
-    /// The bisection continues.
     Closer(Bisection),
     /// The log is forked at this seq, and our own entries up to it are verified.
     Fork(u64),

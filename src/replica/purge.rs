@@ -29,7 +29,6 @@ impl Purger {
         Purger { logs: logs.vector().cuts().map(|(origin, _)| origin).collect(), busy: 0 }
     }
 
-    /// Adds a log whose cut is durable.
     pub(super) fn add(&mut self, origin: Origin) {
         self.logs.insert(origin);
     }

@@ -70,7 +70,6 @@ impl Repair {
         ranges
     }
 
-    /// An exchange with this peer completed.
     pub fn answered(&mut self, peer: usize, now_ms: u64) {
         self.answered.insert(peer, now_ms);
     }
@@ -89,7 +88,6 @@ impl Repair {
         given_up.into_iter().collect()
     }
 
-    /// Number of entries that are damaged or missing.
     pub fn count(&self) -> usize {
         self.missing.len()
     }

@@ -20,7 +20,6 @@ const PIECE_COUNT: usize = 1_000;
 /// A range to read for the peer, and the peer's hash before it, where that is known.
 #[derive(Debug, Clone, Copy)]
 pub struct Wanted {
-    /// The entries.
     pub range: EntryRange,
     /// The hash before the first entry must be this.
     pub before: Option<ChainHash>,
@@ -31,7 +30,6 @@ pub struct Wanted {
 /// The runs for one message.
 #[derive(Debug, Default)]
 pub struct ReadRuns {
-    /// The entries.
     pub runs: Vec<Run>,
     /// More was wanted than fits.
     pub more: bool,

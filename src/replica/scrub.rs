@@ -52,7 +52,6 @@ pub struct ScrubStep {
 }
 
 impl Scrub {
-    /// Entries looked at in this round.
     pub fn checked(&self) -> u64 {
         self.checked
     }

@@ -15,11 +15,8 @@ use crate::chain::vector::Head;
 /// A checked message of a client, encoded.
 #[derive(Debug)]
 pub struct NewMessage {
-    /// Its id.
     pub id: Uuid,
-    /// Digest of `content`.
     pub digest: Digest,
-    /// The content bytes.
     pub content: Vec<u8>,
 }
 
@@ -30,7 +27,6 @@ pub struct PeerRecords {
     pub before: Head,
     /// The head that the peer claims for this log; compared if the entries reach it.
     pub claimed: Option<Head>,
-    /// The entries, ascending.
     pub entries: Vec<Entry>,
 }
 
@@ -64,11 +60,8 @@ pub struct WriteOps<'a> {
 /// The outcomes of a batch, in its order. All of it is on disk.
 #[derive(Debug, Default)]
 pub struct Committed {
-    /// One outcome per message.
     pub sends: Vec<Vec<SendOutcome>>,
-    /// One per run.
     pub admits: Vec<Admitted>,
-    /// The logs have changed.
     pub changed: bool,
 }
 
@@ -77,12 +70,9 @@ pub struct Committed {
 pub enum SendOutcome {
     /// It is on disk here; `place` is that of its earliest copy.
     Stored {
-        /// The log position and stamp.
         key: EntryKey,
-        /// It was stored before.
         duplicate: bool,
     },
-    /// Nothing was stored.
     NotStored(Rejection),
 }
 
@@ -93,7 +83,6 @@ pub enum Rejection {
     Conflict,
     /// Too much waits in the inbox.
     Overloaded,
-    /// The disk is nearly full.
     Full,
     /// A write or fsync failed, or the node is stopping.
     Failed,
@@ -113,7 +102,6 @@ pub struct Admitted {
 /// What the disk has space for.
 #[derive(Debug, Clone, Copy)]
 pub struct Space {
-    /// Messages of clients.
     pub clients: bool,
     /// Entries of peers; refused later than messages of clients, because another node has acknowledged them.
     pub peers: bool,

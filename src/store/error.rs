@@ -15,51 +15,19 @@ use crate::chain::ids::Origin;
 pub enum OpenError {
     /// The directory or a file in it cannot be created, read or written; not damage.
     #[error("the data directory {} cannot be used: {source}", path.display())]
-    Directory {
-        /// The directory or the file.
-        path: PathBuf,
-        /// The system's error.
-        source: std::io::Error,
-    },
-    /// Another process has the store open.
+    Directory { path: PathBuf, source: std::io::Error },
     #[error("the data directory {} is in use by another process; stop that one first", .0.display())]
     InUse(PathBuf),
-    /// A newer program wrote the file.
     #[error("{} has format {found}; this program knows formats up to {known}: use a newer chatchain", path.display())]
-    NewerFormat {
-        /// The file.
-        path: PathBuf,
-        /// Its format.
-        found: u32,
-        /// The newest format that this program reads.
-        known: u32,
-    },
-    /// The store belongs to another network.
+    NewerFormat { path: PathBuf, found: u32, known: u32 },
     #[error("{} belongs to the network {found:?}, not to {wanted:?}; set `network` to that or use another data directory", path.display())]
-    OtherNetwork {
-        /// The file.
-        path: PathBuf,
-        /// The network of the store.
-        found: String,
-        /// The network of the configuration.
-        wanted: String,
-    },
+    OtherNetwork { path: PathBuf, found: String, wanted: String },
     /// The disk cannot read a file, or a part of it.
     #[error("{} cannot be read: {why}", path.display())]
-    DiskUnreadable {
-        /// The file.
-        path: PathBuf,
-        /// The system's error, or how much is unreadable.
-        why: String,
-    },
+    DiskUnreadable { path: PathBuf, why: String },
     /// The bytes of the file are wrong.
     #[error("{} cannot be opened: {why}", path.display())]
-    Corrupt {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong.
-        why: String,
-    },
+    Corrupt { path: PathBuf, why: String },
 }
 
 impl OpenError {
@@ -99,20 +67,10 @@ pub enum StoreError {
     IndexRowMisplaced,
     /// An entry that must exist is missing or fails its check.
     #[error("entry {seq} of log {origin} is damaged")]
-    Damaged {
-        /// Its log.
-        origin: Origin,
-        /// Its seq.
-        seq: u64,
-    },
+    Damaged { origin: Origin, seq: u64 },
     /// The entry was removed because its log was cut after the reader took its vector. The entry is in a branch now.
     #[error("log {origin} was cut meanwhile: its entry {seq} has moved to another log")]
-    CutOff {
-        /// Its log.
-        origin: Origin,
-        /// Its former seq.
-        seq: u64,
-    },
+    CutOff { origin: Origin, seq: u64 },
 }
 
 impl StoreError {

@@ -23,6 +23,7 @@ pub mod recovery;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use uuid::Uuid;
 
@@ -47,13 +48,11 @@ pub struct StoreId(pub [u8; 16]);
 /// One copy of a message: where it is and which content it has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct StoredCopy {
-    /// Its entry.
     pub key: EntryKey,
     /// The digest of its content. Copies of one id with different digests are a conflict.
     pub digest: Digest,
 }
 
-/// Numbers for people.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Counts {
     /// Distinct pairs of id and content.
@@ -84,7 +83,6 @@ impl Store {
         Self::open_with(dir, network, now_ms, OpenPolicy::Default)
     }
 
-    /// As [`Store::open`], with another policy.
     pub fn open_with(
         dir: &Path,
         network: &str,
@@ -168,22 +166,18 @@ impl Store {
         &self.damaged_files
     }
 
-    /// The store's id.
     pub fn id(&self) -> StoreId {
         self.log.id()
     }
 
-    /// The logs, to read.
     pub fn log(&self) -> &Log {
         &self.log
     }
 
-    /// The index, to read and to maintain.
     pub fn index(&self) -> &Index {
         &self.index
     }
 
-    /// Numbers for people.
     pub fn counts(&self) -> Counts {
         self.index.counts()
     }
@@ -198,7 +192,7 @@ impl Store {
         }
         self.log.commit(&batch, logs)?;
         self.index.add_committed(batch);
-        self.crash_count.committed();
+        self.crash_count.has_committed.store(true, Ordering::Release);
         Ok(())
     }
 
@@ -225,11 +219,9 @@ impl Store {
 
     /// Moves entries from memory into the index file; `true` if there are more. Called by the indexer thread.
     pub fn flush_index(&self) -> Result<bool, StoreError> {
-        let has_committed = self.crash_count.has_committed();
+        let has_committed = self.crash_count.has_committed.load(Ordering::Acquire);
         let more = self.index.flush()?;
-        if has_committed {
-            self.crash_count.indexed();
-        }
+        self.crash_count.has_indexed.fetch_or(has_committed, Ordering::Release);
         Ok(more)
     }
 
@@ -238,7 +230,6 @@ impl Store {
         self.index.set_id(self.log.renew_id()?)
     }
 
-    /// The index as a batch changes it, while the batch is decided.
     pub fn overlay(&self) -> index::IndexOverlay<'_> {
         self.index.overlay()
     }

@@ -45,25 +45,20 @@ pub enum OpenMode {
 
 /// A place for files.
 pub trait Files: fmt::Debug + Send + Sync {
-    /// A handle on the same files.
     fn boxed(&self) -> Box<dyn Files>;
 
-    /// Opens a database.
     fn database(&self, name: &str, cache_bytes: usize, how: OpenMode) -> Result<Database, OpenError>;
 
-    /// The path of a file, for messages.
     fn path(&self, name: &str) -> PathBuf;
 
     /// Locks the files against other processes while the result is held. `None`: this place needs no lock or has none.
     fn lock(&self) -> Result<Option<File>, OpenError>;
 
-    /// The names of all files.
     fn names(&self) -> io::Result<Vec<String>>;
 
     /// The length of a file in bytes; `None` if it is missing.
     fn len(&self, name: &str) -> io::Result<Option<u64>>;
 
-    /// Opens a file to read its raw bytes.
     fn open_raw(&self, name: &str) -> io::Result<Box<dyn FileBytes>>;
 
     /// Writes a file atomically; replaces an existing one.
@@ -72,7 +67,6 @@ pub trait Files: fmt::Debug + Send + Sync {
     /// Renames a file. The new name must be free.
     fn rename(&self, from: &str, to: &str) -> io::Result<()>;
 
-    /// Removes a file if it exists.
     fn remove(&self, name: &str) -> io::Result<()>;
 
     /// Drops a file from the system's page cache, so that the next read comes from the disk.
@@ -82,7 +76,6 @@ pub trait Files: fmt::Debug + Send + Sync {
 /// Random access to the raw bytes of a file, so that an unreadable part does not hide the rest.
 #[expect(clippy::len_without_is_empty, reason = "not needed")]
 pub trait FileBytes {
-    /// The length of the file.
     fn len(&self) -> io::Result<u64>;
 
     /// Reads up to `out.len()` bytes from `offset` on; 0 at the end of the file.
@@ -106,7 +99,6 @@ pub fn is_unreadable(error: &io::Error) -> bool {
     Errno::from_io_error(error).is_some_and(|errno| read_errors.contains(&errno))
 }
 
-/// A directory on disk.
 #[derive(Debug, Clone)]
 pub struct Directory(pub PathBuf);
 

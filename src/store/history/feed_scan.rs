@@ -34,13 +34,11 @@ const CHUNK_TIME: Duration = Duration::from_millis(20);
 /// A message for the reader.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FeedItem {
-    /// Its entry.
     pub entry: Entry,
     /// The key of its first copy here.
     pub first: EntryKey,
 }
 
-/// A feed scan that is under way.
 #[derive(Debug)]
 pub struct FeedScan {
     /// Weak, so that a slow reader does not keep a store open that must close.
@@ -162,7 +160,6 @@ impl FeedScan {
         Ok(Some(FeedItem { entry, first }))
     }
 
-    /// Whether the scan is complete.
     pub fn is_done(&self) -> bool {
         self.done
     }
@@ -172,7 +169,6 @@ impl FeedScan {
         self.is_blocked
     }
 
-    /// The key of the last entry scanned.
     pub fn at(&self) -> Option<EntryKey> {
         self.at
     }

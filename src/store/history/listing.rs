@@ -72,7 +72,6 @@ impl Source {
     }
 }
 
-/// A listing that is under way.
 #[derive(Debug)]
 pub struct Listing {
     /// Weak, so that a slow reader does not keep a store open that must close.
@@ -164,7 +163,6 @@ impl Listing {
         Ok(self.filter.matches(&content, entry.key()))
     }
 
-    /// Whether the listing is complete.
     pub fn is_done(&self) -> bool {
         self.done
     }

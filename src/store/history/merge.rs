@@ -33,7 +33,6 @@ struct MergeInput {
     rows: VecDeque<(Entry, bool)>,
 }
 
-/// A merge that is under way.
 #[derive(Debug)]
 pub(in crate::store) struct Merge {
     backward: bool,

@@ -16,7 +16,6 @@ use crate::store::{Store, StoreError};
 /// Rows of the index file read at a time.
 const FILE_ROWS: usize = 512;
 
-/// A scan that is under way.
 #[derive(Debug)]
 pub(in crate::store) struct UserScan {
     name: NameHash,

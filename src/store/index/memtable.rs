@@ -123,7 +123,6 @@ impl Memtable {
         self.entries.len()
     }
 
-    /// The oldest `count` entries.
     pub(in crate::store) fn oldest(&self, count: usize) -> impl Iterator<Item = &IndexEntry> {
         self.entries.iter().take(count)
     }

@@ -291,12 +291,10 @@ impl Index {
         *lock(&self.counts)
     }
 
-    /// Reads of the index, for a short time.
     pub fn reader(&self) -> IndexReader<'_> {
         IndexReader::new(self)
     }
 
-    /// The index as a batch changes it.
     pub fn overlay(&self) -> IndexOverlay<'_> {
         IndexOverlay::new(self.reader())
     }

@@ -25,10 +25,8 @@ use crate::chain::record::Entry;
 use crate::store::index::memtable::IndexEntry;
 use crate::store::log::purge::Purged;
 
-/// Rows of `by_id` searched at a time.
 const SCAN_ROWS: usize = 4_096;
 
-/// Rows to remove.
 #[derive(Debug, Default)]
 struct PurgedRows {
     by_id: BTreeMap<[u8; 16], Vec<([u8; 16], u64)>>,

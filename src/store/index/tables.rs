@@ -22,9 +22,7 @@ pub(super) type UserKey = ([u8; 8], u64, [u8; 16], u64);
 pub(super) type CopyKey = ([u8; 16], u64);
 
 const META: TableDefinition<&str, &[u8]> = TableDefinition::new("meta");
-/// In `meta`: the layout. Without it the file is rebuilt.
 pub(super) const FORMAT_NAME: &str = "format";
-/// In `meta`: the id of the store that the file belongs to.
 pub(super) const STORE_ID_NAME: &str = "store_id";
 /// In `meta`: there may be dangling rows. See [`purge`](super::purge).
 pub(super) const DANGLING_NAME: &str = "lost";
@@ -204,7 +202,6 @@ pub(super) fn read_watermarks(tx: &ReadTransaction) -> Result<BTreeMap<Origin, u
     Ok(marks)
 }
 
-/// The entries that were damaged when the watermarks passed them.
 pub(super) fn read_unindexed(tx: &ReadTransaction) -> Result<BTreeSet<(Origin, u64)>, StoreError> {
     let Some(table) = open_if_exists(tx, UNINDEXED)? else { return Ok(BTreeSet::new()) };
     let mut entries = BTreeSet::new();

@@ -34,7 +34,6 @@ impl Damage {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner) // a panic cannot leave half an insert
     }
 
-    /// Adds a damaged entry.
     pub fn add(&self, origin: Origin, seq: u64) {
         let mut entries = self.lock();
         if entries.len() < DAMAGED_ENTRIES_MAX && entries.insert((origin, seq)) {
@@ -52,27 +51,22 @@ impl Damage {
         self.engine_failure.get().map(String::as_str)
     }
 
-    /// Removes an entry: it is whole again.
     pub fn remove(&self, origin: Origin, seq: u64) {
         self.lock().remove(&(origin, seq));
     }
 
-    /// Removes all entries of a log from `seq` on.
     pub fn remove_from(&self, origin: Origin, seq: u64) {
         self.lock().retain(|(of, at)| *of != origin || *at < seq);
     }
 
-    /// The number of entries.
     pub fn count(&self) -> usize {
         self.lock().len()
     }
 
-    /// All entries, by log and seq.
     pub fn all(&self) -> Vec<(Origin, u64)> {
         self.lock().iter().copied().collect()
     }
 
-    /// The entries of one log within these bounds.
     pub fn within(&self, origin: Origin, first: u64, last: u64) -> Vec<u64> {
         if first > last {
             return Vec::new();

@@ -17,7 +17,6 @@ const MEMBERS: TableDefinition<(u16, [u8; 16]), &[u8]> = TableDefinition::new("m
 
 const MET: TableDefinition<&str, &[u8]> = TableDefinition::new("met");
 
-/// Reads both tables.
 pub(super) fn read(tx: &ReadTransaction) -> Result<Membership, StoreError> {
     let (mut members, mut met) = (Members::default(), LastSeenAt::new());
     if let Some(table) = open_if_exists(tx, MEMBERS)? {

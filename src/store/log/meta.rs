@@ -17,7 +17,6 @@ const FORMAT: u32 = 1;
 
 const META: TableDefinition<&str, &[u8]> = TableDefinition::new("meta");
 
-/// The contents of the table.
 pub(in crate::store) struct Meta {
     format: u32,
     pub(super) id: StoreId,
@@ -25,7 +24,6 @@ pub(in crate::store) struct Meta {
 }
 
 impl Meta {
-    /// The checksum of the other rows.
     fn check(&self) -> [u8; 8] {
         let bytes = [&self.format.to_be_bytes(), self.id.0.as_slice(), self.network.as_bytes()].concat();
         XxHash3_64::oneshot(&bytes).to_be_bytes()

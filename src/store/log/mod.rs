@@ -50,19 +50,16 @@ pub(in crate::store) const CHAIN: TableDefinition<([u8; 16], u64), [u8; 32]> = T
 pub(in crate::store) const DETACHED: TableDefinition<[u8; 16], u64> = TableDefinition::new("loose");
 const CUTS: TableDefinition<[u8; 16], u64> = TableDefinition::new("cuts");
 
-/// The name of a log's table.
 pub(in crate::store) fn table_name(origin: Origin) -> String {
     format!("log/{}", Uuid::from_bytes(origin.0).simple())
 }
 
-/// The logs that have a table.
 pub(in crate::store) fn tables(tx: &ReadTransaction) -> Result<Vec<Origin>, StoreError> {
     let tables = tx.list_tables()?;
     let origin = |name: &str| Some(Origin(Uuid::try_parse(name.strip_prefix("log/")?).ok()?.into_bytes()));
     Ok(tables.filter_map(|table| origin(table.name())).collect())
 }
 
-/// The open log file.
 #[derive(Debug)]
 pub struct Log {
     db: GuardedDb,
@@ -122,7 +119,6 @@ impl Log {
         }
     }
 
-    /// The damaged entries.
     pub fn damage(&self) -> &Damage {
         &self.damage
     }
@@ -137,7 +133,6 @@ impl Log {
         &self.membership
     }
 
-    /// The store's id.
     pub fn id(&self) -> StoreId {
         self.id
     }

@@ -47,7 +47,6 @@ impl Purged {
         *from = cut.min(*from);
     }
 
-    /// Whether this entry may be gone.
     pub fn covers(&self, origin: Origin, seq: u64) -> bool {
         let purged = self.0.read().unwrap_or_else(PoisonError::into_inner);
         purged.get(&origin).is_some_and(|from| *from <= seq)

@@ -201,7 +201,6 @@ impl LogReader {
 /// The most that one read returns.
 #[derive(Debug, Clone, Copy)]
 pub struct ReadLimit {
-    /// Entries.
     pub rows: usize,
     /// Bytes of records. At the bound the read ends, but not before one entry.
     pub bytes: usize,

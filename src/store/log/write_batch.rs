@@ -11,7 +11,6 @@ use crate::store::index::IndexEntry;
 /// An entry to be written. [`IndexOverlay`](crate::store::index::IndexOverlay) makes it.
 #[derive(Debug)]
 pub struct NewRow {
-    /// The entry.
     pub entry: Entry,
     /// `h(seq)` of its log; `None` for a repaired entry, whose hash the chain has already.
     pub(in crate::store) hash: Option<ChainHash>,

@@ -7,32 +7,26 @@
 //! The file holds two decimal numbers, `runs unfinished_checks`; it is absent if both are 0.
 
 use std::io;
-use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use crate::store::OpenPolicy;
-use crate::store::engine::files::{CRASH_MARKER, Directory, Files};
+use crate::store::engine::files::{CRASH_MARKER, Files};
 use crate::store::recovery::open_rules::{OpenHistory, UncleanExits};
 
 /// Bytes read of the marker. A longer one was not written by this program.
 const MARKER_BYTES_MAX: usize = 32;
 
 impl UncleanExits {
-    /// What the marker in this directory says. Only valid while no process has the store open. A marker that cannot be read
-    /// counts as none.
-    pub fn of(dir: &Path) -> Self {
-        Self::read(&Directory(dir.to_owned()))
-    }
-
-    fn read(files: &dyn Files) -> Self {
+    /// What the marker says. Only valid while no process has the store open. A marker that cannot be read counts as none.
+    pub fn read(files: &dyn Files) -> Self {
         let mut marker = [0; MARKER_BYTES_MAX];
         match files.open_raw(CRASH_MARKER).and_then(|file| file.read_at(0, &mut marker)) {
             Ok(count) => Self::parse(&marker[..count]),
             Err(error) => {
                 // Without a directory there is no marker; the opening says what is wrong with the directory.
                 if !matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) {
-                    tracing::warn!(%error, "cannot read how the last runs on the store ended");
+                    tracing::warn!(%error, "cannot read the crash marker");
                 }
                 UncleanExits::default()
             }
@@ -57,7 +51,7 @@ impl UncleanExits {
             files.replace(CRASH_MARKER, format!("{runs} {unfinished_checks}\n").as_bytes())
         };
         if let Err(error) = written {
-            tracing::warn!(%error, "cannot note how runs on the store end");
+            tracing::warn!(%error, "cannot write the crash marker");
         }
     }
 }
@@ -67,13 +61,14 @@ impl UncleanExits {
 pub struct CrashCount {
     files: Box<dyn Files>,
     policy: OpenPolicy,
-    /// The runs before this one.
     before: UncleanExits,
     /// What the marker says after this run closes the store. If the process goes on and opens the store again because it
     /// failed, this run counts neither as unclean nor as proof: the marker says again what it said before.
     after_close: Mutex<UncleanExits>,
-    has_committed: AtomicBool,
-    has_indexed: AtomicBool,
+    /// A batch is in the log and in the memtable.
+    pub(in crate::store) has_committed: AtomicBool,
+    /// A flush after that commit wrote the memtable to the index file.
+    pub(in crate::store) has_indexed: AtomicBool,
 }
 
 impl CrashCount {
@@ -100,7 +95,6 @@ impl CrashCount {
         }
     }
 
-    /// How the store is opened.
     pub(in crate::store) fn policy(&self) -> OpenPolicy {
         self.policy
     }
@@ -120,24 +114,9 @@ impl CrashCount {
         self.set_after_close(UncleanExits { runs, unfinished_checks: 0 });
     }
 
-    /// Records that a batch is in the log and in the memtable.
-    pub(in crate::store) fn committed(&self) {
-        self.has_committed.store(true, Ordering::Release);
-    }
-
-    /// Whether a batch was committed: the next flush of the memtable holds it, or an earlier one did.
-    pub(in crate::store) fn has_committed(&self) -> bool {
-        self.has_committed.load(Ordering::Acquire)
-    }
-
-    /// Records that a committed batch is in the index file.
-    pub(in crate::store) fn indexed(&self) {
-        self.has_indexed.store(true, Ordering::Release);
-    }
-
     /// Whether this run wrote to both files. Most damage shows at the first write.
     pub fn has_written_both(&self) -> bool {
-        self.has_committed() && self.has_indexed.load(Ordering::Acquire)
+        self.has_indexed.load(Ordering::Acquire)
     }
 
     /// Removes the marker: the store is usable, however this process ends.
@@ -165,6 +144,7 @@ impl Drop for CrashCount {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::engine::files::Directory;
 
     /// A run that ends as a killed process does.
     fn run_and_crash(files: &Directory, opens: bool) -> OpenPolicy {
@@ -249,9 +229,9 @@ mod tests {
     fn a_store_is_tried_once_both_files_were_written_to() {
         check(|files| {
             let run = CrashCount::start(files, OpenPolicy::Default);
-            run.committed();
+            run.has_committed.store(true, Ordering::Release);
             assert!(!run.has_written_both());
-            run.indexed();
+            run.has_indexed.store(true, Ordering::Release);
             assert!(run.has_written_both());
         });
     }

@@ -16,16 +16,16 @@ use crate::store::{OpenError, OpenPolicy};
 /// Unclean exits in a row after which every page is checked. One is a `kill -9` or a power failure, after which a start must
 /// be fast. Damage that makes redb abort (a stack overflow on pages that form a cycle, a panic while panicking, an allocation
 /// beyond memory) does so again at every start, so it is seen from the second exit on.
-const UNCLEAN_EXITS_MAX: u32 = 2;
+const UNCLEAN_EXITS_BEFORE_CHECK: u32 = 2;
 
 /// Full checks in a row that did not finish, after which a trial process opens the log first. A kill leaves the same trace as
 /// a crash and says nothing about the files, so a log is salvaged only if a process that opens it crashes by itself. The trial
 /// takes as long as an opening.
-const UNFINISHED_CHECKS_MAX: u32 = 2;
+const UNFINISHED_CHECKS_BEFORE_TRIAL: u32 = 2;
 
 /// Openings in a row that fail with a disk error, after which the next one gives up what the disk does not read. A disk error
 /// may pass within seconds (a cable, a controller); a bad sector never does.
-const DISK_ERRORS_MAX: u32 = 5;
+const DISK_ERRORS_BEFORE_LOSS: u32 = 5;
 
 /// Processes in a row that exited without closing the store or marking it healthy.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -36,22 +36,13 @@ pub struct UncleanExits {
     pub unfinished_checks: u32,
 }
 
-/// How a trial process ended that opened the log and did nothing else.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum TrialOpen {
-    /// It crashed by itself.
-    Crashed,
-    /// It opened the log, reported an error, was killed, or could not be started: nothing speaks against the log.
-    DidNotCrash,
-}
-
 /// What happened before an opening.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct OpenHistory {
-    /// Earlier processes with this store.
     unclean_exits: UncleanExits,
-    /// The trial that [`OpenHistory::needs_trial`] asks for.
-    trial: Option<TrialOpen>,
+    /// After the trial that [`OpenHistory::needs_trial`] asks for: whether a process that opened the log, and did nothing
+    /// else, crashed by itself. One that reports an error, is killed or cannot be started says nothing against the log.
+    pub trial_crashed: Option<bool>,
     /// An opening, a read or a write failed in this process.
     has_failed: bool,
     /// Openings in a row in this process that failed with a disk error.
@@ -62,11 +53,6 @@ impl OpenHistory {
     /// The state at the start of a process.
     pub fn new(unclean_exits: UncleanExits) -> Self {
         OpenHistory { unclean_exits, ..OpenHistory::default() }
-    }
-
-    /// Records how the trial process ended.
-    pub fn trial_ended(&mut self, trial: TrialOpen) {
-        self.trial = Some(trial);
     }
 
     /// Records that the store failed while it was open.
@@ -82,19 +68,18 @@ impl OpenHistory {
 
     /// Whether a trial process must open the log before this process does.
     pub fn needs_trial(&self) -> bool {
-        self.unclean_exits.unfinished_checks >= UNFINISHED_CHECKS_MAX && self.trial.is_none()
+        self.unclean_exits.unfinished_checks >= UNFINISHED_CHECKS_BEFORE_TRIAL && self.trial_crashed.is_none()
     }
 
     /// How the store is opened next.
     pub fn next_policy(&self) -> OpenPolicy {
-        match self.trial {
-            _ if self.disk_errors > 0 && self.disk_errors.is_multiple_of(DISK_ERRORS_MAX) => {
-                OpenPolicy::AcceptLoss
-            }
+        let accepts_loss = self.disk_errors > 0 && self.disk_errors.is_multiple_of(DISK_ERRORS_BEFORE_LOSS);
+        match self.trial_crashed {
+            _ if accepts_loss => OpenPolicy::AcceptLoss,
             _ if self.has_failed => OpenPolicy::FullCheck,
-            Some(TrialOpen::Crashed) => OpenPolicy::SalvageLog,
-            Some(TrialOpen::DidNotCrash) => OpenPolicy::RebuildIndex,
-            None if self.unclean_exits.runs >= UNCLEAN_EXITS_MAX => OpenPolicy::FullCheck,
+            Some(true) => OpenPolicy::SalvageLog,
+            Some(false) => OpenPolicy::RebuildIndex,
+            None if self.unclean_exits.runs >= UNCLEAN_EXITS_BEFORE_CHECK => OpenPolicy::FullCheck,
             None => OpenPolicy::Default,
         }
     }
@@ -136,10 +121,8 @@ mod tests {
     fn only_a_trial_that_crashed_has_the_log_salvaged() {
         let history = exits(7, 2);
         assert!(history.needs_trial());
-        for (trial, policy) in
-            [(TrialOpen::Crashed, OpenPolicy::SalvageLog), (TrialOpen::DidNotCrash, OpenPolicy::RebuildIndex)]
-        {
-            let history = OpenHistory { trial: Some(trial), ..history };
+        for (crashed, policy) in [(true, OpenPolicy::SalvageLog), (false, OpenPolicy::RebuildIndex)] {
+            let history = OpenHistory { trial_crashed: Some(crashed), ..history };
             assert!(!history.needs_trial());
             assert_eq!(history.next_policy(), policy);
         }
@@ -162,7 +145,7 @@ mod tests {
 
     #[test]
     fn a_store_that_failed_while_open_is_checked_whatever_happened_before() {
-        let mut history = OpenHistory { trial: Some(TrialOpen::Crashed), ..exits(7, 2) };
+        let mut history = OpenHistory { trial_crashed: Some(true), ..exits(7, 2) };
         history.store_failed();
         assert_eq!(history.next_policy(), OpenPolicy::FullCheck);
     }
