@@ -1,7 +1,8 @@
 //! Owns the errors of a store: why it cannot be opened, and why a read or a commit failed.
 //!
 //! Each [`OpenError`] is a sentence for the operator that names the file. A [`StoreError`] says what a caller can do: ask a
-//! peer for a damaged entry, read again after a cut, or close the store. No error of redb leaves the store in another form.
+//! peer for a damaged entry, read again after a cut, or open the store again. An error of redb leaves the store in no other
+//! form.
 
 use std::path::PathBuf;
 
@@ -13,9 +14,9 @@ use crate::chain::ids::Origin;
 /// Why a store cannot be opened. Each variant is a sentence for the operator.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
-    /// The directory or a file in it cannot be created, read or written; not damage.
+    /// The directory or a file in it cannot be created, read or written; not damage, unless the disk failed.
     #[error("the data directory {} cannot be used: {source}", path.display())]
-    Directory { path: PathBuf, source: std::io::Error },
+    Io { path: PathBuf, source: std::io::Error },
     #[error("the data directory {} is in use by another process; stop that one first", .0.display())]
     InUse(PathBuf),
     #[error("{} has format {found}; this program knows formats up to {known}: use a newer chatchain", path.display())]
@@ -34,17 +35,16 @@ impl OpenError {
     /// Whether the error may pass without a change of the configuration: the disk fails or is full, or the file system
     /// became read-only after an error.
     pub fn is_transient(&self) -> bool {
-        let transient = [Errno::NOSPC, Errno::DQUOT, Errno::ROFS];
         let is_transient =
-            |source| Errno::from_io_error(source).is_some_and(|errno| transient.contains(&errno));
-        self.is_disk_error() || matches!(self, OpenError::Directory { source, .. } if is_transient(source))
+            |source| matches!(Errno::from_io_error(source), Some(Errno::NOSPC | Errno::DQUOT | Errno::ROFS));
+        self.is_disk_error() || matches!(self, OpenError::Io { source, .. } if is_transient(source))
     }
 
     /// Whether the disk failed to read or to write; the engine does not say which.
     pub fn is_disk_error(&self) -> bool {
         match self {
             OpenError::DiskUnreadable { .. } => true,
-            OpenError::Directory { source, .. } => files::is_unreadable(source),
+            OpenError::Io { source, .. } => files::is_unreadable(source),
             _ => false,
         }
     }

@@ -197,7 +197,7 @@ fn an_earlier_failure_that_nobody_saw_has_every_page_checked_before_it_is_the_di
     drop(store);
     files.fails = Latched::Always;
     let error = Store::open_in(&files, "test", NOW, OpenPolicy::Default).expect_err("does not");
-    assert!(matches!(error, OpenError::Directory { .. }), "{error}");
+    assert!(matches!(error, OpenError::Io { .. }), "{error}");
     assert_eq!(Bench::open(dir.path()).logs.vector().entries(), 20);
 }
 
@@ -507,7 +507,7 @@ fn a_store_refuses_what_is_not_its_own_in_words() {
     );
     let file = dir.path().join("file");
     std::fs::write(&file, "x").expect("writes");
-    assert!(matches!(Store::open(&file, "test", NOW), Err(OpenError::Directory { .. })));
+    assert!(matches!(Store::open(&file, "test", NOW), Err(OpenError::Io { .. })));
     log::pretend_newer(&dir.path().join("log.redb"));
     let newer = Store::open(dir.path(), "test", NOW).expect_err("newer");
     assert!(newer.to_string().contains("use a newer chatchain"), "{newer}");

@@ -95,8 +95,7 @@ impl FileBytes for File {
 /// Whether this error means that the disk cannot read stored bytes: as file systems report it (`EIO`), as drivers do
 /// (`ENODATA`, "critical medium error"), and after a failed checksum of the file system (`EBADMSG`).
 pub fn is_unreadable(error: &io::Error) -> bool {
-    let read_errors = [Errno::IO, Errno::NODATA, Errno::BADMSG];
-    Errno::from_io_error(error).is_some_and(|errno| read_errors.contains(&errno))
+    matches!(Errno::from_io_error(error), Some(Errno::IO | Errno::NODATA | Errno::BADMSG))
 }
 
 #[derive(Debug, Clone)]
@@ -121,8 +120,7 @@ impl Files for Directory {
     }
 
     fn lock(&self) -> Result<Option<File>, OpenError> {
-        let dir =
-            File::open(&self.0).map_err(|source| OpenError::Directory { path: self.0.clone(), source })?;
+        let dir = File::open(&self.0).map_err(|source| OpenError::Io { path: self.0.clone(), source })?;
         match flock(&dir, FlockOperation::NonBlockingLockExclusive) {
             Err(Errno::WOULDBLOCK) => Err(OpenError::InUse(self.0.clone())),
             // This file system cannot lock a directory: redb's lock on each database remains.
@@ -208,7 +206,7 @@ impl Directory {
             Err(Errno::EXIST) => fs::remove_file(&unfinished),
             moved => moved.map_err(io::Error::from),
         };
-        moved.map_err(|source| OpenError::Directory { path: path.to_owned(), source })
+        moved.map_err(|source| OpenError::Io { path: path.to_owned(), source })
     }
 }
 
@@ -218,8 +216,8 @@ pub fn classify_error(path: PathBuf, error: redb::Error) -> OpenError {
     let is_about_bytes =
         |error: &io::Error| matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof);
     match error {
-        redb::Error::Io(source) if !is_about_bytes(&source) => OpenError::Directory { path, source },
-        redb::Error::PreviousIo => OpenError::Directory { path, source: io::Error::other(error) },
+        redb::Error::Io(source) if !is_about_bytes(&source) => OpenError::Io { path, source },
+        redb::Error::PreviousIo => OpenError::Io { path, source: io::Error::other(error) },
         other => OpenError::Corrupt { path, why: other.to_string() },
     }
 }
@@ -227,7 +225,7 @@ pub fn classify_error(path: PathBuf, error: redb::Error) -> OpenError {
 /// Whether redb only reports that an earlier read or write failed. The cause is unknown; it may be a read beyond the end
 /// of the file, because damaged pages point anywhere.
 pub(in crate::store) fn is_previous_io_error(error: &OpenError) -> bool {
-    let OpenError::Directory { source, .. } = error else { return false };
+    let OpenError::Io { source, .. } = error else { return false };
     let inner = source.get_ref().and_then(|inner| inner.downcast_ref::<redb::Error>());
     matches!(inner, Some(redb::Error::PreviousIo))
 }

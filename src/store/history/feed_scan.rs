@@ -10,7 +10,7 @@
 
 use std::iter;
 use std::sync::{Arc, Weak};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use crate::chain::clock::Stamp;
 use crate::chain::cursor;
@@ -21,15 +21,9 @@ use crate::chain::logs::Logs;
 use crate::chain::record::Entry;
 use crate::fault::Fault;
 use crate::store::history::merge::Merge;
+use crate::store::history::{CHUNK_BYTES, CHUNK_ROWS, CHUNK_TIME};
 use crate::store::log::LogReader;
 use crate::store::{Store, StoreError};
-
-/// Entries read in one chunk at most; the next chunk continues.
-const CHUNK_ROWS: usize = 1_000;
-/// Bytes of records in one chunk; the next chunk continues.
-const CHUNK_BYTES: usize = 256 << 10;
-/// How long one chunk may pin pages; the next chunk continues.
-const CHUNK_TIME: Duration = Duration::from_millis(20);
 
 /// A message for the reader.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -60,36 +54,25 @@ impl FeedScan {
         store: &Arc<Store>,
         logs: Arc<Logs>,
         before: ReadState,
-        until: Frontier,
+        mut until: Frontier,
     ) -> Result<Self, StoreError> {
-        let mut until = until;
-        let (mut holds, mut parts) = (false, Vec::new());
+        let (mut is_blocked, mut ranges) = (false, Vec::new());
         let mut reader = store.log().read()?;
         for (origin, last) in until.beyond(&before.full) {
             // The log may have been cut since.
             let last = last.min(logs.vector().seq(origin));
             match covered(&before, &logs, &mut reader, origin, last)? {
-                Covered::UpTo(covered) if covered < last => parts.push((origin, covered + 1, last)),
+                Covered::UpTo(covered) if covered < last => ranges.push((origin, covered + 1, last)),
                 Covered::UpTo(_) => {}
                 Covered::UpToDamage(covered) => {
                     until.lower(origin, covered.max(before.full.seq(origin)));
-                    holds = true;
+                    is_blocked = true;
                 }
             }
         }
-        let merge = Merge::of_ranges(store, &logs, parts)?;
-        let store = Arc::downgrade(store);
-        Ok(FeedScan {
-            store,
-            logs,
-            before,
-            until,
-            merge,
-            at: None,
-            is_blocked: holds,
-            done: false,
-            core: None,
-        })
+        let merge = Merge::of_ranges(&mut reader, &logs, ranges)?;
+        let (store, at, done, core) = (Arc::downgrade(store), None, false, None);
+        Ok(FeedScan { store, logs, before, until, merge, at, is_blocked, done, core })
     }
 
     /// The next messages, at most `most`, and no further one after `most_bytes`. May be empty although there are more: see
@@ -146,12 +129,12 @@ impl FeedScan {
         let Some(content) = entry.message() else { return Ok(None) };
         let mut first = entry.key();
         if has_copy {
-            let walked = |key: EntryKey| {
+            let is_scanned = |key: EntryKey| {
                 before_it.is_some_and(|at| key <= at) && key.seq <= self.until.seq(key.origin)
             };
             let copies = store.stored_copies(content.id, &self.logs)?.into_iter();
             for copy in copies.filter(|copy| copy.digest == entry.digest() && copy.key != entry.key()) {
-                if self.before.covers(copy.key) || walked(copy.key) {
+                if self.before.covers(copy.key) || is_scanned(copy.key) {
                     return Ok(None);
                 }
                 first = first.min(copy.key);
@@ -183,13 +166,13 @@ impl FeedScan {
     /// What the reader saw before, without the scans that this one has passed: it covers what they cover.
     fn before_at(&self, at: EntryKey) -> ReadState {
         let mut seen = self.before.clone();
-        seen.scans.retain(|walk| walk.at > at || !walk.until.beyond(&self.until).is_empty());
+        seen.scans.retain(|scan| scan.at > at || !scan.until.beyond(&self.until).is_empty());
         seen
     }
 
     /// The payload of a cursor for [`FeedScan::state_at`], if it is short enough.
     pub fn core_at(&mut self, at: EntryKey) -> Option<Vec<u8>> {
-        let later = self.before.scans.iter().filter(|walk| walk.at > at).count();
+        let later = self.before.scans.iter().filter(|scan| scan.at > at).count();
         if self.core.as_ref().is_none_or(|(of, _)| *of != later) {
             self.core = Some((later, cursor::scan_payload(&self.before_at(at), &self.until)));
         }
@@ -199,12 +182,8 @@ impl FeedScan {
 
     /// The reader's state at the end of the scan.
     pub fn state_at_end(&self) -> ReadState {
-        let walks = self.before.beyond(&self.until);
-        ReadState {
-            full: self.until.clone(),
-            last: self.before.last.max(last_stamp(&self.logs)),
-            scans: walks,
-        }
+        let last = self.before.last.max(last_stamp(&self.logs));
+        ReadState { full: self.until.clone(), last, scans: self.before.beyond(&self.until) }
     }
 }
 
@@ -229,21 +208,18 @@ fn covered(
     last: u64,
 ) -> Result<Covered, StoreError> {
     let mut covered = 0;
-    let walks = seen.scans.iter().map(|PartialScan { until, at }| (until, *at));
-    for (until, at) in iter::once((&seen.full, seen.end())).chain(walks) {
+    let Some(stamps) = logs.stamps(origin) else { return Ok(Covered::UpTo(0)) };
+    let first = EntryKey { stamp: stamps.first, origin, seq: 1 };
+    let head = EntryKey { stamp: stamps.last, origin, seq: logs.vector().seq(origin) };
+    let scans = seen.scans.iter().map(|PartialScan { until, at }| (until, *at));
+    for (until, at) in iter::once((&seen.full, seen.end())).chain(scans) {
         let until = until.seq(origin).min(last);
-        if until <= covered {
+        if until <= covered || at < first {
             continue;
         }
-        let Some(range) = logs.stamps(origin) else { continue };
-        let head = logs.vector().seq(origin);
-        let is_before = EntryKey { stamp: range.first, origin, seq: 1 } <= at;
-        if is_before {
-            let all = EntryKey { stamp: range.last, origin, seq: head } <= at;
-            match if all { Covered::UpTo(until) } else { scanned(reader, origin, until, at)? } {
-                Covered::UpTo(seq) => covered = covered.max(seq),
-                Covered::UpToDamage(seq) => return Ok(Covered::UpToDamage(covered.max(seq))),
-            }
+        match if head <= at { Covered::UpTo(until) } else { scanned(reader, origin, until, at)? } {
+            Covered::UpTo(seq) => covered = covered.max(seq),
+            Covered::UpToDamage(seq) => return Ok(Covered::UpToDamage(covered.max(seq))),
         }
     }
     Ok(Covered::UpTo(covered))

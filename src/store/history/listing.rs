@@ -7,7 +7,7 @@
 //! If a log of the vector is cut meanwhile, the listing fails once entries are purged; it never skips them.
 
 use std::sync::{Arc, Weak};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use crate::chain::filter::Filter;
 use crate::chain::ids::EntryKey;
@@ -15,26 +15,16 @@ use crate::chain::logs::Logs;
 use crate::chain::record::Entry;
 use crate::store::history::merge::Merge;
 use crate::store::history::user_scan::UserScan;
+use crate::store::history::{CHUNK_BYTES, CHUNK_ROWS, CHUNK_TIME};
 use crate::store::index::memtable::{RECIPIENT, SENDER};
 use crate::store::log::LogReader;
 use crate::store::{Store, StoreError, StoredCopy};
 
-/// Entries read in one chunk at most; the next chunk continues.
-const CHUNK_ROWS: usize = 1_000;
-/// Bytes of returned records in one chunk; the next chunk continues.
-const CHUNK_BYTES: usize = 256 << 10;
-/// How long one chunk may pin pages; the next chunk continues.
-const CHUNK_TIME: Duration = Duration::from_millis(20);
-
 /// The name and sides under which the index has every message that can match, if there are any.
 fn indexed_name(filter: &Filter) -> Option<(&str, u8)> {
-    if let Some(sender) = &filter.sender {
-        Some((sender, SENDER))
-    } else if let Some(user) = &filter.user {
-        Some((user, SENDER | RECIPIENT))
-    } else {
-        filter.recipient.as_ref().map(|recipient| (recipient.as_str(), RECIPIENT))
-    }
+    let Filter { sender, user, recipient, .. } = filter;
+    let names = [(sender, SENDER), (user, SENDER | RECIPIENT), (recipient, RECIPIENT)];
+    names.into_iter().find_map(|(name, sides)| Some((name.as_deref()?, sides)))
 }
 
 /// Where a listing reads.
@@ -99,8 +89,7 @@ impl Listing {
     ) -> Result<Self, StoreError> {
         let filter = filter.folded();
         let source = Some(Source::new(store, &logs, &filter, from, backward)?);
-        let store = Arc::downgrade(store);
-        let (until, done, last_seen) = (None, false, None);
+        let (store, until, done, last_seen) = (Arc::downgrade(store), None, false, None);
         Ok(Listing { store, logs, filter, source, from, backward, until, done, last_seen })
     }
 

@@ -19,7 +19,7 @@ use crate::store::{Store, StoreError};
 const BUFFER_ROWS: usize = 4_096;
 /// Bytes buffered for one log; a larger read is cut there.
 const BUFFER_BYTES: usize = 256 << 10;
-/// Bytes buffered for all logs together by a feed scan, of which thousands may run at a time.
+/// Bytes buffered for all logs together by a feed scan.
 const SMALL_BUFFER_BYTES: usize = 128 << 10;
 
 /// One log being merged.
@@ -33,7 +33,7 @@ struct MergeInput {
     rows: VecDeque<(Entry, bool)>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(in crate::store) struct Merge {
     backward: bool,
     inputs: Vec<MergeInput>,
@@ -41,6 +41,7 @@ pub(in crate::store) struct Merge {
     next: BTreeSet<(EntryKey, usize)>,
     /// Inputs that have rows.
     buffered: usize,
+    /// For a feed scan, of which thousands may run at a time.
     is_small: bool,
 }
 
@@ -52,66 +53,63 @@ impl Merge {
         from: Option<EntryKey>,
         backward: bool,
     ) -> Result<Self, StoreError> {
-        let (mut runs, mut next) = (Vec::new(), Vec::new());
         let mut reader = store.log().read()?;
-        for (origin, range) in logs.ranges() {
+        let mut ranges = Vec::new();
+        for (origin, stamps) in logs.ranges() {
             let head = logs.vector().seq(origin);
-            let first_place = EntryKey { stamp: range.first, origin, seq: 1 };
-            let last_place = EntryKey { stamp: range.last, origin, seq: head };
+            let first = EntryKey { stamp: stamps.first, origin, seq: 1 };
+            let last = EntryKey { stamp: stamps.last, origin, seq: head };
+            let is_outside = |from| if backward { from <= first } else { from >= last };
             let (first, last) = match from {
-                None => (1, head),
-                Some(from) if backward && last_place < from => (1, head),
-                Some(from) if backward && first_place >= from => continue,
-                Some(from) if !backward && first_place > from => (1, head),
-                Some(from) if !backward && last_place <= from => continue,
-                Some(from) => {
-                    let after = reader.first_after(origin, head, from)?;
-                    if backward { (1, before(&mut reader, origin, after, from)?) } else { (after, head) }
+                Some(from) if is_outside(from) => continue,
+                Some(from) if !backward && from >= first => (reader.first_after(origin, head, from)?, head),
+                Some(from) if backward && from <= last => {
+                    let before = EntryKey { seq: from.seq.saturating_sub(1), ..from };
+                    (1, reader.first_after(origin, head, before)? - 1)
                 }
+                _ => (1, head),
             };
-            let key = match if backward { last } else { first } {
-                1 => first_place,
-                seq if seq == head => last_place,
-                seq => reader.get(origin, seq)?.key(),
-            };
-            next.push((key, runs.len()));
-            runs.push(MergeInput { origin, first, last, rows: VecDeque::new() });
+            ranges.push((origin, first, last));
         }
-        // Collected at once, which packs the set.
-        Ok(Merge { backward, inputs: runs, next: next.into_iter().collect(), buffered: 0, is_small: false })
+        Merge { backward, ..Merge::default() }.with_ranges(&mut reader, logs, ranges)
     }
 
     /// A forward merge of these ranges, each `(origin, first, last)`, with small buffers.
     pub(in crate::store) fn of_ranges(
-        store: &Store,
+        reader: &mut LogReader,
         logs: &Logs,
-        parts: impl IntoIterator<Item = (Origin, u64, u64)>,
+        ranges: Vec<(Origin, u64, u64)>,
     ) -> Result<Self, StoreError> {
-        let (mut runs, mut next) = (Vec::new(), Vec::new());
-        let mut reader = store.log().read()?;
-        for (origin, first, last) in parts {
-            let stamp = match logs.stamps(origin) {
-                Some(range) if first == 1 => range.first,
-                Some(range) if first == logs.vector().seq(origin) => range.last,
+        Merge { is_small: true, ..Merge::default() }.with_ranges(reader, logs, ranges)
+    }
+
+    fn with_ranges(
+        mut self,
+        reader: &mut LogReader,
+        logs: &Logs,
+        ranges: Vec<(Origin, u64, u64)>,
+    ) -> Result<Self, StoreError> {
+        let mut next = Vec::new();
+        for (origin, first, last) in ranges {
+            let Some(stamps) = logs.stamps(origin) else { continue };
+            let seq = if self.backward { last } else { first };
+            let stamp = match seq {
+                1 => stamps.first,
+                seq if seq == logs.vector().seq(origin) => stamps.last,
                 // A damaged entry gets a lower bound of its stamp, and is met when the merge reaches that.
-                Some(range) => reader.peek(origin, first)?.map_or(range.first, |entry| entry.stamp()),
-                None => continue,
+                seq if self.is_small => reader.peek(origin, seq)?.map_or(stamps.first, |entry| entry.stamp()),
+                seq => reader.get(origin, seq)?.stamp(),
             };
-            next.push((EntryKey { stamp, origin, seq: first }, runs.len()));
-            runs.push(MergeInput { origin, first, last, rows: VecDeque::new() });
+            next.push((EntryKey { stamp, origin, seq }, self.inputs.len()));
+            self.inputs.push(MergeInput { origin, first, last, rows: VecDeque::new() });
         }
-        Ok(Merge {
-            backward: false,
-            inputs: runs,
-            next: next.into_iter().collect(),
-            buffered: 0,
-            is_small: true,
-        })
+        self.next = next.into_iter().collect(); // collected at once, which packs the set
+        Ok(self)
     }
 
     /// Skips the rest of a log.
     pub(in crate::store) fn drop_log(&mut self, origin: Origin) {
-        let Some(index) = self.inputs.iter().position(|run| run.origin == origin) else { return };
+        let Some(index) = self.inputs.iter().position(|input| input.origin == origin) else { return };
         self.next.retain(|(_, of)| *of != index);
         if !self.inputs[index].rows.is_empty() {
             self.inputs[index].rows.clear();
@@ -139,7 +137,7 @@ impl Merge {
         }
     }
 
-    /// The next row of an input, whose key is `place` or later. `None`: it is later, and is in `next` under its key now.
+    /// The next row of an input, whose key is `key` or after it. `None`: after it, and `next` has the input's key now.
     fn take(
         &mut self,
         key: EntryKey,
@@ -148,35 +146,33 @@ impl Merge {
         reader: &mut LogReader,
     ) -> Result<Option<(Entry, bool)>, StoreError> {
         if self.inputs[index].rows.is_empty() {
-            self.buffered += 1;
-            let filled = self.fill(index, store, reader);
-            if filled.is_err() {
-                self.buffered -= 1;
-            }
-            filled?;
+            self.fill(index, store, reader)?;
         }
-        match self.inputs[index].rows.front().map(|(entry, _)| entry.key()) {
+        match self.front(index) {
             Some(front) if front == key => {}
             Some(front) if front.seq == key.seq => {
                 self.next.insert((front, index));
                 return Ok(None);
             }
-            _ => return Err(damaged(key)),
+            _ => return Err(StoreError::Damaged { origin: key.origin, seq: key.seq }),
         }
         let row = self.inputs[index].rows.pop_front();
-        let run = &self.inputs[index];
-        let is_read = run.rows.is_empty() && run.first <= run.last;
-        let next = match if is_read { self.fill(index, store, reader) } else { Ok(()) } {
-            Ok(()) => self.inputs[index].rows.front().map(|(next, _)| next.key()),
-            // The damaged entry is met later: its key is not before the next possible stamp.
-            Err(StoreError::Damaged { .. } | StoreError::CutOff { .. }) => Some(self.after(key)),
-            Err(error) => return Err(error),
-        };
-        if self.inputs[index].rows.is_empty() {
+        let mut next = self.front(index);
+        if next.is_none() {
             self.buffered -= 1;
+            next = match self.fill(index, store, reader) {
+                Ok(()) => self.front(index),
+                // The damaged entry is met later: its key is not before the next possible stamp.
+                Err(StoreError::Damaged { .. } | StoreError::CutOff { .. }) => Some(self.after(key)),
+                Err(error) => return Err(error),
+            };
         }
         self.next.extend(next.map(|next| (next, index)));
         Ok(row)
+    }
+
+    fn front(&self, index: usize) -> Option<EntryKey> {
+        self.inputs[index].rows.front().map(|(entry, _)| entry.key())
     }
 
     /// The smallest (backward: largest) key that the next entry of a log can have.
@@ -188,37 +184,26 @@ impl Merge {
         }
     }
 
+    /// Reads the next rows of an input that has none; none are left at its end.
     fn fill(&mut self, index: usize, store: &Store, reader: &mut LogReader) -> Result<(), StoreError> {
-        let rows = (BUFFER_ROWS / self.buffered.max(1)).max(2);
-        let bytes = if self.is_small { SMALL_BUFFER_BYTES / self.buffered.max(1) } else { BUFFER_BYTES };
-        let most = ReadLimit { rows, bytes };
-        let run = &mut self.inputs[index];
-        let entries = if self.backward {
-            let entries = reader.backward(run.origin, run.first, run.last, most)?;
-            run.last -= entries.len() as u64;
-            entries
-        } else {
-            let entries = reader.forward(run.origin, run.first, run.last, most)?;
-            run.first += entries.len() as u64;
-            entries
-        };
+        let share = self.buffered + 1;
+        let bytes = if self.is_small { SMALL_BUFFER_BYTES / share } else { BUFFER_BYTES };
+        let limit = ReadLimit { rows: (BUFFER_ROWS / share).max(2), bytes };
+        let input = &mut self.inputs[index];
+        let entries = reader.range(input.origin, input.first..=input.last, self.backward, limit)?;
         let (Some(one), Some(other)) = (entries.first(), entries.last()) else { return Ok(()) };
         let (low, high) = (one.seq().min(other.seq()), one.seq().max(other.seq()));
-        let copies = store.index().reader().copied_seqs(run.origin, low, high)?;
-        run.rows.extend(entries.into_iter().map(|entry| {
+        if self.backward {
+            input.last = low - 1;
+        } else {
+            input.first = high + 1;
+        }
+        let copies = store.index().reader().copied_seqs(input.origin, low, high)?;
+        input.rows.extend(entries.into_iter().map(|entry| {
             let has_copy = copies.binary_search(&entry.seq()).is_ok();
             (entry, has_copy)
         }));
+        self.buffered += 1;
         Ok(())
     }
-}
-
-fn damaged(key: EntryKey) -> StoreError {
-    StoreError::Damaged { origin: key.origin, seq: key.seq }
-}
-
-/// The last seq strictly before `from`, given the first one after it.
-fn before(reader: &mut LogReader, origin: Origin, after: u64, from: EntryKey) -> Result<u64, StoreError> {
-    let last = after - 1;
-    if last >= 1 && reader.get(origin, last)?.key() == from { Ok(last - 1) } else { Ok(last) }
 }

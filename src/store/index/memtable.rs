@@ -13,9 +13,8 @@ use crate::chain::message::Digest;
 use crate::chain::record::{Entry, EntryKind};
 use crate::store::{Counts, StoredCopy};
 
-/// Bit for a name that is the sender of a message.
+/// Bits of the sides of a message on which a name stands.
 pub(in crate::store) const SENDER: u8 = 1;
-/// Bit for a name that is the recipient of a message.
 pub(in crate::store) const RECIPIENT: u8 = 2;
 
 /// Hash under which a name is indexed. Names can collide, so a reader compares the name itself.
@@ -34,10 +33,8 @@ pub(in crate::store) struct IndexEntry {
     pub(in crate::store) copy: StoredCopy,
     /// The id of a message or of a frontier snapshot; `None` for other entries.
     pub(in crate::store) id: Option<[u8; 16]>,
-    /// The entry is a message: it has a sender and a recipient.
-    pub(in crate::store) is_message: bool,
-    pub(in crate::store) sender: NameHash,
-    pub(in crate::store) recipient: NameHash,
+    /// The sender and the recipient of a message; `None` for other entries.
+    pub(in crate::store) names: Option<[NameHash; 2]>,
     /// Entries to mark as having another copy because of this entry; at most two.
     pub(in crate::store) copies: Vec<(Origin, u64)>,
     /// What the entry adds to the counts.
@@ -48,30 +45,15 @@ impl IndexEntry {
     /// For an entry without other copies.
     pub(in crate::store) fn new(entry: &Entry) -> Self {
         let copy = StoredCopy { key: entry.key(), digest: entry.digest() };
-        let copies = Vec::new();
+        let (mut counts, copies) = (Counts::default(), Vec::new());
         let Some(content) = entry.message() else {
-            let adds = Counts { unreadable: u64::from(entry.needs_newer_program()), ..Counts::default() };
-            let no_name = NameHash([0; 8]);
+            counts.unreadable = u64::from(entry.needs_newer_program());
             let id = (entry.kind() == EntryKind::Snapshot).then(|| SnapshotId::of(copy.digest).0);
-            return IndexEntry {
-                copy,
-                id,
-                is_message: false,
-                sender: no_name,
-                recipient: no_name,
-                copies,
-                counts: adds,
-            };
+            return IndexEntry { copy, id, names: None, copies, counts };
         };
-        IndexEntry {
-            copy,
-            id: Some(*content.id.as_bytes()),
-            is_message: true,
-            sender: NameHash::of(content.sender),
-            recipient: NameHash::of(content.recipient),
-            copies,
-            counts: Counts { messages: 1, ..Counts::default() },
-        }
+        counts.messages = 1;
+        let names = Some([content.sender, content.recipient].map(NameHash::of));
+        IndexEntry { copy, id: Some(*content.id.as_bytes()), names, copies, counts }
     }
 
     /// Compares a message with all copies of its id that were indexed earlier.
@@ -95,8 +77,8 @@ impl IndexEntry {
 
     /// The bits of the sides that have this name; 0 if none has.
     pub(in crate::store) fn sides(&self, name: NameHash) -> u8 {
-        let side = |hash, side| if self.is_message && hash == name { side } else { 0 };
-        side(self.sender, SENDER) | side(self.recipient, RECIPIENT)
+        let Some([sender, recipient]) = self.names else { return 0 };
+        u8::from(sender == name) * SENDER | u8::from(recipient == name) * RECIPIENT
     }
 }
 

@@ -17,7 +17,7 @@ mod purge;
 mod reader;
 mod tables;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::ops::Bound::{self, Unbounded};
 use std::sync::{
     Condvar, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
@@ -96,8 +96,8 @@ impl Index {
                 Ok(Some(index)) => return Ok(index),
                 Err(error @ OpenError::InUse(_)) => return Err(error),
                 // A new index would not make the log readable.
-                Err(OpenError::Directory { source, .. }) if log.damage().engine_failure().is_some() => {
-                    return Err(OpenError::Directory { path: files.path(files::LOG), source });
+                Err(OpenError::Io { source, .. }) if log.damage().engine_failure().is_some() => {
+                    return Err(OpenError::Io { path: files.path(files::LOG), source });
                 }
                 Ok(None) => {}
                 Err(error) => tracing::warn!(%error, "rebuilding the index"),
@@ -239,14 +239,11 @@ impl Index {
     /// Writes the oldest part of the memtable to the file. `true` if there is more.
     pub(in crate::store) fn flush(&self) -> Result<bool, StoreError> {
         let mut flushed_counts = lock(&self.flushed_counts);
-        let (rows, count) = {
-            let memtable = self.memtable();
-            let count = memtable.len().min(FLUSH_COUNT);
-            (IndexRows::of(memtable.oldest(count)), count)
-        };
+        let count = self.memtable().len().min(FLUSH_COUNT); // only a flush drops entries, and only one runs at a time
         if count == 0 {
             return Ok(false);
         }
+        let rows = IndexRows::of(self.memtable().oldest(count));
         let mut counts = *flushed_counts;
         counts.add(rows.counts);
         // If the write fails, the indexer waits before it tries again, however much there is to flush.
@@ -254,11 +251,8 @@ impl Index {
         let unindexed = lock(&self.unindexed).clone();
         self.db.write(|tx| rows.write(tx, counts, &unindexed))?;
         *flushed_counts = counts;
-        let left = {
-            let mut memtable = self.memtable_mut();
-            memtable.drop_oldest(count);
-            memtable.len()
-        };
+        self.memtable_mut().drop_oldest(count);
+        let left = self.memtable().len();
         lock(&self.work).waiting = left;
         Ok(left > 0)
     }
@@ -292,11 +286,11 @@ impl Index {
     }
 
     pub fn reader(&self) -> IndexReader<'_> {
-        IndexReader::new(self)
+        IndexReader { index: self, tables: None }
     }
 
     pub fn overlay(&self) -> IndexOverlay<'_> {
-        IndexOverlay::new(self.reader())
+        IndexOverlay { reader: self.reader(), by_id: HashMap::new() }
     }
 
     pub(in crate::store) fn memtable(&self) -> RwLockReadGuard<'_, Memtable> {

@@ -16,8 +16,8 @@ use crate::store::{StoreError, StoredCopy};
 
 /// The index as it will be after the batch, as far as the batch looks at it.
 pub struct IndexOverlay<'a> {
-    reader: IndexReader<'a>,
-    by_id: HashMap<[u8; 16], IdCopies>,
+    pub(super) reader: IndexReader<'a>,
+    pub(super) by_id: HashMap<[u8; 16], IdCopies>,
 }
 
 /// All copies of one id.
@@ -40,17 +40,9 @@ impl IdCopies {
     }
 }
 
-impl<'a> IndexOverlay<'a> {
-    pub(in crate::store) fn new(reader: IndexReader<'a>) -> Self {
-        IndexOverlay { reader, by_id: HashMap::new() }
-    }
-
+impl IndexOverlay<'_> {
     /// All copies of an id.
-    pub fn copies(&mut self, id: [u8; 16]) -> Result<&IdCopies, StoreError> {
-        self.copies_mut(id).map(|copies| &*copies)
-    }
-
-    fn copies_mut(&mut self, id: [u8; 16]) -> Result<&mut IdCopies, StoreError> {
+    pub fn copies(&mut self, id: [u8; 16]) -> Result<&mut IdCopies, StoreError> {
         match self.by_id.entry(id) {
             Occupied(copies) => Ok(copies.into_mut()),
             Vacant(slot) => {
@@ -78,8 +70,8 @@ impl<'a> IndexOverlay<'a> {
 
     pub(super) fn stage(&mut self, entry: &Entry) -> Result<IndexEntry, StoreError> {
         let mut index_entry = IndexEntry::new(entry);
-        if let Some(id) = index_entry.id.filter(|_| index_entry.is_message) {
-            let copies = self.copies_mut(id)?;
+        if let Some(id) = index_entry.id.filter(|_| index_entry.names.is_some()) {
+            let copies = self.copies(id)?;
             index_entry.compare_with(&copies.all);
             copies.all.push(index_entry.copy);
         }

@@ -29,35 +29,32 @@ const SCAN_ROWS: usize = 4_096;
 
 #[derive(Debug, Default)]
 struct PurgedRows {
-    by_id: BTreeMap<[u8; 16], Vec<([u8; 16], u64)>>,
+    /// Sorted, so that the rows of one id are together.
+    by_id: Vec<IdKey>,
     by_user: Vec<UserKey>,
     /// The last entry of each log that stays, which becomes its watermark: if the log falls back to its state before the cut,
-    /// the entries behind it are indexed again.
+    /// the entries after it are indexed again.
     marks: BTreeMap<Origin, u64>,
 }
 
 impl PurgedRows {
-    fn add(&mut self, (id, origin, seq): IdKey) {
-        self.by_id.entry(id).or_default().push((origin, seq));
-    }
-
     /// Removes the rows and writes the counts without them. Returns what the counts lose.
     fn remove(&self, tx: &WriteTransaction, counts: Counts) -> Result<Counts, StoreError> {
         let mut less = Counts::default();
         let mut by_id = tx.open_table(BY_ID)?;
-        for (id, entries) in &self.by_id {
+        for keys in self.by_id.chunk_by(|one, next| one.0 == next.0) {
+            let id = keys[0].0;
             // Frontier snapshots are found by an id of their own and are not counted.
-            let is_message = |digest: &[u8; 32]| SnapshotId::of(Digest(*digest)).0 != *id;
-            let mut removed = BTreeSet::new();
-            for (origin, seq) in entries {
-                let digest = by_id.remove((*id, *origin, *seq))?.map(|value| value.value().1);
+            let is_message = |digest: &[u8; 32]| SnapshotId::of(Digest(*digest)).0 != id;
+            let (mut removed, mut left) = (BTreeSet::new(), BTreeSet::new());
+            for key in keys {
+                let digest = by_id.remove(*key)?.map(|value| value.value().1);
                 removed.extend(digest.filter(is_message));
             }
             if removed.is_empty() {
                 continue;
             }
-            let mut left = BTreeSet::new();
-            for row in by_id.range((*id, [0; 16], 0)..=(*id, [0xff; 16], u64::MAX))? {
+            for row in by_id.range((id, [0; 16], 0)..=(id, [0xff; 16], u64::MAX))? {
                 left.extend(Some(row?.1.value().1).filter(is_message));
             }
             let gone = removed.difference(&left).count();
@@ -66,8 +63,8 @@ impl PurgedRows {
         }
         drop(by_id);
         let mut copies = tx.open_table(COPIES)?;
-        for key in self.by_id.values().flatten() {
-            copies.remove(*key)?;
+        for (_, origin, seq) in &self.by_id {
+            copies.remove((*origin, *seq))?;
         }
         drop(copies);
         let mut by_user = tx.open_table(BY_USER)?;
@@ -91,18 +88,17 @@ impl Index {
     ) -> Result<bool, StoreError> {
         let indexed: Vec<IndexEntry> = entries.iter().map(IndexEntry::new).collect();
         let rows = IndexRows::of(indexed.iter());
-        let by_user = rows.by_user.iter().map(|(key, _)| *key).collect();
-        let marks = BTreeMap::from([(origin, cut - 1)]);
-        let mut purged = PurgedRows { by_user, marks, ..PurgedRows::default() };
-        rows.by_id.iter().for_each(|(key, _)| purged.add(*key));
-        self.remove_rows(&purged)
+        self.remove_rows(&PurgedRows {
+            by_id: rows.by_id.iter().map(|(key, _)| *key).collect(),
+            by_user: rows.by_user.iter().map(|(key, _)| *key).collect(),
+            marks: BTreeMap::from([(origin, cut - 1)]),
+        })
     }
 
     fn remove_rows(&self, rows: &PurgedRows) -> Result<bool, StoreError> {
-        let is_in_memtable = {
-            let memtable = self.memtable();
-            rows.by_id.keys().any(|id| !memtable.copies_of(id).is_empty())
-        };
+        let memtable = self.memtable();
+        let is_in_memtable = rows.by_id.iter().any(|(id, ..)| !memtable.copies_of(id).is_empty());
+        drop(memtable);
         if is_in_memtable {
             self.flush()?;
             return Ok(false);
@@ -143,12 +139,13 @@ impl Index {
         })?;
         let next = keys.last().copied().filter(|_| keys.len() == SCAN_ROWS);
         let mut rows = PurgedRows::default();
-        for (id, origin, seq) in keys {
-            let limit = logs.vector().limit(Origin(origin));
-            if seq > limit {
-                purged.add(Origin(origin), limit + 1);
-                rows.add((id, origin, seq));
-                rows.marks.insert(Origin(origin), limit);
+        for key in keys {
+            let origin = Origin(key.1);
+            let limit = logs.vector().limit(origin);
+            if key.2 > limit {
+                purged.add(origin, limit + 1);
+                rows.by_id.push(key);
+                rows.marks.insert(origin, limit);
             }
         }
         if !rows.by_id.is_empty() && !self.remove_rows(&rows)? {

@@ -24,22 +24,18 @@ use crate::store::{StoreError, StoredCopy};
 
 /// Reads of the index that share one transaction while they can. Short-lived: it pins pages.
 pub struct IndexReader<'a> {
-    index: &'a Index,
+    pub(super) index: &'a Index,
     /// The file as of one moment, and the memtable's epoch at that moment.
-    tables: Option<(u64, Tables)>,
+    pub(super) tables: Option<(u64, Tables)>,
 }
 
-struct Tables {
+pub(super) struct Tables {
     by_id: ReadOnlyTable<IdKey, (u64, [u8; 32])>,
     by_user: ReadOnlyTable<UserKey, u8>,
     copies: ReadOnlyTable<CopyKey, ()>,
 }
 
-impl<'a> IndexReader<'a> {
-    pub(super) fn new(index: &'a Index) -> Self {
-        IndexReader { index, tables: None }
-    }
-
+impl IndexReader<'_> {
     /// All copies of an id, in no order.
     pub(in crate::store) fn copies(&mut self, id: [u8; 16]) -> Result<Vec<StoredCopy>, StoreError> {
         let (mut copies, epoch) = {
@@ -117,7 +113,7 @@ impl<'a> IndexReader<'a> {
                 return Ok(false);
             }
             // Listings show messages only, so only their copies are marked.
-            if is_marked || !indexed.is_message || tables.copies.get((origin.0, seq))?.is_some() {
+            if is_marked || indexed.names.is_none() || tables.copies.get((origin.0, seq))?.is_some() {
                 return Ok(true);
             }
             for other in tables.copies_of(id)? {

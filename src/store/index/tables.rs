@@ -56,19 +56,14 @@ impl IndexRows {
             rows.entries.push((key.origin.0, key.seq));
             let Some(id) = entry.id else { continue };
             rows.by_id.push(((id, key.origin.0, key.seq), (key.stamp.0, digest.0)));
-            let mut add = |name: NameHash| {
-                let sides = entry.sides(name);
-                let key = (name.0, key.stamp.0, key.origin.0, key.seq);
-                rows.by_user.extend((sides != 0).then_some((key, sides)));
-            };
-            add(entry.sender);
-            if entry.recipient != entry.sender {
-                add(entry.recipient);
-            }
+            let user_key = |name: NameHash| (name.0, key.stamp.0, key.origin.0, key.seq);
+            rows.by_user
+                .extend(entry.names.iter().flatten().map(|name| (user_key(*name), entry.sides(*name))));
             rows.copies.extend(entry.copies.iter().map(|(origin, seq)| (origin.0, *seq)));
         }
         rows.by_id.sort_unstable();
         rows.by_user.sort_unstable();
+        rows.by_user.dedup(); // a message to oneself
         rows
     }
 
@@ -242,8 +237,8 @@ pub(crate) fn damage(
         }
     };
     match row {
-        IndexRow::Sender => by_user(indexed.sender),
-        IndexRow::Recipient => by_user(indexed.recipient),
+        IndexRow::Sender => by_user(indexed.names.expect("is a message")[0]),
+        IndexRow::Recipient => by_user(indexed.names.expect("is a message")[1]),
         IndexRow::Copy => {
             let mut table = tx.open_table(COPIES).expect("opens");
             table.remove((entry.origin().0, entry.seq())).expect("removes").expect("was there");

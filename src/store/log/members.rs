@@ -8,7 +8,7 @@
 use redb::{ReadTransaction, ReadableTable, TableDefinition, WriteTransaction};
 
 use super::super::StoreError;
-use super::{malformed_table, row_check};
+use super::{checked, malformed_table, with_check};
 use crate::chain::bytes::ByteReader;
 use crate::chain::members::{self, LastSeenAt, Member, MemberId, Members, Membership};
 use crate::store::engine::catch_panic::open_if_exists;
@@ -23,8 +23,8 @@ pub(super) fn read(tx: &ReadTransaction) -> Result<Membership, StoreError> {
         for row in table.iter()? {
             let (key, value) = row?;
             let (node_id, store_id) = key.value();
-            let name = MemberId { node_id, store_id };
-            members.learn(name, decode(name, value.value()).ok_or_else(|| malformed_table("members"))?);
+            let id = MemberId { node_id, store_id };
+            members.learn(id, decode(id, value.value()).ok_or_else(|| malformed_table("members"))?);
         }
     }
     if let Some(table) = open_if_exists(tx, MET)? {
@@ -39,15 +39,14 @@ pub(super) fn read(tx: &ReadTransaction) -> Result<Membership, StoreError> {
 }
 
 /// Writes both tables and removes all other rows.
-pub(super) fn write(
-    tx: &WriteTransaction,
-    Membership { members, last_seen_at: met }: &Membership,
-) -> Result<(), StoreError> {
+pub(super) fn write(tx: &WriteTransaction, membership: &Membership) -> Result<(), StoreError> {
+    let Membership { members, last_seen_at: met } = membership;
     let mut table = tx.open_table(MEMBERS)?;
     table.retain(|(node_id, store_id), _| members.get(MemberId { node_id, store_id }).is_some())?;
-    for (name, member) in members.iter() {
-        table.insert((name.node_id, name.store_id), encode(name, member).as_slice())?;
+    for (id, member) in members.iter() {
+        table.insert((id.node_id, id.store_id), encode(id, member).as_slice())?;
     }
+    drop(table);
     let mut table = tx.open_table(MET)?;
     table.retain(|address, _| met.contains_key(address))?;
     for (address, node_id) in met {
@@ -56,33 +55,28 @@ pub(super) fn write(
     Ok(())
 }
 
-fn key(name: MemberId) -> Vec<u8> {
-    [&name.node_id.to_be_bytes()[..], &name.store_id].concat()
+fn key(id: MemberId) -> Vec<u8> {
+    [&id.node_id.to_be_bytes()[..], &id.store_id].concat()
 }
 
-fn encode(name: MemberId, member: &Member) -> Vec<u8> {
-    let mut out = Vec::new();
-    members::put_member(&mut out, member);
-    let check = row_check(&key(name), &out);
-    out.extend_from_slice(&check);
-    out
+fn encode(id: MemberId, member: &Member) -> Vec<u8> {
+    let mut row = Vec::new();
+    members::put_member(&mut row, member);
+    with_check(&key(id), row)
 }
 
-fn decode(name: MemberId, bytes: &[u8]) -> Option<Member> {
-    let (body, check_bytes) = bytes.split_last_chunk()?;
-    let mut reader = ByteReader::new(body);
+fn decode(id: MemberId, bytes: &[u8]) -> Option<Member> {
+    let mut reader = ByteReader::new(checked(&key(id), bytes)?);
     let member = members::read_member(&mut reader)?;
-    reader.end(member).filter(|_| row_check(&key(name), body) == *check_bytes)
+    reader.end(member)
 }
 
 fn encode_met(address: &str, node_id: u16) -> Vec<u8> {
-    let id = node_id.to_be_bytes();
-    [&id[..], &row_check(address.as_bytes(), &id)].concat()
+    with_check(address.as_bytes(), node_id.to_be_bytes().to_vec())
 }
 
 fn decode_met(address: &str, bytes: &[u8]) -> Option<u16> {
-    let (id, rest) = bytes.split_first_chunk()?;
-    (rest == row_check(address.as_bytes(), id)).then_some(u16::from_be_bytes(*id))
+    Some(u16::from_be_bytes(checked(address.as_bytes(), bytes)?.try_into().ok()?))
 }
 
 #[cfg(test)]

@@ -281,8 +281,17 @@ fn find_logs(tx: &ReadTransaction) -> Result<LogsOnDisk, StoreError> {
             list.push((Origin(origin.value()), seq.value()));
         }
     }
-    check_ends(&found)?;
-    let mut known: BTreeSet<Origin> = found.heads.iter().map(|(origin, ..)| *origin).collect();
+    // The rows of cuts and detached ends have no checksum. An impossible one leads to a salvage, which drops all cuts; peers
+    // send them again.
+    let heads: BTreeMap<Origin, u64> =
+        found.heads.iter().map(|(origin, head, _)| (*origin, head.seq)).collect();
+    if found.cuts.iter().any(|(origin, cut)| *cut <= heads.get(origin).copied().unwrap_or(0)) {
+        return Err(malformed_table("cuts"));
+    }
+    if found.detached.iter().any(|(_, last)| *last == u64::MAX) {
+        return Err(malformed_table("loose"));
+    }
+    let mut known: BTreeSet<Origin> = heads.into_keys().collect();
     known.extend(found.detached.iter().map(|(origin, _)| *origin));
     let cut: BTreeSet<Origin> = found.cuts.iter().map(|(origin, _)| *origin).collect();
     for origin in tables(tx)? {
@@ -294,47 +303,34 @@ fn find_logs(tx: &ReadTransaction) -> Result<LogsOnDisk, StoreError> {
     if known.is_empty() { Ok(found) } else { Err(malformed_table("heads")) }
 }
 
-/// Checks cuts and detached ends for plausibility: their rows have no checksum. A wrong one leads to a salvage, which drops
-/// all cuts; peers send them again.
-fn check_ends(found: &LogsOnDisk) -> Result<(), StoreError> {
-    let heads: BTreeMap<Origin, u64> =
-        found.heads.iter().map(|(origin, head, _)| (*origin, head.seq)).collect();
-    if found.cuts.iter().any(|(origin, cut)| *cut <= heads.get(origin).copied().unwrap_or(0)) {
-        return Err(malformed_table("cuts"));
-    }
-    if found.detached.iter().any(|(_, last)| *last == u64::MAX) {
-        return Err(malformed_table("loose"));
-    }
-    Ok(())
+/// A row and its checksum, which covers the key too, so that a row under a wrong key fails.
+fn with_check(key: &[u8], mut row: Vec<u8>) -> Vec<u8> {
+    row.extend_from_slice(&row_check(key, &row));
+    row
 }
 
-const HEAD_BYTES: usize = 56;
+/// The row without its checksum; `None` if that fails.
+fn checked<'a>(key: &[u8], bytes: &'a [u8]) -> Option<&'a [u8]> {
+    let (row, check) = bytes.split_last_chunk()?;
+    (row_check(key, row) == *check).then_some(row)
+}
 
-/// The checksum of a row. It covers the key, so that a row under a wrong key fails.
-fn row_check(key: &[u8], value: &[u8]) -> [u8; 8] {
-    XxHash3_64::oneshot_with_seed(XxHash3_64::oneshot(key), value).to_be_bytes()
+fn row_check(key: &[u8], row: &[u8]) -> [u8; 8] {
+    XxHash3_64::oneshot_with_seed(XxHash3_64::oneshot(key), row).to_be_bytes()
 }
 
 pub(in crate::store) fn encode_head(origin: Origin, head: &Head, range: StampRange) -> Vec<u8> {
-    let mut out = Vec::with_capacity(HEAD_BYTES + 8);
-    out.extend_from_slice(&head.seq.to_be_bytes());
-    out.extend_from_slice(&head.hash.0);
-    out.extend_from_slice(&range.first.0.to_be_bytes());
-    out.extend_from_slice(&range.last.0.to_be_bytes());
-    let check = row_check(&origin.0, &out);
-    out.extend_from_slice(&check);
-    out
+    let [seq, first, last] = [head.seq, range.first.0, range.last.0].map(u64::to_be_bytes);
+    with_check(&origin.0, [&seq[..], &head.hash.0, &first, &last].concat())
 }
 
 fn decode_head(origin: Origin, bytes: &[u8]) -> Option<(Head, StampRange)> {
-    let (body, check) = bytes.split_at_checked(HEAD_BYTES)?;
-    if check != row_check(&origin.0, body) {
-        return None;
-    }
-    let number = |at: usize| body[at..].first_chunk().map(|bytes| u64::from_be_bytes(*bytes));
-    let hash = ChainHash(*body[8..].first_chunk()?);
-    let range = StampRange { first: Stamp(number(40)?), last: Stamp(number(48)?) };
-    Some((Head { seq: number(0)?, hash }, range))
+    let (seq, rest) = checked(&origin.0, bytes)?.split_first_chunk()?;
+    let (hash, rest) = rest.split_first_chunk()?;
+    let (first, last) = rest.split_first_chunk()?;
+    let [seq, first, last] = [*seq, *first, last.try_into().ok()?].map(u64::from_be_bytes);
+    let range = StampRange { first: Stamp(first), last: Stamp(last) };
+    Some((Head { seq, hash: ChainHash(*hash) }, range))
 }
 
 /// Marks the file as written by a newer program.

@@ -5,6 +5,7 @@
 //! purged: then it is [`StoreError::CutOff`].
 
 use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use redb::{ReadOnlyTable, ReadTransaction};
@@ -84,38 +85,27 @@ impl LogReader {
         last: u64,
         limit: ReadLimit,
     ) -> Result<Vec<Entry>, StoreError> {
-        self.read_range(origin, first, last, limit, false)
+        self.range(origin, first..=last, false, limit)
     }
 
-    /// Entries `last`, `last - 1`, … `first`; otherwise as [`LogReader::forward`].
-    pub fn backward(
+    /// As [`LogReader::forward`]; `backward`: from the last entry down to the first.
+    pub(in super::super) fn range(
         &mut self,
         origin: Origin,
-        first: u64,
-        last: u64,
-        limit: ReadLimit,
-    ) -> Result<Vec<Entry>, StoreError> {
-        self.read_range(origin, first, last, limit, true)
-    }
-
-    fn read_range(
-        &mut self,
-        origin: Origin,
-        first: u64,
-        last: u64,
-        limit: ReadLimit,
+        seqs: RangeInclusive<u64>,
         backward: bool,
+        limit: ReadLimit,
     ) -> Result<Vec<Entry>, StoreError> {
-        if first > last {
+        if seqs.is_empty() {
             return Ok(Vec::new());
         }
-        let start = if backward { last } else { first };
+        let start = if backward { *seqs.end() } else { *seqs.start() };
         let read = catch_panic(|| {
-            let range = self.table(origin, start)?.range(first..=last)?;
+            let rows = self.table(origin, start)?.range(seqs.clone())?;
             let entries = if backward {
-                take_rows(origin, (first..=last).rev().zip(range.rev()), limit)?
+                take_rows(origin, seqs.rev().zip(rows.rev()), limit)?
             } else {
-                take_rows(origin, (first..=last).zip(range), limit)?
+                take_rows(origin, seqs.zip(rows), limit)?
             };
             if entries.is_empty() { Err(StoreError::Damaged { origin, seq: start }) } else { Ok(entries) }
         });
@@ -163,14 +153,15 @@ impl LogReader {
     /// `h(seq)`, computed from the nearest checkpoint at or below `seq` and the entries between.
     pub fn hash_at(&mut self, origin: Origin, seq: u64) -> Result<ChainHash, StoreError> {
         let mut checkpoint = seq - seq % CHECKPOINT_EVERY;
-        let mut hash = ChainHash::genesis(origin);
-        while checkpoint > 0 {
-            if let Some(kept) = self.checkpoint(origin, checkpoint)? {
-                hash = kept;
-                break;
+        let mut hash = loop {
+            if checkpoint == 0 {
+                break ChainHash::genesis(origin);
+            }
+            if let Some(stored) = self.checkpoint(origin, checkpoint)? {
+                break stored;
             }
             checkpoint -= CHECKPOINT_EVERY; // missing: use the one before
-        }
+        };
         let limit = ReadLimit { rows: usize::MAX, bytes: 1 << 20 };
         let mut next = checkpoint + 1;
         while next <= seq {

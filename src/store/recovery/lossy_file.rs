@@ -117,7 +117,7 @@ pub(in crate::store) fn read_error(path: PathBuf, error: io::Error) -> OpenError
     if is_unreadable(&error) || error.get_ref().is_some() {
         OpenError::DiskUnreadable { path, why: error.to_string() }
     } else {
-        OpenError::Directory { path, source: error }
+        OpenError::Io { path, source: error }
     }
 }
 

@@ -65,7 +65,7 @@ pub(in crate::store) fn open_existing(
     let path = files.path(LOG);
     let corrupt = |why: &str| OpenError::Corrupt { path: path.clone(), why: why.into() };
     match files.len(LOG) {
-        Err(source) => Err(OpenError::Directory { path, source }.into()),
+        Err(source) => Err(OpenError::Io { path, source }.into()),
         Ok(None) if has_damaged_files => Err(corrupt("it is missing").into()),
         // redb would make a new one of it. Our files are never empty: they are put in place when they are complete.
         Ok(Some(0)) => Err(corrupt("it is empty").into()),
@@ -122,12 +122,12 @@ impl Opening<'_> {
     pub(in crate::store) fn salvage_log(&self, error: &OpenError) -> Result<OpenedLog, OpenError> {
         let why = match error {
             OpenError::Corrupt { why, .. } => why.clone(),
-            OpenError::Directory { source, .. } => format!("the disk cannot read all of it: {source}"),
+            OpenError::Io { source, .. } => format!("the disk cannot read all of it: {source}"),
             other => other.to_string(),
         };
         let path = self.files.path(LOG);
         tracing::warn!(why, path = %path.display(), "the log is damaged: salvaging the intact records");
-        let failed = |source: io::Error| OpenError::Directory { path: path.clone(), source };
+        let failed = |source: io::Error| OpenError::Io { path: path.clone(), source };
         let mut damaged = damaged_files(self.files)?;
         // Newest first: its records keep their keys.
         let mut sources: Vec<String> = damaged.iter().rev().cloned().collect();
@@ -157,7 +157,7 @@ impl Opening<'_> {
 
 /// The names of the damaged files that were set aside, oldest first.
 pub(in crate::store) fn damaged_files(files: &dyn Files) -> Result<Vec<String>, OpenError> {
-    let unreadable = |source| OpenError::Directory { path: files.path(LOG), source };
+    let unreadable = |source| OpenError::Io { path: files.path(LOG), source };
     let mut names = files.names().map_err(unreadable)?;
     names.retain(|name| name.starts_with(DAMAGED_PREFIX));
     names.sort_by_key(|name| (name.len(), name.clone())); // within one second: the plain name, then -2, …

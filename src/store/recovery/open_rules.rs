@@ -101,7 +101,7 @@ mod tests {
         let mut history = OpenHistory::default();
         let after = |number: &i32| {
             let source = std::io::Error::from_raw_os_error(*number);
-            history.opening_failed(&OpenError::Directory { path: "log.redb".into(), source });
+            history.opening_failed(&OpenError::Io { path: "log.redb".into(), source });
             history.next_policy()
         };
         errors.iter().map(after).collect()
