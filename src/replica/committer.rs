@@ -24,7 +24,7 @@ use crate::store::{Store, StoreError};
 /// them must fit into one exchange. At the bound no further log is cut, so forked logs stay different.
 const CUTS_MAX: usize = 65_536;
 /// Cuts in the queue. At the bound a further cut is dropped; a later exchange finds it again.
-const CUTTING_MAX: usize = 1_024;
+const CUTS_QUEUED_MAX: usize = 1_024;
 /// Entries of peers that wait until all entries between two checkpoints of the chain are there. At the bound all are
 /// dropped and requested again.
 const CANDIDATES_MAX: usize = 4_096;
@@ -43,17 +43,9 @@ pub struct Committer {
 impl Committer {
     /// The committer of a store that was just opened. `mint` creates the ids of new logs.
     pub fn new(store: Arc<Store>, logs: Logs, mint: Box<Mint>) -> Self {
-        let absorbing = logs.detached().map(|(origin, _)| origin).collect();
-        let (sweeping, cutting) = (Purger::of(&logs), VecDeque::new());
-        Committer {
-            store,
-            logs,
-            mint,
-            cuts_in_progress: cutting,
-            purger: sweeping,
-            attaching: absorbing,
-            candidates: BTreeMap::new(),
-        }
+        let attaching = logs.detached().map(|(origin, _)| origin).collect();
+        let (purger, cuts_in_progress, candidates) = (Purger::of(&logs), VecDeque::new(), BTreeMap::new());
+        Committer { store, logs, mint, cuts_in_progress, purger, attaching, candidates }
     }
 
     pub fn logs(&self) -> &Logs {
@@ -71,35 +63,27 @@ impl Committer {
     }
 
     /// Decides a batch and commits it. When this returns, all of it is on disk.
-    pub fn commit(
-        &mut self,
-        batch: &WriteOps<'_>,
-        space: Space,
-        now_ms: u64,
-    ) -> Result<Committed, StoreError> {
+    pub fn commit(&mut self, ops: &WriteOps<'_>, space: Space, now_ms: u64) -> Result<Committed, StoreError> {
         let store = self.store.clone();
         let mut mint = std::mem::replace(&mut self.mint, Box::new(|| unreachable!("it is given back")));
         let mut staged = Staged::new(self.logs.clone(), &store, &mut *mint, space, now_ms);
-        let decided = self.decide(&mut staged, batch, space);
-        let forks = std::mem::take(&mut staged.forks);
-        let (logs, change) = staged.into_batch();
+        let decided = self.decide(&mut staged, ops, space);
+        let Staged { logs, batch, forks, .. } = staged;
         self.mint = mint;
         let mut committed = decided?;
         for (origin, seq) in forks {
             self.enqueue_cut(origin, seq);
         }
         // The own log can be abandoned without a write.
-        committed.changed = !change.is_empty() || logs.own() != self.logs.own();
-        let cuts = change.cuts.clone();
-        if !change.is_empty() {
-            store.commit(change, &logs)?;
+        committed.changed = !batch.is_empty() || logs.own() != self.logs.own();
+        let cuts: Vec<Origin> = batch.cuts.iter().map(|(origin, _)| *origin).collect();
+        if !batch.is_empty() {
+            store.commit(batch, &logs)?;
         }
         self.logs = logs;
-        for (origin, _) in cuts {
-            self.purger.add(origin);
-        }
+        self.purger.logs.extend(cuts);
         if space.peers {
-            self.purger.step(&store, &self.logs, !batch.sends.is_empty())?;
+            self.purger.step(&store, &self.logs, !ops.sends.is_empty())?;
         }
         Ok(committed)
     }
@@ -107,16 +91,16 @@ impl Committer {
     fn decide(
         &mut self,
         staged: &mut Staged<'_>,
-        batch: &WriteOps<'_>,
+        ops: &WriteOps<'_>,
         space: Space,
     ) -> Result<Committed, StoreError> {
         let mut committed = Committed::default();
-        for op in &batch.maintenance {
+        for op in &ops.maintenance {
             match op {
                 Maintenance::Cut(origin, seq) => self.enqueue_cut(*origin, *seq),
                 Maintenance::Repair(records) => self.collect_repairs(staged, records)?,
                 Maintenance::Checkpoint(origin, seq, hash) => staged.checkpoint(*origin, *seq, *hash),
-                Maintenance::Members(kept) if space.peers => staged.members(kept),
+                Maintenance::Members(members) if space.peers => staged.batch.members = Some(members.clone()),
                 Maintenance::Members(_) => {}
                 Maintenance::Snapshots(contents) => {
                     contents.iter().try_for_each(|content| staged.append_snapshot(content))?;
@@ -126,14 +110,14 @@ impl Committer {
         if space.peers {
             self.continue_cut(staged)?;
         }
-        for messages in &batch.sends {
+        for messages in &ops.sends {
             let outcomes = messages.iter().map(|message| staged.send(message));
             committed.sends.push(outcomes.collect::<Result<_, _>>()?);
         }
-        for admit in &batch.admits {
+        for admit in &ops.admits {
             committed.admits.push(staged.admit(admit)?);
             let origin = admit.entries.first().map(Entry::origin);
-            self.attaching.extend(origin.filter(|origin| staged.logs().detached_until(*origin).is_some()));
+            self.attaching.extend(origin.filter(|origin| staged.logs.detached_until(*origin).is_some()));
         }
         if space.peers && self.cuts_in_progress.is_empty() {
             for origin in std::mem::take(&mut self.attaching) {
@@ -152,7 +136,7 @@ impl Committer {
         if is_done || is_under_way {
             return;
         }
-        if self.logs.vector().cut_count() >= CUTS_MAX || self.cuts_in_progress.len() >= CUTTING_MAX {
+        if self.logs.vector().cut_count() >= CUTS_MAX || self.cuts_in_progress.len() >= CUTS_QUEUED_MAX {
             tracing::error!(%origin, seq, "too many logs are cut: this one stays forked");
             return;
         }
@@ -161,7 +145,7 @@ impl Committer {
 
     fn continue_cut(&mut self, staged: &mut Staged<'_>) -> Result<(), StoreError> {
         let Some(mut cutting) = self.cuts_in_progress.pop_front() else { return Ok(()) };
-        staged.abandon(cutting.origin);
+        staged.logs.abandon(cutting.origin);
         // Purge first: a log that is cut repeatedly would otherwise be stored once more with every cut.
         if !cutting.has_copied() && !self.purger.is_done() {
             self.cuts_in_progress.push_front(cutting);
@@ -180,7 +164,7 @@ impl Committer {
     /// Collects entries of peers for damaged ones. They are written once the chain between two checkpoints matches with
     /// them; an entry that no chain confirms replaces nothing.
     fn collect_repairs(&mut self, staged: &mut Staged<'_>, entries: &[Entry]) -> Result<(), StoreError> {
-        let mut parts = BTreeSet::new();
+        let mut segments = BTreeSet::new();
         for entry in entries {
             let (origin, seq) = (entry.origin(), entry.seq());
             if seq > self.logs.vector().seq(origin) || !entry.content_matches_digest() {
@@ -194,29 +178,22 @@ impl Committer {
                 self.candidates.clear();
             }
             self.candidates.insert((origin, seq), entry.clone());
-            parts.insert((origin, (seq - 1) / CHECKPOINT_EVERY));
+            segments.insert((origin, (seq - 1) / CHECKPOINT_EVERY));
         }
-        for (origin, part) in parts {
-            self.repair_segment(staged, origin, part)?;
-        }
-        Ok(())
+        segments.into_iter().try_for_each(|(origin, number)| self.repair_segment(staged, origin, number))
     }
 
-    fn repair_segment(
-        &mut self,
-        staged: &mut Staged<'_>,
-        origin: Origin,
-        part: u64,
-    ) -> Result<(), StoreError> {
-        let first = part * CHECKPOINT_EVERY + 1;
+    /// Repairs the entries between two checkpoints, if that makes them match the chain.
+    fn repair_segment(&mut self, staged: &mut Staged, origin: Origin, number: u64) -> Result<(), StoreError> {
+        let first = number * CHECKPOINT_EVERY + 1;
         let head = *self.logs.vector().get(origin).expect("the log has entries");
         let last = head.seq.min(first + CHECKPOINT_EVERY - 1);
         let mut reader = staged.reader()?;
-        let kept = |seq: u64| {
-            if seq == 0 { Ok(Some(ChainHash::genesis(origin))) } else { reader.checkpoint(origin, seq) }
+        let before = match number {
+            0 => Some(ChainHash::genesis(origin)),
+            _ => reader.checkpoint(origin, first - 1)?,
         };
-        let before = kept(first - 1)?;
-        let after = if last == head.seq { Some(head.hash) } else { kept(last)? };
+        let after = if last == head.seq { Some(head.hash) } else { reader.checkpoint(origin, last)? };
         let (Some(mut hash), Some(after)) = (before, after) else { return Ok(()) };
         let mut repaired = Vec::new();
         for seq in first..=last {
@@ -239,8 +216,7 @@ impl Committer {
             return Ok(());
         }
         tracing::info!(%origin, first, last, entries = repaired.len(), "damaged entries are repaired");
-        repaired.into_iter().try_for_each(|entry| staged.repair(entry))?;
-        Ok(())
+        repaired.into_iter().try_for_each(|entry| staged.repair(entry))
     }
 }
 
@@ -459,10 +435,10 @@ mod tests {
         let name = |number: u16| Origin([number.to_be_bytes(); 8].concat().try_into().expect("16 bytes"));
         let invented: Vec<Maintenance> = (0..3_000).map(|number| Maintenance::Cut(name(number), 1)).collect();
         write(&mut committer, invented.iter().collect(), &[]);
-        assert!(committer.cuts_in_progress.len() < CUTTING_MAX, "{}", committer.cuts_in_progress.len());
+        assert!(committer.cuts_in_progress.len() < CUTS_QUEUED_MAX, "{}", committer.cuts_in_progress.len());
         while committer.has_more() {
             write(&mut committer, Vec::new(), &[]);
         }
-        assert_eq!(committer.logs().vector().cut_count(), CUTTING_MAX);
+        assert_eq!(committer.logs().vector().cut_count(), CUTS_QUEUED_MAX);
     }
 }

@@ -44,7 +44,7 @@ impl CutInProgress {
     /// Copies one piece. `true`: the cut is complete.
     pub(super) fn step(&mut self, staged: &mut Staged<'_>) -> Result<bool, StoreError> {
         let mut reader = staged.reader()?;
-        let logs = staged.logs();
+        let logs = &staged.logs;
         let last = logs.vector().seq(self.origin).max(logs.detached_until(self.origin).unwrap_or(0));
         let mut bytes = 0;
         for _ in 0..PIECE_COUNT {
@@ -59,7 +59,7 @@ impl CutInProgress {
                 self.copy(staged, &mut reader, &entry)?;
             } else {
                 self.branch = None;
-                self.loses_entries |= self.next <= staged.logs().vector().seq(self.origin);
+                self.loses_entries |= self.next <= staged.logs.vector().seq(self.origin);
                 // A gap may have any length: skip to just before the next row.
                 let row = reader.row_from(self.origin, self.next + 1)?;
                 self.next = row.unwrap_or(u64::MAX).min(last + 1) - 1;
@@ -80,14 +80,14 @@ impl CutInProgress {
             self.branch.unwrap_or_else(|| (Origin::branch(entry.key(), digest), 0));
         loop {
             let key = EntryKey { stamp, origin: branch, seq: passed + 1 };
-            let vector = staged.logs().vector();
+            let vector = staged.logs.vector();
             let is_free = passed == vector.seq(branch) && key.seq <= vector.limit(branch);
             if is_free {
                 staged.append_moved(key, entry)?;
                 break;
             }
             // An earlier attempt or a peer may have put the same entry there.
-            let there = reader.peek(branch, key.seq)?.filter(|there| staged.logs().covers(there.key()));
+            let there = reader.peek(branch, key.seq)?.filter(|there| staged.logs.covers(there.key()));
             if there.is_some_and(|there| (there.stamp(), there.digest()) == (stamp, digest)) {
                 break;
             }
@@ -100,15 +100,14 @@ impl CutInProgress {
 
     /// Everything is copied: ends the log.
     fn finish(&self, staged: &mut Staged<'_>, reader: &mut LogReader) -> Result<bool, StoreError> {
-        let before = self.seq - 1;
-        let held = staged.logs().vector().seq(self.origin);
-        let before = if before == 0 || held == 0 {
+        let seq = self.seq - 1;
+        let before = if seq >= staged.logs.vector().seq(self.origin) {
+            staged.logs.last(self.origin)
+        } else if seq == 0 {
             None
-        } else if before >= held {
-            staged.logs().last(self.origin)
         } else {
-            let entry = reader.get(self.origin, before)?;
-            Some((Head { seq: before, hash: reader.hash_at(self.origin, before)? }, entry.stamp()))
+            let entry = reader.get(self.origin, seq)?;
+            Some((Head { seq, hash: reader.hash_at(self.origin, seq)? }, entry.stamp()))
         };
         staged.cut(self.origin, self.seq, before, self.loses_entries);
         Ok(true)

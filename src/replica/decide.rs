@@ -12,8 +12,7 @@ use super::write_ops::{Admitted, NewMessage, PeerRecords, Rejection, SendOutcome
 use crate::chain::clock::Stamp;
 use crate::chain::frontier::SnapshotContent;
 use crate::chain::ids::{ChainHash, EntryKey, Origin};
-use crate::chain::logs::{self, Logs};
-use crate::chain::members::Membership;
+use crate::chain::logs::{AdmitError, Logs};
 use crate::chain::message::Digest;
 use crate::chain::record::{Entry, EntryKind};
 use crate::chain::vector::Head;
@@ -23,7 +22,7 @@ use crate::store::log::{LogReader, WriteBatch};
 use crate::store::{Store, StoreError, StoredCopy};
 
 /// Detached entries that one commit attaches to their log. Further ones wait for the next commit.
-const ABSORB_COUNT: usize = 2_000;
+const ATTACH_COUNT: usize = 2_000;
 
 /// Creates the id of a new log, a different one with each call.
 pub type Mint = dyn FnMut() -> Origin + Send;
@@ -32,46 +31,25 @@ pub type Mint = dyn FnMut() -> Origin + Send;
 pub(super) struct Staged<'a> {
     store: &'a Store,
     mint: &'a mut Mint,
-    logs: Logs,
+    /// The logs after the commit.
+    pub(super) logs: Logs,
     space: Space,
     now_ms: u64,
     index: IndexOverlay<'a>,
-    batch: WriteBatch,
+    pub(super) batch: WriteBatch,
     /// Forks found by comparing two entries for one position.
     pub(super) forks: BTreeSet<(Origin, u64)>,
 }
 
 impl<'a> Staged<'a> {
     /// An empty batch on top of `logs`. `now_ms` is the wall clock.
-    pub(super) fn new(logs: Logs, store: &'a Store, mint: &'a mut Mint, room: Space, now_ms: u64) -> Self {
-        Staged {
-            store,
-            mint,
-            logs,
-            space: room,
-            now_ms,
-            index: store.overlay(),
-            batch: WriteBatch::default(),
-            forks: BTreeSet::new(),
-        }
-    }
-
-    /// The logs after the commit, and what the commit writes.
-    pub(super) fn into_batch(self) -> (Logs, WriteBatch) {
-        (self.logs, self.batch)
-    }
-
-    pub(super) fn logs(&self) -> &Logs {
-        &self.logs
+    pub(super) fn new(logs: Logs, store: &'a Store, mint: &'a mut Mint, space: Space, now_ms: u64) -> Self {
+        let (index, batch, forks) = (store.overlay(), WriteBatch::default(), BTreeSet::new());
+        Staged { store, mint, logs, space, now_ms, index, batch, forks }
     }
 
     pub(super) fn reader(&self) -> Result<LogReader, StoreError> {
         self.store.log().read()
-    }
-
-    /// Stops appending clients' messages to this log: the next one begins another log.
-    pub(super) fn abandon(&mut self, origin: Origin) {
-        self.logs.abandon(origin);
     }
 
     /// Decides a client's message. A duplicate is reported as stored even on a full disk.
@@ -146,15 +124,14 @@ impl<'a> Staged<'a> {
         // The peer's chain also over entries that are here already: at our head it must have our hash.
         let mut chain = run.before;
         for entry in &run.entries {
-            match self.admit_one(chain, run.claimed, entry) {
+            match self.admit_one(chain, run.claimed, entry)? {
                 Ok(new) => {
                     admitted.new += u64::from(new);
                     chain = chain.followed_by(entry);
                 }
-                Err(StageError::Storage(error)) => return Err(error),
-                Err(StageError::Refused(refused)) => {
+                Err(refused) => {
                     admitted.refused = Some(refused);
-                    if matches!(refused, logs::AdmitError::Fork(_)) {
+                    if matches!(refused, AdmitError::Fork(_)) {
                         // Which entries belong to which fork is not known: nothing of the run is admitted.
                         (self.logs, admitted.new) = (logs, 0);
                         for row in self.batch.entries.drain(count..) {
@@ -169,25 +146,31 @@ impl<'a> Staged<'a> {
         Ok(admitted)
     }
 
-    fn admit_one(&mut self, before: Head, claimed: Option<Head>, entry: &Entry) -> Result<bool, StageError> {
+    /// As [`Logs::admit`], and stages the entry.
+    fn admit_one(
+        &mut self,
+        before: Head,
+        claimed: Option<Head>,
+        entry: &Entry,
+    ) -> Result<Result<bool, AdmitError>, StoreError> {
         let EntryKey { origin, seq, .. } = entry.key();
         let (head, hash) = (self.logs.vector().seq(origin), self.logs.vector().hash(origin));
         if before.seq == head && before.hash != hash {
-            return Err(StageError::Refused(logs::AdmitError::Fork(head)));
+            return Ok(Err(AdmitError::Fork(head)));
         }
         if seq > head && self.conflicts_with_detached(entry)? {
             self.forks.insert((origin, seq));
-            return Err(StageError::Refused(logs::AdmitError::Fork(head)));
+            return Ok(Err(AdmitError::Fork(head)));
         }
-        if !self.logs.admit(entry, self.now_ms).map_err(StageError::Refused)? {
-            return Ok(false);
+        let admitted = self.logs.admit(entry, self.now_ms);
+        if admitted == Ok(true) {
+            let hash = self.logs.vector().hash(origin);
+            if claimed.is_some_and(|claimed| claimed.seq == seq && claimed.hash != hash) {
+                return Ok(Err(AdmitError::Fork(seq)));
+            }
+            self.append(entry.clone())?;
         }
-        let hash = self.logs.vector().hash(origin);
-        if claimed.is_some_and(|claimed| claimed.seq == seq && claimed.hash != hash) {
-            return Err(StageError::Refused(logs::AdmitError::Fork(seq)));
-        }
-        self.append(entry.clone())?;
-        Ok(true)
+        Ok(admitted)
     }
 
     /// Whether a detached entry in the same position differs from this one.
@@ -203,7 +186,7 @@ impl<'a> Staged<'a> {
     /// Attaches detached entries of a log that follow its head now. `true`: there may be more.
     pub(super) fn attach_detached(&mut self, origin: Origin) -> Result<bool, StoreError> {
         let mut reader = self.reader()?;
-        for _ in 0..ABSORB_COUNT {
+        for _ in 0..ATTACH_COUNT {
             let next = self.logs.vector().seq(origin) + 1;
             let Some(last) = self.logs.detached_until(origin) else { return Ok(false) };
             if next > last {
@@ -247,26 +230,11 @@ impl<'a> Staged<'a> {
         Ok(())
     }
 
-    pub(super) fn members(&mut self, kept: &Membership) {
-        self.batch.members = Some(kept.clone());
-    }
-
     /// Corrects a checkpoint of the chain, unless it was cut off since it was found wrong.
     pub(super) fn checkpoint(&mut self, origin: Origin, seq: u64, hash: ChainHash) {
         if seq <= self.logs.vector().seq(origin) {
             self.batch.checkpoints.push((origin, seq, hash));
         }
-    }
-}
-
-enum StageError {
-    Refused(logs::AdmitError),
-    Storage(StoreError),
-}
-
-impl From<StoreError> for StageError {
-    fn from(error: StoreError) -> Self {
-        StageError::Storage(error)
     }
 }
 
@@ -303,6 +271,6 @@ mod tests {
         assert_eq!(conflict, SendOutcome::NotStored(Rejection::Conflict));
         let new = staged.send(&intake(2, "two")).expect("decides");
         assert_eq!(new, SendOutcome::NotStored(Rejection::Full));
-        assert_eq!(staged.into_batch().1.entries.len(), 1);
+        assert_eq!(staged.batch.entries.len(), 1);
     }
 }

@@ -17,7 +17,6 @@ use super::runs::{ReadRuns, Wanted, within};
 use super::write_ops::{Admitted, Maintenance};
 use crate::chain::ids::Origin;
 use crate::chain::logs::{AdmitError, Logs};
-use crate::chain::record::Entry;
 use crate::chain::sync::bisect::Bisection;
 use crate::chain::sync::wire::{EntryRange, Hello, Run, SyncMessage, short};
 use crate::chain::sync::{self, ExchangePlan, Initiator, NextExchange, Responder};
@@ -66,7 +65,8 @@ pub struct PlannedRequest {
     pub reads: Vec<Wanted>,
     repair: Vec<EntryRange>,
     own: Option<Origin>,
-    probes: Vec<(Origin, EntryRange)>,
+    /// One entry of each log that is bisected.
+    probes: Vec<EntryRange>,
     before: Option<Vector>,
 }
 
@@ -90,37 +90,24 @@ impl Exchange {
         let Trigger { on_timer, now_ms, skip, repair } = trigger;
         self.backoff.retain(|_, until| *until > now_ms);
         let mut plan = self.initiator.start(logs.vector(), logs.own(), on_timer, skip);
-        let is_left_out =
-            |origin: &Origin| self.backoff.contains_key(origin) || self.bisections.contains_key(origin);
-        plan.push.retain(|push| !is_left_out(&push.origin));
-        plan.wants.retain(|want| !is_left_out(&want.origin));
-        let mut reads = Vec::new();
-        for push in &plan.push {
-            let theirs = self.initiator.theirs().map(|theirs| theirs.hash(push.origin));
+        plan.push.retain(|push| !self.is_left_out(push.origin));
+        plan.wants.retain(|want| !self.is_left_out(want.origin));
+        let before = self.initiator.theirs().cloned();
+        let pushes = plan.push.iter().map(|range| {
+            let before = before.as_ref().map(|theirs| theirs.hash(range.origin));
             let known = self.own_head_sent.is_some_and(|(origin, head)| {
-                origin == push.origin && head.seq == push.first - 1 && Some(head.hash) == theirs
+                origin == range.origin && head.seq == range.first - 1 && Some(head.hash) == before
             });
-            reads.push(Wanted { range: *push, before: theirs, known });
-        }
-        self.served_wants = std::mem::take(&mut self.peer_wants);
-        reads.extend(self.served_wants.iter().map(|range| Wanted {
-            range: *range,
-            before: None,
-            known: false,
-        }));
-        let probes = self.bisections.iter().map(|(origin, search)| {
-            let (origin, seq) = (*origin, search.asks());
-            (origin, EntryRange { origin, first: seq, last: seq })
+            Wanted { range: *range, before, known }
         });
-        let probes = probes.collect();
-        PlannedRequest {
-            plan,
-            reads,
-            repair,
-            own: logs.own(),
-            probes,
-            before: self.initiator.theirs().cloned(),
-        }
+        let mut reads: Vec<Wanted> = pushes.collect();
+        self.served_wants = std::mem::take(&mut self.peer_wants);
+        reads.extend(self.served_wants.iter().copied().map(Wanted::by_peer));
+        let probes = self.bisections.iter().map(|(origin, bisection)| {
+            let seq = bisection.asks();
+            EntryRange { origin: *origin, first: seq, last: seq }
+        });
+        PlannedRequest { plan, reads, repair, own: logs.own(), probes: probes.collect(), before }
     }
 
     /// Builds the request from what was read for it.
@@ -131,19 +118,17 @@ impl Exchange {
         body.own = if plan.heads.is_some() { planned.own } else { None };
         body.wants.clone_from(&plan.wants);
         body.wants.extend(&planned.repair);
-        body.wants.extend(planned.probes.iter().map(|(_, range)| *range));
+        body.wants.extend(&planned.probes);
         for (origin, seq) in read.forks {
             self.start_bisection(origin, seq);
         }
         // Our own log comes first. If it could not be read, it is damaged and is left out for a while as well.
         let own = plan.push.first().map(|push| push.origin).filter(|origin| Some(*origin) == planned.own);
         self.pushed = read.runs.iter().map(|run| run.origin).chain(own).collect();
-        for run in &read.runs {
+        for run in read.runs.iter().filter(|run| Some(run.origin) == planned.own) {
             let last = run.before.seq + run.entries.len() as u64;
             let head = plan.mine.get(run.origin).filter(|head| head.seq == last);
-            if Some(run.origin) == planned.own {
-                self.own_head_sent = head.map(|head| (run.origin, *head));
-            }
+            self.own_head_sent = head.map(|head| (run.origin, *head));
         }
         (body.runs, body.more) = (read.runs, read.more);
         body
@@ -160,38 +145,30 @@ impl Exchange {
         let PlannedRequest { plan, probes, before, .. } = planned;
         let mut runs = std::mem::take(&mut reply.runs);
         self.peer_wants = within(&reply.wants, logs.vector());
-        let mut next = self.initiator.on_reply(plan, &reply);
-        let mut actions =
-            ReplyActions { next, maintenance: Vec::new(), runs: Vec::new(), probes: Vec::new(), before };
+        let next = self.initiator.on_reply(plan, &reply);
+        let (mut maintenance, mut answers) = (Vec::new(), Vec::new());
         if let Some(theirs) = self.initiator.theirs() {
-            actions.maintenance.extend(new_cuts(logs, theirs));
+            maintenance.extend(new_cuts(logs, theirs));
             for (origin, seq) in sync::forks(logs.vector(), theirs) {
                 self.start_bisection(origin, seq);
             }
         } else {
             self.bisections.clear(); // a new incarnation of the peer: what it held before is not relied on
         }
-        for (origin, range) in probes {
-            let is_answer = |run: &Run| {
-                run.origin == origin && run.before.seq == range.first - 1 && run.entries.len() == 1
-            };
+        for EntryRange { origin, first, .. } in probes {
+            let is_answer =
+                |run: &Run| run.origin == origin && run.before.seq == first - 1 && run.entries.len() == 1;
             match (runs.iter().position(is_answer), self.bisections.remove(&origin)) {
-                (Some(at), Some(search)) => actions.probes.push((origin, search, runs.remove(at))),
+                (Some(at), Some(bisection)) => answers.push((origin, bisection, runs.remove(at))),
                 _ => self.back_off(origin), // no answer: damaged there, or cut off
             }
         }
-        let repaired = take_repairs(&mut runs, logs, damage);
-        if !repaired.is_empty() {
-            actions.maintenance.push(Maintenance::Repair(repaired));
-        }
-        actions.runs = runs;
-        // The peer could not use our answer, or the entries are damaged here too: wait for the timer.
+        maintenance.extend(take_repairs(&mut runs, logs, damage));
+        // If the peer wants the same again, it could not use our answer, or the entries are damaged here too: wait for the timer.
         let asks_for_more = !self.peer_wants.is_empty() && self.peer_wants != self.served_wants;
-        if asks_for_more || !self.bisections.is_empty() {
-            next = NextExchange::Again;
-        }
-        actions.next = next;
-        actions
+        let is_again = asks_for_more || !self.bisections.is_empty();
+        let next = if is_again { NextExchange::Again } else { next };
+        ReplyActions { next, maintenance, runs, probes: answers, before }
     }
 
     /// Takes the outcomes of the commits: logs that were refused are left out for a while. Returns the number of new
@@ -216,9 +193,7 @@ impl Exchange {
             new += admitted.new;
             match admitted.refused {
                 Some(AdmitError::Fork(seq)) if seq > 0 => self.start_bisection(*origin, seq),
-                Some(_) => {
-                    self.backoff.insert(*origin, until);
-                }
+                Some(_) => drop(self.backoff.insert(*origin, until)),
                 None => {}
             }
         }
@@ -230,16 +205,11 @@ impl Exchange {
     /// Continues or ends a bisection. Returns what is to be committed.
     pub fn on_verdict(&mut self, origin: Origin, verdict: Verdict) -> Option<Maintenance> {
         match verdict {
-            Verdict::Closer(search) => {
-                self.bisections.insert(origin, search);
-                None
-            }
-            Verdict::Fork(seq) => Some(Maintenance::Cut(origin, seq)),
-            Verdict::Inconclusive => {
-                self.back_off(origin);
-                None
-            }
+            Verdict::Closer(bisection) => drop(self.bisections.insert(origin, bisection)),
+            Verdict::Fork(seq) => return Some(Maintenance::Cut(origin, seq)),
+            Verdict::Inconclusive => self.back_off(origin),
         }
+        None
     }
 
     /// Starts a bisection of a log whose hashes differ at this seq.
@@ -258,6 +228,10 @@ impl Exchange {
         self.backoff.insert(origin, u64::MAX);
     }
 
+    fn is_left_out(&self, origin: Origin) -> bool {
+        self.backoff.contains_key(&origin) || self.bisections.contains_key(&origin)
+    }
+
     /// The peer's vector, as its latest message says.
     pub fn theirs(&self) -> Option<&Vector> {
         self.initiator.theirs()
@@ -265,14 +239,8 @@ impl Exchange {
 
     /// Whether the peer lacks entries of our own log and accepts them.
     pub fn has_own_to_push(&self, logs: &Logs) -> bool {
-        match (self.initiator.theirs(), logs.own()) {
-            (Some(theirs), Some(own)) => {
-                logs.vector().seq(own) > theirs.seq(own)
-                    && !self.backoff.contains_key(&own)
-                    && !self.bisections.contains_key(&own)
-            }
-            _ => false,
-        }
+        let (Some(theirs), Some(own)) = (self.initiator.theirs(), logs.own()) else { return false };
+        logs.vector().seq(own) > theirs.seq(own) && !self.is_left_out(own)
     }
 }
 
@@ -281,8 +249,8 @@ fn new_cuts(logs: &Logs, theirs: &Vector) -> impl Iterator<Item = Maintenance> {
     sync::new_cuts(logs.vector(), theirs).into_iter().map(|(origin, seq)| Maintenance::Cut(origin, seq))
 }
 
-/// Takes the runs that lie within our logs, and returns the entries among them that are damaged here.
-fn take_repairs(runs: &mut Vec<Run>, logs: &Logs, damage: &Damage) -> Vec<Entry> {
+/// Takes the runs that lie within our logs, and the entries among them that are damaged here.
+fn take_repairs(runs: &mut Vec<Run>, logs: &Logs, damage: &Damage) -> Option<Maintenance> {
     let mut entries = Vec::new();
     runs.retain_mut(|run| {
         let last = run.before.seq.saturating_add(run.entries.len() as u64);
@@ -295,7 +263,7 @@ fn take_repairs(runs: &mut Vec<Run>, logs: &Logs, damage: &Damage) -> Vec<Entry>
         }
         !is_repair
     });
-    entries
+    (!entries.is_empty()).then_some(Maintenance::Repair(entries))
 }
 
 /// What a request leads to before it is answered: the maintenance is committed first, then the runs.
@@ -309,16 +277,12 @@ pub fn on_request(
     let mut maintenance: Vec<Maintenance> =
         responder.theirs().into_iter().flat_map(|theirs| new_cuts(logs, theirs)).collect();
     let mut runs = std::mem::take(&mut request.runs);
-    let repaired = take_repairs(&mut runs, logs, damage);
-    if !repaired.is_empty() {
-        maintenance.push(Maintenance::Repair(repaired));
-    }
+    maintenance.extend(take_repairs(&mut runs, logs, damage));
     (maintenance, runs)
 }
 
 pub fn reads_for(request: &SyncMessage, logs: &Logs) -> Vec<Wanted> {
-    let ranges = within(&request.wants, logs.vector()).into_iter();
-    ranges.map(|range| Wanted { range, before: None, known: false }).collect()
+    within(&request.wants, logs.vector()).into_iter().map(Wanted::by_peer).collect()
 }
 
 /// The answer. `logs`: ours after the request's runs were committed. `repair`: damaged entries that the peer may have.

@@ -19,7 +19,8 @@ const BUSY_MAX: u32 = 16;
 /// The cut logs that may have rows behind their cuts.
 #[derive(Debug, Default)]
 pub(super) struct Purger {
-    logs: BTreeSet<Origin>,
+    /// Each with a durable cut.
+    pub(super) logs: BTreeSet<Origin>,
     busy: u32,
 }
 
@@ -27,10 +28,6 @@ impl Purger {
     /// Starts with all cut logs: an earlier process may have ended at any point.
     pub(super) fn of(logs: &Logs) -> Self {
         Purger { logs: logs.vector().cuts().map(|(origin, _)| origin).collect(), busy: 0 }
-    }
-
-    pub(super) fn add(&mut self, origin: Origin) {
-        self.logs.insert(origin);
     }
 
     /// Whether no rows are left behind any cut.

@@ -7,6 +7,7 @@
 use super::write_ops::{Admitted, PeerRecords};
 use crate::chain::ids::{ChainHash, Origin};
 use crate::chain::logs::AdmitError;
+use crate::chain::record::Entry;
 use crate::chain::sync::wire::{EntryRange, Run};
 use crate::chain::vector::{Head, Vector};
 use crate::store::log::ReadLimit;
@@ -25,6 +26,13 @@ pub struct Wanted {
     pub before: Option<ChainHash>,
     /// `before` is our hash too; it need not be computed.
     pub known: bool,
+}
+
+impl Wanted {
+    /// A range that the peer asked for: its hash before it is not known.
+    pub(super) fn by_peer(range: EntryRange) -> Self {
+        Wanted { range, before: None, known: false }
+    }
 }
 
 /// The runs for one message.
@@ -97,11 +105,9 @@ pub fn read(store: &Store, ranges: &[Wanted], go_on: impl Fn() -> bool) -> Resul
             let Some(entries) = undamaged(store.log().read()?.forward(origin, next, last, most))? else {
                 break;
             };
-            for entry in entries {
-                left = left.saturating_sub(entry.size());
-                next = entry.seq() + 1;
-                run.entries.push(entry);
-            }
+            next += entries.len() as u64;
+            left = left.saturating_sub(entries.iter().map(Entry::size).sum());
+            run.entries.extend(entries);
         }
         if !run.entries.is_empty() {
             read.runs.push(run);

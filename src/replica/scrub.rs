@@ -21,8 +21,6 @@ pub struct Scrub {
     at: Option<ScrubPosition>,
     /// Entries checked in this round.
     checked: u64,
-    /// The round is complete, and the next one has not begun.
-    ended: bool,
 }
 
 /// Within a log.
@@ -59,13 +57,14 @@ impl Scrub {
     /// Reads the next part of `logs`.
     pub fn step(&mut self, store: &Store, logs: &Logs) -> Result<ScrubStep, StoreError> {
         let mut step = ScrubStep::default();
-        let Some(mut at) = self.at.take().or_else(|| ScrubPosition::after(None, logs)) else {
+        let at = self.at.take().or_else(|| {
+            self.checked = 0; // a round begins
+            ScrubPosition::after(None, logs)
+        });
+        let Some(mut at) = at else {
             step.round_ends = true;
             return Ok(step);
         };
-        if self.ended {
-            (self.checked, self.ended) = (0, false);
-        }
         let head = logs.vector().get(at.origin).copied();
         let last = head.map_or(0, |head| head.seq); // it may have been cut since
         if at.next <= last {
@@ -79,9 +78,7 @@ impl Scrub {
             at.end(head.hash, &mut step);
         }
         self.at = ScrubPosition::after(Some(at.origin), logs);
-        if self.at.is_none() {
-            (self.ended, step.round_ends) = (true, true);
-        }
+        step.round_ends = self.at.is_none();
         Ok(step)
     }
 }
@@ -91,13 +88,8 @@ impl ScrubPosition {
     fn after(origin: Option<Origin>, logs: &Logs) -> Option<Self> {
         let mut origins = logs.vector().iter().map(|(origin, _)| origin);
         let origin = origins.find(|next| origin.is_none_or(|origin| *next > origin))?;
-        Some(ScrubPosition {
-            origin,
-            next: 1,
-            hash: Some(ChainHash::genesis(origin)),
-            good: 0,
-            wrong: Vec::new(),
-        })
+        let hash = Some(ChainHash::genesis(origin));
+        Some(ScrubPosition { origin, next: 1, hash, good: 0, wrong: Vec::new() })
     }
 
     fn read(
