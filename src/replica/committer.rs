@@ -4,7 +4,7 @@
 //! answers with [`Committed`]. Threads, queues and callers are not known here.
 //!
 //! Invariants: a batch is decided on a copy of the logs, which replaces them after the commit, so no outcome is
-//! reported for a message that is not on disk. Work that needs many commits (cutting a long log, purging behind a cut,
+//! reported for a message that is not on disk. Work that needs many commits (cutting a long log, purging after a cut,
 //! attaching detached entries) continues with each batch, in pieces. After an error the committer must not be used: the
 //! store is reopened.
 
@@ -326,7 +326,7 @@ mod tests {
     }
 
     #[test]
-    fn a_sweep_waits_for_clients_and_for_room_and_goes_on_after_the_next_opening() {
+    fn a_purge_waits_for_clients_and_for_space_and_continues_after_the_next_opening() {
         let dir = tempfile::tempdir().expect("temp dir");
         let mut committer = open(&dir);
         let origin = fill(&mut committer, 3_500);
@@ -358,7 +358,7 @@ mod tests {
     }
 
     #[test]
-    fn a_listing_of_what_was_before_a_cut_fails_once_it_is_swept_and_calls_nothing_damaged() {
+    fn a_listing_of_what_was_before_a_cut_fails_once_it_is_purged_and_calls_nothing_damaged() {
         let dir = tempfile::tempdir().expect("temp dir");
         let mut committer = open(&dir);
         let origin = fill(&mut committer, 30);

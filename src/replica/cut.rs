@@ -28,13 +28,13 @@ pub(super) struct CutInProgress {
     next: u64,
     /// The branch that it goes to, and how many entries that branch has so far. `None`: it begins a branch.
     branch: Option<(Origin, u64)>,
-    /// Some entries behind the cut could not be read.
-    loses_entries: bool,
+    /// Some of the entries that are cut off are damaged.
+    drops_damaged: bool,
 }
 
 impl CutInProgress {
     pub(super) fn new(origin: Origin, seq: u64) -> Self {
-        CutInProgress { origin, seq, next: seq, branch: None, loses_entries: false }
+        CutInProgress { origin, seq, next: seq, branch: None, drops_damaged: false }
     }
 
     pub(super) fn has_copied(&self) -> bool {
@@ -59,7 +59,7 @@ impl CutInProgress {
                 self.copy(staged, &mut reader, &entry)?;
             } else {
                 self.branch = None;
-                self.loses_entries |= self.next <= staged.logs.vector().seq(self.origin);
+                self.drops_damaged |= self.next <= staged.logs.vector().seq(self.origin);
                 // A gap may have any length: skip to just before the next row.
                 let row = reader.row_from(self.origin, self.next + 1)?;
                 self.next = row.unwrap_or(u64::MAX).min(last + 1) - 1;
@@ -109,7 +109,7 @@ impl CutInProgress {
             let entry = reader.get(self.origin, seq)?;
             Some((Head { seq, hash: reader.hash_at(self.origin, seq)? }, entry.stamp()))
         };
-        staged.cut(self.origin, self.seq, before, self.loses_entries);
+        staged.cut(self.origin, self.seq, before, self.drops_damaged);
         Ok(true)
     }
 }

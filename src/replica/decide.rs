@@ -197,7 +197,7 @@ impl<'a> Staged<'a> {
             let Some(entry) = reader.peek(origin, next)? else { return Ok(false) };
             match self.logs.admit(&entry, self.now_ms) {
                 Ok(true) => self.append(entry)?,
-                Ok(false) => return Ok(false), // behind a cut: the cut moves it to a branch
+                Ok(false) => return Ok(false), // cut off: the cut moves it to a branch
                 Err(_) => {
                     self.forks.insert((origin, next)); // the entries that filled the gap are of another fork
                     return Ok(false);
@@ -214,14 +214,20 @@ impl<'a> Staged<'a> {
         self.append(entry.moved_to(key))
     }
 
-    /// Ends a log before `seq`. `loses`: some of the entries from there on could not be read and are dropped.
-    pub(super) fn cut(&mut self, origin: Origin, seq: u64, before: Option<(Head, Stamp)>, loses: bool) {
+    /// Ends a log before `seq`. `drops_damaged`: some of the entries from there on are damaged and are dropped.
+    pub(super) fn cut(
+        &mut self,
+        origin: Origin,
+        seq: u64,
+        before: Option<(Head, Stamp)>,
+        drops_damaged: bool,
+    ) {
         if self.logs.detached_until(origin).is_some() {
             self.batch.detached.push(origin);
         }
         self.logs.cut(origin, seq, before);
         self.batch.cuts.push((origin, seq));
-        self.batch.drops_unreadable |= loses;
+        self.batch.drops_damaged |= drops_damaged;
     }
 
     /// Replaces a damaged entry. The caller has compared it with the chain.

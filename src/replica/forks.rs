@@ -37,11 +37,11 @@ pub fn judge(store: &Store, origin: Origin, search: Bisection, run: &Run) -> Res
     match search.compare(side(before, &entry), side(run.before.hash, theirs)) {
         BisectionOutcome::Closer(closer) => Ok(Verdict::Closer(closer)),
         BisectionOutcome::Fork(seq) => {
-            let sound = undamaged(store.log().is_sound(origin, seq))?.unwrap_or(false);
+            let sound = undamaged(store.log().matches_chain(origin, seq))?.unwrap_or(false);
             Ok(if sound { Verdict::Fork(seq) } else { Verdict::Inconclusive })
         }
         BisectionOutcome::Inconclusive => {
-            undamaged(store.log().is_sound(origin, seq))?;
+            undamaged(store.log().matches_chain(origin, seq))?;
             Ok(Verdict::Inconclusive)
         }
     }

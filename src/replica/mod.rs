@@ -1,7 +1,7 @@
 //! A store and its logs together: what is decided, committed, exchanged and repaired, step by step.
 //!
 //! Everything here takes values and returns values: no threads, no tokio, no sockets, no clock. A node calls it from
-//! its threads and tasks; the simulation calls the same code from a seed. Only the [`committer`] writes to a store;
+//! its threads and tasks; the simulation calls the same code from a seed. Only the [`committer`] writes logs;
 //! [`exchange`] is one peer's side of syncing; [`repair`] decides what to do about damage.
 
 pub mod committer;

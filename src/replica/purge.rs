@@ -1,4 +1,4 @@
-//! Owns when rows behind cuts are removed.
+//! Owns when the rows of cut logs are purged.
 //!
 //! Before: a cut is durable, and its log's old rows are still there. After: [`Store::purge`] removes a piece of them.
 //! Clients' messages go before each piece. A process that ends leaves the rest to the next one, which looks once at
@@ -16,7 +16,7 @@ const LOOKS_MAX: usize = 256;
 /// busy node, and later cuts would wait.
 const BUSY_MAX: u32 = 16;
 
-/// The cut logs that may have rows behind their cuts.
+/// The cut logs that may have rows from their cuts on.
 #[derive(Debug, Default)]
 pub(super) struct Purger {
     /// Each with a durable cut.
@@ -30,7 +30,7 @@ impl Purger {
         Purger { logs: logs.vector().cuts().map(|(origin, _)| origin).collect(), busy: 0 }
     }
 
-    /// Whether no rows are left behind any cut.
+    /// Whether no log has rows left to purge.
     pub(super) fn is_done(&self) -> bool {
         self.logs.is_empty()
     }

@@ -1,7 +1,7 @@
 //! Owns what to do about entries that are damaged or missing here: which peer to ask, and when to give up.
 //!
 //! Before: a read found damage, or a gap follows a head. After: each exchange asks its peer for the missing entries. An
-//! entry that no peer has is given up after a while: the log is cut before it, so that the entries behind it can be
+//! entry that no peer has is given up after a while: the log is cut before it, so that the entries after it can be
 //! read again. That loses nothing that any node has, because a node that returns with the entry brings it in a branch.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -29,7 +29,7 @@ pub struct Repair {
 }
 
 impl Repair {
-    /// Takes over what is damaged or missing now. Damage behind a cut is dropped: a read that began before the cut may
+    /// Takes over what is damaged or missing now. Damage after a cut is dropped: a read that began before the cut may
     /// have recorded it later, and no peer repairs it.
     pub fn update(&mut self, damage: &Damage, logs: &Logs, now_ms: u64) {
         for (origin, seq) in damage.all() {
@@ -50,7 +50,7 @@ impl Repair {
         self.missing = now.into_iter().map(|key| (key, since(key))).collect();
     }
 
-    /// Damaged entries within our logs that this peer may have. Entries behind a head are requested anyway.
+    /// Damaged entries within our logs that this peer may have. Entries after a head are requested anyway.
     pub fn ranges(&self, mine: &Vector, theirs: Option<&Vector>) -> Vec<EntryRange> {
         let mut ranges: Vec<EntryRange> = Vec::new();
         for (origin, seq) in self.missing.keys().copied() {
@@ -130,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn damage_behind_a_cut_is_dropped() {
+    fn damage_after_a_cut_is_dropped() {
         let (list, mut logs) = (Damage::default(), Logs::default());
         logs.assign(crate::chain::message::Digest([0; 32]), 0, || A);
         logs.cut(A, 1, None);
@@ -153,7 +153,7 @@ mod tests {
 
     /// Thousands of entries may be damaged at once, or many logs have a gap that a long catch-up comes to one by one.
     #[test]
-    fn nothing_is_given_up_while_healing_is_progressing() {
+    fn nothing_is_given_up_while_repairs_continue() {
         let damage = Damage::default();
         let mut logs = Logs::default();
         for seq in 1..=9 {

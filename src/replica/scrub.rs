@@ -133,12 +133,12 @@ impl ScrubPosition {
         Ok(())
     }
 
-    fn compare(&mut self, kept: Option<ChainHash>) {
-        match (kept, self.hash) {
-            (Some(kept), Some(hash)) if kept == hash => (self.good, self.wrong) = (self.next, Vec::new()),
+    fn compare(&mut self, stored: Option<ChainHash>) {
+        match (stored, self.hash) {
+            (Some(stored), Some(hash)) if stored == hash => (self.good, self.wrong) = (self.next, Vec::new()),
             (_, Some(hash)) => self.wrong.push((self.next, hash)),
             // After damage the chain continues from the checkpoint.
-            (kept, None) => self.hash = kept,
+            (stored, None) => self.hash = stored,
         }
     }
 

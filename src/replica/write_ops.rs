@@ -30,7 +30,7 @@ pub struct PeerRecords {
     pub entries: Vec<Entry>,
 }
 
-/// What a node writes without a client: what keeps logs whole, snapshots and members.
+/// What a node writes without a client: repairs and cuts of logs, snapshots and members.
 #[derive(Debug, Clone)]
 pub enum Maintenance {
     /// Cut this log before this seq: the entries from there on move to branches.
@@ -46,10 +46,10 @@ pub enum Maintenance {
     Members(Membership),
 }
 
-/// What one commit will hold.
+/// What the committer is asked for: the input of one commit, before anything is decided.
 #[derive(Debug, Default)]
 pub struct WriteOps<'a> {
-    /// Done first, so that the rest is decided on whole logs.
+    /// Done first, so that the rest is decided on repaired logs.
     pub maintenance: Vec<&'a Maintenance>,
     /// Messages of clients, one slice per request.
     pub sends: Vec<&'a [NewMessage]>,
@@ -68,7 +68,7 @@ pub struct Committed {
 /// The outcome of a client's message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SendOutcome {
-    /// It is on disk here; `place` is that of its earliest copy.
+    /// It is on disk here; `key` is that of its earliest intact copy, `duplicate` if it was stored before.
     Stored {
         key: EntryKey,
         duplicate: bool,

@@ -25,7 +25,7 @@ pub enum OpenError {
     OtherNetwork { path: PathBuf, found: String, wanted: String },
     /// The disk cannot read a file, or a part of it.
     #[error("{} cannot be read: {why}", path.display())]
-    DiskUnreadable { path: PathBuf, why: String },
+    BadSectors { path: PathBuf, why: String },
     /// The bytes of the file are wrong.
     #[error("{} cannot be opened: {why}", path.display())]
     Corrupt { path: PathBuf, why: String },
@@ -43,8 +43,8 @@ impl OpenError {
     /// Whether the disk failed to read or to write; the engine does not say which.
     pub fn is_disk_error(&self) -> bool {
         match self {
-            OpenError::DiskUnreadable { .. } => true,
-            OpenError::Io { source, .. } => files::is_unreadable(source),
+            OpenError::BadSectors { .. } => true,
+            OpenError::Io { source, .. } => files::is_bad_sector(source),
             _ => false,
         }
     }

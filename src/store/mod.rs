@@ -4,14 +4,14 @@
 //! |---|---|
 //! | [`engine`] | how redb opens the files, and what its failures mean |
 //! | [`log`] | what is stored: `log.redb`, the source of truth, one durable commit per batch |
-//! | [`index`] | where a message is: `index.redb`, derived from the log, may be deleted at any time |
-//! | [`history`] | which messages are listed, in which order |
+//! | [`index`] | where a message is: `index.redb`, derived from the log; may be deleted while the store is closed |
+//! | [`history`] | which messages a listing or feed shows, in which order |
 //! | [`recovery`] | what happens after crashes and damage; not used while a healthy store is open |
 //!
 //! In the flow of a send, `replica` decides a batch and [`Store::commit`] writes it; then the node acknowledges it.
 //!
-//! Invariants: one thread commits, the node's writer; [`Logs`] that readers get cover durable entries only; every record is
-//! checked when it is read.
+//! Invariants: the node's writer thread alone commits to the log; [`Logs`] that readers get cover durable entries only; the
+//! checksum of a record is verified whenever it is read.
 
 pub mod engine;
 mod error;
@@ -59,7 +59,7 @@ pub struct Counts {
     pub messages: u64,
     /// Ids with more than one content.
     pub conflicts: u64,
-    /// Entries of a kind that only a newer program can read.
+    /// Entries of a newer kind.
     pub unreadable: u64,
 }
 
@@ -109,7 +109,7 @@ impl Store {
         if let Some(count) = crash_count.exits_to_report() {
             tracing::warn!(
                 count,
-                "the last runs on the store ended badly (crashed or killed): checking every page"
+                "the last processes with the store crashed or were killed: checking every page"
             );
         }
         if policy.checks_every_page() {
@@ -156,7 +156,7 @@ impl Store {
         self.recovery.as_ref()
     }
 
-    /// How this and earlier runs on the store ended.
+    /// How earlier processes left the store, and how this one will.
     pub fn crash_count(&self) -> &CrashCount {
         &self.crash_count
     }
@@ -187,8 +187,8 @@ impl Store {
     pub fn commit(&self, batch: WriteBatch, logs: &Logs) -> Result<(), StoreError> {
         // Before the commit: an error after it would report entries as failed that are on disk.
         self.index.make_room()?;
-        if batch.drops_unreadable {
-            self.index.mark_dangling()?; // before the commit: after it, nothing tells that rows dangle
+        if batch.drops_damaged {
+            self.index.mark_dangling()?; // after the commit, nothing would tell that rows dangle
         }
         self.log.commit(&batch, logs)?;
         self.index.add_committed(batch);
@@ -196,8 +196,8 @@ impl Store {
         Ok(())
     }
 
-    /// Removes a piece of what a log has behind its cut, which must be durable: from the index first, because the log's rows
-    /// lead to it, then from the log. `false`: nothing was left. Called by the writer alone.
+    /// Removes a piece of a log's rows from its cut on, which must be durable: first from the index, whose rows are derived from
+    /// those of the log, then from the log. `false`: nothing was left. Called by the writer alone.
     pub fn purge(&self, origin: Origin, cut: u64) -> Result<bool, StoreError> {
         let Some(piece) = self.log.next_purge_piece(origin, cut)? else { return Ok(false) };
         self.log.purged().add(origin, cut);
@@ -207,7 +207,7 @@ impl Store {
         Ok(true)
     }
 
-    /// Removes a part of the index rows whose entries were lost with a cut. Called by the writer alone.
+    /// Searches a part of the index for dangling rows and removes them. Called by the writer alone.
     pub fn purge_dangling(&self, logs: &Logs) -> Result<(), StoreError> {
         self.index.purge_dangling(logs, self.log.purged())
     }
@@ -217,7 +217,7 @@ impl Store {
         self.log.commit_for_fast_open()
     }
 
-    /// Moves entries from memory into the index file; `true` if there are more. Called by the indexer thread.
+    /// Moves entries from the memtable into the index file; `true` if there are more. Called by the indexer thread.
     pub fn flush_index(&self) -> Result<bool, StoreError> {
         let has_committed = self.crash_count.has_committed.load(Ordering::Acquire);
         let more = self.index.flush()?;
@@ -248,7 +248,7 @@ impl Store {
         Ok(first)
     }
 
-    /// Fails if entries that `logs` cover may have been purged: then what was looked up before may lack them.
+    /// Fails if entries that `logs` cover may have been purged, so that an earlier look-up may lack them.
     fn check_not_purged(&self, logs: &Logs) -> Result<(), StoreError> {
         match self.log.purged().purged_entry_of(logs) {
             Some((origin, seq)) => Err(StoreError::CutOff { origin, seq }),

@@ -3,7 +3,8 @@
 //! In production they are in a directory. The simulation keeps them in memory, so that it can simulate a power failure
 //! between any two writes. Must not know what is in them.
 //!
-//! Invariant: when a rename, a removal or a replacement returns, it survives a power failure.
+//! Invariant: when a rename, a removal or a replacement returns, it survives a power failure. A new database survives once its
+//! directory is synced, which `Store::open_with` does at the end.
 
 use std::fmt;
 use std::fs::{self, File};
@@ -94,7 +95,7 @@ impl FileBytes for File {
 
 /// Whether this error means that the disk cannot read stored bytes: as file systems report it (`EIO`), as drivers do
 /// (`ENODATA`, "critical medium error"), and after a failed checksum of the file system (`EBADMSG`).
-pub fn is_unreadable(error: &io::Error) -> bool {
+pub fn is_bad_sector(error: &io::Error) -> bool {
     matches!(Errno::from_io_error(error), Some(Errno::IO | Errno::NODATA | Errno::BADMSG))
 }
 

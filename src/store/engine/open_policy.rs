@@ -8,12 +8,11 @@ pub enum OpenPolicy {
     Default,
     /// Drop the system's page cache of both files and check every page.
     FullCheck,
-    /// As [`OpenPolicy::FullCheck`], but a log that the disk does not read in full is salvaged: its unreadable blocks are
-    /// given up.
+    /// As [`OpenPolicy::FullCheck`], but a log with bad sectors is salvaged without them.
     AcceptLoss,
     /// As [`OpenPolicy::FullCheck`] for the log; the index is rebuilt without reading the old one.
     RebuildIndex,
-    /// Salvage the log without opening it, and rebuild the index.
+    /// Salvage the log without opening it, so without a page check, and rebuild the index.
     SalvageLog,
 }
 

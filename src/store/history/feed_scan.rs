@@ -1,12 +1,11 @@
-//! Owns a feed scan: the messages that a reader has not seen, in display order, up to the vector of a store.
+//! Owns a feed scan: the messages that a reader has not seen, in display order, up to a frontier.
 //!
-//! Called by the node's feed; reads through `merge`, in chunks as a [listing](super::listing). What the reader saw on other
-//! nodes counts: its state covers a beginning of each log, and the scan reads the rest. Must not know how a state becomes a
-//! cursor.
+//! Called by the node's feed; reads through `merge`, in chunks as a [listing](super::listing). The reader's state, which may
+//! come from another node, covers a beginning of each log, and the scan reads the rest.
 //!
-//! Invariants: a copy of a message is skipped if another copy is covered or was scanned. An entry that is damaged, or that
-//! only a newer program can read, blocks its log: the scan continues with the other logs and ends before that entry, so the
-//! reader's position never passes an entry that it was not given.
+//! Invariants: a copy of a message is skipped if another copy is covered or was scanned. A damaged entry, or one of a newer
+//! kind, blocks its log: the scan continues with the other logs and ends before that entry, so the reader's position never
+//! passes an entry that it was not given.
 
 use std::iter;
 use std::sync::{Arc, Weak};

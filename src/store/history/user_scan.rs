@@ -70,20 +70,13 @@ impl UserScan {
             self.file.extend(keys);
             (self.file_done, self.file_from) = (next.is_none(), next);
         }
-        let next = match (self.memtable.front(), self.file.front()) {
-            (Some(one), Some(other)) if self.backward => one.max(other),
-            (Some(one), Some(other)) => one.min(other),
-            (one, other) => match one.or(other) {
-                Some(only) => only,
-                None => return Ok(None),
-            },
-        };
-        let next = *next;
+        let fronts = [&self.memtable, &self.file].into_iter().filter_map(VecDeque::front);
+        let next = if self.backward { fronts.max() } else { fronts.min() }.copied();
         for keys in [&mut self.memtable, &mut self.file] {
-            if keys.front() == Some(&next) {
+            if keys.front().copied() == next {
                 keys.pop_front();
             }
         }
-        Ok(Some(next))
+        Ok(next)
     }
 }

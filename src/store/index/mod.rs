@@ -2,14 +2,13 @@
 //!
 //! Entries are acknowledged first and indexed later: the committer adds them to the memtable, and the indexer thread writes
 //! them to the file in large transactions, each with the watermark of every log it covers. Readers ask both ([`reader`]).
-//! Entries behind a cut are removed again ([`purge`]). Must not know what is asked for and why.
+//! Entries that are cut off are removed again ([`purge`]). Must not know filters, cursors or peers.
 //!
 //! Tables: `meta` (name -> bytes), `watermark` (origin -> seq), `by_id` (id, origin, seq -> stamp, digest),
 //! `by_user` (name hash, stamp, origin, seq -> sides), `copies` and `holes` (origin, seq -> ()).
 //!
-//! Invariants: the file has every entry up to its watermarks but those listed in `holes`; the memtable has the rest. The
-//! file is rebuilt if it belongs to another store, has another format, or covers more than the log has. Deleting it costs a
-//! rebuild and nothing else.
+//! Invariants: the file has every entry up to its watermarks except the unindexed ones (`holes`); the memtable has the rest. The
+//! file is rebuilt if it belongs to another store, has another format, or covers more than the log has.
 
 pub(super) mod memtable;
 mod overlay;
@@ -91,8 +90,12 @@ impl Index {
     ) -> Result<Self, OpenError> {
         let corrupt = |error: StoreError| error.while_opening(files.path(files::INDEX));
         if !policy.rebuilds_index() {
-            let opened = catch_panic(|| Ok(Self::open_existing(files, log, logs, policy)));
-            match opened.map_err(corrupt).flatten() {
+            let open_existing = || {
+                let mode = recovery::open_mode(files, files::INDEX, policy);
+                let db = GuardedDb::new(files.database(files::INDEX, CACHE_BYTES, mode)?);
+                Self::use_existing(db, log, logs).map_err(corrupt)
+            };
+            match catch_panic(|| Ok(open_existing())).map_err(corrupt).flatten() {
                 Ok(Some(index)) => return Ok(index),
                 Err(error @ OpenError::InUse(_)) => return Err(error),
                 // A new index would not make the log readable.
@@ -111,24 +114,13 @@ impl Index {
     }
 
     /// `None`: the file is new, or cannot serve this log.
-    fn open_existing(
-        files: &dyn Files,
-        log: &Log,
-        logs: &Logs,
-        policy: OpenPolicy,
-    ) -> Result<Option<Self>, OpenError> {
-        let mode = recovery::open_mode(files, files::INDEX, policy);
-        let db = GuardedDb::new(files.database(files::INDEX, CACHE_BYTES, mode)?);
-        Self::use_existing(db, log, logs).map_err(|error| error.while_opening(files.path(files::INDEX)))
-    }
-
     fn use_existing(db: GuardedDb, log: &Log, logs: &Logs) -> Result<Option<Self>, StoreError> {
         let read = db.read(|tx| {
             let Some(counts) = tables::read_meta(&tx, log)? else { return Ok(None) };
             Ok(Some((counts, tables::read_watermarks(&tx)?, tables::has_dangling_mark(&tx)?)))
         });
         let Some((counts, marks, has_mark)) = read? else { return Ok(None) };
-        // Rows behind a cut are allowed: readers check every key against the vector.
+        // Rows of entries that were cut off are allowed: readers check every key against the vector.
         let limit = |origin: &Origin| logs.vector().limit(*origin);
         if marks.iter().any(|(origin, seq)| *seq.min(&limit(origin)) > logs.vector().seq(*origin)) {
             return Ok(None);
@@ -155,8 +147,8 @@ impl Index {
         }
     }
 
-    /// Adds every entry above the watermarks, and those below that were damaged and are whole now. An entry that is damaged
-    /// is listed as unindexed; its repair adds it.
+    /// Adds every entry above the watermarks, and the unindexed ones that are intact now. A damaged entry is listed as
+    /// unindexed; its repair adds it.
     fn catch_up(&self, log: &Log, logs: &Logs) -> Result<(), StoreError> {
         let (unindexed, marks) =
             self.db.read(|tx| Ok((tables::read_unindexed(&tx)?, tables::read_watermarks(&tx)?)))?;

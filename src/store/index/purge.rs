@@ -1,13 +1,13 @@
-//! Owns removing entries behind a cut from the index, and keeping the counts true of the rest.
+//! Owns removing the entries of a log from its cut on from the index, and keeping the counts true of the rest.
 //!
-//! Rows are removed from the file only. If the memtable knows the id of such an entry, too, it is flushed first: what a newer
-//! copy adds to the counts was derived while the older one was there. Called by the committer alone, so nothing is added
-//! meanwhile. Removing a row that is missing changes nothing, so after a crash the piece is simply removed again.
+//! Rows are removed from the file only. If the memtable has the id of such an entry, it is flushed first: what a newer copy adds
+//! to the counts was derived while the older one was there. Called by the committer alone, so nothing is added meanwhile.
+//! Removing a row that is missing changes nothing, so after a crash the piece is simply removed again.
 //!
-//! The rows of an entry are derived from its record. An unreadable entry that left its log with a cut has no record, so its
-//! rows dangle: they name a key that no log covers. Such a cut sets a mark in the file; while it is set, the whole of `by_id`
-//! is searched for keys behind cuts, a part at a time. Dangling rows in `by_user` stay, because readers skip them. The index
-//! is not rebuilt instead: with ten million messages a rebuild takes minutes, and a bad peer can cause one cut after another.
+//! The rows of an entry are derived from its record. A damaged entry that left its log with a cut has no record, so its rows
+//! dangle: they name a key that no log covers. Such a cut sets a mark in the file; while it is set, all of `by_id` is searched
+//! for keys that cuts removed, a part at a time. Dangling rows in `by_user` stay, because readers skip them. The index is not
+//! rebuilt instead: with ten million messages a rebuild takes minutes, and a bad peer can cause one cut after another.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound::{self, Excluded, Unbounded};
@@ -129,7 +129,7 @@ impl Index {
         lock(&self.dangling_scan).is_some()
     }
 
-    /// Searches the next part of `by_id` for keys behind the cuts of `logs` and removes them.
+    /// Searches the next part of `by_id` for keys that the cuts of `logs` removed, and removes their rows.
     pub(in crate::store) fn purge_dangling(&self, logs: &Logs, purged: &Purged) -> Result<(), StoreError> {
         let Some(from) = *lock(&self.dangling_scan) else { return Ok(()) };
         let keys: Vec<IdKey> = self.db.read(|tx| {

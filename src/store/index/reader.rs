@@ -1,8 +1,7 @@
 //! Owns reading the index: memtable and file together, as of one moment.
 //!
-//! An entry leaves the memtable only after the file has it. So every answer reads the memtable first and the file second:
-//! it misses nothing, and drops what it finds in both. A file that fails once fails every later read, so the first failure
-//! is recorded and the store is opened again.
+//! Every answer reads the memtable first and the file second, and drops what it finds in both (see the invariant of
+//! `memtable`). A file that fails once fails every later read, so the first failure is recorded and the store is opened again.
 //!
 //! The rows of the file have no checksum. [`IndexReader::has_rows_of`] compares them with the log for the scrub: it derives
 //! the rows from the entry again, as they were derived when the entry was added.

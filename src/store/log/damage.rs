@@ -1,8 +1,8 @@
 //! Owns what counts as damage in a row of a log, and the list of damaged entries that are not repaired yet.
 //!
-//! A reader adds an entry that must exist and is missing or fails its check. A repair removes it, and so does a cut at or
-//! before it. In memory only: after a restart, the next read or the scrub finds the entry again. Must not know how entries
-//! are repaired.
+//! A reader or a repair adds an entry that must exist and is missing or fails its checksum. It is removed by the commit that
+//! repairs it or cuts its log at or before it, and by `replica` when it turns out to be intact or cut off. In memory only: after
+//! a restart, the next read or the scrub finds the entry again. Must not know how entries are repaired.
 
 use std::collections::BTreeSet;
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
@@ -14,7 +14,7 @@ use crate::store::StoreError;
 /// Entries listed at most. Further ones are found again after these are repaired.
 const DAMAGED_ENTRIES_MAX: usize = 65_536;
 
-/// The entry in a row, if its record passes its check and stands where it says.
+/// The entry in a row, if its checksum holds and it names this origin and seq.
 pub(super) fn checked_entry(origin: Origin, seq: u64, bytes: &[u8]) -> Result<Entry, StoreError> {
     match Entry::check(bytes) {
         Ok(entry) if (entry.origin(), entry.seq(), entry.size()) == (origin, seq, bytes.len()) => Ok(entry),

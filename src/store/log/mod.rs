@@ -3,7 +3,7 @@
 //! After `replica` decided a batch, [`Log::commit`] writes it. Must not know the index, nor who reads.
 //!
 //! Every log has its own table, keyed by seq: each is written at its right edge, where redb packs pages well, and an old log
-//! costs nothing until it is read. A commit adds only the head of each log that grew and every 1,024th chain hash.
+//! costs nothing until it is read. A commit of a send adds only the records, the head of the log, and every 1,024th chain hash.
 //!
 //! Tables: `meta` (name -> bytes), `heads` (origin -> seq, hash, first and last stamp, check), `chain` (origin, seq -> hash),
 //! `cuts` (origin -> seq), `loose` (origin -> last detached seq), `members`, `met`, and `log/<origin in hex>` (seq -> record).
@@ -123,7 +123,6 @@ impl Log {
         &self.damage
     }
 
-    /// The rows behind cuts that may be purged.
     pub fn purged(&self) -> &Purged {
         &self.purged
     }
@@ -149,8 +148,9 @@ impl Log {
         Ok(())
     }
 
-    /// Whether all entries of a log up to `last` are intact and match the stored chain. Reads all of them.
-    pub fn is_sound(&self, origin: Origin, last: u64) -> Result<bool, StoreError> {
+    /// Whether the entries of a log up to `last` match the stored checkpoints of the chain. Reads all of them, so a damaged one
+    /// is an error.
+    pub fn matches_chain(&self, origin: Origin, last: u64) -> Result<bool, StoreError> {
         let mut hash = ChainHash::genesis(origin);
         let mut next = 1;
         while next <= last {
@@ -158,7 +158,7 @@ impl Log {
             for entry in reader.forward(origin, next, last, ReadLimit { rows: 1_000, bytes: 1 << 20 })? {
                 hash = hash.next(next, entry.stamp(), entry.digest());
                 let is_checkpoint = next % CHECKPOINT_EVERY == 0;
-                if is_checkpoint && reader.checkpoint(origin, next)?.is_some_and(|kept| kept != hash) {
+                if is_checkpoint && reader.checkpoint(origin, next)?.is_some_and(|stored| stored != hash) {
                     return Ok(false);
                 }
                 next += 1;

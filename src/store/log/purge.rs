@@ -1,10 +1,10 @@
-//! Owns removing what a cut log still has behind its cut, a piece at a time, and the list of what may be removed already.
+//! Owns removing the rows of a log from its cut on, a piece at a time, and the list of entries that may be purged already.
 //!
-//! Called by `Store::purge` after the index rows of the piece are gone. Must not decide what is cut: the caller knows that the
-//! cut is durable.
+//! `Store::purge` reads the next piece here, removes its rows from the index, and then removes the piece here. Must not decide
+//! what is cut: the caller knows that the cut is durable.
 //!
 //! Invariants: a piece is the end of the table, so the rest always starts at the cut, and a purge continues after a crash. A
-//! log is listed in [`Purged`] before its first row goes.
+//! log is listed in [`Purged`] before its first row is removed.
 
 use std::collections::BTreeMap;
 use std::sync::{PoisonError, RwLock};
@@ -24,18 +24,18 @@ const PIECE_ROWS_MAX: usize = 1_000;
 /// Bytes of rows that one commit removes; the rest waits.
 const PIECE_BYTES_MAX: usize = 1 << 20;
 
-/// The last rows behind a cut, to be removed together.
+/// The last rows of a cut log, to be removed together.
 #[derive(Debug)]
 pub(in super::super) struct PurgePiece {
     origin: Origin,
     /// All rows from here on are removed.
     first: u64,
-    /// The readable entries among the rows.
+    /// The intact entries among the rows.
     pub(in super::super) entries: Vec<Entry>,
 }
 
 /// The first seq of each log that may be purged since the store was opened. A reader of an older vector that misses a row
-/// tells a purge from damage by it, and a listing learns that it cannot be complete any more.
+/// distinguishes a purge from damage by it, and a listing learns that it is incomplete.
 #[derive(Debug, Default)]
 pub struct Purged(RwLock<BTreeMap<Origin, u64>>);
 
@@ -61,7 +61,7 @@ impl Purged {
 }
 
 impl Log {
-    /// The next piece of a log to remove; `None` if nothing is left behind `cut`.
+    /// The next piece of a log to remove; `None` if no row is left from `cut` on.
     pub(in super::super) fn next_purge_piece(
         &self,
         origin: Origin,

@@ -1,8 +1,8 @@
 //! Owns reading the logs as of one moment, in one redb transaction.
 //!
-//! Invariants: every record is checked on every read. An entry that a vector covers must exist: one that is missing or fails
-//! its check is [`StoreError::Damaged`] and is listed as damage, unless the vector is from before a cut and the entry was
-//! purged: then it is [`StoreError::CutOff`].
+//! Invariants: the checksum of a record is verified on every read. An entry that a vector covers must exist: one that is
+//! missing or fails its checksum is [`StoreError::Damaged`] and is listed as damage, unless the vector is from before a cut and
+//! the entry was purged: then it is [`StoreError::CutOff`].
 
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
@@ -60,7 +60,7 @@ impl LogReader {
         self.record_failure(read)
     }
 
-    /// One entry, if it exists and is intact. For entries that no vector covers.
+    /// One entry, if it exists and is intact. Otherwise it is not listed as damage.
     pub fn peek(&mut self, origin: Origin, seq: u64) -> Result<Option<Entry>, StoreError> {
         match self.read(origin, seq) {
             Ok(entry) => Ok(Some(entry)),

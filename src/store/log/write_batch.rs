@@ -1,7 +1,7 @@
-//! Owns what one commit writes.
+//! Owns the rows that one commit writes to the log.
 //!
-//! `replica` puts a batch together; [`Log::commit`](super::Log::commit) writes it atomically. A batch has no heads: they come
-//! from the state of the logs after it.
+//! `replica` decides its `WriteOps` and puts the rows together; [`Log::commit`](super::Log::commit) writes them atomically. A
+//! batch has no heads: they come from the state of the logs after it.
 
 use crate::chain::ids::{ChainHash, Origin};
 use crate::chain::members::Membership;
@@ -18,7 +18,7 @@ pub struct NewRow {
     pub(in crate::store) index: Option<IndexEntry>,
 }
 
-/// What one commit writes.
+/// The rows of one commit.
 #[derive(Debug, Default)]
 pub struct WriteBatch {
     /// New entries, ascending within each log.
@@ -29,8 +29,8 @@ pub struct WriteBatch {
     pub cuts: Vec<(Origin, u64)>,
     /// Logs that have fewer detached entries than before.
     pub detached: Vec<Origin>,
-    /// A cut removes unreadable entries, which therefore could not be moved to a branch.
-    pub drops_unreadable: bool,
+    /// A cut drops damaged entries, which could not be moved to a branch.
+    pub drops_damaged: bool,
     /// Corrected checkpoints of the chain.
     pub checkpoints: Vec<(Origin, u64, ChainHash)>,
     /// The members of the network, if they changed.
@@ -40,8 +40,7 @@ pub struct WriteBatch {
 impl WriteBatch {
     /// Whether there is nothing to write.
     pub fn is_empty(&self) -> bool {
-        let WriteBatch { entries, repaired, cuts, detached, drops_unreadable: _, checkpoints, members } =
-            self;
+        let WriteBatch { entries, repaired, cuts, detached, drops_damaged: _, checkpoints, members } = self;
         let is_same_log = cuts.is_empty() && detached.is_empty() && checkpoints.is_empty();
         entries.is_empty() && repaired.is_empty() && is_same_log && members.is_none()
     }

@@ -1,10 +1,10 @@
-//! Owns the crash marker of a store: a file that counts the runs in a row that ended without a clean stop.
+//! Owns the crash marker of a store: a file that counts the unclean exits in a row.
 //!
-//! Before anything of a store is opened, the file [`CRASH_MARKER`] says that a run has begun. A clean stop removes it, and so
-//! does [`CrashCount::mark_healthy`] once the store has proved usable. What an unclean exit means: see `open_rules`. A marker
-//! that cannot be read or written is a warning and stops nothing.
+//! Before anything of a store is opened, the file [`CRASH_MARKER`] counts this process as one that exits uncleanly. A clean
+//! stop removes it, and so does [`CrashCount::mark_healthy`] once the store has proved usable. What a count means: see
+//! `open_rules`. A marker that cannot be read or written is a warning and stops nothing.
 //!
-//! The file holds two decimal numbers, `runs unfinished_checks`; it is absent if both are 0.
+//! The file holds two decimal numbers, `count unfinished_checks`; it is absent if both are 0.
 
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -22,7 +22,7 @@ impl UncleanExits {
     pub fn read(files: &dyn Files) -> Self {
         let mut marker = [0; MARKER_BYTES_MAX];
         match files.open_raw(CRASH_MARKER).and_then(|file| file.read_at(0, &mut marker)) {
-            Ok(count) => Self::parse(&marker[..count]),
+            Ok(len) => Self::parse(&marker[..len]),
             Err(error) => {
                 // Without a directory there is no marker; the opening says what is wrong with the directory.
                 if !matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) {
@@ -33,22 +33,22 @@ impl UncleanExits {
         }
     }
 
-    /// A marker that is not in our format still means that a run began.
+    /// A marker in another format counts as one exit.
     fn parse(marker: &[u8]) -> Self {
         let words = std::str::from_utf8(marker).unwrap_or_default();
         let numbers: Option<Vec<u32>> = words.split_whitespace().map(|word| word.parse().ok()).collect();
         match numbers.as_deref() {
-            Some(&[runs, unfinished_checks]) => UncleanExits { runs, unfinished_checks },
-            _ => UncleanExits { runs: 1, unfinished_checks: 0 },
+            Some(&[count, unfinished_checks]) => UncleanExits { count, unfinished_checks },
+            _ => UncleanExits { count: 1, unfinished_checks: 0 },
         }
     }
 
     fn write(self, files: &dyn Files) {
-        let UncleanExits { runs, unfinished_checks } = self;
+        let UncleanExits { count, unfinished_checks } = self;
         let written = if self == UncleanExits::default() {
             files.remove(CRASH_MARKER)
         } else {
-            files.replace(CRASH_MARKER, format!("{runs} {unfinished_checks}\n").as_bytes())
+            files.replace(CRASH_MARKER, format!("{count} {unfinished_checks}\n").as_bytes())
         };
         if let Err(error) = written {
             tracing::warn!(%error, "cannot write the crash marker");
@@ -56,14 +56,14 @@ impl UncleanExits {
     }
 }
 
-/// The marker of one run over a store. Dropped after the databases are closed.
+/// The marker while this process has the store open. Dropped after the databases are closed.
 #[derive(Debug)]
 pub struct CrashCount {
     files: Box<dyn Files>,
     policy: OpenPolicy,
     before: UncleanExits,
-    /// What the marker says after this run closes the store. If the process goes on and opens the store again because it
-    /// failed, this run counts neither as unclean nor as proof: the marker says again what it said before.
+    /// What the marker says after the store is closed. If the process opens the store again because it failed, this opening
+    /// counts neither as unclean nor as healthy: the marker says again what it said before.
     after_close: Mutex<UncleanExits>,
     /// A batch is in the log and in the memtable.
     pub(in crate::store) has_committed: AtomicBool,
@@ -72,7 +72,7 @@ pub struct CrashCount {
 }
 
 impl CrashCount {
-    /// Writes the marker for an opening with this policy, or with a stricter one that the earlier runs demand.
+    /// Writes the marker for an opening with this policy, or with a stricter one that earlier unclean exits demand.
     pub(in crate::store) fn start(files: &dyn Files, asked: OpenPolicy) -> Self {
         let before = UncleanExits::read(files);
         let policy = match asked {
@@ -81,7 +81,7 @@ impl CrashCount {
         };
         let is_check = u32::from(policy.checks_every_page());
         let now = UncleanExits {
-            runs: before.runs.saturating_add(1),
+            count: before.count.saturating_add(1),
             unfinished_checks: before.unfinished_checks.saturating_add(is_check),
         };
         now.write(files);
@@ -99,22 +99,22 @@ impl CrashCount {
         self.policy
     }
 
-    /// How many runs before this one ended uncleanly, if that is why every page is checked.
+    /// The unclean exits in a row before this opening, if they are why every page is checked.
     pub fn exits_to_report(&self) -> Option<u32> {
         let policy = OpenHistory::new(self.before).next_policy();
-        policy.checks_every_page().then_some(self.before.runs)
+        policy.checks_every_page().then_some(self.before.count)
     }
 
     /// Records that the store is open: a check of every page has finished.
     pub(in crate::store) fn opened(&self) {
-        let UncleanExits { runs, unfinished_checks } = self.before;
+        let UncleanExits { count, unfinished_checks } = self.before;
         if unfinished_checks > 0 || self.policy.checks_every_page() {
-            UncleanExits { runs: runs.saturating_add(1), unfinished_checks: 0 }.write(&*self.files);
+            UncleanExits { count: count.saturating_add(1), unfinished_checks: 0 }.write(&*self.files);
         }
-        self.set_after_close(UncleanExits { runs, unfinished_checks: 0 });
+        self.set_after_close(UncleanExits { count, unfinished_checks: 0 });
     }
 
-    /// Whether this run wrote to both files. Most damage shows at the first write.
+    /// Whether both files were written to since the opening. Most damage shows at the first write.
     pub fn has_written_both(&self) -> bool {
         self.has_indexed.load(Ordering::Acquire)
     }
@@ -241,10 +241,10 @@ mod tests {
         for marker in
             ["", "\n", "7", "7 0 0", "-1 0", "many", "99999999999 0", &"1 ".repeat(MARKER_BYTES_MAX)]
         {
-            let want = UncleanExits { runs: 1, unfinished_checks: 0 };
+            let want = UncleanExits { count: 1, unfinished_checks: 0 };
             assert_eq!(UncleanExits::parse(marker.as_bytes()), want, "{marker:?}");
         }
-        assert_eq!(UncleanExits::parse(b"7 3\n"), UncleanExits { runs: 7, unfinished_checks: 3 });
+        assert_eq!(UncleanExits::parse(b"7 3\n"), UncleanExits { count: 7, unfinished_checks: 3 });
     }
 
     #[test]

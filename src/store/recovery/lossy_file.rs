@@ -1,27 +1,27 @@
-//! Owns reading a file that the disk cannot read completely: unreadable blocks are read as zeros.
+//! Owns reading a file with bad sectors: a block that holds one is read as zeros.
 //!
-//! Zeros are no record, so a search for records finds all before and after an unreadable block. Used by salvage and verify.
-//! Must not know records.
+//! Zeros are no record, so a search for records finds all before and after a bad block. Used by salvage and verify. Must not
+//! know records.
 //!
-//! Invariant: nothing is given up that the disk may still read. Every unreadable block is read once more at the end; if the
-//! disk reads one of them now, or if it reads nothing of the file, that is an error, and nothing counts as lost.
+//! Invariant: nothing is given up that the disk may still read. Every bad block is read once more at the end; if the disk reads
+//! one of them now, or if it reads nothing of the file, that is an error, and nothing counts as lost.
 
 use std::io::{self, Read};
 use std::ops::Range;
 use std::path::PathBuf;
 
 use crate::store::OpenError;
-use crate::store::engine::files::{FileBytes, Files, is_unreadable};
+use crate::store::engine::files::{FileBytes, Files, is_bad_sector};
 
-/// Bytes read at a time near an unreadable block. Disks and file systems lose at least this much at once.
+/// Bytes read at a time near a bad block. Disks and file systems lose at least this much at once.
 const BLOCK_BYTES: usize = 4096;
 /// Bytes read in single blocks after an error, before larger reads are tried again.
 const NARROW_BYTES: u64 = 1 << 20;
-/// Unreadable blocks of one file at most: 64 MiB. At the bound, reading the file fails: the whole disk is broken, each
+/// Bad blocks of one file at most: 64 MiB. At the bound, reading the file fails: the whole disk is broken, each
 /// further block may take seconds to fail, and an operator must look at it.
 const UNREAD_BLOCKS_MAX: usize = 16_384;
 
-/// A file that is read from its beginning to its end, with zeros for unreadable blocks.
+/// A file that is read from its beginning to its end, with zeros for bad blocks.
 pub(in crate::store) struct LossyFile {
     bytes: Box<dyn FileBytes>,
     len: u64,
@@ -33,19 +33,19 @@ pub(in crate::store) struct LossyFile {
 }
 
 impl LossyFile {
-    /// Opens a file. Without `accept_loss`, the first unreadable part is an error.
+    /// Opens a file. Without `accept_loss`, the first bad block is an error.
     pub(in crate::store) fn new(files: &dyn Files, name: &str, accept_loss: bool) -> io::Result<Self> {
         let bytes = files.open_raw(name)?;
         let len = bytes.len()?;
         Ok(LossyFile { bytes, len, offset: 0, narrow_until: 0, accept_loss, unread: Vec::new() })
     }
 
-    /// The number of unreadable bytes, after the whole file was read.
+    /// The bytes of the bad blocks, after the whole file was read.
     pub(in crate::store) fn unread_bytes(&self) -> io::Result<u64> {
         let mut block = [0; BLOCK_BYTES];
         for part in &self.unread {
             match self.bytes.read_at(part.start, &mut block[..length(part)]) {
-                Err(error) if is_unreadable(&error) => {}
+                Err(error) if is_bad_sector(&error) => {}
                 Err(error) => return Err(error),
                 Ok(_) => return Err(io::Error::other("the disk reads now what it could not read before")),
             }
@@ -87,7 +87,7 @@ impl Read for LossyFile {
                 self.offset += count as u64;
                 Ok(count)
             }
-            Err(error) if !(self.accept_loss && is_unreadable(&error)) => Err(error),
+            Err(error) if !(self.accept_loss && is_bad_sector(&error)) => Err(error),
             Err(_) if is_narrow => self.fill_with_zeros(out),
             Err(_) => {
                 self.narrow_until = self.offset + NARROW_BYTES;
@@ -101,12 +101,12 @@ fn length(part: &Range<u64>) -> usize {
     usize::try_from(part.end - part.start).expect("at most a block")
 }
 
-/// Whether the disk reads all of a file. Stops at the first unreadable part.
+/// Whether the disk reads all of a file. Stops at the first bad sector.
 pub(in crate::store) fn is_whole(files: &dyn Files, name: &str) -> Result<bool, OpenError> {
     let read = LossyFile::new(files, name, false).and_then(|mut file| io::copy(&mut file, &mut io::sink()));
     match read {
         Ok(_) => Ok(true),
-        Err(error) if is_unreadable(&error) => Ok(false),
+        Err(error) if is_bad_sector(&error) => Ok(false),
         Err(error) => Err(read_error(files.path(name), error)),
     }
 }
@@ -114,8 +114,8 @@ pub(in crate::store) fn is_whole(files: &dyn Files, name: &str) -> Result<bool, 
 /// The error of a file that could not be read, as a reason why the store does not open.
 pub(in crate::store) fn read_error(path: PathBuf, error: io::Error) -> OpenError {
     // Either an error of the disk, or one made in this file.
-    if is_unreadable(&error) || error.get_ref().is_some() {
-        OpenError::DiskUnreadable { path, why: error.to_string() }
+    if is_bad_sector(&error) || error.get_ref().is_some() {
+        OpenError::BadSectors { path, why: error.to_string() }
     } else {
         OpenError::Io { path, source: error }
     }

@@ -106,8 +106,8 @@ impl Opening<'_> {
         self.files.len(LOG).is_ok_and(|len| len.is_some())
     }
 
-    /// Whether a log that does not open because of this error is salvaged. A disk error leads to it only if a part of the file
-    /// is proved unreadable: a disk that does not write has lost nothing.
+    /// Whether a log that does not open because of this error is salvaged. A disk error leads to it only if the file has a bad
+    /// sector: a disk that does not write has lost nothing.
     pub(in crate::store) fn must_salvage(&self, error: &OpenError) -> Result<bool, OpenError> {
         match error {
             OpenError::Corrupt { .. } => Ok(true),
@@ -172,7 +172,6 @@ fn free_name(taken: &[String], now_ms: u64) -> String {
     let time =
         jiff::Timestamp::from_millisecond(i64::try_from(now_ms).unwrap_or(i64::MAX)).unwrap_or_default();
     let first = format!("{DAMAGED_PREFIX}{}", time.strftime("%Y%m%dT%H%M%SZ"));
-    let mut names =
-        std::iter::once(first.clone()).chain((2..).map(|number: u64| format!("{first}-{number}")));
-    names.find(|name| !taken.contains(name)).expect("numbers are endless")
+    let name = |number: u64| if number == 1 { first.clone() } else { format!("{first}-{number}") };
+    (1..).map(name).find(|name| !taken.contains(name)).expect("numbers are endless")
 }

@@ -27,11 +27,11 @@ const UNFINISHED_CHECKS_BEFORE_TRIAL: u32 = 2;
 /// may pass within seconds (a cable, a controller); a bad sector never does.
 const DISK_ERRORS_BEFORE_LOSS: u32 = 5;
 
-/// Processes in a row that exited without closing the store or marking it healthy.
+/// Processes in a row that exited without a clean stop and without marking the store healthy.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct UncleanExits {
     /// All of them.
-    pub runs: u32,
+    pub count: u32,
     /// The last of them that were checking every page of the store and did not finish.
     pub unfinished_checks: u32,
 }
@@ -55,12 +55,11 @@ impl OpenHistory {
         OpenHistory { unclean_exits, ..OpenHistory::default() }
     }
 
-    /// Records that the store failed while it was open.
+    /// The store failed while it was open.
     pub fn store_failed(&mut self) {
         (self.has_failed, self.disk_errors) = (true, 0);
     }
 
-    /// Records that an opening failed.
     pub fn opening_failed(&mut self, error: &OpenError) {
         self.has_failed = true;
         self.disk_errors = if error.is_disk_error() { self.disk_errors + 1 } else { 0 };
@@ -79,7 +78,7 @@ impl OpenHistory {
             _ if self.has_failed => OpenPolicy::FullCheck,
             Some(true) => OpenPolicy::SalvageLog,
             Some(false) => OpenPolicy::RebuildIndex,
-            None if self.unclean_exits.runs >= UNCLEAN_EXITS_BEFORE_CHECK => OpenPolicy::FullCheck,
+            None if self.unclean_exits.count >= UNCLEAN_EXITS_BEFORE_CHECK => OpenPolicy::FullCheck,
             None => OpenPolicy::Default,
         }
     }
@@ -92,8 +91,8 @@ mod tests {
     const DISK_FAILS: i32 = 5;
     const DISK_IS_FULL: i32 = 28;
 
-    fn exits(runs: u32, unfinished_checks: u32) -> OpenHistory {
-        OpenHistory::new(UncleanExits { runs, unfinished_checks })
+    fn exits(count: u32, unfinished_checks: u32) -> OpenHistory {
+        OpenHistory::new(UncleanExits { count, unfinished_checks })
     }
 
     /// How the store is opened after each of these errors.
@@ -109,9 +108,10 @@ mod tests {
 
     #[test]
     fn unclean_exits_have_every_page_checked_and_nothing_salvaged() {
-        for (runs, policy) in [(0, OpenPolicy::Default), (1, OpenPolicy::Default), (2, OpenPolicy::FullCheck)]
+        for (count, policy) in
+            [(0, OpenPolicy::Default), (1, OpenPolicy::Default), (2, OpenPolicy::FullCheck)]
         {
-            assert_eq!(exits(runs, 0).next_policy(), policy, "{runs}");
+            assert_eq!(exits(count, 0).next_policy(), policy, "{count}");
         }
         assert_eq!(exits(7, 1).next_policy(), OpenPolicy::FullCheck);
         assert!(!exits(7, 1).needs_trial());

@@ -2,7 +2,7 @@
 //!
 //! Called by `recovery`; reads through [`record_scan`](super::record_scan) and [`lossy_file`]. First, every record goes to its
 //! log's table, in batches, so memory does not grow with their number. Second, the beginning of each log up to its first gap
-//! becomes the log, with head and chain; entries behind a gap stay in the table as detached.
+//! becomes the log, with head and chain; entries after a gap stay in the table as detached.
 //!
 //! Invariants: if different records claim one key, the first keeps it and each other one begins a branch, so none is lost. The
 //! file is complete once its `meta` says whose store it is, which is written last. The damaged files are not changed, and
@@ -34,18 +34,18 @@ pub struct Salvaged {
     pub logs: u64,
     /// Entries of these logs up to their first gap.
     pub entries: u64,
-    /// Entries behind a gap.
+    /// Entries after a gap.
     pub detached: u64,
     /// Entries missing in the gaps.
     pub missing: u64,
     /// Records whose key another record has; each begins a branch.
     pub conflicting: u64,
-    /// Bytes that the disk cannot read.
+    /// Bytes in bad sectors.
     pub unread_bytes: u64,
 }
 
 /// Makes the file [`SALVAGING`] of all intact records in `sources`. If two records claim one key, the one in the earlier source
-/// keeps it. With `accept_loss`, what the disk cannot read is skipped; without it, that is an error.
+/// keeps it. With `accept_loss`, bad sectors are skipped; without it, they are an error.
 pub(in crate::store) fn salvage(
     files: &dyn Files,
     sources: &[String],
