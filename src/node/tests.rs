@@ -269,7 +269,7 @@ async fn one_damaged_entry_keeps_nothing_else_from_a_peer() {
     let bench = Bench::new();
     bench.push(&Log::new(X, 60, 1, "long"), 1, 60, 60).await;
     bench.push(&Log::new(origin(1), 3, 1, "other"), 1, 3, 3).await;
-    crate::store::log::overwrite(bench.node.store.log(), X, 40, b"damage");
+    crate::store::log::fake::overwrite(bench.node.store.log(), X, 40, b"damage");
     let wants = [(X, 1, 60), (X, 50, 60), (Origin(origin(1).0), 1, 3)];
     let wants = wants.map(|(origin, first, last)| EntryRange { origin, first, last }).to_vec();
     let reply = bench.answer(SyncMessage { wants, ..quiet() }).await;

@@ -230,7 +230,7 @@ mod tests {
     use crate::replica::write_ops::{NewMessage, Rejection, SendOutcome};
     use crate::store::engine::files::{Directory, Files, INDEX, LOG};
     use crate::store::history::listing::Listing;
-    use crate::store::log::overwrite;
+    use crate::store::log::fake::overwrite;
 
     const NOW: u64 = 1_700_000_000_000;
 

@@ -172,7 +172,7 @@ mod tests {
     use crate::chain::vector::Head;
     use crate::replica::committer::Committer;
     use crate::replica::write_ops::{NewMessage, PeerRecords, Space, WriteOps};
-    use crate::store::index::{IndexRow, damage};
+    use crate::store::index::fake::{IndexRow, damage};
 
     const NOW: u64 = 1_700_000_000_000;
     const A: Origin = Origin([1; 16]);

@@ -508,7 +508,7 @@ fn a_store_refuses_what_is_not_its_own_in_words() {
     let file = dir.path().join("file");
     std::fs::write(&file, "x").expect("writes");
     assert!(matches!(Store::open(&file, "test", NOW), Err(OpenError::Io { .. })));
-    log::pretend_newer(&dir.path().join("log.redb"));
+    log::fake::pretend_newer(&dir.path().join("log.redb"));
     let newer = Store::open(dir.path(), "test", NOW).expect_err("newer");
     assert!(newer.to_string().contains("use a newer chatchain"), "{newer}");
 }
@@ -530,7 +530,7 @@ fn damaged_bytes_are_never_served() {
     let dir = tempfile::tempdir().expect("temp dir");
     let mut bench = Bench::open(dir.path());
     let keys = bench.send(&numbered(0..10));
-    log::overwrite(&bench.store.log, keys[4].origin, keys[4].seq, b"not a record");
+    log::fake::overwrite(&bench.store.log, keys[4].origin, keys[4].seq, b"not a record");
     let logs = Arc::new(bench.logs.clone());
     let mut listing = Listing::new(&bench.store, logs, Filter::default(), None, false).expect("starts");
     assert_eq!(listing.next_chunk(100).expect("reads what comes before").len(), 4);
@@ -550,7 +550,7 @@ fn a_cut_that_cannot_be_is_damage_and_not_believed() {
         let dir = tempfile::tempdir().expect("temp dir");
         let mut bench = Bench::open(dir.path());
         let keys = bench.send(&numbered(0..3));
-        log::put_cut(&bench.store.log, keys[0].origin, seq);
+        log::fake::put_cut(&bench.store.log, keys[0].origin, seq);
         drop(bench);
         let bench = Bench::open(dir.path());
         assert!(bench.store.recovery().is_some(), "a cut at {seq}");

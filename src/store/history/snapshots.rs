@@ -19,11 +19,9 @@ impl Store {
                 return Ok(None);
             }
         }
-        let mut snapshot: Option<FrontierSnapshot> = None;
-        for content in contents.into_iter().rev() {
-            snapshot = Some(content.snapshot(snapshot.as_ref()));
-        }
-        Ok(snapshot.map(Arc::new))
+        let resolve =
+            |base: Option<FrontierSnapshot>, content: SnapshotContent| Some(content.snapshot(base.as_ref()));
+        Ok(contents.into_iter().rev().fold(None, resolve).map(Arc::new))
     }
 
     /// `until` without the snapshots at the end of each log, but not less than `before`. Otherwise nodes would answer each

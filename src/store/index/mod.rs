@@ -10,6 +10,8 @@
 //! Invariants: the file has every entry up to its watermarks except the unindexed ones (`holes`); the memtable has the rest. The
 //! file is rebuilt if it belongs to another store, has another format, or covers more than the log has.
 
+#[cfg(test)]
+pub(crate) mod fake;
 pub(super) mod memtable;
 mod overlay;
 mod purge;
@@ -34,8 +36,6 @@ pub(super) use memtable::IndexEntry;
 pub use overlay::IndexOverlay;
 pub use reader::IndexReader;
 use tables::{IdKey, IndexRows};
-#[cfg(test)]
-pub(crate) use tables::{IndexRow, damage};
 
 /// redb's page cache for the index. Ids are random, so it needs more than the log does.
 const CACHE_BYTES: usize = 64 << 20;

@@ -84,12 +84,37 @@ impl IndexReader<'_> {
         backward: bool,
         rows: usize,
     ) -> Result<(Vec<EntryKey>, Option<EntryKey>), StoreError> {
-        let epoch = self.index.memtable().epoch();
-        let keys = self.read(epoch, |tables| tables.keys_of(name, sides, from, backward, rows));
-        if matches!(keys, Err(StoreError::IndexRowMisplaced)) {
-            self.index.invalidate();
-        }
-        keys
+        let index = self.index;
+        let epoch = index.memtable().epoch();
+        self.read(epoch, |tables| {
+            let bound = |key: EntryKey| Excluded((name.0, key.stamp.0, key.origin.0, key.seq));
+            let (mut low, mut high) =
+                (Included((name.0, 0, [0; 16], 0)), Included((name.0, u64::MAX, [0xff; 16], u64::MAX)));
+            if let Some(from) = from {
+                *(if backward { &mut high } else { &mut low }) = bound(from);
+            }
+            let range = tables.by_user.range::<UserKey>((low, high))?;
+            let mut range: Box<dyn Iterator<Item = UserRow>> =
+                if backward { Box::new(range.rev()) } else { Box::new(range) };
+            let (mut keys, mut last) = (Vec::new(), from);
+            for _ in 0..rows {
+                let Some(row) = range.next() else { return Ok((keys, None)) };
+                let (row_key, row_sides) = row?;
+                let (of, stamp, origin, seq) = row_key.value();
+                let key = EntryKey { stamp: Stamp(stamp), origin: Origin(origin), seq };
+                // A scan that continues from a row out of order would never end.
+                let is_in_order = last.is_none_or(|last| if backward { key < last } else { key > last });
+                if of != name.0 || !is_in_order {
+                    index.invalidate();
+                    return Err(StoreError::IndexRowMisplaced);
+                }
+                last = Some(key);
+                if row_sides.value() & sides != 0 {
+                    keys.push(key);
+                }
+            }
+            Ok((keys, last))
+        })
     }
 
     /// Whether the index has all rows of an entry: by its id, by both names, and the mark that it has a copy if `logs` cover
@@ -177,42 +202,6 @@ impl Tables {
             }
         }
         Ok(true)
-    }
-
-    fn keys_of(
-        &self,
-        name: NameHash,
-        sides: u8,
-        from: Option<EntryKey>,
-        backward: bool,
-        rows: usize,
-    ) -> Result<(Vec<EntryKey>, Option<EntryKey>), StoreError> {
-        let bound = |key: EntryKey| Excluded((name.0, key.stamp.0, key.origin.0, key.seq));
-        let (mut low, mut high) =
-            (Included((name.0, 0, [0; 16], 0)), Included((name.0, u64::MAX, [0xff; 16], u64::MAX)));
-        if let Some(from) = from {
-            *(if backward { &mut high } else { &mut low }) = bound(from);
-        }
-        let range = self.by_user.range::<UserKey>((low, high))?;
-        let mut range: Box<dyn Iterator<Item = UserRow>> =
-            if backward { Box::new(range.rev()) } else { Box::new(range) };
-        let (mut keys, mut last) = (Vec::new(), from);
-        for _ in 0..rows {
-            let Some(row) = range.next() else { return Ok((keys, None)) };
-            let (row_key, row_sides) = row?;
-            let (of, stamp, origin, seq) = row_key.value();
-            let key = EntryKey { stamp: Stamp(stamp), origin: Origin(origin), seq };
-            // A scan that continues from a row out of order would never end.
-            let is_in_order = last.is_none_or(|last| if backward { key < last } else { key > last });
-            if of != name.0 || !is_in_order {
-                return Err(StoreError::IndexRowMisplaced);
-            }
-            last = Some(key);
-            if row_sides.value() & sides != 0 {
-                keys.push(key);
-            }
-        }
-        Ok((keys, last))
     }
 }
 

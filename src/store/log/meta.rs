@@ -13,9 +13,9 @@ use super::{CHAIN, HEADS, malformed_table};
 use crate::store::engine::catch_panic::open_if_exists;
 
 /// The newest layout that this program reads. A newer one is an error, not damage.
-const FORMAT: u32 = 1;
+pub(super) const FORMAT: u32 = 1;
 
-const META: TableDefinition<&str, &[u8]> = TableDefinition::new("meta");
+pub(super) const META: TableDefinition<&str, &[u8]> = TableDefinition::new("meta");
 
 pub(in crate::store) struct Meta {
     format: u32,
@@ -78,13 +78,4 @@ pub(in crate::store) fn write_new(tx: &WriteTransaction, network: &str) -> Resul
     tx.open_table(HEADS)?;
     tx.open_table(CHAIN)?;
     Ok(meta)
-}
-
-/// Marks the file as written by a newer program.
-#[cfg(test)]
-pub(super) fn pretend_newer(db: &redb::Database) {
-    let tx = db.begin_write().expect("begins");
-    let newer = (FORMAT + 1).to_be_bytes();
-    tx.open_table(META).expect("opens").insert("format", newer.as_slice()).expect("inserts");
-    tx.commit().expect("commits");
 }

@@ -12,6 +12,8 @@
 //! to be purged. A log's table that has rows has a row in `heads`, `loose` or `cuts`.
 
 pub mod damage;
+#[cfg(test)]
+pub(crate) mod fake;
 mod members;
 mod meta;
 pub mod purge;
@@ -331,36 +333,6 @@ fn decode_head(origin: Origin, bytes: &[u8]) -> Option<(Head, StampRange)> {
     let [seq, first, last] = [*seq, *first, last.try_into().ok()?].map(u64::from_be_bytes);
     let range = StampRange { first: Stamp(first), last: Stamp(last) };
     Some((Head { seq, hash: ChainHash(*hash) }, range))
-}
-
-/// Marks the file as written by a newer program.
-#[cfg(test)]
-pub(in crate::store) fn pretend_newer(path: &std::path::Path) {
-    meta::pretend_newer(&redb::Database::open(path).expect("opens"));
-}
-
-/// Replaces the bytes of an entry, as damage does.
-#[cfg(test)]
-pub(crate) fn overwrite(log: &Log, origin: Origin, seq: u64, bytes: &[u8]) {
-    let tx = log.db.begin_write().expect("begins");
-    tx.open_table(log_table(&table_name(origin))).expect("opens").insert(seq, bytes).expect("inserts");
-    tx.commit().expect("commits");
-}
-
-/// Writes a cut, as damage does.
-#[cfg(test)]
-pub(in crate::store) fn put_cut(log: &Log, origin: Origin, seq: u64) {
-    let tx = log.db.begin_write().expect("begins");
-    tx.open_table(CUTS).expect("opens").insert(origin.0, seq).expect("inserts");
-    tx.commit().expect("commits");
-}
-
-/// Removes an entry, as damage does.
-#[cfg(test)]
-pub(crate) fn take_away(log: &Log, origin: Origin, seq: u64) {
-    let tx = log.db.begin_write().expect("begins");
-    tx.open_table(log_table(&table_name(origin))).expect("opens").remove(seq).expect("removes");
-    tx.commit().expect("commits");
 }
 
 #[cfg(test)]

@@ -47,10 +47,10 @@ fn the_first_damaged_entry_is_named_and_all_are_counted() {
     let dir = tempfile::tempdir().expect("temp dir");
     let (store, _, origin) = store(dir.path(), 2500);
     let of_another = store.log().read().expect("reads").get(origin, 9).expect("is there");
-    log::overwrite(store.log(), origin, 1000, b"not a record");
-    log::overwrite(store.log(), origin, 1030, of_another.bytes());
-    log::take_away(store.log(), origin, 2000);
-    log::take_away(store.log(), origin, 2001);
+    log::fake::overwrite(store.log(), origin, 1000, b"not a record");
+    log::fake::overwrite(store.log(), origin, 1030, of_another.bytes());
+    log::fake::take_away(store.log(), origin, 2000);
+    log::fake::take_away(store.log(), origin, 2001);
     drop(store);
     let found = report(dir.path());
     assert_eq!((found.entries, found.damaged, found.missing), (2496, 2, 2));
@@ -64,7 +64,7 @@ fn an_entry_that_is_not_the_one_of_the_chain_is_damage() {
     let (store, _, origin) = store(dir.path(), 1500);
     let entry = store.log().read().expect("reads").get(origin, 500).expect("is there");
     let forged = Entry::new(entry.key(), entry.kind(), Digest::of(b"forged"), b"forged");
-    log::overwrite(store.log(), origin, 500, forged.bytes());
+    log::fake::overwrite(store.log(), origin, 500, forged.bytes());
     drop(store);
     let found = report(dir.path());
     assert_eq!((found.entries, found.damaged, found.missing), (1500, 2, 0), "checkpoint and head");

@@ -1,0 +1,47 @@
+//! Changes an index without the knowledge of its store, for tests.
+
+use super::memtable::{IndexEntry, NameHash};
+use super::tables::{BY_ID, BY_USER, COPIES, IndexRows};
+use crate::chain::record::Entry;
+use crate::store::Store;
+
+/// A row that the index has for an entry.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum IndexRow {
+    Id,
+    Sender,
+    Recipient,
+    Copy,
+}
+
+/// Removes a row of an entry from the file, or replaces it by a wrong one, as damage does. A mark of a copy can only be removed.
+pub(crate) fn damage(store: &Store, entry: &Entry, row: IndexRow, is_altered: bool) {
+    let indexed = IndexEntry::new(entry);
+    let rows = IndexRows::of(std::iter::once(&indexed));
+    let tx = store.index.db.begin_write().expect("begins");
+    let by_user = |name: NameHash| {
+        let mut table = tx.open_table(BY_USER).expect("opens");
+        let (key, sides) = rows.by_user.iter().find(|(key, _)| key.0 == name.0).expect("has a row");
+        table.remove(*key).expect("removes").expect("was there");
+        if is_altered {
+            table.insert(*key, sides ^ 3).expect("inserts");
+        }
+    };
+    match row {
+        IndexRow::Sender => by_user(indexed.names.expect("is a message")[0]),
+        IndexRow::Recipient => by_user(indexed.names.expect("is a message")[1]),
+        IndexRow::Copy => {
+            let mut table = tx.open_table(COPIES).expect("opens");
+            table.remove((entry.origin().0, entry.seq())).expect("removes").expect("was there");
+        }
+        IndexRow::Id => {
+            let mut table = tx.open_table(BY_ID).expect("opens");
+            let (key, (stamp, digest)) = rows.by_id[0];
+            table.remove(key).expect("removes").expect("was there");
+            if is_altered {
+                table.insert(key, (stamp + 1, digest)).expect("inserts");
+            }
+        }
+    }
+    tx.commit().expect("commits");
+}
