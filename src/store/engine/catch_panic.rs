@@ -54,9 +54,9 @@ impl GuardedDb {
     /// Runs the work in one read transaction.
     pub fn read<T>(
         &self,
-        work: impl FnOnce(ReadTransaction) -> Result<T, StoreError>,
+        work: impl FnOnce(&ReadTransaction) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
-        catch_panic(|| work(self.begin_read()?))
+        catch_panic(|| work(&self.begin_read()?))
     }
 
     /// Runs the work in one write transaction and commits it, durably unless the work says otherwise.
@@ -84,7 +84,11 @@ impl Deref for GuardedDb {
 impl Drop for GuardedDb {
     fn drop(&mut self) {
         let db = self.0.take();
-        if let Err(error) = catch_panic(|| Ok(drop(db))) {
+        let close = || {
+            drop(db);
+            Ok(())
+        };
+        if let Err(error) = catch_panic(close) {
             tracing::warn!(%error, "closing a database failed");
         }
     }

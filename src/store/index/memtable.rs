@@ -78,7 +78,7 @@ impl IndexEntry {
     /// The bits of the sides that have this name; 0 if none has.
     pub(in crate::store) fn sides(&self, name: NameHash) -> u8 {
         let Some([sender, recipient]) = self.names else { return 0 };
-        u8::from(sender == name) * SENDER | u8::from(recipient == name) * RECIPIENT
+        (u8::from(sender == name) * SENDER) | (u8::from(recipient == name) * RECIPIENT)
     }
 }
 

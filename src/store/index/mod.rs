@@ -116,8 +116,8 @@ impl Index {
     /// `None`: the file is new, or cannot serve this log.
     fn use_existing(db: GuardedDb, log: &Log, logs: &Logs) -> Result<Option<Self>, StoreError> {
         let read = db.read(|tx| {
-            let Some(counts) = tables::read_meta(&tx, log)? else { return Ok(None) };
-            Ok(Some((counts, tables::read_watermarks(&tx)?, tables::has_dangling_mark(&tx)?)))
+            let Some(counts) = tables::read_meta(tx, log)? else { return Ok(None) };
+            Ok(Some((counts, tables::read_watermarks(tx)?, tables::has_dangling_mark(tx)?)))
         });
         let Some((counts, marks, has_mark)) = read? else { return Ok(None) };
         // Rows of entries that were cut off are allowed: readers check every key against the vector.
@@ -151,7 +151,7 @@ impl Index {
     /// unindexed; its repair adds it.
     fn catch_up(&self, log: &Log, logs: &Logs) -> Result<(), StoreError> {
         let (unindexed, marks) =
-            self.db.read(|tx| Ok((tables::read_unindexed(&tx)?, tables::read_watermarks(&tx)?)))?;
+            self.db.read(|tx| Ok((tables::read_unindexed(tx)?, tables::read_watermarks(tx)?)))?;
         for (origin, seq) in unindexed {
             if seq > logs.vector().seq(origin) {
                 continue; // cut off

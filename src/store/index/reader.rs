@@ -158,13 +158,12 @@ impl IndexReader<'_> {
     ) -> Result<T, StoreError> {
         let current = self.tables.take().filter(|(of, _)| *of == epoch);
         let read = catch_panic(|| {
-            let tables = match current {
-                Some((_, tables)) => tables,
-                None => {
-                    let tx = self.index.db.begin_read()?;
-                    let (by_id, by_user) = (tx.open_table(BY_ID)?, tx.open_table(BY_USER)?);
-                    Tables { by_id, by_user, copies: tx.open_table(COPIES)? }
-                }
+            let tables = if let Some((_, tables)) = current {
+                tables
+            } else {
+                let tx = self.index.db.begin_read()?;
+                let (by_id, by_user) = (tx.open_table(BY_ID)?, tx.open_table(BY_USER)?);
+                Tables { by_id, by_user, copies: tx.open_table(COPIES)? }
             };
             Ok((work(&tables)?, tables))
         });

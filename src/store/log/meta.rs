@@ -46,8 +46,8 @@ impl Meta {
 }
 
 /// Reads the table; `None` if it is missing.
-pub(super) fn read(tx: ReadTransaction) -> Result<Option<Meta>, StoreError> {
-    let Some(table) = open_if_exists(&tx, META)? else { return Ok(None) };
+pub(super) fn read(tx: &ReadTransaction) -> Result<Option<Meta>, StoreError> {
+    let Some(table) = open_if_exists(tx, META)? else { return Ok(None) };
     let read =
         |name| -> Result<Option<Vec<u8>>, StoreError> { Ok(table.get(name)?.map(|v| v.value().to_vec())) };
     let found = (read("format")?, read("store_id")?, read("network")?);

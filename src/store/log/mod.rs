@@ -23,7 +23,10 @@ pub(super) mod write_batch;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use redb::{Durability, ReadTransaction, ReadableTable, TableDefinition, TableHandle, WriteTransaction};
+use redb::{
+    Durability, ReadTransaction, ReadableDatabase, ReadableTable, TableDefinition, TableHandle,
+    WriteTransaction,
+};
 use twox_hash::XxHash3_64;
 use uuid::Uuid;
 
@@ -110,7 +113,7 @@ impl Log {
             };
             meta.check_ours(&path, network)?;
             let (membership, found) =
-                db.read(|tx| Ok((members::read(&tx)?, find_logs(&tx)?))).map_err(unreadable)?;
+                db.read(|tx| Ok((members::read(tx)?, find_logs(tx)?))).map_err(unreadable)?;
             Ok((meta.id, membership, found))
         };
         match read() {
@@ -177,12 +180,16 @@ impl Log {
 
     /// Commits with redb's allocator state, so that the next opening does not read the whole file.
     pub fn commit_for_fast_open(&self) -> Result<(), StoreError> {
-        self.db.write(|tx| Ok(tx.set_quick_repair(true)))
+        self.db.write(|tx| {
+            tx.set_quick_repair(true);
+            Ok(())
+        })
     }
 
     /// A read, for a short time: it pins pages.
     pub fn read(&self) -> Result<LogReader, StoreError> {
-        let tx = self.db.read(Ok).inspect_err(|error| self.damage.engine_failed(error))?;
+        let tx = catch_panic(|| Ok(self.db.begin_read()?))
+            .inspect_err(|error| self.damage.engine_failed(error))?;
         Ok(LogReader {
             tx,
             tables: BTreeMap::new(),

@@ -69,7 +69,7 @@ impl Log {
     ) -> Result<Option<PurgePiece>, StoreError> {
         self.db.read(|tx| {
             let (mut first, mut entries, mut bytes) = (None, Vec::new(), 0);
-            if let Some(table) = open_if_exists(&tx, log_table(&table_name(origin)))? {
+            if let Some(table) = open_if_exists(tx, log_table(&table_name(origin)))? {
                 for row in table.range(cut..)?.rev().take(PIECE_ROWS_MAX) {
                     let (seq, record) = row?;
                     let (seq, record) = (seq.value(), record.value());
@@ -120,7 +120,7 @@ mod tests {
         let row = log.read().expect("reads").row_from(A, 1).expect("reads");
         let chain = log.db.begin_read().expect("begins").open_table(CHAIN).expect("opens");
         let checkpoints = chain.iter().expect("reads").map(|row| row.expect("reads").0.value().1);
-        (row, checkpoints.collect(), !log.db.read(|tx| tables(&tx)).expect("reads").is_empty())
+        (row, checkpoints.collect(), !log.db.read(tables).expect("reads").is_empty())
     }
 
     #[test]

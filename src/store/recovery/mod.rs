@@ -173,5 +173,5 @@ fn free_name(taken: &[String], now_ms: u64) -> String {
         jiff::Timestamp::from_millisecond(i64::try_from(now_ms).unwrap_or(i64::MAX)).unwrap_or_default();
     let first = format!("{DAMAGED_PREFIX}{}", time.strftime("%Y%m%dT%H%M%SZ"));
     let name = |number: u64| if number == 1 { first.clone() } else { format!("{first}-{number}") };
-    (1..).map(name).find(|name| !taken.contains(name)).expect("numbers are endless")
+    (1..=u64::MAX).map(name).find(|name| !taken.contains(name)).expect("fewer names are taken")
 }

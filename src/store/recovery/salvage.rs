@@ -8,7 +8,7 @@
 //! file is complete once its `meta` says whose store it is, which is written last. The damaged files are not changed, and
 //! without `accept_loss` nothing is made of them if the disk cannot read a part: it may read it later.
 
-use redb::{ReadableTable, WriteTransaction};
+use redb::{ReadableDatabase, ReadableTable, WriteTransaction};
 
 use crate::chain::ids::{EntryKey, Origin};
 use crate::chain::logs::{CHECKPOINT_EVERY, Logs};
@@ -145,8 +145,8 @@ impl Salvage<'_> {
     /// Writes the heads, chains and detached ends of all logs, and the `meta` that completes the file.
     fn build_logs(&mut self, network: &str) -> Result<(), StoreError> {
         let (db, done) = (self.db, &mut self.done);
-        let written = db.read(Ok)?;
         db.write(|tx| {
+            let written = db.begin_read()?; // as of before this transaction
             write_meta(tx, network)?;
             for origin in tables(&written)? {
                 let (mut logs, mut detached, mut last) = (Logs::default(), 0, 0);
