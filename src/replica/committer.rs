@@ -320,9 +320,9 @@ mod tests {
         assert!(after[15] <= 3 * before && after[15] == after[7], "{before} bytes, then {after:?}");
         assert_eq!(committer.store().counts().messages, 4_000);
         assert_eq!(list(&committer, committer.logs(), Filter::default()).expect("lists"), 4_000);
-        let mut overlay = committer.store().overlay();
+        let mut overlay = committer.store().index().overlay();
         let copies = overlay.copies(Uuid::from_u128(7).into_bytes()).expect("reads");
-        assert_eq!(copies.committed().len(), 1, "the index forgets old places as well");
+        assert_eq!(copies.committed.len(), 1, "the index forgets old places as well");
     }
 
     #[test]

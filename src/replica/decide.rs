@@ -44,7 +44,7 @@ pub(super) struct Staged<'a> {
 impl<'a> Staged<'a> {
     /// An empty batch on top of `logs`. `now_ms` is the wall clock.
     pub(super) fn new(logs: Logs, store: &'a Store, mint: &'a mut Mint, space: Space, now_ms: u64) -> Self {
-        let (index, batch, forks) = (store.overlay(), WriteBatch::default(), BTreeSet::new());
+        let (index, batch, forks) = (store.index().overlay(), WriteBatch::default(), BTreeSet::new());
         Staged { store, mint, logs, space, now_ms, index, batch, forks }
     }
 
@@ -56,10 +56,10 @@ impl<'a> Staged<'a> {
     pub(super) fn send(&mut self, message: &NewMessage) -> Result<SendOutcome, StoreError> {
         let copies = self.index.copies(message.id.into_bytes())?;
         let covered: Vec<StoredCopy> =
-            copies.committed().iter().filter(|copy| self.logs.covers(copy.key)).copied().collect();
-        let has_copy = !covered.is_empty() || !copies.staged().is_empty();
+            copies.committed.iter().filter(|copy| self.logs.covers(copy.key)).copied().collect();
+        let has_copy = !covered.is_empty() || !copies.staged.is_empty();
         let is_same = |copy: &&StoredCopy| copy.digest == message.digest;
-        let mut intact: Vec<EntryKey> = copies.staged().iter().filter(is_same).map(|copy| copy.key).collect();
+        let mut intact: Vec<EntryKey> = copies.staged.iter().filter(is_same).map(|copy| copy.key).collect();
         let mut was_stored = !intact.is_empty();
         for copy in covered.iter().filter(is_same) {
             was_stored = true;

@@ -12,12 +12,11 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use super::forks::Verdict;
 use super::runs::{ReadRuns, Wanted, within};
 use super::write_ops::{Admitted, Maintenance};
 use crate::chain::ids::Origin;
 use crate::chain::logs::{AdmitError, Logs};
-use crate::chain::sync::bisect::Bisection;
+use crate::chain::sync::bisect::{Bisection, BisectionOutcome};
 use crate::chain::sync::wire::{EntryRange, Hello, Run, SyncMessage, short};
 use crate::chain::sync::{self, ExchangePlan, Initiator, NextExchange, Responder};
 use crate::chain::vector::{Head, Vector};
@@ -73,7 +72,6 @@ pub struct PlannedRequest {
 /// What an answer leads to.
 #[derive(Debug)]
 pub struct ReplyActions {
-    /// Whether to start again.
     pub next: NextExchange,
     /// To be committed first.
     pub maintenance: Vec<Maintenance>,
@@ -85,7 +83,6 @@ pub struct ReplyActions {
 }
 
 impl Exchange {
-    /// Plans a request.
     pub fn plan(&mut self, logs: &Logs, trigger: Trigger<'_>) -> PlannedRequest {
         let Trigger { on_timer, now_ms, skip, repair } = trigger;
         self.backoff.retain(|_, until| *until > now_ms);
@@ -110,7 +107,6 @@ impl Exchange {
         PlannedRequest { plan, reads, repair, own: logs.own(), probes: probes.collect(), before }
     }
 
-    /// Builds the request from what was read for it.
     pub fn request(&mut self, hello: Hello, planned: &PlannedRequest, read: ReadRuns) -> SyncMessage {
         let plan = &planned.plan;
         let mut body = SyncMessage::quiet(hello, short(plan.mine.digest()));
@@ -203,11 +199,11 @@ impl Exchange {
     }
 
     /// Continues or ends a bisection. Returns what is to be committed.
-    pub fn on_verdict(&mut self, origin: Origin, verdict: Verdict) -> Option<Maintenance> {
-        match verdict {
-            Verdict::Closer(bisection) => drop(self.bisections.insert(origin, bisection)),
-            Verdict::Fork(seq) => return Some(Maintenance::Cut(origin, seq)),
-            Verdict::Inconclusive => self.back_off(origin),
+    pub fn on_verdict(&mut self, origin: Origin, outcome: BisectionOutcome) -> Option<Maintenance> {
+        match outcome {
+            BisectionOutcome::Closer(bisection) => drop(self.bisections.insert(origin, bisection)),
+            BisectionOutcome::Fork(seq) => return Some(Maintenance::Cut(origin, seq)),
+            BisectionOutcome::Inconclusive => self.back_off(origin),
         }
         None
     }

@@ -52,7 +52,7 @@ impl Purger {
             self.logs.remove(&origin);
         }
         if self.is_done() && store.index().may_have_dangling() {
-            store.purge_dangling(logs)?;
+            store.index().purge_dangling(logs, store.log().purged())?;
         }
         Ok(())
     }

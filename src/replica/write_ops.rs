@@ -20,7 +20,7 @@ pub struct NewMessage {
     pub content: Vec<u8>,
 }
 
-/// Consecutive entries of one log from a peer.
+/// A piece of a run from a peer.
 #[derive(Debug, Clone)]
 pub struct PeerRecords {
     /// The peer's head just before the first entry: our chain must have the same hash there.
@@ -53,7 +53,7 @@ pub struct WriteOps<'a> {
     pub maintenance: Vec<&'a Maintenance>,
     /// Messages of clients, one slice per request.
     pub sends: Vec<&'a [NewMessage]>,
-    /// Entries of peers, one per run.
+    /// Entries of peers, one per piece of a run.
     pub admits: Vec<&'a PeerRecords>,
 }
 
@@ -76,7 +76,6 @@ pub enum SendOutcome {
     NotStored(Rejection),
 }
 
-/// Why a message or a run was not stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Rejection {
     /// The id has other content here.
@@ -108,6 +107,5 @@ pub struct Space {
 }
 
 impl Space {
-    /// Space for everything.
     pub const ALL: Space = Space { clients: true, peers: true };
 }

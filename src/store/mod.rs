@@ -32,7 +32,7 @@ use crate::chain::logs::Logs;
 use crate::chain::message::Digest;
 use crate::store::engine::files::{self, Directory, Files};
 use crate::store::recovery::crash_count::CrashCount;
-use crate::store::recovery::{OpenedLog, Recovery};
+use crate::store::recovery::{OpenedLog, Opening, Recovery};
 pub use engine::open_policy::OpenPolicy;
 pub use error::{OpenError, StoreError};
 use index::Index;
@@ -105,7 +105,7 @@ impl Store {
     ) -> Result<(Arc<Self>, Logs), OpenError> {
         let lock = files.lock()?;
         let crash_count = CrashCount::start(files, policy);
-        let policy = crash_count.policy();
+        let policy = crash_count.policy;
         if let Some(count) = crash_count.exits_to_report() {
             tracing::warn!(
                 count,
@@ -116,11 +116,12 @@ impl Store {
             files.drop_page_cache(files::LOG);
             files.drop_page_cache(files::INDEX);
         }
-        let opened = match Self::open_files(files, network, now_ms, policy) {
+        let opening = Opening { files, network, now_ms, policy };
+        let opened = match Self::open_files(&opening) {
             // In a file whose pages were not checked, damage may have led beyond its end.
             Err(error) if !policy.checks_every_page() && files::is_previous_io_error(&error) => {
                 tracing::warn!(%error, "checking every page of the store");
-                Self::open_files(files, network, now_ms, OpenPolicy::FullCheck)?
+                Self::open_files(&Opening { policy: OpenPolicy::FullCheck, ..opening })?
             }
             opened => opened?,
         };
@@ -130,13 +131,8 @@ impl Store {
         Ok((Arc::new(store), logs))
     }
 
-    fn open_files(
-        files: &dyn Files,
-        network: &str,
-        now_ms: u64,
-        policy: OpenPolicy,
-    ) -> Result<(OpenedLog, Logs, Index), OpenError> {
-        let opening = recovery::Opening { files, network, now_ms, policy };
+    fn open_files(opening: &Opening<'_>) -> Result<(OpenedLog, Logs, Index), OpenError> {
+        let Opening { files, now_ms, policy, .. } = *opening;
         let mut opened = opening.open_log()?;
         let mut logs = Logs::restore(opened.found.clone(), now_ms);
         let index = match Index::open(files, &opened.log, &logs, policy) {
@@ -207,11 +203,6 @@ impl Store {
         Ok(true)
     }
 
-    /// Searches a part of the index for dangling rows and removes them. Called by the writer alone.
-    pub fn purge_dangling(&self, logs: &Logs) -> Result<(), StoreError> {
-        self.index.purge_dangling(logs, self.log.purged())
-    }
-
     /// Makes the next opening fast, also after a `kill -9`. Costs two fsyncs, so it is for quiet moments.
     pub fn commit_for_fast_open(&self) -> Result<(), StoreError> {
         self.log.commit_for_fast_open()
@@ -228,10 +219,6 @@ impl Store {
     /// Gives the store another id, from the next opening on.
     pub fn renew_id(&self) -> Result<(), StoreError> {
         self.index.set_id(self.log.renew_id()?)
-    }
-
-    pub fn overlay(&self) -> index::IndexOverlay<'_> {
-        self.index.overlay()
     }
 
     /// All copies of an id that `logs` cover, of every content, in no order.

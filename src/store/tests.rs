@@ -58,7 +58,7 @@ impl Bench {
 
     pub(super) fn send(&mut self, messages: &[Message]) -> Vec<EntryKey> {
         let store = self.store.clone();
-        let mut overlay = store.overlay();
+        let mut overlay = store.index().overlay();
         let entries: Vec<_> = messages.iter().map(|message| self.assign(&mut overlay, message)).collect();
         let keys = entries.iter().map(|row| row.entry.key()).collect();
         self.store.commit(WriteBatch { entries, ..WriteBatch::default() }, &self.logs).expect("commits");
@@ -68,7 +68,7 @@ impl Bench {
     /// What another node would take in from this one.
     pub(super) fn copy_to(&self, other: &mut Bench) {
         for (origin, head) in self.logs.vector().iter() {
-            let (mut entries, mut overlay) = (Vec::new(), other.store.overlay());
+            let (mut entries, mut overlay) = (Vec::new(), other.store.index().overlay());
             for seq in 1..=head.seq {
                 let entry = self.store.log().read().expect("reads").get(origin, seq).expect("is there");
                 if other.logs.admit(&entry, NOW).expect("follows") {
@@ -313,7 +313,7 @@ fn an_entry_that_was_damaged_before_it_was_indexed_is_found_once_it_is_mended() 
     drop(bench);
 
     let bench = Bench::open(dir.path());
-    let repaired = vec![bench.store.overlay().repair(entry).expect("reads")];
+    let repaired = vec![bench.store.index().overlay().repair(entry).expect("reads")];
     bench.store.commit(WriteBatch { repaired, ..WriteBatch::default() }, &bench.logs).expect("commits");
     drop(bench); // before it is indexed
 
@@ -330,7 +330,7 @@ fn two_copies_of_a_message_that_are_mended_together_know_of_each_other() {
     let dir = tempfile::tempdir().expect("temp dir");
     let mut bench = Bench::open(dir.path());
     let store = bench.store.clone();
-    let mut overlay = store.overlay();
+    let mut overlay = store.index().overlay();
     let first = bench.assign(&mut overlay, &message(7, "user1", "#room", "the same"));
     bench.begin_log(); // two logs
     let second = bench.assign(&mut overlay, &message(7, "user1", "#room", "the same"));
@@ -344,7 +344,7 @@ fn two_copies_of_a_message_that_are_mended_together_know_of_each_other() {
     }
 
     let bench = Bench::open(dir.path());
-    let mut overlay = bench.store.overlay();
+    let mut overlay = bench.store.index().overlay();
     let repaired = both.map(|entry| overlay.repair(entry).expect("reads")).into();
     let change = WriteBatch { repaired, ..WriteBatch::default() };
     bench.store.commit(change, &bench.logs).expect("commits");
@@ -480,7 +480,7 @@ fn the_chain_can_be_computed_at_any_seq() {
     let mut bench = Bench::open(dir.path());
     let mut hashes = Vec::new();
     let store = bench.store.clone();
-    let mut overlay = store.overlay();
+    let mut overlay = store.index().overlay();
     let entries: Vec<_> =
         numbered(0..2100).iter().map(|message| bench.assign(&mut overlay, message)).collect();
     hashes.extend(entries.iter().map(|row| (row.entry.key(), row.hash.expect("is appended"))));

@@ -38,7 +38,7 @@ fn message(number: u128) -> Message {
 
 /// Commits these messages to the node's own log, as the writer does.
 fn commit(disk: &Disk, store: &Store, logs: &mut Logs, numbers: &[u128], origin: u64) {
-    let (mut entries, mut overlay) = (Vec::new(), store.overlay());
+    let (mut entries, mut overlay) = (Vec::new(), store.index().overlay());
     for number in numbers {
         let content = message(*number).encode();
         let digest = Digest::of(&content);

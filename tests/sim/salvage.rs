@@ -49,7 +49,7 @@ fn commit(store: &Store, logs: &mut Logs, other: Option<&mut Logs>, number: u128
     if is_other {
         assert_eq!(logs.admit(&entry, NOW), Ok(true));
     }
-    let row = store.overlay().append(entry, logs.vector().hash(place.origin)).expect("reads");
+    let row = store.index().overlay().append(entry, logs.vector().hash(place.origin)).expect("reads");
     store.commit(WriteBatch { entries: vec![row], ..WriteBatch::default() }, logs).expect("commits");
 }
 

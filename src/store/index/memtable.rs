@@ -57,8 +57,11 @@ impl IndexEntry {
     }
 
     /// Compares a message with all copies of its id that were indexed earlier.
-    pub(in crate::store) fn compare_with(&mut self, before: &[StoredCopy]) {
-        let same = before.iter().filter(|other| other.digest == self.copy.digest);
+    pub(in crate::store) fn compare_with<'a>(
+        &mut self,
+        before: impl Iterator<Item = &'a StoredCopy> + Clone,
+    ) {
+        let same = before.clone().filter(|other| other.digest == self.copy.digest);
         self.copies = same.map(|other| (other.key.origin, other.key.seq)).take(2).collect();
         let is_new = self.copies.is_empty();
         if self.copies.len() == 2 {
@@ -67,7 +70,7 @@ impl IndexEntry {
         if !is_new {
             self.copies.push((self.copy.key.origin, self.copy.key.seq));
         }
-        let contents: BTreeSet<Digest> = before.iter().map(|other| other.digest).collect();
+        let contents: BTreeSet<Digest> = before.map(|other| other.digest).collect();
         self.counts = Counts {
             messages: u64::from(is_new),
             conflicts: u64::from(is_new && contents.len() == 1),
@@ -171,7 +174,7 @@ mod tests {
         for seq in 1..=20 {
             let key = EntryKey { stamp: Stamp(seq), origin, seq };
             let mut noted = IndexEntry::new(&Entry::new(key, EntryKind::Message, digest, &content));
-            noted.compare_with(&known);
+            noted.compare_with(known.iter());
             assert!(noted.copies.len() <= 2 && noted.copies.capacity() <= 4);
             tail.push(noted);
             known.push(StoredCopy { key, digest });

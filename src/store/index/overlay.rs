@@ -23,21 +23,9 @@ pub struct IndexOverlay<'a> {
 /// All copies of one id.
 #[derive(Debug)]
 pub struct IdCopies {
-    /// The committed copies, then the staged ones.
-    all: Vec<StoredCopy>,
-    committed: usize,
-}
-
-impl IdCopies {
-    /// The copies that the index has.
-    pub fn committed(&self) -> &[StoredCopy] {
-        &self.all[..self.committed]
-    }
-
+    pub committed: Vec<StoredCopy>,
     /// The copies that the batch adds.
-    pub fn staged(&self) -> &[StoredCopy] {
-        &self.all[self.committed..]
-    }
+    pub staged: Vec<StoredCopy>,
 }
 
 impl IndexOverlay<'_> {
@@ -46,8 +34,8 @@ impl IndexOverlay<'_> {
         match self.by_id.entry(id) {
             Occupied(copies) => Ok(copies.into_mut()),
             Vacant(slot) => {
-                let all = self.reader.copies(id)?;
-                Ok(slot.insert(IdCopies { committed: all.len(), all }))
+                let committed = self.reader.copies(id)?;
+                Ok(slot.insert(IdCopies { committed, staged: Vec::new() }))
             }
         }
     }
@@ -61,7 +49,7 @@ impl IndexOverlay<'_> {
     /// Stages an entry that replaces a damaged one.
     pub fn repair(&mut self, entry: Entry) -> Result<NewRow, StoreError> {
         let is_indexed = match IndexEntry::new(&entry).id {
-            Some(id) => self.copies(id)?.committed().iter().any(|copy| copy.key == entry.key()),
+            Some(id) => self.copies(id)?.committed.iter().any(|copy| copy.key == entry.key()),
             None => false,
         };
         let index = if is_indexed { None } else { Some(self.stage(&entry)?) };
@@ -72,8 +60,8 @@ impl IndexOverlay<'_> {
         let mut index_entry = IndexEntry::new(entry);
         if let Some(id) = index_entry.id.filter(|_| index_entry.names.is_some()) {
             let copies = self.copies(id)?;
-            index_entry.compare_with(&copies.all);
-            copies.all.push(index_entry.copy);
+            index_entry.compare_with(copies.committed.iter().chain(&copies.staged));
+            copies.staged.push(index_entry.copy);
         }
         Ok(index_entry)
     }
@@ -82,7 +70,7 @@ impl IndexOverlay<'_> {
     pub fn unstage(&mut self, row: &NewRow) {
         let id = row.index.as_ref().and_then(|index_entry| index_entry.id);
         if let Some(copies) = id.and_then(|id| self.by_id.get_mut(&id)) {
-            copies.all.retain(|copy| copy.key != row.entry.key());
+            copies.staged.retain(|copy| copy.key != row.entry.key());
         }
     }
 }

@@ -130,7 +130,8 @@ impl Index {
     }
 
     /// Searches the next part of `by_id` for keys that the cuts of `logs` removed, and removes their rows.
-    pub(in crate::store) fn purge_dangling(&self, logs: &Logs, purged: &Purged) -> Result<(), StoreError> {
+    /// Called by the writer alone.
+    pub fn purge_dangling(&self, logs: &Logs, purged: &Purged) -> Result<(), StoreError> {
         let Some(from) = *lock(&self.dangling_scan) else { return Ok(()) };
         let keys: Vec<IdKey> = self.db.read(|tx| {
             let table = tx.open_table(BY_ID)?;

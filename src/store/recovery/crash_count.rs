@@ -60,7 +60,8 @@ impl UncleanExits {
 #[derive(Debug)]
 pub struct CrashCount {
     files: Box<dyn Files>,
-    policy: OpenPolicy,
+    /// How the store is opened.
+    pub(in crate::store) policy: OpenPolicy,
     before: UncleanExits,
     /// What the marker says after the store is closed. If the process opens the store again because it failed, this opening
     /// counts neither as unclean nor as healthy: the marker says again what it said before.
@@ -93,10 +94,6 @@ impl CrashCount {
             has_committed: AtomicBool::new(false),
             has_indexed: AtomicBool::new(false),
         }
-    }
-
-    pub(in crate::store) fn policy(&self) -> OpenPolicy {
-        self.policy
     }
 
     /// The unclean exits in a row before this opening, if they are why every page is checked.
@@ -152,7 +149,7 @@ mod tests {
         if opens {
             run.opened();
         }
-        let policy = run.policy();
+        let policy = run.policy;
         std::mem::forget(run);
         policy
     }
@@ -173,7 +170,7 @@ mod tests {
             assert_eq!(policies[..2], [OpenPolicy::Default; 2]);
             assert_eq!(policies[2..], [OpenPolicy::FullCheck; 3]);
             assert_eq!(marker(files).as_deref(), Some("5 0\n"));
-            assert_eq!(CrashCount::start(files, OpenPolicy::AcceptLoss).policy(), OpenPolicy::AcceptLoss);
+            assert_eq!(CrashCount::start(files, OpenPolicy::AcceptLoss).policy, OpenPolicy::AcceptLoss);
         });
     }
 
@@ -250,7 +247,7 @@ mod tests {
     #[test]
     fn a_directory_that_cannot_be_written_stops_nothing() {
         let run = CrashCount::start(&Directory("/nowhere/at/all".into()), OpenPolicy::Default);
-        assert_eq!((run.policy(), run.exits_to_report()), (OpenPolicy::Default, None));
+        assert_eq!((run.policy, run.exits_to_report()), (OpenPolicy::Default, None));
         run.mark_healthy();
     }
 }

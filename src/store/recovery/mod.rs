@@ -5,8 +5,8 @@
 //!
 //! Invariants: no file that held a record is ever deleted. The new file is complete before the damaged one is renamed. If the
 //! power fails between the two renames, or an operator removes `log.redb` alone, the next opening salvages again, from all
-//! files that were set aside. Only wrong bytes lead to a salvage, or unreadable ones under [`OpenPolicy::AcceptLoss`]; a disk
-//! that fails, a file in use, of another network or of a newer program is an error.
+//! files that were set aside. Only wrong bytes lead to a salvage, or bad sectors under [`OpenPolicy::AcceptLoss`]; a disk
+//! that does not write, a file in use, of another network or of a newer program is an error.
 
 pub mod crash_count;
 pub(super) mod lossy_file;
@@ -41,7 +41,6 @@ pub struct Recovery {
     pub salvaged: Salvaged,
 }
 
-/// An open log, and how it came to be open.
 pub(in crate::store) struct OpenedLog {
     pub(in crate::store) log: Log,
     pub(in crate::store) found: LogsOnDisk,
@@ -49,7 +48,6 @@ pub(in crate::store) struct OpenedLog {
     pub(in crate::store) damaged_files: Vec<PathBuf>,
 }
 
-/// How a file is opened under a policy.
 pub(in crate::store) fn open_mode(files: &dyn Files, name: &str, policy: OpenPolicy) -> OpenMode {
     let is_small = files.len(name).is_ok_and(|len| len.is_some_and(|len| len <= CHECKED_BYTES_MAX));
     if is_small || policy.checks_every_page() { OpenMode::Checked } else { OpenMode::Unchecked }
@@ -73,7 +71,6 @@ pub(in crate::store) fn open_existing(
     }
 }
 
-/// What an opening of a store is asked for.
 pub(in crate::store) struct Opening<'a> {
     pub(in crate::store) files: &'a dyn Files,
     pub(in crate::store) network: &'a str,
@@ -160,8 +157,9 @@ pub(in crate::store) fn damaged_files(files: &dyn Files) -> Result<Vec<String>, 
     let unreadable = |source| OpenError::Io { path: files.path(LOG), source };
     let mut names = files.names().map_err(unreadable)?;
     names.retain(|name| name.starts_with(DAMAGED_PREFIX));
-    names.sort_by_key(|name| (name.len(), name.clone())); // within one second: the plain name, then -2, …
-    names.sort_by_key(|name| name.get(..DAMAGED_PREFIX.len() + TIME_BYTES).map(str::to_owned));
+    // Within one second: the plain name, then -2, …
+    let time = |name: &str| name.get(..DAMAGED_PREFIX.len() + TIME_BYTES).map(str::to_owned);
+    names.sort_by_key(|name| (time(name), name.len(), name.clone()));
     Ok(names)
 }
 

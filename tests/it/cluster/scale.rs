@@ -42,7 +42,7 @@ pub fn build(dir: &Path, count: u64, log_of: impl Fn(u64) -> u64) {
         let key = EntryKey { stamp, origin, seq };
         let entry = Entry::new(key, EntryKind::Message, digest, &content);
         assert_eq!(logs.admit(&entry, BEGAN_MS), Ok(true));
-        entries.push(store.overlay().append(entry, logs.vector().hash(origin)).expect("reads"));
+        entries.push(store.index().overlay().append(entry, logs.vector().hash(origin)).expect("reads"));
         if entries.len() as u64 == COMMIT_COUNT || number + 1 == count {
             store
                 .commit(WriteBatch { entries: std::mem::take(&mut entries), ..WriteBatch::default() }, &logs)

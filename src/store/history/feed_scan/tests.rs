@@ -125,7 +125,7 @@ fn a_damaged_entry_holds_its_log_and_no_other_and_is_given_once_it_is_mended() {
     let mut reader = Reader::default();
     while !reader.read(&bench, 11).is_empty() {}
     reader.was_given(100 - 16, 1);
-    let repaired = vec![bench.store.overlay().repair(entry).expect("reads")];
+    let repaired = vec![bench.store.index().overlay().repair(entry).expect("reads")];
     let change = crate::store::log::WriteBatch { repaired, ..Default::default() };
     bench.store.commit(change, &bench.logs).expect("commits");
     assert_eq!(reader.read(&bench, usize::MAX).len(), 16);

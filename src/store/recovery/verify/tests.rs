@@ -11,7 +11,7 @@ use crate::store::{OpenPolicy, Store, log};
 fn store(dir: &Path, entries: u64) -> (std::sync::Arc<Store>, Logs, Origin) {
     let (store, mut logs) = Store::open(dir, "test", 0).expect("opens");
     let origin = Origin([7; 16]);
-    let (mut new, mut overlay) = (Vec::new(), store.overlay());
+    let (mut new, mut overlay) = (Vec::new(), store.index().overlay());
     for number in 0..entries {
         let content = number.to_be_bytes();
         let digest = Digest::of(&content);
