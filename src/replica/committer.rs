@@ -234,7 +234,7 @@ mod tests {
 
     const NOW: u64 = 1_700_000_000_000;
 
-    fn intake(id: u128, text: &str) -> NewMessage {
+    fn new_message(id: u128, text: &str) -> NewMessage {
         let (sender, recipient, text) = ("a".into(), "b".into(), text.into());
         let staged =
             message::UncheckedMessage { id: Uuid::from_u128(id), sender, recipient, text, timestamp: None };
@@ -244,10 +244,10 @@ mod tests {
 
     fn write(
         committer: &mut Committer,
-        care: Vec<&Maintenance>,
+        maintenance: Vec<&Maintenance>,
         messages: &[NewMessage],
     ) -> Vec<SendOutcome> {
-        let batch = WriteOps { maintenance: care, sends: vec![messages], admits: Vec::new() };
+        let batch = WriteOps { maintenance, sends: vec![messages], admits: Vec::new() };
         committer.commit(&batch, Space::ALL, NOW).expect("writes").sends.remove(0)
     }
 
@@ -264,7 +264,7 @@ mod tests {
 
     /// This many messages with a text of 900 bytes, indexed. Returns their log.
     fn fill(committer: &mut Committer, messages: u128) -> Origin {
-        let all: Vec<NewMessage> = (0..messages).map(|id| intake(id, &"x".repeat(900))).collect();
+        let all: Vec<NewMessage> = (0..messages).map(|id| new_message(id, &"x".repeat(900))).collect();
         for part in all.chunks(500) {
             write(committer, Vec::new(), part);
         }
@@ -322,7 +322,7 @@ mod tests {
         assert_eq!(list(&committer, committer.logs(), Filter::default()).expect("lists"), 4_000);
         let mut overlay = committer.store().index().overlay();
         let copies = overlay.copies(Uuid::from_u128(7).into_bytes()).expect("reads");
-        assert_eq!(copies.committed.len(), 1, "the index forgets old places as well");
+        assert_eq!(copies.committed.len(), 1, "the index drops the old copies as well");
     }
 
     #[test]
@@ -331,17 +331,17 @@ mod tests {
         let mut committer = open(&dir);
         let origin = fill(&mut committer, 3_500);
         cut(&mut committer, origin, 1_001);
-        write(&mut committer, Vec::new(), &[intake(9_999, "a client comes first")]);
+        write(&mut committer, Vec::new(), &[new_message(9_999, "a client comes first")]);
         committer.commit(&WriteOps::default(), Space { clients: true, peers: false }, NOW).expect("writes");
         assert_eq!(
             row_from(&committer, origin, 3_500),
             Some(3_500),
-            "the tail had the same ids, or nothing was done yet"
+            "the memtable had the same ids, or nothing was done yet"
         );
         while row_from(&committer, origin, 3_500).is_some() {
             committer.commit(&WriteOps::default(), Space::ALL, NOW).expect("writes");
         }
-        assert_eq!(row_from(&committer, origin, 1_001), Some(1_001), "that was one piece of some");
+        assert_eq!(row_from(&committer, origin, 1_001), Some(1_001), "that was one piece of several");
         drop(committer);
 
         let mut committer = open(&dir);
@@ -388,20 +388,20 @@ mod tests {
     }
 
     #[test]
-    fn what_was_lost_with_a_cut_is_not_counted_any_more() {
+    fn a_damaged_message_that_a_cut_drops_is_not_counted_any_more() {
         let dir = tempfile::tempdir().expect("temp dir");
         let mut committer = open(&dir);
         let origin = fill(&mut committer, 30);
         overwrite(committer.store().log(), origin, 11, b"not a record");
         cut(&mut committer, origin, 11);
-        assert_eq!(committer.store().counts().messages, 30, "nobody knows which it was");
+        assert_eq!(committer.store().counts().messages, 30, "it is unknown which it was");
         drop(committer); // before it was looked for
         for _ in 0..2 {
             let mut committer = open(&dir);
             finish(&mut committer);
             assert_eq!(committer.store().counts().messages, 29);
             assert_eq!(list(&committer, committer.logs(), Filter::default()).expect("lists"), 29);
-            let again = write(&mut committer, Vec::new(), &[intake(11, &"x".repeat(900))]);
+            let again = write(&mut committer, Vec::new(), &[new_message(11, &"x".repeat(900))]);
             assert!(matches!(again[0], SendOutcome::Stored { duplicate: true, .. }), "another: {again:?}");
         }
     }
@@ -417,10 +417,10 @@ mod tests {
             Origin([names; 16])
         };
         let mut committer = Committer::new(store, logs, Box::new(mint));
-        let stored = write(&mut committer, Vec::new(), &[intake(1, "one"), intake(2, "two")]);
+        let stored = write(&mut committer, Vec::new(), &[new_message(1, "one"), new_message(2, "two")]);
         let SendOutcome::Stored { key, duplicate: false } = stored[0] else { panic!("{stored:?}") };
         let cut = Maintenance::Cut(key.origin, 1);
-        let again = write(&mut committer, vec![&cut], &[intake(1, "one"), intake(2, "other")]);
+        let again = write(&mut committer, vec![&cut], &[new_message(1, "one"), new_message(2, "other")]);
         assert_eq!(committer.logs().vector().cut_of(key.origin), Some(1), "with this batch");
         assert!(matches!(again[0], SendOutcome::Stored { duplicate: true, .. }), "{again:?}");
         assert_eq!(again[1], SendOutcome::NotStored(Rejection::Conflict));

@@ -255,7 +255,7 @@ mod tests {
     const SPACE: Space = Space { clients: true, peers: true };
     const NONE: Space = Space { clients: false, peers: false };
 
-    fn intake(id: u128, text: &str) -> NewMessage {
+    fn new_message(id: u128, text: &str) -> NewMessage {
         let (sender, recipient, text) = ("a".into(), "b".into(), text.into());
         let message = UncheckedMessage { id: Uuid::from_u128(id), sender, recipient, text, timestamp: None };
         let content = Message::new(message).expect("valid").encode();
@@ -268,14 +268,14 @@ mod tests {
         let (store, logs) = Store::open(dir.path(), "test", 0).expect("opens");
         let mut mint = || Origin([1; 16]);
         let mut staged = Staged::new(logs, &store, &mut mint, SPACE, 0);
-        let stored = staged.send(&intake(1, "one")).expect("decides");
+        let stored = staged.send(&new_message(1, "one")).expect("decides");
         let SendOutcome::Stored { key, duplicate: false } = stored else { panic!("{stored:?}") };
         staged.space = NONE;
-        let again = staged.send(&intake(1, "one")).expect("decides");
+        let again = staged.send(&new_message(1, "one")).expect("decides");
         assert_eq!(again, SendOutcome::Stored { key, duplicate: true });
-        let conflict = staged.send(&intake(1, "other")).expect("decides");
+        let conflict = staged.send(&new_message(1, "other")).expect("decides");
         assert_eq!(conflict, SendOutcome::NotStored(Rejection::Conflict));
-        let new = staged.send(&intake(2, "two")).expect("decides");
+        let new = staged.send(&new_message(2, "two")).expect("decides");
         assert_eq!(new, SendOutcome::NotStored(Rejection::Full));
         assert_eq!(staged.batch.entries.len(), 1);
     }

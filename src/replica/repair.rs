@@ -141,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn an_entry_is_given_up_once_all_peers_were_asked_or_were_away_for_long() {
+    fn an_entry_is_given_up_once_all_peers_were_asked_or_after_a_minute() {
         let (mut repair, _) = damaged(&[7, 3]);
         repair.answered(0, 9_000);
         assert_eq!(repair.given_up(&[0, 1], 1_000 + GIVE_UP_MS), [], "one was not asked");

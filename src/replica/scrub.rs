@@ -224,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn every_row_of_the_index_that_is_missing_or_wrong_is_noticed() {
+    fn every_missing_or_wrong_row_of_the_index_is_noticed() {
         let missing =
             [IndexRow::Id, IndexRow::Sender, IndexRow::Recipient, IndexRow::Copy].map(|row| (row, false));
         let wrong = [IndexRow::Id, IndexRow::Sender, IndexRow::Recipient].map(|row| (row, true));

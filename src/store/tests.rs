@@ -188,7 +188,7 @@ impl Files for LargeFiles {
 }
 
 #[test]
-fn an_earlier_failure_that_nobody_saw_has_every_page_checked_before_it_is_the_disk() {
+fn an_unexplained_io_error_leads_to_a_page_check_before_it_counts_as_a_disk_error() {
     let dir = tempfile::tempdir().expect("temp dir");
     Bench::open(dir.path()).send(&numbered(0..20));
     let mut files = LargeFiles { files: Directory(dir.path().to_owned()), fails: Latched::Unchecked };
@@ -201,9 +201,9 @@ fn an_earlier_failure_that_nobody_saw_has_every_page_checked_before_it_is_the_di
     assert_eq!(Bench::open(dir.path()).logs.vector().entries(), 20);
 }
 
-/// A log that ends whoever opens it is not opened, and nothing of it is lost.
+/// A log that crashes the process that opens it is not opened, and nothing of it is lost.
 #[test]
-fn what_is_not_even_opened_is_salvaged_and_kept() {
+fn a_log_that_crashes_its_opener_is_salvaged_and_kept() {
     let dir = tempfile::tempdir().expect("temp dir");
     Bench::open(dir.path()).send(&numbered(0..20));
     let (store, logs) = Store::open_with(dir.path(), "test", NOW, OpenPolicy::RebuildIndex).expect("opens");
@@ -219,7 +219,7 @@ fn what_is_not_even_opened_is_salvaged_and_kept() {
 
 /// The first row that is read at once and the one behind it are found by the last of the former.
 #[test]
-fn a_row_of_the_index_that_leads_back_ends_a_walk_and_the_index_is_built_anew() {
+fn an_index_row_out_of_order_ends_a_listing_and_the_index_is_rebuilt() {
     let dir = tempfile::tempdir().expect("temp dir");
     let mut bench = Bench::open(dir.path());
     let keys = bench.send(&numbered(0..2_000));
@@ -299,7 +299,7 @@ pub(super) fn spoil(dir: &Path, key: EntryKey) {
 
 /// What the index cannot read when it catches up, it must not forget when it passes it.
 #[test]
-fn an_entry_that_was_damaged_before_it_was_indexed_is_found_once_it_is_mended() {
+fn an_entry_that_was_damaged_before_it_was_indexed_is_found_once_it_is_repaired() {
     let dir = tempfile::tempdir().expect("temp dir");
     let mut bench = Bench::open(dir.path());
     let key = bench.send(&numbered(0..3))[1];
@@ -319,14 +319,14 @@ fn an_entry_that_was_damaged_before_it_was_indexed_is_found_once_it_is_mended() 
 
     for _ in 0..2 {
         let bench = Bench::open(dir.path());
-        assert_eq!(bench.first(1).map(|standing| standing.key), Some(key));
+        assert_eq!(bench.first(1).map(|copy| copy.key), Some(key));
         assert_eq!(bench.store.counts().messages, 3);
         bench.index_everything();
     }
 }
 
 #[test]
-fn two_copies_of_a_message_that_are_mended_together_know_of_each_other() {
+fn two_copies_of_a_message_that_are_repaired_together_are_both_marked() {
     let dir = tempfile::tempdir().expect("temp dir");
     let mut bench = Bench::open(dir.path());
     let store = bench.store.clone();
@@ -353,7 +353,7 @@ fn two_copies_of_a_message_that_are_mended_together_know_of_each_other() {
 }
 
 #[test]
-fn the_index_answers_the_same_from_tail_and_file_and_after_a_rebuild() {
+fn the_index_answers_the_same_from_memtable_and_file_and_after_a_rebuild() {
     let dir = tempfile::tempdir().expect("temp dir");
     let mut bench = Bench::open(dir.path());
     bench.send(&numbered(0..500));
@@ -362,8 +362,8 @@ fn the_index_answers_the_same_from_tail_and_file_and_after_a_rebuild() {
     let answers = |bench: &Bench| {
         let of =
             |user: &str| bench.list(Filter { user: Some(user.into()), ..Filter::default() }, None, false);
-        let standings: Vec<_> = (0..900).map(|n| bench.first(n).expect("is there").key).collect();
-        (of("user0"), of("user1"), of("#room"), standings, bench.store.counts())
+        let keys: Vec<_> = (0..900).map(|n| bench.first(n).expect("is there").key).collect();
+        (of("user0"), of("user1"), of("#room"), keys, bench.store.counts())
     };
     let before = answers(&bench);
     assert_eq!(before.0, texts((0..900).filter(|n| n % 3 == 0)));
@@ -376,7 +376,7 @@ fn the_index_answers_the_same_from_tail_and_file_and_after_a_rebuild() {
 }
 
 #[test]
-fn an_index_that_knows_more_than_the_log_is_rebuilt() {
+fn an_index_that_covers_more_than_the_log_is_rebuilt() {
     let dir = tempfile::tempdir().expect("temp dir");
     let mut bench = Bench::open(dir.path());
     bench.send(&numbered(0..5));
@@ -394,7 +394,7 @@ fn an_index_that_knows_more_than_the_log_is_rebuilt() {
 }
 
 #[test]
-fn listings_go_both_ways_from_any_place() {
+fn listings_go_both_ways_from_any_key() {
     let dir = tempfile::tempdir().expect("temp dir");
     let mut bench = Bench::open(dir.path());
     let mut keys = Vec::new();
@@ -429,7 +429,7 @@ fn a_message_in_two_logs_is_shown_once_and_first() {
     let mut want = texts(0..15);
     want.push("other content".into());
     for bench in [&left, &right] {
-        for _ in ["from the tail", "from the file"] {
+        for _ in ["from the memtable", "from the file"] {
             assert_eq!(bench.list(Filter::default(), None, false), want);
             let of_room = Filter { recipient: Some("#room".into()), ..Filter::default() };
             assert_eq!(bench.list(of_room, None, false), want);
@@ -460,7 +460,7 @@ fn filters_mean_what_they_say() {
     ]);
     let some = |text: &str| Some(text.to_owned());
     let all = Filter::default;
-    for _ in ["from the tail", "from the file"] {
+    for _ in ["from the memtable", "from the file"] {
         check(&bench, &Filter { sender: some("ann"), ..all() }, &["STRASSE", "straße", "self"]);
         check(&bench, &Filter { recipient: some("ann"), ..all() }, &["Σίσυφος", "self"]);
         check(&bench, &Filter { user: some("ann"), ..all() }, &["STRASSE", "Σίσυφος", "straße", "self"]);
@@ -493,7 +493,7 @@ fn the_chain_can_be_computed_at_any_seq() {
 }
 
 #[test]
-fn a_store_refuses_what_is_not_its_own_in_words() {
+fn a_store_of_another_network_or_format_is_refused_in_words() {
     let dir = tempfile::tempdir().expect("temp dir");
     let open = Bench::open(dir.path());
     let in_use = Store::open(dir.path(), "test", NOW).expect_err("is in use");
@@ -545,7 +545,7 @@ fn damaged_bytes_are_never_served() {
 
 /// Rows of that table carry no check of their own.
 #[test]
-fn a_cut_that_cannot_be_is_damage_and_not_believed() {
+fn an_impossible_cut_is_damage() {
     for seq in [0, 2] {
         let dir = tempfile::tempdir().expect("temp dir");
         let mut bench = Bench::open(dir.path());

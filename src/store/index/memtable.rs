@@ -170,15 +170,15 @@ mod tests {
         let draft = UncheckedMessage { id: uuid::Uuid::nil(), sender, recipient, text, timestamp: None };
         let content = Message::new(draft).expect("valid").encode();
         let (origin, digest) = (Origin([1; 16]), Digest::of(&content));
-        let (mut tail, mut known) = (Memtable::default(), Vec::new());
+        let (mut memtable, mut earlier) = (Memtable::default(), Vec::new());
         for seq in 1..=20 {
             let key = EntryKey { stamp: Stamp(seq), origin, seq };
-            let mut noted = IndexEntry::new(&Entry::new(key, EntryKind::Message, digest, &content));
-            noted.compare_with(known.iter());
-            assert!(noted.copies.len() <= 2 && noted.copies.capacity() <= 4);
-            tail.push(noted);
-            known.push(StoredCopy { key, digest });
+            let mut indexed = IndexEntry::new(&Entry::new(key, EntryKind::Message, digest, &content));
+            indexed.compare_with(earlier.iter());
+            assert!(indexed.copies.len() <= 2 && indexed.copies.capacity() <= 4);
+            memtable.push(indexed);
+            earlier.push(StoredCopy { key, digest });
         }
-        assert_eq!(tail.copied_seqs(origin, 1, 20).collect::<Vec<_>>(), (1..=20).collect::<Vec<_>>());
+        assert_eq!(memtable.copied_seqs(origin, 1, 20).collect::<Vec<_>>(), (1..=20).collect::<Vec<_>>());
     }
 }

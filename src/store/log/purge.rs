@@ -124,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn all_from_the_cut_on_goes_in_pieces_and_an_empty_table_with_it() {
+    fn all_rows_from_the_cut_on_are_removed_in_pieces_and_the_empty_table_too() {
         let dir = tempfile::tempdir().expect("temp dir");
         let (store, _) = Store::open(dir.path(), "test", 0).expect("opens");
         let log = store.log();

@@ -164,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn every_page_is_checked_from_the_third_run_on_that_follows_unclean_exits() {
+    fn every_page_is_checked_after_two_unclean_exits() {
         check(|files| {
             let policies: Vec<_> = (0..5).map(|_| run_and_crash(files, true)).collect();
             assert_eq!(policies[..2], [OpenPolicy::Default; 2]);
@@ -223,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn a_store_is_tried_once_both_files_were_written_to() {
+    fn a_store_has_proved_usable_once_both_files_were_written_to() {
         check(|files| {
             let run = CrashCount::start(files, OpenPolicy::Default);
             run.has_committed.store(true, Ordering::Release);
@@ -234,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn a_marker_in_another_format_counts_as_one_run() {
+    fn a_marker_in_another_format_counts_as_one_unclean_exit() {
         for marker in
             ["", "\n", "7", "7 0 0", "-1 0", "many", "99999999999 0", &"1 ".repeat(MARKER_BYTES_MAX)]
         {

@@ -129,21 +129,21 @@ mod tests {
     use super::*;
 
     /// 1, 2, … again and again, but for a range; as often as it says.
-    struct Holey {
+    struct FlakyFile {
         len: u64,
-        hole: Range<u64>,
+        bad: Range<u64>,
         refusals: Rc<Cell<u64>>,
     }
 
-    impl FileBytes for Holey {
+    impl FileBytes for FlakyFile {
         fn len(&self) -> io::Result<u64> {
             Ok(self.len)
         }
 
         fn read_at(&self, offset: u64, out: &mut [u8]) -> io::Result<usize> {
             let end = (offset + out.len() as u64).min(self.len).max(offset);
-            let is_in_hole = self.hole.contains(&offset) || offset < self.hole.end && self.hole.start < end;
-            if is_in_hole && self.refusals.get() > 0 {
+            let is_bad = self.bad.contains(&offset) || offset < self.bad.end && self.bad.start < end;
+            if is_bad && self.refusals.get() > 0 {
                 self.refusals.set(self.refusals.get() - 1);
                 return Err(io::Error::from_raw_os_error(5));
             }
@@ -154,14 +154,14 @@ mod tests {
         }
     }
 
-    fn open(len: u64, hole: Range<u64>, refusals: u64) -> LossyFile {
-        let bytes = Box::new(Holey { len, hole, refusals: Rc::new(Cell::new(refusals)) });
+    fn open(len: u64, bad: Range<u64>, refusals: u64) -> LossyFile {
+        let bytes = Box::new(FlakyFile { len, bad, refusals: Rc::new(Cell::new(refusals)) });
         LossyFile { bytes, len, offset: 0, narrow_until: 0, accept_loss: true, unread: Vec::new() }
     }
 
     #[track_caller]
-    fn check(len: u64, hole: Range<u64>, zeros: Range<u64>) {
-        let (mut file, mut read, mut at) = (open(len, hole, u64::MAX), vec![255; length(&(0..len))], 0);
+    fn check(len: u64, bad: Range<u64>, zeros: Range<u64>) {
+        let (mut file, mut read, mut at) = (open(len, bad, u64::MAX), vec![255; length(&(0..len))], 0);
         while let count @ 1.. = file.read(&mut read[at..]).expect("goes on") {
             at += count;
         }
@@ -172,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn everything_but_the_blocks_that_cannot_be_read_is_read() {
+    fn everything_but_the_bad_blocks_is_read() {
         check(3 << 20, 0..0, 0..0);
         check(3 << 20, 5_000..5_001, 4_096..8_192);
         check(3 << 20, 2_000_000..2_100_000, 1_998_848..2_101_248);
@@ -191,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn a_disk_that_gives_nothing_or_too_little_has_not_lost_a_part_of_a_file() {
+    fn a_disk_that_reads_nothing_or_too_little_is_an_error_and_no_loss() {
         let mut file = open(10_000, 0..u64::MAX, u64::MAX);
         io::copy(&mut file, &mut io::sink()).expect("goes on");
         assert!(file.unread_bytes().expect_err("nothing").to_string().contains("nothing"));

@@ -19,20 +19,20 @@ impl Reader {
     /// Reads on at this node, at most so many messages, and keeps what it has seen by then.
     fn read(&mut self, bench: &Bench, most: usize) -> Vec<String> {
         let (logs, until) = (Arc::new(bench.logs.clone()), Frontier::of(bench.logs.vector()));
-        let mut follow = FeedScan::new(&bench.store, logs, self.seen.clone(), until).expect("begins");
+        let mut scan = FeedScan::new(&bench.store, logs, self.seen.clone(), until).expect("begins");
         let mut texts = Vec::new();
-        while !follow.is_done() && texts.len() < most {
-            for next in follow.next_chunk((most - texts.len()).min(7), usize::MAX).expect("reads") {
+        while !scan.is_done() && texts.len() < most {
+            for next in scan.next_chunk((most - texts.len()).min(7), usize::MAX).expect("reads") {
                 let text = Content::decode(next.entry.content()).expect("readable").text.to_owned();
                 *self.given.entry(text.clone()).or_default() += 1;
                 texts.push(text);
             }
         }
-        let at_end = follow.is_done();
-        self.seen = match follow.at() {
-            Some(at) if !at_end => follow.state_at(at),
+        let at_end = scan.is_done();
+        self.seen = match scan.at() {
+            Some(at) if !at_end => scan.state_at(at),
             None if !at_end => self.seen.clone(),
-            _ => follow.state_at_end(),
+            _ => scan.state_at_end(),
         };
         texts
     }
@@ -56,7 +56,7 @@ fn node(dir: &Path, from: u128) -> Bench {
 }
 
 #[test]
-fn who_follows_from_the_start_gets_history_and_then_nothing() {
+fn a_reader_from_the_start_gets_history_and_then_nothing() {
     let dir = tempfile::tempdir().expect("temp dir");
     let bench = node(dir.path(), 0);
     let mut reader = Reader::default();
@@ -67,7 +67,7 @@ fn who_follows_from_the_start_gets_history_and_then_nothing() {
 }
 
 #[test]
-fn a_reader_that_moves_to_and_fro_gets_everything_once() {
+fn a_reader_that_moves_between_nodes_gets_everything_once() {
     let dirs = [(); 2].map(|()| tempfile::tempdir().expect("temp dir"));
     let mut one = node(dirs[0].path(), 0);
     let mut two = node(dirs[1].path(), 1_000);
@@ -112,7 +112,7 @@ fn what_a_node_gets_later_is_neither_missed_nor_repeated() {
 }
 
 #[test]
-fn a_damaged_entry_holds_its_log_and_no_other_and_is_given_once_it_is_mended() {
+fn a_damaged_entry_blocks_its_log_and_no_other_until_it_is_repaired() {
     let dir = tempfile::tempdir().expect("temp dir");
     let bench = node(dir.path(), 0);
     let (origin, _) = bench.logs.vector().iter().nth(1).expect("four logs");
@@ -133,7 +133,7 @@ fn a_damaged_entry_holds_its_log_and_no_other_and_is_given_once_it_is_mended() {
 }
 
 #[test]
-fn a_second_copy_is_given_only_to_who_has_not_had_the_first() {
+fn a_second_copy_goes_only_to_a_reader_without_the_first() {
     let dir = tempfile::tempdir().expect("temp dir");
     let mut bench = Bench::open(dir.path());
     let same = message(7, "user1", "#room", "the same");

@@ -1,4 +1,4 @@
-//! What becomes of records that lie about in a file that is no database.
+//! What a salvage makes of the records in a file that is no database.
 
 use std::path::Path;
 
@@ -17,7 +17,7 @@ fn record(origin: Origin, seq: u64, stamp: u64, content: &[u8]) -> Vec<u8> {
     Entry::new(EntryKey { stamp, origin, seq }, EntryKind::Message, digest, content).bytes().to_vec()
 }
 
-/// Opens a store in whose place these records lie about.
+/// Opens a store whose log file is these records between other bytes.
 fn open(dir: &Path, records: &[Vec<u8>]) -> (std::sync::Arc<Store>, crate::chain::logs::Logs) {
     let bytes = [b"no database at all".as_slice(), &records.concat()].concat();
     std::fs::write(dir.join(LOG), bytes).expect("writes");
@@ -25,7 +25,7 @@ fn open(dir: &Path, records: &[Vec<u8>]) -> (std::sync::Arc<Store>, crate::chain
 }
 
 #[test]
-fn the_beginning_without_a_hole_is_the_log_and_the_rest_is_loose() {
+fn the_entries_before_the_first_gap_are_the_log_and_the_rest_is_detached() {
     let dir = tempfile::tempdir().expect("temp dir");
     let mut records: Vec<_> = (1..=3000).map(|seq| record(A, seq, seq, b"a")).collect();
     records.remove(2499); // entry 2500
@@ -63,7 +63,7 @@ fn the_beginning_without_a_hole_is_the_log_and_the_rest_is_loose() {
 }
 
 #[test]
-fn different_records_of_one_place_are_all_kept() {
+fn different_records_of_one_key_are_all_kept() {
     let dir = tempfile::tempdir().expect("temp dir");
     let other = record(A, 2, 20, b"other");
     let third = record(A, 2, 20, b"third");
@@ -71,7 +71,7 @@ fn different_records_of_one_place_are_all_kept() {
     let (store, logs) = open(dir.path(), &records);
     assert_eq!(logs.vector().seq(A), 2);
     let mut reader = store.log().read().expect("reads");
-    assert_eq!(reader.get(A, 2).expect("is there").bytes(), &records[1], "the first one keeps the place");
+    assert_eq!(reader.get(A, 2).expect("is there").bytes(), &records[1], "the first one keeps the key");
     for content in [b"other", b"third"] {
         let key = EntryKey { stamp: Stamp(20), origin: A, seq: 2 };
         let branch = Origin::branch(key, Digest::of(content));
@@ -91,7 +91,7 @@ fn different_records_of_one_place_are_all_kept() {
 }
 
 #[test]
-fn an_entry_that_is_not_stamped_later_is_loose() {
+fn an_entry_that_is_not_stamped_later_is_detached() {
     let dir = tempfile::tempdir().expect("temp dir");
     let records = [record(A, 1, 5, b"a"), record(A, 2, 5, b"b"), record(A, 3, 6, b"c")];
     let (_store, logs) = open(dir.path(), &records);
@@ -106,7 +106,7 @@ fn only_wrong_bytes_lead_to_a_salvage() {
     assert!(Store::open(dir.path(), "other", 0).is_err());
     let held = Directory(dir.path().to_owned()).lock().expect("is free");
     std::fs::write(dir.path().join(LOG), b"").expect("writes");
-    let in_use = Store::open(dir.path(), "test", 0).expect_err("somebody salvages it already");
+    let in_use = Store::open(dir.path(), "test", 0).expect_err("another process salvages it");
     assert!(matches!(in_use, OpenError::InUse(_)), "{in_use}");
     drop(held);
     std::fs::remove_file(dir.path().join(LOG)).expect("removes");
@@ -135,7 +135,7 @@ fn a_damaged_name_of_the_network_is_damage_and_not_another_network() {
 }
 
 #[test]
-fn a_log_whose_head_is_gone_is_noticed_though_the_database_is_well() {
+fn a_log_without_a_head_is_noticed_though_the_database_is_intact() {
     let dir = tempfile::tempdir().expect("temp dir");
     drop(open(dir.path(), &[record(A, 1, 1, b"a"), record(B, 1, 2, b"b")]));
     let db = redb::Database::open(dir.path().join(LOG)).expect("opens");
@@ -150,7 +150,7 @@ fn a_log_whose_head_is_gone_is_noticed_though_the_database_is_well() {
 
 /// A cut in such a log would have to count beyond it.
 #[test]
-fn a_record_at_no_possible_place_is_not_salvaged() {
+fn a_record_with_an_impossible_seq_is_not_salvaged() {
     let dir = tempfile::tempdir().expect("temp dir");
     let (_, logs) = open(dir.path(), &[record(A, u64::MAX, 9, b"a"), record(A, 3, 3, b"a")]);
     assert_eq!(logs.detached().collect::<Vec<_>>(), [(A, 3)]);

@@ -92,7 +92,7 @@ fn a_log_that_cannot_be_opened_is_searched_and_left_alone() {
 }
 
 #[test]
-fn a_store_in_use_is_not_looked_at() {
+fn a_store_in_use_is_not_verified() {
     let dir = tempfile::tempdir().expect("temp dir");
     let open = store(dir.path(), 1);
     assert!(matches!(verify(dir.path()), Err(OpenError::InUse(_))));
