@@ -109,7 +109,7 @@ impl Store {
         if let Some(count) = crash_count.exits_to_report() {
             tracing::warn!(
                 count,
-                "the last processes with the store crashed or were killed: checking every page"
+                "the last runs on the store ended badly (crashed or killed): checking every page"
             );
         }
         if policy.checks_every_page() {
