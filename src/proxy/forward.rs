@@ -172,7 +172,7 @@ impl Forwarder {
 
 /// A response extension: the upstream that answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ServedBy(pub(super) UpstreamId);
+pub struct ServedBy(pub UpstreamId);
 
 /// Counts a request as load of its upstream while it waits for the answer, also if it is canceled. A request whose client
 /// asked to wait is no load and has none.

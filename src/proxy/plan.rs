@@ -133,11 +133,8 @@ impl RequestPlan {
         let prospect = self.prospect(state, now);
         let Some(candidate) = self.candidate(state, now) else {
             let is_waiting = self.attempts.iter().any(|attempt| attempt.is_running);
-            return if is_waiting {
-                NextStep::Wait(self.deadline.min(now + CHECK_EVERY))
-            } else {
-                NextStep::Over
-            };
+            let until = self.deadline.min(now + CHECK_EVERY);
+            return if is_waiting { NextStep::Wait(until) } else { NextStep::Over };
         };
         let is_due = match prospect {
             _ if self.attempts.is_empty() => true,
@@ -164,13 +161,10 @@ impl RequestPlan {
 
     /// An attempt brought the answer; the other attempts are canceled.
     pub fn won(&self, winner: usize, state: &mut ProxyState, now: Duration) {
-        let others = self
-            .attempts
-            .iter()
-            .enumerate()
-            .filter(|(other, attempt)| *other != winner && attempt.is_running);
-        for (_, attempt) in others.filter(|_| self.class.is_latency_sample()) {
-            state.upstreams.hedge_lost(attempt.upstream, self.class.traffic, attempt.started, now);
+        for (other, attempt) in self.attempts.iter().enumerate() {
+            if other != winner && attempt.is_running && self.class.is_latency_sample() {
+                state.upstreams.hedge_lost(attempt.upstream, self.class.traffic, attempt.started, now);
+            }
         }
     }
 

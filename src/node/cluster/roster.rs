@@ -124,8 +124,8 @@ impl Roster {
     /// ahead or a store was restored. Only once: two nodes that both claim the address would go on for ever. True if it
     /// was raised.
     fn raise_own_incarnation_id(&mut self, body: &SyncMessage) -> bool {
-        let here = body.members.iter().filter(|(_, member)| member.address == self.own.address);
-        let here = here.map(|(id, member)| (*id, member));
+        let members = body.members.iter().map(|(id, member)| (*id, member));
+        let here = members.filter(|(_, member)| member.address == self.own.address);
         let Some(last) = members::latest(here, self.own.member_id(), &self.own.address) else { return false };
         let next = u128::from_be_bytes(last).saturating_add(1).to_be_bytes();
         if self.own != self.own_at_start || last <= self.own.incarnation_id || next == last {

@@ -68,9 +68,7 @@ pub async fn run(node: Node, stop: CancellationToken) {
         node.cluster.store_members(&node).await;
         tokio::select! {
             () = stop.cancelled() => return,
-            changed = changed.changed() => if changed.is_err() {
-                return; // the node is ending
-            },
+            _ = changed.changed() => {} // never an error: this task has the sending end, too
             Some(ended) = tasks.join_next() => if let Err(error) = ended {
                 tracing::error!(%error, "an exchange task ended early"); // returning before `stop` ends the node
                 return;

@@ -36,26 +36,18 @@ pub struct StatusReport {
     pub was_requested: bool,
 }
 
-/// The state that outlives a round.
-#[derive(Debug, Default)]
-pub struct DiscoveryRounds {
-    last_at: Duration,
-    /// The highest message count in the last round. A node with fewer messages now lacks some that are not new.
-    messages_max: u64,
-}
-
 impl Upstreams {
     /// The upstreams to ask for their status now; empty if no round is due.
     pub fn take_due_round(&mut self, now: Duration) -> Vec<(UpstreamId, Addr)> {
         let is_urgent = |report: &StatusReport| report.is_behind || !report.was_requested;
         let soon = self.all.values().any(|upstream| is_urgent(&upstream.report));
-        if now < self.rounds.last_at + if soon { ROUND_SOON } else { ROUND_EVERY } {
+        if now < self.last_round_at + if soon { ROUND_SOON } else { ROUND_EVERY } {
             return Vec::new();
         }
         let up = self.all.iter().filter(|(_, upstream)| upstream.health == Health::Up);
         let asked: Vec<_> = up.map(|(id, upstream)| (*id, upstream.addr.clone())).collect();
         if !asked.is_empty() {
-            self.rounds.last_at = now;
+            self.last_round_at = now;
             self.all.values_mut().for_each(|upstream| upstream.report.was_requested = true);
         }
         asked
@@ -66,10 +58,9 @@ impl Upstreams {
         for (id, status) in reports {
             let Some(upstream) = self.all.get_mut(id) else { continue };
             upstream.report.identity = Some((status.node_id, status.address.clone()));
-            upstream.report.is_behind = status.messages < self.rounds.messages_max || status.damaged > 0;
+            upstream.report.is_behind = status.messages < self.messages_max || status.damaged > 0;
         }
-        self.rounds.messages_max =
-            reports.iter().map(|(_, status)| status.messages).max().unwrap_or_default();
+        self.messages_max = reports.iter().map(|(_, status)| status.messages).max().unwrap_or_default();
         self.remove_duplicates();
         for peer in reports.iter().flat_map(|(_, status)| &status.peers) {
             let known = self.all.values_mut().find(|upstream| upstream.addr == peer.address);

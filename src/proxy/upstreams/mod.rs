@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use tracing::{info, warn};
 
-use discovery::{DiscoveryRounds, StatusReport};
+use discovery::StatusReport;
 pub use stats::TrafficClass;
 use stats::UpstreamStats;
 
@@ -56,7 +56,10 @@ pub struct Upstreams {
     /// Address of the proxy itself, which is never an upstream.
     own: Addr,
     next_id: UpstreamId,
-    rounds: DiscoveryRounds,
+    /// When status reports were asked for last.
+    last_round_at: Duration,
+    /// The highest message count in the last round. A node with fewer messages now lacks some that are not new.
+    messages_max: u64,
 }
 
 #[derive(Debug)]
@@ -110,7 +113,8 @@ impl Upstreams {
         let all: BTreeMap<_, _> =
             addrs.into_iter().map(|addr| Upstream::new(addr, Health::Unknown)).enumerate().collect();
         let next_id = all.len();
-        Self { all, latencies: Default::default(), own, next_id, rounds: DiscoveryRounds::default() }
+        let (latencies, last_round_at, messages_max) = (Default::default(), Duration::ZERO, 0);
+        Self { all, latencies, own, next_id, last_round_at, messages_max }
     }
 
     /// All upstreams, the most promising first.
