@@ -2,7 +2,7 @@
 //!
 //! Everything here takes values and returns values: no threads, no tokio, no sockets, no clock. A node calls it from
 //! its threads and tasks; the simulation calls the same code from a seed. Only the [`committer`] writes logs;
-//! [`exchange`] is one peer's side of syncing; [`repair`] decides what to do about damage.
+//! [`exchange`] is both sides of an exchange with one peer; [`repair`] decides what to do about damage.
 
 pub mod committer;
 mod cut;

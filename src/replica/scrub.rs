@@ -1,6 +1,6 @@
-//! Owns the background read of everything a store holds, which finds damage before a reader does.
+//! Owns the background read of all logs of a store, which finds damage before a reader does.
 //!
-//! For each entry of each log: the record's check (which every read makes), the chain against its checkpoints and the
+//! For each entry of each log: the record's checksum (as every read), the chain against its checkpoints and the
 //! head, and whether the index has every row that the entry needs. A step reads a bounded part; the caller decides how
 //! often. Damage that a step finds is recorded like that of any read; what the committer can correct is returned.
 

@@ -8,7 +8,7 @@
 //! | an opening, a read or a write failed in this process | `FullCheck` | warning: the node opened its store again, and why |
 //! | 2 full checks in a row crashed or were killed; a trial process crashes on the log, too | `SalvageLog` | warning: its log was damaged |
 //! | 2 full checks in a row crashed or were killed; a trial process does not crash | `RebuildIndex` | warning: the log was in order, the index was rebuilt |
-//! | 2 runs in a row crashed or were killed | `FullCheck` | a log line; a warning if anything was damaged |
+//! | 2 unclean exits in a row (a crash or a kill) | `FullCheck` | a log line; a warning if anything was damaged |
 //! | a clean stop, or a single crash or kill | `Default` | nothing |
 
 use crate::store::{OpenError, OpenPolicy};

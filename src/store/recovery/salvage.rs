@@ -5,8 +5,8 @@
 //! becomes the log, with head and chain; entries after a gap stay in the table as detached.
 //!
 //! Invariants: if different records claim one key, the first keeps it and each other one begins a branch, so none is lost. The
-//! file is complete once its `meta` says whose store it is, which is written last. The damaged files are not changed, and
-//! without `accept_loss` nothing is made of them if the disk cannot read a part: it may read it later.
+//! file is complete once it has its `meta`, which the last commit writes together with the heads. The damaged files are not
+//! changed, and without `accept_loss` a bad sector in them is an error: the disk may read it later.
 
 use redb::{ReadableDatabase, ReadableTable, WriteTransaction};
 
