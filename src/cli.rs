@@ -1,9 +1,8 @@
 //! Owns the command line: its flags, their help, and the checks that need nothing but the command line.
 //!
-//! Nothing is resolved here: no environment, no file, no
-//! default that a file could change; addresses stay text. Help names the variable of a flag, but [`crate::config`] reads it:
-//! clap would take an empty variable as set, and refuse `send --file` where CHATCHAIN_USER is set. Wrong usage ends with a
-//! sentence and exit code 2.
+//! Nothing is resolved here: no environment, no file, no default that a file could change; addresses stay text. Help
+//! names the variable of a flag, but [`crate::config`] reads it: clap would take an empty variable as set, and refuse
+//! `send --file` where CHATCHAIN_USER is set. Wrong usage ends with a sentence and exit code 2.
 
 use std::path::PathBuf;
 
@@ -41,7 +40,8 @@ pub struct CommonArgs {
     /// Read this configuration file instead of ./config.toml [env: CHATCHAIN_CONFIG]
     #[arg(long, global = true, value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// Ask this proxy or node only: host:port or an http URL. May be repeated; servers are tried in order [env: CHATCHAIN_SERVER]
+    /// Ask this proxy or node only: host:port or an http URL. May be repeated; servers are tried in order [env:
+    /// CHATCHAIN_SERVER]
     #[arg(long, global = true, value_name = "ADDR")]
     pub server: Vec<String>,
     /// Print answers as text for people, as one JSON value, or as one JSON value per line
@@ -135,7 +135,8 @@ pub struct NodeArgs {
     /// Address that peers and proxies are told [env: CHATCHAIN_NODE_ADVERTISE] [default: the address it listens on]
     #[arg(long, value_name = "ADDR")]
     pub advertise: Option<String>,
-    /// Nodes to sync with, separated by commas. One node that is up is enough to join a network [env: CHATCHAIN_NODE_PEERS] [default: the other `nodes`]
+    /// Nodes to sync with, separated by commas. One node that is up is enough to join a network [env:
+    /// CHATCHAIN_NODE_PEERS] [default: the other `nodes` of the file or variable, else none]
     #[arg(long, value_name = "ADDRS")]
     pub peers: Option<String>,
     /// The store is DIR/node-N [env: CHATCHAIN_NODE_DATA_DIR] [default: data]
@@ -199,7 +200,8 @@ pub struct SendArgs {
     /// Time of the message in whole Unix seconds [default: none; readers see the time of acceptance]
     #[arg(long, value_name = "SECONDS", conflicts_with = "file")]
     pub timestamp: Option<u64>,
-    /// How many nodes must have the message on disk before the answer: a number, `quorum` or `all`. Waits at most 2 s [default: 1]
+    /// How many nodes must have the message on disk before the answer: a number, `quorum` or `all`. Waits at most 2 s
+    /// [default: 1]
     #[arg(long, value_name = "N|quorum|all", value_parser = acks)]
     pub acks: Option<String>,
     /// Send every line of this NDJSON file (`-`: standard input)
@@ -304,8 +306,8 @@ pub struct VerifyArgs {
     /// A store, or the parent of the stores node-0, node-1 … [env: CHATCHAIN_NODE_DATA_DIR] [default: data]
     #[arg(long, value_name = "DIR")]
     pub data_dir: Option<PathBuf>,
-    /// Only open the log of one store, with a check of every page. A node runs this in a process of its own before it opens a
-    /// log that may crash it.
+    /// Only open the log of one store, with a check of every page. A node runs this in a process of its own before it
+    /// opens a log that may crash it.
     #[arg(long, hide = true)]
     pub only_open: bool,
 }

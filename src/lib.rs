@@ -1,9 +1,9 @@
 //! ChatChain: a distributed chat log that keeps accepting messages while any one of its nodes runs.
 //!
-//! A *network* is a handful of *nodes*. Each node keeps every message in its own store and accepts messages alone. In the
-//! background it exchanges with its peers what either of them lacks, until all nodes store the same. A *proxy* keeps no
-//! state on disk and passes each request to a node that answers. There is no leader, no quorum and no clock that must be
-//! right.
+//! A *network* is a handful of *nodes*. Each node keeps every message in its own store and accepts messages alone. In
+//! the background it exchanges with its peers what either of them lacks, until all nodes store the same. A *proxy*
+//! keeps no state on disk and passes each request to a node that answers. There is no leader, no quorum and no clock
+//! that must be right.
 //!
 //! # The map
 //!
@@ -72,8 +72,9 @@
 //! # What always holds
 //!
 //! - What is acknowledged is on disk, fsynced; so is what is advertised to peers.
-//! - A process appends only to a log that it began itself since it opened its store. So no place in a log is used twice,
-//!   whatever was restored or copied. The one exception, a machine that is cloned while its node runs, ends in a cut.
+//! - A process appends only to a log that it began itself since it opened its store. So no place in a log is used
+//!   twice, whatever was restored or copied. The one exception, a machine that is cloned while its node runs, ends in a
+//!   cut.
 //! - A message's identity is its id and the digest of its content. The same message sent again is always a duplicate.
 //! - Every record carries a check that is verified on every read.
 //! - What a member last said of itself overrides what others say of it. So all nodes come to the same members, whatever

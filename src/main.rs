@@ -38,8 +38,8 @@ fn report_errors(cli: &Cli) {
         .display_env_section(false)
         .panic_section("This is a mistake in ChatChain. Nothing that was acknowledged is lost by it.");
     let (panics, errors) = builder.into_hooks();
-    // A hook that panics aborts the process, and `eprintln!` panics if standard error is closed. A server must outlive a panic:
-    // it answers 500, or takes the panic as a damaged page of the store.
+    // A hook that panics aborts the process, and `eprintln!` panics if standard error is closed. A server must outlive
+    // a panic: it answers 500, or takes the panic as a damaged page of the store.
     std::panic::set_hook(Box::new(move |panic| {
         output::eprint_line(&panics.panic_report(panic).to_string());
     }));

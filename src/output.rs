@@ -1,9 +1,10 @@
 //! The only file that prints: data on standard output, everything else on standard error.
 //!
-//! Owns the three formats, tables, colors, progress bars, and escaping. Text from users and other machines must not control the
-//! terminal: no control, bidirectional or invisible format character of a message, a peer's warning or an error is printed as
-//! itself. In JSON it becomes `\u…`, which means the same. This file knows nothing of what is printed. When the reader of
-//! standard output closes it, printing fails with [`io::ErrorKind::BrokenPipe`], on which the program ends without an error.
+//! Owns the three formats, tables, colors, progress bars, and escaping. Text from users and other machines must not
+//! control the terminal: no control, bidirectional or invisible format character of a message, a peer's warning or an
+//! error is printed as itself. In JSON it becomes `\u…`, which means the same. This file knows nothing of what is
+//! printed. When the reader of standard output closes it, printing fails with [`io::ErrorKind::BrokenPipe`], on which
+//! the program ends without an error.
 
 mod markdown;
 
@@ -152,7 +153,8 @@ impl Output {
         self.labeled("error", AnsiColor::Red, text);
     }
 
-    /// A line of a child process on standard error, after the tag of that process. `index` chooses the color of the tag.
+    /// A line of a child process on standard error, after the tag of that process. `index` chooses the color of the
+    /// tag.
     pub fn tagged(&self, index: usize, tag: &str, line: &str) {
         let style = TAG_COLORS[index % TAG_COLORS.len()].on_default();
         eprint_line(&format!("{} {line}", paint(self.colors_errors, style, &format!("{tag:>7} |"))));
@@ -165,8 +167,8 @@ impl Output {
         }
     }
 
-    /// A progress bar on standard error over this many bytes, or a counter if the number is not known. It is invisible where
-    /// standard error is no terminal, and is removed when it is dropped.
+    /// A progress bar on standard error over this many bytes, or a counter if the number is not known. It is invisible
+    /// where standard error is no terminal, and is removed when it is dropped.
     pub fn progress(&self, bytes: Option<u64>) -> ProgressBar {
         let hidden = self.quiet || !io::stderr().is_terminal();
         let target = if hidden { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() };
@@ -219,8 +221,8 @@ fn escape_with(text: &str, write: impl Fn(char, &mut String) -> fmt::Result) -> 
     Cow::Owned(out)
 }
 
-/// Control characters (C0, DEL, C1), and Unicode's format characters (Cf) and separators except for the two joiners, which
-/// emoji and several scripts need.
+/// Control characters (C0, DEL, C1), and Unicode's format characters (Cf) and separators except for the two joiners,
+/// which emoji and several scripts need.
 fn is_unsafe(c: char) -> bool {
     c.is_control()
         || matches!(c,

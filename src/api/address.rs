@@ -74,8 +74,8 @@ impl Addr {
     }
 }
 
-/// The errors of several servers as part of a sentence: `a:1, b:1: connection refused; c:1: no answer within 5 s`. Servers
-/// with the same error are grouped.
+/// The errors of several servers as part of a sentence: `a:1, b:1: connection refused; c:1: no answer within 5 s`.
+/// Servers with the same error are grouped.
 pub fn grouped_errors<'a>(errors: impl IntoIterator<Item = (&'a Addr, String)>) -> String {
     let mut groups: Vec<(Vec<String>, String)> = Vec::new();
     for (addr, why) in errors {

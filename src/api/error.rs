@@ -1,7 +1,8 @@
 //! Owns the codes with which a request can be refused, and the body of a refusal (RFC 9457).
 //!
 //! [`ErrorCode`] is closed: a new code compiles only with an HTTP status, with whether a repetition may help, and with
-//! whether a refused send surely had no effect. Does not know HTTP libraries: `serve` makes a response of a [`Problem`].
+//! whether a refused send surely had no effect. Does not know HTTP libraries: `serve` makes a response of a
+//! [`Problem`].
 
 use std::{borrow::Cow, fmt};
 
@@ -30,8 +31,8 @@ macro_rules! error_codes {
     };
 }
 
-// Name, status, title (the phrase of the status, RFC 9457), whether a repetition may help, and whether a send that is refused
-// with this code may be stored all the same.
+// Name, status, title (the phrase of the status, RFC 9457), whether a repetition may help, and whether a send that is
+// refused with this code may be stored all the same.
 error_codes! {
     /// The body is not JSON, or not UTF-8.
     InvalidJson "invalid_json" 400 "Bad Request" FINAL NOT_STORED;

@@ -1,7 +1,8 @@
 //! The feed: its query, and its events as server-sent events or as lines of JSON.
 //!
-//! A cursor is opaque here: the bytes of `chain::cursor`, written as text. A cursor is bound to the query string of its filter,
-//! so every filter is written in one form. Sources: the HTML standard, "Server-sent events"; RFC 4648, base64url.
+//! A cursor is opaque here: the bytes of `chain::cursor`, written as text. A cursor is bound to the query string of its
+//! filter, so every filter is written in one form. Sources: the HTML standard, "Server-sent events"; RFC 4648,
+//! base64url.
 
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use serde::Deserialize;

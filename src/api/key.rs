@@ -1,9 +1,9 @@
-//! Owns the keys of a network: their syntax, the `Authorization: Bearer` header that carries one (RFC 6750), and the check
-//! of a key that a request carries.
+//! Owns the keys of a network: their syntax, the `Authorization: Bearer` header that carries one (RFC 6750), and the
+//! check of a key that a request carries.
 //!
 //! A request with a valid key may do everything, a request without one nothing. Several keys are valid at once: a
-//! process sends the first and accepts all of them. So a key is replaced without an outage: first all processes accept the
-//! new key as well, then all send it, then none accepts the old one. Does not know where keys are stored.
+//! process sends the first and accepts all of them. So a key is replaced without an outage: first all processes accept
+//! the new key as well, then all send it, then none accepts the old one. Does not know where keys are stored.
 //!
 //! Invariants: no `Debug` output and no error contains a key; the time of a check does not depend on the keys.
 
@@ -70,8 +70,8 @@ impl Keys {
         format!("Bearer {}", self.first)
     }
 
-    /// Whether an `Authorization` header carries one of the keys. Compares with all keys, also after a match, so that the
-    /// time does not tell which key matches.
+    /// Whether an `Authorization` header carries one of the keys. Compares with all keys, also after a match, so that
+    /// the time does not tell which key matches.
     pub fn accepts(&self, authorization: Option<&[u8]>) -> bool {
         let hash = blake3::hash(bearer_token(authorization.unwrap_or_default()));
         let matches = self.hashes.iter().map(|key| key.as_bytes().ct_eq(hash.as_bytes()));

@@ -1,8 +1,8 @@
 //! Messages in JSON: a request becomes a checked [`Message`], and a stored message becomes an answer.
 //!
-//! First step of a send: here -> `node/http/send` -> the writer. Serde reads a valid request in one pass. Only a refused
-//! request is read again, to name the field and the reason; that second pass accepts nothing. Answers have one order of fields
-//! and one spelling, so that nodes with equal digests answer equal bytes.
+//! First step of a send: here -> `node/http/send` -> the writer. Serde reads a valid request in one pass. Only a
+//! refused request is read again, to name the field and the reason; that second pass accepts nothing. Answers have one
+//! order of fields and one spelling, so that nodes with equal digests answer equal bytes.
 
 use std::io::Write as _;
 
@@ -71,8 +71,8 @@ pub fn parse_key(value: &[u8]) -> Result<Uuid, Problem> {
     })
 }
 
-/// Whether the body of a single send has an id. For the proxy, which forwards bodies unchecked: false for a body that cannot
-/// be parsed.
+/// Whether the body of a single send has an id. For the proxy, which forwards bodies unchecked: false for a body that
+/// cannot be parsed.
 pub fn names_id(body: &[u8]) -> bool {
     #[derive(Deserialize)]
     struct OnlyId {
@@ -81,8 +81,8 @@ pub fn names_id(body: &[u8]) -> bool {
     serde_json::from_slice::<OnlyId>(body).is_ok_and(|body| body.id.is_some())
 }
 
-/// A stored message as it is listed: in JSON these fields, in this order. A client reads it with texts of its own; a server
-/// writes it as a [`MessageView`].
+/// A stored message as it is listed: in JSON these fields, in this order. A client reads it with texts of its own; a
+/// server writes it as a [`MessageView`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ListedMessage<T = String> {
     pub id: Uuid,
@@ -104,7 +104,8 @@ const INFALLIBLE: &str = "strings and numbers are written to memory";
 pub type MessageView<'a> = ListedMessage<&'a str>;
 
 impl MessageView<'_> {
-    /// Appends the JSON object: the same bytes as serde's, in about 60 % of the time. A listing of everything is mostly this.
+    /// Appends the JSON object: the same bytes as serde's, in about 60 % of the time. A listing of everything is mostly
+    /// this.
     pub fn write_json(&self, out: &mut Vec<u8>) {
         out.reserve(320 + self.sender.len() + self.recipient.len() + self.text.len());
         let mut uuid_text = Uuid::encode_buffer();

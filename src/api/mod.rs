@@ -38,8 +38,8 @@ pub mod path {
     /// Whether the server can store and read.
     pub const READYZ: &str = "/readyz";
 
-    /// Whether a request for this path needs a key, where the network has one. A process supervisor has no key. True for
-    /// unknown paths, so that a client without a key does not learn which paths exist.
+    /// Whether a request for this path needs a key, where the network has one. A process supervisor has no key. True
+    /// for unknown paths, so that a client without a key does not learn which paths exist.
     pub fn needs_key(path: &str) -> bool {
         !matches!(path, LIVEZ | READYZ)
     }

@@ -1,7 +1,7 @@
 //! The answers in which servers describe themselves and each other: `/nodes`, `/network`, `/readyz`, `/livez`.
 //!
-//! Programs of other versions read them, so a reader ignores unknown fields. A value that a server does not know (yet) is
-//! `null`. Nothing is decided here: the server that answers decides which node is up, behind or damaged.
+//! Programs of other versions read them, so a reader ignores unknown fields. A value that a server does not know (yet)
+//! is `null`. Nothing is decided here: the server that answers decides which node is up, behind or damaged.
 
 use serde::{Deserialize, Serialize};
 

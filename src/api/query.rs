@@ -1,7 +1,7 @@
 //! Query strings of the API: read strictly, and written in one form.
 //!
-//! Unknown and repeated keys, empty texts and values out of range are refused with the name of the key. A mistyped filter that
-//! was ignored would answer another question than the one that was asked.
+//! Unknown and repeated keys, empty texts and values out of range are refused with the name of the key. A mistyped
+//! filter that was ignored would answer another question than the one that was asked.
 
 use std::{
     borrow::Cow,
@@ -30,8 +30,8 @@ pub const ACKS_TIMEOUT_DEFAULT: Duration = Duration::from_secs(2);
 /// A longer `timeout` is refused.
 pub const ACKS_TIMEOUT_MAX: Duration = Duration::from_secs(20);
 
-/// Where a page begins or ends: a message, or one copy of it. Page links name log entries: the first copy of an id can change,
-/// and two contents can have one id, so paging by id would skip or repeat messages.
+/// Where a page begins or ends: a message, or one copy of it. Page links name log entries: the first copy of an id can
+/// change, and two contents can have one id, so paging by id would skip or repeat messages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Anchor {
     /// The first copy of this id.
@@ -141,7 +141,8 @@ impl SendQuery {
     }
 }
 
-/// How long a node may wait for further copies before it answers a send with this query. Zero for a query that it refuses.
+/// How long a node may wait for further copies before it answers a send with this query. Zero for a query that it
+/// refuses.
 pub fn acks_wait(raw: &str) -> Duration {
     match SendQuery::parse(raw) {
         Ok(SendQuery { acks: Acks::Count(1), .. }) | Err(_) => Duration::ZERO,
@@ -309,8 +310,8 @@ fn limit(value: &str) -> Result<u32, String> {
     limit.ok_or_else(|| format!(", not a number from 1 to {LIMIT_MAX}"))
 }
 
-/// Reads Unix seconds or RFC 3339. Both bounds compare with whole seconds, so a fraction is rounded up for both: a bound at
-/// 14.5, inclusive or exclusive, means the same as one at 15.
+/// Reads Unix seconds or RFC 3339. Both bounds compare with whole seconds, so a fraction is rounded up for both: a
+/// bound at 14.5, inclusive or exclusive, means the same as one at 15.
 fn unix_second(value: &str) -> Result<u64, String> {
     match digits::<u64>(value) {
         Some(seconds) if seconds > TIMESTAMP_MAX => {

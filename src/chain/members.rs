@@ -1,10 +1,11 @@
 //! Owns who belongs to a network, as one node knows it: the stores that ever took part, and the last address of each.
 //!
 //! A member is a store at a node. What a member says of itself in a later incarnation replaces what it said before,
-//! whichever node passes it on, so all nodes reach the same members in whatever order they learn them. An address belongs to one
-//! process: of two stores of one node at one address, the later incarnation stays. Clocks can be wrong, so a node that
-//! learns of a later store at its own address raises its own incarnation id above it. A forgotten member stays as a tombstone
-//! for its incarnation id: a member that speaks again is a member again, and one with an earlier incarnation is not.
+//! whichever node passes it on, so all nodes reach the same members in whatever order they learn them. An address
+//! belongs to one process: of two stores of one node at one address, the later incarnation stays. Clocks can be wrong,
+//! so a node that learns of a later store at its own address raises its own incarnation id above it. A forgotten member
+//! stays as a tombstone for its incarnation id: a member that speaks again is a member again, and one with an earlier
+//! incarnation is not.
 
 use std::collections::BTreeMap;
 
@@ -141,7 +142,8 @@ impl FromIterator<(MemberId, Member)> for Members {
     }
 }
 
-/// Appends a member as it travels: `node id u16 | store id 16 | incarnation id 16 | forget count u16 | length u8, address`.
+/// Appends a member as it travels:
+/// `node id u16 | store id 16 | incarnation id 16 | forget count u16 | length u8, address`.
 pub fn put(out: &mut Vec<u8>, id: MemberId, member: &Member) {
     out.extend_from_slice(&id.node_id.to_be_bytes());
     out.extend_from_slice(&id.store_id);

@@ -1,8 +1,8 @@
 //! Owns the bytes of an entry: the record.
 //!
 //! The same bytes lie in the store and travel between nodes, and a record can be recognized in a raw file without the
-//! database around it. An [`Entry`] is the only access to a record, and building an entry verifies the checksum once; so
-//! damaged bytes are never served, sent or counted. The header never changes.
+//! database around it. An [`Entry`] is the only access to a record, and building an entry verifies the checksum once;
+//! so damaged bytes are never served, sent or counted. The header never changes.
 //!
 //! Layout, big-endian, [`HEADER_BYTES`] + content + [`CHECKSUM_BYTES`]:
 //! `magic 8 | version u8 | kind u8 | zero u16 | content length u32 | origin 16 | seq u64 | stamp u64 |
@@ -159,8 +159,8 @@ impl Entry {
         &self.bytes[HEADER_BYTES..self.bytes.len() - CHECKSUM_BYTES]
     }
 
-    /// Whether the content has the digest that the header names. The checksum excludes accidents; this excludes forgery,
-    /// so it is asked of entries that come from a peer or a damaged file.
+    /// Whether the content has the digest that the header names. The checksum excludes accidents; this excludes
+    /// forgery, so it is asked of entries that come from a peer or a damaged file.
     pub fn content_matches_digest(&self) -> bool {
         match self.kind() {
             EntryKind::Message | EntryKind::Snapshot => Digest::of(self.content()) == self.digest(),

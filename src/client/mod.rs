@@ -1,7 +1,8 @@
 //! Owns the HTTP client: sends one request to one server. The only file that knows reqwest.
 //!
-//! Tells apart what a caller must tell apart: no connection, a lost connection, a timeout, a refusal, an invalid answer.
-//! Must not know the store or the nodes. `servers` (for commands) and the proxy decide which server is asked next.
+//! Tells apart what a caller must tell apart: no connection, a lost connection, a timeout, a refusal, an invalid
+//! answer. Must not know the store or the nodes. `servers` (for commands) and the proxy decide which server is asked
+//! next.
 //!
 //! Invariants: a request is never repeated here; redirects are not followed; proxy variables of the environment are
 //! ignored.
@@ -209,7 +210,8 @@ impl Client {
         Self { http, authorization }
     }
 
-    /// Sends a request and waits for the head of the answer, whatever its status. Dropping the future cancels the request.
+    /// Sends a request and waits for the head of the answer, whatever its status. Dropping the future cancels the
+    /// request.
     pub async fn forward(
         &self,
         addr: &Addr,
@@ -235,8 +237,8 @@ impl Client {
         limit(addr, within, exchange).await
     }
 
-    /// Whether one server can store and read. A server that can do neither is an answer, not an error. Needs no key; that
-    /// the server would refuse this client's key elsewhere is an error.
+    /// Whether one server can store and read. A server that can do neither is an answer, not an error. Needs no key;
+    /// that the server would refuse this client's key elsewhere is an error.
     pub async fn readyz(&self, addr: &Addr, within: Duration) -> Result<Readiness, ClientError> {
         let answer = self.forward(addr, &Request::get(path::READYZ), within).await?;
         if answer.headers().contains_key(WWW_AUTHENTICATE) {

@@ -104,8 +104,8 @@ impl Servers {
         self.post(request, BATCH_ATTEMPT_MAX).await
     }
 
-    /// Lists history, oldest first, one message at a time. A truncated listing ends with an error. The server waits briefly
-    /// until it covers `position`.
+    /// Lists history, oldest first, one message at a time. A truncated listing ends with an error. The server waits
+    /// briefly until it covers `position`.
     pub async fn list(
         &self,
         query: &ListQuery,
@@ -159,8 +159,8 @@ impl Servers {
         self.ask(&request, attempt, whole).await
     }
 
-    /// The first success or final refusal, else the errors of all servers. `read` reads the part of the answer that must
-    /// arrive within the attempt.
+    /// The first success or final refusal, else the errors of all servers. `read` reads the part of the answer that
+    /// must arrive within the attempt.
     async fn ask<T>(
         &self,
         request: &Request,
@@ -219,8 +219,8 @@ pub type FeedStream = LineStream<FeedLine>;
 /// A listing or a feed that is being received: one JSON value `T` per line.
 pub struct LineStream<T> {
     pub addr: Addr,
-    /// What the listing covers; of a feed, what a listing must cover so that both together have every message. `None` if the
-    /// server sent no position.
+    /// What the listing covers; of a feed, what a listing must cover so that both together have every message. `None`
+    /// if the server sent no position.
     pub position: Option<Position>,
     body: BoxStream<'static, Result<Bytes, ClientError>>,
     buffer: LineBuffer,

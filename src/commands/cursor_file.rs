@@ -1,7 +1,8 @@
 //! Owns the file of `list --cursor-file`: one cursor, with which the next run goes on.
 //!
-//! The file is replaced as a whole by a rename, so a reader finds the old cursor or the new one, whatever ends the program.
-//! Only a regular file is replaced, never a link or a device. What cannot work is refused before anything is printed.
+//! The file is replaced as a whole by a rename, so a reader finds the old cursor or the new one, whatever ends the
+//! program. Only a regular file is replaced, never a link or a device. What cannot work is refused before anything is
+//! printed.
 
 use std::{
     fs,

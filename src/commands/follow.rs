@@ -1,9 +1,9 @@
 //! `chatchain list` with `--follow` or `--cursor-file`: messages as they arrive, from where the last run ended.
 //!
-//! When a server ends or breaks the feed, it is opened again at any server that answers, with the last cursor. A message is
-//! printed before its cursor is saved, so whatever ends this program, the next run misses no message; it may repeat the last
-//! few. A run without a saved cursor first lists the newest messages. That listing and the feed overlap, and a message of the
-//! overlap is printed once.
+//! When a server ends or breaks the feed, it is opened again at any server that answers, with the last cursor. A
+//! message is printed before its cursor is saved, so whatever ends this program, the next run misses no message; it may
+//! repeat the last few. A run without a saved cursor first lists the newest messages. That listing and the feed
+//! overlap, and a message of the overlap is printed once.
 
 use std::{collections::HashSet, io, path::PathBuf, time::Duration};
 
@@ -26,8 +26,8 @@ use crate::{
 
 /// The cursor is saved at most this often while messages arrive.
 const SAVE_INTERVAL: Duration = Duration::from_millis(200);
-/// Pause before the feed is opened again: none the first time, then this, doubled up to the maximum. A feed that lasted longer
-/// than the maximum counts as healthy, and the next pause is none again.
+/// Pause before the feed is opened again: none the first time, then this, doubled up to the maximum. A feed that lasted
+/// longer than the maximum counts as healthy, and the next pause is none again.
 const RETRY_MIN: Duration = Duration::from_millis(100);
 const RETRY_MAX: Duration = Duration::from_secs(2);
 /// After this, the listing is taken from a server that lacks messages from before the feed, with a warning.
@@ -110,9 +110,9 @@ fn copy_identity(message: &ListedMessage) -> CopyIdentity {
 }
 
 impl Follower<'_> {
-    /// Opens the feed and prints the newest messages from before it. The listing must cover the start of the feed. If no server
-    /// covers it in time, a node that took messages is away: the listing lacks them, and the feed brings them once that node
-    /// is reached.
+    /// Opens the feed and prints the newest messages from before it. The listing must cover the start of the feed. If
+    /// no server covers it in time, a node that took messages is away: the listing lacks them, and the feed brings them
+    /// once that node is reached.
     async fn list_newest(&mut self, query: &ListQuery, last_writes: &LastWrites) -> Result<FeedStream> {
         let (deadline, sent) = (Instant::now() + LIST_WAIT_MAX, last_writes.position().await);
         loop {
@@ -144,8 +144,8 @@ impl Follower<'_> {
         }
     }
 
-    /// Opens the feed from now on and takes the cursor of its first event. With no cursor, a feed that breaks would be opened
-    /// again from a later moment.
+    /// Opens the feed from now on and takes the cursor of its first event. With no cursor, a feed that breaks would be
+    /// opened again from a later moment.
     async fn open_now(&mut self) -> Result<FeedStream> {
         self.query.cursor = None;
         let mut feed = self.servers.feed(&self.query).await?;

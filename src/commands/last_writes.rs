@@ -1,9 +1,10 @@
-//! Owns the position of this user's last writes, kept in a file: `list` shows what `send` stored a moment ago, through another
-//! server too.
+//! Owns the position of this user's last writes, kept in a file: `list` shows what `send` stored a moment ago, through
+//! another server too.
 //!
-//! `send` adds the position of its answer; `list` asks for a listing that covers it. A position is kept for ten minutes: after
-//! that, either the messages have spread, or the node that took them is away. Nothing depends on the file: if it cannot be
-//! read, written or locked, the commands go on without it and print nothing. Positions of several networks are kept apart.
+//! `send` adds the position of its answer; `list` asks for a listing that covers it. A position is kept for ten
+//! minutes: after that, either the messages have spread, or the node that took them is away. Nothing depends on the
+//! file: if it cannot be read, written or locked, the commands go on without it and print nothing. Positions of several
+//! networks are kept apart.
 
 use std::{
     cmp::Reverse,
@@ -25,8 +26,8 @@ const AGE_MAX: Duration = Duration::from_secs(600);
 const NETWORKS_MAX: usize = 8;
 /// The rest of a longer file is ignored, and cut off at the next write.
 const FILE_BYTES_MAX: u64 = 64 << 10;
-/// Other commands lock the file for less than a millisecond. After this many attempts a command goes on without the file, so
-/// a process that is stopped while it holds the lock does not block others.
+/// Other commands lock the file for less than a millisecond. After this many attempts a command goes on without the
+/// file, so a process that is stopped while it holds the lock does not block others.
 const LOCK_TRIES: u32 = 50;
 const LOCK_PAUSE: Duration = Duration::from_millis(2);
 

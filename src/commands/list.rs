@@ -1,7 +1,7 @@
 //! `chatchain list`: from filters to messages, oldest first.
 //!
-//! The server that is asked has, or has waited for, what this user sent last ([`super::last_writes`]). The query of the flags
-//! and the columns of a message serve [`super::follow`], too.
+//! The server that is asked has, or has waited for, what this user sent last ([`super::last_writes`]). The query of the
+//! flags and the columns of a message serve [`super::follow`], too.
 
 use color_eyre::eyre::Result;
 use jiff::{Span, SpanRelativeTo, Timestamp, fmt::friendly::SpanParser};

@@ -1,9 +1,9 @@
-//! One file per command (`node` and `proxy` share [`serving`]): from the arguments to what is printed. This file has what
-//! commands share: context, exit codes, dispatch.
+//! One file per command (`node` and `proxy` share [`serving`]): from the arguments to what is printed. This file has
+//! what commands share: context, exit codes, dispatch.
 //!
-//! A command takes its settings from
-//! [`crate::config`], asks servers through [`crate::client`] and prints through [`crate::output`]; it opens no socket to a
-//! server and writes no line itself. An exit code follows from the type of an error, never from its text ([`Exit::of`]).
+//! A command takes its settings from [`crate::config`], asks servers through [`crate::client`] and prints through
+//! [`crate::output`]; it opens no socket to a server and writes no line itself. An exit code follows from the type of
+//! an error, never from its text ([`Exit::of`]).
 
 mod cursor_file;
 mod follow;
@@ -74,7 +74,8 @@ impl Exit {
     }
 }
 
-/// Whether the reader of standard output has closed it, as `head` does. Only printing gives a bare I/O error of this kind.
+/// Whether the reader of standard output has closed it, as `head` does. Only printing gives a bare I/O error of this
+/// kind.
 pub fn is_closed_pipe(report: &Report) -> bool {
     report.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
 }

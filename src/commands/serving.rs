@@ -1,7 +1,7 @@
 //! `chatchain node` and `chatchain proxy`: one server as a process.
 //!
-//! The servers themselves take a bound listener and a stop token. Only this file knows signals, the parent process, and the
-//! sentences about an address that cannot be used.
+//! The servers themselves take a bound listener and a stop token. Only this file knows signals, the parent process, and
+//! the sentences about an address that cannot be used.
 
 use std::{io, process, thread};
 
@@ -103,8 +103,8 @@ async fn run_until_stopped(
     }
 }
 
-/// Cancels `stop` when standard input ends. The parent process holds the other end of that pipe, and the kernel closes it
-/// however the parent ends.
+/// Cancels `stop` when standard input ends. The parent process holds the other end of that pipe, and the kernel closes
+/// it however the parent ends.
 fn stop_with_parent(stop: CancellationToken) -> Result<()> {
     let wait = move || {
         let _ = io::copy(&mut io::stdin().lock(), &mut io::sink());

@@ -1,7 +1,7 @@
 //! `chatchain status`: the whole network, one row per node, then one line for people.
 //!
-//! Owns the words for the state of a network, and which state `--check` accepts. It judges no node itself: which nodes are up,
-//! behind or converged is what the server that was asked answers.
+//! Owns the words for the state of a network, and which state `--check` accepts. It judges no node itself: which nodes
+//! are up, behind or converged is what the server that was asked answers.
 
 use std::time::Duration;
 
@@ -85,8 +85,8 @@ fn sentence(network: &NetworkStatus) -> String {
     }
 }
 
-/// What is not well with a node: its state, if the nodes that are up agree, and how far it is behind. The count of a node that
-/// is down is from before it went down.
+/// What is not well with a node: its state, if the nodes that are up agree, and how far it is behind. The count of a
+/// node that is down is from before it went down.
 fn reason(node: &NetworkNode, converged: bool) -> Option<String> {
     let name = node.node_id.map_or_else(|| node.address.to_string(), |id| format!("node {id}"));
     let behind = node.behind.filter(|count| *count > 0).map(|count| format!("{count} behind"));

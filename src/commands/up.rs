@@ -1,8 +1,9 @@
 //! `chatchain up`: a whole network on this machine, every server a process of its own.
 //!
-//! Each child has its own process group, so Ctrl-C reaches only this process, which then stops the children in order. Each
-//! child reads from a pipe that this process holds open, and stops when the pipe ends: no child outlives this process, however
-//! it ends. A child that dies is reported and not started again, so that a user who kills a node can watch the others.
+//! Each child has its own process group, so Ctrl-C reaches only this process, which then stops the children in order.
+//! Each child reads from a pipe that this process holds open, and stops when the pipe ends: no child outlives this
+//! process, however it ends. A child that dies is reported and not started again, so that a user who kills a node can
+//! watch the others.
 
 use std::{env, io, process::ExitStatus, process::Stdio, time::Duration};
 
@@ -98,8 +99,9 @@ impl<'a> Children<'a> {
         Ok(network)
     }
 
-    /// Reports children that end, until none is left. Announces the network once all children that live are ready. A child
-    /// that exits before that is an error: the user has to remove its cause, such as a store in use, and start again.
+    /// Reports children that end, until none is left. Announces the network once all children that live are ready. A
+    /// child that exits before that is an error: the user has to remove its cause, such as a store in use, and start
+    /// again.
     async fn watch(&mut self, client: Client, default_server: bool) -> Result<()> {
         let mut announced = false;
         let mut tick = interval(READY_INTERVAL);

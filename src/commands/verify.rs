@@ -1,7 +1,7 @@
 //! `chatchain verify`: checks every record of the stores on this machine that no node has open.
 //!
-//! Owns the words for the result; [`crate::store`] does the check. Nothing is repaired here: a node repairs its store by
-//! itself, from the intact records of the file and from its peers.
+//! Owns the words for the result; [`crate::store`] does the check. Nothing is repaired here: a node repairs its store
+//! by itself, from the intact records of the file and from its peers.
 
 use std::path::{Path, PathBuf};
 

@@ -1,7 +1,8 @@
 //! Owns reading `config.toml`: from its text to settings that still know the line they stand on.
 //!
-//! The keys are those of [`settings::SETTINGS`]; any other key is refused. Values stay text here: what they mean is decided
-//! only after [`super::Sources`] has chosen the source that wins. Every refusal names the file, the line and the remedy.
+//! The keys are those of [`settings::SETTINGS`]; any other key is refused. Values stay text here: what they mean is
+//! decided only after [`super::Sources`] has chosen the source that wins. Every refusal names the file, the line and
+//! the remedy.
 
 use std::{borrow::Cow, collections::BTreeMap, ops::Range, path::PathBuf};
 

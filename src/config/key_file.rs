@@ -1,8 +1,8 @@
 //! Owns the sources of the network's keys, and the rule that a server which other machines can reach needs a key.
 //!
-//! A key comes from the environment or from a file, never from a flag: every user of the machine can see the flags of a process.
-//! The key file is read with the other sources. An error in it fails only the commands that need the keys, so that
-//! `chatchain key` can make the file that is missing. No error quotes a key.
+//! A key comes from the environment or from a file, never from a flag: every user of the machine can see the flags of a
+//! process. The key file is read with the other sources. An error in it fails only the commands that need the keys, so
+//! that `chatchain key` can make the file that is missing. No error quotes a key.
 
 use std::{collections::BTreeMap, fs, io, io::Read, os::unix::fs::PermissionsExt, path::Path};
 
@@ -51,7 +51,8 @@ impl Sources {
     }
 }
 
-/// Reads the key file that a setting names. Also returns a warning if other users of the machine can read or change the file.
+/// Reads the key file that a setting names. Also returns a warning if other users of the machine can read or change the
+/// file.
 pub(super) fn read(setting: &SourcedValue) -> (Result<Keys, ConfigError>, Option<String>) {
     let path = Path::new(&setting.text);
     let shown = path.display();

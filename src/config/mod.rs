@@ -1,8 +1,9 @@
 //! Owns what a command does: flags, `CHATCHAIN_*` environment, `config.toml` and defaults, checked and resolved.
 //!
-//! A flag wins over the environment, the environment over the file, the file over the default. Only [`Sources::load`] reads the process environment and the disk; every other function
-//! maps values to values. Addresses are checked for their shape and not resolved: names are resolved at each connect.
-//! Every refusal is one sentence that says what is wrong, where the mistake is and what to do; the program ends with exit code 2.
+//! A flag wins over the environment, the environment over the file, the file over the default. Only [`Sources::load`]
+//! reads the process environment and the disk; every other function maps values to values. Addresses are checked for
+//! their shape and not resolved: names are resolved at each connect. Every refusal is one sentence that says what is
+//! wrong, where the mistake is and what to do; the program ends with exit code 2.
 
 mod file;
 mod key_file;
@@ -29,11 +30,11 @@ use crate::{
 
 /// A network's name has 1 to this many characters; a longer one is refused.
 const NETWORK_CHARS_MAX: usize = 64;
-/// With a shorter interval, the node would do nothing but exchange. With a longer one, a push that was lost would go unnoticed
-/// for too long.
+/// With a shorter interval, the node would do nothing but exchange. With a longer one, a push that was lost would go
+/// unnoticed for too long.
 const SYNC_INTERVALS: RangeInclusive<Duration> = Duration::from_millis(10)..=Duration::from_secs(60 * 60);
-/// With a shorter interval, the next scrub would start at once. With a longer one, the same entry could become damaged on
-/// every node before a scrub finds the first.
+/// With a shorter interval, the next scrub would start at once. With a longer one, the same entry could become damaged
+/// on every node before a scrub finds the first.
 const SCRUB_INTERVALS: RangeInclusive<Duration> =
     Duration::from_secs(1)..=Duration::from_secs(31 * 24 * 60 * 60);
 /// Read from the working directory if it exists.
@@ -112,7 +113,8 @@ pub struct UpConfig {
     pub nodes: Vec<Addr>,
     /// Parent directory of the stores.
     pub data_dir: PathBuf,
-    /// Keys for asking the servers whether they are ready. The servers read their keys from the same sources themselves.
+    /// Keys for asking the servers whether they are ready. The servers read their keys from the same sources
+    /// themselves.
     pub keys: Option<Keys>,
 }
 
@@ -185,7 +187,8 @@ impl SourcedValue {
 pub struct Sources {
     env: BTreeMap<String, String>,
     file: file::FileSettings,
-    /// The keys of `CHATCHAIN_KEY`, which `env` lacks so that printing `env` does not print them, or else of the key file.
+    /// The keys of `CHATCHAIN_KEY`, which `env` lacks so that printing `env` does not print them, or else of the key
+    /// file.
     keys: Result<Option<Keys>, ConfigError>,
     /// About a setting that can be used nevertheless.
     pub warning: Option<String>,
@@ -196,8 +199,8 @@ pub struct Sources {
 impl Sources {
     /// Reads the process's environment and the configuration file.
     pub fn load(common: &cli::CommonArgs) -> Result<Self, ConfigError> {
-        // A variable that is not UTF-8 is skipped, as no setting of ours. But a skipped key would leave the server open, so
-        // the key is kept, and refused.
+        // A variable that is not UTF-8 is skipped, as no setting of ours. But a skipped key would leave the server
+        // open, so the key is kept, and refused.
         let text = |name: &str, value: OsString| match value.into_string() {
             Err(value) if name == key_file::KEY => Some(value.to_string_lossy().into_owned()),
             text => text.ok(),

@@ -1,7 +1,7 @@
 //! Owns the table of all settings: key in the file, environment variable, flags and default.
 //!
-//! The reader of the file, the error that names the nearest key, the defaults and the tests of the guide all use this table, so
-//! they cannot disagree. What a setting means to the program is not known here.
+//! The reader of the file, the error that names the nearest key, the defaults and the tests of the guide all use this
+//! table, so they cannot disagree. What a setting means to the program is not known here.
 
 /// One setting and its sources. A flag wins over the environment, the environment over the file.
 #[derive(Debug, Clone, Copy)]
@@ -33,7 +33,7 @@ pub const SETTINGS: [Setting; 18] = [
     setting(["", "CHATCHAIN_NODE_ID", "node --node-id", "none: must be given", "number of this node in the network"]),
     setting(["", "CHATCHAIN_NODE_LISTEN", "node --listen", "its address in `nodes`", "address that a node listens on"]),
     setting(["", "CHATCHAIN_NODE_ADVERTISE", "node --advertise", "the address it listens on", "address that peers and proxies are told"]),
-    setting(["", "CHATCHAIN_NODE_PEERS", "node --peers", "the other `nodes`", "nodes that a node syncs with"]),
+    setting(["", "CHATCHAIN_NODE_PEERS", "node --peers", "the other `nodes` of the file or variable, else none", "nodes that a node syncs with"]),
     setting(["proxy.listen", "CHATCHAIN_PROXY_LISTEN", "proxy --listen", "127.0.0.1:8080", "address that the proxy listens on, and that clients ask first"]),
     setting(["proxy.strategy", "CHATCHAIN_PROXY_STRATEGY", "", "hedge", "`failover`: one node after the other; `hedge`: also ask a second one when the first is slow; `race`: ask two at once"]),
     setting(["", "CHATCHAIN_SERVER", "--server", "the proxy, then the nodes", "servers that a client asks, separated by commas (the flag is repeated instead)"]),
@@ -54,8 +54,8 @@ pub fn default_of(variable: &str) -> &'static str {
     SETTINGS.iter().find(|setting| setting.env == variable).expect("it is a setting").default
 }
 
-/// The name among `known` that looks most like this one. A key in the wrong table is as near as its last part: `listen` means
-/// `proxy.listen`.
+/// The name among `known` that looks most like this one. A key in the wrong table is as near as its last part: `listen`
+/// means `proxy.listen`.
 pub fn nearest(typed: &str, known: impl IntoIterator<Item = &'static str>) -> &'static str {
     let last = |key: &str| key.rsplit('.').next().unwrap_or(key).to_owned();
     let distance = |known: &&str| {

@@ -1,7 +1,7 @@
 //! Owns the warnings about past events that status shows: a fork, a lost entry, a peer that came back with less.
 //!
-//! They outlive closing and opening the store, until the process ends. No decision depends on them. When the store last took
-//! a new id is kept here as well, for the same lifetime.
+//! They outlive closing and opening the store, until the process ends. No decision depends on them. When the store last
+//! took a new id is kept here as well, for the same lifetime.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

@@ -1,10 +1,10 @@
 //! Owns what all readers of the feed share: a bounded ring of the newest messages, each encoded once.
 //!
-//! - The ring advances when the durable logs do, while there are readers, and once more when a reader enters. Nothing is
-//!   queued for a reader: each keeps its index, and one that falls out of the ring reads the store.
-//! - The end of the ring is a frontier, `until`, from which cursors are made. Before a frontier is too long for a cursor, the
-//!   node writes a snapshot of it into its own log. Cursors refer to the snapshot once a second node has it, so that they stay
-//!   valid without this node, or once they would be too long without it.
+//! - The ring advances when the durable logs do, while there are readers, and once more when a reader enters. Nothing
+//!   is queued for a reader: each keeps its index, and one that falls out of the ring reads the store.
+//! - The end of the ring is a frontier, `until`, from which cursors are made. Before a frontier is too long for a
+//!   cursor, the node writes a snapshot of it into its own log. Cursors refer to the snapshot once a second node has
+//!   it, so that they stay valid without this node, or once they would be too long without it.
 //!
 //! Before it: the writer's change signal and `store::history::feed_scan`. After it: `http::feed`.
 
@@ -36,8 +36,8 @@ const RING_COUNT_MAX: usize = 4_096;
 const RING_BYTES_MAX: usize = 8 << 20;
 /// More new entries than this are not put into the ring: readers get them from the store.
 const DELTA_COUNT_MAX: u64 = 2_048;
-/// Logs that changed since the last snapshot and are written into every cursor, in the worst case twice. With more of them,
-/// cursors refer to the next snapshot even if no other node has it.
+/// Logs that changed since the last snapshot and are written into every cursor, in the worst case twice. With more of
+/// them, cursors refer to the next snapshot even if no other node has it.
 const CHANGES_MAX: usize = 16;
 /// With more changes than this, the next snapshot is written.
 const SNAPSHOT_CHANGES: usize = 12;
@@ -216,8 +216,8 @@ impl LiveFeed {
             }
             (ReadState::all(ring.end.until.clone(), ring.end.last), until)
         };
-        // Readers do not get snapshots. If trailing ones were not skipped, nodes would answer each other's snapshots with
-        // snapshots for ever.
+        // Readers do not get snapshots. If trailing ones were not skipped, nodes would answer each other's snapshots
+        // with snapshots for ever.
         let until = if until.beyond(&before.full).is_empty() {
             until
         } else {
@@ -251,9 +251,9 @@ impl LiveFeed {
         Ok(self.end())
     }
 
-    /// The same frontier in a form that is short enough for a cursor: as the difference to the next snapshot, once a second
-    /// node has that or it is needed. If no snapshot can be written, readers keep their last short cursor: a reader that
-    /// reconnects gets some messages twice, and misses none.
+    /// The same frontier in a form that is short enough for a cursor: as the difference to the next snapshot, once a
+    /// second node has that or it is needed. If no snapshot can be written, readers keep their last short cursor: a
+    /// reader that reconnects gets some messages twice, and misses none.
     async fn shorten(&self, node: &Node, mut until: Frontier) -> Frontier {
         loop {
             let changes = until.changes().len();

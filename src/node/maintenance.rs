@@ -1,8 +1,8 @@
-//! Owns what a node does for its store in the background: the scrub, cutting logs at entries that no reachable peer has, and
-//! marking the store as healthy.
+//! Owns what a node does for its store in the background: the scrub, cutting logs at entries that no reachable peer
+//! has, and marking the store as healthy.
 //!
-//! The scrub reads slowly, in small steps, so that requests are not delayed. The damage it finds is requested from peers
-//! with the next exchanges. What is done about damage is decided in `replica`.
+//! The scrub reads slowly, in small steps, so that requests are not delayed. The damage it finds is requested from
+//! peers with the next exchanges. What is done about damage is decided in `replica`.
 
 use std::time::Duration;
 
@@ -19,9 +19,9 @@ const SCRUB_BYTES_PER_SECOND: u32 = 4 << 20;
 const FIRST_SCRUB_AFTER: Duration = Duration::from_secs(60);
 /// Poll interval for damage that cannot be repaired, and for the first write to the store.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
-/// Minimum uptime after which an unclean exit no longer counts against the store. Damage that ends the process mostly does
-/// so with the first write to either file, and the scrub reads 2 GB in this time. A longer time would count more kills,
-/// which say nothing about the store.
+/// Minimum uptime after which an unclean exit no longer counts against the store. Damage that ends the process mostly
+/// does so with the first write to either file, and the scrub reads 2 GB in this time. A longer time would count more
+/// kills, which say nothing about the store.
 const HEALTHY_AFTER: Duration = Duration::from_secs(10 * 60);
 
 /// Does all of it until the node ends.

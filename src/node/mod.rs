@@ -1,7 +1,7 @@
 //! A node: its store, its one writer, its HTTP paths, and its exchanges with peers.
 //!
-//! [`Node`] is the handle that request handlers get. [`run`](run::run) starts everything and ends it in order. The head of the
-//! crate names the files of each flow. A node knows nothing of the proxy.
+//! [`Node`] is the handle that request handlers get. [`run`](run::run) starts everything and ends it in order. The head
+//! of the crate names the files of each flow. A node knows nothing of the proxy.
 
 mod cluster;
 mod http;
@@ -43,12 +43,12 @@ pub enum NodeError {
     Ended(String),
 }
 
-/// Reads of history that run at the same time, a chunk each. At the bound the next one waits: long searches must not take
-/// all threads from exchanges, nor all processors from sends.
+/// Reads of history that run at the same time, a chunk each. At the bound the next one waits: long searches must not
+/// take all threads from exchanges, nor all processors from sends.
 const READERS_MAX: usize = 4;
 
-/// Readers that may keep an open iterator between chunks: a buffer of up to a megabyte each (four for a large page), and
-/// some 150 bytes for each log. At the bound the others seek again for each chunk, which is slower.
+/// Readers that may keep an open iterator between chunks: a buffer of up to a megabyte each (four for a large page),
+/// and some 150 bytes for each log. At the bound the others seek again for each chunk, which is slower.
 const ITERATORS_MAX: usize = 32;
 
 /// Resources that all requests of a node share. Each has a bound, so no request can use up all of one.

@@ -1,8 +1,8 @@
 //! Owns the file `pid` in the store's directory: the process id of the node that has the store open.
 //!
-//! It is for people and scripts that signal one node of several: `kill $(cat data/node-2/pid)`. No code reads it: the lock
-//! on the store says whether it is open. `run` writes the file at its start, also if the store does not open yet, and removes
-//! it before it releases the lock. After `kill -9` the file stays until the next process replaces it.
+//! It is for people and scripts that signal one node of several: `kill $(cat data/node-2/pid)`. No code reads it: the
+//! lock on the store says whether it is open. `run` writes the file at its start, also if the store does not open yet,
+//! and removes it before it releases the lock. After `kill -9` the file stays until the next process replaces it.
 
 use std::fs;
 use std::path::{Path, PathBuf};

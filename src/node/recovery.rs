@@ -1,7 +1,7 @@
 //! Owns opening a node's store: once at the start, and every second after it failed.
 //!
-//! Called by `run`; calls `Store::open_with`. `store/recovery/open_rules` decides which policy follows which failure; this
-//! file has the thread, the timer and the trial process.
+//! Called by `run`; calls `Store::open_with`. `store/recovery/open_rules` decides which policy follows which failure;
+//! this file has the thread, the timer and the trial process.
 
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
@@ -23,7 +23,8 @@ use crate::store::{OpenError, Store};
 /// Pause before each attempt to open a store that failed.
 const REOPEN_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Signals that a process sends itself or gets for its own memory access; an operator or a service manager sends others.
+/// Signals that a process sends itself or gets for its own memory access; an operator or a service manager sends
+/// others.
 const CRASH_SIGNALS: [Signal; 3] = [Signal::ABORT, Signal::SEGV, Signal::BUS];
 
 pub type OpenedStore = (Arc<Store>, Logs);
@@ -62,7 +63,8 @@ impl StoreOpener {
         Ok(opened)
     }
 
-    /// Opens the store again after it failed or did not open. Retries until it opens; the slot says why it does not yet.
+    /// Opens the store again after it failed or did not open. Retries until it opens; the slot says why it does not
+    /// yet.
     pub async fn reopen(&mut self, slot: &NodeSlot) -> OpenedStore {
         loop {
             tokio::time::sleep(REOPEN_INTERVAL).await;

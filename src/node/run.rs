@@ -1,10 +1,11 @@
 //! Owns the life of a node: open the store, start its threads and tasks, and end all of them in order.
 //!
 //! - The order at the end: no more connections, open requests finish, exchanges end, the writer commits what waits, the
-//!   indexer ends, the databases close. `kill -9` loses nothing that was acknowledged; the order only makes the next start fast.
+//!   indexer ends, the databases close. `kill -9` loses nothing that was acknowledged; the order only makes the next
+//!   start fast.
 //! - A thread or task that ends early ends the node, with the reason.
-//! - A store that fails is closed while the address keeps answering. It is opened again every second until that works (see
-//!   `recovery`), as a new incarnation, which appends to a new log.
+//! - A store that fails is closed while the address keeps answering. It is opened again every second until that works
+//!   (see `recovery`), as a new incarnation, which appends to a new log.
 
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -220,8 +221,8 @@ fn log_start(config: &NodeConfig, members: usize) {
     }
 }
 
-/// How this node introduces itself to peers, as this incarnation. The incarnation id is above the last one at this address,
-/// even if the clock was set back: peers take a smaller one for outdated.
+/// How this node introduces itself to peers, as this incarnation. The incarnation id is above the last one at this
+/// address, even if the clock was set back: peers take a smaller one for outdated.
 fn identity(config: &NodeConfig, store: &Store) -> Hello {
     let member = MemberId { node_id: config.node_id, store_id: store.id().0 };
     let known = &store.log().membership().members;

@@ -1,7 +1,8 @@
 //! Owns what requests find at a node's address: the node while its store is open, else why it is closed.
 //!
-//! A store that failed is closed and opened again while the address keeps answering. So a handler takes the node from here
-//! with each request, and keeps it no longer. While the store is closed, requests that need it get `storage_failed`.
+//! A store that failed is closed and opened again while the address keeps answering. So a handler takes the node from
+//! here with each request, and keeps it no longer. While the store is closed, requests that need it get
+//! `storage_failed`.
 
 use std::sync::{Arc, PoisonError, RwLock};
 

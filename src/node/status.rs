@@ -191,8 +191,8 @@ fn row(peer: PeerStatus, answer: Result<NodeStatus, String>) -> NetworkNode {
         Ok(answer) => (Some(answer), None),
         Err(why) => (None, Some(why)),
     };
-    // A node that answers is in the state that it tells: one whose store is closed does not call itself up. A node that does
-    // not answer is not up, whatever the last exchange said.
+    // A node that answers is in the state that it tells: one whose store is closed does not call itself up. A node that
+    // does not answer is not up, whatever the last exchange said.
     let state = match (&answer, peer.state) {
         (Some(answer), _) => answer.state,
         (None, NodeState::Down) => NodeState::Down,

@@ -1,7 +1,7 @@
 //! Owns the token buckets that limit how many more requests the proxy sends than its clients do; one per reason.
 //!
-//! Pure: `now` is the time since the proxy started. A request that waits because a bucket is empty is not a defect: where
-//! all nodes are slow, more requests make all of them slower.
+//! Pure: `now` is the time since the proxy started. A request that waits because a bucket is empty is not a defect:
+//! where all nodes are slow, more requests make all of them slower.
 
 use std::time::Duration;
 

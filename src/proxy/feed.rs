@@ -1,9 +1,9 @@
 //! Owns `GET /feed` at the proxy: a feed that continues when its node does not.
 //!
-//! Before it: `run`. After it: `forward`, which picks a node. The proxy asks nodes for the feed as lines, and writes each
-//! event in the reader's format. When the node ends the feed, is silent, is ejected or falls behind, the proxy asks for
-//! the feed again with the last cursor, at any node that answers. While no node answers, or none knows the cursor yet,
-//! the reader stays connected and gets a comment now and then.
+//! Before it: `run`. After it: `forward`, which picks a node. The proxy asks nodes for the feed as lines, and writes
+//! each event in the reader's format. When the node ends the feed, is silent, is ejected or falls behind, the proxy
+//! asks for the feed again with the last cursor, at any node that answers. While no node answers, or none knows the
+//! cursor yet, the reader stays connected and gets a comment now and then.
 //!
 //! Invariant: a message that the reader has is not sent again by another node, as far as the last messages are
 //! remembered; a node may hold another copy of it.
@@ -290,8 +290,8 @@ impl Relay {
     }
 }
 
-/// A hash of what the sender set. The copies of a message differ in the rest, and in a timestamp that the sender did not
-/// set: then the second of acceptance is shown.
+/// A hash of what the sender set. The copies of a message differ in the rest, and in a timestamp that the sender did
+/// not set: then the second of acceptance is shown.
 fn content_hash(message: &str) -> Option<u64> {
     let message: ListedMessage = serde_json::from_str(message).ok()?;
     let timestamp = Some(message.timestamp).filter(|shown| *shown != message.accepted_at.0 / 1000);

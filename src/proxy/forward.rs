@@ -174,8 +174,8 @@ impl Forwarder {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ServedBy(pub UpstreamId);
 
-/// Counts a request as load of its upstream while it waits for the answer, also if it is canceled. A request whose client
-/// asked to wait is no load and has none.
+/// Counts a request as load of its upstream while it waits for the answer, also if it is canceled. A request whose
+/// client asked to wait is no load and has none.
 struct InFlight<'a> {
     forwarder: &'a Forwarder,
     upstream: UpstreamId,

@@ -2,8 +2,8 @@
 //!
 //! `run` owns the lifetime and the routes, `forward` the attempts of one request, `feed` a feed that outlives its node,
 //! `prober` the proxy's own requests. Pure are `upstreams` (which node to ask next), `plan` (when to ask one more),
-//! `latency_window` and `budget` (the hedge delay, and the limit on additional requests). Must not know the store or the
-//! log; nodes judge messages, and a body is forwarded as it is.
+//! `latency_window` and `budget` (the hedge delay, and the limit on additional requests). Must not know the store or
+//! the log; nodes judge messages, and a body is forwarded as it is.
 //!
 //! Invariant: every attempt of a request carries the same bytes and ids, so repeating a send is safe.
 

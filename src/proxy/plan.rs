@@ -1,9 +1,9 @@
 //! Owns the plan of one request: which upstreams it has asked, when it asks one more, and when it gives up.
 //!
-//! Pure: `forward` carries out the steps, and `now` is the time since the proxy started. Must not know sockets or bodies.
-//! There are three reasons to ask one more upstream: no asked upstream is expected to answer (a failover: the first is
-//! free, further ones take from a budget); the answer is late, measured by recent answers (a hedge, from a budget of its
-//! own); or the strategy says so. Waiting that the client asked for is no reason.
+//! Pure: `forward` carries out the steps, and `now` is the time since the proxy started. Must not know sockets or
+//! bodies. There are three reasons to ask one more upstream: no asked upstream is expected to answer (a failover: the
+//! first is free, further ones take from a budget); the answer is late, measured by recent answers (a hedge, from a
+//! budget of its own); or the strategy says so. Waiting that the client asked for is no reason.
 //!
 //! Invariant: budgets limit what nodes are asked, never how long a request may wait.
 

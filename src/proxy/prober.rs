@@ -1,7 +1,8 @@
-//! Owns the requests that the proxy sends of its own accord: readiness probes of every upstream, and rounds of status reports.
+//! Owns the requests that the proxy sends of its own accord: readiness probes of every upstream, and rounds of status
+//! reports.
 //!
-//! So the proxy knows that a node failed or recovered before a request depends on it. `upstreams` decides when a probe or
-//! a round is due.
+//! So the proxy knows that a node failed or recovered before a request depends on it. `upstreams` decides when a probe
+//! or a round is due.
 
 use std::convert::Infallible;
 use std::time::Duration;

@@ -1,7 +1,7 @@
 //! Owns the lifetime of a proxy and its routes: which requests are forwarded, and which ones the proxy answers itself.
 //!
-//! Before it: `serve`. After it: `forward`, or `feed`. Reads of a request only what safe forwarding needs: its kind (which
-//! bounds its body) and whether it has an id. Nodes judge the rest.
+//! Before it: `serve`. After it: `forward`, or `feed`. Reads of a request only what safe forwarding needs: its kind
+//! (which bounds its body) and whether it has an id. Nodes judge the rest.
 
 use std::convert::Infallible;
 use std::sync::Arc;

@@ -160,7 +160,8 @@ impl Exchange {
             }
         }
         maintenance.extend(take_repairs(&mut runs, logs, damage));
-        // If the peer wants the same again, it could not use our answer, or the entries are damaged here too: wait for the timer.
+        // If the peer wants the same again, it could not use our answer, or the entries are damaged here too: wait for
+        // the timer.
         let asks_for_more = !self.peer_wants.is_empty() && self.peer_wants != self.served_wants;
         let is_again = asks_for_more || !self.bisections.is_empty();
         let next = if is_again { NextExchange::Again } else { next };

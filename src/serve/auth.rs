@@ -1,7 +1,7 @@
 //! Owns authentication: which requests carry a key, and which connections are dropped for others that may.
 //!
-//! Before it: the accept loop. After it: `request`. A request is judged by its head alone, before a route is looked up, so
-//! a client without a key learns neither which paths exist nor what they take. Must not know what a path does.
+//! Before it: the accept loop. After it: `request`. A request is judged by its head alone, before a route is looked up,
+//! so a client without a key learns neither which paths exist nor what they take. Must not know what a path does.
 //!
 //! Invariants: without keys every request is accepted; the body of a request without a key is not read; a connection
 //! serves at most one request without a key; connections without a key never keep out a client with a key.
@@ -50,8 +50,8 @@ impl Auth {
         Self { keys, unauthenticated: Arc::default(), unauthenticated_max }
     }
 
-    /// Counts a new connection as unauthenticated. At the bound the oldest one is dropped: a client with a key shows it at
-    /// once, so the oldest is the least likely to.
+    /// Counts a new connection as unauthenticated. At the bound the oldest one is dropped: a client with a key shows it
+    /// at once, so the oldest is the least likely to.
     pub fn connection(&self) -> ConnectionAuth {
         let dropped = CancellationToken::new();
         let mut unauthenticated = self.unauthenticated();

@@ -2,8 +2,8 @@
 //!
 //! Must not know messages beyond their size.
 //!
-//! Invariants: a handler gets a whole body or none; the bytes of a body count against the [`Budget`] until the last clone
-//! is dropped, also while the proxy forwards them.
+//! Invariants: a handler gets a whole body or none; the bytes of a body count against the [`Budget`] until the last
+//! clone is dropped, also while the proxy forwards them.
 
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

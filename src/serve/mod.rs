@@ -1,8 +1,9 @@
-//! The HTTP server of nodes and of the proxy: accepts connections, authenticates, limits, refuses, and drains at the end.
+//! The HTTP server of nodes and of the proxy: accepts connections, authenticates, limits, refuses, and drains at the
+//! end.
 //!
-//! Each request of a connection goes through `auth`, `request` and the caller's routes, which use `body`. `axum::serve` has
-//! no header timeout, no connection limit and no TCP_NODELAY, hence this accept loop on hyper. The caller brings the
-//! listener, the routes and the stop signal. Must not know messages beyond their size.
+//! Each request of a connection goes through `auth`, `request` and the caller's routes, which use `body`. `axum::serve`
+//! has no header timeout, no connection limit and no TCP_NODELAY, hence this accept loop on hyper. The caller brings
+//! the listener, the routes and the stop signal. Must not know messages beyond their size.
 //!
 //! Invariant: every connection is a task of one `JoinSet`; none outlives [`serve`].
 
@@ -57,8 +58,9 @@ struct ConnectionLimits {
     answer: Duration,
     /// For the reader to accept one write; then the connection ends: a stalled stream holds memory and a slot.
     write: Duration,
-    /// For an unauthenticated client that is still sending to read the refusal; then the connection ends. Its body must not
-    /// be read, and closing a socket with unread input sends RST, which loses the answer. So the socket half-closes first.
+    /// For an unauthenticated client that is still sending to read the refusal; then the connection ends. Its body must
+    /// not be read, and closing a socket with unread input sends RST, which loses the answer. So the socket half-closes
+    /// first.
     linger: Duration,
     /// For open requests after the stop signal; then their connections are closed.
     drain: Duration,
@@ -74,8 +76,9 @@ const LIMITS: ConnectionLimits = ConnectionLimits {
     drain: Duration::from_secs(5),
 };
 
-/// Serves `app` until `stop`, then lets open requests finish for a few seconds. With `keys`, a request needs one of them.
-/// Unknown paths and methods are refused here, so `app` needs no fallback. Endless streams must watch `stop` themselves.
+/// Serves `app` until `stop`, then lets open requests finish for a few seconds. With `keys`, a request needs one of
+/// them. Unknown paths and methods are refused here, so `app` needs no fallback. Endless streams must watch `stop`
+/// themselves.
 pub async fn serve(listener: TcpListener, app: Router, keys: Option<Keys>, stop: CancellationToken) {
     serve_within(LIMITS, listener, app, keys, stop).await;
 }

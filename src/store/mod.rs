@@ -10,8 +10,8 @@
 //!
 //! In the flow of a send, `replica` decides a batch and [`Store::commit`] writes it; then the node acknowledges it.
 //!
-//! Invariants: the node's writer thread alone commits to the log; [`Logs`] that readers get cover durable entries only; the
-//! checksum of a record is verified whenever it is read.
+//! Invariants: the node's writer thread alone commits to the log; [`Logs`] that readers get cover durable entries only;
+//! the checksum of a record is verified whenever it is read.
 
 pub mod engine;
 mod error;
@@ -77,8 +77,8 @@ pub struct Store {
 }
 
 impl Store {
-    /// Opens or creates the store in `dir` and brings its index up to date. The logs are returned as they are on disk; none
-    /// of them will be appended to. `now_ms` is the wall clock.
+    /// Opens or creates the store in `dir` and brings its index up to date. The logs are returned as they are on disk;
+    /// none of them will be appended to. `now_ms` is the wall clock.
     pub fn open(dir: &Path, network: &str, now_ms: u64) -> Result<(Arc<Self>, Logs), OpenError> {
         Self::open_with(dir, network, now_ms, OpenPolicy::Default)
     }
@@ -178,8 +178,8 @@ impl Store {
         self.index.counts()
     }
 
-    /// Writes a batch durably: when this returns, all of it is on disk. `logs` is the state after it. After an error it is
-    /// unknown what of the batch is on disk, so the store must be opened again. Called by the writer alone.
+    /// Writes a batch durably: when this returns, all of it is on disk. `logs` is the state after it. After an error it
+    /// is unknown what of the batch is on disk, so the store must be opened again. Called by the writer alone.
     pub fn commit(&self, batch: WriteBatch, logs: &Logs) -> Result<(), StoreError> {
         // Before the commit: an error after it would report entries as failed that are on disk.
         self.index.make_room()?;
@@ -192,8 +192,8 @@ impl Store {
         Ok(())
     }
 
-    /// Removes a piece of a log's rows from its cut on, which must be durable: first from the index, whose rows are derived from
-    /// those of the log, then from the log. `false`: nothing was left. Called by the writer alone.
+    /// Removes a piece of a log's rows from its cut on, which must be durable: first from the index, whose rows are
+    /// derived from those of the log, then from the log. `false`: nothing was left. Called by the writer alone.
     pub fn purge(&self, origin: Origin, cut: u64) -> Result<bool, StoreError> {
         let Some(piece) = self.log.next_purge_piece(origin, cut)? else { return Ok(false) };
         self.log.purged().add(origin, cut);

@@ -122,8 +122,9 @@ fn texts(range: impl Iterator<Item = u128>) -> Vec<String> {
     range.map(|n| format!("text {n}")).collect()
 }
 
-/// Files that claim to be too large to check at every opening. Opened unchecked, they may fail as redb does after an earlier
-/// read failed, for example where a damaged page leads beyond the end of its file; or they fail always, as a broken disk.
+/// Files that claim to be too large to check at every opening. Opened unchecked, they may fail as redb does after an
+/// earlier read failed, for example where a damaged page leads beyond the end of its file; or they fail always, as a
+/// broken disk.
 #[derive(Debug)]
 struct LargeFiles {
     files: Directory,

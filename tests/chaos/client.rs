@@ -1,8 +1,8 @@
 //! A client of an episode: sends messages at a steady rate, through the proxy and to nodes, and records the answers.
 //!
-//! It sends single messages and batches; with an id, with an `Idempotency-Key`, or with neither. A request without a clear
-//! answer is repeated with the same bytes at another server, and sometimes an acknowledged one is too; a request without
-//! id and key is never repeated. Only a failed connection and a node's own refusal count as "not stored".
+//! It sends single messages and batches; with an id, with an `Idempotency-Key`, or with neither. A request without a
+//! clear answer is repeated with the same bytes at another server, and sometimes an acknowledged one is too; a request
+//! without id and key is never repeated. Only a failed connection and a node's own refusal count as "not stored".
 
 use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;

@@ -25,7 +25,8 @@ use crate::support::network::Network;
 
 const LOG: &str = "log.redb";
 const INDEX: &str = "index.redb";
-/// A disk with the only copy of more acknowledged messages than this is spared, so that the judge has messages to demand.
+/// A disk with the only copy of more acknowledged messages than this is spared, so that the judge has messages to
+/// demand.
 const RISKED_MAX: usize = 200;
 /// Time limit for the nodes to converge, without sends, before all disks are damaged.
 const QUIET_TIMEOUT: Duration = Duration::from_secs(10);

@@ -1,10 +1,9 @@
 //! Chaos tests: real processes under faults, with a judge that knows which messages were acknowledged.
 //!
-//! A test program without Rust's test harness: `cargo test` runs a few short episodes, `scripts/chaos.sh` any number. The
-//! plan of an episode follows from its seed (`schedule`). The tests use only the command line, HTTP and the files of the
-//! program.
-//! As root with `ip`, every node runs in its own network namespace: this process creates the namespaces, runs itself again
-//! inside one of them, and always removes them in the end.
+//! A test program without Rust's test harness: `cargo test` runs a few short episodes, `scripts/chaos.sh` any number.
+//! The plan of an episode follows from its seed (`schedule`). The tests use only the command line, HTTP and the files
+//! of the program. As root with `ip`, every node runs in its own network namespace: this process creates the
+//! namespaces, runs itself again inside one of them, and always removes them in the end.
 #![allow(
     dead_code,
     unused_imports,
@@ -42,8 +41,9 @@ const SECONDS: u64 = 20;
 
 /// Runs ChatChain amid kills, partitions, full disks and worse, and checks that nothing acknowledged is lost.
 ///
-/// Prints the plan of each episode, its result, and totals that can be added up over several runs. Exit code 1: a promise
-/// was broken. Faults that this machine does not allow (many need root, ip and strace) are skipped with a message.
+/// Prints the plan of each episode, its result, and totals that can be added up over several runs. Exit code 1: a
+/// promise was broken. Faults that this machine does not allow (many need root, ip and strace) are skipped with a
+/// message.
 #[derive(Debug, Parser)]
 #[command(name = "chaos", bin_name = "scripts/chaos.sh")]
 struct Flags {

@@ -1,7 +1,7 @@
 //! The outer process: creates the network, runs this program again inside it, and always removes the network.
 //!
-//! On Ctrl-C or SIGTERM the inner process ends its episode and its processes, and the outer one waits for that. The next
-//! run removes the leftovers of a run that was killed.
+//! On Ctrl-C or SIGTERM the inner process ends its episode and its processes, and the outer one waits for that. The
+//! next run removes the leftovers of a run that was killed.
 
 use std::process::{Command, ExitCode};
 use std::time::Duration;

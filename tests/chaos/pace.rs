@@ -1,7 +1,7 @@
 //! The pauses of the chaos program: its only file that sleeps, and the flag that ends its loops after an interruption.
 //!
-//! Faults and sends happen at fixed times, so the program waits for the clock. For a condition it polls with `eventually`
-//! or with `within`, which returns None at the timeout instead of a panic.
+//! Faults and sends happen at fixed times, so the program waits for the clock. For a condition it polls with
+//! `eventually` or with `within`, which returns None at the timeout instead of a panic.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};

@@ -1,7 +1,7 @@
 //! The processes of an episode and their directories: nodes, the proxy, `strace`, and the files that fill disks.
 //!
-//! Executes single actions and reports which are not possible; knows neither schedule nor messages. The standard error of
-//! a process is appended to a file when it has ended. Dropping the `Processes` ends all processes.
+//! Executes single actions and reports which are not possible; knows neither schedule nor messages. The standard error
+//! of a process is appended to a file when it has ended. Dropping the `Processes` ends all processes.
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
@@ -128,8 +128,8 @@ impl Processes {
         }
     }
 
-    /// Makes a file system read-only, as after an error. The kernel refuses that while a file is open for writing, so the
-    /// writes of the node fail first, which makes it close its files.
+    /// Makes a file system read-only, as after an error. The kernel refuses that while a file is open for writing, so
+    /// the writes of the node fail first, which makes it close its files.
     pub fn make_read_only(&mut self, i: usize) -> Result<(), String> {
         self.trace(i, &[(WRITES, "error=EROFS")])?;
         let mut last = String::new();

@@ -1,7 +1,7 @@
 //! A reader of an episode: polls listings of random servers during the faults, and checks every listed message.
 //!
-//! A truncated listing is checked as far as it was received: a server must never list a wrong message. A missing message
-//! is no violation here; its age is recorded as staleness.
+//! A truncated listing is checked as far as it was received: a server must never list a wrong message. A missing
+//! message is no violation here; its age is recorded as staleness.
 
 use std::collections::HashSet;
 use std::io::{self, Read};

@@ -1,8 +1,8 @@
 //! The plan of an episode: which faults happen when, as a pure function of the seed and the allowed kinds of faults.
 //!
-//! Knows neither processes nor clocks. A fault has one or two steps, of which the second undoes the first. Until a fault is
-//! undone, no other fault affects its nodes, except those that affect all nodes. `faults` skips a step that is not
-//! possible, for example to freeze a node that is down.
+//! Knows neither processes nor clocks. A fault has one or two steps, of which the second undoes the first. Until a
+//! fault is undone, no other fault affects its nodes, except those that affect all nodes. `faults` skips a step that is
+//! not possible, for example to freeze a node that is down.
 
 use std::fmt;
 use std::time::Duration;
@@ -184,8 +184,8 @@ pub enum Action {
     DamageAll(StopMode, Vec<Vec<Damage>>),
 }
 
-/// How nodes end before their files are damaged. After a kill, the whole file is checked when it is opened; after a clean
-/// stop it is not, and the damage is found when it is read.
+/// How nodes end before their files are damaged. After a kill, the whole file is checked when it is opened; after a
+/// clean stop it is not, and the damage is found when it is read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StopMode {
     Killed,

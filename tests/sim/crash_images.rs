@@ -1,8 +1,8 @@
 //! A power failure between any two writes of a store must lose no acknowledged message.
 //!
 //! A workload runs once on a disk that records every step. Then, for every step, the power fails at that step in four
-//! ways. The store must open on the remaining bytes and hold every acknowledged message and no message that was not sent,
-//! each once and unchanged, in logs with valid hash chains. The same holds for a power failure during recovery.
+//! ways. The store must open on the remaining bytes and hold every acknowledged message and no message that was not
+//! sent, each once and unchanged, in logs with valid hash chains. The same holds for a power failure during recovery.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -1,7 +1,7 @@
 //! Files in memory that record every write and sync, so that a power failure can be simulated at any step.
 //!
-//! A sync makes one file durable. A power failure may keep all later writes, none, some of them, or some of their sectors.
-//! It leaves a new [`Disk`], on which a store can be opened again.
+//! A sync makes one file durable. A power failure may keep all later writes, none, some of them, or some of their
+//! sectors. It leaves a new [`Disk`], on which a store can be opened again.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -183,8 +183,8 @@ impl Disk {
         self.lock().uncached = true;
     }
 
-    /// From now on these bytes of a file cannot be read, even after a rename, until they are overwritten as a whole: then a
-    /// drive remaps the sector.
+    /// From now on these bytes of a file cannot be read, even after a rename, until they are overwritten as a whole:
+    /// then a drive remaps the sector.
     pub fn make_unreadable(&self, file: &str, bytes: Range<usize>) {
         let mut state = self.lock();
         let number = state.live[file].0;

@@ -1,5 +1,5 @@
-//! Simulations: the real replica and store code on simulated machines that fail, driven by a seed, without sockets or real
-//! time.
+//! Simulations: the real replica and store code on simulated machines that fail, driven by a seed, without sockets or
+//! real time.
 
 mod crash_images;
 mod disk;

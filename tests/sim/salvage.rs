@@ -1,8 +1,8 @@
 //! Damaged files: what a store recovers when some of its bytes have changed.
 //!
 //! A workload makes files; then a seed damages them, and a store is opened on them. Whatever the damage: the store does
-//! not panic, a read gives the original bytes or an error, and a salvaged log holds exactly the records whose checksum is
-//! still valid somewhere in the raw bytes. This test finds those records independently, in the simplest way.
+//! not panic, a read gives the original bytes or an error, and a salvaged log holds exactly the records whose checksum
+//! is still valid somewhere in the raw bytes. This test finds those records independently, in the simplest way.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -235,7 +235,8 @@ pub fn in_parallel(work: impl Fn(u64) -> Outcome + Sync, count: u64) -> Outcome 
     })
 }
 
-/// The files of a store, closed cleanly and killed, the records in them, and the number of entries of its newest commit.
+/// The files of a store, closed cleanly and killed, the records in them, and the number of entries of its newest
+/// commit.
 pub struct Sample {
     pub closed: Images,
     pub killed: Images,

@@ -1,7 +1,7 @@
 //! Named scenarios in a few lines each: which faults hit which nodes, and what must hold in the end.
 //!
-//! Every scenario ends alike: without further faults the nodes converge, and all of them list every acknowledged message
-//! once, unless every disk with it was lost. Other expectations of a scenario are its own assertions.
+//! Every scenario ends alike: without further faults the nodes converge, and all of them list every acknowledged
+//! message once, unless every disk with it was lost. Other expectations of a scenario are its own assertions.
 
 use crate::world::{Fault, Op, Plan, Stop, Trace, World};
 

@@ -1,7 +1,7 @@
 //! Bad sectors: what a store recovers from a disk on which some sectors can never be read again.
 //!
-//! Opening a store with a bad sector fails on every attempt and changes nothing, because the disk may recover. Only with
-//! `OpenPolicy::AcceptLoss` a new log is made: of every record outside the unreadable blocks, and of nothing else.
+//! Opening a store with a bad sector fails on every attempt and changes nothing, because the disk may recover. Only
+//! with `OpenPolicy::AcceptLoss` a new log is made: of every record outside the unreadable blocks, and of nothing else.
 
 use std::collections::BTreeSet;
 

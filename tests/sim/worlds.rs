@@ -1,7 +1,7 @@
 //! Many simulated worlds, one per seed: after their faults they converge, and no acknowledged message is lost.
 //!
-//! `CHATCHAIN_SIM_SEEDS` sets their number and `CHATCHAIN_SIM_FIRST` the first seed. A failed world prints its seed, and
-//! writes its trace to a file in the temporary directory; the same seed gives the same trace.
+//! `CHATCHAIN_SIM_SEEDS` sets their number and `CHATCHAIN_SIM_FIRST` the first seed. A failed world prints its seed,
+//! and writes its trace to a file in the temporary directory; the same seed gives the same trace.
 
 use std::io::Write;
 use std::panic::{AssertUnwindSafe, catch_unwind};

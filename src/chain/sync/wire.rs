@@ -35,7 +35,8 @@ pub struct Hello {
     pub network: [u8; 8],
     pub node_id: u16,
     pub store_id: [u8; 16],
-    /// The run of the process over the store, by time: later ones are larger. A peer drops what it knew of an earlier one.
+    /// The run of the process over the store, by time: later ones are larger. A peer drops what it knew of an earlier
+    /// one.
     pub incarnation_id: [u8; 16],
     /// The address at which others reach it.
     pub address: String,

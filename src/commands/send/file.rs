@@ -1,8 +1,8 @@
 //! `chatchain send --file`: sends a stream of lines in batches, one after the other.
 //!
-//! Only one batch is under way at a time, since history shows messages in the order in which they were accepted, and a file
-//! should keep its order. The next batch is read meanwhile. A file of any length needs the memory of two batches, and of the
-//! ids that [`super::import`] made. After an error that may pass, a batch is sent again with the same ids.
+//! Only one batch is under way at a time, since history shows messages in the order in which they were accepted, and a
+//! file should keep its order. The next batch is read meanwhile. A file of any length needs the memory of two batches,
+//! and of the ids that [`super::import`] made. After an error that may pass, a batch is sent again with the same ids.
 
 use std::{fmt, io, mem, path::Path, time::Duration};
 
@@ -29,7 +29,8 @@ use crate::{
     output::{Output, ProgressBar},
 };
 
-/// How long a batch is sent again after an error that may pass, such as a node that restarts. After that the command fails.
+/// How long a batch is sent again after an error that may pass, such as a node that restarts. After that the command
+/// fails.
 const RETRY_MAX: Duration = Duration::from_secs(30);
 const RETRY_PAUSE: Duration = Duration::from_millis(250);
 /// Longer lines are cut to this: they are refused in any case.
@@ -86,8 +87,8 @@ struct Tally {
 }
 
 impl Tally {
-    /// Adds an answer. Returns the lines that are worth another attempt; the others that were rejected go to `refused`, with
-    /// their line numbers in the file.
+    /// Adds an answer. Returns the lines that are worth another attempt; the others that were rejected go to `refused`,
+    /// with their line numbers in the file.
     fn add(
         &mut self,
         batch: &ImportBatch,
@@ -138,8 +139,8 @@ impl Transfer<'_> {
         Ok(())
     }
 
-    /// Sends a batch, and again those of its lines that a server may still accept, until the time for retries is over. Then
-    /// prints the lines that are refused.
+    /// Sends a batch, and again those of its lines that a server may still accept, until the time for retries is over.
+    /// Then prints the lines that are refused.
     async fn send(&mut self, mut batch: ImportBatch) -> Result<()> {
         let (bytes, mut refused) = (batch.bytes, mem::take(&mut batch.refused));
         let retry_until = Instant::now() + RETRY_MAX;

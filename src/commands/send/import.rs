@@ -1,8 +1,8 @@
 //! The pure part of `send --file`: from the lines of a file to batches that can be sent again without a second message.
 //!
-//! Every message has its id before the first attempt. A line's own id stays. A line without id but with a timestamp gets an id
-//! made from its content and from how often that content came before in the file, so importing a file again adds nothing. A
-//! line with neither could be a second message with the same text, so it gets a fresh id.
+//! Every message has its id before the first attempt. A line's own id stays. A line without id but with a timestamp
+//! gets an id made from its content and from how often that content came before in the file, so importing a file again
+//! adds nothing. A line with neither could be a second message with the same text, so it gets a fresh id.
 //!
 //! Memory: one batch, and about 40 bytes per line whose id is made from its content.
 
@@ -23,7 +23,8 @@ pub const BATCH_LINES_MAX: usize = 1_000;
 /// A batch of at least this length is sent.
 pub const BATCH_BYTES_MAX: usize = 1024 * 1024;
 
-/// Lines of the file that follow each other: those that are ready to be sent, each with its id, and those that are refused.
+/// Lines of the file that follow each other: those that are ready to be sent, each with its id, and those that are
+/// refused.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct ImportBatch {
     /// NDJSON.
@@ -102,8 +103,9 @@ impl Import {
         Ok(request)
     }
 
-    /// UUID version 5 of [`NAMESPACE`] and the name `timestamp u64 | sender length u32, sender | recipient length u32, recipient |
-    /// text length u32, text | repetition u64`, with big-endian numbers. This must never change.
+    /// UUID version 5 of [`NAMESPACE`] and the name
+    /// `timestamp u64 | sender length u32, sender | recipient length u32, recipient | text length u32, text | repetition u64`,
+    /// with big-endian numbers. This must never change.
     fn content_id(&mut self, timestamp: u64, request: &SendRequest) -> Uuid {
         let mut name = timestamp.to_be_bytes().to_vec();
         for field in [&request.sender, &request.recipient, &request.text] {

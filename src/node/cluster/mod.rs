@@ -3,9 +3,9 @@
 //! Parts: the roster (who the members are, and one peer for each address that is asked), the sync sessions, and the
 //! repair of damage here with the help of peers. `sync` runs the exchanges and reports their results here.
 //!
-//! Each part has one lock, which is not held across an await; only the lock on the members that are on disk is, so that they
-//! are written in order. What is known of a peer is what it said last. It is dropped when the peer opens its store again,
-//! because a peer must not count as a holder of entries it may have lost.
+//! Each part has one lock, which is not held across an await; only the lock on the members that are on disk is, so that
+//! they are written in order. What is known of a peer is what it said last. It is dropped when the peer opens its store
+//! again, because a peer must not count as a holder of entries it may have lost.
 
 pub(super) mod peer;
 pub(super) mod roster;
@@ -304,8 +304,8 @@ impl Cluster {
         warnings
     }
 
-    /// The nodes that are known to have a message on disk. `copies`: the entries that hold it. `here`: this node is one of
-    /// them. A node counts once, however many addresses it has; so does a store, however many nodes claim it.
+    /// The nodes that are known to have a message on disk. `copies`: the entries that hold it. `here`: this node is one
+    /// of them. A node counts once, however many addresses it has; so does a store, however many nodes claim it.
     pub fn holders(&self, copies: &[EntryRange], here: bool, mine: &Vector) -> Vec<NodeId> {
         let roster = self.roster();
         let own = (roster.own().node_id, roster.own().store_id);

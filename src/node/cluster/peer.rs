@@ -1,8 +1,10 @@
-//! Owns what this node knows of one other: its address, which incarnation of which store answers there, and what it holds.
+//! Owns what this node knows of one other: its address, which incarnation of which store answers there, and what it
+//! holds.
 //!
-//! All of it is what the peer said; of an open store, what it said last and what it held before are united. When the peer opens
-//! its store again, what it holds is dropped: a peer must not count as a holder of entries it may have lost. Its address,
-//! its node id and the times of contact stay. Which peers there are, and when they are asked, is not known here.
+//! All of it is what the peer said; of an open store, what it said last and what it held before are united. When the
+//! peer opens its store again, what it holds is dropped: a peer must not count as a holder of entries it may have lost.
+//! Its address, its node id and the times of contact stay. Which peers there are, and when they are asked, is not known
+//! here.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -79,8 +81,8 @@ impl Peer {
         }
     }
 
-    /// Takes in a request or reply of the peer. `theirs`: what it has now, if its messages say so; without it, what it had
-    /// before still holds, unless it opened its store again. True if it may hold more than before.
+    /// Takes in a request or reply of the peer. `theirs`: what it has now, if its messages say so; without it, what it
+    /// had before still holds, unless it opened its store again. True if it may hold more than before.
     pub fn on_message(&mut self, body: &SyncMessage, theirs: Option<&Vector>, incidents: &Incidents) -> bool {
         let before = (self.vector.is_some(), self.digest, self.damaged.clone());
         self.identify(body, incidents);
@@ -113,8 +115,8 @@ impl Peer {
         self.damaged = body.wants.iter().take(DAMAGED_MAX).copied().collect();
     }
 
-    /// Whether all of these entries are on its disk, as far as it says. `mine`: the logs of this node. If they show that the
-    /// peer's log is a fork, the peer holds other entries than these.
+    /// Whether all of these entries are on its disk, as far as it says. `mine`: the logs of this node. If they show
+    /// that the peer's log is a fork, the peer holds other entries than these.
     pub fn holds(&self, entries: &EntryRange, mine: &Vector) -> bool {
         let Some(theirs) = self.vector.as_ref().and_then(|theirs| theirs.get(entries.origin)) else {
             return false;

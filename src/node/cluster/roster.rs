@@ -1,8 +1,9 @@
-//! Owns who the other nodes are: the members of the network as this node knows them, and one peer for each address it asks.
+//! Owns who the other nodes are: the members of the network as this node knows them, and one peer for each address it
+//! asks.
 //!
 //! - Every configured address has a peer and is always asked.
-//! - A member has a peer of its own at the address that it advertised last, unless a configured peer stands for it already:
-//!   by its address, or because that member answered there.
+//! - A member has a peer of its own at the address that it advertised last, unless a configured peer stands for it
+//!   already: by its address, or because that member answered there.
 //! - What a member says of itself overrides what others say of it. A forgotten member is neither asked nor shown.
 //! - The number of a peer is never used twice, so a task that outlives its peer finds none.
 //!
@@ -120,9 +121,9 @@ impl Roster {
         changed
     }
 
-    /// Raises the own incarnation id above one that a peer takes for the latest at this address, as happens after a clock ran
-    /// ahead or a store was restored. Only once: two nodes that both claim the address would go on for ever. True if it
-    /// was raised.
+    /// Raises the own incarnation id above one that a peer takes for the latest at this address, as happens after a
+    /// clock ran ahead or a store was restored. Only once: two nodes that both claim the address would go on for ever.
+    /// True if it was raised.
     fn raise_own_incarnation_id(&mut self, body: &SyncMessage) -> bool {
         let members = body.members.iter().map(|(id, member)| (*id, member));
         let here = members.filter(|(_, member)| member.address == self.own.address);
@@ -135,8 +136,8 @@ impl Roster {
         self.members.learn(self.own.member_id(), member_record(&self.own))
     }
 
-    /// Where another process runs with a copy of this node's store under its node id, if a message lists it. This node must
-    /// take a new store id: to the others both are one member, so the two may never meet.
+    /// Where another process runs with a copy of this node's store under its node id, if a message lists it. This node
+    /// must take a new store id: to the others both are one member, so the two may never meet.
     pub fn clone_address(&self, body: &SyncMessage) -> Option<String> {
         let is_clone = |(id, member): &&(MemberId, Member)| {
             *id == self.own.member_id()
@@ -211,8 +212,8 @@ impl Roster {
         before != self.numbers()
     }
 
-    /// Which member is at a configured address while no node has answered there: the one that advertised this address. Of
-    /// several, the one whose id is configured there, else the one that opened its store last.
+    /// Which member is at a configured address while no node has answered there: the one that advertised this address.
+    /// Of several, the one whose id is configured there, else the one that opened its store last.
     fn presumed_member(&self, peer: &Peer) -> Option<MemberId> {
         let addr = peer.addr.to_string();
         let is_there = |(id, member): &(MemberId, &Member)| {

@@ -14,8 +14,8 @@ use crate::chain::vector::Vector;
 /// Peers whose answering side is kept. At the bound the one unused for longest is dropped, and its peer sends its full
 /// vector again.
 const SESSIONS_MAX: usize = 256;
-/// Heads that all of them keep together; beyond it they are dropped as above. The bound limits the memory that peers can
-/// take by claiming logs that do not exist to some 100 MB, and is far above what honest peers need.
+/// Heads that all of them keep together; beyond it they are dropped as above. The bound limits the memory that peers
+/// can take by claiming logs that do not exist to some 100 MB, and is far above what honest peers need.
 const SESSION_HEADS_MAX: usize = 1 << 20;
 /// A log is asked of one peer alone for this long. Then any other peer may be asked for it.
 const CLAIM_TIME: Duration = Duration::from_secs(5);
@@ -28,7 +28,8 @@ pub struct SyncSessions {
 }
 
 impl SyncSessions {
-    /// Takes the answering side of a peer's exchanges, a new one if there is none. [`SyncSessions::put_back`] returns it.
+    /// Takes the answering side of a peer's exchanges, a new one if there is none. [`SyncSessions::put_back`] returns
+    /// it.
     pub fn take(&mut self, hello: &Hello) -> Responder {
         let key = hello.incarnation();
         self.responders.remove(&key).map(|(responder, _)| responder).unwrap_or_default()

@@ -1,8 +1,8 @@
 //! Owns the exchanges with peers: one task for each peer that starts them, and `POST /sync` that answers them.
 //!
-//! The flow: a task wakes (this node's own log grew, the members changed, a peer that failed before sent a request, or the
-//! jittered timer fired) -> `replica::exchange` plans -> read from the store -> `POST /sync` -> the peer's [`answer`] ->
-//! `cluster` records what the peer holds -> the reply's records go to the writer.
+//! The flow: a task wakes (this node's own log grew, the members changed, a peer that failed before sent a request, or
+//! the jittered timer fired) -> `replica::exchange` plans -> read from the store -> `POST /sync` -> the peer's
+//! [`answer`] -> `cluster` records what the peer holds -> the reply's records go to the writer.
 //!
 //! What a message says is decided in `chain::sync` and `replica::exchange`. An exchange never delays a send.
 
@@ -35,8 +35,8 @@ use crate::serve;
 
 /// A request longer than this is refused. Requests of nodes stay well below.
 const BODY_BYTES_MAX: usize = 8 << 20;
-/// Pieces of one exchange that wait for the writer at the same time. At the bound the next ones wait here: one peer with
-/// thousands of short logs must not fill the inbox that all peers share.
+/// Pieces of one exchange that wait for the writer at the same time. At the bound the next ones wait here: one peer
+/// with thousands of short logs must not fill the inbox that all peers share.
 const PIECES_WAITING_MAX: usize = 128;
 /// An exchange that takes longer has failed.
 const EXCHANGE_TIME: Duration = Duration::from_secs(10);
@@ -239,8 +239,8 @@ fn jittered(interval: Duration) -> Duration {
     interval.mul_f64(0.75 + fastrand::f64() / 2.0)
 }
 
-/// Gives the store a new id and has it opened again. Of two running nodes with copies of one store, the one that opened its
-/// copy later does this, so that each becomes a member of its own.
+/// Gives the store a new id and has it opened again. Of two running nodes with copies of one store, the one that opened
+/// its copy later does this, so that each becomes a member of its own.
 async fn take_new_store_id(node: &Node, peer: &str) {
     if !node.cluster.incidents.may_take_new_id() {
         return; // a peer that claims to be a copy again and again must not keep the store closed

@@ -1,8 +1,9 @@
-//! Owns how a send waits for further copies: until enough nodes are known to have the message on disk, or its time is over.
+//! Owns how a send waits for further copies: until enough nodes are known to have the message on disk, or its time is
+//! over.
 //!
-//! Before it: `http::send`, after the message was stored here. So a wait never fails the send: a copy that is not confirmed
-//! in time is not counted. A waiting send is woken when a peer may hold more. It keeps only the ranges of entries, and ends
-//! at once when the node closes its store.
+//! Before it: `http::send`, after the message was stored here. So a wait never fails the send: a copy that is not
+//! confirmed in time is not counted. A waiting send is woken when a peer may hold more. It keeps only the ranges of
+//! entries, and ends at once when the node closes its store.
 
 use std::collections::BTreeMap;
 use std::time::Duration;

@@ -1,9 +1,9 @@
 //! Owns `GET /feed` at a node: one reader's path from its cursor through the store to the live feed.
 //!
-//! A reader that is behind reads the store, a chunk at a time. At the end it reads the ring of `live_feed` with all other
-//! readers; if it falls out of the ring, it reads the store again. Nothing is queued for a reader: a chunk is read when the
-//! client has taken the last one. Every event carries a cursor that any node of the network understands: the one after the
-//! event, or an earlier one if that is too long.
+//! A reader that is behind reads the store, a chunk at a time. At the end it reads the ring of `live_feed` with all
+//! other readers; if it falls out of the ring, it reads the store again. Nothing is queued for a reader: a chunk is
+//! read when the client has taken the last one. Every event carries a cursor that any node of the network understands:
+//! the one after the event, or an earlier one if that is too long.
 //!
 //! Invariant: the read state never covers an entry that the reader was neither sent nor filtered out.
 
@@ -36,8 +36,8 @@ use crate::store::{Store, StoreError};
 
 /// A reader that was sent nothing for this long gets a bookmark: its current cursor.
 const QUIET_MAX: Duration = Duration::from_secs(15);
-/// How long a node waits for entries that a cursor covers and this node lacks. After it the feed starts all the same, or
-/// answers `cursor_unknown` if the cursor cannot be read without them.
+/// How long a node waits for entries that a cursor covers and this node lacks. After it the feed starts all the same,
+/// or answers `cursor_unknown` if the cursor cannot be read without them.
 const AHEAD_MAX: Duration = Duration::from_secs(2);
 /// Messages in one chunk of the answer.
 const CHUNK_COUNT: usize = 256;

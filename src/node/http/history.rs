@@ -1,11 +1,12 @@
 //! Owns `GET /messages` and `GET /messages/{id}` at a node: history, in pages or as one stream.
 //!
 //! The flow: wait for the position that the request brings -> `store::history::listing`, a chunk at a time on blocking
-//! threads (`http::read`) -> JSON. The next chunk is read when the client has taken the last one, so memory does not depend
-//! on the length of history.
+//! threads (`http::read`) -> JSON. The next chunk is read when the client has taken the last one, so memory does not
+//! depend on the length of history.
 //!
-//! A listing shows the vector at its start. If a log is cut meanwhile, the listing starts again on the new vector as long
-//! as nothing of the answer was sent. After that it is aborted, as by damage: half a history must not look like all of it.
+//! A listing shows the vector at its start. If a log is cut meanwhile, the listing starts again on the new vector as
+//! long as nothing of the answer was sent. After that it is aborted, as by damage: half a history must not look like
+//! all of it.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -153,8 +154,8 @@ fn key_of(node: &Node, anchor: Anchor) -> Result<EntryKey, ReadFailure> {
 /// The entries of a page. Beyond the bytes that a page may keep, only the key is here.
 type PageEntries = VecDeque<(EntryKey, Option<Entry>)>;
 
-/// At most `limit` messages: the newest, or those next to an anchor. Between two anchors, the newest. A page is complete
-/// before it is sent, because it is found newest first and sent oldest first.
+/// At most `limit` messages: the newest, or those next to an anchor. Between two anchors, the newest. A page is
+/// complete before it is sent, because it is found newest first and sent oldest first.
 fn page(node: &Node, query: &ListQuery, limit: usize, format: BodyFormat) -> Result<Response, ReadFailure> {
     let (before, after) = anchors(node, query)?;
     let forward = after.is_some() && before.is_none();
@@ -203,8 +204,8 @@ fn collect(listing: &mut Listing, limit: usize, bytes_max: usize) -> Result<(Pag
     Ok((entries, false))
 }
 
-/// Whether a matching message lies beyond a key. If that is not known in time, the answer is yes: a link to an empty page
-/// does less harm than a missing link.
+/// Whether a matching message lies beyond a key. If that is not known in time, the answer is yes: a link to an empty
+/// page does less harm than a missing link.
 fn is_beyond(node: &Node, query: &ListQuery, key: Option<EntryKey>, backward: bool) -> bool {
     let began = Instant::now();
     let Ok(mut listing) = listing(node, query, key, backward) else { return true };
@@ -299,9 +300,9 @@ impl MessageEncoder {
     }
 }
 
-/// An answer whose body is encoded step by step: each step runs on a blocking thread, once the client has taken what came
-/// before. A step returns false when there is no more. A step that meets damage is retried; one that fails aborts the
-/// answer, so that half a history is never taken for all of it.
+/// An answer whose body is encoded step by step: each step runs on a blocking thread, once the client has taken what
+/// came before. A step returns false when there is no more. A step that meets damage is retried; one that fails aborts
+/// the answer, so that half a history is never taken for all of it.
 fn streamed(
     node: &Node,
     encoder: MessageEncoder,

@@ -1,7 +1,7 @@
 //! Owns positions: how far a read must reach, so that a client sees on any node what it sent to another one.
 //!
-//! An answer's header says which entries it covers. A request that brings the header back waits until this node covers them,
-//! too. A node that cannot catch up in time answers with what it has, and its own position says so.
+//! An answer's header says which entries it covers. A request that brings the header back waits until this node covers
+//! them, too. A node that cannot catch up in time answers with what it has, and its own position says so.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -38,8 +38,8 @@ pub async fn wait_for(node: &Node, headers: &HeaderMap) -> Result<Vec<(Origin, u
     Ok(wanted)
 }
 
-/// How far a log is covered, if it is asked for up to `asked`. A log that was cut before that is covered as well: the entries
-/// after the cut are in a branch.
+/// How far a log is covered, if it is asked for up to `asked`. A log that was cut before that is covered as well: the
+/// entries after the cut are in a branch.
 fn covered(logs: &Logs, origin: Origin, asked: u64) -> u64 {
     let seq = logs.vector().seq(origin);
     if seq >= asked.min(logs.vector().limit(origin)) { seq.max(asked) } else { seq }

@@ -1,8 +1,8 @@
-//! Owns how listings and feeds read the store: on blocking threads, a few at a time. A listing that meets damage is retried
-//! while a peer may repair it.
+//! Owns how listings and feeds read the store: on blocking threads, a few at a time. A listing that meets damage is
+//! retried while a peer may repair it.
 //!
-//! Called by `history` and `feed`. A read that cannot be completed fails; nothing is skipped here. Short lookups of other files
-//! do not wait for these permits. What is read is not known here.
+//! Called by `history` and `feed`. A read that cannot be completed fails; nothing is skipped here. Short lookups of
+//! other files do not wait for these permits. What is read is not known here.
 
 use std::time::{Duration, Instant};
 
@@ -33,8 +33,8 @@ impl From<ReadFailure> for Problem {
     }
 }
 
-/// Repeats a read that meets damage, because a peer may send the entry within [`REPAIR_TIME`], and a read whose log was cut
-/// after its vector was taken: a new read finds the entries that moved at their new keys.
+/// Repeats a read that meets damage, because a peer may send the entry within [`REPAIR_TIME`], and a read whose log was
+/// cut after its vector was taken: a new read finds the entries that moved at their new keys.
 pub async fn retry_while_repairing<T, Read: Future<Output = Result<T, ReadFailure>>>(
     store: &Store,
     read: impl Fn() -> Read,

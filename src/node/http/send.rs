@@ -1,7 +1,8 @@
 //! Owns `POST /messages` at a node: from the request to the disk to the answer.
 //!
-//! The flow: headers and query are checked before the body is read -> the body becomes checked messages -> the writer stores
-//! them, and replies once they are on disk -> `acks` waits for further copies if they are asked for -> the answer.
+//! The flow: headers and query are checked before the body is read -> the body becomes checked messages -> the writer
+//! stores them, and replies once they are on disk -> `acks` waits for further copies if they are asked for -> the
+//! answer.
 //!
 //! Before it: `serve`. After it: `writer`.
 

@@ -1,8 +1,8 @@
 //! Owns what waits for the writer: messages of clients, records of peers, and maintenance, each in a bounded queue.
 //!
 //! A full queue refuses at once: a client gets `overloaded`, and a peer sends its records again with a later exchange.
-//! Jobs that arrive while the writer is busy form the next batch; there is no timer. The lock is never held across a wait,
-//! except the writer's own for work.
+//! Jobs that arrive while the writer is busy form the next batch; there is no timer. The lock is never held across a
+//! wait, except the writer's own for work.
 //!
 //! Before it: `writer`, which waits for the replies. After it: the writer's thread, which takes the batches.
 
@@ -28,8 +28,8 @@ const COMMIT_BYTES_MAX: usize = 2 << 20;
 /// Bytes of a commit that clients may use while peers wait: peers get at least a quarter.
 const COMMIT_CLIENT_BYTES_MAX: usize = COMMIT_BYTES_MAX / 4 * 3;
 
-/// What is to be written, and the channel for the result. If no one waits for the result any more, it is written all the
-/// same.
+/// What is to be written, and the channel for the result. If no one waits for the result any more, it is written all
+/// the same.
 #[derive(Debug)]
 pub struct Job<Op, Reply> {
     pub op: Op,

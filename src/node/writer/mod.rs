@@ -3,11 +3,12 @@
 //! The order is the promise: `replica::committer` decides and commits durably, then the change signal moves, then the
 //! waiters are answered. So nothing is acknowledged or advertised that is not on disk.
 //!
-//! Any storage error ends writing and raises the store fault. The node then closes the store and opens it again, because
-//! after a failed fsync the page cache may hold data that never reaches the disk.
+//! Any storage error ends writing and raises the store fault. The node then closes the store and opens it again,
+//! because after a failed fsync the page cache may hold data that never reaches the disk.
 //!
-//! Before it: `http::send`, `cluster::sync`, `maintenance` and `live_feed`. After it: `replica::committer`, which decides. While
-//! nothing waits, the thread goes on with unfinished maintenance, then makes the commit that lets the next opening be fast.
+//! Before it: `http::send`, `cluster::sync`, `maintenance` and `live_feed`. After it: `replica::committer`, which
+//! decides. While nothing waits, the thread goes on with unfinished maintenance, then makes the commit that lets the
+//! next opening be fast.
 
 mod inbox;
 
@@ -96,7 +97,8 @@ impl Writer {
         admitted.unwrap_or_else(|why| Admitted { new: 0, refused: None, not_stored: Some(why) })
     }
 
-    /// Begins maintenance of the store. If that fails, a later exchange or scrub finds the need again, so the result is ignored.
+    /// Begins maintenance of the store. If that fails, a later exchange or scrub finds the need again, so the result is
+    /// ignored.
     pub async fn maintain(&self, maintenance: Maintenance) {
         let _not_now = reply(self.inbox.push_maintenance(maintenance)).await;
     }

@@ -1,4 +1,5 @@
-//! A simulation of many requests and a few nodes in virtual time: the latency that a fault costs, and the requests it adds.
+//! A simulation of many requests and a few nodes in virtual time: the latency that a fault costs, and the requests it
+//! adds.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;

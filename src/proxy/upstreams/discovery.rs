@@ -1,7 +1,8 @@
-//! Owns what nodes report of themselves and of their peers: which further upstreams exist, and which ones lack messages.
+//! Owns what nodes report of themselves and of their peers: which further upstreams exist, and which ones lack
+//! messages.
 //!
-//! Pure, as all of `upstreams`. `GET /nodes` is asked of all upstreams in rounds. A discovered upstream counts as failing
-//! until a probe succeeds.
+//! Pure, as all of `upstreams`. `GET /nodes` is asked of all upstreams in rounds. A discovered upstream counts as
+//! failing until a probe succeeds.
 //!
 //! Invariants: a configured upstream is never removed; a node is one upstream, also if it has several addresses.
 

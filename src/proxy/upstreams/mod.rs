@@ -204,7 +204,8 @@ impl Upstreams {
         }
     }
 
-    /// How long the upstream has been silent, if another one was clearly faster since then. The one test for slow nodes.
+    /// How long the upstream has been silent, if another one was clearly faster since then. The one test for slow
+    /// nodes.
     fn outpaced(
         &self,
         id: UpstreamId,

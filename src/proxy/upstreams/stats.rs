@@ -15,7 +15,8 @@ const LATENCY_WEIGHT: f64 = 0.3;
 const REFUSING_FOR: Duration = Duration::from_secs(2);
 /// This many lost hedges without an answer between them eject an upstream.
 const LOST_HEDGES_MAX: u32 = 3;
-/// Length of the first ejection. Each further one, without a prompt answer between, is twice as long, up to the maximum.
+/// Length of the first ejection. Each further one, without a prompt answer between, is twice as long, up to the
+/// maximum.
 const EJECTION_MIN: Duration = Duration::from_secs(1);
 const EJECTION_MAX: Duration = Duration::from_secs(30);
 

@@ -3,8 +3,8 @@
 //! In production they are in a directory. The simulation keeps them in memory, so that it can simulate a power failure
 //! between any two writes. Must not know what is in them.
 //!
-//! Invariant: when a rename, a removal or a replacement returns, it survives a power failure. A new database survives once its
-//! directory is synced, which `Store::open_with` does at the end.
+//! Invariant: when a rename, a removal or a replacement returns, it survives a power failure. A new database survives
+//! once its directory is synced, which `Store::open_with` does at the end.
 
 use std::fmt;
 use std::fs::{self, File};
@@ -223,8 +223,8 @@ pub fn classify_error(path: PathBuf, error: redb::Error) -> OpenError {
     }
 }
 
-/// Whether redb only reports that an earlier read or write failed. The cause is unknown; it may be a read beyond the end
-/// of the file, because damaged pages point anywhere.
+/// Whether redb only reports that an earlier read or write failed. The cause is unknown; it may be a read beyond the
+/// end of the file, because damaged pages point anywhere.
 pub(in crate::store) fn is_previous_io_error(error: &OpenError) -> bool {
     let OpenError::Io { source, .. } = error else { return false };
     let inner = source.get_ref().and_then(|inner| inner.downcast_ref::<redb::Error>());

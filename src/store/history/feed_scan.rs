@@ -1,11 +1,11 @@
 //! Owns a feed scan: the messages that a reader has not seen, in display order, up to a frontier.
 //!
-//! Called by the node's feed; reads through `merge`, in chunks as a [listing](super::listing). The reader's state, which may
-//! come from another node, covers a beginning of each log, and the scan reads the rest.
+//! Called by the node's feed; reads through `merge`, in chunks as a [listing](super::listing). The reader's state,
+//! which may come from another node, covers a beginning of each log, and the scan reads the rest.
 //!
-//! Invariants: a copy of a message is skipped if another copy is covered or was scanned. A damaged entry, or one of a newer
-//! kind, blocks its log: the scan continues with the other logs and ends before that entry, so the reader's position never
-//! passes an entry that it was not given.
+//! Invariants: a copy of a message is skipped if another copy is covered or was scanned. A damaged entry, or one of a
+//! newer kind, blocks its log: the scan continues with the other logs and ends before that entry, so the reader's
+//! position never passes an entry that it was not given.
 
 use std::iter;
 use std::sync::{Arc, Weak};
@@ -74,8 +74,8 @@ impl FeedScan {
         Ok(FeedScan { store, logs, before, until, merge, at, is_blocked, done, core })
     }
 
-    /// The next messages, at most `most`, and no further one after `most_bytes`. May be empty although there are more: see
-    /// [`FeedScan::is_done`].
+    /// The next messages, at most `most`, and no further one after `most_bytes`. May be empty although there are more:
+    /// see [`FeedScan::is_done`].
     pub fn next_chunk(&mut self, most: usize, most_bytes: usize) -> Result<Vec<FeedItem>, StoreError> {
         let began = Instant::now();
         let store = self.store.upgrade().ok_or(StoreError::Closed)?;
@@ -198,7 +198,8 @@ enum Covered {
     UpToDamage(u64),
 }
 
-/// How much of a log's first `last` entries the reader saw. What a scan covers is a beginning too, because stamps increase.
+/// How much of a log's first `last` entries the reader saw. What a scan covers is a beginning too, because stamps
+/// increase.
 fn covered(
     seen: &ReadState,
     logs: &Logs,

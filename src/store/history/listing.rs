@@ -1,10 +1,11 @@
 //! Owns a listing: which messages match a filter, in display order, within one vector.
 //!
-//! Called by the node for `GET /messages`; reads through `merge`, or through `user_scan` if the filter names a user. Read in
-//! chunks, each with its own transactions, so that a slow reader pins no pages. Must not know pages, links or JSON.
+//! Called by the node for `GET /messages`; reads through `merge`, or through `user_scan` if the filter names a user.
+//! Read in chunks, each with its own transactions, so that a slow reader pins no pages. Must not know pages, links or
+//! JSON.
 //!
-//! Invariants: a listing depends on its vector alone. Of several copies of one message it shows the first within the vector.
-//! If a log of the vector is cut meanwhile, the listing fails once entries are purged; it never skips them.
+//! Invariants: a listing depends on its vector alone. Of several copies of one message it shows the first within the
+//! vector. If a log of the vector is cut meanwhile, the listing fails once entries are purged; it never skips them.
 
 use std::sync::{Arc, Weak};
 use std::time::Instant;
@@ -78,8 +79,8 @@ pub struct Listing {
 }
 
 impl Listing {
-    /// Every message in `logs` that matches, after `from` (exclusive), in display order; `backward`: before `from`, newest
-    /// first.
+    /// Every message in `logs` that matches, after `from` (exclusive), in display order; `backward`: before `from`,
+    /// newest first.
     pub fn new(
         store: &Arc<Store>,
         logs: Arc<Logs>,

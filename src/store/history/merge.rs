@@ -1,10 +1,10 @@
 //! Owns the merge of all logs into display order, forward or backward, from any key.
 //!
-//! Between `listing` or `feed_scan` and the log reader. The stamps of a log increase, so every log is in display order and no
-//! index by time is needed. Must not know filters or cursors.
+//! Between `listing` or `feed_scan` and the log reader. The stamps of a log increase, so every log is in display order
+//! and no index by time is needed. Must not know filters or cursors.
 //!
-//! Invariant: a log that the merge has not reached costs one key in a sorted set. Its first (backward: last) key is known from
-//! memory, so thousands of old logs are not opened to show the newest fifty messages.
+//! Invariant: a log that the merge has not reached costs one key in a sorted set. Its first (backward: last) key is
+//! known from memory, so thousands of old logs are not opened to show the newest fifty messages.
 
 use std::collections::{BTreeSet, VecDeque};
 

@@ -24,8 +24,8 @@ impl Store {
         Ok(contents.into_iter().rev().fold(None, resolve).map(Arc::new))
     }
 
-    /// `until` without the snapshots at the end of each log, but not less than `before`. Otherwise nodes would answer each
-    /// other's snapshots for ever.
+    /// `until` without the snapshots at the end of each log, but not less than `before`. Otherwise nodes would answer
+    /// each other's snapshots for ever.
     pub fn without_trailing_snapshots(
         &self,
         before: &Frontier,

@@ -1,8 +1,8 @@
 //! Owns the scan over the messages of one user in display order, through the index.
 //!
 //! Between `listing` and `index`. It merges the keys of the memtable with those of the index file. The memtable is read
-//! once, before the file; an entry that is flushed during the scan is in both, and is returned once. Must not know filters:
-//! names can share a hash, so the listing compares them.
+//! once, before the file; an entry that is flushed during the scan is in both, and is returned once. Must not know
+//! filters: names can share a hash, so the listing compares them.
 
 use std::collections::VecDeque;
 

@@ -14,7 +14,8 @@ pub(crate) enum IndexRow {
     Copy,
 }
 
-/// Removes a row of an entry from the file, or replaces it by a wrong one, as damage does. A mark of a copy can only be removed.
+/// Removes a row of an entry from the file, or replaces it by a wrong one, as damage does. A mark of a copy can only be
+/// removed.
 pub(crate) fn damage(store: &Store, entry: &Entry, row: IndexRow, is_altered: bool) {
     let indexed = IndexEntry::new(entry);
     let rows = IndexRows::of(std::iter::once(&indexed));

@@ -1,9 +1,10 @@
-//! Owns the entries that are durable in the log and not yet in the index file, and answers the same questions as the file.
+//! Owns the entries that are durable in the log and not yet in the index file, and answers the same questions as the
+//! file.
 //!
 //! Also owns what the index derives from one entry ([`IndexEntry`]). Must not know the tables of the file.
 //!
-//! Invariant: an entry leaves the memtable only after the file has it. So a reader that asks the memtable first and the file
-//! second misses nothing, and may see an entry in both.
+//! Invariant: an entry leaves the memtable only after the file has it. So a reader that asks the memtable first and the
+//! file second misses nothing, and may see an entry in both.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 

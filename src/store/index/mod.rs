@@ -1,14 +1,14 @@
 //! Owns `index.redb`: messages by id, by user, and which entries have further copies. Derived from the log.
 //!
-//! Entries are acknowledged first and indexed later: the committer adds them to the memtable, and the indexer thread writes
-//! them to the file in large transactions, each with the watermark of every log it covers. Readers ask both ([`reader`]).
-//! Entries that are cut off are removed again ([`purge`]). Must not know filters, cursors or peers.
+//! Entries are acknowledged first and indexed later: the committer adds them to the memtable, and the indexer thread
+//! writes them to the file in large transactions, each with the watermark of every log it covers. Readers ask both
+//! ([`reader`]). Entries that are cut off are removed again ([`purge`]). Must not know filters, cursors or peers.
 //!
 //! Tables: `meta` (name -> bytes), `watermark` (origin -> seq), `by_id` (id, origin, seq -> stamp, digest),
 //! `by_user` (name hash, stamp, origin, seq -> sides), `copies` and `holes` (origin, seq -> ()).
 //!
-//! Invariants: the file has every entry up to its watermarks except the unindexed ones (`holes`); the memtable has the rest. The
-//! file is rebuilt if it belongs to another store, has another format, or covers more than the log has.
+//! Invariants: the file has every entry up to its watermarks except the unindexed ones (`holes`); the memtable has the
+//! rest. The file is rebuilt if it belongs to another store, has another format, or covers more than the log has.
 
 #[cfg(test)]
 pub(crate) mod fake;
@@ -80,8 +80,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Index {
-    /// Opens the file next to `log`, or rebuilds it, and indexes the entries that it does not cover. An error means that the
-    /// log cannot be read or the disk fails: nothing in a new index can be damaged.
+    /// Opens the file next to `log`, or rebuilds it, and indexes the entries that it does not cover. An error means
+    /// that the log cannot be read or the disk fails: nothing in a new index can be damaged.
     pub(in crate::store) fn open(
         files: &dyn Files,
         log: &Log,

@@ -1,8 +1,8 @@
 //! Owns the copies of each id that a batch sees while it is decided: those in the index, and those that the batch adds.
 //!
-//! The committer decides a batch against the overlay, and the overlay makes the rows of the batch. After the commit the rows
-//! go into the memtable. The committer alone adds to the index, so what the overlay read stays true until the batch is
-//! committed. Nothing is written here: dropping the overlay undoes it.
+//! The committer decides a batch against the overlay, and the overlay makes the rows of the batch. After the commit the
+//! rows go into the memtable. The committer alone adds to the index, so what the overlay read stays true until the
+//! batch is committed. Nothing is written here: dropping the overlay undoes it.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry::{Occupied, Vacant};

@@ -1,13 +1,14 @@
 //! Owns removing the entries of a log from its cut on from the index, and keeping the counts true of the rest.
 //!
-//! Rows are removed from the file only. If the memtable has the id of such an entry, it is flushed first: what a newer copy adds
-//! to the counts was derived while the older one was there. Called by the committer alone, so nothing is added meanwhile.
-//! Removing a row that is missing changes nothing, so after a crash the piece is simply removed again.
+//! Rows are removed from the file only. If the memtable has the id of such an entry, it is flushed first: what a newer
+//! copy adds to the counts was derived while the older one was there. Called by the committer alone, so nothing is
+//! added meanwhile. Removing a row that is missing changes nothing, so after a crash the piece is simply removed again.
 //!
-//! The rows of an entry are derived from its record. A damaged entry that left its log with a cut has no record, so its rows
-//! dangle: they name a key that no log covers. Such a cut sets a mark in the file; while it is set, all of `by_id` is searched
-//! for keys that cuts removed, a part at a time. Dangling rows in `by_user` stay, because readers skip them. The index is not
-//! rebuilt instead: with ten million messages a rebuild takes minutes, and a bad peer can cause one cut after another.
+//! The rows of an entry are derived from its record. A damaged entry that left its log with a cut has no record, so its
+//! rows dangle: they name a key that no log covers. Such a cut sets a mark in the file; while it is set, all of `by_id`
+//! is searched for keys that cuts removed, a part at a time. Dangling rows in `by_user` stay, because readers skip
+//! them. The index is not rebuilt instead: with ten million messages a rebuild takes minutes, and a bad peer can cause
+//! one cut after another.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound::{self, Excluded, Unbounded};
@@ -32,8 +33,8 @@ struct PurgedRows {
     /// Sorted, so that the rows of one id are together.
     by_id: Vec<IdKey>,
     by_user: Vec<UserKey>,
-    /// The last entry of each log that stays, which becomes its watermark: if the log falls back to its state before the cut,
-    /// the entries after it are indexed again.
+    /// The last entry of each log that stays, which becomes its watermark: if the log falls back to its state before
+    /// the cut, the entries after it are indexed again.
     marks: BTreeMap<Origin, u64>,
 }
 

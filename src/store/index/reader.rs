@@ -1,10 +1,11 @@
 //! Owns reading the index: memtable and file together, as of one moment.
 //!
 //! Every answer reads the memtable first and the file second, and drops what it finds in both (see the invariant of
-//! `memtable`). A file that fails once fails every later read, so the first failure is recorded and the store is opened again.
+//! `memtable`). A file that fails once fails every later read, so the first failure is recorded and the store is opened
+//! again.
 //!
-//! The rows of the file have no checksum. [`IndexReader::has_rows_of`] compares them with the log for the scrub: it derives
-//! the rows from the entry again, as they were derived when the entry was added.
+//! The rows of the file have no checksum. [`IndexReader::has_rows_of`] compares them with the log for the scrub: it
+//! derives the rows from the entry again, as they were derived when the entry was added.
 
 use std::ops::Bound::{Excluded, Included};
 
@@ -75,8 +76,8 @@ impl IndexReader<'_> {
         Ok(seqs)
     }
 
-    /// Up to `rows` entries of the file in which `name` has one of `sides`, after (backward: before) `from`. Second: the last
-    /// entry looked at, from which the next call continues; `None` at the end.
+    /// Up to `rows` entries of the file in which `name` has one of `sides`, after (backward: before) `from`. Second:
+    /// the last entry looked at, from which the next call continues; `None` at the end.
     pub(in crate::store) fn file_keys(
         &mut self,
         (name, sides): (NameHash, u8),
@@ -117,8 +118,8 @@ impl IndexReader<'_> {
         })
     }
 
-    /// Whether the index has all rows of an entry: by its id, by both names, and the mark that it has a copy if `logs` cover
-    /// one. What is in the memtable is right: it was never on a disk.
+    /// Whether the index has all rows of an entry: by its id, by both names, and the mark that it has a copy if `logs`
+    /// cover one. What is in the memtable is right: it was never on a disk.
     pub fn has_rows_of(&mut self, entry: &Entry, logs: &Logs) -> Result<bool, StoreError> {
         let indexed = IndexEntry::new(entry);
         let (Some(id), here) = (indexed.id, indexed.copy) else { return Ok(true) };
@@ -149,8 +150,8 @@ impl IndexReader<'_> {
         })
     }
 
-    /// Reads the file for an answer whose first part came from the memtable in this epoch. What the memtable dropped after an
-    /// older transaction began is in neither of them, so such a transaction is not used.
+    /// Reads the file for an answer whose first part came from the memtable in this epoch. What the memtable dropped
+    /// after an older transaction began is in neither of them, so such a transaction is not used.
     fn read<T>(
         &mut self,
         epoch: u64,

@@ -1,7 +1,7 @@
 //! Owns the tables of `index.redb` and the rows that entries of the memtable become.
 //!
-//! The rows of one flush are sorted, so that redb writes every tree from left to right. Invariant: watermarks and counts are
-//! written in the transaction of the rows they describe, so they are always true of the file.
+//! The rows of one flush are sorted, so that redb writes every tree from left to right. Invariant: watermarks and
+//! counts are written in the transaction of the rows they describe, so they are always true of the file.
 
 use std::borrow::Borrow;
 use std::collections::{BTreeMap, BTreeSet};

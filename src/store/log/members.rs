@@ -2,8 +2,9 @@
 //! configured address.
 //!
 //! A row of `members` is `(node id, store id) -> incarnation, forget count, address, check`; a row of `met` is
-//! `address -> node id, check`. Both tables are small and are rewritten as a whole. They say nothing about messages: a salvage
-//! drops them, and peers send the members again. A store without one of them is of an earlier program, or has met no node.
+//! `address -> node id, check`. Both tables are small and are rewritten as a whole. They say nothing about messages: a
+//! salvage drops them, and peers send the members again. A store without one of them is of an earlier program, or has
+//! met no node.
 
 use redb::{ReadTransaction, ReadableTable, TableDefinition, WriteTransaction};
 

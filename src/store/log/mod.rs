@@ -2,14 +2,16 @@
 //!
 //! After `replica` decided a batch, [`Log::commit`] writes it. Must not know the index, nor who reads.
 //!
-//! Every log has its own table, keyed by seq: each is written at its right edge, where redb packs pages well, and an old log
-//! costs nothing until it is read. A commit of a send adds only the records, the head of the log, and every 1,024th chain hash.
+//! Every log has its own table, keyed by seq: each is written at its right edge, where redb packs pages well, and an
+//! old log costs nothing until it is read. A commit of a send adds only the records, the head of the log, and every
+//! 1,024th chain hash.
 //!
-//! Tables: `meta` (name -> bytes), `heads` (origin -> seq, hash, first and last stamp, check), `chain` (origin, seq -> hash),
-//! `cuts` (origin -> seq), `loose` (origin -> last detached seq), `members`, `met`, and `log/<origin in hex>` (seq -> record).
+//! Tables: `meta` (name -> bytes), `heads` (origin -> seq, hash, first and last stamp, check), `chain` (origin, seq ->
+//! hash), `cuts` (origin -> seq), `loose` (origin -> last detached seq), `members`, `met`, and `log/<origin in hex>`
+//! (seq -> record).
 //!
-//! Invariants: rows after a log's head do not belong to the log: after a gap they are detached, after a cut they are waiting
-//! to be purged. A log's table that has rows has a row in `heads`, `loose` or `cuts`.
+//! Invariants: rows after a log's head do not belong to the log: after a gap they are detached, after a cut they are
+//! waiting to be purged. A log's table that has rows has a row in `heads`, `loose` or `cuts`.
 
 pub mod damage;
 #[cfg(test)]
@@ -74,8 +76,8 @@ pub struct Log {
     purged: Arc<Purged>,
 }
 
-/// Why a file does not open. If redb has opened it already, it stays open until this is dropped, because closing it writes
-/// to it.
+/// Why a file does not open. If redb has opened it already, it stays open until this is dropped, because closing it
+/// writes to it.
 #[derive(Debug)]
 pub(in crate::store) struct NotOpen {
     pub(in crate::store) error: OpenError,
@@ -89,8 +91,8 @@ impl From<OpenError> for NotOpen {
 }
 
 impl Log {
-    /// Opens or creates the file and returns which logs are in it. Without a network, any network is right, and a missing file
-    /// is not created.
+    /// Opens or creates the file and returns which logs are in it. Without a network, any network is right, and a
+    /// missing file is not created.
     pub(in crate::store) fn open(
         files: &dyn Files,
         network: Option<&str>,
@@ -153,8 +155,8 @@ impl Log {
         Ok(())
     }
 
-    /// Whether the entries of a log up to `last` match the stored checkpoints of the chain. Reads all of them, so a damaged one
-    /// is an error.
+    /// Whether the entries of a log up to `last` match the stored checkpoints of the chain. Reads all of them, so a
+    /// damaged one is an error.
     pub fn matches_chain(&self, origin: Origin, last: u64) -> Result<bool, StoreError> {
         let mut hash = ChainHash::genesis(origin);
         let mut next = 1;
@@ -273,8 +275,8 @@ fn malformed_table(table: &str) -> StoreError {
     redb::StorageError::Corrupted(format!("the table `{table}` is not as we write it")).into()
 }
 
-/// All logs in the file. A log that has a table with rows and no other row means that the file is damaged, although redb
-/// found nothing.
+/// All logs in the file. A log that has a table with rows and no other row means that the file is damaged, although
+/// redb found nothing.
 fn find_logs(tx: &ReadTransaction) -> Result<LogsOnDisk, StoreError> {
     let mut found = LogsOnDisk::default();
     for row in tx.open_table(HEADS)?.iter()? {
@@ -290,8 +292,8 @@ fn find_logs(tx: &ReadTransaction) -> Result<LogsOnDisk, StoreError> {
             list.push((Origin(origin.value()), seq.value()));
         }
     }
-    // The rows of cuts and detached ends have no checksum. An impossible one leads to a salvage, which drops all cuts; peers
-    // send them again.
+    // The rows of cuts and detached ends have no checksum. An impossible one leads to a salvage, which drops all cuts;
+    // peers send them again.
     let heads: BTreeMap<Origin, u64> =
         found.heads.iter().map(|(origin, head, _)| (*origin, head.seq)).collect();
     if found.cuts.iter().any(|(origin, cut)| *cut <= heads.get(origin).copied().unwrap_or(0)) {

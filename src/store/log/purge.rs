@@ -1,10 +1,11 @@
-//! Owns removing the rows of a log from its cut on, a piece at a time, and the list of entries that may be purged already.
+//! Owns removing the rows of a log from its cut on, a piece at a time, and the list of entries that may be purged
+//! already.
 //!
-//! `Store::purge` reads the next piece here, removes its rows from the index, and then removes the piece here. Must not decide
-//! what is cut: the caller knows that the cut is durable.
+//! `Store::purge` reads the next piece here, removes its rows from the index, and then removes the piece here. Must not
+//! decide what is cut: the caller knows that the cut is durable.
 //!
-//! Invariants: a piece is the end of the table, so the rest always starts at the cut, and a purge continues after a crash. A
-//! log is listed in [`Purged`] before its first row is removed.
+//! Invariants: a piece is the end of the table, so the rest always starts at the cut, and a purge continues after a
+//! crash. A log is listed in [`Purged`] before its first row is removed.
 
 use std::collections::BTreeMap;
 use std::sync::{PoisonError, RwLock};
@@ -34,8 +35,8 @@ pub(in super::super) struct PurgePiece {
     pub(in super::super) entries: Vec<Entry>,
 }
 
-/// The first seq of each log that may be purged since the store was opened. A reader of an older vector that misses a row
-/// distinguishes a purge from damage by it, and a listing learns that it is incomplete.
+/// The first seq of each log that may be purged since the store was opened. A reader of an older vector that misses a
+/// row distinguishes a purge from damage by it, and a listing learns that it is incomplete.
 #[derive(Debug, Default)]
 pub struct Purged(RwLock<BTreeMap<Origin, u64>>);
 

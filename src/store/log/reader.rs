@@ -1,8 +1,8 @@
 //! Owns reading the logs as of one moment, in one redb transaction.
 //!
-//! Invariants: the checksum of a record is verified on every read. An entry that a vector covers must exist: one that is
-//! missing or fails its checksum is [`StoreError::Damaged`] and is listed as damage, unless the vector is from before a cut and
-//! the entry was purged: then it is [`StoreError::CutOff`].
+//! Invariants: the checksum of a record is verified on every read. An entry that a vector covers must exist: one that
+//! is missing or fails its checksum is [`StoreError::Damaged`] and is listed as damage, unless the vector is from
+//! before a cut and the entry was purged: then it is [`StoreError::CutOff`].
 
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
@@ -76,8 +76,8 @@ impl LogReader {
         })
     }
 
-    /// Entries `first..=last`, ascending. Stops after `limit`, but not before one entry, and before an entry that is damaged
-    /// or missing; if that is the first one, it is an error.
+    /// Entries `first..=last`, ascending. Stops after `limit`, but not before one entry, and before an entry that is
+    /// damaged or missing; if that is the first one, it is an error.
     pub fn forward(
         &mut self,
         origin: Origin,
@@ -173,8 +173,8 @@ impl LogReader {
         Ok(hash)
     }
 
-    /// The first seq in `1..=last` whose key is after `key`, else `last + 1`. A binary search, because the stamps of a log
-    /// increase.
+    /// The first seq in `1..=last` whose key is after `key`, else `last + 1`. A binary search, because the stamps of a
+    /// log increase.
     pub fn first_after(&mut self, origin: Origin, last: u64, key: EntryKey) -> Result<u64, StoreError> {
         let (mut low, mut high) = (1, last + 1);
         while low < high {

@@ -1,7 +1,7 @@
 //! Owns the rows that one commit writes to the log.
 //!
-//! `replica` decides its `WriteOps` and puts the rows together; [`Log::commit`](super::Log::commit) writes them atomically. A
-//! batch has no heads: they come from the state of the logs after it.
+//! `replica` decides its `WriteOps` and puts the rows together; [`Log::commit`](super::Log::commit) writes them
+//! atomically. A batch has no heads: they come from the state of the logs after it.
 
 use crate::chain::ids::{ChainHash, Origin};
 use crate::chain::members::Membership;

@@ -1,8 +1,8 @@
 //! Owns the crash marker of a store: a file that counts the unclean exits in a row.
 //!
-//! Before anything of a store is opened, the file [`CRASH_MARKER`] counts this process as one that exits uncleanly. A clean
-//! stop removes it, and so does [`CrashCount::mark_healthy`] once the store has proved usable. What a count means: see
-//! `open_rules`. A marker that cannot be read or written is a warning and stops nothing.
+//! Before anything of a store is opened, the file [`CRASH_MARKER`] counts this process as one that exits uncleanly. A
+//! clean stop removes it, and so does [`CrashCount::mark_healthy`] once the store has proved usable. What a count
+//! means: see `open_rules`. A marker that cannot be read or written is a warning and stops nothing.
 //!
 //! The file holds two decimal numbers, `count unfinished_checks`; it is absent if both are 0.
 
@@ -18,7 +18,8 @@ use crate::store::recovery::open_rules::{OpenHistory, UncleanExits};
 const MARKER_BYTES_MAX: usize = 32;
 
 impl UncleanExits {
-    /// What the marker says. Only valid while no process has the store open. A marker that cannot be read counts as none.
+    /// What the marker says. Only valid while no process has the store open. A marker that cannot be read counts as
+    /// none.
     pub fn read(files: &dyn Files) -> Self {
         let mut marker = [0; MARKER_BYTES_MAX];
         match files.open_raw(CRASH_MARKER).and_then(|file| file.read_at(0, &mut marker)) {
@@ -63,8 +64,8 @@ pub struct CrashCount {
     /// How the store is opened.
     pub(in crate::store) policy: OpenPolicy,
     before: UncleanExits,
-    /// What the marker says after the store is closed. If the process opens the store again because it failed, this opening
-    /// counts neither as unclean nor as healthy: the marker says again what it said before.
+    /// What the marker says after the store is closed. If the process opens the store again because it failed, this
+    /// opening counts neither as unclean nor as healthy: the marker says again what it said before.
     after_close: Mutex<UncleanExits>,
     /// A batch is in the log and in the memtable.
     pub(in crate::store) has_committed: AtomicBool,

@@ -1,10 +1,10 @@
 //! Owns reading a file with bad sectors: a block that holds one is read as zeros.
 //!
-//! Zeros are no record, so a search for records finds all before and after a bad block. Used by salvage and verify. Must not
-//! know records.
+//! Zeros are no record, so a search for records finds all before and after a bad block. Used by salvage and verify.
+//! Must not know records.
 //!
-//! Invariant: nothing is given up that the disk may still read. Every bad block is read once more at the end; if the disk reads
-//! one of them now, or if it reads nothing of the file, that is an error, and nothing counts as lost.
+//! Invariant: nothing is given up that the disk may still read. Every bad block is read once more at the end; if the
+//! disk reads one of them now, or if it reads nothing of the file, that is an error, and nothing counts as lost.
 
 use std::io::{self, Read};
 use std::ops::Range;

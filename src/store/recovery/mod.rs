@@ -1,12 +1,13 @@
 //! Owns what happens when a log does not open: it is set aside, and a new log is made of every intact record in it.
 //!
-//! Called by `Store::open_in`; calls `log` to open and [`mod@salvage`] to make the new file. Must not know why a policy was
-//! chosen (see [`open_rules`]).
+//! Called by `Store::open_in`; calls `log` to open and [`mod@salvage`] to make the new file. Must not know why a policy
+//! was chosen (see [`open_rules`]).
 //!
-//! Invariants: no file that held a record is ever deleted. The new file is complete before the damaged one is renamed. If the
-//! power fails between the two renames, or an operator removes `log.redb` alone, the next opening salvages again, from all
-//! files that were set aside. Only wrong bytes lead to a salvage, or bad sectors under [`OpenPolicy::AcceptLoss`]; a disk
-//! that does not write, a file in use, of another network or of a newer program is an error.
+//! Invariants: no file that held a record is ever deleted. The new file is complete before the damaged one is renamed.
+//! If the power fails between the two renames, or an operator removes `log.redb` alone, the next opening salvages
+//! again, from all files that were set aside. Only wrong bytes lead to a salvage, or bad sectors under
+//! [`OpenPolicy::AcceptLoss`]; a disk that does not write, a file in use, of another network or of a newer program is
+//! an error.
 
 pub mod crash_count;
 pub(super) mod lossy_file;
@@ -24,9 +25,9 @@ use crate::store::log::{Log, NotOpen};
 use crate::store::recovery::salvage::{Salvaged, salvage};
 use crate::store::{OpenError, OpenPolicy};
 
-/// Files up to this size are checked at every opening, which takes half a second at most if the system has them in memory.
-/// redb trusts the pages of a larger one: damage shows when something is read, or when redb writes to pages that it wrongly
-/// takes for free.
+/// Files up to this size are checked at every opening, which takes half a second at most if the system has them in
+/// memory. redb trusts the pages of a larger one: damage shows when something is read, or when redb writes to pages
+/// that it wrongly takes for free.
 const CHECKED_BYTES_MAX: u64 = 512 << 20;
 
 /// Name of a file that was set aside, before the time.
@@ -103,8 +104,8 @@ impl Opening<'_> {
         self.files.len(LOG).is_ok_and(|len| len.is_some())
     }
 
-    /// Whether a log that does not open because of this error is salvaged. A disk error leads to it only if the file has a bad
-    /// sector: a disk that does not write has lost nothing.
+    /// Whether a log that does not open because of this error is salvaged. A disk error leads to it only if the file
+    /// has a bad sector: a disk that does not write has lost nothing.
     pub(in crate::store) fn must_salvage(&self, error: &OpenError) -> Result<bool, OpenError> {
         match error {
             OpenError::Corrupt { .. } => Ok(true),

@@ -13,18 +13,18 @@
 
 use crate::store::{OpenError, OpenPolicy};
 
-/// Unclean exits in a row after which every page is checked. One is a `kill -9` or a power failure, after which a start must
-/// be fast. Damage that makes redb abort (a stack overflow on pages that form a cycle, a panic while panicking, an allocation
-/// beyond memory) does so again at every start, so it is seen from the second exit on.
+/// Unclean exits in a row after which every page is checked. One is a `kill -9` or a power failure, after which a start
+/// must be fast. Damage that makes redb abort (a stack overflow on pages that form a cycle, a panic while panicking, an
+/// allocation beyond memory) does so again at every start, so it is seen from the second exit on.
 const UNCLEAN_EXITS_BEFORE_CHECK: u32 = 2;
 
-/// Full checks in a row that did not finish, after which a trial process opens the log first. A kill leaves the same trace as
-/// a crash and says nothing about the files, so a log is salvaged only if a process that opens it crashes by itself. The trial
-/// takes as long as an opening.
+/// Full checks in a row that did not finish, after which a trial process opens the log first. A kill leaves the same
+/// trace as a crash and says nothing about the files, so a log is salvaged only if a process that opens it crashes by
+/// itself. The trial takes as long as an opening.
 const UNFINISHED_CHECKS_BEFORE_TRIAL: u32 = 2;
 
-/// Openings in a row that fail with a disk error, after which the next one gives up what the disk does not read. A disk error
-/// may pass within seconds (a cable, a controller); a bad sector never does.
+/// Openings in a row that fail with a disk error, after which the next one gives up what the disk does not read. A disk
+/// error may pass within seconds (a cable, a controller); a bad sector never does.
 const DISK_ERRORS_BEFORE_LOSS: u32 = 5;
 
 /// Processes in a row that exited without a clean stop and without marking the store healthy.
@@ -40,8 +40,9 @@ pub struct UncleanExits {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct OpenHistory {
     unclean_exits: UncleanExits,
-    /// After the trial that [`OpenHistory::needs_trial`] asks for: whether a process that opened the log, and did nothing
-    /// else, crashed by itself. One that reports an error, is killed or cannot be started says nothing against the log.
+    /// After the trial that [`OpenHistory::needs_trial`] asks for: whether a process that opened the log, and did
+    /// nothing else, crashed by itself. One that reports an error, is killed or cannot be started says nothing against
+    /// the log.
     pub trial_crashed: Option<bool>,
     /// An opening, a read or a write failed in this process.
     has_failed: bool,

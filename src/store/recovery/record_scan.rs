@@ -1,8 +1,8 @@
 //! Owns the search for records in the raw bytes of a file that may not be a database any more.
 //!
-//! redb keeps each record in one piece, and each record carries its own checksum. So a file is read from its beginning to its end,
-//! and every intact record in it is found, whatever happened to the pages around it. One record may be found several times,
-//! because redb leaves old copies of its pages. Must not know what becomes of the records.
+//! redb keeps each record in one piece, and each record carries its own checksum. So a file is read from its beginning
+//! to its end, and every intact record in it is found, whatever happened to the pages around it. One record may be
+//! found several times, because redb leaves old copies of its pages. Must not know what becomes of the records.
 //!
 //! Invariant: memory does not grow with the file.
 

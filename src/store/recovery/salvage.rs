@@ -1,12 +1,12 @@
 //! Owns making a new `log.redb` of all intact records in damaged files.
 //!
-//! Called by `recovery`; reads through [`record_scan`](super::record_scan) and [`lossy_file`]. First, every record goes to its
-//! log's table, in batches, so memory does not grow with their number. Second, the beginning of each log up to its first gap
-//! becomes the log, with head and chain; entries after a gap stay in the table as detached.
+//! Called by `recovery`; reads through [`record_scan`](super::record_scan) and [`lossy_file`]. First, every record goes
+//! to its log's table, in batches, so memory does not grow with their number. Second, the beginning of each log up to
+//! its first gap becomes the log, with head and chain; entries after a gap stay in the table as detached.
 //!
-//! Invariants: if different records claim one key, the first keeps it and each other one begins a branch, so none is lost. The
-//! file is complete once it has its `meta`, which the last commit writes together with the heads. The damaged files are not
-//! changed, and without `accept_loss` a bad sector in them is an error: the disk may read it later.
+//! Invariants: if different records claim one key, the first keeps it and each other one begins a branch, so none is
+//! lost. The file is complete once it has its `meta`, which the last commit writes together with the heads. The damaged
+//! files are not changed, and without `accept_loss` a bad sector in them is an error: the disk may read it later.
 
 use redb::{ReadableDatabase, ReadableTable, WriteTransaction};
 
@@ -44,8 +44,8 @@ pub struct Salvaged {
     pub unread_bytes: u64,
 }
 
-/// Makes the file [`SALVAGING`] of all intact records in `sources`. If two records claim one key, the one in the earlier source
-/// keeps it. With `accept_loss`, bad sectors are skipped; without it, they are an error.
+/// Makes the file [`SALVAGING`] of all intact records in `sources`. If two records claim one key, the one in the
+/// earlier source keeps it. With `accept_loss`, bad sectors are skipped; without it, they are an error.
 pub(in crate::store) fn salvage(
     files: &dyn Files,
     sources: &[String],

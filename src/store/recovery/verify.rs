@@ -1,7 +1,7 @@
 //! Owns the check of a log file that no process has open: every record, every chain, every head. The index is not read.
 //!
-//! Called by `chatchain verify`. Must not repair: it changes nothing but what redb changes when it opens a file. A log that
-//! does not open is searched for the records that a salvage would find, and is not salvaged.
+//! Called by `chatchain verify`. Must not repair: it changes nothing but what redb changes when it opens a file. A log
+//! that does not open is searched for the records that a salvage would find, and is not salvaged.
 
 use std::io;
 use std::path::{Path, PathBuf};

@@ -188,8 +188,8 @@ fn the_key_never_appears_in_logs_errors_or_the_process_list() {
     assert!(!said.contains(KEY), "{said}");
 }
 
-/// Each step restarts one process after the other: the old key, both keys, the new key first, the new key alone. Clients
-/// with the keys of the previous and of the next step must be served at all times.
+/// Each step restarts one process after the other: the old key, both keys, the new key first, the new key alone.
+/// Clients with the keys of the previous and of the next step must be served at all times.
 #[test]
 fn a_key_is_rotated_without_an_outage() {
     const OLD: &str = "the-key-of-last-year";

@@ -1,7 +1,7 @@
 //! Rejected credentials, however similar to the key, all get the same bytes after the same time.
 //!
-//! A server closes the connection after it refused a request, so every request here uses its own connection. The duration
-//! of the comparison itself is measured beside its code, to nanoseconds; here, that of the whole request.
+//! A server closes the connection after it refused a request, so every request here uses its own connection. The
+//! duration of the comparison itself is measured beside its code, to nanoseconds; here, that of the whole request.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -102,8 +102,8 @@ fn public_paths_answer_every_credential_alike() {
     }
 }
 
-/// The median response time for each credential. The order of requests is random in each round, so that a disturbance of
-/// the machine affects all credentials alike.
+/// The median response time for each credential. The order of requests is random in each round, so that a disturbance
+/// of the machine affects all credentials alike.
 fn medians(addr: SocketAddr, credentials: &[Vec<u8>], rng: &mut SeededRng) -> Vec<Duration> {
     const ROUNDS: usize = 200;
     let requests: Vec<_> =

@@ -30,7 +30,8 @@ fn encode(text: &str) -> String {
     text.bytes().map(|byte| format!("%{byte:02X}")).collect::<Vec<_>>().concat()
 }
 
-/// Both servers list exactly the messages for which `wanted` holds, in the order of the whole history. Gives their count.
+/// Both servers list exactly the messages for which `wanted` holds, in the order of the whole history. Gives their
+/// count.
 #[track_caller]
 fn check(servers: &Servers, query: &str, wanted: impl Fn(&Value) -> bool) -> usize {
     let want: Vec<_> = servers.history().into_iter().filter(|message| wanted(message)).collect();

@@ -1,7 +1,7 @@
 //! `POST /sync` with invalid or foreign requests: each gets its error code and stores nothing.
 //!
-//! The requests are spelled out byte by byte, so that an accidental change of the protocol, which would separate nodes of
-//! two versions, fails a test.
+//! The requests are spelled out byte by byte, so that an accidental change of the protocol, which would separate nodes
+//! of two versions, fails a test.
 
 use crate::support::cluster::Cluster;
 use crate::support::http::Response;

@@ -1,4 +1,5 @@
-//! The command line as people and scripts use it: exit codes, error messages, and the split of standard output and error.
+//! The command line as people and scripts use it: exit codes, error messages, and the split of standard output and
+//! error.
 
 use std::{
     io::{BufRead, BufReader, Write},

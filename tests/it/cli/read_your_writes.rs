@@ -1,5 +1,5 @@
-//! Read your writes: a user who sends through one server and lists through another finds the message, and `list --follow`
-//! misses nothing between its listing and its feed.
+//! Read your writes: a user who sends through one server and lists through another finds the message, and
+//! `list --follow` misses nothing between its listing and its feed.
 
 use std::collections::BTreeSet;
 use std::io::{self, Read, Write};

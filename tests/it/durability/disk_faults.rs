@@ -1,4 +1,5 @@
-//! A disk whose reads fail temporarily under a running node. Permanent bad sectors are simulated in `tests/sim/sectors.rs`.
+//! A disk whose reads fail temporarily under a running node. Permanent bad sectors are simulated in
+//! `tests/sim/sectors.rs`.
 
 use std::path::Path;
 use std::process::Command;
@@ -13,8 +14,8 @@ use crate::support::process::{Process, run};
 
 const LONG: Duration = Duration::from_secs(60);
 
-/// An `strace` command that fails every read of a file, and its next fsync, which makes a node close the file. None, with
-/// a message, without root or `strace`.
+/// An `strace` command that fails every read of a file, and its next fsync, which makes a node close the file. None,
+/// with a message, without root or `strace`.
 fn failing_reads(of: &Path) -> Option<Command> {
     let is_there = Command::new("strace").arg("--version").output().is_ok_and(|done| done.status.success());
     if !is_there || !rustix::process::geteuid().is_root() {

@@ -1,4 +1,5 @@
-//! Does every acknowledged message survive kills, damaged files, failing disks, and lost, restored or copied directories?
+//! Does every acknowledged message survive kills, damaged files, failing disks, and lost, restored or copied
+//! directories?
 
 mod acknowledged;
 mod chaos;

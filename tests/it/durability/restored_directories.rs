@@ -1,4 +1,5 @@
-//! Node directories that were wiped, restored from a backup or copied: all nodes converge, and `status` reports the event.
+//! Node directories that were wiped, restored from a backup or copied: all nodes converge, and `status` reports the
+//! event.
 
 use std::time::Duration;
 

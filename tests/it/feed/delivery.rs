@@ -328,7 +328,8 @@ fn a_proxy_feed_survives_its_nodes_without_a_repeat() {
     }
 }
 
-/// Two nodes that never exchange, as if a disk were full or a link cut. The node that the proxy reads from falls behind.
+/// Two nodes that never exchange, as if a disk were full or a link cut. The node that the proxy reads from falls
+/// behind.
 #[test]
 fn a_proxy_feed_leaves_a_node_that_receives_nothing_new() {
     let mut cluster = Cluster::prepare(0);

@@ -27,11 +27,12 @@ const RATE: u64 = 200;
 const LOAD_SECONDS: u64 = 8;
 /// Memory that each follower may cost a node.
 const FOLLOWER_KIB_MAX: u64 = 32;
-/// Alone on two processors it takes a tenth of a second; here other tests run beside it, and the build is not optimized.
+/// Alone on two processors it takes a tenth of a second; here other tests run beside it, and the build is not
+/// optimized.
 const DELIVERY_MAX: Duration = Duration::from_millis(500);
 
-/// Memory that a slow follower and the sends beside it may cost a node, of which the sends may take half. The unread part
-/// of the feed is about 350 MiB.
+/// Memory that a slow follower and the sends beside it may cost a node, of which the sends may take half. The unread
+/// part of the feed is about 350 MiB.
 const SLOW_KIB_MAX: u64 = 16 * 1024;
 const MEDIAN_AND_P99: [f64; 2] = [0.5, 0.99];
 /// Time that other tests on the same machine may add to the median and the p99, beyond a factor of two.

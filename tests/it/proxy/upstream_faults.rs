@@ -1,6 +1,8 @@
-//! Nodes behind the proxy are killed, paused, blackholed and slowed under a steady load: no send fails, and few are late.
+//! Nodes behind the proxy are killed, paused, blackholed and slowed under a steady load: no send fails, and few are
+//! late.
 //!
-//! The bounds are on the latency that a fault adds: each test first measures the latency of this machine without faults.
+//! The bounds are on the latency that a fault adds: each test first measures the latency of this machine without
+//! faults.
 
 use std::io::ErrorKind;
 use std::net::TcpStream;

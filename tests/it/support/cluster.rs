@@ -1,7 +1,8 @@
 //! A cluster of real processes: nodes, and a proxy if a test wants one, in a temporary directory.
 //!
-//! All processes use one loopback IP address, or one network namespace each; each keeps its address over restarts. Knows
-//! the command line, `/readyz` and `/nodes`, nothing else. A node that is down keeps its number and its directory.
+//! All processes use one loopback IP address, or one network namespace each; each keeps its address over restarts.
+//! Knows the command line, `/readyz` and `/nodes`, nothing else. A node that is down keeps its number and its
+//! directory.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -52,7 +53,8 @@ impl Addressing {
         }
     }
 
-    /// Flags that every server needs. Outside loopback a server requires a key, but a private namespace does not need one.
+    /// Flags that every server needs. Outside loopback a server requires a key, but a private namespace does not need
+    /// one.
     fn flags(&self) -> &[&str] {
         match self {
             Addressing::Loopback(_) => &[],
@@ -93,7 +95,8 @@ impl Cluster {
         cluster
     }
 
-    /// A cluster of `n` nodes that know each other, none started, so that a test can still write `config.toml` to `dir`.
+    /// A cluster of `n` nodes that know each other, none started, so that a test can still write `config.toml` to
+    /// `dir`.
     #[track_caller]
     pub fn prepare(n: usize) -> Self {
         Self::at(Addressing::Loopback(address::free_ip()), n)

@@ -1,7 +1,7 @@
 //! The real messages that the largest test imports: 303,895 lines of a public chat, in the format of `send --file`.
 //!
-//! The file is not part of the repository. It is in a directory beside the clone, or at the path in CHATCHAIN_CORPUS. If
-//! it is missing, a test that needs it fails on CI (CI=true) and is skipped with a message elsewhere.
+//! The file is not part of the repository. It is in a directory beside the clone, or at the path in CHATCHAIN_CORPUS.
+//! If it is missing, a test that needs it fails on CI (CI=true) and is skipped with a message elsewhere.
 
 use std::ffi::OsString;
 use std::io::{Read, Write};

@@ -1,7 +1,8 @@
 //! Polls until a condition holds. The only file of the integration tests that sleeps.
 //!
 //! An attempt returns `bool`, `Option` or `Result`. Polling ends with the first success, or at the timeout with a panic
-//! that names the condition and the result of the last attempt. Only observations are repeated; a test is never retried.
+//! that names the condition and the result of the last attempt. Only observations are repeated; a test is never
+//! retried.
 
 use std::fmt::Debug;
 use std::panic::Location;
@@ -86,7 +87,8 @@ impl Wait {
         Wait { what: what.into(), caller, began: Instant::now(), timeout, pause: PAUSE_MIN }
     }
 
-    /// The pause before the next attempt. Panics if the timeout has passed; an attempt that began before it still counts.
+    /// The pause before the next attempt. Panics if the timeout has passed; an attempt that began before it still
+    /// counts.
     fn pause(&mut self, missing: &str) -> Duration {
         let Wait { what, caller, timeout, .. } = self;
         assert!(self.began.elapsed() < *timeout, "{caller}: not within {timeout:?}: {what}; last: {missing}");

@@ -36,8 +36,8 @@ pub struct Event {
     pub message: Value,
 }
 
-/// Reads a feed until `each` returns false. Gives the head of the answer; an error if the feed ends first. An answer other
-/// than 200 has no events.
+/// Reads a feed until `each` returns false. Gives the head of the answer; an error if the feed ends first. An answer
+/// other than 200 has no events.
 pub fn read(
     addr: SocketAddr,
     query: &str,

@@ -53,7 +53,8 @@ pub fn request(
 ) -> io::Result<Response> {
     let mut connection = Connection::open(addr)?;
     let bytes = encode(addr, method, path, headers, body);
-    // A server may refuse the request and close before it has read the whole body: prefer its answer to the broken pipe.
+    // A server may refuse the request and close before it has read the whole body: prefer its answer to the broken
+    // pipe.
     let sent = connection.send(&bytes);
     connection.receive(method).or_else(|e| sent.and(Err(e)))
 }

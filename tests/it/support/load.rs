@@ -1,7 +1,7 @@
 //! A steady load on one server: sends start at a fixed rate, and no send waits for another (an open-loop load).
 //!
-//! A latency runs from the moment a send was due to the last byte of its answer, so a server that stalls cannot hide the
-//! stall. The load runs in a thread of its own beside the test that injects the faults.
+//! A latency runs from the moment a send was due to the last byte of its answer, so a server that stalls cannot hide
+//! the stall. The load runs in a thread of its own beside the test that injects the faults.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};

@@ -102,8 +102,8 @@ impl Network {
         }
     }
 
-    /// Runs a closure in the clients' namespace, together with all threads and processes that it starts. It runs in a new
-    /// thread, because a thread cannot leave the namespace again.
+    /// Runs a closure in the clients' namespace, together with all threads and processes that it starts. It runs in a
+    /// new thread, because a thread cannot leave the namespace again.
     pub fn inside<T: Send>(&self, run: impl FnOnce() -> T + Send) -> T {
         let enter = || {
             let namespace =

@@ -45,8 +45,9 @@ pub const TESTS: &[Folder] = &[
     ("tidy", "Do the files of the repository obey its rules?"),
 ];
 
-/// Complaints about folders below `root` without a line in the table, and about lines without a folder. Files are relative
-/// to the top of the repository. A folder that only holds `tests.rs` belongs to the module beside it and needs no line.
+/// Complaints about folders below `root` without a line in the table, and about lines without a folder. Files are
+/// relative to the top of the repository. A folder that only holds `tests.rs` belongs to the module beside it and needs
+/// no line.
 pub fn folders(root: &str, table: &[Folder], files: &[String]) -> Vec<String> {
     let below = files.iter().filter_map(|path| path.strip_prefix(root)?.strip_prefix('/'));
     let with_code = below.filter(|path| !path.ends_with("/tests.rs"));

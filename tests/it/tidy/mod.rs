@@ -1,4 +1,5 @@
-//! Do the files of the repository obey its own rules: imports, folders, file heads, sizes, names, sleeps, forbidden words?
+//! Do the files of the repository obey its own rules: imports, folders, file heads, sizes, names, sleeps, forbidden
+//! words?
 //!
 //! `rules`, `layout` and `type_names` define what is forbidden and why; the tests here apply them to the real files. To
 //! allow an exception, add it to the table of the rule with a reason. Do not rewrite the code to hide it from the rule.

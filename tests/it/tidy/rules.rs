@@ -6,15 +6,15 @@ use super::source::{Source, mentions};
 
 /// A longer file must be split. Its tests do not count.
 const FILE_LINES_MAX: usize = 500;
-/// A head says what the file owns, what it must not know, and its invariants. A short file or a test file needs only one
-/// line.
+/// A head says what the file owns, what it must not know, and its invariants. A short file or a test file needs only
+/// one line.
 const HEAD_LINES_MIN: usize = 3;
 const HEAD_LINES_MAX: usize = 15;
 const SHORT_FILE_LINES_MAX: usize = 100;
 /// The head of the crate describes the architecture and may be longer.
 const LONG_HEAD: &str = "src/lib.rs";
-/// The files whose test code may sleep: the one that polls for a condition, and the one that keeps the schedule of faults
-/// and the send rate, where there is no condition to wait for.
+/// The files whose test code may sleep: the one that polls for a condition, and the one that keeps the schedule of
+/// faults and the send rate, where there is no condition to wait for.
 const SLEEPERS: &[&str] = &["tests/it/support/eventually.rs", "tests/chaos/pace.rs"];
 
 /// The entries at the top level besides dotfiles: the first page that a visitor sees.
@@ -24,8 +24,8 @@ const TOP_LEVEL: &[&str] =
 const TOP_LEVEL_REQUIRED: &[&str] = &["Cargo.lock", "Cargo.toml", "LICENSE", "src", "tests"];
 
 /// Which other modules of the crate a module may mention. Imports run one way: main -> commands -> client -> api ->
-/// chain; node -> client, serve, replica -> store -> chain; proxy -> client, serve, api. If several lines apply to a file,
-/// it may mention the modules of all of them. A module without a line may mention no other module.
+/// chain; node -> client, serve, replica -> store -> chain; proxy -> client, serve, api. If several lines apply to a
+/// file, it may mention the modules of all of them. A module without a line may mention no other module.
 const IMPORTS: &[(&str, &[&str])] = &[
     // `fault` is compiled out except in builds that test the tests.
     ("src/chain", &["fault"]),
@@ -76,7 +76,8 @@ const FORBIDDEN: &[(&str, &[&str], &str)] = &[
     ),
 ];
 
-/// Tokens that only some modules may mention: the tokens, the modules, and whether unit tests elsewhere may use them too.
+/// Tokens that only some modules may mention: the tokens, the modules, and whether unit tests elsewhere may use them
+/// too.
 const ONLY: &[(&[&str], &[&str], bool)] = &[
     (&["redb"], &["src/store"], false),
     (&["reqwest"], &["src/client"], false),
@@ -90,8 +91,8 @@ const ONLY: &[(&[&str], &[&str], bool)] = &[
 const EMPTY_NAMES: &[&str] =
     &["Manager", "Helper", "Helpers", "Service", "Util", "Utils", "Impl", "Data", "Info"];
 
-/// Words that no tracked file may contain: marks of unfinished work, and paths of a developer's machine. Each is written
-/// in two parts because this file is tracked as well.
+/// Words that no tracked file may contain: marks of unfinished work, and paths of a developer's machine. Each is
+/// written in two parts because this file is tracked as well.
 const WORDS: &[&str] = &[
     concat!("TO", "DO"),
     concat!("FIX", "ME"),

@@ -41,8 +41,8 @@ impl Ledger {
         }
     }
 
-    /// Records an entry of a node's log. Its message must have been sent, and no other entry may ever have had this seq in
-    /// this log.
+    /// Records an entry of a node's log. Its message must have been sent, and no other entry may ever have had this seq
+    /// in this log.
     pub fn observe(&mut self, entry: &Entry) -> Result<Key, String> {
         let (EntryKey { stamp, origin, seq }, digest) = (entry.key(), entry.digest());
         let id = Content::decode(entry.content()).map_err(|error| error.to_string())?.id;

@@ -1,6 +1,7 @@
 //! Owns one machine of a world: its disk, its clock, and the node that runs on it while it is up.
 //!
-//! A model of the disk ([`Held`]) records which messages it must hold. Every opening of the store is checked against it.
+//! A model of the disk ([`Held`]) records which messages it must hold. Every opening of the store is checked against
+//! it.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};

@@ -1,9 +1,9 @@
 //! A simulated world: two to seven machines, their network, clients and faults, all driven by one seed.
 //!
-//! One thread, no sockets, no real time: events happen at simulated milliseconds. The nodes run the real store and replica
-//! code, driven as `node` drives it, and exchange the real bytes. After a phase of faults comes a calm phase without
-//! faults, in which the world must converge; then all messages are checked against the ledger.
-//! A violation panics. The trace, one line per event, shows what led to it.
+//! One thread, no sockets, no real time: events happen at simulated milliseconds. The nodes run the real store and
+//! replica code, driven as `node` drives it, and exchange the real bytes. After a phase of faults comes a calm phase
+//! without faults, in which the world must converge; then all messages are checked against the ledger. A violation
+//! panics. The trace, one line per event, shows what led to it.
 
 mod check;
 mod clients;

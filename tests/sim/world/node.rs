@@ -122,7 +122,8 @@ impl World {
         }
     }
 
-    /// Checks an opening: all messages of the disk model and all entries advertised to peers must be there, unless damaged.
+    /// Checks an opening: all messages of the disk model and all entries advertised to peers must be there, unless
+    /// damaged.
     fn check_opened(&mut self, node: usize) {
         let machine = &mut self.machines[node];
         let run = machine.up.as_mut().expect("is up");
@@ -222,8 +223,8 @@ impl World {
         }
     }
 
-    /// Has the writer commit this, perhaps together with waiting client requests. `None`: the node has ended because of a
-    /// disk failure.
+    /// Has the writer commit this, perhaps together with waiting client requests. `None`: the node has ended because of
+    /// a disk failure.
     pub(super) fn write(
         &mut self,
         node: usize,

@@ -1,7 +1,7 @@
 //! Owns the feed readers: each continues at any node that is up, and keeps nothing but its last cursor.
 //!
-//! No reader may miss a message or get an entry twice. A reader may get a message twice if it has two entries: two nodes
-//! accepted it, or a log was cut.
+//! No reader may miss a message or get an entry twice. A reader may get a message twice if it has two entries: two
+//! nodes accepted it, or a log was cut.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
