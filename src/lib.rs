@@ -30,17 +30,19 @@
 //!
 //! Each arrow leads to the next file to read, below `src`. A folder without a file means its `mod.rs`.
 //!
-//! 1. **A send**: `serve` → `node/http/send` (a checked message, made by `api/message`) → `node/writer` →
-//!    `node/writer/inbox` → the writer's thread, in `node/writer` again → `replica/committer` → `replica/decide`
-//!    (duplicate, conflict or new; `chain/logs` assigns the entry's key) → `store` → `store/log` (one durable commit)
-//!    → `store/index/memtable` → the change signal, in `node/writer` → `node/http/acks` if further copies are asked
-//!    for → the answer, in `node/http/send`. Later, the indexer thread moves the entry to the index file:
-//!    `store/index`.
+//! 1. **A send**: `serve` → `node/slot` (the open store, or 503) → `node/http/send` (a checked message, made by
+//!    `api/message`) → `node/writer` → `node/writer/inbox` → the writer's thread, in `node/writer` again →
+//!    `replica/committer` → `replica/decide` (duplicate, conflict or new by `store/index/overlay`; `chain/logs` assigns
+//!    the entry's key) → `store` → `store/log` (one durable commit) → `store/index/memtable` → the change signal, in
+//!    `node/writer` → `node/http/acks` if further copies are asked for → the answer, in `node/http/send`. Later, the
+//!    indexer thread moves the entry to the index file: `store/index`.
 //! 2. **An exchange**: `node/cluster/sync` wakes → `replica/exchange` plans the request with `chain/sync` →
 //!    `replica/runs` reads entries through `store/log/reader` → `chain/sync/wire` → `client` → at the peer
-//!    `node/cluster/sync` (its function `answer`) → `replica/exchange` → `node/writer` → `replica/committer`. The
-//!    peer's answer takes the same path back; `node/cluster` then records what the peer holds, which wakes the sends
-//!    that wait for copies. Where two copies of a log differ: `chain/sync/bisect` → `replica/forks` → `replica/cut`.
+//!    `node/cluster/sync` (its function `answer`) → `replica/exchange` → `node/writer` → `replica/committer` →
+//!    `replica/decide` (`chain/logs` admits the entries). `node/cluster/sessions` keeps what both sides know between
+//!    exchanges. The peer's answer takes the same path back; `node/cluster` then records what the peer holds, which
+//!    wakes the sends that wait for copies. Where two copies of a log differ: `chain/sync/bisect` → `replica/forks` →
+//!    `replica/cut`.
 //! 3. **Through the proxy**: `serve` → `proxy/run` → `proxy/forward` → `proxy/plan` (when to ask one more node) →
 //!    `proxy/upstreams` (which node to ask next) → `client` → a node. `proxy/feed` keeps a feed open when its node
 //!    ends. `proxy/prober` finds out which nodes answer.
@@ -62,10 +64,11 @@
 //!    an open store fails, `node/store_fault` makes `node/run` close it, and this flow begins again at
 //!    `node/recovery`.
 //!
-//! Reads: `node/http/history` → `node/http/read` → `store/history/listing` → `store/history/merge`, or
-//! `store/history/user_scan` for one user. A feed has no queue per reader: `node/http/feed` reads
-//! `store/history/feed_scan` from the reader's cursor (`chain/cursor`, `chain/frontier`); at the end it reads
-//! `node/live_feed`, the newest messages in memory, which advances with the change signal.
+//! Reads: `node/http/history` → `node/http/position` (waits for the own writes of the client) → `node/http/read` →
+//! `store/history/listing` → `store/history/merge`, or `store/history/user_scan` for one user. A feed has no queue per
+//! reader: `node/http/feed` reads `store/history/feed_scan` from the reader's cursor (`chain/cursor`, `chain/frontier`;
+//! `store/history/snapshots` finds the snapshots that it names); at the end it reads `node/live_feed`, the newest
+//! messages in memory, which advances with the change signal.
 //!
 //! The words of the code, each with its one definition, are in the [glossary](guide::internals).
 //!

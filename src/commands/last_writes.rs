@@ -96,8 +96,9 @@ impl LastWrites {
             fs::create_dir_all(dir)?;
         }
         let mut options = File::options();
-        let file = options.read(true).write(true).create(create).truncate(false).open(dir.join(FILE_NAME))?;
-        lock(&file).await?;
+        let file =
+            options.read(true).write(create).create(create).truncate(false).open(dir.join(FILE_NAME))?;
+        lock(|| if create { file.try_lock() } else { file.try_lock_shared() }).await?;
         let mut bytes = Vec::new();
         (&file).take(FILE_BYTES_MAX).read_to_end(&mut bytes)?;
         let text = String::from_utf8_lossy(&bytes);
@@ -119,9 +120,9 @@ impl LastWrite {
     }
 }
 
-async fn lock(file: &File) -> io::Result<()> {
+async fn lock(try_lock: impl Fn() -> Result<(), TryLockError>) -> io::Result<()> {
     for _ in 0..LOCK_TRIES {
-        match file.try_lock() {
+        match try_lock() {
             Err(TryLockError::WouldBlock) => sleep(LOCK_PAUSE).await,
             result => return result.map_err(io::Error::from),
         }

@@ -64,3 +64,33 @@ pub fn nearest(typed: &str, known: impl IntoIterator<Item = &'static str>) -> &'
     };
     known.into_iter().min_by_key(distance).expect("there are names")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_nearest_key_is_the_one_that_was_meant() {
+        for (typed, meant) in [
+            ("networks", "network"),
+            ("node.data-dir", "node.data_dir"),
+            ("data_dir", "node.data_dir"),
+            ("proxy.stratgey", "proxy.strategy"),
+            ("listen", "proxy.listen"),
+            ("peers", "nodes"),
+            ("keyfile", "key_file"),
+            ("prxy", "proxy"),
+            ("nod", "node"),
+        ] {
+            assert_eq!(nearest(typed, file_keys().chain(SECTIONS)), meant, "{typed}");
+        }
+    }
+
+    #[test]
+    fn the_names_of_variables_follow_the_keys() {
+        for Setting { key, env, .. } in SETTINGS {
+            let derived = format!("CHATCHAIN_{}", key.replace('.', "_").to_uppercase());
+            assert!(key.is_empty() || *env == derived, "{key} has {env}");
+        }
+    }
+}

@@ -3,8 +3,9 @@
 //! - The ring advances when the durable logs do, while there are readers, and once more when a reader enters. Nothing
 //!   is queued for a reader: each keeps its index, and one that falls out of the ring reads the store.
 //! - The end of the ring is a frontier, `until`, from which cursors are made. Before a frontier is too long for a
-//!   cursor, the node writes a snapshot of it into its own log. Cursors refer to the snapshot once a second node has
-//!   it, so that they stay valid without this node, or once they would be too long without it.
+//!   cursor, the node writes a snapshot of it into its own log. Cursors refer to the snapshot as soon as a second node
+//!   has it: then a cursor works although this node is gone. If cursors would become too long, they refer to it
+//!   earlier.
 //!
 //! Before it: the writer's change signal and `store::history::feed_scan`. After it: `http::feed`.
 
@@ -174,10 +175,11 @@ impl LiveFeed {
         self.ring.lock().unwrap_or_else(PoisonError::into_inner) // each change is complete before a panic
     }
 
-    /// Adds a reader. It counts until the returned signal is dropped, which changes when the ring advances.
+    /// Adds a reader and returns the signal of new messages. The reader counts until it drops the signal.
     pub fn enter(&self) -> watch::Receiver<()> {
-        self.entered.notify_one();
-        self.moved.subscribe()
+        let moved = self.moved.subscribe();
+        self.entered.notify_one(); // after the reader counts, or the ring would find no reader and sleep again
+        moved
     }
 
     pub fn readers(&self) -> usize {
@@ -316,7 +318,7 @@ async fn write_snapshot(node: &Node, until: &Frontier) -> Option<(Arc<FrontierSn
     Some((snapshot, range_of(key)))
 }
 
-/// Advances the ring while there are readers, until the node ends.
+/// Advances the ring while there are readers, until the store is closed.
 pub async fn run(node: Node) {
     let (live_feed, mut signal) = (node.live_feed.clone(), node.logs_signal());
     loop {

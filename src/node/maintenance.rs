@@ -24,7 +24,7 @@ const POLL_INTERVAL: Duration = Duration::from_secs(1);
 /// kills, which say nothing about the store.
 const HEALTHY_AFTER: Duration = Duration::from_secs(10 * 60);
 
-/// Does all of it until the node ends.
+/// Does all of it until the store is closed.
 pub async fn run(node: Node) {
     tokio::join!(scrub(&node), cut_unrepairable(&node), mark_healthy(&node));
 }

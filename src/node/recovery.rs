@@ -36,10 +36,15 @@ pub struct StoreOpener {
 }
 
 impl StoreOpener {
-    /// Reads how the last runs on the store ended. If they crashed in it, a trial process opens the log first.
+    /// Reads how the last processes on the store ended. If they crashed in it, a trial process opens the log first.
     pub async fn new(config: Arc<NodeConfig>) -> Self {
-        let mut history = OpenHistory::new(UncleanExits::read(&Directory(config.store_dir.clone())));
+        let exits = UncleanExits::read(&Directory(config.store_dir.clone()));
+        let mut history = OpenHistory::new(exits);
         if history.needs_trial() {
+            tracing::warn!(
+                unfinished_checks = exits.unfinished_checks,
+                "the last checks of the store did not finish: a trial process opens the log"
+            );
             history.trial_crashed = Some(trial_crashes(&config.store_dir).await);
         }
         StoreOpener { config, history }
@@ -86,7 +91,6 @@ impl StoreOpener {
 
 /// Whether another process, which opens the log and does nothing else, crashes by itself.
 async fn trial_crashes(store_dir: &Path) -> bool {
-    tracing::warn!("the last checks of the store did not finish: a trial process opens the log");
     let trial = async {
         let mut command = Command::new(std::env::current_exe()?);
         command.args(["verify", "--only-open", "--data-dir"]).arg(store_dir);

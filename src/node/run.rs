@@ -3,7 +3,8 @@
 //! - The order at the end: no more connections, open requests finish, exchanges end, the writer commits what waits, the
 //!   indexer ends, the databases close. `kill -9` loses nothing that was acknowledged; the order only makes the next
 //!   start fast.
-//! - A thread or task that ends early ends the node, with the reason.
+//! - A thread or task that ends early ends the node, with the reason. If it raised the store fault, only the store is
+//!   opened again.
 //! - A store that fails is closed while the address keeps answering. It is opened again every second until that works
 //!   (see `recovery`), as a new incarnation, which appends to a new log.
 

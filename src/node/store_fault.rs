@@ -1,8 +1,8 @@
 //! Owns the request to close the store and open it again, and why.
 //!
-//! A failed write or fsync raises it, and so do a wrong index and a new store id. A failed read is recorded in the
-//! store, and `run` looks for it. After a fault nothing is written. `run` closes the store and opens it again, with a
-//! new fault.
+//! A failed write or fsync raises it, and so do a wrong index, a failed read of the live feed and a new store id. Other
+//! failed reads are recorded in the store, and `run` looks for them. After a fault nothing is written to the log file.
+//! `run` closes the store and opens it again, with a new fault.
 
 use std::sync::Arc;
 

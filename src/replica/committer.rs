@@ -1,4 +1,4 @@
-//! Owns all writing to the logs of a store: decides a batch, commits it durably, and only then reports the outcomes.
+//! Owns one commit: decides what is written to the logs, commits it durably, and only then reports the outcomes.
 //!
 //! Before: the node's writer collects [`WriteOps`]. After: [`Staged`] decides, [`Store::commit`] writes, and the writer
 //! answers with [`Committed`]. Threads, queues and callers are not known here.

@@ -1,8 +1,8 @@
 //! Owns the errors of a store: why it cannot be opened, and why a read or a commit failed.
 //!
 //! Each [`OpenError`] is a sentence for the operator that names the file. A [`StoreError`] says what a caller can do:
-//! ask a peer for a damaged entry, read again after a cut, or open the store again. An error of redb leaves the store
-//! in no other form.
+//! ask a peer for a damaged entry, read again after a cut, or open the store again. Callers see errors of redb only as
+//! one of these two.
 
 use std::path::PathBuf;
 

@@ -6,12 +6,13 @@
 //! | [`log`] | what is stored: `log.redb`, the source of truth, one durable commit per batch |
 //! | [`index`] | where a message is: `index.redb`, derived from the log; may be deleted while the store is closed |
 //! | [`history`] | which messages a listing or feed shows, in which order |
-//! | [`recovery`] | what happens after crashes and damage; not used while a healthy store is open |
+//! | [`recovery`] | how the store is opened, and what happens after crashes and damage; while it is open, only the crash count is used |
 //!
 //! In the flow of a send, `replica` decides a batch and [`Store::commit`] writes it; then the node acknowledges it.
 //!
-//! Invariants: the node's writer thread alone commits to the log; [`Logs`] that readers get cover durable entries only;
-//! the checksum of a record is verified whenever it is read.
+//! Invariants: the node's writer thread alone commits entries ([`Store::renew_id`] writes the id of a store that is
+//! about to be closed); [`Logs`] that readers get cover durable entries only; the checksum of a record is verified
+//! whenever it is read.
 
 pub mod engine;
 mod error;
@@ -63,7 +64,7 @@ pub struct Counts {
     pub unreadable: u64,
 }
 
-/// The open store of one node. Any thread may read; one commits.
+/// The open store of one node. Any thread may read; one commits entries.
 #[derive(Debug)]
 pub struct Store {
     log: Log,
@@ -78,7 +79,7 @@ pub struct Store {
 
 impl Store {
     /// Opens or creates the store in `dir` and brings its index up to date. The logs are returned as they are on disk;
-    /// none of them will be appended to. `now_ms` is the wall clock.
+    /// this process adds no message of its own to any of them. `now_ms` is the wall clock.
     pub fn open(dir: &Path, network: &str, now_ms: u64) -> Result<(Arc<Self>, Logs), OpenError> {
         Self::open_with(dir, network, now_ms, OpenPolicy::Default)
     }
@@ -112,14 +113,14 @@ impl Store {
                 "the last runs on the store ended badly (crashed or killed): checking every page"
             );
         }
-        if policy.checks_every_page() {
+        if policy.is_strict() {
             files.drop_page_cache(files::LOG);
             files.drop_page_cache(files::INDEX);
         }
         let opening = Opening { files, network, now_ms, policy };
         let opened = match Self::open_files(&opening) {
             // In a file whose pages were not checked, damage may have led beyond its end.
-            Err(error) if !policy.checks_every_page() && files::is_previous_io_error(&error) => {
+            Err(error) if !policy.is_strict() && files::is_previous_io_error(&error) => {
                 tracing::warn!(%error, "checking every page of the store");
                 Self::open_files(&Opening { policy: OpenPolicy::FullCheck, ..opening })?
             }

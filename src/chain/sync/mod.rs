@@ -64,6 +64,8 @@ pub struct Initiator {
     peer: Option<Incarnation>,
     /// The peer's vector, as its latest message says.
     theirs: Option<Vector>,
+    /// All that the peer ever had; used by a planted fault only.
+    had: Vector,
     /// Our vector as the peer last confirmed it: the base of the next heads.
     confirmed: Option<Vector>,
     /// The peer's vector is unknown: request all heads.
@@ -140,10 +142,11 @@ impl Initiator {
         let before = self.theirs.take();
         let is_first = before.is_none();
         self.peer = Some(reply.hello.incarnation());
-        self.theirs = vector_of(reply, before.clone(), &plan.mine);
+        self.theirs = vector_of(reply, before, &plan.mine);
         self.need_full = self.theirs.is_none();
-        if let (true, Some(theirs), Some(before)) = (Fault::OldHeads.is_planted(), &mut self.theirs, before) {
-            theirs.merge(&before);
+        if let (true, Some(theirs)) = (Fault::OldHeads.is_planted(), &mut self.theirs) {
+            theirs.merge(&std::mem::take(&mut self.had));
+            self.had = theirs.clone();
         }
         self.confirmed = (!reply.need_full).then_some(plan.mine);
         if self.need_full || reply.need_full || is_first { NextExchange::Again } else { NextExchange::Wait }

@@ -3,9 +3,8 @@
 //! Parts: the roster (who the members are, and one peer for each address that is asked), the sync sessions, and the
 //! repair of damage here with the help of peers. `sync` runs the exchanges and reports their results here.
 //!
-//! Each part has one lock, which is not held across an await; only the lock on the members that are on disk is, so that
-//! they are written in order. What is known of a peer is what it said last. It is dropped when the peer opens its store
-//! again, because a peer must not count as a holder of entries it may have lost.
+//! Each part has one lock, which is not held across an await. Only the lock on the stored members is held while they
+//! are written, so that an older list is not written last.
 
 pub(super) mod peer;
 pub(super) mod roster;
@@ -56,7 +55,7 @@ pub struct Cluster {
     pub copies_changed: watch::Sender<()>,
     /// Changes when members or peers come or go.
     pub members_changed: watch::Sender<()>,
-    /// The members as they are on disk.
+    /// The members that were last handed to the writer. A nearly full disk may have skipped them.
     stored_members: tokio::sync::Mutex<Membership>,
 }
 
@@ -129,7 +128,7 @@ impl Cluster {
         u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
-    /// Writes the members to disk if they changed since the last time.
+    /// Hands the members to the writer if they changed since the last time.
     pub async fn store_members(&self, node: &Node) {
         let mut stored = self.stored_members.lock().await; // one write at a time: an older list must not come last
         let now = self.roster().membership();

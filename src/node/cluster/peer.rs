@@ -20,7 +20,8 @@ use crate::chain::sync::wire::{EntryRange, Incarnation, ShortDigest, SyncMessage
 use crate::chain::vector::Vector;
 use crate::node::incidents::Incidents;
 
-/// Damaged ranges of a peer that are kept. Further ones of the same message are ignored; no honest peer asks for more.
+/// Damaged ranges of a peer that are kept. Further ones of the same message are ignored: an honest peer asks for no
+/// more of them in one exchange.
 const DAMAGED_MAX: usize = 256;
 /// A peer whose last exchange failed, but that was in contact within this time, is suspect. After it, the peer is down.
 pub const SUSPECT_TIME: Duration = Duration::from_secs(10);
@@ -44,7 +45,8 @@ pub struct Peer {
     pub vector_before_restart: Option<Vector>,
     /// The log that it appends to.
     pub own_log: Option<Origin>,
-    /// Entries that it asked for although its heads cover them: they are damaged there, so it does not hold them.
+    /// Entries that it asked for last although its heads cover them: they are damaged there, or it compares them after
+    /// a fork. It does not count as a holder of them.
     pub damaged: Vec<EntryRange>,
     pub last_request: Option<Instant>,
     pub last_answer: Option<Instant>,
@@ -90,6 +92,10 @@ impl Peer {
             self.merge_vector(theirs, incidents);
             self.digest = Some(body.digest);
         }
+        let is_covered = |want: &&EntryRange| {
+            self.vector.as_ref().is_none_or(|theirs| want.first <= theirs.seq(want.origin))
+        };
+        self.damaged = body.wants.iter().filter(is_covered).take(DAMAGED_MAX).copied().collect();
         before != (self.vector.is_some(), self.digest, self.damaged.clone())
     }
 
@@ -112,7 +118,6 @@ impl Peer {
         }
         self.node_id = Some(body.hello.node_id);
         self.own_log = body.own.or(self.own_log);
-        self.damaged = body.wants.iter().take(DAMAGED_MAX).copied().collect();
     }
 
     /// Whether all of these entries are on its disk, as far as it says. `mine`: the logs of this node. If they show
@@ -180,5 +185,40 @@ impl Peer {
             behind: known.map(|has| all.ahead_of(has)).min(),
             error: self.error.clone(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::chain::ids::ChainHash;
+    use crate::chain::sync::wire::{Hello, short};
+    use crate::chain::vector::Head;
+
+    const A: Origin = Origin([1; 16]);
+
+    #[test]
+    fn a_peer_with_many_pulls_is_no_holder_of_its_damaged_entries() {
+        let mut theirs = Vector::default();
+        theirs.insert(A, Head { seq: 9, hash: ChainHash([5; 32]) });
+        let hello = Hello {
+            network: [0; 8],
+            node_id: 2,
+            store_id: [2; 16],
+            incarnation_id: [1; 16],
+            address: "127.0.0.1:8083".into(),
+        };
+        let pull = |n: u16| EntryRange {
+            origin: Origin([n.to_be_bytes(); 8].concat().try_into().expect("16 bytes")),
+            first: 1,
+            last: 5,
+        };
+        let mut request = SyncMessage::quiet(hello, short(theirs.digest()));
+        request.wants = (1_000..1_300).map(pull).collect();
+        request.wants.push(EntryRange { origin: A, first: 4, last: 4 });
+        let mut peer = Peer::new("127.0.0.1:8083".parse().expect("an address"), true, None);
+        peer.on_message(&request, Some(&theirs), &Incidents::default());
+        let holds = |seq| peer.holds(&EntryRange { origin: A, first: seq, last: seq }, &theirs);
+        assert_eq!((holds(3), holds(4), holds(5)), (true, false, true));
     }
 }

@@ -121,9 +121,9 @@ impl Roster {
         changed
     }
 
-    /// Raises the own incarnation id above one that a peer takes for the latest at this address, as happens after a
-    /// clock ran ahead or a store was restored. Only once: two nodes that both claim the address would go on for ever.
-    /// True if it was raised.
+    /// Peers ignore a smaller incarnation id than the one that they know at this address, for example after a clock ran
+    /// ahead. So this node raises its own above it. Only once: otherwise two nodes with one address would raise theirs
+    /// for ever. True if it was raised.
     fn raise_own_incarnation_id(&mut self, body: &SyncMessage) -> bool {
         let members = body.members.iter().map(|(id, member)| (*id, member));
         let here = members.filter(|(_, member)| member.address == self.own.address);

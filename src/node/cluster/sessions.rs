@@ -1,7 +1,7 @@
-//! Owns the exchanges that are under way: the answering side of each peer's, and which peer is asked for which log.
+//! Owns what is kept between exchanges: for each peer the responder, and for each log the peer that is asked for it.
 //!
-//! Both are bounded whatever peers send. Losing an entry here costs a peer one full vector, or a log one repeated
-//! request, and nothing else.
+//! Both are bounded whatever peers send. A responder that is dropped costs its peer one full vector, and a dropped
+//! claim on a log costs one repeated request.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};

@@ -4,7 +4,8 @@
 //! the jittered timer fired) -> `replica::exchange` plans -> read from the store -> `POST /sync` -> the peer's
 //! [`answer`] -> `cluster` records what the peer holds -> the reply's records go to the writer.
 //!
-//! What a message says is decided in `chain::sync` and `replica::exchange`. An exchange never delays a send.
+//! What a message says is decided in `chain::sync` and `replica::exchange`. Entries of peers take a bounded part of
+//! each commit, so exchanges delay sends by little.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};

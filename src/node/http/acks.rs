@@ -42,13 +42,18 @@ impl AckPolicy {
         self.count > 1
     }
 
-    /// Whether this number of copies is enough. The copy here always counts, even if it was damaged meanwhile.
+    /// Whether this number of copies is enough. Without peers, the copy here counts even if it was damaged meanwhile.
     pub fn is_met_by(self, copies: usize) -> bool {
         copies >= self.count || !self.needs_peers()
     }
 
-    /// Waits until there are enough copies of each of these messages. False if the time was over before.
-    pub async fn wait(self, node: &Node, messages: &[Vec<EntryRange>]) -> bool {
+    /// Whether there are enough copies of each of these messages now.
+    pub fn is_met(self, node: &Node, messages: &[Vec<EntryRange>]) -> bool {
+        messages.iter().all(|copies| self.is_met_by(node.durable_on(copies).len()))
+    }
+
+    /// Waits until there are enough copies of each of these messages, or the time is over.
+    pub async fn wait(self, node: &Node, messages: &[Vec<EntryRange>]) {
         let until = (Instant::now() + self.timeout).min(self.arrived + RESPONSE_DEADLINE);
         let mut copies_changed = node.cluster.copies_changed.subscribe();
         let mut enough = 0; // the number of first messages that have enough copies
@@ -58,12 +63,12 @@ impl AckPolicy {
                 enough += 1;
             }
             if enough == messages.len() {
-                return true;
+                return;
             }
             tokio::select! {
                 changed = copies_changed.changed() => changed.expect("the cluster outlives the request"),
-                () = sleep_until(until) => return false,
-                () = node.live_feed.stop.cancelled() => return false,
+                () = sleep_until(until) => return,
+                () = node.live_feed.stop.cancelled() => return,
             }
         }
     }

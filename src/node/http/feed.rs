@@ -5,7 +5,7 @@
 //! read when the client has taken the last one. Every event carries a cursor that any node of the network understands:
 //! the one after the event, or an earlier one if that is too long.
 //!
-//! Invariant: the read state never covers an entry that the reader was neither sent nor filtered out.
+//! Invariant: the read state covers a message only if it, or another copy of it, was sent or filtered out.
 
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -25,7 +25,6 @@ use crate::api::header::POSITION;
 use crate::chain::cursor::{self, Cursor, PartialScan, ReadState, Scope};
 use crate::chain::filter::Filter;
 use crate::chain::frontier::{Frontier, SnapshotId};
-use crate::chain::logs::Logs;
 use crate::node::http::position;
 use crate::node::http::send::view;
 use crate::node::live_feed::{BLOCKED_POLL_INTERVAL, LiveFeed, RingEnd, RingItem, RingRead};
@@ -112,8 +111,14 @@ async fn resume(node: &Node, text: &str, scope: Scope) -> Result<(ReadState, Opt
             return Err(Problem::new(ErrorCode::CursorUnknown, detail));
         }
     };
-    let is_here = |logs: &Arc<Logs>| seen.beyond(&Frontier::of(logs.vector())).is_empty();
-    let _in_time = timeout_at(deadline, signal.wait_for(is_here)).await.is_ok();
+    loop {
+        // Cloned, since a commit waits for the lock of the signal.
+        let logs = signal.borrow_and_update().clone();
+        let is_here = seen.beyond(&Frontier::of(logs.vector())).is_empty();
+        if is_here || timeout_at(deadline, signal.changed()).await.is_err() {
+            break;
+        }
+    }
     Ok((seen, payload))
 }
 

@@ -11,7 +11,7 @@ use crate::node::Node;
 use crate::node::cluster::roster::ForgetOutcome;
 use crate::serve;
 
-/// `DELETE /nodes/{id}`. When it answers, the mark is on disk here, and the exchanges spread it.
+/// `DELETE /nodes/{id}`. When it answers, the mark was handed to the writer, and the exchanges spread it.
 pub async fn delete(node: Node, uri: Uri, RawQuery(raw): RawQuery) -> Result<Response, Problem> {
     query::refuse_any(raw.as_deref())?;
     let node_id = query::path_node(uri.path())?;

@@ -113,7 +113,9 @@ async fn many(node: &Node, body: Bytes, key: Option<Uuid>, policy: AckPolicy) ->
     if policy.needs_peers() {
         let mut copies = acks::ranges_by_log(new);
         copies.extend(acks::all_copies(node, known).await);
-        if !policy.wait(node, &copies).await {
+        policy.wait(node, &copies).await;
+        if !policy.is_met(node, &copies) {
+            // again, since a peer may have lost entries meanwhile
             status = StatusCode::ACCEPTED;
         }
     }

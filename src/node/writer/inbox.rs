@@ -1,8 +1,8 @@
 //! Owns what waits for the writer: messages of clients, records of peers, and maintenance, each in a bounded queue.
 //!
 //! A full queue refuses at once: a client gets `overloaded`, and a peer sends its records again with a later exchange.
-//! Jobs that arrive while the writer is busy form the next batch; there is no timer. The lock is never held across a
-//! wait, except the writer's own for work.
+//! Jobs that arrive while the writer is busy form the next batch; there is no timer. No one holds the lock while it
+//! waits.
 //!
 //! Before it: `writer`, which waits for the replies. After it: the writer's thread, which takes the batches.
 
@@ -40,7 +40,8 @@ pub struct Job<Op, Reply> {
 pub type SendJob = Job<Vec<NewMessage>, Vec<SendOutcome>>;
 /// One piece of a peer's run.
 pub type AdmitJob = Job<PeerRecords, Admitted>;
-/// Maintenance of the store. The reply comes when it has begun, and is done if it is small.
+/// Maintenance of the store. The reply comes after the next commit. Repairs, checkpoints, snapshots and members are
+/// then written; a cut has only begun.
 pub type MaintenanceJob = Job<Maintenance, ()>;
 
 /// The jobs that the writer takes at once.

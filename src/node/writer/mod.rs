@@ -1,4 +1,4 @@
-//! Owns all writing to the logs: one thread that takes a batch from the inbox, commits it, and answers.
+//! Owns the thread that commits, and its queue: it takes a batch from the inbox, commits it, and answers.
 //!
 //! The order is the promise: `replica::committer` decides and commits durably, then the change signal moves, then the
 //! waiters are answered. So nothing is acknowledged or advertised that is not on disk.
@@ -97,8 +97,8 @@ impl Writer {
         admitted.unwrap_or_else(|why| Admitted { new: 0, refused: None, not_stored: Some(why) })
     }
 
-    /// Begins maintenance of the store. If that fails, a later exchange or scrub finds the need again, so the result is
-    /// ignored.
+    /// Begins maintenance of the store. The result is ignored: where it is still needed, an exchange, the scrub or the
+    /// caller asks again. Members that were not written are written with their next change.
     pub async fn maintain(&self, maintenance: Maintenance) {
         let _not_now = reply(self.inbox.push_maintenance(maintenance)).await;
     }

@@ -3,9 +3,9 @@
 //! redb may panic on bytes that it did not write. Damage to a file must not end the process, so the read or write that
 //! panicked counts as failed.
 //!
-//! Invariant: every call into redb goes through here, after [`Files`](super::files::Files) has opened a file. One table
-//! at a time is open in a write: if redb panicked over another table, it would panic again while the open one is
-//! dropped, which aborts the process.
+//! Invariant: every call on an open database goes through here. Who opens a file that may be damaged guards the
+//! opening. One table at a time is open in a write: if redb panicked over another table, it would panic again while the
+//! open one is dropped, which aborts the process.
 
 use std::ops::Deref;
 use std::panic::{AssertUnwindSafe, catch_unwind};

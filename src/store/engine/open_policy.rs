@@ -8,16 +8,17 @@ pub enum OpenPolicy {
     Default,
     /// Drop the system's page cache of both files and check every page.
     FullCheck,
-    /// As [`OpenPolicy::FullCheck`], but a log with bad sectors is salvaged without them.
+    /// As [`OpenPolicy::FullCheck`], but a log file with bad sectors is salvaged without them.
     AcceptLoss,
-    /// As [`OpenPolicy::FullCheck`] for the log; the index is rebuilt without reading the old one.
+    /// As [`OpenPolicy::FullCheck`] for the log file; the index is rebuilt without reading the old one.
     RebuildIndex,
-    /// Salvage the log without opening it, so without a page check, and rebuild the index.
+    /// Salvage the log file without opening it, and rebuild the index.
     SalvageLog,
 }
 
 impl OpenPolicy {
-    pub(in crate::store) fn checks_every_page(self) -> bool {
+    /// Whether it trusts nothing that was not checked: it reads every page, or no page at all.
+    pub(in crate::store) fn is_strict(self) -> bool {
         self != OpenPolicy::Default
     }
 

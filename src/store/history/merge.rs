@@ -4,7 +4,8 @@
 //! and no index by time is needed. Must not know filters or cursors.
 //!
 //! Invariant: a log that the merge has not reached costs one key in a sorted set. Its first (backward: last) key is
-//! known from memory, so thousands of old logs are not opened to show the newest fifty messages.
+//! known from memory, unless the listing starts inside that log. So thousands of old logs are not opened to show the
+//! newest fifty messages.
 
 use std::collections::{BTreeSet, VecDeque};
 

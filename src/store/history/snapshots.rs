@@ -1,4 +1,5 @@
 //! Owns finding frontier snapshots by their id. A snapshot is an entry, indexed under its id like a message.
+//! Also says which trailing entries of the logs are nothing but snapshots.
 
 use std::sync::Arc;
 

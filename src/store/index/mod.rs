@@ -1,11 +1,12 @@
 //! Owns `index.redb`: messages by id, by user, and which entries have further copies. Derived from the log.
 //!
-//! Entries are acknowledged first and indexed later: the committer adds them to the memtable, and the indexer thread
-//! writes them to the file in large transactions, each with the watermark of every log it covers. Readers ask both
-//! ([`reader`]). Entries that are cut off are removed again ([`purge`]). Must not know filters, cursors or peers.
+//! After a commit and before its acknowledgements, `Store::commit` adds the entries to the memtable. Later the indexer
+//! thread writes them to the file in large transactions, each with the watermark of every log it covers. Readers ask
+//! both ([`reader`]). Entries that are cut off are removed again ([`purge`]). Must not know filters, cursors or peers.
 //!
 //! Tables: `meta` (name -> bytes), `watermark` (origin -> seq), `by_id` (id, origin, seq -> stamp, digest),
-//! `by_user` (name hash, stamp, origin, seq -> sides), `copies` and `holes` (origin, seq -> ()).
+//! `by_user` (name hash, stamp, origin, seq -> sides), `copies` and `holes` (origin, seq -> ()). On disk,
+//! `holes` are the unindexed entries, and the key `lost` in `meta` marks dangling rows.
 //!
 //! Invariants: the file has every entry up to its watermarks except the unindexed ones (`holes`); the memtable has the
 //! rest. The file is rebuilt if it belongs to another store, has another format, or covers more than the log has.

@@ -1,8 +1,8 @@
-//! Owns removing the entries of a log from its cut on from the index, and keeping the counts true of the rest.
+//! Owns removing the index rows of a log from its cut on, and keeping the counts right.
 //!
-//! Rows are removed from the file only. If the memtable has the id of such an entry, it is flushed first: what a newer
-//! copy adds to the counts was derived while the older one was there. Called by the committer alone, so nothing is
-//! added meanwhile. Removing a row that is missing changes nothing, so after a crash the piece is simply removed again.
+//! Rows are removed from the file only. If the memtable has the id of such an entry, it is flushed first, because the
+//! counts that its copy adds assume that the older copy exists. Called by the committer alone, so nothing is added
+//! meanwhile. Removing a row that is missing changes nothing, so after a crash the piece is simply removed again.
 //!
 //! The rows of an entry are derived from its record. A damaged entry that left its log with a cut has no record, so its
 //! rows dangle: they name a key that no log covers. Such a cut sets a mark in the file; while it is set, all of `by_id`

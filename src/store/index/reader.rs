@@ -1,8 +1,8 @@
-//! Owns reading the index: memtable and file together, as of one moment.
+//! Owns reading the index: memtable and file together.
 //!
-//! Every answer reads the memtable first and the file second, and drops what it finds in both (see the invariant of
-//! `memtable`). A file that fails once fails every later read, so the first failure is recorded and the store is opened
-//! again.
+//! Every answer reads the memtable, then the file as of that moment or later, and drops what it finds in both (see the
+//! invariant of `memtable`). So it misses nothing and may contain newer entries. `file_keys` reads the file alone. A
+//! file that fails once fails every later read, so the first failure is recorded and the store is opened again.
 //!
 //! The rows of the file have no checksum. [`IndexReader::has_rows_of`] compares them with the log for the scrub: it
 //! derives the rows from the entry again, as they were derived when the entry was added.

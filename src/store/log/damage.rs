@@ -1,9 +1,10 @@
-//! Owns what counts as damage in a row of a log, and the list of damaged entries that are not repaired yet.
+//! Owns what counts as damage in a row of a log, the list of damaged entries that are not repaired yet, and the first
+//! read that redb failed, after which the node opens the store again.
 //!
-//! A reader or a repair adds an entry that must exist and is missing or fails its checksum. It is removed by the commit
-//! that repairs it or cuts its log at or before it, and by `replica` when it turns out to be intact or cut off. In
-//! memory only: after a restart, the next read or the scrub finds the entry again. Must not know how entries are
-//! repaired.
+//! A reader or a repair adds an entry that must exist and is missing or fails its checksum. The commit that repairs an
+//! entry, or cuts its log there or earlier, removes the entry from the list; `replica` removes one that turns out to be
+//! intact or cut off. In memory only: after a restart, the next read or the scrub finds the entry again. Must not know
+//! how entries are repaired.
 
 use std::collections::BTreeSet;
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};

@@ -1,6 +1,6 @@
 //! Owns `log.redb`: every record, the head of every log, the sparse hash chain, and the store's id.
 //!
-//! After `replica` decided a batch, [`Log::commit`] writes it. Must not know the index, nor who reads.
+//! After `replica` decided a batch, [`Log::commit`] writes it. Must not read the index, nor know who reads.
 //!
 //! Every log has its own table, keyed by seq: each is written at its right edge, where redb packs pages well, and an
 //! old log costs nothing until it is read. A commit of a send adds only the records, the head of the log, and every
@@ -8,7 +8,7 @@
 //!
 //! Tables: `meta` (name -> bytes), `heads` (origin -> seq, hash, first and last stamp, check), `chain` (origin, seq ->
 //! hash), `cuts` (origin -> seq), `loose` (origin -> last detached seq), `members`, `met`, and `log/<origin in hex>`
-//! (seq -> record).
+//! (seq -> record). On disk, `loose` means detached, and `met` the node last seen at each address.
 //!
 //! Invariants: rows after a log's head do not belong to the log: after a gap they are detached, after a cut they are
 //! waiting to be purged. A log's table that has rows has a row in `heads`, `loose` or `cuts`.

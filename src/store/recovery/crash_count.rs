@@ -2,7 +2,8 @@
 //!
 //! Before anything of a store is opened, the file [`CRASH_MARKER`] counts this process as one that exits uncleanly. A
 //! clean stop removes it, and so does [`CrashCount::mark_healthy`] once the store has proved usable. What a count
-//! means: see `open_rules`. A marker that cannot be read or written is a warning and stops nothing.
+//! means: see `open_rules`. It also notices the first writes of this process, which [`CrashCount::mark_healthy`] waits
+//! for. A marker that cannot be read or written is a warning and stops nothing.
 //!
 //! The file holds two decimal numbers, `count unfinished_checks`; it is absent if both are 0.
 
@@ -74,14 +75,15 @@ pub struct CrashCount {
 }
 
 impl CrashCount {
-    /// Writes the marker for an opening with this policy, or with a stricter one that earlier unclean exits demand.
+    /// Chooses the policy and writes the marker for it. [`OpenPolicy::Default`] leaves the choice to the marker:
+    /// earlier unclean exits may demand a stricter one.
     pub(in crate::store) fn start(files: &dyn Files, asked: OpenPolicy) -> Self {
         let before = UncleanExits::read(files);
         let policy = match asked {
             OpenPolicy::Default => OpenHistory::new(before).next_policy(),
             asked => asked,
         };
-        let is_check = u32::from(policy.checks_every_page());
+        let is_check = u32::from(policy.is_strict());
         let now = UncleanExits {
             count: before.count.saturating_add(1),
             unfinished_checks: before.unfinished_checks.saturating_add(is_check),
@@ -100,13 +102,13 @@ impl CrashCount {
     /// The unclean exits in a row before this opening, if they are why every page is checked.
     pub fn exits_to_report(&self) -> Option<u32> {
         let policy = OpenHistory::new(self.before).next_policy();
-        policy.checks_every_page().then_some(self.before.count)
+        policy.is_strict().then_some(self.before.count)
     }
 
     /// Records that the store is open: a check of every page has finished.
     pub(in crate::store) fn opened(&self) {
         let UncleanExits { count, unfinished_checks } = self.before;
-        if unfinished_checks > 0 || self.policy.checks_every_page() {
+        if unfinished_checks > 0 || self.policy.is_strict() {
             UncleanExits { count: count.saturating_add(1), unfinished_checks: 0 }.write(&*self.files);
         }
         self.set_after_close(UncleanExits { count, unfinished_checks: 0 });

@@ -1,13 +1,15 @@
-//! Owns what happens when a log does not open: it is set aside, and a new log is made of every intact record in it.
+//! Owns what happens when the log file (`log.redb`) does not open: it is set aside, and a new one is made of every
+//! intact record in it.
 //!
 //! Called by `Store::open_in`; calls `log` to open and [`mod@salvage`] to make the new file. Must not know why a policy
 //! was chosen (see [`open_rules`]).
 //!
 //! Invariants: no file that held a record is ever deleted. The new file is complete before the damaged one is renamed.
 //! If the power fails between the two renames, or an operator removes `log.redb` alone, the next opening salvages
-//! again, from all files that were set aside. Only wrong bytes lead to a salvage, or bad sectors under
-//! [`OpenPolicy::AcceptLoss`]; a disk that does not write, a file in use, of another network or of a newer program is
-//! an error.
+//! again, from all files that were set aside. A salvage follows from wrong bytes, also if they are only found when the
+//! index is built, from an empty file, from a missing file beside set-aside ones, from bad sectors under
+//! [`OpenPolicy::AcceptLoss`], and from [`OpenPolicy::SalvageLog`]. A disk that does not write, a file in use, of
+//! another network or of a newer program is an error.
 
 pub mod crash_count;
 pub(super) mod lossy_file;
@@ -51,7 +53,7 @@ pub(in crate::store) struct OpenedLog {
 
 pub(in crate::store) fn open_mode(files: &dyn Files, name: &str, policy: OpenPolicy) -> OpenMode {
     let is_small = files.len(name).is_ok_and(|len| len.is_some_and(|len| len <= CHECKED_BYTES_MAX));
-    if is_small || policy.checks_every_page() { OpenMode::Checked } else { OpenMode::Unchecked }
+    if is_small || policy.is_strict() { OpenMode::Checked } else { OpenMode::Unchecked }
 }
 
 /// Opens the log, if there is a file that can be one. Without a network: as [`Log::open`].

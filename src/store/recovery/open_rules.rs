@@ -5,7 +5,7 @@
 //! | what happened before | the store opens with | what the operator reads |
 //! |---|---|---|
 //! | 5 openings in a row in this process met a disk error (and again after each 5 more) | `AcceptLoss` | warning: its store was damaged, with the number of unreadable bytes |
-//! | an opening, a read or a write failed in this process | `FullCheck` | warning: the node opened its store again, and why |
+//! | an opening, a read or a write failed in this process | `FullCheck` | a warning that the node opened its store again, and why; at its start, log lines |
 //! | 2 full checks in a row crashed or were killed; a trial process crashes on the log, too | `SalvageLog` | warning: its log was damaged |
 //! | 2 full checks in a row crashed or were killed; a trial process does not crash | `RebuildIndex` | warning: the log was in order, the index was rebuilt |
 //! | 2 unclean exits in a row (a crash or a kill) | `FullCheck` | a log line; a warning if anything was damaged |

@@ -4,7 +4,8 @@
 //! to its end, and every intact record in it is found, whatever happened to the pages around it. One record may be
 //! found several times, because redb leaves old copies of its pages. Must not know what becomes of the records.
 //!
-//! Invariant: memory does not grow with the file.
+//! Invariant: the scan needs the same memory for every file. [`SeenEntries`], which counts distinct entries, grows with
+//! their number.
 
 use std::collections::BTreeMap;
 use std::io::{self, Read};

@@ -1,7 +1,8 @@
 //! Owns the check of a log file that no process has open: every record, every chain, every head. The index is not read.
 //!
 //! Called by `chatchain verify`. Must not repair: it changes nothing but what redb changes when it opens a file. A log
-//! that does not open is searched for the records that a salvage would find, and is not salvaged.
+//! that does not open is searched for the records that a salvage would find, and is not salvaged. Also owns what the
+//! trial process of `node/recovery` does.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -131,7 +132,8 @@ pub fn verify(dir: &Path) -> Result<Verified, OpenError> {
     Ok(Verified::NotOpened { why, intact, unread_bytes })
 }
 
-/// Opens the log in `dir`, checks every page and does nothing else. The caller wants to know how the process ends.
+/// Opens the log in `dir`, checks every page and does nothing else. The caller runs this in a process of its own and
+/// looks at its exit status.
 pub fn open_log_only(dir: &Path) -> Result<(), OpenError> {
     let files = Directory(dir.to_owned());
     let _lock = files.lock()?;
