@@ -84,13 +84,13 @@ impl Logs {
         logs
     }
 
-    /// Assigns the next position in this process's own log. `mint` creates the id of a new log; it is called with the
-    /// first entry, after the own log was abandoned, and if the wall clock was set far back.
-    pub fn assign(&mut self, digest: Digest, now_ms: u64, mint: impl FnOnce() -> Origin) -> EntryKey {
+    /// Assigns the next position in this process's own log. `new_origin` creates the id of a new log; it is called with
+    /// the first entry, after the own log was abandoned, and if the wall clock was set far back.
+    pub fn assign(&mut self, digest: Digest, now_ms: u64, new_origin: impl FnOnce() -> Origin) -> EntryKey {
         let tick = self.clock.tick(now_ms);
         let origin = match self.own {
             Some(own) if !tick.set_back => own,
-            _ => *self.own.insert(mint()),
+            _ => *self.own.insert(new_origin()),
         };
         let seq = self.vector.seq(origin) + 1;
         let key = EntryKey { stamp: tick.stamp, origin, seq };

@@ -43,7 +43,7 @@ impl Incidents {
     }
 
     /// Whether the store may take a new id now. If so, it may not again for [`NEW_ID_INTERVAL`].
-    pub fn may_take_new_id(&self) -> bool {
+    pub fn try_take_new_id(&self) -> bool {
         let last = &mut self.lock().last_new_id;
         let may = last.is_none_or(|at| at.elapsed() >= NEW_ID_INTERVAL);
         if may {
@@ -66,9 +66,9 @@ mod tests {
     #[test]
     fn other_incidents_do_not_allow_a_new_id_earlier() {
         let incidents = Incidents::default();
-        assert!(incidents.may_take_new_id());
+        assert!(incidents.try_take_new_id());
         (0..2 * INCIDENTS_MAX).for_each(|n| incidents.add(format!("node {n} came back with another store")));
-        assert!(!incidents.may_take_new_id());
+        assert!(!incidents.try_take_new_id());
         assert_eq!(incidents.lines().len(), INCIDENTS_MAX);
     }
 }

@@ -157,7 +157,7 @@ pub struct LiveFeed {
     /// Held while the ring advances.
     advancing: tokio::sync::Mutex<()>,
     /// Changes when the ring advances.
-    moved: watch::Sender<()>,
+    advanced: watch::Sender<()>,
     /// Wakes the task that advances the ring.
     entered: Notify,
     /// Ends all feeds.
@@ -166,9 +166,9 @@ pub struct LiveFeed {
 
 impl LiveFeed {
     pub fn new(stop: CancellationToken) -> Self {
-        let (ring, advancing, moved) =
+        let (ring, advancing, advanced) =
             (Mutex::default(), tokio::sync::Mutex::default(), watch::Sender::new(()));
-        LiveFeed { ring, advancing, moved, entered: Notify::new(), stop }
+        LiveFeed { ring, advancing, advanced, entered: Notify::new(), stop }
     }
 
     fn ring(&self) -> MutexGuard<'_, Ring> {
@@ -177,13 +177,13 @@ impl LiveFeed {
 
     /// Adds a reader and returns the signal of new messages. The reader counts until it drops the signal.
     pub fn enter(&self) -> watch::Receiver<()> {
-        let moved = self.moved.subscribe();
+        let advanced = self.advanced.subscribe();
         self.entered.notify_one(); // after the reader counts, or the ring would find no reader and sleep again
-        moved
+        advanced
     }
 
     pub fn readers(&self) -> usize {
-        self.moved.receiver_count()
+        self.advanced.receiver_count()
     }
 
     pub fn end(&self) -> RingEnd {
@@ -249,7 +249,7 @@ impl LiveFeed {
             ring.blocked = blocked;
             (ring.end.until, ring.end.last, ring.end.logs) = (until, last, logs);
         }
-        self.moved.send_replace(());
+        self.advanced.send_replace(());
         Ok(self.end())
     }
 

@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use super::cut::CutInProgress;
-use super::decide::{Mint, Staged};
+use super::decide::{NewOrigin, Staged};
 use super::purge::Purger;
 use super::write_ops::{Committed, Maintenance, Space, WriteOps};
 use crate::chain::ids::{ChainHash, Origin};
@@ -33,7 +33,7 @@ const CANDIDATES_MAX: usize = 4_096;
 pub struct Committer {
     store: Arc<Store>,
     logs: Logs,
-    mint: Box<Mint>,
+    new_origin: Box<NewOrigin>,
     cuts_in_progress: VecDeque<CutInProgress>,
     purger: Purger,
     attaching: BTreeSet<Origin>,
@@ -41,11 +41,11 @@ pub struct Committer {
 }
 
 impl Committer {
-    /// The committer of a store that was just opened. `mint` creates the ids of new logs.
-    pub fn new(store: Arc<Store>, logs: Logs, mint: Box<Mint>) -> Self {
+    /// The committer of a store that was just opened. `new_origin` creates the ids of new logs.
+    pub fn new(store: Arc<Store>, logs: Logs, new_origin: Box<NewOrigin>) -> Self {
         let attaching = logs.detached().map(|(origin, _)| origin).collect();
         let (purger, cuts_in_progress, candidates) = (Purger::of(&logs), VecDeque::new(), BTreeMap::new());
-        Committer { store, logs, mint, cuts_in_progress, purger, attaching, candidates }
+        Committer { store, logs, new_origin, cuts_in_progress, purger, attaching, candidates }
     }
 
     pub fn logs(&self) -> &Logs {
@@ -65,11 +65,12 @@ impl Committer {
     /// Decides a batch and commits it. When this returns, all of it is on disk.
     pub fn commit(&mut self, ops: &WriteOps<'_>, space: Space, now_ms: u64) -> Result<Committed, StoreError> {
         let store = self.store.clone();
-        let mut mint = std::mem::replace(&mut self.mint, Box::new(|| unreachable!("it is given back")));
-        let mut staged = Staged::new(self.logs.clone(), &store, &mut *mint, space, now_ms);
+        let mut new_origin =
+            std::mem::replace(&mut self.new_origin, Box::new(|| unreachable!("it is given back")));
+        let mut staged = Staged::new(self.logs.clone(), &store, &mut *new_origin, space, now_ms);
         let decided = self.decide(&mut staged, ops, space);
         let Staged { logs, batch, forks, .. } = staged;
-        self.mint = mint;
+        self.new_origin = new_origin;
         let mut committed = decided?;
         for (origin, seq) in forks {
             self.enqueue_cut(origin, seq);
@@ -255,11 +256,11 @@ mod tests {
     fn open(dir: &tempfile::TempDir) -> Committer {
         let (store, logs) = Store::open(dir.path(), "test", NOW).expect("opens");
         let mut names = u8::try_from(logs.vector().origins()).expect("few");
-        let mint = move || {
+        let new_origin = move || {
             names += 1;
             Origin([names; 16])
         };
-        Committer::new(store, logs, Box::new(mint))
+        Committer::new(store, logs, Box::new(new_origin))
     }
 
     /// This many messages with a text of 900 bytes, indexed. Returns their log.
@@ -412,11 +413,11 @@ mod tests {
         let dir = tempfile::tempdir().expect("temp dir");
         let (store, logs) = Store::open(dir.path(), "test", NOW).expect("opens");
         let mut names = 0;
-        let mint = move || {
+        let new_origin = move || {
             names += 1;
             Origin([names; 16])
         };
-        let mut committer = Committer::new(store, logs, Box::new(mint));
+        let mut committer = Committer::new(store, logs, Box::new(new_origin));
         let stored = write(&mut committer, Vec::new(), &[new_message(1, "one"), new_message(2, "two")]);
         let SendOutcome::Stored { key, duplicate: false } = stored[0] else { panic!("{stored:?}") };
         let cut = Maintenance::Cut(key.origin, 1);

@@ -25,27 +25,33 @@ use crate::store::{Store, StoreError, StoredCopy};
 const ATTACH_COUNT: usize = 2_000;
 
 /// Creates the id of a new log, a different one with each call.
-pub type Mint = dyn FnMut() -> Origin + Send;
+pub type NewOrigin = dyn FnMut() -> Origin + Send;
 
 /// A batch while it is decided.
 pub(super) struct Staged<'a> {
     store: &'a Store,
-    mint: &'a mut Mint,
+    new_origin: &'a mut NewOrigin,
     /// The logs after the commit.
     pub(super) logs: Logs,
     space: Space,
     now_ms: u64,
     index: IndexOverlay<'a>,
     pub(super) batch: WriteBatch,
-    /// Forks found by comparing two entries for one position.
+    /// Forks found by comparing two entries at one place of a log.
     pub(super) forks: BTreeSet<(Origin, u64)>,
 }
 
 impl<'a> Staged<'a> {
     /// An empty batch on top of `logs`. `now_ms` is the wall clock.
-    pub(super) fn new(logs: Logs, store: &'a Store, mint: &'a mut Mint, space: Space, now_ms: u64) -> Self {
+    pub(super) fn new(
+        logs: Logs,
+        store: &'a Store,
+        new_origin: &'a mut NewOrigin,
+        space: Space,
+        now_ms: u64,
+    ) -> Self {
         let (index, batch, forks) = (store.index().overlay(), WriteBatch::default(), BTreeSet::new());
-        Staged { store, mint, logs, space, now_ms, index, batch, forks }
+        Staged { store, new_origin, logs, space, now_ms, index, batch, forks }
     }
 
     pub(super) fn reader(&self) -> Result<LogReader, StoreError> {
@@ -92,7 +98,7 @@ impl<'a> Staged<'a> {
 
     /// Appends an entry to this process's own log.
     fn assign(&mut self, kind: EntryKind, digest: Digest, content: &[u8]) -> Result<EntryKey, StoreError> {
-        let key = self.logs.assign(digest, self.now_ms, &mut *self.mint);
+        let key = self.logs.assign(digest, self.now_ms, &mut *self.new_origin);
         self.append(Entry::new(key, kind, digest, content))?;
         Ok(key)
     }
@@ -173,7 +179,7 @@ impl<'a> Staged<'a> {
         Ok(admitted)
     }
 
-    /// Whether a detached entry in the same position differs from this one.
+    /// Whether a detached entry at the same place differs from this one.
     fn conflicts_with_detached(&self, entry: &Entry) -> Result<bool, StoreError> {
         let EntryKey { origin, seq, .. } = entry.key();
         if self.logs.detached_until(origin).is_none_or(|last| seq > last) {
@@ -266,8 +272,8 @@ mod tests {
     fn a_duplicate_is_reported_as_stored_on_a_full_disk() {
         let dir = tempfile::tempdir().expect("temp dir");
         let (store, logs) = Store::open(dir.path(), "test", 0).expect("opens");
-        let mut mint = || Origin([1; 16]);
-        let mut staged = Staged::new(logs, &store, &mut mint, SPACE, 0);
+        let mut new_origin = || Origin([1; 16]);
+        let mut staged = Staged::new(logs, &store, &mut new_origin, SPACE, 0);
         let stored = staged.send(&new_message(1, "one")).expect("decides");
         let SendOutcome::Stored { key, duplicate: false } = stored else { panic!("{stored:?}") };
         staged.space = NONE;

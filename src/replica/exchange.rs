@@ -200,7 +200,7 @@ impl Exchange {
     }
 
     /// Continues or ends a bisection. Returns what is to be committed.
-    pub fn on_verdict(&mut self, origin: Origin, outcome: BisectionOutcome) -> Option<Maintenance> {
+    pub fn on_bisected(&mut self, origin: Origin, outcome: BisectionOutcome) -> Option<Maintenance> {
         match outcome {
             BisectionOutcome::Closer(bisection) => drop(self.bisections.insert(origin, bisection)),
             BisectionOutcome::Fork(seq) => return Some(Maintenance::Cut(origin, seq)),

@@ -12,8 +12,11 @@ use crate::chain::sync::wire::EntryRange;
 use crate::chain::vector::Vector;
 use crate::store::log::damage::Damage;
 
-/// Time after which an entry is given up if all peers were asked meanwhile and none has it.
+/// Time after which an entry is given up if every peer has answered [`ANSWERED_AFTER_MS`] or later after the damage was
+/// found, and none has the entry.
 pub const GIVE_UP_MS: u64 = 10_000;
+/// Earlier answers do not count: the peer may not have been asked yet.
+const ANSWERED_AFTER_MS: u64 = GIVE_UP_MS / 2;
 /// Time after which an entry is given up although some peer has not answered.
 pub const GIVE_UP_AWAY_MS: u64 = 60_000;
 /// Ranges requested in one exchange. Further ones are requested in the next.
@@ -81,7 +84,7 @@ impl Repair {
         let mut given_up: BTreeMap<Origin, u64> = BTreeMap::new();
         for ((origin, seq), since) in &self.missing {
             let age = now_ms.saturating_sub(*since);
-            if age >= GIVE_UP_AWAY_MS || (age >= GIVE_UP_MS && all_since(since + GIVE_UP_MS / 2)) {
+            if age >= GIVE_UP_AWAY_MS || (age >= GIVE_UP_MS && all_since(since + ANSWERED_AFTER_MS)) {
                 given_up.entry(*origin).or_insert(*seq); // the first of each log, for they are sorted
             }
         }

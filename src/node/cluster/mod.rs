@@ -51,8 +51,8 @@ pub struct Cluster {
     roster: Mutex<Roster>,
     sessions: Mutex<SyncSessions>,
     repair: Mutex<Repair>,
-    /// Changes when a peer may hold more than before.
-    pub copies_changed: watch::Sender<()>,
+    /// Changes when a peer may hold more than before, so that a message may have more holders.
+    pub holders_changed: watch::Sender<()>,
     /// Changes when members or peers come or go.
     pub members_changed: watch::Sender<()>,
     /// The members that were last handed to the writer. A nearly full disk may have skipped them.
@@ -93,7 +93,7 @@ impl Cluster {
             roster: Mutex::new(Roster::new(hello, &config.peers, membership.clone())),
             sessions: Mutex::default(),
             repair: Mutex::default(),
-            copies_changed: watch::Sender::new(()),
+            holders_changed: watch::Sender::new(()),
             members_changed: watch::Sender::new(()),
             stored_members: tokio::sync::Mutex::new(membership.clone()),
         }
@@ -170,13 +170,13 @@ impl Cluster {
     }
 
     /// Wakes the tasks that wait for changed members or peers, and the sends that wait for further copies.
-    fn notify(&self, roster: &Roster, members_changed: bool, copies_changed: bool) {
+    fn notify(&self, roster: &Roster, members_changed: bool, holders_changed: bool) {
         if members_changed {
             roster.peers().for_each(|peer| peer.wake.notify_one());
             self.members_changed.send_replace(());
         }
-        if copies_changed {
-            self.copies_changed.send_replace(());
+        if holders_changed {
+            self.holders_changed.send_replace(());
         }
     }
 
@@ -202,21 +202,21 @@ impl Cluster {
     ) -> Result<(), String> {
         lock(&self.repair).answered(number, self.uptime_ms());
         let mut roster = self.roster();
-        let (mut members_changed, mut copies_changed) = (roster.learn_members(reply), false);
+        let (mut members_changed, mut holders_changed) = (roster.learn_members(reply), false);
         let mut result = Ok(());
         if let Some(peer) = roster.peer(number) {
             if peer.expected_member.is_some_and(|id| id != reply.hello.member_id()) {
                 result = Err(format!("node {} answers at {}", reply.hello.node_id, peer.addr));
             } else {
                 members_changed |= peer.node_id != Some(reply.hello.node_id);
-                copies_changed = peer.on_message(reply, theirs, &self.incidents);
+                holders_changed = peer.on_message(reply, theirs, &self.incidents);
                 peer.last_answer = Some(Instant::now());
                 (peer.last_sync, peer.rtt, peer.error) = (Some(Time(now_ms)), Some(rtt), None);
                 peer.is_self = false;
                 members_changed |= roster.on_identified(number, &reply.hello);
             }
         }
-        self.notify(&roster, members_changed, copies_changed);
+        self.notify(&roster, members_changed, holders_changed);
         result
     }
 
@@ -232,15 +232,15 @@ impl Cluster {
     /// A peer sent a request. If exchanges with it failed, the next one need not wait any longer.
     pub fn on_request(&self, request: &SyncMessage, theirs: Option<&Vector>) {
         let mut roster = self.roster();
-        let (members_changed, mut copies_changed) = (roster.learn_members(request), false);
+        let (members_changed, mut holders_changed) = (roster.learn_members(request), false);
         if let Some(peer) = roster.peer_of_sender(&request.hello) {
-            copies_changed = peer.on_message(request, theirs, &self.incidents);
+            holders_changed = peer.on_message(request, theirs, &self.incidents);
             peer.last_request = Some(Instant::now());
             if peer.error.is_some() || peer.last_answer.is_none() {
                 peer.wake.notify_one();
             }
         }
-        self.notify(&roster, members_changed, copies_changed);
+        self.notify(&roster, members_changed, holders_changed);
     }
 
     /// A peer's own status has arrived, and its digest says that it has exactly this.

@@ -134,8 +134,8 @@ impl SyncClient {
         let (logs, cluster) = (node.logs(), &node.cluster);
         let Some((addr, _)) = cluster.peer_address(self.number) else { return Ok(None) };
         let repairs = cluster.repairs_to_request(node, self.exchange.theirs());
-        let leave = |origin| cluster.owner_pushes(origin) || !cluster.sessions().claim(origin, self.number);
-        let trigger = Trigger { on_timer, now_ms: cluster.uptime_ms(), skip: &leave, repair: repairs };
+        let skip = |origin| cluster.owner_pushes(origin) || !cluster.sessions().claim(origin, self.number);
+        let trigger = Trigger { on_timer, now_ms: cluster.uptime_ms(), skip: &skip, repair: repairs };
         let planned = self.exchange.plan(&logs, trigger);
         let runs = read_runs(node, planned.reads.clone()).await?;
         let mut request = self.exchange.request(cluster.hello(), &planned, runs);
@@ -185,7 +185,7 @@ impl SyncClient {
         Ok(Some(next))
     }
 
-    /// Carries out what a reply leads to. True if that was progress: new entries, or a step of a search for a fork.
+    /// Carries out what a reply leads to. True if that was progress: new entries, or a step of a bisection.
     async fn apply(&mut self, node: &Node, peer: &str, mut actions: ReplyActions) -> Result<bool, String> {
         for maintenance in std::mem::take(&mut actions.maintenance) {
             node.writer.maintain(maintenance).await;
@@ -197,11 +197,11 @@ impl SyncClient {
             return Err(format!("this node cannot store what {peer} sent: {why:?}"));
         }
         let mut progress = new > 0;
-        for (origin, search, run) in actions.probes {
+        for (origin, bisection, run) in actions.probes {
             let store = node.store.clone();
-            let verdict = blocking(move || forks::judge(&store, origin, search, &run)).await?;
-            progress = true; // each step of a search halves its range or ends it
-            if let Some(maintenance) = self.exchange.on_verdict(origin, verdict) {
+            let outcome = blocking(move || forks::judge(&store, origin, bisection, &run)).await?;
+            progress = true; // each step of a bisection halves its range or ends it
+            if let Some(maintenance) = self.exchange.on_bisected(origin, outcome) {
                 if let Maintenance::Cut(origin, _) = maintenance {
                     node.cluster.incidents.add(format!(
                         "log {origin} was forked: {peer} had other content than this node; both are kept"
@@ -243,7 +243,7 @@ fn jittered(interval: Duration) -> Duration {
 /// Gives the store a new id and has it opened again. Of two running nodes with copies of one store, the one that opened
 /// its copy later does this, so that each becomes a member of its own.
 async fn take_new_store_id(node: &Node, peer: &str) {
-    if !node.cluster.incidents.may_take_new_id() {
+    if !node.cluster.incidents.try_take_new_id() {
         return; // a peer that claims to be a copy again and again must not keep the store closed
     }
     let store = node.store.clone();

@@ -42,9 +42,9 @@ impl AckPolicy {
         self.count > 1
     }
 
-    /// Whether this number of copies is enough. Without peers, the copy here counts even if it was damaged meanwhile.
-    pub fn is_met_by(self, copies: usize) -> bool {
-        copies >= self.count || !self.needs_peers()
+    /// Whether this number of holders is enough. Without peers, the entry here counts even if it was damaged meanwhile.
+    pub fn is_met_by(self, holders: usize) -> bool {
+        holders >= self.count || !self.needs_peers()
     }
 
     /// Whether there are enough copies of each of these messages now.
@@ -55,10 +55,10 @@ impl AckPolicy {
     /// Waits until there are enough copies of each of these messages, or the time is over.
     pub async fn wait(self, node: &Node, messages: &[Vec<EntryRange>]) {
         let until = (Instant::now() + self.timeout).min(self.arrived + RESPONSE_DEADLINE);
-        let mut copies_changed = node.cluster.copies_changed.subscribe();
+        let mut holders_changed = node.cluster.holders_changed.subscribe();
         let mut enough = 0; // the number of first messages that have enough copies
         loop {
-            copies_changed.mark_unchanged();
+            holders_changed.mark_unchanged();
             while messages.get(enough).is_some_and(|copies| self.is_met_by(node.durable_on(copies).len())) {
                 enough += 1;
             }
@@ -66,7 +66,7 @@ impl AckPolicy {
                 return;
             }
             tokio::select! {
-                changed = copies_changed.changed() => changed.expect("the cluster outlives the request"),
+                changed = holders_changed.changed() => changed.expect("the cluster outlives the request"),
                 () = sleep_until(until) => return,
                 () = node.live_feed.stop.cancelled() => return,
             }

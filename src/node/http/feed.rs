@@ -50,7 +50,7 @@ const PACE_MAX: Duration = Duration::from_millis(50);
 pub async fn get(node: Node, RawQuery(query): RawQuery, headers: HeaderMap) -> Result<Response, Problem> {
     let (query, format, media) = serve::feed_request(query.as_deref(), &headers)?;
     let scope = Scope::new(node.cluster.network, &query.filter_string());
-    let moved = node.live_feed.enter();
+    let advanced = node.live_feed.enter();
     let resumed = match &query.cursor {
         Some(text) => Some(resume(&node, text, scope).await?),
         None => query.from_start.then(|| (ReadState::default(), None)),
@@ -71,7 +71,7 @@ pub async fn get(node: Node, RawQuery(query): RawQuery, headers: HeaderMap) -> R
         store: Arc::downgrade(&node.store),
         limits: node.limits.clone(),
         live_feed: node.live_feed.clone(),
-        moved,
+        advanced,
         query,
         scope,
         format,
@@ -154,7 +154,7 @@ struct FeedReader {
     store: Weak<Store>,
     limits: Limits,
     live_feed: Arc<LiveFeed>,
-    moved: watch::Receiver<()>,
+    advanced: watch::Receiver<()>,
     query: FeedQuery,
     scope: Scope,
     format: FeedFormat,
@@ -221,7 +221,7 @@ impl FeedReader {
     /// Waits until there may be something new, or a bookmark is due.
     async fn wait(&mut self, most: Duration) {
         let until = (self.last_sent + QUIET_MAX).min(Instant::now() + most);
-        let _either = timeout_at(until, self.moved.changed()).await;
+        let _either = timeout_at(until, self.advanced.changed()).await;
     }
 
     async fn pace(&self) {

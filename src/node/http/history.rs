@@ -58,8 +58,8 @@ pub async fn get_one(
     let id = query::path_id(uri.path())?;
     position::wait_for(&node, &headers).await?;
     let reading = || {
-        let reader = node.clone();
-        node.limits.read(move || one(&reader, id))
+        let cloned = node.clone();
+        node.limits.read(move || one(&cloned, id))
     };
     retry_while_repairing(&node.store, reading).await
 }

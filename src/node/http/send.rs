@@ -36,11 +36,11 @@ pub async fn post(
 ) -> Result<Response, Problem> {
     let acks = AckPolicy::of(SendQuery::parse(query.as_deref().unwrap_or(""))?, &node)?;
     let kind = SendKind::of(&headers)?;
-    let key = serve::idempotency_key(&headers)?;
+    let idempotency_id = serve::idempotency_key(&headers)?;
     let body = serve::read_body(body, kind.limit(), &node.limits.bodies).await?;
     match kind {
-        SendKind::One => one(&node, body, key, acks).await,
-        SendKind::Batch => many(&node, body, key, acks).await,
+        SendKind::One => one(&node, body, idempotency_id, acks).await,
+        SendKind::Batch => many(&node, body, idempotency_id, acks).await,
     }
 }
 
@@ -49,8 +49,13 @@ fn new_message(message: &Message) -> NewMessage {
     NewMessage { id: message.fields().id, digest: Digest::of(&content), content }
 }
 
-async fn one(node: &Node, body: Bytes, key: Option<Uuid>, policy: AckPolicy) -> Result<Response, Problem> {
-    let message = message::parse_send(&body, key, Uuid::now_v7)?;
+async fn one(
+    node: &Node,
+    body: Bytes,
+    idempotency_id: Option<Uuid>,
+    policy: AckPolicy,
+) -> Result<Response, Problem> {
+    let message = message::parse_send(&body, idempotency_id, Uuid::now_v7)?;
     let new = new_message(&message);
     let digest = new.digest;
     let outcome = node.writer.send(vec![new]).await.pop();
@@ -83,10 +88,15 @@ async fn one(node: &Node, body: Bytes, key: Option<Uuid>, policy: AckPolicy) -> 
     Ok(response)
 }
 
-async fn many(node: &Node, body: Bytes, key: Option<Uuid>, policy: AckPolicy) -> Result<Response, Problem> {
+async fn many(
+    node: &Node,
+    body: Bytes,
+    idempotency_id: Option<Uuid>,
+    policy: AckPolicy,
+) -> Result<Response, Problem> {
     let mut answer = BatchAnswer::default();
     let (mut lines, mut messages) = (Vec::new(), Vec::new());
-    for line in batch::parse_batch(&body, key, Uuid::now_v7)? {
+    for line in batch::parse_batch(&body, idempotency_id, Uuid::now_v7)? {
         match line.message {
             Ok(message) => {
                 let message = new_message(&message);

@@ -44,7 +44,7 @@ pub struct FeedScan {
     is_blocked: bool,
     done: bool,
     /// The payload that the cursors of this scan share, and the number of earlier scans in it.
-    core: Option<(usize, Option<Vec<u8>>)>,
+    shared_payload: Option<(usize, Option<Vec<u8>>)>,
 }
 
 impl FeedScan {
@@ -70,8 +70,8 @@ impl FeedScan {
             }
         }
         let merge = Merge::of_ranges(&mut reader, &logs, ranges)?;
-        let (store, at, done, core) = (Arc::downgrade(store), None, false, None);
-        Ok(FeedScan { store, logs, before, until, merge, at, is_blocked, done, core })
+        let (store, at, done, shared_payload) = (Arc::downgrade(store), None, false, None);
+        Ok(FeedScan { store, logs, before, until, merge, at, is_blocked, done, shared_payload })
     }
 
     /// The next messages, at most `most`, and no further one after `most_bytes`. May be empty although there are more:
@@ -111,7 +111,7 @@ impl FeedScan {
     /// Ends the scan of a log before an entry that cannot be returned.
     fn block_log(&mut self, origin: Origin, seq: u64) {
         self.merge.drop_log(origin);
-        (self.is_blocked, self.core) = (true, None);
+        (self.is_blocked, self.shared_payload) = (true, None);
         if !Fault::PastGap.is_planted() {
             self.until.lower(origin, (seq - 1).max(self.before.full.seq(origin)));
         }
@@ -172,11 +172,11 @@ impl FeedScan {
     /// The payload of a cursor for [`FeedScan::state_at`], if it is short enough.
     pub fn core_at(&mut self, at: EntryKey) -> Option<Vec<u8>> {
         let later = self.before.scans.iter().filter(|scan| scan.at > at).count();
-        if self.core.as_ref().is_none_or(|(of, _)| *of != later) {
-            self.core = Some((later, cursor::scan_payload(&self.before_at(at), &self.until)));
+        if self.shared_payload.as_ref().is_none_or(|(of, _)| *of != later) {
+            self.shared_payload = Some((later, cursor::scan_payload(&self.before_at(at), &self.until)));
         }
-        let (_, core) = self.core.as_ref()?;
-        Some(cursor::payload_at(core.as_ref()?, at))
+        let (_, shared_payload) = self.shared_payload.as_ref()?;
+        Some(cursor::payload_at(shared_payload.as_ref()?, at))
     }
 
     /// The reader's state at the end of the scan.

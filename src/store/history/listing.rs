@@ -21,11 +21,11 @@ use crate::store::index::memtable::{RECIPIENT, SENDER};
 use crate::store::log::LogReader;
 use crate::store::{Store, StoreError, StoredCopy};
 
-/// The name and sides under which the index has every message that can match, if there are any.
+/// The name and roles under which the index has every message that can match, if there are any.
 fn indexed_name(filter: &Filter) -> Option<(&str, u8)> {
     let Filter { sender, user, recipient, .. } = filter;
     let names = [(sender, SENDER), (user, SENDER | RECIPIENT), (recipient, RECIPIENT)];
-    names.into_iter().find_map(|(name, sides)| Some((name.as_deref()?, sides)))
+    names.into_iter().find_map(|(name, roles)| Some((name.as_deref()?, roles)))
 }
 
 /// Where a listing reads.
@@ -45,7 +45,7 @@ impl Source {
         backward: bool,
     ) -> Result<Self, StoreError> {
         Ok(match indexed_name(filter) {
-            Some((name, sides)) => Source::User(UserScan::new(store, name, sides, from, backward)),
+            Some((name, roles)) => Source::User(UserScan::new(store, name, roles, from, backward)),
             None => Source::Logs(Merge::new(store, logs, from, backward)?),
         })
     }

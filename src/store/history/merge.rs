@@ -43,7 +43,7 @@ pub(in crate::store) struct Merge {
     /// Inputs that have rows.
     buffered: usize,
     /// For a feed scan, of which thousands may run at a time.
-    is_small: bool,
+    is_for_feed: bool,
 }
 
 impl Merge {
@@ -81,7 +81,7 @@ impl Merge {
         logs: &Logs,
         ranges: Vec<(Origin, u64, u64)>,
     ) -> Result<Self, StoreError> {
-        Merge { is_small: true, ..Merge::default() }.with_ranges(reader, logs, ranges)
+        Merge { is_for_feed: true, ..Merge::default() }.with_ranges(reader, logs, ranges)
     }
 
     fn with_ranges(
@@ -98,7 +98,9 @@ impl Merge {
                 1 => stamps.first,
                 seq if seq == logs.vector().seq(origin) => stamps.last,
                 // A damaged entry gets a lower bound of its stamp, and is met when the merge reaches that.
-                seq if self.is_small => reader.peek(origin, seq)?.map_or(stamps.first, |entry| entry.stamp()),
+                seq if self.is_for_feed => {
+                    reader.peek(origin, seq)?.map_or(stamps.first, |entry| entry.stamp())
+                }
                 seq => reader.get(origin, seq)?.stamp(),
             };
             next.push((EntryKey { stamp, origin, seq }, self.inputs.len()));
@@ -188,7 +190,7 @@ impl Merge {
     /// Reads the next rows of an input that has none; none are left at its end.
     fn fill(&mut self, index: usize, store: &Store, reader: &mut LogReader) -> Result<(), StoreError> {
         let share = self.buffered + 1;
-        let bytes = if self.is_small { SMALL_BUFFER_BYTES / share } else { BUFFER_BYTES };
+        let bytes = if self.is_for_feed { SMALL_BUFFER_BYTES / share } else { BUFFER_BYTES };
         let limit = ReadLimit { rows: (BUFFER_ROWS / share).max(2), bytes };
         let input = &mut self.inputs[index];
         let entries = reader.range(input.origin, input.first..=input.last, self.backward, limit)?;

@@ -19,7 +19,7 @@ const FILE_ROWS: usize = 512;
 #[derive(Debug)]
 pub(in crate::store) struct UserScan {
     name: NameHash,
-    sides: u8,
+    roles: u8,
     backward: bool,
     memtable: VecDeque<EntryKey>,
     file: VecDeque<EntryKey>,
@@ -29,22 +29,22 @@ pub(in crate::store) struct UserScan {
 }
 
 impl UserScan {
-    /// The messages after (backward: before) `from` in which `name` has one of `sides`.
+    /// The messages after (backward: before) `from` in which `name` has one of `roles`.
     pub(in crate::store) fn new(
         store: &Store,
         name: &str,
-        sides: u8,
+        roles: u8,
         from: Option<EntryKey>,
         backward: bool,
     ) -> Self {
         let name = NameHash::of(name);
-        let mut keys = store.index().memtable().keys_of(name, sides);
+        let mut keys = store.index().memtable().keys_of(name, roles);
         keys.retain(|key| from.is_none_or(|from| if backward { *key < from } else { *key > from }));
         if backward {
             keys.reverse();
         }
         let (memtable, file) = (keys.into(), VecDeque::new());
-        UserScan { name, sides, backward, memtable, file, file_from: from, file_done: false }
+        UserScan { name, roles, backward, memtable, file, file_from: from, file_done: false }
     }
 
     /// The next entry within `logs`, and whether it has another copy.
@@ -65,7 +65,7 @@ impl UserScan {
 
     fn next_key(&mut self, store: &Store) -> Result<Option<EntryKey>, StoreError> {
         while self.file.is_empty() && !self.file_done {
-            let (name, from) = ((self.name, self.sides), self.file_from);
+            let (name, from) = ((self.name, self.roles), self.file_from);
             let (keys, next) = store.index().reader().file_keys(name, from, self.backward, FILE_ROWS)?;
             self.file.extend(keys);
             (self.file_done, self.file_from) = (next.is_none(), next);

@@ -22,10 +22,10 @@ pub(crate) fn damage(store: &Store, entry: &Entry, row: IndexRow, is_altered: bo
     let tx = store.index.db.begin_write().expect("begins");
     let by_user = |name: NameHash| {
         let mut table = tx.open_table(BY_USER).expect("opens");
-        let (key, sides) = rows.by_user.iter().find(|(key, _)| key.0 == name.0).expect("has a row");
+        let (key, roles) = rows.by_user.iter().find(|(key, _)| key.0 == name.0).expect("has a row");
         table.remove(*key).expect("removes").expect("was there");
         if is_altered {
-            table.insert(*key, sides ^ 3).expect("inserts");
+            table.insert(*key, roles ^ 3).expect("inserts");
         }
     };
     match row {

@@ -14,7 +14,7 @@ use crate::chain::message::Digest;
 use crate::chain::record::{Entry, EntryKind};
 use crate::store::{Counts, StoredCopy};
 
-/// Bits of the sides of a message on which a name stands.
+/// Bits for the roles of a name in a message: sender, recipient.
 pub(in crate::store) const SENDER: u8 = 1;
 pub(in crate::store) const RECIPIENT: u8 = 2;
 
@@ -79,8 +79,8 @@ impl IndexEntry {
         };
     }
 
-    /// The bits of the sides that have this name; 0 if none has.
-    pub(in crate::store) fn sides(&self, name: NameHash) -> u8 {
+    /// The roles of this name; 0 if the message does not have it.
+    pub(in crate::store) fn roles(&self, name: NameHash) -> u8 {
         let Some([sender, recipient]) = self.names else { return 0 };
         (u8::from(sender == name) * SENDER) | (u8::from(recipient == name) * RECIPIENT)
     }
@@ -149,9 +149,9 @@ impl Memtable {
         self.copied.range((origin, first)..=(origin, last)).map(|(_, seq)| *seq)
     }
 
-    /// The entries in which a name has one of `sides`, in display order.
-    pub(in crate::store) fn keys_of(&self, name: NameHash, sides: u8) -> Vec<EntryKey> {
-        let found = self.entries.iter().filter(|entry| entry.sides(name) & sides != 0);
+    /// The entries in which a name has one of `roles`, in display order.
+    pub(in crate::store) fn keys_of(&self, name: NameHash, roles: u8) -> Vec<EntryKey> {
+        let found = self.entries.iter().filter(|entry| entry.roles(name) & roles != 0);
         let mut keys: Vec<EntryKey> = found.map(|entry| entry.copy.key).collect();
         keys.sort_unstable();
         keys

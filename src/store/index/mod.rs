@@ -5,7 +5,7 @@
 //! both ([`reader`]). Entries that are cut off are removed again ([`purge`]). Must not know filters, cursors or peers.
 //!
 //! Tables: `meta` (name -> bytes), `watermark` (origin -> seq), `by_id` (id, origin, seq -> stamp, digest),
-//! `by_user` (name hash, stamp, origin, seq -> sides), `copies` and `holes` (origin, seq -> ()). On disk,
+//! `by_user` (name hash, stamp, origin, seq -> roles), `copies` and `holes` (origin, seq -> ()). On disk,
 //! `holes` are the unindexed entries, and the key `lost` in `meta` marks dangling rows.
 //!
 //! Invariants: the file has every entry up to its watermarks except the unindexed ones (`holes`); the memtable has the

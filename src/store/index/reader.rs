@@ -76,11 +76,11 @@ impl IndexReader<'_> {
         Ok(seqs)
     }
 
-    /// Up to `rows` entries of the file in which `name` has one of `sides`, after (backward: before) `from`. Second:
+    /// Up to `rows` entries of the file in which `name` has one of `roles`, after (backward: before) `from`. Second:
     /// the last entry looked at, from which the next call continues; `None` at the end.
     pub(in crate::store) fn file_keys(
         &mut self,
-        (name, sides): (NameHash, u8),
+        (name, roles): (NameHash, u8),
         from: Option<EntryKey>,
         backward: bool,
         rows: usize,
@@ -100,7 +100,7 @@ impl IndexReader<'_> {
             let (mut keys, mut last) = (Vec::new(), from);
             for _ in 0..rows {
                 let Some(row) = range.next() else { return Ok((keys, None)) };
-                let (row_key, row_sides) = row?;
+                let (row_key, row_roles) = row?;
                 let (of, stamp, origin, seq) = row_key.value();
                 let key = EntryKey { stamp: Stamp(stamp), origin: Origin(origin), seq };
                 // A scan that continues from a row out of order would never end.
@@ -110,7 +110,7 @@ impl IndexReader<'_> {
                     return Err(StoreError::IndexRowMisplaced);
                 }
                 last = Some(key);
-                if row_sides.value() & sides != 0 {
+                if row_roles.value() & roles != 0 {
                     keys.push(key);
                 }
             }
@@ -196,8 +196,8 @@ impl Tables {
                 return Ok(false);
             }
         }
-        for (key, sides) in &rows.by_user {
-            if self.by_user.get(*key)?.is_none_or(|found| found.value() != *sides) {
+        for (key, roles) in &rows.by_user {
+            if self.by_user.get(*key)?.is_none_or(|found| found.value() != *roles) {
                 return Ok(false);
             }
         }

@@ -58,7 +58,7 @@ impl IndexRows {
             rows.by_id.push(((id, key.origin.0, key.seq), (key.stamp.0, digest.0)));
             let user_key = |name: NameHash| (name.0, key.stamp.0, key.origin.0, key.seq);
             rows.by_user
-                .extend(entry.names.iter().flatten().map(|name| (user_key(*name), entry.sides(*name))));
+                .extend(entry.names.iter().flatten().map(|name| (user_key(*name), entry.roles(*name))));
             rows.copies.extend(entry.copies.iter().map(|(origin, seq)| (origin.0, *seq)));
         }
         rows.by_id.sort_unstable();

@@ -1,5 +1,5 @@
-//! Owns removing the rows of a log from its cut on, a piece at a time, and the list of entries that may be purged
-//! already.
+//! Owns removing the rows of a log from its cut on, a piece at a time, and the list of entries that may already
+//! be gone.
 //!
 //! `Store::purge` reads the next piece here, removes its rows from the index, and then removes the piece here. Must not
 //! decide what is cut: the caller knows that the cut is durable.
@@ -35,8 +35,9 @@ pub(in super::super) struct PurgePiece {
     pub(in super::super) entries: Vec<Entry>,
 }
 
-/// The first seq of each log that may be purged since the store was opened. A reader of an older vector that misses a
-/// row distinguishes a purge from damage by it, and a listing learns that it is incomplete.
+/// For each log whose purge has begun since the store was opened: the first seq that may already be gone. A reader of
+/// an older vector that misses a row distinguishes a purge from damage by it, and a listing learns that it is
+/// incomplete.
 #[derive(Debug, Default)]
 pub struct Purged(RwLock<BTreeMap<Origin, u64>>);
 

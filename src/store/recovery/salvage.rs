@@ -4,9 +4,10 @@
 //! to its log's table, in batches, so memory does not grow with their number. Second, the beginning of each log up to
 //! its first gap becomes the log, with head and chain; entries after a gap stay in the table as detached.
 //!
-//! Invariants: if different records claim one key, the first keeps it and each other one begins a branch, so none is
-//! lost. The file is complete once it has its `meta`, which the last commit writes together with the heads. The damaged
-//! files are not changed, and without `accept_loss` a bad sector in them is an error: the disk may read it later.
+//! Invariants: if different records claim one place of a log, the first keeps it and each other one begins a branch, so
+//! none is lost. The file is complete once it has its `meta`, which the last commit writes together with the heads. The
+//! damaged files are not changed, and without `accept_loss` a bad sector in them is an error: the disk may read it
+//! later.
 
 use redb::{ReadableDatabase, ReadableTable, WriteTransaction};
 
@@ -38,13 +39,13 @@ pub struct Salvaged {
     pub detached: u64,
     /// Entries missing in the gaps.
     pub missing: u64,
-    /// Records whose key another record has; each begins a branch.
+    /// Records whose place another record has; each begins a branch.
     pub conflicting: u64,
     /// Bytes in bad sectors.
     pub unread_bytes: u64,
 }
 
-/// Makes the file [`SALVAGING`] of all intact records in `sources`. If two records claim one key, the one in the
+/// Makes the file [`SALVAGING`] of all intact records in `sources`. If two records claim one place, the one in the
 /// earlier source keeps it. With `accept_loss`, bad sectors are skipped; without it, they are an error.
 pub(in crate::store) fn salvage(
     files: &dyn Files,
@@ -114,7 +115,8 @@ impl Salvage<'_> {
         })
     }
 
-    /// Writes entries to free keys. Returns those whose key another record has, each as the first entry of a branch.
+    /// Writes entries to free places. Returns those whose place another record has, each as the first entry of a
+    /// branch.
     fn write_entries(
         &mut self,
         tx: &WriteTransaction,

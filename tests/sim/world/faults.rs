@@ -211,10 +211,10 @@ impl World {
             return self.start(onto);
         }
         let mut names = Dice(self.dice.roll());
-        let mint = Box::new(move || {
+        let new_origin = Box::new(move || {
             Origin(((u128::from(names.roll()) << 64) | u128::from(names.roll())).to_be_bytes())
         });
-        self.run_node(onto, Committer::new(store, logs, mint));
+        self.run_node(onto, Committer::new(store, logs, new_origin));
         // A machine that is copied while it runs keeps its incarnation id.
         if self.dice.one_in(2) {
             let opening = self.machines[node].up.as_ref().expect("is up").hello.incarnation_id;

@@ -373,15 +373,15 @@ impl World {
             return self.link_fails(node, peer, "this node cannot store the entries");
         }
         let mut progress = new > 0;
-        for (origin, search, run) in std::mem::take(&mut actions.probes) {
+        for (origin, bisection, run) in std::mem::take(&mut actions.probes) {
             let store = self.machines[node].up.as_ref().expect("is up").store.clone();
-            let verdict = match forks::judge(&store, origin, search, &run) {
-                Ok(verdict) => verdict,
+            let outcome = match forks::judge(&store, origin, bisection, &run) {
+                Ok(outcome) => outcome,
                 Err(error) => return self.storage_fails(node, &error.to_string()),
             };
-            self.say(format!("node {node} compares log {} with node {peer}: {verdict:?}", name(origin)));
+            self.say(format!("node {node} compares log {} with node {peer}: {outcome:?}", name(origin)));
             progress = true;
-            if let Some(maintenance) = self.link(node, peer).exchange.on_verdict(origin, verdict)
+            if let Some(maintenance) = self.link(node, peer).exchange.on_bisected(origin, outcome)
                 && self.write(node, &[maintenance], &[]).is_none()
             {
                 return;

@@ -70,10 +70,10 @@ impl World {
         };
         let logs = std::sync::Arc::new(logs);
         let mut names = Dice(self.dice.roll());
-        let mint = Box::new(move || {
+        let new_origin = Box::new(move || {
             Origin(((u128::from(names.roll()) << 64) | u128::from(names.roll())).to_be_bytes())
         });
-        let committer = Committer::new(store, (*logs).clone(), mint);
+        let committer = Committer::new(store, (*logs).clone(), new_origin);
         self.run_node(node, committer);
         self.check_opened(node);
         let run = self.machines[node].up.as_ref().expect("was put there");
