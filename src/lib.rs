@@ -57,7 +57,7 @@
 //!    `replica/cut` → `replica/purge` → `store` → `store/index/purge` and `store/log/purge`. If the index lacks a
 //!    row: `node/maintenance` → `store/index` (invalidated) → `node/store_fault` → flow 6, which rebuilds the index.
 //! 6. **Opening a store**: `commands/serving` → `node/run` → `node/recovery` → `store/recovery/crash_count` (how the
-//!    last runs ended) → `store/recovery/open_rules` (the policy that follows) → `store` → `store/recovery` →
+//!    last processes ended) → `store/recovery/open_rules` (the policy that follows) → `store` → `store/recovery` →
 //!    `store/log` → `chain/logs` → `store/index` → `node/run` again, which starts the writer, the indexer, the
 //!    exchanges and the maintenance, and gives the node to requests (`node/slot`). A log that cannot be opened:
 //!    `store/recovery` → `store/recovery/salvage` → `store/recovery/record_scan` and `store/recovery/lossy_file`. If

@@ -78,7 +78,7 @@ pub async fn run(
         };
         let failed = tokio::select! {
             () = &mut serving => break Ok(()),
-            failed = current.store_failed() => failed,
+            failed = current.wait_for_store_failure() => failed,
         };
         match failed {
             Err(ended) => break Err(ended),
@@ -148,7 +148,7 @@ impl OpenNode {
     }
 
     /// Waits until the store must not be trusted any more, and returns why. An error if a thread or task ended early.
-    async fn store_failed(&mut self) -> Result<String, NodeError> {
+    async fn wait_for_store_failure(&mut self) -> Result<String, NodeError> {
         let (store, fault) = (&self.node.store, &self.node.writer.fault);
         let polled = async {
             loop {

@@ -37,7 +37,7 @@ use crate::store::recovery::{OpenedLog, Opening, Recovery};
 pub use engine::open_policy::OpenPolicy;
 pub use error::{OpenError, StoreError};
 use index::Index;
-use log::{Log, WriteBatch};
+use log::{LogFile, WriteBatch};
 
 /// Directories synced after an opening: the store's directory, its parent and the one above may be new.
 const SYNCED_LEVELS: usize = 3;
@@ -67,7 +67,7 @@ pub struct Counts {
 /// The open store of one node. Any thread may read; one commits entries.
 #[derive(Debug)]
 pub struct Store {
-    log: Log,
+    log: LogFile,
     index: Index,
     recovery: Option<Recovery>,
     damaged_files: Vec<PathBuf>,
@@ -167,7 +167,7 @@ impl Store {
         self.log.id()
     }
 
-    pub fn log(&self) -> &Log {
+    pub fn log(&self) -> &LogFile {
         &self.log
     }
 

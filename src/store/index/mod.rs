@@ -26,7 +26,7 @@ use std::sync::{
 };
 use std::time::Duration;
 
-use super::log::{Log, ReadLimit, WriteBatch};
+use super::log::{LogFile, ReadLimit, WriteBatch};
 use crate::chain::ids::Origin;
 use crate::chain::logs::Logs;
 use crate::store::engine::catch_panic::{GuardedDb, catch_panic};
@@ -85,7 +85,7 @@ impl Index {
     /// that the log cannot be read or the disk fails: nothing in a new index can be damaged.
     pub(in crate::store) fn open(
         files: &dyn Files,
-        log: &Log,
+        log: &LogFile,
         logs: &Logs,
         policy: OpenPolicy,
     ) -> Result<Self, OpenError> {
@@ -115,7 +115,7 @@ impl Index {
     }
 
     /// `None`: the file is new, or cannot serve this log.
-    fn use_existing(db: GuardedDb, log: &Log, logs: &Logs) -> Result<Option<Self>, StoreError> {
+    fn use_existing(db: GuardedDb, log: &LogFile, logs: &Logs) -> Result<Option<Self>, StoreError> {
         let read = db.read(|tx| {
             let Some(counts) = tables::read_meta(tx, log)? else { return Ok(None) };
             Ok(Some((counts, tables::read_watermarks(tx)?, tables::has_dangling_mark(tx)?)))
@@ -150,7 +150,7 @@ impl Index {
 
     /// Adds every entry above the watermarks, and the unindexed ones that are intact now. A damaged entry is listed as
     /// unindexed; its repair adds it.
-    fn catch_up(&self, log: &Log, logs: &Logs) -> Result<(), StoreError> {
+    fn catch_up(&self, log: &LogFile, logs: &Logs) -> Result<(), StoreError> {
         let (unindexed, marks) =
             self.db.read(|tx| Ok((tables::read_unindexed(tx)?, tables::read_watermarks(tx)?)))?;
         for (origin, seq) in unindexed {

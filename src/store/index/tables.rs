@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use redb::{Key, ReadTransaction, ReadableTable, TableDefinition, Value, WriteTransaction};
 
-use super::super::log::Log;
+use super::super::log::LogFile;
 use super::super::{Counts, StoreError};
 use crate::chain::ids::Origin;
 use crate::store::engine::catch_panic::open_if_exists;
@@ -151,7 +151,7 @@ fn decode_counts(bytes: &[u8]) -> Option<Counts> {
 }
 
 /// The counts of a file that belongs to this log and has our format; `None` if the file must be rebuilt.
-pub(super) fn read_meta(tx: &ReadTransaction, log: &Log) -> Result<Option<Counts>, StoreError> {
+pub(super) fn read_meta(tx: &ReadTransaction, log: &LogFile) -> Result<Option<Counts>, StoreError> {
     let Some(table) = open_if_exists(tx, META)? else { return Ok(None) };
     let is = |name: &str, want: &[u8]| -> Result<bool, StoreError> {
         Ok(table.get(name)?.is_some_and(|value| value.value() == want))
@@ -163,7 +163,7 @@ pub(super) fn read_meta(tx: &ReadTransaction, log: &Log) -> Result<Option<Counts
 }
 
 /// Makes an empty database an index of this log.
-pub(super) fn write_meta(tx: &WriteTransaction, log: &Log) -> Result<(), StoreError> {
+pub(super) fn write_meta(tx: &WriteTransaction, log: &LogFile) -> Result<(), StoreError> {
     set_meta(tx, FORMAT_NAME, Some(&FORMAT.to_be_bytes()))?;
     set_meta(tx, STORE_ID_NAME, Some(&log.id().0))?;
     put_counts(tx, Counts::default())?;

@@ -12,21 +12,21 @@ pub(in crate::store) fn pretend_newer(path: &std::path::Path) {
 }
 
 /// Replaces the bytes of an entry, as damage does.
-pub(crate) fn overwrite(log: &Log, origin: Origin, seq: u64, bytes: &[u8]) {
+pub(crate) fn overwrite(log: &LogFile, origin: Origin, seq: u64, bytes: &[u8]) {
     let tx = log.db.begin_write().expect("begins");
     tx.open_table(log_table(&table_name(origin))).expect("opens").insert(seq, bytes).expect("inserts");
     tx.commit().expect("commits");
 }
 
 /// Writes a cut, as damage does.
-pub(in crate::store) fn put_cut(log: &Log, origin: Origin, seq: u64) {
+pub(in crate::store) fn put_cut(log: &LogFile, origin: Origin, seq: u64) {
     let tx = log.db.begin_write().expect("begins");
     tx.open_table(CUTS).expect("opens").insert(origin.0, seq).expect("inserts");
     tx.commit().expect("commits");
 }
 
 /// Removes an entry, as damage does.
-pub(crate) fn take_away(log: &Log, origin: Origin, seq: u64) {
+pub(crate) fn take_away(log: &LogFile, origin: Origin, seq: u64) {
     let tx = log.db.begin_write().expect("begins");
     tx.open_table(log_table(&table_name(origin))).expect("opens").remove(seq).expect("removes");
     tx.commit().expect("commits");

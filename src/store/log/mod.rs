@@ -1,6 +1,6 @@
 //! Owns `log.redb`: every record, the head of every log, the sparse hash chain, and the store's id.
 //!
-//! After `replica` decided a batch, [`Log::commit`] writes it. Must not read the index, nor know who reads.
+//! After `replica` decided a batch, [`LogFile::commit`] writes it. Must not read the index, nor know who reads.
 //!
 //! Every log has its own table, keyed by seq: each is written at its right edge, where redb packs pages well, and an
 //! old log costs nothing until it is read. A commit of a send adds only the records, the head of the log, and every
@@ -68,7 +68,7 @@ pub(in crate::store) fn tables(tx: &ReadTransaction) -> Result<Vec<Origin>, Stor
 }
 
 #[derive(Debug)]
-pub struct Log {
+pub struct LogFile {
     db: GuardedDb,
     id: StoreId,
     membership: Membership,
@@ -90,7 +90,7 @@ impl From<OpenError> for NotOpen {
     }
 }
 
-impl Log {
+impl LogFile {
     /// Opens or creates the file and returns which logs are in it. Without a network, any network is right, and a
     /// missing file is not created.
     pub(in crate::store) fn open(
@@ -120,7 +120,7 @@ impl Log {
         };
         match read() {
             Ok((id, membership, found)) => {
-                Ok((Log { db, id, membership, damage: Arc::default(), purged: Arc::default() }, found))
+                Ok((LogFile { db, id, membership, damage: Arc::default(), purged: Arc::default() }, found))
             }
             Err(error) => Err(NotOpen { error, db: Some(db) }),
         }

@@ -14,7 +14,7 @@ use redb::ReadableTableMetadata;
 
 use super::super::StoreError;
 use super::damage::checked_entry;
-use super::{CHAIN, Log, log_table, table_name};
+use super::{CHAIN, LogFile, log_table, table_name};
 use crate::chain::ids::Origin;
 use crate::chain::logs::Logs;
 use crate::chain::record::Entry;
@@ -62,7 +62,7 @@ impl Purged {
     }
 }
 
-impl Log {
+impl LogFile {
     /// The next piece of a log to remove; `None` if no row is left from `cut` on.
     pub(in super::super) fn next_purge_piece(
         &self,
@@ -118,7 +118,7 @@ mod tests {
     const A: Origin = Origin([1; 16]);
 
     /// What is left: the first row, the checkpoints, and whether there is a table.
-    fn left(log: &Log) -> (Option<u64>, Vec<u64>, bool) {
+    fn left(log: &LogFile) -> (Option<u64>, Vec<u64>, bool) {
         let row = log.read().expect("reads").row_from(A, 1).expect("reads");
         let chain = log.db.begin_read().expect("begins").open_table(CHAIN).expect("opens");
         let checkpoints = chain.iter().expect("reads").map(|row| row.expect("reads").0.value().1);

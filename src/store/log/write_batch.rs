@@ -1,6 +1,6 @@
 //! Owns the rows that one commit writes to the log.
 //!
-//! `replica` decides its `WriteOps` and puts the rows together; [`Log::commit`](super::Log::commit) writes them
+//! `replica` decides its `WriteOps` and puts the rows together; [`LogFile::commit`](super::LogFile::commit) writes them
 //! atomically. A batch has no heads: they come from the state of the logs after it.
 
 use crate::chain::ids::{ChainHash, Origin};

@@ -23,7 +23,7 @@ use std::path::PathBuf;
 
 use crate::chain::logs::LogsOnDisk;
 use crate::store::engine::files::{Files, LOG, OpenMode, SALVAGING};
-use crate::store::log::{Log, NotOpen};
+use crate::store::log::{LogFile, NotOpen};
 use crate::store::recovery::salvage::{Salvaged, salvage};
 use crate::store::{OpenError, OpenPolicy};
 
@@ -45,7 +45,7 @@ pub struct Recovery {
 }
 
 pub(in crate::store) struct OpenedLog {
-    pub(in crate::store) log: Log,
+    pub(in crate::store) log: LogFile,
     pub(in crate::store) found: LogsOnDisk,
     pub(in crate::store) recovery: Option<Recovery>,
     pub(in crate::store) damaged_files: Vec<PathBuf>,
@@ -56,13 +56,13 @@ pub(in crate::store) fn open_mode(files: &dyn Files, name: &str, policy: OpenPol
     if is_small || policy.is_strict() { OpenMode::Checked } else { OpenMode::Unchecked }
 }
 
-/// Opens the log, if there is a file that can be one. Without a network: as [`Log::open`].
+/// Opens the log, if there is a file that can be one. Without a network: as [`LogFile::open`].
 pub(in crate::store) fn open_existing(
     files: &dyn Files,
     network: Option<&str>,
     mode: OpenMode,
     has_damaged_files: bool,
-) -> Result<(Log, LogsOnDisk), NotOpen> {
+) -> Result<(LogFile, LogsOnDisk), NotOpen> {
     let path = files.path(LOG);
     let corrupt = |why: &str| OpenError::Corrupt { path: path.clone(), why: why.into() };
     match files.len(LOG) {
@@ -70,7 +70,7 @@ pub(in crate::store) fn open_existing(
         Ok(None) if has_damaged_files => Err(corrupt("it is missing").into()),
         // redb would make a new one of it. Our files are never empty: they are put in place when they are complete.
         Ok(Some(0)) => Err(corrupt("it is empty").into()),
-        Ok(_) => Log::open(files, network, mode),
+        Ok(_) => LogFile::open(files, network, mode),
     }
 }
 
@@ -144,7 +144,7 @@ impl Opening<'_> {
         }
         self.files.rename(SALVAGING, LOG).map_err(failed)?;
         tracing::warn!(?salvaged, damaged_files = ?damaged, "the log was salvaged; the damaged files are kept");
-        let opened = Log::open(self.files, Some(self.network), OpenMode::Unchecked);
+        let opened = LogFile::open(self.files, Some(self.network), OpenMode::Unchecked);
         let (log, found) = opened.map_err(|not_open| not_open.error)?;
         let recovery = Some(Recovery { why, salvaged });
         Ok(OpenedLog { log, found, recovery, damaged_files: self.paths(&damaged) })

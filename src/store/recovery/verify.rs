@@ -12,7 +12,7 @@ use crate::chain::logs::{CHECKPOINT_EVERY, LogsOnDisk, StampRange};
 use crate::chain::record::Entry;
 use crate::chain::vector::Head;
 use crate::store::engine::files::{Directory, Files, LOG, OpenMode};
-use crate::store::log::{Log, LogReader, NotOpen, ReadLimit};
+use crate::store::log::{LogFile, LogReader, NotOpen, ReadLimit};
 use crate::store::recovery::lossy_file::{self, LossyFile};
 use crate::store::recovery::record_scan::{RecordScan, SeenEntries};
 use crate::store::{OpenError, recovery};
@@ -144,7 +144,7 @@ pub fn open_log_only(dir: &Path) -> Result<(), OpenError> {
     })
 }
 
-fn read(log: &Log, found: &LogsOnDisk) -> VerifyReport {
+fn read(log: &LogFile, found: &LogsOnDisk) -> VerifyReport {
     let mut report = VerifyReport { logs: found.heads.len() as u64, ..VerifyReport::default() };
     for (origin, head, range) in &found.heads {
         let mut verifier = LogVerifier::new(*origin, *head, &mut report);
@@ -178,7 +178,7 @@ impl<'a> LogVerifier<'a> {
     }
 
     /// Checks the rows from `next` to `last`.
-    fn read(&mut self, log: &Log, last: u64) {
+    fn read(&mut self, log: &LogFile, last: u64) {
         while self.next <= last {
             let read = log.read().and_then(|mut reader| {
                 let rows = reader.rows(self.origin, self.next, last, CHUNK)?;
