@@ -118,10 +118,6 @@ impl Frontier {
         more(&other.map, &self.map)
     }
 
-    pub fn is_empty(&self) -> bool {
-        self.map.is_empty()
-    }
-
     /// The snapshot that it is encoded as a difference to.
     pub fn base(&self) -> Option<&Arc<FrontierSnapshot>> {
         self.base.as_ref()
@@ -221,15 +217,10 @@ impl SnapshotContent {
     /// The snapshot with this content and this base.
     pub fn snapshot(self, base: Option<&FrontierSnapshot>) -> FrontierSnapshot {
         let id = SnapshotId::of(Digest::of(&self.encode()));
-        let mut map = base.map(|base| base.map.clone()).unwrap_or_default();
-        for (origin, seq) in self.changes {
-            if seq == 0 {
-                map.remove(&origin)
-            } else {
-                map.insert(origin, seq)
-            };
-        }
-        FrontierSnapshot { id, depth: base.map_or(0, |base| base.depth + 1), map }
+        let map = base.map(|base| base.map.clone()).unwrap_or_default();
+        let mut frontier = Frontier { map, base: None };
+        self.changes.into_iter().for_each(|(origin, seq)| frontier.set(origin, seq));
+        FrontierSnapshot { id, depth: base.map_or(0, |base| base.depth + 1), map: frontier.map }
     }
 }
 

@@ -90,10 +90,6 @@ impl Vector {
         self.cuts.get(&origin).map_or(u64::MAX, |cut| cut - 1)
     }
 
-    pub fn cut_count(&self) -> usize {
-        self.cuts.len()
-    }
-
     pub fn origins(&self) -> usize {
         self.heads.len()
     }

@@ -137,7 +137,7 @@ impl Committer {
         if is_done || is_under_way {
             return;
         }
-        if self.logs.vector().cut_count() >= CUTS_MAX || self.cuts_in_progress.len() >= CUTS_QUEUED_MAX {
+        if self.logs.vector().cuts().count() >= CUTS_MAX || self.cuts_in_progress.len() >= CUTS_QUEUED_MAX {
             tracing::error!(%origin, seq, "too many logs are cut: this one stays forked");
             return;
         }
@@ -315,7 +315,7 @@ mod tests {
             while committer.store().flush_index().expect("indexes") {}
             let mut logs = committer.logs().vector().iter().map(|(origin, _)| origin);
             origin = logs.next().expect("a branch");
-            assert_eq!((logs.next(), committer.logs().vector().cut_count()), (None, round));
+            assert_eq!((logs.next(), committer.logs().vector().cuts().count()), (None, round));
             after.push(size());
         }
         assert!(after[15] <= 3 * before && after[15] == after[7], "{before} bytes, then {after:?}");
@@ -440,6 +440,6 @@ mod tests {
         while committer.has_more() {
             write(&mut committer, Vec::new(), &[]);
         }
-        assert_eq!(committer.logs().vector().cut_count(), CUTS_QUEUED_MAX);
+        assert_eq!(committer.logs().vector().cuts().count(), CUTS_QUEUED_MAX);
     }
 }
