@@ -25,11 +25,13 @@ pub enum Fault {
     SkipDamage,
     /// Move a feed reader's cursor past an entry that it was not sent.
     PastGap,
+    /// Cut a log at a damaged entry although a member that is away may have it.
+    GiveUpEarly,
 }
 
 impl Fault {
     /// All faults, by their names in the environment variable.
-    pub const ALL: [(&'static str, Fault); 9] = [
+    pub const ALL: [(&'static str, Fault); 10] = [
         ("early-ack", Fault::EarlyAck),
         ("old-origin", Fault::OldOrigin),
         ("skip-check", Fault::SkipCheck),
@@ -39,6 +41,7 @@ impl Fault {
         ("second-wins", Fault::SecondWins),
         ("skip-damage", Fault::SkipDamage),
         ("past-gap", Fault::PastGap),
+        ("give-up-early", Fault::GiveUpEarly),
     ];
 
     /// Whether this fault is planted.

@@ -1,4 +1,4 @@
-//! Owns what a node does for its store in the background: the scrub, cutting logs at entries that no reachable peer
+//! Owns what a node does for its store in the background: the scrub, cutting logs at entries that no member
 //! has, and marking the store as healthy.
 //!
 //! The scrub reads slowly, in small steps, so that requests are not delayed. The damage it finds is requested from
@@ -26,7 +26,7 @@ const HEALTHY_AFTER: Duration = Duration::from_secs(10 * 60);
 
 /// Does all of it until the store is closed.
 pub async fn run(node: Node) {
-    tokio::join!(scrub(&node), cut_unrepairable(&node), mark_healthy(&node));
+    tokio::join!(scrub(&node), give_up_overdue_repairs(&node), mark_healthy(&node));
 }
 
 /// Scrubs until the store must not be trusted any more; then the node opens it again.
@@ -81,16 +81,18 @@ async fn scrub_round(node: &Node, scrub: &mut Scrub) -> Result<(), String> {
     }
 }
 
-/// Cuts logs at entries that are damaged here and that no peer has.
-async fn cut_unrepairable(node: &Node) {
+/// Abandons the own log while an entry of it is damaged, and cuts logs at damaged entries that no member has.
+async fn give_up_overdue_repairs(node: &Node) {
     loop {
         sleep(POLL_INTERVAL).await;
-        for (origin, seq) in node.cluster.unrepairable(node) {
-            tracing::error!(%origin, seq, "an entry is damaged, and no peer has it: the log is cut there");
-            let what =
-                format!("entry {seq} of log {origin} was damaged here, and no peer had it: it is lost");
-            node.cluster.incidents.add(what);
-            node.writer.maintain(Maintenance::Cut(origin, seq)).await;
+        for maintenance in node.cluster.overdue_repairs(node) {
+            if let Maintenance::Cut(origin, seq) = maintenance {
+                tracing::error!(%origin, seq, "an entry is damaged, and no member has it: the log is cut there");
+                let what =
+                    format!("entry {seq} of log {origin} was damaged here, and no peer had it: it is lost");
+                node.cluster.incidents.add(what);
+            }
+            node.writer.maintain(maintenance).await;
         }
     }
 }

@@ -76,7 +76,7 @@ fn warnings(node: &Node) -> Vec<String> {
         warnings.push(format!("node {node_id} cannot write to its disk"));
     }
     warnings.extend(store_warnings(&node.store, *node_id));
-    warnings.extend(node.cluster.warnings());
+    warnings.extend(node.cluster.warnings(node));
     warnings
 }
 

@@ -248,7 +248,7 @@ async fn forks_that_a_peer_invents_do_not_pile_up() {
         request.runs = (0..300).map(forged).collect();
         bench.answer(request).await;
     }
-    assert!(bench.node.cluster.warnings().len() < 100);
+    assert!(bench.node.cluster.warnings(&bench.node).len() < 100);
 }
 
 #[tokio::test]

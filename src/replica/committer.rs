@@ -99,6 +99,7 @@ impl Committer {
         for op in &ops.maintenance {
             match op {
                 Maintenance::Cut(origin, seq) => self.enqueue_cut(*origin, *seq),
+                Maintenance::Abandon(origin) => staged.logs.abandon(*origin),
                 Maintenance::Repair(records) => self.collect_repairs(staged, records)?,
                 Maintenance::Checkpoint(origin, seq, hash) => staged.checkpoint(*origin, *seq, *hash),
                 Maintenance::Members(members) if space.peers => staged.batch.members = Some(members.clone()),

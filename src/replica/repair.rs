@@ -1,34 +1,54 @@
 //! Owns what to do about entries that are damaged or missing here: which peer to ask, and when to give up.
 //!
 //! Before: a read found damage, or a gap follows a head. After: each exchange asks its peer for the missing entries. An
-//! entry that no peer has is given up after a while: the log is cut before it, so that the entries after it can be
-//! read again. That loses nothing that any node has, because a node that returns with the entry brings it in a branch.
+//! entry is given up only if every other member has answered since and none has it: then the log is cut before it, so
+//! that the entries after it can be read again. A member that is away may have the only good copy, so the entry waits
+//! for it until an operator starts or forgets that member. Times are milliseconds of a monotonic clock.
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::write_ops::Maintenance;
 use crate::chain::ids::Origin;
 use crate::chain::logs::Logs;
+use crate::chain::members::MemberId;
 use crate::chain::sync::wire::EntryRange;
 use crate::chain::vector::Vector;
+use crate::fault::Fault;
 use crate::store::log::damage::Damage;
 
-/// Time after which an entry is given up if every peer has answered [`ANSWERED_AFTER_MS`] or later after the damage was
-/// found, and none has the entry.
+/// Time after which an entry may be given up. The own log is abandoned after the same time: until then, readers of the
+/// feed wait for the repair of an entry.
 pub const GIVE_UP_MS: u64 = 10_000;
-/// Earlier answers do not count: the peer may not have been asked yet.
-const ANSWERED_AFTER_MS: u64 = GIVE_UP_MS / 2;
-/// Time after which an entry is given up although some peer has not answered.
-pub const GIVE_UP_AWAY_MS: u64 = 60_000;
+/// The same for a node that knows no other member. A salvage drops the members, and peers ask at least every 30 s.
+pub const GIVE_UP_ALONE_MS: u64 = 40_000;
+/// A request sent earlier after the damage was found does not count: what an earlier answer brought may not be written.
+const ASKED_AFTER_MS: u64 = GIVE_UP_MS / 2;
 /// Ranges requested in one exchange. Further ones are requested in the next.
 const RANGES_MAX: usize = 256;
 
-/// The entries that are damaged or missing here. Times are milliseconds of a monotonic clock.
+/// The entries that are damaged or missing here.
 #[derive(Debug, Clone, Default)]
-pub struct Repair {
-    /// Each missing entry, and since when; or since the last repair of any entry, if that was later.
-    missing: BTreeMap<(Origin, u64), u64>,
-    /// When each peer's last exchange completed.
-    answered: BTreeMap<usize, u64>,
+pub struct Repair(BTreeMap<(Origin, u64), Missing>);
+
+#[derive(Debug, Clone)]
+struct Missing {
+    /// When it was found, or when any entry was repaired, if that was later.
+    since: u64,
+    /// The members that have answered since and do not have it.
+    lacking: BTreeSet<MemberId>,
+}
+
+/// What a peer answered: `member`, to a request sent at `asked_ms`.
+#[derive(Debug)]
+pub struct PeerAnswer<'a> {
+    pub member: MemberId,
+    pub asked_ms: u64,
+    /// The ranges that the request asked for.
+    pub wants: &'a [EntryRange],
+    /// What the peer has, as its answer says.
+    pub theirs: Option<&'a Vector>,
+    /// The peer has more than fits into one answer.
+    pub more: bool,
 }
 
 impl Repair {
@@ -45,18 +65,16 @@ impl Repair {
         let gaps = logs.detached().map(|(origin, _)| (origin, logs.vector().seq(origin) + 1));
         let now: BTreeSet<_> = damage.chain(gaps).collect();
         // While repairs continue, nothing is given up: an exchange brings only a part of what may be missing.
-        let is_progressing = self.missing.keys().any(|key| !now.contains(key));
-        let since = |key| match self.missing.get(&key) {
-            Some(since) if !is_progressing => *since,
-            _ => now_ms,
-        };
-        self.missing = now.into_iter().map(|key| (key, since(key))).collect();
+        let is_progressing = self.0.keys().any(|key| !now.contains(key));
+        let mut before = if is_progressing { BTreeMap::new() } else { std::mem::take(&mut self.0) };
+        let new = || Missing { since: now_ms, lacking: BTreeSet::new() };
+        self.0 = now.into_iter().map(|key| (key, before.remove(&key).unwrap_or_else(new))).collect();
     }
 
     /// Damaged entries within our logs that this peer may have. Entries after a head are requested anyway.
     pub fn ranges(&self, mine: &Vector, theirs: Option<&Vector>) -> Vec<EntryRange> {
         let mut ranges: Vec<EntryRange> = Vec::new();
-        for (origin, seq) in self.missing.keys().copied() {
+        for (origin, seq) in self.0.keys().copied() {
             let has_it = theirs.is_some_and(|theirs| theirs.seq(origin) >= seq);
             if !has_it || seq > mine.seq(origin) {
                 continue;
@@ -73,26 +91,64 @@ impl Repair {
         ranges
     }
 
-    pub fn answered(&mut self, peer: usize, now_ms: u64) {
-        self.answered.insert(peer, now_ms);
-    }
-
-    /// Where to cut logs because no peer has what is missing. `peers`: all there are.
-    pub fn given_up(&self, peers: &[usize], now_ms: u64) -> Vec<(Origin, u64)> {
-        let all_since =
-            |since: u64| peers.iter().all(|peer| self.answered.get(peer).is_some_and(|at| *at > since));
-        let mut given_up: BTreeMap<Origin, u64> = BTreeMap::new();
-        for ((origin, seq), since) in &self.missing {
-            let age = now_ms.saturating_sub(*since);
-            if age >= GIVE_UP_AWAY_MS || (age >= GIVE_UP_MS && all_since(since + ANSWERED_AFTER_MS)) {
-                given_up.entry(*origin).or_insert(*seq); // the first of each log, for they are sorted
+    /// Records which of the missing entries a peer lacks: those that its vector does not cover, and those that it was
+    /// asked for. If it has them, an earlier answer has repaired them.
+    pub fn on_answer(&mut self, answer: &PeerAnswer<'_>) {
+        let Some(theirs) = answer.theirs.filter(|_| !answer.more) else { return };
+        let is_asked = |origin, seq| {
+            let covers = |want: &EntryRange| want.origin == origin && (want.first..=want.last).contains(&seq);
+            answer.wants.iter().any(covers)
+        };
+        for ((origin, seq), missing) in &mut self.0 {
+            let is_lacking = theirs.seq(*origin) < *seq || is_asked(*origin, *seq);
+            if is_lacking && answer.asked_ms >= missing.since + ASKED_AFTER_MS {
+                missing.lacking.insert(answer.member);
             }
         }
-        given_up.into_iter().collect()
+    }
+
+    /// What is to be committed because entries are not repaired in time: the own log is abandoned, so that readers of
+    /// the feed get what is sent from now on, and logs are cut where no member has what is missing. `members`: all
+    /// others; `None` is one whose id is not known yet.
+    pub fn overdue(
+        &self,
+        own: Option<Origin>,
+        members: &[Option<MemberId>],
+        now_ms: u64,
+    ) -> Vec<Maintenance> {
+        let is_due = |missing: &Missing, after| now_ms.saturating_sub(missing.since) >= after;
+        let damaged_own = |((origin, _), missing): (&(Origin, u64), &Missing)| {
+            (Some(*origin) == own && is_due(missing, GIVE_UP_MS)).then_some(*origin)
+        };
+        let mut overdue: Vec<_> =
+            self.0.iter().find_map(damaged_own).map(Maintenance::Abandon).into_iter().collect();
+        let after = if members.is_empty() { GIVE_UP_ALONE_MS } else { GIVE_UP_MS };
+        let mut cuts: BTreeMap<Origin, u64> = BTreeMap::new();
+        for ((origin, seq), missing) in self.0.iter().filter(|(_, missing)| is_due(missing, after)) {
+            let early = Fault::GiveUpEarly.is_planted() && is_due(missing, 6 * GIVE_UP_MS);
+            if early || members.iter().all(|member| missing.lacks(*member)) {
+                cuts.entry(*origin).or_insert(*seq); // the first of each log, for they are sorted
+            }
+        }
+        overdue.extend(cuts.into_iter().map(|(origin, seq)| Maintenance::Cut(origin, seq)));
+        overdue
+    }
+
+    /// How many entries wait for an answer of this member: it may have the only intact copy.
+    pub fn waiting_for(&self, member: Option<MemberId>, now_ms: u64) -> usize {
+        let is_waiting =
+            |missing: &&Missing| now_ms.saturating_sub(missing.since) >= GIVE_UP_MS && !missing.lacks(member);
+        self.0.values().filter(is_waiting).count()
     }
 
     pub fn count(&self) -> usize {
-        self.missing.len()
+        self.0.len()
+    }
+}
+
+impl Missing {
+    fn lacks(&self, member: Option<MemberId>) -> bool {
+        member.is_some_and(|member| self.lacking.contains(&member))
     }
 }
 
@@ -143,15 +199,61 @@ mod tests {
         assert_eq!((list.count(), repair.count()), (0, 0));
     }
 
+    fn member(node_id: u16) -> MemberId {
+        MemberId { node_id, store_id: [0; 16] }
+    }
+
+    fn answer<'a>(
+        node_id: u16,
+        asked_ms: u64,
+        wants: &'a [EntryRange],
+        theirs: &'a Vector,
+    ) -> PeerAnswer<'a> {
+        PeerAnswer { member: member(node_id), asked_ms, wants, theirs: Some(theirs), more: false }
+    }
+
+    fn cuts(repair: &Repair, members: &[Option<MemberId>], now_ms: u64) -> Vec<(Origin, u64)> {
+        let cut = |maintenance| match maintenance {
+            Maintenance::Cut(origin, seq) => (origin, seq),
+            other => panic!("{other:?}"),
+        };
+        repair.overdue(None, members, now_ms).into_iter().map(cut).collect()
+    }
+
+    const YEAR: u64 = 365 * 86_400_000;
+    const NINE: EntryRange = EntryRange { origin: A, first: 1, last: 9 };
+
     #[test]
-    fn an_entry_is_given_up_once_all_peers_were_asked_or_after_a_minute() {
+    fn an_entry_is_given_up_once_every_member_lacks_it() {
         let (mut repair, _) = damaged(&[7, 3]);
-        repair.answered(0, 9_000);
-        assert_eq!(repair.given_up(&[0, 1], 1_000 + GIVE_UP_MS), [], "one was not asked");
-        assert_eq!(repair.given_up(&[0, 1], 1_000 + GIVE_UP_AWAY_MS), [(A, 3)]);
-        repair.answered(1, 9_000);
-        assert_eq!(repair.given_up(&[0, 1], GIVE_UP_MS), []);
-        assert_eq!(repair.given_up(&[0, 1], 1_000 + GIVE_UP_MS), [(A, 3)]);
+        let members = [Some(member(0)), Some(member(1))];
+        let asked = 1_000 + ASKED_AFTER_MS;
+        repair.on_answer(&answer(0, asked, &[NINE], &vector(9)));
+        assert_eq!(cuts(&repair, &members, YEAR), [], "one has not answered");
+        assert_eq!(repair.waiting_for(members[0], YEAR), 0);
+        assert_eq!((repair.waiting_for(members[1], YEAR), repair.waiting_for(None, YEAR)), (2, 2));
+        repair.on_answer(&answer(1, asked - 1, &[NINE], &vector(9)));
+        assert_eq!(cuts(&repair, &members, YEAR), [], "the first answer may have brought it");
+        repair.on_answer(&answer(1, asked, &[], &vector(9)));
+        assert_eq!(cuts(&repair, &members, YEAR), [], "it has the log and was not asked for the entries");
+        repair.on_answer(&PeerAnswer { more: true, ..answer(1, asked, &[NINE], &vector(9)) });
+        assert_eq!(cuts(&repair, &members, YEAR), [], "its answer was not all of it");
+        repair.on_answer(&PeerAnswer { theirs: None, ..answer(1, asked, &[NINE], &vector(9)) });
+        assert_eq!(cuts(&repair, &members, YEAR), [], "it did not say what it has");
+        repair.on_answer(&answer(1, asked, &[], &vector(2)));
+        assert_eq!(cuts(&repair, &members, 999 + GIVE_UP_MS), []);
+        assert_eq!(cuts(&repair, &members, 1_000 + GIVE_UP_MS), [(A, 3)]);
+        assert_eq!(cuts(&repair, &[members[0], None], YEAR), [], "a member that was never met may have it");
+        assert_eq!(cuts(&repair, &[], 999 + GIVE_UP_ALONE_MS), []);
+        assert_eq!(cuts(&repair, &[], 1_000 + GIVE_UP_ALONE_MS), [(A, 3)]);
+    }
+
+    #[test]
+    fn the_own_log_is_abandoned_while_a_damaged_entry_of_it_waits() {
+        let (repair, _) = damaged(&[3]);
+        let overdue = |now_ms| format!("{:?}", repair.overdue(Some(A), &[None], now_ms));
+        assert_eq!(overdue(999 + GIVE_UP_MS), "[]");
+        assert_eq!(overdue(1_000 + GIVE_UP_MS), format!("[Abandon({A:?})]"));
     }
 
     /// Thousands of entries may be damaged at once, or many logs have a gap that a long catch-up comes to one by one.
@@ -163,19 +265,19 @@ mod tests {
             damage.add(A, seq);
             logs.assign(crate::chain::message::Digest([0; 32]), 0, || A);
         }
-        let mut repair = Repair::default();
+        let (mut repair, members) = (Repair::default(), [Some(member(0))]);
         let mut now = 0;
         for seq in 1..=8 {
             repair.update(&damage, &logs, now);
-            repair.answered(0, now);
-            assert_eq!(repair.given_up(&[0], now), [], "at {now}");
+            repair.on_answer(&answer(0, now, &[NINE], &vector(9)));
+            assert_eq!(cuts(&repair, &members, now), [], "at {now}");
             damage.remove(A, seq);
             now += GIVE_UP_MS / 2;
         }
         repair.update(&damage, &logs, now);
         now += GIVE_UP_MS;
-        repair.answered(0, now);
+        repair.on_answer(&answer(0, now, &[NINE], &vector(9)));
         repair.update(&damage, &logs, now);
-        assert_eq!(repair.given_up(&[0], now), [(A, 9)]);
+        assert_eq!(cuts(&repair, &members, now), [(A, 9)]);
     }
 }

@@ -35,6 +35,8 @@ pub struct PeerRecords {
 pub enum Maintenance {
     /// Cut this log before this seq: the entries from there on move to branches.
     Cut(Origin, u64),
+    /// If this is the own log, the next message begins another one: an entry of it is damaged and not repaired in time.
+    Abandon(Origin),
     /// Entries of peers that replace damaged ones here.
     Repair(Vec<Entry>),
     /// The right hash for a checkpoint of the chain that was found wrong.

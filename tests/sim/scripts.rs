@@ -163,6 +163,30 @@ fn a_damaged_entry_without_another_copy_loses_only_that_message() {
     assert_eq!((world.messages(1), world.lost(), world.cuts(1)), (21, 1, 1));
 }
 
+/// Giving up after some time would cut the log, and all entries after the damaged one would be stored twice for ever.
+#[test]
+fn a_damaged_entry_whose_only_other_copy_is_away_for_an_hour_is_kept_and_repaired_on_its_return() {
+    for machines in 2..=3 {
+        let mut world = world(machines);
+        send_messages(&mut world, &[0], 10);
+        world.pass(3 * SECOND);
+        (1..machines).for_each(|node| world.switch_off(node, Stop::Cleanly));
+        for node in 0..machines - 1 {
+            world.switch_off(node, Stop::Cleanly);
+            world.damage_seq(node, 5);
+            world.switch_on(node);
+            world.list_all(node);
+        }
+        world.pass(3_600 * SECOND);
+        assert_eq!((world.cuts(0), world.damaged(0)), (0, 1));
+        world.switch_on(machines - 1);
+        world.pass(60 * SECOND);
+        assert_eq!((world.cuts(0), world.damaged(0)), (0, 0));
+        world.converge();
+        assert_eq!((world.messages(0), world.lost(), world.cuts(0)), (10 + machines, 0, 0));
+    }
+}
+
 #[test]
 fn a_salvaged_store_recovers_missing_entries_from_a_peer_without_a_cut() {
     let mut world = world(3);

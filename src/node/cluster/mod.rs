@@ -18,8 +18,9 @@ use tokio::sync::{Notify, watch};
 
 use super::Node;
 use super::incidents::Incidents;
+use super::now_ms;
 use crate::api::address::Addr;
-use crate::api::network::{NodeId, PeerStatus, ScrubStatus};
+use crate::api::network::{NodeId, NodeState, PeerStatus, ScrubStatus};
 use crate::api::time::Time;
 use crate::chain::ids::Origin;
 use crate::chain::members::{Member, MemberId, Members, Membership};
@@ -30,7 +31,7 @@ use crate::config::NodeConfig;
 use crate::node::cluster::peer::Peer;
 use crate::node::cluster::roster::{ForgetOutcome, Roster};
 use crate::node::cluster::sessions::SyncSessions;
-use crate::replica::repair::Repair;
+use crate::replica::repair::{PeerAnswer, Repair};
 use crate::replica::write_ops::Maintenance;
 
 /// A peer that sent a request within this time is expected to push its own log. After it, the log is pulled.
@@ -191,16 +192,19 @@ impl Cluster {
         roster.reconcile();
     }
 
-    /// A peer answered an exchange. An error if another node answered than the one that was asked.
+    /// A peer answered an exchange that asked for `wants`. An error if another node answered than the one that was asked.
     pub fn on_answer(
         &self,
         number: usize,
+        wants: &[EntryRange],
         reply: &SyncMessage,
         theirs: Option<&Vector>,
         rtt: Duration,
-        now_ms: u64,
     ) -> Result<(), String> {
-        lock(&self.repair).answered(number, self.uptime_ms());
+        let took_ms = u64::try_from(rtt.as_millis()).unwrap_or(u64::MAX);
+        let asked_ms = self.uptime_ms().saturating_sub(took_ms);
+        let member = reply.hello.member_id();
+        lock(&self.repair).on_answer(&PeerAnswer { member, asked_ms, wants, theirs, more: reply.more });
         let mut roster = self.roster();
         let (mut members_changed, mut holders_changed) = (roster.learn_members(reply), false);
         let mut result = Ok(());
@@ -211,7 +215,7 @@ impl Cluster {
                 members_changed |= peer.node_id != Some(reply.hello.node_id);
                 holders_changed = peer.on_message(reply, theirs, &self.incidents);
                 peer.last_answer = Some(Instant::now());
-                (peer.last_sync, peer.rtt, peer.error) = (Some(Time(now_ms)), Some(rtt), None);
+                (peer.last_sync, peer.rtt, peer.error) = (Some(Time(now_ms())), Some(rtt), None);
                 peer.is_self = false;
                 members_changed |= roster.on_identified(number, &reply.hello);
             }
@@ -276,10 +280,33 @@ impl Cluster {
         self.inspect_damage(node).count() as u64
     }
 
-    /// Where logs are to be cut, because no peer has the entry that is missing there.
-    pub fn unrepairable(&self, node: &Node) -> Vec<(Origin, u64)> {
-        let peers: Vec<usize> = self.roster().nodes().into_iter().map(|(number, _)| number).collect();
-        self.inspect_damage(node).given_up(&peers, self.uptime_ms())
+    /// What is to be committed because damage was not repaired in time.
+    pub fn overdue_repairs(&self, node: &Node) -> Vec<Maintenance> {
+        let members: Vec<_> = self.roster().others().into_iter().map(|(member, _)| member).collect();
+        self.inspect_damage(node).overdue(node.logs().own(), &members, self.uptime_ms())
+    }
+
+    /// For each node that is away and may have the only intact copy of damaged entries: what an operator can do.
+    fn repair_warnings(&self, node: &Node) -> Vec<String> {
+        let (repair, roster) = (self.inspect_damage(node), self.roster());
+        let warning = |(member, peer): (Option<MemberId>, &Peer)| {
+            let count = repair.waiting_for(member, self.uptime_ms());
+            if count == 0 || peer.state() == NodeState::Up {
+                return None;
+            }
+            let (own, addr) = (roster.own().node_id, &peer.addr);
+            let (who, else_) = match peer.node_id {
+                Some(id) => (format!("node {id} ({addr})"), format!("`chatchain forget --node-id {id}`")),
+                None => {
+                    (format!("the node at {addr}"), "take that address out of `nodes` and `--peers`".into())
+                }
+            };
+            Some(format!(
+                "node {own}: {count} entries are damaged, and no node that answers has them; start {who}, which may \
+                 have them; if it is gone for good, {else_}: then they are given up"
+            ))
+        };
+        roster.others().into_iter().filter_map(warning).collect()
     }
 
     fn inspect_damage(&self, node: &Node) -> MutexGuard<'_, Repair> {
@@ -289,8 +316,9 @@ impl Cluster {
     }
 
     /// What an operator should know of the peers.
-    pub fn warnings(&self) -> Vec<String> {
+    pub fn warnings(&self, node: &Node) -> Vec<String> {
         let mut warnings = self.incidents.lines();
+        warnings.extend(self.repair_warnings(node));
         let roster = self.roster();
         if roster.nodes().is_empty() {
             warnings.push("this node has no peers: its messages are on no other machine".into());

@@ -261,6 +261,15 @@ impl Roster {
 
     /// The peers as they count and are shown: each node once, preferably where it is up, and no forgotten one.
     pub fn nodes(&self) -> Vec<(usize, &Peer)> {
+        self.numbered_nodes().into_iter().map(|(_, number, peer)| (number, peer)).collect()
+    }
+
+    /// The same, each with the member that it is, as far as is known or presumed.
+    pub fn others(&self) -> Vec<(Option<MemberId>, &Peer)> {
+        self.numbered_nodes().into_iter().map(|(member, _, peer)| (member, peer)).collect()
+    }
+
+    fn numbered_nodes(&self) -> Vec<(Option<MemberId>, usize, &Peer)> {
         let mut nodes: Vec<(Option<MemberId>, usize, &Peer)> = Vec::new();
         for (number, peer) in self.peers.iter().filter(|(_, peer)| !self.is_hidden(peer)) {
             let member = self.member_of(peer);
@@ -271,7 +280,7 @@ impl Roster {
                 None => nodes.push((member, *number, peer)),
             }
         }
-        nodes.into_iter().map(|(_, number, peer)| (number, peer)).collect()
+        nodes
     }
 
     fn is_hidden(&self, peer: &Peer) -> bool {

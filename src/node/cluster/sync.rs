@@ -140,6 +140,7 @@ impl SyncClient {
         let runs = read_runs(node, planned.reads.clone()).await?;
         let mut request = self.exchange.request(cluster.hello(), &planned, runs);
         cluster.add_members_to_request(&mut request, self.sends_members);
+        let wants = request.wants.clone();
         let sent = Instant::now();
         let reply = cluster.client.sync(&addr, request.encode().into(), EXCHANGE_TIME).await;
         let reply = reply.map_err(|error| error.to_string())?;
@@ -161,6 +162,7 @@ impl SyncClient {
             own: reply.own,
             wants: reply.wants.clone(),
             members: reply.members.clone(),
+            more: reply.more,
             ..SyncMessage::quiet(reply.hello.clone(), reply.digest)
         };
         let actions = self.exchange.on_reply(planned, reply, &node.logs(), node.store.log().damage());
@@ -168,7 +170,7 @@ impl SyncClient {
         if let Some(address) = clone_address {
             take_new_store_id(node, &address).await;
         }
-        cluster.on_answer(self.number, &without_runs, self.exchange.theirs(), rtt, crate::node::now_ms())?;
+        cluster.on_answer(self.number, &wants, &without_runs, self.exchange.theirs(), rtt)?;
         let mut next = actions.next;
         let progress = self.apply(node, &addr.to_string(), actions).await?;
         let sent_members =

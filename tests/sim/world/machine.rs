@@ -10,7 +10,7 @@ use std::sync::Arc;
 use chatchain::chain::ids::Origin;
 use chatchain::chain::message::Digest;
 use chatchain::chain::sync::Responder;
-use chatchain::chain::sync::wire::Hello;
+use chatchain::chain::sync::wire::{EntryRange, Hello};
 use chatchain::chain::vector::Vector;
 use chatchain::replica::committer::Committer;
 use chatchain::replica::exchange::{Exchange, PlannedRequest};
@@ -110,6 +110,8 @@ pub struct PeerLink {
     pub exchange: Exchange,
     /// The running exchange and its number.
     pub in_flight: Option<(u64, PlannedRequest)>,
+    /// The ranges that its request asks for, and when it was sent.
+    pub asked: (Vec<EntryRange>, u64),
     /// Events for this link with another token are out of date.
     pub token: u64,
     pub pause: Pause,
@@ -124,6 +126,7 @@ impl Default for PeerLink {
         PeerLink {
             exchange: Exchange::default(),
             in_flight: None,
+            asked: (Vec::new(), 0),
             token: 0,
             pause: Pause::Wait,
             permit: false,

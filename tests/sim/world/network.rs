@@ -12,10 +12,12 @@ use chatchain::chain::sync::wire::{Run, SyncMessage};
 use chatchain::chain::sync::{NextExchange, Responder};
 use chatchain::chain::vector::Vector;
 use chatchain::replica::exchange::{self, PlannedRequest, ReplyActions, Trigger};
+use chatchain::replica::repair::PeerAnswer;
 use chatchain::replica::write_ops::{Admitted, PeerRecords};
 use chatchain::replica::{forks, runs};
 
 use super::machine::Pause;
+use super::node::member;
 use super::{Event, World, index};
 
 const EXCHANGE_MS: u64 = 10_000;
@@ -190,6 +192,7 @@ impl World {
         self.tally.exchanges += 1;
         let exchange = self.network.exchanges;
         link.in_flight = Some((exchange, planned));
+        link.asked = (request.wants.clone(), now - started);
         link.pause = Pause::Busy;
         self.machines[node].advertised = logs.vector().clone();
         self.trace_message(node, peer, &request, "asks");
@@ -347,6 +350,7 @@ impl World {
         }
         let met = SyncMessage { own: reply.own, ..SyncMessage::quiet(reply.hello.clone(), reply.digest) };
         let logs = run.committer.logs().clone();
+        let more = reply.more;
         let actions = link.exchange.on_reply(planned, reply, &logs, run.store.log().damage());
         let mut roster = run.roster.borrow_mut();
         let known = &mut roster.peers[peer];
@@ -354,6 +358,8 @@ impl World {
         (known.theirs, known.said) = (link.exchange.theirs().cloned(), said);
         (known.answered, known.failed, known.is_self) = (Some(now), false, false);
         drop(roster);
+        let ((wants, asked_ms), theirs) = (std::mem::take(&mut link.asked), link.exchange.theirs());
+        run.repair.on_answer(&PeerAnswer { member: member(peer), asked_ms, wants: &wants, theirs, more });
         self.carry_out(node, peer, actions);
     }
 

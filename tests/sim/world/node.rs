@@ -6,6 +6,7 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 
 use chatchain::chain::ids::Origin;
+use chatchain::chain::members::MemberId;
 use chatchain::chain::sync::wire::Hello;
 use chatchain::chain::vector::Vector;
 use chatchain::replica::committer::Committer;
@@ -298,16 +299,17 @@ impl World {
 
     /// Gives up damaged entries that no peer has.
     pub(super) fn repair(&mut self, node: usize) {
-        let peers: Vec<usize> = (0..self.machines.len()).filter(|peer| *peer != node).collect();
+        let count = self.machines.len();
         let run = self.machines[node].up.as_mut().expect("is up");
         let running = self.now - run.started;
         run.repair.update(run.store.log().damage(), run.committer.logs(), running);
-        // A peer that answers with another store id counts as another peer; here it only matters that it was asked.
-        let numbers: Vec<usize> = (0..peers.len()).collect();
-        let given_up = run.repair.given_up(&numbers, running);
-        for (origin, seq) in given_up {
-            self.say(format!("node {node} gives up entry {seq} of log {}", name(origin)));
-            if self.write(node, &[Maintenance::Cut(origin, seq)], &[]).is_none() {
+        let roster = run.roster.borrow();
+        let is_other = |peer: &usize| *peer != node && !roster.peers[*peer].is_self;
+        let members: Vec<_> = (0..count).filter(is_other).map(|peer| Some(member(peer))).collect();
+        let overdue = run.repair.overdue(run.committer.logs().own(), &members, running);
+        drop(roster);
+        for maintenance in overdue {
+            if self.write(node, &[maintenance], &[]).is_none() {
                 return;
             }
         }
@@ -359,9 +361,15 @@ impl World {
     }
 }
 
+/// A machine as a member of the network. Its store is a copy of all that its peers had, whichever store it is.
+pub(super) fn member(node: usize) -> MemberId {
+    MemberId { node_id: u16::try_from(node).expect("few"), store_id: [0; 16] }
+}
+
 fn in_words(maintenance: &Maintenance) -> String {
     match maintenance {
         Maintenance::Cut(origin, seq) => format!("log {} is to be cut at {seq}", name(*origin)),
+        Maintenance::Abandon(origin) => format!("log {} is abandoned", name(*origin)),
         Maintenance::Repair(records) => format!("{} records for damaged entries", records.len()),
         Maintenance::Members(kept) => format!("{} members", kept.members.count()),
         Maintenance::Snapshots(contents) => format!("{} snapshots", contents.len()),

@@ -36,6 +36,12 @@ impl World {
         logs.detached().map(|(origin, last)| last - logs.vector().seq(origin) - 1).sum()
     }
 
+    /// The number of damaged entries and of gaps that a node has found.
+    pub fn damaged(&self, node: usize) -> usize {
+        let run = self.machines[node].up.as_ref().expect("is up");
+        run.store.log().damage().count() + run.committer.logs().detached().count()
+    }
+
     /// The next opening of this machine's store checks every page.
     pub fn check_all_pages_at_next_start(&mut self, node: usize) {
         self.machines[node].trusts_pages = false;
