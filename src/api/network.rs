@@ -148,11 +148,20 @@ pub struct NetworkNode {
 }
 
 /// `GET /readyz`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Readiness {
     pub readable: bool,
     /// Whether the store can be written. Free disk space is not checked.
     pub writable: bool,
+    /// Why it is not ready, as sentences.
+    #[serde(default)]
+    pub reasons: Vec<String>,
+}
+
+impl Readiness {
+    pub fn ready() -> Self {
+        Readiness { readable: true, writable: true, reasons: Vec::new() }
+    }
 }
 
 /// `GET /livez`.

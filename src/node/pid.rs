@@ -13,13 +13,18 @@ const FILE_NAME: &str = "pid";
 pub struct PidFile(PathBuf);
 
 impl PidFile {
-    /// Writes the file. A failure is only logged: no message depends on it.
+    /// Writes the file.
     pub fn write(store_dir: &Path) -> Self {
-        let path = store_dir.join(FILE_NAME);
-        if let Err(error) = fs::write(&path, format!("{}\n", std::process::id())) {
-            tracing::warn!(path = %path.display(), %error, "cannot write the process id");
+        let file = PidFile(store_dir.join(FILE_NAME));
+        file.write_again();
+        file
+    }
+
+    /// Writes the file again: the directory may be another one now. A failure is only logged: no message depends on it.
+    pub fn write_again(&self) {
+        if let Err(error) = fs::write(&self.0, format!("{}\n", std::process::id())) {
+            tracing::warn!(path = %self.0.display(), %error, "cannot write the process id");
         }
-        PidFile(path)
     }
 }
 

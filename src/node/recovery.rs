@@ -33,6 +33,8 @@ pub type OpenedStore = (Arc<Store>, Logs);
 pub struct StoreOpener {
     config: Arc<NodeConfig>,
     history: OpenHistory,
+    /// This process had the store open. If it is gone, no new one is made in its place: the disk may come back.
+    was_open: bool,
 }
 
 impl StoreOpener {
@@ -47,14 +49,16 @@ impl StoreOpener {
             );
             history.trial_crashed = Some(trial_crashes(&config.store_dir).await);
         }
-        StoreOpener { config, history }
+        StoreOpener { config, history, was_open: false }
     }
 
     pub async fn open(&mut self) -> Result<Result<OpenedStore, OpenError>, NodeError> {
         let (config, policy) = (self.config.clone(), self.history.next_policy());
-        let opening = move || Store::open_with(&config.store_dir, &config.network, now_ms(), policy);
+        let open = if self.was_open { Store::open_again } else { Store::open_with };
+        let opening = move || open(&config.store_dir, &config.network, now_ms(), policy);
         let opened = tokio::task::spawn_blocking(opening).await;
         let opened = opened.map_err(|error| NodeError::Ended(format!("opening the store: {error}")))?;
+        self.was_open |= opened.is_ok();
         match &opened {
             Ok((store, logs)) => tracing::info!(
                 node = self.config.node_id,

@@ -29,13 +29,13 @@ use crate::chain::members::{self, MemberId};
 use crate::chain::sync::wire::Hello;
 use crate::config::NodeConfig;
 use crate::node::cluster::sync;
-use crate::node::{Limits, Node, NodeError, http, live_feed, maintenance, status};
+use crate::node::{Limits, Node, NodeError, blocking, http, live_feed, maintenance, status};
 use crate::serve;
 use crate::store::Store;
 
 /// How long closing the store waits for requests that still read it. After it the node ends with an error.
 const CLOSE_TIME_MAX: Duration = Duration::from_secs(60);
-/// Poll interval for storage read errors, and for threads that ended early.
+/// Poll interval for storage read errors, for files that were removed, and for threads that ended early.
 const POLL_INTERVAL: Duration = Duration::from_millis(250);
 
 /// Runs a node on this listener until `stop`.
@@ -71,6 +71,7 @@ pub async fn run(
                 opened = store_opener.reopen(&slot) => {
                     let started = start(opened)?;
                     slot.set(SlotState::Open(started.node.clone()));
+                    pid.write_again();
                     open_node = Some(started);
                 }
             }
@@ -154,6 +155,10 @@ impl OpenNode {
             loop {
                 if let Some(why) = store.read_failure() {
                     return Ok(format!("reading failed: {why}"));
+                }
+                let checked = store.clone();
+                if let Err(why) = blocking(move || checked.check_paths()).await {
+                    return Ok(why);
                 }
                 for (name, thread) in [("writer", &self.writing), ("indexer", &self.indexing)] {
                     if thread.is_finished() {

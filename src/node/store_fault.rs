@@ -1,6 +1,6 @@
 //! Owns the request to close the store and open it again, and why.
 //!
-//! A failed write or fsync raises it, and so do a wrong index, a failed read of the live feed and a new store id. Other
+//! A failed write or fsync raises it, and so do a file that was removed, a wrong index, a failed read of the live feed and a new store id. Other
 //! failed reads are recorded in the store, and `run` looks for them. After a fault nothing is written to the log file.
 //! `run` closes the store and opens it again, with a new fault.
 
@@ -20,6 +20,10 @@ impl StoreFault {
 
     pub fn is_raised(&self) -> bool {
         self.0.initialized()
+    }
+
+    pub fn reason(&self) -> Option<String> {
+        self.0.get().cloned()
     }
 
     /// Waits until it is raised, and gives the reason.

@@ -56,7 +56,7 @@ pub async fn probe(forwarder: &Forwarder, id: UpstreamId, addr: Addr) {
     let (now, mut state) = (forwarder.uptime(), forwarder.state());
     let timed_out = ClientError::Timeout { addr, after: ANSWER_MAX };
     match answer.unwrap_or(Err(timed_out)) {
-        Ok(ready) => state.upstreams.probe_answered(id, now, started.elapsed(), ready),
+        Ok(ready) => state.upstreams.probe_answered(id, now, started.elapsed(), &ready),
         Err(e @ ClientError::Timeout { .. }) => state.upstreams.probe_timed_out(id, since, now, e.why()),
         Err(e) if e.is_unauthorized() => state.upstreams.unauthorized(id, now),
         Err(e) => state.upstreams.failed(id, now, e.why()),

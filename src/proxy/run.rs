@@ -136,7 +136,7 @@ async fn nodes(State(proxy): State<Proxy>, RawQuery(query): RawQuery) -> Result<
 /// A proxy that serves is ready, also without nodes: it answers `no_node_available` and keeps looking for them.
 async fn ready(RawQuery(query): RawQuery) -> Result<Response, Problem> {
     query::refuse_any(query.as_deref())?;
-    Ok(json(StatusCode::OK, &Readiness { readable: true, writable: true }))
+    Ok(json(StatusCode::OK, &Readiness::ready()))
 }
 
 #[cfg(test)]

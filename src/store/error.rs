@@ -19,6 +19,9 @@ pub enum OpenError {
     Io { path: PathBuf, source: std::io::Error },
     #[error("the data directory {} is in use by another process; stop that one first", .0.display())]
     InUse(PathBuf),
+    /// This process had the store open, and its files are gone. No new store is made in their place.
+    #[error("the store in {} is gone: the directory was removed, or its disk is not mounted; put it back, or restart the node to begin with an empty store", .0.display())]
+    Gone(PathBuf),
     #[error("{} has format {found}; this program knows formats up to {known}: use a newer chatchain", path.display())]
     NewerFormat { path: PathBuf, found: u32, known: u32 },
     #[error("{} belongs to the network {found:?}, not to {wanted:?}; set `network` to that or use another data directory", path.display())]
@@ -59,6 +62,9 @@ pub enum StoreError {
     /// The engine panicked; most likely the file is damaged.
     #[error("storage failed: the storage engine panicked: {0}")]
     EnginePanicked(String),
+    /// The path leads to another file than the open one, or to none. What is written is gone with the next opening.
+    #[error("{} was removed or replaced", .0.display())]
+    FileGone(PathBuf),
     /// The store failed, was closed, and is being opened again.
     #[error("the store is being opened again")]
     Closed,

@@ -33,7 +33,7 @@ use crate::chain::logs::Logs;
 use crate::chain::message::Digest;
 use crate::store::engine::files::{self, Directory, Files};
 use crate::store::recovery::crash_count::CrashCount;
-use crate::store::recovery::{OpenedLog, Opening, Recovery};
+use crate::store::recovery::{OpenedLog, Opening, Recovery, has_store};
 pub use engine::open_policy::OpenPolicy;
 pub use error::{OpenError, StoreError};
 use index::Index;
@@ -69,6 +69,7 @@ pub struct Counts {
 pub struct Store {
     log: LogFile,
     index: Index,
+    files: Box<dyn Files>,
     recovery: Option<Recovery>,
     damaged_files: Vec<PathBuf>,
     /// Dropped after the databases, because it marks the store as closed.
@@ -95,6 +96,20 @@ impl Store {
         let opened = Self::open_in(&Directory(dir.to_owned()), network, now_ms, policy)?;
         dir.ancestors().take(SYNCED_LEVELS).for_each(files::sync_directory);
         Ok(opened)
+    }
+
+    /// As [`Store::open_with`], for a store that this process had open before: nothing is created if it is gone.
+    pub fn open_again(
+        dir: &Path,
+        network: &str,
+        now_ms: u64,
+        policy: OpenPolicy,
+    ) -> Result<(Arc<Self>, Logs), OpenError> {
+        if has_store(&Directory(dir.to_owned()))? {
+            Self::open_with(dir, network, now_ms, policy)
+        } else {
+            Err(OpenError::Gone(dir.to_owned()))
+        }
     }
 
     /// As [`Store::open_with`], for files in any place.
@@ -128,7 +143,8 @@ impl Store {
         };
         let (OpenedLog { log, recovery, damaged_files, .. }, logs, index) = opened;
         crash_count.opened();
-        let store = Store { log, index, recovery, damaged_files, crash_count, _lock: lock };
+        let files = files.boxed();
+        let store = Store { log, index, files, recovery, damaged_files, crash_count, _lock: lock };
         Ok((Arc::new(store), logs))
     }
 
@@ -242,6 +258,17 @@ impl Store {
             Some((origin, seq)) => Err(StoreError::CutOff { origin, seq }),
             None => Ok(()),
         }
+    }
+
+    /// Fails if a path no longer leads to the file that is open: the file was removed or replaced, or its disk is not
+    /// mounted there any more. Costs a few microseconds.
+    pub fn check_paths(&self) -> Result<(), StoreError> {
+        for (name, open) in [(files::LOG, self.log.identity()), (files::INDEX, self.index.identity())] {
+            if self.files.identity(name).ok() != Some(open) {
+                return Err(StoreError::FileGone(self.files.path(name)));
+            }
+        }
+        Ok(())
     }
 
     /// How the engine failed while reading, if it did: then the store must be opened again.

@@ -143,7 +143,12 @@ impl Files for LargeFiles {
         self.files.boxed()
     }
 
-    fn database(&self, name: &str, cache: usize, how: files::OpenMode) -> Result<redb::Database, OpenError> {
+    fn database(
+        &self,
+        name: &str,
+        cache: usize,
+        how: files::OpenMode,
+    ) -> Result<files::OpenedFile, OpenError> {
         let is_unchecked = self.fails == Latched::Unchecked && how == files::OpenMode::Unchecked;
         if is_unchecked || self.fails == Latched::Always {
             return Err(files::classify_error(self.path(name), redb::Error::PreviousIo));
@@ -153,6 +158,10 @@ impl Files for LargeFiles {
 
     fn path(&self, name: &str) -> PathBuf {
         self.files.path(name)
+    }
+
+    fn identity(&self, name: &str) -> std::io::Result<files::FileIdentity> {
+        self.files.identity(name)
     }
 
     fn lock(&self) -> Result<Option<File>, OpenError> {

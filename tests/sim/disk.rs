@@ -11,8 +11,8 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use chatchain::store::OpenError;
-use chatchain::store::engine::files::{FileBytes, Files, OpenMode, classify_error};
-use redb::{Builder, Database, StorageBackend};
+use chatchain::store::engine::files::{FileBytes, FileIdentity, Files, OpenMode, OpenedFile, classify_error};
+use redb::{Builder, StorageBackend};
 
 /// A file's name.
 pub type FileName = Arc<str>;
@@ -207,15 +207,17 @@ impl Files for Disk {
         Box::new(self.clone())
     }
 
-    fn database(&self, name: &str, cache_bytes: usize, how: OpenMode) -> Result<Database, OpenError> {
+    fn database(&self, name: &str, cache_bytes: usize, how: OpenMode) -> Result<OpenedFile, OpenError> {
         let file: FileName = name.into();
         let open = |disk: &Disk, check: bool| {
-            let backend = Backend { disk: disk.clone(), number: disk.lock().live[&file].0 };
+            let number = disk.lock().live[&file].0;
+            let backend = Backend { disk: disk.clone(), number };
             let cache_bytes = if disk.lock().uncached { 0 } else { cache_bytes };
             let mut builder = Builder::new();
             builder.set_cache_size(cache_bytes).set_check_integrity_on_open(check);
             let opened = builder.create_with_backend(backend);
-            opened.map_err(|error| classify_error(self.path(name), error.into()))
+            let db = opened.map_err(|error| classify_error(self.path(name), error.into()))?;
+            Ok(OpenedFile { db, identity: FileIdentity { device: 0, inode: number } })
         };
         if how == OpenMode::Replace || !self.lock().live.contains_key(&file) {
             let beside = Disk::new(Images::from([(file.clone(), Vec::new())]));
@@ -231,6 +233,11 @@ impl Files for Disk {
 
     fn path(&self, name: &str) -> PathBuf {
         PathBuf::from(name)
+    }
+
+    fn identity(&self, name: &str) -> io::Result<FileIdentity> {
+        let inode = self.lock().live.get(name).map(|(number, _)| *number);
+        Ok(FileIdentity { device: 0, inode: inode.ok_or(io::ErrorKind::NotFound)? })
     }
 
     fn lock(&self) -> Result<Option<File>, OpenError> {

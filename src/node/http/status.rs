@@ -37,8 +37,11 @@ pub async fn network(node: Node, RawQuery(raw): RawQuery) -> Result<Response, Pr
 pub async fn ready(State(slot): State<NodeSlot>, RawQuery(raw): RawQuery) -> Result<Response, Problem> {
     query::refuse_any(raw.as_deref())?;
     let ready = match slot.state() {
-        SlotState::Open(node) => Readiness { readable: true, writable: !node.writer.fault.is_raised() },
-        SlotState::Closed(..) => Readiness { readable: false, writable: false },
+        SlotState::Open(node) => match node.writer.fault.reason() {
+            None => Readiness::ready(),
+            Some(why) => Readiness { readable: true, writable: false, reasons: vec![why] },
+        },
+        SlotState::Closed(why, _) => Readiness { readable: false, writable: false, reasons: vec![why] },
     };
     let status = if ready.writable { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     Ok(serve::json(status, &ready))

@@ -3,7 +3,7 @@
 //! The order is the promise: `replica::committer` decides and commits durably, then the change signal moves, then the
 //! waiters are answered. So nothing is acknowledged or advertised that is not on disk.
 //!
-//! Any storage error ends writing and raises the store fault. The node then closes the store and opens it again,
+//! Any storage error ends writing and raises the store fault, and so does a file that was removed or replaced. The node then closes the store and opens it again,
 //! because after a failed fsync the page cache may hold data that never reaches the disk.
 //!
 //! Before it: `http::send`, `cluster::sync`, `maintenance` and `live_feed`. After it: `replica::committer`, which
@@ -192,6 +192,8 @@ impl WriterThread {
             admits: batch.admits.iter().map(|job| &job.op).collect(),
         };
         let committed = self.committer.commit(&ops, space, now_ms())?;
+        // Nothing is acknowledged or advertised that is only in a file that was removed.
+        self.committer.store().check_paths()?;
         if committed.changed {
             self.signal.send_replace(Arc::new(self.committer.logs().clone()));
         }

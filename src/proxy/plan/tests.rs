@@ -135,8 +135,8 @@ impl World {
                 }
             }
             Event::Probed { id, began } => {
-                let ready = Readiness { readable: true, writable: true };
-                self.state.upstreams.probe_answered(id, now, now.saturating_sub(began), ready);
+                let ready = Readiness::ready();
+                self.state.upstreams.probe_answered(id, now, now.saturating_sub(began), &ready);
             }
             Event::ProbeLate { id, began } => {
                 self.state.upstreams.probe_timed_out(id, began, now, "silent".into());

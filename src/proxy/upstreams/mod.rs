@@ -308,7 +308,7 @@ impl Upstreams {
     }
 
     /// A probe was answered.
-    pub fn probe_answered(&mut self, id: UpstreamId, now: Duration, latency: Duration, ready: Readiness) {
+    pub fn probe_answered(&mut self, id: UpstreamId, now: Duration, latency: Duration, ready: &Readiness) {
         self.answered(id, TrafficClass::Probe, now, Some(latency));
         for (can, class) in [(ready.writable, TrafficClass::Write), (ready.readable, TrafficClass::Read)] {
             if !can {

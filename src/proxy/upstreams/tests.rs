@@ -72,15 +72,15 @@ fn lose_hedge(four: &mut Upstreams, since: Duration, waited: Duration, latency: 
 #[test]
 fn a_slow_writer_is_ejected_for_sends_alone_and_no_probe_makes_it_fast() {
     let mut four = answering(S, MS);
-    let ready = Readiness { readable: true, writable: true };
+    let ready = Readiness::ready();
     for round in 1..=3 {
-        four.probe_answered(0, S, MS, ready);
+        four.probe_answered(0, S, MS, &ready);
         lose_hedge(&mut four, S + 50 * MS * round, 40 * MS, 5 * MS);
         assert_eq!(four.is_ejected(0, TrafficClass::Write, 2 * S), round == 3);
     }
     check(&four, 2 * S, [1, 2, 3, 0]);
     assert_eq!(order(&four, TrafficClass::Read, 2 * S), [0, 1, 2, 3]);
-    four.probe_answered(0, 2 * S, MS, ready);
+    four.probe_answered(0, 2 * S, MS, &ready);
     check(&four, 2 * S, [1, 2, 3, 0]);
     assert_eq!(four.status(20 * S)[0].state, NodeState::Suspect, "it has not been fast since");
 }
@@ -202,7 +202,7 @@ fn probes_are_rarer_the_longer_a_node_is_away() {
     assert_eq!(due(&mut four, S).count(), 3);
     let mut probes = 0;
     for tick in 12..=10_000 {
-        four.probe_answered(0, tick * 100 * MS, MS, Readiness { readable: true, writable: true });
+        four.probe_answered(0, tick * 100 * MS, MS, &Readiness::ready());
         probes += due(&mut four, tick * 100 * MS).filter(|id| *id == 3).count();
     }
     assert!((200..=300).contains(&probes), "{probes} in a thousand seconds");
@@ -217,7 +217,7 @@ fn a_silent_probe_counts_where_others_answer_theirs_or_after_a_while() {
         (0..4).all(|id| !four.is_ejected(id, TrafficClass::Write, 2 * S)),
         "the cause may be the proxy's own network"
     );
-    four.probe_answered(1, 2 * S + MS, MS, Readiness { readable: true, writable: true });
+    four.probe_answered(1, 2 * S + MS, MS, &Readiness::ready());
     late(&mut four, 0, 2 * S);
     assert!(four.is_ejected(0, TrafficClass::Read, 3 * S));
     late(&mut four, 1, 2 * S);

@@ -15,6 +15,7 @@ use redb::{
 };
 
 use crate::store::StoreError;
+use crate::store::engine::files::{FileIdentity, OpenedFile};
 
 /// Runs the work and returns its panic as an error. After a panic, nothing that the work changed may be used.
 pub fn catch_panic<T>(work: impl FnOnce() -> Result<T, StoreError>) -> Result<T, StoreError> {
@@ -38,16 +39,21 @@ pub fn open_if_exists<K: Key + 'static, V: Value + 'static>(
 
 /// An open database. Closing it writes to the file, so closing can panic, too.
 #[derive(Debug)]
-pub struct GuardedDb(Option<Database>);
+pub struct GuardedDb {
+    /// `None` once it is closed.
+    db: Option<Database>,
+    /// The file that was opened.
+    pub identity: FileIdentity,
+}
 
 impl GuardedDb {
-    pub fn new(db: Database) -> Self {
-        GuardedDb(Some(db))
+    pub fn new(OpenedFile { db, identity }: OpenedFile) -> Self {
+        GuardedDb { db: Some(db), identity }
     }
 
     /// Closes the file. Dropping closes it as well, but only logs an error.
     pub fn close(mut self) -> Result<(), StoreError> {
-        let db = self.0.take();
+        let db = self.db.take();
         catch_panic(|| Ok(db.map_or(Ok(()), Database::close)?))
     }
 
@@ -77,13 +83,13 @@ impl Deref for GuardedDb {
     type Target = Database;
 
     fn deref(&self) -> &Database {
-        self.0.as_ref().expect("taken only in drop")
+        self.db.as_ref().expect("taken only in drop")
     }
 }
 
 impl Drop for GuardedDb {
     fn drop(&mut self) {
-        let db = self.0.take();
+        let db = self.db.take();
         let close = || {
             drop(db);
             Ok(())

@@ -9,9 +9,10 @@
 use std::fmt;
 use std::fs::{self, File};
 use std::io::{self, Write};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
+use redb::backends::FileBackend;
 use redb::{Builder, Database, DatabaseError};
 use rustix::fs::{Advice, CWD, FlockOperation, RenameFlags, fadvise, flock, renameat_with};
 use rustix::io::Errno;
@@ -44,13 +45,36 @@ pub enum OpenMode {
     Replace,
 }
 
+/// Which file a path leads to. A file that replaces another one has another identity.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FileIdentity {
+    pub device: u64,
+    pub inode: u64,
+}
+
+impl FileIdentity {
+    fn of(file: &fs::Metadata) -> Self {
+        FileIdentity { device: file.dev(), inode: file.ino() }
+    }
+}
+
+/// An open database, and which file it is in.
+#[derive(Debug)]
+pub struct OpenedFile {
+    pub db: Database,
+    pub identity: FileIdentity,
+}
+
 /// A place for files.
 pub trait Files: fmt::Debug + Send + Sync {
     fn boxed(&self) -> Box<dyn Files>;
 
-    fn database(&self, name: &str, cache_bytes: usize, how: OpenMode) -> Result<Database, OpenError>;
+    fn database(&self, name: &str, cache_bytes: usize, how: OpenMode) -> Result<OpenedFile, OpenError>;
 
     fn path(&self, name: &str) -> PathBuf;
+
+    /// Which file the path leads to now. An error if it leads to none.
+    fn identity(&self, name: &str) -> io::Result<FileIdentity>;
 
     /// Locks the files against other processes while the result is held. `None`: this place needs no lock or has none.
     fn lock(&self) -> Result<Option<File>, OpenError>;
@@ -107,7 +131,7 @@ impl Files for Directory {
         Box::new(self.clone())
     }
 
-    fn database(&self, name: &str, cache_bytes: usize, how: OpenMode) -> Result<Database, OpenError> {
+    fn database(&self, name: &str, cache_bytes: usize, how: OpenMode) -> Result<OpenedFile, OpenError> {
         let path = self.path(name);
         let replaces = how == OpenMode::Replace;
         if replaces || !path.exists() {
@@ -118,6 +142,10 @@ impl Files for Directory {
 
     fn path(&self, name: &str) -> PathBuf {
         self.0.join(name)
+    }
+
+    fn identity(&self, name: &str) -> io::Result<FileIdentity> {
+        Ok(FileIdentity::of(&fs::metadata(self.path(name))?))
     }
 
     fn lock(&self) -> Result<Option<File>, OpenError> {
@@ -185,13 +213,19 @@ impl Files for Directory {
 }
 
 impl Directory {
-    fn open(&self, path: &Path, cache_bytes: usize, check: bool) -> Result<Database, OpenError> {
+    fn open(&self, path: &Path, cache_bytes: usize, check: bool) -> Result<OpenedFile, OpenError> {
+        let failed = |source| OpenError::Io { path: path.to_owned(), source };
+        let file = File::options().read(true).write(true).create(true).truncate(false).open(path);
+        let file = file.map_err(failed)?;
+        let identity = FileIdentity::of(&file.metadata().map_err(failed)?);
         let mut builder = Builder::new();
         builder.set_cache_size(cache_bytes).set_check_integrity_on_open(check);
-        builder.create(path).map_err(|error| match error {
+        let opened = FileBackend::new(file).and_then(|file| builder.create_with_backend(file));
+        let db = opened.map_err(|error| match error {
             DatabaseError::DatabaseAlreadyOpen => OpenError::InUse(self.0.clone()),
             other => classify_error(path.to_owned(), other.into()),
-        })
+        })?;
+        Ok(OpenedFile { db, identity })
     }
 
     /// Creates an empty database atomically: after a power failure while redb creates a file, redb cannot open it.

@@ -30,7 +30,7 @@ use super::log::{LogFile, ReadLimit, WriteBatch};
 use crate::chain::ids::Origin;
 use crate::chain::logs::Logs;
 use crate::store::engine::catch_panic::{GuardedDb, catch_panic};
-use crate::store::engine::files::{self, Files, OpenMode};
+use crate::store::engine::files::{self, FileIdentity, Files, OpenMode};
 use crate::store::index::memtable::Memtable;
 use crate::store::{Counts, OpenError, OpenPolicy, StoreError, StoreId, recovery};
 pub(super) use memtable::IndexEntry;
@@ -186,6 +186,10 @@ impl Index {
             }
         }
         Ok(())
+    }
+
+    pub(in crate::store) fn identity(&self) -> FileIdentity {
+        self.db.identity
     }
 
     fn add_entry(&self, entry: IndexEntry) {

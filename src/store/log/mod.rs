@@ -39,7 +39,7 @@ use crate::chain::members::Membership;
 use crate::chain::vector::Head;
 use crate::fault::Fault;
 use crate::store::engine::catch_panic::{GuardedDb, catch_panic, open_if_exists};
-use crate::store::engine::files::{self, Files, OpenMode};
+use crate::store::engine::files::{self, FileIdentity, Files, OpenMode};
 use crate::store::log::damage::Damage;
 use crate::store::log::purge::Purged;
 pub use crate::store::log::write_batch::{NewRow, WriteBatch};
@@ -124,6 +124,10 @@ impl LogFile {
             }
             Err(error) => Err(NotOpen { error, db: Some(db) }),
         }
+    }
+
+    pub(in crate::store) fn identity(&self) -> FileIdentity {
+        self.db.identity
     }
 
     pub fn damage(&self) -> &Damage {

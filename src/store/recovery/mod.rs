@@ -56,6 +56,18 @@ pub(in crate::store) fn open_mode(files: &dyn Files, name: &str, policy: OpenPol
     if is_small || policy.is_strict() { OpenMode::Checked } else { OpenMode::Unchecked }
 }
 
+/// Whether there is a log, or one that was set aside.
+pub(in crate::store) fn has_store(files: &dyn Files) -> Result<bool, OpenError> {
+    let unreadable = |source| OpenError::Io { path: files.path(LOG), source };
+    if files.len(LOG).map_err(unreadable)?.is_some() {
+        return Ok(true);
+    }
+    match files.names() {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false), // no directory
+        names => Ok(names.map_err(unreadable)?.iter().any(|name| name.starts_with(DAMAGED_PREFIX))),
+    }
+}
+
 /// Opens the log, if there is a file that can be one. Without a network: as [`LogFile::open`].
 pub(in crate::store) fn open_existing(
     files: &dyn Files,

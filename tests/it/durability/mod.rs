@@ -6,5 +6,6 @@ mod chaos;
 mod corpus;
 mod damage;
 mod disk_faults;
+mod removed_directories;
 mod restored_directories;
 mod unclean_exits;
