@@ -69,12 +69,14 @@ struct Node {
     /// How often the node moved. Each move gives it another port.
     moves: usize,
     peers: Vec<SocketAddr>,
+    /// The address that peers are told, if it differs from the one on which the node listens.
+    advertised: Option<SocketAddr>,
     process: Option<Process>,
 }
 
 impl Node {
     fn new(peers: Vec<SocketAddr>) -> Self {
-        Node { id: None, moves: 0, peers, process: None }
+        Node { id: None, moves: 0, peers, advertised: None, process: None }
     }
 }
 
@@ -139,6 +141,13 @@ impl Cluster {
         self.nodes.len() - 1
     }
 
+    /// Gives a stopped node these peers, and the address that peers are told.
+    #[track_caller]
+    pub fn readdress(&mut self, i: usize, peers: Vec<SocketAddr>, advertised: SocketAddr) {
+        assert!(!self.is_up(i), "node {i} is up already");
+        (self.nodes[i].peers, self.nodes[i].advertised) = (peers, Some(advertised));
+    }
+
     /// Starts a stopped node at another address on its existing directory, and waits until it is ready.
     #[track_caller]
     pub fn move_node(&mut self, i: usize) -> SocketAddr {
@@ -198,6 +207,9 @@ impl Cluster {
         command.args(["node", "--node-id", &id, "--listen", &addr]).args(self.addressing.flags());
         if !self.nodes[i].peers.is_empty() {
             command.args(["--peers", &join_addrs(&self.nodes[i].peers)]);
+        }
+        if let Some(advertised) = self.nodes[i].advertised {
+            command.args(["--advertise", &advertised.to_string()]);
         }
         command.arg("--data-dir").arg(match self.nodes[i].id {
             Some(_) => self.data_dir().join(format!("instance-{i}")),

@@ -14,6 +14,8 @@ pub mod load;
 pub mod measure;
 pub mod messages;
 pub mod network;
+pub mod plain_tcp;
 pub mod process;
+pub mod relay;
 pub mod rng;
 pub mod servers;

@@ -13,9 +13,10 @@ const HEAD_LINES_MAX: usize = 15;
 const SHORT_FILE_LINES_MAX: usize = 100;
 /// The head of the crate describes the architecture and may be longer.
 const LONG_HEAD: &str = "src/lib.rs";
-/// The files whose test code may sleep: the one that polls for a condition, and the one that keeps the schedule of
-/// faults and the send rate, where there is no condition to wait for.
-const SLEEPERS: &[&str] = &["tests/it/support/eventually.rs", "tests/chaos/pace.rs"];
+/// The files whose test code may sleep: the one that polls for a condition, and two where there is no condition to wait
+/// for, namely the schedule of faults with the send rate, and the delays of a bad link.
+const SLEEPERS: &[&str] =
+    &["tests/it/support/eventually.rs", "tests/chaos/pace.rs", "tests/it/support/relay.rs"];
 
 /// The entries at the top level besides dotfiles: the first page that a visitor sees.
 const TOP_LEVEL: &[&str] =
