@@ -43,6 +43,8 @@ error_codes! {
     CursorInvalid "cursor_invalid" 400 "Bad Request" FINAL NOT_STORED;
     /// The cursor refers to an entry that this node does not have yet.
     CursorUnknown "cursor_unknown" 503 "Service Unavailable" RETRYABLE NOT_STORED;
+    /// The message is damaged here, and no other node has sent it yet.
+    Damaged "damaged" 503 "Service Unavailable" RETRYABLE NOT_STORED;
     NotFound "not_found" 404 "Not Found" FINAL NOT_STORED;
     MethodNotAllowed "method_not_allowed" 405 "Method Not Allowed" FINAL NOT_STORED;
     UnsupportedMediaType "unsupported_media_type" 415 "Unsupported Media Type" FINAL NOT_STORED;

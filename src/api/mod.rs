@@ -64,6 +64,8 @@ pub mod header {
     pub const IDEMPOTENCY_KEY: &str = "idempotency-key";
     /// In a request: what a read must cover. In an answer: what it covers.
     pub const POSITION: &str = "chatchain-position";
+    /// How many entries a listing leaves out, because they are damaged at the server that answers.
+    pub const MISSING: &str = "chatchain-missing";
     /// The cursor after which an interrupted feed continues.
     pub const LAST_EVENT_ID: &str = "last-event-id";
 }

@@ -222,6 +222,8 @@ pub struct LineStream<T> {
     /// What the listing covers; of a feed, what a listing must cover so that both together have every message. `None`
     /// if the server sent no position.
     pub position: Option<Position>,
+    /// How many entries a listing leaves out because they are damaged at the server.
+    pub missing: u64,
     body: BoxStream<'static, Result<Bytes, ClientError>>,
     buffer: LineBuffer,
     values: PhantomData<fn() -> T>,
@@ -230,8 +232,10 @@ pub struct LineStream<T> {
 impl<T: DeserializeOwned> LineStream<T> {
     fn new(answer: Answer) -> Self {
         let (addr, position) = (answer.addr.clone(), position_of(&answer));
-        let body = answer.into_stream().boxed();
-        Self { addr, position, body, buffer: LineBuffer::default(), values: PhantomData }
+        let missing =
+            answer.headers().get(header::MISSING).and_then(|count| count.to_str().ok()?.parse().ok());
+        let (missing, body) = (missing.unwrap_or(0), answer.into_stream().boxed());
+        Self { addr, position, missing, body, buffer: LineBuffer::default(), values: PhantomData }
     }
 
     pub async fn next(&mut self) -> Result<Option<T>, ClientError> {

@@ -121,8 +121,9 @@ impl Follower<'_> {
             if let (Some(wanted), Some(sent)) = (&mut wanted, &sent) {
                 wanted.join(sent);
             }
-            let list::ListOutcome { messages, covers, addr } =
-                list::fetch(self.servers, query, wanted.as_ref()).await?;
+            let listed = list::fetch(self.servers, query, wanted.as_ref()).await?;
+            listed.warn_of_missing(self.output);
+            let list::ListOutcome { messages, covers, addr, .. } = listed;
             if !covers && Instant::now() < deadline {
                 continue;
             }

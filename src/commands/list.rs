@@ -13,14 +13,16 @@ use crate::{
     cli::{self, OutputFormat},
     client::{ClientError, servers::Servers},
     config::ConfigError,
-    output::Tone,
+    output::{Output, Tone},
 };
 
 pub async fn run(args: &cli::ListArgs, context: &Context<'_>) -> Result<Exit> {
     let (query, output) = (query(args, now())?, context.output);
     let last_writes = LastWrites::of(context.sources);
     let wanted = last_writes.position().await;
-    let ListOutcome { messages, covers, addr } = fetch(&context.servers()?, &query, wanted.as_ref()).await?;
+    let listed = fetch(&context.servers()?, &query, wanted.as_ref()).await?;
+    listed.warn_of_missing(output);
+    let ListOutcome { messages, covers, addr, .. } = listed;
     match output.format {
         OutputFormat::Json | OutputFormat::Ndjson => output.json_list(&messages)?,
         OutputFormat::Table if messages.is_empty() => output.note("no messages match"),
@@ -45,6 +47,20 @@ pub(super) struct ListOutcome {
     /// Whether the listing covers the position that was wanted, as far as the server says.
     pub covers: bool,
     pub addr: Addr,
+    /// How many entries are left out because they are damaged at the server.
+    missing: u64,
+}
+
+impl ListOutcome {
+    pub(super) fn warn_of_missing(&self, output: &Output) {
+        if self.missing > 0 {
+            output.warn(&format!(
+                "{} entries are left out: they are damaged at {}, and no node that answers there has them; see \
+                 `chatchain status`",
+                self.missing, self.addr
+            ));
+        }
+    }
 }
 
 /// Asks for a whole listing. The server first waits a moment until it covers the position that is wanted.
@@ -59,7 +75,7 @@ pub(super) async fn fetch(
     while let Some(message) = listing.next().await? {
         messages.push(message);
     }
-    Ok(ListOutcome { messages, covers, addr: listing.addr })
+    Ok(ListOutcome { messages, covers, missing: listing.missing, addr: listing.addr })
 }
 
 pub(super) fn query(args: &cli::ListArgs, now: Timestamp) -> Result<ListQuery, ConfigError> {

@@ -17,6 +17,7 @@ mod store_fault;
 mod writer;
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use tokio::sync::{Semaphore, watch};
 
@@ -57,13 +58,16 @@ struct Limits {
     bodies: Budget,
     readers: Arc<Semaphore>,
     iterators: Arc<Semaphore>,
+    /// A listing was aborted by damage, so the next one checks all of history before it answers.
+    check_history: Arc<AtomicBool>,
 }
 
 impl Limits {
     fn new() -> Self {
         let semaphore = |count| Arc::new(Semaphore::new(count));
         let (readers, iterators) = (semaphore(READERS_MAX), semaphore(ITERATORS_MAX));
-        Limits { bodies: Budget::new(BODIES_BYTES_MAX), readers, iterators }
+        let check_history = Arc::default();
+        Limits { bodies: Budget::new(BODIES_BYTES_MAX), readers, iterators, check_history }
     }
 }
 

@@ -16,6 +16,7 @@ use crate::chain::sync::wire::{EntryRange, Heads, Hello, Run, SyncMessage, short
 use crate::chain::vector::{Head, Vector};
 use crate::node::cluster::sync;
 use crate::replica::write_ops::{NewMessage, SendOutcome};
+use crate::store::log::fake::overwrite;
 
 const X: Origin = Origin([7; 16]);
 const STAMP: u64 = 1_700_000_000_000 << 16;
@@ -269,7 +270,7 @@ async fn one_damaged_entry_keeps_nothing_else_from_a_peer() {
     let bench = Bench::new();
     bench.push(&Log::new(X, 60, 1, "long"), 1, 60, 60).await;
     bench.push(&Log::new(origin(1), 3, 1, "other"), 1, 3, 3).await;
-    crate::store::log::fake::overwrite(bench.node.store.log(), X, 40, b"damage");
+    overwrite(bench.node.store.log(), X, 40, b"damage");
     let wants = [(X, 1, 60), (X, 50, 60), (Origin(origin(1).0), 1, 3)];
     let wants = wants.map(|(origin, first, last)| EntryRange { origin, first, last }).to_vec();
     let reply = bench.answer(SyncMessage { wants, ..quiet() }).await;
@@ -428,4 +429,54 @@ async fn snapshots_are_written_because_of_messages_and_not_of_snapshots() {
         assert_eq!(entries(), before + 20 + written, "{kind:?}");
         before = entries();
     }
+}
+
+/// A status, the number of entries left out, and the messages; `None` if the answer was aborted.
+async fn list(peer: &crate::config::ConfiguredPeer, query: &str) -> Option<(u16, Option<u64>, usize)> {
+    let client = crate::client::Client::new(None);
+    let request = crate::client::Request::get(format!("/messages{query}"));
+    let answer =
+        client.forward(&peer.addr, &request, std::time::Duration::from_secs(30)).await.expect("answers");
+    let missing =
+        answer.headers().get("chatchain-missing").map(|count| count.to_str().expect("text").parse());
+    let status = answer.status().as_u16();
+    let body: serde_json::Value = answer.json(64 << 20).await.ok()?;
+    Some((status, missing.transpose().expect("a number"), body.as_array().map_or(0, Vec::len)))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_listing_goes_on_without_damaged_entries_and_says_how_many() {
+    let mut bench = Bench::new();
+    let at = bench.serve().await;
+    let mut keys = Vec::new();
+    for id in 0..5 {
+        keys.push(bench.send(id).await);
+    }
+    overwrite(bench.node.store.log(), keys[2].origin, keys[2].seq, b"not a record");
+    let began = std::time::Instant::now();
+    assert_eq!(list(&at, "").await, Some((200, Some(1), 4)));
+    assert!(began.elapsed() >= std::time::Duration::from_secs(2), "a peer may send it meanwhile");
+    let began = std::time::Instant::now();
+    assert_eq!(list(&at, "?limit=4").await, Some((200, Some(1), 4)));
+    assert_eq!(list(&at, "?limit=2").await, Some((200, None, 2)));
+    assert_eq!(list(&at, "?recipient=nobody&limit=2").await, Some((200, Some(1), 0)));
+    let one = format!("/{}", Uuid::from_u128(2));
+    assert!(began.elapsed() < std::time::Duration::from_secs(1), "no further wait for the same entry");
+    assert_eq!(list(&at, &one).await, Some((503, None, 0)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn damage_found_in_the_middle_of_an_answer_is_left_out_of_the_next() {
+    let mut bench = Bench::new();
+    let at = bench.serve().await;
+    let content = |id| content(id, &"x".repeat(900));
+    let new =
+        |id| NewMessage { id: Uuid::from_u128(id), digest: Digest::of(&content(id)), content: content(id) };
+    bench.node.writer.send((0..3_000).map(new).collect()).await;
+    let own = bench.node.logs().own().expect("has begun one");
+    for seq in [2_000, 2_500] {
+        overwrite(bench.node.store.log(), own, seq, b"not a record");
+    }
+    assert_eq!(list(&at, "").await, None, "half of history must not look like all of it");
+    assert_eq!(list(&at, "").await, Some((200, Some(2), 2_998)));
 }

@@ -10,7 +10,7 @@ use crate::chain::filter::Filter;
 use crate::chain::message::{Content, Message, UncheckedMessage};
 use crate::chain::record::{Entry, EntryKind};
 use crate::store::engine::files;
-use crate::store::history::listing::Listing;
+use crate::store::history::listing::{Listing, Skips, damaged_between};
 use crate::store::index::IndexOverlay;
 
 const NOW: u64 = 1_700_000_000_000;
@@ -542,15 +542,66 @@ fn damaged_bytes_are_never_served() {
     let keys = bench.send(&numbered(0..10));
     log::fake::overwrite(&bench.store.log, keys[4].origin, keys[4].seq, b"not a record");
     let logs = Arc::new(bench.logs.clone());
-    let mut listing = Listing::new(&bench.store, logs, Filter::default(), None, false).expect("starts");
-    assert_eq!(listing.next_chunk(100).expect("reads what comes before").len(), 4);
-    for _ in 0..2 {
-        assert!(
-            matches!(listing.next_chunk(100), Err(StoreError::Damaged { seq: 5, .. })),
-            "it is not skipped"
-        );
+    for filter in [Filter::default(), Filter { recipient: Some("#room".into()), ..Filter::default() }] {
+        let mut listing = Listing::new(&bench.store, logs.clone(), filter, None, false).expect("starts");
+        assert_eq!(listing.next_chunk(100).expect("reads what comes before").len(), 4);
+        for _ in 0..2 {
+            assert!(
+                matches!(listing.next_chunk(100), Err(StoreError::Damaged { seq: 5, .. })),
+                "it is not skipped"
+            );
+        }
     }
     assert_eq!(bench.store.log().damage().all(), [(keys[4].origin, 5)]);
+}
+
+#[test]
+fn a_listing_may_leave_damaged_entries_out() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    let mut bench = Bench::open(dir.path());
+    let keys = bench.send(&numbered(0..10));
+    bench.begin_log();
+    bench.send(&numbered(10..20));
+    bench.send(&numbered(4..5)); // a second copy of a message whose first one is damaged
+    for at in [0, 4, 5, 9] {
+        log::fake::overwrite(&bench.store.log, keys[at].origin, keys[at].seq, b"not a record");
+    }
+    let logs = Arc::new(bench.logs.clone());
+    for filter in [Filter::default(), Filter { recipient: Some("#room".into()), ..Filter::default() }] {
+        for (backward, from) in [(false, None), (true, None), (false, Some(keys[4])), (true, Some(keys[9]))] {
+            let listing = Listing::new(&bench.store, logs.clone(), filter.clone(), from, backward);
+            let mut listing = listing.expect("starts").skipping(Skips::All);
+            let mut texts = Vec::new();
+            while !listing.is_done() {
+                for entry in listing.next_chunk(7).expect("reads") {
+                    texts.push(Content::decode(entry.content()).expect("readable").text.to_owned());
+                }
+                listing.release_buffers();
+            }
+            let mut listed: Vec<u128> = (1..=3).chain(6..=8).chain(10..20).collect();
+            match from {
+                Some(_) if backward => listed.retain(|n| *n < 9),
+                Some(_) => listed.retain(|n| *n > 4),
+                None => {}
+            }
+            let mut want = self::texts(listed.into_iter());
+            if !(from.is_some() && backward) {
+                want.push("text 4".into());
+            }
+            if backward {
+                want.reverse();
+            }
+            assert_eq!(texts, want, "from {from:?}, backward: {backward}");
+        }
+    }
+    let damaged = |after, before| {
+        let found = damaged_between(&bench.store, &logs, after, before).expect("reads");
+        found.into_iter().map(|(_, seq)| seq).collect::<Vec<_>>()
+    };
+    assert_eq!(damaged(None, None), [1, 5, 6, 10]);
+    assert_eq!(damaged(Some(keys[2]), None), [5, 6, 10]);
+    assert_eq!(damaged(Some(keys[2]), Some(keys[7])), [5, 6]);
+    assert_eq!(damaged(None, Some(keys[2])), [1]);
 }
 
 /// Rows of that table carry no check of their own.

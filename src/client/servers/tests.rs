@@ -120,7 +120,8 @@ async fn a_listing_is_read_line_by_line_however_it_is_chunked() {
         let body = futures_util::stream::iter(pieces).boxed();
         let addr = "127.0.0.1:1".parse().expect("valid");
         let (position, buffer) = (None, LineBuffer::default());
-        let mut listing = LineStream::<ListedMessage> { addr, position, body, buffer, values: PhantomData };
+        let mut listing =
+            LineStream::<ListedMessage> { addr, position, missing: 0, body, buffer, values: PhantomData };
         assert_eq!(listing.next().await.expect("a message").expect("not the end").text, "c");
         assert_eq!(listing.next_line().await.expect("a line").expect("not the end"), SENT);
         assert_eq!(listing.next().await.expect("the end"), None);

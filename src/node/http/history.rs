@@ -5,10 +5,13 @@
 //! depend on the length of history.
 //!
 //! A listing shows the vector at its start. If a log is cut meanwhile, the listing starts again on the new vector as
-//! long as nothing of the answer was sent. After that it is aborted, as by damage: half a history must not look like
-//! all of it.
+//! long as nothing of the answer was sent. After that it is aborted: half a history must not look like all of it.
+//!
+//! Damaged entries that no peer sends in time are left out, and a header says how many. Damage that is found after the
+//! header was sent aborts the answer, and before the next such answer all of history is checked.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -21,23 +24,27 @@ use tokio::sync::OwnedSemaphorePermit;
 use uuid::Uuid;
 
 use crate::api::error::{ErrorCode, Problem};
-use crate::api::header::POSITION;
+use crate::api::header::{MISSING, POSITION};
 use crate::api::query::{self, Anchor, ListQuery};
 use crate::api::{media, path};
+use crate::chain::filter::Filter;
 use crate::chain::ids::{EntryKey, Origin};
+use crate::chain::logs::Logs;
 use crate::chain::record::Entry;
 use crate::node::Node;
-use crate::node::http::read::{ReadFailure, retry_while_repairing};
+use crate::node::http::read::{REPAIR_TIME, ReadFailure, retry_while_repairing};
 use crate::node::http::send::view;
 use crate::node::http::{acks, position};
 use crate::serve;
-use crate::store::history::listing::Listing;
+use crate::store::history::listing::{Listing, Skips, damaged_between};
 use crate::store::{Store, StoreError};
 
 /// A page stops searching after this long. It then holds what was found, and a link to go on.
 const SEARCH_TIME: Duration = Duration::from_secs(2);
 /// How long it is searched for messages beyond a page. If that does not tell, the page gets the link.
 const PROBE_TIME: Duration = Duration::from_millis(100);
+/// The search for damage before a listing ends after this long, so that the answer begins in time.
+const CHECK_TIME: Duration = Duration::from_secs(20);
 /// Bytes of entries that a page keeps until they are sent. Further entries are read a second time.
 const PAGE_BYTES_MAX: usize = 4 << 20;
 /// The same for a page without an iterator permit.
@@ -57,7 +64,7 @@ pub async fn get_one(
     query::refuse_any(query.as_deref())?;
     let id = query::path_id(uri.path())?;
     position::wait_for(&node, &headers).await?;
-    let reading = || {
+    let reading = |_| {
         let cloned = node.clone();
         node.limits.read(move || one(&cloned, id))
     };
@@ -87,11 +94,14 @@ pub async fn get(node: Node, RawQuery(query): RawQuery, headers: HeaderMap) -> R
     // Taken before the listing, so that it covers no more than the listing does.
     let covered = position::of_logs(&node, &node.logs(), &wanted);
     let format = if serve::wants_ndjson(&headers) { BodyFormat::Lines } else { BodyFormat::Array };
-    let reading = || {
+    if query.limit.is_none() && node.limits.check_history.load(Ordering::Relaxed) {
+        find_damage(&node).await?;
+    }
+    let reading = |is_last| {
         let (reader, query) = (node.clone(), query.clone());
         node.limits.read(move || match query.limit {
-            None => stream_all(&reader, &query, format),
-            Some(limit) => page(&reader, &query, limit as usize, format),
+            None => stream_all(&reader, &query, format, is_last),
+            Some(limit) => page(&reader, &query, limit as usize, format, is_last),
         })
     };
     let mut response = retry_while_repairing(&node.store, reading).await?;
@@ -99,16 +109,73 @@ pub async fn get(node: Node, RawQuery(query): RawQuery, headers: HeaderMap) -> R
     Ok(response)
 }
 
+/// Reads all of history, so that a listing can say at its start how many entries it leaves out. For the listing after
+/// one that met damage when part of its answer was sent.
+async fn find_damage(node: &Node) -> Result<(), Problem> {
+    let (weak, logs, began) = (Arc::downgrade(&node.store), node.logs(), Instant::now());
+    let opening = move || {
+        let store = weak.upgrade().ok_or(StoreError::Closed)?;
+        Ok(Listing::new(&store, logs, Filter::default(), None, false)?.skipping(Skips::All))
+    };
+    let mut listing = node.limits.read(opening).await?;
+    while !listing.is_done() && began.elapsed() < CHECK_TIME {
+        let reading = move || Ok(listing.next_chunk(CHUNK_COUNT).map(|_| listing)?);
+        listing = node.limits.read(reading).await?;
+    }
+    node.limits.check_history.store(false, Ordering::Relaxed);
+    Ok(())
+}
+
+/// The damaged entries that an attempt leaves out: those that peers had time to send. The last attempt leaves out all.
+fn skips(node: &Node, is_last: bool) -> Skips {
+    if is_last {
+        return Skips::All;
+    }
+    Skips::These(node.store.log().damage().found_before(REPAIR_TIME))
+}
+
+/// The damaged entries between two keys. An error if peers had no time to send one of them.
+fn left_out(
+    node: &Node,
+    logs: &Logs,
+    (after, before): (Option<EntryKey>, Option<EntryKey>),
+    is_last: bool,
+) -> Result<BTreeSet<(Origin, u64)>, StoreError> {
+    let damaged = damaged_between(&node.store, logs, after, before)?;
+    let Skips::These(skipped) = skips(node, is_last) else { return Ok(damaged) };
+    match damaged.difference(&skipped).next() {
+        Some((origin, seq)) => Err(StoreError::Damaged { origin: *origin, seq: *seq }),
+        None => Ok(damaged),
+    }
+}
+
+fn add_missing(response: &mut Response, missing: usize) {
+    if missing > 0 {
+        response.headers_mut().insert(MISSING, missing.into());
+    }
+}
+
 /// Everything that matches, oldest first.
-fn stream_all(node: &Node, query: &ListQuery, format: BodyFormat) -> Result<Response, ReadFailure> {
+fn stream_all(
+    node: &Node,
+    query: &ListQuery,
+    format: BodyFormat,
+    is_last: bool,
+) -> Result<Response, ReadFailure> {
     let (before, after) = anchors(node, query)?;
-    let mut listing = listing(node, query, after, false)?.until(before);
+    let logs = node.logs();
+    let mut listing = listing(node, logs.clone(), query, after, false)?.until(before);
+    listing = listing.skipping(skips(node, is_last));
     let mut encoder = MessageEncoder::new(format);
     // The first chunk is read before the status is sent, so that its failure can still become an error status.
     let permit = node.limits.iterator();
     let first = listing.next_chunk(chunk_count(permit.as_ref()))?;
     encoder.push_all(&first);
-    Ok(streamed(node, encoder, move |encoder| {
+    // From here on, no further entry can be left out: the header with their number is sent.
+    let left_out = left_out(node, &logs, (after, before), is_last)?;
+    let missing = left_out.len();
+    let mut listing = listing.skipping(Skips::These(left_out));
+    let mut response = streamed(node, encoder, move |encoder| {
         while !listing.is_done() {
             let entries = listing.next_chunk(chunk_count(permit.as_ref()))?;
             if !entries.is_empty() {
@@ -120,16 +187,19 @@ fn stream_all(node: &Node, query: &ListQuery, format: BodyFormat) -> Result<Resp
             }
         }
         Ok(false)
-    }))
+    });
+    add_missing(&mut response, missing);
+    Ok(response)
 }
 
 fn listing(
     node: &Node,
+    logs: Arc<Logs>,
     query: &ListQuery,
     from: Option<EntryKey>,
     backward: bool,
 ) -> Result<Listing, StoreError> {
-    Listing::new(&node.store, node.logs(), query.filter.clone(), from, backward)
+    Listing::new(&node.store, logs, query.filter.clone(), from, backward)
 }
 
 fn anchors(node: &Node, query: &ListQuery) -> Result<(Option<EntryKey>, Option<EntryKey>), ReadFailure> {
@@ -156,17 +226,28 @@ type PageEntries = VecDeque<(EntryKey, Option<Entry>)>;
 
 /// At most `limit` messages: the newest, or those next to an anchor. Between two anchors, the newest. A page is
 /// complete before it is sent, because it is found newest first and sent oldest first.
-fn page(node: &Node, query: &ListQuery, limit: usize, format: BodyFormat) -> Result<Response, ReadFailure> {
+fn page(
+    node: &Node,
+    query: &ListQuery,
+    limit: usize,
+    format: BodyFormat,
+    is_last: bool,
+) -> Result<Response, ReadFailure> {
     let (before, after) = anchors(node, query)?;
     let forward = after.is_some() && before.is_none();
     let (from, until) = if forward { (after, None) } else { (before, after) };
-    let mut listing = listing(node, query, from, !forward)?.until(until);
+    let logs = node.logs();
+    let listing = listing(node, logs.clone(), query, from, !forward)?.until(until);
+    let mut listing = listing.skipping(skips(node, is_last));
     let permit = node.limits.iterator();
     let bytes_max = if permit.is_some() { PAGE_BYTES_MAX } else { PAGE_BYTES_FEW };
     let (mut entries, has_more) = collect(&mut listing, limit, bytes_max)?;
     let (nearest, farthest) = (entries.front().map(|(key, _)| *key), entries.back().map(|(key, _)| *key));
     let beyond =
         has_more.then_some(listing.last_seen().filter(|_| entries.len() < limit).or(farthest)).flatten();
+    let end = if has_more { beyond } else { until };
+    let range = if forward { (from, end) } else { (end, from) };
+    let missing = left_out(node, &logs, range, is_last)?.len();
     // Between two anchors the search goes from the newer to the older one, so nothing newer is left out.
     let may_go_back = forward || (before.is_some() && after.is_none());
     let back = nearest.filter(|_| may_go_back && is_beyond(node, query, nearest, forward));
@@ -183,6 +264,7 @@ fn page(node: &Node, query: &ListQuery, limit: usize, format: BodyFormat) -> Res
     if let Some(links) = links {
         response.headers_mut().insert(header::LINK, links);
     }
+    add_missing(&mut response, missing);
     Ok(response)
 }
 
@@ -208,7 +290,7 @@ fn collect(listing: &mut Listing, limit: usize, bytes_max: usize) -> Result<(Pag
 /// page does less harm than a missing link.
 fn is_beyond(node: &Node, query: &ListQuery, key: Option<EntryKey>, backward: bool) -> bool {
     let began = Instant::now();
-    let Ok(mut listing) = listing(node, query, key, backward) else { return true };
+    let Ok(mut listing) = listing(node, node.logs(), query, key, backward) else { return true };
     while !listing.is_done() {
         match listing.next_chunk(1) {
             Ok(found) if found.is_empty() && began.elapsed() < PROBE_TIME => {}
@@ -314,7 +396,7 @@ fn streamed(
     let body = stream::try_unfold(Some((progress, limits, store)), move |state| async move {
         let Some((progress, limits, weak)) = state else { return Ok(None) };
         let store = weak.upgrade().ok_or(StoreError::Closed)?;
-        let stepping = || {
+        let stepping = |_| {
             let progress = progress.clone();
             limits.read(move || {
                 // Only one step runs at a time. After one that panicked the answer is aborted.
@@ -327,7 +409,11 @@ fn streamed(
                 Ok((encoder.take(!goes_on), goes_on))
             })
         };
-        let (bytes, goes_on) = retry_while_repairing(&store, stepping).await?;
+        let stepped = retry_while_repairing(&store, stepping).await;
+        if stepped.as_ref().is_err_and(|problem| problem.code == ErrorCode::Damaged) {
+            limits.check_history.store(true, Ordering::Relaxed);
+        }
+        let (bytes, goes_on) = stepped?;
         drop(store); // not held while the client takes its time
         Ok::<_, Problem>(Some((bytes, goes_on.then_some((progress, limits, weak)))))
     });

@@ -1,7 +1,8 @@
 //! Owns how listings and feeds read the store: on blocking threads, a few at a time. A listing that meets damage is
 //! retried while a peer may repair it.
 //!
-//! Called by `history` and `feed`. A read that cannot be completed fails; nothing is skipped here. Short lookups of
+//! Called by `history` and `feed`. A read that cannot be completed fails; what a listing leaves out, `history` says in
+//! its answer. Short lookups of
 //! other files do not wait for these permits. What is read is not known here.
 
 use std::time::{Duration, Instant};
@@ -12,8 +13,8 @@ use crate::api::error::{ErrorCode, Problem};
 use crate::node::Limits;
 use crate::store::{Store, StoreError};
 
-/// How long a read is retried while entries are damaged. Then it fails with `storage_failed`.
-const REPAIR_TIME: Duration = Duration::from_secs(2);
+/// How long a read waits for the repair of an entry after the entry was found damaged. Then a listing leaves it out.
+pub const REPAIR_TIME: Duration = Duration::from_secs(2);
 const RETRY_INTERVAL: Duration = Duration::from_millis(50);
 
 #[derive(Debug, thiserror::Error)]
@@ -34,14 +35,16 @@ impl From<ReadFailure> for Problem {
 }
 
 /// Repeats a read that meets damage, because a peer may send the entry within [`REPAIR_TIME`], and a read whose log was
-/// cut after its vector was taken: a new read finds the entries that moved at their new keys.
+/// cut after its vector was taken: a new read finds the entries that moved at their new keys. The argument of `read`
+/// says that it is the last attempt.
 pub async fn retry_while_repairing<T, Read: Future<Output = Result<T, ReadFailure>>>(
     store: &Store,
-    read: impl Fn() -> Read,
+    read: impl Fn(bool) -> Read,
 ) -> Result<T, Problem> {
     let began = Instant::now();
     loop {
-        let failure = match read().await {
+        let is_last = began.elapsed() >= REPAIR_TIME;
+        let failure = match read(is_last).await {
             Ok(done) => return Ok(done),
             Err(failure) => failure,
         };
@@ -50,7 +53,7 @@ pub async fn retry_while_repairing<T, Read: Future<Output = Result<T, ReadFailur
             ReadFailure::Store(StoreError::CutOff { .. }) => true,
             ReadFailure::Store(_) => store.log().damage().count() > 0,
         };
-        if !may_succeed || began.elapsed() >= REPAIR_TIME {
+        if !may_succeed || is_last {
             return Err(failure.into());
         }
         tokio::time::sleep(RETRY_INTERVAL).await;
@@ -82,10 +85,13 @@ impl Limits {
 
 impl From<StoreError> for Problem {
     fn from(error: StoreError) -> Self {
-        if let StoreError::CutOff { .. } = error {
-            tracing::warn!(%error, "a read is aborted");
-        } else {
-            tracing::error!(%error, "reading failed");
+        match error {
+            StoreError::CutOff { .. } => tracing::warn!(%error, "a read is aborted"),
+            StoreError::Damaged { .. } => {
+                let detail = format!("this node has no intact copy now ({error}); another node may have one");
+                return Problem::new(ErrorCode::Damaged, detail);
+            }
+            _ => tracing::error!(%error, "reading failed"),
         }
         Problem::new(ErrorCode::StorageFailed, format!("this node cannot read its store: {error}"))
     }
@@ -103,7 +109,7 @@ mod tests {
         let (store, _) = Store::open(dir.path(), "test", 0).expect("opens");
         let times = &AtomicU32::new(0);
         let read = |fails: u32| {
-            move || async move {
+            move |_| async move {
                 let cut_off = StoreError::CutOff { origin: Origin([1; 16]), seq: 7 };
                 if times.fetch_add(1, Ordering::Relaxed) < fails { Err(cut_off.into()) } else { Ok("all") }
             }

@@ -5,13 +5,15 @@
 //! JSON.
 //!
 //! Invariants: a listing depends on its vector alone. Of several copies of one message it shows the first within the
-//! vector. If a log of the vector is cut meanwhile, the listing fails once entries are purged; it never skips them.
+//! vector. If a log of the vector is cut meanwhile, the listing fails once entries are purged; it never skips them. At a
+//! damaged entry it fails as well, unless the caller allows to leave that entry out.
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, Weak};
 use std::time::Instant;
 
 use crate::chain::filter::Filter;
-use crate::chain::ids::EntryKey;
+use crate::chain::ids::{EntryKey, Origin};
 use crate::chain::logs::Logs;
 use crate::chain::record::Entry;
 use crate::store::history::merge::Merge;
@@ -61,6 +63,41 @@ impl Source {
             Source::User(scan) => scan.next(store, logs, reader),
         }
     }
+
+    fn skip(&mut self, origin: Origin, seq: u64) {
+        match self {
+            Source::Logs(merge) => merge.skip(origin, seq),
+            Source::User(scan) => scan.skip(origin, seq),
+        }
+    }
+}
+
+/// The damaged entries that a listing leaves out. It fails at any other one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Skips {
+    These(BTreeSet<(Origin, u64)>),
+    All,
+}
+
+/// The entries that were found damaged, within `logs` and between two keys.
+pub fn damaged_between(
+    store: &Store,
+    logs: &Logs,
+    after: Option<EntryKey>,
+    before: Option<EntryKey>,
+) -> Result<BTreeSet<(Origin, u64)>, StoreError> {
+    let mut damaged: BTreeSet<(Origin, u64)> = store.log().damage().all().into_iter().collect();
+    let origins: BTreeSet<Origin> = damaged.iter().map(|(origin, _)| *origin).collect();
+    for origin in origins {
+        let last = logs.vector().seq(origin);
+        let mut reader = store.log().read()?;
+        let mut first_after = |key| reader.first_after(origin, last, key);
+        let low = after.map_or(Ok(1), &mut first_after)?;
+        let before = before.map(|key| EntryKey { seq: key.seq.saturating_sub(1), ..key });
+        let end = before.map_or(Ok(last + 1), &mut first_after)?;
+        damaged.retain(|(of, seq)| *of != origin || (low..end).contains(seq));
+    }
+    Ok(damaged)
 }
 
 #[derive(Debug)]
@@ -74,6 +111,7 @@ pub struct Listing {
     from: Option<EntryKey>,
     backward: bool,
     until: Option<EntryKey>,
+    skips: Skips,
     done: bool,
     last_seen: Option<EntryKey>,
 }
@@ -91,7 +129,8 @@ impl Listing {
         let filter = filter.folded();
         let source = Some(Source::new(store, &logs, &filter, from, backward)?);
         let (store, until, done, last_seen) = (Arc::downgrade(store), None, false, None);
-        Ok(Listing { store, logs, filter, source, from, backward, until, done, last_seen })
+        let skips = Skips::These(BTreeSet::new());
+        Ok(Listing { store, logs, filter, source, from, backward, until, skips, done, last_seen })
     }
 
     /// Releases all buffers. The next chunk seeks again.
@@ -103,6 +142,19 @@ impl Listing {
     #[must_use]
     pub fn until(self, key: Option<EntryKey>) -> Self {
         Listing { until: key, ..self }
+    }
+
+    /// Leaves damaged entries out.
+    #[must_use]
+    pub fn skipping(self, skips: Skips) -> Self {
+        Listing { skips, ..self }
+    }
+
+    fn skips(&self, origin: Origin, seq: u64) -> bool {
+        match &self.skips {
+            Skips::These(entries) => entries.contains(&(origin, seq)),
+            Skips::All => true,
+        }
     }
 
     /// The next messages, at most `most`. May be empty although there are more: see [`Listing::is_done`].
@@ -122,6 +174,10 @@ impl Listing {
                 self.source.insert(Source::new(&store, &self.logs, &self.filter, from, self.backward)?)
             };
             let next = match source.next(&store, &self.logs, &mut reader) {
+                Err(StoreError::Damaged { origin, seq }) if self.skips(origin, seq) => {
+                    self.source.as_mut().expect("it was read just now").skip(origin, seq);
+                    continue;
+                }
                 // Return what was found; the next chunk starts with the damaged entry and fails.
                 Err(StoreError::Damaged { .. }) if !shown.is_empty() => break,
                 next => next?,
@@ -145,7 +201,14 @@ impl Listing {
     fn shows(&self, store: &Store, entry: &Entry, has_copy: bool) -> Result<bool, StoreError> {
         let Some(content) = entry.message() else { return Ok(false) };
         if has_copy {
-            let is_earlier = |copy: &StoredCopy| copy.digest == entry.digest() && copy.key < entry.key();
+            // Of a message whose first copy is left out, the next one is shown.
+            let damage = store.log().damage();
+            let is_left_out = |EntryKey { origin, seq, .. }: EntryKey| {
+                self.skips(origin, seq) && !damage.within(origin, seq, seq).is_empty()
+            };
+            let is_earlier = |copy: &StoredCopy| {
+                copy.digest == entry.digest() && copy.key < entry.key() && !is_left_out(copy.key)
+            };
             if store.stored_copies(content.id, &self.logs)?.iter().any(is_earlier) {
                 return Ok(false);
             }

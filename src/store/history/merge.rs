@@ -97,17 +97,35 @@ impl Merge {
             let stamp = match seq {
                 1 => stamps.first,
                 seq if seq == logs.vector().seq(origin) => stamps.last,
-                // A damaged entry gets a lower bound of its stamp, and is met when the merge reaches that.
-                seq if self.is_for_feed => {
-                    reader.peek(origin, seq)?.map_or(stamps.first, |entry| entry.stamp())
+                // A damaged entry gets a bound of its stamp, and is met when the merge reaches that.
+                seq => {
+                    let bound = if self.backward { stamps.last } else { stamps.first };
+                    reader.peek(origin, seq)?.map_or(bound, |entry| entry.stamp())
                 }
-                seq => reader.get(origin, seq)?.stamp(),
             };
             next.push((EntryKey { stamp, origin, seq }, self.inputs.len()));
             self.inputs.push(MergeInput { origin, first, last, rows: VecDeque::new() });
         }
         self.next = next.into_iter().collect(); // collected at once, which packs the set
         Ok(self)
+    }
+
+    /// Skips a damaged entry, which the last read has met.
+    pub(in crate::store) fn skip(&mut self, origin: Origin, seq: u64) {
+        let Some(index) = self.inputs.iter().position(|input| input.origin == origin) else { return };
+        let Some(at) = self.next.iter().find(|(_, of)| *of == index).copied() else { return };
+        self.next.remove(&at);
+        let input = &mut self.inputs[index];
+        let next = if self.backward {
+            input.last = seq - 1;
+            input.last
+        } else {
+            input.first = seq + 1;
+            input.first
+        };
+        if (input.first..=input.last).contains(&next) {
+            self.next.insert((EntryKey { seq: next, ..at.0 }, index));
+        }
     }
 
     /// Skips the rest of a log.

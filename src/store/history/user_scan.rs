@@ -6,7 +6,7 @@
 
 use std::collections::VecDeque;
 
-use crate::chain::ids::EntryKey;
+use crate::chain::ids::{EntryKey, Origin};
 use crate::chain::logs::Logs;
 use crate::chain::record::Entry;
 use crate::store::index::memtable::NameHash;
@@ -26,6 +26,8 @@ pub(in crate::store) struct UserScan {
     /// Where the next read of the file continues.
     file_from: Option<EntryKey>,
     file_done: bool,
+    /// A key whose entry could not be read. The next read begins with it.
+    unread: Option<EntryKey>,
 }
 
 impl UserScan {
@@ -44,7 +46,13 @@ impl UserScan {
             keys.reverse();
         }
         let (memtable, file) = (keys.into(), VecDeque::new());
-        UserScan { name, roles, backward, memtable, file, file_from: from, file_done: false }
+        let (file_done, unread) = (false, None);
+        UserScan { name, roles, backward, memtable, file, file_from: from, file_done, unread }
+    }
+
+    /// Skips a damaged entry, which the last read has met.
+    pub(in crate::store) fn skip(&mut self, origin: Origin, seq: u64) {
+        self.unread = self.unread.filter(|key| (key.origin, key.seq) != (origin, seq));
     }
 
     /// The next entry within `logs`, and whether it has another copy.
@@ -54,10 +62,14 @@ impl UserScan {
         logs: &Logs,
         reader: &mut LogReader,
     ) -> Result<Option<(Entry, bool)>, StoreError> {
-        while let Some(EntryKey { origin, seq, .. }) = self.next_key(store)? {
+        while let Some(key) = self.unread.take().map_or_else(|| self.next_key(store), |key| Ok(Some(key)))? {
+            let EntryKey { origin, seq, .. } = key;
             if seq <= logs.vector().seq(origin) {
+                self.unread = Some(key);
+                let entry = reader.get(origin, seq)?;
+                self.unread = None;
                 let has_copy = !store.index().reader().copied_seqs(origin, seq, seq)?.is_empty();
-                return Ok(Some((reader.get(origin, seq)?, has_copy)));
+                return Ok(Some((entry, has_copy)));
             }
         }
         Ok(None)

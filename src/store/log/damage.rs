@@ -6,8 +6,9 @@
 //! intact or cut off. In memory only: after a restart, the next read or the scrub finds the entry again. Must not know
 //! how entries are repaired.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
 
 use crate::chain::ids::Origin;
 use crate::chain::record::Entry;
@@ -27,18 +28,20 @@ pub(super) fn checked_entry(origin: Origin, seq: u64, bytes: &[u8]) -> Result<En
 /// The damaged entries of one open store, and the first failure of the engine.
 #[derive(Debug, Default)]
 pub struct Damage {
-    entries: Mutex<BTreeSet<(Origin, u64)>>,
+    /// Each with when it was found.
+    entries: Mutex<BTreeMap<(Origin, u64), Instant>>,
     engine_failure: OnceLock<String>,
 }
 
 impl Damage {
-    fn lock(&self) -> MutexGuard<'_, BTreeSet<(Origin, u64)>> {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<(Origin, u64), Instant>> {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner) // a panic cannot leave half an insert
     }
 
     pub fn add(&self, origin: Origin, seq: u64) {
         let mut entries = self.lock();
-        if entries.len() < DAMAGED_ENTRIES_MAX && entries.insert((origin, seq)) {
+        if entries.len() < DAMAGED_ENTRIES_MAX && !entries.contains_key(&(origin, seq)) {
+            entries.insert((origin, seq), Instant::now());
             tracing::error!(%origin, seq, "an entry is damaged");
         }
     }
@@ -58,7 +61,7 @@ impl Damage {
     }
 
     pub fn remove_from(&self, origin: Origin, seq: u64) {
-        self.lock().retain(|(of, at)| *of != origin || *at < seq);
+        self.lock().retain(|(of, at), _| *of != origin || *at < seq);
     }
 
     pub fn count(&self) -> usize {
@@ -66,13 +69,18 @@ impl Damage {
     }
 
     pub fn all(&self) -> Vec<(Origin, u64)> {
-        self.lock().iter().copied().collect()
+        self.lock().keys().copied().collect()
+    }
+
+    /// Entries that were found at least this long ago.
+    pub fn found_before(&self, age: Duration) -> BTreeSet<(Origin, u64)> {
+        self.lock().iter().filter(|(_, found)| found.elapsed() >= age).map(|(entry, _)| *entry).collect()
     }
 
     pub fn within(&self, origin: Origin, first: u64, last: u64) -> Vec<u64> {
         if first > last {
             return Vec::new();
         }
-        self.lock().range((origin, first)..=(origin, last)).map(|(_, seq)| *seq).collect()
+        self.lock().range((origin, first)..=(origin, last)).map(|((_, seq), _)| *seq).collect()
     }
 }

@@ -174,15 +174,22 @@ impl LogReader {
     }
 
     /// The first seq in `1..=last` whose key is after `key`, else `last + 1`. A binary search, because the stamps of a
-    /// log increase.
+    /// log increase. A damaged entry counts as after `key` unless an intact one that follows it is not.
     pub fn first_after(&mut self, origin: Origin, last: u64, key: EntryKey) -> Result<u64, StoreError> {
         let (mut low, mut high) = (1, last + 1);
         while low < high {
             let middle = low + (high - low) / 2;
-            if self.get(origin, middle)?.key() > key {
-                high = middle;
-            } else {
-                low = middle + 1;
+            let mut at = middle;
+            let intact = loop {
+                match self.get(origin, at) {
+                    Err(StoreError::Damaged { .. }) if at + 1 < high => at += 1,
+                    Err(StoreError::Damaged { .. }) => break None,
+                    entry => break Some(entry?),
+                }
+            };
+            match intact {
+                Some(entry) if entry.key() <= key => low = at + 1,
+                _ => high = middle,
             }
         }
         Ok(low)
