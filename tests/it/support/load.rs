@@ -22,6 +22,8 @@ pub struct Load(JoinHandle<Vec<Answered>>);
 /// The result of one send.
 #[derive(Debug, Clone)]
 struct Answered {
+    number: u64,
+    due: Instant,
     took: Duration,
     /// Ok for 200 and 201, else a description of the failure.
     outcome: Result<(), String>,
@@ -58,6 +60,12 @@ impl Load {
     /// Waits for the last answer. A failed send fails the test.
     #[track_caller]
     pub fn finish(self) -> Latencies {
+        self.finish_each().0
+    }
+
+    /// As `finish`; gives also when each message was due to be sent.
+    #[track_caller]
+    pub fn finish_each(self) -> (Latencies, Vec<(u64, std::time::Instant)>) {
         let answered = self.0.join().expect("the load runs to its end");
         let failed: Vec<_> = answered.iter().filter_map(|one| one.outcome.as_ref().err()).collect();
         assert!(
@@ -69,7 +77,8 @@ impl Load {
         );
         let times: Vec<_> = answered.iter().map(|one| one.took).collect();
         let [p50, p99, max] = [0.5, 0.99, 1.0].map(|share| percentile(&times, share));
-        Latencies { count: times.len(), p50, p99, max }
+        let due = answered.iter().map(|one| (one.number, one.due.into_std())).collect();
+        (Latencies { count: times.len(), p50, p99, max }, due)
     }
 }
 
@@ -109,7 +118,7 @@ async fn send(server: SocketAddr, number: u64, due: Instant, idle: Idle) -> Answ
         let good = answer.starts_with("HTTP/1.1 201 ") || answer.starts_with("HTTP/1.1 200 ");
         if good { Ok(()) } else { Err(format!("message {number} after {took:?}: {answer}")) }
     });
-    Answered { took, outcome }
+    Answered { number, due, took, outcome }
 }
 
 /// Sends one request and reads its answer.
