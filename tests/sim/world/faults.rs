@@ -8,6 +8,7 @@ use chatchain::replica::write_ops::Space;
 use chatchain::store::engine::files::{INDEX, LOG};
 use chatchain::store::{OpenPolicy, Store};
 
+use super::link_quality::{HalfOpen, LinkQuality};
 use super::machine::{Backup, Stop};
 use super::network::name;
 use super::{Event, World, index};
@@ -35,6 +36,8 @@ pub enum Fault {
     FlipBits,
     /// Some machines cannot reach some others.
     Partition,
+    /// Some links are slow, cut in the middle of messages, or half-open.
+    BadLinks,
     /// A clock is set.
     Clock,
     /// A disk is full.
@@ -42,7 +45,7 @@ pub enum Fault {
 }
 
 impl Fault {
-    pub const ALL: [Fault; 11] = [
+    pub const ALL: [Fault; 12] = [
         Fault::Power,
         Fault::Kill,
         Fault::Disk,
@@ -52,6 +55,7 @@ impl Fault {
         Fault::DamageRecords,
         Fault::FlipBits,
         Fault::Partition,
+        Fault::BadLinks,
         Fault::Clock,
         Fault::Full,
     ];
@@ -121,6 +125,7 @@ impl World {
                 self.start_later(node);
             }
             Fault::Partition => self.partition(node),
+            Fault::BadLinks => self.worsen_links(),
             Fault::Clock => self.set_clock(node),
             Fault::Full => {
                 let space = Space { clients: self.dice.one_in(3), peers: self.dice.one_in(2) };
@@ -320,6 +325,32 @@ impl World {
         self.say(format!("cut off: {}", cut_off.join(" ")));
         let delay = self.below(20_000);
         self.after(delay, Event::NetworkRestored);
+    }
+
+    fn worsen_links(&mut self) {
+        let count = self.machines.len();
+        for (from, to) in (0..count).flat_map(|from| (0..count).map(move |to| (from, to))) {
+            if from == to || self.dice.one_in(2) {
+                continue;
+            }
+            let slow = 200 + self.below(20_000);
+            let cut = self.below(8_000);
+            let quality = LinkQuality {
+                rate: self.dice.one_in(2).then_some(slow),
+                cut_after: self.dice.one_in(3).then_some(cut),
+                half_open: [None, None, Some(HalfOpen::Unanswered), Some(HalfOpen::Swallowed)]
+                    [index(self.dice.roll() % 4)],
+            };
+            self.set_link(from, to, quality);
+        }
+        let delay = self.below(30_000);
+        self.after(delay, Event::NetworkRestored);
+    }
+
+    /// Sets the quality of a link in one direction. It lasts until the network is restored.
+    pub fn set_link(&mut self, from: usize, to: usize, quality: LinkQuality) {
+        self.say(format!("the link {from}->{to} is bad: {quality:?}"));
+        self.network.set_quality(from, to, quality);
     }
 
     /// Splits the network into the machines up to this one and the rest.

@@ -9,6 +9,7 @@ mod check;
 mod clients;
 mod faults;
 mod ledger;
+mod link_quality;
 mod machine;
 mod network;
 mod node;
@@ -27,6 +28,7 @@ use readers::Reader;
 
 pub use clients::Op;
 pub use faults::Fault;
+pub use link_quality::{HalfOpen, LinkQuality};
 pub use machine::Stop;
 
 /// The start of every world, in Unix milliseconds.

@@ -16,11 +16,11 @@ use chatchain::replica::repair::PeerAnswer;
 use chatchain::replica::write_ops::{Admitted, PeerRecords};
 use chatchain::replica::{forks, runs};
 
+use super::link_quality::{EXCHANGE_MS, HalfOpen, LinkQuality};
 use super::machine::Pause;
 use super::node::member;
 use super::{Event, World, index};
 
-const EXCHANGE_MS: u64 = 10_000;
 const IDLE_ROUNDS_MAX: u32 = 8;
 const BACK_OFF_MIN_MS: u64 = 250;
 const BACK_OFF_MAX_MS: u64 = 30_000;
@@ -28,6 +28,7 @@ const BACK_OFF_MAX_MS: u64 = 30_000;
 /// Which machines can reach each other, and the quality of the network.
 pub struct Network {
     blocked: Vec<Vec<bool>>,
+    qualities: Vec<Vec<LinkQuality>>,
     /// Packets lost, per thousand; as many are duplicated.
     pub loss: u64,
     pub delay_ms: u64,
@@ -36,7 +37,9 @@ pub struct Network {
 
 impl Network {
     pub fn new(machines: usize, loss: u64, delay_ms: u64) -> Self {
-        Network { blocked: vec![vec![false; machines]; machines], loss, delay_ms, exchanges: 0 }
+        let blocked = vec![vec![false; machines]; machines];
+        let qualities = vec![vec![LinkQuality::default(); machines]; machines];
+        Network { blocked, qualities, loss, delay_ms, exchanges: 0 }
     }
 
     pub fn block(&mut self, from: usize, to: usize) {
@@ -47,8 +50,13 @@ impl Network {
         (self.blocked[one][other], self.blocked[other][one]) = (false, false);
     }
 
+    pub fn set_quality(&mut self, from: usize, to: usize, quality: LinkQuality) {
+        self.qualities[from][to] = quality;
+    }
+
     pub fn join_all(&mut self) {
         self.blocked.iter_mut().flatten().for_each(|blocked| *blocked = false);
+        self.qualities.iter_mut().flatten().for_each(|quality| *quality = LinkQuality::default());
     }
 
     pub fn calm(&mut self) {
@@ -68,6 +76,24 @@ pub struct Packet {
     is_reply: bool,
     /// An answer with an error.
     is_refusal: bool,
+    /// The connection was reset after these bytes of a longer message.
+    is_part: bool,
+}
+
+impl Packet {
+    /// A request, without its bytes.
+    fn request(from: usize, to: usize, exchange: u64, said: u64) -> Self {
+        Packet {
+            from,
+            to,
+            exchange,
+            bytes: Bytes::new(),
+            said,
+            is_reply: false,
+            is_refusal: false,
+            is_part: false,
+        }
+    }
 }
 
 /// A request that was admitted and is not answered yet.
@@ -79,7 +105,7 @@ pub struct Answering {
 }
 
 impl World {
-    fn send_packet(&mut self, packet: Packet) {
+    fn send_packet(&mut self, mut packet: Packet) {
         let (from, to, exchange) = (packet.from, packet.to, packet.exchange);
         let asker = if packet.is_reply { to } else { from };
         let other = if packet.is_reply { from } else { to };
@@ -88,16 +114,28 @@ impl World {
         if self.network.blocked[from][to] || self.below(1_000) < self.network.loss {
             return; // the initiator times out later
         }
+        match self.network.qualities[asker][other].half_open {
+            Some(HalfOpen::Swallowed) => return,
+            Some(HalfOpen::Unanswered) if packet.is_reply => return,
+            _ => {}
+        }
         if !packet.is_reply && self.machines[to].up.is_none() {
             return self.after(1, fails("refused"));
         }
-        let mut delay = 1 + self.below(self.network.delay_ms);
+        let carried = self.network.qualities[from][to].carry(packet.bytes.len() as u64);
+        let mut delay = 1 + self.below(self.network.delay_ms) + carried.ms;
+        if carried.bytes < packet.bytes.len() as u64 {
+            packet.bytes.truncate(index(carried.bytes));
+            packet.is_part = true;
+            self.after(delay, fails("the connection was reset"));
+            return self.after(delay, Event::Packet(packet));
+        }
         if !self.calm && self.dice.one_in(200) {
             delay += self.below(2 * EXCHANGE_MS); // arrives after the initiator's timeout
         }
         if self.below(1_000) < self.network.loss && !packet.is_reply {
             let (bytes, said) = (packet.bytes.clone(), packet.said);
-            let again = Packet { from, to, exchange, bytes, said, is_reply: false, is_refusal: false };
+            let again = Packet { bytes, ..Packet::request(from, to, exchange, said) };
             let later = delay + self.below(3_000);
             self.after(later, Event::Packet(again));
         }
@@ -105,8 +143,8 @@ impl World {
     }
 
     pub(super) fn arrives(&mut self, packet: Packet) {
-        if self.machines[packet.to].up.is_none() {
-            return;
+        if self.machines[packet.to].up.is_none() || packet.is_part {
+            return; // messages are decoded whole
         }
         if packet.is_reply { self.reply_arrives(&packet) } else { self.request_arrives(packet) }
     }
@@ -199,8 +237,7 @@ impl World {
         let bytes = request.encode().into();
         let incarnation = self.machines[node].incarnations;
         self.after(EXCHANGE_MS, Event::Fails { node, incarnation, peer, exchange, why: "no answer" });
-        let (is_reply, is_refusal) = (false, false);
-        self.send_packet(Packet { from: node, to: peer, exchange, bytes, said: now, is_reply, is_refusal });
+        self.send_packet(Packet { bytes, ..Packet::request(node, peer, exchange, now) });
     }
 
     /// Traces a request or an answer that has any content.
