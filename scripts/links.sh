@@ -3,7 +3,7 @@
 # goals that the row misses in its last column. tests/it/cluster/links.rs says what the goals are.
 #
 #   scripts/links.sh        each link is filled for 30 s; takes about half an hour
-#   scripts/links.sh 10     each link is filled for 10 s
+#   scripts/links.sh 10     each link is filled for 10 s, or for six round trips if they take longer
 #
 # Exits with 1 if a row misses a goal, and with 2 if not every link was measured.
 set -uo pipefail
