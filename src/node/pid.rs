@@ -22,7 +22,11 @@ impl PidFile {
 
     /// Writes the file again: the directory may be another one now. A failure is only logged: no message depends on it.
     pub fn write_again(&self) {
-        if let Err(error) = fs::write(&self.0, format!("{}\n", std::process::id())) {
+        let line = format!("{}\n", std::process::id());
+        if fs::read_to_string(&self.0).is_ok_and(|there| there == line) {
+            return; // a full disk would leave an empty file
+        }
+        if let Err(error) = fs::write(&self.0, line) {
             tracing::warn!(path = %self.0.display(), %error, "cannot write the process id");
         }
     }

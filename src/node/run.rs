@@ -137,7 +137,7 @@ impl OpenNode {
             started,
             incidents,
         ));
-        let (writer, writing) = Writer::start(store.clone(), logs, config.store_dir.clone())?;
+        let (writer, writing) = Writer::start(store.clone(), logs)?;
         let indexing = start_indexer(store.clone(), writer.fault.clone())?;
         let live_feed = Arc::new(LiveFeed::new(feeds_end));
         let node = Node { config: config.clone(), store, writer, cluster, live_feed, limits: Limits::new() };

@@ -48,7 +48,7 @@ impl Bench {
             keys: None,
         };
         let (store, logs) = Store::open(dir.path(), "test", now_ms()).expect("opens");
-        let (writer, _thread) = Writer::start(store.clone(), logs, dir.path().to_owned()).expect("starts");
+        let (writer, _thread) = Writer::start(store.clone(), logs).expect("starts");
         let mut hello = hello(1);
         // No two of them run with copies of one store, or at one address.
         (hello.store_id, hello.incarnation_id) = (Uuid::new_v4().into_bytes(), Uuid::new_v4().into_bytes());

@@ -100,10 +100,13 @@ impl Committer {
             match op {
                 Maintenance::Cut(origin, seq) => self.enqueue_cut(*origin, *seq),
                 Maintenance::Abandon(origin) => staged.logs.abandon(*origin),
+                // Without space, an exchange brings the entries again, the scrub finds the checkpoint again, and the
+                // members are written with their next change.
+                Maintenance::Repair(_) | Maintenance::Checkpoint(..) | Maintenance::Members(_)
+                    if !space.peers => {}
                 Maintenance::Repair(records) => self.collect_repairs(staged, records)?,
                 Maintenance::Checkpoint(origin, seq, hash) => staged.checkpoint(*origin, *seq, *hash),
-                Maintenance::Members(members) if space.peers => staged.batch.members = Some(members.clone()),
-                Maintenance::Members(_) => {}
+                Maintenance::Members(members) => staged.batch.members = Some(members.clone()),
                 Maintenance::Snapshots(contents) => {
                     contents.iter().try_for_each(|content| staged.append_snapshot(content))?;
                 }

@@ -38,9 +38,14 @@ impl OpenError {
     /// Whether the error may pass without a change of the configuration: the disk fails or is full, or the file system
     /// became read-only after an error.
     pub fn is_transient(&self) -> bool {
-        let is_transient =
+        self.is_disk_error() || self.is_unwritable()
+    }
+
+    /// Whether the disk is full or read-only: then no other file can be written either.
+    pub fn is_unwritable(&self) -> bool {
+        let is_unwritable =
             |source| matches!(Errno::from_io_error(source), Some(Errno::NOSPC | Errno::DQUOT | Errno::ROFS));
-        self.is_disk_error() || matches!(self, OpenError::Io { source, .. } if is_transient(source))
+        matches!(self, OpenError::Io { source, .. } if is_unwritable(source))
     }
 
     /// Whether the disk failed to read or to write; the engine does not say which.

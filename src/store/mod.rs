@@ -225,7 +225,8 @@ impl Store {
         self.log.commit_for_fast_open()
     }
 
-    /// Moves entries from the memtable into the index file; `true` if there are more. Called by the indexer thread.
+    /// Moves entries from the memtable into the index file; `true` if there are more. Does nothing while the disk is
+    /// full. Called by the indexer thread.
     pub fn flush_index(&self) -> Result<bool, StoreError> {
         let has_committed = self.crash_count.has_committed.load(Ordering::Acquire);
         let more = self.index.flush()?;
@@ -258,6 +259,11 @@ impl Store {
             Some((origin, seq)) => Err(StoreError::CutOff { origin, seq }),
             None => Ok(()),
         }
+    }
+
+    /// Bytes of disk space that can still be written; `u64::MAX` if that is unknown.
+    pub fn free_bytes(&self) -> u64 {
+        self.files.free_bytes()
     }
 
     /// Fails if a path no longer leads to the file that is open: the file was removed or replaced, or its disk is not

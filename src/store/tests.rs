@@ -1,6 +1,7 @@
 //! The store as its callers see it: commits, re-opens, look-ups, history.
 
 use std::path::Path;
+use std::sync::atomic::AtomicU64;
 
 use uuid::Uuid;
 
@@ -124,23 +125,30 @@ fn texts(range: impl Iterator<Item = u128>) -> Vec<String> {
 
 /// Files that claim to be too large to check at every opening. Opened unchecked, they may fail as redb does after an
 /// earlier read failed, for example where a damaged page leads beyond the end of its file; or they fail always, as a
-/// broken disk.
-#[derive(Debug)]
+/// broken disk. Their disk may claim to be full.
+#[derive(Debug, Clone)]
 struct LargeFiles {
     files: Directory,
     fails: Latched,
+    free_bytes: Arc<AtomicU64>,
 }
 
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Latched {
     Never,
     Unchecked,
     Always,
 }
 
+impl LargeFiles {
+    fn new(dir: &Path, fails: Latched) -> Self {
+        LargeFiles { files: Directory(dir.to_owned()), fails, free_bytes: Arc::new(AtomicU64::new(u64::MAX)) }
+    }
+}
+
 impl Files for LargeFiles {
     fn boxed(&self) -> Box<dyn Files> {
-        self.files.boxed()
+        Box::new(self.clone())
     }
 
     fn database(
@@ -166,6 +174,10 @@ impl Files for LargeFiles {
 
     fn lock(&self) -> Result<Option<File>, OpenError> {
         self.files.lock()
+    }
+
+    fn free_bytes(&self) -> u64 {
+        self.free_bytes.load(Ordering::Relaxed)
     }
 
     fn names(&self) -> std::io::Result<Vec<String>> {
@@ -197,11 +209,41 @@ impl Files for LargeFiles {
     }
 }
 
+/// After a write that fails, redb does not even read.
+#[test]
+fn the_index_is_not_written_on_a_full_disk_and_everything_is_read() {
+    const COUNT: usize = 20_000;
+    let dir = tempfile::tempdir().expect("temp dir");
+    let files = LargeFiles::new(dir.path(), Latched::Never);
+    let set_free_bytes = |bytes| files.free_bytes.store(bytes, Ordering::Relaxed);
+    let open = || {
+        let (store, logs) = Store::open_in(&files, "test", NOW, OpenPolicy::Default).expect("opens");
+        Bench { store, logs, now_ms: NOW }
+    };
+    let mut bench = open();
+    bench.send(&numbered(0..COUNT as u128));
+    set_free_bytes(0);
+    for _ in 0..2 {
+        bench.index_everything();
+        assert_eq!(bench.store.index().memtable().len(), COUNT);
+        assert_eq!(bench.list(Filter::default(), None, false), texts(0..COUNT as u128));
+        drop(bench);
+        bench = open();
+    }
+    set_free_bytes((16 << 20) + 10 * (16 << 10));
+    assert!(bench.store.flush_index().expect("indexes"));
+    assert_eq!(bench.store.index().memtable().len(), COUNT - 10, "no more than there is space for");
+    set_free_bytes(u64::MAX);
+    bench.index_everything();
+    assert_eq!(bench.store.index().memtable().len(), 0);
+    assert_eq!(bench.list(Filter::default(), None, false), texts(0..COUNT as u128));
+}
+
 #[test]
 fn an_unexplained_io_error_leads_to_a_page_check_before_it_counts_as_a_disk_error() {
     let dir = tempfile::tempdir().expect("temp dir");
     Bench::open(dir.path()).send(&numbered(0..20));
-    let mut files = LargeFiles { files: Directory(dir.path().to_owned()), fails: Latched::Unchecked };
+    let mut files = LargeFiles::new(dir.path(), Latched::Unchecked);
     let (store, logs) = Store::open_in(&files, "test", NOW, OpenPolicy::Default).expect("opens");
     assert_eq!((store.recovery(), logs.vector().entries()), (None, 20));
     drop(store);
@@ -251,7 +293,7 @@ fn an_index_row_out_of_order_ends_a_listing_and_the_index_is_rebuilt() {
         }
         std::fs::write(&path, &bytes).expect("writes");
 
-        let files = LargeFiles { files: Directory(dir.path().to_owned()), fails: Latched::Never };
+        let files = LargeFiles::new(dir.path(), Latched::Never);
         let (store, logs) = Store::open_in(&files, "test", NOW, OpenPolicy::Default).expect("opens");
         let filter = Filter { recipient: Some("#room".into()), ..Filter::default() };
         let mut listing =

@@ -244,6 +244,10 @@ impl Files for Disk {
         Ok(None)
     }
 
+    fn free_bytes(&self) -> u64 {
+        u64::MAX
+    }
+
     fn names(&self) -> io::Result<Vec<String>> {
         Ok(self.lock().live.keys().map(ToString::to_string).collect())
     }

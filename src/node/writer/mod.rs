@@ -12,9 +12,8 @@
 
 mod inbox;
 
-use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::sync::{oneshot, watch};
 use uuid::Uuid;
@@ -34,10 +33,10 @@ use crate::store::{Store, StoreError};
 const IDLE_COMMIT_AFTER: Duration = Duration::from_secs(2);
 /// Free disk space below which messages of clients get `storage_full`.
 const FREE_BYTES_CLIENTS: u64 = 64 << 20;
-/// Free disk space below which entries of peers are refused, too.
+/// Free disk space below which nothing is written: entries of peers are refused, too, and maintenance waits. The rest
+/// is a reserve for a commit that has begun. After a write that fails, the store must be closed, and nothing is read
+/// meanwhile.
 const FREE_BYTES_PEERS: u64 = 32 << 20;
-/// How long a measurement of free space is used. Then it is measured again.
-const FREE_BYTES_AGE: Duration = Duration::from_millis(250);
 
 /// A handle to the writer's thread. Cheap to clone; the thread ends after [`Writer::stop`].
 #[derive(Debug, Clone)]
@@ -54,32 +53,18 @@ struct WriterThread {
     signal: watch::Sender<Arc<Logs>>,
     inbox: Arc<Inbox>,
     fault: StoreFault,
-    dir: PathBuf,
-    /// The last measurement of free space.
-    free_bytes: Option<(Instant, u64)>,
 }
 
 impl Writer {
     /// Starts the thread. The signal carries the durable state after every commit.
-    pub fn start(
-        store: Arc<Store>,
-        logs: Logs,
-        dir: PathBuf,
-    ) -> std::io::Result<(Self, std::thread::JoinHandle<()>)> {
+    pub fn start(store: Arc<Store>, logs: Logs) -> std::io::Result<(Self, std::thread::JoinHandle<()>)> {
         let inbox = Arc::new(Inbox::default());
         let fault = StoreFault::default();
         let (signal, watched) = watch::channel(Arc::new(logs.clone()));
         // Ids ordered by time: new logs go to the right edge of the list of tables.
         let new_origin = Box::new(|| Origin(Uuid::now_v7().into_bytes()));
         let committer = Committer::new(store, logs, new_origin);
-        let thread = WriterThread {
-            committer,
-            signal,
-            inbox: inbox.clone(),
-            fault: fault.clone(),
-            dir,
-            free_bytes: None,
-        };
+        let thread = WriterThread { committer, signal, inbox: inbox.clone(), fault: fault.clone() };
         let thread = std::thread::Builder::new().name("writer".into()).spawn(move || thread.run())?;
         Ok((Writer { inbox, fault, logs: watched }, thread))
     }
@@ -136,12 +121,13 @@ impl WriterThread {
     }
 
     /// Whether unfinished maintenance can go on now.
-    fn has_more(&mut self) -> bool {
+    fn has_more(&self) -> bool {
         self.committer.has_more() && !self.fault.is_raised() && self.space().peers
     }
 
     fn commit_for_fast_open(&self) {
         if !self.fault.is_raised()
+            && self.space().peers
             && let Err(error) = self.committer.store().commit_for_fast_open()
         {
             self.fail(&error);
@@ -153,14 +139,9 @@ impl WriterThread {
         self.fault.raise(error.to_string());
     }
 
-    fn space(&mut self) -> Space {
-        let fresh = self.free_bytes.filter(|(at, _)| at.elapsed() < FREE_BYTES_AGE);
-        let (at, bytes) = fresh.unwrap_or_else(|| {
-            // Without a measurement the write itself shows whether there is space.
-            let bytes = rustix::fs::statvfs(&self.dir).map_or(u64::MAX, |fs| fs.f_bavail * fs.f_frsize);
-            (Instant::now(), bytes)
-        });
-        self.free_bytes = Some((at, bytes));
+    /// Measured for each commit: it costs a microsecond, and another process may fill the disk at any time.
+    fn space(&self) -> Space {
+        let bytes = self.committer.store().free_bytes();
         Space { clients: bytes >= FREE_BYTES_CLIENTS, peers: bytes >= FREE_BYTES_PEERS }
     }
 

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 
 use redb::backends::FileBackend;
 use redb::{Builder, Database, DatabaseError};
-use rustix::fs::{Advice, CWD, FlockOperation, RenameFlags, fadvise, flock, renameat_with};
+use rustix::fs::{Advice, CWD, FlockOperation, RenameFlags, fadvise, flock, renameat_with, statvfs};
 use rustix::io::Errno;
 
 use crate::store::OpenError;
@@ -78,6 +78,9 @@ pub trait Files: fmt::Debug + Send + Sync {
 
     /// Locks the files against other processes while the result is held. `None`: this place needs no lock or has none.
     fn lock(&self) -> Result<Option<File>, OpenError>;
+
+    /// Bytes that can still be written; `u64::MAX` if that is unknown.
+    fn free_bytes(&self) -> u64;
 
     fn names(&self) -> io::Result<Vec<String>>;
 
@@ -156,6 +159,10 @@ impl Files for Directory {
             Err(_) => Ok(None),
             Ok(()) => Ok(Some(dir)),
         }
+    }
+
+    fn free_bytes(&self) -> u64 {
+        statvfs(&self.0).map_or(u64::MAX, |fs| fs.f_bavail * fs.f_frsize)
     }
 
     fn names(&self) -> io::Result<Vec<String>> {

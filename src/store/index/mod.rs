@@ -45,6 +45,12 @@ const FLUSH_COUNT: usize = 16_384;
 /// Entries in the memtable at most. At the bound the committer flushes before it continues: sends become slower, and
 /// memory stays bounded.
 const MEMTABLE_COUNT_MAX: usize = 131_072;
+/// Free disk space that a flush leaves for the log. The writer refuses everything while there is less than twice this.
+const FLUSH_LEAVES_BYTES: u64 = 16 << 20;
+/// Disk space that a flush may need for one entry: a new page for each of its four rows.
+const FLUSH_ENTRY_BYTES: u64 = 16 << 10;
+/// Entries that are flushed at a time from a memtable that is full, although the disk is full as well.
+const FLUSH_COUNT_MIN: usize = 256;
 /// How long fewer than [`FLUSH_COUNT`] entries wait for more before they are flushed.
 const FLUSH_IDLE: Duration = Duration::from_secs(1);
 
@@ -52,6 +58,7 @@ const FLUSH_IDLE: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub struct Index {
     db: GuardedDb,
+    files: Box<dyn Files>,
     memtable: RwLock<Memtable>,
     /// Damaged entries below the watermarks, which are neither in the file nor in the memtable.
     unindexed: Mutex<BTreeSet<(Origin, u64)>>,
@@ -94,11 +101,12 @@ impl Index {
             let open_existing = || {
                 let mode = recovery::open_mode(files, files::INDEX, policy);
                 let db = GuardedDb::new(files.database(files::INDEX, CACHE_BYTES, mode)?);
-                Self::use_existing(db, log, logs).map_err(corrupt)
+                Self::use_existing(files, db, log, logs).map_err(corrupt)
             };
             match catch_panic(|| Ok(open_existing())).map_err(corrupt).flatten() {
                 Ok(Some(index)) => return Ok(index),
                 Err(error @ OpenError::InUse(_)) => return Err(error),
+                Err(error) if error.is_unwritable() => return Err(error), // a new index needs more space
                 // A new index would not make the log readable.
                 Err(OpenError::Io { source, .. }) if log.damage().engine_failure().is_some() => {
                     return Err(OpenError::Io { path: files.path(files::LOG), source });
@@ -109,13 +117,18 @@ impl Index {
         }
         let db = GuardedDb::new(files.database(files::INDEX, CACHE_BYTES, OpenMode::Replace)?);
         db.write(|tx| tables::write_meta(tx, log)).map_err(corrupt)?;
-        let index = Index { is_new: true, ..Self::new(db, Counts::default(), None) };
+        let index = Index { is_new: true, ..Self::new(files, db, Counts::default(), None) };
         index.catch_up(log, logs).map_err(corrupt)?;
         Ok(index)
     }
 
     /// `None`: the file is new, or cannot serve this log.
-    fn use_existing(db: GuardedDb, log: &LogFile, logs: &Logs) -> Result<Option<Self>, StoreError> {
+    fn use_existing(
+        files: &dyn Files,
+        db: GuardedDb,
+        log: &LogFile,
+        logs: &Logs,
+    ) -> Result<Option<Self>, StoreError> {
         let read = db.read(|tx| {
             let Some(counts) = tables::read_meta(tx, log)? else { return Ok(None) };
             Ok(Some((counts, tables::read_watermarks(tx)?, tables::has_dangling_mark(tx)?)))
@@ -128,14 +141,15 @@ impl Index {
         }
         // An earlier program made a cut, did not purge it, and left no mark.
         let is_unpurged = marks.iter().any(|(origin, seq)| *seq > limit(origin));
-        let index = Self::new(db, counts, (is_unpurged || has_mark).then_some(Unbounded));
+        let index = Self::new(files, db, counts, (is_unpurged || has_mark).then_some(Unbounded));
         index.catch_up(log, logs)?;
         Ok(Some(index))
     }
 
-    fn new(db: GuardedDb, counts: Counts, dangling_scan: Option<Bound<IdKey>>) -> Self {
+    fn new(files: &dyn Files, db: GuardedDb, counts: Counts, dangling_scan: Option<Bound<IdKey>>) -> Self {
         Index {
             db,
+            files: files.boxed(),
             memtable: RwLock::default(),
             unindexed: Mutex::default(),
             counts: Mutex::new(counts),
@@ -183,6 +197,7 @@ impl Index {
                 if self.memtable().len() >= FLUSH_COUNT {
                     self.flush()?;
                 }
+                self.make_room()?; // the flush does nothing while the disk is full
             }
         }
         Ok(())
@@ -200,9 +215,16 @@ impl Index {
     /// Flushes until the memtable has room for a batch.
     pub(in crate::store) fn make_room(&self) -> Result<(), StoreError> {
         while self.memtable().len() >= MEMTABLE_COUNT_MAX {
-            self.flush()?;
+            self.flush_most(self.flush_count_max().max(FLUSH_COUNT_MIN))?;
         }
         Ok(())
+    }
+
+    /// Entries that can be flushed without the risk that the disk becomes full: after a failed write, redb does not
+    /// even read until the file is opened again.
+    fn flush_count_max(&self) -> usize {
+        let count = self.files.free_bytes().saturating_sub(FLUSH_LEAVES_BYTES) / FLUSH_ENTRY_BYTES;
+        usize::try_from(count).unwrap_or(usize::MAX)
     }
 
     /// Adds the entries of a batch that is durable in the log.
@@ -233,11 +255,17 @@ impl Index {
         self.wake.notify_all();
     }
 
-    /// Writes the oldest part of the memtable to the file. `true` if there is more.
+    /// Writes the oldest part of the memtable to the file, if the disk has room. `true` if there is more to write now.
     pub(in crate::store) fn flush(&self) -> Result<bool, StoreError> {
+        self.flush_most(self.flush_count_max())
+    }
+
+    fn flush_most(&self, most: usize) -> Result<bool, StoreError> {
         let mut flushed_counts = lock(&self.flushed_counts);
-        let count = self.memtable().len().min(FLUSH_COUNT); // only a flush drops entries, and only one runs at a time
+        // Only a flush drops entries, and only one runs at a time.
+        let count = self.memtable().len().min(FLUSH_COUNT).min(most);
         if count == 0 {
+            lock(&self.work).waiting = 0; // on a full disk, the indexer waits before it looks again
             return Ok(false);
         }
         let rows = IndexRows::of(self.memtable().oldest(count));

@@ -1,9 +1,10 @@
-//! A disk whose reads fail temporarily under a running node. Permanent bad sectors are simulated in
+//! A disk whose reads fail temporarily under a running node, and a disk that is full. Permanent bad sectors are simulated in
 //! `tests/sim/sectors.rs`.
 
-use std::path::Path;
+use std::io::Write;
+use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::support::cluster::Cluster;
 use crate::support::eventually::eventually_blocking;
@@ -62,6 +63,70 @@ fn a_temporarily_unreadable_log_is_not_salvaged_and_loses_nothing() {
     let names = std::fs::read_dir(cluster.node_dir(0)).expect("a directory");
     let names: Vec<_> = names.map(|file| file.expect("a file").file_name()).collect();
     assert!(!names.iter().any(|name| name.to_string_lossy().contains("damaged")), "{names:?}");
+}
+
+/// A file system of its own in memory, mounted until this is dropped.
+struct SmallDisk(PathBuf);
+
+impl SmallDisk {
+    /// `None`, with a message, where mounting is not allowed.
+    fn mount(at: &Path, megabytes: usize) -> Option<Self> {
+        std::fs::create_dir_all(at).expect("a directory");
+        let size = format!("size={megabytes}m");
+        let mut mount = Command::new("mount");
+        mount.args(["-t", "tmpfs", "-o", &size, "tmpfs"]).arg(at);
+        if mount.output().is_ok_and(|done| done.status.success()) {
+            return Some(SmallDisk(at.to_owned()));
+        }
+        measure::say("skipped: a small disk needs the right to mount one");
+        None
+    }
+
+    /// Fills it to the last byte.
+    fn fill(&self) {
+        let mut file = std::fs::File::create(self.0.join("fill")).expect("a file");
+        while file.write_all(&[0; 4096]).is_ok() {}
+    }
+
+    fn empty(&self) {
+        std::fs::remove_file(self.0.join("fill")).expect("removed");
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("--lazy").arg(&self.0).status();
+    }
+}
+
+#[test]
+fn a_node_on_a_full_disk_answers_every_read_and_writes_again_when_there_is_room() {
+    const COUNT: u64 = 30_000;
+    let mut cluster = Cluster::prepare(1);
+    let Some(disk) = SmallDisk::mount(&cluster.data_dir(), 160) else { return };
+    cluster.start_all();
+    let addr = cluster.node(0);
+    send_all(addr, 0..COUNT);
+    disk.fill();
+    let refused = http::post_json(addr, "/messages", &numbered(COUNT)).expect("answered");
+    assert_eq!((refused.status(), &refused.json()["code"]), (507, &"storage_full".into()));
+    let reopened =
+        |cluster: &mut Cluster| cluster.process(0).stderr().matches("opened its store again").count();
+    for (start, grace) in [(0, Duration::from_secs(4)), (1, Duration::ZERO)] {
+        let began = Instant::now();
+        while began.elapsed() < grace + Duration::from_secs(5) {
+            let is_read = http::get(addr, "/messages?limit=5").is_ok_and(|answer| answer.status() == 200);
+            assert!(is_read || began.elapsed() < grace, "start {start}");
+        }
+        assert!(reopened(&mut cluster) <= 1, "a write may have been under way while the disk was filled");
+        assert_holds(&history(addr), 0..COUNT);
+        cluster.kill9(0);
+        cluster.start_node(0);
+    }
+    disk.empty();
+    send(addr, &numbered(COUNT));
+    assert_holds(&history(addr), 0..=COUNT);
+    assert_eq!(reopened(&mut cluster), 0);
 }
 
 #[test]
