@@ -20,7 +20,7 @@ mod verify;
 
 use std::io;
 
-use color_eyre::eyre::{Report, Result};
+use color_eyre::eyre::{Report, Result, eyre};
 use jiff::Timestamp;
 
 use crate::{
@@ -117,6 +117,7 @@ pub async fn run(cli: &Cli, output: &Output) -> Result<Exit> {
     if let Command::Guide(args) = &cli.command {
         return guide::run(args, output); // it must be readable when the configuration is refused
     }
+    check_clock(now())?;
     let sources = Sources::load(&cli.common)?;
     sources.warning.iter().for_each(|warning| output.warn(warning));
     let context = &Context { common: &cli.common, sources: &sources, output };
@@ -133,6 +134,16 @@ pub async fn run(cli: &Cli, output: &Output) -> Result<Exit> {
         Command::Key(KeyArgs {}) => key::run(output),
         Command::Guide(_) => unreachable!("it runs without settings"),
     }
+}
+
+/// Ids of messages, logs and stores contain the time since 1970.
+fn check_clock(now: Timestamp) -> Result<()> {
+    if now < Timestamp::UNIX_EPOCH {
+        return Err(eyre!(
+            "the clock of this machine says {now:.0}, which is before 1970: set the clock first"
+        ));
+    }
+    Ok(())
 }
 
 #[expect(

@@ -56,6 +56,37 @@ fn check_data_dir(data_dir: &Path, parts: &[&str]) {
     );
 }
 
+/// Loaded before the C library, this sets the clock back by 95 years.
+const OLD_CLOCK: &str = "
+#define _GNU_SOURCE
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+int clock_gettime(clockid_t id, struct timespec *time) {
+    int result = syscall(SYS_clock_gettime, id, time);
+    if (id == CLOCK_REALTIME) time->tv_sec -= 95 * 365 * 86400LL;
+    return result;
+}";
+
+#[test]
+fn a_clock_before_1970_is_named_and_is_no_damage() {
+    let mut cluster = stopped_node();
+    let (source, library) = (cluster.dir().join("clock.c"), cluster.dir().join("clock.so"));
+    std::fs::write(&source, OLD_CLOCK).expect("a file");
+    let compiled = Command::new("cc").args(["-shared", "-fPIC", "-o"]).arg(&library).arg(&source).status();
+    assert!(compiled.expect("the linker of every Rust program").success());
+    for (data, args) in [("data", ["node", "--node-id", "0"]), ("new", ["node", "--node-id", "1"])] {
+        let mut command = chatchain(cluster.dir());
+        command.args(args).args(["--listen", &free_addr().to_string(), "--data-dir", data]);
+        command.env("LD_PRELOAD", &library);
+        let done = Process::spawn("a node of the past", command).finish(LONG);
+        check(&done, 1, &["clock", "before 1970"]);
+    }
+    assert!(!cluster.dir().join("new").exists());
+    cluster.start_node(0);
+    assert!(!cluster.process(0).stderr().contains("damaged"));
+}
+
 /// A stopped node with a store.
 fn stopped_node() -> Cluster {
     let mut cluster = Cluster::start(1);
