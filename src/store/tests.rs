@@ -404,6 +404,35 @@ fn two_copies_of_a_message_that_are_repaired_together_are_both_marked() {
     assert_eq!(bench.store.counts().messages, 1);
 }
 
+/// The watermark passes a damaged entry before the entry is flushed after its repair.
+#[test]
+fn an_entry_that_was_damaged_while_the_index_was_built_is_indexed_after_its_repair_even_after_a_crash() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    let mut bench = Bench::open(dir.path());
+    let keys = bench.send(&numbered(0..40));
+    let store = bench.store.clone();
+    let entry = |key: &EntryKey| store.log().read().expect("reads").get(key.origin, key.seq).expect("intact");
+    let damaged: Vec<Entry> = keys[5..10].iter().map(entry).collect();
+    drop((store, bench));
+    std::fs::remove_file(dir.path().join(files::INDEX)).expect("removes");
+    for entry in &damaged {
+        spoil(dir.path(), entry.key());
+    }
+
+    let files = LargeFiles::new(dir.path(), Latched::Never);
+    let (store, logs) = Store::open_in(&files, "test", NOW, OpenPolicy::Default).expect("opens");
+    let mut overlay = store.index().overlay();
+    let repaired = damaged.into_iter().map(|entry| overlay.repair(entry).expect("reads")).collect();
+    drop(overlay);
+    store.commit(WriteBatch { repaired, ..WriteBatch::default() }, &logs).expect("commits");
+    files.free_bytes.store((16 << 20) + 35 * (16 << 10), Ordering::Relaxed);
+    assert!(store.flush_index().expect("indexes"), "all but the repaired entries");
+    drop((store, logs)); // the rest of the memtable is lost, as in a crash
+    let bench = Bench::open(dir.path());
+    assert!((0..40).all(|id| bench.first(id).is_some()));
+    assert_eq!(bench.store.counts().messages, 40);
+}
+
 #[test]
 fn the_index_answers_the_same_from_memtable_and_file_and_after_a_rebuild() {
     let dir = tempfile::tempdir().expect("temp dir");

@@ -19,7 +19,7 @@ mod purge;
 mod reader;
 mod tables;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Bound::{self, Unbounded};
 use std::sync::{
     Condvar, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
@@ -51,6 +51,9 @@ const FLUSH_LEAVES_BYTES: u64 = 16 << 20;
 const FLUSH_ENTRY_BYTES: u64 = 16 << 10;
 /// Entries that are flushed at a time from a memtable that is full, although the disk is full as well.
 const FLUSH_COUNT_MIN: usize = 256;
+/// Unindexed entries that are kept in memory, or read from the file, at a time. At the bound they are written to the
+/// file.
+const UNINDEXED_COUNT_MAX: usize = 16_384;
 /// How long fewer than [`FLUSH_COUNT`] entries wait for more before they are flushed.
 const FLUSH_IDLE: Duration = Duration::from_secs(1);
 
@@ -60,7 +63,7 @@ pub struct Index {
     db: GuardedDb,
     files: Box<dyn Files>,
     memtable: RwLock<Memtable>,
-    /// Damaged entries below the watermarks, which are neither in the file nor in the memtable.
+    /// Damaged entries that were found while the index caught up with the log, and that the file does not list yet.
     unindexed: Mutex<BTreeSet<(Origin, u64)>>,
     /// Of file and memtable together.
     counts: Mutex<Counts>,
@@ -165,25 +168,15 @@ impl Index {
     /// Adds every entry above the watermarks, and the unindexed ones that are intact now. A damaged entry is listed as
     /// unindexed; its repair adds it.
     fn catch_up(&self, log: &LogFile, logs: &Logs) -> Result<(), StoreError> {
-        let (unindexed, marks) =
-            self.db.read(|tx| Ok((tables::read_unindexed(tx)?, tables::read_watermarks(tx)?)))?;
-        for (origin, seq) in unindexed {
-            if seq > logs.vector().seq(origin) {
-                continue; // cut off
-            }
-            match log.read()?.get(origin, seq) {
-                Ok(entry) => self.add_entry(self.overlay().stage(&entry)?),
-                Err(StoreError::Damaged { .. }) => drop(lock(&self.unindexed).insert((origin, seq))),
-                Err(error) => return Err(error),
-            }
-        }
+        let marks = self.db.read(tables::read_watermarks)?;
+        self.add_unindexed(log, logs, &marks)?;
         let limit = ReadLimit { rows: 1_000, bytes: 1 << 20 };
         for (origin, head) in logs.vector().iter() {
             let mut next = marks.get(&origin).copied().unwrap_or(0) + 1;
             while next <= head.seq {
                 let entries = match log.read()?.forward(origin, next, head.seq, limit) {
                     Err(StoreError::Damaged { seq, .. }) => {
-                        lock(&self.unindexed).insert((origin, seq));
+                        self.list_unindexed(origin, seq)?;
                         next = seq + 1;
                         continue;
                     }
@@ -194,13 +187,56 @@ impl Index {
                 for entry in entries {
                     self.add_entry(overlay.stage(&entry)?);
                 }
-                if self.memtable().len() >= FLUSH_COUNT {
-                    self.flush()?;
-                }
-                self.make_room()?; // the flush does nothing while the disk is full
+                self.flush_if_large()?;
             }
         }
         Ok(())
+    }
+
+    /// Adds the entries below the watermarks that the file lists as unindexed, if they are intact now.
+    fn add_unindexed(
+        &self,
+        log: &LogFile,
+        logs: &Logs,
+        marks: &BTreeMap<Origin, u64>,
+    ) -> Result<(), StoreError> {
+        let mut from = Bound::Unbounded;
+        loop {
+            let rows = self.db.read(|tx| tables::read_unindexed(tx, from, UNINDEXED_COUNT_MAX))?;
+            let Some(last) = rows.last() else { return Ok(()) };
+            from = Bound::Excluded(*last);
+            for (origin, seq) in rows.into_iter().map(|(origin, seq)| (Origin(origin), seq)) {
+                // One above the watermark is read with its log. One after the head was cut off.
+                let mark = marks.get(&origin).copied().unwrap_or(0);
+                if seq > mark.min(logs.vector().seq(origin)) {
+                    continue;
+                }
+                match log.read()?.get(origin, seq) {
+                    Ok(entry) => self.add_entry(self.overlay().stage(&entry)?),
+                    Err(StoreError::Damaged { .. }) => {} // the file goes on to list it
+                    Err(error) => return Err(error),
+                }
+                self.flush_if_large()?;
+            }
+        }
+    }
+
+    fn list_unindexed(&self, origin: Origin, seq: u64) -> Result<(), StoreError> {
+        let _one_write_at_a_time = lock(&self.flushed_counts);
+        let mut unindexed = lock(&self.unindexed);
+        unindexed.insert((origin, seq));
+        if unindexed.len() >= UNINDEXED_COUNT_MAX {
+            self.db.write(|tx| tables::put_unindexed(tx, &unindexed))?;
+            unindexed.clear();
+        }
+        Ok(())
+    }
+
+    fn flush_if_large(&self) -> Result<(), StoreError> {
+        if self.memtable().len() >= FLUSH_COUNT {
+            self.flush()?;
+        }
+        self.make_room() // the flush does nothing while the disk is full
     }
 
     pub(in crate::store) fn identity(&self) -> FileIdentity {
@@ -230,8 +266,7 @@ impl Index {
     /// Adds the entries of a batch that is durable in the log.
     pub(in crate::store) fn add_committed(&self, batch: WriteBatch) {
         for entry in batch.entries.into_iter().chain(batch.repaired).filter_map(|row| row.index) {
-            // The file lists the entry as unindexed until it has it, so a crash before the flush does not lose it.
-            lock(&self.unindexed).remove(&(entry.copy.key.origin, entry.copy.key.seq));
+            // The file lists a repaired entry as unindexed until it has it, so a crash before the flush loses nothing.
             self.add_entry(entry);
         }
         let waiting = self.memtable().len();
@@ -273,8 +308,10 @@ impl Index {
         counts.add(rows.counts);
         // If the write fails, the indexer waits before it tries again, however much there is to flush.
         lock(&self.work).waiting = 0;
-        let unindexed = lock(&self.unindexed).clone();
+        let mut unindexed = lock(&self.unindexed);
         self.db.write(|tx| rows.write(tx, counts, &unindexed))?;
+        unindexed.clear();
+        drop(unindexed);
         *flushed_counts = counts;
         self.memtable_mut().drop_oldest(count);
         let left = self.memtable().len();
@@ -324,5 +361,30 @@ impl Index {
 
     fn memtable_mut(&self) -> RwLockWriteGuard<'_, Memtable> {
         self.memtable.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::Store;
+
+    #[test]
+    fn however_many_entries_are_damaged_few_of_them_are_kept_in_memory() {
+        const COUNT: u64 = 40_000;
+        let dir = tempfile::tempdir().expect("temp dir");
+        let (store, _) = Store::open(dir.path(), "test", 0).expect("opens");
+        let index = store.index();
+        for seq in 1..=COUNT {
+            index.list_unindexed(Origin([1; 16]), seq).expect("writes");
+            assert!(lock(&index.unindexed).len() < UNINDEXED_COUNT_MAX);
+        }
+        let (mut from, mut in_file) = (Unbounded, 0);
+        while let Ok(rows) = index.db.read(|tx| tables::read_unindexed(tx, from, 1_000))
+            && let Some(last) = rows.last()
+        {
+            (from, in_file) = (Bound::Excluded(*last), in_file + rows.len());
+        }
+        assert_eq!(in_file + lock(&index.unindexed).len(), 40_000);
     }
 }

@@ -5,6 +5,7 @@
 
 use std::borrow::Borrow;
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
 
 use redb::{Key, ReadTransaction, ReadableTable, TableDefinition, Value, WriteTransaction};
 
@@ -77,7 +78,7 @@ impl IndexRows {
         insert_all(tx, BY_ID, self.by_id.iter().copied())?;
         insert_all(tx, BY_USER, self.by_user.iter().copied())?;
         insert_all(tx, COPIES, self.copies.iter().map(|key| (*key, ())))?;
-        insert_all(tx, UNINDEXED, unindexed.iter().map(|(origin, seq)| ((origin.0, *seq), ())))?;
+        put_unindexed(tx, unindexed)?;
         let mut unindexed = tx.open_table(UNINDEXED)?;
         for key in &self.entries {
             unindexed.remove(*key)?;
@@ -197,12 +198,20 @@ pub(super) fn read_watermarks(tx: &ReadTransaction) -> Result<BTreeMap<Origin, u
     Ok(marks)
 }
 
-pub(super) fn read_unindexed(tx: &ReadTransaction) -> Result<BTreeSet<(Origin, u64)>, StoreError> {
-    let Some(table) = open_if_exists(tx, UNINDEXED)? else { return Ok(BTreeSet::new()) };
-    let mut entries = BTreeSet::new();
-    for row in table.iter()? {
-        let (origin, seq) = row?.0.value();
-        entries.insert((Origin(origin), seq));
-    }
-    Ok(entries)
+pub(super) fn put_unindexed(
+    tx: &WriteTransaction,
+    entries: &BTreeSet<(Origin, u64)>,
+) -> Result<(), StoreError> {
+    insert_all(tx, UNINDEXED, entries.iter().map(|(origin, seq)| ((origin.0, *seq), ())))
+}
+
+/// Up to `rows` unindexed entries from this row on.
+pub(super) fn read_unindexed(
+    tx: &ReadTransaction,
+    from: Bound<CopyKey>,
+    rows: usize,
+) -> Result<Vec<CopyKey>, StoreError> {
+    let Some(table) = open_if_exists(tx, UNINDEXED)? else { return Ok(Vec::new()) };
+    let range = table.range::<CopyKey>((from, Bound::Unbounded))?.take(rows);
+    range.map(|row| Ok(row?.0.value())).collect()
 }
