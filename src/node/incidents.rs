@@ -1,16 +1,22 @@
 //! Owns the warnings about past events that status shows: a fork, a lost entry, a peer that came back with less.
 //!
-//! They outlive closing and opening the store, until the process ends. No decision depends on them. When the store last
-//! took a new id is kept here as well, for the same lifetime.
+//! They outlive closing and opening the store, and end after a day or with the process. A lost entry is no past event:
+//! its warning stays until the entry comes back. No decision depends on them. When the store last took a new id is kept
+//! here as well, for the lifetime of the process.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::api::time::Time;
+use crate::chain::ids::{EntryKey, Origin};
+use crate::chain::record::Entry;
 
 /// Incidents that are kept. At the bound the oldest one is dropped.
 const INCIDENTS_MAX: usize = 16;
+
+/// An incident is shown for this long.
+const INCIDENT_TIME: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// A store takes a new id at most this often. Earlier claims that its id is used twice are ignored.
 const NEW_ID_INTERVAL: Duration = Duration::from_secs(10 * 60);
@@ -21,7 +27,10 @@ pub struct Incidents(Arc<Mutex<IncidentLog>>);
 
 #[derive(Debug, Default)]
 struct IncidentLog {
-    lines: VecDeque<(Time, String)>,
+    /// Each with when it happened, as a time of the two clocks.
+    lines: VecDeque<(Time, Instant, String)>,
+    /// Entries that were given up: the first lost one of each cut, and when.
+    lost: VecDeque<(Time, Origin, u64)>,
     /// Apart from the incidents, which a peer could push out by causing others.
     last_new_id: Option<Instant>,
 }
@@ -35,11 +44,36 @@ impl Incidents {
     pub fn add(&self, what: String) {
         tracing::warn!("{what}");
         let lines = &mut self.lock().lines;
-        lines.retain(|(_, earlier)| *earlier != what);
+        lines.retain(|(_, _, earlier)| *earlier != what);
         if lines.len() == INCIDENTS_MAX {
             lines.pop_front();
         }
-        lines.push_back((Time(super::now_ms()), what));
+        lines.push_back((Time(super::now_ms()), Instant::now(), what));
+    }
+
+    /// Logs that an entry is given up, and keeps that until the entry comes back.
+    pub fn add_lost(&self, origin: Origin, seq: u64) {
+        tracing::error!(%origin, seq, "an entry is damaged, and no member has it: the log is cut there");
+        let lost = &mut self.lock().lost;
+        lost.retain(|(_, of, at)| (*of, *at) != (origin, seq));
+        if lost.len() == INCIDENTS_MAX {
+            lost.pop_front();
+        }
+        lost.push_back((Time(super::now_ms()), origin, seq));
+    }
+
+    pub fn has_lost(&self) -> bool {
+        !self.lock().lost.is_empty()
+    }
+
+    /// A log has this first entry. If it is the branch of a log that was cut at a lost entry, that entry is back: a node
+    /// that came back had it, and moved it there.
+    pub fn on_log(&self, first: &Entry) {
+        let is_branch = |origin, seq| {
+            let key = EntryKey { stamp: first.stamp(), origin, seq };
+            Origin::branch(key, first.digest()) == first.origin()
+        };
+        self.lock().lost.retain(|(_, origin, seq)| !is_branch(*origin, *seq));
     }
 
     /// Whether the store may take a new id now. If so, it may not again for [`NEW_ID_INTERVAL`].
@@ -54,13 +88,45 @@ impl Incidents {
 
     /// The incidents as status shows them, oldest first.
     pub fn lines(&self) -> Vec<String> {
-        self.lock().lines.iter().map(|(at, what)| format!("{what} ({at})")).collect()
+        self.lines_at(Instant::now())
+    }
+
+    fn lines_at(&self, now: Instant) -> Vec<String> {
+        let mut log = self.lock();
+        log.lines.retain(|(_, happened, _)| now.saturating_duration_since(*happened) < INCIDENT_TIME);
+        let lost = log.lost.iter().map(|(at, origin, seq)| {
+            format!("entry {seq} of log {origin} was damaged here, and no member had it: it is lost ({at})")
+        });
+        lost.chain(log.lines.iter().map(|(at, _, what)| format!("{what} ({at})"))).collect()
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::chain::clock::Stamp;
+    use crate::chain::message::Digest;
+    use crate::chain::record::EntryKind;
+
+    #[test]
+    fn a_lost_entry_is_reported_until_it_is_back_in_a_branch() {
+        let (incidents, log) = (Incidents::default(), Origin([1; 16]));
+        incidents.add_lost(log, 3);
+        incidents.add("a past event".into());
+        let entry = |origin| {
+            let key = EntryKey { stamp: Stamp(7), origin, seq: 1 };
+            Entry::new(key, EntryKind::Message, Digest::of(b"content"), b"content")
+        };
+        let branch =
+            |seq| Origin::branch(EntryKey { stamp: Stamp(7), origin: log, seq }, Digest::of(b"content"));
+        for other in [Origin([2; 16]), branch(4)] {
+            incidents.on_log(&entry(other));
+        }
+        assert_eq!(incidents.lines().len(), 2);
+        assert_eq!(incidents.lines_at(Instant::now() + INCIDENT_TIME).len(), 1, "a loss is no past event");
+        incidents.on_log(&entry(branch(3)));
+        assert!(!incidents.has_lost() && incidents.lines().is_empty());
+    }
 
     /// Otherwise a peer that causes incidents could have the store closed again and again.
     #[test]

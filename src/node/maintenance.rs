@@ -4,14 +4,17 @@
 //! The scrub reads slowly, in small steps, so that requests are not delayed. The damage it finds is requested from
 //! peers with the next exchanges. What is done about damage is decided in `replica`.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::{Node, blocking, now_ms};
 use crate::api::time::Time;
+use crate::chain::ids::Origin;
 use crate::replica::scrub::Scrub;
 use crate::replica::write_ops::Maintenance;
+use crate::store::StoreError;
 
 /// Bytes of records that the scrub reads per second, at most.
 const SCRUB_BYTES_PER_SECOND: u32 = 4 << 20;
@@ -83,16 +86,36 @@ async fn scrub_round(node: &Node, scrub: &mut Scrub) -> Result<(), String> {
 
 /// Abandons the own log while an entry of it is damaged, and cuts logs at damaged entries that no member has.
 async fn give_up_overdue_repairs(node: &Node) {
+    let mut seen = BTreeSet::new();
     loop {
         sleep(POLL_INTERVAL).await;
         for maintenance in node.cluster.overdue_repairs(node) {
             if let Maintenance::Cut(origin, seq) = maintenance {
-                tracing::error!(%origin, seq, "an entry is damaged, and no member has it: the log is cut there");
-                let what =
-                    format!("entry {seq} of log {origin} was damaged here, and no peer had it: it is lost");
-                node.cluster.incidents.add(what);
+                node.cluster.incidents.add_lost(origin, seq);
             }
             node.writer.maintain(maintenance).await;
         }
+        withdraw_losses(node, &mut seen).await;
+    }
+}
+
+/// Withdraws the warnings about lost entries that came back: they begin a log that was not `seen` before.
+async fn withdraw_losses(node: &Node, seen: &mut BTreeSet<Origin>) {
+    if !node.cluster.incidents.has_lost() {
+        return;
+    }
+    let logs = node.logs();
+    let new: Vec<Origin> =
+        logs.vector().iter().map(|(origin, _)| origin).filter(|origin| !seen.contains(origin)).collect();
+    let (store, incidents, origins) = (node.store.clone(), node.cluster.incidents.clone(), new.clone());
+    let reading = move || {
+        let mut reader = store.log().read()?;
+        for origin in origins {
+            reader.peek(origin, 1)?.iter().for_each(|first| incidents.on_log(first));
+        }
+        Ok::<_, StoreError>(())
+    };
+    if !new.is_empty() && blocking(reading).await.is_ok() {
+        seen.extend(new);
     }
 }

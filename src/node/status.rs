@@ -83,11 +83,14 @@ fn warnings(node: &Node) -> Vec<String> {
 /// What a check of the store at its opening found, and the damaged files that an operator has not removed yet.
 fn store_warnings(store: &Store, id: NodeId) -> Vec<String> {
     let mut warnings = Vec::new();
+    // Without the files that were set aside, the operator has dealt with the damage.
+    let files: Vec<_> = store.damaged_files().iter().filter(|path| path.exists()).collect();
+    let recovery = store.recovery().filter(|_| !files.is_empty());
     if let Some(count) = store.crash_count().exits_to_report()
         // An intact store is not reported: the operator knows of the kills, and the log says that it was checked.
-        && (store.recovery().is_some() || store.index().is_new())
+        && (recovery.is_some() || (store.recovery().is_none() && store.index().is_new()))
     {
-        let is_damaged = store.recovery().is_some();
+        let is_damaged = recovery.is_some();
         let found = if is_damaged {
             "its log was damaged"
         } else {
@@ -98,7 +101,7 @@ fn store_warnings(store: &Store, id: NodeId) -> Vec<String> {
              was checked at this start: {found}"
         ));
     }
-    if let Some(Recovery { why, salvaged, .. }) = store.recovery() {
+    if let Some(Recovery { why, salvaged, .. }) = recovery {
         let (salvaged_count, detached, gaps) = (salvaged.entries, salvaged.detached, salvaged.missing);
         let unread = match salvaged.unread_bytes {
             0 => String::new(),
@@ -109,7 +112,7 @@ fn store_warnings(store: &Store, id: NodeId) -> Vec<String> {
              that are missing; what its peers have, it takes from them"
         ));
     }
-    warnings.extend(store.damaged_files().iter().map(|path| {
+    warnings.extend(files.into_iter().map(|path| {
         let path = path.display();
         format!("node {id}: {path} was damaged and set aside; remove it once nothing is missing any more")
     }));
