@@ -113,6 +113,15 @@ pub struct ForgetAnswer {
     pub node_id: NodeId,
     /// Always true, also if the node was forgotten before.
     pub forgotten: bool,
+    /// Whether that is on disk at the node that answers. If not, its disk is nearly full or fails, and the node tries
+    /// again.
+    #[serde(default = "stored")]
+    pub stored: bool,
+}
+
+/// Answers of earlier programs do not say it.
+fn stored() -> bool {
+    true
 }
 
 /// `GET /network`.

@@ -11,7 +11,8 @@ use std::collections::BTreeMap;
 
 use super::bytes::ByteReader;
 
-/// Members of a network, tombstones included. At the bound a new member is not added: it is answered, but neither
+/// Members of a network, tombstones included. At the bound a new member takes the place of the oldest tombstone, else of
+/// the oldest store of a node that has a later one. Without such a place it is not added: it is answered, but neither
 /// listed nor asked.
 pub const MEMBERS_MAX: usize = 256;
 
@@ -69,13 +70,30 @@ impl Members {
             return false;
         }
         if known.is_none() && rivals.is_empty() && self.0.len() >= MEMBERS_MAX {
-            return false;
+            let Some(other) = self.dispensable_for(id, &member) else { return false };
+            self.0.remove(&other);
         }
         for (other, _) in rivals {
             self.0.remove(&other);
         }
         self.0.insert(id, member);
         true
+    }
+
+    /// The member whose place a new one takes in a full table. `None`: the new one is needed least itself, or all are
+    /// needed. So a dropped member that a peer passes on does not come back.
+    fn dispensable_for(&self, id: MemberId, member: &Member) -> Option<MemberId> {
+        let all = || self.iter().chain([(id, member)]);
+        let rank = |(id, member): (MemberId, &Member)| {
+            let is_later = |(other, later): (MemberId, &Member)| {
+                let is_of_node = other.node_id == id.node_id && !later.is_forgotten();
+                is_of_node && (later.incarnation_id, other) > (member.incarnation_id, id)
+            };
+            let is_dispensable = member.is_forgotten() || all().any(is_later);
+            is_dispensable.then_some((!member.is_forgotten(), member.incarnation_id, id))
+        };
+        let least = all().filter_map(rank).min()?.2;
+        (least != id).then_some(least)
     }
 
     pub fn get(&self, id: MemberId) -> Option<&Member> {
@@ -261,6 +279,27 @@ mod tests {
         }
         assert_eq!(members.count(), MEMBERS_MAX);
         assert!(members.learn(id(3, 1), member(2, "b:1")), "a known member is updated");
+    }
+
+    #[test]
+    fn a_full_table_takes_a_new_member_in_place_of_one_that_nobody_needs() {
+        let numbered = |store: u8, node_id| MemberId { node_id, store_id: [store; 16] };
+        let mut members = Members::default();
+        for node in 0..100 {
+            members.learn(numbered(0, node), member(9, &format!("a:{node}")));
+        }
+        for store in 1..=156 {
+            members.learn(numbered(store, 100), member(store, &format!("b:{store}")));
+        }
+        assert_eq!(members.count(), MEMBERS_MAX);
+        let first_store = members.get(numbered(1, 100)).cloned().expect("is known");
+        assert!(members.learn(numbered(0, 101), member(1, "c:1")), "only the last store of a node is needed");
+        assert_eq!(members.get(numbered(1, 100)), None);
+        assert!(!members.learn(numbered(1, 100), first_store), "a peer still passes it on");
+        assert!(members.set_forgotten(numbered(0, 7), true));
+        assert!(members.learn(numbered(0, 102), member(1, "c:2")), "forgetting a node frees its place");
+        assert_eq!((members.get(numbered(0, 7)), members.count()), (None, MEMBERS_MAX));
+        assert!(members.get(numbered(2, 100)).is_some());
     }
 
     /// Frozen: a member on the wire and on disk. May be added to, never changed.

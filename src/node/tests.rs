@@ -15,7 +15,7 @@ use crate::chain::record::{Entry, EntryKind};
 use crate::chain::sync::wire::{EntryRange, Heads, Hello, Run, SyncMessage, short};
 use crate::chain::vector::{Head, Vector};
 use crate::node::cluster::sync;
-use crate::replica::write_ops::{NewMessage, SendOutcome};
+use crate::replica::write_ops::{NewMessage, Rejection, SendOutcome};
 use crate::store::log::fake::overwrite;
 
 const X: Origin = Origin([7; 16]);
@@ -123,7 +123,9 @@ impl Drop for Bench {
 fn hello(node_id: u16) -> Hello {
     let name = [u8::try_from(node_id).expect("few nodes"); 16];
     let network = Hello::network_hash("test");
-    Hello { network, node_id, store_id: name, incarnation_id: name, address: format!("127.0.0.1:{node_id}") }
+    // Any time before now: a later incarnation is not believed.
+    let incarnation_id = [1; 16];
+    Hello { network, node_id, store_id: name, incarnation_id, address: format!("127.0.0.1:{node_id}") }
 }
 
 /// A message of another node without anything in it.
@@ -479,4 +481,16 @@ async fn damage_found_in_the_middle_of_an_answer_is_left_out_of_the_next() {
     }
     assert_eq!(list(&at, "").await, None, "half of history must not look like all of it");
     assert_eq!(list(&at, "").await, Some((200, Some(2), 2_998)));
+}
+
+#[tokio::test]
+async fn members_that_are_not_on_disk_are_not_taken_for_stored() {
+    let bench = Bench::new();
+    bench.answer(quiet()).await;
+    assert_eq!(bench.node.cluster.store_members(&bench.node).await, Ok(()));
+    bench.node.writer.fault.raise("the disk fails".into());
+    bench.answer(SyncMessage::quiet(hello(3), [0; 16])).await;
+    for _ in 0..2 {
+        assert_eq!(bench.node.cluster.store_members(&bench.node).await, Err(Rejection::Failed));
+    }
 }

@@ -48,6 +48,13 @@ pub enum Maintenance {
     Members(Membership),
 }
 
+impl Maintenance {
+    /// Whether it is skipped while the disk has no space for entries of peers.
+    pub fn needs_space(&self) -> bool {
+        matches!(self, Maintenance::Snapshots(_) | Maintenance::Members(_))
+    }
+}
+
 /// What the committer is asked for: the input of one commit, before anything is decided.
 #[derive(Debug, Default)]
 pub struct WriteOps<'a> {

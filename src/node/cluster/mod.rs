@@ -32,7 +32,7 @@ use crate::node::cluster::peer::Peer;
 use crate::node::cluster::roster::{ForgetOutcome, Roster};
 use crate::node::cluster::sessions::SyncSessions;
 use crate::replica::repair::{PeerAnswer, Repair};
-use crate::replica::write_ops::Maintenance;
+use crate::replica::write_ops::{Maintenance, Rejection};
 
 /// A peer that sent a request within this time is expected to push its own log. After it, the log is pulled.
 const OWNER_ACTIVE_TIME: Duration = Duration::from_secs(5);
@@ -56,7 +56,7 @@ pub struct Cluster {
     pub holders_changed: watch::Sender<()>,
     /// Changes when members or peers come or go.
     pub members_changed: watch::Sender<()>,
-    /// The members that were last handed to the writer. A nearly full disk may have skipped them.
+    /// The members as they are on disk.
     stored_members: tokio::sync::Mutex<Membership>,
 }
 
@@ -129,14 +129,15 @@ impl Cluster {
         u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
-    /// Hands the members to the writer if they changed since the last time.
-    pub async fn store_members(&self, node: &Node) {
+    /// Writes the members to disk if they changed since the last time.
+    pub async fn store_members(&self, node: &Node) -> Result<(), Rejection> {
         let mut stored = self.stored_members.lock().await; // one write at a time: an older list must not come last
         let now = self.roster().membership();
         if *stored != now {
-            node.writer.maintain(Maintenance::Members(now.clone())).await;
+            node.writer.try_maintain(Maintenance::Members(now.clone())).await?;
             *stored = now;
         }
+        Ok(())
     }
 
     /// Puts the digest of the members into a request. `in_full`: the members as well.
@@ -206,7 +207,7 @@ impl Cluster {
         let member = reply.hello.member_id();
         lock(&self.repair).on_answer(&PeerAnswer { member, asked_ms, wants, theirs, more: reply.more });
         let mut roster = self.roster();
-        let (mut members_changed, mut holders_changed) = (roster.learn_members(reply), false);
+        let (mut members_changed, mut holders_changed) = (roster.learn_members(reply, now_ms()), false);
         let mut result = Ok(());
         if let Some(peer) = roster.peer(number) {
             if peer.expected_member.is_some_and(|id| id != reply.hello.member_id()) {
@@ -236,7 +237,7 @@ impl Cluster {
     /// A peer sent a request. If exchanges with it failed, the next one need not wait any longer.
     pub fn on_request(&self, request: &SyncMessage, theirs: Option<&Vector>) {
         let mut roster = self.roster();
-        let (members_changed, mut holders_changed) = (roster.learn_members(request), false);
+        let (members_changed, mut holders_changed) = (roster.learn_members(request, now_ms()), false);
         if let Some(peer) = roster.peer_of_sender(&request.hello) {
             holders_changed = peer.on_message(request, theirs, &self.incidents);
             peer.last_request = Some(Instant::now());
@@ -320,6 +321,7 @@ impl Cluster {
         let mut warnings = self.incidents.lines();
         warnings.extend(self.repair_warnings(node));
         let roster = self.roster();
+        warnings.extend(roster.non_members());
         if roster.nodes().is_empty() {
             warnings.push("this node has no peers: its messages are on no other machine".into());
         }

@@ -5,11 +5,14 @@
 //! - A member has a peer of its own at the address that it advertised last, unless a configured peer stands for it
 //!   already: by its address, or because that member answered there.
 //! - What a member says of itself overrides what others say of it. A forgotten member is neither asked nor shown.
+//! - A peer may invent members, but not incarnations that no later one outranks: an incarnation that begins far in the
+//!   future is not believed, and a node raises its own above what is claimed of it.
 //! - The number of a peer is never used twice, so a task that outlives its peer finds none.
 //!
 //! When peers are asked, and what they hold, is not known here.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
 
 use crate::api::address::Addr;
 use crate::api::network::{NodeId, NodeState};
@@ -18,6 +21,18 @@ use crate::chain::sync::wire::{Hello, SyncMessage};
 use crate::config;
 use crate::node::cluster::peer::Peer;
 
+/// An incarnation that begins later than this after now is not believed. Otherwise a peer could claim one of a member
+/// that no true one ever outranks.
+const AHEAD_MAX_MS: u64 = 24 * 60 * 60 * 1_000;
+/// 2020 in Unix milliseconds. A clock before it was never set, and says nothing of the clocks of others.
+const CLOCK_SET_MS: u64 = 1_577_836_800_000;
+/// A node raises its incarnation id above claims about its own store at most this often.
+const RAISE_INTERVAL_MS: u64 = 60_000;
+/// Nodes that are shown although they are no members. Further ones are not shown.
+const NON_MEMBERS_MAX: usize = 16;
+/// A node that is no member is shown for this long after its last message.
+const NON_MEMBER_TIME: Duration = Duration::from_secs(60);
+
 pub struct Roster {
     own: Hello,
     /// The same at the start. The incarnation id in `own` may have been raised since.
@@ -25,6 +40,16 @@ pub struct Roster {
     peers: BTreeMap<usize, Peer>,
     next_number: usize,
     members: Members,
+    /// When the own incarnation id was last raised above a claim about the own store.
+    raised_ms: Option<u64>,
+    /// Nodes that send messages and are no members: why, and when the last message came.
+    non_members: BTreeMap<MemberId, (String, Instant)>,
+}
+
+/// Whether its incarnation may have begun: clocks differ, but not by more than a day.
+fn is_plausible(incarnation_id: [u8; 16], now_ms: u64) -> bool {
+    let began_ms = u64::try_from(u128::from_be_bytes(incarnation_id) >> 80).expect("48 bits");
+    now_ms < CLOCK_SET_MS || began_ms <= now_ms.saturating_add(AHEAD_MAX_MS)
 }
 
 fn member_record(hello: &Hello) -> Member {
@@ -55,7 +80,8 @@ impl Roster {
         };
         let peers: BTreeMap<usize, Peer> = configured.iter().map(peer).enumerate().collect();
         let (own_at_start, next_number) = (own.clone(), peers.len());
-        let mut roster = Roster { own, own_at_start, peers, next_number, members };
+        let (raised_ms, non_members) = (None, BTreeMap::new());
+        let mut roster = Roster { own, own_at_start, peers, next_number, members, raised_ms, non_members };
         roster.reconcile();
         roster
     }
@@ -100,20 +126,26 @@ impl Roster {
     }
 
     /// Takes in what a peer says of itself and of other members. True if that changed the members.
-    pub fn learn_members(&mut self, body: &SyncMessage) -> bool {
+    pub fn learn_members(&mut self, body: &SyncMessage, now_ms: u64) -> bool {
         let own = self.own.member_id();
         let listed = body.members.iter().filter(|(id, _)| *id != own).cloned();
-        let mut changed = self.raise_own_incarnation_id(body);
+        let mut changed = self.raise_own_incarnation_id(body, now_ms);
         for (id, member) in listed.chain([(body.hello.member_id(), member_record(&body.hello))]) {
-            let is_usable = id != own && member.address.parse::<Addr>().is_ok();
+            let is_usable = id != own
+                && member.address.parse::<Addr>().is_ok()
+                && is_plausible(member.incarnation_id, now_ms);
             changed |= is_usable && self.members.learn(id, member);
         }
+        self.note_non_member(&body.hello, now_ms);
         // If this very incarnation was forgotten somewhere, a newer mark says that it is a member.
         let mut of_own = body.members.iter().filter(|(id, _)| *id == own).map(|(_, member)| member);
         if let Some(listed) = of_own.find(|listed| listed.incarnation_id == self.own.incarnation_id) {
             let address = self.own.address.clone();
             changed |= self.members.learn(own, Member { address, ..listed.clone() });
             changed |= self.members.set_forgotten(own, false);
+            if self.members.get(own).is_some_and(Member::is_forgotten) {
+                changed |= self.raise_above(listed.incarnation_id); // the mark is at its largest value
+            }
         }
         if changed {
             self.reconcile();
@@ -122,25 +154,61 @@ impl Roster {
     }
 
     /// Peers ignore a smaller incarnation id than the one that they know at this address, for example after a clock ran
-    /// ahead. So this node raises its own above it. Only once: otherwise two nodes with one address would raise theirs
-    /// for ever. True if it was raised.
-    fn raise_own_incarnation_id(&mut self, body: &SyncMessage) -> bool {
-        let members = body.members.iter().map(|(id, member)| (*id, member));
-        let here = members.filter(|(_, member)| member.address == self.own.address);
-        let Some(last) = members::latest(here, self.own.member_id(), &self.own.address) else { return false };
-        let next = u128::from_be_bytes(last).saturating_add(1).to_be_bytes();
-        if self.own != self.own_at_start || last <= self.own.incarnation_id || next == last {
+    /// ahead, or because a peer claims one. So this node raises its own above it. Above that of another store only once:
+    /// otherwise two nodes with one address would raise theirs for ever. True if it was raised.
+    fn raise_own_incarnation_id(&mut self, body: &SyncMessage, now_ms: u64) -> bool {
+        let own = self.own.member_id();
+        let is_believed = |(_, member): &(MemberId, &Member)| {
+            member.address == self.own.address && is_plausible(member.incarnation_id, now_ms)
+        };
+        let here = || body.members.iter().map(|(id, member)| (*id, member)).filter(is_believed);
+        let Some(last) = members::latest(here(), own, &self.own.address) else { return false };
+        let is_own_store = here().any(|(id, member)| id == own && member.incarnation_id == last);
+        let is_due = self.raised_ms.is_none_or(|raised| now_ms >= raised.saturating_add(RAISE_INTERVAL_MS));
+        let may_raise = self.own == self.own_at_start || (is_own_store && is_due);
+        if !may_raise || last <= self.own.incarnation_id {
             return false;
         }
-        self.own.incarnation_id = next;
+        self.raised_ms = Some(now_ms);
+        self.raise_above(last)
+    }
+
+    fn raise_above(&mut self, incarnation_id: [u8; 16]) -> bool {
+        let next = u128::from_be_bytes(incarnation_id).saturating_add(1);
+        self.own.incarnation_id = next.to_be_bytes();
         self.members.learn(self.own.member_id(), member_record(&self.own))
+    }
+
+    /// Remembers the sender of a message if it cannot be a member, so that an operator learns why.
+    fn note_non_member(&mut self, hello: &Hello, now_ms: u64) {
+        let (id, address) = (hello.member_id(), &hello.address);
+        let why = if !is_plausible(hello.incarnation_id, now_ms) {
+            "its clock, or that of this node, is wrong by more than a day: set it and start the node again"
+        } else if self.members.get(id).is_none() && self.members.count() >= members::MEMBERS_MAX {
+            "there are as many members as there can be: forget nodes that are gone for good"
+        } else {
+            self.non_members.remove(&id);
+            return;
+        };
+        self.non_members.retain(|_, (_, last)| last.elapsed() < NON_MEMBER_TIME);
+        if id != self.own.member_id() && self.non_members.len() < NON_MEMBERS_MAX {
+            let what = format!("node {} ({address}) exchanges messages and is no member: {why}", id.node_id);
+            self.non_members.insert(id, (what, Instant::now()));
+        }
+    }
+
+    /// What an operator should know of the nodes that are no members.
+    pub fn non_members(&self) -> impl Iterator<Item = String> {
+        let current = self.non_members.values().filter(|(_, last)| last.elapsed() < NON_MEMBER_TIME);
+        current.map(|(what, _)| what.clone())
     }
 
     /// Where another process runs with a copy of this node's store under its node id, if a message lists it. This node
     /// must take a new store id: to the others both are one member, so the two may never meet.
-    pub fn clone_address(&self, body: &SyncMessage) -> Option<String> {
+    pub fn clone_address(&self, body: &SyncMessage, now_ms: u64) -> Option<String> {
         let is_clone = |(id, member): &&(MemberId, Member)| {
             *id == self.own.member_id()
+                && is_plausible(member.incarnation_id, now_ms)
                 && member.incarnation_id > self.own.incarnation_id
                 && member.address != self.own.address
                 && !member.is_forgotten()
@@ -347,6 +415,9 @@ mod tests {
     use super::*;
     use crate::node::incidents::Incidents;
 
+    /// Later than all incarnations of these tests.
+    const NOW: u64 = 1 << 47;
+
     fn hello(node_id: u16, store: u8, open: u8, port: u16) -> Hello {
         let address = format!("127.0.0.1:{port}");
         Hello { network: [0; 8], node_id, store_id: [store; 16], incarnation_id: [open; 16], address }
@@ -378,10 +449,10 @@ mod tests {
             (vec![(None, 2)], 2),
             "it never answered, and counts all the same"
         );
-        assert!(roster.learn_members(&message_from(hello(7, 2, 1, 2))));
+        assert!(roster.learn_members(&message_from(hello(7, 2, 1, 2)), NOW));
         assert_eq!((shown(&roster), roster.node_count()), (vec![(Some(7), 2)], 2));
-        assert!(roster.learn_members(&message_from(hello(8, 3, 1, 3))), "it is a new member");
-        assert!(!roster.learn_members(&message_from(hello(8, 3, 1, 3))));
+        assert!(roster.learn_members(&message_from(hello(8, 3, 1, 3)), NOW), "it is a new member");
+        assert!(!roster.learn_members(&message_from(hello(8, 3, 1, 3)), NOW));
         assert_eq!((shown(&roster), roster.numbers().len()), (vec![(Some(7), 2), (Some(8), 3)], 2));
     }
 
@@ -392,7 +463,7 @@ mod tests {
         roster.peer(0).expect("configured").on_message(&message_from(hello(7, 2, 1, 2)), None, &incidents);
         roster.peer(0).expect("configured").error = Some("refused".into());
         let moved = hello(7, 2, 2, 9);
-        roster.learn_members(&message_from(moved.clone()));
+        roster.learn_members(&message_from(moved.clone()), NOW);
         let learned = *roster.numbers().last().expect("two");
         roster.peer(learned).expect("learned").on_message(&message_from(moved.clone()), None, &incidents);
         roster.on_identified(learned, &moved);
@@ -408,8 +479,8 @@ mod tests {
         let configured = [numbered(7, 2), numbered(8, 3)];
         let mut roster = Roster::new(hello(0, 1, 1, 1), &configured, Membership::default());
         assert_eq!((shown(&roster), roster.node_count()), (vec![(Some(7), 2), (Some(8), 3)], 3));
-        roster.learn_members(&message_from(hello(7, 2, 1, 3)));
-        roster.learn_members(&message_from(hello(8, 3, 1, 2)));
+        roster.learn_members(&message_from(hello(7, 2, 1, 3)), NOW);
+        roster.learn_members(&message_from(hello(8, 3, 1, 2)), NOW);
         assert_eq!((shown(&roster), roster.node_count()), (vec![(Some(7), 3), (Some(8), 2)], 3));
         assert_eq!(roster.numbers().len(), 2);
     }
@@ -417,15 +488,15 @@ mod tests {
     #[test]
     fn the_node_that_took_over_an_address_and_the_one_before_it_both_count() {
         let mut roster = Roster::new(hello(0, 1, 1, 1), &[configured(2)], Membership::default());
-        roster.learn_members(&message_from(hello(7, 2, 1, 2)));
-        roster.learn_members(&message_from(hello(8, 3, 2, 2)));
+        roster.learn_members(&message_from(hello(7, 2, 1, 2)), NOW);
+        roster.learn_members(&message_from(hello(8, 3, 2, 2)), NOW);
         assert_eq!((shown(&roster), roster.node_count()), (vec![(Some(7), 2), (Some(8), 2)], 3));
     }
 
     #[test]
     fn the_node_that_had_the_address_of_this_node_before_counts() {
         let mut roster = Roster::new(hello(0, 1, 2, 1), &[], Membership::default());
-        roster.learn_members(&message_listing(hello(8, 3, 1, 1).member_id(), 1, 1));
+        roster.learn_members(&message_listing(hello(8, 3, 1, 1).member_id(), 1, 1), NOW);
         assert_eq!((shown(&roster), roster.node_count()), (vec![(Some(7), 2), (Some(8), 1)], 3));
         assert_eq!(roster.forget(8), ForgetOutcome::Done);
         assert_eq!((shown(&roster), roster.node_count()), (vec![(Some(7), 2)], 2));
@@ -439,20 +510,20 @@ mod tests {
     fn a_node_that_moved_from_a_configured_address_is_known_after_a_restart() {
         let peers = [configured(2)];
         let mut roster = Roster::new(hello(0, 1, 1, 1), &peers, Membership::default());
-        roster.learn_members(&message_from(hello(7, 2, 1, 2)));
-        roster.learn_members(&message_from(hello(7, 2, 2, 9)));
+        roster.learn_members(&message_from(hello(7, 2, 1, 2)), NOW);
+        roster.learn_members(&message_from(hello(7, 2, 2, 9)), NOW);
         for _ in 0..2 {
             roster = restarted(&roster, &peers);
             assert_eq!((shown(&roster), roster.node_count()), (vec![(Some(7), 9)], 2));
         }
-        roster.learn_members(&message_from(hello(8, 3, 1, 2)));
+        roster.learn_members(&message_from(hello(8, 3, 1, 2)), NOW);
         roster = restarted(&roster, &peers);
         assert_eq!(
             (shown(&roster), roster.node_count()),
             (vec![(Some(7), 9), (Some(8), 2)], 3),
             "node 8 took over the address"
         );
-        roster.learn_members(&message_from(hello(8, 3, 2, 4)));
+        roster.learn_members(&message_from(hello(8, 3, 2, 4)), NOW);
         roster.forget(8);
         roster = restarted(&roster, &peers);
         assert_eq!(
@@ -470,7 +541,7 @@ mod tests {
         let peers =
             [config::ConfiguredPeer { node_id: None, addr: "localhost:2".parse().expect("an address") }];
         let mut roster = Roster::new(hello(0, 1, 1, 1), &peers, Membership::default());
-        roster.learn_members(&message_from(hello(7, 2, 1, 2)));
+        roster.learn_members(&message_from(hello(7, 2, 1, 2)), NOW);
         roster.peer(0).expect("configured").on_message(
             &message_from(hello(7, 2, 1, 2)),
             None,
@@ -498,13 +569,16 @@ mod tests {
     #[test]
     fn a_forgotten_node_is_neither_asked_nor_shown_until_it_speaks_again() {
         let mut roster = Roster::new(hello(0, 1, 1, 1), &[], Membership::default());
-        roster.learn_members(&message_from(hello(7, 2, 1, 2)));
+        roster.learn_members(&message_from(hello(7, 2, 1, 2)), NOW);
         assert_eq!(roster.forget(0), ForgetOutcome::IsUp);
         assert_eq!(roster.forget(9), ForgetOutcome::Unknown);
         assert_eq!((roster.forget(7), roster.forget(7)), (ForgetOutcome::Done, ForgetOutcome::Done));
         assert_eq!((shown(&roster), roster.numbers().len(), roster.node_count()), (vec![], 0, 1));
-        assert!(!roster.learn_members(&message_from(hello(7, 2, 1, 2))), "that incarnation is forgotten");
-        assert!(roster.learn_members(&message_from(hello(7, 2, 2, 2))));
+        assert!(
+            !roster.learn_members(&message_from(hello(7, 2, 1, 2)), NOW),
+            "that incarnation is forgotten"
+        );
+        assert!(roster.learn_members(&message_from(hello(7, 2, 2, 2)), NOW));
         assert_eq!(shown(&roster), [(Some(7), 2)]);
     }
 
@@ -518,11 +592,11 @@ mod tests {
     fn the_store_that_is_open_at_an_address_outranks_every_earlier_one() {
         let mut roster = Roster::new(hello(0, 1, 5, 1), &[], Membership::default());
         let before = hello(0, 9, 8, 1);
-        roster.learn_members(&message_listing(before.member_id(), 4, 1));
+        roster.learn_members(&message_listing(before.member_id(), 4, 1), NOW);
         assert_eq!(roster.own(), &hello(0, 1, 5, 1), "it was opened before ours");
-        roster.learn_members(&message_listing(hello(0, 6, 8, 2).member_id(), 8, 2));
+        roster.learn_members(&message_listing(hello(0, 6, 8, 2).member_id(), 8, 2), NOW);
         assert_eq!(roster.own(), &hello(0, 1, 5, 1), "it is at another address");
-        assert!(roster.learn_members(&message_listing(before.member_id(), 8, 1)));
+        assert!(roster.learn_members(&message_listing(before.member_id(), 8, 1), NOW));
         let later = roster.own().clone();
         assert!(later.incarnation_id > [8; 16] && roster.is_own(&later) && roster.is_own(&hello(0, 1, 5, 1)));
         assert_eq!(
@@ -530,7 +604,7 @@ mod tests {
             Some(later.incarnation_id)
         );
         assert_eq!(roster.members().get(before.member_id()), None);
-        roster.learn_members(&message_listing(before.member_id(), 9, 1));
+        roster.learn_members(&message_listing(before.member_id(), 9, 1), NOW);
         assert_eq!(roster.own(), &later, "the other store is alive: raising again would never end");
         assert!(
             shown(&roster).iter().all(|(_, port)| *port != 1),
@@ -542,11 +616,11 @@ mod tests {
     fn a_restored_store_outranks_what_is_known_of_it() {
         let mut roster = Roster::new(hello(0, 1, 5, 1), &[], Membership::default());
         assert!(
-            !roster.learn_members(&message_listing(hello(0, 1, 5, 1).member_id(), 5, 1))
+            !roster.learn_members(&message_listing(hello(0, 1, 5, 1).member_id(), 5, 1), NOW)
                 || roster.own().incarnation_id == [5; 16]
         );
         assert!(
-            roster.learn_members(&message_listing(hello(0, 1, 5, 1).member_id(), 8, 1))
+            roster.learn_members(&message_listing(hello(0, 1, 5, 1).member_id(), 8, 1), NOW)
                 && roster.own().incarnation_id > [8; 16]
         );
     }
@@ -555,10 +629,10 @@ mod tests {
     fn a_store_with_our_id_that_was_opened_later_elsewhere_is_a_clone() {
         let roster = Roster::new(hello(0, 1, 5, 1), &[], Membership::default());
         let own = hello(0, 1, 5, 1).member_id();
-        assert_eq!(roster.clone_address(&message_listing(own, 6, 3)), Some("127.0.0.1:3".into()));
-        assert_eq!(roster.clone_address(&message_listing(own, 6, 1)), None);
-        assert_eq!(roster.clone_address(&message_listing(own, 4, 3)), None, "ours was opened later");
-        assert_eq!(roster.clone_address(&message_listing(hello(0, 2, 5, 1).member_id(), 6, 3)), None);
+        assert_eq!(roster.clone_address(&message_listing(own, 6, 3), NOW), Some("127.0.0.1:3".into()));
+        assert_eq!(roster.clone_address(&message_listing(own, 6, 1), NOW), None);
+        assert_eq!(roster.clone_address(&message_listing(own, 4, 3), NOW), None, "ours was opened later");
+        assert_eq!(roster.clone_address(&message_listing(hello(0, 2, 5, 1).member_id(), 6, 3), NOW), None);
     }
 
     #[test]
@@ -566,7 +640,7 @@ mod tests {
         let mut roster = Roster::new(hello(0, 1, 1, 1), &[], Membership::default());
         let mark = Member { incarnation_id: [1; 16], forget_count: 1, address: "127.0.0.1:1".into() };
         let members = vec![(hello(0, 1, 1, 1).member_id(), mark)];
-        assert!(roster.learn_members(&SyncMessage { members, ..message_from(hello(7, 2, 1, 2)) }));
+        assert!(roster.learn_members(&SyncMessage { members, ..message_from(hello(7, 2, 1, 2)) }, NOW));
         let own = roster.members().get(hello(0, 1, 1, 1).member_id()).expect("a member");
         assert_eq!((own.forget_count, own.is_forgotten()), (2, false));
     }
@@ -575,8 +649,66 @@ mod tests {
     fn a_peer_cannot_make_a_node_ask_more_addresses_than_there_may_be_members() {
         let mut roster = Roster::new(hello(0, 1, 1, 1), &[], Membership::default());
         for port in 2..2_000 {
-            roster.learn_members(&message_from(hello(port, 9, 1, port)));
+            roster.learn_members(&message_from(hello(port, 9, 1, port)), NOW);
         }
         assert_eq!(roster.numbers().len(), crate::chain::members::MEMBERS_MAX - 1);
+    }
+
+    /// A message of node 7 that claims this of the store 1 of node 0.
+    fn claim(incarnation_id: [u8; 16], forget_count: u16, port: u16) -> SyncMessage {
+        let address = format!("127.0.0.1:{port}");
+        let id = hello(0, 1, 1, 1).member_id();
+        let members = vec![(id, Member { incarnation_id, forget_count, address })];
+        SyncMessage { members, ..message_from(hello(7, 2, 1, 2)) }
+    }
+
+    #[test]
+    fn no_claim_about_a_node_outranks_its_own_word_for_ever() {
+        let mut own = Roster::new(hello(0, 1, 1, 1), &[], Membership::default());
+        let mut other = Roster::new(hello(8, 3, 1, 3), &[], Membership::default());
+        let id = own.own().member_id();
+        let mut now = CLOCK_SET_MS;
+        for round in 0..3_u64 {
+            now += RAISE_INTERVAL_MS;
+            // The largest that is believed.
+            let largest = ((u128::from(now + AHEAD_MAX_MS) << 80) | (u128::MAX >> 48)).to_be_bytes();
+            let claim = claim(largest, 1, 1);
+            other.learn_members(&claim, now);
+            assert!(other.members().get(id).is_some_and(Member::is_forgotten), "round {round}");
+            assert!(own.learn_members(&claim, now), "it raises its own");
+            assert!(own.own().incarnation_id > largest);
+            now += 1;
+            other.learn_members(&message_from(own.own().clone()), now);
+            assert!(other.members().get(id).is_some_and(|member| !member.is_forgotten()), "round {round}");
+        }
+        for roster in [&mut own, &mut other] {
+            let before = roster.members().digest();
+            roster.learn_members(&claim([0xff; 16], 1, 1), now);
+            assert_eq!(roster.members().digest(), before, "it has not begun");
+            assert_eq!(roster.clone_address(&claim([0xff; 16], 0, 9), now), None);
+        }
+    }
+
+    #[test]
+    fn a_mark_that_cannot_be_withdrawn_is_outranked_by_a_new_incarnation() {
+        let mut own = Roster::new(hello(0, 1, 1, 1), &[], Membership::default());
+        let id = own.own().member_id();
+        own.learn_members(&claim([1; 16], u16::MAX, 1), NOW);
+        assert!(own.own().incarnation_id > [1; 16]);
+        assert!(own.members().get(id).is_some_and(|member| !member.is_forgotten()));
+    }
+
+    #[test]
+    fn a_node_that_cannot_be_a_member_is_reported() {
+        let mut roster = Roster::new(hello(0, 1, 1, 1), &[], Membership::default());
+        let ahead = Hello { incarnation_id: [0xff; 16], ..hello(9, 4, 1, 4) };
+        assert!(!roster.learn_members(&message_from(ahead), CLOCK_SET_MS));
+        assert!(roster.non_members().next().is_some_and(|what| what.contains("node 9 (127.0.0.1:4)")));
+        roster.learn_members(&message_from(hello(9, 4, 1, 4)), NOW);
+        assert_eq!(roster.non_members().count(), 0);
+        for node_id in 10..300 {
+            roster.learn_members(&message_from(hello(node_id, 5, 1, node_id)), NOW);
+        }
+        assert_eq!((roster.members().count(), roster.non_members().count()), (256, NON_MEMBERS_MAX));
     }
 }

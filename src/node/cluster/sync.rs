@@ -27,7 +27,7 @@ use crate::chain::ids::Origin;
 use crate::chain::sync::NextExchange;
 use crate::chain::sync::wire::{Malformed, Run, SyncMessage};
 use crate::chain::vector::Vector;
-use crate::node::{Node, blocking};
+use crate::node::{Node, blocking, now_ms};
 use crate::replica::exchange::{Exchange, ReplyActions, Trigger};
 use crate::replica::runs::{ReadRuns, Wanted};
 use crate::replica::write_ops::{Admitted, Maintenance, PeerRecords};
@@ -46,6 +46,8 @@ const READ_TIME: Duration = Duration::from_secs(1);
 /// Waits after failures double from the first to the second, with full jitter.
 const BACK_OFF_MIN: Duration = Duration::from_millis(250);
 const BACK_OFF_MAX: Duration = Duration::from_secs(30);
+/// Members that could not be stored are written again after this long.
+const MEMBERS_RETRY: Duration = Duration::from_secs(10);
 /// Exchanges in a row that ask for another one and bring no entries. After more of them the peer counts as failing.
 const IDLE_ROUNDS_MAX: u32 = 8;
 
@@ -66,10 +68,11 @@ pub async fn run(node: Node, stop: CancellationToken) {
                 end
             });
         }
-        node.cluster.store_members(&node).await;
+        let stored = node.cluster.store_members(&node).await;
         tokio::select! {
             () = stop.cancelled() => return,
             _ = changed.changed() => {} // never an error: this task has the sending end, too
+            () = tokio::time::sleep(MEMBERS_RETRY), if stored.is_err() => {}
             Some(ended) = tasks.join_next() => if let Err(error) = ended {
                 tracing::error!(%error, "an exchange task ended early"); // returning before `stop` ends the node
                 return;
@@ -166,7 +169,7 @@ impl SyncClient {
             ..SyncMessage::quiet(reply.hello.clone(), reply.digest)
         };
         let actions = self.exchange.on_reply(planned, reply, &node.logs(), node.store.log().damage());
-        let clone_address = cluster.roster().clone_address(&without_runs);
+        let clone_address = cluster.roster().clone_address(&without_runs, now_ms());
         if let Some(address) = clone_address {
             take_new_store_id(node, &address).await;
         }
@@ -333,7 +336,7 @@ pub async fn answer(node: &Node, mut request: SyncMessage, _bytes: Bytes) -> Res
     let mut responder = cluster.sessions().take(&request.hello);
     let damage = node.store.log().damage();
     let (maintenance, runs) = exchange::on_request(&mut responder, &node.logs(), damage, &mut request);
-    let clone_address = cluster.roster().clone_address(&request);
+    let clone_address = cluster.roster().clone_address(&request, now_ms());
     if let Some(address) = clone_address {
         take_new_store_id(node, &address).await;
     }

@@ -11,14 +11,14 @@ use crate::node::Node;
 use crate::node::cluster::roster::ForgetOutcome;
 use crate::serve;
 
-/// `DELETE /nodes/{id}`. When it answers, the mark was handed to the writer, and the exchanges spread it.
+/// `DELETE /nodes/{id}`. The answer says whether the mark is on disk here; the exchanges spread it in any case.
 pub async fn delete(node: Node, uri: Uri, RawQuery(raw): RawQuery) -> Result<Response, Problem> {
     query::refuse_any(raw.as_deref())?;
     let node_id = query::path_node(uri.path())?;
     let (code, detail) = match node.cluster.forget(node_id) {
         ForgetOutcome::Done => {
-            node.cluster.store_members(&node).await;
-            return Ok(serve::json(StatusCode::OK, &ForgetAnswer { node_id, forgotten: true }));
+            let stored = node.cluster.store_members(&node).await.is_ok();
+            return Ok(serve::json(StatusCode::OK, &ForgetAnswer { node_id, forgotten: true, stored }));
         }
         ForgetOutcome::IsUp => (ErrorCode::NodeIsUp, "is up, and would come back at once; stop it first"),
         ForgetOutcome::Unknown => (

@@ -42,7 +42,7 @@ pub type SendJob = Job<Vec<NewMessage>, Vec<SendOutcome>>;
 pub type AdmitJob = Job<PeerRecords, Admitted>;
 /// Maintenance of the store. The reply comes after the next commit. Repairs, checkpoints, snapshots and members are
 /// then written; a cut has only begun.
-pub type MaintenanceJob = Job<Maintenance, ()>;
+pub type MaintenanceJob = Job<Maintenance, Result<(), Rejection>>;
 
 /// The jobs that the writer takes at once.
 #[derive(Debug, Default)]
@@ -107,7 +107,10 @@ impl Inbox {
         self.push(records, |queues| Some(&mut queues.admits).filter(|queue| queue.len() < PEER_PIECES_MAX))
     }
 
-    pub fn push_maintenance(&self, maintenance: Maintenance) -> Result<oneshot::Receiver<()>, Rejection> {
+    pub fn push_maintenance(
+        &self,
+        maintenance: Maintenance,
+    ) -> Result<oneshot::Receiver<Result<(), Rejection>>, Rejection> {
         self.push(maintenance, |queues| {
             Some(&mut queues.maintenance).filter(|queue| queue.len() < MAINTENANCE_COUNT_MAX)
         })

@@ -83,9 +83,14 @@ impl Writer {
     }
 
     /// Begins maintenance of the store. The result is ignored: where it is still needed, an exchange, the scrub or the
-    /// caller asks again. Members that were not written are written with their next change.
+    /// caller asks again.
     pub async fn maintain(&self, maintenance: Maintenance) {
-        let _not_now = reply(self.inbox.push_maintenance(maintenance)).await;
+        let _not_now = self.try_maintain(maintenance).await;
+    }
+
+    /// The same. An error if nothing was done.
+    pub async fn try_maintain(&self, maintenance: Maintenance) -> Result<(), Rejection> {
+        reply(self.inbox.push_maintenance(maintenance)).await?
     }
 
     /// From now on nothing more is queued. What waits is committed; then the thread ends.
@@ -149,10 +154,12 @@ impl WriterThread {
         if self.fault.is_raised() {
             return; // dropping the jobs says that they failed
         }
-        match self.commit(&batch) {
+        let space = self.space();
+        match self.commit(&batch, space) {
             Ok(committed) => {
                 for job in batch.maintenance {
-                    let _no_waiter = job.reply.send(());
+                    let is_skipped = job.op.needs_space() && !space.peers;
+                    let _no_waiter = job.reply.send(if is_skipped { Err(Rejection::Full) } else { Ok(()) });
                 }
                 for (job, outcomes) in batch.sends.into_iter().zip(committed.sends) {
                     let _no_waiter = job.reply.send(outcomes);
@@ -165,8 +172,7 @@ impl WriterThread {
         }
     }
 
-    fn commit(&mut self, batch: &InboxBatch) -> Result<Committed, StoreError> {
-        let space = self.space();
+    fn commit(&mut self, batch: &InboxBatch, space: Space) -> Result<Committed, StoreError> {
         let ops = write_ops::WriteOps {
             maintenance: batch.maintenance.iter().map(|job| &job.op).collect(),
             sends: batch.sends.iter().map(|job| job.op.as_slice()).collect(),
