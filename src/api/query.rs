@@ -53,6 +53,10 @@ impl fmt::Display for Anchor {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ListQuery {
     pub filter: Filter,
+    /// Accepted at or after this Unix second.
+    pub accepted_since: Option<u64>,
+    /// Accepted before this Unix second.
+    pub accepted_before: Option<u64>,
     /// At most this many messages. Without it, all of them.
     pub limit: Option<u32>,
     /// Only messages that are listed before this one. With `limit`: those nearest to it.
@@ -71,6 +75,8 @@ impl ListQuery {
         filter.until = pairs.value("until", unix_second)?;
         let query = Self {
             filter,
+            accepted_since: pairs.value("accepted_since", unix_second)?,
+            accepted_before: pairs.value("accepted_before", unix_second)?,
             limit: pairs.value("limit", limit)?,
             before: pairs.value("before", anchor)?,
             after: pairs.value("after", anchor)?,
@@ -83,6 +89,8 @@ impl ListQuery {
     /// Writes it as a raw query string, empty if there is nothing to ask for.
     pub fn to_query_string(&self) -> String {
         let mut out = QueryWriter::of(&self.filter);
+        out.value("accepted_since", self.accepted_since);
+        out.value("accepted_before", self.accepted_before);
         out.value("limit", self.limit);
         out.value("before", self.before);
         out.value("after", self.after);
@@ -495,7 +503,8 @@ mod tests {
         ) -> ListQuery {
             let (sender, recipient, user, with, text) = names;
             let with = with.filter(|_| user.is_some());
-            ListQuery { filter: Filter { sender, recipient, user, with, text, since, until }, limit, before, after }
+            let filter = Filter { sender, recipient, user, with, text, since, until };
+            ListQuery { filter, accepted_since: since, accepted_before: until, limit, before, after }
         }
     }
 

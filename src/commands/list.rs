@@ -9,7 +9,7 @@ use jiff::{Span, SpanRelativeTo, Timestamp, fmt::friendly::SpanParser};
 use super::{Context, Exit, last_writes::LastWrites, now, room_recipient};
 use crate::{
     api::{address::Addr, message::ListedMessage, position::Position, query::ListQuery, time::second_of},
-    chain::{filter::Filter, message::TIMESTAMP_MAX},
+    chain::{clock::AHEAD_MS_MAX, filter::Filter, message::TIMESTAMP_MAX},
     cli::{self, OutputFormat},
     client::{ClientError, servers::Servers},
     config::ConfigError,
@@ -20,15 +20,31 @@ pub async fn run(args: &cli::ListArgs, context: &Context<'_>) -> Result<Exit> {
     let (query, output) = (query(args, now())?, context.output);
     let last_writes = LastWrites::of(context.sources);
     let wanted = last_writes.position().await;
-    let listed = fetch(&context.servers()?, &query, wanted.as_ref()).await?;
+    let servers = context.servers()?;
+    let listed = fetch(&servers, &query, wanted.as_ref()).await?;
     listed.warn_of_missing(output);
-    let ListOutcome { messages, covers, addr, .. } = listed;
+    let ListOutcome { mut messages, covers, addr, .. } = listed;
+    let future = ListQuery { accepted_since: query.accepted_before, accepted_before: None, ..query.clone() };
+    let future = fetch(&servers, &future, wanted.as_ref()).await?.messages;
+    let print = |messages: &[ListedMessage]| {
+        let rows: Vec<_> = messages.iter().map(|message| (Tone::Plain, columns(message))).collect();
+        output.table(&[], &rows)
+    };
     match output.format {
-        OutputFormat::Json | OutputFormat::Ndjson => output.json_list(&messages)?,
-        OutputFormat::Table if messages.is_empty() => output.note("no messages match"),
+        OutputFormat::Json | OutputFormat::Ndjson => {
+            messages.extend(future);
+            output.json_list(&messages)?;
+        }
+        OutputFormat::Table if messages.is_empty() && future.is_empty() => output.note("no messages match"),
         OutputFormat::Table => {
-            let rows: Vec<_> = messages.iter().map(|message| (Tone::Plain, columns(message))).collect();
-            output.table(&[], &rows)?;
+            print(&messages)?;
+            if !future.is_empty() {
+                output.summary(
+                    Tone::Bad,
+                    "accepted more than 5 minutes from now, by nodes whose clocks are ahead of this one:",
+                )?;
+                print(&future)?;
+            }
         }
     }
     if let Some(wanted) = wanted.filter(|_| !covers) {
@@ -88,6 +104,7 @@ pub(super) fn query(args: &cli::ListArgs, now: Timestamp) -> Result<ListQuery, C
         };
         text.map(|text| parse_time(text, now).ok_or_else(|| refusal(text))).transpose()
     };
+    let now_second = u64::try_from(now.as_second()).unwrap_or(0);
     Ok(ListQuery {
         filter: Filter {
             sender: args.from.clone(),
@@ -98,6 +115,9 @@ pub(super) fn query(args: &cli::ListArgs, now: Timestamp) -> Result<ListQuery, C
             since: time("--since", args.since.as_ref())?,
             until: time("--until", args.until.as_ref())?,
         },
+        accepted_since: None,
+        // Else messages of a node whose clock is ahead would be the newest until that time has come.
+        accepted_before: Some(now_second + AHEAD_MS_MAX / 1_000),
         limit: Some(args.limit),
         before: None,
         after: None,
@@ -164,6 +184,9 @@ mod tests {
             ..Default::default()
         };
         let query = query(&args, Timestamp::UNIX_EPOCH).expect("good flags");
-        assert_eq!(query.to_query_string(), "recipient=%23ops&text=%C3%A9&since=7&limit=50");
+        assert_eq!(
+            query.to_query_string(),
+            "recipient=%23ops&text=%C3%A9&since=7&accepted_before=300&limit=50"
+        );
     }
 }

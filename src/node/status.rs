@@ -8,11 +8,13 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use tokio::time::timeout;
 
-use super::Node;
+use super::{Node, now_ms};
 use crate::api::network::{
     NetworkNode, NetworkStatus, NodeId, NodeState, NodeStatus, PeerStatus, ScrubStatus,
 };
 use crate::api::path;
+use crate::api::time::Time;
+use crate::chain::clock::AHEAD_MS_MAX;
 use crate::client::Request;
 use crate::config::NodeConfig;
 use crate::store::Store;
@@ -77,6 +79,15 @@ fn warnings(node: &Node) -> Vec<String> {
     }
     warnings.extend(store_warnings(&node.store, *node_id));
     warnings.extend(node.cluster.warnings(node));
+    let latest = node.logs().ranges().map(|(_, stamps)| stamps.last.ms()).max().unwrap_or(0);
+    if latest > now_ms().saturating_add(AHEAD_MS_MAX) {
+        // The same words on all nodes, so that the network shows it once.
+        let until = Time(latest);
+        warnings.push(format!(
+            "messages are stamped up to {until}, which is in the future: the clock of a node was ahead, or is behind; \
+             `list` shows them apart until then"
+        ));
+    }
     warnings
 }
 

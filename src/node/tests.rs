@@ -104,6 +104,20 @@ impl Bench {
         self.node.logs().vector().seq(origin)
     }
 
+    /// Has it store these entries of another node.
+    async fn store(&self, stamps: impl IntoIterator<Item = Stamp>) {
+        let mut run =
+            Run { origin: X, before: Log::new(X, 0, 0, "").head(0), entries: Vec::new(), damaged: None };
+        for (seq, stamp) in (1..).zip(stamps) {
+            let content = content(u128::from(seq) + 100, "theirs");
+            let key = EntryKey { stamp, origin: X, seq };
+            run.entries.push(Entry::new(key, EntryKind::Message, Digest::of(&content), &content));
+        }
+        for piece in crate::replica::runs::pieces(&run, None) {
+            assert_eq!(self.node.writer.admit(piece).await.refused, None);
+        }
+    }
+
     async fn send(&self, id: u128) -> EntryKey {
         let content = content(id, "mine");
         let new = NewMessage { id: Uuid::from_u128(id), digest: Digest::of(&content), content };
@@ -493,4 +507,31 @@ async fn members_that_are_not_on_disk_are_not_taken_for_stored() {
     for _ in 0..2 {
         assert_eq!(bench.node.cluster.store_members(&bench.node).await, Err(Rejection::Failed));
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn messages_from_the_future_can_be_listed_apart_and_are_reported() {
+    let mut bench = Bench::new();
+    let at = bench.serve().await;
+    (bench.send(1).await, bench.send(2).await);
+    let now = now_ms();
+    let hours = [1, 2, 3].map(|hours| Stamp::at(now + hours * 3_600_000));
+    let is_reported =
+        || status::status(&bench.node).warnings.iter().any(|line| line.contains("in the future"));
+    assert!(!is_reported());
+    bench.store(hours).await;
+    assert!(is_reported());
+    let bound = now / 1_000 + 300;
+    for path in ["", "&recipient=b"] {
+        assert_eq!(list(&at, &format!("?accepted_before={bound}{path}")).await, Some((200, None, 2)));
+        assert_eq!(list(&at, &format!("?limit=9&accepted_before={bound}{path}")).await, Some((200, None, 2)));
+        assert_eq!(list(&at, &format!("?limit=1&accepted_before={bound}{path}")).await, Some((200, None, 1)));
+        assert_eq!(list(&at, &format!("?accepted_since={bound}{path}")).await, Some((200, None, 3)));
+        assert_eq!(list(&at, &format!("?limit=2&accepted_since={bound}{path}")).await, Some((200, None, 2)));
+    }
+    let second_last = format!("{}.2", Uuid::from_bytes(X.0));
+    let query = format!("?limit=9&accepted_since={bound}&before={second_last}");
+    assert_eq!(list(&at, &query).await, Some((200, None, 1)));
+    let query = format!("?limit=9&accepted_before={}&after={second_last}", bound + 3 * 3_600);
+    assert_eq!(list(&at, &query).await, Some((200, None, 1)));
 }

@@ -27,6 +27,7 @@ use crate::api::error::{ErrorCode, Problem};
 use crate::api::header::{MISSING, POSITION};
 use crate::api::query::{self, Anchor, ListQuery};
 use crate::api::{media, path};
+use crate::chain::clock::Stamp;
 use crate::chain::filter::Filter;
 use crate::chain::ids::{EntryKey, Origin};
 use crate::chain::logs::Logs;
@@ -162,7 +163,7 @@ fn stream_all(
     format: BodyFormat,
     is_last: bool,
 ) -> Result<Response, ReadFailure> {
-    let (before, after) = anchors(node, query)?;
+    let (before, after) = bounds(query, anchors(node, query)?);
     let logs = node.logs();
     let mut listing = listing(node, logs.clone(), query, after, false)?.until(before);
     listing = listing.skipping(skips(node, is_last));
@@ -202,6 +203,21 @@ fn listing(
     Listing::new(&node.store, logs, query.filter.clone(), from, backward)
 }
 
+/// The keys that bound a listing: those of its anchors, and of the times of acceptance. Display order is the order of
+/// these times.
+fn bounds(
+    query: &ListQuery,
+    (before, after): (Option<EntryKey>, Option<EntryKey>),
+) -> (Option<EntryKey>, Option<EntryKey>) {
+    // Before all entries of its millisecond.
+    let first_at = |second: u64| {
+        let ms = second.saturating_mul(1_000).min(u64::MAX >> 16);
+        EntryKey { stamp: Stamp::at(ms), origin: Origin([0; 16]), seq: 0 }
+    };
+    let earlier = query.accepted_before.map(first_at);
+    (earlier.into_iter().chain(before).min(), query.accepted_since.map(first_at).max(after))
+}
+
 fn anchors(node: &Node, query: &ListQuery) -> Result<(Option<EntryKey>, Option<EntryKey>), ReadFailure> {
     let key = |anchor: Option<Anchor>| anchor.map(|anchor| key_of(node, anchor)).transpose();
     Ok((key(query.before)?, key(query.after)?))
@@ -235,7 +251,8 @@ fn page(
 ) -> Result<Response, ReadFailure> {
     let (before, after) = anchors(node, query)?;
     let forward = after.is_some() && before.is_none();
-    let (from, until) = if forward { (after, None) } else { (before, after) };
+    let (end, start) = bounds(query, (before, after));
+    let (from, until) = if forward { (start, end) } else { (end, start) };
     let logs = node.logs();
     let listing = listing(node, logs.clone(), query, from, !forward)?.until(until);
     let mut listing = listing.skipping(skips(node, is_last));
@@ -290,7 +307,9 @@ fn collect(listing: &mut Listing, limit: usize, bytes_max: usize) -> Result<(Pag
 /// page does less harm than a missing link.
 fn is_beyond(node: &Node, query: &ListQuery, key: Option<EntryKey>, backward: bool) -> bool {
     let began = Instant::now();
-    let Ok(mut listing) = listing(node, node.logs(), query, key, backward) else { return true };
+    let Ok(listing) = listing(node, node.logs(), query, key, backward) else { return true };
+    let (end, start) = bounds(query, (None, None));
+    let mut listing = listing.until(if backward { start } else { end });
     while !listing.is_done() {
         match listing.next_chunk(1) {
             Ok(found) if found.is_empty() && began.elapsed() < PROBE_TIME => {}
