@@ -15,13 +15,16 @@ use crate::api::network::{
 use crate::api::path;
 use crate::api::time::Time;
 use crate::chain::clock::AHEAD_MS_MAX;
-use crate::client::Request;
+use crate::client::{ClientError, Request};
 use crate::config::NodeConfig;
 use crate::store::Store;
 use crate::store::recovery::Recovery;
 
-/// How long peers are waited for when the network is surveyed. A peer that takes longer is shown as suspect or down.
+/// How long a peer is waited for when the network is surveyed, or three round trips if that is longer. A peer that takes
+/// longer is shown as the exchanges know it.
 const ASK_TIME: Duration = Duration::from_secs(1);
+/// The longest such wait. Below the time after which the commands ask another server.
+const ASK_TIME_MAX: Duration = Duration::from_secs(4);
 /// Bytes of a peer's status. A longer one counts as no answer.
 const STATUS_BYTES_MAX: usize = 1 << 20;
 
@@ -177,40 +180,58 @@ pub async fn survey(node: &Node) -> NetworkStatus {
     warnings.dedup();
     nodes.sort_by_key(|node| (node.node_id.is_none(), node.node_id));
     let up: Vec<&NetworkNode> = nodes.iter().filter(|node| node.state == NodeState::Up).collect();
-    let converged = healthy && up.iter().all(|node| node.digest == up[0].digest);
+    let is_equal = |node: &&NetworkNode| match &node.digest {
+        Some(theirs) => *theirs == digest,
+        None => node.behind == Some(0) && behind == 0,
+    };
+    let converged = healthy && up.iter().all(is_equal);
     let (up, total) = (up.len() as u64, nodes.len() as u64);
     NetworkStatus { nodes, up, total, writable, converged, warnings }
 }
 
+/// Why a peer's own status is not known.
+struct NoStatus {
+    why: String,
+    /// It may still answer: that says nothing about its state.
+    is_late: bool,
+}
+
 /// A peer's own status. An error also if another node answers at its address: that node has a row of its own.
-async fn ask(node: &Node, PeerStatus { node_id, address, .. }: &PeerStatus) -> Result<NodeStatus, String> {
+async fn ask(node: &Node, peer: &PeerStatus) -> Result<NodeStatus, NoStatus> {
+    let PeerStatus { node_id, address, rtt_ms, .. } = peer;
+    let round_trips = Duration::try_from_secs_f64(rtt_ms.unwrap_or(0.0) * 3.0 / 1e3).unwrap_or(ASK_TIME_MAX);
+    let time = round_trips.clamp(ASK_TIME, ASK_TIME_MAX);
     let request = Request::get(path::NODES);
     let answer = async {
-        let answer = node.cluster.client.forward(address, &request, ASK_TIME).await?;
+        let answer = node.cluster.client.forward(address, &request, time).await?;
         answer.accepted().await?.json(STATUS_BYTES_MAX).await
     };
-    let answer: NodeStatus = match timeout(ASK_TIME, answer).await {
-        Ok(answer) => answer.map_err(|error| error.to_string())?,
-        Err(_) => return Err(format!("{address}: no answer within {} s", ASK_TIME.as_secs_f32())),
+    let late =
+        || NoStatus { why: format!("{address}: no answer within {} s", time.as_secs_f32()), is_late: true };
+    let answer: NodeStatus = match timeout(time, answer).await {
+        Ok(Err(ClientError::Timeout { .. })) | Err(_) => return Err(late()),
+        Ok(answer) => answer.map_err(|error| NoStatus { why: error.to_string(), is_late: false })?,
     };
     match node_id {
-        Some(id) if *id != answer.node_id => Err(format!("node {} answers at {address}", answer.node_id)),
+        Some(id) if *id != answer.node_id => {
+            Err(NoStatus { why: format!("node {} answers at {address}", answer.node_id), is_late: false })
+        }
         _ => Ok(answer),
     }
 }
 
 /// One node as the network is shown: what the exchanges know of it, and its own status if it answered.
-fn row(peer: PeerStatus, answer: Result<NodeStatus, String>) -> NetworkNode {
+fn row(peer: PeerStatus, answer: Result<NodeStatus, NoStatus>) -> NetworkNode {
+    // A node that answers is in the state that it tells: one whose store is closed does not call itself up. A node that
+    // cannot be reached is not up, whatever the last exchange said. Of one that is slow, the exchanges know more.
+    let state = match (&answer, peer.state) {
+        (Ok(answer), _) => answer.state,
+        (Err(NoStatus { is_late: false, .. }), NodeState::Up) => NodeState::Suspect,
+        (Err(_), state) => state,
+    };
     let (answer, error) = match answer {
         Ok(answer) => (Some(answer), None),
-        Err(why) => (None, Some(why)),
-    };
-    // A node that answers is in the state that it tells: one whose store is closed does not call itself up. A node that
-    // does not answer is not up, whatever the last exchange said.
-    let state = match (&answer, peer.state) {
-        (Some(answer), _) => answer.state,
-        (None, NodeState::Down) => NodeState::Down,
-        (None, NodeState::Up | NodeState::Suspect) => NodeState::Suspect,
+        Err(NoStatus { why, .. }) => (None, Some(why).filter(|_| state != NodeState::Up)),
     };
     NetworkNode {
         node_id: answer.as_ref().map(|answer| answer.node_id).or(peer.node_id),

@@ -513,7 +513,8 @@ async fn members_that_are_not_on_disk_are_not_taken_for_stored() {
 async fn messages_from_the_future_can_be_listed_apart_and_are_reported() {
     let mut bench = Bench::new();
     let at = bench.serve().await;
-    (bench.send(1).await, bench.send(2).await);
+    bench.send(1).await;
+    bench.send(2).await;
     let now = now_ms();
     let hours = [1, 2, 3].map(|hours| Stamp::at(now + hours * 3_600_000));
     let is_reported =
@@ -534,4 +535,21 @@ async fn messages_from_the_future_can_be_listed_apart_and_are_reported() {
     assert_eq!(list(&at, &query).await, Some((200, None, 1)));
     let query = format!("?limit=9&accepted_before={}&after={second_last}", bound + 3 * 3_600);
     assert_eq!(list(&at, &query).await, Some((200, None, 1)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slow_peer_is_in_the_same_state_in_the_network_as_in_the_exchanges() {
+    let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("binds");
+    let addr = silent.local_addr().expect("is bound").into();
+    let bench = Bench::with_peers(vec![crate::config::ConfiguredPeer { node_id: Some(5), addr }]);
+    bench.node.cluster.roster().peer(0).expect("configured").last_answer = Some(std::time::Instant::now());
+    let states = |network: crate::api::network::NetworkStatus| {
+        network.nodes.into_iter().map(|node| (node.node_id, node.state, node.error)).collect::<Vec<_>>()
+    };
+    let up = crate::api::network::NodeState::Up;
+    let shown = states(status::survey(&bench.node).await);
+    assert_eq!(shown, [(Some(1), up, None), (Some(5), up, None)]);
+    drop(silent);
+    let shown = states(status::survey(&bench.node).await);
+    assert_eq!(shown[1].1, crate::api::network::NodeState::Suspect, "it refuses connections");
 }
