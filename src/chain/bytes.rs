@@ -55,7 +55,8 @@ impl<'a> ByteReader<'a> {
         std::str::from_utf8(self.slice(length)?).ok()
     }
 
-    /// A number in LEB128: seven bits a byte, the lowest first.
+    /// A number in LEB128: seven bits a byte, the lowest first. `None` also for a longer form than necessary: bytes are
+    /// hashed, so a number has one form.
     pub fn varint(&mut self) -> Option<u64> {
         let mut number = 0;
         for shift in (0..64).step_by(7) {
@@ -66,7 +67,7 @@ impl<'a> ByteReader<'a> {
             }
             number |= bits << shift;
             if byte & 0x80 == 0 {
-                return Some(number);
+                return (byte != 0 || shift == 0).then_some(number);
             }
         }
         None
@@ -93,5 +94,14 @@ mod tests {
             put_varint(&mut out, number);
             prop_assert_eq!(ByteReader::new(&out).varint(), Some(number));
         }
+    }
+
+    #[test]
+    fn a_number_has_one_form() {
+        let read = |bytes: &[u8]| ByteReader::new(bytes).varint();
+        assert_eq!(
+            [read(&[0]), read(&[5]), read(&[0x85, 0]), read(&[0x80, 0x80, 0])],
+            [Some(0), Some(5), None, None]
+        );
     }
 }

@@ -14,6 +14,7 @@ use imbl::ordmap::DiffItem;
 
 use super::bytes::{ByteReader, put_varint};
 use super::ids::Origin;
+use super::kind::EntryKind;
 use super::message::Digest;
 use super::vector::Vector;
 
@@ -32,9 +33,7 @@ pub struct SnapshotId(pub [u8; 16]);
 impl SnapshotId {
     pub fn of(digest: Digest) -> Self {
         let mut hasher = blake3::Hasher::new();
-        hasher
-            .update(b"chatchain milestone 1") // frozen: the first name of snapshots
-            .update(&digest.0);
+        hasher.update(b"chatchain snapshot 2").update(&digest.0);
         SnapshotId(*hasher.finalize().as_bytes().first_chunk().expect("32 bytes have 16"))
     }
 }
@@ -72,7 +71,7 @@ impl FromIterator<(Origin, u64)> for Frontier {
 
 impl Frontier {
     pub fn of(vector: &Vector) -> Self {
-        vector.iter().map(|(origin, head)| (origin, head.seq)).collect()
+        vector.iter().map(|(origin, span)| (origin, span.head.seq)).collect()
     }
 
     pub fn at(snapshot: Arc<FrontierSnapshot>) -> Self {
@@ -201,6 +200,10 @@ impl SnapshotContent {
         out
     }
 
+    pub fn digest(&self) -> Digest {
+        Digest::of(EntryKind::Snapshot, &self.encode())
+    }
+
     /// Reads the content; `None` if it is not one that this program knows.
     pub fn decode(content: &[u8]) -> Option<Self> {
         let mut rest = ByteReader::new(content);
@@ -216,7 +219,7 @@ impl SnapshotContent {
 
     /// The snapshot with this content and this base.
     pub fn snapshot(self, base: Option<&FrontierSnapshot>) -> FrontierSnapshot {
-        let id = SnapshotId::of(Digest::of(&self.encode()));
+        let id = SnapshotId::of(self.digest());
         let map = base.map(|base| base.map.clone()).unwrap_or_default();
         let mut frontier = Frontier { map, base: None };
         self.changes.into_iter().for_each(|(origin, seq)| frontier.set(origin, seq));

@@ -8,6 +8,10 @@
 //! `version u8 = 1 | id 16 | has timestamp u8 | timestamp u64 (if it has) | sender length u16, sender |
 //! recipient length u16, recipient | text (the rest)`. A message is encoded in the oldest version that can
 //! express it and digested as received, so these bytes never change for a given message.
+//!
+//! Version 2 has a block of further fields between recipient and text: `block length u16 | (tag u8 | length u16 |
+//! bytes)*`, tags ascending, each once, at least one. This program reads it and skips all tags; no program writes it
+//! yet.
 
 use std::fmt;
 
@@ -15,6 +19,7 @@ use uuid::Uuid;
 
 use super::bytes::ByteReader;
 use super::clock::Stamp;
+use super::kind::EntryKind;
 
 /// Text is 1 to this many bytes of UTF-8; longer text is refused with the field's name.
 pub const TEXT_BYTES_MAX: usize = 16_384;
@@ -23,7 +28,7 @@ pub const NAME_CHARS_MAX: usize = 64;
 /// 9999-12-31T23:59:59Z, in seconds. Anything larger is refused: it is nearly always milliseconds.
 pub const TIMESTAMP_MAX: u64 = 253_402_300_799;
 /// The newest content version that this program can read. Newer content is kept and passed on, but not shown.
-pub const CONTENT_VERSION: u8 = 1;
+pub const CONTENT_VERSION: u8 = 2;
 
 /// What a sender wrote, not yet checked.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -61,13 +66,15 @@ pub enum UnreadableContent {
     Layout,
 }
 
-/// BLAKE3 of the content bytes. Together with the id it is a message's identity.
+/// BLAKE3 of an entry's kind and content bytes. Together with the id it is a message's identity.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Digest(pub [u8; 32]);
 
 impl Digest {
-    pub fn of(content: &[u8]) -> Self {
-        Digest(*blake3::hash(content).as_bytes())
+    pub fn of(kind: EntryKind, content: &[u8]) -> Self {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(&[kind.byte()]).update(content);
+        Digest(*hasher.finalize().as_bytes())
     }
 }
 
@@ -134,13 +141,15 @@ impl<'a> Content<'a> {
     pub fn decode(content: &'a [u8]) -> Result<Self, UnreadableContent> {
         let mut reader = ByteReader::new(content);
         match reader.u8() {
-            Some(1) => Self::decode_version_1(reader).ok_or(UnreadableContent::Layout),
-            Some(newer) => Err(UnreadableContent::Version(newer)),
-            None => Err(UnreadableContent::Layout),
+            Some(version @ 1..=CONTENT_VERSION) => {
+                Self::decode_fields(reader, version).ok_or(UnreadableContent::Layout)
+            }
+            Some(newer) if newer > CONTENT_VERSION => Err(UnreadableContent::Version(newer)),
+            _ => Err(UnreadableContent::Layout),
         }
     }
 
-    fn decode_version_1(mut reader: ByteReader<'a>) -> Option<Self> {
+    fn decode_fields(mut reader: ByteReader<'a>, version: u8) -> Option<Self> {
         let id = Uuid::from_bytes(reader.array()?);
         let timestamp = match reader.u8()? {
             0 => None,
@@ -152,6 +161,10 @@ impl<'a> Content<'a> {
         let sender = reader.str(length.into())?;
         let length = reader.u16()?;
         let recipient = reader.str(length.into())?;
+        if version >= 2 {
+            let length = reader.u16()?;
+            skip_further_fields(reader.slice(length.into())?)?;
+        }
         let text = reader.str(reader.rest().len())?;
         Some(Content { id, sender, recipient, text, timestamp })
     }
@@ -160,6 +173,19 @@ impl<'a> Content<'a> {
     pub fn shown_timestamp(&self, accepted: Stamp) -> u64 {
         self.timestamp.unwrap_or(accepted.ms() / 1000)
     }
+}
+
+/// Checks the layout of the block that version 2 adds. `None`: it is malformed, or empty, so that version 1 could
+/// express the message.
+fn skip_further_fields(block: &[u8]) -> Option<()> {
+    let (mut reader, mut last) = (ByteReader::new(block), None);
+    while !reader.is_empty() {
+        let (tag, length) = (reader.u8()?, reader.u16()?);
+        reader.slice(length.into())?;
+        last.is_none_or(|last| tag > last).then_some(())?;
+        last = Some(tag);
+    }
+    last.map(|_| ())
 }
 
 fn check_name(field: &'static str, name: &str) -> Result<(), InvalidMessage> {
@@ -257,14 +283,36 @@ mod tests {
             "0101990000000070008000000000000001010000000065341b00000575736572310005757365723248656c6c6f20776f726c6421"
         );
         assert_eq!(
-            format!("{:?}", Digest::of(&content)),
-            "d73b985b90f5662813303e3a72854fd7eaeda0c105382669bafc9b9011c5b4c6"
+            format!("{:?}", Digest::of(EntryKind::Message, &content)),
+            "ed14f0238f316c29cf880a1c8dc0aee2b2953c675daabf436062e8aed6e3593b"
         );
+    }
+
+    /// Frozen: how content version 2 is read. `block` is what lies between recipient and text.
+    #[test]
+    fn content_version_2_is_read_without_its_further_fields() {
+        let message = Message::new(draft()).expect("valid");
+        let version_1 = message.encode();
+        let text_at = version_1.len() - message.fields().text.len();
+        let with_block = |block: &[u8]| {
+            let length = u16::try_from(block.len()).expect("small").to_be_bytes();
+            [&[2], &version_1[1..text_at], &length, block, &version_1[text_at..]].concat()
+        };
+        let plain = Content::decode(&version_1).expect("encoded just now");
+        for block in [&[7, 0, 1, b'x'][..], &[1, 0, 0, 200, 0, 2, 0, 0]] {
+            assert_eq!(Content::decode(&with_block(block)), Ok(plain));
+        }
+        let (empty, cut_off, not_ascending, twice): (&[u8], &[u8], &[u8], &[u8]) =
+            (&[], &[7, 0, 2, b'x'], &[7, 0, 0, 6, 0, 0], &[7, 0, 0, 7, 0, 0]);
+        for block in [empty, cut_off, not_ascending, twice] {
+            assert_eq!(Content::decode(&with_block(block)), Err(UnreadableContent::Layout), "{block:?}");
+        }
     }
 
     #[test]
     fn newer_and_broken_content_is_told_apart() {
-        assert_eq!(Content::decode(&[2, 9, 9]), Err(UnreadableContent::Version(2)));
+        assert_eq!(Content::decode(&[3, 9, 9]), Err(UnreadableContent::Version(3)));
+        assert_eq!(Content::decode(&[0, 9, 9]), Err(UnreadableContent::Layout));
         assert_eq!(Content::decode(&[]), Err(UnreadableContent::Layout));
         let content = Message::new(draft()).expect("valid").encode();
         assert_eq!(Content::decode(&content[..20]), Err(UnreadableContent::Layout));

@@ -9,6 +9,7 @@ pub mod cursor;
 pub mod filter;
 pub mod frontier;
 pub mod ids;
+pub mod kind;
 pub mod logs;
 pub mod members;
 pub mod message;

@@ -1,12 +1,14 @@
 //! Owns the bytes of an entry: the record.
 //!
-//! The same bytes lie in the store and travel between nodes, and a record can be recognized in a raw file without the
-//! database around it. An [`Entry`] is the only access to a record, and building an entry verifies the checksum once;
+//! A record can be recognized in a raw file without the database around it. An [`Entry`] is the only access to a record, and building an entry verifies the checksum once;
 //! so damaged bytes are never served, sent or counted. The header never changes.
 //!
 //! Layout, big-endian, [`HEADER_BYTES`] + content + [`CHECKSUM_BYTES`]:
-//! `magic 8 | version u8 | kind u8 | zero u16 | content length u32 | origin 16 | seq u64 | stamp u64 |
-//! digest 32 | content | XXH3-64 over all before it`.
+//! `magic 8 | version u8 | kind u8 | log type 3 | account length u16 | content length u16 | origin 16 | seq u64 |
+//! stamp u64 | digest 32 | account | content | XXH3-64 over all before it`.
+//!
+//! Between nodes an entry travels without digest and checksum (see [`wire`](super::sync::wire)): the receiver computes
+//! both.
 
 use std::fmt;
 
@@ -14,55 +16,23 @@ use bytes::Bytes;
 use twox_hash::XxHash3_64;
 
 use super::clock::Stamp;
-use super::ids::{EntryKey, Origin};
+use super::ids::{EntryKey, Leaf, Origin};
+use super::kind::{EntryKind, LogType};
 use super::message::{Content, Digest};
 use crate::fault::Fault;
 
 /// The largest record. A longer one counts as damaged.
 pub const RECORD_BYTES_MAX: usize = 64 * 1024;
 /// Bytes before the content.
-const HEADER_BYTES: usize = 80;
+const HEADER_BYTES: usize = 81;
 /// Bytes after the content.
 const CHECKSUM_BYTES: usize = 8;
+/// The longest account, in Unicode scalar values.
+pub const ACCOUNT_CHARS_MAX: usize = 64;
 /// The first bytes of every record.
 pub const MAGIC: [u8; 8] = *b"\xc7ChatChn";
-const VERSION: u8 = 1;
-
-/// What an entry carries.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum EntryKind {
-    /// A message's content.
-    Message,
-    /// No content: it was erased, and the position in the hash chain stays. Reserved; no program writes it yet.
-    Erased,
-    /// A frontier snapshot: how far its writer was in all logs. It keeps cursors short, see
-    /// [`frontier`](super::frontier).
-    Snapshot,
-    /// A kind that a newer program defines. The entry is kept and passed on unchanged.
-    Newer(u8),
-}
-
-impl EntryKind {
-    fn byte(self) -> u8 {
-        match self {
-            EntryKind::Message => 1,
-            EntryKind::Erased => 2,
-            EntryKind::Snapshot => 3,
-            EntryKind::Newer(byte) => byte,
-        }
-    }
-
-    /// `None`: no version of this program writes that byte.
-    fn of(byte: u8) -> Option<Self> {
-        match byte {
-            0 => None,
-            1 => Some(EntryKind::Message),
-            2 => Some(EntryKind::Erased),
-            3 => Some(EntryKind::Snapshot),
-            newer => Some(EntryKind::Newer(newer)),
-        }
-    }
-}
+/// The format of records and stores. A store of another one is refused.
+pub const FORMAT: u8 = 2;
 
 /// One entry of a log: the bytes of its record, whose checksum was verified. It cannot be built from other bytes, so
 /// no caller checks it again. A clone shares the bytes.
@@ -83,20 +53,49 @@ pub enum InvalidRecord {
     Checksum,
 }
 
+/// What an entry is, without its place in a log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct EntryBody<'a> {
+    pub kind: EntryKind,
+    /// The account that posted it; empty if none did.
+    pub account: &'a str,
+    /// The digest of kind and content.
+    pub digest: Digest,
+    pub content: &'a [u8],
+}
+
+impl EntryBody<'_> {
+    /// Whether a log of this type can have such an entry.
+    pub fn fits(&self, log_type: LogType) -> bool {
+        let bytes = HEADER_BYTES + self.account.len() + self.content.len() + CHECKSUM_BYTES;
+        self.kind.belongs_in(log_type) && is_account(self.account) && bytes <= RECORD_BYTES_MAX
+    }
+}
+
 impl Entry {
-    /// Encodes an entry. `digest` is that of `content`; [`Entry::content_matches_digest`] tells.
+    /// Encodes an entry of a log of messages, without an account. `digest` is that of kind and content;
+    /// [`Entry::content_matches_digest`] tells.
     pub fn new(key: EntryKey, kind: EntryKind, digest: Digest, content: &[u8]) -> Self {
-        let mut out = Vec::with_capacity(HEADER_BYTES + content.len() + CHECKSUM_BYTES);
-        let length = u32::try_from(content.len()).expect("content is far below 4 GiB");
+        Entry::encode(key, LogType::MESSAGES, &EntryBody { kind, account: "", digest, content })
+    }
+
+    /// Encodes an entry. The caller vouches that [`EntryBody::fits`].
+    pub fn encode(key: EntryKey, log_type: LogType, body: &EntryBody<'_>) -> Self {
+        let EntryBody { kind, account, digest, content } = *body;
+        let mut out = Vec::with_capacity(HEADER_BYTES + account.len() + content.len() + CHECKSUM_BYTES);
+        let length =
+            |bytes: &[u8]| u16::try_from(bytes.len()).expect("an entry is at most 64 KiB").to_be_bytes();
         out.extend_from_slice(&MAGIC);
-        out.push(VERSION);
+        out.push(FORMAT);
         out.push(kind.byte());
-        out.extend_from_slice(&[0, 0]);
-        out.extend_from_slice(&length.to_be_bytes());
+        out.extend_from_slice(&log_type.bytes());
+        out.extend_from_slice(&length(account.as_bytes()));
+        out.extend_from_slice(&length(content));
         out.extend_from_slice(&key.origin.0);
         out.extend_from_slice(&key.seq.to_be_bytes());
         out.extend_from_slice(&key.stamp.0.to_be_bytes());
         out.extend_from_slice(&digest.0);
+        out.extend_from_slice(account.as_bytes());
         out.extend_from_slice(content);
         let checksum = XxHash3_64::oneshot(&out);
         out.extend_from_slice(&checksum.to_be_bytes());
@@ -115,10 +114,20 @@ impl Entry {
         Ok(Entry { bytes: whole.slice_ref(&part[..length]) })
     }
 
-    /// The same kind, digest and content in another place.
+    /// The same entry in another place of a log of the same type.
     #[must_use]
     pub fn moved_to(&self, key: EntryKey) -> Self {
-        Entry::new(key, self.kind(), self.digest(), self.content())
+        Entry::encode(key, self.log_type(), &self.body())
+    }
+
+    /// All but its place.
+    pub fn body(&self) -> EntryBody<'_> {
+        EntryBody {
+            kind: self.kind(),
+            account: self.account(),
+            digest: self.digest(),
+            content: self.content(),
+        }
     }
 
     pub fn bytes(&self) -> &Bytes {
@@ -137,37 +146,59 @@ impl Entry {
         EntryKey { stamp: self.stamp(), origin: self.origin(), seq: self.seq() }
     }
 
+    /// The type of its log.
+    pub fn log_type(&self) -> LogType {
+        LogType::of(part(&self.bytes, 10)).expect("was checked")
+    }
+
     pub fn origin(&self) -> Origin {
-        Origin(part(&self.bytes, 16))
+        Origin(part(&self.bytes, 17))
     }
 
     pub fn seq(&self) -> u64 {
-        u64::from_be_bytes(part(&self.bytes, 32))
+        u64::from_be_bytes(part(&self.bytes, 33))
     }
 
     /// When the origin accepted the entry.
     pub fn stamp(&self) -> Stamp {
-        Stamp(u64::from_be_bytes(part(&self.bytes, 40)))
+        Stamp(u64::from_be_bytes(part(&self.bytes, 41)))
     }
 
-    /// The digest of the content. An erased entry keeps the digest of what it carried.
+    /// The digest of kind and content.
     pub fn digest(&self) -> Digest {
-        Digest(part(&self.bytes, 48))
+        Digest(part(&self.bytes, 49))
+    }
+
+    /// The account that posted it; empty if none did. Two entries that differ in it are not the same entry, but may be
+    /// copies of one message.
+    pub fn account(&self) -> &str {
+        let account = &self.bytes[HEADER_BYTES..self.content_at()];
+        std::str::from_utf8(account).expect("was checked")
     }
 
     pub fn content(&self) -> &[u8] {
-        &self.bytes[HEADER_BYTES..self.bytes.len() - CHECKSUM_BYTES]
+        &self.bytes[self.content_at()..self.bytes.len() - CHECKSUM_BYTES]
     }
 
-    /// Whether the content has the digest that the header names. The checksum excludes accidents; this excludes
-    /// forgery, so it is asked of entries that come from a peer or a damaged file.
+    fn content_at(&self) -> usize {
+        HEADER_BYTES + usize::from(u16::from_be_bytes(part(&self.bytes, 13)))
+    }
+
+    /// What the chain covers besides the key.
+    pub fn leaf(&self) -> Leaf {
+        Leaf::of(self.kind(), self.account(), self.digest())
+    }
+
+    /// Whether this is the same entry in another place.
+    pub fn is_same_as(&self, other: &Entry) -> bool {
+        (self.stamp(), self.leaf()) == (other.stamp(), other.leaf())
+    }
+
+    /// Whether kind and content have the digest that the header names. The checksum excludes accidents; this excludes
+    /// forgery, so it is asked of entries that come from a peer or a damaged file. An entry without its content fails,
+    /// too.
     pub fn content_matches_digest(&self) -> bool {
-        match self.kind() {
-            EntryKind::Message | EntryKind::Snapshot => Digest::of(self.content()) == self.digest(),
-            EntryKind::Erased => self.content().is_empty(),
-            // A newer program defines what the digest covers; this one cannot compare.
-            EntryKind::Newer(_) => true,
-        }
+        Digest::of(self.kind(), self.content()) == self.digest()
     }
 
     /// The message, if the entry carries one that this program can read. See also [`Entry::needs_newer_program`].
@@ -179,8 +210,7 @@ impl Entry {
     pub fn needs_newer_program(&self) -> bool {
         match self.kind() {
             EntryKind::Message => Content::decode(self.content()).is_err(),
-            EntryKind::Erased | EntryKind::Snapshot => false,
-            EntryKind::Newer(_) => true,
+            kind => kind.needs_newer_program(),
         }
     }
 }
@@ -197,12 +227,13 @@ impl fmt::Debug for Entry {
 /// The length of the record at the start of `bytes`, if its checksum matches.
 fn checked_length(bytes: &[u8]) -> Result<usize, InvalidRecord> {
     let header = bytes.first_chunk::<HEADER_BYTES>().ok_or(InvalidRecord::Short)?;
-    let content_length = u32::from_be_bytes(part(header, 12)) as usize;
-    let length = HEADER_BYTES + content_length + CHECKSUM_BYTES;
+    let [account_length, content_length] =
+        [13, 15].map(|at| usize::from(u16::from_be_bytes(part(header, at))));
+    let length = HEADER_BYTES + account_length + content_length + CHECKSUM_BYTES;
+    let kind_and_type = EntryKind::of(header[9]).zip(LogType::of(part(header, 10)));
     let is_header = header[..8] == MAGIC
-        && header[8] == VERSION
-        && EntryKind::of(header[9]).is_some()
-        && header[10..12] == [0, 0];
+        && header[8] == FORMAT
+        && kind_and_type.is_some_and(|(kind, log_type)| kind.belongs_in(log_type));
     if !is_header || length > RECORD_BYTES_MAX {
         return Err(InvalidRecord::Header);
     }
@@ -211,7 +242,15 @@ fn checked_length(bytes: &[u8]) -> Result<usize, InvalidRecord> {
     if XxHash3_64::oneshot(covered) != u64::from_be_bytes(*checksum) && !Fault::SkipCheck.is_planted() {
         return Err(InvalidRecord::Checksum);
     }
+    let account = &record[HEADER_BYTES..HEADER_BYTES + account_length];
+    if !std::str::from_utf8(account).is_ok_and(is_account) {
+        return Err(InvalidRecord::Header);
+    }
     Ok(length)
+}
+
+fn is_account(account: &str) -> bool {
+    account.chars().count() <= ACCOUNT_CHARS_MAX
 }
 
 /// The `N` bytes of a header from `at` on.
@@ -227,28 +266,65 @@ mod tests {
     const KEY: EntryKey = EntryKey { stamp: Stamp(0x0102_0304_0506_0708), origin: Origin([7; 16]), seq: 17 };
 
     fn entry(kind: EntryKind, content: &[u8]) -> Entry {
-        Entry::new(KEY, kind, Digest::of(content), content)
+        Entry::new(KEY, kind, Digest::of(kind, content), content)
     }
 
-    /// Frozen: the bytes of a version 1 record. May be added to, never changed.
+    fn with_account(account: &str) -> Entry {
+        let (kind, content) = (EntryKind::Message, b"hi");
+        let digest = Digest::of(kind, content);
+        let log_type = LogType { is_control: false, keep_days: 30 };
+        Entry::encode(KEY, log_type, &EntryBody { kind, account, digest, content })
+    }
+
+    /// Frozen: the bytes of a format 2 record. May be added to, never changed.
     #[test]
-    fn record_version_1_is_frozen() {
+    fn a_record_of_format_2_is_frozen() {
+        let read = Entry::check(with_account("ana").bytes()).expect("its checksum matches");
+        assert_eq!((read.account(), read.content(), read.log_type().keep_days), ("ana", &b"hi"[..], 30));
         assert_eq!(
-            crate::chain::hex(entry(EntryKind::Message, b"hi").bytes()),
-            "c74368617443686e0101000000000002070707070707070707070707070707070000000000000011010203040506070885052e9aab1b67b6622d94a08441b09fd5b7aca61ee360416d70de5da67d86ca68695b46b346b41e4349"
+            crate::chain::hex(with_account("ana").bytes()),
+            concat!(
+                "c74368617443686e020100001e000300020707070707070707070707070707070700000000000000110102030405",
+                "0607083b6cd9a830e28bfdd0bb9b049a3130144e14964ce2492e072434baf9d6396a61616e616869d4ee4b07b549",
+                "0a13"
+            )
         );
     }
 
     #[test]
-    fn an_entry_of_a_newer_kind_is_kept_unchanged_and_not_read() {
-        let newer = entry(EntryKind::Newer(9), b"hi");
-        let read = Entry::check(newer.bytes()).expect("its checksum matches");
-        assert_eq!(
-            (read.kind(), read.message(), read.needs_newer_program()),
-            (EntryKind::Newer(9), None, true)
+    fn an_entry_of_an_unknown_kind_is_kept_unchanged_and_not_read() {
+        for (kind, must_be_understood) in [(9, true), (127, true), (128, false)] {
+            let unknown = entry(EntryKind::Other(kind), b"hi");
+            let read = Entry::check(unknown.bytes()).expect("its checksum matches");
+            assert_eq!((read.kind(), read.message()), (EntryKind::Other(kind), None));
+            assert_eq!(read.needs_newer_program(), must_be_understood);
+            assert_eq!(read, unknown);
+        }
+        assert!(Entry::check(entry(EntryKind::Other(0), b"hi").bytes()).is_err());
+        assert!(
+            Entry::check(entry(EntryKind::Other(4), b"hi").bytes()).is_err(),
+            "accounts are in control logs only"
         );
-        assert_eq!(read, newer);
-        assert!(Entry::check(entry(EntryKind::Newer(0), b"hi").bytes()).is_err());
+    }
+
+    /// Otherwise a peer could pass a message on as another kind: equal heads, and nobody would see it.
+    #[test]
+    fn the_digest_covers_the_kind_and_the_chain_the_account() {
+        let message = entry(EntryKind::Message, b"hi");
+        for kind in [EntryKind::Snapshot, EntryKind::Other(3), EntryKind::Other(200)] {
+            let posing = Entry::new(KEY, kind, message.digest(), b"hi");
+            assert!(!posing.content_matches_digest());
+        }
+        assert!(!Entry::new(KEY, EntryKind::Message, message.digest(), b"").content_matches_digest());
+        assert!(!with_account("ana").is_same_as(&with_account("ben")));
+        assert!(with_account("").is_same_as(&message));
+        assert_eq!(with_account("ana").digest(), with_account("ben").digest());
+    }
+
+    #[test]
+    fn an_account_has_at_most_64_characters() {
+        assert!(Entry::check(with_account(&"é".repeat(64)).bytes()).is_ok());
+        assert_eq!(Entry::check(with_account(&"é".repeat(65)).bytes()), Err(InvalidRecord::Header));
     }
 
     proptest! {
@@ -257,7 +333,7 @@ mod tests {
             let entry = entry(EntryKind::Message, &content);
             prop_assert_eq!(Entry::check(entry.bytes()), Ok(entry.clone()));
             prop_assert_eq!((entry.key(), entry.kind()), (KEY, EntryKind::Message));
-            prop_assert_eq!((entry.digest(), entry.content()), (Digest::of(&content), content.as_slice()));
+            prop_assert_eq!((entry.digest(), entry.content()), (Digest::of(EntryKind::Message, &content), content.as_slice()));
         }
 
         #[test]

@@ -210,8 +210,8 @@ impl LiveFeed {
         let (before, until) = {
             let ring = self.ring();
             let mut until = ring.end.until.clone();
-            for (origin, head) in logs.vector().changes_since(ring.end.logs.vector()) {
-                until.raise(origin, head.seq);
+            for (origin, span) in logs.vector().changes_since(ring.end.logs.vector()) {
+                until.raise(origin, span.head.seq);
             }
             for origin in &ring.blocked {
                 until.raise(*origin, logs.vector().seq(*origin));

@@ -241,6 +241,7 @@ fn identity(config: &NodeConfig, store: &Store) -> Hello {
         store_id: store.id().0,
         incarnation_id,
         address: config.advertise.to_string(),
+        is_guest: false,
     }
 }
 

@@ -9,11 +9,12 @@ use tokio_util::sync::CancellationToken;
 use super::*;
 use crate::chain::clock::Stamp;
 use crate::chain::frontier::SnapshotContent;
-use crate::chain::ids::{ChainHash, EntryKey, Origin};
+use crate::chain::ids::{ChainHash, EntryKey, Leaf, Origin};
+use crate::chain::kind::{EntryKind, LogType};
 use crate::chain::message::{Digest, Message, UncheckedMessage};
-use crate::chain::record::{Entry, EntryKind};
+use crate::chain::record::Entry;
 use crate::chain::sync::wire::{EntryRange, Heads, Hello, Run, SyncMessage, short};
-use crate::chain::vector::{Head, Vector};
+use crate::chain::vector::{Head, LogSpan, Vector};
 use crate::node::cluster::sync;
 use crate::replica::write_ops::{NewMessage, Rejection, SendOutcome};
 use crate::store::log::fake::overwrite;
@@ -80,7 +81,7 @@ impl Bench {
     /// What the node says to these entries, and to a peer that claims to have `claimed` of them.
     async fn push(&self, log: &Log, first: u64, last: u64, claimed: u64) -> SyncMessage {
         let mut request = quiet();
-        let heads = Heads { base: None, changes: vec![(log.origin, log.head(claimed))], cuts: Vec::new() };
+        let heads = Heads { base: None, changes: vec![(log.origin, log.span(claimed))], cuts: Vec::new() };
         request.digest = digest_of(&heads);
         request.heads = Some(heads);
         request.runs = vec![log.run(first, last)];
@@ -120,7 +121,8 @@ impl Bench {
 
     async fn send(&self, id: u128) -> EntryKey {
         let content = content(id, "mine");
-        let new = NewMessage { id: Uuid::from_u128(id), digest: Digest::of(&content), content };
+        let new =
+            NewMessage { id: Uuid::from_u128(id), digest: Digest::of(EntryKind::Message, &content), content };
         match self.node.writer.send(vec![new]).await[..] {
             [SendOutcome::Stored { key, .. }] => key,
             ref other => panic!("not stored: {other:?}"),
@@ -138,13 +140,13 @@ fn hello(node_id: u16) -> Hello {
     let name = [u8::try_from(node_id).expect("few nodes"); 16];
     let network = Hello::network_hash("test");
     // Any time before now: a later incarnation is not believed.
-    let incarnation_id = [1; 16];
-    Hello { network, node_id, store_id: name, incarnation_id, address: format!("127.0.0.1:{node_id}") }
+    let (incarnation_id, address) = ([1; 16], format!("127.0.0.1:{node_id}"));
+    Hello { network, node_id, store_id: name, incarnation_id, address, is_guest: false }
 }
 
 /// A message of another node without anything in it.
 fn quiet() -> SyncMessage {
-    SyncMessage::quiet(hello(2), [0; 16])
+    SyncMessage::quiet(hello(2), [0; 16], 0)
 }
 
 fn digest_of(heads: &Heads) -> [u8; 16] {
@@ -163,6 +165,8 @@ fn content(id: u128, text: &str) -> Vec<u8> {
 struct Log {
     origin: Origin,
     contents: Vec<Vec<u8>>,
+    /// The entry that is a snapshot, if one is.
+    snapshot: Option<u64>,
 }
 
 impl Log {
@@ -170,29 +174,37 @@ impl Log {
     fn new(origin: Origin, count: u64, fork: u64, text: &str) -> Self {
         let say = |n: u64| if n >= fork { format!("{text} {n}") } else { n.to_string() };
         let contents = (1..=count).map(|n| content(u128::from(n), &say(n))).collect();
-        Log { origin, contents }
+        Log { origin, contents, snapshot: None }
+    }
+
+    fn kind(&self, seq: u64) -> EntryKind {
+        if self.snapshot == Some(seq) { EntryKind::Snapshot } else { EntryKind::Message }
     }
 
     fn head(&self, seq: u64) -> Head {
         let chain = |hash: ChainHash, (seq, content): (u64, &Vec<u8>)| {
-            hash.next(seq, Stamp(STAMP + seq), Digest::of(content))
+            let (kind, digest) = (self.kind(seq), Digest::of(self.kind(seq), content));
+            hash.next(seq, Stamp(STAMP + seq), Leaf::of(kind, "", digest))
         };
-        let hash = (1..=seq).zip(&self.contents).fold(ChainHash::genesis(self.origin), chain);
+        let hash =
+            (1..=seq).zip(&self.contents).fold(ChainHash::genesis(self.origin, LogType::MESSAGES), chain);
         Head { seq, hash }
     }
 
-    fn run(&self, first: u64, last: u64) -> Run {
-        self.run_of(EntryKind::Message, first, last)
+    fn span(&self, seq: u64) -> LogSpan {
+        LogSpan::whole(self.origin, LogType::MESSAGES, self.head(seq))
     }
 
-    fn run_of(&self, kind: EntryKind, first: u64, last: u64) -> Run {
+    fn run(&self, first: u64, last: u64) -> Run {
         let entry = |seq: u64| {
             let content = &self.contents[usize::try_from(seq - 1).expect("small")];
             let key = EntryKey { stamp: Stamp(STAMP + seq), origin: self.origin, seq };
-            Entry::new(key, kind, Digest::of(content), content)
+            let kind = self.kind(seq);
+            Entry::new(key, kind, Digest::of(kind, content), content)
         };
         let entries = (first..=last).map(entry).collect();
-        Run { origin: self.origin, before: self.head(first - 1), entries, damaged: None }
+        let (origin, before) = (self.origin, self.head(first - 1));
+        Run { origin, log_type: LogType::MESSAGES, before, entries, is_damaged: false }
     }
 }
 
@@ -214,7 +226,8 @@ async fn thousands_of_small_logs_come_with_one_exchange() {
 #[tokio::test]
 async fn heads_beyond_everything_that_exists_do_not_upset_the_status() {
     let bench = Bench::new();
-    let heads = (0..3).map(|n| (origin(n), Head { seq: u64::MAX, hash: ChainHash([1; 32]) }));
+    let head = Head { seq: u64::MAX, hash: ChainHash([1; 32]) };
+    let heads = (0..3).map(|n| (origin(n), LogSpan::whole(origin(n), LogType::MESSAGES, head)));
     let heads = Heads { base: None, changes: heads.collect(), cuts: Vec::new() };
     let request = SyncMessage { digest: digest_of(&heads), heads: Some(heads), ..quiet() };
     bench.answer(request).await;
@@ -243,11 +256,12 @@ async fn a_run_that_overlaps_a_fork_adds_nothing() {
 async fn a_process_that_meets_its_own_log_grown_by_another_begins_a_new_one() {
     let bench = Bench::new();
     let first = bench.send(1).await;
-    let head = *bench.node.logs().vector().get(first.origin).expect("has entries");
+    let before = bench.node.logs().vector().head(first.origin).expect("has entries");
     let content = content(2, "the clone's");
     let key = EntryKey { stamp: Stamp(first.stamp.0 + 1), origin: first.origin, seq: 2 };
-    let entry = Entry::new(key, EntryKind::Message, Digest::of(&content), &content);
-    let run = Run { origin: first.origin, before: head, entries: vec![entry], damaged: None };
+    let entry = Entry::new(key, EntryKind::Message, Digest::of(EntryKind::Message, &content), &content);
+    let (origin, log_type, entries) = (first.origin, LogType::MESSAGES, vec![entry]);
+    let run = Run { origin, log_type, before, entries, is_damaged: false };
     bench.answer(SyncMessage { runs: vec![run], ..quiet() }).await;
     assert_eq!(bench.seq(first.origin), 2, "its entries are messages like any other");
     assert_ne!(bench.send(3).await.origin, first.origin);
@@ -357,7 +371,7 @@ async fn what_a_peer_had_when_its_status_was_asked_for_is_shown_after_it_is_gone
     let all = [crate::chain::sync::wire::EntryRange { origin: X, first: 1, last: 3 }];
     let holders = cluster.holders(&all, false, bench.node.logs().vector());
     assert_eq!(holders, [2], "the one that said so in an exchange; a status alone counts as no copy");
-    let mut restarted = SyncMessage::quiet(peer.node.cluster.hello(), [0; 16]);
+    let mut restarted = SyncMessage::quiet(peer.node.cluster.hello(), [0; 16], 0);
     restarted.hello.incarnation_id = [0xff; 16];
     bench.answer(restarted).await;
     assert_eq!(behind(), None, "nothing is known of another incarnation");
@@ -379,13 +393,14 @@ async fn a_run_beyond_all_numbers_is_no_answer_to_a_probe() {
             repair: vec![],
         };
         let planned = exchange.plan(&logs, trigger);
-        let heads = Heads { base: None, changes: vec![(X, other.head(2))], cuts: Vec::new() };
+        let heads = Heads { base: None, changes: vec![(X, other.span(2))], cuts: Vec::new() };
         let before = Head { seq: u64::MAX, hash: ChainHash([0; 32]) };
-        let runs = vec![Run { origin: X, before, entries: Vec::new(), damaged: None }];
+        let (log_type, entries) = (LogType::MESSAGES, Vec::new());
+        let runs = vec![Run { origin: X, log_type, before, entries, is_damaged: false }];
         let reply = SyncMessage {
             runs,
             heads: Some(heads.clone()),
-            ..SyncMessage::quiet(hello(2), digest_of(&heads))
+            ..SyncMessage::quiet(hello(2), digest_of(&heads), 0)
         };
         let actions = exchange.on_reply(planned, reply, &logs, damage);
         assert_eq!(actions.probes.len(), 0);
@@ -430,19 +445,17 @@ async fn snapshots_are_written_because_of_messages_and_not_of_snapshots() {
     let snapshot = SnapshotContent { base: None, changes: vec![(X, 1)] };
     let mut logs: Vec<_> = (0..20).map(|n| Log::new(origin(n), 3, 1, "old")).collect();
     for log in &mut logs {
-        log.contents[1] = snapshot.encode();
+        (log.contents[1], log.snapshot) = (snapshot.encode(), Some(2));
     }
-    let entries = || bench.node.logs().vector().iter().map(|(_, head)| head.seq).sum::<u64>();
+    let entries = || bench.node.logs().vector().iter().map(|(_, span)| span.head.seq).sum::<u64>();
     let mut before = 0;
-    for (kind, seq, written) in
-        [(EntryKind::Message, 1, 1), (EntryKind::Snapshot, 2, 0), (EntryKind::Message, 3, 1)]
-    {
-        let runs = logs.iter().map(|log| log.run_of(kind, seq, seq)).collect();
+    for (seq, written) in [(1, 1), (2, 0), (3, 1)] {
+        let runs = logs.iter().map(|log| log.run(seq, seq)).collect();
         bench.answer(SyncMessage { runs, ..quiet() }).await;
         for _ in 0..2 {
             bench.node.live_feed.advance(&bench.node).await.expect("reads");
         }
-        assert_eq!(entries(), before + 20 + written, "{kind:?}");
+        assert_eq!(entries(), before + 20 + written, "{seq}");
         before = entries();
     }
 }

@@ -15,9 +15,10 @@ use super::cut::CutInProgress;
 use super::decide::{NewOrigin, Staged};
 use super::purge::Purger;
 use super::write_ops::{Committed, Maintenance, Space, WriteOps};
-use crate::chain::ids::{ChainHash, Origin};
+use crate::chain::ids::Origin;
 use crate::chain::logs::{CHECKPOINT_EVERY, Logs};
 use crate::chain::record::Entry;
+use crate::chain::vector::LogSpan;
 use crate::store::{Store, StoreError};
 
 /// Cuts in a store. Honest networks have a handful, but a peer can invent any number, a cut stays for ever, and all of
@@ -172,7 +173,12 @@ impl Committer {
         let mut segments = BTreeSet::new();
         for entry in entries {
             let (origin, seq) = (entry.origin(), entry.seq());
-            if seq > self.logs.vector().seq(origin) || !entry.content_matches_digest() {
+            let is_ours = self
+                .logs
+                .vector()
+                .get(origin)
+                .is_some_and(|span| span.holds(seq) && span.log_type == entry.log_type());
+            if !is_ours || !entry.content_matches_digest() {
                 continue;
             }
             if staged.reader()?.peek(origin, seq)?.is_some() {
@@ -190,14 +196,11 @@ impl Committer {
 
     /// Repairs the entries between two checkpoints, if that makes them match the chain.
     fn repair_segment(&mut self, staged: &mut Staged, origin: Origin, number: u64) -> Result<(), StoreError> {
-        let first = number * CHECKPOINT_EVERY + 1;
-        let head = *self.logs.vector().get(origin).expect("the log has entries");
-        let last = head.seq.min(first + CHECKPOINT_EVERY - 1);
+        let LogSpan { floor, head, .. } = *self.logs.vector().get(origin).expect("the log has entries");
+        let (begin, end) = (number * CHECKPOINT_EVERY, (number + 1) * CHECKPOINT_EVERY);
+        let (first, last) = (begin.max(floor.seq) + 1, head.seq.min(end));
         let mut reader = staged.reader()?;
-        let before = match number {
-            0 => Some(ChainHash::genesis(origin)),
-            _ => reader.checkpoint(origin, first - 1)?,
-        };
+        let before = if begin <= floor.seq { Some(floor.hash) } else { reader.checkpoint(origin, begin)? };
         let after = if last == head.seq { Some(head.hash) } else { reader.checkpoint(origin, last)? };
         let (Some(mut hash), Some(after)) = (before, after) else { return Ok(()) };
         let mut repaired = Vec::new();
@@ -213,7 +216,7 @@ impl Committer {
                     return Ok(()); // more is damaged than was sent; the rest is requested too
                 }
             };
-            hash = hash.next(seq, entry.stamp(), entry.digest());
+            hash = hash.next(seq, entry.stamp(), entry.leaf());
         }
         self.candidates.retain(|(of, seq), _| *of != origin || !(first..=last).contains(seq));
         if hash != after {
@@ -231,6 +234,7 @@ mod tests {
     use uuid::Uuid;
 
     use crate::chain::filter::Filter;
+    use crate::chain::kind::EntryKind;
     use crate::chain::message::{self, Digest, Message};
     use crate::replica::write_ops::{NewMessage, Rejection, SendOutcome};
     use crate::store::engine::files::{Directory, Files, INDEX, LOG};
@@ -244,7 +248,7 @@ mod tests {
         let staged =
             message::UncheckedMessage { id: Uuid::from_u128(id), sender, recipient, text, timestamp: None };
         let content = Message::new(staged).expect("valid").encode();
-        NewMessage { id: Uuid::from_u128(id), digest: Digest::of(&content), content }
+        NewMessage { id: Uuid::from_u128(id), digest: Digest::of(EntryKind::Message, &content), content }
     }
 
     fn write(

@@ -75,9 +75,9 @@ impl CutInProgress {
         reader: &mut LogReader,
         entry: &Entry,
     ) -> Result<(), StoreError> {
-        let (stamp, digest) = (entry.stamp(), entry.digest());
-        let (mut branch, mut passed) =
-            self.branch.unwrap_or_else(|| (Origin::branch(entry.key(), digest), 0));
+        let (stamp, log_type, leaf) = (entry.stamp(), entry.log_type(), entry.leaf());
+        let first = || (Origin::branch(entry.key(), log_type, leaf), 0);
+        let (mut branch, mut passed) = self.branch.unwrap_or_else(first);
         loop {
             let key = EntryKey { stamp, origin: branch, seq: passed + 1 };
             let vector = staged.logs.vector();
@@ -88,11 +88,11 @@ impl CutInProgress {
             }
             // An earlier attempt or a peer may have put the same entry there.
             let there = reader.peek(branch, key.seq)?.filter(|there| staged.logs.covers(there.key()));
-            if there.is_some_and(|there| (there.stamp(), there.digest()) == (stamp, digest)) {
+            if there.is_some_and(|there| there.is_same_as(entry)) {
                 break;
             }
             // The branch itself is forked, damaged or cut: the entry goes where a cut of the branch would move it.
-            (branch, passed) = (Origin::branch(key, digest), 0);
+            (branch, passed) = (Origin::branch(key, log_type, leaf), 0);
         }
         self.branch = Some((branch, passed + 1));
         Ok(())
@@ -101,13 +101,14 @@ impl CutInProgress {
     /// Everything is copied: ends the log.
     fn finish(&self, staged: &mut Staged<'_>, reader: &mut LogReader) -> Result<bool, StoreError> {
         let seq = self.seq - 1;
-        let before = if seq >= staged.logs.vector().seq(self.origin) {
-            staged.logs.last(self.origin)
-        } else if seq == 0 {
-            None
-        } else {
-            let entry = reader.get(self.origin, seq)?;
-            Some((Head { seq, hash: reader.hash_at(self.origin, seq)? }, entry.stamp()))
+        let span = staged.logs.vector().get(self.origin).copied();
+        let before = match span {
+            Some(span) if span.holds(seq) && seq < span.head.seq => {
+                let entry = reader.get(self.origin, seq)?;
+                Some((Head { seq, hash: reader.hash_at(self.origin, span.floor, seq)? }, entry.stamp()))
+            }
+            Some(span) if seq >= span.head.seq => staged.logs.last(self.origin),
+            _ => None,
         };
         staged.cut(self.origin, self.seq, before, self.drops_damaged);
         Ok(true)

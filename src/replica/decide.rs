@@ -11,10 +11,11 @@ use std::collections::BTreeSet;
 use super::write_ops::{Admitted, NewMessage, PeerRecords, Rejection, SendOutcome, Space};
 use crate::chain::clock::Stamp;
 use crate::chain::frontier::SnapshotContent;
-use crate::chain::ids::{ChainHash, EntryKey, Origin};
+use crate::chain::ids::{ChainHash, EntryKey, Leaf, Origin};
+use crate::chain::kind::EntryKind;
 use crate::chain::logs::{AdmitError, Logs};
 use crate::chain::message::Digest;
-use crate::chain::record::{Entry, EntryKind};
+use crate::chain::record::Entry;
 use crate::chain::vector::Head;
 use crate::fault::Fault;
 use crate::store::index::IndexOverlay;
@@ -90,22 +91,21 @@ impl<'a> Staged<'a> {
 
     pub(super) fn append_snapshot(&mut self, content: &SnapshotContent) -> Result<(), StoreError> {
         if self.space.clients {
-            let content = content.encode();
-            self.assign(EntryKind::Snapshot, Digest::of(&content), &content)?;
+            self.assign(EntryKind::Snapshot, content.digest(), &content.encode())?;
         }
         Ok(())
     }
 
     /// Appends an entry to this process's own log.
     fn assign(&mut self, kind: EntryKind, digest: Digest, content: &[u8]) -> Result<EntryKey, StoreError> {
-        let key = self.logs.assign(digest, self.now_ms, &mut *self.new_origin);
+        let key = self.logs.assign(Leaf::of(kind, "", digest), self.now_ms, &mut *self.new_origin);
         self.append(Entry::new(key, kind, digest, content))?;
         Ok(key)
     }
 
     /// Stages an entry that is now the head of its log.
     fn append(&mut self, entry: Entry) -> Result<(), StoreError> {
-        let hash = self.logs.vector().hash(entry.origin());
+        let hash = self.logs.vector().hash(entry.origin(), entry.log_type());
         self.batch.entries.push(self.index.append(entry, hash)?);
         Ok(())
     }
@@ -160,7 +160,8 @@ impl<'a> Staged<'a> {
         entry: &Entry,
     ) -> Result<Result<bool, AdmitError>, StoreError> {
         let EntryKey { origin, seq, .. } = entry.key();
-        let (head, hash) = (self.logs.vector().seq(origin), self.logs.vector().hash(origin));
+        let vector = self.logs.vector();
+        let (head, hash) = (vector.seq(origin), vector.hash(origin, entry.log_type()));
         if before.seq == head && before.hash != hash {
             return Ok(Err(AdmitError::Fork(head)));
         }
@@ -170,7 +171,7 @@ impl<'a> Staged<'a> {
         }
         let admitted = self.logs.admit(entry, self.now_ms);
         if admitted == Ok(true) {
-            let hash = self.logs.vector().hash(origin);
+            let hash = self.logs.vector().hash(origin, entry.log_type());
             if claimed.is_some_and(|claimed| claimed.seq == seq && claimed.hash != hash) {
                 return Ok(Err(AdmitError::Fork(seq)));
             }
@@ -186,7 +187,7 @@ impl<'a> Staged<'a> {
             return Ok(false);
         }
         let detached = self.reader()?.peek(origin, seq)?;
-        Ok(detached.is_some_and(|other| (other.stamp(), other.digest()) != (entry.stamp(), entry.digest())))
+        Ok(detached.is_some_and(|other| !other.is_same_as(entry)))
     }
 
     /// Attaches detached entries of a log that follow its head now. `true`: there may be more.
@@ -216,7 +217,7 @@ impl<'a> Staged<'a> {
     /// Moves an entry to the end of a branch. The overlay shows it to the sends of this batch, since the same commit
     /// may cut off the old copy.
     pub(super) fn append_moved(&mut self, key: EntryKey, entry: &Entry) -> Result<(), StoreError> {
-        self.logs.append_moved(key, entry.digest());
+        self.logs.append_moved(key, entry);
         self.append(entry.moved_to(key))
     }
 
@@ -265,7 +266,7 @@ mod tests {
         let (sender, recipient, text) = ("a".into(), "b".into(), text.into());
         let message = UncheckedMessage { id: Uuid::from_u128(id), sender, recipient, text, timestamp: None };
         let content = Message::new(message).expect("valid").encode();
-        NewMessage { id: Uuid::from_u128(id), digest: Digest::of(&content), content }
+        NewMessage { id: Uuid::from_u128(id), digest: Digest::of(EntryKind::Message, &content), content }
     }
 
     #[test]

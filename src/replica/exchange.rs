@@ -91,7 +91,8 @@ impl Exchange {
         plan.wants.retain(|want| !self.is_left_out(want.origin));
         let before = self.initiator.theirs().cloned();
         let pushes = plan.push.iter().map(|range| {
-            let before = before.as_ref().map(|theirs| theirs.hash(range.origin));
+            let span = logs.vector().get(range.origin).expect("what is pushed is here");
+            let before = before.as_ref().map(|theirs| theirs.hash(range.origin, span.log_type));
             let known = self.own_head_sent.is_some_and(|(origin, head)| {
                 origin == range.origin && head.seq == range.first - 1 && Some(head.hash) == before
             });
@@ -107,9 +108,15 @@ impl Exchange {
         PlannedRequest { plan, reads, repair, own: logs.own(), probes: probes.collect(), before }
     }
 
-    pub fn request(&mut self, hello: Hello, planned: &PlannedRequest, read: ReadRuns) -> SyncMessage {
+    pub fn request(
+        &mut self,
+        hello: Hello,
+        clock_ms: u64,
+        planned: &PlannedRequest,
+        read: ReadRuns,
+    ) -> SyncMessage {
         let plan = &planned.plan;
-        let mut body = SyncMessage::quiet(hello, short(plan.mine.digest()));
+        let mut body = SyncMessage::quiet(hello, short(plan.mine.digest()), clock_ms);
         (body.heads, body.need_full) = (plan.heads.clone(), plan.need_full);
         body.own = if plan.heads.is_some() { planned.own } else { None };
         body.wants.clone_from(&plan.wants);
@@ -122,9 +129,8 @@ impl Exchange {
         let own = plan.push.first().map(|push| push.origin).filter(|origin| Some(*origin) == planned.own);
         self.pushed = read.runs.iter().map(|run| run.origin).chain(own).collect();
         for run in read.runs.iter().filter(|run| Some(run.origin) == planned.own) {
-            let last = run.before.seq + run.entries.len() as u64;
-            let head = plan.mine.get(run.origin).filter(|head| head.seq == last);
-            self.own_head_sent = head.map(|head| (run.origin, *head));
+            let head = plan.mine.head(run.origin).filter(|head| head.seq == run.last_seq());
+            self.own_head_sent = head.map(|head| (run.origin, head));
         }
         (body.runs, body.more) = (read.runs, read.more);
         body
@@ -250,7 +256,7 @@ fn new_cuts(logs: &Logs, theirs: &Vector) -> impl Iterator<Item = Maintenance> {
 fn take_repairs(runs: &mut Vec<Run>, logs: &Logs, damage: &Damage) -> Option<Maintenance> {
     let mut entries = Vec::new();
     runs.retain_mut(|run| {
-        let last = run.before.seq.saturating_add(run.entries.len() as u64);
+        let last = run.last_seq();
         let is_repair = !run.entries.is_empty() && last <= logs.vector().seq(run.origin);
         if is_repair {
             for seq in damage.within(run.origin, run.before.seq + 1, last) {
@@ -289,9 +295,9 @@ pub fn answer(
     request: &SyncMessage,
     read: ReadRuns,
     repair: Vec<EntryRange>,
-    hello: Hello,
+    (hello, clock_ms): (Hello, u64),
 ) -> SyncMessage {
-    let mut reply = SyncMessage::quiet(hello, [0; 16]);
+    let mut reply = SyncMessage::quiet(hello, [0; 16], clock_ms);
     (reply.runs, reply.more) = (read.runs, read.more);
     responder.answer(logs.vector(), request, &mut reply);
     reply.own = if reply.heads.is_some() { logs.own() } else { None };

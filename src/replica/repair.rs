@@ -155,14 +155,15 @@ impl Missing {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::chain::ids::ChainHash;
+    use crate::chain::ids::{ChainHash, Leaf};
+    use crate::chain::kind::LogType;
     use crate::chain::vector::Head;
 
     const A: Origin = Origin([1; 16]);
 
     fn vector(seq: u64) -> Vector {
         let mut vector = Vector::default();
-        vector.insert(A, Head { seq, hash: ChainHash([0; 32]) });
+        vector.set_head(A, LogType::MESSAGES, Head { seq, hash: ChainHash([0; 32]) });
         vector
     }
 
@@ -172,7 +173,7 @@ mod tests {
             list.add(A, *seq);
         }
         for _ in 0..9 {
-            logs.assign(crate::chain::message::Digest([0; 32]), 0, || A);
+            logs.assign(Leaf([0; 32]), 0, || A);
         }
         let mut repair = Repair::default();
         repair.update(&list, &logs, 1_000);
@@ -191,7 +192,7 @@ mod tests {
     #[test]
     fn damage_after_a_cut_is_dropped() {
         let (list, mut logs) = (Damage::default(), Logs::default());
-        logs.assign(crate::chain::message::Digest([0; 32]), 0, || A);
+        logs.assign(Leaf([0; 32]), 0, || A);
         logs.cut(A, 1, None);
         list.add(A, 1);
         let mut repair = Repair::default();
@@ -263,7 +264,7 @@ mod tests {
         let mut logs = Logs::default();
         for seq in 1..=9 {
             damage.add(A, seq);
-            logs.assign(crate::chain::message::Digest([0; 32]), 0, || A);
+            logs.assign(Leaf([0; 32]), 0, || A);
         }
         let (mut repair, members) = (Repair::default(), [Some(member(0))]);
         let mut now = 0;

@@ -6,7 +6,7 @@
 
 use super::write_ops::{Admitted, PeerRecords};
 use crate::chain::ids::{ChainHash, Origin};
-use crate::chain::logs::AdmitError;
+use crate::chain::logs::{AdmitError, Logs};
 use crate::chain::record::Entry;
 use crate::chain::sync::wire::{EntryRange, Run};
 use crate::chain::vector::{Head, Vector};
@@ -47,12 +47,14 @@ pub struct ReadRuns {
 
 /// Splits a run into pieces; each is compared with our chain by itself.
 pub fn pieces(run: &Run, theirs: Option<&Vector>) -> Vec<PeerRecords> {
-    let claimed = theirs.and_then(|theirs| theirs.get(run.origin)).copied();
-    let mut before = run.before;
-    let mut pieces = Vec::new();
-    for entries in run.entries.chunks(PIECE_COUNT) {
+    let claimed = theirs.and_then(|theirs| theirs.head(run.origin));
+    let (mut before, mut pieces) = (run.before, Vec::new());
+    let mut chunks = run.entries.chunks(PIECE_COUNT).peekable();
+    while let Some(entries) = chunks.next() {
         pieces.push(PeerRecords { before, claimed, entries: entries.to_vec() });
-        before = entries.iter().fold(before, Head::followed_by);
+        if chunks.peek().is_some() {
+            before = entries.iter().fold(before, Head::followed_by);
+        }
     }
     pieces
 }
@@ -65,9 +67,8 @@ pub fn admitted(run: &Run, pieces: impl IntoIterator<Item = Admitted>) -> Admitt
         all.refused = all.refused.or(piece.refused);
         all.not_stored = all.not_stored.or(piece.not_stored);
     }
-    if run.damaged.is_some() && all.not_stored.is_none() {
-        let last = run.before.seq.saturating_add(run.entries.len() as u64);
-        all.refused = all.refused.or(Some(AdmitError::Damaged(last)));
+    if run.is_damaged && all.not_stored.is_none() {
+        all.refused = all.refused.or(Some(AdmitError::Damaged(run.before.seq)));
     }
     all
 }
@@ -79,7 +80,12 @@ pub(super) fn within(wants: &[EntryRange], mine: &Vector) -> Vec<EntryRange> {
 }
 
 /// Reads ranges, up to the bound of one message. `go_on`: whether there is time for one more range.
-pub fn read(store: &Store, ranges: &[Wanted], go_on: impl Fn() -> bool) -> Result<ReadRuns, StoreError> {
+pub fn read(
+    store: &Store,
+    logs: &Logs,
+    ranges: &[Wanted],
+    go_on: impl Fn() -> bool,
+) -> Result<ReadRuns, StoreError> {
     let mut read = ReadRuns::default();
     let mut left = RUN_BYTES_MAX;
     for wanted in ranges {
@@ -87,19 +93,19 @@ pub fn read(store: &Store, ranges: &[Wanted], go_on: impl Fn() -> bool) -> Resul
             read.more = true;
             return Ok(read);
         }
-        let EntryRange { origin, first, last } = wanted.range;
+        let EntryRange { origin, last, .. } = wanted.range;
+        let Some(span) = logs.vector().get(origin) else { continue };
+        let first = wanted.range.first.max(span.floor.seq + 1);
         let before = match wanted {
             Wanted { before: Some(hash), known: true, .. } => Ok(*hash),
-            _ => store.log().read()?.hash_at(origin, first - 1),
+            _ => store.log().read()?.hash_at(origin, span.floor, first - 1),
         };
         let Some(hash) = undamaged(before)? else { continue };
         if wanted.before.is_some_and(|theirs| theirs != hash) {
             read.forks.push((origin, first - 1));
             continue;
         }
-        let mut run =
-            Run { origin, before: Head { seq: first - 1, hash }, entries: Vec::new(), damaged: None };
-        let mut next = first;
+        let (mut next, mut before) = (first, Head { seq: first - 1, hash });
         while next <= last && left > 0 {
             let most = ReadLimit { rows: PIECE_COUNT, bytes: left };
             let Some(entries) = undamaged(store.log().read()?.forward(origin, next, last, most))? else {
@@ -107,9 +113,8 @@ pub fn read(store: &Store, ranges: &[Wanted], go_on: impl Fn() -> bool) -> Resul
             };
             next += entries.len() as u64;
             left = left.saturating_sub(entries.iter().map(Entry::size).sum());
-            run.entries.extend(entries);
-        }
-        if !run.entries.is_empty() {
+            let run = Run { origin, log_type: span.log_type, before, entries, is_damaged: false };
+            before = run.after();
             read.runs.push(run);
         }
         if next <= last && left == 0 {

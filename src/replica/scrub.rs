@@ -7,6 +7,7 @@
 use super::write_ops::Maintenance;
 use crate::chain::ids::{ChainHash, Origin};
 use crate::chain::logs::{CHECKPOINT_EVERY, Logs};
+use crate::chain::vector::Head;
 use crate::store::log::ReadLimit;
 use crate::store::{Store, StoreError};
 
@@ -65,7 +66,7 @@ impl Scrub {
             step.round_ends = true;
             return Ok(step);
         };
-        let head = logs.vector().get(at.origin).copied();
+        let head = logs.vector().head(at.origin);
         let last = head.map_or(0, |head| head.seq); // it may have been cut since
         if at.next <= last {
             at.read(store, logs, last, &mut step, &mut self.checked)?;
@@ -86,10 +87,10 @@ impl Scrub {
 impl ScrubPosition {
     /// At the beginning of the log after this one.
     fn after(origin: Option<Origin>, logs: &Logs) -> Option<Self> {
-        let mut origins = logs.vector().iter().map(|(origin, _)| origin);
-        let origin = origins.find(|next| origin.is_none_or(|origin| *next > origin))?;
-        let hash = Some(ChainHash::genesis(origin));
-        Some(ScrubPosition { origin, next: 1, hash, good: 0, wrong: Vec::new() })
+        let mut spans = logs.vector().iter();
+        let (origin, span) = spans.find(|(next, _)| origin.is_none_or(|origin| *next > origin))?;
+        let Head { seq: good, hash } = span.floor;
+        Some(ScrubPosition { origin, next: good + 1, hash: Some(hash), good, wrong: Vec::new() })
     }
 
     fn read(
@@ -120,7 +121,7 @@ impl ScrubPosition {
         for entry in entries {
             step.bytes += entry.size();
             *checked += 1;
-            self.hash = self.hash.map(|hash| hash.next(entry.seq(), entry.stamp(), entry.digest()));
+            self.hash = self.hash.map(|hash| hash.next(entry.seq(), entry.stamp(), entry.leaf()));
             if self.next.is_multiple_of(CHECKPOINT_EVERY) {
                 self.compare(reader.checkpoint(self.origin, self.next)?);
             }
@@ -162,13 +163,14 @@ impl ScrubPosition {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::chain::kind::EntryKind;
     use std::sync::Arc;
     use uuid::Uuid;
 
     use crate::chain::clock::Stamp;
     use crate::chain::ids::EntryKey;
     use crate::chain::message::{Digest, Message, UncheckedMessage};
-    use crate::chain::record::{Entry, EntryKind};
+    use crate::chain::record::Entry;
     use crate::chain::vector::Head;
     use crate::replica::committer::Committer;
     use crate::replica::write_ops::{NewMessage, PeerRecords, Space, WriteOps};
@@ -191,7 +193,11 @@ mod tests {
         let sent: Vec<NewMessage> = (1..=messages)
             .map(|id| {
                 let content = content(id);
-                NewMessage { id: Uuid::from_u128(id), digest: Digest::of(&content), content }
+                NewMessage {
+                    id: Uuid::from_u128(id),
+                    digest: Digest::of(EntryKind::Message, &content),
+                    content,
+                }
             })
             .collect();
         for part in sent.chunks(5_000) {
@@ -200,8 +206,8 @@ mod tests {
         }
         let (content, stamp) = (content(1), Stamp((NOW + 1) << 16));
         let key = EntryKey { stamp, origin: B, seq: 1 };
-        let copy = Entry::new(key, EntryKind::Message, Digest::of(&content), &content);
-        let before = Head { seq: 0, hash: ChainHash::genesis(B) };
+        let copy = Entry::new(key, EntryKind::Message, Digest::of(EntryKind::Message, &content), &content);
+        let before = Head::genesis(B, crate::chain::kind::LogType::MESSAGES);
         let admit = PeerRecords { before, claimed: None, entries: vec![copy] };
         let batch = WriteOps { admits: vec![&admit], ..WriteOps::default() };
         assert_eq!(committer.commit(&batch, Space::ALL, NOW).expect("writes").admits[0].new, 1);

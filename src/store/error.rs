@@ -22,8 +22,8 @@ pub enum OpenError {
     /// This process had the store open, and its files are gone. No new store is made in their place.
     #[error("the store in {} is gone: the directory was removed, or its disk is not mounted; put it back, or restart the node to begin with an empty store", .0.display())]
     Gone(PathBuf),
-    #[error("{} has format {found}; this program knows formats up to {known}: use a newer chatchain", path.display())]
-    NewerFormat { path: PathBuf, found: u32, known: u32 },
+    #[error("{} has format {found}, and this program reads format {known} only: use a chatchain of that format, or another data directory", path.display())]
+    OtherFormat { path: PathBuf, found: u32, known: u32 },
     #[error("{} belongs to the network {found:?}, not to {wanted:?}; set `network` to that or use another data directory", path.display())]
     OtherNetwork { path: PathBuf, found: String, wanted: String },
     /// The disk cannot read a file, or a part of it.

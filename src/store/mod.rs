@@ -120,6 +120,7 @@ impl Store {
         policy: OpenPolicy,
     ) -> Result<(Arc<Self>, Logs), OpenError> {
         let lock = files.lock()?;
+        recovery::check_format(files)?;
         let crash_count = CrashCount::start(files, policy);
         let policy = crash_count.policy;
         if let Some(count) = crash_count.exits_to_report() {

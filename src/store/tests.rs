@@ -8,8 +8,10 @@ use uuid::Uuid;
 use super::log::{NewRow, WriteBatch};
 use super::*;
 use crate::chain::filter::Filter;
+use crate::chain::ids::Leaf;
+use crate::chain::kind::{EntryKind, LogType};
 use crate::chain::message::{Content, Message, UncheckedMessage};
-use crate::chain::record::{Entry, EntryKind};
+use crate::chain::record::Entry;
 use crate::store::engine::files;
 use crate::store::history::listing::{Listing, Skips, damaged_between};
 use crate::store::index::IndexOverlay;
@@ -47,10 +49,12 @@ impl Bench {
 
     fn assign(&mut self, overlay: &mut IndexOverlay<'_>, message: &Message) -> NewRow {
         let content = message.encode();
-        let digest = Digest::of(&content);
-        let key = self.logs.assign(digest, self.now_ms, || Origin(Uuid::now_v7().into_bytes()));
+        let digest = Digest::of(EntryKind::Message, &content);
+        let key = self.logs.assign(Leaf::of(EntryKind::Message, "", digest), self.now_ms, || {
+            Origin(Uuid::now_v7().into_bytes())
+        });
         let entry = Entry::new(key, EntryKind::Message, digest, &content);
-        overlay.append(entry, self.logs.vector().hash(key.origin)).expect("reads")
+        overlay.append(entry, self.logs.vector().hash(key.origin, LogType::MESSAGES)).expect("reads")
     }
 
     fn first(&self, id: u128) -> Option<StoredCopy> {
@@ -68,12 +72,12 @@ impl Bench {
 
     /// What another node would take in from this one.
     pub(super) fn copy_to(&self, other: &mut Bench) {
-        for (origin, head) in self.logs.vector().iter() {
+        for (origin, span) in self.logs.vector().iter() {
             let (mut entries, mut overlay) = (Vec::new(), other.store.index().overlay());
-            for seq in 1..=head.seq {
+            for seq in 1..=span.head.seq {
                 let entry = self.store.log().read().expect("reads").get(origin, seq).expect("is there");
                 if other.logs.admit(&entry, NOW).expect("follows") {
-                    let hash = other.logs.vector().hash(origin);
+                    let hash = other.logs.vector().hash(origin, LogType::MESSAGES);
                     entries.push(overlay.append(entry, hash).expect("reads"));
                 }
             }
@@ -567,9 +571,15 @@ fn the_chain_can_be_computed_at_any_seq() {
     hashes.extend(entries.iter().map(|row| (row.entry.key(), row.hash.expect("is appended"))));
     bench.store.commit(WriteBatch { entries, ..WriteBatch::default() }, &bench.logs).expect("commits");
     let mut reader = bench.store.log().read().expect("reads");
+    let floor = |origin| bench.logs.vector().get(origin).expect("is there").floor;
     for at in [0, 1, 1022, 1023, 1024, 2047, 2099] {
         let (key, hash) = hashes[at];
-        assert_eq!(reader.hash_at(key.origin, key.seq).expect("computes"), hash, "at {}", key.seq);
+        assert_eq!(
+            reader.hash_at(key.origin, floor(key.origin), key.seq).expect("computes"),
+            hash,
+            "at {}",
+            key.seq
+        );
     }
 }
 
@@ -591,7 +601,32 @@ fn a_store_of_another_network_or_format_is_refused_in_words() {
     assert!(matches!(Store::open(&file, "test", NOW), Err(OpenError::Io { .. })));
     log::fake::pretend_newer(&dir.path().join("log.redb"));
     let newer = Store::open(dir.path(), "test", NOW).expect_err("newer");
-    assert!(newer.to_string().contains("use a newer chatchain"), "{newer}");
+    assert!(newer.to_string().contains("and this program reads format 2 only"), "{newer}");
+}
+
+/// The bytes of a record of format 1, as the program before wrote it.
+const FORMAT_1_RECORD: &str = "c74368617443686e010100000000000207070707070707070707070707070707000000000000001101020304\
+    05060708_85052e9aab1b67b6622d94a08441b09fd5b7aca61ee360416d70de5da67d86ca_6869_5b46b346b41e4349";
+
+#[test]
+fn a_store_of_format_1_is_refused_and_not_touched() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    let hex: Vec<u8> = FORMAT_1_RECORD.bytes().filter(u8::is_ascii_hexdigit).collect();
+    let digits =
+        |pair: &[u8]| u8::from_str_radix(std::str::from_utf8(pair).expect("digits"), 16).expect("digits");
+    let file = [vec![0; 5_000], hex.chunks(2).map(digits).collect(), vec![0; 100]].concat();
+    std::fs::write(dir.path().join(files::LOG), &file).expect("writes");
+    for policy in [OpenPolicy::Default, OpenPolicy::SalvageLog] {
+        let refused = Store::open_with(dir.path(), "test", NOW, policy).expect_err("is of format 1");
+        assert!(
+            refused.to_string().contains("has format 1, and this program reads format 2 only"),
+            "{refused}"
+        );
+        assert!(!refused.is_transient());
+    }
+    let names = std::fs::read_dir(dir.path()).expect("reads").map(|file| file.expect("reads").file_name());
+    assert_eq!(names.collect::<Vec<_>>(), [files::LOG]);
+    assert_eq!(std::fs::read(dir.path().join(files::LOG)).expect("reads"), file);
 }
 
 #[test]

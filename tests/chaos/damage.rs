@@ -8,6 +8,7 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
+use chatchain::chain::kind::EntryKind;
 use chatchain::chain::message::Content;
 use chatchain::chain::record::{Entry, MAGIC};
 
@@ -84,7 +85,6 @@ mod tests {
     use chatchain::chain::clock::Stamp;
     use chatchain::chain::ids::{EntryKey, Origin};
     use chatchain::chain::message::{Digest, Message, UncheckedMessage};
-    use chatchain::chain::record::EntryKind;
 
     /// A file with three records among other bytes.
     fn file() -> Vec<u8> {
@@ -100,7 +100,8 @@ mod tests {
             };
             let content = Message::new(draft).expect("within the limits").encode();
             let key = EntryKey { stamp: Stamp(5), origin: Origin([1; 16]), seq: n + 1 };
-            let entry = Entry::new(key, EntryKind::Message, Digest::of(&content), &content);
+            let entry =
+                Entry::new(key, EntryKind::Message, Digest::of(EntryKind::Message, &content), &content);
             bytes.extend(entry.bytes());
             bytes.extend(MAGIC); // starts like a record, and is none
         }

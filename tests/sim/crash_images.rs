@@ -8,10 +8,11 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use chatchain::chain::filter::Filter;
-use chatchain::chain::ids::{ChainHash, Origin};
+use chatchain::chain::ids::{ChainHash, Leaf, Origin};
+use chatchain::chain::kind::{EntryKind, LogType};
 use chatchain::chain::logs::Logs;
 use chatchain::chain::message::{Content, Digest, Message, UncheckedMessage};
-use chatchain::chain::record::{Entry, EntryKind};
+use chatchain::chain::record::Entry;
 use chatchain::store::history::listing::Listing;
 use chatchain::store::log::WriteBatch;
 use chatchain::store::{OpenPolicy, Store};
@@ -41,11 +42,12 @@ fn commit(disk: &Disk, store: &Store, logs: &mut Logs, numbers: &[u128], origin:
     let (mut entries, mut overlay) = (Vec::new(), store.index().overlay());
     for number in numbers {
         let content = message(*number).encode();
-        let digest = Digest::of(&content);
+        let digest = Digest::of(EntryKind::Message, &content);
         let mint = || Origin(u128::from(origin).to_be_bytes());
-        let place = logs.assign(digest, NOW, mint);
+        let place = logs.assign(Leaf::of(EntryKind::Message, "", digest), NOW, mint);
         let entry = Entry::new(place, EntryKind::Message, digest, &content);
-        entries.push(overlay.append(entry, logs.vector().hash(place.origin)).expect("reads"));
+        entries
+            .push(overlay.append(entry, logs.vector().hash(place.origin, LogType::MESSAGES)).expect("reads"));
     }
     disk.note(Step::Attempted(numbers.to_vec()));
     store.commit(WriteBatch { entries, ..WriteBatch::default() }, logs).expect("commits");
@@ -108,8 +110,10 @@ fn check(disk: &Disk, known: &Known, policy: OpenPolicy, what: &str) -> Vec<Step
             let number = content.id.as_u128();
             assert_eq!(entry.content(), message(number).encode(), "{what}: message {number} has changed");
             assert_eq!(found.insert(number, entry.key()), None, "{what}: message {number} is listed twice");
-            let hash = chains.entry(entry.origin()).or_insert_with(|| ChainHash::genesis(entry.origin()));
-            *hash = hash.next(entry.seq(), entry.stamp(), entry.digest());
+            let hash = chains
+                .entry(entry.origin())
+                .or_insert_with(|| ChainHash::genesis(entry.origin(), entry.log_type()));
+            *hash = hash.next(entry.seq(), entry.stamp(), entry.leaf());
         }
     }
     for (number, acknowledged) in known {
@@ -126,8 +130,12 @@ fn check(disk: &Disk, known: &Known, policy: OpenPolicy, what: &str) -> Vec<Step
             "{what}: the index has the wrong copies of {number}: {standings:?}"
         );
     }
-    for (origin, head) in logs.vector().iter() {
-        assert_eq!(chains.get(&origin), Some(&head.hash), "{what}: the hash chain of {origin} is broken");
+    for (origin, span) in logs.vector().iter() {
+        assert_eq!(
+            chains.get(&origin),
+            Some(&span.head.hash),
+            "{what}: the hash chain of {origin} is broken"
+        );
     }
     assert_eq!(store.counts().messages, found.len() as u64, "{what}: the count is wrong");
     recovery

@@ -8,10 +8,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use chatchain::chain::filter::Filter;
-use chatchain::chain::ids::{ChainHash, Origin};
+use chatchain::chain::ids::{ChainHash, Leaf, Origin};
+use chatchain::chain::kind::{EntryKind, LogType};
 use chatchain::chain::logs::Logs;
 use chatchain::chain::message::{Content, Digest, Message, UncheckedMessage};
-use chatchain::chain::record::{Entry, EntryKind, MAGIC};
+use chatchain::chain::record::{Entry, MAGIC};
 use chatchain::store::engine::files::{INDEX, LOG};
 use chatchain::store::history::listing::Listing;
 use chatchain::store::log::WriteBatch;
@@ -38,18 +39,23 @@ fn message(number: u128) -> Message {
 /// Commits a message: to the node's own log, or to another log that the node admits.
 fn commit(store: &Store, logs: &mut Logs, other: Option<&mut Logs>, number: u128) {
     let content = message(number).encode();
-    let digest = Digest::of(&content);
+    let digest = Digest::of(EntryKind::Message, &content);
+    let leaf = Leaf::of(EntryKind::Message, "", digest);
     let mint = || Origin((number << 64 | 7).to_be_bytes());
     let is_other = other.is_some();
     let place = match other {
-        Some(other) => other.assign(digest, NOW, mint),
-        None => logs.assign(digest, NOW, mint),
+        Some(other) => other.assign(leaf, NOW, mint),
+        None => logs.assign(leaf, NOW, mint),
     };
     let entry = Entry::new(place, EntryKind::Message, digest, &content);
     if is_other {
         assert_eq!(logs.admit(&entry, NOW), Ok(true));
     }
-    let row = store.index().overlay().append(entry, logs.vector().hash(place.origin)).expect("reads");
+    let row = store
+        .index()
+        .overlay()
+        .append(entry, logs.vector().hash(place.origin, LogType::MESSAGES))
+        .expect("reads");
     store.commit(WriteBatch { entries: vec![row], ..WriteBatch::default() }, logs).expect("commits");
 }
 
@@ -151,10 +157,10 @@ pub struct Outcome {
 /// What the store can read: entries up to the heads, and detached ones. Gives also whether anything was refused.
 pub fn readable(store: &Arc<Store>, logs: &Logs, what: &str) -> (Records, bool) {
     let (mut found, mut refused) = (Records::new(), false);
-    let highest = logs.vector().iter().map(|(origin, head)| (origin, head.seq));
+    let highest = logs.vector().iter().map(|(origin, span)| (origin, span.head.seq));
     let highest: BTreeMap<Origin, u64> = highest.chain(logs.detached()).collect();
     for (origin, last) in highest {
-        let mut hash = Some(ChainHash::genesis(origin));
+        let mut hash = Some(ChainHash::genesis(origin, LogType::MESSAGES));
         for seq in 1..=last {
             let got = store.log().read().and_then(|mut reader| reader.get(origin, seq));
             let is_detached = seq > logs.vector().seq(origin);
@@ -164,8 +170,8 @@ pub fn readable(store: &Arc<Store>, logs: &Logs, what: &str) -> (Records, bool) 
                 continue;
             };
             assert_eq!((entry.origin(), entry.seq()), (origin, seq), "{what}");
-            hash = hash.filter(|_| !is_detached).map(|hash| hash.next(seq, entry.stamp(), entry.digest()));
-            if let (Some(hash), Some(head)) = (hash, logs.vector().get(origin))
+            hash = hash.filter(|_| !is_detached).map(|hash| hash.next(seq, entry.stamp(), entry.leaf()));
+            if let (Some(hash), Some(head)) = (hash, logs.vector().head(origin))
                 && head.seq == seq
             {
                 assert_eq!(hash, head.hash, "{what}: the hash chain of {origin} is broken");

@@ -210,8 +210,8 @@ fn a_sector_that_fails_while_the_store_is_open_leads_to_a_salvage() {
         let (store, logs) = Store::open_in(&disk, "sim", NOW, OpenPolicy::Default).expect("opens");
         let (pages, intact) = make_sectors_unreadable(&disk, &mut Dice(seed));
         let what = format!("seed {seed}: pages {pages:?}");
-        let failed = logs.vector().iter().any(|(origin, head)| {
-            (1..=head.seq).any(|seq| {
+        let failed = logs.vector().iter().any(|(origin, span)| {
+            (1..=span.head.seq).any(|seq| {
                 let read = store.log().read().and_then(|mut reader| reader.get(origin, seq));
                 matches!(read, Err(StoreError::Storage(_)))
             })

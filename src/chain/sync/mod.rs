@@ -11,6 +11,7 @@
 //! Invariant: what is known of a peer is its latest message, and is dropped with a new incarnation of the peer.
 
 pub mod bisect;
+pub mod run;
 pub mod wire;
 
 use std::collections::BTreeMap;
@@ -48,8 +49,10 @@ impl StallCounter {
 /// Logs that have the same length and other hashes on both sides, and that length.
 pub fn forks(mine: &Vector, theirs: &Vector) -> Vec<(Origin, u64)> {
     let changes = theirs.changes_since(mine).into_iter();
-    let forked = changes.filter(|(origin, head)| mine.seq(*origin) == head.seq);
-    forked.map(|(origin, head)| (origin, head.seq)).collect()
+    let forked = changes.filter(|(origin, theirs)| {
+        mine.head(*origin).is_some_and(|head| head.seq == theirs.head.seq && head.hash != theirs.head.hash)
+    });
+    forked.map(|(origin, theirs)| (origin, theirs.head.seq)).collect()
 }
 
 /// Cuts that a peer has and we do not, or that lie before ours.
@@ -177,11 +180,11 @@ fn apply(heads: &Heads, known: Option<&Vector>, digest: ShortDigest) -> Option<V
     };
     for (origin, seq) in &heads.cuts {
         // Unless the log is cut at its first entry, the head that is left comes with the other heads.
-        let before = vector.get(*origin).copied().filter(|_| *seq > 1);
+        let before = vector.head(*origin).filter(|_| *seq > 1);
         vector.cut(*origin, *seq, before);
     }
-    for (origin, head) in &heads.changes {
-        vector.insert(*origin, *head);
+    for (origin, span) in &heads.changes {
+        vector.insert(*origin, *span);
     }
     let is_cut = |(origin, seq): (Origin, u64)| vector.seq(origin) < seq;
     (short(vector.digest()) == digest && heads.cuts.iter().copied().all(is_cut)).then_some(vector)

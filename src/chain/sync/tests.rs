@@ -5,10 +5,11 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 
 use super::*;
-use crate::chain::ids::ChainHash;
+use crate::chain::ids::{ChainHash, Leaf};
+use crate::chain::kind::{EntryKind, LogType};
 use crate::chain::logs::Logs;
 use crate::chain::message::Digest;
-use crate::chain::record::{Entry, EntryKind};
+use crate::chain::record::Entry;
 use crate::chain::sync::wire::{Hello, Run};
 use crate::chain::vector::Head;
 
@@ -46,12 +47,14 @@ impl TestNode {
             store_id: [self.id; 16],
             incarnation_id: [self.opened; 16],
             address: "127.0.0.1:8081".into(),
+            is_guest: false,
         }
     }
 
     fn send(&mut self, text: &'static str) {
-        let (digest, name) = (Digest::of(text.as_bytes()), [self.id + 16 * self.opened; 16]);
-        let key = self.logs.assign(digest, NOW, || Origin(name));
+        let (digest, name) =
+            (Digest::of(EntryKind::Message, text.as_bytes()), [self.id + 16 * self.opened; 16]);
+        let key = self.logs.assign(Leaf::of(EntryKind::Message, "", digest), NOW, || Origin(name));
         let entry = Entry::new(key, EntryKind::Message, digest, text.as_bytes());
         self.entries.insert((key.origin, key.seq), entry);
     }
@@ -68,13 +71,14 @@ impl TestNode {
 
     fn run(&self, range: EntryRange) -> Run {
         let EntryRange { origin, first, last } = range;
-        let mut hash = ChainHash::genesis(origin);
+        let mut hash = ChainHash::genesis(origin, LogType::MESSAGES);
         for seq in 1..first {
             let entry = &self.entries[&(origin, seq)];
-            hash = hash.next(seq, entry.stamp(), entry.digest());
+            hash = hash.next(seq, entry.stamp(), entry.leaf());
         }
         let entries = (first..=last).map(|seq| self.entries[&(origin, seq)].clone()).collect();
-        Run { origin, before: Head { seq: first - 1, hash }, entries, damaged: None }
+        let before = Head { seq: first - 1, hash };
+        Run { origin, log_type: LogType::MESSAGES, before, entries, is_damaged: false }
     }
 
     fn admit(&mut self, runs: &[Run]) {
@@ -90,7 +94,7 @@ impl TestNode {
         let mut responder = self.responders.remove(&key).unwrap_or_default();
         responder.on_request(self.logs.vector(), request);
         self.admit(&request.runs);
-        let mut reply = SyncMessage::quiet(self.hello(), [0; 16]);
+        let mut reply = SyncMessage::quiet(self.hello(), [0; 16], NOW);
         reply.runs = request.wants.iter().map(|range| self.run(*range)).collect();
         responder.answer(self.logs.vector(), request, &mut reply);
         self.responders.insert(key, responder);
@@ -108,7 +112,7 @@ fn exchange(nodes: &mut [TestNode], from: usize, to: usize, on_timer: bool, skip
         let own = node.logs.own();
         let on_timer = on_timer && traffic.exchanges == 0;
         let plan = initiator.start(node.logs.vector(), own, on_timer, |_| skip);
-        let mut request = SyncMessage::quiet(node.hello(), short(node.logs.vector().digest()));
+        let mut request = SyncMessage::quiet(node.hello(), short(node.logs.vector().digest()), NOW);
         (request.heads, request.need_full) = (plan.heads.clone(), plan.need_full);
         request.runs = plan.push.iter().map(|range| node.run(*range)).collect();
         request.wants.clone_from(&plan.wants);
@@ -247,7 +251,7 @@ fn a_lost_answer_costs_a_full_vector_not_an_entry() {
 fn a_fork_is_seen_in_the_heads() {
     let mut nodes = nodes(2);
     nodes[0].send("one");
-    nodes[1].logs.assign(Digest::of(b"other"), NOW, || Origin([1; 16]));
+    nodes[1].logs.assign(Leaf([9; 32]), NOW, || Origin([1; 16]));
     let forked = forks(nodes[0].logs.vector(), nodes[1].logs.vector());
     assert_eq!(forked, [(Origin([1; 16]), 1)]);
 }

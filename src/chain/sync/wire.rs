@@ -1,25 +1,30 @@
 //! Owns the bytes of an exchange: the body of `POST /sync` in both directions.
 //!
 //! Big-endian. A fixed head, then sections, each `tag u8 | length u32 | bytes`. An unknown section is skipped, so that
-//! sections can be added. A quiet message has no sections. Records are sent as the store has them and are checked here,
-//! one by one; a run ends before a damaged record.
+//! sections can be added. A quiet message has no sections. Runs come last, each complete in itself, so that the
+//! receiver can store them while the rest is on its way.
 
-use bytes::Bytes;
+use std::collections::VecDeque;
+
+use bytes::{Buf, BytesMut};
 
 use crate::chain::bytes::ByteReader;
-use crate::chain::ids::{ChainHash, Origin};
+use crate::chain::ids::Origin;
 use crate::chain::members::{self, MEMBERS_MAX, Member, MemberId, MembersDigest};
-use crate::chain::record::{Entry, InvalidRecord};
-use crate::chain::vector::{Head, Vector, VectorDigest};
+use crate::chain::sync::run;
+use crate::chain::vector::{LogSpan, Vector, VectorDigest};
+
+pub use crate::chain::sync::run::Run;
 
 /// The newest protocol this program speaks; another one is refused.
-pub const PROTOCOL: u16 = 1;
+pub const PROTOCOL: u16 = 2;
 /// An address in an exchange is at most this long; a longer one is malformed.
 pub const ADDRESS_BYTES_MAX: usize = 255;
 const MAGIC: [u8; 4] = *b"ChSy";
 
 const NEED_FULL: u8 = 1;
 const MORE: u8 = 2;
+const GUEST: u8 = 4;
 
 const HEADS: u8 = 1;
 const OWN: u8 = 2;
@@ -28,6 +33,14 @@ const RUN: u8 = 4;
 const CUTS: u8 = 5;
 const MEMBERS: u8 = 6;
 const MEMBERS_DIGEST: u8 = 7;
+const PACKED: u8 = 8;
+
+/// Bytes of runs that are packed together, before packing.
+const PACKED_BYTES: usize = 256 << 10;
+/// A section is at most this long: as long as a whole request.
+const SECTION_BYTES_MAX: usize = 8 << 20;
+/// The runs of one message are at most this long without packing; a message with more is malformed.
+const RUN_BYTES_MAX: usize = 32 << 20;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Hello {
@@ -40,6 +53,8 @@ pub struct Hello {
     pub incarnation_id: [u8; 16],
     /// The address at which others reach it.
     pub address: String,
+    /// It exchanges like a node and is never a member (a backup).
+    pub is_guest: bool,
 }
 
 impl Hello {
@@ -83,7 +98,7 @@ pub fn short(digest: VectorDigest) -> ShortDigest {
 pub struct Heads {
     /// The vector that these are changes to; `None`: all heads are here.
     pub base: Option<ShortDigest>,
-    pub changes: Vec<(Origin, Head)>,
+    pub changes: Vec<(Origin, LogSpan)>,
     /// The cuts, all or those that changed.
     pub cuts: Vec<(Origin, u64)>,
 }
@@ -109,22 +124,12 @@ pub struct EntryRange {
     pub last: u64,
 }
 
-/// Consecutive entries of a log.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Run {
-    pub origin: Origin,
-    /// The sender's head just before the first record; seq 0 has the log's first hash.
-    pub before: Head,
-    /// The entries, ascending from `before.seq + 1`.
-    pub entries: Vec<Entry>,
-    /// Why the run ends early: the next record is damaged.
-    pub damaged: Option<InvalidRecord>,
-}
-
 /// One message of an exchange, either way.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SyncMessage {
     pub hello: Hello,
+    /// The sender's wall clock, as it is: Unix milliseconds.
+    pub clock_ms: u64,
     pub digest: ShortDigest,
     /// The sender does not know the other's vector and requests all heads.
     pub need_full: bool,
@@ -156,9 +161,10 @@ pub enum Malformed {
 }
 
 impl SyncMessage {
-    pub fn quiet(hello: Hello, digest: ShortDigest) -> Self {
+    pub fn quiet(hello: Hello, digest: ShortDigest, clock_ms: u64) -> Self {
         SyncMessage {
             hello,
+            clock_ms,
             digest,
             need_full: false,
             more: false,
@@ -173,14 +179,16 @@ impl SyncMessage {
 
     pub fn encode(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(256);
-        let Hello { network, node_id, store_id, incarnation_id, address } = &self.hello;
+        let Hello { network, node_id, store_id, incarnation_id, address, is_guest } = &self.hello;
         out.extend_from_slice(&MAGIC);
         out.extend_from_slice(&PROTOCOL.to_be_bytes());
-        out.push(if self.need_full { NEED_FULL } else { 0 } | if self.more { MORE } else { 0 });
+        let flags = [(self.need_full, NEED_FULL), (self.more, MORE), (*is_guest, GUEST)];
+        out.push(flags.iter().map(|(is_set, flag)| if *is_set { *flag } else { 0 }).sum());
         out.extend_from_slice(network);
         out.extend_from_slice(&node_id.to_be_bytes());
         out.extend_from_slice(store_id);
         out.extend_from_slice(incarnation_id);
+        out.extend_from_slice(&self.clock_ms.to_be_bytes());
         let address = &address.as_bytes()[..address.len().min(ADDRESS_BYTES_MAX)];
         out.push(u8::try_from(address.len()).expect("cut just now"));
         out.extend_from_slice(address);
@@ -189,9 +197,9 @@ impl SyncMessage {
             section(&mut out, HEADS, |out| {
                 out.push(u8::from(heads.base.is_some()));
                 out.extend_from_slice(&heads.base.unwrap_or_default());
-                for (origin, head) in &heads.changes {
+                for (origin, span) in &heads.changes {
                     out.extend_from_slice(&origin.0);
-                    put_head(out, head);
+                    span.put(out);
                 }
             });
             if !heads.cuts.is_empty() {
@@ -215,14 +223,8 @@ impl SyncMessage {
                 }
             });
         }
-        for run in &self.runs {
-            section(&mut out, RUN, |out| {
-                out.extend_from_slice(&run.origin.0);
-                put_head(out, &run.before);
-                run.entries.iter().for_each(|entry| out.extend_from_slice(entry.bytes()));
-            });
-        }
         self.encode_members(&mut out);
+        put_runs(&mut out, &self.runs);
         out
     }
 
@@ -237,47 +239,169 @@ impl SyncMessage {
         }
     }
 
-    /// Reads a message. The records are checked; their order within the log and the chain are not: admission does that.
-    pub fn decode(bytes: &Bytes) -> Result<Self, Malformed> {
-        let mut reader = ByteReader::new(bytes);
-        if reader.array() != Some(MAGIC) {
-            return Err(Malformed::Magic);
+    /// Reads a whole message. The place of entries in the log and the chain are not checked: admission does that.
+    pub fn decode(bytes: &[u8]) -> Result<Self, Malformed> {
+        let mut decoder = SyncDecoder::default();
+        decoder.push(bytes);
+        let mut runs = Vec::new();
+        while let Some(run) = decoder.next_run()? {
+            runs.push(run);
+        }
+        let message = decoder.end()?;
+        Ok(SyncMessage { runs, ..message })
+    }
+
+    fn decode_head(reader: &mut ByteReader<'_>) -> Result<Self, Malformed> {
+        match reader.array() {
+            Some(MAGIC) => {}
+            _ => return Err(Malformed::Magic),
         }
         match reader.u16() {
-            Some(PROTOCOL) => Self::decode_protocol_1(reader, bytes).ok_or(Malformed::Layout),
+            Some(PROTOCOL) => Self::decode_hello(reader).ok_or(Malformed::Layout),
             Some(other) => Err(Malformed::Protocol(other)),
             None => Err(Malformed::Layout),
         }
     }
 
-    /// `whole` is the message that `reader` reads: entries share its memory.
-    fn decode_protocol_1(mut reader: ByteReader<'_>, whole: &Bytes) -> Option<Self> {
+    fn decode_hello(reader: &mut ByteReader<'_>) -> Option<Self> {
         let flags = reader.u8()?;
         let (network, node_id) = (reader.array()?, reader.u16()?);
         let (store_id, incarnation_id) = (reader.array()?, reader.array()?);
+        let clock_ms = reader.u64()?;
         let address_length = reader.u8()?;
         let address = reader.str(address_length.into())?.to_owned();
-        let hello = Hello { network, node_id, store_id, incarnation_id, address };
-        let mut message = SyncMessage::quiet(hello, reader.array()?);
+        let is_guest = flags & GUEST != 0;
+        let hello = Hello { network, node_id, store_id, incarnation_id, address, is_guest };
+        let mut message = SyncMessage::quiet(hello, reader.array()?, clock_ms);
         (message.need_full, message.more) = (flags & NEED_FULL != 0, flags & MORE != 0);
-        while !reader.is_empty() {
-            let (tag, length) = (reader.u8()?, reader.u32()?);
-            let mut section = ByteReader::new(reader.slice(length as usize)?);
-            match tag {
-                HEADS => message.heads = Some(section.heads()?),
-                OWN => message.own = Some(Origin(section.array().and_then(|own| section.end(own))?)),
-                WANTS => message.wants = section.all(ByteReader::range)?,
-                RUN => message.runs.push(section.run(whole)?),
-                MEMBERS_DIGEST => {
-                    message.members_digest = Some(section.array().and_then(|digest| section.end(digest))?);
-                }
-                MEMBERS => message.members = section.members()?,
-                CUTS => message.heads.as_mut()?.cuts = section.all(ByteReader::cut)?,
-                _ => {} // a section that a newer program adds can be skipped
-            }
-        }
         Some(message)
     }
+
+    /// Takes in a section. `None`: it is malformed.
+    fn decode_section(&mut self, tag: u8, mut section: ByteReader<'_>) -> Option<()> {
+        match tag {
+            HEADS => self.heads = Some(section.heads()?),
+            OWN => self.own = Some(Origin(section.array().and_then(|own| section.end(own))?)),
+            WANTS => self.wants = section.all(ByteReader::range)?,
+            MEMBERS_DIGEST => {
+                self.members_digest = Some(section.array().and_then(|digest| section.end(digest))?);
+            }
+            MEMBERS => self.members = section.members()?,
+            CUTS => self.heads.as_mut()?.cuts = section.all(ByteReader::cut)?,
+            _ => {} // a section that a newer program adds can be skipped
+        }
+        Some(())
+    }
+}
+
+/// Appends runs, packed together as far as that makes them smaller.
+fn put_runs(out: &mut Vec<u8>, runs: &[Run]) {
+    let mut raw = Vec::new();
+    for (at, run) in runs.iter().enumerate() {
+        section(&mut raw, RUN, |raw| run.put(raw));
+        if raw.len() < PACKED_BYTES && at + 1 < runs.len() {
+            continue;
+        }
+        match run::pack(&raw) {
+            Some(packed) => section(out, PACKED, |out| out.extend_from_slice(&packed)),
+            None => out.extend_from_slice(&raw),
+        }
+        raw.clear();
+    }
+}
+
+/// Reads a message while its bytes arrive. Runs come last, so they can be stored before the message is complete.
+#[derive(Debug, Default)]
+pub struct SyncDecoder {
+    buffer: BytesMut,
+    /// Everything but the runs; complete once a run was read, or at the end.
+    message: Option<SyncMessage>,
+    runs: VecDeque<Run>,
+    /// Bytes of runs so far, unpacked.
+    run_bytes: usize,
+}
+
+impl SyncDecoder {
+    pub fn push(&mut self, bytes: &[u8]) {
+        self.buffer.extend_from_slice(bytes);
+    }
+
+    /// The next run that is complete. `None`: more bytes are needed.
+    pub fn next_run(&mut self) -> Result<Option<Run>, Malformed> {
+        while self.runs.is_empty() && self.read_part()? {}
+        Ok(self.runs.pop_front())
+    }
+
+    /// Everything but the runs, if a run has come: what follows is runs only.
+    pub fn message(&self) -> Option<&SyncMessage> {
+        self.message.as_ref().filter(|_| self.run_bytes > 0)
+    }
+
+    /// Everything but the runs, when all bytes were pushed.
+    pub fn end(self) -> Result<SyncMessage, Malformed> {
+        match self.message {
+            Some(message) if self.buffer.is_empty() => Ok(message),
+            Some(_) => Err(Malformed::Layout),
+            None => SyncMessage::decode_head(&mut ByteReader::new(&self.buffer)),
+        }
+    }
+
+    /// Reads the head or one section. `false`: it is not complete yet.
+    fn read_part(&mut self) -> Result<bool, Malformed> {
+        let mut reader = ByteReader::new(&self.buffer);
+        let Some(message) = &mut self.message else {
+            // A head that is cut off may still be completed; one of another program is refused at once.
+            match SyncMessage::decode_head(&mut reader) {
+                Err(Malformed::Layout) => return Ok(false),
+                Err(_) if self.buffer.len() < MAGIC.len() => return Ok(false),
+                head => self.message = Some(head?),
+            }
+            let left = reader.rest().len();
+            self.consume_all_but(left);
+            return Ok(true);
+        };
+        let (Some(tag), Some(length)) = (reader.u8(), reader.u32()) else { return Ok(false) };
+        if length as usize > SECTION_BYTES_MAX {
+            return Err(Malformed::Layout);
+        }
+        let Some(section) = reader.slice(length as usize) else { return Ok(false) };
+        let left = reader.rest().len();
+        match tag {
+            RUN | PACKED => {
+                let (runs, bytes) =
+                    read_runs(tag, section, RUN_BYTES_MAX - self.run_bytes).ok_or(Malformed::Layout)?;
+                self.run_bytes += bytes;
+                self.runs.extend(runs);
+            }
+            tag if self.run_bytes == 0 => {
+                message.decode_section(tag, ByteReader::new(section)).ok_or(Malformed::Layout)?;
+            }
+            _ => return Err(Malformed::Layout),
+        }
+        self.consume_all_but(left);
+        Ok(true)
+    }
+
+    fn consume_all_but(&mut self, left: usize) {
+        self.buffer.advance(self.buffer.len() - left);
+    }
+}
+
+/// The runs of a section, and how many bytes they have without packing.
+fn read_runs(tag: u8, section: &[u8], most: usize) -> Option<(Vec<Run>, usize)> {
+    if tag == RUN {
+        return (section.len() <= most)
+            .then_some((vec![Run::read(ByteReader::new(section))?], section.len() + 1));
+    }
+    let raw = run::unpack(section, most)?;
+    let (mut reader, mut runs) = (ByteReader::new(&raw), Vec::new());
+    while !reader.is_empty() {
+        let (tag, length) = (reader.u8()?, reader.u32()?);
+        let section = reader.slice(length as usize)?;
+        (tag == RUN).then_some(())?;
+        runs.push(Run::read(ByteReader::new(section))?);
+    }
+    Some((runs, raw.len() + 1))
 }
 
 fn section(out: &mut Vec<u8>, tag: u8, write: impl FnOnce(&mut Vec<u8>)) {
@@ -289,21 +413,12 @@ fn section(out: &mut Vec<u8>, tag: u8, write: impl FnOnce(&mut Vec<u8>)) {
     out[at..at + 4].copy_from_slice(&length.to_be_bytes());
 }
 
-fn put_head(out: &mut Vec<u8>, head: &Head) {
-    out.extend_from_slice(&head.seq.to_be_bytes());
-    out.extend_from_slice(&head.hash.0);
-}
-
 impl ByteReader<'_> {
-    fn head(&mut self) -> Option<Head> {
-        Some(Head { seq: self.u64()?, hash: ChainHash(self.array()?) })
-    }
-
     fn heads(&mut self) -> Option<Heads> {
         let (has_base, base) = (self.u8()?, self.array()?);
         let changes = self.all(|reader| {
-            let (origin, head) = (Origin(reader.array()?), reader.head()?);
-            (head.seq > 0).then_some((origin, head))
+            let origin = Origin(reader.array()?);
+            Some((origin, LogSpan::read(reader, origin)?))
         })?;
         Some(Heads { base: (has_base == 1).then_some(base), changes, cuts: Vec::new() })
     }
@@ -334,36 +449,17 @@ impl ByteReader<'_> {
         }
         Some(members)
     }
-
-    fn run(&mut self, whole: &Bytes) -> Option<Run> {
-        let (origin, before) = (Origin(self.array()?), self.head()?);
-        let mut run = Run { origin, before, entries: Vec::new(), damaged: None };
-        let mut seq = before.seq;
-        while !self.is_empty() {
-            match Entry::check_shared(whole, self.rest()) {
-                Ok(entry) if entry.origin() == origin && Some(entry.seq()) == seq.checked_add(1) => {
-                    seq = entry.seq();
-                    self.slice(entry.size())?;
-                    run.entries.push(entry);
-                }
-                Ok(_) => return None,
-                Err(why) => {
-                    run.damaged = Some(why);
-                    break;
-                }
-            }
-        }
-        Some(run)
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::chain::clock::Stamp;
-    use crate::chain::ids::EntryKey;
+    use crate::chain::ids::{ChainHash, EntryKey};
+    use crate::chain::kind::{EntryKind, LogType};
     use crate::chain::message::Digest;
-    use crate::chain::record::EntryKind;
+    use crate::chain::record::Entry;
+    use crate::chain::vector::Head;
     use proptest::prelude::*;
 
     const A: Origin = Origin([1; 16]);
@@ -375,12 +471,13 @@ mod tests {
             store_id: [3; 16],
             incarnation_id: [4; 16],
             address: "127.0.0.1:8083".into(),
+            is_guest: false,
         }
     }
 
     fn entry(seq: u64) -> Entry {
         let (key, content) = (EntryKey { stamp: Stamp(seq), origin: A, seq }, b"content");
-        Entry::new(key, EntryKind::Message, Digest::of(content), content)
+        Entry::new(key, EntryKind::Message, Digest::of(EntryKind::Message, content), content)
     }
 
     fn member(store: u8) -> (MemberId, Member) {
@@ -388,98 +485,125 @@ mod tests {
         (MemberId { node_id: 3, store_id: [store; 16] }, member)
     }
 
+    fn span(seq: u64) -> LogSpan {
+        LogSpan::whole(A, LogType::MESSAGES, Head { seq, hash: ChainHash([5; 32]) })
+    }
+
     fn full() -> SyncMessage {
-        let head = |seq| Head { seq, hash: ChainHash([5; 32]) };
+        let before = Head { seq: 6, hash: ChainHash([5; 32]) };
+        let entries = vec![entry(7), entry(8)];
         SyncMessage {
             need_full: true,
             more: true,
-            heads: Some(Heads { base: Some([6; 16]), changes: vec![(A, head(9))], cuts: vec![(A, 10)] }),
+            heads: Some(Heads { base: Some([6; 16]), changes: vec![(A, span(9))], cuts: vec![(A, 10)] }),
             own: Some(A),
             wants: vec![EntryRange { origin: A, first: 3, last: 9 }],
             members_digest: Some([8; 8]),
             members: vec![member(9), member(8)],
-            runs: vec![Run { origin: A, before: head(6), entries: vec![entry(7), entry(8)], damaged: None }],
-            ..SyncMessage::quiet(hello(), [7; 16])
+            runs: vec![Run { origin: A, log_type: LogType::MESSAGES, before, entries, is_damaged: false }],
+            ..SyncMessage::quiet(hello(), [7; 16], 11)
         }
     }
 
     #[test]
     fn decode_gives_back_what_was_encoded() {
-        for body in [full(), SyncMessage::quiet(hello(), [7; 16])] {
-            assert_eq!(SyncMessage::decode(&body.encode().into()), Ok(body));
+        for body in [full(), SyncMessage::quiet(hello(), [7; 16], 11)] {
+            assert_eq!(SyncMessage::decode(&body.encode()), Ok(body));
         }
     }
 
-    /// Frozen: the bytes of protocol 1. May be added to, never changed.
+    /// Frozen: the bytes of protocol 2. May be added to, never changed.
     #[test]
-    fn protocol_1_is_frozen() {
-        let head = Head { seq: 9, hash: ChainHash([5; 32]) };
+    fn protocol_2_is_frozen() {
         let body = SyncMessage {
-            heads: Some(Heads { base: Some([6; 16]), changes: vec![(A, head)], cuts: Vec::new() }),
+            heads: Some(Heads { base: Some([6; 16]), changes: vec![(A, span(9))], cuts: vec![(A, 10)] }),
             own: Some(A),
             wants: vec![EntryRange { origin: A, first: 3, last: 9 }],
-            runs: vec![Run { origin: A, before: head, entries: Vec::new(), damaged: None }],
-            ..SyncMessage::quiet(hello(), [7; 16])
+            members_digest: Some([8; 8]),
+            members: vec![member(9)],
+            runs: vec![Run { entries: Vec::new(), ..full().runs.remove(0) }],
+            ..SyncMessage::quiet(hello(), [7; 16], 11)
         };
         assert_eq!(
             crate::chain::hex(&body.encode()),
             concat!(
-                "436853790001004878ca0425c739fa000203030303030303030303030303030303040404040404040404040404",
-                "040404040e3132372e302e302e313a383038330707070707070707070707070707070701000000490106060606",
-                "060606060606060606060606010101010101010101010101010101010000000000000009050505050505050505",
-                "050505050505050505050505050505050505050505050502000000100101010101010101010101010101010103",
-                "000000200101010101010101010101010101010100000000000000030000000000000009040000003801010101",
-                "010101010101010101010101000000000000000905050505050505050505050505050505050505050505050505",
-                "05050505050505"
-            )
-        );
-    }
-
-    /// Frozen: what protocol 1 says of members. May be added to, never changed.
-    #[test]
-    fn members_in_protocol_1_are_frozen() {
-        let quiet = SyncMessage::quiet(hello(), [7; 16]);
-        let body = SyncMessage { members_digest: Some([8; 8]), members: vec![member(9)], ..quiet.clone() };
-        assert_eq!(
-            crate::chain::hex(&body.encode()[quiet.encode().len()..]),
-            concat!(
-                "070000000808080808080808080600000033000309090909090909090909090909090909040404040404040404",
-                "0404040404040400010e3132372e302e302e313a38303834"
+                "436853790002004878ca0425c739fa00020303030303030303030303030303030304040404040404040404040404",
+                "040404000000000000000b0e3132372e302e302e313a383038330707070707070707070707070707070701000000",
+                "46010606060606060606060606060606060601010101010101010101010101010101000000000905050505050505",
+                "05050505050505050505050505050505050505050505050505050000001801010101010101010101010101010101",
+                "000000000000000a0200000010010101010101010101010101010101010300000020010101010101010101010101",
+                "01010101000000000000000300000000000000090700000008080808080808080806000000330003090909090909",
+                "090909090909090909090404040404040404040404040404040400010e3132372e302e302e313a38303834040000",
+                "005b0101010101010101010101010101010100000000000000000000060505050505050505050505050505050505",
+                "05050505050505050505050505050505050505050505050505050505050505050505050505050505050505050505",
+                "05"
             )
         );
     }
 
     #[test]
     fn a_quiet_exchange_is_small() {
-        let answer = SyncMessage::quiet(hello(), [0; 16]);
+        let answer = SyncMessage::quiet(hello(), [0; 16], u64::MAX);
         let request = SyncMessage { members_digest: Some([8; 8]), ..answer.clone() };
         assert!(request.encode().len() + answer.encode().len() <= 200);
     }
 
     #[test]
-    fn a_damaged_record_ends_its_run() {
-        let mut bytes = SyncMessage { members_digest: None, members: Vec::new(), ..full() }.encode();
+    fn a_run_that_changed_on_its_way_is_known_as_such() {
+        let mut bytes = full().encode();
         let last = bytes.len() - 1;
         bytes[last] ^= 1;
-        let body = SyncMessage::decode(&bytes.into()).expect("the frame is intact");
-        assert_eq!(body.runs[0].entries, [entry(7)]);
-        assert_eq!(body.runs[0].damaged, Some(InvalidRecord::Checksum));
+        let body = SyncMessage::decode(&bytes).expect("the frame is intact");
+        assert!(body.runs[0].is_damaged && body.runs[0].entries.is_empty());
+    }
+
+    #[test]
+    fn runs_are_read_as_they_arrive_and_nothing_else_comes_after_them() {
+        let mut message = full();
+        message.runs = (0..3).flat_map(|_| full().runs).collect();
+        let bytes = message.encode();
+        let (mut decoder, mut runs, mut early) = (SyncDecoder::default(), 0, 0);
+        for byte in &bytes {
+            decoder.push(&[*byte]);
+            while let Some(run) = decoder.next_run().expect("reads") {
+                assert_eq!(run, message.runs[runs]);
+                assert_eq!(decoder.message().map(|head| &head.wants), Some(&message.wants));
+                runs += 1;
+            }
+            early = early.max(if decoder.message().is_none() { 0 } else { 3 - runs });
+        }
+        assert_eq!((runs, decoder.end().is_ok()), (3, true));
+        let mut after = bytes;
+        section(&mut after, OWN, |out| out.extend_from_slice(&A.0));
+        assert_eq!(SyncMessage::decode(&after), Err(Malformed::Layout));
+    }
+
+    #[test]
+    fn many_runs_are_packed_and_a_bomb_is_refused() {
+        let message = SyncMessage { runs: vec![full().runs.remove(0); 500], ..full() };
+        let bytes = message.encode();
+        assert!(bytes.len() < 10_000, "{}", bytes.len());
+        assert_eq!(SyncMessage::decode(&bytes), Ok(message));
+        let bomb = run::pack(&vec![0; RUN_BYTES_MAX + 1]).expect("is smaller");
+        let mut bytes = SyncMessage::quiet(hello(), [7; 16], 11).encode();
+        section(&mut bytes, PACKED, |out| out.extend_from_slice(&bomb));
+        assert_eq!(SyncMessage::decode(&bytes), Err(Malformed::Layout));
     }
 
     #[test]
     fn foreign_bytes_and_other_versions_have_errors_of_their_own() {
-        assert_eq!(SyncMessage::decode(&Bytes::from_static(b"GET / HTTP/1.1")), Err(Malformed::Magic));
-        assert_eq!(SyncMessage::decode(&Bytes::new()), Err(Malformed::Magic));
+        assert_eq!(SyncMessage::decode(b"GET / HTTP/1.1"), Err(Malformed::Magic));
+        assert_eq!(SyncMessage::decode(&[]), Err(Malformed::Magic));
         let mut bytes = full().encode();
         bytes[5] = 9;
-        assert_eq!(SyncMessage::decode(&bytes.into()), Err(Malformed::Protocol(9)));
+        assert_eq!(SyncMessage::decode(&bytes), Err(Malformed::Protocol(9)));
     }
 
     #[test]
     fn an_unknown_section_is_skipped() {
-        let mut bytes = SyncMessage::quiet(hello(), [7; 16]).encode();
+        let mut bytes = SyncMessage::quiet(hello(), [7; 16], 11).encode();
         section(&mut bytes, 200, |out| out.extend_from_slice(b"from the future"));
-        assert_eq!(SyncMessage::decode(&bytes.into()), Ok(SyncMessage::quiet(hello(), [7; 16])));
+        assert_eq!(SyncMessage::decode(&bytes), Ok(SyncMessage::quiet(hello(), [7; 16], 11)));
     }
 
     proptest! {
@@ -488,9 +612,9 @@ mod tests {
             let mut body = full().encode();
             let at = at.index(body.len());
             body.splice(at..(at + bytes.len()).min(body.len()), bytes);
-            let _ = SyncMessage::decode(&body.clone().into());
+            let _ = SyncMessage::decode(&body);
             body.truncate(at);
-            let _ = SyncMessage::decode(&body.into());
+            let _ = SyncMessage::decode(&body);
         }
     }
 }

@@ -123,11 +123,11 @@ impl Peer {
     /// Whether all of these entries are on its disk, as far as it says. `mine`: the logs of this node. If they show
     /// that the peer's log is a fork, the peer holds other entries than these.
     pub fn holds(&self, entries: &EntryRange, mine: &Vector) -> bool {
-        let Some(theirs) = self.vector.as_ref().and_then(|theirs| theirs.get(entries.origin)) else {
+        let Some(theirs) = self.vector.as_ref().and_then(|theirs| theirs.head(entries.origin)) else {
             return false;
         };
         let is_fork =
-            mine.get(entries.origin).is_some_and(|mine| mine.seq == theirs.seq && mine.hash != theirs.hash);
+            mine.head(entries.origin).is_some_and(|mine| mine.seq == theirs.seq && mine.hash != theirs.hash);
         let is_damaged = |range: &EntryRange| {
             range.origin == entries.origin && range.first <= entries.last && entries.first <= range.last
         };
@@ -192,6 +192,7 @@ impl Peer {
 mod tests {
     use super::*;
     use crate::chain::ids::ChainHash;
+    use crate::chain::kind::LogType;
     use crate::chain::sync::wire::{Hello, short};
     use crate::chain::vector::Head;
 
@@ -200,20 +201,21 @@ mod tests {
     #[test]
     fn a_peer_with_many_pulls_is_no_holder_of_its_damaged_entries() {
         let mut theirs = Vector::default();
-        theirs.insert(A, Head { seq: 9, hash: ChainHash([5; 32]) });
+        theirs.set_head(A, LogType::MESSAGES, Head { seq: 9, hash: ChainHash([5; 32]) });
         let hello = Hello {
             network: [0; 8],
             node_id: 2,
             store_id: [2; 16],
             incarnation_id: [1; 16],
             address: "127.0.0.1:8083".into(),
+            is_guest: false,
         };
         let pull = |n: u16| EntryRange {
             origin: Origin([n.to_be_bytes(); 8].concat().try_into().expect("16 bytes")),
             first: 1,
             last: 5,
         };
-        let mut request = SyncMessage::quiet(hello, short(theirs.digest()));
+        let mut request = SyncMessage::quiet(hello, short(theirs.digest()), 0);
         request.wants = (1_000..1_300).map(pull).collect();
         request.wants.push(EntryRange { origin: A, first: 4, last: 4 });
         let mut peer = Peer::new("127.0.0.1:8083".parse().expect("an address"), true, None);

@@ -420,11 +420,12 @@ mod tests {
 
     fn hello(node_id: u16, store: u8, open: u8, port: u16) -> Hello {
         let address = format!("127.0.0.1:{port}");
-        Hello { network: [0; 8], node_id, store_id: [store; 16], incarnation_id: [open; 16], address }
+        let (store_id, incarnation_id) = ([store; 16], [open; 16]);
+        Hello { network: [0; 8], node_id, store_id, incarnation_id, address, is_guest: false }
     }
 
     fn message_from(hello: Hello) -> SyncMessage {
-        SyncMessage::quiet(hello, [0; 16])
+        SyncMessage::quiet(hello, [0; 16], 0)
     }
 
     fn configured(port: u16) -> config::ConfiguredPeer {

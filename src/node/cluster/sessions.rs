@@ -70,23 +70,32 @@ impl SyncSessions {
 mod tests {
     use super::*;
     use crate::chain::ids::ChainHash;
+    use crate::chain::kind::LogType;
     use crate::chain::sync::wire::{Heads, SyncMessage, short};
-    use crate::chain::vector::Head;
+    use crate::chain::vector::{Head, LogSpan};
 
     #[test]
     fn sessions_keep_a_bounded_number_of_heads_together() {
         let head = Head { seq: 1, hash: ChainHash([1; 32]) };
         let name = |n: u32| Origin([n.to_be_bytes(); 4].concat().try_into().expect("16 bytes"));
         let count = u32::try_from(SESSION_HEADS_MAX / 8).expect("fits");
-        let heads =
-            Heads { base: None, changes: (0..count).map(|n| (name(n), head)).collect(), cuts: Vec::new() };
+        let span = |n| (name(n), LogSpan::whole(name(n), LogType::MESSAGES, head));
+        let heads = Heads { base: None, changes: (0..count).map(span).collect(), cuts: Vec::new() };
         let mut vector = Vector::default();
-        heads.changes.iter().for_each(|(origin, head)| vector.insert(*origin, *head));
+        heads.changes.iter().for_each(|(origin, span)| vector.insert(*origin, *span));
         let address = "127.0.0.1:2".to_owned();
-        let mut hello =
-            Hello { network: [0; 8], node_id: 2, store_id: [0; 16], incarnation_id: [0; 16], address };
-        let request =
-            SyncMessage { heads: Some(heads), ..SyncMessage::quiet(hello.clone(), short(vector.digest())) };
+        let mut hello = Hello {
+            network: [0; 8],
+            node_id: 2,
+            store_id: [0; 16],
+            incarnation_id: [0; 16],
+            address,
+            is_guest: false,
+        };
+        let request = SyncMessage {
+            heads: Some(heads),
+            ..SyncMessage::quiet(hello.clone(), short(vector.digest()), 0)
+        };
         let mut responder = Responder::default();
         responder.on_request(&Vector::default(), &request);
         let mut sessions = SyncSessions::default();

@@ -141,7 +141,7 @@ impl SyncClient {
         let trigger = Trigger { on_timer, now_ms: cluster.uptime_ms(), skip: &skip, repair: repairs };
         let planned = self.exchange.plan(&logs, trigger);
         let runs = read_runs(node, planned.reads.clone()).await?;
-        let mut request = self.exchange.request(cluster.hello(), &planned, runs);
+        let mut request = self.exchange.request(cluster.hello(), crate::node::now_ms(), &planned, runs);
         cluster.add_members_to_request(&mut request, self.sends_members);
         let wants = request.wants.clone();
         let sent = Instant::now();
@@ -166,7 +166,7 @@ impl SyncClient {
             wants: reply.wants.clone(),
             members: reply.members.clone(),
             more: reply.more,
-            ..SyncMessage::quiet(reply.hello.clone(), reply.digest)
+            ..SyncMessage::quiet(reply.hello.clone(), reply.digest, reply.clock_ms)
         };
         let actions = self.exchange.on_reply(planned, reply, &node.logs(), node.store.log().damage());
         let clone_address = cluster.roster().clone_address(&without_runs, now_ms());
@@ -203,8 +203,8 @@ impl SyncClient {
         }
         let mut progress = new > 0;
         for (origin, bisection, run) in actions.probes {
-            let store = node.store.clone();
-            let outcome = blocking(move || forks::judge(&store, origin, bisection, &run)).await?;
+            let (store, logs) = (node.store.clone(), node.logs());
+            let outcome = blocking(move || forks::judge(&store, &logs, origin, bisection, &run)).await?;
             progress = true; // each step of a bisection halves its range or ends it
             if let Some(maintenance) = self.exchange.on_bisected(origin, outcome) {
                 if let Maintenance::Cut(origin, _) = maintenance {
@@ -262,9 +262,9 @@ async fn read_runs(node: &Node, ranges: Vec<Wanted>) -> Result<ReadRuns, String>
     if ranges.is_empty() {
         return Ok(ReadRuns::default());
     }
-    let store = node.store.clone();
+    let (store, logs) = (node.store.clone(), node.logs());
     let began = Instant::now();
-    blocking(move || runs::read(&store, &ranges, || began.elapsed() < READ_TIME)).await
+    blocking(move || runs::read(&store, &logs, &ranges, || began.elapsed() < READ_TIME)).await
 }
 
 /// Has the writer admit runs, in pieces. One result per run.
@@ -326,7 +326,7 @@ pub async fn post(
 pub async fn answer(node: &Node, mut request: SyncMessage, _bytes: Bytes) -> Result<SyncMessage, Problem> {
     let cluster = &node.cluster;
     if cluster.roster().is_own(&request.hello) {
-        return Ok(SyncMessage::quiet(cluster.hello(), [0; 16]));
+        return Ok(SyncMessage::quiet(cluster.hello(), [0; 16], crate::node::now_ms()));
     }
     if request.hello.is_copied(cluster.roster().own()) {
         take_new_store_id(node, &request.hello.address).await;
@@ -353,7 +353,14 @@ pub async fn answer(node: &Node, mut request: SyncMessage, _bytes: Bytes) -> Res
     let runs = read_runs(node, exchange::reads_for(&request, &logs)).await;
     let runs = runs.map_err(|error| Problem::new(ErrorCode::StorageFailed, error))?;
     let repairs = cluster.repairs_to_request(node, responder.theirs());
-    let mut reply = exchange::answer(&mut responder, &logs, &request, runs, repairs, cluster.hello());
+    let mut reply = exchange::answer(
+        &mut responder,
+        &logs,
+        &request,
+        runs,
+        repairs,
+        (cluster.hello(), crate::node::now_ms()),
+    );
     cluster.add_members_to_reply(&request, &mut reply);
     cluster.sessions().put_back(&request.hello, responder);
     Ok(reply)

@@ -21,6 +21,7 @@ use crate::api::path;
 use crate::api::query::SendQuery;
 use crate::api::time::Time;
 use crate::chain::ids::EntryKey;
+use crate::chain::kind::EntryKind;
 use crate::chain::message::{Content, Digest, Message};
 use crate::node::Node;
 use crate::node::http::acks::{self, AckPolicy};
@@ -46,7 +47,7 @@ pub async fn post(
 
 fn new_message(message: &Message) -> NewMessage {
     let content = message.encode();
-    NewMessage { id: message.fields().id, digest: Digest::of(&content), content }
+    NewMessage { id: message.fields().id, digest: Digest::of(EntryKind::Message, &content), content }
 }
 
 async fn one(

@@ -187,8 +187,9 @@ mod tests {
     use super::*;
     use crate::chain::clock::Stamp;
     use crate::chain::ids::{ChainHash, EntryKey, Origin};
+    use crate::chain::kind::EntryKind;
     use crate::chain::message::Digest;
-    use crate::chain::record::EntryKind;
+    use crate::chain::record::RECORD_BYTES_MAX;
     use crate::chain::vector::Head;
     use uuid::Uuid;
 
@@ -200,8 +201,10 @@ mod tests {
         let before = Head { seq: 0, hash: ChainHash([0; 32]) };
         let key = EntryKey { stamp: Stamp(1), origin: Origin([1; 16]), seq: 1 };
         let entry = |content: &[u8]| Entry::new(key, EntryKind::Message, Digest([0; 32]), content);
-        let content = vec![0; bytes.saturating_sub(entry(&[]).size())];
-        PeerRecords { before, claimed: None, entries: vec![entry(&content)] }
+        // Two to the n bytes at most each, so that they add up.
+        let size = bytes.min(RECORD_BYTES_MAX / 2);
+        let content = vec![0; size.saturating_sub(entry(&[]).size())];
+        PeerRecords { before, claimed: None, entries: vec![entry(&content); bytes.div_ceil(size)] }
     }
 
     #[track_caller]

@@ -58,6 +58,9 @@ impl FeedScan {
         let (mut is_blocked, mut ranges) = (false, Vec::new());
         let mut reader = store.log().read()?;
         for (origin, last) in until.beyond(&before.full) {
+            if logs.vector().get(origin).is_some_and(|span| span.log_type.is_control) {
+                continue; // no messages
+            }
             // The log may have been cut since.
             let last = last.min(logs.vector().seq(origin));
             match covered(&before, &logs, &mut reader, origin, last)? {
@@ -207,17 +210,16 @@ fn covered(
     origin: Origin,
     last: u64,
 ) -> Result<Covered, StoreError> {
-    let mut covered = 0;
-    let Some(stamps) = logs.stamps(origin) else { return Ok(Covered::UpTo(0)) };
-    let first = EntryKey { stamp: stamps.first, origin, seq: 1 };
-    let head = EntryKey { stamp: stamps.last, origin, seq: logs.vector().seq(origin) };
+    // What is before the floor is gone; no reader waits for it.
+    let mut covered = logs.vector().floor(origin).min(last);
+    let Some((first, head)) = logs.ends(origin) else { return Ok(Covered::UpTo(last)) };
     let scans = seen.scans.iter().map(|PartialScan { until, at }| (until, *at));
     for (until, at) in iter::once((&seen.full, seen.end())).chain(scans) {
         let until = until.seq(origin).min(last);
         if until <= covered || at < first {
             continue;
         }
-        match if head <= at { Covered::UpTo(until) } else { scanned(reader, origin, until, at)? } {
+        match if head <= at { Covered::UpTo(until) } else { scanned(reader, first, until, at)? } {
             Covered::UpTo(seq) => covered = covered.max(seq),
             Covered::UpToDamage(seq) => return Ok(Covered::UpToDamage(covered.max(seq))),
         }
@@ -225,11 +227,11 @@ fn covered(
     Ok(Covered::UpTo(covered))
 }
 
-/// How many of a log's first `until` entries are not after this key.
-fn scanned(reader: &mut LogReader, origin: Origin, until: u64, at: EntryKey) -> Result<Covered, StoreError> {
+/// The last of a log's entries, from `first` on up to `until`, that is not after this key.
+fn scanned(reader: &mut LogReader, first: EntryKey, until: u64, at: EntryKey) -> Result<Covered, StoreError> {
     let mut search = until;
     loop {
-        match reader.first_after(origin, search, at) {
+        match reader.first_after(first.origin, first.seq, search, at) {
             Ok(after) if after <= search || search == until => return Ok(Covered::UpTo(after - 1)),
             Ok(_) => return Ok(Covered::UpToDamage(search)),
             Err(StoreError::Damaged { seq, .. } | StoreError::CutOff { seq, .. }) => search = seq - 1,

@@ -56,19 +56,19 @@ impl Merge {
     ) -> Result<Self, StoreError> {
         let mut reader = store.log().read()?;
         let mut ranges = Vec::new();
-        for (origin, stamps) in logs.ranges() {
-            let head = logs.vector().seq(origin);
-            let first = EntryKey { stamp: stamps.first, origin, seq: 1 };
-            let last = EntryKey { stamp: stamps.last, origin, seq: head };
+        for (first, last) in logs.readable() {
+            let EntryKey { origin, seq: head, .. } = last;
             let is_outside = |from| if backward { from <= first } else { from >= last };
             let (first, last) = match from {
                 Some(from) if is_outside(from) => continue,
-                Some(from) if !backward && from >= first => (reader.first_after(origin, head, from)?, head),
+                Some(from) if !backward && from >= first => {
+                    (reader.first_after(origin, first.seq, head, from)?, head)
+                }
                 Some(from) if backward && from <= last => {
                     let before = EntryKey { seq: from.seq.saturating_sub(1), ..from };
-                    (1, reader.first_after(origin, head, before)? - 1)
+                    (first.seq, reader.first_after(origin, first.seq, head, before)? - 1)
                 }
-                _ => (1, head),
+                _ => (first.seq, head),
             };
             ranges.push((origin, first, last));
         }
@@ -92,14 +92,14 @@ impl Merge {
     ) -> Result<Self, StoreError> {
         let mut next = Vec::new();
         for (origin, first, last) in ranges {
-            let Some(stamps) = logs.stamps(origin) else { continue };
+            let Some((lowest, highest)) = logs.ends(origin) else { continue };
             let seq = if self.backward { last } else { first };
             let stamp = match seq {
-                1 => stamps.first,
-                seq if seq == logs.vector().seq(origin) => stamps.last,
+                seq if seq == lowest.seq => lowest.stamp,
+                seq if seq == highest.seq => highest.stamp,
                 // A damaged entry gets a bound of its stamp, and is met when the merge reaches that.
                 seq => {
-                    let bound = if self.backward { stamps.last } else { stamps.first };
+                    let bound = if self.backward { highest.stamp } else { lowest.stamp };
                     reader.peek(origin, seq)?.map_or(bound, |entry| entry.stamp())
                 }
             };

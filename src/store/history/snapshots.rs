@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::chain::frontier::{CHAIN_COUNT_MAX, Frontier, FrontierSnapshot, SnapshotContent, SnapshotId};
 use crate::chain::ids::EntryKey;
-use crate::chain::record::EntryKind;
+use crate::chain::kind::EntryKind;
 use crate::store::{Store, StoreError};
 
 impl Store {

@@ -10,8 +10,9 @@ use std::collections::{BTreeSet, HashMap, VecDeque};
 
 use crate::chain::frontier::SnapshotId;
 use crate::chain::ids::{EntryKey, Origin};
+use crate::chain::kind::EntryKind;
 use crate::chain::message::Digest;
-use crate::chain::record::{Entry, EntryKind};
+use crate::chain::record::Entry;
 use crate::store::{Counts, StoredCopy};
 
 /// Bits for the roles of a name in a message: sender, recipient.
@@ -170,7 +171,7 @@ mod tests {
         let (sender, recipient, text) = ("a".into(), "b".into(), "c".into());
         let draft = UncheckedMessage { id: uuid::Uuid::nil(), sender, recipient, text, timestamp: None };
         let content = Message::new(draft).expect("valid").encode();
-        let (origin, digest) = (Origin([1; 16]), Digest::of(&content));
+        let (origin, digest) = (Origin([1; 16]), Digest::of(EntryKind::Message, &content));
         let (mut memtable, mut earlier) = (Memtable::default(), Vec::new());
         for seq in 1..=20 {
             let key = EntryKey { stamp: Stamp(seq), origin, seq };

@@ -171,8 +171,9 @@ impl Index {
         let marks = self.db.read(tables::read_watermarks)?;
         self.add_unindexed(log, logs, &marks)?;
         let limit = ReadLimit { rows: 1_000, bytes: 1 << 20 };
-        for (origin, head) in logs.vector().iter() {
-            let mut next = marks.get(&origin).copied().unwrap_or(0) + 1;
+        for (origin, span) in logs.vector().iter() {
+            let (head, mark) = (span.head, marks.get(&origin).copied().unwrap_or(0));
+            let mut next = mark.max(span.floor.seq) + 1;
             while next <= head.seq {
                 let entries = match log.read()?.forward(origin, next, head.seq, limit) {
                     Err(StoreError::Damaged { seq, .. }) => {

@@ -16,7 +16,7 @@ use crate::store::engine::catch_panic::open_if_exists;
 use crate::store::index::memtable::{IndexEntry, NameHash};
 
 /// The layout of `index.redb`. A file with another one is rebuilt.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 
 pub(super) type IdKey = ([u8; 16], [u8; 16], u64);
 pub(super) type UserKey = ([u8; 8], u64, [u8; 16], u64);

@@ -12,8 +12,8 @@ use super::super::{OpenError, StoreError, StoreId};
 use super::{CHAIN, HEADS, malformed_table};
 use crate::store::engine::catch_panic::open_if_exists;
 
-/// The newest layout that this program reads. A newer one is an error, not damage.
-pub(super) const FORMAT: u32 = 1;
+/// The layout that this program reads. Another one is an error, not damage.
+pub(super) const FORMAT: u32 = crate::chain::record::FORMAT as u32;
 
 pub(super) const META: TableDefinition<&str, &[u8]> = TableDefinition::new("meta");
 
@@ -33,8 +33,8 @@ impl Meta {
     pub(super) fn check_ours(&self, path: &Path, network: Option<&str>) -> Result<(), OpenError> {
         let path = path.to_owned();
         match network {
-            _ if self.format > FORMAT => {
-                Err(OpenError::NewerFormat { path, found: self.format, known: FORMAT })
+            _ if self.format != FORMAT => {
+                Err(OpenError::OtherFormat { path, found: self.format, known: FORMAT })
             }
             Some(wanted) if self.network != wanted => {
                 let (found, wanted) = (self.network.clone(), wanted.to_owned());
@@ -57,8 +57,8 @@ pub(super) fn read(tx: &ReadTransaction) -> Result<Option<Meta>, StoreError> {
         return Err(malformed_table("meta"));
     };
     let meta = Meta { format: u32::from_be_bytes(format), id: StoreId(id), network };
-    // A newer program may compute another check: its file is refused, not salvaged.
-    let check = read("check")?.filter(|_| meta.format <= FORMAT);
+    // Another program may compute another check: its file is refused, not salvaged.
+    let check = read("check")?.filter(|_| meta.format == FORMAT);
     if check.is_some_and(|check| check != meta.check()) {
         return Err(malformed_table("meta"));
     }

@@ -6,7 +6,7 @@
 //! old log costs nothing until it is read. A commit of a send adds only the records, the head of the log, and every
 //! 1,024th chain hash.
 //!
-//! Tables: `meta` (name -> bytes), `heads` (origin -> seq, hash, first and last stamp, check), `chain` (origin, seq ->
+//! Tables: `meta` (name -> bytes), `heads` (origin -> span, first and last stamp, check), `chain` (origin, seq ->
 //! hash), `cuts` (origin -> seq), `loose` (origin -> last detached seq), `members`, `met`, and `log/<origin in hex>`
 //! (seq -> record). On disk, `loose` means detached, and `met` the node last seen at each address.
 //!
@@ -32,11 +32,12 @@ use redb::{
 use twox_hash::XxHash3_64;
 use uuid::Uuid;
 
+use crate::chain::bytes::ByteReader;
 use crate::chain::clock::Stamp;
-use crate::chain::ids::{ChainHash, Origin};
+use crate::chain::ids::Origin;
 use crate::chain::logs::{CHECKPOINT_EVERY, Logs, LogsOnDisk, StampRange};
 use crate::chain::members::Membership;
-use crate::chain::vector::Head;
+use crate::chain::vector::{Head, LogSpan};
 use crate::fault::Fault;
 use crate::store::engine::catch_panic::{GuardedDb, catch_panic, open_if_exists};
 use crate::store::engine::files::{self, FileIdentity, Files, OpenMode};
@@ -161,13 +162,12 @@ impl LogFile {
 
     /// Whether the entries of a log up to `last` match the stored checkpoints of the chain. Reads all of them, so a
     /// damaged one is an error.
-    pub fn matches_chain(&self, origin: Origin, last: u64) -> Result<bool, StoreError> {
-        let mut hash = ChainHash::genesis(origin);
-        let mut next = 1;
+    pub fn matches_chain(&self, origin: Origin, floor: Head, last: u64) -> Result<bool, StoreError> {
+        let (mut hash, mut next) = (floor.hash, floor.seq + 1);
         while next <= last {
             let mut reader = self.read()?;
             for entry in reader.forward(origin, next, last, ReadLimit { rows: 1_000, bytes: 1 << 20 })? {
-                hash = hash.next(next, entry.stamp(), entry.digest());
+                hash = hash.next(next, entry.stamp(), entry.leaf());
                 let is_checkpoint = next % CHECKPOINT_EVERY == 0;
                 if is_checkpoint && reader.checkpoint(origin, next)?.is_some_and(|stored| stored != hash) {
                     return Ok(false);
@@ -218,8 +218,8 @@ fn write(tx: &mut WriteTransaction, batch: &WriteBatch, logs: &Logs) -> Result<(
     let mut heads = tx.open_table(HEADS)?;
     for origin in changed {
         match (logs.vector().get(origin), logs.stamps(origin)) {
-            (Some(head), Some(range)) => {
-                heads.insert(origin.0, encode_head(origin, head, range).as_slice())?;
+            (Some(span), Some(range)) => {
+                heads.insert(origin.0, encode_span(origin, span, range).as_slice())?;
             }
             _ => drop(heads.remove(origin.0)?), // the log was cut at its first entry
         }
@@ -286,8 +286,8 @@ fn find_logs(tx: &ReadTransaction) -> Result<LogsOnDisk, StoreError> {
     for row in tx.open_table(HEADS)?.iter()? {
         let (key, value) = row?;
         let origin = Origin(key.value());
-        let (head, range) = decode_head(origin, value.value()).ok_or_else(|| malformed_table("heads"))?;
-        found.heads.push((origin, head, range));
+        let (span, range) = decode_span(origin, value.value()).ok_or_else(|| malformed_table("heads"))?;
+        found.spans.push((origin, span, range));
     }
     for (definition, list) in [(CUTS, &mut found.cuts), (DETACHED, &mut found.detached)] {
         let Some(table) = open_if_exists(tx, definition)? else { continue }; // nothing was cut or detached yet
@@ -299,14 +299,16 @@ fn find_logs(tx: &ReadTransaction) -> Result<LogsOnDisk, StoreError> {
     // The rows of cuts and detached ends have no checksum. An impossible one leads to a salvage, which drops all cuts;
     // peers send them again.
     let heads: BTreeMap<Origin, u64> =
-        found.heads.iter().map(|(origin, head, _)| (*origin, head.seq)).collect();
+        found.spans.iter().map(|(origin, span, _)| (*origin, span.head.seq)).collect();
     if found.cuts.iter().any(|(origin, cut)| *cut <= heads.get(origin).copied().unwrap_or(0)) {
         return Err(malformed_table("cuts"));
     }
     if found.detached.iter().any(|(_, last)| *last == u64::MAX) {
         return Err(malformed_table("loose"));
     }
-    let mut known: BTreeSet<Origin> = heads.into_keys().collect();
+    let has_entries = |(_, span, _): &&(Origin, LogSpan, StampRange)| span.head.seq > span.floor.seq;
+    let mut known: BTreeSet<Origin> =
+        found.spans.iter().filter(has_entries).map(|(origin, ..)| *origin).collect();
     known.extend(found.detached.iter().map(|(origin, _)| *origin));
     let cut: BTreeSet<Origin> = found.cuts.iter().map(|(origin, _)| *origin).collect();
     for origin in tables(tx)? {
@@ -334,37 +336,41 @@ fn row_check(key: &[u8], row: &[u8]) -> [u8; 8] {
     XxHash3_64::oneshot_with_seed(XxHash3_64::oneshot(key), row).to_be_bytes()
 }
 
-pub(in crate::store) fn encode_head(origin: Origin, head: &Head, range: StampRange) -> Vec<u8> {
-    let [seq, first, last] = [head.seq, range.first.0, range.last.0].map(u64::to_be_bytes);
-    with_check(&origin.0, [&seq[..], &head.hash.0, &first, &last].concat())
+pub(in crate::store) fn encode_span(origin: Origin, span: &LogSpan, range: StampRange) -> Vec<u8> {
+    let mut row = Vec::with_capacity(64);
+    span.put(&mut row);
+    row.extend_from_slice(&range.first.0.to_be_bytes());
+    row.extend_from_slice(&range.last.0.to_be_bytes());
+    with_check(&origin.0, row)
 }
 
-fn decode_head(origin: Origin, bytes: &[u8]) -> Option<(Head, StampRange)> {
-    let (seq, rest) = checked(&origin.0, bytes)?.split_first_chunk()?;
-    let (hash, rest) = rest.split_first_chunk()?;
-    let (first, last) = rest.split_first_chunk()?;
-    let [seq, first, last] = [*seq, *first, last.try_into().ok()?].map(u64::from_be_bytes);
-    let range = StampRange { first: Stamp(first), last: Stamp(last) };
-    Some((Head { seq, hash: ChainHash(*hash) }, range))
+fn decode_span(origin: Origin, bytes: &[u8]) -> Option<(LogSpan, StampRange)> {
+    let mut reader = ByteReader::new(checked(&origin.0, bytes)?);
+    let span = LogSpan::read(&mut reader, origin)?;
+    let range = StampRange { first: Stamp(reader.u64()?), last: Stamp(reader.u64()?) };
+    reader.end((span, range))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::chain::ids::ChainHash;
+    use crate::chain::kind::LogType;
 
-    /// Frozen: a row of `heads` in format 1. May be added to, never changed.
+    /// Frozen: a row of `heads` in format 2. May be added to, never changed.
     #[test]
-    fn a_row_of_heads_in_format_1_is_frozen() {
+    fn a_row_of_heads_in_format_2_is_frozen() {
         let (origin, head) = (Origin([7; 16]), Head { seq: 17, hash: ChainHash([5; 32]) });
+        let span = LogSpan::whole(origin, LogType::MESSAGES, head);
         let range = StampRange { first: Stamp(1), last: Stamp(2) };
-        let row = encode_head(origin, &head, range);
-        assert_eq!(decode_head(origin, &row), Some((head, range)));
-        assert_eq!(decode_head(Origin([8; 16]), &row), None, "a row belongs to its log");
+        let row = encode_span(origin, &span, range);
+        assert_eq!(decode_span(origin, &row), Some((span, range)));
+        assert_eq!(decode_span(Origin([8; 16]), &row), None, "a row belongs to its log");
         assert_eq!(
             crate::chain::hex(&row),
             concat!(
-                "000000000000001105050505050505050505050505050505050505050505050505050505050505050000000000",
-                "00000100000000000000029d5f182fcdf0cb45"
+                "00000000110505050505050505050505050505050505050505050505050505050505050505000000000000000100",
+                "00000000000002e4b33c1ccc8f2d3d"
             )
         );
     }

@@ -14,6 +14,7 @@ use super::{CHAIN, log_table, table_name};
 use crate::chain::ids::{ChainHash, EntryKey, Origin};
 use crate::chain::logs::CHECKPOINT_EVERY;
 use crate::chain::record::Entry;
+use crate::chain::vector::Head;
 use crate::fault::Fault;
 use crate::store::StoreError;
 use crate::store::engine::catch_panic::{catch_panic, open_if_exists};
@@ -150,12 +151,13 @@ impl LogReader {
         self.record_failure(catch_panic(read))
     }
 
-    /// `h(seq)`, computed from the nearest checkpoint at or below `seq` and the entries between.
-    pub fn hash_at(&mut self, origin: Origin, seq: u64) -> Result<ChainHash, StoreError> {
+    /// `h(seq)`, computed from the nearest checkpoint at or below `seq`, or the log's floor, and the entries between.
+    pub fn hash_at(&mut self, origin: Origin, floor: Head, seq: u64) -> Result<ChainHash, StoreError> {
         let mut checkpoint = seq - seq % CHECKPOINT_EVERY;
         let mut hash = loop {
-            if checkpoint == 0 {
-                break ChainHash::genesis(origin);
+            if checkpoint <= floor.seq {
+                checkpoint = floor.seq;
+                break floor.hash;
             }
             if let Some(stored) = self.checkpoint(origin, checkpoint)? {
                 break stored;
@@ -166,17 +168,23 @@ impl LogReader {
         let mut next = checkpoint + 1;
         while next <= seq {
             for entry in self.forward(origin, next, seq, limit)? {
-                hash = hash.next(next, entry.stamp(), entry.digest());
+                hash = hash.next(next, entry.stamp(), entry.leaf());
                 next += 1;
             }
         }
         Ok(hash)
     }
 
-    /// The first seq in `1..=last` whose key is after `key`, else `last + 1`. A binary search, because the stamps of a
-    /// log increase. A damaged entry counts as after `key` unless an intact one that follows it is not.
-    pub fn first_after(&mut self, origin: Origin, last: u64, key: EntryKey) -> Result<u64, StoreError> {
-        let (mut low, mut high) = (1, last + 1);
+    /// The first seq in `first..=last` whose key is after `key`, else `last + 1`. A binary search, because the stamps of
+    /// a log increase. A damaged entry counts as after `key` unless an intact one that follows it is not.
+    pub fn first_after(
+        &mut self,
+        origin: Origin,
+        first: u64,
+        last: u64,
+        key: EntryKey,
+    ) -> Result<u64, StoreError> {
+        let (mut low, mut high) = (first, last + 1);
         while low < high {
             let middle = low + (high - low) / 2;
             let mut at = middle;

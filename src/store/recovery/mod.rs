@@ -22,8 +22,10 @@ use std::io;
 use std::path::PathBuf;
 
 use crate::chain::logs::LogsOnDisk;
+use crate::chain::record::FORMAT;
 use crate::store::engine::files::{Files, LOG, OpenMode, SALVAGING};
 use crate::store::log::{LogFile, NotOpen};
+use crate::store::recovery::lossy_file::LossyFile;
 use crate::store::recovery::salvage::{Salvaged, salvage};
 use crate::store::{OpenError, OpenPolicy};
 
@@ -65,6 +67,20 @@ pub(in crate::store) fn has_store(files: &dyn Files) -> Result<bool, OpenError> 
     match files.names() {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false), // no directory
         names => Ok(names.map_err(unreadable)?.iter().any(|name| name.starts_with(DAMAGED_PREFIX))),
+    }
+}
+
+/// Fails if the log is of an earlier format. Nothing is written before: the program that wrote the file may still read
+/// it.
+pub(in crate::store) fn check_format(files: &dyn Files) -> Result<(), OpenError> {
+    // A missing or unreadable file is looked at again when it is opened.
+    let source = LossyFile::new(files, LOG, true).ok();
+    let known = u32::from(FORMAT);
+    match source.map(record_scan::first_format) {
+        Some(Ok(Some(found))) if found != known => {
+            Err(OpenError::OtherFormat { path: files.path(LOG), found, known })
+        }
+        _ => Ok(()),
     }
 }
 

@@ -10,8 +10,10 @@
 use std::collections::BTreeMap;
 use std::io::{self, Read};
 
+use twox_hash::XxHash3_64;
+
 use crate::chain::ids::Origin;
-use crate::chain::record::{Entry, MAGIC, RECORD_BYTES_MAX};
+use crate::chain::record::{Entry, FORMAT, MAGIC, RECORD_BYTES_MAX};
 
 /// Bytes searched at a time. A record that may go beyond their end is searched again with the bytes that follow.
 const WINDOW_BYTES: usize = 1 << 20;
@@ -76,6 +78,39 @@ impl<R: Read> RecordScan<R> {
     }
 }
 
+/// The format of the first record in these bytes: ours, or 1, whose records lack the type of the log.
+pub(in crate::store) fn first_format(mut source: impl Read) -> io::Result<Option<u32>> {
+    let mut window = Vec::new();
+    loop {
+        let count = source.by_ref().take(WINDOW_BYTES as u64).read_to_end(&mut window)?;
+        for at in (0..window.len()).filter(|at| window[*at..].starts_with(&MAGIC)) {
+            if Entry::check(&window[at..]).is_ok() {
+                return Ok(Some(FORMAT.into()));
+            }
+            if is_format_1(&window[at..]) {
+                return Ok(Some(1));
+            }
+        }
+        if count == 0 {
+            return Ok(None);
+        }
+        // A record may go beyond the window.
+        window.drain(..window.len().saturating_sub(RECORD_BYTES_MAX));
+    }
+}
+
+/// Whether these bytes begin with a record of format 1: 80 bytes of header with the content's length at 12, the
+/// content, and XXH3-64 over all before it.
+fn is_format_1(bytes: &[u8]) -> bool {
+    let Some(length) = bytes.get(12..16).and_then(|length| length.try_into().ok()).map(u32::from_be_bytes)
+    else {
+        return false;
+    };
+    let checked = bytes.get(..80 + length as usize + 8).and_then(|record| record.split_last_chunk());
+    bytes[8] == 1
+        && checked.is_some_and(|(covered, check)| XxHash3_64::oneshot(covered).to_be_bytes() == *check)
+}
+
 /// The entries seen so far: one bit each, where seqs are close together.
 #[derive(Debug, Default)]
 pub(in crate::store) struct SeenEntries(BTreeMap<(Origin, u64), u64>);
@@ -95,11 +130,11 @@ mod tests {
     use super::*;
     use crate::chain::clock::Stamp;
     use crate::chain::ids::EntryKey;
+    use crate::chain::kind::EntryKind;
     use crate::chain::message::Digest;
-    use crate::chain::record::EntryKind;
 
     fn record(seq: u64, content: &[u8]) -> Vec<u8> {
-        let (origin, stamp, digest) = (Origin([7; 16]), Stamp(seq), Digest::of(content));
+        let (origin, stamp, digest) = (Origin([7; 16]), Stamp(seq), Digest::of(EntryKind::Message, content));
         Entry::new(EntryKey { stamp, origin, seq }, EntryKind::Message, digest, content).bytes().to_vec()
     }
 

@@ -16,7 +16,7 @@ use crate::chain::logs::{CHECKPOINT_EVERY, Logs};
 use crate::chain::record::Entry;
 use crate::store::engine::catch_panic::GuardedDb;
 use crate::store::engine::files::{Files, OpenMode, SALVAGING};
-use crate::store::log::{CHAIN, DETACHED, HEADS, encode_head, log_table, table_name, tables, write_meta};
+use crate::store::log::{CHAIN, DETACHED, HEADS, encode_span, log_table, table_name, tables, write_meta};
 use crate::store::recovery::lossy_file::{self, LossyFile};
 use crate::store::recovery::record_scan::RecordScan;
 use crate::store::{OpenError, StoreError};
@@ -131,7 +131,7 @@ impl Salvage<'_> {
                 match is_same {
                     Some(true) => {}
                     Some(false) => {
-                        let origin = Origin::branch(entry.key(), entry.digest());
+                        let origin = Origin::branch(entry.key(), entry.log_type(), entry.leaf());
                         branches.push(entry.moved_to(EntryKey { origin, seq: 1, ..entry.key() }));
                     }
                     None => {
@@ -157,17 +157,20 @@ impl Salvage<'_> {
                     last = seq.value();
                     let damaged = |_| StoreError::Damaged { origin, seq: last };
                     match logs.admit(&Entry::check(record.value()).map_err(damaged)?, 0) {
-                        Ok(true) if last.is_multiple_of(CHECKPOINT_EVERY) => {
-                            tx.open_table(CHAIN)?.insert((origin.0, last), logs.vector().hash(origin).0)?;
+                        Ok(true) => {
+                            let head =
+                                logs.vector().head(origin).filter(|_| last.is_multiple_of(CHECKPOINT_EVERY));
+                            if let Some(head) = head {
+                                tx.open_table(CHAIN)?.insert((origin.0, last), head.hash.0)?;
+                            }
                         }
-                        Ok(true) => {}
                         _ => detached += 1,
                     }
                 }
-                if let (Some(head), Some(range)) = (logs.vector().get(origin), logs.stamps(origin)) {
-                    tx.open_table(HEADS)?.insert(origin.0, encode_head(origin, head, range).as_slice())?;
+                if let (Some(span), Some(range)) = (logs.vector().get(origin), logs.stamps(origin)) {
+                    tx.open_table(HEADS)?.insert(origin.0, encode_span(origin, span, range).as_slice())?;
                     done.logs += 1;
-                    done.entries += head.seq;
+                    done.entries += span.head.seq;
                 }
                 if detached > 0 {
                     tx.open_table(DETACHED)?.insert(origin.0, last)?;

@@ -8,9 +8,10 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::chain::ids::{ChainHash, Origin};
+use crate::chain::kind::LogType;
 use crate::chain::logs::{CHECKPOINT_EVERY, LogsOnDisk, StampRange};
 use crate::chain::record::Entry;
-use crate::chain::vector::Head;
+use crate::chain::vector::{Head, LogSpan};
 use crate::store::engine::files::{Directory, Files, LOG, OpenMode};
 use crate::store::log::{LogFile, LogReader, NotOpen, ReadLimit};
 use crate::store::recovery::lossy_file::{self, LossyFile};
@@ -96,6 +97,7 @@ pub fn stores_in(dir: &Path) -> io::Result<Vec<PathBuf>> {
 pub fn verify(dir: &Path) -> Result<Verified, OpenError> {
     let files = Directory(dir.to_owned());
     let _lock = files.lock()?;
+    recovery::check_format(&files)?;
     let set_aside = recovery::damaged_files(&files)?;
     let NotOpen { error, db } = match recovery::open_existing(&files, None, OpenMode::Unchecked, true) {
         Ok((log, found)) => {
@@ -145,17 +147,18 @@ pub fn open_log_only(dir: &Path) -> Result<(), OpenError> {
 }
 
 fn read(log: &LogFile, found: &LogsOnDisk) -> VerifyReport {
-    let mut report = VerifyReport { logs: found.heads.len() as u64, ..VerifyReport::default() };
-    for (origin, head, range) in &found.heads {
-        let mut verifier = LogVerifier::new(*origin, *head, &mut report);
-        verifier.read(log, head.seq);
+    let mut report = VerifyReport { logs: found.spans.len() as u64, ..VerifyReport::default() };
+    for (origin, span, range) in &found.spans {
+        let mut verifier = LogVerifier::new(*origin, *span, &mut report);
+        verifier.read(log, span.head.seq);
         verifier.check_end(*range);
     }
     for (origin, last) in &found.detached {
-        let head = found.heads.iter().find(|(of, ..)| of == origin).map(|(_, head, _)| *head);
-        let head = head.unwrap_or(Head { seq: 0, hash: ChainHash::genesis(*origin) });
-        let mut verifier = LogVerifier { next: head.seq + 1, ..LogVerifier::new(*origin, head, &mut report) };
-        verifier.read(log, *last);
+        let span = found.spans.iter().find(|(of, ..)| of == origin).map(|(_, span, _)| *span);
+        let nothing = Head::genesis(*origin, LogType::MESSAGES);
+        let span = span.unwrap_or(LogSpan::whole(*origin, LogType::MESSAGES, nothing));
+        let verifier = LogVerifier::new(*origin, span, &mut report);
+        LogVerifier { next: span.head.seq + 1, ..verifier }.read(log, *last);
     }
     report
 }
@@ -172,9 +175,9 @@ struct LogVerifier<'a> {
 }
 
 impl<'a> LogVerifier<'a> {
-    fn new(origin: Origin, head: Head, report: &'a mut VerifyReport) -> Self {
-        let hash = Some(ChainHash::genesis(origin));
-        LogVerifier { origin, head, next: 1, hash, stamps: None, report }
+    fn new(origin: Origin, span: LogSpan, report: &'a mut VerifyReport) -> Self {
+        let LogSpan { floor, head, .. } = span;
+        LogVerifier { origin, head, next: floor.seq + 1, hash: Some(floor.hash), stamps: None, report }
     }
 
     /// Checks the rows from `next` to `last`.
@@ -216,7 +219,7 @@ impl<'a> LogVerifier<'a> {
         }
         let first = self.stamps.map_or(entry.stamp(), |range| range.first);
         self.stamps = Some(StampRange { first, last: entry.stamp() });
-        self.hash = self.hash.map(|hash| hash.next(seq, entry.stamp(), entry.digest()));
+        self.hash = self.hash.map(|hash| hash.next(seq, entry.stamp(), entry.leaf()));
         self.report.entries += 1;
         self.report.bytes += bytes.len() as u64;
         self.report.unreadable += u64::from(entry.needs_newer_program());
@@ -240,7 +243,7 @@ impl<'a> LogVerifier<'a> {
         let head = self.head;
         if self.hash.is_some_and(|hash| hash != head.hash) {
             self.add_damaged(head.seq, 1, "the chain does not lead to the head's hash");
-        } else if self.hash.is_some() && self.stamps != Some(range) {
+        } else if self.hash.is_some() && self.stamps.is_some_and(|stamps| stamps != range) {
             self.add_damaged(head.seq, 1, "the head says other stamps than the entries");
         }
     }

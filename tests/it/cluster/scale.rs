@@ -10,8 +10,9 @@ use std::time::{Duration, Instant};
 
 use chatchain::chain::clock::Stamp;
 use chatchain::chain::ids::{EntryKey, Origin};
+use chatchain::chain::kind::{EntryKind, LogType};
 use chatchain::chain::message::{Digest, Message, UncheckedMessage};
-use chatchain::chain::record::{Entry, EntryKind};
+use chatchain::chain::record::Entry;
 use chatchain::store::Store;
 use chatchain::store::log::WriteBatch;
 use uuid::Uuid;
@@ -37,12 +38,18 @@ pub fn build(dir: &Path, count: u64, log_of: impl Fn(u64) -> u64) {
     for number in 0..count {
         let origin = *names.entry(log_of(number)).or_insert_with(|| Origin(Uuid::now_v7().into_bytes()));
         let content = message(number).encode();
-        let (seq, digest) = (logs.vector().seq(origin) + 1, Digest::of(&content));
+        let (seq, digest) = (logs.vector().seq(origin) + 1, Digest::of(EntryKind::Message, &content));
         let stamp = Stamp::at(BEGAN_MS + number);
         let key = EntryKey { stamp, origin, seq };
         let entry = Entry::new(key, EntryKind::Message, digest, &content);
         assert_eq!(logs.admit(&entry, BEGAN_MS), Ok(true));
-        entries.push(store.index().overlay().append(entry, logs.vector().hash(origin)).expect("reads"));
+        entries.push(
+            store
+                .index()
+                .overlay()
+                .append(entry, logs.vector().hash(origin, LogType::MESSAGES))
+                .expect("reads"),
+        );
         if entries.len() as u64 == COMMIT_COUNT || number + 1 == count {
             store
                 .commit(WriteBatch { entries: std::mem::take(&mut entries), ..WriteBatch::default() }, &logs)

@@ -110,8 +110,11 @@ impl World {
                 continue;
             };
             let logs = run.committer.logs();
-            let heads: Vec<String> =
-                logs.vector().iter().map(|(origin, head)| format!("{}:{}", name(origin), head.seq)).collect();
+            let heads: Vec<String> = logs
+                .vector()
+                .iter()
+                .map(|(origin, span)| format!("{}:{}", name(origin), span.head.seq))
+                .collect();
             let cuts: Vec<String> =
                 logs.vector().cuts().map(|(origin, seq)| format!("{}:{seq}", name(origin))).collect();
             let detached: Vec<String> =

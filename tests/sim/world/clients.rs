@@ -5,6 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use chatchain::chain::ids::EntryKey;
+use chatchain::chain::kind::EntryKind;
 use chatchain::chain::message::{Digest, Message, UncheckedMessage};
 use chatchain::chain::vector::Vector;
 use chatchain::replica::write_ops::{NewMessage, Rejection, SendOutcome};
@@ -101,7 +102,7 @@ impl World {
         let message =
             Message::new(UncheckedMessage { id, sender, recipient, text, timestamp: None }).expect("valid");
         let content = message.encode();
-        let digest = Digest::of(&content);
+        let digest = Digest::of(EntryKind::Message, &content);
         self.ledger.sent.entry(id).or_default().insert(digest, content);
         (id, digest)
     }

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use chatchain::chain::clock::Stamp;
-use chatchain::chain::ids::{EntryKey, Origin};
+use chatchain::chain::ids::{EntryKey, Leaf, Origin};
 use chatchain::chain::message::{Content, Digest};
 use chatchain::chain::record::Entry;
 use uuid::Uuid;
@@ -19,7 +19,7 @@ pub struct Ledger {
     pub acknowledged: BTreeMap<Key, bool>,
     /// Messages for which no client got an answer.
     pub unanswered: Vec<Key>,
-    places: BTreeMap<(Origin, u64), (Stamp, Digest)>,
+    places: BTreeMap<(Origin, u64), (Stamp, Leaf)>,
     /// The log from which each branch starts.
     parents: BTreeMap<Origin, Origin>,
     /// Logs that two processes appended to.
@@ -44,7 +44,7 @@ impl Ledger {
     /// Records an entry of a node's log. Its message must have been sent, and no other entry may ever have had this seq
     /// in this log.
     pub fn observe(&mut self, entry: &Entry) -> Result<Key, String> {
-        let (EntryKey { stamp, origin, seq }, digest) = (entry.key(), entry.digest());
+        let (EntryKey { stamp, origin, seq }, digest, leaf) = (entry.key(), entry.digest(), entry.leaf());
         let id = Content::decode(entry.content()).map_err(|error| error.to_string())?.id;
         let sent = self.sent.get(&id).and_then(|contents| contents.get(&digest));
         if sent.is_none_or(|sent| sent != entry.content()) {
@@ -52,17 +52,14 @@ impl Ledger {
                 "entry {seq} of {origin} holds message {id} with a content that was never sent"
             ));
         }
-        let before = self.places.insert((origin, seq), (stamp, digest));
-        if before == Some((stamp, digest)) {
+        let before = self.places.insert((origin, seq), (stamp, leaf));
+        if before == Some((stamp, leaf)) {
             return Ok((id, digest));
         }
         if before.is_some() && !self.is_forked(origin) {
-            return Err(format!(
-                "seq {seq} of {origin} was used twice: {before:?} and {:?}",
-                (stamp, digest)
-            ));
+            return Err(format!("seq {seq} of {origin} was used twice: {before:?} and {:?}", (stamp, leaf)));
         }
-        self.parents.entry(Origin::branch(EntryKey { stamp, origin, seq }, digest)).or_insert(origin);
+        self.parents.entry(Origin::branch(entry.key(), entry.log_type(), leaf)).or_insert(origin);
         Ok((id, digest))
     }
 

@@ -221,11 +221,11 @@ impl World {
         let planned = link.exchange.plan(&logs, trigger);
         let left = Cell::new(ranges);
         let go_on = || left.replace(left.get().saturating_sub(1)) > 0;
-        let read = match runs::read(&run.store, &planned.reads, go_on) {
+        let read = match runs::read(&run.store, &logs, &planned.reads, go_on) {
             Ok(read) => read,
             Err(error) => return self.storage_fails(node, &error.to_string()),
         };
-        let request = link.exchange.request(run.hello.clone(), &planned, read);
+        let request = link.exchange.request(run.hello.clone(), now, &planned, read);
         self.network.exchanges += 1;
         self.tally.exchanges += 1;
         let exchange = self.network.exchanges;
@@ -291,7 +291,7 @@ impl World {
         let run = self.machines[node].up.as_mut().expect("is up");
         let opening = (request.hello.store_id, request.hello.incarnation_id);
         if request.hello == run.hello {
-            let bytes = SyncMessage::quiet(run.hello.clone(), [0; 16]).encode().into();
+            let bytes = SyncMessage::quiet(run.hello.clone(), [0; 16], now).encode().into();
             return self.send_packet(Packet {
                 from: node,
                 to: peer,
@@ -351,13 +351,14 @@ impl World {
             });
         }
         let logs = run.committer.logs().clone();
-        let read = match runs::read(&run.store, &exchange::reads_for(&request, &logs), || true) {
+        let read = match runs::read(&run.store, &logs, &exchange::reads_for(&request, &logs), || true) {
             Ok(read) => read,
             Err(error) => return self.storage_fails(node, &error.to_string()),
         };
         run.repair.update(run.store.log().damage(), &logs, now - run.started);
         let damaged = run.repair.ranges(logs.vector(), responder.theirs());
-        let reply = exchange::answer(&mut responder, &logs, &request, read, damaged, run.hello.clone());
+        let reply =
+            exchange::answer(&mut responder, &logs, &request, read, damaged, (run.hello.clone(), now));
         run.responders.insert(opening, responder);
         self.machines[node].advertised = logs.vector().clone();
         self.trace_message(node, peer, &reply, "answers");
@@ -385,7 +386,8 @@ impl World {
             let delay = 20_000 + self.below(20_000);
             return self.after(delay, Event::Exchange { node, incarnation, peer, token, on_timer: true });
         }
-        let met = SyncMessage { own: reply.own, ..SyncMessage::quiet(reply.hello.clone(), reply.digest) };
+        let quiet = SyncMessage::quiet(reply.hello.clone(), reply.digest, reply.clock_ms);
+        let met = SyncMessage { own: reply.own, ..quiet };
         let logs = run.committer.logs().clone();
         let more = reply.more;
         let actions = link.exchange.on_reply(planned, reply, &logs, run.store.log().damage());
@@ -417,8 +419,9 @@ impl World {
         }
         let mut progress = new > 0;
         for (origin, bisection, run) in std::mem::take(&mut actions.probes) {
-            let store = self.machines[node].up.as_ref().expect("is up").store.clone();
-            let outcome = match forks::judge(&store, origin, bisection, &run) {
+            let up = self.machines[node].up.as_ref().expect("is up");
+            let (store, logs) = (up.store.clone(), up.committer.logs().clone());
+            let outcome = match forks::judge(&store, &logs, origin, bisection, &run) {
                 Ok(outcome) => outcome,
                 Err(error) => return self.storage_fails(node, &error.to_string()),
             };

@@ -90,6 +90,7 @@ impl World {
             store_id: committer.store().id().0,
             incarnation_id: self.bytes(),
             address: format!("127.0.0.1:{}", 8081 + node),
+            is_guest: false,
         };
         let count = self.machines.len();
         let run = Running {
@@ -203,8 +204,8 @@ impl World {
         }
         let mut reader = run.store.log().read().expect("a running store can be read");
         let mut places: Vec<(Origin, u64)> = machine.held.damaged.iter().copied().collect();
-        for (origin, head) in now.changes_since(&run.seen) {
-            places.extend((run.seen.seq(origin) + 1..=head.seq).map(|seq| (origin, seq)));
+        for (origin, span) in now.changes_since(&run.seen) {
+            places.extend((run.seen.seq(origin) + 1..=span.head.seq).map(|seq| (origin, seq)));
         }
         let mut wrong = None;
         for (origin, seq) in places {

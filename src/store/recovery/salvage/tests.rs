@@ -4,8 +4,9 @@ use std::path::Path;
 
 use super::*;
 use crate::chain::clock::Stamp;
+use crate::chain::ids::Leaf;
+use crate::chain::kind::{EntryKind, LogType};
 use crate::chain::message::Digest;
-use crate::chain::record::EntryKind;
 use crate::store::engine::files::{Directory, LOG};
 use crate::store::{OpenPolicy, Store};
 
@@ -13,7 +14,7 @@ const A: Origin = Origin([1; 16]);
 const B: Origin = Origin([2; 16]);
 
 fn record(origin: Origin, seq: u64, stamp: u64, content: &[u8]) -> Vec<u8> {
-    let (stamp, digest) = (Stamp(stamp), Digest::of(content));
+    let (stamp, digest) = (Stamp(stamp), Digest::of(EntryKind::Message, content));
     Entry::new(EntryKey { stamp, origin, seq }, EntryKind::Message, digest, content).bytes().to_vec()
 }
 
@@ -34,9 +35,9 @@ fn the_entries_before_the_first_gap_are_the_log_and_the_rest_is_detached() {
     records.reverse();
     records.extend_from_within(..100); // old copies
     let (store, logs) = open(dir.path(), &records);
-    let (head, mut reader) = (logs.vector().get(A).expect("is there"), store.log().read().expect("reads"));
-    assert_eq!((head.seq, logs.vector().origins()), (2499, 1));
-    assert_eq!(reader.hash_at(A, 2499).expect("computes"), head.hash);
+    let (span, mut reader) = (*logs.vector().get(A).expect("is there"), store.log().read().expect("reads"));
+    assert_eq!((span.head.seq, logs.vector().origins()), (2499, 1));
+    assert_eq!(reader.hash_at(A, span.floor, 2499).expect("computes"), span.head.hash);
     for checkpoint in [1024, 2048] {
         assert!(reader.checkpoint(A, checkpoint).expect("reads").is_some());
     }
@@ -74,7 +75,8 @@ fn different_records_of_one_key_are_all_kept() {
     assert_eq!(reader.get(A, 2).expect("is there").bytes(), &records[1], "the first one keeps the key");
     for content in [b"other", b"third"] {
         let key = EntryKey { stamp: Stamp(20), origin: A, seq: 2 };
-        let branch = Origin::branch(key, Digest::of(content));
+        let digest = Digest::of(EntryKind::Message, content);
+        let branch = Origin::branch(key, LogType::MESSAGES, Leaf::of(EntryKind::Message, "", digest));
         assert_eq!(reader.get(branch, 1).expect("is there").bytes(), &record(branch, 1, 20, content));
         assert_eq!(logs.vector().seq(branch), 1);
     }

@@ -1,9 +1,10 @@
 //! What `verify` says of stores that are whole, damaged in one place, or no databases.
 
 use super::*;
+use crate::chain::ids::Leaf;
+use crate::chain::kind::{EntryKind, LogType};
 use crate::chain::logs::Logs;
 use crate::chain::message::Digest;
-use crate::chain::record::EntryKind;
 use crate::store::log::WriteBatch;
 use crate::store::{OpenPolicy, Store, log};
 
@@ -14,10 +15,10 @@ fn store(dir: &Path, entries: u64) -> (std::sync::Arc<Store>, Logs, Origin) {
     let (mut new, mut overlay) = (Vec::new(), store.index().overlay());
     for number in 0..entries {
         let content = number.to_be_bytes();
-        let digest = Digest::of(&content);
-        let key = logs.assign(digest, 1_000, || origin);
+        let digest = Digest::of(EntryKind::Message, &content);
+        let key = logs.assign(Leaf::of(EntryKind::Message, "", digest), 1_000, || origin);
         let entry = Entry::new(key, EntryKind::Message, digest, &content);
-        new.push(overlay.append(entry, logs.vector().hash(origin)).expect("reads"));
+        new.push(overlay.append(entry, logs.vector().hash(origin, LogType::MESSAGES)).expect("reads"));
     }
     drop(overlay);
     store.commit(WriteBatch { entries: new, ..WriteBatch::default() }, &logs).expect("commits");
@@ -37,7 +38,7 @@ fn a_whole_store_is_whole_and_counted() {
     drop(store(dir.path(), 2500));
     let whole = report(dir.path());
     assert!(whole.is_whole());
-    assert_eq!((whole.logs, whole.entries, whole.bytes), (1, 2500, 2500 * 96));
+    assert_eq!((whole.logs, whole.entries, whole.bytes), (1, 2500, 2500 * 97));
     assert_eq!(whole.unreadable, 2500, "they are intact, and nothing that this program understands");
     assert_eq!(report(dir.path()), whole, "looking changes nothing");
 }
@@ -63,7 +64,7 @@ fn an_entry_that_is_not_the_one_of_the_chain_is_damage() {
     let dir = tempfile::tempdir().expect("temp dir");
     let (store, _, origin) = store(dir.path(), 1500);
     let entry = store.log().read().expect("reads").get(origin, 500).expect("is there");
-    let forged = Entry::new(entry.key(), entry.kind(), Digest::of(b"forged"), b"forged");
+    let forged = Entry::new(entry.key(), entry.kind(), Digest::of(EntryKind::Message, b"forged"), b"forged");
     log::fake::overwrite(store.log(), origin, 500, forged.bytes());
     drop(store);
     let found = report(dir.path());
