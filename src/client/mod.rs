@@ -17,7 +17,7 @@ pub use reqwest::header::HeaderValue;
 use std::{fmt, io, time::Duration};
 
 use bytes::{Bytes, BytesMut};
-use futures_util::{Stream, StreamExt, TryFutureExt, TryStreamExt};
+use futures_util::{Stream, StreamExt, TryFutureExt, TryStreamExt, stream};
 use reqwest::{
     Method, StatusCode, Url,
     header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, RETRY_AFTER, WWW_AUTHENTICATE},
@@ -49,13 +49,19 @@ const READ_MAX: Duration = Duration::from_secs(30);
 const URL_BYTES_MAX: usize = 65_534;
 /// A longer refusal is an invalid answer.
 const PROBLEM_BYTES_MAX: usize = 64 * 1024;
+/// The same as [`CONNECT_MAX`] for exchanges: round trips of several seconds are normal on some links.
+const PATIENT_CONNECT_MAX: Duration = Duration::from_secs(10);
 /// A longer answer to an exchange is invalid. It has at most 8 MiB of entries, and their framing.
 const SYNC_BYTES_MAX: usize = 8 * 1024 * 1024 + 64 * 1024;
+/// A body of an exchange without a byte for this long is a timeout.
+pub const SILENCE_MAX: Duration = Duration::from_secs(10);
 
 /// The HTTP client. Cheap to clone; all clones share one connection pool.
 #[derive(Debug, Clone)]
 pub struct Client {
     http: reqwest::Client,
+    /// For exchanges: links between sites may be slow.
+    patient: reqwest::Client,
     /// The header with the key, if the network has keys.
     authorization: Option<HeaderValue>,
 }
@@ -188,26 +194,30 @@ fn root_cause(e: &reqwest::Error) -> String {
 impl Client {
     /// A client that sends the first key with every request. Connects with the first request.
     pub fn new(keys: Option<&Keys>) -> Self {
-        let http = reqwest::Client::builder()
-            .user_agent(concat!("chatchain/", env!("CARGO_PKG_VERSION")))
-            .no_proxy()
-            .redirect(redirect::Policy::none())
-            .retry(reqwest::retry::never())
-            .referer(false)
-            .http1_only()
-            .tcp_nodelay(true)
-            .connect_timeout(CONNECT_MAX)
-            .read_timeout(READ_MAX)
-            .pool_idle_timeout(IDLE_MAX)
-            .pool_max_idle_per_host(IDLE_COUNT_MAX)
-            .build()
-            .expect("building cannot fail without TLS and proxies");
+        let builder = |connect_max| {
+            reqwest::Client::builder()
+                .user_agent(concat!("chatchain/", env!("CARGO_PKG_VERSION")))
+                .no_proxy()
+                .redirect(redirect::Policy::none())
+                .retry(reqwest::retry::never())
+                .referer(false)
+                .http1_only()
+                .tcp_nodelay(true)
+                .connect_timeout(connect_max)
+                .pool_idle_timeout(IDLE_MAX)
+                .pool_max_idle_per_host(IDLE_COUNT_MAX)
+        };
+        let build = |builder: reqwest::ClientBuilder| {
+            builder.build().expect("building cannot fail without TLS and proxies")
+        };
+        let http = build(builder(CONNECT_MAX).read_timeout(READ_MAX));
+        let patient = build(builder(PATIENT_CONNECT_MAX));
         let authorization = keys.map(|keys| {
             let mut value = HeaderValue::try_from(keys.authorization()).expect("a key is of printable ASCII");
             value.set_sensitive(true); // keeps the key out of printed headers
             value
         });
-        Self { http, authorization }
+        Self { http, patient, authorization }
     }
 
     /// Sends a request and waits for the head of the answer, whatever its status. Dropping the future cancels the
@@ -218,23 +228,50 @@ impl Client {
         request: &Request,
         within: Duration,
     ) -> Result<Answer, ClientError> {
+        self.send(&self.http, addr, request, within).await
+    }
+
+    async fn send(
+        &self,
+        http: &reqwest::Client,
+        addr: &Addr,
+        request: &Request,
+        within: Duration,
+    ) -> Result<Answer, ClientError> {
         let Request { method, path_and_query, mut headers, body } = request.clone();
         if let Some(authorization) = &self.authorization {
             headers.insert(AUTHORIZATION, authorization.clone());
         }
-        let asked = self.http.request(method, url(addr, &path_and_query)?).headers(headers);
+        let asked = http.request(method, url(addr, &path_and_query)?).headers(headers);
         let asked = if body.is_empty() { asked } else { asked.body(body) };
         let response = asked.send().map_err(|e| ClientError::from_reqwest(addr, &e));
         Ok(Answer { addr: addr.clone(), response: limit(addr, within, response).await? })
     }
 
-    /// Sends one exchange request to a node.
-    pub async fn sync(&self, addr: &Addr, body: Bytes, within: Duration) -> Result<Bytes, ClientError> {
+    /// Sends one exchange request to a node, and returns the answer as it arrives. Its head must come `within` this
+    /// time; then only a silence of [`SILENCE_MAX`] ends it.
+    pub async fn sync(
+        &self,
+        addr: &Addr,
+        body: Bytes,
+        within: Duration,
+    ) -> Result<impl Stream<Item = Result<Bytes, ClientError>> + Send + use<>, ClientError> {
         let request = Request::post(path::SYNC, media::BINARY, body);
-        let exchange = async {
-            self.forward(addr, &request, within).await?.accepted().await?.bytes(SYNC_BYTES_MAX).await
-        };
-        limit(addr, within, exchange).await
+        let answer = self.send(&self.patient, addr, &request, within).await?;
+        let answer = limit(addr, SILENCE_MAX, answer.accepted()).await?;
+        let (addr, body) = (addr.clone(), Box::pin(answer.into_stream()));
+        Ok(stream::unfold((body, 0), move |(mut body, before)| {
+            let addr = addr.clone();
+            async move {
+                let next = limit(&addr, SILENCE_MAX, async { Ok(body.next().await) }).await;
+                let part = next.transpose()?.flatten();
+                let bytes = before + part.as_ref().map_or(0, Bytes::len);
+                let why = format!("it is longer than {SYNC_BYTES_MAX} bytes");
+                let is_too_long = bytes > SYNC_BYTES_MAX;
+                let part = if is_too_long { Err(ClientError::Malformed { addr, why }) } else { part };
+                Some((part, (body, bytes)))
+            }
+        }))
     }
 
     /// Whether one server can store and read. A server that can do neither is an answer, not an error. Needs no key;

@@ -18,6 +18,10 @@ const INCIDENTS_MAX: usize = 16;
 /// An incident is shown for this long.
 const INCIDENT_TIME: Duration = Duration::from_secs(24 * 60 * 60);
 
+/// Logs that begin within [`SLOW_LOGS_INTERVAL`] because a link is slow: a log is kept for ever.
+const SLOW_LOGS_MAX: usize = 4;
+const SLOW_LOGS_INTERVAL: Duration = Duration::from_secs(24 * 60 * 60);
+
 /// A store takes a new id at most this often. Earlier claims that its id is used twice are ignored.
 const NEW_ID_INTERVAL: Duration = Duration::from_secs(10 * 60);
 
@@ -33,6 +37,7 @@ struct IncidentLog {
     lost: VecDeque<(Time, Origin, u64)>,
     /// Apart from the incidents, which a peer could push out by causing others.
     last_new_id: Option<Instant>,
+    slow_logs: Vec<Instant>,
 }
 
 impl Incidents {
@@ -82,6 +87,17 @@ impl Incidents {
         let may = last.is_none_or(|at| at.elapsed() >= NEW_ID_INTERVAL);
         if may {
             *last = Some(Instant::now());
+        }
+        may
+    }
+
+    /// Whether a new log may begin because a link is slow. If so, that counts as one of [`SLOW_LOGS_MAX`].
+    pub fn try_begin_log(&self) -> bool {
+        let begun = &mut self.lock().slow_logs;
+        begun.retain(|at| at.elapsed() < SLOW_LOGS_INTERVAL);
+        let may = begun.len() < SLOW_LOGS_MAX;
+        if may {
+            begun.push(Instant::now());
         }
         may
     }

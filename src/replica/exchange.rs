@@ -2,8 +2,8 @@
 //! for a message, and what a message leads to.
 //!
 //! Before: the node's sync task has a trigger or a request. The initiator is an [`Exchange`]: [`plan`](Exchange::plan),
-//! [`runs::read`](super::runs::read), the request, [`on_reply`](Exchange::on_reply), the writer, and
-//! [`on_committed`](Exchange::on_committed). The responder is [`on_request`], the writer, and [`answer`]. After: the
+//! [`runs::read`](super::runs::read), the request, [`on_reply`](Exchange::on_reply), and for the runs of the answer, as
+//! they arrive, [`on_runs`](Exchange::on_runs), the writer and [`on_admitted`](Exchange::on_admitted). The responder is [`on_request`], the writer, and [`answer`]. After: the
 //! [committer](super::committer) decides and commits what came.
 //!
 //! Invariants: a log that one side refuses is left out on this link for a while, and all other logs go on. Where two
@@ -52,6 +52,9 @@ pub struct Trigger<'a> {
     pub now_ms: u64,
     /// Logs that are not requested yet, because their owner pushes them or another peer is asked.
     pub skip: &'a dyn Fn(Origin) -> bool,
+    /// The last seq of a log that the peer has by any of its messages; the largest number if it pulls the log from
+    /// here now. Nothing up to there is pushed.
+    pub peer_has: &'a dyn Fn(Origin) -> u64,
     /// Damaged entries that this peer may have.
     pub repair: Vec<EntryRange>,
 }
@@ -69,30 +72,42 @@ pub struct PlannedRequest {
     before: Option<Vector>,
 }
 
-/// What an answer leads to.
+/// An answer that is being taken in: its runs may arrive one after the other.
 #[derive(Debug)]
-pub struct ReplyActions {
-    pub next: NextExchange,
-    /// To be committed first.
-    pub maintenance: Vec<Maintenance>,
+pub struct Reply {
+    next: NextExchange,
+    /// The entries that bisections asked for and that have not come.
+    probes: Vec<EntryRange>,
+    before: Option<Vector>,
+}
+
+/// What some runs of an answer lead to.
+#[derive(Debug)]
+pub struct RunActions {
+    /// Entries for damaged ones; to be committed first.
+    pub repair: Option<Maintenance>,
     /// To be committed after that, in order.
     pub runs: Vec<Run>,
     /// Entries that bisections asked for; compare each with [`judge`](super::forks::judge).
     pub probes: Vec<(Origin, Bisection, Run)>,
-    before: Option<Vector>,
 }
 
 impl Exchange {
     pub fn plan(&mut self, logs: &Logs, trigger: Trigger<'_>) -> PlannedRequest {
-        let Trigger { on_timer, now_ms, skip, repair } = trigger;
+        let Trigger { on_timer, now_ms, skip, peer_has, repair } = trigger;
         self.backoff.retain(|_, until| *until > now_ms);
         let mut plan = self.initiator.start(logs.vector(), logs.own(), on_timer, skip);
-        plan.push.retain(|push| !self.is_left_out(push.origin));
-        plan.wants.retain(|want| !self.is_left_out(want.origin));
         let before = self.initiator.theirs().cloned();
+        plan.push.retain_mut(|push| {
+            push.first = push.first.max(peer_has(push.origin).saturating_add(1));
+            push.first <= push.last && !self.is_left_out(push.origin)
+        });
+        plan.wants.retain(|want| !self.is_left_out(want.origin));
         let pushes = plan.push.iter().map(|range| {
             let span = logs.vector().get(range.origin).expect("what is pushed is here");
-            let before = before.as_ref().map(|theirs| theirs.hash(range.origin, span.log_type));
+            // What it has by another message has a hash that is not known here.
+            let theirs = before.as_ref().filter(|theirs| theirs.seq(range.origin) + 1 == range.first);
+            let before = theirs.map(|theirs| theirs.hash(range.origin, span.log_type));
             let known = self.own_head_sent.is_some_and(|(origin, head)| {
                 origin == range.origin && head.seq == range.first - 1 && Some(head.hash) == before
             });
@@ -136,54 +151,68 @@ impl Exchange {
         body
     }
 
-    /// Takes the answer. `logs` are ours now.
+    /// Takes an answer without its runs. `logs` are ours now. Returns the cuts to be committed before the runs.
     pub fn on_reply(
         &mut self,
         planned: PlannedRequest,
-        mut reply: SyncMessage,
+        reply: &SyncMessage,
         logs: &Logs,
-        damage: &Damage,
-    ) -> ReplyActions {
+    ) -> (Reply, Vec<Maintenance>) {
         let PlannedRequest { plan, probes, before, .. } = planned;
-        let mut runs = std::mem::take(&mut reply.runs);
         self.peer_wants = within(&reply.wants, logs.vector());
-        let next = self.initiator.on_reply(plan, &reply);
-        let (mut maintenance, mut answers) = (Vec::new(), Vec::new());
+        let next = self.initiator.on_reply(plan, reply);
+        let mut cuts = Vec::new();
         if let Some(theirs) = self.initiator.theirs() {
-            maintenance.extend(new_cuts(logs, theirs));
+            cuts.extend(new_cuts(logs, theirs));
             for (origin, seq) in sync::forks(logs.vector(), theirs) {
                 self.start_bisection(origin, seq);
             }
         } else {
             self.bisections.clear(); // a new incarnation of the peer: what it held before is not relied on
         }
-        for EntryRange { origin, first, .. } in probes {
+        (Reply { next, probes, before }, cuts)
+    }
+
+    /// Takes runs of an answer, all of them or those that have arrived.
+    pub fn on_runs(
+        &mut self,
+        reply: &mut Reply,
+        mut runs: Vec<Run>,
+        logs: &Logs,
+        damage: &Damage,
+    ) -> RunActions {
+        let mut probes = Vec::new();
+        reply.probes.retain(|EntryRange { origin, first, .. }| {
             let is_answer =
-                |run: &Run| run.origin == origin && run.before.seq == first - 1 && run.entries.len() == 1;
-            match (runs.iter().position(is_answer), self.bisections.remove(&origin)) {
-                (Some(at), Some(bisection)) => answers.push((origin, bisection, runs.remove(at))),
-                _ => self.back_off(origin), // no answer: damaged there, or cut off
-            }
-        }
-        maintenance.extend(take_repairs(&mut runs, logs, damage));
-        // If the peer wants the same again, it could not use our answer, or the entries are damaged here too: wait for
-        // the timer.
-        let asks_for_more = !self.peer_wants.is_empty() && self.peer_wants != self.served_wants;
-        let is_again = asks_for_more || !self.bisections.is_empty();
-        let next = if is_again { NextExchange::Again } else { next };
-        ReplyActions { next, maintenance, runs, probes: answers, before }
+                |run: &Run| run.origin == *origin && run.before.seq == first - 1 && run.entries.len() == 1;
+            let Some(at) = runs.iter().position(is_answer) else { return true };
+            let run = runs.remove(at);
+            probes.extend(self.bisections.remove(origin).map(|bisection| (*origin, bisection, run)));
+            false
+        });
+        let repair = take_repairs(&mut runs, logs, damage);
+        RunActions { repair, runs, probes }
     }
 
     /// Takes the outcomes of the commits: logs that were refused are left out for a while. Returns the number of new
     /// entries.
-    pub fn on_committed(
-        &mut self,
-        actions: &ReplyActions,
-        admitted: &[(Origin, Admitted)],
-        now_ms: u64,
-    ) -> u64 {
+    pub fn on_admitted(&mut self, admitted: &[(Origin, Admitted)], now_ms: u64) -> u64 {
+        let mut new = 0;
+        for (origin, admitted) in admitted {
+            new += admitted.new;
+            match admitted.refused {
+                Some(AdmitError::Fork(seq)) if seq > 0 => self.start_bisection(*origin, seq),
+                Some(_) => drop(self.backoff.insert(*origin, now_ms + BACKOFF_MS)),
+                None => {}
+            }
+        }
+        new
+    }
+
+    /// Takes the end of an answer. `is_whole`: it was not cut off.
+    pub fn on_reply_end(&mut self, reply: Reply, is_whole: bool, now_ms: u64) -> NextExchange {
         let until = now_ms + BACKOFF_MS;
-        if let (Some(before), Some(now)) = (&actions.before, self.initiator.theirs()) {
+        if let (Some(before), Some(now)) = (&reply.before, self.initiator.theirs()) {
             for origin in self.pushed.iter().filter(|origin| before.seq(**origin) == now.seq(**origin)) {
                 if !self.bisections.contains_key(origin) {
                     tracing::warn!(%origin, "the peer refuses the entries of a log");
@@ -191,26 +220,31 @@ impl Exchange {
                 }
             }
         }
-        let mut new = 0;
-        for (origin, admitted) in admitted {
-            new += admitted.new;
-            match admitted.refused {
-                Some(AdmitError::Fork(seq)) if seq > 0 => self.start_bisection(*origin, seq),
-                Some(_) => drop(self.backoff.insert(*origin, until)),
-                None => {}
-            }
+        for EntryRange { origin, .. } in reply.probes.iter().filter(|_| is_whole) {
+            self.bisections.remove(origin);
+            self.backoff.insert(*origin, until); // no answer: damaged there, or cut off
         }
-        let unset = self.backoff.values_mut().filter(|until| **until == u64::MAX);
-        unset.for_each(|unset| *unset = until);
-        new
+        // If the peer wants the same again, it could not use our answer, or the entries are damaged here too: wait for
+        // the timer.
+        let asks_for_more = !self.peer_wants.is_empty() && self.peer_wants != self.served_wants;
+        if asks_for_more || !is_whole || !self.bisections.is_empty() {
+            NextExchange::Again
+        } else {
+            reply.next
+        }
     }
 
     /// Continues or ends a bisection. Returns what is to be committed.
-    pub fn on_bisected(&mut self, origin: Origin, outcome: BisectionOutcome) -> Option<Maintenance> {
+    pub fn on_bisected(
+        &mut self,
+        origin: Origin,
+        outcome: BisectionOutcome,
+        now_ms: u64,
+    ) -> Option<Maintenance> {
         match outcome {
             BisectionOutcome::Closer(bisection) => drop(self.bisections.insert(origin, bisection)),
             BisectionOutcome::Fork(seq) => return Some(Maintenance::Cut(origin, seq)),
-            BisectionOutcome::Inconclusive => self.back_off(origin),
+            BisectionOutcome::Inconclusive => drop(self.backoff.insert(origin, now_ms + BACKOFF_MS)),
         }
         None
     }
@@ -226,11 +260,6 @@ impl Exchange {
         });
     }
 
-    /// Leaves a log out; [`Exchange::on_committed`] sets until when.
-    fn back_off(&mut self, origin: Origin) {
-        self.backoff.insert(origin, u64::MAX);
-    }
-
     fn is_left_out(&self, origin: Origin) -> bool {
         self.backoff.contains_key(&origin) || self.bisections.contains_key(&origin)
     }
@@ -240,10 +269,16 @@ impl Exchange {
         self.initiator.theirs()
     }
 
-    /// Whether the peer lacks entries of our own log and accepts them.
-    pub fn has_own_to_push(&self, logs: &Logs) -> bool {
+    /// Whether the peer lacks entries of our own log and accepts them. `peer_has`: as in [`Trigger`].
+    pub fn has_own_to_push(&self, logs: &Logs, peer_has: impl Fn(Origin) -> u64) -> bool {
         let (Some(theirs), Some(own)) = (self.initiator.theirs(), logs.own()) else { return false };
-        logs.vector().seq(own) > theirs.seq(own) && !self.is_left_out(own)
+        logs.vector().seq(own) > theirs.seq(own).max(peer_has(own)) && !self.is_left_out(own)
+    }
+
+    /// Entries of our own log that the peer lacks.
+    pub fn own_lag(&self, logs: &Logs) -> u64 {
+        let (Some(theirs), Some(own)) = (self.initiator.theirs(), logs.own()) else { return 0 };
+        logs.vector().seq(own).saturating_sub(theirs.seq(own))
     }
 }
 

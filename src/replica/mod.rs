@@ -9,6 +9,7 @@ mod cut;
 mod decide;
 pub mod exchange;
 pub mod forks;
+pub mod pace;
 mod purge;
 pub mod repair;
 pub mod runs;

@@ -13,8 +13,10 @@ use crate::chain::vector::{Head, Vector};
 use crate::store::log::ReadLimit;
 use crate::store::{Store, StoreError};
 
-/// Bytes of records in one message of an exchange. What does not fit goes into the next message.
-const RUN_BYTES_MAX: usize = 4 << 20;
+/// A message has this many runs or more, so that its receiver loses little if the link is cut.
+const RUNS_PER_MESSAGE: usize = 8;
+/// A run of fewer bytes is not worth its hashes.
+const RUN_BYTES_MIN: usize = 4 << 10;
 /// Entries that the writer gets at once, so that clients' commits come between those of a long catch-up.
 const PIECE_COUNT: usize = 1_000;
 
@@ -79,15 +81,16 @@ pub(super) fn within(wants: &[EntryRange], mine: &Vector) -> Vec<EntryRange> {
     cut.filter(|want| want.first <= want.last).collect()
 }
 
-/// Reads ranges, up to the bound of one message. `go_on`: whether there is time for one more range.
+/// Reads ranges, up to this many bytes, but one entry at least. `go_on`: whether there is time for one more range.
 pub fn read(
     store: &Store,
     logs: &Logs,
     ranges: &[Wanted],
+    bytes: usize,
     go_on: impl Fn() -> bool,
 ) -> Result<ReadRuns, StoreError> {
     let mut read = ReadRuns::default();
-    let mut left = RUN_BYTES_MAX;
+    let (mut left, run_bytes) = (bytes.max(1), (bytes / RUNS_PER_MESSAGE).max(RUN_BYTES_MIN));
     for wanted in ranges {
         if left == 0 || !go_on() {
             read.more = true;
@@ -107,7 +110,7 @@ pub fn read(
         }
         let (mut next, mut before) = (first, Head { seq: first - 1, hash });
         while next <= last && left > 0 {
-            let most = ReadLimit { rows: PIECE_COUNT, bytes: left };
+            let most = ReadLimit { rows: PIECE_COUNT, bytes: left.min(run_bytes) };
             let Some(entries) = undamaged(store.log().read()?.forward(origin, next, last, most))? else {
                 break;
             };

@@ -14,6 +14,7 @@ pub mod bisect;
 pub mod run;
 pub mod wire;
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
 use super::ids::Origin;
@@ -53,6 +54,13 @@ pub fn forks(mine: &Vector, theirs: &Vector) -> Vec<(Origin, u64)> {
         mine.head(*origin).is_some_and(|head| head.seq == theirs.head.seq && head.hash != theirs.head.hash)
     });
     forked.map(|(origin, theirs)| (origin, theirs.head.seq)).collect()
+}
+
+/// The order in which logs are exchanged: control logs before all others, since they say who may read and write; then
+/// newer logs, whose ids are larger, before older ones, so that what is said now comes first.
+fn urgency(vector: &Vector, origin: Origin) -> (bool, Reverse<Origin>) {
+    let is_control = vector.get(origin).is_some_and(|span| span.log_type.is_control);
+    (!is_control, Reverse(origin))
 }
 
 /// Cuts that a peer has and we do not, or that lie before ours.
@@ -127,12 +135,13 @@ impl Initiator {
             }
         }
         // Our own log first: senders wait for the acks of its entries.
-        plan.push.sort_by_key(|range| Some(range.origin) != own);
+        plan.push.sort_by_key(|range| (Some(range.origin) != own, urgency(mine, range.origin)));
         for (origin, last, mine) in we_lack {
             if !skip(origin) || self.we_lack.is_due(origin) {
                 plan.wants.push(EntryRange { origin, first: mine + 1, last });
             }
         }
+        plan.wants.sort_by_key(|range| urgency(theirs, range.origin));
         plan
     }
 

@@ -11,6 +11,7 @@ use bytes::{Buf, BytesMut};
 use crate::chain::bytes::ByteReader;
 use crate::chain::ids::Origin;
 use crate::chain::members::{self, MEMBERS_MAX, Member, MemberId, MembersDigest};
+use crate::chain::record::Entry;
 use crate::chain::sync::run;
 use crate::chain::vector::{LogSpan, Vector, VectorDigest};
 
@@ -34,9 +35,12 @@ const CUTS: u8 = 5;
 const MEMBERS: u8 = 6;
 const MEMBERS_DIGEST: u8 = 7;
 const PACKED: u8 = 8;
+const BUDGET: u8 = 9;
 
-/// Bytes of runs that are packed together, before packing.
-const PACKED_BYTES: usize = 256 << 10;
+/// Bytes of runs that are packed together, before packing: an eighth of all, within these bounds. More pack better;
+/// fewer arrive sooner, and are lost if the link is cut.
+const PACKED_BYTES_MIN: usize = 4 << 10;
+const PACKED_BYTES_MAX: usize = 256 << 10;
 /// A section is at most this long: as long as a whole request.
 const SECTION_BYTES_MAX: usize = 8 << 20;
 /// The runs of one message are at most this long without packing; a message with more is malformed.
@@ -139,8 +143,10 @@ pub struct SyncMessage {
     pub heads: Option<Heads>,
     /// The log that the sender appends to.
     pub own: Option<Origin>,
-    /// The entries that the sender requests.
+    /// The entries that the sender requests, the most urgent first.
     pub wants: Vec<EntryRange>,
+    /// How many bytes of records the answer should have; the answering side has a bound of its own.
+    pub budget: Option<u32>,
     /// Entries for the other.
     pub runs: Vec<Run>,
     /// The digest of all members that the sender knows. An answer has none.
@@ -171,6 +177,7 @@ impl SyncMessage {
             heads: None,
             own: None,
             wants: Vec::new(),
+            budget: None,
             runs: Vec::new(),
             members_digest: None,
             members: Vec::new(),
@@ -223,6 +230,9 @@ impl SyncMessage {
                 }
             });
         }
+        if let Some(budget) = self.budget {
+            section(&mut out, BUDGET, |out| out.extend_from_slice(&budget.to_be_bytes()));
+        }
         self.encode_members(&mut out);
         put_runs(&mut out, &self.runs);
         out
@@ -247,8 +257,10 @@ impl SyncMessage {
         while let Some(run) = decoder.next_run()? {
             runs.push(run);
         }
-        let message = decoder.end()?;
-        Ok(SyncMessage { runs, ..message })
+        if decoder.message.is_some() && !decoder.buffer.is_empty() {
+            return Err(Malformed::Layout);
+        }
+        Ok(SyncMessage { runs, ..decoder.head()? })
     }
 
     fn decode_head(reader: &mut ByteReader<'_>) -> Result<Self, Malformed> {
@@ -286,6 +298,7 @@ impl SyncMessage {
             MEMBERS_DIGEST => {
                 self.members_digest = Some(section.array().and_then(|digest| section.end(digest))?);
             }
+            BUDGET => self.budget = Some(section.u32().and_then(|budget| section.end(budget))?),
             MEMBERS => self.members = section.members()?,
             CUTS => self.heads.as_mut()?.cuts = section.all(ByteReader::cut)?,
             _ => {} // a section that a newer program adds can be skipped
@@ -296,10 +309,11 @@ impl SyncMessage {
 
 /// Appends runs, packed together as far as that makes them smaller.
 fn put_runs(out: &mut Vec<u8>, runs: &[Run]) {
-    let mut raw = Vec::new();
+    let all: usize = runs.iter().flat_map(|run| &run.entries).map(Entry::size).sum();
+    let (most, mut raw) = ((all / 8).clamp(PACKED_BYTES_MIN, PACKED_BYTES_MAX), Vec::new());
     for (at, run) in runs.iter().enumerate() {
         section(&mut raw, RUN, |raw| run.put(raw));
-        if raw.len() < PACKED_BYTES && at + 1 < runs.len() {
+        if raw.len() < most && at + 1 < runs.len() {
             continue;
         }
         match run::pack(&raw) {
@@ -332,15 +346,10 @@ impl SyncDecoder {
         Ok(self.runs.pop_front())
     }
 
-    /// Everything but the runs, if a run has come: what follows is runs only.
-    pub fn message(&self) -> Option<&SyncMessage> {
-        self.message.as_ref().filter(|_| self.run_bytes > 0)
-    }
-
-    /// Everything but the runs, when all bytes were pushed.
-    pub fn end(self) -> Result<SyncMessage, Malformed> {
-        match self.message {
-            Some(message) if self.buffer.is_empty() => Ok(message),
+    /// Everything but the runs, after a run was read or all bytes were pushed.
+    pub fn head(&self) -> Result<SyncMessage, Malformed> {
+        match &self.message {
+            Some(message) if self.run_bytes > 0 || self.buffer.is_empty() => Ok(message.clone()),
             Some(_) => Err(Malformed::Layout),
             None => SyncMessage::decode_head(&mut ByteReader::new(&self.buffer)),
         }
@@ -458,7 +467,6 @@ mod tests {
     use crate::chain::ids::{ChainHash, EntryKey};
     use crate::chain::kind::{EntryKind, LogType};
     use crate::chain::message::Digest;
-    use crate::chain::record::Entry;
     use crate::chain::vector::Head;
     use proptest::prelude::*;
 
@@ -498,6 +506,7 @@ mod tests {
             heads: Some(Heads { base: Some([6; 16]), changes: vec![(A, span(9))], cuts: vec![(A, 10)] }),
             own: Some(A),
             wants: vec![EntryRange { origin: A, first: 3, last: 9 }],
+            budget: Some(1 << 20),
             members_digest: Some([8; 8]),
             members: vec![member(9), member(8)],
             runs: vec![Run { origin: A, log_type: LogType::MESSAGES, before, entries, is_damaged: false }],
@@ -519,6 +528,7 @@ mod tests {
             heads: Some(Heads { base: Some([6; 16]), changes: vec![(A, span(9))], cuts: vec![(A, 10)] }),
             own: Some(A),
             wants: vec![EntryRange { origin: A, first: 3, last: 9 }],
+            budget: Some(1 << 20),
             members_digest: Some([8; 8]),
             members: vec![member(9)],
             runs: vec![Run { entries: Vec::new(), ..full().runs.remove(0) }],
@@ -532,11 +542,11 @@ mod tests {
                 "46010606060606060606060606060606060601010101010101010101010101010101000000000905050505050505",
                 "05050505050505050505050505050505050505050505050505050000001801010101010101010101010101010101",
                 "000000000000000a0200000010010101010101010101010101010101010300000020010101010101010101010101",
-                "01010101000000000000000300000000000000090700000008080808080808080806000000330003090909090909",
-                "090909090909090909090404040404040404040404040404040400010e3132372e302e302e313a38303834040000",
-                "005b0101010101010101010101010101010100000000000000000000060505050505050505050505050505050505",
+                "01010101000000000000000300000000000000090900000004001000000700000008080808080808080806000000",
+                "330003090909090909090909090909090909090404040404040404040404040404040400010e3132372e302e302e",
+                "313a38303834040000005b0101010101010101010101010101010100000000000000000000060505050505050505",
                 "05050505050505050505050505050505050505050505050505050505050505050505050505050505050505050505",
-                "05"
+                "05050505050505050505"
             )
         );
     }
@@ -562,17 +572,16 @@ mod tests {
         let mut message = full();
         message.runs = (0..3).flat_map(|_| full().runs).collect();
         let bytes = message.encode();
-        let (mut decoder, mut runs, mut early) = (SyncDecoder::default(), 0, 0);
+        let (mut decoder, mut runs) = (SyncDecoder::default(), 0);
         for byte in &bytes {
             decoder.push(&[*byte]);
             while let Some(run) = decoder.next_run().expect("reads") {
                 assert_eq!(run, message.runs[runs]);
-                assert_eq!(decoder.message().map(|head| &head.wants), Some(&message.wants));
+                assert_eq!(decoder.head().expect("is complete").wants, message.wants);
                 runs += 1;
             }
-            early = early.max(if decoder.message().is_none() { 0 } else { 3 - runs });
         }
-        assert_eq!((runs, decoder.end().is_ok()), (3, true));
+        assert_eq!((runs, decoder.head().is_ok()), (3, true));
         let mut after = bytes;
         section(&mut after, OWN, |out| out.extend_from_slice(&A.0));
         assert_eq!(SyncMessage::decode(&after), Err(Malformed::Layout));

@@ -197,15 +197,10 @@ impl Cluster {
     pub fn on_answer(
         &self,
         number: usize,
-        wants: &[EntryRange],
         reply: &SyncMessage,
         theirs: Option<&Vector>,
         rtt: Duration,
     ) -> Result<(), String> {
-        let took_ms = u64::try_from(rtt.as_millis()).unwrap_or(u64::MAX);
-        let asked_ms = self.uptime_ms().saturating_sub(took_ms);
-        let member = reply.hello.member_id();
-        lock(&self.repair).on_answer(&PeerAnswer { member, asked_ms, wants, theirs, more: reply.more });
         let mut roster = self.roster();
         let (mut members_changed, mut holders_changed) = (roster.learn_members(reply, now_ms()), false);
         let mut result = Ok(());
@@ -225,6 +220,19 @@ impl Cluster {
         result
     }
 
+    /// All of a peer's answer has come: what it was asked for and did not send, it lacks. `asked`: when it was asked.
+    pub fn on_whole_answer(
+        &self,
+        wants: &[EntryRange],
+        reply: &SyncMessage,
+        theirs: Option<&Vector>,
+        asked: Instant,
+    ) {
+        let took_ms = u64::try_from(asked.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let (member, asked_ms) = (reply.hello.member_id(), self.uptime_ms().saturating_sub(took_ms));
+        lock(&self.repair).on_answer(&PeerAnswer { member, asked_ms, wants, theirs, more: reply.more });
+    }
+
     /// An exchange with a peer failed. Its member may be asked at another address from now on.
     pub fn on_failure(&self, number: usize, why: String) {
         let mut roster = self.roster();
@@ -234,6 +242,26 @@ impl Cluster {
         self.notify(&roster, peers_changed, false);
     }
 
+    /// The last seq of a log that a peer said it has, by a request or an answer; the largest number if it is pulling
+    /// the log from here. This node's own log is pushed all the same: sends wait for that.
+    pub fn peer_has(&self, number: usize, origin: Origin, is_own: bool) -> u64 {
+        let mut roster = self.roster();
+        let Some(peer) = roster.peer(number) else { return 0 };
+        if !is_own && peer.pulls(origin) {
+            u64::MAX
+        } else {
+            peer.vector.as_ref().map_or(0, |theirs| theirs.seq(origin))
+        }
+    }
+
+    /// A part of a peer's answer has arrived.
+    pub fn on_progress(&self, number: usize) {
+        self.sessions().renew(number);
+        if let Some(peer) = self.roster().peer(number) {
+            peer.last_answer = Some(Instant::now());
+        }
+    }
+
     /// A peer sent a request. If exchanges with it failed, the next one need not wait any longer.
     pub fn on_request(&self, request: &SyncMessage, theirs: Option<&Vector>) {
         let mut roster = self.roster();
@@ -241,6 +269,7 @@ impl Cluster {
         if let Some(peer) = roster.peer_of_sender(&request.hello) {
             holders_changed = peer.on_message(request, theirs, &self.incidents);
             peer.last_request = Some(Instant::now());
+            peer.pulled = request.wants.iter().map(|want| want.origin).collect();
             if peer.error.is_some() || peer.last_answer.is_none() {
                 peer.wake.notify_one();
             }

@@ -6,6 +6,7 @@
 //! Its address, its node id and the times of contact stay. Which peers there are, and when they are asked, is not known
 //! here.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -48,6 +49,8 @@ pub struct Peer {
     /// Entries that it asked for last although its heads cover them: they are damaged there, or it compares them after
     /// a fork. It does not count as a holder of them.
     pub damaged: Vec<EntryRange>,
+    /// The logs that its last request asked for.
+    pub pulled: BTreeSet<Origin>,
     pub last_request: Option<Instant>,
     pub last_answer: Option<Instant>,
     pub last_sync: Option<Time>,
@@ -73,6 +76,7 @@ impl Peer {
             vector_before_restart: None,
             own_log: None,
             damaged: Vec::new(),
+            pulled: BTreeSet::new(),
             last_request: None,
             last_answer: None,
             last_sync: None,
@@ -120,6 +124,12 @@ impl Peer {
         self.own_log = body.own.or(self.own_log);
     }
 
+    /// Whether it pulls this log from here at the moment.
+    pub fn pulls(&self, origin: Origin) -> bool {
+        let is_recent = |at: Instant| at.elapsed() < SUSPECT_TIME + 4 * self.rtt.unwrap_or_default();
+        self.pulled.contains(&origin) && self.last_request.is_some_and(is_recent)
+    }
+
     /// Whether all of these entries are on its disk, as far as it says. `mine`: the logs of this node. If they show
     /// that the peer's log is a fork, the peer holds other entries than these.
     pub fn holds(&self, entries: &EntryRange, mine: &Vector) -> bool {
@@ -165,7 +175,9 @@ impl Peer {
     /// `Up`: in contact, and the last exchange worked. `Suspect`: it failed, but the peer was in contact within
     /// [`SUSPECT_TIME`]. `Down`: no contact for longer than that.
     pub fn state(&self) -> NodeState {
-        let recently = |at: Option<Instant>| at.is_some_and(|at| at.elapsed() < SUSPECT_TIME);
+        // Round trips of several seconds are normal on some links.
+        let longest = SUSPECT_TIME + 4 * self.rtt.unwrap_or_default();
+        let recently = |at: Option<Instant>| at.is_some_and(|at| at.elapsed() < longest);
         match (&self.error, recently(self.last_answer) || recently(self.last_request)) {
             (None, true) => NodeState::Up,
             (Some(_), true) => NodeState::Suspect,

@@ -60,6 +60,14 @@ impl SyncSessions {
         may_ask
     }
 
+    /// The peer answers: its claims begin again.
+    pub fn renew(&mut self, peer: usize) {
+        self.claims
+            .values_mut()
+            .filter(|(holder, _)| *holder == peer)
+            .for_each(|(_, since)| *since = Instant::now());
+    }
+
     /// The exchange with this peer is over: others may be asked for its logs.
     pub fn release(&mut self, peer: usize) {
         self.claims.retain(|_, (holder, since)| *holder != peer && since.elapsed() < CLAIM_TIME);

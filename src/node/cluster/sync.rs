@@ -8,6 +8,7 @@
 //! each commit, so exchanges delay sends by little.
 
 use std::collections::HashMap;
+use std::pin::Pin;
 use std::time::{Duration, Instant};
 
 use axum::body::Body as HttpBody;
@@ -15,7 +16,7 @@ use axum::extract::RawQuery;
 use axum::http::{HeaderMap, header};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
-use futures_util::stream::{self, StreamExt};
+use futures_util::stream::{self, Stream, StreamExt};
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -24,11 +25,15 @@ use crate::api::error::{ErrorCode, Problem};
 use crate::api::media;
 use crate::api::query::refuse_any;
 use crate::chain::ids::Origin;
+use crate::chain::logs::Logs;
+use crate::chain::record::Entry;
 use crate::chain::sync::NextExchange;
-use crate::chain::sync::wire::{Malformed, Run, SyncMessage};
+use crate::chain::sync::wire::{Malformed, Run, SyncDecoder, SyncMessage};
 use crate::chain::vector::Vector;
+use crate::client::{ClientError, SILENCE_MAX};
 use crate::node::{Node, blocking, now_ms};
-use crate::replica::exchange::{Exchange, ReplyActions, Trigger};
+use crate::replica::exchange::{Exchange, Reply, RunActions, Trigger};
+use crate::replica::pace::{self, Pace};
 use crate::replica::runs::{ReadRuns, Wanted};
 use crate::replica::write_ops::{Admitted, Maintenance, PeerRecords};
 use crate::replica::{exchange, forks, runs};
@@ -39,8 +44,8 @@ const BODY_BYTES_MAX: usize = 8 << 20;
 /// Pieces of one exchange that wait for the writer at the same time. At the bound the next ones wait here: one peer
 /// with thousands of short logs must not fill the inbox that all peers share.
 const PIECES_WAITING_MAX: usize = 128;
-/// An exchange that takes longer has failed.
-const EXCHANGE_TIME: Duration = Duration::from_secs(10);
+/// Bytes of a record, roughly.
+const ENTRY_BYTES: u64 = 200;
 /// Reading for one message of an exchange ends after this long, between two ranges. The next message carries the rest.
 const READ_TIME: Duration = Duration::from_secs(1);
 /// Waits after failures double from the first to the second, with full jitter.
@@ -125,6 +130,8 @@ pub struct SyncClient {
     idle_rounds: u32,
     /// The peer lacks members that this node knows, so the next request lists them.
     sends_members: bool,
+    push: Pace,
+    pull: Pace,
 }
 
 impl SyncClient {
@@ -136,51 +143,65 @@ impl SyncClient {
     pub async fn exchange(&mut self, node: &Node, on_timer: bool) -> Result<Option<NextExchange>, String> {
         let (logs, cluster) = (node.logs(), &node.cluster);
         let Some((addr, _)) = cluster.peer_address(self.number) else { return Ok(None) };
+        self.begin_log_if_behind(node, &logs).await;
         let repairs = cluster.repairs_to_request(node, self.exchange.theirs());
         let skip = |origin| cluster.owner_pushes(origin) || !cluster.sessions().claim(origin, self.number);
-        let trigger = Trigger { on_timer, now_ms: cluster.uptime_ms(), skip: &skip, repair: repairs };
+        let own = logs.own();
+        let peer_has = |origin| cluster.peer_has(self.number, origin, own == Some(origin));
+        let now_ms = cluster.uptime_ms();
+        let trigger = Trigger { on_timer, now_ms, skip: &skip, peer_has: &peer_has, repair: repairs };
         let planned = self.exchange.plan(&logs, trigger);
-        let runs = read_runs(node, planned.reads.clone()).await?;
+        let runs = read_runs(node, planned.reads.clone(), self.push.bytes()).await?;
+        let pushed: usize = runs.runs.iter().flat_map(|run| &run.entries).map(Entry::size).sum();
         let mut request = self.exchange.request(cluster.hello(), crate::node::now_ms(), &planned, runs);
+        request.budget = u32::try_from(self.pull.bytes()).ok().filter(|_| !request.wants.is_empty());
         cluster.add_members_to_request(&mut request, self.sends_members);
         let wants = request.wants.clone();
         let sent = Instant::now();
-        let reply = cluster.client.sync(&addr, request.encode().into(), EXCHANGE_TIME).await;
-        let reply = reply.map_err(|error| error.to_string())?;
+        let within = SILENCE_MAX + Duration::from_millis(self.push.time_max_ms());
+        let answer = cluster.client.sync(&addr, request.encode().into(), within).await;
+        let answer = answer
+            .inspect_err(|_| {
+                if pushed > 0 {
+                    self.push.on_lost()
+                }
+            })
+            .map_err(|error| error.to_string())?;
+        let mut answer =
+            Answer { addr: addr.to_string(), body: Box::pin(answer), decoder: SyncDecoder::default() };
+        let first = answer.next_run().await?;
         let rtt = sent.elapsed();
-        let reply = SyncMessage::decode(&reply).map_err(|error| format!("{addr}: {error}"))?;
-        if reply.hello.network != cluster.network {
+        self.measure_push(pushed, rtt);
+        let head = answer.head()?;
+        if head.hello.network != cluster.network {
             return Err(format!("{addr} belongs to another network"));
         }
-        if cluster.roster().is_own(&reply.hello) {
+        if cluster.roster().is_own(&head.hello) {
             cluster.on_self_found(self.number);
             return Ok(None);
         }
-        if reply.hello.is_copied(cluster.roster().own()) {
+        if head.hello.is_copied(cluster.roster().own()) {
             take_new_store_id(node, &addr.to_string()).await;
             return Err(format!("{addr} has a copy of this node's store"));
         }
-        // What the cluster needs of the reply, whose records are moved out next.
-        let without_runs = SyncMessage {
-            own: reply.own,
-            wants: reply.wants.clone(),
-            members: reply.members.clone(),
-            more: reply.more,
-            ..SyncMessage::quiet(reply.hello.clone(), reply.digest, reply.clock_ms)
-        };
-        let actions = self.exchange.on_reply(planned, reply, &node.logs(), node.store.log().damage());
-        let clone_address = cluster.roster().clone_address(&without_runs, now_ms());
+        let (reply, cuts) = self.exchange.on_reply(planned, &head, &node.logs());
+        let clone_address = cluster.roster().clone_address(&head, now_ms());
         if let Some(address) = clone_address {
             take_new_store_id(node, &address).await;
         }
-        cluster.on_answer(self.number, &wants, &without_runs, self.exchange.theirs(), rtt)?;
-        let mut next = actions.next;
-        let progress = self.apply(node, &addr.to_string(), actions).await?;
-        let sent_members =
-            std::mem::replace(&mut self.sends_members, cluster.has_members_missing_in(&without_runs));
+        cluster.on_answer(self.number, &head, self.exchange.theirs(), rtt)?;
+        for cut in cuts {
+            node.writer.maintain(cut).await;
+        }
+        let (mut next, mut progress, is_whole) = self.take_runs(node, answer, reply, first, sent).await?;
+        if is_whole {
+            cluster.on_whole_answer(&wants, &head, self.exchange.theirs(), sent);
+        }
+        let sent_members = std::mem::replace(&mut self.sends_members, cluster.has_members_missing_in(&head));
         if progress || (self.sends_members && !sent_members) {
             next = NextExchange::Again;
         }
+        progress |= pushed > 0;
         cluster.sessions().release(self.number);
         // Only entries count as progress: a peer whose words change each time must not keep this task running.
         self.idle_rounds = if next == NextExchange::Again && !progress { self.idle_rounds + 1 } else { 0 };
@@ -190,14 +211,52 @@ impl SyncClient {
         Ok(Some(next))
     }
 
-    /// Carries out what a reply leads to. True if that was progress: new entries, or a step of a bisection.
-    async fn apply(&mut self, node: &Node, peer: &str, mut actions: ReplyActions) -> Result<bool, String> {
-        for maintenance in std::mem::take(&mut actions.maintenance) {
-            node.writer.maintain(maintenance).await;
+    /// Stores the runs of an answer as they arrive, so that a link that is cut loses the last one only. Second: whether
+    /// there was progress, new entries or a step of a bisection. Third: whether the answer came whole.
+    async fn take_runs(
+        &mut self,
+        node: &Node,
+        mut answer: Answer,
+        mut reply: Reply,
+        first: Option<Run>,
+        sent: Instant,
+    ) -> Result<(NextExchange, bool, bool), String> {
+        let (mut bytes, mut progress, mut broken, mut next) = (0, false, None, first);
+        while let Some(run) = next.take() {
+            let mut runs = vec![run];
+            while let Some(run) = answer.decoded_run()? {
+                runs.push(run);
+            }
+            bytes += runs.iter().flat_map(|run| &run.entries).map(Entry::size).sum::<usize>();
+            let (logs, damage) = (node.logs(), node.store.log().damage());
+            let actions = self.exchange.on_runs(&mut reply, runs, &logs, damage);
+            progress |= self.apply(node, &answer.addr, actions).await?;
+            node.cluster.on_progress(self.number);
+            match answer.next_run().await {
+                Ok(run) => next = run,
+                Err(why) => broken = Some(why),
+            }
         }
-        let runs = std::mem::take(&mut actions.runs);
-        let admitted = admit_runs(node, peer, self.exchange.theirs(), runs).await;
-        let new = self.exchange.on_committed(&actions, &admitted, node.cluster.uptime_ms());
+        let now_ms = node.cluster.uptime_ms();
+        let next = self.exchange.on_reply_end(reply, broken.is_none(), now_ms);
+        if bytes > 0 {
+            let took = millis(sent.elapsed()).saturating_sub(self.pull.round_trip_ms());
+            self.pull.on_carried(bytes, took);
+        }
+        match broken {
+            Some(why) if !progress => Err(why),
+            broken => Ok((next, progress, broken.is_none())),
+        }
+    }
+
+    /// Carries out what runs lead to. True if that was progress.
+    async fn apply(&mut self, node: &Node, peer: &str, actions: RunActions) -> Result<bool, String> {
+        if let Some(repair) = actions.repair {
+            node.writer.maintain(repair).await;
+        }
+        let admitted = admit_runs(node, peer, self.exchange.theirs(), actions.runs).await;
+        let now_ms = node.cluster.uptime_ms();
+        let new = self.exchange.on_admitted(&admitted, now_ms);
         if let Some(why) = admitted.iter().find_map(|(_, admitted)| admitted.not_stored) {
             return Err(format!("this node cannot store what {peer} sent: {why:?}"));
         }
@@ -206,7 +265,7 @@ impl SyncClient {
             let (store, logs) = (node.store.clone(), node.logs());
             let outcome = blocking(move || forks::judge(&store, &logs, origin, bisection, &run)).await?;
             progress = true; // each step of a bisection halves its range or ends it
-            if let Some(maintenance) = self.exchange.on_bisected(origin, outcome) {
+            if let Some(maintenance) = self.exchange.on_bisected(origin, outcome, now_ms) {
                 if let Maintenance::Cut(origin, _) = maintenance {
                     node.cluster.incidents.add(format!(
                         "log {origin} was forked: {peer} had other content than this node; both are kept"
@@ -218,12 +277,39 @@ impl SyncClient {
         Ok(progress)
     }
 
+    fn measure_push(&mut self, pushed: usize, took: Duration) {
+        let took = millis(took);
+        if pushed == 0 {
+            self.push.on_round_trip(took);
+            self.pull.on_round_trip(took);
+        } else {
+            self.push.on_carried(pushed, took.saturating_sub(self.push.round_trip_ms()));
+        }
+    }
+
+    /// If the peer lacks more of this node's log than its link carries soon, new messages go to a new log, which is
+    /// sent first.
+    async fn begin_log_if_behind(&self, node: &Node, logs: &Logs) {
+        let (lag, own) = (self.exchange.own_lag(logs), logs.own());
+        if let Some(own) = own.filter(|_| self.push.is_lag(lag.saturating_mul(ENTRY_BYTES)))
+            && node.cluster.incidents.try_begin_log()
+        {
+            tracing::info!(
+                peer = self.number,
+                lag,
+                "the link to a peer is slow: new messages go to a new log"
+            );
+            node.writer.maintain(Maintenance::Abandon(own)).await;
+        }
+    }
+
     /// Waits until there is a reason for an exchange. True if it is the timer.
     async fn wait(&self, node: &Node, wake: &Notify) -> bool {
         let mut signal = node.logs_signal();
+        let peer_has = |origin| node.cluster.peer_has(self.number, origin, true);
         tokio::select! {
             // An error only if the node is ending.
-            grown = signal.wait_for(|logs| self.exchange.has_own_to_push(logs)) => grown.is_err(),
+            grown = signal.wait_for(|logs| self.exchange.has_own_to_push(logs, peer_has)) => grown.is_err(),
             () = wake.notified() => false,
             () = tokio::time::sleep(jittered(node.config.sync_interval)) => true,
         }
@@ -238,6 +324,42 @@ impl SyncClient {
             () = wake.notified() => self.failures = 0,
         }
     }
+}
+
+/// The answer to an exchange, as it arrives.
+struct Answer {
+    addr: String,
+    body: Pin<Box<dyn Stream<Item = Result<Bytes, ClientError>> + Send>>,
+    decoder: SyncDecoder,
+}
+
+impl Answer {
+    /// The next run, once it has arrived; `None` at the end.
+    async fn next_run(&mut self) -> Result<Option<Run>, String> {
+        loop {
+            if let Some(run) = self.decoded_run()? {
+                return Ok(Some(run));
+            }
+            match self.body.next().await {
+                Some(bytes) => self.decoder.push(&bytes.map_err(|error| error.to_string())?),
+                None => return Ok(None),
+            }
+        }
+    }
+
+    /// The next run of those that have arrived.
+    fn decoded_run(&mut self) -> Result<Option<Run>, String> {
+        self.decoder.next_run().map_err(|error| format!("{}: {error}", self.addr))
+    }
+
+    /// Everything but the runs, after the first run or at the end.
+    fn head(&self) -> Result<SyncMessage, String> {
+        self.decoder.head().map_err(|error| format!("{}: {error}", self.addr))
+    }
+}
+
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Between three and five quarters of the interval, so that the timers of nodes do not run in step.
@@ -258,13 +380,13 @@ async fn take_new_store_id(node: &Node, peer: &str) {
 }
 
 /// Reads the records that a message of an exchange carries.
-async fn read_runs(node: &Node, ranges: Vec<Wanted>) -> Result<ReadRuns, String> {
+async fn read_runs(node: &Node, ranges: Vec<Wanted>, bytes: usize) -> Result<ReadRuns, String> {
     if ranges.is_empty() {
         return Ok(ReadRuns::default());
     }
     let (store, logs) = (node.store.clone(), node.logs());
     let began = Instant::now();
-    blocking(move || runs::read(&store, &logs, &ranges, || began.elapsed() < READ_TIME)).await
+    blocking(move || runs::read(&store, &logs, &ranges, bytes, || began.elapsed() < READ_TIME)).await
 }
 
 /// Has the writer admit runs, in pieces. One result per run.
@@ -350,7 +472,8 @@ pub async fn answer(node: &Node, mut request: SyncMessage, _bytes: Bytes) -> Res
         return Err(why.into());
     }
     let logs = node.logs();
-    let runs = read_runs(node, exchange::reads_for(&request, &logs)).await;
+    let budget = request.budget.map_or(pace::BYTES_MAX, |budget| pace::BYTES_MAX.min(budget as usize));
+    let runs = read_runs(node, exchange::reads_for(&request, &logs), budget).await;
     let runs = runs.map_err(|error| Problem::new(ErrorCode::StorageFailed, error))?;
     let repairs = cluster.repairs_to_request(node, responder.theirs());
     let mut reply = exchange::answer(

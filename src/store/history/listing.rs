@@ -89,10 +89,10 @@ pub fn damaged_between(
     let mut damaged: BTreeSet<(Origin, u64)> = store.log().damage().all().into_iter().collect();
     let origins: BTreeSet<Origin> = damaged.iter().map(|(origin, _)| *origin).collect();
     for origin in origins {
-        let last = logs.vector().seq(origin);
+        let (first, last) = (logs.vector().floor(origin) + 1, logs.vector().seq(origin));
         let mut reader = store.log().read()?;
-        let mut first_after = |key| reader.first_after(origin, last, key);
-        let low = after.map_or(Ok(1), &mut first_after)?;
+        let mut first_after = |key| reader.first_after(origin, first, last, key);
+        let low = after.map_or(Ok(first), &mut first_after)?;
         let before = before.map(|key| EntryKey { seq: key.seq.saturating_sub(1), ..key });
         let end = before.map_or(Ok(last + 1), &mut first_after)?;
         damaged.retain(|(of, seq)| *of != origin || (low..end).contains(seq));

@@ -9,7 +9,7 @@ use crate::support::servers::{check_refusal, post};
 
 const BINARY: (&str, &str) = ("content-type", "application/octet-stream");
 
-/// The head of a sync request: magic, protocol, flags, network, node id, store id, incarnation id, address, digest.
+/// The head of a sync request: magic, protocol, flags, network, node id, store id, incarnation id, clock, address, digest.
 fn exchange(protocol: u16, network: &str) -> Vec<u8> {
     let mut bytes = b"ChSy".to_vec();
     bytes.extend_from_slice(&protocol.to_be_bytes());
@@ -18,6 +18,7 @@ fn exchange(protocol: u16, network: &str) -> Vec<u8> {
     bytes.extend_from_slice(&7_u16.to_be_bytes());
     bytes.extend_from_slice(&[1; 16]);
     bytes.extend_from_slice(&[2; 16]);
+    bytes.extend_from_slice(&[0; 8]);
     bytes.push(11);
     bytes.extend_from_slice(b"127.0.0.1:1");
     bytes.extend_from_slice(&[0; 16]);
@@ -35,7 +36,7 @@ fn an_invalid_or_foreign_exchange_is_refused() {
     let cluster = Cluster::start(1);
     let addr = cluster.node(0);
     let ask = |bytes: &[u8]| post(addr, "/sync", &[BINARY], bytes);
-    let good = exchange(1, "chatchain");
+    let good = exchange(2, "chatchain");
     let malformed =
         |what: &str, answer: Response| check_refusal(what, &answer, 422, "invalid_message", "exchange");
     malformed("empty", ask(b""));
@@ -56,11 +57,11 @@ fn an_invalid_or_foreign_exchange_is_refused() {
     ] {
         malformed(what, ask(&[&good[..], &section].concat()));
     }
-    for protocol in [0, 2, 9, u16::MAX] {
+    for protocol in [0, 1, 9, u16::MAX] {
         let answer = ask(&exchange(protocol, "chatchain"));
         check_refusal("protocol", &answer, 426, "unsupported_protocol", &format!("version {protocol}"));
     }
-    check_refusal("network", &ask(&exchange(1, "elsewhere")), 403, "wrong_network", "chatchain");
+    check_refusal("network", &ask(&exchange(2, "elsewhere")), 403, "wrong_network", "chatchain");
     for headers in [&[][..], &[("content-type", "application/json")], &[("content-type", "text/plain")]] {
         check_refusal(
             "type",
@@ -78,15 +79,15 @@ fn an_invalid_or_foreign_exchange_is_refused() {
 #[test]
 fn a_valid_exchange_is_answered() {
     let cluster = Cluster::start(1);
-    let answer = post(cluster.node(0), "/sync", &[BINARY], exchange(1, "chatchain"));
+    let answer = post(cluster.node(0), "/sync", &[BINARY], exchange(2, "chatchain"));
     assert_eq!((answer.status(), answer.header("content-type")), (200, Some("application/octet-stream")));
-    let good = exchange(1, "chatchain");
+    let good = exchange(2, "chatchain");
     assert_eq!(
         (&answer.body[..6], &answer.body[7..15]),
         (&good[..6], &good[7..15]),
         "magic, protocol, network"
     );
-    let newer = [exchange(1, "chatchain"), section(200, b"of a newer program")].concat();
+    let newer = [exchange(2, "chatchain"), section(200, b"of a newer program")].concat();
     assert_eq!(
         post(cluster.node(0), "/sync", &[BINARY], newer).status(),
         200,
@@ -95,14 +96,14 @@ fn a_valid_exchange_is_answered() {
 }
 
 #[test]
-fn entries_with_a_wrong_checksum_are_not_stored() {
+fn entries_that_do_not_lead_to_the_hash_that_closes_their_run_are_not_stored() {
     let cluster = Cluster::start(1);
     let addr = cluster.node(0);
     let origin = uuid::Uuid::now_v7().into_bytes();
-    let first = [&origin[..], &0_u64.to_be_bytes(), &[0; 32]].concat();
-    for junk in [&b"not a record at all"[..], &[0; 4096], &[0xff; 4096]] {
+    let first = [&origin[..], &[0; 3], &0_u64.to_be_bytes(), &[0; 32], &[0; 32]].concat();
+    for junk in [&b"\x01\0\x01\x02hi"[..], b"not an entry at all", &[0; 4096], &[0xff; 4096]] {
         let run = section(4, &[&first[..], junk].concat());
-        let answer = post(addr, "/sync", &[BINARY], [exchange(1, "chatchain"), run].concat());
+        let answer = post(addr, "/sync", &[BINARY], [exchange(2, "chatchain"), run].concat());
         assert!(matches!(answer.status(), 200 | 422), "{}", answer.status());
     }
     assert_eq!(

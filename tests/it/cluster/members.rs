@@ -148,14 +148,15 @@ fn send_sync_as(to: SocketAddr, node: u16, opened: [u8; 16], address: SocketAddr
     let address = address.to_string();
     let network = blake3::hash(b"chatchain");
     let length = u8::try_from(address.len()).expect("short");
-    let parts: [&[u8]; 10] = [
+    let parts: [&[u8]; 11] = [
         b"ChSy",
-        &1_u16.to_be_bytes(),
+        &2_u16.to_be_bytes(),
         &[0],
         &network.as_bytes()[..8],
         &node.to_be_bytes(),
         &[1; 16],
         &opened,
+        &[0; 8],
         &[length],
         address.as_bytes(),
         &[0; 16],

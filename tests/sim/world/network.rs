@@ -11,10 +11,10 @@ use chatchain::chain::ids::Origin;
 use chatchain::chain::sync::wire::{Run, SyncMessage};
 use chatchain::chain::sync::{NextExchange, Responder};
 use chatchain::chain::vector::Vector;
-use chatchain::replica::exchange::{self, PlannedRequest, ReplyActions, Trigger};
+use chatchain::replica::exchange::{self, PlannedRequest, Reply, Trigger};
 use chatchain::replica::repair::PeerAnswer;
-use chatchain::replica::write_ops::{Admitted, PeerRecords};
-use chatchain::replica::{forks, runs};
+use chatchain::replica::write_ops::{Admitted, Maintenance, PeerRecords};
+use chatchain::replica::{forks, pace, runs};
 
 use super::link_quality::{EXCHANGE_MS, HalfOpen, LinkQuality};
 use super::machine::Pause;
@@ -154,7 +154,8 @@ impl World {
         let jitter = 750 + self.below(500);
         let run = self.machines[node].up.as_mut().expect("is up");
         let link = &mut run.links[peer];
-        let at_once = link.exchange.has_own_to_push(run.committer.logs()) || std::mem::take(&mut link.permit);
+        let at_once =
+            link.exchange.has_own_to_push(run.committer.logs(), |_| 0) || std::mem::take(&mut link.permit);
         link.pause = Pause::Wait;
         link.token += 1;
         let (token, incarnation) = (link.token, self.machines[node].incarnations);
@@ -177,7 +178,7 @@ impl World {
         for peer in (0..self.machines.len()).filter(|peer| *peer != node) {
             let run = self.machines[node].up.as_ref().expect("is up");
             let link = &run.links[peer];
-            if link.pause == Pause::Wait && link.exchange.has_own_to_push(run.committer.logs()) {
+            if link.pause == Pause::Wait && link.exchange.has_own_to_push(run.committer.logs(), |_| 0) {
                 self.wake(node, peer, false);
             }
         }
@@ -196,9 +197,15 @@ impl World {
         }
     }
 
+    /// Bytes of entries in one message: as on a fast link or on a slow one.
+    fn message_bytes(&mut self) -> usize {
+        if self.dice.one_in(3) { index(self.below(4_000)) } else { pace::BYTES_MAX }
+    }
+
     pub(super) fn begin_exchange(&mut self, node: usize, peer: usize, token: u64, on_timer: bool) {
         let now = self.now;
         let ranges = if self.dice.one_in(8) { 1 + self.below(3) } else { u64::MAX };
+        let bytes = self.message_bytes();
         let run = self.machines[node].up.as_mut().expect("is up");
         if run.links[peer].token != token {
             return;
@@ -217,11 +224,12 @@ impl World {
             roster.borrow().owner_pushes(origin, now, started)
                 || !roster.borrow_mut().claim(origin, peer, now)
         };
-        let trigger = Trigger { on_timer, now_ms: now - started, skip: &skip, repair: damaged };
+        let now_ms = now - started;
+        let trigger = Trigger { on_timer, now_ms, skip: &skip, peer_has: &|_| 0, repair: damaged };
         let planned = link.exchange.plan(&logs, trigger);
         let left = Cell::new(ranges);
         let go_on = || left.replace(left.get().saturating_sub(1)) > 0;
-        let read = match runs::read(&run.store, &logs, &planned.reads, go_on) {
+        let read = match runs::read(&run.store, &logs, &planned.reads, bytes, go_on) {
             Ok(read) => read,
             Err(error) => return self.storage_fails(node, &error.to_string()),
         };
@@ -333,7 +341,7 @@ impl World {
 
     pub(super) fn answer(&mut self, node: usize, answering: Answering) {
         let Answering { packet, request, mut responder, refused } = answering;
-        let (peer, now) = (packet.from, self.now);
+        let (peer, now, most) = (packet.from, self.now, self.message_bytes());
         let run = self.machines[node].up.as_mut().expect("is up");
         let opening = (request.hello.store_id, request.hello.incarnation_id);
         if refused {
@@ -351,7 +359,8 @@ impl World {
             });
         }
         let logs = run.committer.logs().clone();
-        let read = match runs::read(&run.store, &logs, &exchange::reads_for(&request, &logs), || true) {
+        let wanted = exchange::reads_for(&request, &logs);
+        let read = match runs::read(&run.store, &logs, &wanted, most, || true) {
             Ok(read) => read,
             Err(error) => return self.storage_fails(node, &error.to_string()),
         };
@@ -390,7 +399,9 @@ impl World {
         let met = SyncMessage { own: reply.own, ..quiet };
         let logs = run.committer.logs().clone();
         let more = reply.more;
-        let actions = link.exchange.on_reply(planned, reply, &logs, run.store.log().damage());
+        let mut reply = reply;
+        let runs = std::mem::take(&mut reply.runs);
+        let (reply, cuts) = link.exchange.on_reply(planned, &reply, &logs);
         let mut roster = run.roster.borrow_mut();
         let known = &mut roster.peers[peer];
         known.met(&met);
@@ -399,42 +410,76 @@ impl World {
         drop(roster);
         let ((wants, asked_ms), theirs) = (std::mem::take(&mut link.asked), link.exchange.theirs());
         run.repair.on_answer(&PeerAnswer { member: member(peer), asked_ms, wants: &wants, theirs, more });
-        self.carry_out(node, peer, actions);
+        self.carry_out(node, peer, reply, cuts, runs);
     }
 
-    fn carry_out(&mut self, node: usize, peer: usize, mut actions: ReplyActions) {
-        for maintenance in std::mem::take(&mut actions.maintenance) {
-            if self.write(node, &[maintenance], &[]).is_none() {
+    /// Carries out an answer, whose runs arrive in two parts.
+    fn carry_out(
+        &mut self,
+        node: usize,
+        peer: usize,
+        mut reply: Reply,
+        cuts: Vec<Maintenance>,
+        mut runs: Vec<Run>,
+    ) {
+        for cut in cuts {
+            if self.write(node, &[cut], &[]).is_none() {
                 return;
             }
         }
+        let later = runs.split_off(index(self.below(runs.len() as u64 + 1)));
+        let mut progress = false;
+        for runs in [runs, later] {
+            match self.take_runs(node, peer, &mut reply, runs) {
+                Some(new) => progress |= new,
+                None => return,
+            }
+        }
+        let running = self.now - self.machines[node].up.as_ref().expect("is up").started;
+        let next = self.link(node, peer).exchange.on_reply_end(reply, true, running);
+        self.exchange_ends(node, peer, next, progress);
+    }
+
+    /// Stores runs of an answer. Returns whether that was progress; `None`: the node or the exchange ended.
+    fn take_runs(&mut self, node: usize, peer: usize, reply: &mut Reply, runs: Vec<Run>) -> Option<bool> {
+        let run = self.machines[node].up.as_mut().expect("is up");
+        let logs = run.committer.logs().clone();
+        let actions = run.links[peer].exchange.on_runs(reply, runs, &logs, run.store.log().damage());
+        if let Some(repair) = actions.repair {
+            self.write(node, &[repair], &[])?;
+        }
         let theirs = self.link(node, peer).exchange.theirs().cloned();
-        let runs = std::mem::take(&mut actions.runs);
-        let Some(admitted) = self.admit_runs(node, theirs.as_ref(), &runs) else { return };
+        let admitted = self.admit_runs(node, theirs.as_ref(), &actions.runs)?;
         self.say_refused(node, peer, &admitted);
         let running = self.now - self.machines[node].up.as_ref().expect("is up").started;
-        let new = self.link(node, peer).exchange.on_committed(&actions, &admitted, running);
+        let new = self.link(node, peer).exchange.on_admitted(&admitted, running);
         if admitted.iter().any(|(_, admitted)| admitted.not_stored.is_some()) {
-            return self.link_fails(node, peer, "this node cannot store the entries");
+            self.link_fails(node, peer, "this node cannot store the entries");
+            return None;
         }
         let mut progress = new > 0;
-        for (origin, bisection, run) in std::mem::take(&mut actions.probes) {
+        for (origin, bisection, run) in actions.probes {
             let up = self.machines[node].up.as_ref().expect("is up");
             let (store, logs) = (up.store.clone(), up.committer.logs().clone());
             let outcome = match forks::judge(&store, &logs, origin, bisection, &run) {
                 Ok(outcome) => outcome,
-                Err(error) => return self.storage_fails(node, &error.to_string()),
+                Err(error) => {
+                    self.storage_fails(node, &error.to_string());
+                    return None;
+                }
             };
             self.say(format!("node {node} compares log {} with node {peer}: {outcome:?}", name(origin)));
             progress = true;
-            if let Some(maintenance) = self.link(node, peer).exchange.on_bisected(origin, outcome)
-                && self.write(node, &[maintenance], &[]).is_none()
-            {
-                return;
+            if let Some(maintenance) = self.link(node, peer).exchange.on_bisected(origin, outcome, running) {
+                self.write(node, &[maintenance], &[])?;
             }
         }
+        Some(progress)
+    }
+
+    fn exchange_ends(&mut self, node: usize, peer: usize, next: NextExchange, progress: bool) {
         let now = self.now;
-        let next = if progress { NextExchange::Again } else { actions.next };
+        let next = if progress { NextExchange::Again } else { next };
         self.machines[node].up.as_ref().expect("is up").roster.borrow_mut().release(peer, now);
         let link = self.link(node, peer);
         link.idle_rounds = if next == NextExchange::Again && !progress { link.idle_rounds + 1 } else { 0 };

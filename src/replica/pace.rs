@@ -1,0 +1,140 @@
+//! Owns how many bytes of entries one message of an exchange carries over a link, by what the link carried before.
+//!
+//! A message should take about four round trips, but one second at least, so that waiting for answers costs little, and
+//! ten at most, so that what is said now does not wait for long. The first message over a link is small; each one may
+//! be four times the one before. Bytes are those of records in the store: on the wire they are fewer.
+//!
+//! No clock here: durations are arguments, in milliseconds.
+
+/// The first message. On a link of 8 KiB/s it takes about a second.
+const FIRST_BYTES: usize = 16 << 10;
+/// The smallest one. A single entry is sent even if it is larger.
+const BYTES_MIN: usize = 1 << 10;
+/// The largest one.
+pub const BYTES_MAX: usize = 4 << 20;
+/// How long a message should take, at least and at most.
+const TIME_MIN_MS: u64 = 1_000;
+const TIME_MAX_MS: u64 = 10_000;
+/// A far link whose rate is not known is taken for one that carries this many bytes in [`LAG_MS`]; a near one is fast.
+const UNKNOWN_CARRIES: u64 = 80 << 10;
+/// A link with a longer round trip is far.
+const NEAR_MS: u64 = 10;
+/// A peer that is this far behind the log that we append to gets new messages in another log.
+const LAG_MS: u64 = 10_000;
+
+/// The pace of one direction of a link.
+#[derive(Debug, Clone)]
+pub struct Pace {
+    bytes: usize,
+    round_trip_ms: Option<u64>,
+    /// Bytes per second, as last measured.
+    rate: Option<u64>,
+}
+
+impl Default for Pace {
+    fn default() -> Self {
+        Pace { bytes: FIRST_BYTES, round_trip_ms: None, rate: None }
+    }
+}
+
+impl Pace {
+    /// Bytes for the next message.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// The round trip, 0 if it is not known.
+    pub fn round_trip_ms(&self) -> u64 {
+        self.round_trip_ms.unwrap_or(0)
+    }
+
+    /// An empty message was answered after this time. The shortest of late is the round trip; others waited for
+    /// something else.
+    pub fn on_round_trip(&mut self, ms: u64) {
+        let longest = self.round_trip_ms.map_or(u64::MAX, |before| before + before / 8 + 1);
+        self.round_trip_ms = Some(ms.min(longest));
+    }
+
+    /// A message with this many bytes was carried in this time, without the round trip.
+    pub fn on_carried(&mut self, bytes: usize, ms: u64) {
+        if bytes < self.bytes / 2 {
+            return; // there was not more to send, which says little of the link
+        }
+        let (carried, ms) = (bytes as u64, ms.max(1));
+        self.rate = Some(carried * 1_000 / ms);
+        let target = (4 * self.round_trip_ms()).clamp(TIME_MIN_MS, TIME_MAX_MS);
+        let wanted = usize::try_from(carried * target / ms).unwrap_or(usize::MAX);
+        self.bytes = wanted.clamp(self.bytes / 4, self.bytes * 4).clamp(BYTES_MIN, BYTES_MAX);
+    }
+
+    /// A message was lost on its way, and nothing of it arrived.
+    pub fn on_lost(&mut self) {
+        self.bytes = (self.bytes / 2).max(BYTES_MIN);
+    }
+
+    /// How long the next message may be on its way before its link counts as broken: four times what it should take.
+    pub fn time_max_ms(&self) -> u64 {
+        let expected = self.rate.map_or(TIME_MAX_MS, |rate| self.bytes as u64 * 1_000 / rate.max(1));
+        4 * expected.clamp(TIME_MIN_MS, TIME_MAX_MS)
+    }
+
+    /// Whether so many bytes take longer than a new message may wait.
+    pub fn is_lag(&self, bytes: u64) -> bool {
+        match self.rate {
+            Some(rate) => bytes > rate * LAG_MS / 1_000,
+            None => self.round_trip_ms() > NEAR_MS && bytes > UNKNOWN_CARRIES,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Sends over a link of this rate (bytes a second) and round trip. Returns how long the last message took.
+    fn send(pace: &mut Pace, rate: u64, round_trip_ms: u64, messages: usize) -> u64 {
+        let mut took = 0;
+        for _ in 0..messages {
+            pace.on_round_trip(round_trip_ms);
+            took = pace.bytes() as u64 * 1_000 / rate;
+            pace.on_carried(pace.bytes(), took);
+        }
+        took
+    }
+
+    #[test]
+    fn a_message_takes_a_second_or_four_round_trips() {
+        for (rate, round_trip, want) in
+            [(8 << 10, 50, 1_000), (300 << 10, 1_000, 4_000), (64 << 10, 5_000, 10_000)]
+        {
+            let took = send(&mut Pace::default(), rate, round_trip, 12);
+            assert!(
+                (want - 100..=want + 100).contains(&took),
+                "{took} ms at {rate} bytes/s and {round_trip} ms"
+            );
+        }
+    }
+
+    #[test]
+    fn a_fast_link_gets_the_largest_messages_and_one_that_became_slow_smaller_ones() {
+        let mut pace = Pace::default();
+        send(&mut pace, 100 << 20, 1, 6);
+        assert_eq!(pace.bytes(), BYTES_MAX);
+        assert!(!pace.is_lag(100 << 20));
+        send(&mut pace, 64 << 10, 50, 6);
+        assert!((60 << 10..=70 << 10).contains(&pace.bytes()), "{}", pace.bytes());
+        assert!(pace.is_lag(700 << 10) && !pace.is_lag(600 << 10));
+    }
+
+    #[test]
+    fn what_is_lost_again_and_again_becomes_a_single_entry_and_a_short_message_says_nothing() {
+        let mut pace = Pace::default();
+        (0..20).for_each(|_| pace.on_lost());
+        assert_eq!(pace.bytes(), BYTES_MIN);
+        pace.on_carried(100, 1);
+        assert_eq!(pace.bytes(), BYTES_MIN);
+        assert!(!pace.is_lag(u64::MAX), "near and not measured");
+        pace.on_round_trip(50);
+        assert!(pace.is_lag(UNKNOWN_CARRIES + 1) && !pace.is_lag(UNKNOWN_CARRIES));
+    }
+}
