@@ -76,7 +76,7 @@ impl Incidents {
     pub fn on_log(&self, first: &Entry) {
         let is_branch = |origin, seq| {
             let key = EntryKey { stamp: first.stamp(), origin, seq };
-            Origin::branch(key, first.digest()) == first.origin()
+            Origin::branch(key, first.log_type(), first.leaf()) == first.origin()
         };
         self.lock().lost.retain(|(_, origin, seq)| !is_branch(*origin, *seq));
     }
@@ -121,20 +121,23 @@ impl Incidents {
 mod tests {
     use super::*;
     use crate::chain::clock::Stamp;
+    use crate::chain::ids::Leaf;
+    use crate::chain::kind::{EntryKind, LogType};
     use crate::chain::message::Digest;
-    use crate::chain::record::EntryKind;
 
     #[test]
     fn a_lost_entry_is_reported_until_it_is_back_in_a_branch() {
         let (incidents, log) = (Incidents::default(), Origin([1; 16]));
         incidents.add_lost(log, 3);
         incidents.add("a past event".into());
+        let digest = Digest::of(EntryKind::Message, b"content");
+        let leaf = Leaf::of(EntryKind::Message, "", digest);
         let entry = |origin| {
             let key = EntryKey { stamp: Stamp(7), origin, seq: 1 };
-            Entry::new(key, EntryKind::Message, Digest::of(b"content"), b"content")
+            Entry::new(key, EntryKind::Message, digest, b"content")
         };
         let branch =
-            |seq| Origin::branch(EntryKey { stamp: Stamp(7), origin: log, seq }, Digest::of(b"content"));
+            |seq| Origin::branch(EntryKey { stamp: Stamp(7), origin: log, seq }, LogType::MESSAGES, leaf);
         for other in [Origin([2; 16]), branch(4)] {
             incidents.on_log(&entry(other));
         }

@@ -108,12 +108,22 @@ impl Bench {
 
     /// Has it store these entries of another node.
     async fn store(&self, stamps: impl IntoIterator<Item = Stamp>) {
-        let mut run =
-            Run { origin: X, before: Log::new(X, 0, 0, "").head(0), entries: Vec::new(), damaged: None };
+        let mut run = Run {
+            origin: X,
+            before: Log::new(X, 0, 0, "").head(0),
+            entries: Vec::new(),
+            log_type: LogType::MESSAGES,
+            is_damaged: false,
+        };
         for (seq, stamp) in (1..).zip(stamps) {
             let content = content(u128::from(seq) + 100, "theirs");
             let key = EntryKey { stamp, origin: X, seq };
-            run.entries.push(Entry::new(key, EntryKind::Message, Digest::of(&content), &content));
+            run.entries.push(Entry::new(
+                key,
+                EntryKind::Message,
+                Digest::of(EntryKind::Message, &content),
+                &content,
+            ));
         }
         for piece in crate::replica::runs::pieces(&run, None) {
             assert_eq!(self.node.writer.admit(piece).await.refused, None);
@@ -501,8 +511,11 @@ async fn damage_found_in_the_middle_of_an_answer_is_left_out_of_the_next() {
     let mut bench = Bench::new();
     let at = bench.serve().await;
     let content = |id| content(id, &"x".repeat(900));
-    let new =
-        |id| NewMessage { id: Uuid::from_u128(id), digest: Digest::of(EntryKind::Message, &content(id)), content: content(id) };
+    let new = |id| NewMessage {
+        id: Uuid::from_u128(id),
+        digest: Digest::of(EntryKind::Message, &content(id)),
+        content: content(id),
+    };
     bench.node.writer.send((0..3_000).map(new).collect()).await;
     let own = bench.node.logs().own().expect("has begun one");
     for seq in [2_000, 2_500] {
@@ -518,7 +531,7 @@ async fn members_that_are_not_on_disk_are_not_taken_for_stored() {
     bench.answer(quiet()).await;
     assert_eq!(bench.node.cluster.store_members(&bench.node).await, Ok(()));
     bench.node.writer.fault.raise("the disk fails".into());
-    bench.answer(SyncMessage::quiet(hello(3), [0; 16])).await;
+    bench.answer(SyncMessage::quiet(hello(3), [0; 16], 0)).await;
     for _ in 0..2 {
         assert_eq!(bench.node.cluster.store_members(&bench.node).await, Err(Rejection::Failed));
     }

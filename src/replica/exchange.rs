@@ -133,6 +133,7 @@ impl Exchange {
         let plan = &planned.plan;
         let mut body = SyncMessage::quiet(hello, short(plan.mine.digest()), clock_ms);
         (body.heads, body.need_full) = (plan.heads.clone(), plan.need_full);
+        body.wants_any = planned.before.is_none();
         body.own = if plan.heads.is_some() { planned.own } else { None };
         body.wants.clone_from(&plan.wants);
         body.wants.extend(&planned.repair);
@@ -264,6 +265,11 @@ impl Exchange {
         self.backoff.contains_key(&origin) || self.bisections.contains_key(&origin)
     }
 
+    /// What the peer said of itself by a request; used until an answer comes.
+    pub fn learn(&mut self, theirs: &Vector) {
+        self.initiator.learn(theirs);
+    }
+
     /// The peer's vector, as its latest message says.
     pub fn theirs(&self) -> Option<&Vector> {
         self.initiator.theirs()
@@ -319,8 +325,13 @@ pub fn on_request(
     (maintenance, runs)
 }
 
-pub fn reads_for(request: &SyncMessage, logs: &Logs) -> Vec<Wanted> {
-    within(&request.wants, logs.vector()).into_iter().map(Wanted::by_peer).collect()
+/// What a request asks for. `theirs`: the peer's vector, if its messages say so.
+pub fn reads_for(request: &SyncMessage, logs: &Logs, theirs: Option<&Vector>) -> Vec<Wanted> {
+    let mut wants = within(&request.wants, logs.vector());
+    if let Some(theirs) = theirs.filter(|_| request.wants_any) {
+        wants.extend(sync::missing_ranges(logs.vector(), theirs));
+    }
+    wants.into_iter().map(Wanted::by_peer).collect()
 }
 
 /// The answer. `logs`: ours after the request's runs were committed. `repair`: damaged entries that the peer may have.

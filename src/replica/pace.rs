@@ -1,20 +1,23 @@
 //! Owns how many bytes of entries one message of an exchange carries over a link, by what the link carried before.
 //!
 //! A message should take about four round trips, but one second at least, so that waiting for answers costs little, and
-//! ten at most, so that what is said now does not wait for long. The first message over a link is small; each one may
+//! 20 at most, so that a link that became slow is noticed. The first message over a link is small; each one may
 //! be four times the one before. Bytes are those of records in the store: on the wire they are fewer.
 //!
 //! No clock here: durations are arguments, in milliseconds.
 
-/// The first message. On a link of 8 KiB/s it takes about a second.
-const FIRST_BYTES: usize = 16 << 10;
+/// The first message to a peer. On a link of 8 KiB/s it takes two seconds.
+pub const FIRST_PUSH_BYTES: usize = 16 << 10;
+/// The first answer of a peer. It may be longer: it is taken in as it arrives, and what is said now does not wait for
+/// it.
+pub const FIRST_PULL_BYTES: usize = 64 << 10;
 /// The smallest one. A single entry is sent even if it is larger.
 const BYTES_MIN: usize = 1 << 10;
 /// The largest one.
 pub const BYTES_MAX: usize = 4 << 20;
 /// How long a message should take, at least and at most.
 const TIME_MIN_MS: u64 = 1_000;
-const TIME_MAX_MS: u64 = 10_000;
+const TIME_MAX_MS: u64 = 20_000;
 /// A far link whose rate is not known is taken for one that carries this many bytes in [`LAG_MS`]; a near one is fast.
 const UNKNOWN_CARRIES: u64 = 80 << 10;
 /// A link with a longer round trip is far.
@@ -31,13 +34,12 @@ pub struct Pace {
     rate: Option<u64>,
 }
 
-impl Default for Pace {
-    fn default() -> Self {
-        Pace { bytes: FIRST_BYTES, round_trip_ms: None, rate: None }
-    }
-}
-
 impl Pace {
+    /// Begins with messages of this many bytes.
+    pub fn new(bytes: usize) -> Self {
+        Pace { bytes, round_trip_ms: None, rate: None }
+    }
+
     /// Bytes for the next message.
     pub fn bytes(&self) -> usize {
         self.bytes
@@ -105,9 +107,9 @@ mod tests {
     #[test]
     fn a_message_takes_a_second_or_four_round_trips() {
         for (rate, round_trip, want) in
-            [(8 << 10, 50, 1_000), (300 << 10, 1_000, 4_000), (64 << 10, 5_000, 10_000)]
+            [(8 << 10, 50, 1_000), (300 << 10, 1_000, 4_000), (64 << 10, 5_000, 20_000)]
         {
-            let took = send(&mut Pace::default(), rate, round_trip, 12);
+            let took = send(&mut Pace::new(FIRST_PUSH_BYTES), rate, round_trip, 12);
             assert!(
                 (want - 100..=want + 100).contains(&took),
                 "{took} ms at {rate} bytes/s and {round_trip} ms"
@@ -117,7 +119,7 @@ mod tests {
 
     #[test]
     fn a_fast_link_gets_the_largest_messages_and_one_that_became_slow_smaller_ones() {
-        let mut pace = Pace::default();
+        let mut pace = Pace::new(FIRST_PUSH_BYTES);
         send(&mut pace, 100 << 20, 1, 6);
         assert_eq!(pace.bytes(), BYTES_MAX);
         assert!(!pace.is_lag(100 << 20));
@@ -128,7 +130,7 @@ mod tests {
 
     #[test]
     fn what_is_lost_again_and_again_becomes_a_single_entry_and_a_short_message_says_nothing() {
-        let mut pace = Pace::default();
+        let mut pace = Pace::new(FIRST_PUSH_BYTES);
         (0..20).for_each(|_| pace.on_lost());
         assert_eq!(pace.bytes(), BYTES_MIN);
         pace.on_carried(100, 1);

@@ -8,13 +8,12 @@ use super::write_ops::{Admitted, PeerRecords};
 use crate::chain::ids::{ChainHash, Origin};
 use crate::chain::logs::{AdmitError, Logs};
 use crate::chain::record::Entry;
+use crate::chain::sync::run::PARTS_PER_MESSAGE;
 use crate::chain::sync::wire::{EntryRange, Run};
 use crate::chain::vector::{Head, Vector};
 use crate::store::log::ReadLimit;
 use crate::store::{Store, StoreError};
 
-/// A message has this many runs or more, so that its receiver loses little if the link is cut.
-const RUNS_PER_MESSAGE: usize = 8;
 /// A run of fewer bytes is not worth its hashes.
 const RUN_BYTES_MIN: usize = 4 << 10;
 /// Entries that the writer gets at once, so that clients' commits come between those of a long catch-up.
@@ -90,7 +89,7 @@ pub fn read(
     go_on: impl Fn() -> bool,
 ) -> Result<ReadRuns, StoreError> {
     let mut read = ReadRuns::default();
-    let (mut left, run_bytes) = (bytes.max(1), (bytes / RUNS_PER_MESSAGE).max(RUN_BYTES_MIN));
+    let (mut left, run_bytes) = (bytes.max(1), (bytes / PARTS_PER_MESSAGE).max(RUN_BYTES_MIN));
     for wanted in ranges {
         if left == 0 || !go_on() {
             read.more = true;

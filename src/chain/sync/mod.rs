@@ -56,6 +56,14 @@ pub fn forks(mine: &Vector, theirs: &Vector) -> Vec<(Origin, u64)> {
     forked.map(|(origin, theirs)| (origin, theirs.head.seq)).collect()
 }
 
+/// The ranges that a peer with this vector lacks, the most urgent first.
+pub fn missing_ranges(mine: &Vector, theirs: &Vector) -> Vec<EntryRange> {
+    let range = |(origin, last, theirs): (Origin, u64, u64)| EntryRange { origin, first: theirs + 1, last };
+    let mut ranges: Vec<EntryRange> = mine.leads(theirs).into_iter().map(range).collect();
+    ranges.sort_by_key(|range| urgency(mine, range.origin));
+    ranges
+}
+
 /// The order in which logs are exchanged: control logs before all others, since they say who may read and write; then
 /// newer logs, whose ids are larger, before older ones, so that what is said now comes first.
 fn urgency(vector: &Vector, origin: Origin) -> (bool, Reverse<Origin>) {
@@ -143,6 +151,11 @@ impl Initiator {
         }
         plan.wants.sort_by_key(|range| urgency(theirs, range.origin));
         plan
+    }
+
+    /// What the peer said of itself by a request, if no answer of it has come yet.
+    pub fn learn(&mut self, theirs: &Vector) {
+        self.theirs.get_or_insert_with(|| theirs.clone());
     }
 
     /// Takes the answer to a plan.

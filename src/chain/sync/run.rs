@@ -24,6 +24,9 @@ const WINDOW_LOG_MAX: u32 = 23;
 /// Fewer bytes are not worth a frame.
 const PACKED_FROM_BYTES: usize = 200;
 
+/// A message has this many parts or more, so that its receiver loses little if the link is cut.
+pub const PARTS_PER_MESSAGE: usize = 32;
+
 /// Consecutive entries of a log.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Run {

@@ -26,6 +26,7 @@ const MAGIC: [u8; 4] = *b"ChSy";
 const NEED_FULL: u8 = 1;
 const MORE: u8 = 2;
 const GUEST: u8 = 4;
+const WANTS_ANY: u8 = 8;
 
 const HEADS: u8 = 1;
 const OWN: u8 = 2;
@@ -37,7 +38,7 @@ const MEMBERS_DIGEST: u8 = 7;
 const PACKED: u8 = 8;
 const BUDGET: u8 = 9;
 
-/// Bytes of runs that are packed together, before packing: an eighth of all, within these bounds. More pack better;
+/// Bytes of runs that are packed together, before packing: a part of all, within these bounds. More pack better;
 /// fewer arrive sooner, and are lost if the link is cut.
 const PACKED_BYTES_MIN: usize = 4 << 10;
 const PACKED_BYTES_MAX: usize = 256 << 10;
@@ -145,6 +146,8 @@ pub struct SyncMessage {
     pub own: Option<Origin>,
     /// The entries that the sender requests, the most urgent first.
     pub wants: Vec<EntryRange>,
+    /// The sender does not know what the other has, and requests whatever it lacks.
+    pub wants_any: bool,
     /// How many bytes of records the answer should have; the answering side has a bound of its own.
     pub budget: Option<u32>,
     /// Entries for the other.
@@ -177,6 +180,7 @@ impl SyncMessage {
             heads: None,
             own: None,
             wants: Vec::new(),
+            wants_any: false,
             budget: None,
             runs: Vec::new(),
             members_digest: None,
@@ -189,7 +193,8 @@ impl SyncMessage {
         let Hello { network, node_id, store_id, incarnation_id, address, is_guest } = &self.hello;
         out.extend_from_slice(&MAGIC);
         out.extend_from_slice(&PROTOCOL.to_be_bytes());
-        let flags = [(self.need_full, NEED_FULL), (self.more, MORE), (*is_guest, GUEST)];
+        let flags =
+            [(self.need_full, NEED_FULL), (self.more, MORE), (*is_guest, GUEST), (self.wants_any, WANTS_ANY)];
         out.push(flags.iter().map(|(is_set, flag)| if *is_set { *flag } else { 0 }).sum());
         out.extend_from_slice(network);
         out.extend_from_slice(&node_id.to_be_bytes());
@@ -286,6 +291,7 @@ impl SyncMessage {
         let hello = Hello { network, node_id, store_id, incarnation_id, address, is_guest };
         let mut message = SyncMessage::quiet(hello, reader.array()?, clock_ms);
         (message.need_full, message.more) = (flags & NEED_FULL != 0, flags & MORE != 0);
+        message.wants_any = flags & WANTS_ANY != 0;
         Some(message)
     }
 
@@ -310,7 +316,8 @@ impl SyncMessage {
 /// Appends runs, packed together as far as that makes them smaller.
 fn put_runs(out: &mut Vec<u8>, runs: &[Run]) {
     let all: usize = runs.iter().flat_map(|run| &run.entries).map(Entry::size).sum();
-    let (most, mut raw) = ((all / 8).clamp(PACKED_BYTES_MIN, PACKED_BYTES_MAX), Vec::new());
+    let (most, mut raw) =
+        ((all / run::PARTS_PER_MESSAGE).clamp(PACKED_BYTES_MIN, PACKED_BYTES_MAX), Vec::new());
     for (at, run) in runs.iter().enumerate() {
         section(&mut raw, RUN, |raw| run.put(raw));
         if raw.len() < most && at + 1 < runs.len() {
@@ -503,6 +510,7 @@ mod tests {
         SyncMessage {
             need_full: true,
             more: true,
+            wants_any: true,
             heads: Some(Heads { base: Some([6; 16]), changes: vec![(A, span(9))], cuts: vec![(A, 10)] }),
             own: Some(A),
             wants: vec![EntryRange { origin: A, first: 3, last: 9 }],

@@ -23,7 +23,9 @@ use crate::api::address::Addr;
 use crate::api::network::{NodeId, NodeState, PeerStatus, ScrubStatus};
 use crate::api::time::Time;
 use crate::chain::ids::Origin;
+use crate::chain::logs::Logs;
 use crate::chain::members::{Member, MemberId, Members, Membership};
+use crate::chain::sync::missing_ranges;
 use crate::chain::sync::wire::{EntryRange, Hello, Incarnation, SyncMessage};
 use crate::chain::vector::Vector;
 use crate::client::Client;
@@ -36,6 +38,8 @@ use crate::replica::write_ops::{Maintenance, Rejection};
 
 /// A peer that sent a request within this time is expected to push its own log. After it, the log is pulled.
 const OWNER_ACTIVE_TIME: Duration = Duration::from_secs(5);
+/// A peer that lacks more entries of this node's own log than this, and pulls them, is not pushed them.
+const AWAITED_COUNT_MAX: u64 = 100;
 /// For this long after the start, every peer that answered is expected to push its own log.
 const STARTUP_TIME: Duration = Duration::from_secs(3);
 
@@ -243,15 +247,19 @@ impl Cluster {
     }
 
     /// The last seq of a log that a peer said it has, by a request or an answer; the largest number if it is pulling
-    /// the log from here. This node's own log is pushed all the same: sends wait for that.
-    pub fn peer_has(&self, number: usize, origin: Origin, is_own: bool) -> u64 {
+    /// the log from here. If it lacks only a few entries of this node's own log, they are pushed all the same: sends
+    /// wait for that.
+    pub fn peer_has(&self, number: usize, origin: Origin, logs: &Logs) -> u64 {
         let mut roster = self.roster();
         let Some(peer) = roster.peer(number) else { return 0 };
-        if !is_own && peer.pulls(origin) {
-            u64::MAX
-        } else {
-            peer.vector.as_ref().map_or(0, |theirs| theirs.seq(origin))
-        }
+        let has = peer.vector.as_ref().map_or(0, |theirs| theirs.seq(origin));
+        let is_awaited = logs.own() == Some(origin) && logs.vector().seq(origin) <= has + AWAITED_COUNT_MAX;
+        if peer.pulls(origin) && !is_awaited { u64::MAX } else { has }
+    }
+
+    /// What a peer said that it has, by a request or an answer.
+    pub fn vector_of(&self, number: usize) -> Option<Vector> {
+        self.roster().peer(number)?.vector.clone()
     }
 
     /// A part of a peer's answer has arrived.
@@ -263,13 +271,15 @@ impl Cluster {
     }
 
     /// A peer sent a request. If exchanges with it failed, the next one need not wait any longer.
-    pub fn on_request(&self, request: &SyncMessage, theirs: Option<&Vector>) {
+    pub fn on_request(&self, request: &SyncMessage, theirs: Option<&Vector>, mine: &Vector) {
         let mut roster = self.roster();
         let (members_changed, mut holders_changed) = (roster.learn_members(request, now_ms()), false);
         if let Some(peer) = roster.peer_of_sender(&request.hello) {
             holders_changed = peer.on_message(request, theirs, &self.incidents);
             peer.last_request = Some(Instant::now());
-            peer.pulled = request.wants.iter().map(|want| want.origin).collect();
+            let wants = request.wants.iter().map(|want| want.origin);
+            let any = theirs.filter(|_| request.wants_any).map(|theirs| missing_ranges(mine, theirs));
+            peer.pulled = wants.chain(any.into_iter().flatten().map(|range| range.origin)).collect();
             if peer.error.is_some() || peer.last_answer.is_none() {
                 peer.wake.notify_one();
             }

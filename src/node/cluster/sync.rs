@@ -25,7 +25,6 @@ use crate::api::error::{ErrorCode, Problem};
 use crate::api::media;
 use crate::api::query::refuse_any;
 use crate::chain::ids::Origin;
-use crate::chain::logs::Logs;
 use crate::chain::record::Entry;
 use crate::chain::sync::NextExchange;
 use crate::chain::sync::wire::{Malformed, Run, SyncDecoder, SyncMessage};
@@ -122,7 +121,6 @@ async fn run_client(node: Node, number: usize) {
 }
 
 /// The asking side of exchanges with one peer.
-#[derive(Default)]
 pub struct SyncClient {
     exchange: Exchange,
     number: usize,
@@ -136,25 +134,37 @@ pub struct SyncClient {
 
 impl SyncClient {
     pub fn new(number: usize) -> Self {
-        SyncClient { number, ..SyncClient::default() }
+        SyncClient {
+            exchange: Exchange::default(),
+            number,
+            failures: 0,
+            idle_rounds: 0,
+            sends_members: false,
+            push: Pace::new(pace::FIRST_PUSH_BYTES),
+            pull: Pace::new(pace::FIRST_PULL_BYTES),
+        }
     }
 
     /// One exchange. `None`: this node itself answered, or the peer is not asked any more.
     pub async fn exchange(&mut self, node: &Node, on_timer: bool) -> Result<Option<NextExchange>, String> {
-        let (logs, cluster) = (node.logs(), &node.cluster);
+        let cluster = &node.cluster;
         let Some((addr, _)) = cluster.peer_address(self.number) else { return Ok(None) };
-        self.begin_log_if_behind(node, &logs).await;
+        if let Some(theirs) = cluster.vector_of(self.number) {
+            self.exchange.learn(&theirs);
+        }
+        self.begin_log_if_behind(node).await;
+        let logs = node.logs();
         let repairs = cluster.repairs_to_request(node, self.exchange.theirs());
         let skip = |origin| cluster.owner_pushes(origin) || !cluster.sessions().claim(origin, self.number);
-        let own = logs.own();
-        let peer_has = |origin| cluster.peer_has(self.number, origin, own == Some(origin));
-        let now_ms = cluster.uptime_ms();
-        let trigger = Trigger { on_timer, now_ms, skip: &skip, peer_has: &peer_has, repair: repairs };
+        let peer_has = |origin| cluster.peer_has(self.number, origin, &logs);
+        let (skip, peer_has): (&dyn Fn(_) -> _, &dyn Fn(_) -> _) = (&skip, &peer_has);
+        let trigger = Trigger { on_timer, now_ms: cluster.uptime_ms(), skip, peer_has, repair: repairs };
         let planned = self.exchange.plan(&logs, trigger);
         let runs = read_runs(node, planned.reads.clone(), self.push.bytes()).await?;
         let pushed: usize = runs.runs.iter().flat_map(|run| &run.entries).map(Entry::size).sum();
-        let mut request = self.exchange.request(cluster.hello(), crate::node::now_ms(), &planned, runs);
-        request.budget = u32::try_from(self.pull.bytes()).ok().filter(|_| !request.wants.is_empty());
+        let mut request = self.exchange.request(cluster.hello(), now_ms(), &planned, runs);
+        let asks = request.wants_any || !request.wants.is_empty();
+        request.budget = u32::try_from(self.pull.bytes()).ok().filter(|_| asks);
         cluster.add_members_to_request(&mut request, self.sends_members);
         let wants = request.wants.clone();
         let sent = Instant::now();
@@ -289,8 +299,9 @@ impl SyncClient {
 
     /// If the peer lacks more of this node's log than its link carries soon, new messages go to a new log, which is
     /// sent first.
-    async fn begin_log_if_behind(&self, node: &Node, logs: &Logs) {
-        let (lag, own) = (self.exchange.own_lag(logs), logs.own());
+    async fn begin_log_if_behind(&self, node: &Node) {
+        let logs = node.logs();
+        let (lag, own) = (self.exchange.own_lag(&logs), logs.own());
         if let Some(own) = own.filter(|_| self.push.is_lag(lag.saturating_mul(ENTRY_BYTES)))
             && node.cluster.incidents.try_begin_log()
         {
@@ -306,12 +317,15 @@ impl SyncClient {
     /// Waits until there is a reason for an exchange. True if it is the timer.
     async fn wait(&self, node: &Node, wake: &Notify) -> bool {
         let mut signal = node.logs_signal();
-        let peer_has = |origin| node.cluster.peer_has(self.number, origin, true);
+        // On a slow link, exchanges that say nothing cost more than they tell.
+        let interval = node.config.sync_interval.max(2 * Duration::from_millis(self.push.round_trip_ms()));
         tokio::select! {
             // An error only if the node is ending.
-            grown = signal.wait_for(|logs| self.exchange.has_own_to_push(logs, peer_has)) => grown.is_err(),
+            grown = signal.wait_for(|logs| {
+                self.exchange.has_own_to_push(logs, |origin| node.cluster.peer_has(self.number, origin, logs))
+            }) => grown.is_err(),
             () = wake.notified() => false,
-            () = tokio::time::sleep(jittered(node.config.sync_interval)) => true,
+            () = tokio::time::sleep(jittered(interval)) => true,
         }
     }
 
@@ -448,7 +462,7 @@ pub async fn post(
 pub async fn answer(node: &Node, mut request: SyncMessage, _bytes: Bytes) -> Result<SyncMessage, Problem> {
     let cluster = &node.cluster;
     if cluster.roster().is_own(&request.hello) {
-        return Ok(SyncMessage::quiet(cluster.hello(), [0; 16], crate::node::now_ms()));
+        return Ok(SyncMessage::quiet(cluster.hello(), [0; 16], now_ms()));
     }
     if request.hello.is_copied(cluster.roster().own()) {
         take_new_store_id(node, &request.hello.address).await;
@@ -462,7 +476,7 @@ pub async fn answer(node: &Node, mut request: SyncMessage, _bytes: Bytes) -> Res
     if let Some(address) = clone_address {
         take_new_store_id(node, &address).await;
     }
-    cluster.on_request(&request, responder.theirs());
+    cluster.on_request(&request, responder.theirs(), node.logs().vector());
     for maintenance in maintenance {
         node.writer.maintain(maintenance).await;
     }
@@ -473,17 +487,12 @@ pub async fn answer(node: &Node, mut request: SyncMessage, _bytes: Bytes) -> Res
     }
     let logs = node.logs();
     let budget = request.budget.map_or(pace::BYTES_MAX, |budget| pace::BYTES_MAX.min(budget as usize));
-    let runs = read_runs(node, exchange::reads_for(&request, &logs), budget).await;
+    let wanted = exchange::reads_for(&request, &logs, responder.theirs());
+    let runs = read_runs(node, wanted, budget).await;
     let runs = runs.map_err(|error| Problem::new(ErrorCode::StorageFailed, error))?;
     let repairs = cluster.repairs_to_request(node, responder.theirs());
-    let mut reply = exchange::answer(
-        &mut responder,
-        &logs,
-        &request,
-        runs,
-        repairs,
-        (cluster.hello(), crate::node::now_ms()),
-    );
+    let mut reply =
+        exchange::answer(&mut responder, &logs, &request, runs, repairs, (cluster.hello(), now_ms()));
     cluster.add_members_to_reply(&request, &mut reply);
     cluster.sessions().put_back(&request.hello, responder);
     Ok(reply)

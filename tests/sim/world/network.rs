@@ -359,7 +359,7 @@ impl World {
             });
         }
         let logs = run.committer.logs().clone();
-        let wanted = exchange::reads_for(&request, &logs);
+        let wanted = exchange::reads_for(&request, &logs, responder.theirs());
         let read = match runs::read(&run.store, &logs, &wanted, most, || true) {
             Ok(read) => read,
             Err(error) => return self.storage_fails(node, &error.to_string()),
