@@ -4,15 +4,15 @@
 //! answers with [`Committed`]. Threads, queues and callers are not known here.
 //!
 //! Invariants: a batch is decided on a copy of the logs, which replaces them after the commit, so no outcome is
-//! reported for a message that is not on disk. Work that needs many commits (cutting a long log, purging after a cut,
-//! attaching detached entries) continues with each batch, in pieces. After an error the committer must not be used: the
-//! store is reopened.
+//! reported for a message that is not on disk. Work that needs many commits (cutting a long log, attaching detached
+//! entries, repairs) continues with each batch, in pieces. Rows are purged after the answers, in pieces as well
+//! ([`Committer::purge`]). After an error the committer must not be used: the store is reopened.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use super::cut::CutInProgress;
-use super::decide::{NewOrigin, Staged};
+use super::decide::{NewOrigin, PieceLeft, Staged};
 use super::purge::Purger;
 use super::write_ops::{Committed, Maintenance, Space, WriteOps};
 use crate::chain::ids::Origin;
@@ -39,14 +39,17 @@ pub struct Committer {
     purger: Purger,
     attaching: BTreeSet<Origin>,
     candidates: BTreeMap<(Origin, u64), Entry>,
+    /// Where candidates wait: each log, and the number of its part between two checkpoints of the chain.
+    segments: BTreeSet<(Origin, u64)>,
 }
 
 impl Committer {
     /// The committer of a store that was just opened. `new_origin` creates the ids of new logs.
     pub fn new(store: Arc<Store>, logs: Logs, new_origin: Box<NewOrigin>) -> Self {
         let attaching = logs.detached().map(|(origin, _)| origin).collect();
-        let (purger, cuts_in_progress, candidates) = (Purger::of(&logs), VecDeque::new(), BTreeMap::new());
-        Committer { store, logs, new_origin, cuts_in_progress, purger, attaching, candidates }
+        let (purger, cuts_in_progress) = (Purger::of(&logs), VecDeque::new());
+        let (candidates, segments) = (BTreeMap::new(), BTreeSet::new());
+        Committer { store, logs, new_origin, cuts_in_progress, purger, attaching, candidates, segments }
     }
 
     pub fn logs(&self) -> &Logs {
@@ -60,7 +63,8 @@ impl Committer {
     /// Whether work is left that continues with the next batch, even an empty one.
     pub fn has_more(&self) -> bool {
         let has_left = !self.purger.is_done() || self.store.index().may_have_dangling();
-        has_left || !self.cuts_in_progress.is_empty() || !self.attaching.is_empty()
+        let has_begun = !self.cuts_in_progress.is_empty() || !self.segments.is_empty();
+        has_left || has_begun || !self.attaching.is_empty()
     }
 
     /// Decides a batch and commits it. When this returns, all of it is on disk.
@@ -84,10 +88,13 @@ impl Committer {
         }
         self.logs = logs;
         self.purger.logs.extend(cuts);
-        if space.peers {
-            self.purger.step(&store, &self.logs, !ops.sends.is_empty())?;
-        }
         Ok(committed)
+    }
+
+    /// Purges a piece of what cuts left. Called after the answers of each batch, since it writes as well. `is_busy`:
+    /// the batch had messages of clients.
+    pub fn purge(&mut self, space: Space, is_busy: bool) -> Result<(), StoreError> {
+        if space.peers { self.purger.step(&self.store, &self.logs, is_busy) } else { Ok(()) }
     }
 
     fn decide(
@@ -99,12 +106,11 @@ impl Committer {
         let mut committed = Committed::default();
         for op in &ops.maintenance {
             match op {
+                // An exchange brings repairs again, the scrub finds checkpoints again, and members are written with
+                // their next change.
+                op if op.needs_space() && !space.peers => {}
                 Maintenance::Cut(origin, seq) => self.enqueue_cut(*origin, *seq),
                 Maintenance::Abandon(origin) => staged.logs.abandon(*origin),
-                // Without space, an exchange brings the entries again, the scrub finds the checkpoint again, and the
-                // members are written with their next change.
-                Maintenance::Repair(_) | Maintenance::Checkpoint(..) | Maintenance::Members(_)
-                    if !space.peers => {}
                 Maintenance::Repair(records) => self.collect_repairs(staged, records)?,
                 Maintenance::Checkpoint(origin, seq, hash) => staged.checkpoint(*origin, *seq, *hash),
                 Maintenance::Members(members) => staged.batch.members = Some(members.clone()),
@@ -114,6 +120,7 @@ impl Committer {
             }
         }
         if space.peers {
+            self.continue_repairs(staged)?;
             self.continue_cut(staged)?;
         }
         for messages in &ops.sends {
@@ -126,8 +133,9 @@ impl Committer {
             self.attaching.extend(origin.filter(|origin| staged.logs.detached_until(*origin).is_some()));
         }
         if space.peers && self.cuts_in_progress.is_empty() {
+            let mut left = PieceLeft::new();
             for origin in std::mem::take(&mut self.attaching) {
-                if staged.attach_detached(origin)? {
+                if staged.attach_detached(origin, &mut left)? {
                     self.attaching.insert(origin);
                 }
             }
@@ -170,7 +178,7 @@ impl Committer {
     /// Collects entries of peers for damaged ones. They are written once the chain between two checkpoints matches with
     /// them; an entry that no chain confirms replaces nothing.
     fn collect_repairs(&mut self, staged: &mut Staged<'_>, entries: &[Entry]) -> Result<(), StoreError> {
-        let mut segments = BTreeSet::new();
+        let mut reader = staged.reader()?;
         for entry in entries {
             let (origin, seq) = (entry.origin(), entry.seq());
             let is_ours = self
@@ -181,7 +189,7 @@ impl Committer {
             if !is_ours || !entry.content_matches_digest() {
                 continue;
             }
-            if staged.reader()?.peek(origin, seq)?.is_some() {
+            if reader.peek(origin, seq)?.is_some() {
                 self.store.log().damage().remove(origin, seq); // a read that failed once, or repaired meanwhile
                 continue;
             }
@@ -189,16 +197,38 @@ impl Committer {
                 self.candidates.clear();
             }
             self.candidates.insert((origin, seq), entry.clone());
-            segments.insert((origin, (seq - 1) / CHECKPOINT_EVERY));
+            self.segments.insert((origin, (seq - 1) / CHECKPOINT_EVERY));
         }
-        segments.into_iter().try_for_each(|(origin, number)| self.repair_segment(staged, origin, number))
+        Ok(())
+    }
+
+    /// Repairs one segment, and more while they are small.
+    fn continue_repairs(&mut self, staged: &mut Staged<'_>) -> Result<(), StoreError> {
+        let mut left = PieceLeft::new();
+        while !left.is_used_up()
+            && let Some((origin, number)) = self.segments.pop_first()
+        {
+            self.repair_segment(staged, origin, number, &mut left)?;
+        }
+        Ok(())
     }
 
     /// Repairs the entries between two checkpoints, if that makes them match the chain.
-    fn repair_segment(&mut self, staged: &mut Staged, origin: Origin, number: u64) -> Result<(), StoreError> {
-        let LogSpan { floor, head, .. } = *self.logs.vector().get(origin).expect("the log has entries");
+    fn repair_segment(
+        &mut self,
+        staged: &mut Staged,
+        origin: Origin,
+        number: u64,
+        left: &mut PieceLeft,
+    ) -> Result<(), StoreError> {
+        let Some(LogSpan { floor, head, .. }) = self.logs.vector().get(origin).copied() else {
+            return Ok(()); // cut off meanwhile
+        };
         let (begin, end) = (number * CHECKPOINT_EVERY, (number + 1) * CHECKPOINT_EVERY);
         let (first, last) = (begin.max(floor.seq) + 1, head.seq.min(end));
+        if first > last {
+            return Ok(()); // as above
+        }
         let mut reader = staged.reader()?;
         let before = if begin <= floor.seq { Some(floor.hash) } else { reader.checkpoint(origin, begin)? };
         let after = if last == head.seq { Some(head.hash) } else { reader.checkpoint(origin, last)? };
@@ -216,6 +246,7 @@ impl Committer {
                     return Ok(()); // more is damaged than was sent; the rest is requested too
                 }
             };
+            left.take(&entry);
             hash = hash.next(seq, entry.stamp(), entry.leaf());
         }
         self.candidates.retain(|(of, seq), _| *of != origin || !(first..=last).contains(seq));
@@ -257,7 +288,15 @@ mod tests {
         messages: &[NewMessage],
     ) -> Vec<SendOutcome> {
         let batch = WriteOps { maintenance, sends: vec![messages], admits: Vec::new() };
-        committer.commit(&batch, Space::ALL, NOW).expect("writes").sends.remove(0)
+        let outcomes = committer.commit(&batch, Space::ALL, NOW).expect("writes").sends.remove(0);
+        committer.purge(Space::ALL, true).expect("purges");
+        outcomes
+    }
+
+    /// Goes on with all that is left, as the writer does while nothing waits.
+    fn go_on(committer: &mut Committer, space: Space) {
+        committer.commit(&WriteOps::default(), space, NOW).expect("writes");
+        committer.purge(space, false).expect("purges");
     }
 
     /// The committer of a store in `dir`.
@@ -284,14 +323,14 @@ mod tests {
     /// Finishes all work that is left.
     fn finish(committer: &mut Committer) {
         while committer.has_more() {
-            committer.commit(&WriteOps::default(), Space::ALL, NOW).expect("writes");
+            go_on(committer, Space::ALL);
         }
     }
 
     fn cut(committer: &mut Committer, origin: Origin, seq: u64) {
         write(committer, vec![&Maintenance::Cut(origin, seq)], &[]);
         while committer.logs().vector().cut_of(origin) != Some(seq) {
-            committer.commit(&WriteOps::default(), Space::ALL, NOW).expect("writes");
+            go_on(committer, Space::ALL);
         }
     }
 
@@ -334,6 +373,43 @@ mod tests {
         assert_eq!(copies.committed.len(), 1, "the index drops the old copies as well");
     }
 
+    /// A peer may send entries of 256 ranges at once, and each makes the node read 1,024 entries.
+    #[test]
+    fn one_commit_repairs_a_part_and_the_next_ones_the_rest() {
+        let dir = tempfile::tempdir().expect("temp dir");
+        let mut committer = open(&dir);
+        let origin = fill(&mut committer, 6_000);
+        let seqs = [1, 1_500, 2_500, 3_500, 4_500, 5_500];
+        let store = committer.store().clone();
+        let read = |seq| store.log().read().expect("reads").get(origin, seq);
+        let entries: Vec<Entry> = seqs.iter().map(|seq| read(*seq).expect("intact")).collect();
+        for seq in seqs {
+            overwrite(store.log(), origin, seq, b"not a record");
+            assert!(read(seq).is_err());
+        }
+        let repair = Maintenance::Repair(entries);
+        write(&mut committer, vec![&repair], &[new_message(9_999, "does not wait for all of it")]);
+        assert_eq!(seqs.iter().filter(|seq| read(**seq).is_ok()).count(), 2);
+        finish(&mut committer);
+        assert!(seqs.iter().all(|seq| read(*seq).is_ok()));
+        assert_eq!(store.log().damage().count(), 0);
+    }
+
+    #[test]
+    fn repairs_of_a_log_that_is_cut_meanwhile_are_dropped() {
+        let dir = tempfile::tempdir().expect("temp dir");
+        let mut committer = open(&dir);
+        let origin = fill(&mut committer, 3_000);
+        let entry = |seq| committer.store().log().read().expect("reads").get(origin, seq).expect("intact");
+        let entries = [1, 1_500, 2_500].map(entry).to_vec();
+        for seq in [1, 1_500, 2_500] {
+            overwrite(committer.store().log(), origin, seq, b"not a record");
+        }
+        write(&mut committer, vec![&Maintenance::Repair(entries), &Maintenance::Cut(origin, 1)], &[]);
+        finish(&mut committer);
+        assert_eq!(committer.logs().vector().cut_of(origin), Some(1));
+    }
+
     #[test]
     fn a_purge_waits_for_clients_and_for_space_and_continues_after_the_next_opening() {
         let dir = tempfile::tempdir().expect("temp dir");
@@ -341,14 +417,17 @@ mod tests {
         let origin = fill(&mut committer, 3_500);
         cut(&mut committer, origin, 1_001);
         write(&mut committer, Vec::new(), &[new_message(9_999, "a client comes first")]);
-        committer.commit(&WriteOps::default(), Space { clients: true, peers: false }, NOW).expect("writes");
+        committer
+            .commit(&WriteOps::default(), Space::ALL, NOW)
+            .expect("commits, and purges nothing before the answers");
+        go_on(&mut committer, Space { clients: true, peers: false });
         assert_eq!(
             row_from(&committer, origin, 3_500),
             Some(3_500),
             "the memtable had the same ids, or nothing was done yet"
         );
         while row_from(&committer, origin, 3_500).is_some() {
-            committer.commit(&WriteOps::default(), Space::ALL, NOW).expect("writes");
+            go_on(&mut committer, Space::ALL);
         }
         assert_eq!(row_from(&committer, origin, 1_001), Some(1_001), "that was one piece of several");
         drop(committer);

@@ -22,8 +22,33 @@ use crate::store::index::IndexOverlay;
 use crate::store::log::{LogReader, WriteBatch};
 use crate::store::{Store, StoreError, StoredCopy};
 
-/// Detached entries that one commit attaches to their log. Further ones wait for the next commit.
-const ATTACH_COUNT: usize = 2_000;
+/// Entries that one commit reads to repair logs, and to attach detached entries; each. Further ones wait for the next
+/// commit.
+const PIECE_COUNT: usize = 2_000;
+/// Bytes of records; as above.
+const PIECE_BYTES: usize = 2 << 20;
+
+/// What one commit may still read for work that can wait, of all logs together.
+#[derive(Debug)]
+pub(super) struct PieceLeft {
+    count: usize,
+    bytes: usize,
+}
+
+impl PieceLeft {
+    pub(super) fn new() -> Self {
+        PieceLeft { count: PIECE_COUNT, bytes: PIECE_BYTES }
+    }
+
+    pub(super) fn take(&mut self, entry: &Entry) {
+        self.count = self.count.saturating_sub(1);
+        self.bytes = self.bytes.saturating_sub(entry.size());
+    }
+
+    pub(super) fn is_used_up(&self) -> bool {
+        self.count == 0 || self.bytes == 0
+    }
+}
 
 /// Creates the id of a new log, a different one with each call.
 pub type NewOrigin = dyn FnMut() -> Origin + Send;
@@ -191,9 +216,13 @@ impl<'a> Staged<'a> {
     }
 
     /// Attaches detached entries of a log that follow its head now. `true`: there may be more.
-    pub(super) fn attach_detached(&mut self, origin: Origin) -> Result<bool, StoreError> {
+    pub(super) fn attach_detached(
+        &mut self,
+        origin: Origin,
+        left: &mut PieceLeft,
+    ) -> Result<bool, StoreError> {
         let mut reader = self.reader()?;
-        for _ in 0..ATTACH_COUNT {
+        while !left.is_used_up() {
             let next = self.logs.vector().seq(origin) + 1;
             let Some(last) = self.logs.detached_until(origin) else { return Ok(false) };
             if next > last {
@@ -202,6 +231,7 @@ impl<'a> Staged<'a> {
                 return Ok(false);
             }
             let Some(entry) = reader.peek(origin, next)? else { return Ok(false) };
+            left.take(&entry);
             match self.logs.admit(&entry, self.now_ms) {
                 Ok(true) => self.append(entry)?,
                 Ok(false) => return Ok(false), // cut off: the cut moves it to a branch

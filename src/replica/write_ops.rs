@@ -51,7 +51,7 @@ pub enum Maintenance {
 impl Maintenance {
     /// Whether it is skipped while the disk has no space for entries of peers.
     pub fn needs_space(&self) -> bool {
-        matches!(self, Maintenance::Snapshots(_) | Maintenance::Members(_))
+        !matches!(self, Maintenance::Cut(..) | Maintenance::Abandon(_))
     }
 }
 

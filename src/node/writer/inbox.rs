@@ -40,8 +40,8 @@ pub struct Job<Op, Reply> {
 pub type SendJob = Job<Vec<NewMessage>, Vec<SendOutcome>>;
 /// One piece of a peer's run.
 pub type AdmitJob = Job<PeerRecords, Admitted>;
-/// Maintenance of the store. The reply comes after the next commit. Repairs, checkpoints, snapshots and members are
-/// then written; a cut has only begun.
+/// Maintenance of the store. The reply comes after the next commit. Checkpoints, snapshots and members are then written;
+/// repairs and cuts have only begun.
 pub type MaintenanceJob = Job<Maintenance, Result<(), Rejection>>;
 
 /// The jobs that the writer takes at once.

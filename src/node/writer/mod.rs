@@ -155,6 +155,7 @@ impl WriterThread {
             return; // dropping the jobs says that they failed
         }
         let space = self.space();
+        let is_busy = !batch.sends.is_empty();
         match self.commit(&batch, space) {
             Ok(committed) => {
                 for job in batch.maintenance {
@@ -166,6 +167,10 @@ impl WriterThread {
                 }
                 for (job, admitted) in batch.admits.into_iter().zip(committed.admits) {
                     let _no_waiter = job.reply.send(admitted);
+                }
+                // After the answers: no one waits for it.
+                if let Err(error) = self.committer.purge(self.space(), is_busy) {
+                    self.fail(&error);
                 }
             }
             Err(error) => self.fail(&error),

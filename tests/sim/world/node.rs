@@ -243,7 +243,12 @@ impl World {
             sends: requests.iter().map(|request| request.messages.as_slice()).collect(),
             admits: admits.iter().collect(),
         };
-        let written = match run.committer.commit(&batch, machine.space, now_ms) {
+        let committed = run.committer.commit(&batch, machine.space, now_ms);
+        let purged = committed.and_then(|written| {
+            run.committer.purge(machine.space, !requests.is_empty())?;
+            Ok(written)
+        });
+        let written = match purged {
             Ok(written) => written,
             Err(error) => {
                 self.no_answer(requests);
