@@ -18,7 +18,7 @@ use crate::chain::message::Digest;
 use crate::chain::record::Entry;
 use crate::chain::vector::Head;
 use crate::fault::Fault;
-use crate::store::index::IndexOverlay;
+use crate::store::index::{CopyScan, IndexOverlay};
 use crate::store::log::{LogReader, WriteBatch};
 use crate::store::{Store, StoreError, StoredCopy};
 
@@ -86,23 +86,15 @@ impl<'a> Staged<'a> {
 
     /// Decides a client's message. A duplicate is reported as stored even on a full disk.
     pub(super) fn send(&mut self, message: &NewMessage) -> Result<SendOutcome, StoreError> {
-        let copies = self.index.copies(message.id.into_bytes())?;
-        let covered: Vec<StoredCopy> =
-            copies.committed.iter().filter(|copy| self.logs.covers(copy.key)).copied().collect();
-        let has_copy = !covered.is_empty() || !copies.staged.is_empty();
-        let is_same = |copy: &&StoredCopy| copy.digest == message.digest;
-        let mut intact: Vec<EntryKey> = copies.staged.iter().filter(is_same).map(|copy| copy.key).collect();
-        let mut was_stored = !intact.is_empty();
-        for copy in covered.iter().filter(is_same) {
+        let id = message.id.into_bytes();
+        let (mut was_stored, mut scan) = (false, CopyScan::of_content(id, message.digest));
+        while let Some((copy, is_staged)) = self.next_copy(&mut scan)? {
             was_stored = true;
-            if self.is_intact(copy)? {
-                intact.push(copy.key);
+            if is_staged || self.is_intact(&copy)? {
+                return Ok(SendOutcome::Stored { key: copy.key, duplicate: true });
             }
         }
-        if let Some(key) = intact.into_iter().min() {
-            return Ok(SendOutcome::Stored { key, duplicate: true });
-        }
-        let is_conflict = !was_stored && has_copy;
+        let is_conflict = !was_stored && self.next_copy(&mut CopyScan::of_id(id))?.is_some();
         if is_conflict && !Fault::SecondWins.is_planted() {
             return Ok(SendOutcome::NotStored(Rejection::Conflict));
         }
@@ -112,6 +104,16 @@ impl<'a> Staged<'a> {
         let key = self.assign(EntryKind::Message, message.digest, &message.content)?;
         // If it was stored, every copy was damaged: now there is an intact one.
         Ok(SendOutcome::Stored { key, duplicate: was_stored })
+    }
+
+    /// The next copy of a scan that the batch adds or that its logs cover, and whether the batch adds it.
+    fn next_copy(&mut self, scan: &mut CopyScan) -> Result<Option<(StoredCopy, bool)>, StoreError> {
+        while let Some((copy, is_staged)) = self.index.next_copy(scan)? {
+            if is_staged || self.logs.covers(copy.key) {
+                return Ok(Some((copy, is_staged)));
+            }
+        }
+        Ok(None)
     }
 
     pub(super) fn append_snapshot(&mut self, content: &SnapshotContent) -> Result<(), StoreError> {

@@ -36,11 +36,14 @@ use crate::store::recovery::crash_count::CrashCount;
 use crate::store::recovery::{OpenedLog, Opening, Recovery, has_store};
 pub use engine::open_policy::OpenPolicy;
 pub use error::{OpenError, StoreError};
-use index::Index;
+use index::{CopyScan, Index};
 use log::{LogFile, WriteBatch};
 
 /// Directories synced after an opening: the store's directory, its parent and the one above may be new.
 const SYNCED_LEVELS: usize = 3;
+
+/// Copies of a message that a request looks at. A peer can send any number of them; an honest network has a handful.
+const COPIES_MAX: usize = 64;
 
 /// The random id of one store, kept in its files. Two running stores must not share one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -240,16 +243,44 @@ impl Store {
         self.index.set_id(self.log.renew_id()?)
     }
 
-    /// All copies of an id that `logs` cover, of every content, in no order.
-    pub fn stored_copies(&self, id: Uuid, logs: &Logs) -> Result<Vec<StoredCopy>, StoreError> {
-        let mut copies = self.index.reader().copies(*id.as_bytes())?;
-        copies.retain(|copy| logs.covers(copy.key));
+    /// The first copy of a message, in display order, that `logs` cover and that is wanted.
+    pub fn find_copy(
+        &self,
+        id: Uuid,
+        digest: Digest,
+        logs: &Logs,
+        mut is_wanted: impl FnMut(EntryKey) -> bool,
+    ) -> Result<Option<EntryKey>, StoreError> {
+        let (mut index, mut scan) = (self.index.reader(), CopyScan::of_content(*id.as_bytes(), digest));
+        while let Some(copy) = index.next_copy(&mut scan)? {
+            if logs.covers(copy.key) && is_wanted(copy.key) {
+                return Ok(Some(copy.key));
+            }
+        }
+        Ok(None)
+    }
+
+    /// The first [`COPIES_MAX`] copies of a message that `logs` cover, in display order.
+    pub fn copies(&self, id: Uuid, digest: Digest, logs: &Logs) -> Result<Vec<EntryKey>, StoreError> {
+        let mut copies = Vec::new();
+        let is_last = |key| {
+            copies.push(key);
+            copies.len() == COPIES_MAX
+        };
+        self.find_copy(id, digest, logs, is_last)?;
         Ok(copies)
     }
 
     /// The first copy of an id in display order, of any content.
     pub fn first_copy(&self, id: Uuid, logs: &Logs) -> Result<Option<StoredCopy>, StoreError> {
-        let first = self.stored_copies(id, logs)?.into_iter().min_by_key(|copy| copy.key);
+        let (mut index, mut scan) = (self.index.reader(), CopyScan::of_id(*id.as_bytes()));
+        let mut first: Option<StoredCopy> = None;
+        while let Some(copy) = index.next_copy(&mut scan)? {
+            if logs.covers(copy.key) {
+                first = first.into_iter().chain([copy]).min_by_key(|copy| copy.key);
+                scan.skip_content();
+            }
+        }
         self.check_not_purged(logs)?;
         Ok(first)
     }

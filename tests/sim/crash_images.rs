@@ -14,6 +14,7 @@ use chatchain::chain::logs::Logs;
 use chatchain::chain::message::{Content, Digest, Message, UncheckedMessage};
 use chatchain::chain::record::Entry;
 use chatchain::store::history::listing::Listing;
+use chatchain::store::index::CopyScan;
 use chatchain::store::log::WriteBatch;
 use chatchain::store::{OpenPolicy, Store};
 use uuid::Uuid;
@@ -124,11 +125,11 @@ fn check(disk: &Disk, known: &Known, policy: OpenPolicy, what: &str) -> Vec<Step
     }
     for (number, place) in &found {
         assert!(known.contains_key(number), "{what}: message {number} was never attempted");
-        let standings = store.stored_copies(Uuid::from_u128(*number), &logs).expect("reads");
-        assert!(
-            standings.iter().map(|s| s.key).eq([*place]),
-            "{what}: the index has the wrong copies of {number}: {standings:?}"
-        );
+        let mut scan = CopyScan::of_id(Uuid::from_u128(*number).into_bytes());
+        let mut index = store.index().reader();
+        let copies = std::iter::from_fn(|| index.next_copy(&mut scan).expect("reads")).map(|copy| copy.key);
+        let copies: Vec<_> = copies.filter(|key| logs.covers(*key)).collect();
+        assert_eq!(copies, [*place], "{what}: the index has the wrong copies of {number}");
     }
     for (origin, span) in logs.vector().iter() {
         assert_eq!(

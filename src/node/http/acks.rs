@@ -89,15 +89,14 @@ pub fn ranges_by_log(keys: impl IntoIterator<Item = EntryKey>) -> Vec<Vec<EntryR
     logs.into_values().map(|range| vec![range]).collect()
 }
 
-/// All copies of messages that were stored before: any of them counts. If the lookup fails, only the known copy counts.
+/// The copies of messages that were stored before: any of them counts. If the lookup fails, only the known copy counts.
 pub async fn all_copies(node: &Node, messages: Vec<(Uuid, Digest, EntryKey)>) -> Vec<Vec<EntryRange>> {
     let (store, logs) = (node.store.clone(), node.logs());
     let known: Vec<Vec<EntryRange>> = messages.iter().map(|(.., key)| vec![range_of(*key)]).collect();
     let lookup = move || {
         let copies = |(id, digest, key): (Uuid, Digest, EntryKey)| {
-            let stored = store.stored_copies(id, &logs).unwrap_or_default();
-            let copies = stored.iter().filter(|copy| copy.digest == digest);
-            let others = copies.map(|copy| copy.key).filter(|other| *other != key);
+            let copies = store.copies(id, digest, &logs).unwrap_or_default();
+            let others = copies.into_iter().filter(|other| *other != key);
             std::iter::once(key).chain(others).map(range_of).collect()
         };
         messages.into_iter().map(copies).collect()

@@ -77,9 +77,8 @@ fn one(node: &Node, id: Uuid) -> Result<Response, ReadFailure> {
     let entry = node.store.log().read()?.get(first.key.origin, first.key.seq)?;
     let content = entry.message().ok_or_else(|| not_found(id))?;
     let mut json = Vec::with_capacity(512);
-    let copies = node.store.stored_copies(id, &node.logs())?.into_iter();
-    let copies: Vec<_> =
-        copies.filter(|copy| copy.digest == first.digest).map(|copy| acks::range_of(copy.key)).collect();
+    let copies = node.store.copies(id, first.digest, &node.logs())?.into_iter();
+    let copies: Vec<_> = copies.map(acks::range_of).collect();
     view(&content, entry.key()).write_answer_json(&node.durable_on(&copies), None, &mut json);
     Ok(serve::json_bytes(StatusCode::OK, json))
 }

@@ -134,12 +134,12 @@ impl FeedScan {
             let is_scanned = |key: EntryKey| {
                 before_it.is_some_and(|at| key <= at) && key.seq <= self.until.seq(key.origin)
             };
-            let copies = store.stored_copies(content.id, &self.logs)?.into_iter();
-            for copy in copies.filter(|copy| copy.digest == entry.digest() && copy.key != entry.key()) {
-                if self.before.covers(copy.key) || is_scanned(copy.key) {
-                    return Ok(None);
-                }
-                first = first.min(copy.key);
+            let is_seen = |key| {
+                first = first.min(key);
+                key != entry.key() && (self.before.covers(key) || is_scanned(key))
+            };
+            if store.find_copy(content.id, entry.digest(), &self.logs, is_seen)?.is_some() {
+                return Ok(None);
             }
         }
         Ok(Some(FeedItem { entry, first }))

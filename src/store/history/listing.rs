@@ -21,7 +21,7 @@ use crate::store::history::user_scan::UserScan;
 use crate::store::history::{CHUNK_BYTES, CHUNK_ROWS, CHUNK_TIME};
 use crate::store::index::memtable::{RECIPIENT, SENDER};
 use crate::store::log::LogReader;
-use crate::store::{Store, StoreError, StoredCopy};
+use crate::store::{Store, StoreError};
 
 /// The name and roles under which the index has every message that can match, if there are any.
 fn indexed_name(filter: &Filter) -> Option<(&str, u8)> {
@@ -206,10 +206,9 @@ impl Listing {
             let is_left_out = |EntryKey { origin, seq, .. }: EntryKey| {
                 self.skips(origin, seq) && !damage.within(origin, seq, seq).is_empty()
             };
-            let is_earlier = |copy: &StoredCopy| {
-                copy.digest == entry.digest() && copy.key < entry.key() && !is_left_out(copy.key)
-            };
-            if store.stored_copies(content.id, &self.logs)?.iter().any(is_earlier) {
+            let is_shown = |key| !is_left_out(key);
+            let first = store.find_copy(content.id, entry.digest(), &self.logs, is_shown)?;
+            if first.is_some_and(|first| first < entry.key()) {
                 return Ok(false);
             }
         }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use crate::chain::frontier::{CHAIN_COUNT_MAX, Frontier, FrontierSnapshot, SnapshotContent, SnapshotId};
 use crate::chain::ids::EntryKey;
 use crate::chain::kind::EntryKind;
+use crate::store::index::CopyScan;
 use crate::store::{Store, StoreError};
 
 impl Store {
@@ -50,8 +51,10 @@ impl Store {
     }
 
     fn snapshot_entry(&self, id: SnapshotId) -> Result<Option<(EntryKey, SnapshotContent)>, StoreError> {
-        for copy in self.index.reader().copies(id.0)? {
+        let (mut index, mut scan) = (self.index.reader(), CopyScan::of_id(id.0));
+        while let Some(copy) = index.next_copy(&mut scan)? {
             if SnapshotId::of(copy.digest) != id {
+                scan.skip_content();
                 continue; // a message whose sender chose the id of a snapshot
             }
             let EntryKey { origin, seq, .. } = copy.key;

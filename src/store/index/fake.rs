@@ -37,10 +37,10 @@ pub(crate) fn damage(store: &Store, entry: &Entry, row: IndexRow, is_altered: bo
         }
         IndexRow::Id => {
             let mut table = tx.open_table(BY_ID).expect("opens");
-            let (key, (stamp, digest)) = rows.by_id[0];
-            table.remove(key).expect("removes").expect("was there");
+            let (id, digest, stamp, origin, seq) = rows.by_id[0];
+            table.remove(rows.by_id[0]).expect("removes").expect("was there");
             if is_altered {
-                table.insert(key, (stamp + 1, digest)).expect("inserts");
+                table.insert((id, digest, stamp + 1, origin, seq), ()).expect("inserts");
             }
         }
     }

@@ -6,13 +6,13 @@
 //! Invariant: an entry leaves the memtable only after the file has it. So a reader that asks the memtable first and the
 //! file second misses nothing, and may see an entry in both.
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeSet, VecDeque};
 
 use crate::chain::frontier::SnapshotId;
 use crate::chain::ids::{EntryKey, Origin};
 use crate::chain::kind::EntryKind;
-use crate::chain::message::Digest;
 use crate::chain::record::Entry;
+use crate::store::index::copies::{CopyScan, IdKey, id_key};
 use crate::store::{Counts, StoredCopy};
 
 /// Bits for the roles of a name in a message: sender, recipient.
@@ -58,13 +58,10 @@ impl IndexEntry {
         IndexEntry { copy, id: Some(*content.id.as_bytes()), names, copies, counts }
     }
 
-    /// Compares a message with all copies of its id that were indexed earlier.
-    pub(in crate::store) fn compare_with<'a>(
-        &mut self,
-        before: impl Iterator<Item = &'a StoredCopy> + Clone,
-    ) {
-        let same = before.clone().filter(|other| other.digest == self.copy.digest);
-        self.copies = same.map(|other| (other.key.origin, other.key.seq)).take(2).collect();
+    /// Compares a message with the copies of its id that were indexed earlier. `same`: up to two of this content;
+    /// `contents`: how many contents the id had, or 2 if there were more.
+    pub(in crate::store) fn compare_with(&mut self, same: &[StoredCopy], contents: usize) {
+        self.copies = same.iter().map(|other| (other.key.origin, other.key.seq)).collect();
         let is_new = self.copies.is_empty();
         if self.copies.len() == 2 {
             self.copies.clear(); // the second of them marked both
@@ -72,10 +69,9 @@ impl IndexEntry {
         if !is_new {
             self.copies.push((self.copy.key.origin, self.copy.key.seq));
         }
-        let contents: BTreeSet<Digest> = before.map(|other| other.digest).collect();
         self.counts = Counts {
             messages: u64::from(is_new),
-            conflicts: u64::from(is_new && contents.len() == 1),
+            conflicts: u64::from(is_new && contents == 1),
             unreadable: 0,
         };
     }
@@ -91,7 +87,7 @@ impl IndexEntry {
 #[derive(Debug, Default)]
 pub(in crate::store) struct Memtable {
     entries: VecDeque<IndexEntry>,
-    by_id: HashMap<[u8; 16], Vec<StoredCopy>>,
+    by_id: BTreeSet<IdKey>,
     /// Entries that have another copy.
     copied: BTreeSet<(Origin, u64)>,
     epoch: u64,
@@ -100,7 +96,7 @@ pub(in crate::store) struct Memtable {
 impl Memtable {
     pub(in crate::store) fn push(&mut self, entry: IndexEntry) {
         if let Some(id) = entry.id {
-            self.by_id.entry(id).or_default().push(entry.copy);
+            self.by_id.insert(id_key(id, &entry.copy));
         }
         self.copied.extend(&entry.copies);
         self.entries.push_back(entry);
@@ -121,12 +117,8 @@ impl Memtable {
             for key in &entry.copies {
                 self.copied.remove(key);
             }
-            let Some(id) = entry.id else { continue };
-            if let Some(copies) = self.by_id.get_mut(&id) {
-                copies.retain(|copy| copy.key != entry.copy.key);
-                if copies.is_empty() {
-                    self.by_id.remove(&id);
-                }
+            if let Some(id) = entry.id {
+                self.by_id.remove(&id_key(id, &entry.copy));
             }
         }
     }
@@ -136,8 +128,9 @@ impl Memtable {
         self.epoch
     }
 
-    pub(in crate::store) fn copies_of(&self, id: &[u8; 16]) -> &[StoredCopy] {
-        self.by_id.get(id).map_or(&[], Vec::as_slice)
+    /// The next copy of a scan.
+    pub(super) fn copy_in(&self, scan: &CopyScan) -> Option<IdKey> {
+        self.by_id.range(scan.range()).next().copied()
     }
 
     /// Which of `first..=last` of a log have another copy.
@@ -163,7 +156,7 @@ impl Memtable {
 mod tests {
     use super::*;
     use crate::chain::clock::Stamp;
-    use crate::chain::message::{Message, UncheckedMessage};
+    use crate::chain::message::{Digest, Message, UncheckedMessage};
 
     /// A peer can make a log of nothing but one message; what is kept of each copy must not grow with their number.
     #[test]
@@ -176,10 +169,12 @@ mod tests {
         for seq in 1..=20 {
             let key = EntryKey { stamp: Stamp(seq), origin, seq };
             let mut indexed = IndexEntry::new(&Entry::new(key, EntryKind::Message, digest, &content));
-            indexed.compare_with(earlier.iter());
+            indexed.compare_with(&earlier, 1);
             assert!(indexed.copies.len() <= 2 && indexed.copies.capacity() <= 4);
             memtable.push(indexed);
-            earlier.push(StoredCopy { key, digest });
+            if earlier.len() < 2 {
+                earlier.push(StoredCopy { key, digest });
+            }
         }
         assert_eq!(memtable.copied_seqs(origin, 1, 20).collect::<Vec<_>>(), (1..=20).collect::<Vec<_>>());
     }

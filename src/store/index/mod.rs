@@ -4,13 +4,14 @@
 //! thread writes them to the file in large transactions, each with the watermark of every log it covers. Readers ask
 //! both ([`reader`]). Entries that are cut off are removed again ([`purge`]). Must not know filters, cursors or peers.
 //!
-//! Tables: `meta` (name -> bytes), `watermark` (origin -> seq), `by_id` (id, origin, seq -> stamp, digest),
+//! Tables: `meta` (name -> bytes), `watermark` (origin -> seq), `by_id` (id, digest, stamp, origin, seq -> ()),
 //! `by_user` (name hash, stamp, origin, seq -> roles), `copies` and `holes` (origin, seq -> ()). On disk,
 //! `holes` are the unindexed entries, and the key `lost` in `meta` marks dangling rows.
 //!
 //! Invariants: the file has every entry up to its watermarks except the unindexed ones (`holes`); the memtable has the
 //! rest. The file is rebuilt if it belongs to another store, has another format, or covers more than the log has.
 
+mod copies;
 #[cfg(test)]
 pub(crate) mod fake;
 pub(super) mod memtable;
@@ -33,10 +34,12 @@ use crate::store::engine::catch_panic::{GuardedDb, catch_panic};
 use crate::store::engine::files::{self, FileIdentity, Files, OpenMode};
 use crate::store::index::memtable::Memtable;
 use crate::store::{Counts, OpenError, OpenPolicy, StoreError, StoreId, recovery};
+pub use copies::CopyScan;
+use copies::IdKey;
 pub(super) use memtable::IndexEntry;
 pub use overlay::IndexOverlay;
 pub use reader::IndexReader;
-use tables::{IdKey, IndexRows};
+use tables::IndexRows;
 
 /// redb's page cache for the index. Ids are random, so it needs more than the log does.
 const CACHE_BYTES: usize = 64 << 20;
@@ -353,7 +356,7 @@ impl Index {
     }
 
     pub fn overlay(&self) -> IndexOverlay<'_> {
-        IndexOverlay { reader: self.reader(), by_id: HashMap::new() }
+        IndexOverlay { reader: self.reader(), staged: BTreeSet::new(), known: HashMap::new() }
     }
 
     pub(in crate::store) fn memtable(&self) -> RwLockReadGuard<'_, Memtable> {

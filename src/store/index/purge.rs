@@ -10,13 +10,14 @@
 //! them. The index is not rebuilt instead: with ten million messages a rebuild takes minutes, and a bad peer can cause
 //! one cut after another.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::ops::Bound::{self, Excluded, Unbounded};
 
-use redb::{ReadableTable, WriteTransaction};
+use redb::{ReadableTable, Table, WriteTransaction};
 
-use super::super::{Counts, StoreError};
-use super::tables::{self, BY_ID, BY_USER, COPIES, DANGLING_NAME, IdKey, IndexRows, UserKey};
+use super::super::{Counts, StoreError, StoredCopy};
+use super::copies::{CopyScan, IdKey};
+use super::tables::{self, BY_ID, BY_USER, COPIES, DANGLING_NAME, IndexRows, UserKey};
 use super::{Index, lock};
 use crate::chain::frontier::SnapshotId;
 use crate::chain::ids::Origin;
@@ -46,25 +47,29 @@ impl PurgedRows {
         for keys in self.by_id.chunk_by(|one, next| one.0 == next.0) {
             let id = keys[0].0;
             // Frontier snapshots are found by an id of their own and are not counted.
-            let is_message = |digest: &[u8; 32]| SnapshotId::of(Digest(*digest)).0 != id;
-            let (mut removed, mut left) = (BTreeSet::new(), BTreeSet::new());
-            for key in keys {
-                let digest = by_id.remove(*key)?.map(|value| value.value().1);
-                removed.extend(digest.filter(is_message));
+            let is_message = |digest: Digest| SnapshotId::of(digest).0 != id;
+            let (mut gone, mut left) = (0, 0);
+            for keys in keys.chunk_by(|one, next| one.1 == next.1) {
+                let (digest, mut is_removed) = (Digest(keys[0].1), false);
+                for key in keys {
+                    is_removed |= by_id.remove(*key)?.is_some();
+                }
+                let is_left = next_copy(&by_id, &mut CopyScan::of_content(id, digest))?.is_some();
+                gone += u64::from(is_removed && !is_left && is_message(digest));
             }
-            if removed.is_empty() {
-                continue;
+            let mut scan = CopyScan::of_id(id);
+            while left < 2
+                && let Some(copy) = next_copy(&by_id, &mut scan)?
+            {
+                left += u64::from(is_message(copy.digest));
+                scan.skip_content();
             }
-            for row in by_id.range((id, [0; 16], 0)..=(id, [0xff; 16], u64::MAX))? {
-                left.extend(Some(row?.1.value().1).filter(is_message));
-            }
-            let gone = removed.difference(&left).count();
-            less.messages += gone as u64;
-            less.conflicts += u64::from(left.len() < 2 && left.len() + gone >= 2);
+            less.messages += gone;
+            less.conflicts += u64::from(left < 2 && left + gone >= 2);
         }
         drop(by_id);
         let mut copies = tx.open_table(COPIES)?;
-        for (_, origin, seq) in &self.by_id {
+        for (.., origin, seq) in &self.by_id {
             copies.remove((*origin, *seq))?;
         }
         drop(copies);
@@ -79,6 +84,11 @@ impl PurgedRows {
     }
 }
 
+fn next_copy(by_id: &Table<IdKey, ()>, scan: &mut CopyScan) -> Result<Option<StoredCopy>, StoreError> {
+    let next = by_id.range::<IdKey>(scan.range())?.next().transpose()?;
+    Ok(next.map(|(key, _)| scan.pass(key.value())))
+}
+
 impl Index {
     /// Removes entries of a log that is cut at `cut`. `false`: not yet, a part of the memtable was flushed instead.
     pub(in crate::store) fn purge(
@@ -90,7 +100,7 @@ impl Index {
         let indexed: Vec<IndexEntry> = entries.iter().map(IndexEntry::new).collect();
         let rows = IndexRows::of(indexed.iter());
         self.remove_rows(&PurgedRows {
-            by_id: rows.by_id.iter().map(|(key, _)| *key).collect(),
+            by_id: rows.by_id,
             by_user: rows.by_user.iter().map(|(key, _)| *key).collect(),
             marks: BTreeMap::from([(origin, cut - 1)]),
         })
@@ -98,7 +108,8 @@ impl Index {
 
     fn remove_rows(&self, rows: &PurgedRows) -> Result<bool, StoreError> {
         let memtable = self.memtable();
-        let is_in_memtable = rows.by_id.iter().any(|(id, ..)| !memtable.copies_of(id).is_empty());
+        let is_in_memtable =
+            rows.by_id.iter().any(|(id, ..)| memtable.copy_in(&CopyScan::of_id(*id)).is_some());
         drop(memtable);
         if is_in_memtable {
             self.flush()?;
@@ -142,9 +153,10 @@ impl Index {
         let next = keys.last().copied().filter(|_| keys.len() == SCAN_ROWS);
         let mut rows = PurgedRows::default();
         for key in keys {
-            let origin = Origin(key.1);
+            let (.., origin, seq) = key;
+            let origin = Origin(origin);
             let limit = logs.vector().limit(origin);
-            if key.2 > limit {
+            if seq > limit {
                 purged.add(origin, limit + 1);
                 rows.by_id.push(key);
                 rows.marks.insert(origin, limit);

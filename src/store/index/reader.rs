@@ -12,12 +12,12 @@ use std::ops::Bound::{Excluded, Included};
 use redb::{AccessGuard, ReadOnlyTable, ReadableDatabase};
 
 use super::Index;
+use super::copies::{CopyScan, IdKey};
 use super::memtable::{IndexEntry, NameHash};
-use super::tables::{BY_ID, BY_USER, COPIES, CopyKey, IdKey, IndexRows, UserKey};
+use super::tables::{BY_ID, BY_USER, COPIES, CopyKey, IndexRows, UserKey};
 use crate::chain::clock::Stamp;
 use crate::chain::ids::{EntryKey, Origin};
 use crate::chain::logs::Logs;
-use crate::chain::message::Digest;
 use crate::chain::record::Entry;
 use crate::store::engine::catch_panic::catch_panic;
 use crate::store::{StoreError, StoredCopy};
@@ -30,28 +30,27 @@ pub struct IndexReader<'a> {
 }
 
 pub(super) struct Tables {
-    by_id: ReadOnlyTable<IdKey, (u64, [u8; 32])>,
+    by_id: ReadOnlyTable<IdKey, ()>,
     by_user: ReadOnlyTable<UserKey, u8>,
     copies: ReadOnlyTable<CopyKey, ()>,
 }
 
 impl IndexReader<'_> {
-    /// All copies of an id, in no order.
-    pub(in crate::store) fn copies(&mut self, id: [u8; 16]) -> Result<Vec<StoredCopy>, StoreError> {
-        let (mut copies, epoch) = {
+    /// The next copy of a scan.
+    pub fn next_copy(&mut self, scan: &mut CopyScan) -> Result<Option<StoredCopy>, StoreError> {
+        Ok(self.copy_in(scan)?.map(|key| scan.pass(key)))
+    }
+
+    pub(super) fn copy_in(&mut self, scan: &CopyScan) -> Result<Option<IdKey>, StoreError> {
+        let (in_memtable, epoch) = {
             let memtable = self.index.memtable();
-            (memtable.copies_of(&id).to_vec(), memtable.epoch())
+            (memtable.copy_in(scan), memtable.epoch())
         };
-        self.read(epoch, |tables| {
-            for copy in tables.copies_of(id)? {
-                let copy = copy?;
-                if !copies.iter().any(|other| other.key == copy.key) {
-                    copies.push(copy);
-                }
-            }
-            Ok(())
+        let in_file = self.read(epoch, |tables| {
+            let next = tables.by_id.range::<IdKey>(scan.range())?.next().transpose()?;
+            Ok(next.map(|(key, _)| key.value()))
         })?;
-        Ok(copies)
+        Ok(in_memtable.into_iter().chain(in_file).min())
     }
 
     /// Which of `first..=last` of a log have another copy, ascending.
@@ -124,30 +123,31 @@ impl IndexReader<'_> {
         let indexed = IndexEntry::new(entry);
         let (Some(id), here) = (indexed.id, indexed.copy) else { return Ok(true) };
         let (origin, seq) = (here.key.origin, here.key.seq);
-        let is_copy = |other: &StoredCopy| {
-            other.digest == here.digest && other.key != here.key && logs.covers(other.key)
-        };
-        let (is_in_memtable, has_copy, is_marked, epoch) = {
+        let (is_in_memtable, is_marked, epoch) = {
             let memtable = self.index.memtable();
-            let copies = memtable.copies_of(&id);
+            let is_in_memtable = memtable.copy_in(&CopyScan::of_copy(id, &here)).is_some();
             let is_marked = memtable.copied_seqs(origin, seq, seq).next().is_some();
-            (copies.contains(&here), copies.iter().any(is_copy), is_marked, memtable.epoch())
+            (is_in_memtable, is_marked, memtable.epoch())
         };
-        self.read(epoch, |tables| {
+        let known = self.read(epoch, |tables| {
             if !is_in_memtable && !tables.have(&IndexRows::of(std::iter::once(&indexed)))? {
-                return Ok(false);
+                return Ok(Some(false));
             }
             // Listings show messages only, so only their copies are marked.
-            if is_marked || indexed.names.is_none() || tables.copies.get((origin.0, seq))?.is_some() {
-                return Ok(true);
+            let is_marked =
+                is_marked || indexed.names.is_none() || tables.copies.get((origin.0, seq))?.is_some();
+            Ok(is_marked.then_some(true))
+        })?;
+        if let Some(known) = known {
+            return Ok(known);
+        }
+        let mut scan = CopyScan::of_content(id, here.digest);
+        while let Some(other) = self.next_copy(&mut scan)? {
+            if other.key != here.key && logs.covers(other.key) {
+                return Ok(false);
             }
-            for other in tables.copies_of(id)? {
-                if is_copy(&other?) {
-                    return Ok(false);
-                }
-            }
-            Ok(!has_copy)
-        })
+        }
+        Ok(true)
     }
 
     /// Reads the file for an answer whose first part came from the memtable in this epoch. What the memtable dropped
@@ -177,22 +177,9 @@ impl IndexReader<'_> {
 }
 
 impl Tables {
-    fn copies_of(
-        &self,
-        id: [u8; 16],
-    ) -> Result<impl Iterator<Item = Result<StoredCopy, StoreError>>, StoreError> {
-        let rows = self.by_id.range((id, [0; 16], 0)..=(id, [0xff; 16], u64::MAX))?;
-        Ok(rows.map(|row| {
-            let (key, value) = row?;
-            let ((_, origin, seq), (stamp, digest)) = (key.value(), value.value());
-            let key = EntryKey { stamp: Stamp(stamp), origin: Origin(origin), seq };
-            Ok(StoredCopy { key, digest: Digest(digest) })
-        }))
-    }
-
     fn have(&self, rows: &IndexRows) -> Result<bool, StoreError> {
-        for (key, value) in &rows.by_id {
-            if self.by_id.get(*key)?.is_none_or(|found| found.value() != *value) {
+        for key in &rows.by_id {
+            if self.by_id.get(*key)?.is_none() {
                 return Ok(false);
             }
         }

@@ -13,12 +13,12 @@ use super::super::log::LogFile;
 use super::super::{Counts, StoreError};
 use crate::chain::ids::Origin;
 use crate::store::engine::catch_panic::open_if_exists;
+use crate::store::index::copies::{IdKey, id_key};
 use crate::store::index::memtable::{IndexEntry, NameHash};
 
 /// The layout of `index.redb`. A file with another one is rebuilt.
 const FORMAT: u32 = 2;
 
-pub(super) type IdKey = ([u8; 16], [u8; 16], u64);
 pub(super) type UserKey = ([u8; 8], u64, [u8; 16], u64);
 pub(super) type CopyKey = ([u8; 16], u64);
 
@@ -29,7 +29,7 @@ pub(super) const STORE_ID_NAME: &str = "store_id";
 pub(super) const DANGLING_NAME: &str = "lost";
 const COUNTS_NAME: &str = "counts";
 const WATERMARK: TableDefinition<[u8; 16], u64> = TableDefinition::new("watermark");
-pub(super) const BY_ID: TableDefinition<IdKey, (u64, [u8; 32])> = TableDefinition::new("by_id");
+pub(super) const BY_ID: TableDefinition<IdKey, ()> = TableDefinition::new("by_id");
 pub(super) const BY_USER: TableDefinition<UserKey, u8> = TableDefinition::new("by_user");
 pub(super) const COPIES: TableDefinition<CopyKey, ()> = TableDefinition::new("copies");
 /// Entries at or below a watermark that were damaged when the watermark passed them: the file does not have them.
@@ -38,7 +38,7 @@ const UNINDEXED: TableDefinition<CopyKey, ()> = TableDefinition::new("holes");
 /// The rows of some entries, sorted.
 #[derive(Default)]
 pub(super) struct IndexRows {
-    pub(super) by_id: Vec<(IdKey, (u64, [u8; 32]))>,
+    pub(super) by_id: Vec<IdKey>,
     pub(super) by_user: Vec<(UserKey, u8)>,
     copies: Vec<CopyKey>,
     entries: Vec<CopyKey>,
@@ -51,12 +51,12 @@ impl IndexRows {
         let mut rows = IndexRows::default();
         for entry in entries {
             rows.counts.add(entry.counts);
-            let (key, digest) = (entry.copy.key, entry.copy.digest);
+            let key = entry.copy.key;
             let mark = rows.watermarks.entry(key.origin).or_default();
             *mark = key.seq.max(*mark);
             rows.entries.push((key.origin.0, key.seq));
             let Some(id) = entry.id else { continue };
-            rows.by_id.push(((id, key.origin.0, key.seq), (key.stamp.0, digest.0)));
+            rows.by_id.push(id_key(id, &entry.copy));
             let user_key = |name: NameHash| (name.0, key.stamp.0, key.origin.0, key.seq);
             rows.by_user
                 .extend(entry.names.iter().flatten().map(|name| (user_key(*name), entry.roles(*name))));
@@ -75,7 +75,7 @@ impl IndexRows {
         counts: Counts,
         unindexed: &BTreeSet<(Origin, u64)>,
     ) -> Result<(), StoreError> {
-        insert_all(tx, BY_ID, self.by_id.iter().copied())?;
+        insert_all(tx, BY_ID, self.by_id.iter().map(|key| (*key, ())))?;
         insert_all(tx, BY_USER, self.by_user.iter().copied())?;
         insert_all(tx, COPIES, self.copies.iter().map(|key| (*key, ())))?;
         put_unindexed(tx, unindexed)?;
