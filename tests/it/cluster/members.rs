@@ -172,7 +172,7 @@ fn a_peer_that_can_be_reached_in_one_direction_only_is_logged_once() {
     let mute = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
     let addr = mute.local_addr().expect("is bound");
     for _ in 0..5 {
-        send_sync_as(cluster.node(0), 7, [0x11; 16], addr);
+        send_sync_as(cluster.node(0), 7, [1; 16], addr);
         drop(mute.accept().expect("the node tries to exchange"));
     }
     let complaints = cluster.process(0).stderr().matches("exchanges fail").count();
@@ -185,7 +185,8 @@ fn an_incarnation_from_a_clock_ahead_is_replaced() {
     let mut cluster = start_in_line(3);
     wait_for_members(&cluster, &all_up(3));
     cluster.kill9(2);
-    send_sync_as(cluster.node(1), 2, [0xee; 16], cluster.node(2));
+    let half_a_day_ahead = uuid::Uuid::now_v7().as_u128() + ((12 * 3_600_000) << 80);
+    send_sync_as(cluster.node(1), 2, half_a_day_ahead.to_be_bytes(), cluster.node(2));
     eventually_blocking(LONG, "both nodes to see node 2 down", || {
         cluster.statuses().iter().all(|status| peers(status).iter().any(|(id, _, up)| *id == 2 && up != "up"))
     });
@@ -203,7 +204,7 @@ fn an_incarnation_from_a_clock_ahead_is_replaced() {
 fn a_node_that_answers_at_the_address_of_another_is_not_mistaken_for_it() {
     let cluster = start_in_line(2);
     wait_for_members(&cluster, &all_up(2));
-    send_sync_as(cluster.node(0), 7, [0x11; 16], cluster.node(1));
+    send_sync_as(cluster.node(0), 7, [1; 16], cluster.node(1));
     let want = [(0, true), (1, true), (7, false)];
     wait_for_members(&cluster, &want);
     for i in 0..2 {
@@ -268,7 +269,10 @@ fn a_forgotten_node_is_gone_everywhere_until_it_returns() {
     assert_eq!((done.code, done.stdout.as_str()), (Some(0), "node 3 is forgotten\n"), "{done:?}");
     wait_for_members(&cluster, &all_up(3));
     let again = forget(cluster.node(1), 3);
-    assert_eq!((again.status(), again.json()), (200, json!({ "node_id": 3, "forgotten": true })));
+    assert_eq!(
+        (again.status(), again.json()),
+        (200, json!({ "node_id": 3, "forgotten": true, "stored": true }))
+    );
     let sent = acks_all(cluster.node(0), 11);
     assert_eq!((sent.status(), sent.json()["durable_on"].as_array().map(Vec::len)), (201, Some(3)));
     (0..3).for_each(|i| cluster.stop(i));
