@@ -264,13 +264,10 @@ mod tests {
     use super::*;
     use uuid::Uuid;
 
-    use crate::chain::clock::Stamp;
     use crate::chain::filter::Filter;
-    use crate::chain::ids::EntryKey;
-    use crate::chain::kind::{EntryKind, LogType};
+    use crate::chain::kind::EntryKind;
     use crate::chain::message::{self, Digest, Message};
-    use crate::chain::vector::Head;
-    use crate::replica::write_ops::{NewMessage, PeerRecords, Rejection, SendOutcome};
+    use crate::replica::write_ops::{NewMessage, Rejection, SendOutcome};
     use crate::store::engine::files::{Directory, Files, INDEX, LOG};
     use crate::store::history::listing::Listing;
     use crate::store::index::CopyScan;
@@ -376,41 +373,6 @@ mod tests {
         let mut index = committer.store().index().reader();
         let copies = std::iter::from_fn(|| index.next_copy(&mut scan).expect("reads"));
         assert_eq!(copies.count(), 1, "the index drops the old copies as well");
-    }
-
-    /// A peer can send a log of nothing but one message.
-    #[test]
-    fn a_copy_of_a_message_costs_the_same_however_many_there_are() {
-        const PARTS: u64 = 30;
-        let dir = tempfile::tempdir().expect("temp dir");
-        let mut committer = open(&dir);
-        let NewMessage { digest, content, .. } = new_message(7, "again and again");
-        let origin = Origin([77; 16]);
-        let (mut before, mut times) = (Head::genesis(origin, LogType::MESSAGES), Vec::new());
-        for part in 0..PARTS {
-            let entry = |seq| {
-                let key = EntryKey { stamp: Stamp((NOW << 16) + seq), origin, seq };
-                Entry::new(key, EntryKind::Message, digest, &content)
-            };
-            let entries: Vec<Entry> = (1..=1_000).map(|n| entry(1_000 * part + n)).collect();
-            let admit = PeerRecords { before, claimed: None, entries };
-            let began = std::time::Instant::now();
-            let ops = WriteOps { admits: vec![&admit], ..WriteOps::default() };
-            assert_eq!(committer.commit(&ops, Space::ALL, NOW).expect("writes").admits[0].new, 1_000);
-            times.push(began.elapsed());
-            before = admit.entries.iter().fold(before, Head::followed_by);
-            if part % 5 == 4 {
-                while committer.store().flush_index().expect("indexes") {}
-            }
-        }
-        let fastest = |times: &[std::time::Duration]| *times.iter().min().expect("some");
-        let (first, last) = (fastest(&times[..10]), fastest(&times[20..]));
-        assert!(last < 5 * first, "{times:?}");
-        assert_eq!(committer.store().counts().messages, 1);
-        assert_eq!(list(&committer, committer.logs(), Filter::default()).expect("lists"), 1);
-        let key = EntryKey { stamp: Stamp((NOW << 16) + 1), origin, seq: 1 };
-        let again = write(&mut committer, Vec::new(), &[new_message(7, "again and again")]);
-        assert_eq!(again, [SendOutcome::Stored { key, duplicate: true }]);
     }
 
     /// A peer may send entries of 256 ranges at once, and each makes the node read 1,024 entries.

@@ -7,6 +7,7 @@ use uuid::Uuid;
 
 use super::log::{NewRow, WriteBatch};
 use super::*;
+use crate::chain::clock::Stamp;
 use crate::chain::filter::Filter;
 use crate::chain::ids::Leaf;
 use crate::chain::kind::{EntryKind, LogType};
@@ -406,6 +407,40 @@ fn two_copies_of_a_message_that_are_repaired_together_are_both_marked() {
     bench.store.commit(change, &bench.logs).expect("commits");
     assert_eq!(bench.list(Filter::default(), None, false), ["the same"]);
     assert_eq!(bench.store.counts().messages, 1);
+}
+
+/// A peer can send a log of nothing but one message.
+#[test]
+fn a_copy_of_a_message_costs_the_same_however_many_there_are() {
+    const PARTS: u64 = 30;
+    let dir = tempfile::tempdir().expect("temp dir");
+    let mut bench = Bench::open(dir.path());
+    let content = message(7, "user1", "#room", "again and again").encode();
+    let digest = Digest::of(EntryKind::Message, &content);
+    let (origin, mut times) = (Origin([77; 16]), Vec::new());
+    for part in 0..PARTS {
+        let began = std::time::Instant::now();
+        let (mut entries, mut overlay) = (Vec::new(), bench.store.index().overlay());
+        for seq in 1_000 * part + 1..=1_000 * (part + 1) {
+            let key = EntryKey { stamp: Stamp((NOW << 16) + seq), origin, seq };
+            let entry = Entry::new(key, EntryKind::Message, digest, &content);
+            assert!(bench.logs.admit(&entry, NOW).expect("follows"));
+            let hash = bench.logs.vector().hash(origin, LogType::MESSAGES);
+            entries.push(overlay.append(entry, hash).expect("reads"));
+        }
+        bench.store.commit(WriteBatch { entries, ..WriteBatch::default() }, &bench.logs).expect("commits");
+        times.push(began.elapsed());
+        if part % 5 == 4 {
+            bench.index_everything();
+        }
+    }
+    let fastest = |times: &[std::time::Duration]| *times.iter().min().expect("some");
+    // The first parts find no copy in the file.
+    let (early, late) = (fastest(&times[5..15]), fastest(&times[20..]));
+    assert!(late < 3 * early, "{times:?}");
+    assert_eq!(bench.store.counts().messages, 1);
+    assert_eq!(bench.list(Filter::default(), None, false), ["again and again"]);
+    assert_eq!(bench.first(7).expect("is there").key.seq, 1);
 }
 
 /// The watermark passes a damaged entry before the entry is flushed after its repair.
