@@ -37,9 +37,9 @@ use crate::api::{
 /// Without a connection after this time the server counts as unreachable. A server on the same site accepts within
 /// milliseconds. Below a second, so that clients of several silent servers get their answer within a second.
 const CONNECT_MAX: Duration = Duration::from_millis(800);
-/// An idle connection is closed after this time. Less than the 5 s of the servers, so that a server does not close a
+/// An idle connection is closed after this time. Less than the 75 s of the servers, so that a server does not close a
 /// connection at the moment it is used.
-const IDLE_MAX: Duration = Duration::from_secs(4);
+const IDLE_MAX: Duration = Duration::from_secs(60);
 /// Idle connections kept per server. Further ones are closed after their request.
 const IDLE_COUNT_MAX: usize = 256;
 /// A body without data for this long is a timeout. Feeds send something every 15 s.

@@ -45,6 +45,11 @@ impl Pace {
         self.bytes
     }
 
+    /// Bytes per second that the link carried last, 0 if that is not known.
+    pub fn rate(&self) -> u64 {
+        self.rate.unwrap_or(0)
+    }
+
     /// The round trip, 0 if it is not known.
     pub fn round_trip_ms(&self) -> u64 {
         self.round_trip_ms.unwrap_or(0)

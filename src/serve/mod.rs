@@ -9,6 +9,7 @@
 
 mod auth;
 mod body;
+mod head_timer;
 mod request;
 
 use std::io;
@@ -21,7 +22,7 @@ use axum::extract::Request;
 use hyper::body::{Body as _, Incoming};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioIo;
 use socket2::SockRef;
 use tokio::io::join;
 use tokio::net::{TcpListener, TcpStream};
@@ -52,8 +53,10 @@ struct ConnectionLimits {
     connections: usize,
     /// Connections on which no key was shown yet, where one is needed. At the bound the oldest of them is dropped.
     unauthenticated: usize,
-    /// To receive a request head, also the next one on an idle connection; then the connection ends.
+    /// To receive a request head, from its first byte on, and for the first one to begin; then the connection ends.
     head: Duration,
+    /// For the next request to begin on an idle connection; then the connection ends.
+    idle: Duration,
     /// To receive a request and to begin the answer; then the answer is `timeout`.
     answer: Duration,
     /// For the reader to accept one write; then the connection ends: a stalled stream holds memory and a slot.
@@ -70,6 +73,7 @@ const LIMITS: ConnectionLimits = ConnectionLimits {
     connections: 10_000,
     unauthenticated: 1_000,
     head: Duration::from_secs(5),
+    idle: Duration::from_secs(75),
     answer: Duration::from_secs(30),
     write: Duration::from_secs(30),
     linger: Duration::from_secs(1),
@@ -171,6 +175,7 @@ impl Server {
         }
         let (auth, is_body_unread) = (auth.connection(), AtomicBool::new(false));
         let (reader, writer) = socket.split();
+        let (reader, timer) = head_timer::head_timer(reader, limits.head, limits.idle);
         let mut writer = TimeoutWriter::new(writer);
         writer.set_timeout(Some(limits.write));
         // Admitted before the future is made: the HTTP library reads the body before it first polls the future.
@@ -183,7 +188,7 @@ impl Server {
             request::answer(app.clone(), access, request, limits.answer)
         });
         let connection = http1::Builder::new()
-            .timer(TokioTimer::new())
+            .timer(timer)
             .header_read_timeout(limits.head)
             .max_buf_size(HEAD_BYTES_MAX)
             // A client may close its sending side (`nc -N`) and still wait for the answer.

@@ -19,6 +19,7 @@ const LONG: ConnectionLimits = ConnectionLimits {
     connections: 100,
     unauthenticated: 100,
     head: Duration::from_secs(60),
+    idle: Duration::from_secs(60),
     answer: Duration::from_secs(60),
     write: Duration::from_secs(60),
     linger: Duration::from_secs(60),
@@ -176,6 +177,26 @@ async fn held_bodies_count_against_the_budget_until_dropped() {
     );
     drop(clone);
     assert_eq!(read_body(Body::from("123456"), 10, &budget).await.expect("fits"), "123456");
+}
+
+/// Clients that send a message every few seconds keep their connection.
+#[tokio::test]
+async fn an_idle_connection_lives_longer_than_a_head_that_does_not_come() {
+    let served =
+        start(ConnectionLimits { head: SHORT, idle: 20 * SHORT, ..LONG }, storing(Arc::default())).await;
+    let mut socket = TcpStream::connect(served.addr).await.expect("connects");
+    let request = b"GET /livez HTTP/1.1\r\nHost: a\r\n\r\n";
+    let mut answer = [0; 4096];
+    for _ in 0..2 {
+        tokio::io::AsyncWriteExt::write_all(&mut socket, request).await.expect("writes");
+        let count = tokio::io::AsyncReadExt::read(&mut socket, &mut answer).await.expect("reads");
+        assert!(answer[..count].starts_with(b"HTTP/1.1 200"));
+        tokio::time::sleep(4 * SHORT).await;
+    }
+    let began = std::time::Instant::now();
+    tokio::io::AsyncWriteExt::write_all(&mut socket, &request[..9]).await.expect("writes");
+    assert_eq!(tokio::io::AsyncReadExt::read(&mut socket, &mut answer).await.expect("is closed"), 0);
+    assert!(began.elapsed() < 10 * SHORT, "the head is late, the connection was not idle for too long");
 }
 
 #[tokio::test]

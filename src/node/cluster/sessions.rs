@@ -19,12 +19,22 @@ const SESSIONS_MAX: usize = 256;
 const SESSION_HEADS_MAX: usize = 1 << 20;
 /// A log is asked of one peer alone for this long. Then any other peer may be asked for it.
 const CLAIM_TIME: Duration = Duration::from_secs(5);
+/// A peer whose link carries this many times as much is asked for a log at once, whoever is asked for it already.
+const MUCH_FASTER: u64 = 4;
+
+/// A peer that is asked for a log.
+struct Claim {
+    /// Its number.
+    peer: usize,
+    since: Instant,
+    /// Bytes per second that its link carries; 0 if that is not known.
+    rate: u64,
+}
 
 #[derive(Default)]
 pub struct SyncSessions {
     responders: HashMap<Incarnation, (Responder, Instant)>,
-    /// The number of the peer that is asked for a log, and since when.
-    claims: HashMap<Origin, (usize, Instant)>,
+    claims: HashMap<Origin, Claim>,
 }
 
 impl SyncSessions {
@@ -50,27 +60,29 @@ impl SyncSessions {
         self.responders.insert(hello.incarnation(), (responder, Instant::now()));
     }
 
-    /// Whether this peer may be asked for a log now. If so, no other one is asked for it for a while.
-    pub fn claim(&mut self, origin: Origin, peer: usize) -> bool {
-        let is_others = |(of, since): &(usize, Instant)| *of != peer && since.elapsed() < CLAIM_TIME;
+    /// Whether this peer may be asked for a log now. If so, no other one is asked for it for a while, unless its link
+    /// is much faster. `rate`: bytes per second that this one's link carries.
+    pub fn claim(&mut self, origin: Origin, peer: usize, rate: u64) -> bool {
+        let is_others = |claim: &Claim| {
+            let is_slow = rate > MUCH_FASTER.saturating_mul(claim.rate);
+            claim.peer != peer && claim.since.elapsed() < CLAIM_TIME && !is_slow
+        };
         let may_ask = !self.claims.get(&origin).is_some_and(is_others);
         if may_ask {
-            self.claims.insert(origin, (peer, Instant::now()));
+            self.claims.insert(origin, Claim { peer, since: Instant::now(), rate });
         }
         may_ask
     }
 
     /// The peer answers: its claims begin again.
     pub fn renew(&mut self, peer: usize) {
-        self.claims
-            .values_mut()
-            .filter(|(holder, _)| *holder == peer)
-            .for_each(|(_, since)| *since = Instant::now());
+        let of_peer = self.claims.values_mut().filter(|claim| claim.peer == peer);
+        of_peer.for_each(|claim| claim.since = Instant::now());
     }
 
     /// The exchange with this peer is over: others may be asked for its logs.
     pub fn release(&mut self, peer: usize) {
-        self.claims.retain(|_, (holder, since)| *holder != peer && since.elapsed() < CLAIM_TIME);
+        self.claims.retain(|_, claim| claim.peer != peer && claim.since.elapsed() < CLAIM_TIME);
     }
 }
 

@@ -43,8 +43,8 @@ const BODY_BYTES_MAX: usize = 8 << 20;
 /// Pieces of one exchange that wait for the writer at the same time. At the bound the next ones wait here: one peer
 /// with thousands of short logs must not fill the inbox that all peers share.
 const PIECES_WAITING_MAX: usize = 128;
-/// Bytes of a record, roughly.
-const ENTRY_BYTES: u64 = 200;
+/// Bytes of a record, roughly, before one was pushed.
+const ENTRY_BYTES: u64 = 500;
 /// Reading for one message of an exchange ends after this long, between two ranges. The next message carries the rest.
 const READ_TIME: Duration = Duration::from_secs(1);
 /// Waits after failures double from the first to the second, with full jitter.
@@ -155,7 +155,8 @@ impl SyncClient {
         self.begin_log_if_behind(node).await;
         let logs = node.logs();
         let repairs = cluster.repairs_to_request(node, self.exchange.theirs());
-        let skip = |origin| cluster.owner_pushes(origin) || !cluster.sessions().claim(origin, self.number);
+        let (number, rate) = (self.number, self.pull.rate());
+        let skip = |origin| cluster.owner_pushes(origin) || !cluster.sessions().claim(origin, number, rate);
         let peer_has = |origin| cluster.peer_has(self.number, origin, &logs);
         let (skip, peer_has): (&dyn Fn(_) -> _, &dyn Fn(_) -> _) = (&skip, &peer_has);
         let trigger = Trigger { on_timer, now_ms: cluster.uptime_ms(), skip, peer_has, repair: repairs };
