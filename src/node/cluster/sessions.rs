@@ -21,14 +21,20 @@ const SESSION_HEADS_MAX: usize = 1 << 20;
 const CLAIM_TIME: Duration = Duration::from_secs(5);
 /// A peer whose link carries this many times as much is asked for a log at once, whoever is asked for it already.
 const MUCH_FASTER: u64 = 4;
+/// A peer whose link is not known is tried once another one has been asked for a log for this long.
+const TRIAL_AFTER: Duration = Duration::from_secs(1);
 
 /// A peer that is asked for a log.
 struct Claim {
     /// Its number.
     peer: usize,
+    /// When it was asked first, and when last.
+    began: Instant,
     since: Instant,
     /// Bytes per second that its link carries; 0 if that is not known.
     rate: u64,
+    /// It has answered.
+    is_released: bool,
 }
 
 #[derive(Default)]
@@ -63,15 +69,21 @@ impl SyncSessions {
     /// Whether this peer may be asked for a log now. If so, no other one is asked for it for a while, unless its link
     /// is much faster. `rate`: bytes per second that this one's link carries.
     pub fn claim(&mut self, origin: Origin, peer: usize, rate: u64) -> bool {
-        let is_others = |claim: &Claim| {
-            let is_slow = rate > MUCH_FASTER.saturating_mul(claim.rate);
-            claim.peer != peer && claim.since.elapsed() < CLAIM_TIME && !is_slow
+        let now = Instant::now();
+        let is_slow = |claim: &Claim| match rate {
+            0 => claim.began.elapsed() > TRIAL_AFTER,
+            rate => rate > MUCH_FASTER.saturating_mul(claim.rate),
         };
-        let may_ask = !self.claims.get(&origin).is_some_and(is_others);
-        if may_ask {
-            self.claims.insert(origin, Claim { peer, since: Instant::now(), rate });
+        let mut began = now;
+        if let Some(claim) = self.claims.get(&origin).filter(|claim| claim.since.elapsed() < CLAIM_TIME) {
+            if claim.peer == peer {
+                began = claim.began;
+            } else if !claim.is_released && !is_slow(claim) {
+                return false;
+            }
         }
-        may_ask
+        self.claims.insert(origin, Claim { peer, began, since: now, rate, is_released: false });
+        true
     }
 
     /// The peer answers: its claims begin again.
@@ -82,7 +94,10 @@ impl SyncSessions {
 
     /// The exchange with this peer is over: others may be asked for its logs.
     pub fn release(&mut self, peer: usize) {
-        self.claims.retain(|_, claim| claim.peer != peer && claim.since.elapsed() < CLAIM_TIME);
+        self.claims.retain(|_, claim| {
+            claim.is_released |= claim.peer == peer;
+            claim.since.elapsed() < CLAIM_TIME
+        });
     }
 }
 

@@ -179,7 +179,7 @@ impl SyncClient {
             })
             .map_err(|error| error.to_string())?;
         let mut answer =
-            Answer { addr: addr.to_string(), body: Box::pin(answer), decoder: SyncDecoder::default() };
+            ArrivingAnswer { addr: addr.to_string(), body: Box::pin(answer), decoder: SyncDecoder::default() };
         let first = answer.next_run().await?;
         let rtt = sent.elapsed();
         self.measure_push(pushed, rtt);
@@ -227,7 +227,7 @@ impl SyncClient {
     async fn take_runs(
         &mut self,
         node: &Node,
-        mut answer: Answer,
+        mut answer: ArrivingAnswer,
         mut reply: Reply,
         first: Option<Run>,
         sent: Instant,
@@ -342,13 +342,13 @@ impl SyncClient {
 }
 
 /// The answer to an exchange, as it arrives.
-struct Answer {
+struct ArrivingAnswer {
     addr: String,
     body: Pin<Box<dyn Stream<Item = Result<Bytes, ClientError>> + Send>>,
     decoder: SyncDecoder,
 }
 
-impl Answer {
+impl ArrivingAnswer {
     /// The next run, once it has arrived; `None` at the end.
     async fn next_run(&mut self) -> Result<Option<Run>, String> {
         loop {
