@@ -178,8 +178,11 @@ impl SyncClient {
                 }
             })
             .map_err(|error| error.to_string())?;
-        let mut answer =
-            ArrivingAnswer { addr: addr.to_string(), body: Box::pin(answer), decoder: SyncDecoder::default() };
+        let mut answer = ArrivingAnswer {
+            addr: addr.to_string(),
+            body: Box::pin(answer),
+            decoder: SyncDecoder::default(),
+        };
         let first = answer.next_run().await?;
         let rtt = sent.elapsed();
         self.measure_push(pushed, rtt);

@@ -77,8 +77,8 @@ fn livez_and_readyz_report_liveness_and_readiness() {
     for (server, addr) in servers.both() {
         object(addr, "/livez", &["live"]);
         assert_eq!(
-            object(addr, "/readyz", &["readable", "writable"]),
-            json!({ "readable": true, "writable": true }),
+            object(addr, "/readyz", &["readable", "writable", "reasons"]),
+            json!({ "readable": true, "writable": true, "reasons": [] }),
             "{server}"
         );
     }
@@ -197,7 +197,7 @@ fn without_nodes_the_proxy_is_live_and_refuses_at_once() {
     servers.cluster.kill9(0);
     let proxy = servers.proxy();
     object(proxy, "/livez", &["live"]);
-    object(proxy, "/readyz", &["readable", "writable"]);
+    object(proxy, "/readyz", &["readable", "writable", "reasons"]);
     let sent = post_json(proxy, "/messages", &json!({ "sender": "a", "recipient": "b", "text": "c" }))
         .expect("an answer");
     for answer in [
