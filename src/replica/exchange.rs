@@ -211,7 +211,7 @@ impl Exchange {
     }
 
     /// Takes the end of an answer. `is_whole`: it was not cut off.
-    pub fn on_reply_end(&mut self, reply: Reply, is_whole: bool, now_ms: u64) -> NextExchange {
+    pub fn on_reply_end(&mut self, reply: &Reply, is_whole: bool, now_ms: u64) -> NextExchange {
         let until = now_ms + BACKOFF_MS;
         if let (Some(before), Some(now)) = (&reply.before, self.initiator.theirs()) {
             for origin in self.pushed.iter().filter(|origin| before.seq(**origin) == now.seq(**origin)) {

@@ -21,17 +21,18 @@ use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use crate::api::address::Addr;
 use crate::api::error::{ErrorCode, Problem};
 use crate::api::media;
 use crate::api::query::refuse_any;
 use crate::chain::ids::Origin;
 use crate::chain::record::Entry;
 use crate::chain::sync::NextExchange;
-use crate::chain::sync::wire::{Malformed, Run, SyncDecoder, SyncMessage};
+use crate::chain::sync::wire::{Hello, Malformed, Run, SyncDecoder, SyncMessage};
 use crate::chain::vector::Vector;
 use crate::client::{ClientError, SILENCE_MAX};
 use crate::node::{Node, blocking, now_ms};
-use crate::replica::exchange::{Exchange, Reply, RunActions, Trigger};
+use crate::replica::exchange::{Exchange, PlannedRequest, Reply, RunActions, Trigger};
 use crate::replica::pace::{self, Pace};
 use crate::replica::runs::{ReadRuns, Wanted};
 use crate::replica::write_ops::{Admitted, Maintenance, PeerRecords};
@@ -149,54 +150,26 @@ impl SyncClient {
     pub async fn exchange(&mut self, node: &Node, on_timer: bool) -> Result<Option<NextExchange>, String> {
         let cluster = &node.cluster;
         let Some((addr, _)) = cluster.peer_address(self.number) else { return Ok(None) };
-        if let Some(theirs) = cluster.vector_of(self.number) {
-            self.exchange.learn(&theirs);
-        }
-        self.begin_log_if_behind(node).await;
-        let logs = node.logs();
-        let repairs = cluster.repairs_to_request(node, self.exchange.theirs());
-        let (number, rate) = (self.number, self.pull.rate());
-        let skip = |origin| cluster.owner_pushes(origin) || !cluster.sessions().claim(origin, number, rate);
-        let peer_has = |origin| cluster.peer_has(self.number, origin, &logs);
-        let (skip, peer_has): (&dyn Fn(_) -> _, &dyn Fn(_) -> _) = (&skip, &peer_has);
-        let trigger = Trigger { on_timer, now_ms: cluster.uptime_ms(), skip, peer_has, repair: repairs };
-        let planned = self.exchange.plan(&logs, trigger);
-        let runs = read_runs(node, planned.reads.clone(), self.push.bytes()).await?;
-        let pushed: usize = runs.runs.iter().flat_map(|run| &run.entries).map(Entry::size).sum();
-        let mut request = self.exchange.request(cluster.hello(), now_ms(), &planned, runs);
-        let asks = request.wants_any || !request.wants.is_empty();
-        request.budget = u32::try_from(self.pull.bytes()).ok().filter(|_| asks);
-        cluster.add_members_to_request(&mut request, self.sends_members);
+        let (planned, request, pushed) = self.request(node, on_timer).await?;
         let wants = request.wants.clone();
         let sent = Instant::now();
         let within = SILENCE_MAX + Duration::from_millis(self.push.time_max_ms());
-        let answer = cluster.client.sync(&addr, request.encode().into(), within).await;
-        let answer = answer
-            .inspect_err(|_| {
+        let body = match cluster.client.sync(&addr, request.encode().into(), within).await {
+            Ok(body) => Box::pin(body),
+            Err(error) => {
                 if pushed > 0 {
-                    self.push.on_lost()
+                    self.push.on_lost();
                 }
-            })
-            .map_err(|error| error.to_string())?;
-        let mut answer = ArrivingAnswer {
-            addr: addr.to_string(),
-            body: Box::pin(answer),
-            decoder: SyncDecoder::default(),
+                return Err(error.to_string());
+            }
         };
+        let mut answer = ArrivingAnswer { addr: addr.to_string(), body, decoder: SyncDecoder::default() };
         let first = answer.next_run().await?;
         let rtt = sent.elapsed();
         self.measure_push(pushed, rtt);
         let head = answer.head()?;
-        if head.hello.network != cluster.network {
-            return Err(format!("{addr} belongs to another network"));
-        }
-        if cluster.roster().is_own(&head.hello) {
-            cluster.on_self_found(self.number);
+        if !self.is_peer(node, &addr, &head.hello).await? {
             return Ok(None);
-        }
-        if head.hello.is_copied(cluster.roster().own()) {
-            take_new_store_id(node, &addr.to_string()).await;
-            return Err(format!("{addr} has a copy of this node's store"));
         }
         let (reply, cuts) = self.exchange.on_reply(planned, &head, &node.logs());
         let clone_address = cluster.roster().clone_address(&head, now_ms());
@@ -207,7 +180,7 @@ impl SyncClient {
         for cut in cuts {
             node.writer.maintain(cut).await;
         }
-        let (mut next, mut progress, is_whole) = self.take_runs(node, answer, reply, first, sent).await?;
+        let (mut next, progress, is_whole) = self.take_runs(node, answer, reply, first, sent).await?;
         if is_whole {
             cluster.on_whole_answer(&wants, &head, self.exchange.theirs(), sent);
         }
@@ -215,7 +188,6 @@ impl SyncClient {
         if progress || (self.sends_members && !sent_members) {
             next = NextExchange::Again;
         }
-        progress |= pushed > 0;
         cluster.sessions().release(self.number);
         // Only entries count as progress: a peer whose words change each time must not keep this task running.
         self.idle_rounds = if next == NextExchange::Again && !progress { self.idle_rounds + 1 } else { 0 };
@@ -223,6 +195,51 @@ impl SyncClient {
             return Err(format!("{addr}: the exchange does not come to an end"));
         }
         Ok(Some(next))
+    }
+
+    /// The next request, and how many bytes of records it pushes.
+    async fn request(
+        &mut self,
+        node: &Node,
+        on_timer: bool,
+    ) -> Result<(PlannedRequest, SyncMessage, usize), String> {
+        let cluster = &node.cluster;
+        if let Some(theirs) = cluster.vector_of(self.number) {
+            self.exchange.learn(&theirs);
+        }
+        self.begin_log_if_behind(node).await;
+        let logs = node.logs();
+        let repairs = cluster.repairs_to_request(node, self.exchange.theirs());
+        let (number, rate) = (self.number, self.pull.rate());
+        let skip = |origin| cluster.owner_pushes(origin) || !cluster.sessions().claim(origin, number, rate);
+        let peer_has = |origin| cluster.peer_has(number, origin, &logs);
+        let (skip, peer_has): (&dyn Fn(_) -> _, &dyn Fn(_) -> _) = (&skip, &peer_has);
+        let trigger = Trigger { on_timer, now_ms: cluster.uptime_ms(), skip, peer_has, repair: repairs };
+        let planned = self.exchange.plan(&logs, trigger);
+        let runs = read_runs(node, planned.reads.clone(), self.push.bytes()).await?;
+        let pushed = runs.runs.iter().flat_map(|run| &run.entries).map(Entry::size).sum();
+        let mut request = self.exchange.request(cluster.hello(), now_ms(), &planned, runs);
+        let asks = request.wants_any || !request.wants.is_empty();
+        request.budget = u32::try_from(self.pull.bytes()).ok().filter(|_| asks);
+        cluster.add_members_to_request(&mut request, self.sends_members);
+        Ok((planned, request, pushed))
+    }
+
+    /// Whether a node of this network answered that is not this one. An error if it is no peer at all.
+    async fn is_peer(&self, node: &Node, addr: &Addr, hello: &Hello) -> Result<bool, String> {
+        let cluster = &node.cluster;
+        if hello.network != cluster.network {
+            return Err(format!("{addr} belongs to another network"));
+        }
+        if cluster.roster().is_own(hello) {
+            cluster.on_self_found(self.number);
+            return Ok(false);
+        }
+        if hello.is_copied(cluster.roster().own()) {
+            take_new_store_id(node, &addr.to_string()).await;
+            return Err(format!("{addr} has a copy of this node's store"));
+        }
+        Ok(true)
     }
 
     /// Stores the runs of an answer as they arrive, so that a link that is cut loses the last one only. Second: whether
@@ -252,7 +269,7 @@ impl SyncClient {
             }
         }
         let now_ms = node.cluster.uptime_ms();
-        let next = self.exchange.on_reply_end(reply, broken.is_none(), now_ms);
+        let next = self.exchange.on_reply_end(&reply, broken.is_none(), now_ms);
         if bytes > 0 {
             let took = millis(sent.elapsed()).saturating_sub(self.pull.round_trip_ms());
             self.pull.on_carried(bytes, took);

@@ -136,7 +136,7 @@ fn a_store_of_a_newer_format_is_refused() {
             .expect("inserts");
         transaction.commit().expect("commits");
     }
-    check_data_dir(&cluster.data_dir(), &["log.redb", "format 9", "newer chatchain"]);
+    check_data_dir(&cluster.data_dir(), &["log.redb", "format 9", "reads format 2 only"]);
 }
 
 #[test]

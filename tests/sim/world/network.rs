@@ -436,7 +436,7 @@ impl World {
             }
         }
         let running = self.now - self.machines[node].up.as_ref().expect("is up").started;
-        let next = self.link(node, peer).exchange.on_reply_end(reply, true, running);
+        let next = self.link(node, peer).exchange.on_reply_end(&reply, true, running);
         self.exchange_ends(node, peer, next, progress);
     }
 
