@@ -137,7 +137,9 @@ impl Logs {
             self.detached.insert(origin, last.min(seq - 1)); // the entries between the gap and the cut
         }
         match (before, self.stamps.get(&origin).copied()) {
-            (Some((_, last)), Some(range)) => self.stamps.insert(origin, StampRange { last, ..range }),
+            (Some((_, last)), Some(range)) => {
+                self.stamps.insert(origin, StampRange { first: range.first.min(last), last })
+            }
             _ => self.stamps.remove(&origin),
         };
         self.abandon(origin);

@@ -9,6 +9,7 @@
 //! finds the copies. A damaged entry ends a branch; the next intact entry begins another.
 
 use super::decide::Staged;
+use crate::chain::clock::Stamp;
 use crate::chain::ids::{EntryKey, Origin};
 use crate::chain::record::Entry;
 use crate::chain::vector::Head;
@@ -59,7 +60,8 @@ impl CutInProgress {
                 self.copy(staged, &mut reader, &entry)?;
             } else {
                 self.branch = None;
-                self.drops_damaged |= self.next <= staged.logs.vector().seq(self.origin);
+                let span = staged.logs.vector().get(self.origin);
+                self.drops_damaged |= span.is_some_and(|span| span.holds(self.next));
                 // A gap may have any length: skip to just before the next row.
                 let row = reader.row_from(self.origin, self.next + 1)?;
                 self.next = row.unwrap_or(u64::MAX).min(last + 1) - 1;
@@ -108,6 +110,11 @@ impl CutInProgress {
                 Some((Head { seq, hash: reader.hash_at(self.origin, span.floor, seq)? }, entry.stamp()))
             }
             Some(span) if seq >= span.head.seq => staged.logs.last(self.origin),
+            // No entry is left. The stamp of the floor is not known; it is before that of the first entry.
+            Some(span) if seq == span.floor.seq && seq > 0 => staged
+                .logs
+                .stamps(self.origin)
+                .map(|range| (span.floor, Stamp(range.first.0.saturating_sub(1)))),
             _ => None,
         };
         staged.cut(self.origin, self.seq, before, self.drops_damaged);

@@ -3,8 +3,8 @@
 //!
 //! Before: the node's sync task has a trigger or a request. The initiator is an [`Exchange`]: [`plan`](Exchange::plan),
 //! [`runs::read`](super::runs::read), the request, [`on_reply`](Exchange::on_reply), and for the runs of the answer, as
-//! they arrive, [`on_runs`](Exchange::on_runs), the writer and [`on_admitted`](Exchange::on_admitted). The responder is [`on_request`], the writer, and [`answer`]. After: the
-//! [committer](super::committer) decides and commits what came.
+//! they arrive, [`on_runs`](Exchange::on_runs), the writer and [`on_admitted`](Exchange::on_admitted). The responder is
+//! [`on_request`], the writer, and [`answer`]. After: the [committer](super::committer) decides and commits what came.
 //!
 //! Invariants: a log that one side refuses is left out on this link for a while, and all other logs go on. Where two
 //! copies of a log differ, the initiator bisects to the first entry that differs; [`forks`](super::forks) compares the
@@ -98,6 +98,7 @@ impl Exchange {
         self.backoff.retain(|_, until| *until > now_ms);
         let mut plan = self.initiator.start(logs.vector(), logs.own(), on_timer, skip);
         let before = self.initiator.theirs().cloned();
+        self.leave_out_floors(logs.vector(), now_ms);
         plan.push.retain_mut(|push| {
             push.first = push.first.max(peer_has(push.origin).saturating_add(1));
             push.first <= push.last && !self.is_left_out(push.origin)
@@ -259,6 +260,16 @@ impl Exchange {
             tracing::warn!(%origin, seq, "a log is forked on a peer: searching for the first entry that differs");
             Bisection::below(seq)
         });
+    }
+
+    /// Has bisections begin above the floors of both sides. Where nothing is left to compare, the log is left out for a
+    /// while.
+    fn leave_out_floors(&mut self, mine: &Vector, now_ms: u64) {
+        let theirs = self.initiator.theirs();
+        let floor = |origin| mine.floor(origin).max(theirs.map_or(0, |theirs| theirs.floor(origin)));
+        let ended =
+            self.bisections.extract_if(.., |origin, bisection| !bisection.begin_above(floor(*origin)));
+        self.backoff.extend(ended.map(|(origin, _)| (origin, now_ms + BACKOFF_MS)));
     }
 
     fn is_left_out(&self, origin: Origin) -> bool {

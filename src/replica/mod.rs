@@ -15,3 +15,6 @@ pub mod repair;
 pub mod runs;
 pub mod scrub;
 pub mod write_ops;
+
+#[cfg(test)]
+mod tests;

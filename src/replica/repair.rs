@@ -52,11 +52,11 @@ pub struct PeerAnswer<'a> {
 }
 
 impl Repair {
-    /// Takes over what is damaged or missing now. Damage after a cut is dropped: a read that began before the cut may
-    /// have recorded it later, and no peer repairs it.
+    /// Takes over what is damaged or missing now. Damage after a cut or up to a floor is dropped: a read that began
+    /// before may have recorded it later, and no peer repairs it.
     pub fn update(&mut self, damage: &Damage, logs: &Logs, now_ms: u64) {
         for (origin, seq) in damage.all() {
-            if seq > logs.vector().limit(origin) {
+            if seq > logs.vector().limit(origin) || seq <= logs.vector().floor(origin) {
                 damage.remove(origin, seq);
             }
         }
@@ -75,7 +75,7 @@ impl Repair {
     pub fn ranges(&self, mine: &Vector, theirs: Option<&Vector>) -> Vec<EntryRange> {
         let mut ranges: Vec<EntryRange> = Vec::new();
         for (origin, seq) in self.0.keys().copied() {
-            let has_it = theirs.is_some_and(|theirs| theirs.seq(origin) >= seq);
+            let has_it = theirs.is_some_and(|theirs| holds(theirs, origin, seq));
             if !has_it || seq > mine.seq(origin) {
                 continue;
             }
@@ -100,7 +100,7 @@ impl Repair {
             answer.wants.iter().any(covers)
         };
         for ((origin, seq), missing) in &mut self.0 {
-            let is_lacking = theirs.seq(*origin) < *seq || is_asked(*origin, *seq);
+            let is_lacking = !holds(theirs, *origin, *seq) || is_asked(*origin, *seq);
             if is_lacking && answer.asked_ms >= missing.since + ASKED_AFTER_MS {
                 missing.lacking.insert(answer.member);
             }
@@ -144,6 +144,10 @@ impl Repair {
     pub fn count(&self) -> usize {
         self.0.len()
     }
+}
+
+fn holds(vector: &Vector, origin: Origin, seq: u64) -> bool {
+    vector.get(origin).is_some_and(|span| span.holds(seq))
 }
 
 impl Missing {

@@ -11,7 +11,7 @@ use crate::chain::ids::{ChainHash, Leaf};
 /// A bisection of one log with one peer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Bisection {
-    /// Both are equal up to this seq.
+    /// Both are equal up to this seq, or one does not keep the entries up to it.
     equal: u64,
     /// The hashes differ at this seq.
     differs: u64,
@@ -42,6 +42,13 @@ impl Bisection {
         Bisection { equal: 0, differs }
     }
 
+    /// Leaves out the entries up to `floor`, which one side does not keep. `false`: no entry is left that both could
+    /// compare.
+    pub fn begin_above(&mut self, floor: u64) -> bool {
+        self.equal = self.equal.max(floor);
+        self.equal < self.differs
+    }
+
     pub fn asks(&self) -> u64 {
         self.equal + (self.differs - self.equal) / 2 + 1
     }
@@ -57,7 +64,7 @@ impl Bisection {
             return if differs > self.equal {
                 BisectionOutcome::Closer(Bisection { differs, ..self })
             } else {
-                BisectionOutcome::Inconclusive // an earlier step found them equal there
+                BisectionOutcome::Inconclusive // an earlier step found them equal there, or nothing before it is kept
             };
         }
         if (ours.stamp, ours.leaf) != (theirs.stamp, theirs.leaf) {

@@ -201,8 +201,9 @@ fn apply(heads: &Heads, known: Option<&Vector>, digest: ShortDigest) -> Option<V
         (Some(_), _) => return None,
     };
     for (origin, seq) in &heads.cuts {
-        // Unless the log is cut at its first entry, the head that is left comes with the other heads.
-        let before = vector.head(*origin).filter(|_| *seq > 1);
+        // Unless the log is cut at its first entry or before its floor, the head that is left comes with the other
+        // heads.
+        let before = vector.head(*origin).filter(|_| *seq > vector.floor(*origin).max(1));
         vector.cut(*origin, *seq, before);
     }
     for (origin, span) in &heads.changes {

@@ -133,15 +133,19 @@ impl Peer {
     /// Whether all of these entries are on its disk, as far as it says. `mine`: the logs of this node. If they show
     /// that the peer's log is a fork, the peer holds other entries than these.
     pub fn holds(&self, entries: &EntryRange, mine: &Vector) -> bool {
-        let Some(theirs) = self.vector.as_ref().and_then(|theirs| theirs.head(entries.origin)) else {
+        let Some(theirs) = self.vector.as_ref().and_then(|theirs| theirs.get(entries.origin)) else {
             return false;
         };
-        let is_fork =
-            mine.head(entries.origin).is_some_and(|mine| mine.seq == theirs.seq && mine.hash != theirs.hash);
+        let is_fork = mine
+            .head(entries.origin)
+            .is_some_and(|mine| mine.seq == theirs.head.seq && mine.hash != theirs.head.hash);
         let is_damaged = |range: &EntryRange| {
             range.origin == entries.origin && range.first <= entries.last && entries.first <= range.last
         };
-        theirs.seq >= entries.last && !is_fork && !self.damaged.iter().any(is_damaged)
+        theirs.holds(entries.first)
+            && theirs.holds(entries.last)
+            && !is_fork
+            && !self.damaged.iter().any(is_damaged)
     }
 
     /// Adds what the peer says it has. An open store loses nothing, so a message that arrives late takes nothing back.

@@ -227,7 +227,7 @@ fn key_of(node: &Node, anchor: Anchor) -> Result<EntryKey, ReadFailure> {
         Anchor::Id(id) => Ok(node.store.first_copy(id, &node.logs())?.ok_or_else(|| not_found(id))?.key),
         Anchor::Entry(origin, seq) => {
             let origin = Origin(origin.into_bytes());
-            if !(1..=node.logs().vector().seq(origin)).contains(&seq) {
+            if !node.logs().vector().get(origin).is_some_and(|span| span.holds(seq)) {
                 let detail = format!("no entry {anchor} is known here");
                 return Err(Problem::new(ErrorCode::NotFound, detail).into());
             }

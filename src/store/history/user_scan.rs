@@ -64,7 +64,7 @@ impl UserScan {
     ) -> Result<Option<(Entry, bool)>, StoreError> {
         while let Some(key) = self.unread.take().map_or_else(|| self.next_key(store), |key| Ok(Some(key)))? {
             let EntryKey { origin, seq, .. } = key;
-            if seq <= logs.vector().seq(origin) {
+            if logs.covers(key) {
                 self.unread = Some(key);
                 let entry = reader.get(origin, seq)?;
                 self.unread = None;

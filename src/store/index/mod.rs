@@ -210,9 +210,10 @@ impl Index {
             let Some(last) = rows.last() else { return Ok(()) };
             from = Bound::Excluded(*last);
             for (origin, seq) in rows.into_iter().map(|(origin, seq)| (Origin(origin), seq)) {
-                // One above the watermark is read with its log. One after the head was cut off.
+                // One above the watermark is read with its log. One after the head was cut off, and one up to the
+                // floor is not kept.
                 let mark = marks.get(&origin).copied().unwrap_or(0);
-                if seq > mark.min(logs.vector().seq(origin)) {
+                if seq > mark || !logs.vector().get(origin).is_some_and(|span| span.holds(seq)) {
                     continue;
                 }
                 match log.read()?.get(origin, seq) {

@@ -31,3 +31,24 @@ pub(crate) fn take_away(log: &LogFile, origin: Origin, seq: u64) {
     tx.open_table(log_table(&table_name(origin))).expect("opens").remove(seq).expect("removes");
     tx.commit().expect("commits");
 }
+
+/// Raises the floor of a log, as a retention would do: the entries and checkpoints up to there are gone.
+pub(crate) fn raise_floor(log: &LogFile, origin: Origin, floor: u64) {
+    let tx = log.db.begin_write().expect("begins");
+    {
+        let mut heads = tx.open_table(HEADS).expect("opens");
+        let row = heads.get(origin.0).expect("reads").expect("is there").value().to_vec();
+        let (span, range) = decode_span(origin, &row).expect("is ours");
+        let mut reader = log.read().expect("reads");
+        let hash = reader.hash_at(origin, span.floor, floor).expect("computes");
+        let first = reader.get(origin, span.head.seq.min(floor + 1)).expect("is there").stamp();
+        let span = LogSpan { floor: Head { seq: floor, hash }, ..span };
+        let row = encode_span(origin, &span, StampRange { first, ..range });
+        heads.insert(origin.0, row.as_slice()).expect("inserts");
+        let mut table = tx.open_table(log_table(&table_name(origin))).expect("opens");
+        table.retain_in(..=floor, |_, _| false).expect("removes");
+        let mut chain = tx.open_table(CHAIN).expect("opens");
+        chain.retain_in((origin.0, 0)..=(origin.0, floor), |_, _| false).expect("removes");
+    }
+    tx.commit().expect("commits");
+}

@@ -312,7 +312,7 @@ fn find_logs(tx: &ReadTransaction) -> Result<LogsOnDisk, StoreError> {
     known.extend(found.detached.iter().map(|(origin, _)| *origin));
     let cut: BTreeSet<Origin> = found.cuts.iter().map(|(origin, _)| *origin).collect();
     for origin in tables(tx)? {
-        let is_known = known.remove(&origin) || cut.contains(&origin);
+        let is_known = known.remove(&origin) || heads.contains_key(&origin) || cut.contains(&origin);
         if !is_known && tx.open_table(log_table(&table_name(origin)))?.first()?.is_some() {
             return Err(malformed_table("heads"));
         }
