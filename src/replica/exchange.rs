@@ -142,8 +142,8 @@ impl Exchange {
         for (origin, seq) in read.forks {
             self.start_bisection(origin, seq);
         }
-        // Our own log comes first. If it could not be read, it is damaged and is left out for a while as well.
-        let own = plan.push.first().map(|push| push.origin).filter(|origin| Some(*origin) == planned.own);
+        // If our own log could not be read, it is damaged and is left out for a while as well.
+        let own = plan.push.iter().map(|push| push.origin).find(|origin| Some(*origin) == planned.own);
         self.pushed = read.runs.iter().map(|run| run.origin).chain(own).collect();
         for run in read.runs.iter().filter(|run| Some(run.origin) == planned.own) {
             let head = plan.mine.head(run.origin).filter(|head| head.seq == run.last_seq());

@@ -142,8 +142,11 @@ impl Initiator {
                 plan.push.push(EntryRange { origin, first: theirs + 1, last });
             }
         }
-        // Our own log first: senders wait for the acks of its entries.
-        plan.push.sort_by_key(|range| (Some(range.origin) != own, urgency(mine, range.origin)));
+        // After the control logs our own log: senders wait for the acks of its entries.
+        plan.push.sort_by_key(|range| {
+            let (is_after_control, newest) = urgency(mine, range.origin);
+            (is_after_control, Some(range.origin) != own, newest)
+        });
         for (origin, last, mine) in we_lack {
             if !skip(origin) || self.we_lack.is_due(origin) {
                 plan.wants.push(EntryRange { origin, first: mine + 1, last });

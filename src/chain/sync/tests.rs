@@ -11,7 +11,7 @@ use crate::chain::logs::Logs;
 use crate::chain::message::Digest;
 use crate::chain::record::Entry;
 use crate::chain::sync::wire::{Hello, Run};
-use crate::chain::vector::Head;
+use crate::chain::vector::{Head, LogSpan};
 
 const NOW: u64 = 1_700_000_000_000;
 
@@ -254,4 +254,26 @@ fn a_fork_is_seen_in_the_heads() {
     nodes[1].logs.assign(Leaf([9; 32]), NOW, || Origin([1; 16]));
     let forked = forks(nodes[0].logs.vector(), nodes[1].logs.vector());
     assert_eq!(forked, [(Origin([1; 16]), 1)]);
+}
+
+/// Control logs say who may read and write, so they come first; senders wait for the own log.
+#[test]
+fn control_logs_come_before_the_own_log_and_newer_logs_before_older_ones() {
+    let span = |n: u8| {
+        let (origin, head) = (Origin([n; 16]), Head { seq: 1, hash: ChainHash([1; 32]) });
+        (origin, LogSpan::whole(origin, LogType { is_control: n <= 2, keep_days: 0 }, head))
+    };
+    let mut full = Vector::default();
+    for (origin, span) in [1, 2, 3, 5, 9].map(span) {
+        full.insert(origin, span);
+    }
+    let order = |ranges: &[EntryRange]| ranges.iter().map(|range| range.origin.0[0]).collect::<Vec<_>>();
+    let (mut pushes, mut pulls) = (Initiator::default(), Initiator::default());
+    pushes.learn(&Vector::default());
+    pulls.learn(&full);
+    let own = Some(Origin([5; 16]));
+    pushes.start(&full, own, true, |_| false);
+    assert_eq!(order(&pushes.start(&full, own, true, |_| false).push), [2, 1, 5, 9, 3]);
+    assert_eq!(order(&pulls.start(&Vector::default(), None, true, |_| false).wants), [2, 1, 9, 5, 3]);
+    assert_eq!(order(&missing_ranges(&full, &Vector::default())), [2, 1, 9, 5, 3]);
 }
