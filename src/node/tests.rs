@@ -581,3 +581,48 @@ async fn a_slow_peer_is_in_the_same_state_in_the_network_as_in_the_exchanges() {
     let shown = states(status::survey(&bench.node).await);
     assert_eq!(shown[1].1, crate::api::network::NodeState::Suspect, "it refuses connections");
 }
+
+/// A backup: it may be at the address of a configured peer, hold everything, and claim anything of the members.
+#[tokio::test]
+async fn a_guest_exchanges_and_is_never_a_member() {
+    let configured =
+        crate::config::ConfiguredPeer { node_id: None, addr: "127.0.0.1:9".parse().expect("one") };
+    let bench = Bench::with_peers(vec![configured]);
+    let (key, cluster) = (bench.send(1).await, &bench.node.cluster);
+    let guest = Hello { is_guest: true, ..hello(9) };
+    let own = cluster.hello().member_id();
+    let clone = crate::chain::members::Member {
+        incarnation_id: [2; 16],
+        forget_count: 0,
+        address: "127.0.0.1:99".into(),
+    };
+    let listed = vec![(hello(8).member_id(), clone.clone()), (own, clone)];
+    let vector = bench.node.logs().vector().clone();
+    let mut request = SyncMessage::quiet(guest.clone(), short(vector.digest()), 0);
+    request.members = listed.clone();
+    request.wants = vec![EntryRange { origin: key.origin, first: 1, last: 1 }];
+    request.members_digest = Some([0; 8]);
+    for hello in [guest.clone(), Hello { store_id: own.store_id, incarnation_id: [0; 16], ..guest.clone() }] {
+        let reply = bench.answer(SyncMessage { hello, ..request.clone() }).await;
+        assert_eq!(reply.runs.iter().map(|run| run.entries.len()).sum::<usize>(), 1, "it pulls like a node");
+        assert_eq!(reply.members.iter().map(|(id, _)| *id).collect::<Vec<_>>(), [own]);
+    }
+    let log = Log::new(X, 3, 1, "restored");
+    let pushed = SyncMessage { hello: guest.clone(), runs: vec![log.run(1, 3)], ..quiet() };
+    bench.answer(pushed).await;
+    assert_eq!(bench.seq(X), 3, "it pushes like a node");
+    let mut answer = SyncMessage::quiet(guest, short(vector.digest()), 0);
+    answer.members = listed;
+    let rtt = std::time::Duration::from_millis(1);
+    cluster.on_answer(0, &answer, Some(&vector), rtt).expect_err("is no peer");
+    let range = EntryRange { origin: key.origin, first: 1, last: 1 };
+    assert_eq!(cluster.holders(&[range], true, bench.node.logs().vector()), [1]);
+    assert_eq!(cluster.roster().members().iter().map(|(id, _)| id).collect::<Vec<_>>(), [own]);
+    assert_eq!(cluster.roster().numbers().len(), 1, "the configured one");
+    assert_eq!(cluster.roster().node_count(), 2, "the configured one");
+    let shown = cluster.peers(&vector);
+    assert_eq!(shown.iter().map(|peer| peer.status.node_id).collect::<Vec<_>>(), [None]);
+    assert_eq!(cluster.roster().non_members().count(), 0, "it needs no warning");
+    assert_eq!(cluster.hello().store_id, own.store_id);
+    assert!(!status::status(&bench.node).warnings.iter().any(|line| line.contains("store id")));
+}

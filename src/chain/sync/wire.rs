@@ -72,10 +72,11 @@ impl Hello {
     }
 
     /// Whether two processes run with copies of one store, and we must take another store id: the one that opened it
-    /// later must, or, if a running machine was cloned, one of the two.
+    /// later must, or, if a running machine was cloned, one of the two. A guest may have a copy, for it never counts as
+    /// a second store.
     pub fn is_copied(&self, ours: &Hello) -> bool {
         let age = |hello: &Hello| (hello.incarnation_id, hello.node_id, hello.address.clone());
-        self.store_id == ours.store_id && age(self) < age(ours)
+        !self.is_guest && self.store_id == ours.store_id && age(self) < age(ours)
     }
 
     /// The short form of a network's name.

@@ -209,7 +209,9 @@ impl Cluster {
         let (mut members_changed, mut holders_changed) = (roster.learn_members(reply, now_ms()), false);
         let mut result = Ok(());
         if let Some(peer) = roster.peer(number) {
-            if peer.expected_member.is_some_and(|id| id != reply.hello.member_id()) {
+            if reply.hello.is_guest {
+                result = Err(format!("a guest answers at {}; it is no node of the network", peer.addr));
+            } else if peer.expected_member.is_some_and(|id| id != reply.hello.member_id()) {
                 result = Err(format!("node {} answers at {}", reply.hello.node_id, peer.addr));
             } else {
                 members_changed |= peer.node_id != Some(reply.hello.node_id);

@@ -125,8 +125,12 @@ impl Roster {
         self.peers.values()
     }
 
-    /// Takes in what a peer says of itself and of other members. True if that changed the members.
+    /// Takes in what a peer says of itself and of other members. True if that changed the members. A guest is none and
+    /// speaks for none.
     pub fn learn_members(&mut self, body: &SyncMessage, now_ms: u64) -> bool {
+        if body.hello.is_guest {
+            return false;
+        }
         let own = self.own.member_id();
         let listed = body.members.iter().filter(|(id, _)| *id != own).cloned();
         let mut changed = self.raise_own_incarnation_id(body, now_ms);
@@ -213,11 +217,15 @@ impl Roster {
                 && member.address != self.own.address
                 && !member.is_forgotten()
         };
-        body.members.iter().find(is_clone).map(|(_, member)| member.address.clone())
+        let mut members = body.members.iter().filter(|_| !body.hello.is_guest);
+        members.find(is_clone).map(|(_, member)| member.address.clone())
     }
 
-    /// The peer that sent a request, if it is one of those that are asked.
+    /// The peer that sent a request, if it is one of those that are asked. A guest is never asked.
     pub fn peer_of_sender(&mut self, hello: &Hello) -> Option<&mut Peer> {
+        if hello.is_guest {
+            return None;
+        }
         let sender = hello.member_id();
         let addr = hello.address.parse::<Addr>().ok();
         let is_sender = |peer: &Peer| peer.member_id() == Some(sender);
