@@ -69,12 +69,14 @@ impl Run {
         }
     }
 
-    /// Reads what [`Run::put`] wrote. `None`: the layout is wrong.
-    pub(super) fn read(mut reader: ByteReader<'_>) -> Option<Self> {
+    /// Reads what [`Run::put`] wrote, and counts the bytes of its records: an entry may be much shorter here. `None`: the
+    /// layout is wrong, or the records have more than `most` bytes.
+    pub(super) fn read(mut reader: ByteReader<'_>, most: usize) -> Option<(Self, usize)> {
         let (origin, log_type) = (Origin(reader.array()?), LogType::of(reader.array()?)?);
         let before = Head { seq: reader.u64()?, hash: ChainHash(reader.array()?) };
         let after = ChainHash(reader.array()?);
         let (mut head, mut stamp, mut entries) = (before, Stamp::default(), Vec::new());
+        let mut bytes = 0;
         while !reader.is_empty() {
             let kind = EntryKind::of(reader.u8()?)?;
             let length = usize::try_from(reader.varint()?).ok()?;
@@ -89,13 +91,17 @@ impl Run {
             }
             let entry = Entry::encode(key, log_type, &body);
             head = head.followed_by(&entry);
+            bytes += entry.size();
+            if bytes > most {
+                return None;
+            }
             entries.push(entry);
         }
         let is_damaged = head.hash != after;
         if is_damaged {
             entries.clear();
         }
-        Some(Run { origin, log_type, before, entries, is_damaged })
+        Some((Run { origin, log_type, before, entries, is_damaged }, bytes))
     }
 }
 
@@ -160,7 +166,9 @@ mod tests {
                 "0103616e61e80702686f"
             )
         );
-        assert_eq!(Run::read(ByteReader::new(&bytes)), Some(run(&["hi", "ho"])));
+        let (read, size) = Run::read(ByteReader::new(&bytes), 188).expect("the layout is right");
+        assert_eq!((read, size), (run(&["hi", "ho"]), 188));
+        assert_eq!(Run::read(ByteReader::new(&bytes), 187), None);
     }
 
     #[test]
@@ -169,7 +177,7 @@ mod tests {
         for at in [30, 60, 80, good.len() - 1] {
             let mut bytes = good.clone();
             bytes[at] ^= 1;
-            let read = Run::read(ByteReader::new(&bytes)).expect("the layout is right");
+            let (read, _) = Run::read(ByteReader::new(&bytes), 1_000).expect("the layout is right");
             assert!(read.is_damaged && read.entries.is_empty(), "at {at}");
         }
     }

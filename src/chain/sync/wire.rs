@@ -44,8 +44,9 @@ const PACKED_BYTES_MIN: usize = 4 << 10;
 const PACKED_BYTES_MAX: usize = 256 << 10;
 /// A section is at most this long: as long as a whole request.
 const SECTION_BYTES_MAX: usize = 8 << 20;
-/// The runs of one message are at most this long without packing; a message with more is malformed.
-const RUN_BYTES_MAX: usize = 32 << 20;
+/// The runs of one message are at most this long without packing, and so are their records; a message with more is
+/// malformed. Nodes send a quarter of it.
+const RUN_BYTES_MAX: usize = 16 << 20;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Hello {
@@ -339,7 +340,7 @@ pub struct SyncDecoder {
     /// Everything but the runs; complete once a run was read, or at the end.
     message: Option<SyncMessage>,
     runs: VecDeque<Run>,
-    /// Bytes of runs so far, unpacked.
+    /// Bytes of runs so far, unpacked or as records, whichever is more.
     run_bytes: usize,
 }
 
@@ -385,8 +386,8 @@ impl SyncDecoder {
         let left = reader.rest().len();
         match tag {
             RUN | PACKED => {
-                let (runs, bytes) =
-                    read_runs(tag, section, RUN_BYTES_MAX - self.run_bytes).ok_or(Malformed::Layout)?;
+                let most = RUN_BYTES_MAX.saturating_sub(self.run_bytes);
+                let (runs, bytes) = read_runs(tag, section, most).ok_or(Malformed::Layout)?;
                 self.run_bytes += bytes;
                 self.runs.extend(runs);
             }
@@ -404,21 +405,23 @@ impl SyncDecoder {
     }
 }
 
-/// The runs of a section, and how many bytes they have without packing.
+/// The runs of a section, and how many bytes they take: at least one, at most `most` and one.
 fn read_runs(tag: u8, section: &[u8], most: usize) -> Option<(Vec<Run>, usize)> {
     if tag == RUN {
-        return (section.len() <= most)
-            .then_some((vec![Run::read(ByteReader::new(section))?], section.len() + 1));
+        let (run, bytes) = Run::read(ByteReader::new(section), most)?;
+        return (section.len() <= most).then_some((vec![run], bytes.max(section.len()) + 1));
     }
     let raw = run::unpack(section, most)?;
-    let (mut reader, mut runs) = (ByteReader::new(&raw), Vec::new());
+    let (mut reader, mut runs, mut records) = (ByteReader::new(&raw), Vec::new(), 0);
     while !reader.is_empty() {
         let (tag, length) = (reader.u8()?, reader.u32()?);
         let section = reader.slice(length as usize)?;
         (tag == RUN).then_some(())?;
-        runs.push(Run::read(ByteReader::new(section))?);
+        let (run, bytes) = Run::read(ByteReader::new(section), most - records)?;
+        records += bytes;
+        runs.push(run);
     }
-    Some((runs, raw.len() + 1))
+    Some((runs, raw.len().max(records) + 1))
 }
 
 fn section(out: &mut Vec<u8>, tag: u8, write: impl FnOnce(&mut Vec<u8>)) {
@@ -604,6 +607,21 @@ mod tests {
         assert_eq!(SyncMessage::decode(&bytes), Ok(message));
         let bomb = run::pack(&vec![0; RUN_BYTES_MAX + 1]).expect("is smaller");
         let mut bytes = SyncMessage::quiet(hello(), [7; 16], 11).encode();
+        section(&mut bytes, PACKED, |out| out.extend_from_slice(&bomb));
+        assert_eq!(SyncMessage::decode(&bytes), Err(Malformed::Layout));
+    }
+
+    /// An entry without content takes four bytes in a run, and a hundred in memory.
+    #[test]
+    fn a_bomb_of_tiny_entries_is_refused() {
+        let mut many = Vec::new();
+        section(&mut many, RUN, |out| {
+            Run { entries: Vec::new(), ..full().runs.remove(0) }.put(out);
+            (0..500_000).for_each(|_| out.extend_from_slice(&[200, 0, 1, 0]));
+        });
+        let mut bytes = SyncMessage::quiet(hello(), [7; 16], 11).encode();
+        let bomb = run::pack(&many).expect("is smaller");
+        assert!(bomb.len() < 10_000);
         section(&mut bytes, PACKED, |out| out.extend_from_slice(&bomb));
         assert_eq!(SyncMessage::decode(&bytes), Err(Malformed::Layout));
     }
