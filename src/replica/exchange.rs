@@ -266,10 +266,14 @@ impl Exchange {
     /// while.
     fn leave_out_floors(&mut self, mine: &Vector, now_ms: u64) {
         let theirs = self.initiator.theirs();
-        let floor = |origin| mine.floor(origin).max(theirs.map_or(0, |theirs| theirs.floor(origin)));
-        let ended =
-            self.bisections.extract_if(.., |origin, bisection| !bisection.begin_above(floor(*origin)));
-        self.backoff.extend(ended.map(|(origin, _)| (origin, now_ms + BACKOFF_MS)));
+        self.bisections.retain(|origin, bisection| {
+            let floor = mine.floor(*origin).max(theirs.map_or(0, |theirs| theirs.floor(*origin)));
+            let goes_on = bisection.begin_above(floor);
+            if !goes_on {
+                self.backoff.insert(*origin, now_ms + BACKOFF_MS);
+            }
+            goes_on
+        });
     }
 
     fn is_left_out(&self, origin: Origin) -> bool {

@@ -261,7 +261,7 @@ impl Replica {
         let (mut reply, cuts) = self.exchange.on_reply(planned, &message, &logs);
         self.maintain(&cuts);
         let actions = self.exchange.on_runs(&mut reply, runs, self.committer.logs(), store.log().damage());
-        actions.repair.into_iter().for_each(|repair| self.maintain(&[repair]));
+        self.maintain(actions.repair.as_slice());
         let theirs = self.exchange.theirs().cloned();
         let admitted = self.take(&actions.runs, theirs.as_ref());
         self.exchange.on_admitted(&admitted, now_ms);
@@ -269,7 +269,7 @@ impl Replica {
             let outcome =
                 forks::judge(&store, self.committer.logs(), origin, bisection, &run).expect("reads");
             let cut = self.exchange.on_bisected(origin, outcome, now_ms);
-            cut.into_iter().for_each(|cut| self.maintain(&[cut]));
+            self.maintain(cut.as_slice());
         }
         (self.exchange.on_reply_end(&reply, true, now_ms), pushed + pulled)
     }
