@@ -163,6 +163,7 @@ impl Replica {
         self.committer.commit(&ops, Space::ALL, NOW).expect("commits");
         while self.committer.has_more() {
             self.committer.commit(&WriteOps::default(), Space::ALL, NOW).expect("commits");
+            self.committer.purge(Space::ALL, false).expect("purges");
         }
     }
 
