@@ -191,7 +191,8 @@ async fn an_idle_connection_lives_longer_than_a_head_that_does_not_come() {
         tokio::io::AsyncWriteExt::write_all(&mut socket, request).await.expect("writes");
         let count = tokio::io::AsyncReadExt::read(&mut socket, &mut answer).await.expect("reads");
         assert!(answer[..count].starts_with(b"HTTP/1.1 200"));
-        tokio::time::sleep(4 * SHORT).await;
+        let idle = tokio::time::timeout(4 * SHORT, socket.readable()).await;
+        assert!(idle.is_err(), "nothing more comes, and the connection is not closed");
     }
     let began = std::time::Instant::now();
     tokio::io::AsyncWriteExt::write_all(&mut socket, &request[..9]).await.expect("writes");

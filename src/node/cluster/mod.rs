@@ -6,6 +6,7 @@
 //! Each part has one lock, which is not held across an await. Only the lock on the stored members is held while they
 //! are written, so that an older list is not written last.
 
+mod arriving_answer;
 pub(super) mod peer;
 pub(super) mod roster;
 mod sessions;

@@ -8,7 +8,6 @@
 //! each commit, so exchanges delay sends by little.
 
 use std::collections::HashMap;
-use std::pin::Pin;
 use std::time::{Duration, Instant};
 
 use axum::body::Body as HttpBody;
@@ -16,7 +15,7 @@ use axum::extract::RawQuery;
 use axum::http::{HeaderMap, header};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
-use futures_util::stream::{self, Stream, StreamExt};
+use futures_util::stream::{self, StreamExt};
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -28,9 +27,10 @@ use crate::api::query::refuse_any;
 use crate::chain::ids::Origin;
 use crate::chain::record::Entry;
 use crate::chain::sync::NextExchange;
-use crate::chain::sync::wire::{Hello, Malformed, Run, SyncDecoder, SyncMessage};
+use crate::chain::sync::wire::{Hello, Malformed, Run, SyncMessage};
 use crate::chain::vector::Vector;
-use crate::client::{ClientError, SILENCE_MAX};
+use crate::client::SILENCE_MAX;
+use crate::node::cluster::arriving_answer::ArrivingAnswer;
 use crate::node::{Node, blocking, now_ms};
 use crate::replica::exchange::{Exchange, PlannedRequest, Reply, RunActions, Trigger};
 use crate::replica::pace::{self, Pace};
@@ -155,7 +155,7 @@ impl SyncClient {
         let sent = Instant::now();
         let within = SILENCE_MAX + Duration::from_millis(self.push.time_max_ms());
         let body = match cluster.client.sync(&addr, request.encode().into(), within).await {
-            Ok(body) => Box::pin(body),
+            Ok(body) => body,
             Err(error) => {
                 if pushed > 0 {
                     self.push.on_lost();
@@ -163,7 +163,7 @@ impl SyncClient {
                 return Err(error.to_string());
             }
         };
-        let mut answer = ArrivingAnswer { addr: addr.to_string(), body, decoder: SyncDecoder::default() };
+        let mut answer = ArrivingAnswer::new(&addr, body);
         let first = answer.next_run().await?;
         let rtt = sent.elapsed();
         self.measure_push(pushed, rtt);
@@ -261,7 +261,7 @@ impl SyncClient {
             bytes += runs.iter().flat_map(|run| &run.entries).map(Entry::size).sum::<usize>();
             let (logs, damage) = (node.logs(), node.store.log().damage());
             let actions = self.exchange.on_runs(&mut reply, runs, &logs, damage);
-            progress |= self.apply(node, &answer.addr, actions).await?;
+            progress |= self.apply(node, answer.addr(), actions).await?;
             node.cluster.on_progress(self.number);
             match answer.next_run().await {
                 Ok(run) => next = run,
@@ -358,38 +358,6 @@ impl SyncClient {
             () = tokio::time::sleep(growing.mul_f64(fastrand::f64())) => {}
             () = wake.notified() => self.failures = 0,
         }
-    }
-}
-
-/// The answer to an exchange, as it arrives.
-struct ArrivingAnswer {
-    addr: String,
-    body: Pin<Box<dyn Stream<Item = Result<Bytes, ClientError>> + Send>>,
-    decoder: SyncDecoder,
-}
-
-impl ArrivingAnswer {
-    /// The next run, once it has arrived; `None` at the end.
-    async fn next_run(&mut self) -> Result<Option<Run>, String> {
-        loop {
-            if let Some(run) = self.decoded_run()? {
-                return Ok(Some(run));
-            }
-            match self.body.next().await {
-                Some(bytes) => self.decoder.push(&bytes.map_err(|error| error.to_string())?),
-                None => return Ok(None),
-            }
-        }
-    }
-
-    /// The next run of those that have arrived.
-    fn decoded_run(&mut self) -> Result<Option<Run>, String> {
-        self.decoder.next_run().map_err(|error| format!("{}: {error}", self.addr))
-    }
-
-    /// Everything but the runs, after the first run or at the end.
-    fn head(&self) -> Result<SyncMessage, String> {
-        self.decoder.head().map_err(|error| format!("{}: {error}", self.addr))
     }
 }
 

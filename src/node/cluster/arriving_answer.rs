@@ -1,0 +1,53 @@
+//! Owns the answer to an exchange while it arrives: its bytes become runs, one after the other.
+//!
+//! Called by `sync`, which has each run stored before the next one is there. What a message means is not known here.
+
+use std::pin::Pin;
+
+use bytes::Bytes;
+use futures_util::{Stream, StreamExt};
+
+use crate::api::address::Addr;
+use crate::chain::sync::wire::{Run, SyncDecoder, SyncMessage};
+use crate::client::ClientError;
+
+/// The answer to an exchange, as it arrives.
+pub struct ArrivingAnswer {
+    addr: String,
+    body: Pin<Box<dyn Stream<Item = Result<Bytes, ClientError>> + Send>>,
+    decoder: SyncDecoder,
+}
+
+impl ArrivingAnswer {
+    pub fn new(addr: &Addr, body: impl Stream<Item = Result<Bytes, ClientError>> + Send + 'static) -> Self {
+        ArrivingAnswer { addr: addr.to_string(), body: Box::pin(body), decoder: SyncDecoder::default() }
+    }
+
+    /// Who answers.
+    pub fn addr(&self) -> &str {
+        &self.addr
+    }
+
+    /// The next run, once it has arrived; `None` at the end.
+    pub async fn next_run(&mut self) -> Result<Option<Run>, String> {
+        loop {
+            if let Some(run) = self.decoded_run()? {
+                return Ok(Some(run));
+            }
+            match self.body.next().await {
+                Some(bytes) => self.decoder.push(&bytes.map_err(|error| error.to_string())?),
+                None => return Ok(None),
+            }
+        }
+    }
+
+    /// The next run of those that have arrived.
+    pub fn decoded_run(&mut self) -> Result<Option<Run>, String> {
+        self.decoder.next_run().map_err(|error| format!("{}: {error}", self.addr))
+    }
+
+    /// Everything but the runs, after the first run or at the end.
+    pub fn head(&self) -> Result<SyncMessage, String> {
+        self.decoder.head().map_err(|error| format!("{}: {error}", self.addr))
+    }
+}
