@@ -3,6 +3,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use bytes::Bytes;
 use tempfile::TempDir;
@@ -24,6 +25,7 @@ use crate::chain::record::{Entry, EntryBody};
 use crate::chain::sync::wire::{EntryRange, Hello, Run, SyncMessage};
 use crate::chain::sync::{NextExchange, Responder};
 use crate::chain::vector::Head;
+use crate::store::engine::files::{Directory, Files, INDEX};
 use crate::store::history::feed_scan::FeedScan;
 use crate::store::history::listing::Listing;
 use crate::store::log::fake::{overwrite, raise_floor};
@@ -76,6 +78,9 @@ struct Replica {
     responder: Responder,
 }
 
+/// The number of logs that tests began: two stores of a test must not begin logs of one name.
+static LOGS: AtomicU64 = AtomicU64::new(0);
+
 impl Replica {
     fn new() -> Self {
         Self::open(tempfile::tempdir().expect("temp dir"))
@@ -84,7 +89,7 @@ impl Replica {
     fn open(dir: TempDir) -> Self {
         let (store, logs) = Store::open(dir.path(), "test", NOW).expect("opens");
         assert!(store.recovery().is_none(), "{:?}", store.recovery());
-        let new_origin = || Origin(Uuid::new_v4().into_bytes());
+        let new_origin = || Origin(Uuid::from_u64_pair(u64::MAX, LOGS.fetch_add(1, Relaxed)).into_bytes());
         let committer = Committer::new(store, logs, Box::new(new_origin));
         Replica { dir, committer, exchange: Exchange::default(), responder: Responder::default() }
     }
@@ -300,7 +305,7 @@ fn a_log_with_a_floor_is_read_from_there_on() {
     let key = |seq: u64| EntryKey { stamp: Stamp::at(NOW + seq), origin: A, seq };
     let rebuilt = |replica: Replica| {
         replica.reopen_after(|dir| {
-            std::fs::remove_file(dir.join("index.redb")).expect("removes");
+            Directory(dir.to_owned()).remove(INDEX).expect("removes");
         })
     };
     let all = || FLOOR + 1..=last;
