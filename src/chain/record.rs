@@ -307,7 +307,8 @@ mod tests {
         );
     }
 
-    /// Otherwise a peer could pass a message on as another kind: equal heads, and nobody would see it.
+    /// Otherwise a peer could send a message under another kind. Both nodes would have equal heads, and the message would
+    /// not be shown.
     #[test]
     fn the_digest_covers_the_kind_and_the_chain_the_account() {
         let message = entry(EntryKind::Message, b"hi");

@@ -19,7 +19,8 @@ const SESSIONS_MAX: usize = 256;
 const SESSION_HEADS_MAX: usize = 1 << 20;
 /// A log is asked of one peer alone for this long. Then any other peer may be asked for it.
 const CLAIM_TIME: Duration = Duration::from_secs(5);
-/// A peer whose link carries this many times as much is asked for a log at once, whoever is asked for it already.
+/// If the link to a peer carries this many times as much, the peer is asked for a log although another peer is asked
+/// for it.
 const MUCH_FASTER: u64 = 4;
 /// A peer whose link is not known is tried once another one has been asked for a log for this long.
 const TRIAL_AFTER: Duration = Duration::from_secs(1);

@@ -39,7 +39,7 @@ const QUIET_BYTES: u64 = 4 * 1024;
 const QUIET_WINDOW: Duration = Duration::from_secs(2);
 /// Messages sent before the link exists.
 const ALONE_COUNT: u64 = 100;
-/// Messages of the backlog are so long that what a record adds to its text counts little.
+/// The messages of the backlog are long, so the bytes that a record adds to a text matter little.
 const TEXT_BYTES: usize = 500;
 const BATCH_LINES: usize = 5_000;
 /// Rows that `scripts/links.sh` measures at the same time. Most of a row is waiting.
