@@ -1,10 +1,12 @@
 //! Owns the faults of one link that is not broken: slow, cut in the middle of messages, or half-open.
 //!
-//! A message that does not pass whole arrives as a part, its first bytes. An exchange that decodes messages whole makes
-//! nothing of a part; one that reads entry by entry may.
+//! A message that does not pass whole arrives as a part, its first bytes. The initiator takes the runs in a part of an
+//! answer; a part of a request is lost.
 
-/// The longest time of one exchange, after which its initiator closes the connection.
-pub const EXCHANGE_MS: u64 = 10_000;
+/// The longest silence of one exchange, after which its initiator closes the connection.
+pub const SILENCE_MS: u64 = 10_000;
+/// The same over a slow link, where a message is on its way for long.
+const SLOW_MS: u64 = 120_000;
 
 /// The quality of one direction of a link. The default passes everything at once.
 #[derive(Debug, Clone, Copy, Default)]
@@ -36,10 +38,13 @@ pub struct Carried {
 impl LinkQuality {
     /// What this link carries of a message of this size.
     pub fn carry(&self, size: u64) -> Carried {
-        let before_cut = self.cut_after.unwrap_or(u64::MAX);
-        let in_time = self.rate.map_or(u64::MAX, |rate| rate * EXCHANGE_MS / 1_000);
-        let bytes = size.min(before_cut).min(in_time);
+        let bytes = size.min(self.cut_after.unwrap_or(u64::MAX));
         Carried { bytes, ms: self.rate.map_or(0, |rate| bytes * 1_000 / rate) }
+    }
+
+    /// How long an exchange waits for an answer that comes over this link.
+    pub fn patience_ms(&self) -> u64 {
+        if self.rate.is_some() { SLOW_MS } else { SILENCE_MS }
     }
 }
 
@@ -51,7 +56,7 @@ fn a_link_carries_what_its_rate_and_its_cuts_allow() {
     };
     check(None, None, 50_000, 50_000, 0);
     check(Some(1_000), None, 5_000, 5_000, 5_000);
-    check(Some(1_000), None, 50_000, 10_000, 10_000);
+    check(Some(1_000), None, 50_000, 50_000, 50_000);
     check(Some(1_000), Some(300), 50_000, 300, 300);
     check(None, Some(300), 300, 300, 0);
 }

@@ -8,7 +8,7 @@ use std::cell::Cell;
 
 use bytes::Bytes;
 use chatchain::chain::ids::Origin;
-use chatchain::chain::sync::wire::{Run, SyncMessage};
+use chatchain::chain::sync::wire::{Run, SyncDecoder, SyncMessage};
 use chatchain::chain::sync::{NextExchange, Responder};
 use chatchain::chain::vector::Vector;
 use chatchain::replica::exchange::{self, PlannedRequest, Reply, Trigger};
@@ -16,7 +16,7 @@ use chatchain::replica::repair::PeerAnswer;
 use chatchain::replica::write_ops::{Admitted, Maintenance, PeerRecords};
 use chatchain::replica::{forks, pace, runs};
 
-use super::link_quality::{EXCHANGE_MS, HalfOpen, LinkQuality};
+use super::link_quality::{HalfOpen, LinkQuality, SILENCE_MS};
 use super::machine::Pause;
 use super::node::member;
 use super::{Event, World, index};
@@ -104,6 +104,17 @@ pub struct Answering {
     refused: bool,
 }
 
+/// What can be used of an answer that was cut off: its head and the runs that came whole. `None`: no run did.
+fn decode_part(bytes: &[u8]) -> Option<SyncMessage> {
+    let (mut decoder, mut runs) = (SyncDecoder::default(), Vec::new());
+    decoder.push(bytes);
+    while let Some(run) = decoder.next_run().expect("bytes are not damaged on the way") {
+        runs.push(run);
+    }
+    let head = decoder.head().ok().filter(|_| !runs.is_empty())?;
+    Some(SyncMessage { runs, ..head })
+}
+
 impl World {
     fn send_packet(&mut self, mut packet: Packet) {
         let (from, to, exchange) = (packet.from, packet.to, packet.exchange);
@@ -127,11 +138,11 @@ impl World {
         if carried.bytes < packet.bytes.len() as u64 {
             packet.bytes.truncate(index(carried.bytes));
             packet.is_part = true;
-            self.after(delay, fails("the connection was reset"));
-            return self.after(delay, Event::Packet(packet));
+            self.after(delay, Event::Packet(packet)); // before the reset
+            return self.after(delay, fails("the connection was reset"));
         }
         if !self.calm && self.dice.one_in(200) {
-            delay += self.below(2 * EXCHANGE_MS); // arrives after the initiator's timeout
+            delay += self.below(2 * SILENCE_MS); // arrives after the initiator's timeout
         }
         if self.below(1_000) < self.network.loss && !packet.is_reply {
             let (bytes, said) = (packet.bytes.clone(), packet.said);
@@ -143,8 +154,8 @@ impl World {
     }
 
     pub(super) fn arrives(&mut self, packet: Packet) {
-        if self.machines[packet.to].up.is_none() || packet.is_part {
-            return; // messages are decoded whole
+        if self.machines[packet.to].up.is_none() || (packet.is_part && !packet.is_reply) {
+            return; // a request is decoded whole
         }
         if packet.is_reply { self.reply_arrives(&packet) } else { self.request_arrives(packet) }
     }
@@ -244,7 +255,9 @@ impl World {
         self.trace_message(node, peer, &request, "asks");
         let bytes = request.encode().into();
         let incarnation = self.machines[node].incarnations;
-        self.after(EXCHANGE_MS, Event::Fails { node, incarnation, peer, exchange, why: "no answer" });
+        let ways = [self.network.qualities[node][peer], self.network.qualities[peer][node]];
+        let patience = ways.iter().map(LinkQuality::patience_ms).max().expect("two");
+        self.after(patience, Event::Fails { node, incarnation, peer, exchange, why: "no answer" });
         self.send_packet(Packet { bytes, ..Packet::request(node, peer, exchange, now) });
     }
 
@@ -380,13 +393,21 @@ impl World {
         let now = self.now;
         let run = self.machines[node].up.as_mut().expect("is up");
         let link = &mut run.links[peer];
-        let Some((_, planned)) = link.in_flight.take_if(|(number, _)| *number == packet.exchange) else {
+        if link.in_flight.as_ref().is_none_or(|(number, _)| *number != packet.exchange) {
             return;
+        }
+        // Of a part, the runs that arrived whole; without one, nothing of it can be used.
+        let (reply, is_whole) = if packet.is_part {
+            let Some(reply) = decode_part(&packet.bytes) else { return };
+            (Some(reply), false)
+        } else {
+            (SyncMessage::decode(&packet.bytes).ok(), true)
         };
+        let (_, planned) = link.in_flight.take().expect("looked at just now");
         if packet.is_refusal {
             return self.link_fails(node, peer, "the peer could not store it");
         }
-        let reply = SyncMessage::decode(&packet.bytes).expect("bytes are not damaged on the way");
+        let reply = reply.expect("bytes are not damaged on the way");
         if reply.hello == run.hello {
             run.roster.borrow_mut().peers[peer].is_self = true;
             link.pause = Pause::Wait;
@@ -409,8 +430,10 @@ impl World {
         (known.answered, known.failed, known.is_self) = (Some(now), false, false);
         drop(roster);
         let ((wants, asked_ms), theirs) = (std::mem::take(&mut link.asked), link.exchange.theirs());
-        run.repair.on_answer(&PeerAnswer { member: member(peer), asked_ms, wants: &wants, theirs, more });
-        self.carry_out(node, peer, reply, cuts, runs);
+        if is_whole {
+            run.repair.on_answer(&PeerAnswer { member: member(peer), asked_ms, wants: &wants, theirs, more });
+        }
+        self.carry_out(node, peer, reply, is_whole, cuts, runs);
     }
 
     /// Carries out an answer, whose runs arrive in two parts.
@@ -419,6 +442,7 @@ impl World {
         node: usize,
         peer: usize,
         mut reply: Reply,
+        is_whole: bool,
         cuts: Vec<Maintenance>,
         mut runs: Vec<Run>,
     ) {
@@ -436,7 +460,10 @@ impl World {
             }
         }
         let running = self.now - self.machines[node].up.as_ref().expect("is up").started;
-        let next = self.link(node, peer).exchange.on_reply_end(&reply, true, running);
+        let next = self.link(node, peer).exchange.on_reply_end(&reply, is_whole, running);
+        if !is_whole && !progress {
+            return self.link_fails(node, peer, "the connection was reset");
+        }
         self.exchange_ends(node, peer, next, progress);
     }
 
