@@ -62,6 +62,8 @@ pub enum AdmitError {
     Digest(u64),
     #[error("entry {0} is of a log of another type")]
     LogType(u64),
+    #[error("peers began too many logs here; this one has to wait")]
+    TooManyLogs,
     /// The peer's chain has another hash than ours at this seq.
     #[error("the hash chains differ at entry {0}: the log is forked")]
     Fork(u64),

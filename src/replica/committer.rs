@@ -11,12 +11,13 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
+use super::allowance::Allowance;
 use super::cut::CutInProgress;
 use super::decide::{NewOrigin, PieceLeft, Staged};
 use super::purge::Purger;
-use super::write_ops::{Committed, Maintenance, Space, WriteOps};
+use super::write_ops::{Admitted, Committed, Maintenance, PeerRecords, Space, WriteOps};
 use crate::chain::ids::Origin;
-use crate::chain::logs::{CHECKPOINT_EVERY, Logs};
+use crate::chain::logs::{AdmitError, CHECKPOINT_EVERY, Logs};
 use crate::chain::record::Entry;
 use crate::chain::vector::LogSpan;
 use crate::store::{Store, StoreError};
@@ -24,6 +25,14 @@ use crate::store::{Store, StoreError};
 /// Cuts in a store. Honest networks have a handful, but a peer can invent any number, a cut stays for ever, and all of
 /// them must fit into one exchange. At the bound no further log is cut, so forked logs stay different.
 const CUTS_MAX: usize = 65_536;
+/// New logs that peers may begin here at once, and then one in each of the periods. A log stays for ever and has a table
+/// of its own, and a peer can invent any number. At the bound a further log is refused and asked for again later. Above
+/// what a network has after years: a node begins a log with each run.
+const NEW_LOGS_MAX: u64 = 65_536;
+const NEW_LOG_EVERY_MS: u64 = 1_000;
+/// The same for cuts. At the bound a further cut is dropped; a later exchange finds it again.
+const NEW_CUTS_MAX: u64 = 1_024;
+const NEW_CUT_EVERY_MS: u64 = 10_000;
 /// Cuts in the queue. At the bound a further cut is dropped; a later exchange finds it again.
 const CUTS_QUEUED_MAX: usize = 1_024;
 /// Entries of peers that wait until all entries between two checkpoints of the chain are there. At the bound all are
@@ -38,6 +47,8 @@ pub struct Committer {
     cuts_in_progress: VecDeque<CutInProgress>,
     purger: Purger,
     attaching: BTreeSet<Origin>,
+    new_logs: Allowance,
+    new_cuts: Allowance,
     candidates: BTreeMap<(Origin, u64), Entry>,
     /// Where candidates wait: each log, and the number of its part between two checkpoints of the chain.
     segments: BTreeSet<(Origin, u64)>,
@@ -49,7 +60,20 @@ impl Committer {
         let attaching = logs.detached().map(|(origin, _)| origin).collect();
         let (purger, cuts_in_progress) = (Purger::of(&logs), VecDeque::new());
         let (candidates, segments) = (BTreeMap::new(), BTreeSet::new());
-        Committer { store, logs, new_origin, cuts_in_progress, purger, attaching, candidates, segments }
+        let new_logs = Allowance::new(NEW_LOGS_MAX, NEW_LOG_EVERY_MS);
+        let new_cuts = Allowance::new(NEW_CUTS_MAX, NEW_CUT_EVERY_MS);
+        Committer {
+            store,
+            logs,
+            new_origin,
+            cuts_in_progress,
+            purger,
+            attaching,
+            new_logs,
+            new_cuts,
+            candidates,
+            segments,
+        }
     }
 
     pub fn logs(&self) -> &Logs {
@@ -78,7 +102,7 @@ impl Committer {
         self.new_origin = new_origin;
         let mut committed = decided?;
         for (origin, seq) in forks {
-            self.enqueue_cut(origin, seq);
+            self.enqueue_cut(origin, seq, now_ms);
         }
         // The own log can be abandoned without a write.
         committed.changed = !batch.is_empty() || logs.own() != self.logs.own();
@@ -109,7 +133,7 @@ impl Committer {
                 // An exchange brings repairs again, the scrub finds checkpoints again, and members are written with
                 // their next change.
                 op if op.needs_space() && !space.peers => {}
-                Maintenance::Cut(origin, seq) => self.enqueue_cut(*origin, *seq),
+                Maintenance::Cut(origin, seq) => self.enqueue_cut(*origin, *seq, staged.now_ms),
                 Maintenance::Abandon(origin) => staged.logs.abandon(*origin),
                 Maintenance::Repair(records) => self.collect_repairs(staged, records)?,
                 Maintenance::Checkpoint(origin, seq, hash) => staged.checkpoint(*origin, *seq, *hash),
@@ -128,6 +152,11 @@ impl Committer {
             committed.sends.push(outcomes.collect::<Result<_, _>>()?);
         }
         for admit in &ops.admits {
+            if !self.may_begin(&staged.logs, admit, staged.now_ms) {
+                let refused = Some(AdmitError::TooManyLogs);
+                committed.admits.push(Admitted { new: 0, refused, not_stored: None });
+                continue;
+            }
             committed.admits.push(staged.admit(admit)?);
             let origin = admit.entries.first().map(Entry::origin);
             self.attaching.extend(origin.filter(|origin| staged.logs.detached_until(*origin).is_some()));
@@ -143,14 +172,25 @@ impl Committer {
         Ok(committed)
     }
 
-    fn enqueue_cut(&mut self, origin: Origin, seq: u64) {
+    /// Whether a peer's entries may be looked at: those of a log that is new here count.
+    fn may_begin(&mut self, logs: &Logs, admit: &PeerRecords, now_ms: u64) -> bool {
+        let is_new = |first: &Entry| {
+            let (origin, seq) = (first.origin(), first.seq());
+            logs.vector().get(origin).is_none() && (1..=logs.vector().limit(origin)).contains(&seq)
+        };
+        !admit.entries.first().is_some_and(is_new) || self.new_logs.take(now_ms)
+    }
+
+    fn enqueue_cut(&mut self, origin: Origin, seq: u64, now_ms: u64) {
         let is_done = self.logs.vector().cut_of(origin).is_some_and(|cut| cut <= seq);
         let is_under_way =
             self.cuts_in_progress.iter().any(|cutting| cutting.origin == origin && cutting.seq <= seq);
         if is_done || is_under_way {
             return;
         }
-        if self.logs.vector().cuts().count() >= CUTS_MAX || self.cuts_in_progress.len() >= CUTS_QUEUED_MAX {
+        let is_full =
+            self.logs.vector().cuts().count() >= CUTS_MAX || self.cuts_in_progress.len() >= CUTS_QUEUED_MAX;
+        if is_full || !self.new_cuts.take(now_ms) {
             tracing::error!(%origin, seq, "too many logs are cut: this one stays forked");
             return;
         }
@@ -264,9 +304,12 @@ mod tests {
     use super::*;
     use uuid::Uuid;
 
+    use crate::chain::clock::Stamp;
     use crate::chain::filter::Filter;
-    use crate::chain::kind::EntryKind;
+    use crate::chain::ids::EntryKey;
+    use crate::chain::kind::{EntryKind, LogType};
     use crate::chain::message::{self, Digest, Message};
+    use crate::chain::vector::Head;
     use crate::replica::write_ops::{NewMessage, Rejection, SendOutcome};
     use crate::store::engine::files::{Directory, Files, INDEX, LOG};
     use crate::store::history::listing::Listing;
@@ -346,6 +389,40 @@ mod tests {
             count += listing.next_chunk(1_000)?.len();
         }
         Ok(count)
+    }
+
+    /// A peer can invent logs without end. Those that are here go on, and this node's own begins.
+    #[test]
+    fn peers_begin_a_number_of_logs_and_then_one_in_a_while() {
+        let dir = tempfile::tempdir().expect("temp dir");
+        let mut committer = open(&dir);
+        (committer.new_logs, committer.new_cuts) = (Allowance::new(2, 1_000), Allowance::new(2, 1_000));
+        let admit = |name, seq, before| {
+            let key = EntryKey { stamp: Stamp((NOW << 16) + seq), origin: Origin([name; 16]), seq };
+            let content = new_message(u128::from(name), "invented").content;
+            let digest = Digest::of(EntryKind::Message, &content);
+            let entries = vec![Entry::new(key, EntryKind::Message, digest, &content)];
+            PeerRecords { before, claimed: None, entries }
+        };
+        let first = |name| admit(name, 1, Head::genesis(Origin([name; 16]), LogType::MESSAGES));
+        let mut commit = |admits: &[PeerRecords], now_ms| {
+            let ops = WriteOps { admits: admits.iter().collect(), ..WriteOps::default() };
+            let admitted = committer.commit(&ops, Space::ALL, now_ms).expect("writes").admits;
+            admitted.into_iter().map(|admitted| (admitted.new, admitted.refused)).collect::<Vec<_>>()
+        };
+        let (one, two, three) = (first(101), first(102), first(103));
+        let (stored, refused) = ((1, None), (0, Some(AdmitError::TooManyLogs)));
+        assert_eq!(commit(&[one.clone(), two, three.clone()], NOW), [stored, stored, refused]);
+        let next = admit(101, 2, one.before.followed_by(&one.entries[0]));
+        assert_eq!(commit(&[next, three.clone()], NOW + 999), [stored, refused]);
+        assert_eq!(commit(&[three], NOW + 1_000), [stored]);
+        for name in 110..120 {
+            let cut = Maintenance::Cut(Origin([name; 16]), 1);
+            write(&mut committer, vec![&cut], &[new_message(u128::from(name), "mine")]);
+        }
+        finish(&mut committer);
+        assert_eq!(committer.logs().vector().cuts().count(), 2);
+        assert_eq!(committer.store().counts().messages, 13);
     }
 
     /// What a malicious peer could request: cut a log, then the branch that results, and so on.

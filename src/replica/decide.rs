@@ -60,7 +60,7 @@ pub(super) struct Staged<'a> {
     /// The logs after the commit.
     pub(super) logs: Logs,
     space: Space,
-    now_ms: u64,
+    pub(super) now_ms: u64,
     index: IndexOverlay<'a>,
     pub(super) batch: WriteBatch,
     /// Forks found by comparing two entries at one place of a log.

@@ -4,6 +4,7 @@
 //! its threads and tasks; the simulation calls the same code from a seed. Only the [`committer`] writes logs;
 //! [`exchange`] is both sides of an exchange with one peer; [`repair`] decides what to do about damage.
 
+mod allowance;
 pub mod committer;
 mod cut;
 mod decide;
