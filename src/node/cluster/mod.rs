@@ -198,7 +198,7 @@ impl Cluster {
         roster.reconcile();
     }
 
-    /// A peer answered an exchange that asked for `wants`. An error if another node answered than the one that was asked.
+    /// A peer answered an exchange. An error if another node answered than the one that was asked.
     pub fn on_answer(
         &self,
         number: usize,
