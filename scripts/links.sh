@@ -15,7 +15,7 @@ trap 'rm -f "$log"' EXIT
 cargo test --quiet --release --locked --test it --no-run || exit 2
 
 echo "| rate | round trip | loss | cut after | plain TCP | share of it | messages | bytes factor | quiet after" \
-    "| median sends: alone, full, empty | slowest delivery to: full, empty | misses |"
+    "| median/slowest send: alone, full, empty | slowest delivery to: full, empty | misses |"
 echo "|---|---|---|---|---|---|---|---|---|---|---|---|"
 cargo test --quiet --release --locked --test it -- --ignored --exact cluster::links::all_links_are_used 2>&1 |
     tee "$log" | sed -nu 's/^measured: link: \(.*\)$/| \1 |/p'

@@ -16,7 +16,7 @@ use crate::chain::message::{Digest, Message, UncheckedMessage};
 use crate::chain::record::Entry;
 use crate::chain::sync::wire::{EntryRange, Heads, Hello, Run, SyncMessage, short};
 use crate::chain::vector::{Head, LogSpan, Vector};
-use crate::node::cluster::sync;
+use crate::node::cluster::{answer, sync};
 use crate::replica::write_ops::{NewMessage, Rejection, SendOutcome};
 use crate::store::log::fake::overwrite;
 
@@ -76,7 +76,7 @@ impl Bench {
     async fn answer(&self, request: SyncMessage) -> SyncMessage {
         let bytes = Bytes::from(request.encode());
         let request = SyncMessage::decode(&bytes).expect("well-formed");
-        sync::answer(&self.node, request, bytes).await.expect("answers")
+        answer::answer(&self.node, request, bytes).await.expect("answers")
     }
 
     /// What the node says to these entries, and to a peer that claims to have `claimed` of them.
@@ -628,6 +628,27 @@ async fn a_guest_exchanges_and_is_never_a_member() {
 }
 
 /// What a request that is nearly right may do to a node: each is made of a seed and printed with it.
+#[tokio::test]
+async fn a_side_push_is_stored_and_says_nothing_of_what_else_its_sender_has() {
+    let bench = Bench::new();
+    let log = Log::new(X, 10, 11, "");
+    let whole = Heads { base: None, changes: vec![(log.origin, log.span(4))], cuts: Vec::new() };
+    let request =
+        SyncMessage { digest: digest_of(&whole), heads: Some(whole), runs: vec![log.run(1, 4)], ..quiet() };
+    bench.answer(request).await;
+    let aside = |first, last| SyncMessage { entries_only: true, runs: vec![log.run(first, last)], ..quiet() };
+    let held = |reply: SyncMessage| reply.heads.expect("heads").changes;
+    assert_eq!(held(bench.answer(aside(5, 6)).await), [(X, log.span(6))]);
+    assert_eq!(held(bench.answer(aside(8, 9)).await), [(X, log.span(6))], "entries after a gap wait");
+    assert_eq!(held(bench.answer(aside(2, 3)).await), [(X, log.span(6))], "late ones change nothing");
+    let changes = vec![(X, log.span(6))];
+    let base = digest_of(&Heads { base: None, changes: vec![(X, log.span(4))], cuts: Vec::new() });
+    let heads = Heads { base: Some(base), changes, cuts: Vec::new() };
+    let now = digest_of(&Heads { base: None, ..heads.clone() });
+    let reply = bench.answer(SyncMessage { digest: now, heads: Some(heads), ..quiet() }).await;
+    assert!(!reply.need_full, "what the exchanges said before still holds");
+}
+
 mod hostile_requests {
     use fastrand::Rng;
 
@@ -741,6 +762,7 @@ mod hostile_requests {
             (request.heads, request.digest) = (Some(heads), digest);
         }
         (request.need_full, request.wants_any, request.more) = (rng.bool(), rng.bool(), rng.bool());
+        request.entries_only = rng.u8(..4) == 0;
         request.own = rng.bool().then(|| any_origin(rng, own));
         request.budget = rng.bool().then(|| [0, 1, u32::MAX][rng.usize(..3)]);
         for _ in 0..rng.usize(..8) {
@@ -807,7 +829,7 @@ mod hostile_requests {
             let bytes = Bytes::from(any_request(&mut rng, own, &log));
             if let Ok(decoded) = SyncMessage::decode(&bytes) {
                 tally.answered += 1;
-                let answer = sync::answer(&bench.node, decoded, bytes);
+                let answer = answer::answer(&bench.node, decoded, bytes);
                 let answered = tokio::time::timeout(ANSWER_MAX, answer).await;
                 let answer =
                     answered.unwrap_or_else(|_| panic!("seed {seed}: no answer to request {request}"));

@@ -30,8 +30,8 @@ pub struct Wanted {
 }
 
 impl Wanted {
-    /// A range that the peer asked for: its hash before it is not known.
-    pub(super) fn by_peer(range: EntryRange) -> Self {
+    /// A range whose hash before it is not known of the peer, for example one that it asked for.
+    pub fn by_peer(range: EntryRange) -> Self {
         Wanted { range, before: None, known: false }
     }
 }

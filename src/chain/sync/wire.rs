@@ -27,6 +27,7 @@ const NEED_FULL: u8 = 1;
 const MORE: u8 = 2;
 const GUEST: u8 = 4;
 const WANTS_ANY: u8 = 8;
+const ENTRIES_ONLY: u8 = 16;
 
 const HEADS: u8 = 1;
 const OWN: u8 = 2;
@@ -150,6 +151,9 @@ pub struct SyncMessage {
     pub wants: Vec<EntryRange>,
     /// The sender does not know what the other has, and requests whatever it lacks.
     pub wants_any: bool,
+    /// Neither side's vector travels, so that the message may overtake others of the two: a request has runs alone, and
+    /// its answer the heads of their logs.
+    pub entries_only: bool,
     /// How many bytes of records the answer should have; the answering side has a bound of its own.
     pub budget: Option<u32>,
     /// Entries for the other.
@@ -183,6 +187,7 @@ impl SyncMessage {
             own: None,
             wants: Vec::new(),
             wants_any: false,
+            entries_only: false,
             budget: None,
             runs: Vec::new(),
             members_digest: None,
@@ -195,8 +200,13 @@ impl SyncMessage {
         let Hello { network, node_id, store_id, incarnation_id, address, is_guest } = &self.hello;
         out.extend_from_slice(&MAGIC);
         out.extend_from_slice(&PROTOCOL.to_be_bytes());
-        let flags =
-            [(self.need_full, NEED_FULL), (self.more, MORE), (*is_guest, GUEST), (self.wants_any, WANTS_ANY)];
+        let flags = [
+            (self.need_full, NEED_FULL),
+            (self.more, MORE),
+            (*is_guest, GUEST),
+            (self.wants_any, WANTS_ANY),
+            (self.entries_only, ENTRIES_ONLY),
+        ];
         out.push(flags.iter().map(|(is_set, flag)| if *is_set { *flag } else { 0 }).sum());
         out.extend_from_slice(network);
         out.extend_from_slice(&node_id.to_be_bytes());
@@ -294,6 +304,7 @@ impl SyncMessage {
         let mut message = SyncMessage::quiet(hello, reader.array()?, clock_ms);
         (message.need_full, message.more) = (flags & NEED_FULL != 0, flags & MORE != 0);
         message.wants_any = flags & WANTS_ANY != 0;
+        message.entries_only = flags & ENTRIES_ONLY != 0;
         Some(message)
     }
 

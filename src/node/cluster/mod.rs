@@ -6,10 +6,12 @@
 //! Each part has one lock, which is not held across an await. Only the lock on the stored members is held while they
 //! are written, so that an older list is not written last.
 
+pub(super) mod answer;
 mod arriving_answer;
 pub(super) mod peer;
 pub(super) mod roster;
 mod sessions;
+mod side_push;
 pub(super) mod sync;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -28,7 +30,7 @@ use crate::chain::logs::Logs;
 use crate::chain::members::{Member, MemberId, Members, Membership};
 use crate::chain::sync::missing_ranges;
 use crate::chain::sync::wire::{EntryRange, Hello, Incarnation, SyncMessage};
-use crate::chain::vector::Vector;
+use crate::chain::vector::{LogSpan, Vector};
 use crate::client::Client;
 use crate::config::NodeConfig;
 use crate::node::cluster::peer::Peer;
@@ -250,14 +252,38 @@ impl Cluster {
     }
 
     /// The last seq of a log that a peer said it has, by a request or an answer; the largest number if it is pulling
-    /// the log from here. If it lacks only a few entries of this node's own log, they are pushed all the same: sends
-    /// wait for that.
+    /// the log from here, or if a side push is on its way. If it lacks only a few entries of this node's own log, they
+    /// are pushed although it pulls: sends wait for that.
     pub fn peer_has(&self, number: usize, origin: Origin, logs: &Logs) -> u64 {
         let mut roster = self.roster();
         let Some(peer) = roster.peer(number) else { return 0 };
         let has = peer.vector.as_ref().map_or(0, |theirs| theirs.seq(origin));
-        let is_awaited = logs.own() == Some(origin) && logs.vector().seq(origin) <= has + AWAITED_COUNT_MAX;
-        if peer.pulls(origin) && !is_awaited { u64::MAX } else { has }
+        let is_own = logs.own() == Some(origin);
+        let is_awaited = is_own && logs.vector().seq(origin) <= has.saturating_add(AWAITED_COUNT_MAX);
+        let is_on_its_way = (is_own && peer.is_pushed_own) || (peer.pulls(origin) && !is_awaited);
+        if is_on_its_way { u64::MAX } else { has }
+    }
+
+    /// The entries of this node's own log that a peer lacks, if they are few.
+    pub fn new_own_entries(&self, number: usize, logs: &Logs) -> Option<EntryRange> {
+        let mut roster = self.roster();
+        let theirs = roster.peer(number)?.vector.as_ref()?;
+        let origin = logs.own()?;
+        let (has, last) = (theirs.seq(origin), logs.vector().seq(origin));
+        let is_few = last > has && last - has <= AWAITED_COUNT_MAX;
+        is_few.then(|| EntryRange { origin, first: has + 1, last })
+    }
+
+    /// Whether entries of this node's own log may be pushed to a peer now. If so, nothing else does until
+    /// [`Cluster::release_own_push`].
+    pub fn reserve_own_push(&self, number: usize) -> bool {
+        self.roster().peer(number).is_some_and(|peer| !std::mem::replace(&mut peer.is_pushed_own, true))
+    }
+
+    pub fn release_own_push(&self, number: usize) {
+        if let Some(peer) = self.roster().peer(number) {
+            peer.is_pushed_own = false;
+        }
     }
 
     /// What a peer said that it has, by a request or an answer.
@@ -288,6 +314,34 @@ impl Cluster {
             }
         }
         self.notify(&roster, members_changed, holders_changed);
+    }
+
+    /// A peer has sent entries of these logs aside.
+    pub fn on_side_push(&self, hello: &Hello, spans: impl IntoIterator<Item = (Origin, LogSpan)>) {
+        let mut roster = self.roster();
+        let Some(peer) = roster.peer_of_sender(hello) else { return };
+        peer.last_request = Some(Instant::now());
+        let holders_changed = peer.on_spans(hello.incarnation(), spans);
+        self.notify(&roster, false, holders_changed);
+    }
+
+    /// A peer has these logs so far, after a side push to it. False if another node answered than the one that was
+    /// asked.
+    pub fn on_side_answer(
+        &self,
+        number: usize,
+        hello: &Hello,
+        spans: impl IntoIterator<Item = (Origin, LogSpan)>,
+    ) -> bool {
+        let mut roster = self.roster();
+        let Some(peer) = roster.peer(number) else { return false };
+        if peer.incarnation != Some(hello.incarnation()) {
+            return false;
+        }
+        peer.last_answer = Some(Instant::now());
+        let holders_changed = peer.on_spans(hello.incarnation(), spans);
+        self.notify(&roster, false, holders_changed);
+        true
     }
 
     /// A peer's own status has arrived, and its digest says that it has exactly this.

@@ -18,7 +18,7 @@ use crate::api::time::Time;
 use crate::chain::ids::Origin;
 use crate::chain::members::MemberId;
 use crate::chain::sync::wire::{EntryRange, Incarnation, ShortDigest, SyncMessage};
-use crate::chain::vector::Vector;
+use crate::chain::vector::{LogSpan, Vector};
 use crate::node::incidents::Incidents;
 
 /// Damaged ranges of a peer that are kept. Further ones of the same message are ignored: an honest peer asks for no
@@ -51,6 +51,8 @@ pub struct Peer {
     pub damaged: Vec<EntryRange>,
     /// The logs that its last request asked for.
     pub pulled: BTreeSet<Origin>,
+    /// New entries of this node's own log are on their way to it.
+    pub is_pushed_own: bool,
     pub last_request: Option<Instant>,
     pub last_answer: Option<Instant>,
     pub last_sync: Option<Time>,
@@ -77,6 +79,7 @@ impl Peer {
             own_log: None,
             damaged: Vec::new(),
             pulled: BTreeSet::new(),
+            is_pushed_own: false,
             last_request: None,
             last_answer: None,
             last_sync: None,
@@ -101,6 +104,26 @@ impl Peer {
         };
         self.damaged = body.wants.iter().filter(is_covered).take(DAMAGED_MAX).copied().collect();
         before != (self.vector.is_some(), self.digest, self.damaged.clone())
+    }
+
+    /// The same incarnation has these logs so far, besides what it said before. True if it may hold more than before.
+    pub fn on_spans(
+        &mut self,
+        incarnation: Incarnation,
+        spans: impl IntoIterator<Item = (Origin, LogSpan)>,
+    ) -> bool {
+        let Some(vector) = self.vector.as_mut().filter(|_| self.incarnation == Some(incarnation)) else {
+            return false;
+        };
+        let mut is_new = false;
+        for (origin, span) in spans {
+            let is_cut = vector.cut_of(origin).is_some_and(|cut| span.head.seq >= cut);
+            if span.head.seq > vector.seq(origin) && !is_cut {
+                vector.insert(origin, span);
+                is_new = true;
+            }
+        }
+        is_new
     }
 
     fn identify(&mut self, body: &SyncMessage, incidents: &Incidents) {

@@ -1,4 +1,4 @@
-//! Owns the exchanges with peers: one task for each peer that starts them, and `POST /sync` that answers them.
+//! Owns the asking side of exchanges: one task for each peer.
 //!
 //! The flow: a task wakes (this node's own log grew, the members changed, a peer that failed before sent a request, or
 //! the jittered timer fired) -> `replica::exchange` plans -> read from the store -> `POST /sync` -> the peer's
@@ -10,37 +10,27 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use axum::body::Body as HttpBody;
-use axum::extract::RawQuery;
-use axum::http::{HeaderMap, header};
-use axum::response::{IntoResponse, Response};
-use bytes::Bytes;
 use futures_util::stream::{self, StreamExt};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::api::address::Addr;
-use crate::api::error::{ErrorCode, Problem};
-use crate::api::media;
-use crate::api::query::refuse_any;
 use crate::chain::ids::Origin;
 use crate::chain::record::Entry;
 use crate::chain::sync::NextExchange;
-use crate::chain::sync::wire::{Hello, Malformed, Run, SyncMessage};
+use crate::chain::sync::wire::{Hello, Run, SyncMessage};
 use crate::chain::vector::Vector;
 use crate::client::SILENCE_MAX;
 use crate::node::cluster::arriving_answer::ArrivingAnswer;
+use crate::node::cluster::side_push;
 use crate::node::{Node, blocking, now_ms};
 use crate::replica::exchange::{Exchange, PlannedRequest, Reply, RunActions, Trigger};
 use crate::replica::pace::{self, Pace};
 use crate::replica::runs::{ReadRuns, Wanted};
 use crate::replica::write_ops::{Admitted, Maintenance, PeerRecords};
-use crate::replica::{exchange, forks, runs};
-use crate::serve;
+use crate::replica::{forks, runs};
 
-/// A request longer than this is refused. Requests of nodes stay well below.
-const BODY_BYTES_MAX: usize = 8 << 20;
 /// Pieces of one exchange that wait for the writer at the same time. At the bound the next ones wait here: one peer
 /// with thousands of short logs must not fill the inbox that all peers share.
 const PIECES_WAITING_MAX: usize = 128;
@@ -86,19 +76,33 @@ pub async fn run(node: Node, stop: CancellationToken) {
     }
 }
 
-/// Exchanges with one peer until it is not asked any more.
+/// Exchanges with one peer until it is not asked any more, and pushes aside while an exchange takes long.
 async fn run_client(node: Node, number: usize) {
-    let mut client = SyncClient::new(number);
+    let client = SyncClient::new(number);
+    let side_pushes = side_push::run(&node, number, client.running.subscribe());
+    tokio::select! {
+        () = run_exchanges(&node, client) => {}
+        () = side_pushes => {}
+    }
+}
+
+async fn run_exchanges(node: &Node, mut client: SyncClient) {
+    let number = client.number;
     let (mut on_timer, mut is_failing) = (true, false);
     while let Some((peer, wake)) = node.cluster.peer_address(number) {
-        match client.exchange(&node, on_timer).await {
+        let round_trip = Duration::from_millis(client.push.round_trip_ms());
+        client.running.send_replace(Some(Instant::now() + 2 * round_trip));
+        let outcome = client.exchange(node, on_timer).await;
+        client.running.send_replace(None);
+        client.release_own_push(node);
+        match outcome {
             Ok(Some(NextExchange::Again)) => on_timer = false,
             Ok(Some(NextExchange::Wait)) => {
                 if is_failing {
                     tracing::info!(%peer, "exchanges work again");
                 }
                 (client.failures, is_failing) = (0, false);
-                on_timer = client.wait(&node, &wake).await;
+                on_timer = client.wait(node, &wake).await;
             }
             // This node itself answers there. Another one may later, so the address is tried again.
             Ok(None) => {
@@ -129,8 +133,12 @@ pub struct SyncClient {
     idle_rounds: u32,
     /// The peer lacks members that this node knows, so the next request lists them.
     sends_members: bool,
+    /// It alone may push new entries of this node's own log now.
+    has_reserved_push: bool,
     push: Pace,
     pull: Pace,
+    /// From when on the exchange that is under way takes longer than its round trip.
+    running: watch::Sender<Option<Instant>>,
 }
 
 impl SyncClient {
@@ -141,8 +149,10 @@ impl SyncClient {
             failures: 0,
             idle_rounds: 0,
             sends_members: false,
+            has_reserved_push: false,
             push: Pace::new(pace::FIRST_PUSH_BYTES),
             pull: Pace::new(pace::FIRST_PULL_BYTES),
+            running: watch::Sender::new(None),
         }
     }
 
@@ -177,6 +187,8 @@ impl SyncClient {
             take_new_store_id(node, &address).await;
         }
         cluster.on_answer(self.number, &head, self.exchange.theirs(), rtt)?;
+        self.release_own_push(node);
+        self.running.send_replace(Some(Instant::now()));
         for cut in cuts {
             node.writer.maintain(cut).await;
         }
@@ -218,11 +230,20 @@ impl SyncClient {
         let planned = self.exchange.plan(&logs, trigger);
         let runs = read_runs(node, planned.reads.clone(), self.push.bytes()).await?;
         let pushed = runs.runs.iter().flat_map(|run| &run.entries).map(Entry::size).sum();
+        // Entries of other logs may take long, and those of this node's own log must not wait for them.
+        let only_own = !runs.runs.is_empty() && runs.runs.iter().all(|run| Some(run.origin) == logs.own());
+        self.has_reserved_push = only_own && cluster.reserve_own_push(number);
         let mut request = self.exchange.request(cluster.hello(), now_ms(), &planned, runs);
         let asks = request.wants_any || !request.wants.is_empty();
         request.budget = u32::try_from(self.pull.bytes()).ok().filter(|_| asks);
         cluster.add_members_to_request(&mut request, self.sends_members);
         Ok((planned, request, pushed))
+    }
+
+    fn release_own_push(&mut self, node: &Node) {
+        if std::mem::take(&mut self.has_reserved_push) {
+            node.cluster.release_own_push(self.number);
+        }
     }
 
     /// Whether a node of this network answered that is not this one. An error if it is no peer at all.
@@ -372,7 +393,7 @@ fn jittered(interval: Duration) -> Duration {
 
 /// Gives the store a new id and has it opened again. Of two running nodes with copies of one store, the one that opened
 /// its copy later does this, so that each becomes a member of its own.
-async fn take_new_store_id(node: &Node, peer: &str) {
+pub(super) async fn take_new_store_id(node: &Node, peer: &str) {
     if !node.cluster.incidents.try_take_new_id() {
         return; // a peer that claims to be a copy again and again must not keep the store closed
     }
@@ -383,7 +404,7 @@ async fn take_new_store_id(node: &Node, peer: &str) {
 }
 
 /// Reads the records that a message of an exchange carries.
-async fn read_runs(node: &Node, ranges: Vec<Wanted>, bytes: usize) -> Result<ReadRuns, String> {
+pub(super) async fn read_runs(node: &Node, ranges: Vec<Wanted>, bytes: usize) -> Result<ReadRuns, String> {
     if ranges.is_empty() {
         return Ok(ReadRuns::default());
     }
@@ -393,7 +414,7 @@ async fn read_runs(node: &Node, ranges: Vec<Wanted>, bytes: usize) -> Result<Rea
 }
 
 /// Has the writer admit runs, in pieces. One result per run.
-async fn admit_runs(
+pub(super) async fn admit_runs(
     node: &Node,
     peer: &str,
     theirs: Option<&Vector>,
@@ -417,72 +438,4 @@ async fn admit_runs(
         (origin, admitted)
     };
     runs.iter().zip(admitted).map(of_run).collect()
-}
-
-pub async fn post(
-    node: Node,
-    RawQuery(query): RawQuery,
-    headers: HeaderMap,
-    body: HttpBody,
-) -> Result<Response, Problem> {
-    refuse_any(query.as_deref())?;
-    let content_type = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
-    if !content_type.is_some_and(|value| media::is(value, media::BINARY)) {
-        let detail = format!("an exchange has the Content-Type {}", media::BINARY);
-        return Err(Problem::new(ErrorCode::UnsupportedMediaType, detail));
-    }
-    let bytes = serve::read_body(body, BODY_BYTES_MAX, &node.limits.bodies).await?;
-    let request = SyncMessage::decode(&bytes).map_err(|error| {
-        let code = match error {
-            Malformed::Protocol(_) => ErrorCode::UnsupportedProtocol,
-            Malformed::Magic | Malformed::Layout => ErrorCode::InvalidMessage,
-        };
-        Problem::new(code, error.to_string())
-    })?;
-    if request.hello.network != node.cluster.network {
-        let detail = format!("this node belongs to the network {:?}", node.config.network);
-        return Err(Problem::new(ErrorCode::WrongNetwork, detail));
-    }
-    let reply = answer(&node, request, bytes).await?;
-    Ok(([(header::CONTENT_TYPE, media::BINARY)], HttpBody::from(reply.encode())).into_response())
-}
-
-/// Answers an exchange. `_bytes` keeps the request's share of the memory budget until its records are stored.
-pub async fn answer(node: &Node, mut request: SyncMessage, _bytes: Bytes) -> Result<SyncMessage, Problem> {
-    let cluster = &node.cluster;
-    if cluster.roster().is_own(&request.hello) {
-        return Ok(SyncMessage::quiet(cluster.hello(), [0; 16], now_ms()));
-    }
-    if request.hello.is_copied(cluster.roster().own()) {
-        take_new_store_id(node, &request.hello.address).await;
-        let detail = "this node runs with a copy of your store, and takes a new store id";
-        return Err(Problem::new(ErrorCode::Overloaded, detail));
-    }
-    let mut responder = cluster.sessions().take(&request.hello);
-    let damage = node.store.log().damage();
-    let (maintenance, runs) = exchange::on_request(&mut responder, &node.logs(), damage, &mut request);
-    let clone_address = cluster.roster().clone_address(&request, now_ms());
-    if let Some(address) = clone_address {
-        take_new_store_id(node, &address).await;
-    }
-    cluster.on_request(&request, responder.theirs(), node.logs().vector());
-    for maintenance in maintenance {
-        node.writer.maintain(maintenance).await;
-    }
-    let admitted = admit_runs(node, &request.hello.address, responder.theirs(), runs).await;
-    if let Some(why) = admitted.iter().find_map(|(_, admitted)| admitted.not_stored) {
-        cluster.sessions().put_back(&request.hello, responder);
-        return Err(why.into());
-    }
-    let logs = node.logs();
-    let budget = request.budget.map_or(pace::BYTES_MAX, |budget| pace::BYTES_MAX.min(budget as usize));
-    let wanted = exchange::reads_for(&request, &logs, responder.theirs());
-    let runs = read_runs(node, wanted, budget).await;
-    let runs = runs.map_err(|error| Problem::new(ErrorCode::StorageFailed, error))?;
-    let repairs = cluster.repairs_to_request(node, responder.theirs());
-    let mut reply =
-        exchange::answer(&mut responder, &logs, &request, runs, repairs, (cluster.hello(), now_ms()));
-    cluster.add_members_to_reply(&request, &mut reply);
-    cluster.sessions().put_back(&request.hello, responder);
-    Ok(reply)
 }

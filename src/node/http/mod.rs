@@ -14,7 +14,7 @@ use axum::routing::{delete, get, post};
 
 use super::slot::NodeSlot;
 use crate::api::path;
-use crate::node::cluster::sync;
+use crate::node::cluster::answer;
 use crate::serve;
 
 /// All paths of a node.
@@ -26,7 +26,7 @@ pub fn routes(slot: NodeSlot) -> Router {
         .route(path::NODES, get(status::nodes))
         .route(path::NODE, delete(forget::delete))
         .route(path::NETWORK, get(status::network))
-        .route(path::SYNC, post(sync::post))
+        .route(path::SYNC, post(answer::post))
         .route(path::LIVEZ, get(serve::live))
         .route(path::READYZ, get(status::ready))
         .with_state(slot)

@@ -1,8 +1,9 @@
 //! Does an exchange use what a bad link carries? Each measurement of a link is a row, judged by the goals below.
 //!
 //! A row first measures what plain TCP carries over such a link in a given time. Then an empty node gets a backlog of
-//! that size over the same link, while a client at each end sends a message per second for most of the time. Three rows
-//! are tests; `scripts/links.sh` measures all. Only the nodes use the link; clients reach each node directly.
+//! that size over the same link, while a client at each end sends a message per second for most of the time. Another
+//! one sends to a node alone on the same machine at the same time, so that a slow machine is not taken for a slow link.
+//! Three rows are tests; `scripts/links.sh` measures all. Only the nodes use the link; clients reach each node directly.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -29,16 +30,16 @@ const BYTES_FACTOR_MAX: f64 = 1.3;
 const QUIET_AFTER_MAX: Duration = Duration::from_secs(5);
 /// A message that is sent meanwhile is at the other end after this and two round trips.
 const DELIVERY_MAX: Duration = Duration::from_secs(5);
-/// Sends take at most twice as long as without the link, and this.
+/// Sends take at most twice as long as those to the node alone, and this.
 const SEND_NOISE: Duration = Duration::from_millis(20);
-/// No send takes longer than without the link, by more than this.
+/// No send takes longer than the slowest one to the node alone, by more than this.
 const SLOWEST_SEND_NOISE: Duration = Duration::from_millis(500);
 
 /// Nodes that exchange nothing but that they are equal send at most this many bytes within `QUIET_WINDOW`.
 const QUIET_BYTES: u64 = 4 * 1024;
 const QUIET_WINDOW: Duration = Duration::from_secs(2);
-/// Messages sent before the link exists.
-const ALONE_COUNT: u64 = 100;
+/// Messages per second to the node alone: so many that one of them meets each stall of the machine.
+const ALONE_PER_SECOND: u32 = 20;
 /// The messages of the backlog are long, so the bytes that a record adds to a text matter little.
 const TEXT_BYTES: usize = 500;
 const BATCH_LINES: usize = 5_000;
@@ -78,6 +79,7 @@ struct Run {
     stored: u64,
     carried: u64,
     quiet_after: Option<Duration>,
+    alone: Latencies,
     sends: [Latencies; 2],
     deliveries: [Option<Duration>; 2],
 }
@@ -140,8 +142,7 @@ fn measure(settings: LinkSettings, time: Duration) -> Row {
     let plain = plain_tcp::bytes_carried(settings, time);
     let (mut cluster, relay) = linked(settings);
     cluster.start_node(0);
-    let alone = Load::start(cluster.node(0), 0..ALONE_COUNT, 50).finish();
-    let (mut first, mut bytes) = (ALONE_COUNT, bytes_of(0..ALONE_COUNT));
+    let (mut first, mut bytes) = (0, 0);
     let mut backlog = Vec::new();
     while bytes < plain {
         backlog.push(long(first));
@@ -164,7 +165,7 @@ fn measure(settings: LinkSettings, time: Duration) -> Row {
         took: run.took,
         carried: run.carried,
         quiet_after: run.quiet_after,
-        alone,
+        alone: run.alone,
         sends: run.sends,
         deliveries: run.deliveries,
     }
@@ -175,6 +176,7 @@ fn run(cluster: &mut Cluster, relay: &Relay, first: u64, time: Duration) -> Run 
     let nodes = [cluster.node(0), cluster.node(1)];
     let sends = time.as_secs() * 2 / 3; // the last ones must not decide when the nodes are equal
     let numbers = [first..first + sends, first + sends..first + 2 * sends];
+    let alone = Cluster::start(1);
     let began = Instant::now();
     cluster.start_node(1);
     let feeds = nodes.map(watch_feed);
@@ -184,6 +186,7 @@ fn run(cluster: &mut Cluster, relay: &Relay, first: u64, time: Duration) -> Run 
     eventually_blocking(time, "the first contact", || {
         cluster.statuses().iter().all(|status| !status["peers"][0]["last_sync"].is_null())
     });
+    let load_alone = Load::start(alone.node(0), 0..sends * u64::from(ALONE_PER_SECOND), ALONE_PER_SECOND);
     let loads = [0, 1].map(|i| Load::start(nodes[i], numbers[i].clone(), 1));
     let total = numbers[1].end;
     let given_up = time * 3 + Duration::from_secs(10);
@@ -198,6 +201,7 @@ fn run(cluster: &mut Cluster, relay: &Relay, first: u64, time: Duration) -> Run 
     let carried = relay.bytes_toward(0) + relay.bytes_toward(1);
     let quiet_after = took.map(|_| quiet_after(relay));
     let finished = loads.map(Load::finish_each);
+    let alone = load_alone.finish();
     let deliveries = [0, 1].map(|toward: usize| {
         let arrived = arrived(toward).unwrap_or_default();
         let sent = finished[1 - toward].1.iter();
@@ -206,7 +210,7 @@ fn run(cluster: &mut Cluster, relay: &Relay, first: u64, time: Duration) -> Run 
         took.collect::<Option<Vec<_>>>().and_then(|times| times.into_iter().max())
     });
     let sends = finished.map(|(latencies, _)| latencies);
-    Run { numbers, took, stored, carried, quiet_after, sends, deliveries }
+    Run { numbers, took, stored, carried, quiet_after, alone, sends, deliveries }
 }
 
 /// The end of the last window in which the link carried more than the nodes exchange when they are equal.
@@ -279,7 +283,9 @@ impl fmt::Display for Row {
             format!("{} of {}", self.stored, self.count),
             format!("{:.2}", ratio(self.carried, self.bytes)),
             seconds(self.quiet_after),
-            [self.alone, self.sends[0], self.sends[1]].map(|sends| format!("{:.1?}", sends.p50)).join(" "),
+            [self.alone, self.sends[0], self.sends[1]]
+                .map(|sends| format!("{:.1?}/{:.0?}", sends.p50, sends.max))
+                .join(" "),
             self.deliveries.map(seconds).join(" "),
             self.misses().join(", "),
         ];

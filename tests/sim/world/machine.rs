@@ -110,6 +110,8 @@ pub struct PeerLink {
     pub exchange: Exchange,
     /// The running exchange and its number.
     pub in_flight: Option<(u64, PlannedRequest)>,
+    /// The running side push, by its number as an exchange.
+    pub side_push: Option<u64>,
     /// The ranges that its request asks for, and when it was sent.
     pub asked: (Vec<EntryRange>, u64),
     /// Events for this link with another token are out of date.
@@ -126,6 +128,7 @@ impl Default for PeerLink {
         PeerLink {
             exchange: Exchange::default(),
             in_flight: None,
+            side_push: None,
             asked: (Vec::new(), 0),
             token: 0,
             pause: Pause::Wait,

@@ -16,6 +16,7 @@ mod node;
 mod readers;
 mod roster;
 mod scripting;
+mod side_push;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};

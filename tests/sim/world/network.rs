@@ -67,22 +67,22 @@ impl Network {
 
 /// A request or an answer in transit.
 pub struct Packet {
-    from: usize,
-    to: usize,
-    exchange: u64,
-    bytes: Bytes,
+    pub(super) from: usize,
+    pub(super) to: usize,
+    pub(super) exchange: u64,
+    pub(super) bytes: Bytes,
     /// When it was sent.
-    said: u64,
-    is_reply: bool,
+    pub(super) said: u64,
+    pub(super) is_reply: bool,
     /// An answer with an error.
-    is_refusal: bool,
+    pub(super) is_refusal: bool,
     /// The connection was reset after these bytes of a longer message.
-    is_part: bool,
+    pub(super) is_part: bool,
 }
 
 impl Packet {
     /// A request, without its bytes.
-    fn request(from: usize, to: usize, exchange: u64, said: u64) -> Self {
+    pub(super) fn request(from: usize, to: usize, exchange: u64, said: u64) -> Self {
         Packet {
             from,
             to,
@@ -116,7 +116,7 @@ fn decode_part(bytes: &[u8]) -> Option<SyncMessage> {
 }
 
 impl World {
-    fn send_packet(&mut self, mut packet: Packet) {
+    pub(super) fn send_packet(&mut self, mut packet: Packet) {
         let (from, to, exchange) = (packet.from, packet.to, packet.exchange);
         let asker = if packet.is_reply { to } else { from };
         let other = if packet.is_reply { from } else { to };
@@ -189,8 +189,13 @@ impl World {
         for peer in (0..self.machines.len()).filter(|peer| *peer != node) {
             let run = self.machines[node].up.as_ref().expect("is up");
             let link = &run.links[peer];
-            if link.pause == Pause::Wait && link.exchange.has_own_to_push(run.committer.logs(), |_| 0) {
-                self.wake(node, peer, false);
+            if !link.exchange.has_own_to_push(run.committer.logs(), |_| 0) {
+                continue;
+            }
+            match link.pause {
+                Pause::Wait => self.wake(node, peer, false),
+                Pause::Busy if self.dice.one_in(2) => self.begin_side_push(node, peer),
+                Pause::Busy | Pause::BackOff => {}
             }
         }
     }
@@ -245,8 +250,8 @@ impl World {
             Err(error) => return self.storage_fails(node, &error.to_string()),
         };
         let request = link.exchange.request(run.hello.clone(), now, &planned, read);
-        self.network.exchanges += 1;
         self.tally.exchanges += 1;
+        self.network.exchanges += 1;
         let exchange = self.network.exchanges;
         link.in_flight = Some((exchange, planned));
         link.asked = (request.wants.clone(), now - started);
@@ -255,8 +260,7 @@ impl World {
         self.trace_message(node, peer, &request, "asks");
         let bytes = request.encode().into();
         let incarnation = self.machines[node].incarnations;
-        let ways = [self.network.qualities[node][peer], self.network.qualities[peer][node]];
-        let patience = ways.iter().map(LinkQuality::patience_ms).max().expect("two");
+        let patience = self.patience_ms(node, peer);
         self.after(patience, Event::Fails { node, incarnation, peer, exchange, why: "no answer" });
         self.send_packet(Packet { bytes, ..Packet::request(node, peer, exchange, now) });
     }
@@ -274,8 +278,20 @@ impl World {
         }
     }
 
+    /// The number of a new exchange.
+    pub(super) fn next_exchange(&mut self) -> u64 {
+        self.network.exchanges += 1;
+        self.network.exchanges
+    }
+
+    /// How long an initiator waits for an answer.
+    pub(super) fn patience_ms(&self, node: usize, peer: usize) -> u64 {
+        let ways = [self.network.qualities[node][peer], self.network.qualities[peer][node]];
+        ways.iter().map(LinkQuality::patience_ms).max().expect("two")
+    }
+
     /// Has the writer admit runs, in pieces. `None`: the node has ended because of a disk failure.
-    fn admit_runs(
+    pub(super) fn admit_runs(
         &mut self,
         node: usize,
         theirs: Option<&Vector>,
@@ -298,7 +314,7 @@ impl World {
         Some(runs.iter().zip(admitted).map(of_run).collect())
     }
 
-    fn say_refused(&self, node: usize, peer: usize, admitted: &[(Origin, Admitted)]) {
+    pub(super) fn say_refused(&self, node: usize, peer: usize, admitted: &[(Origin, Admitted)]) {
         for (origin, admitted) in admitted {
             if let Some(why) = &admitted.refused {
                 self.say(format!("node {node} refuses of node {peer}, log {}: {why}", name(*origin)));
@@ -309,6 +325,9 @@ impl World {
     fn request_arrives(&mut self, packet: Packet) {
         let (node, peer, now) = (packet.to, packet.from, self.now);
         let mut request = SyncMessage::decode(&packet.bytes).expect("bytes are not damaged on the way");
+        if request.entries_only {
+            return self.side_push_arrives(&packet, request);
+        }
         let run = self.machines[node].up.as_mut().expect("is up");
         let opening = (request.hello.store_id, request.hello.incarnation_id);
         if request.hello == run.hello {
@@ -393,6 +412,9 @@ impl World {
         let now = self.now;
         let run = self.machines[node].up.as_mut().expect("is up");
         let link = &mut run.links[peer];
+        if link.side_push == Some(packet.exchange) {
+            return self.side_push_is_answered(packet);
+        }
         if link.in_flight.as_ref().is_none_or(|(number, _)| *number != packet.exchange) {
             return;
         }
@@ -521,12 +543,13 @@ impl World {
         }
     }
 
-    fn link(&mut self, node: usize, peer: usize) -> &mut super::machine::PeerLink {
+    pub(super) fn link(&mut self, node: usize, peer: usize) -> &mut super::machine::PeerLink {
         &mut self.machines[node].up.as_mut().expect("is up").links[peer]
     }
 
     pub(super) fn exchange_fails(&mut self, node: usize, peer: usize, exchange: u64, why: &'static str) {
         let link = self.link(node, peer);
+        link.side_push.take_if(|number| *number == exchange);
         if link.in_flight.as_ref().is_some_and(|(number, _): &(u64, PlannedRequest)| *number == exchange) {
             link.in_flight = None;
             self.link_fails(node, peer, why);

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use chatchain::chain::ids::{EntryKey, Origin};
 use chatchain::chain::sync::wire::SyncMessage;
-use chatchain::chain::vector::Vector;
+use chatchain::chain::vector::{LogSpan, Vector};
 
 use super::machine::Opening;
 
@@ -33,6 +33,18 @@ impl Peer {
             (self.theirs, self.own) = (None, None);
         }
         self.own = body.own.or(self.own);
+    }
+
+    /// It has these logs so far, as it said now, if this is the opening that is known.
+    pub fn has(&mut self, opening: Opening, said: u64, spans: impl IntoIterator<Item = (Origin, LogSpan)>) {
+        let Some(theirs) = self.theirs.as_mut().filter(|_| self.opening == Some(opening)) else { return };
+        for (origin, span) in spans {
+            let is_cut = theirs.cut_of(origin).is_some_and(|cut| span.head.seq >= cut);
+            if span.head.seq > theirs.seq(origin) && !is_cut {
+                theirs.insert(origin, span);
+                self.said = said;
+            }
+        }
     }
 }
 
