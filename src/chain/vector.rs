@@ -107,6 +107,10 @@ impl Vector {
         self.logs.insert(origin, span);
     }
 
+    pub fn remove(&mut self, origin: Origin) {
+        self.logs.remove(&origin);
+    }
+
     /// Sets the head of a log, which begins with its first entry if it is new.
     pub fn set_head(&mut self, origin: Origin, log_type: LogType, head: Head) {
         match self.logs.get_mut(&origin) {

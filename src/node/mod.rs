@@ -97,7 +97,7 @@ impl Node {
     fn durable_on(&self, copies: &[EntryRange]) -> Vec<NodeId> {
         let damage = self.store.log().damage();
         let is_undamaged = |copy: &EntryRange| damage.within(copy.origin, copy.first, copy.last).is_empty();
-        self.cluster.holders(copies, copies.iter().any(is_undamaged), self.logs().vector())
+        self.cluster.holders(copies, copies.iter().any(is_undamaged))
     }
 }
 

@@ -380,7 +380,7 @@ async fn what_a_peer_had_when_its_status_was_asked_for_is_shown_after_it_is_gone
     http::status::network(bench.node.clone(), axum::extract::RawQuery(None)).await.expect("answers");
     assert_eq!(behind(), Some(0));
     let all = [crate::chain::sync::wire::EntryRange { origin: X, first: 1, last: 3 }];
-    let holders = cluster.holders(&all, false, bench.node.logs().vector());
+    let holders = cluster.holders(&all, false);
     assert_eq!(holders, [2], "the one that said so in an exchange; a status alone counts as no copy");
     let mut restarted = SyncMessage::quiet(peer.node.cluster.hello(), [0; 16], 0);
     restarted.hello.incarnation_id = [0xff; 16];
@@ -614,9 +614,9 @@ async fn a_guest_exchanges_and_is_never_a_member() {
     let mut answer = SyncMessage::quiet(guest, short(vector.digest()), 0);
     answer.members = listed;
     let rtt = std::time::Duration::from_millis(1);
-    cluster.on_answer(0, &answer, Some(&vector), rtt).expect_err("is no peer");
+    cluster.on_answer(0, &answer, Some(&vector), &vector, rtt).expect_err("is no peer");
     let range = EntryRange { origin: key.origin, first: 1, last: 1 };
-    assert_eq!(cluster.holders(&[range], true, bench.node.logs().vector()), [1]);
+    assert_eq!(cluster.holders(&[range], true), [1]);
     assert_eq!(cluster.roster().members().iter().map(|(id, _)| id).collect::<Vec<_>>(), [own]);
     assert_eq!(cluster.roster().numbers().len(), 1, "the configured one");
     assert_eq!(cluster.roster().node_count(), 2, "the configured one");
@@ -647,6 +647,57 @@ async fn a_side_push_is_stored_and_says_nothing_of_what_else_its_sender_has() {
     let now = digest_of(&Heads { base: None, ..heads.clone() });
     let reply = bench.answer(SyncMessage { digest: now, heads: Some(heads), ..quiet() }).await;
     assert!(!reply.need_full, "what the exchanges said before still holds");
+}
+
+/// A clone of this machine, or a bad peer, may have gone on with this node's own log.
+#[tokio::test]
+async fn a_peer_whose_copy_of_the_own_log_is_forked_is_no_holder_of_its_messages() {
+    let mut honest = Bench::new();
+    let bench = Bench::with_peers(vec![honest.serve().await]);
+    let send = |id: u128| {
+        let content = content(id, "mine");
+        let digest = Digest::of(EntryKind::Message, &content);
+        NewMessage { id: Uuid::from_u128(id), digest, content }
+    };
+    for id in 1..=5 {
+        bench.node.writer.send(vec![send(id)]).await;
+    }
+    let own = bench.node.logs().own().expect("has begun");
+    let span = *bench.node.logs().vector().get(own).expect("is here");
+    let claim = |seq, hash| Heads {
+        base: None,
+        changes: vec![(own, LogSpan { head: Head { seq, hash }, ..span })],
+        cuts: Vec::new(),
+    };
+    let last = EntryRange { origin: own, first: 3, last: 3 };
+    for (seq, hash) in [(4, ChainHash([4; 32])), (5, ChainHash([4; 32])), (9, ChainHash([4; 32]))] {
+        let heads = claim(seq, hash);
+        bench.answer(SyncMessage { digest: digest_of(&heads), heads: Some(heads), ..quiet() }).await;
+        assert_eq!(bench.node.durable_on(&[last]), [1], "it has {seq} entries of a fork");
+    }
+    let mut client = sync::SyncClient::new(0);
+    for _ in 0..2 {
+        client.exchange(&bench.node, true).await.expect("goes well");
+    }
+    assert_eq!(bench.node.durable_on(&[last]).len(), 1, "two benches have one node id");
+    assert!(bench.node.cluster.roster().peer(0).expect("is asked").holds(&last), "it was sent them");
+}
+
+/// A peer can name other logs in each message.
+#[tokio::test]
+async fn what_a_peer_says_of_logs_that_do_not_exist_does_not_pile_up() {
+    let bench = Bench::new();
+    for round in 0..20 {
+        let span = |n: u16| {
+            let origin = origin(round * 100 + n);
+            (origin, LogSpan::whole(origin, LogType::MESSAGES, Head { seq: 9, hash: ChainHash([1; 32]) }))
+        };
+        let heads = Heads { base: None, changes: (0..100).map(span).collect(), cuts: Vec::new() };
+        bench.answer(SyncMessage { digest: digest_of(&heads), heads: Some(heads), ..quiet() }).await;
+    }
+    let roster = bench.node.cluster.roster();
+    let kept = roster.peers().filter_map(|peer| peer.vector.as_ref()).map(Vector::origins).sum::<usize>();
+    assert_eq!(kept, 100, "the last message counts");
 }
 
 mod hostile_requests {

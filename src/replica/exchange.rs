@@ -296,6 +296,11 @@ impl Exchange {
         logs.vector().seq(own) > theirs.seq(own).max(peer_has(own)) && !self.is_left_out(own)
     }
 
+    /// Our own log's head after the last push.
+    pub fn own_head_sent(&self) -> Option<(Origin, Head)> {
+        self.own_head_sent
+    }
+
     /// Entries of our own log that the peer lacks.
     pub fn own_lag(&self, logs: &Logs) -> u64 {
         let (Some(theirs), Some(own)) = (self.initiator.theirs(), logs.own()) else { return 0 };

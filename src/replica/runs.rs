@@ -127,6 +127,16 @@ pub fn read(
     Ok(read)
 }
 
+/// The hash of a log's chain at this seq. `None`: it cannot be computed, as an entry before it is damaged.
+pub fn hash_at(
+    store: &Store,
+    origin: Origin,
+    floor: Head,
+    seq: u64,
+) -> Result<Option<ChainHash>, StoreError> {
+    undamaged(store.log().read()?.hash_at(origin, floor, seq))
+}
+
 /// `None`: damaged, or moved by a cut meanwhile. Such an entry is never sent. The entries before it and the other logs
 /// are, so one bad page does not keep a peer from the rest.
 pub(super) fn undamaged<T>(read: Result<T, StoreError>) -> Result<Option<T>, StoreError> {

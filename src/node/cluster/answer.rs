@@ -81,6 +81,7 @@ pub async fn answer(node: &Node, mut request: SyncMessage, _bytes: Bytes) -> Res
         return Err(why.into());
     }
     let logs = node.logs();
+    cluster.on_stored(&request.hello, responder.theirs(), logs.vector());
     let budget = request.budget.map_or(pace::BYTES_MAX, |budget| pace::BYTES_MAX.min(budget as usize));
     let wanted = exchange::reads_for(&request, &logs, responder.theirs());
     let runs = read_runs(node, wanted, budget).await;

@@ -30,7 +30,7 @@ use crate::chain::logs::Logs;
 use crate::chain::members::{Member, MemberId, Members, Membership};
 use crate::chain::sync::missing_ranges;
 use crate::chain::sync::wire::{EntryRange, Hello, Incarnation, SyncMessage};
-use crate::chain::vector::{LogSpan, Vector};
+use crate::chain::vector::{Head, LogSpan, Vector};
 use crate::client::Client;
 use crate::config::NodeConfig;
 use crate::node::cluster::peer::Peer;
@@ -206,6 +206,7 @@ impl Cluster {
         number: usize,
         reply: &SyncMessage,
         theirs: Option<&Vector>,
+        mine: &Vector,
         rtt: Duration,
     ) -> Result<(), String> {
         let mut roster = self.roster();
@@ -218,7 +219,7 @@ impl Cluster {
                 result = Err(format!("node {} answers at {}", reply.hello.node_id, peer.addr));
             } else {
                 members_changed |= peer.node_id != Some(reply.hello.node_id);
-                holders_changed = peer.on_message(reply, theirs, &self.incidents);
+                holders_changed = peer.on_message(reply, theirs, mine, &self.incidents);
                 peer.last_answer = Some(Instant::now());
                 (peer.last_sync, peer.rtt, peer.error) = (Some(Time(now_ms())), Some(rtt), None);
                 peer.is_self = false;
@@ -304,7 +305,7 @@ impl Cluster {
         let mut roster = self.roster();
         let (members_changed, mut holders_changed) = (roster.learn_members(request, now_ms()), false);
         if let Some(peer) = roster.peer_of_sender(&request.hello) {
-            holders_changed = peer.on_message(request, theirs, &self.incidents);
+            holders_changed = peer.on_message(request, theirs, mine, &self.incidents);
             peer.last_request = Some(Instant::now());
             let wants = request.wants.iter().map(|want| want.origin);
             let any = theirs.filter(|_| request.wants_any).map(|theirs| missing_ranges(mine, theirs));
@@ -316,12 +317,42 @@ impl Cluster {
         self.notify(&roster, members_changed, holders_changed);
     }
 
+    /// The entries that came with a peer's request are stored: more of its heads may be ours now.
+    pub fn on_stored(&self, hello: &Hello, theirs: Option<&Vector>, mine: &Vector) {
+        let (mut roster, Some(theirs)) = (self.roster(), theirs) else { return };
+        let Some(peer) = roster.peer_of_sender(hello) else { return };
+        let holders_changed = peer.incarnation == Some(hello.incarnation()) && peer.compare(theirs, mine);
+        self.notify(&roster, false, holders_changed);
+    }
+
+    /// A peer's head of this node's own log, unless it is known that the peer has what this node has up to there.
+    pub fn unverified_own(&self, number: usize, theirs: &Vector, logs: &Logs) -> Option<(Origin, Head)> {
+        let own = logs.own()?;
+        let head = theirs.head(own).filter(|head| head.seq < logs.vector().seq(own))?;
+        let is_known = self.roster().peer(number)?.verified_seq(own) >= head.seq;
+        (!is_known).then_some((own, head))
+    }
+
+    /// This node has the same hash at this head of a peer.
+    pub fn on_verified(&self, number: usize, incarnation: Incarnation, origin: Origin, span: LogSpan) {
+        let mut roster = self.roster();
+        if let Some(peer) = roster.peer(number).filter(|peer| peer.incarnation == Some(incarnation)) {
+            peer.on_verified(origin, span);
+        }
+        self.notify(&roster, false, true);
+    }
+
     /// A peer has sent entries of these logs aside.
-    pub fn on_side_push(&self, hello: &Hello, spans: impl IntoIterator<Item = (Origin, LogSpan)>) {
+    pub fn on_side_push(
+        &self,
+        hello: &Hello,
+        spans: impl IntoIterator<Item = (Origin, LogSpan)>,
+        mine: &Vector,
+    ) {
         let mut roster = self.roster();
         let Some(peer) = roster.peer_of_sender(hello) else { return };
         peer.last_request = Some(Instant::now());
-        let holders_changed = peer.on_spans(hello.incarnation(), spans);
+        let holders_changed = peer.on_spans(hello.incarnation(), spans, mine);
         self.notify(&roster, false, holders_changed);
     }
 
@@ -332,6 +363,7 @@ impl Cluster {
         number: usize,
         hello: &Hello,
         spans: impl IntoIterator<Item = (Origin, LogSpan)>,
+        mine: &Vector,
     ) -> bool {
         let mut roster = self.roster();
         let Some(peer) = roster.peer(number) else { return false };
@@ -339,7 +371,7 @@ impl Cluster {
             return false;
         }
         peer.last_answer = Some(Instant::now());
-        let holders_changed = peer.on_spans(hello.incarnation(), spans);
+        let holders_changed = peer.on_spans(hello.incarnation(), spans, mine);
         self.notify(&roster, false, holders_changed);
         true
     }
@@ -431,7 +463,7 @@ impl Cluster {
 
     /// The nodes that are known to have a message on disk. `copies`: the entries that hold it. `here`: this node is one
     /// of them. A node counts once, however many addresses it has; so does a store, however many nodes claim it.
-    pub fn holders(&self, copies: &[EntryRange], here: bool, mine: &Vector) -> Vec<NodeId> {
+    pub fn holders(&self, copies: &[EntryRange], here: bool) -> Vec<NodeId> {
         let roster = self.roster();
         let own = (roster.own().node_id, roster.own().store_id);
         let mut found: Vec<(NodeId, [u8; 16])> = here.then_some(own).into_iter().collect();
@@ -439,7 +471,7 @@ impl Cluster {
             let (Some(id), Some(incarnation)) = (peer.node_id, peer.incarnation) else { continue };
             let store = incarnation.store_id;
             let is_counted = found.iter().any(|(other, other_store)| *other == id || *other_store == store);
-            if !is_counted && copies.iter().any(|copy| peer.holds(copy, mine)) {
+            if !is_counted && copies.iter().any(|copy| peer.holds(copy)) {
                 found.push((id, store));
             }
         }

@@ -38,6 +38,9 @@ pub struct Peer {
     pub node_id: Option<NodeId>,
     pub incarnation: Option<Incarnation>,
     pub vector: Option<Vector>,
+    /// What it certainly has as this node has it: where its head had the hash that this node has there. Only this
+    /// counts as copies, since a log may be forked.
+    verified: Vector,
     /// The digest of what it holds, as its message gives it.
     pub digest: Option<ShortDigest>,
     /// What it had when its status was asked for. Only shown: a status does not say which incarnation gave it.
@@ -73,6 +76,7 @@ impl Peer {
             node_id,
             incarnation: None,
             vector: None,
+            verified: Vector::default(),
             digest: None,
             status_vector: None,
             vector_before_restart: None,
@@ -92,18 +96,52 @@ impl Peer {
 
     /// Takes in a request or reply of the peer. `theirs`: what it has now, if its messages say so; without it, what it
     /// had before still holds, unless it opened its store again. True if it may hold more than before.
-    pub fn on_message(&mut self, body: &SyncMessage, theirs: Option<&Vector>, incidents: &Incidents) -> bool {
+    pub fn on_message(
+        &mut self,
+        body: &SyncMessage,
+        theirs: Option<&Vector>,
+        mine: &Vector,
+        incidents: &Incidents,
+    ) -> bool {
         let before = (self.vector.is_some(), self.digest, self.damaged.clone());
         self.identify(body, incidents);
+        let mut holds_more = false;
         if let Some(theirs) = theirs {
-            self.merge_vector(theirs, incidents);
+            self.merge_vector(theirs, mine, incidents);
             self.digest = Some(body.digest);
+            holds_more = self.compare(theirs, mine);
         }
         let is_covered = |want: &&EntryRange| {
             self.vector.as_ref().is_none_or(|theirs| want.first <= theirs.seq(want.origin))
         };
         self.damaged = body.wants.iter().filter(is_covered).take(DAMAGED_MAX).copied().collect();
-        before != (self.vector.is_some(), self.digest, self.damaged.clone())
+        holds_more || before != (self.vector.is_some(), self.digest, self.damaged.clone())
+    }
+
+    /// Notes the logs that have the same head in both vectors. True if that is news.
+    pub fn compare(&mut self, theirs: &Vector, mine: &Vector) -> bool {
+        let mut verified = mine.clone();
+        for (origin, _) in mine.changes_since(theirs) {
+            match self.verified.get(origin) {
+                Some(before) => verified.insert(origin, *before),
+                None => verified.remove(origin),
+            }
+        }
+        let is_news = !verified.changes_since(&self.verified).is_empty();
+        self.verified = verified;
+        is_news
+    }
+
+    /// Its head of this log has the hash that this node has there.
+    pub fn on_verified(&mut self, origin: Origin, span: LogSpan) {
+        if self.verified.seq(origin) < span.head.seq {
+            self.verified.insert(origin, span);
+        }
+    }
+
+    /// The last seq of a log up to which it certainly has what this node has.
+    pub fn verified_seq(&self, origin: Origin) -> u64 {
+        self.verified.seq(origin)
     }
 
     /// The same incarnation has these logs so far, besides what it said before. True if it may hold more than before.
@@ -111,6 +149,7 @@ impl Peer {
         &mut self,
         incarnation: Incarnation,
         spans: impl IntoIterator<Item = (Origin, LogSpan)>,
+        mine: &Vector,
     ) -> bool {
         let Some(vector) = self.vector.as_mut().filter(|_| self.incarnation == Some(incarnation)) else {
             return false;
@@ -120,6 +159,10 @@ impl Peer {
             let is_cut = vector.cut_of(origin).is_some_and(|cut| span.head.seq >= cut);
             if span.head.seq > vector.seq(origin) && !is_cut {
                 vector.insert(origin, span);
+                is_new = true;
+            }
+            if mine.head(origin) == Some(span.head) && self.verified.seq(origin) < span.head.seq {
+                self.verified.insert(origin, span);
                 is_new = true;
             }
         }
@@ -133,6 +176,7 @@ impl Peer {
         if before != Some(incarnation) {
             let last_known = self.vector.take().or(self.vector_before_restart.take());
             (self.own_log, self.digest, self.status_vector) = (None, None, None);
+            self.verified = Vector::default();
             match before {
                 Some(before) if before.store_id == incarnation.store_id => {
                     self.vector_before_restart = last_known;
@@ -153,29 +197,28 @@ impl Peer {
         self.pulled.contains(&origin) && self.last_request.is_some_and(is_recent)
     }
 
-    /// Whether all of these entries are on its disk, as far as it says. `mine`: the logs of this node. If they show
-    /// that the peer's log is a fork, the peer holds other entries than these.
-    pub fn holds(&self, entries: &EntryRange, mine: &Vector) -> bool {
-        let Some(theirs) = self.vector.as_ref().and_then(|theirs| theirs.get(entries.origin)) else {
-            return false;
-        };
-        let is_fork = mine
-            .head(entries.origin)
-            .is_some_and(|mine| mine.seq == theirs.head.seq && mine.hash != theirs.head.hash);
+    /// Whether all of these entries are on its disk, as far as it says.
+    pub fn holds(&self, entries: &EntryRange) -> bool {
         let is_damaged = |range: &EntryRange| {
             range.origin == entries.origin && range.first <= entries.last && entries.first <= range.last
         };
-        theirs.holds(entries.first)
-            && theirs.holds(entries.last)
-            && !is_fork
+        let span = self.verified.get(entries.origin);
+        span.is_some_and(|span| span.holds(entries.first) && span.holds(entries.last))
             && !self.damaged.iter().any(is_damaged)
     }
 
-    /// Adds what the peer says it has. An open store loses nothing, so a message that arrives late takes nothing back.
-    fn merge_vector(&mut self, theirs: &Vector, incidents: &Incidents) {
-        let before = self.vector.replace(theirs.clone());
-        if let (Some(before), Some(now)) = (before, &mut self.vector) {
-            now.merge(&before);
+    /// Adds what the peer says it has. An open store loses nothing, so a message that arrives late takes nothing back;
+    /// but of logs that are not here only the last message counts, since a peer can name any number.
+    fn merge_vector(&mut self, theirs: &Vector, mine: &Vector, incidents: &Incidents) {
+        if let (Some(before), now) = (self.vector.take(), self.vector.insert(theirs.clone())) {
+            for (origin, span) in before.changes_since(theirs) {
+                if mine.get(origin).is_some()
+                    && span.head.seq > now.seq(origin)
+                    && theirs.cut_of(origin).is_none()
+                {
+                    now.insert(origin, span);
+                }
+            }
         }
         let less = self.vector_before_restart.take().map_or(0, |had| had.ahead_of(theirs));
         if less > 0 {
@@ -258,8 +301,8 @@ mod tests {
         request.wants = (1_000..1_300).map(pull).collect();
         request.wants.push(EntryRange { origin: A, first: 4, last: 4 });
         let mut peer = Peer::new("127.0.0.1:8083".parse().expect("an address"), true, None);
-        peer.on_message(&request, Some(&theirs), &Incidents::default());
-        let holds = |seq| peer.holds(&EntryRange { origin: A, first: seq, last: seq }, &theirs);
+        peer.on_message(&request, Some(&theirs), &theirs, &Incidents::default());
+        let holds = |seq| peer.holds(&EntryRange { origin: A, first: seq, last: seq });
         assert_eq!((holds(3), holds(4), holds(5)), (true, false, true));
     }
 }

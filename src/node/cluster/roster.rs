@@ -421,6 +421,7 @@ impl Roster {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::chain::vector::Vector;
     use crate::node::incidents::Incidents;
 
     /// Later than all incarnations of these tests.
@@ -469,12 +470,22 @@ mod tests {
     fn a_configured_peer_that_moved_is_asked_at_both_addresses_and_shown_at_the_new_one() {
         let mut roster = Roster::new(hello(0, 1, 1, 1), &[configured(2)], Membership::default());
         let incidents = Incidents::default();
-        roster.peer(0).expect("configured").on_message(&message_from(hello(7, 2, 1, 2)), None, &incidents);
+        roster.peer(0).expect("configured").on_message(
+            &message_from(hello(7, 2, 1, 2)),
+            None,
+            &Vector::default(),
+            &incidents,
+        );
         roster.peer(0).expect("configured").error = Some("refused".into());
         let moved = hello(7, 2, 2, 9);
         roster.learn_members(&message_from(moved.clone()), NOW);
         let learned = *roster.numbers().last().expect("two");
-        roster.peer(learned).expect("learned").on_message(&message_from(moved.clone()), None, &incidents);
+        roster.peer(learned).expect("learned").on_message(
+            &message_from(moved.clone()),
+            None,
+            &Vector::default(),
+            &incidents,
+        );
         roster.on_identified(learned, &moved);
         assert_eq!((shown(&roster), roster.numbers().len()), (vec![(Some(7), 9)], 2));
     }
@@ -554,6 +565,7 @@ mod tests {
         roster.peer(0).expect("configured").on_message(
             &message_from(hello(7, 2, 1, 2)),
             None,
+            &Vector::default(),
             &Incidents::default(),
         );
         roster.on_identified(0, &hello(7, 2, 1, 2));
@@ -566,8 +578,14 @@ mod tests {
     fn another_node_at_an_address_is_not_reported_as_a_new_store() {
         let mut roster = Roster::new(hello(0, 1, 1, 1), &[configured(2)], Membership::default());
         let incidents = Incidents::default();
-        let mut spoke =
-            |hello| roster.peer(0).expect("configured").on_message(&message_from(hello), None, &incidents);
+        let mut spoke = |hello| {
+            roster.peer(0).expect("configured").on_message(
+                &message_from(hello),
+                None,
+                &Vector::default(),
+                &incidents,
+            )
+        };
         spoke(hello(7, 2, 1, 2));
         spoke(hello(8, 3, 1, 2));
         assert_eq!(incidents.lines(), Vec::<String>::new());

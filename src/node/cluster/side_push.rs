@@ -76,6 +76,7 @@ async fn push(node: &Node, number: usize) -> Result<bool, String> {
     if runs.is_empty() {
         return Ok(false); // damaged
     }
+    let after: Vec<_> = runs.iter().map(|run| (run.origin, run.log_type, run.after())).collect();
     let mut request = SyncMessage::quiet(cluster.hello(), [0; 16], now_ms());
     (request.entries_only, request.runs) = (true, runs);
     let body = cluster.client.sync(&addr, request.encode().into(), ANSWER_MAX).await;
@@ -83,8 +84,10 @@ async fn push(node: &Node, number: usize) -> Result<bool, String> {
     while answer.next_run().await?.is_some() {} // an honest peer sends none
     let reply = answer.head()?;
     let spans = reply.heads.map_or_else(Vec::new, |heads| heads.changes);
+    let mut sent = logs.vector().clone();
+    after.into_iter().for_each(|(origin, log_type, head)| sent.set_head(origin, log_type, head));
     let is_taken = spans.iter().any(|(origin, span)| is_ahead(&range, *origin, span));
-    Ok(cluster.on_side_answer(number, &reply.hello, spans) && is_taken)
+    Ok(cluster.on_side_answer(number, &reply.hello, spans, &sent) && is_taken)
 }
 
 fn is_ahead(range: &EntryRange, origin: Origin, span: &LogSpan) -> bool {
@@ -106,7 +109,7 @@ pub async fn answer(node: &Node, request: SyncMessage) -> Result<SyncMessage, Pr
         let span = logs.vector().get(*origin)?;
         (head.seq >= span.floor.seq).then_some((*origin, LogSpan { head: *head, ..*span }))
     });
-    node.cluster.on_side_push(&hello, has);
+    node.cluster.on_side_push(&hello, has, logs.vector());
     let mut reply = SyncMessage::quiet(node.cluster.hello(), [0; 16], now_ms());
     (reply.entries_only, reply.heads) = (true, Some(Heads { base: None, changes: spans, cuts: Vec::new() }));
     Ok(reply)

@@ -20,7 +20,7 @@ use crate::chain::ids::Origin;
 use crate::chain::record::Entry;
 use crate::chain::sync::NextExchange;
 use crate::chain::sync::wire::{Hello, Run, SyncMessage};
-use crate::chain::vector::Vector;
+use crate::chain::vector::{LogSpan, Vector};
 use crate::client::SILENCE_MAX;
 use crate::node::cluster::arriving_answer::ArrivingAnswer;
 use crate::node::cluster::side_push;
@@ -186,7 +186,8 @@ impl SyncClient {
         if let Some(address) = clone_address {
             take_new_store_id(node, &address).await;
         }
-        cluster.on_answer(self.number, &head, self.exchange.theirs(), rtt)?;
+        cluster.on_answer(self.number, &head, self.exchange.theirs(), node.logs().vector(), rtt)?;
+        self.verify_own(node, &head.hello).await?;
         self.release_own_push(node);
         self.running.send_replace(Some(Instant::now()));
         for cut in cuts {
@@ -238,6 +239,26 @@ impl SyncClient {
         request.budget = u32::try_from(self.pull.bytes()).ok().filter(|_| asks);
         cluster.add_members_to_request(&mut request, self.sends_members);
         Ok((planned, request, pushed))
+    }
+
+    /// Finds out whether the peer's copy of this node's own log is no fork, if it is shorter than the log.
+    async fn verify_own(&self, node: &Node, hello: &Hello) -> Result<(), String> {
+        let logs = node.logs();
+        let Some(theirs) = self.exchange.theirs() else { return Ok(()) };
+        let Some((own, head)) = node.cluster.unverified_own(self.number, theirs, &logs) else {
+            return Ok(());
+        };
+        let span = *logs.vector().get(own).expect("a log that is compared is here");
+        let is_sent = self.exchange.own_head_sent() == Some((own, head));
+        let is_same = is_sent || {
+            let store = node.store.clone();
+            let hash = blocking(move || runs::hash_at(&store, own, span.floor, head.seq)).await?;
+            hash == Some(head.hash)
+        };
+        if is_same {
+            node.cluster.on_verified(self.number, hello.incarnation(), own, LogSpan { head, ..span });
+        }
+        Ok(())
     }
 
     fn release_own_push(&mut self, node: &Node) {
