@@ -249,21 +249,22 @@ impl Client {
     }
 
     /// Sends one exchange request to a node, and returns the answer as it arrives. Its head must come `within` this
-    /// time; then only a silence of [`SILENCE_MAX`] ends it.
+    /// time; then only this long a `silence` ends it.
     pub async fn sync(
         &self,
         addr: &Addr,
         body: Bytes,
         within: Duration,
+        silence: Duration,
     ) -> Result<impl Stream<Item = Result<Bytes, ClientError>> + Send + use<>, ClientError> {
         let request = Request::post(path::SYNC, media::BINARY, body);
         let answer = self.send(&self.patient, addr, &request, within).await?;
-        let answer = limit(addr, SILENCE_MAX, answer.accepted()).await?;
+        let answer = limit(addr, silence, answer.accepted()).await?;
         let (addr, body) = (addr.clone(), Box::pin(answer.into_stream()));
         Ok(stream::unfold((body, 0), move |(mut body, before)| {
             let addr = addr.clone();
             async move {
-                let next = limit(&addr, SILENCE_MAX, async { Ok(body.next().await) }).await;
+                let next = limit(&addr, silence, async { Ok(body.next().await) }).await;
                 let part = next.transpose()?.flatten();
                 let bytes = before + part.as_ref().map_or(0, Bytes::len);
                 let why = format!("it is longer than {SYNC_BYTES_MAX} bytes");

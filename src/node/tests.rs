@@ -125,7 +125,7 @@ impl Bench {
                 &content,
             ));
         }
-        for piece in crate::replica::runs::pieces(&run, None) {
+        for piece in crate::replica::runs::pieces(&run, None, None) {
             assert_eq!(self.node.writer.admit(piece).await.refused, None);
         }
     }
@@ -430,7 +430,7 @@ async fn the_address_answers_while_a_store_waits_to_be_closed() {
     running.spawn(run::run(config, listener, stop.clone()));
     let (client, addr) = (crate::client::Client::new(None), at.into());
     let second = std::time::Duration::from_secs(1);
-    let answer = client.sync(&addr, quiet().encode().into(), 10 * second).await.expect("answers");
+    let answer = client.sync(&addr, quiet().encode().into(), 10 * second, second).await.expect("answers");
     let parts: Vec<_> = answer.map(|part| part.expect("arrives")).collect().await;
     let first = parts.concat();
     let mut slow = tokio::net::TcpStream::connect(at).await.expect("connects");
@@ -440,7 +440,7 @@ async fn the_address_answers_while_a_store_waits_to_be_closed() {
     // A process that claims to have opened a copy of this store before makes the node close it.
     let mut copied = SyncMessage::decode(&first).expect("well-formed");
     (copied.hello.incarnation_id, copied.hello.address) = ([0; 16], "127.0.0.1:9".into());
-    client.sync(&addr, copied.encode().into(), 10 * second).await.err().expect("is told to wait");
+    client.sync(&addr, copied.encode().into(), 10 * second, second).await.err().expect("is told to wait");
     let request = crate::client::Request::get(crate::api::path::LIVEZ);
     client.forward(&addr, &request, 5 * second).await.expect("answers on a connection of before");
     let fresh = crate::client::Client::new(None);
@@ -647,6 +647,38 @@ async fn a_side_push_is_stored_and_says_nothing_of_what_else_its_sender_has() {
     let now = digest_of(&Heads { base: None, ..heads.clone() });
     let reply = bench.answer(SyncMessage { digest: now, heads: Some(heads), ..quiet() }).await;
     assert!(!reply.need_full, "what the exchanges said before still holds");
+}
+
+/// It cannot connect to this node, so this node alone can fetch what only that one has.
+#[tokio::test]
+async fn what_a_peer_with_a_full_disk_has_is_fetched_although_it_takes_nothing() {
+    let full = Bench::new();
+    full.push(&Log::new(X, 3, 1, "theirs"), 1, 3, 3).await;
+    let node = full.node.clone();
+    let handler = |body: Bytes| async move {
+        let request = SyncMessage::decode(&body).expect("well-formed");
+        if !request.runs.is_empty() {
+            let full = crate::api::error::Problem::from(Rejection::Full);
+            return axum::response::IntoResponse::into_response(full);
+        }
+        let reply = answer::answer(&node, request, body).await.expect("answers");
+        let headers = [(axum::http::header::CONTENT_TYPE, crate::api::media::BINARY)];
+        axum::response::IntoResponse::into_response((headers, reply.encode()))
+    };
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("binds");
+    let addr = listener.local_addr().expect("is bound").into();
+    let router = axum::Router::new().route(crate::api::path::SYNC, axum::routing::post(handler));
+    let stop = CancellationToken::new();
+    let _serving = tokio::spawn(crate::serve::serve(listener, router, None, stop));
+    let bench = Bench::with_peers(vec![crate::config::ConfiguredPeer { node_id: None, addr }]);
+    let mut client = sync::SyncClient::new(0);
+    client.exchange(&bench.node, true).await.expect("has nothing to push yet");
+    bench.push(&Log::new(origin(1), 3, 1, "ours"), 1, 3, 3).await;
+    let mut failed = 0;
+    for _ in 0..8 {
+        failed += u32::from(client.exchange(&bench.node, true).await.is_err());
+    }
+    assert_eq!((bench.seq(X), failed), (3, 1));
 }
 
 /// A clone of this machine, or a bad peer, may have gone on with this node's own log.

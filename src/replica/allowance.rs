@@ -19,7 +19,7 @@ impl Allowance {
     }
 
     /// Whether it may happen once more now.
-    pub(super) fn take(&mut self, now_ms: u64) -> bool {
+    pub(super) fn has(&mut self, now_ms: u64) -> bool {
         let periods = now_ms.saturating_sub(self.counted_ms) / self.every_ms;
         if self.left.saturating_add(periods) >= self.most || now_ms < self.counted_ms {
             self.counted_ms = now_ms;
@@ -27,7 +27,12 @@ impl Allowance {
             self.counted_ms += periods * self.every_ms;
         }
         self.left = self.left.saturating_add(periods).min(self.most);
-        let may = self.left > 0;
+        self.left > 0
+    }
+
+    /// The same, and counts that it happens.
+    pub(super) fn take(&mut self, now_ms: u64) -> bool {
+        let may = self.has(now_ms);
         self.left -= u64::from(may);
         may
     }

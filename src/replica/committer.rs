@@ -25,11 +25,20 @@ use crate::store::{Store, StoreError};
 /// Cuts in a store. Honest networks have a handful, but a peer can invent any number, a cut stays for ever, and all of
 /// them must fit into one exchange. At the bound no further log is cut, so forked logs stay different.
 const CUTS_MAX: usize = 65_536;
-/// New logs that peers may begin here at once, and then one in each of the periods. A log stays for ever and has a table
-/// of its own, and a peer can invent any number. At the bound a further log is refused and asked for again later. Above
-/// what a network has after years: a node begins a log with each run.
+/// Logs in a store. A log stays for ever, a peer can invent any number, and the heads of all logs and cuts must fit into
+/// one message of an exchange. At the bound peers begin no further log; this node still does. A network comes there
+/// after decades: a node begins a log with each run.
+pub const LOGS_MAX: usize = 100_000;
+/// New logs that peers may begin here at once, and then one in each of the periods. At the bound a further log is
+/// refused and asked for again later.
 const NEW_LOGS_MAX: u64 = 65_536;
 const NEW_LOG_EVERY_MS: u64 = 1_000;
+/// The same for each peer's own log alone, as it comes from the peer's own address: invented logs of others keep out no
+/// node that starts.
+const OWN_LOGS_MAX: u64 = 8;
+const OWN_LOG_EVERY_MS: u64 = 60_000;
+/// Peers whose own logs are counted. At the bound all counts begin again.
+const OWNERS_MAX: usize = 1_024;
 /// The same for cuts. At the bound a further cut is dropped; a later exchange finds it again.
 const NEW_CUTS_MAX: u64 = 1_024;
 const NEW_CUT_EVERY_MS: u64 = 10_000;
@@ -48,7 +57,12 @@ pub struct Committer {
     purger: Purger,
     attaching: BTreeSet<Origin>,
     new_logs: Allowance,
+    own_logs: BTreeMap<usize, Allowance>,
     new_cuts: Allowance,
+    /// Cuts that were dropped since the last commit, for lack of an allowance.
+    dropped_cuts: usize,
+    /// The last cut that the disk had no room for.
+    cut_without_room: Option<(Origin, u64)>,
     candidates: BTreeMap<(Origin, u64), Entry>,
     /// Where candidates wait: each log, and the number of its part between two checkpoints of the chain.
     segments: BTreeSet<(Origin, u64)>,
@@ -70,7 +84,10 @@ impl Committer {
             purger,
             attaching,
             new_logs,
+            own_logs: BTreeMap::new(),
             new_cuts,
+            dropped_cuts: 0,
+            cut_without_room: None,
             candidates,
             segments,
         }
@@ -103,6 +120,10 @@ impl Committer {
         let mut committed = decided?;
         for (origin, seq) in forks {
             self.enqueue_cut(origin, seq, now_ms);
+        }
+        match std::mem::take(&mut self.dropped_cuts) {
+            0 => {}
+            count => tracing::error!(count, "too many logs are to be cut: some stay forked for now"),
         }
         // The own log can be abandoned without a write.
         committed.changed = !batch.is_empty() || logs.own() != self.logs.own();
@@ -152,12 +173,17 @@ impl Committer {
             committed.sends.push(outcomes.collect::<Result<_, _>>()?);
         }
         for admit in &ops.admits {
-            if !self.may_begin(&staged.logs, admit, staged.now_ms) {
+            let begins = begins_log(&staged.logs, admit);
+            if begins && !self.may_begin(&staged.logs, admit.owner, staged.now_ms) {
                 let refused = Some(AdmitError::TooManyLogs);
                 committed.admits.push(Admitted { new: 0, refused, not_stored: None });
                 continue;
             }
-            committed.admits.push(staged.admit(admit)?);
+            let admitted = staged.admit(admit)?;
+            if begins && admitted.new > 0 {
+                self.count_begun(admit.owner, staged.now_ms);
+            }
+            committed.admits.push(admitted);
             let origin = admit.entries.first().map(Entry::origin);
             self.attaching.extend(origin.filter(|origin| staged.logs.detached_until(*origin).is_some()));
         }
@@ -172,13 +198,23 @@ impl Committer {
         Ok(committed)
     }
 
-    /// Whether a peer's entries may be looked at: those of a log that is new here count.
-    fn may_begin(&mut self, logs: &Logs, admit: &PeerRecords, now_ms: u64) -> bool {
-        let is_new = |first: &Entry| {
-            let (origin, seq) = (first.origin(), first.seq());
-            logs.vector().get(origin).is_none() && (1..=logs.vector().limit(origin)).contains(&seq)
-        };
-        !admit.entries.first().is_some_and(is_new) || self.new_logs.take(now_ms)
+    /// Whether a peer may begin a log that is new here.
+    fn may_begin(&mut self, logs: &Logs, owner: Option<usize>, now_ms: u64) -> bool {
+        let own_logs = owner.map(|owner| self.own_logs_of(owner));
+        let may = own_logs.is_some_and(|own| own.has(now_ms)) || self.new_logs.has(now_ms);
+        may && logs.vector().origins() < LOGS_MAX
+    }
+
+    fn count_begun(&mut self, owner: Option<usize>, now_ms: u64) {
+        let is_own = owner.is_some_and(|owner| self.own_logs_of(owner).take(now_ms));
+        let _counted = is_own || self.new_logs.take(now_ms);
+    }
+
+    fn own_logs_of(&mut self, owner: usize) -> &mut Allowance {
+        if self.own_logs.len() >= OWNERS_MAX && !self.own_logs.contains_key(&owner) {
+            self.own_logs.clear();
+        }
+        self.own_logs.entry(owner).or_insert_with(|| Allowance::new(OWN_LOGS_MAX, OWN_LOG_EVERY_MS))
     }
 
     fn enqueue_cut(&mut self, origin: Origin, seq: u64, now_ms: u64) {
@@ -188,12 +224,12 @@ impl Committer {
         if is_done || is_under_way {
             return;
         }
-        let is_full =
-            self.logs.vector().cuts().count() >= CUTS_MAX || self.cuts_in_progress.len() >= CUTS_QUEUED_MAX;
-        if is_full || !self.new_cuts.take(now_ms) {
-            tracing::error!(%origin, seq, "too many logs are cut: this one stays forked");
+        let has_place = self.cuts_in_progress.len() < CUTS_QUEUED_MAX && self.new_cuts.has(now_ms);
+        if !has_place || self.logs.vector().cuts().count() >= CUTS_MAX {
+            self.dropped_cuts += 1;
             return;
         }
+        let _counted = self.new_cuts.take(now_ms);
         self.cuts_in_progress.push_back(CutInProgress::new(origin, seq));
     }
 
@@ -204,6 +240,14 @@ impl Committer {
         if !cutting.has_copied() && !self.purger.is_done() {
             self.cuts_in_progress.push_front(cutting);
             return Ok(());
+        }
+        if !cutting.has_copied() && !cutting.has_room(&self.store, &staged.logs) {
+            let place = (cutting.origin, cutting.seq);
+            if self.cut_without_room.replace(place) != Some(place) {
+                let (origin, seq) = place;
+                tracing::error!(%origin, seq, "the disk has no room to move the entries after a cut: it is put off");
+            }
+            return Ok(()); // an exchange or the repair finds it again
         }
         match cutting.step(staged) {
             Ok(true) => tracing::warn!(origin = %cutting.origin, seq = cutting.seq, "a log is cut"),
@@ -297,6 +341,13 @@ impl Committer {
         tracing::info!(%origin, first, last, entries = repaired.len(), "damaged entries are repaired");
         repaired.into_iter().try_for_each(|entry| staged.repair(entry))
     }
+}
+
+/// Whether these entries of a peer begin a log that is new here.
+fn begins_log(logs: &Logs, admit: &PeerRecords) -> bool {
+    let Some(first) = admit.entries.first() else { return false };
+    let (origin, seq) = (first.origin(), first.seq());
+    logs.vector().get(origin).is_none() && (1..=logs.vector().limit(origin)).contains(&seq)
 }
 
 #[cfg(test)]
@@ -402,7 +453,7 @@ mod tests {
             let content = new_message(u128::from(name), "invented").content;
             let digest = Digest::of(EntryKind::Message, &content);
             let entries = vec![Entry::new(key, EntryKind::Message, digest, &content)];
-            PeerRecords { before, claimed: None, entries }
+            PeerRecords { before, claimed: None, owner: None, entries }
         };
         let first = |name| admit(name, 1, Head::genesis(Origin([name; 16]), LogType::MESSAGES));
         let mut commit = |admits: &[PeerRecords], now_ms| {
@@ -416,13 +467,21 @@ mod tests {
         let next = admit(101, 2, one.before.followed_by(&one.entries[0]));
         assert_eq!(commit(&[next, three.clone()], NOW + 999), [stored, refused]);
         assert_eq!(commit(&[three], NOW + 1_000), [stored]);
+        // What cannot be stored takes nothing from others, and the invented logs of others nothing from an owner.
+        let after_a_gap =
+            admit(104, 2, Head { seq: 1, ..Head::genesis(Origin([104; 16]), LogType::MESSAGES) });
+        let gap = commit(&[after_a_gap], NOW + 2_000)[0].1;
+        assert!(gap.is_some() && gap != refused.1, "{gap:?}");
+        assert_eq!(commit(&[first(105), first(106)], NOW + 2_000), [stored, refused]);
+        let own = PeerRecords { owner: Some(3), ..first(106) };
+        assert_eq!(commit(&[own, first(107)], NOW + 2_000), [stored, refused]);
         for name in 110..120 {
             let cut = Maintenance::Cut(Origin([name; 16]), 1);
             write(&mut committer, vec![&cut], &[new_message(u128::from(name), "mine")]);
         }
         finish(&mut committer);
         assert_eq!(committer.logs().vector().cuts().count(), 2);
-        assert_eq!(committer.store().counts().messages, 13);
+        assert_eq!(committer.store().counts().messages, 15);
     }
 
     /// What a malicious peer could request: cut a log, then the branch that results, and so on.

@@ -11,15 +11,19 @@
 use super::decide::Staged;
 use crate::chain::clock::Stamp;
 use crate::chain::ids::{EntryKey, Origin};
+use crate::chain::logs::Logs;
 use crate::chain::record::Entry;
 use crate::chain::vector::Head;
-use crate::store::StoreError;
 use crate::store::log::LogReader;
+use crate::store::{Store, StoreError};
 
 /// Entries that one commit moves. Further ones wait for the next commit.
 const PIECE_COUNT: usize = 2_000;
 /// Bytes that one commit moves; as above.
 const PIECE_BYTES: usize = 2 << 20;
+
+/// A cut begins only if this much is free after it, so that entries of peers are still stored.
+const FREE_BYTES_LEFT: u64 = 32 << 20;
 
 #[derive(Debug, Clone)]
 pub(super) struct CutInProgress {
@@ -40,6 +44,14 @@ impl CutInProgress {
 
     pub(super) fn has_copied(&self) -> bool {
         self.next > self.seq
+    }
+
+    /// Whether the disk has room for a second copy of all that is moved: it is purged only after the cut.
+    pub(super) fn has_room(&self, store: &Store, logs: &Logs) -> bool {
+        let (vector, origin) = (logs.vector(), self.origin);
+        let last = vector.seq(origin).max(logs.detached_until(origin).unwrap_or(0));
+        let (moved, all) = ((last + 1).saturating_sub(self.seq), vector.entries().max(1));
+        moved == 0 || fits(store.free_bytes(), store.log_file_bytes(), moved, all)
     }
 
     /// Copies one piece. `true`: the cut is complete.
@@ -119,5 +131,26 @@ impl CutInProgress {
         };
         staged.cut(self.origin, self.seq, before, self.drops_damaged);
         Ok(true)
+    }
+}
+
+/// Whether `moved` of `all` entries fit a second time. `file`: the bytes of all.
+fn fits(free: u64, file: u64, moved: u64, all: u64) -> bool {
+    let copy = u128::from(file) * u128::from(moved.min(all)) / u128::from(all.max(1));
+    u128::from(free) >= copy + copy / 4 + u128::from(FREE_BYTES_LEFT) // a quarter more for the index and free pages
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_log_is_cut_only_if_its_entries_fit_twice() {
+        let gib = 1 << 30;
+        assert!(fits(gib, gib, 100, 1_000), "a tenth of the file");
+        assert!(!fits(gib, gib, 1_000, 1_000), "all of it");
+        assert!(fits(2 * gib, gib, 1_000, 1_000));
+        assert!(!fits(20 * gib, 30 * gib, 1 << 40, 1_000), "never more than all");
+        assert!(fits(FREE_BYTES_LEFT, 0, 0, 0));
     }
 }

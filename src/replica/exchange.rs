@@ -24,6 +24,8 @@ use crate::store::log::damage::Damage;
 
 /// How long a log is left out on a link after one side refused it.
 const BACKOFF_MS: u64 = 30_000;
+/// Cuts that one message of a peer may cause. Further ones follow with the next message.
+const CUTS_PER_MESSAGE_MAX: usize = 1_024;
 /// Bisections at the same time on one link. Further forks wait for a later exchange.
 const BISECTIONS_MAX: usize = 64;
 
@@ -42,6 +44,8 @@ pub struct Exchange {
     own_head_sent: Option<(Origin, Head)>,
     /// Logs that the last request had entries of.
     pushed: BTreeSet<Origin>,
+    /// The log that the peer appends to, as its answers say.
+    peer_own: Option<Origin>,
 }
 
 /// Why an exchange starts, and what it must respect.
@@ -171,7 +175,9 @@ impl Exchange {
             }
         } else {
             self.bisections.clear(); // a new incarnation of the peer: what it held before is not relied on
+            self.peer_own = None;
         }
+        self.peer_own = reply.own.or(self.peer_own);
         (Reply { next, probes, before }, cuts)
     }
 
@@ -189,7 +195,11 @@ impl Exchange {
                 |run: &Run| run.origin == *origin && run.before.seq == first - 1 && run.entries.len() == 1;
             let Some(at) = runs.iter().position(is_answer) else { return true };
             let run = runs.remove(at);
-            probes.extend(self.bisections.remove(origin).map(|bisection| (*origin, bisection, run)));
+            // A bisection that began after the request asks for another entry.
+            let asked = self.bisections.get(origin).is_some_and(|bisection| bisection.asks() == *first);
+            if let Some(bisection) = asked.then(|| self.bisections.remove(origin)).flatten() {
+                probes.push((*origin, bisection, run));
+            }
             false
         });
         let repair = take_repairs(&mut runs, logs, damage);
@@ -296,6 +306,11 @@ impl Exchange {
         logs.vector().seq(own) > theirs.seq(own).max(peer_has(own)) && !self.is_left_out(own)
     }
 
+    /// The log that the peer appends to, as its answers say.
+    pub fn peer_own(&self) -> Option<Origin> {
+        self.peer_own
+    }
+
     /// Our own log's head after the last push.
     pub fn own_head_sent(&self) -> Option<(Origin, Head)> {
         self.own_head_sent
@@ -310,7 +325,8 @@ impl Exchange {
 
 /// Cuts that the peer has and we do not.
 fn new_cuts(logs: &Logs, theirs: &Vector) -> impl Iterator<Item = Maintenance> {
-    sync::new_cuts(logs.vector(), theirs).into_iter().map(|(origin, seq)| Maintenance::Cut(origin, seq))
+    let cuts = sync::new_cuts(logs.vector(), theirs).into_iter().take(CUTS_PER_MESSAGE_MAX);
+    cuts.map(|(origin, seq)| Maintenance::Cut(origin, seq))
 }
 
 /// Takes the runs that lie within our logs, and the entries among them that are damaged here.

@@ -2,7 +2,8 @@
 //!
 //! A message should take about four round trips, but one second at least, so that waiting for answers costs little, and
 //! 20 at most, so that a link that became slow is noticed. The first message over a link is small; each one may
-//! be four times the one before. Bytes are those of records in the store: on the wire they are fewer.
+//! be eight times the one before. Where a link was cut, the next messages carry what the one that was cut had carried, and
+//! a little more each time: bytes on their way when a link is cut are lost. Bytes are those of records in the store: on the wire they are fewer.
 //!
 //! No clock here: durations are arguments, in milliseconds.
 
@@ -10,11 +11,15 @@
 pub const FIRST_PUSH_BYTES: usize = 16 << 10;
 /// The first answer of a peer. It may be longer: it is taken in as it arrives, and what is said now does not wait for
 /// it.
-pub const FIRST_PULL_BYTES: usize = 64 << 10;
+pub const FIRST_PULL_BYTES: usize = 256 << 10;
 /// The smallest one. A single entry is sent even if it is larger.
 const BYTES_MIN: usize = 1 << 10;
 /// The largest one.
 pub const BYTES_MAX: usize = 4 << 20;
+/// A link that carries fewer bytes than this before it is cut is not adapted to.
+const CUT_BYTES_MIN: usize = 16 << 10;
+/// A message may be this many times as long as the one before.
+const GROWTH_MAX: usize = 8;
 /// How long a message should take, at least and at most.
 const TIME_MIN_MS: u64 = 1_000;
 const TIME_MAX_MS: u64 = 20_000;
@@ -29,6 +34,8 @@ const LAG_MS: u64 = 10_000;
 #[derive(Debug, Clone)]
 pub struct Pace {
     bytes: usize,
+    /// Bytes that a link which is cut again and again carries; the largest message otherwise.
+    most: usize,
     round_trip_ms: Option<u64>,
     /// Bytes per second, as last measured.
     rate: Option<u64>,
@@ -37,7 +44,7 @@ pub struct Pace {
 impl Pace {
     /// Begins with messages of this many bytes.
     pub fn new(bytes: usize) -> Self {
-        Pace { bytes, round_trip_ms: None, rate: None }
+        Pace { bytes, most: BYTES_MAX, round_trip_ms: None, rate: None }
     }
 
     /// Bytes for the next message.
@@ -71,7 +78,16 @@ impl Pace {
         self.rate = Some(carried * 1_000 / ms);
         let target = (4 * self.round_trip_ms()).clamp(TIME_MIN_MS, TIME_MAX_MS);
         let wanted = usize::try_from(carried * target / ms).unwrap_or(usize::MAX);
-        self.bytes = wanted.clamp(self.bytes / 4, self.bytes * 4).clamp(BYTES_MIN, BYTES_MAX);
+        self.most = (self.most + self.most / 4).min(BYTES_MAX);
+        self.bytes = wanted.clamp(self.bytes / 4, self.bytes * GROWTH_MAX).clamp(BYTES_MIN, self.most);
+    }
+
+    /// A message was cut off after so many bytes. Few of them say little of the link: its other end may have stopped.
+    pub fn on_cut(&mut self, bytes: usize) {
+        if bytes >= CUT_BYTES_MIN {
+            self.most = bytes.min(BYTES_MAX);
+            self.bytes = self.bytes.min(self.most);
+        }
     }
 
     /// A message was lost on its way, and nothing of it arrived.
@@ -131,6 +147,18 @@ mod tests {
         send(&mut pace, 64 << 10, 50, 6);
         assert!((60 << 10..=70 << 10).contains(&pace.bytes()), "{}", pace.bytes());
         assert!(pace.is_lag(700 << 10) && !pace.is_lag(600 << 10));
+    }
+
+    #[test]
+    fn after_a_cut_messages_carry_what_was_carried_and_grow_slowly() {
+        let mut pace = Pace::new(FIRST_PULL_BYTES);
+        send(&mut pace, 100 << 20, 50, 6);
+        pace.on_cut(80 << 10);
+        assert_eq!(pace.bytes(), 80 << 10);
+        send(&mut pace, 100 << 20, 50, 3);
+        assert!((100 << 10..160 << 10).contains(&pace.bytes()), "{}", pace.bytes());
+        send(&mut pace, 100 << 20, 50, 40);
+        assert_eq!(pace.bytes(), BYTES_MAX, "it was cut once");
     }
 
     #[test]

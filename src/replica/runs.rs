@@ -46,13 +46,13 @@ pub struct ReadRuns {
     pub forks: Vec<(Origin, u64)>,
 }
 
-/// Splits a run into pieces; each is compared with our chain by itself.
-pub fn pieces(run: &Run, theirs: Option<&Vector>) -> Vec<PeerRecords> {
+/// Splits a run into pieces; each is compared with our chain by itself. `owner`: as in [`PeerRecords`].
+pub fn pieces(run: &Run, theirs: Option<&Vector>, owner: Option<usize>) -> Vec<PeerRecords> {
     let claimed = theirs.and_then(|theirs| theirs.head(run.origin));
     let (mut before, mut pieces) = (run.before, Vec::new());
     let mut chunks = run.entries.chunks(PIECE_COUNT).peekable();
     while let Some(entries) = chunks.next() {
-        pieces.push(PeerRecords { before, claimed, entries: entries.to_vec() });
+        pieces.push(PeerRecords { before, claimed, owner, entries: entries.to_vec() });
         if chunks.peek().is_some() {
             before = entries.iter().fold(before, Head::followed_by);
         }

@@ -208,7 +208,7 @@ mod tests {
         let key = EntryKey { stamp, origin: B, seq: 1 };
         let copy = Entry::new(key, EntryKind::Message, Digest::of(EntryKind::Message, &content), &content);
         let before = Head::genesis(B, crate::chain::kind::LogType::MESSAGES);
-        let admit = PeerRecords { before, claimed: None, entries: vec![copy] };
+        let admit = PeerRecords { before, claimed: None, owner: None, entries: vec![copy] };
         let batch = WriteOps { admits: vec![&admit], ..WriteOps::default() };
         assert_eq!(committer.commit(&batch, Space::ALL, NOW).expect("writes").admits[0].new, 1);
         committer

@@ -154,7 +154,7 @@ impl Replica {
     ) -> Vec<(Origin, Admitted)> {
         let mut all = Vec::new();
         for run in runs {
-            let pieces = runs::pieces(run, theirs);
+            let pieces = runs::pieces(run, theirs, None);
             let ops = WriteOps { admits: pieces.iter().collect(), ..WriteOps::default() };
             let committed = self.committer.commit(&ops, Space::ALL, NOW).expect("commits");
             all.push((run.origin, runs::admitted(run, committed.admits)));

@@ -27,6 +27,8 @@ pub struct PeerRecords {
     pub before: Head,
     /// The head that the peer claims for this log; compared if the entries reach it.
     pub claimed: Option<Head>,
+    /// The peer, by its number, that answered at its address that it appends to this log itself.
+    pub owner: Option<usize>,
     pub entries: Vec<Entry>,
 }
 

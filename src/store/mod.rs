@@ -298,6 +298,11 @@ impl Store {
         self.files.free_bytes()
     }
 
+    /// The bytes of the file of the logs, 0 if that is unknown.
+    pub fn log_file_bytes(&self) -> u64 {
+        self.files.len(files::LOG).ok().flatten().unwrap_or(0)
+    }
+
     /// Fails if a path no longer leads to the file that is open: the file was removed or replaced, or its disk is not
     /// mounted there any more. Costs a few microseconds.
     pub fn check_paths(&self) -> Result<(), StoreError> {

@@ -424,6 +424,7 @@ fn read_runs(tag: u8, section: &[u8], most: usize) -> Option<(Vec<Run>, usize)> 
     }
     let raw = run::unpack(section, most)?;
     let (mut reader, mut runs, mut records) = (ByteReader::new(&raw), Vec::new(), 0);
+    (!reader.is_empty()).then_some(())?; // any number of empty ones would fit into a message
     while !reader.is_empty() {
         let (tag, length) = (reader.u8()?, reader.u32()?);
         let section = reader.slice(length as usize)?;

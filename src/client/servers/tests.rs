@@ -4,6 +4,7 @@ use crate::chain::filter::Filter;
 use tokio::{net::TcpListener, sync::mpsc};
 
 use super::*;
+use crate::client::SILENCE_MAX;
 use crate::client::fake::{FakeServers, refusal};
 
 const SENT: &str = r#"{"id":"01990000-0000-7000-8000-000000000001","sender":"a","recipient":"b","text":"c","timestamp":1,"accepted_at":"2026-11-22T12:31:14.123Z","origin":"01990000-0000-7000-8000-000000000002","seq":1,"durable_on":[0],"duplicate":false}"#;
@@ -148,13 +149,13 @@ async fn an_exchange_is_bounded_in_time_and_size() {
     let client = Client::new(None);
     let echo = site.server(|_, body| (200, body)).await;
     let within = Duration::from_secs(60);
-    let answer = client.sync(&echo, Bytes::from("x"), within).await.expect("answers");
+    let answer = client.sync(&echo, Bytes::from("x"), within, SILENCE_MAX).await.expect("answers");
     let parts: Vec<_> = answer.map(|part| part.expect("arrives")).collect().await;
     assert_eq!(parts.concat(), b"x");
     let huge = site.server(|_, _| (200, "x".repeat(9 * 1024 * 1024))).await;
     let cut_off = site.raw(b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nx").await;
     for (server, is_too_long) in [(huge, true), (cut_off, false)] {
-        let answer = client.sync(&server, Bytes::new(), within).await.expect("answers");
+        let answer = client.sync(&server, Bytes::new(), within, SILENCE_MAX).await.expect("answers");
         let errors: Vec<_> = answer.filter_map(|part| std::future::ready(part.err())).take(1).collect().await;
         match (&errors[..], is_too_long) {
             ([ClientError::Malformed { .. }], true) | ([ClientError::Lost { .. }], false) => {}
@@ -164,7 +165,10 @@ async fn an_exchange_is_bounded_in_time_and_size() {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("binds");
     let silent = listener.local_addr().expect("bound").into();
     let short = Duration::from_millis(20);
-    assert!(matches!(client.sync(&silent, Bytes::new(), short).await, Err(ClientError::Timeout { .. })));
+    assert!(matches!(
+        client.sync(&silent, Bytes::new(), short, SILENCE_MAX).await,
+        Err(ClientError::Timeout { .. })
+    ));
 }
 
 #[tokio::test]

@@ -75,7 +75,7 @@ pub async fn answer(node: &Node, mut request: SyncMessage, _bytes: Bytes) -> Res
     for maintenance in maintenance {
         node.writer.maintain(maintenance).await;
     }
-    let admitted = admit_runs(node, &request.hello.address, responder.theirs(), runs).await;
+    let admitted = admit_runs(node, &request.hello.address, responder.theirs(), None, runs).await;
     if let Some(why) = admitted.iter().find_map(|(_, admitted)| admitted.not_stored) {
         cluster.sessions().put_back(&request.hello, responder);
         return Err(why.into());

@@ -36,6 +36,7 @@ use crate::config::NodeConfig;
 use crate::node::cluster::peer::Peer;
 use crate::node::cluster::roster::{ForgetOutcome, Roster};
 use crate::node::cluster::sessions::SyncSessions;
+use crate::replica::committer::LOGS_MAX;
 use crate::replica::repair::{PeerAnswer, Repair};
 use crate::replica::write_ops::{Maintenance, Rejection};
 
@@ -226,6 +227,7 @@ impl Cluster {
                 members_changed |= roster.on_identified(number, &reply.hello);
             }
         }
+        roster.bound_heads();
         self.notify(&roster, members_changed, holders_changed);
         result
     }
@@ -252,8 +254,15 @@ impl Cluster {
         self.notify(&roster, peers_changed, false);
     }
 
+    /// A peer had no room for what was pushed to it.
+    pub fn on_full(&self, number: usize) {
+        if let Some(peer) = self.roster().peer(number) {
+            peer.last_full = Some(Instant::now());
+        }
+    }
+
     /// The last seq of a log that a peer said it has, by a request or an answer; the largest number if it is pulling
-    /// the log from here, or if a side push is on its way. If it lacks only a few entries of this node's own log, they
+    /// the log from here, if a side push is on its way, or if its disk is full. If it lacks only a few entries of this node's own log, they
     /// are pushed although it pulls: sends wait for that.
     pub fn peer_has(&self, number: usize, origin: Origin, logs: &Logs) -> u64 {
         let mut roster = self.roster();
@@ -262,29 +271,7 @@ impl Cluster {
         let is_own = logs.own() == Some(origin);
         let is_awaited = is_own && logs.vector().seq(origin) <= has.saturating_add(AWAITED_COUNT_MAX);
         let is_on_its_way = (is_own && peer.is_pushed_own) || (peer.pulls(origin) && !is_awaited);
-        if is_on_its_way { u64::MAX } else { has }
-    }
-
-    /// The entries of this node's own log that a peer lacks, if they are few.
-    pub fn new_own_entries(&self, number: usize, logs: &Logs) -> Option<EntryRange> {
-        let mut roster = self.roster();
-        let theirs = roster.peer(number)?.vector.as_ref()?;
-        let origin = logs.own()?;
-        let (has, last) = (theirs.seq(origin), logs.vector().seq(origin));
-        let is_few = last > has && last - has <= AWAITED_COUNT_MAX;
-        is_few.then(|| EntryRange { origin, first: has + 1, last })
-    }
-
-    /// Whether entries of this node's own log may be pushed to a peer now. If so, nothing else does until
-    /// [`Cluster::release_own_push`].
-    pub fn reserve_own_push(&self, number: usize) -> bool {
-        self.roster().peer(number).is_some_and(|peer| !std::mem::replace(&mut peer.is_pushed_own, true))
-    }
-
-    pub fn release_own_push(&self, number: usize) {
-        if let Some(peer) = self.roster().peer(number) {
-            peer.is_pushed_own = false;
-        }
+        if is_on_its_way || peer.is_full() { u64::MAX } else { has }
     }
 
     /// What a peer said that it has, by a request or an answer.
@@ -314,6 +301,7 @@ impl Cluster {
                 peer.wake.notify_one();
             }
         }
+        roster.bound_heads();
         self.notify(&roster, members_changed, holders_changed);
     }
 
@@ -340,40 +328,6 @@ impl Cluster {
             peer.on_verified(origin, span);
         }
         self.notify(&roster, false, true);
-    }
-
-    /// A peer has sent entries of these logs aside.
-    pub fn on_side_push(
-        &self,
-        hello: &Hello,
-        spans: impl IntoIterator<Item = (Origin, LogSpan)>,
-        mine: &Vector,
-    ) {
-        let mut roster = self.roster();
-        let Some(peer) = roster.peer_of_sender(hello) else { return };
-        peer.last_request = Some(Instant::now());
-        let holders_changed = peer.on_spans(hello.incarnation(), spans, mine);
-        self.notify(&roster, false, holders_changed);
-    }
-
-    /// A peer has these logs so far, after a side push to it. False if another node answered than the one that was
-    /// asked.
-    pub fn on_side_answer(
-        &self,
-        number: usize,
-        hello: &Hello,
-        spans: impl IntoIterator<Item = (Origin, LogSpan)>,
-        mine: &Vector,
-    ) -> bool {
-        let mut roster = self.roster();
-        let Some(peer) = roster.peer(number) else { return false };
-        if peer.incarnation != Some(hello.incarnation()) {
-            return false;
-        }
-        peer.last_answer = Some(Instant::now());
-        let holders_changed = peer.on_spans(hello.incarnation(), spans, mine);
-        self.notify(&roster, false, holders_changed);
-        true
     }
 
     /// A peer's own status has arrived, and its digest says that it has exactly this.
@@ -448,6 +402,9 @@ impl Cluster {
     pub fn warnings(&self, node: &Node) -> Vec<String> {
         let mut warnings = self.incidents.lines();
         warnings.extend(self.repair_warnings(node));
+        if node.logs().vector().origins() >= LOGS_MAX {
+            warnings.push(format!("this store holds {LOGS_MAX} logs, and takes new logs of no other node"));
+        }
         let roster = self.roster();
         warnings.extend(roster.non_members());
         if roster.nodes().is_empty() {

@@ -24,6 +24,8 @@ use crate::node::incidents::Incidents;
 /// Damaged ranges of a peer that are kept. Further ones of the same message are ignored: an honest peer asks for no
 /// more of them in one exchange.
 const DAMAGED_MAX: usize = 256;
+/// Nothing is pushed for this long to a peer whose disk was full. It may still have what this node lacks.
+const FULL_TIME: Duration = Duration::from_secs(30);
 /// A peer whose last exchange failed, but that was in contact within this time, is suspect. After it, the peer is down.
 pub const SUSPECT_TIME: Duration = Duration::from_secs(10);
 
@@ -56,6 +58,8 @@ pub struct Peer {
     pub pulled: BTreeSet<Origin>,
     /// New entries of this node's own log are on their way to it.
     pub is_pushed_own: bool,
+    /// When it last had no room for what was pushed to it.
+    pub last_full: Option<Instant>,
     pub last_request: Option<Instant>,
     pub last_answer: Option<Instant>,
     pub last_sync: Option<Time>,
@@ -84,6 +88,7 @@ impl Peer {
             damaged: Vec::new(),
             pulled: BTreeSet::new(),
             is_pushed_own: false,
+            last_full: None,
             last_request: None,
             last_answer: None,
             last_sync: None,
@@ -189,6 +194,11 @@ impl Peer {
         }
         self.node_id = Some(body.hello.node_id);
         self.own_log = body.own.or(self.own_log);
+    }
+
+    /// Whether its disk was full a moment ago.
+    pub fn is_full(&self) -> bool {
+        self.last_full.is_some_and(|at| at.elapsed() < FULL_TIME)
     }
 
     /// Whether it pulls this log from here at the moment.

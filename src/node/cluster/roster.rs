@@ -18,6 +18,7 @@ use crate::api::address::Addr;
 use crate::api::network::{NodeId, NodeState};
 use crate::chain::members::{self, Member, MemberId, Members, Membership};
 use crate::chain::sync::wire::{Hello, SyncMessage};
+use crate::chain::vector::Vector;
 use crate::config;
 use crate::node::cluster::peer::Peer;
 
@@ -28,6 +29,9 @@ const AHEAD_MAX_MS: u64 = 24 * 60 * 60 * 1_000;
 const CLOCK_SET_MS: u64 = 1_577_836_800_000;
 /// A node raises its incarnation id above claims about its own store at most this often.
 const RAISE_INTERVAL_MS: u64 = 60_000;
+/// Heads that are kept of all peers together. Beyond it the longest vectors are dropped, until their peers send the next
+/// message. It limits the memory that peers can take by claiming logs that do not exist to some 150 MB.
+const PEER_HEADS_MAX: usize = 1 << 20;
 /// Nodes that are shown although they are no members. Further ones are not shown.
 const NON_MEMBERS_MAX: usize = 16;
 /// A node that is no member is shown for this long after its last message.
@@ -234,6 +238,18 @@ impl Roster {
         self.peers.get_mut(&number)
     }
 
+    /// Drops what was said of logs, the longest first, while it is too much together. The next message says it again.
+    pub fn bound_heads(&mut self) {
+        let heads = |peer: &Peer| peer.vector.as_ref().map_or(0, Vector::origins);
+        let mut sum: usize = self.peers().map(heads).sum();
+        while sum > PEER_HEADS_MAX
+            && let Some(longest) = self.peers.values_mut().max_by_key(|peer| heads(peer))
+        {
+            sum -= heads(longest);
+            longest.vector = None;
+        }
+    }
+
     fn number_of(&self, test: impl Fn(&Peer) -> bool) -> Option<usize> {
         self.peers.iter().find(|(_, peer)| test(peer)).map(|(number, _)| *number)
     }
@@ -421,7 +437,6 @@ impl Roster {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::chain::vector::Vector;
     use crate::node::incidents::Incidents;
 
     /// Later than all incarnations of these tests.

@@ -12,10 +12,12 @@ use tokio::sync::watch;
 
 use crate::api::error::Problem;
 use crate::chain::ids::Origin;
-use crate::chain::sync::wire::{EntryRange, Heads, SyncMessage};
-use crate::chain::vector::LogSpan;
+use crate::chain::logs::Logs;
+use crate::chain::sync::wire::{EntryRange, Heads, Hello, SyncMessage};
+use crate::chain::vector::{LogSpan, Vector};
 use crate::node::cluster::arriving_answer::ArrivingAnswer;
-use crate::node::cluster::sync::{admit_runs, read_runs};
+use crate::node::cluster::sync::{admit_runs, read_runs, silence_max};
+use crate::node::cluster::{AWAITED_COUNT_MAX, Cluster};
 use crate::node::{Node, now_ms};
 use crate::replica::pace;
 use crate::replica::runs::Wanted;
@@ -24,8 +26,8 @@ use crate::replica::runs::Wanted;
 const LONG: Duration = Duration::from_millis(100);
 /// Bytes of records in one side push. Further entries follow in the next one.
 const BYTES_MAX: usize = pace::FIRST_PUSH_BYTES;
-/// A side push is answered within this time, or it is lost. So many bytes take half of it at 1 KiB/s.
-const ANSWER_MAX: Duration = Duration::from_secs(30);
+/// A side push may take this much longer than a silence that ends it: so many bytes take it at 1 KiB/s.
+const ANSWER_MAX: Duration = Duration::from_secs(16);
 /// After one that failed, the next one begins after this long.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 /// After one that the peer refused, the entries are left to the exchanges for this long.
@@ -79,7 +81,9 @@ async fn push(node: &Node, number: usize) -> Result<bool, String> {
     let after: Vec<_> = runs.iter().map(|run| (run.origin, run.log_type, run.after())).collect();
     let mut request = SyncMessage::quiet(cluster.hello(), [0; 16], now_ms());
     (request.entries_only, request.runs) = (true, runs);
-    let body = cluster.client.sync(&addr, request.encode().into(), ANSWER_MAX).await;
+    let round_trip = cluster.roster().peer(number).and_then(|peer| peer.rtt).unwrap_or_default();
+    let silence = silence_max(round_trip);
+    let body = cluster.client.sync(&addr, request.encode().into(), ANSWER_MAX + silence, silence).await;
     let mut answer = ArrivingAnswer::new(&addr, body.map_err(|error| error.to_string())?);
     while answer.next_run().await?.is_some() {} // an honest peer sends none
     let reply = answer.head()?;
@@ -98,7 +102,7 @@ fn is_ahead(range: &EntryRange, origin: Origin, span: &LogSpan) -> bool {
 pub async fn answer(node: &Node, request: SyncMessage) -> Result<SyncMessage, Problem> {
     let SyncMessage { hello, runs, .. } = request;
     let sent: Vec<_> = runs.iter().map(|run| (run.origin, run.after())).collect();
-    let admitted = admit_runs(node, &hello.address, None, runs).await;
+    let admitted = admit_runs(node, &hello.address, None, None, runs).await;
     if let Some(why) = admitted.iter().find_map(|(_, admitted)| admitted.not_stored) {
         return Err(why.into());
     }
@@ -113,4 +117,61 @@ pub async fn answer(node: &Node, request: SyncMessage) -> Result<SyncMessage, Pr
     let mut reply = SyncMessage::quiet(node.cluster.hello(), [0; 16], now_ms());
     (reply.entries_only, reply.heads) = (true, Some(Heads { base: None, changes: spans, cuts: Vec::new() }));
     Ok(reply)
+}
+
+impl Cluster {
+    /// The entries of this node's own log that a peer lacks, if they are few.
+    pub fn new_own_entries(&self, number: usize, logs: &Logs) -> Option<EntryRange> {
+        let mut roster = self.roster();
+        let origin = logs.own()?;
+        let (has, last) = (roster.peer(number)?.vector.as_ref()?.seq(origin), logs.vector().seq(origin));
+        let is_few = last > has && last - has <= AWAITED_COUNT_MAX && !roster.peer(number)?.is_full();
+        is_few.then(|| EntryRange { origin, first: has + 1, last })
+    }
+
+    /// Whether entries of this node's own log may be pushed to a peer now. If so, nothing else does until
+    /// [`Cluster::release_own_push`].
+    pub fn reserve_own_push(&self, number: usize) -> bool {
+        self.roster().peer(number).is_some_and(|peer| !std::mem::replace(&mut peer.is_pushed_own, true))
+    }
+
+    pub fn release_own_push(&self, number: usize) {
+        if let Some(peer) = self.roster().peer(number) {
+            peer.is_pushed_own = false;
+        }
+    }
+
+    /// A peer has sent entries of these logs aside.
+    pub fn on_side_push(
+        &self,
+        hello: &Hello,
+        spans: impl IntoIterator<Item = (Origin, LogSpan)>,
+        mine: &Vector,
+    ) {
+        let mut roster = self.roster();
+        let Some(peer) = roster.peer_of_sender(hello) else { return };
+        peer.last_request = Some(Instant::now());
+        let holders_changed = peer.on_spans(hello.incarnation(), spans, mine);
+        self.notify(&roster, false, holders_changed);
+    }
+
+    /// A peer has these logs so far, after a side push to it. False if another node answered than the one that was
+    /// asked.
+    pub fn on_side_answer(
+        &self,
+        number: usize,
+        hello: &Hello,
+        spans: impl IntoIterator<Item = (Origin, LogSpan)>,
+        mine: &Vector,
+    ) -> bool {
+        let mut roster = self.roster();
+        let Some(peer) = roster.peer(number) else { return false };
+        if peer.incarnation != Some(hello.incarnation()) {
+            return false;
+        }
+        peer.last_answer = Some(Instant::now());
+        let holders_changed = peer.on_spans(hello.incarnation(), spans, mine);
+        self.notify(&roster, false, holders_changed);
+        true
+    }
 }

@@ -16,6 +16,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::api::address::Addr;
+use crate::api::error::ErrorCode;
 use crate::chain::ids::Origin;
 use crate::chain::record::Entry;
 use crate::chain::sync::NextExchange;
@@ -163,12 +164,15 @@ impl SyncClient {
         let (planned, request, pushed) = self.request(node, on_timer).await?;
         let wants = request.wants.clone();
         let sent = Instant::now();
-        let within = SILENCE_MAX + Duration::from_millis(self.push.time_max_ms());
-        let body = match cluster.client.sync(&addr, request.encode().into(), within).await {
+        let silence = silence_max(Duration::from_millis(self.push.round_trip_ms()));
+        let within = silence + Duration::from_millis(self.push.time_max_ms());
+        let body = match cluster.client.sync(&addr, request.encode().into(), within, silence).await {
             Ok(body) => body,
             Err(error) => {
-                if pushed > 0 {
-                    self.push.on_lost();
+                match error.problem() {
+                    Some(problem) if problem.code == ErrorCode::StorageFull => cluster.on_full(self.number),
+                    _ if pushed > 0 => self.push.on_lost(),
+                    _ => {}
                 }
                 return Err(error.to_string());
             }
@@ -312,7 +316,9 @@ impl SyncClient {
         }
         let now_ms = node.cluster.uptime_ms();
         let next = self.exchange.on_reply_end(&reply, broken.is_none(), now_ms);
-        if bytes > 0 {
+        if broken.is_some() {
+            self.pull.on_cut(bytes);
+        } else if bytes > 0 {
             let took = millis(sent.elapsed()).saturating_sub(self.pull.round_trip_ms());
             self.pull.on_carried(bytes, took);
         }
@@ -327,7 +333,8 @@ impl SyncClient {
         if let Some(repair) = actions.repair {
             node.writer.maintain(repair).await;
         }
-        let admitted = admit_runs(node, peer, self.exchange.theirs(), actions.runs).await;
+        let owner = self.exchange.peer_own().map(|own| (own, self.number));
+        let admitted = admit_runs(node, peer, self.exchange.theirs(), owner, actions.runs).await;
         let now_ms = node.cluster.uptime_ms();
         let new = self.exchange.on_admitted(&admitted, now_ms);
         if let Some(why) = admitted.iter().find_map(|(_, admitted)| admitted.not_stored) {
@@ -403,6 +410,11 @@ impl SyncClient {
     }
 }
 
+/// After this long without a byte a link counts as broken. One lost segment costs a round trip or two.
+pub(super) fn silence_max(round_trip: Duration) -> Duration {
+    SILENCE_MAX + 4 * round_trip
+}
+
 fn millis(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
@@ -434,16 +446,19 @@ pub(super) async fn read_runs(node: &Node, ranges: Vec<Wanted>, bytes: usize) ->
     blocking(move || runs::read(&store, &logs, &ranges, bytes, || began.elapsed() < READ_TIME)).await
 }
 
-/// Has the writer admit runs, in pieces. One result per run.
+/// Has the writer admit runs, in pieces. One result per run. `owner`: the peer that answers, and the log that it appends
+/// to.
 pub(super) async fn admit_runs(
     node: &Node,
     peer: &str,
     theirs: Option<&Vector>,
+    owner: Option<(Origin, usize)>,
     runs: Vec<Run>,
 ) -> Vec<(Origin, Admitted)> {
     let mut pieces: Vec<(usize, PeerRecords)> = Vec::new();
     for (index, run) in runs.iter().enumerate() {
-        pieces.extend(runs::pieces(run, theirs).into_iter().map(|piece| (index, piece)));
+        let owner = owner.filter(|(own, _)| *own == run.origin).map(|(_, number)| number);
+        pieces.extend(runs::pieces(run, theirs, owner).into_iter().map(|piece| (index, piece)));
     }
     let admit = |(index, piece)| async move { (index, node.writer.admit(piece).await) };
     let mut waiting = stream::iter(pieces.into_iter().map(admit)).buffered(PIECES_WAITING_MAX);
@@ -451,12 +466,11 @@ pub(super) async fn admit_runs(
     while let Some((index, piece)) = waiting.next().await {
         admitted[index].push(piece);
     }
-    let of_run = |(run, pieces): (&Run, _)| {
-        let (origin, admitted) = (run.origin, runs::admitted(run, pieces));
-        if let Some(why) = &admitted.refused {
-            tracing::warn!(%origin, peer, %why, "entries were refused");
-        }
-        (origin, admitted)
-    };
-    runs.iter().zip(admitted).map(of_run).collect()
+    let of_run = |(run, pieces): (&Run, _)| (run.origin, runs::admitted(run, pieces));
+    let admitted: Vec<(Origin, Admitted)> = runs.iter().zip(admitted).map(of_run).collect();
+    let mut refused = admitted.iter().filter_map(|(origin, admitted)| Some((origin, admitted.refused?)));
+    if let Some((origin, why)) = refused.next() {
+        tracing::warn!(%origin, peer, %why, others = refused.count(), "entries of a log were refused");
+    }
+    admitted
 }

@@ -204,7 +204,12 @@ mod tests {
         // Two to the n bytes at most each, so that they add up.
         let size = bytes.min(RECORD_BYTES_MAX / 2);
         let content = vec![0; size.saturating_sub(entry(&[]).size())];
-        PeerRecords { before, claimed: None, entries: vec![entry(&content); bytes.div_ceil(size)] }
+        PeerRecords {
+            before,
+            claimed: None,
+            owner: None,
+            entries: vec![entry(&content); bytes.div_ceil(size)],
+        }
     }
 
     #[track_caller]

@@ -299,7 +299,7 @@ impl World {
     ) -> Option<Vec<(Origin, Admitted)>> {
         let mut pieces: Vec<(usize, PeerRecords)> = Vec::new();
         for (at, run) in runs.iter().enumerate() {
-            pieces.extend(runs::pieces(run, theirs).into_iter().map(|piece| (at, piece)));
+            pieces.extend(runs::pieces(run, theirs, None).into_iter().map(|piece| (at, piece)));
         }
         let mut admitted: Vec<Vec<Admitted>> = vec![Vec::new(); runs.len()];
         while !pieces.is_empty() {
