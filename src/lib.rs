@@ -38,12 +38,12 @@
 //!    indexer thread moves the entry to the index file: `store/index`.
 //! 2. **An exchange**: `node/cluster/sync` wakes → `replica/exchange` plans the request with `chain/sync` →
 //!    `replica/runs` reads entries through `store/log/reader` → `chain/sync/wire` → `client` → at the peer
-//!    `node/cluster/sync` (its function `answer`) → `replica/exchange` → `node/writer` → `replica/committer` →
+//!    `node/cluster/answer` → `replica/exchange` → `node/writer` → `replica/committer` →
 //!    `replica/decide` (`chain/logs` admits the entries). `node/cluster/sessions` keeps what both sides know between
 //!    exchanges. The peer's answer takes the same path back, through `node/cluster/arriving_answer`: its runs are stored
 //!    as they arrive, and `replica/pace` sizes the next message by that. `node/cluster` then records what the peer
-//!    holds, which wakes the sends that wait for copies. Where two copies of a log differ: `chain/sync/bisect` → `replica/forks` →
-//!    `replica/cut`.
+//!    holds, which wakes the sends that wait for copies. While all that takes long, `node/cluster/side_push` sends new
+//!    entries beside it. Where two copies of a log differ: `chain/sync/bisect` → `replica/forks` → `replica/cut`.
 //! 3. **Through the proxy**: `serve` → `proxy/run` → `proxy/forward` → `proxy/plan` (when to ask one more node) →
 //!    `proxy/upstreams` (which node to ask next) → `client` → a node. `proxy/feed` keeps a feed open when its node
 //!    ends. `proxy/prober` finds out which nodes answer.

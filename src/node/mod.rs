@@ -56,6 +56,8 @@ const ITERATORS_MAX: usize = 32;
 #[derive(Clone)]
 struct Limits {
     bodies: Budget,
+    /// Memory for the answers of exchanges.
+    answers: Budget,
     readers: Arc<Semaphore>,
     iterators: Arc<Semaphore>,
     /// A listing was aborted by damage, so the next one checks all of history before it answers.
@@ -67,7 +69,13 @@ impl Limits {
         let semaphore = |count| Arc::new(Semaphore::new(count));
         let (readers, iterators) = (semaphore(READERS_MAX), semaphore(ITERATORS_MAX));
         let check_history = Arc::default();
-        Limits { bodies: Budget::new(BODIES_BYTES_MAX), readers, iterators, check_history }
+        Limits {
+            bodies: Budget::new(BODIES_BYTES_MAX),
+            answers: Budget::new(cluster::answer::ANSWERS_BYTES_MAX),
+            readers,
+            iterators,
+            check_history,
+        }
     }
 }
 

@@ -681,6 +681,43 @@ async fn what_a_peer_with_a_full_disk_has_is_fetched_although_it_takes_nothing()
     assert_eq!((bench.seq(X), failed), (3, 1));
 }
 
+/// Peers may ask for a lot and read slowly.
+#[tokio::test]
+async fn answers_that_wait_for_their_readers_take_bounded_memory() {
+    let mut bench = Bench::new();
+    bench.node.limits.answers = Budget::new(6 << 20);
+    // Random characters, which do not compress.
+    let mut rng = fastrand::Rng::with_seed(1);
+    let texts = (0..400).map(|_| (0..2_000).map(|_| rng.alphanumeric()).collect::<String>());
+    let mut log = Log::new(X, 0, 0, "");
+    log.contents = texts.enumerate().map(|(n, text)| content(n as u128, &text)).collect();
+    for first in (1..=400).step_by(50) {
+        bench.push(&log, first, first + 49, first + 49).await;
+    }
+    let ask = || async {
+        let request = SyncMessage { wants_any: true, ..quiet() };
+        let request = SyncMessage { wants: vec![EntryRange { origin: X, first: 1, last: 400 }], ..request };
+        let headers =
+            [(axum::http::header::CONTENT_TYPE, crate::api::media::BINARY.parse().expect("a value"))];
+        let body = axum::body::Body::from(request.encode());
+        let query = axum::extract::RawQuery(None);
+        answer::post(bench.node.clone(), query, headers.into_iter().collect(), body).await
+    };
+    let mut waiting = Vec::new();
+    for _ in 0..10 {
+        waiting.extend(ask().await.ok());
+    }
+    let length = |answer: &axum::response::Response| {
+        usize::try_from(axum::body::HttpBody::size_hint(answer.body()).exact().expect("is known"))
+            .expect("fits")
+    };
+    let held: usize = waiting.iter().map(length).sum();
+    assert_eq!(waiting.len(), 10, "every exchange goes on");
+    assert!((1_000_000..=3_000_000).contains(&held), "{held} bytes wait");
+    drop(waiting);
+    assert!(length(&ask().await.expect("answers")) > 400_000);
+}
+
 /// A clone of this machine, or a bad peer, may have gone on with this node's own log.
 #[tokio::test]
 async fn a_peer_whose_copy_of_the_own_log_is_forked_is_no_holder_of_its_messages() {

@@ -1,4 +1,5 @@
-//! Owns request bodies: the limit of one body, the memory limit of all bodies, and the kinds of bodies.
+//! Owns request bodies: the limit of one body, the memory limit of all bodies, and the kinds of bodies. Answers of
+//! exchanges, which are as large, have such a limit too.
 //!
 //! Must not know messages beyond their size.
 //!
@@ -43,11 +44,27 @@ impl Budget {
         Self(Arc::new(Semaphore::new(bytes as usize)))
     }
 
+    /// A share of this many bytes. `None`: too many are held.
+    pub fn share(&self, bytes: usize) -> Option<Share> {
+        self.take(bytes).ok().map(Share)
+    }
+
     fn take(&self, bytes: usize) -> Result<OwnedSemaphorePermit, Problem> {
         let count = u32::try_from(bytes).ok();
         count.and_then(|count| self.0.clone().try_acquire_many_owned(count).ok()).ok_or_else(|| {
             Problem::new(ErrorCode::Overloaded, "too many bytes of requests are held at the moment")
         })
+    }
+}
+
+/// A share of the budget. It is free again when it is dropped.
+#[derive(Debug)]
+pub struct Share(OwnedSemaphorePermit);
+
+impl Share {
+    /// Gives bytes this share until their last clone is dropped.
+    pub fn hold(self, bytes: Vec<u8>) -> Bytes {
+        Bytes::from_owner(BudgetedBytes { bytes: bytes.into(), _share: self.0 })
     }
 }
 

@@ -21,6 +21,10 @@ use crate::serve;
 
 /// A request longer than this is refused. Requests of nodes stay well below.
 const BODY_BYTES_MAX: usize = 8 << 20;
+/// Memory for all answers that wait for their readers. Beyond it an answer has one entry, so that exchanges go on.
+pub const ANSWERS_BYTES_MAX: u32 = 128 << 20;
+/// An answer of at most this many bytes is not counted.
+const SMALL_BYTES: usize = 4 << 10;
 
 pub async fn post(
     node: Node,
@@ -35,7 +39,7 @@ pub async fn post(
         return Err(Problem::new(ErrorCode::UnsupportedMediaType, detail));
     }
     let bytes = serve::read_body(body, BODY_BYTES_MAX, &node.limits.bodies).await?;
-    let request = SyncMessage::decode(&bytes).map_err(|error| {
+    let mut request = SyncMessage::decode(&bytes).map_err(|error| {
         let code = match error {
             Malformed::Protocol(_) => ErrorCode::UnsupportedProtocol,
             Malformed::Magic | Malformed::Layout => ErrorCode::InvalidMessage,
@@ -46,8 +50,30 @@ pub async fn post(
         let detail = format!("this node belongs to the network {:?}", node.config.network);
         return Err(Problem::new(ErrorCode::WrongNetwork, detail));
     }
-    let reply = answer(&node, request, bytes).await?;
-    Ok(([(header::CONTENT_TYPE, media::BINARY)], HttpBody::from(reply.encode())).into_response())
+    let budget = budget_of(&request);
+    let asks = request.wants_any || !request.wants.is_empty();
+    let share = node.limits.answers.share(if asks { budget } else { 0 });
+    // While too much waits for slow readers, an answer has one entry, so that every exchange goes on.
+    request.budget = Some(if share.is_some() { u32::try_from(budget).expect("a few MiB") } else { 0 });
+    let reply = answer(&node, request, bytes).await?.encode();
+    drop(share);
+    let reply = hold(&node, reply)?;
+    Ok(([(header::CONTENT_TYPE, media::BINARY)], HttpBody::from(reply)).into_response())
+}
+
+/// Bytes of records that the answer should have.
+fn budget_of(request: &SyncMessage) -> usize {
+    request.budget.map_or(pace::BYTES_MAX, |budget| pace::BYTES_MAX.min(budget as usize))
+}
+
+/// Counts an answer among those that wait for their readers.
+fn hold(node: &Node, reply: Vec<u8>) -> Result<Bytes, Problem> {
+    if reply.len() <= SMALL_BYTES {
+        return Ok(reply.into());
+    }
+    let share = node.limits.answers.share(reply.len());
+    let detail = "too many bytes of answers wait for slow readers";
+    share.map(|share| share.hold(reply)).ok_or_else(|| Problem::new(ErrorCode::Overloaded, detail))
 }
 
 /// Answers an exchange. `_bytes` keeps the request's share of the memory budget until its records are stored.
@@ -82,7 +108,7 @@ pub async fn answer(node: &Node, mut request: SyncMessage, _bytes: Bytes) -> Res
     }
     let logs = node.logs();
     cluster.on_stored(&request.hello, responder.theirs(), logs.vector());
-    let budget = request.budget.map_or(pace::BYTES_MAX, |budget| pace::BYTES_MAX.min(budget as usize));
+    let budget = budget_of(&request);
     let wanted = exchange::reads_for(&request, &logs, responder.theirs());
     let runs = read_runs(node, wanted, budget).await;
     let runs = runs.map_err(|error| Problem::new(ErrorCode::StorageFailed, error))?;

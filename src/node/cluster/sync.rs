@@ -91,8 +91,8 @@ async fn run_exchanges(node: &Node, mut client: SyncClient) {
     let number = client.number;
     let (mut on_timer, mut is_failing) = (true, false);
     while let Some((peer, wake)) = node.cluster.peer_address(number) {
-        let round_trip = Duration::from_millis(client.push.round_trip_ms());
-        client.running.send_replace(Some(Instant::now() + 2 * round_trip));
+        let is_usual_until = (!client.usual.is_zero()).then(|| Instant::now() + 2 * client.usual);
+        client.running.send_replace(is_usual_until);
         let outcome = client.exchange(node, on_timer).await;
         client.running.send_replace(None);
         client.release_own_push(node);
@@ -138,6 +138,9 @@ pub struct SyncClient {
     has_reserved_push: bool,
     push: Pace,
     pull: Pace,
+    /// The shortest time of late from a request to the head of its answer, whatever it carried: at most a little more
+    /// than a round trip. Zero: not known.
+    usual: Duration,
     /// From when on the exchange that is under way takes longer than its round trip.
     running: watch::Sender<Option<Instant>>,
 }
@@ -153,6 +156,7 @@ impl SyncClient {
             has_reserved_push: false,
             push: Pace::new(pace::FIRST_PUSH_BYTES),
             pull: Pace::new(pace::FIRST_PULL_BYTES),
+            usual: Duration::ZERO,
             running: watch::Sender::new(None),
         }
     }
@@ -164,7 +168,7 @@ impl SyncClient {
         let (planned, request, pushed) = self.request(node, on_timer).await?;
         let wants = request.wants.clone();
         let sent = Instant::now();
-        let silence = silence_max(Duration::from_millis(self.push.round_trip_ms()));
+        let silence = silence_max(self.usual);
         let within = silence + Duration::from_millis(self.push.time_max_ms());
         let body = match cluster.client.sync(&addr, request.encode().into(), within, silence).await {
             Ok(body) => body,
@@ -358,6 +362,8 @@ impl SyncClient {
     }
 
     fn measure_push(&mut self, pushed: usize, took: Duration) {
+        let longest = if self.usual.is_zero() { took } else { self.usual * 9 / 8 };
+        self.usual = took.min(longest);
         let took = millis(took);
         if pushed == 0 {
             self.push.on_round_trip(took);
@@ -388,7 +394,7 @@ impl SyncClient {
     async fn wait(&self, node: &Node, wake: &Notify) -> bool {
         let mut signal = node.logs_signal();
         // On a slow link, exchanges that say nothing cost more than they tell.
-        let interval = node.config.sync_interval.max(2 * Duration::from_millis(self.push.round_trip_ms()));
+        let interval = node.config.sync_interval.max(2 * self.usual);
         tokio::select! {
             // An error only if the node is ending.
             grown = signal.wait_for(|logs| {
