@@ -3,11 +3,16 @@
 //! Every scenario ends alike: without further faults the nodes converge, and all of them list every acknowledged
 //! message once, unless every disk with it was lost. Other expectations of a scenario are its own assertions.
 
-use crate::world::{Fault, HalfOpen, LinkQuality, Op, Plan, Stop, Trace, World};
+use crate::world::{Attack, Fault, HalfOpen, LinkQuality, Op, Plan, Stop, Trace, World};
 
 /// A world of this many nodes without random faults.
 fn world(machines: usize) -> World {
     World::new(Plan::quiet(1, machines), Trace::default())
+}
+
+/// A world of this many nodes and a bad peer with these attacks.
+fn attacked_world(machines: usize, attacks: &[Attack]) -> World {
+    World::new(Plan { attacks: attacks.to_vec(), ..Plan::quiet(1, machines) }, Trace::default())
 }
 
 /// Sends this many messages through these nodes in turn.
@@ -307,4 +312,78 @@ fn a_power_failure_during_a_commit_loses_no_acknowledged_message() {
     }
     world.converge();
     assert_eq!(world.lost(), 0);
+}
+
+#[test]
+fn a_bad_peer_that_forks_every_log_hides_no_message() {
+    let attacks = [Attack::Fork, Attack::LogTypes, Attack::BranchNames, Attack::FalseAnswers];
+    let mut cuts = 0;
+    for machines in 2..=4 {
+        let mut world = attacked_world(machines, &attacks);
+        for _ in 0..10 {
+            send_messages(&mut world, &[0, 1], 6);
+            world.pass(3 * SECOND);
+        }
+        world.converge();
+        assert_eq!(world.lost(), 0);
+        assert_eq!(world.acknowledged(), 60 + machines, "each node accepts messages to the end");
+        assert!(world.tally.forged > 20, "{:?}", world.tally);
+        cuts += world.cuts(0);
+    }
+    assert!(cuts > 0, "no fork was found");
+}
+
+#[test]
+fn cuts_that_a_bad_peer_claims_stop_no_node() {
+    let mut world = attacked_world(3, &[Attack::Cut, Attack::ClaimMore, Attack::Floors]);
+    for _ in 0..10 {
+        send_messages(&mut world, &[0, 1, 2], 6);
+        world.pass(3 * SECOND);
+    }
+    world.converge();
+    assert_eq!((world.messages(0), world.lost(), world.conflicts(0)), (63, 0, 0));
+    assert!(world.cuts(0) > 2, "{:?}", world.tally);
+}
+
+#[test]
+fn forged_records_for_damaged_entries_replace_nothing() {
+    let mut world = attacked_world(3, &[Attack::FalseAnswers, Attack::ClaimEqual]);
+    send_messages(&mut world, &[0, 1, 2], 30);
+    world.pass(3 * SECOND);
+    for node in [0, 1, 2] {
+        world.switch_off(node, Stop::Cleanly);
+        world.damage_records(node, 6);
+        world.switch_on(node);
+        world.list_all(node);
+        world.pass(3 * SECOND);
+    }
+    world.converge();
+    assert_eq!((world.damaged(0), world.lost()), (0, 0));
+}
+
+#[test]
+fn messages_that_a_bad_peer_repeats_are_shown_once_and_its_stamps_move_no_clock() {
+    let mut world =
+        attacked_world(4, &[Attack::ManyLogs, Attack::Stamps, Attack::Copies, Attack::Unreadable]);
+    for _ in 0..10 {
+        send_messages(&mut world, &[0, 1, 2, 3], 6);
+        world.pass(3 * SECOND);
+    }
+    world.converge();
+    assert_eq!(world.lost(), 0);
+    assert!(world.conflicts(0) > 0 && world.tally.forged > 20, "{:?}", world.tally);
+}
+
+#[test]
+fn a_bad_peer_that_asks_and_claims_without_end_causes_few_exchanges() {
+    let claims = [Attack::More, Attack::NeedFull, Attack::Wants, Attack::ClaimLess, Attack::ClaimMore];
+    let mut world = attacked_world(3, &claims);
+    send_messages(&mut world, &[0, 1, 2], 30);
+    world.pass(10 * SECOND);
+    let before = world.tally.exchanges;
+    world.pass(60 * SECOND);
+    let exchanges = world.tally.exchanges - before;
+    assert!(exchanges < 1_500, "{exchanges} exchanges of three nodes in 60 s");
+    world.converge();
+    assert_eq!((world.messages(0), world.lost(), world.cuts(0)), (33, 0, 0));
 }

@@ -81,10 +81,10 @@ fn worlds_converge_and_lose_nothing() {
     let sum = *sum.lock().expect("no thread panics here");
     let mut wrong = wrong.into_inner().expect("no thread panics here");
     wrong.sort_unstable();
-    let Tally { acknowledged, lost, crashes, faults, exchanges, cuts, salvages, listings } = sum;
+    let Tally { acknowledged, lost, crashes, faults, exchanges, cuts, salvages, listings, forged } = sum;
     say(&format!(
         "sim: seeds {first}..={}: {acknowledged} messages acknowledged ({lost} lost with all their disks), {faults} faults, \
-         {crashes} crashes, {exchanges} exchanges, {cuts} cuts, {salvages} salvages, {listings} listings, {} violations, {:.1} s",
+         {crashes} crashes, {exchanges} exchanges, {cuts} cuts, {salvages} salvages, {listings} listings, {forged} forged entries admitted, {} violations, {:.1} s",
         first + seeds - 1,
         wrong.len(),
         began.elapsed().as_secs_f64()

@@ -59,8 +59,7 @@ impl World {
         let mut shown = BTreeSet::new();
         for entry in &entries {
             let id = Content::decode(entry.content()).expect("an encoded message").id;
-            let sent = self.ledger.sent.get(&id).and_then(|contents| contents.get(&entry.digest()));
-            if sent.is_none_or(|sent| sent != entry.content()) {
+            if !self.ledger.is_known((id, entry.digest()), entry.content()) {
                 self.violation(format!("node {node} lists message {id} with a content that was never sent"));
             }
             if !shown.insert((id, entry.digest())) {
@@ -84,7 +83,7 @@ impl World {
     /// Whether all nodes have the same digest and no work left.
     pub(super) fn has_converged(&mut self) -> bool {
         let mut digests = BTreeSet::new();
-        for machine in &self.machines {
+        for machine in &self.machines[self.honest()] {
             let Some(run) = &machine.up else { return false };
             let logs = run.committer.logs();
             let is_busy =
@@ -97,8 +96,19 @@ impl World {
         if digests.len() != 1 {
             return false;
         }
-        // Listing everything finds damage that was not read yet, as the scrub does.
-        (0..self.machines.len()).all(|node| self.list_and_check(node).is_some())
+        // Reading everything finds damage that was not read yet, as the scrub does.
+        self.honest().all(|node| self.reads_control_logs(node) && self.list_and_check(node).is_some())
+    }
+
+    /// Reads the logs that no listing reads. False if there is damage.
+    fn reads_control_logs(&self, node: usize) -> bool {
+        let run = self.machines[node].up.as_ref().expect("is up");
+        let mut logs = run.committer.logs().vector().iter().filter(|(_, span)| span.log_type.is_control);
+        logs.all(|(origin, span)| match run.store.log().matches_chain(origin, span.floor, span.head.seq) {
+            Ok(matches) => matches,
+            Err(StoreError::Damaged { .. }) => false,
+            Err(error) => self.violation(format!("node {node} cannot read log {origin}: {error}")),
+        })
     }
 
     /// The logs of each node, for a failure message.
@@ -134,7 +144,7 @@ impl World {
     /// Checks a converged world: all nodes list the same bytes, and no acknowledged message is missing.
     pub(super) fn check_everything(&mut self) {
         let first = self.list_and_check(0).expect("all damage is repaired");
-        for node in 1..self.machines.len() {
+        for node in self.honest().skip(1) {
             let other = self.list_and_check(node).expect("all damage is repaired");
             if other != first {
                 self.violation(format!(
@@ -160,7 +170,7 @@ impl World {
         }
         self.tally.lost += missing.len() as u64;
         let conflicts = contents.values().filter(|digests| digests.len() > 1).count() as u64;
-        for node in 0..self.machines.len() {
+        for node in self.honest() {
             let counts = self.machines[node].up.as_ref().expect("is up").store.counts();
             if (counts.messages, counts.conflicts) != (first.len() as u64, conflicts) {
                 let (messages, found) = (counts.messages, counts.conflicts);
@@ -170,6 +180,7 @@ impl World {
                 ));
             }
             self.check_purged(node);
+            self.check_chains(node);
         }
     }
 
@@ -181,6 +192,25 @@ impl World {
             if let Some(seq) = reader.row_from(origin, cut).expect("a running store can be read") {
                 self.violation(format!(
                     "node {node} still has row {seq} of log {origin}, which is cut at {cut}"
+                ));
+            }
+        }
+    }
+
+    /// The entries of each log lead to the hash of its head.
+    fn check_chains(&self, node: usize) {
+        let run = self.machines[node].up.as_ref().expect("is up");
+        let mut reader = run.store.log().read().expect("a running store can be read");
+        for (origin, span) in run.committer.logs().vector().iter() {
+            let mut head = span.floor;
+            for seq in span.floor.seq + 1..=span.head.seq {
+                let entry =
+                    reader.peek(origin, seq).expect("a running store can be read").expect("is intact");
+                head = head.followed_by(&entry);
+            }
+            if head != span.head {
+                self.violation(format!(
+                    "node {node} has entries in log {origin} that do not match its chain"
                 ));
             }
         }

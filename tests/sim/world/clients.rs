@@ -4,6 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use chatchain::chain::clock::AHEAD_MS_MAX;
 use chatchain::chain::ids::EntryKey;
 use chatchain::chain::kind::EntryKind;
 use chatchain::chain::message::{Digest, Message, UncheckedMessage};
@@ -80,7 +81,7 @@ impl World {
             }
             Op::Everywhere => {
                 let key = self.invent(None);
-                for node in 0..self.machines.len() {
+                for node in self.honest() {
                     if self.dice.one_in(2) {
                         self.send(node, &[key]);
                     }
@@ -203,6 +204,7 @@ impl World {
                 if !self.machines[node].held.has(&key) {
                     self.violation(format!("node {node} acknowledges {id}, which is not on its disk"));
                 }
+                self.check_stamp(node, place, duplicate);
                 if was_there && !duplicate {
                     self.violation(format!("node {node} stores {id} a second time"));
                 }
@@ -226,13 +228,27 @@ impl World {
         }
     }
 
+    /// What a node accepts is stamped at most as far ahead of its clock as it follows the stamps of others.
+    fn check_stamp(&self, node: usize, place: EntryKey, is_duplicate: bool) {
+        let latest = self.machines[node].read_clock(self.now) + AHEAD_MS_MAX + 1;
+        if !is_duplicate && place.stamp.ms() > latest {
+            self.violation(format!(
+                "node {node} stamps entry {} of {} in the future",
+                place.seq, place.origin
+            ));
+        }
+    }
+
     /// Every node that is reported to have a copy has it, unless its disk was lost after its last report.
     fn check_holders(&mut self, node: usize, place: EntryKey, key: Key) {
         if self.ledger.cloned {
             return; // two nodes with the same store id are not told apart yet
         }
+        if self.ledger.is_forked(place.origin, place.seq) {
+            return; // a peer's vector does not say which version of a forked log it has
+        }
         let holders = self.machines[node].up.as_ref().expect("is up").roster.borrow().holders(place);
-        for (peer, said) in holders {
+        for (peer, said) in holders.into_iter().filter(|(peer, _)| !self.is_bad(*peer)) {
             let machine = &self.machines[peer];
             // A vector also covers damaged entries, so they count as copies whether the damage is detected or not.
             let is_damaged = machine.held.damaged.contains(&(place.origin, place.seq));

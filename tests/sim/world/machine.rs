@@ -31,27 +31,29 @@ pub type Opening = ([u8; 16], [u8; 16]);
 /// The intact entries on a disk.
 #[derive(Debug, Clone, Default)]
 pub struct Held {
-    /// The message of each entry.
-    pub entries: BTreeMap<(Origin, u64), Key>,
+    /// The message of each entry; `None` if it has none that this program can read.
+    pub entries: BTreeMap<(Origin, u64), Option<Key>>,
     /// The number of entries of each message.
     pub copies: BTreeMap<Key, usize>,
     /// The entries after gaps: not visible in any log, but not lost.
-    pub detached: BTreeMap<(Origin, u64), Key>,
+    pub detached: BTreeMap<(Origin, u64), Option<Key>>,
     /// Entries whose bytes were damaged and are not repaired yet.
     pub damaged: BTreeSet<(Origin, u64)>,
 }
 
 impl Held {
-    pub fn insert(&mut self, place: (Origin, u64), key: Key) {
+    pub fn insert(&mut self, place: (Origin, u64), key: Option<Key>) {
         self.damaged.remove(&place);
-        if self.entries.insert(place, key).is_none() {
+        if self.entries.insert(place, key).is_none()
+            && let Some(key) = key
+        {
             *self.copies.entry(key).or_default() += 1;
         }
     }
 
     /// Whether the message is on the disk, in a log or after a gap.
     pub fn keeps(&self, key: &Key) -> bool {
-        self.has(key) || self.detached.values().any(|detached| detached == key)
+        self.has(key) || self.detached.values().flatten().any(|detached| detached == key)
     }
 
     /// The bytes of the entry are lost.
@@ -62,7 +64,7 @@ impl Held {
 
     /// The entry is no longer part of its log.
     fn forget(&mut self, place: (Origin, u64)) {
-        let Some(key) = self.entries.remove(&place) else { return };
+        let Some(Some(key)) = self.entries.remove(&place) else { return };
         let copies = self.copies.get_mut(&key).expect("was counted");
         *copies -= 1;
         if *copies == 0 {

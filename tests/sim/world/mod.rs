@@ -5,6 +5,7 @@
 //! without faults, in which the world must converge; then all messages are checked against the ledger. A violation
 //! panics. The trace, one line per event, shows what led to it.
 
+mod bad_peer;
 mod check;
 mod clients;
 mod faults;
@@ -22,11 +23,13 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
 use crate::disk::Dice;
+use bad_peer::BadPeer;
 use ledger::Ledger;
 use machine::Machine;
 use network::{Network, Packet};
 use readers::Reader;
 
+pub use bad_peer::Attack;
 pub use clients::Op;
 pub use faults::Fault;
 pub use link_quality::{HalfOpen, LinkQuality};
@@ -68,6 +71,8 @@ enum Event {
     NetworkRestored,
     /// A machine starts.
     Start { node: usize },
+    /// The bad peer answers this request, or sends a request of its own.
+    BadPeer { packet: Option<Packet> },
 }
 
 /// Counts of what happened in a world.
@@ -81,6 +86,8 @@ pub struct Tally {
     pub cuts: u64,
     pub salvages: u64,
     pub listings: u64,
+    /// Entries of a bad peer that nodes admitted, counted at each node.
+    pub forged: u64,
 }
 
 impl Tally {
@@ -93,6 +100,7 @@ impl Tally {
         self.cuts += other.cuts;
         self.salvages += other.salvages;
         self.listings += other.listings;
+        self.forged += other.forged;
     }
 }
 
@@ -113,6 +121,8 @@ pub struct Plan {
     pub loss: u64,
     /// The longest normal delay of a packet.
     pub delay_ms: u64,
+    /// A further machine is a bad peer with these attacks.
+    pub attacks: Vec<Attack>,
 }
 
 impl Plan {
@@ -133,12 +143,23 @@ impl Plan {
             faults,
             loss: [0, 0, 10, 100, 300][index(dice.roll() % 5)],
             delay_ms: [2, 20, 200, 2_000][index(dice.roll() % 4)],
+            attacks: Self::any_attacks(&mut dice),
         }
+    }
+
+    /// One world in six has a bad peer.
+    fn any_attacks(dice: &mut Dice) -> Vec<Attack> {
+        if !dice.one_in(6) {
+            return Vec::new();
+        }
+        let mut attacks: Vec<Attack> = Attack::ALL.iter().copied().filter(|_| dice.one_in(2)).collect();
+        attacks.push(Attack::ALL[index(dice.roll()) % Attack::ALL.len()]);
+        attacks
     }
 
     /// No client actions and no faults happen by themselves.
     pub fn quiet(seed: u64, machines: usize) -> Self {
-        let faults = Vec::new();
+        let (faults, attacks) = (Vec::new(), Vec::new());
         Plan {
             seed,
             machines,
@@ -148,6 +169,7 @@ impl Plan {
             faults,
             loss: 0,
             delay_ms: 5,
+            attacks,
         }
     }
 }
@@ -168,6 +190,8 @@ pub struct World {
     network: Network,
     ledger: Ledger,
     readers: Vec<Reader>,
+    /// It is the last machine, which has no node.
+    bad_peer: Option<BadPeer>,
     /// A machine was copied while it ran, so two processes may have written to one log.
     was_cloned: bool,
     calm: bool,
@@ -177,22 +201,27 @@ pub struct World {
 
 impl World {
     pub fn new(plan: Plan, trace: Trace) -> Self {
+        let machines = plan.machines + usize::from(!plan.attacks.is_empty());
         let mut world = World {
             now: 0,
             dice: Dice(plan.seed),
             queue: BTreeMap::new(),
             number: 0,
-            machines: (0..plan.machines).map(|_| Machine::new()).collect(),
-            network: Network::new(plan.machines, plan.loss, plan.delay_ms),
+            machines: (0..machines).map(|_| Machine::new()).collect(),
+            network: Network::new(machines, plan.loss, plan.delay_ms),
             ledger: Ledger::default(),
             readers: Vec::new(),
+            bad_peer: None,
             was_cloned: false,
             calm: false,
             trace,
             tally: Tally::default(),
             plan,
         };
-        for node in 0..world.machines.len() {
+        if !world.plan.attacks.is_empty() {
+            world.start_bad_peer();
+        }
+        for node in world.honest() {
             world.start(node);
         }
         world
@@ -221,9 +250,9 @@ impl World {
         self.dice.roll() % most.max(1)
     }
 
-    /// A random machine.
+    /// A random machine that is an honest node.
     fn any(&mut self) -> usize {
-        let count = self.machines.len() as u64;
+        let count = self.honest().len() as u64;
         index(self.below(count))
     }
 
@@ -287,6 +316,8 @@ impl World {
                 self.say("the network is whole");
             }
             Event::Start { node } => self.start(node),
+            Event::BadPeer { packet: Some(request) } => self.bad_peer_answers(&request),
+            Event::BadPeer { packet: None } => self.bad_peer_asks(),
         }
     }
 
@@ -314,13 +345,16 @@ impl World {
         self.calm = true;
         self.say("calm");
         self.network.calm();
-        for node in 0..self.machines.len() {
+        if let Some(bad_peer) = &mut self.bad_peer {
+            bad_peer.is_calm = true;
+        }
+        for node in self.honest() {
             self.machines[node].space = chatchain::replica::write_ops::Space::ALL;
             self.machines[node].disk.fail_after(None);
             self.start(node);
         }
         let end = self.now + CALM_MS_MAX;
-        for node in 0..self.machines.len() {
+        for node in self.honest() {
             self.send_final_message(node);
         }
         while !self.has_converged() {

@@ -130,7 +130,7 @@ impl World {
             Some(HalfOpen::Unanswered) if packet.is_reply => return,
             _ => {}
         }
-        if !packet.is_reply && self.machines[to].up.is_none() {
+        if !packet.is_reply && self.machines[to].up.is_none() && !self.is_bad(to) {
             return self.after(1, fails("refused"));
         }
         let carried = self.network.qualities[from][to].carry(packet.bytes.len() as u64);
@@ -154,6 +154,9 @@ impl World {
     }
 
     pub(super) fn arrives(&mut self, packet: Packet) {
+        if self.is_bad(packet.to) {
+            return self.bad_peer_hears(packet);
+        }
         if self.machines[packet.to].up.is_none() || (packet.is_part && !packet.is_reply) {
             return; // a request is decoded whole
         }
@@ -266,7 +269,7 @@ impl World {
     }
 
     /// Traces a request or an answer that has any content.
-    fn trace_message(&self, from: usize, to: usize, body: &SyncMessage, verb: &str) {
+    pub(super) fn trace_message(&self, from: usize, to: usize, body: &SyncMessage, verb: &str) {
         let records: usize = body.runs.iter().map(|run| run.entries.len()).sum();
         let heads = body.heads.as_ref().map_or(0, |heads| heads.changes.len() + heads.cuts.len());
         if records + heads + body.wants.len() > 0 || body.need_full {

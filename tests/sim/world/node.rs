@@ -42,7 +42,7 @@ impl World {
 
     /// Starts a stopped machine.
     pub(super) fn start(&mut self, node: usize) {
-        if self.machines[node].up.is_some() {
+        if self.machines[node].up.is_some() || self.is_bad(node) {
             return;
         }
         let now_ms = self.machines[node].read_clock(self.now);
@@ -84,14 +84,7 @@ impl World {
 
     /// Runs a node on this store.
     pub(super) fn run_node(&mut self, node: usize, committer: Committer) {
-        let hello = Hello {
-            network: Hello::network_hash(NETWORK),
-            node_id: u16::try_from(node).expect("few"),
-            store_id: committer.store().id().0,
-            incarnation_id: self.bytes(),
-            address: format!("127.0.0.1:{}", 8081 + node),
-            is_guest: false,
-        };
+        let hello = hello(node, committer.store().id().0, self.bytes());
         let count = self.machines.len();
         let run = Running {
             store: committer.store().clone(),
@@ -161,7 +154,7 @@ impl World {
         }
         let held = &self.machines[node].held;
         if let Some((id, _)) =
-            before.copies.keys().chain(before.detached.values()).find(|key| !held.keeps(key))
+            before.copies.keys().chain(before.detached.values().flatten()).find(|key| !held.keeps(key))
         {
             self.violation(format!("node {node} had message {id} on its disk, and lacks it after opening"));
         }
@@ -211,7 +204,10 @@ impl World {
         for (origin, seq) in places {
             match reader.peek(origin, seq).expect("a running store can be read") {
                 Some(entry) if now.seq(origin) >= seq => match self.ledger.observe(&entry) {
-                    Ok(key) => machine.held.insert((origin, seq), key),
+                    Ok(key) => {
+                        machine.held.insert((origin, seq), key);
+                        self.tally.forged += u64::from(self.ledger.is_invented(&entry));
+                    }
                     Err(why) => wrong = wrong.or(Some(why)),
                 },
                 Some(_) => {}
@@ -305,13 +301,14 @@ impl World {
 
     /// Gives up damaged entries that no peer has.
     pub(super) fn repair(&mut self, node: usize) {
-        let count = self.machines.len();
+        // In the calm phase, an operator has forgotten the bad peer: it may claim for ever to send a damaged entry later.
+        let members = if self.calm { self.honest() } else { 0..self.machines.len() };
         let run = self.machines[node].up.as_mut().expect("is up");
         let running = self.now - run.started;
         run.repair.update(run.store.log().damage(), run.committer.logs(), running);
         let roster = run.roster.borrow();
         let is_other = |peer: &usize| *peer != node && !roster.peers[*peer].is_self;
-        let members: Vec<_> = (0..count).filter(is_other).map(|peer| Some(member(peer))).collect();
+        let members: Vec<_> = members.filter(is_other).map(|peer| Some(member(peer))).collect();
         let overdue = run.repair.overdue(run.committer.logs().own(), &members, running);
         drop(roster);
         for maintenance in overdue {
@@ -364,6 +361,17 @@ impl World {
         let requests = std::mem::take(&mut run.inbox);
         self.no_answer(requests);
         self.machines[node].stop(how);
+    }
+}
+
+pub(super) fn hello(node: usize, store_id: [u8; 16], incarnation_id: [u8; 16]) -> Hello {
+    Hello {
+        network: Hello::network_hash(NETWORK),
+        node_id: u16::try_from(node).expect("few"),
+        store_id,
+        incarnation_id,
+        address: format!("127.0.0.1:{}", 8081 + node),
+        is_guest: false,
     }
 }
 

@@ -65,7 +65,7 @@ impl World {
                 let place = next.entry.key();
                 // A copy of a running machine reuses seqs, so a reader may get both versions of an entry.
                 let is_new = received.entry((content.id, next.entry.digest())).or_default().insert(place);
-                if !is_new && !self.was_cloned {
+                if !is_new && !self.was_cloned && !self.ledger.is_forked(place.origin, place.seq) {
                     self.violation(format!(
                         "reader {reader} gets message {} twice, at {place:?}",
                         content.id
@@ -100,7 +100,12 @@ impl World {
             let received = &self.readers[reader].received;
             // Entries read from one version of a forked log count for the other version until both are compared. If one
             // version is lost before that, they are never compared.
-            let missed = shown.iter().find(|key| !received.contains_key(key)).filter(|_| !self.was_cloned);
+            let is_sent = |(id, digest): &Key| {
+                self.ledger.sent.get(id).is_some_and(|contents| contents.contains_key(digest))
+            };
+            let is_due = |key: &&Key| is_sent(key) && !self.ledger.in_forks.contains(key);
+            let missed = shown.iter().filter(is_due).find(|key| !received.contains_key(key));
+            let missed = missed.filter(|_| !self.was_cloned);
             if let Some((id, _)) = missed {
                 self.violation(format!("reader {reader} missed message {id}"));
             }

@@ -21,6 +21,11 @@ impl World {
         self.machines[node].held.copies.keys().copied().collect()
     }
 
+    /// The number of messages that were acknowledged.
+    pub fn acknowledged(&self) -> usize {
+        usize::try_from(self.tally.acknowledged).expect("few")
+    }
+
     /// The number of messages that were lost with all disks that had them.
     pub fn lost(&self) -> usize {
         usize::try_from(self.tally.lost).expect("few")
