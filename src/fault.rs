@@ -27,11 +27,13 @@ pub enum Fault {
     PastGap,
     /// Cut a log at a damaged entry although a member that is away may have it.
     GiveUpEarly,
+    /// Admit a run whose entries do not lead to the hash that closes it.
+    SkipChain,
 }
 
 impl Fault {
     /// All faults, by their names in the environment variable.
-    pub const ALL: [(&'static str, Fault); 10] = [
+    pub const ALL: [(&'static str, Fault); 11] = [
         ("early-ack", Fault::EarlyAck),
         ("old-origin", Fault::OldOrigin),
         ("skip-check", Fault::SkipCheck),
@@ -42,6 +44,7 @@ impl Fault {
         ("skip-damage", Fault::SkipDamage),
         ("past-gap", Fault::PastGap),
         ("give-up-early", Fault::GiveUpEarly),
+        ("skip-chain", Fault::SkipChain),
     ];
 
     /// Whether this fault is planted.

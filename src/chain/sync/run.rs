@@ -16,6 +16,7 @@ use crate::chain::kind::{EntryKind, LogType};
 use crate::chain::message::Digest;
 use crate::chain::record::{Entry, EntryBody};
 use crate::chain::vector::Head;
+use crate::fault::Fault;
 
 /// zstd's level: higher ones cost more time than the bytes are worth on a fast link.
 const ZSTD_LEVEL: i32 = 3;
@@ -97,7 +98,7 @@ impl Run {
             }
             entries.push(entry);
         }
-        let is_damaged = head.hash != after;
+        let is_damaged = head.hash != after && !Fault::SkipChain.is_planted();
         if is_damaged {
             entries.clear();
         }
