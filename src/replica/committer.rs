@@ -39,10 +39,12 @@ const OWN_LOGS_MAX: u64 = 8;
 const OWN_LOG_EVERY_MS: u64 = 60_000;
 /// Peers whose own logs are counted. At the bound all counts begin again.
 const OWNERS_MAX: usize = 1_024;
-/// The same for cuts. At the bound a further cut is dropped; a later exchange finds it again.
+/// The same for cuts: for those that peers claim, which cost a peer nothing, and as many for logs that are found forked
+/// or damaged here. At the bound a further cut is dropped; a later exchange finds it again.
 const NEW_CUTS_MAX: u64 = 1_024;
 const NEW_CUT_EVERY_MS: u64 = 10_000;
-/// Cuts in the queue. At the bound a further cut is dropped; a later exchange finds it again.
+/// Claimed cuts in the queue; twice as many of all. At the bound a further cut is dropped; a later exchange finds it
+/// again.
 const CUTS_QUEUED_MAX: usize = 1_024;
 /// Entries of peers that wait until all entries between two checkpoints of the chain are there. At the bound all are
 /// dropped and requested again.
@@ -59,6 +61,7 @@ pub struct Committer {
     new_logs: Allowance,
     own_logs: BTreeMap<usize, Allowance>,
     new_cuts: Allowance,
+    claimed_cuts: Allowance,
     /// Cuts that were dropped since the last commit, for lack of an allowance.
     dropped_cuts: usize,
     /// The last cut that the disk had no room for.
@@ -75,7 +78,7 @@ impl Committer {
         let (purger, cuts_in_progress) = (Purger::of(&logs), VecDeque::new());
         let (candidates, segments) = (BTreeMap::new(), BTreeSet::new());
         let new_logs = Allowance::new(NEW_LOGS_MAX, NEW_LOG_EVERY_MS);
-        let new_cuts = Allowance::new(NEW_CUTS_MAX, NEW_CUT_EVERY_MS);
+        let [new_cuts, claimed_cuts] = [(); 2].map(|()| Allowance::new(NEW_CUTS_MAX, NEW_CUT_EVERY_MS));
         Committer {
             store,
             logs,
@@ -86,6 +89,7 @@ impl Committer {
             new_logs,
             own_logs: BTreeMap::new(),
             new_cuts,
+            claimed_cuts,
             dropped_cuts: 0,
             cut_without_room: None,
             candidates,
@@ -119,7 +123,7 @@ impl Committer {
         self.new_origin = new_origin;
         let mut committed = decided?;
         for (origin, seq) in forks {
-            self.enqueue_cut(origin, seq, now_ms);
+            self.enqueue_cut(origin, seq, false, now_ms);
         }
         match std::mem::take(&mut self.dropped_cuts) {
             0 => {}
@@ -154,7 +158,14 @@ impl Committer {
                 // An exchange brings repairs again, the scrub finds checkpoints again, and members are written with
                 // their next change.
                 op if op.needs_space() && !space.peers => {}
-                Maintenance::Cut(origin, seq) => self.enqueue_cut(*origin, *seq, staged.now_ms),
+                Maintenance::ClaimedCut(origin, seq) => {
+                    self.enqueue_cut(*origin, *seq, true, staged.now_ms);
+                }
+                Maintenance::Cut(origin, seq) => {
+                    self.enqueue_cut(*origin, *seq, false, staged.now_ms);
+                    // If the cut must wait, at least the next messages reach every peer.
+                    staged.logs.abandon(*origin);
+                }
                 Maintenance::Abandon(origin) => staged.logs.abandon(*origin),
                 Maintenance::Repair(records) => self.collect_repairs(staged, records)?,
                 Maintenance::Checkpoint(origin, seq, hash) => staged.checkpoint(*origin, *seq, *hash),
@@ -217,19 +228,24 @@ impl Committer {
         self.own_logs.entry(owner).or_insert_with(|| Allowance::new(OWN_LOGS_MAX, OWN_LOG_EVERY_MS))
     }
 
-    fn enqueue_cut(&mut self, origin: Origin, seq: u64, now_ms: u64) {
+    fn enqueue_cut(&mut self, origin: Origin, seq: u64, is_claimed: bool, now_ms: u64) {
         let is_done = self.logs.vector().cut_of(origin).is_some_and(|cut| cut <= seq);
         let is_under_way =
             self.cuts_in_progress.iter().any(|cutting| cutting.origin == origin && cutting.seq <= seq);
         if is_done || is_under_way {
             return;
         }
-        let has_place = self.cuts_in_progress.len() < CUTS_QUEUED_MAX && self.new_cuts.has(now_ms);
+        let (allowance, queued_max) = if is_claimed {
+            (&mut self.claimed_cuts, CUTS_QUEUED_MAX)
+        } else {
+            (&mut self.new_cuts, 2 * CUTS_QUEUED_MAX)
+        };
+        let has_place = self.cuts_in_progress.len() < queued_max && allowance.has(now_ms);
         if !has_place || self.logs.vector().cuts().count() >= CUTS_MAX {
             self.dropped_cuts += 1;
             return;
         }
-        let _counted = self.new_cuts.take(now_ms);
+        let _counted = allowance.take(now_ms);
         self.cuts_in_progress.push_back(CutInProgress::new(origin, seq));
     }
 
@@ -482,6 +498,34 @@ mod tests {
         finish(&mut committer);
         assert_eq!(committer.logs().vector().cuts().count(), 2);
         assert_eq!(committer.store().counts().messages, 15);
+    }
+
+    /// A message has room for a thousand invented cuts, and a fork that is not cut keeps messages from a peer.
+    #[test]
+    fn cuts_that_peers_claim_keep_no_fork_from_being_cut() {
+        let dir = tempfile::tempdir().expect("temp dir");
+        let mut committer = open(&dir);
+        let own = fill(&mut committer, 3);
+        for round in 0..3 {
+            let claimed: Vec<Maintenance> = (0..1_000_u16)
+                .map(|number| {
+                    let mut name = [round; 16];
+                    name[..2].copy_from_slice(&number.to_be_bytes());
+                    Maintenance::ClaimedCut(Origin(name), 1)
+                })
+                .collect();
+            write(&mut committer, claimed.iter().collect(), &[]);
+            finish(&mut committer);
+        }
+        write(&mut committer, vec![&Maintenance::Cut(own, 2)], &[]);
+        finish(&mut committer);
+        assert_eq!(committer.logs().vector().cut_of(own), Some(2));
+        // If a fork of the own log cannot be cut now, at least the next messages are in another log.
+        committer.new_cuts = Allowance::new(0, u64::MAX);
+        write(&mut committer, Vec::new(), &[new_message(7, "the next log")]);
+        let own = committer.logs().own().expect("has begun one");
+        write(&mut committer, vec![&Maintenance::Cut(own, 1)], &[]);
+        assert_eq!((committer.logs().vector().cut_of(own), committer.logs().own()), (None, None));
     }
 
     /// What a malicious peer could request: cut a log, then the branch that results, and so on.

@@ -326,7 +326,7 @@ impl Exchange {
 /// Cuts that the peer has and we do not.
 fn new_cuts(logs: &Logs, theirs: &Vector) -> impl Iterator<Item = Maintenance> {
     let cuts = sync::new_cuts(logs.vector(), theirs).into_iter().take(CUTS_PER_MESSAGE_MAX);
-    cuts.map(|(origin, seq)| Maintenance::Cut(origin, seq))
+    cuts.map(|(origin, seq)| Maintenance::ClaimedCut(origin, seq))
 }
 
 /// Takes the runs that lie within our logs, and the entries among them that are damaged here.

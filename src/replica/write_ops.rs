@@ -37,6 +37,8 @@ pub struct PeerRecords {
 pub enum Maintenance {
     /// Cut this log before this seq: the entries from there on move to branches.
     Cut(Origin, u64),
+    /// The same on the word of a peer, which has cut that log.
+    ClaimedCut(Origin, u64),
     /// If this is the own log, the next message begins another one: an entry of it is damaged and not repaired in time.
     Abandon(Origin),
     /// Entries of peers that replace damaged ones here.
@@ -53,7 +55,7 @@ pub enum Maintenance {
 impl Maintenance {
     /// Whether it is skipped while the disk has no space for entries of peers.
     pub fn needs_space(&self) -> bool {
-        !matches!(self, Maintenance::Cut(..) | Maintenance::Abandon(_))
+        !matches!(self, Maintenance::Cut(..) | Maintenance::ClaimedCut(..) | Maintenance::Abandon(_))
     }
 }
 

@@ -383,6 +383,7 @@ pub(super) fn member(node: usize) -> MemberId {
 fn in_words(maintenance: &Maintenance) -> String {
     match maintenance {
         Maintenance::Cut(origin, seq) => format!("log {} is to be cut at {seq}", name(*origin)),
+        Maintenance::ClaimedCut(origin, seq) => format!("a peer cut log {} at {seq}", name(*origin)),
         Maintenance::Abandon(origin) => format!("log {} is abandoned", name(*origin)),
         Maintenance::Repair(records) => format!("{} records for damaged entries", records.len()),
         Maintenance::Members(kept) => format!("{} members", kept.members.count()),
