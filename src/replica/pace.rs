@@ -23,8 +23,9 @@ const GROWTH_MAX: usize = 8;
 /// How long a message should take, at least and at most.
 const TIME_MIN_MS: u64 = 1_000;
 const TIME_MAX_MS: u64 = 20_000;
-/// A far link whose rate is not known is taken for one that carries this many bytes in [`LAG_MS`]; a near one is fast.
-const UNKNOWN_CARRIES: u64 = 80 << 10;
+/// A peer behind a far link whose rate is not known may lack this many bytes: what the slowest link that is used carries
+/// in half of [`LAG_MS`]. A near link is fast.
+const UNKNOWN_CARRIES: u64 = 40 << 10;
 /// A link with a longer round trip is far.
 const NEAR_MS: u64 = 10;
 /// A peer that is this far behind the log that we append to gets new messages in another log.
@@ -78,7 +79,7 @@ impl Pace {
         self.rate = Some(carried * 1_000 / ms);
         let target = (4 * self.round_trip_ms()).clamp(TIME_MIN_MS, TIME_MAX_MS);
         let wanted = usize::try_from(carried * target / ms).unwrap_or(usize::MAX);
-        self.most = (self.most + self.most / 4).min(BYTES_MAX);
+        self.most = (self.most + self.most / 8).min(BYTES_MAX);
         self.bytes = wanted.clamp(self.bytes / 4, self.bytes * GROWTH_MAX).clamp(BYTES_MIN, self.most);
     }
 
