@@ -96,6 +96,18 @@ impl Members {
         (least != id).then_some(least)
     }
 
+    /// Drops a store, and other stores of its node at this address, where `drops` holds. True if there is one.
+    pub fn drop_at(
+        &mut self,
+        of: MemberId,
+        address: &str,
+        drops: impl Fn(MemberId, &Member) -> bool,
+    ) -> bool {
+        let before = self.0.len();
+        self.0.retain(|id, member| !(is_at(*id, member, of, address) && drops(*id, member)));
+        self.0.len() < before
+    }
+
     pub fn get(&self, id: MemberId) -> Option<&Member> {
         self.0.get(&id)
     }
@@ -134,10 +146,13 @@ pub fn latest<'a>(
     of: MemberId,
     address: &str,
 ) -> Option<[u8; 16]> {
-    let is_here = |(id, member): &(MemberId, &Member)| {
-        *id == of || (id.node_id == of.node_id && member.address == address)
-    };
-    members.filter(is_here).map(|(_, member)| member.incarnation_id).max()
+    let found = members.filter(|(id, member)| is_at(*id, member, of, address));
+    found.map(|(_, member)| member.incarnation_id).max()
+}
+
+/// Whether this is the store `of`, or another store of its node at this address.
+fn is_at(id: MemberId, member: &Member, of: MemberId, address: &str) -> bool {
+    id == of || (id.node_id == of.node_id && member.address == address)
 }
 
 /// The node last seen at each configured address. Not sent to other nodes.

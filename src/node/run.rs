@@ -25,11 +25,11 @@ use super::recovery::{OpenedStore, StoreOpener};
 use super::slot::{NodeSlot, SlotState};
 use super::store_fault::StoreFault;
 use super::writer::Writer;
-use crate::chain::members::{self, MemberId};
+use crate::chain::members::MemberId;
 use crate::chain::sync::wire::Hello;
 use crate::config::NodeConfig;
-use crate::node::cluster::sync;
-use crate::node::{Limits, Node, NodeError, blocking, http, live_feed, maintenance, status};
+use crate::node::cluster::{roster, sync};
+use crate::node::{Limits, Node, NodeError, blocking, http, live_feed, maintenance, now_ms, status};
 use crate::serve;
 use crate::store::Store;
 
@@ -231,16 +231,15 @@ fn log_start(config: &NodeConfig, members: usize) {
 /// address, even if the clock was set back: peers take a smaller one for outdated.
 fn identity(config: &NodeConfig, store: &Store) -> Hello {
     let member = MemberId { node_id: config.node_id, store_id: store.id().0 };
-    let known = &store.log().membership().members;
-    let last =
-        members::latest(known.iter(), member, &config.advertise.to_string()).map_or(0, u128::from_be_bytes);
+    let (known, address) = (&store.log().membership().members, config.advertise.to_string());
+    let last = roster::last_incarnation_id(known, member, &address, now_ms());
     let incarnation_id = Uuid::now_v7().as_u128().max(last.saturating_add(1)).to_be_bytes();
     Hello {
         network: Hello::network_hash(&config.network),
         node_id: config.node_id,
         store_id: store.id().0,
         incarnation_id,
-        address: config.advertise.to_string(),
+        address,
         is_guest: false,
     }
 }

@@ -196,7 +196,7 @@ impl Cluster {
         let mut roster = self.roster();
         if let Some(peer) = roster.peer(number) {
             peer.is_self = peer.configured;
-            peer.error = Some("this node itself answers there".into());
+            (peer.error, peer.answering) = (Some("this node itself answers there".into()), None);
         }
         roster.reconcile();
     }
@@ -211,7 +211,9 @@ impl Cluster {
         rtt: Duration,
     ) -> Result<(), String> {
         let mut roster = self.roster();
-        let (mut members_changed, mut holders_changed) = (roster.learn_members(reply, now_ms()), false);
+        let (mut members_changed, mut holders_changed) =
+            (roster.on_answered(number, &reply.hello, now_ms()), false);
+        members_changed |= roster.learn_members(reply, now_ms());
         let mut result = Ok(());
         if let Some(peer) = roster.peer(number) {
             if reply.hello.is_guest {
@@ -249,7 +251,7 @@ impl Cluster {
     pub fn on_failure(&self, number: usize, why: String) {
         let mut roster = self.roster();
         let Some(peer) = roster.peer(number) else { return };
-        peer.error = Some(why);
+        (peer.error, peer.answering) = (Some(why), None);
         let peers_changed = roster.reconcile();
         self.notify(&roster, peers_changed, false);
     }
@@ -300,6 +302,10 @@ impl Cluster {
             if peer.error.is_some() || peer.last_answer.is_none() {
                 peer.wake.notify_one();
             }
+        } else if !request.hello.is_guest {
+            // It may have replaced the store that answered at its address: asking there tells.
+            let is_there = |peer: &&Peer| peer.addr.to_string() == request.hello.address;
+            roster.peers().filter(is_there).for_each(|peer| peer.wake.notify_one());
         }
         roster.bound_heads();
         self.notify(&roster, members_changed, holders_changed);
@@ -453,5 +459,96 @@ impl Cluster {
             status: peer.status(all),
         };
         roster.nodes().into_iter().map(snapshot).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A store that was opened this many hours from now.
+    fn hello(node_id: NodeId, store: u8, hours: u64) -> Hello {
+        let incarnation_id = (u128::from(now_ms() + hours * 3_600_000) << 80).to_be_bytes();
+        let (store_id, address) = ([store; 16], format!("127.0.0.1:{node_id}"));
+        Hello { network: [0; 8], node_id, store_id, incarnation_id, address, is_guest: false }
+    }
+
+    fn message_from(hello: Hello) -> SyncMessage {
+        SyncMessage::quiet(hello, [0; 16], 0)
+    }
+
+    /// Node 1, which knows node 2 because that sent a request, or because it is configured.
+    fn cluster(is_configured: bool) -> Cluster {
+        let addr = |node_id: NodeId| format!("127.0.0.1:{node_id}").parse::<Addr>().expect("an address");
+        let configured = crate::config::ConfiguredPeer { node_id: None, addr: addr(2) };
+        let config = NodeConfig {
+            node_id: 1,
+            network: "test".into(),
+            listen: addr(1),
+            advertise: addr(1),
+            peers: is_configured.then_some(configured).into_iter().collect(),
+            store_dir: "unused".into(),
+            sync_interval: Duration::from_secs(1),
+            scrub_interval: Duration::from_secs(1),
+            keys: None,
+        };
+        let (started, incidents) = (Instant::now(), Incidents::default());
+        let cluster = Cluster::new(&config, hello(1, 1, 0), &Membership::default(), started, incidents);
+        cluster.on_request(&message_from(hello(2, 2, 0)), None, &Vector::default());
+        cluster
+    }
+
+    /// The number of the peer at the address of node 2.
+    fn number(cluster: &Cluster) -> usize {
+        let mut roster = cluster.roster();
+        let numbers = roster.numbers();
+        let is_there = |number: &usize| roster.peer(*number).is_some_and(|peer| peer.addr.port() == 2);
+        numbers.into_iter().find(is_there).expect("is asked")
+    }
+
+    fn answer(cluster: &Cluster, hello: &Hello) -> Result<(), String> {
+        let message = message_from(hello.clone());
+        cluster.on_answer(number(cluster), &message, None, &Vector::default(), Duration::ZERO)
+    }
+
+    /// Node 3 says that node 2 has this store.
+    fn claim(cluster: &Cluster, claimed: &Hello) {
+        let (incarnation_id, address) = (claimed.incarnation_id, claimed.address.clone());
+        let mut message = message_from(hello(3, 3, 0));
+        message.members = vec![(claimed.member_id(), Member { incarnation_id, forget_count: 0, address })];
+        cluster.on_request(&message, None, &Vector::default());
+    }
+
+    #[test]
+    fn the_store_that_answers_at_an_address_outranks_what_others_claim() {
+        for is_configured in [false, true] {
+            let (cluster, real, invented) = (cluster(is_configured), hello(2, 2, 0), hello(2, 9, 20));
+            let knows = |hello: &Hello| cluster.roster().members().get(hello.member_id()).is_some();
+            claim(&cluster, &invented);
+            assert!(knows(&invented) && !knows(&real), "it was not asked yet");
+            for _ in 0..2 {
+                assert_eq!(answer(&cluster, &real), Ok(()));
+                assert!(knows(&real) && !knows(&invented), "it answered");
+                claim(&cluster, &hello(2, 10, 23));
+                assert!(knows(&real) && !knows(&hello(2, 10, 23)), "its exchanges work");
+                cluster.on_failure(number(&cluster), "refused".into());
+                claim(&cluster, &invented);
+                assert!(knows(&invented), "it may have a new store");
+            }
+            assert_eq!(answer(&cluster, &hello(2, 11, 0)), Ok(()), "it has a new store");
+            assert!(knows(&hello(2, 11, 0)) && !knows(&real) && !knows(&invented));
+        }
+    }
+
+    #[test]
+    fn a_request_does_not_say_which_store_is_at_an_address_that_answers() {
+        let (cluster, real, invented) = (cluster(true), hello(2, 2, 0), hello(2, 9, 20));
+        let store = || cluster.roster().peer(0).and_then(|peer| peer.incarnation).map(|open| open.store_id);
+        assert_eq!(answer(&cluster, &real), Ok(()));
+        cluster.on_request(&message_from(invented.clone()), None, &Vector::default());
+        assert_eq!(store(), Some(real.store_id));
+        cluster.on_failure(0, "refused".into());
+        cluster.on_request(&message_from(invented.clone()), None, &Vector::default());
+        assert_eq!(store(), Some(invented.store_id));
     }
 }

@@ -60,6 +60,8 @@ pub struct Peer {
     pub is_pushed_own: bool,
     /// When it last had no room for what was pushed to it.
     pub last_full: Option<Instant>,
+    /// The member that answered last at this address, if it advertises it and no exchange failed since.
+    pub answering: Option<MemberId>,
     pub last_request: Option<Instant>,
     pub last_answer: Option<Instant>,
     pub last_sync: Option<Time>,
@@ -89,6 +91,7 @@ impl Peer {
             pulled: BTreeSet::new(),
             is_pushed_own: false,
             last_full: None,
+            answering: None,
             last_request: None,
             last_answer: None,
             last_sync: None,

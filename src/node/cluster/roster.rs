@@ -4,7 +4,8 @@
 //! - Every configured address has a peer and is always asked.
 //! - A member has a peer of its own at the address that it advertised last, unless a configured peer stands for it
 //!   already: by its address, or because that member answered there.
-//! - What a member says of itself overrides what others say of it. A forgotten member is neither asked nor shown.
+//! - What a member says of itself overrides what others say of it: while a store answers at its address, no other store
+//!   of its node is believed to be there. A forgotten member is neither asked nor shown.
 //! - A peer may invent members, but not incarnations that no later one outranks: an incarnation that begins far in the
 //!   future is not believed, and a node raises its own above what is claimed of it.
 //! - The number of a peer is never used twice, so a task that outlives its peer finds none.
@@ -27,7 +28,7 @@ use crate::node::cluster::peer::Peer;
 const AHEAD_MAX_MS: u64 = 24 * 60 * 60 * 1_000;
 /// 2020 in Unix milliseconds. A clock before it was never set, and says nothing of the clocks of others.
 const CLOCK_SET_MS: u64 = 1_577_836_800_000;
-/// A node raises its incarnation id above claims about its own store at most this often.
+/// A node raises its incarnation id above claims about its own store or address at most this often.
 const RAISE_INTERVAL_MS: u64 = 60_000;
 /// Heads that are kept of all peers together. Beyond it the longest vectors are dropped, until their peers send the next
 /// message. It limits the memory that peers can take by claiming logs that do not exist to some 150 MB.
@@ -56,6 +57,12 @@ fn is_plausible(incarnation_id: [u8; 16], now_ms: u64) -> bool {
     now_ms < CLOCK_SET_MS || began_ms <= now_ms.saturating_add(AHEAD_MAX_MS)
 }
 
+/// The last incarnation id of a store, or of other stores of its node at its address, that peers may believe. 0: none.
+pub fn last_incarnation_id(known: &Members, of: MemberId, address: &str, now_ms: u64) -> u128 {
+    let believed = known.iter().filter(|(_, member)| is_plausible(member.incarnation_id, now_ms));
+    members::latest(believed, of, address).map_or(0, u128::from_be_bytes)
+}
+
 fn member_record(hello: &Hello) -> Member {
     Member { incarnation_id: hello.incarnation_id, forget_count: 0, address: hello.address.clone() }
 }
@@ -77,6 +84,8 @@ impl Roster {
         configured: &[config::ConfiguredPeer],
         Membership { mut members, last_seen_at }: Membership,
     ) -> Self {
+        // What is left here of a later incarnation is not believed: the clock was wrong then, or a peer invented it.
+        members.drop_at(own.member_id(), &own.address, |_, _| true);
         members.learn(own.member_id(), member_record(&own));
         let peer = |peer: &config::ConfiguredPeer| {
             let last_seen = || last_seen_at.get(&peer.addr.to_string()).copied();
@@ -140,9 +149,13 @@ impl Roster {
         let mut changed = self.raise_own_incarnation_id(body, now_ms);
         for (id, member) in listed.chain([(body.hello.member_id(), member_record(&body.hello))]) {
             let is_usable = id != own
-                && member.address.parse::<Addr>().is_ok()
+                && member.address.parse().is_ok_and(|addr| !self.is_rival(id, &member.address, &addr))
                 && is_plausible(member.incarnation_id, now_ms);
-            changed |= is_usable && self.members.learn(id, member);
+            if is_usable {
+                let is_believed = |known: &Member| is_plausible(known.incarnation_id, now_ms);
+                changed |= self.members.drop_at(id, &member.address, |_, known| !is_believed(known));
+                changed |= self.members.learn(id, member);
+            }
         }
         self.note_non_member(&body.hello, now_ms);
         // If this very incarnation was forgotten somewhere, a newer mark says that it is a member.
@@ -161,9 +174,29 @@ impl Roster {
         changed
     }
 
+    /// Whether another store of that node is known to be at this address: that of this node, or one that answers there.
+    /// While it does, nobody knows better.
+    fn is_rival(&self, id: MemberId, address: &str, addr: &Addr) -> bool {
+        let answering = self.peers().filter(|peer| peer.addr == *addr).filter_map(|peer| peer.answering);
+        let own = (address == self.own.address).then_some(self.own.member_id());
+        answering.chain(own).any(|at| at.node_id == id.node_id && at != id)
+    }
+
+    /// A peer was asked and answered. If it answers at the address that it advertises, other stores of its node at that
+    /// address are dropped, whatever peers say of them. True if there was one.
+    pub fn on_answered(&mut self, number: usize, hello: &Hello, now_ms: u64) -> bool {
+        let Some(peer) = self.peers.get_mut(&number) else { return false };
+        let is_there = !hello.is_guest
+            && hello.address == peer.addr.to_string()
+            && is_plausible(hello.incarnation_id, now_ms);
+        let member = hello.member_id();
+        peer.answering = is_there.then_some(member);
+        is_there && self.members.drop_at(member, &hello.address, |id, _| id != member)
+    }
+
     /// Peers ignore a smaller incarnation id than the one that they know at this address, for example after a clock ran
-    /// ahead, or because a peer claims one. So this node raises its own above it. Above that of another store only once:
-    /// otherwise two nodes with one address would raise theirs for ever. True if it was raised.
+    /// ahead, or because a peer claims one. So this node raises its own above it, once in a while: two nodes with one id
+    /// and one address do so for ever. True if it was raised.
     fn raise_own_incarnation_id(&mut self, body: &SyncMessage, now_ms: u64) -> bool {
         let own = self.own.member_id();
         let is_believed = |(_, member): &(MemberId, &Member)| {
@@ -171,10 +204,8 @@ impl Roster {
         };
         let here = || body.members.iter().map(|(id, member)| (*id, member)).filter(is_believed);
         let Some(last) = members::latest(here(), own, &self.own.address) else { return false };
-        let is_own_store = here().any(|(id, member)| id == own && member.incarnation_id == last);
         let is_due = self.raised_ms.is_none_or(|raised| now_ms >= raised.saturating_add(RAISE_INTERVAL_MS));
-        let may_raise = self.own == self.own_at_start || (is_own_store && is_due);
-        if !may_raise || last <= self.own.incarnation_id {
+        if !is_due || last <= self.own.incarnation_id {
             return false;
         }
         self.raised_ms = Some(now_ms);
@@ -233,7 +264,8 @@ impl Roster {
         let sender = hello.member_id();
         let addr = hello.address.parse::<Addr>().ok();
         let is_sender = |peer: &Peer| peer.member_id() == Some(sender);
-        let is_there = |peer: &Peer| peer.configured && Some(&peer.addr) == addr.as_ref();
+        let is_rival = addr.as_ref().is_some_and(|addr| self.is_rival(sender, &hello.address, addr));
+        let is_there = |peer: &Peer| peer.configured && !is_rival && Some(&peer.addr) == addr.as_ref();
         let number = self.number_of(is_sender).or_else(|| self.number_of(is_there))?;
         self.peers.get_mut(&number)
     }
@@ -647,11 +679,58 @@ mod tests {
         );
         assert_eq!(roster.members().get(before.member_id()), None);
         roster.learn_members(&message_listing(before.member_id(), 9, 1), NOW);
-        assert_eq!(roster.own(), &later, "the other store is alive: raising again would never end");
+        assert_eq!(roster.own(), &later, "the other store may be alive: it is raised once in a while");
         assert!(
             shown(&roster).iter().all(|(_, port)| *port != 1),
             "the store before is not shown beside this node"
         );
+    }
+
+    #[test]
+    fn a_store_that_others_claim_at_the_own_address_is_outranked_every_time() {
+        let mut own = Roster::new(hello(0, 1, 5, 1), &[], Membership::default());
+        let mut other = Roster::new(hello(8, 3, 1, 3), &[], Membership::default());
+        let (id, mut now) = (own.own().member_id(), NOW);
+        for store in 20..23_u8 {
+            let mut invented = message_listing(hello(0, store, 5, 1).member_id(), store, 1);
+            invented.members[0].1.forget_count = u16::from(store % 2);
+            other.learn_members(&invented, now);
+            assert_eq!(other.members().get(id), None, "it believes the later one");
+            own.learn_members(&invented, now);
+            assert!(own.members().get(id).is_some(), "no claim replaces the own store");
+            now += RAISE_INTERVAL_MS;
+            own.learn_members(&invented, now);
+            other.learn_members(&message_from(own.own().clone()), now);
+            assert!(other.members().get(id).is_some(), "store {store} is outranked");
+        }
+    }
+
+    /// A clock that was set to 2100 once: nobody believes that incarnation, and the next one begins today.
+    #[test]
+    fn an_incarnation_that_is_not_believed_is_not_outranked() {
+        let own = hello(0, 1, 5, 1);
+        let row = |open: u8| Member { incarnation_id: [open; 16], ..member_record(&own) };
+        let known = |open: u8| Members::from_iter([(own.member_id(), row(open))]);
+        let last = |open: u8| last_incarnation_id(&known(open), own.member_id(), &own.address, CLOCK_SET_MS);
+        assert_eq!((last(1), last(0xff)), (u128::from_be_bytes([1; 16]), 0));
+        let membership = Membership { members: known(0xff), ..Membership::default() };
+        let roster = Roster::new(own.clone(), &[], membership);
+        assert_eq!(roster.members().get(own.member_id()), Some(&row(5)));
+    }
+
+    #[test]
+    fn a_stored_incarnation_that_is_not_believed_any_more_is_replaced() {
+        let ahead = Member { incarnation_id: [0xff; 16], ..member_record(&hello(7, 2, 1, 2)) };
+        let members = Members::from_iter([
+            (hello(7, 2, 1, 2).member_id(), ahead.clone()),
+            (hello(8, 3, 1, 3).member_id(), Member { address: "127.0.0.1:3".into(), ..ahead }),
+        ]);
+        let mut roster = Roster::new(hello(0, 1, 1, 1), &[], Membership { members, ..Membership::default() });
+        for after in [hello(7, 2, 1, 2), hello(8, 4, 1, 3)] {
+            assert!(roster.learn_members(&message_from(after.clone()), CLOCK_SET_MS), "{after:?}");
+            assert_eq!(roster.members().get(after.member_id()), Some(&member_record(&after)));
+        }
+        assert_eq!(roster.members().count(), 3);
     }
 
     #[test]
