@@ -6,6 +6,7 @@
 //! for it until an operator starts or forgets that member. Times are milliseconds of a monotonic clock.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
 
 use super::write_ops::Maintenance;
 use crate::chain::ids::Origin;
@@ -23,12 +24,18 @@ pub const GIVE_UP_MS: u64 = 10_000;
 pub const GIVE_UP_ALONE_MS: u64 = 40_000;
 /// A request sent earlier after the damage was found does not count: what an earlier answer brought may not be written.
 const ASKED_AFTER_MS: u64 = GIVE_UP_MS / 2;
-/// Ranges requested in one exchange. Further ones are requested in the next.
+/// Ranges requested in one exchange. The next one continues after them: the first ones may be those that no peer has.
 const RANGES_MAX: usize = 256;
+/// Kinds of messages whose last range is kept. At the bound all begin with the first range again.
+const ASKED_MAX: usize = 1_024;
 
 /// The entries that are damaged or missing here.
 #[derive(Debug, Clone, Default)]
-pub struct Repair(BTreeMap<(Origin, u64), Missing>);
+pub struct Repair {
+    missing: BTreeMap<(Origin, u64), Missing>,
+    /// The last entry that was asked for, where not all fitted into one message.
+    asked: BTreeMap<AskedIn, (Origin, u64)>,
+}
 
 #[derive(Debug, Clone)]
 struct Missing {
@@ -36,6 +43,15 @@ struct Missing {
     since: u64,
     /// The members that have answered since and do not have it.
     lacking: BTreeSet<MemberId>,
+}
+
+/// Which messages ask a peer for entries: each kind continues where its last one ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum AskedIn {
+    /// Requests to the peer with this number.
+    Request(usize),
+    /// Answers to this member.
+    Answer(MemberId),
 }
 
 /// What a peer answered: `member`, to a request sent at `asked_ms`.
@@ -65,16 +81,20 @@ impl Repair {
         let gaps = logs.detached().map(|(origin, _)| (origin, logs.vector().seq(origin) + 1));
         let now: BTreeSet<_> = damage.chain(gaps).collect();
         // While repairs continue, nothing is given up: an exchange brings only a part of what may be missing.
-        let is_progressing = self.0.keys().any(|key| !now.contains(key));
-        let mut before = if is_progressing { BTreeMap::new() } else { std::mem::take(&mut self.0) };
+        let is_progressing = self.missing.keys().any(|key| !now.contains(key));
+        let mut before = if is_progressing { BTreeMap::new() } else { std::mem::take(&mut self.missing) };
         let new = || Missing { since: now_ms, lacking: BTreeSet::new() };
-        self.0 = now.into_iter().map(|key| (key, before.remove(&key).unwrap_or_else(new))).collect();
+        self.missing = now.into_iter().map(|key| (key, before.remove(&key).unwrap_or_else(new))).collect();
     }
 
     /// Damaged entries within our logs that this peer may have. Entries after a head are requested anyway.
-    pub fn ranges(&self, mine: &Vector, theirs: Option<&Vector>) -> Vec<EntryRange> {
+    pub fn ranges(&mut self, asked: AskedIn, mine: &Vector, theirs: Option<&Vector>) -> Vec<EntryRange> {
+        let after = self.asked.remove(&asked);
+        let bound = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let rest = self.missing.range((bound, Bound::Unbounded));
+        let before = after.into_iter().flat_map(|after| self.missing.range(..=after));
         let mut ranges: Vec<EntryRange> = Vec::new();
-        for (origin, seq) in self.0.keys().copied() {
+        for (origin, seq) in rest.chain(before).map(|(place, _)| *place) {
             let has_it = theirs.is_some_and(|theirs| holds(theirs, origin, seq));
             if !has_it || seq > mine.seq(origin) {
                 continue;
@@ -85,6 +105,10 @@ impl Repair {
             }
             if ranges.len() > RANGES_MAX {
                 ranges.pop();
+                if self.asked.len() >= ASKED_MAX {
+                    self.asked.clear();
+                }
+                self.asked.extend(ranges.last().map(|range| (asked, (range.origin, range.last))));
                 break;
             }
         }
@@ -99,7 +123,7 @@ impl Repair {
             let covers = |want: &EntryRange| want.origin == origin && (want.first..=want.last).contains(&seq);
             answer.wants.iter().any(covers)
         };
-        for ((origin, seq), missing) in &mut self.0 {
+        for ((origin, seq), missing) in &mut self.missing {
             let is_lacking = !holds(theirs, *origin, *seq) || is_asked(*origin, *seq);
             if is_lacking && answer.asked_ms >= missing.since + ASKED_AFTER_MS {
                 missing.lacking.insert(answer.member);
@@ -121,16 +145,19 @@ impl Repair {
             (Some(*origin) == own && is_due(missing, GIVE_UP_MS)).then_some(*origin)
         };
         let mut overdue: Vec<_> =
-            self.0.iter().find_map(damaged_own).map(Maintenance::Abandon).into_iter().collect();
+            self.missing.iter().find_map(damaged_own).map(Maintenance::Abandon).into_iter().collect();
         let after = if members.is_empty() { GIVE_UP_ALONE_MS } else { GIVE_UP_MS };
-        let mut cuts: BTreeMap<Origin, u64> = BTreeMap::new();
-        for ((origin, seq), missing) in self.0.iter().filter(|(_, missing)| is_due(missing, after)) {
+        // A log is cut at its first missing entry only: that may come from a member that is away, and a cut after it
+        // needs it. They are sorted.
+        let mut last = None;
+        for ((origin, seq), missing) in &self.missing {
+            let is_first = last.replace(*origin) != Some(*origin);
             let early = Fault::GiveUpEarly.is_planted() && is_due(missing, 6 * GIVE_UP_MS);
-            if early || members.iter().all(|member| missing.lacks(*member)) {
-                cuts.entry(*origin).or_insert(*seq); // the first of each log, for they are sorted
+            let is_lacked = early || members.iter().all(|member| missing.lacks(*member));
+            if is_first && is_due(missing, after) && is_lacked {
+                overdue.push(Maintenance::Cut(*origin, *seq));
             }
         }
-        overdue.extend(cuts.into_iter().map(|(origin, seq)| Maintenance::Cut(origin, seq)));
         overdue
     }
 
@@ -138,11 +165,11 @@ impl Repair {
     pub fn waiting_for(&self, member: Option<MemberId>, now_ms: u64) -> usize {
         let is_waiting =
             |missing: &&Missing| now_ms.saturating_sub(missing.since) >= GIVE_UP_MS && !missing.lacks(member);
-        self.0.values().filter(is_waiting).count()
+        self.missing.values().filter(is_waiting).count()
     }
 
     pub fn count(&self) -> usize {
-        self.0.len()
+        self.missing.len()
     }
 }
 
@@ -186,11 +213,51 @@ mod tests {
 
     #[test]
     fn a_peer_is_asked_for_what_it_may_have() {
-        let (repair, mine) = damaged(&[2, 3, 4, 7, 9, 12]);
-        let asked: Vec<_> =
-            repair.ranges(&mine, Some(&vector(8))).iter().map(|range| (range.first, range.last)).collect();
+        let (mut repair, mine) = damaged(&[2, 3, 4, 7, 9, 12]);
+        let asked: Vec<_> = repair
+            .ranges(AskedIn::Request(1), &mine, Some(&vector(8)))
+            .iter()
+            .map(|range| (range.first, range.last))
+            .collect();
         assert_eq!(asked, [(2, 4), (7, 7)]);
-        assert_eq!(repair.ranges(&mine, None), []);
+        assert_eq!(repair.ranges(AskedIn::Request(1), &mine, None), []);
+    }
+
+    /// The first ones may be those that nobody who answers can send.
+    #[test]
+    fn every_damaged_entry_is_asked_of_every_peer() {
+        let (list, mut logs) = (Damage::default(), Logs::default());
+        for seq in 1..=1_400 {
+            logs.assign(Leaf([0; 32]), 0, || A);
+            if seq % 2 == 1 {
+                list.add(A, seq);
+            }
+        }
+        let mut repair = Repair::default();
+        repair.update(&list, &logs, 1_000);
+        let kinds = [AskedIn::Request(1), AskedIn::Answer(member(1)), AskedIn::Request(2)];
+        let mut asked = vec![BTreeSet::new(); kinds.len()];
+        for _ in 0..3 {
+            for (kind, asked) in kinds.into_iter().zip(&mut asked) {
+                let ranges = repair.ranges(kind, logs.vector(), Some(&vector(1_400)));
+                assert_eq!(ranges.len(), RANGES_MAX);
+                asked.extend(ranges.iter().map(|range| range.first));
+            }
+        }
+        assert_eq!(asked.iter().map(BTreeSet::len).collect::<Vec<_>>(), [700; 3]);
+    }
+
+    /// A cut needs the hash before it, and the entry that waits may still come.
+    #[test]
+    fn a_log_is_cut_at_its_first_missing_entry_only() {
+        let (mut repair, _) = damaged(&[3, 7]);
+        let (members, asked) = ([Some(member(0)), Some(member(1))], 1_000 + ASKED_AFTER_MS);
+        repair.on_answer(&answer(0, asked, &[NINE], &vector(9)));
+        let seven = [EntryRange { origin: A, first: 7, last: 7 }];
+        repair.on_answer(&answer(1, asked, &seven, &vector(9)));
+        assert_eq!(cuts(&repair, &members, YEAR), [], "one member may have entry 3");
+        repair.on_answer(&answer(1, asked, &[NINE], &vector(9)));
+        assert_eq!(cuts(&repair, &members, YEAR), [(A, 3)]);
     }
 
     #[test]

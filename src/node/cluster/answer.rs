@@ -16,6 +16,7 @@ use crate::chain::sync::wire::{Malformed, SyncMessage};
 use crate::node::cluster::side_push;
 use crate::node::cluster::sync::{admit_runs, read_runs, take_new_store_id};
 use crate::node::{Node, now_ms};
+use crate::replica::repair::AskedIn;
 use crate::replica::{exchange, pace};
 use crate::serve;
 
@@ -112,7 +113,8 @@ pub async fn answer(node: &Node, mut request: SyncMessage, _bytes: Bytes) -> Res
     let wanted = exchange::reads_for(&request, &logs, responder.theirs());
     let runs = read_runs(node, wanted, budget).await;
     let runs = runs.map_err(|error| Problem::new(ErrorCode::StorageFailed, error))?;
-    let repairs = cluster.repairs_to_request(node, responder.theirs());
+    let repairs =
+        cluster.repairs_to_request(node, AskedIn::Answer(request.hello.member_id()), responder.theirs());
     let mut reply =
         exchange::answer(&mut responder, &logs, &request, runs, repairs, (cluster.hello(), now_ms()));
     cluster.add_members_to_reply(&request, &mut reply);

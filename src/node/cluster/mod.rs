@@ -37,7 +37,7 @@ use crate::node::cluster::peer::Peer;
 use crate::node::cluster::roster::{ForgetOutcome, Roster};
 use crate::node::cluster::sessions::SyncSessions;
 use crate::replica::committer::LOGS_MAX;
-use crate::replica::repair::{PeerAnswer, Repair};
+use crate::replica::repair::{AskedIn, PeerAnswer, Repair};
 use crate::replica::write_ops::{Maintenance, Rejection};
 
 /// A peer that sent a request within this time is expected to push its own log. After it, the log is pulled.
@@ -357,11 +357,16 @@ impl Cluster {
     }
 
     /// Damaged entries of this node that a peer with this vector may have undamaged.
-    pub fn repairs_to_request(&self, node: &Node, theirs: Option<&Vector>) -> Vec<EntryRange> {
+    pub fn repairs_to_request(
+        &self,
+        node: &Node,
+        asked: AskedIn,
+        theirs: Option<&Vector>,
+    ) -> Vec<EntryRange> {
         if node.store.log().damage().count() == 0 {
             return Vec::new();
         }
-        self.inspect_damage(node).ranges(node.logs().vector(), theirs)
+        self.inspect_damage(node).ranges(asked, node.logs().vector(), theirs)
     }
 
     /// Number of entries that are damaged or missing here, as far as found.

@@ -28,6 +28,7 @@ use crate::node::cluster::side_push;
 use crate::node::{Node, blocking, now_ms};
 use crate::replica::exchange::{Exchange, PlannedRequest, Reply, RunActions, Trigger};
 use crate::replica::pace::{self, Pace};
+use crate::replica::repair::AskedIn;
 use crate::replica::runs::{ReadRuns, Wanted};
 use crate::replica::write_ops::{Admitted, Maintenance, PeerRecords};
 use crate::replica::{forks, runs};
@@ -230,7 +231,7 @@ impl SyncClient {
         }
         self.begin_log_if_behind(node).await;
         let logs = node.logs();
-        let repairs = cluster.repairs_to_request(node, self.exchange.theirs());
+        let repairs = cluster.repairs_to_request(node, AskedIn::Request(self.number), self.exchange.theirs());
         let (number, rate) = (self.number, self.pull.rate());
         let skip = |origin| cluster.owner_pushes(origin) || !cluster.sessions().claim(origin, number, rate);
         let peer_has = |origin| cluster.peer_has(number, origin, &logs);

@@ -12,7 +12,7 @@ use chatchain::chain::sync::wire::{Run, SyncDecoder, SyncMessage};
 use chatchain::chain::sync::{NextExchange, Responder};
 use chatchain::chain::vector::Vector;
 use chatchain::replica::exchange::{self, PlannedRequest, Reply, Trigger};
-use chatchain::replica::repair::PeerAnswer;
+use chatchain::replica::repair::{AskedIn, PeerAnswer};
 use chatchain::replica::write_ops::{Admitted, Maintenance, PeerRecords};
 use chatchain::replica::{forks, pace, runs};
 
@@ -237,7 +237,7 @@ impl World {
         let damage = run.store.log().damage();
         run.repair.update(damage, &logs, now - run.started);
         let link = &mut run.links[peer];
-        let damaged = run.repair.ranges(logs.vector(), link.exchange.theirs());
+        let damaged = run.repair.ranges(AskedIn::Request(peer), logs.vector(), link.exchange.theirs());
         let (roster, started) = (&run.roster, run.started);
         let skip = |origin| {
             roster.borrow().owner_pushes(origin, now, started)
@@ -400,7 +400,8 @@ impl World {
             Err(error) => return self.storage_fails(node, &error.to_string()),
         };
         run.repair.update(run.store.log().damage(), &logs, now - run.started);
-        let damaged = run.repair.ranges(logs.vector(), responder.theirs());
+        let damaged =
+            run.repair.ranges(AskedIn::Answer(request.hello.member_id()), logs.vector(), responder.theirs());
         let reply =
             exchange::answer(&mut responder, &logs, &request, read, damaged, (run.hello.clone(), now));
         run.responders.insert(opening, responder);
