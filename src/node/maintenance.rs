@@ -12,6 +12,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 use super::{Node, blocking, now_ms};
 use crate::api::time::Time;
 use crate::chain::ids::Origin;
+use crate::chain::vector::Vector;
 use crate::replica::scrub::Scrub;
 use crate::replica::write_ops::Maintenance;
 use crate::store::StoreError;
@@ -84,16 +85,39 @@ async fn scrub_round(node: &Node, scrub: &mut Scrub) -> Result<(), String> {
     }
 }
 
+/// The logs whose cut was asked for because an entry is given up.
+#[derive(Debug, Default)]
+struct GivenUp(BTreeSet<(Origin, u64)>);
+
+impl GivenUp {
+    /// The cuts that are committed now: their entries are lost. `asked`: those that are asked for now. One that is not
+    /// asked for any more is forgotten: its entry came back.
+    fn committed(&mut self, asked: &BTreeSet<(Origin, u64)>, vector: &Vector) -> Vec<(Origin, u64)> {
+        self.0.extend(asked);
+        let cut_of = |origin| vector.cut_of(origin);
+        let lost = self.0.iter().filter(|(origin, seq)| cut_of(*origin) == Some(*seq)).copied().collect();
+        self.0.retain(|(origin, seq)| {
+            asked.contains(&(*origin, *seq)) && cut_of(*origin).is_none_or(|cut| cut > *seq)
+        });
+        lost
+    }
+}
+
 /// Abandons the own log while an entry of it is damaged, and cuts logs at damaged entries that no member has.
 async fn give_up_overdue_repairs(node: &Node) {
-    let mut seen = BTreeSet::new();
+    let (mut given_up, mut seen) = (GivenUp::default(), BTreeSet::new());
     loop {
         sleep(POLL_INTERVAL).await;
+        let mut asked = BTreeSet::new();
         for maintenance in node.cluster.overdue_repairs(node) {
             if let Maintenance::Cut(origin, seq) = maintenance {
-                node.cluster.incidents.add_lost(origin, seq);
+                asked.insert((origin, seq));
             }
             node.writer.maintain(maintenance).await;
+        }
+        for (origin, seq) in given_up.committed(&asked, node.logs().vector()) {
+            node.cluster.incidents.add_lost(origin, seq);
+            seen.clear(); // the branch that the entry is in may have been here before the cut
         }
         withdraw_losses(node, &mut seen).await;
     }
@@ -117,5 +141,23 @@ async fn withdraw_losses(node: &Node, seen: &mut BTreeSet<Origin>) {
     };
     if !new.is_empty() && blocking(reading).await.is_ok() {
         seen.extend(new);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_entry_is_lost_once_its_log_is_cut_there() {
+        let (mut given_up, mut vector) = (GivenUp::default(), Vector::default());
+        let (a, b, c) = (Origin([1; 16]), Origin([2; 16]), Origin([3; 16]));
+        assert_eq!(given_up.committed(&[(a, 3), (b, 3), (c, 3)].into(), &vector), []);
+        assert_eq!(given_up.committed(&[(a, 3), (c, 3)].into(), &vector), [], "entry 3 of b came back");
+        vector.cut(a, 3, None);
+        vector.cut(b, 3, None);
+        vector.cut(c, 2, None);
+        assert_eq!(given_up.committed(&BTreeSet::new(), &vector), [(a, 3)], "c was cut for another reason");
+        assert_eq!(given_up.committed(&BTreeSet::new(), &vector), [], "it is said once");
     }
 }

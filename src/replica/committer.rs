@@ -577,6 +577,21 @@ mod tests {
         assert_eq!(store.log().damage().count(), 0);
     }
 
+    /// Otherwise it would be copied again with each exchange that brings the cut.
+    #[test]
+    fn nothing_is_copied_while_a_cut_waits_for_a_damaged_entry_before_it() {
+        let dir = tempfile::tempdir().expect("temp dir");
+        let mut committer = open(&dir);
+        let origin = fill(&mut committer, 3_000);
+        overwrite(committer.store().log(), origin, 8, b"not a record");
+        write(&mut committer, vec![&Maintenance::Cut(origin, 12)], &[]);
+        finish(&mut committer);
+        assert_eq!(
+            (committer.logs().vector().cut_of(origin), committer.logs().vector().origins()),
+            (None, 1)
+        );
+    }
+
     #[test]
     fn repairs_of_a_log_that_is_cut_meanwhile_are_dropped() {
         let dir = tempfile::tempdir().expect("temp dir");

@@ -57,6 +57,9 @@ impl CutInProgress {
     /// Copies one piece. `true`: the cut is complete.
     pub(super) fn step(&mut self, staged: &mut Staged<'_>) -> Result<bool, StoreError> {
         let mut reader = staged.reader()?;
+        if !self.has_copied() {
+            self.head_before(&staged.logs, &mut reader)?; // if it is damaged, nothing is copied in vain
+        }
         let logs = &staged.logs;
         let last = logs.vector().seq(self.origin).max(logs.detached_until(self.origin).unwrap_or(0));
         let mut bytes = 0;
@@ -114,23 +117,27 @@ impl CutInProgress {
 
     /// Everything is copied: ends the log.
     fn finish(&self, staged: &mut Staged<'_>, reader: &mut LogReader) -> Result<bool, StoreError> {
+        let before = self.head_before(&staged.logs, reader)?;
+        staged.cut(self.origin, self.seq, before, self.drops_damaged);
+        Ok(true)
+    }
+
+    /// The head that the log has after the cut, and its stamp. `None`: no entry is left.
+    fn head_before(&self, logs: &Logs, reader: &mut LogReader) -> Result<Option<(Head, Stamp)>, StoreError> {
         let seq = self.seq - 1;
-        let span = staged.logs.vector().get(self.origin).copied();
-        let before = match span {
+        let span = logs.vector().get(self.origin).copied();
+        Ok(match span {
             Some(span) if span.holds(seq) && seq < span.head.seq => {
                 let entry = reader.get(self.origin, seq)?;
                 Some((Head { seq, hash: reader.hash_at(self.origin, span.floor, seq)? }, entry.stamp()))
             }
-            Some(span) if seq >= span.head.seq => staged.logs.last(self.origin),
+            Some(span) if seq >= span.head.seq => logs.last(self.origin),
             // No entry is left. The stamp of the floor is not known; it is before that of the first entry.
-            Some(span) if seq == span.floor.seq && seq > 0 => staged
-                .logs
-                .stamps(self.origin)
-                .map(|range| (span.floor, Stamp(range.first.0.saturating_sub(1)))),
+            Some(span) if seq == span.floor.seq && seq > 0 => {
+                logs.stamps(self.origin).map(|range| (span.floor, Stamp(range.first.0.saturating_sub(1))))
+            }
             _ => None,
-        };
-        staged.cut(self.origin, self.seq, before, self.drops_damaged);
-        Ok(true)
+        })
     }
 }
 
