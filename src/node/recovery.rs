@@ -1,4 +1,4 @@
-//! Owns opening a node's store: once at the start, and every second after it failed.
+//! Owns opening a node's store: once at the start, and every second after it failed; less often if that costs much.
 //!
 //! Called by `run`; calls `Store::open_with`. `store/recovery/open_rules` decides which policy follows which failure;
 //! this file has the thread, the timer and the trial process.
@@ -7,7 +7,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{ExitStatus, Stdio};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 use tokio::process::Command;
@@ -22,10 +22,19 @@ use crate::store::{OpenError, Store};
 
 /// Pause before each attempt to open a store that failed.
 const REOPEN_INTERVAL: Duration = Duration::from_secs(1);
+/// The longest such pause.
+const REOPEN_INTERVAL_MAX: Duration = Duration::from_secs(10 * 60);
 
 /// Signals that a process sends itself or gets for its own memory access; an operator or a service manager sends
 /// others.
 const CRASH_SIGNALS: [Signal; 3] = [Signal::ABORT, Signal::SEGV, Signal::BUS];
+
+/// The pause before the next attempt, after one that took so long. What fails because a disk is full may have read the
+/// whole log, and then waits longer.
+fn pause_after(error: &OpenError, took: Duration) -> Duration {
+    let growing = if error.is_unwritable() { took.saturating_mul(4) } else { REOPEN_INTERVAL };
+    growing.clamp(REOPEN_INTERVAL, REOPEN_INTERVAL_MAX)
+}
 
 pub type OpenedStore = (Arc<Store>, Logs);
 
@@ -76,10 +85,15 @@ impl StoreOpener {
     /// yet.
     pub async fn reopen(&mut self, slot: &NodeSlot) -> OpenedStore {
         loop {
-            tokio::time::sleep(REOPEN_INTERVAL).await;
+            tokio::time::sleep(pause).await;
+            let began = Instant::now();
             let why = match self.open().await {
+        let mut pause = REOPEN_INTERVAL;
                 Ok(Ok(opened)) => return opened,
-                Ok(Err(error)) => error.to_string(),
+                Ok(Err(error)) => {
+                    pause = pause_after(&error, began.elapsed());
+                    error.to_string()
+                }
                 Err(error) => error.to_string(),
             };
             tracing::error!(why, "the store does not open");
@@ -125,6 +139,18 @@ mod tests {
     #[track_caller]
     fn check(script: &str, want: bool) {
         let status = std::process::Command::new("/bin/sh").args(["-c", script]).status().expect("a shell");
+    #[test]
+    fn the_pause_grows_with_what_an_attempt_on_a_full_disk_costs() {
+        let pause = |number: i32, seconds| {
+            let source = std::io::Error::from_raw_os_error(number);
+            let error = OpenError::Io { path: "log.redb".into(), source };
+            pause_after(&error, Duration::from_secs(seconds)).as_secs()
+        };
+        let (disk_is_full, disk_fails) = (28, 5);
+        assert_eq!([0, 30, 6_000].map(|seconds| pause(disk_is_full, seconds)), [1, 120, 600]);
+        assert_eq!(pause(disk_fails, 30), 1, "it may pass within seconds");
+    }
+
         assert_eq!(has_crashed(status), want, "{script}: {status}");
     }
 

@@ -22,6 +22,9 @@ pub enum OpenError {
     /// This process had the store open, and its files are gone. No new store is made in their place.
     #[error("the store in {} is gone: the directory was removed, or its disk is not mounted; put it back, or restart the node to begin with an empty store", .0.display())]
     Gone(PathBuf),
+    /// The log is damaged, and the disk has no room for a new file of its records.
+    #[error("{} is damaged, and a new file of its intact records needs at least {needed} bytes, of which {free} are free: free the rest, or move the data directory to a larger disk", path.display())]
+    NoRoom { path: PathBuf, needed: u64, free: u64 },
     #[error("{} has format {found}, and this program reads format {known} only: use a chatchain of that format, or another data directory", path.display())]
     OtherFormat { path: PathBuf, found: u32, known: u32 },
     #[error("{} belongs to the network {found:?}, not to {wanted:?}; set `network` to that or use another data directory", path.display())]
@@ -45,7 +48,11 @@ impl OpenError {
     pub fn is_unwritable(&self) -> bool {
         let is_unwritable =
             |source| matches!(Errno::from_io_error(source), Some(Errno::NOSPC | Errno::DQUOT | Errno::ROFS));
-        matches!(self, OpenError::Io { source, .. } if is_unwritable(source))
+        match self {
+            OpenError::NoRoom { .. } => true,
+            OpenError::Io { source, .. } => is_unwritable(source),
+            _ => false,
+        }
     }
 
     /// Whether the disk failed to read or to write; the engine does not say which.

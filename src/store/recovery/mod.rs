@@ -163,6 +163,7 @@ impl Opening<'_> {
         if has_log {
             sources.insert(0, LOG.into());
         }
+        self.check_room(&sources)?;
         let accept_loss = self.policy == OpenPolicy::AcceptLoss;
         let salvaged = salvage(self.files, &sources, self.network, accept_loss)?;
         if has_log {
@@ -176,6 +177,18 @@ impl Opening<'_> {
         let (log, found) = opened.map_err(|not_open| not_open.error)?;
         let recovery = Some(Recovery { why, salvaged });
         Ok(OpenedLog { log, found, recovery, damaged_files: self.paths(&damaged) })
+    }
+
+    /// Fails if the disk certainly has no room for the records of these files, before all of them are read.
+    fn check_room(&self, sources: &[String]) -> Result<(), OpenError> {
+        let (mut needed, free) = (0, self.files.free_bytes());
+        for source in sources {
+            let path = || self.files.path(source);
+            let len = self.files.len(source).map_err(|source| OpenError::Io { path: path(), source })?;
+            needed = needed.max(len.unwrap_or(0) / 2); // a file grows in doublings: up to half of it may be empty
+        }
+        let path = self.files.path(LOG);
+        if free < needed { Err(OpenError::NoRoom { path, needed, free }) } else { Ok(()) }
     }
 
     fn paths(&self, names: &[String]) -> Vec<PathBuf> {
