@@ -20,6 +20,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use tokio::sync::{Semaphore, watch};
+use tokio_util::sync::CancellationToken;
 
 use crate::api::network::NodeId;
 use crate::chain::logs::Logs;
@@ -117,6 +118,16 @@ async fn blocking<T: Send + 'static, E: ToString + Send + 'static>(
         Ok(done) => done.map_err(|error| error.to_string()),
         Err(error) => Err(error.to_string()),
     }
+}
+
+/// The same for work that can take minutes. It ends early if it asks and nobody waits for the result any more.
+async fn blocking_while_awaited<T: Send + 'static, E: ToString + Send + 'static>(
+    work: impl FnOnce(&dyn Fn() -> bool) -> Result<T, E> + Send + 'static,
+) -> Result<T, String> {
+    let awaited = CancellationToken::new();
+    let ended = awaited.clone();
+    let _cancels_when_dropped = awaited.drop_guard();
+    blocking(move || work(&|| !ended.is_cancelled())).await
 }
 
 /// The wall clock, in Unix milliseconds. The only code that reads it.

@@ -69,13 +69,16 @@ impl StoreOpener {
         let opened = opened.map_err(|error| NodeError::Ended(format!("opening the store: {error}")))?;
         self.was_open |= opened.is_ok();
         match &opened {
-            Ok((store, logs)) => tracing::info!(
-                node = self.config.node_id,
-                store = %self.config.store_dir.display(),
-                messages = store.counts().messages,
-                origins = logs.vector().origins(),
-                "the store is open"
-            ),
+            Ok((store, logs)) => {
+                self.history.opened();
+                tracing::info!(
+                    node = self.config.node_id,
+                    store = %self.config.store_dir.display(),
+                    messages = store.counts().messages,
+                    origins = logs.vector().origins(),
+                    "the store is open"
+                );
+            }
             Err(error) => self.history.opening_failed(error),
         }
         Ok(opened)
@@ -84,11 +87,11 @@ impl StoreOpener {
     /// Opens the store again after it failed or did not open. Retries until it opens; the slot says why it does not
     /// yet.
     pub async fn reopen(&mut self, slot: &NodeSlot) -> OpenedStore {
+        let mut pause = REOPEN_INTERVAL;
         loop {
             tokio::time::sleep(pause).await;
             let began = Instant::now();
             let why = match self.open().await {
-        let mut pause = REOPEN_INTERVAL;
                 Ok(Ok(opened)) => return opened,
                 Ok(Err(error)) => {
                     pause = pause_after(&error, began.elapsed());
@@ -136,9 +139,6 @@ fn has_crashed(status: ExitStatus) -> bool {
 mod tests {
     use super::*;
 
-    #[track_caller]
-    fn check(script: &str, want: bool) {
-        let status = std::process::Command::new("/bin/sh").args(["-c", script]).status().expect("a shell");
     #[test]
     fn the_pause_grows_with_what_an_attempt_on_a_full_disk_costs() {
         let pause = |number: i32, seconds| {
@@ -151,6 +151,9 @@ mod tests {
         assert_eq!(pause(disk_fails, 30), 1, "it may pass within seconds");
     }
 
+    #[track_caller]
+    fn check(script: &str, want: bool) {
+        let status = std::process::Command::new("/bin/sh").args(["-c", script]).status().expect("a shell");
         assert_eq!(has_crashed(status), want, "{script}: {status}");
     }
 

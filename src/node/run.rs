@@ -84,7 +84,10 @@ pub async fn run(
         match failed {
             Err(ended) => break Err(ended),
             Ok(why) => {
-                store_opener.store_failed();
+                let (fault, read_failure) = (&current.node.writer.fault, current.node.store.read_failure());
+                if fault.is_suspect() || read_failure.is_some() {
+                    store_opener.store_failed();
+                }
                 incidents.add(format!("node {} opened its store again: {why}", config.node_id));
                 let failed = open_node.take().expect("ended just now");
                 slot.set(SlotState::Closed(why, Box::new(status::status(&failed.node))));
@@ -172,7 +175,10 @@ impl OpenNode {
             biased;
             why = fault.raised() => return Ok(why),
             polled = polled => match polled {
-                Ok(why) => return Ok(why),
+                Ok(why) => {
+                    fault.raise(why.clone());
+                    return Ok(why);
+                }
                 Err(ended) => ended,
             },
             ended = self.tasks.join_next() => match ended {

@@ -77,7 +77,7 @@ fn warnings(node: &Node) -> Vec<String> {
              reaches it can read and write everything"
         ));
     }
-    if node.writer.fault.is_raised() {
+    if node.writer.fault.is_suspect() {
         warnings.push(format!("node {node_id} cannot write to its disk"));
     }
     warnings.extend(store_warnings(&node.store, *node_id));

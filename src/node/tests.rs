@@ -627,6 +627,31 @@ async fn a_guest_exchanges_and_is_never_a_member() {
     assert!(!status::status(&bench.node).warnings.iter().any(|line| line.contains("store id")));
 }
 
+#[tokio::test]
+async fn a_new_store_id_says_nothing_against_the_store() {
+    let bench = Bench::new();
+    let copied = Hello { incarnation_id: [0; 16], ..bench.node.cluster.hello() };
+    let answered = answer::answer(&bench.node, SyncMessage { hello: copied, ..quiet() }, Bytes::new()).await;
+    answered.expect_err("it takes a new id");
+    let fault = &bench.node.writer.fault;
+    assert!(fault.is_raised() && !fault.is_suspect());
+    assert!(!status::status(&bench.node).warnings.iter().any(|line| line.contains("cannot write")));
+}
+
+#[tokio::test]
+async fn long_work_ends_once_nobody_waits_for_it() {
+    let (ended, end) = tokio::sync::oneshot::channel();
+    let work = blocking_while_awaited(move |is_awaited| {
+        let began = std::time::Instant::now();
+        while is_awaited() && began.elapsed() < std::time::Duration::from_secs(10) {
+            std::thread::yield_now();
+        }
+        ended.send(is_awaited())
+    });
+    tokio::time::timeout(std::time::Duration::from_millis(1), work).await.expect_err("it goes on");
+    assert_eq!(end.await, Ok(false));
+}
+
 /// What a request that is nearly right may do to a node: each is made of a seed and printed with it.
 #[tokio::test]
 async fn a_side_push_is_stored_and_says_nothing_of_what_else_its_sender_has() {

@@ -12,13 +12,15 @@ use crate::chain::sync::wire::Run;
 use crate::chain::vector::Head;
 use crate::store::{Store, StoreError};
 
-/// Compares a peer's entry with ours. Verifies our own entries before it reports a fork.
+/// Compares a peer's entry with ours. Verifies our own entries before it reports a fork; that read ends early once
+/// `is_awaited` is false.
 pub fn judge(
     store: &Store,
     logs: &Logs,
     origin: Origin,
     bisection: Bisection,
     run: &Run,
+    is_awaited: &dyn Fn() -> bool,
 ) -> Result<BisectionOutcome, StoreError> {
     let (asked, theirs) = (run.before.seq + 1, &run.entries[0]);
     // The first hash is no claim of the peer: it follows from the type of its log.
@@ -41,6 +43,7 @@ pub fn judge(
         BisectionOutcome::Inconclusive => asked,
     };
     // This read also lists what is damaged here.
-    let is_ours_intact = undamaged(store.log().matches_chain(origin, span.floor, seq))?.unwrap_or(false);
+    let is_ours_intact =
+        undamaged(store.log().matches_chain(origin, span.floor, seq, is_awaited))?.unwrap_or(false);
     Ok(if is_ours_intact { outcome } else { BisectionOutcome::Inconclusive })
 }

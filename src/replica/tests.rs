@@ -272,8 +272,8 @@ impl Replica {
         let admitted = self.take(&actions.runs, theirs.as_ref());
         self.exchange.on_admitted(&admitted, now_ms);
         for (origin, bisection, run) in actions.probes {
-            let outcome =
-                forks::judge(&store, self.committer.logs(), origin, bisection, &run).expect("reads");
+            let outcome = forks::judge(&store, self.committer.logs(), origin, bisection, &run, &|| true)
+                .expect("reads");
             let cut = self.exchange.on_bisected(origin, outcome, now_ms);
             self.maintain(cut.as_slice());
         }

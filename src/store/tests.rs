@@ -13,6 +13,7 @@ use crate::chain::ids::Leaf;
 use crate::chain::kind::{EntryKind, LogType};
 use crate::chain::message::{Content, Message, UncheckedMessage};
 use crate::chain::record::Entry;
+use crate::chain::vector::Head;
 use crate::store::engine::files;
 use crate::store::history::listing::{Listing, Skips, damaged_between};
 use crate::store::index::IndexOverlay;
@@ -470,6 +471,46 @@ fn an_entry_that_was_damaged_while_the_index_was_built_is_indexed_after_its_repa
     let bench = Bench::open(dir.path());
     assert!((0..40).all(|id| bench.first(id).is_some()));
     assert_eq!(bench.store.counts().messages, 40);
+}
+
+#[test]
+fn comparing_a_log_with_its_chain_ends_once_nobody_waits_for_it() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    let mut bench = Bench::open(dir.path());
+    bench.send(&numbered(0..1_500));
+    let origin = bench.first(0).expect("is there").key.origin;
+    let log = bench.store.log();
+    let floor = Head::genesis(origin, LogType::MESSAGES);
+    let pieces = std::cell::Cell::new(0);
+    let matches = |most| {
+        log.matches_chain(origin, floor, 1_500, &|| {
+            pieces.set(pieces.get() + 1);
+            pieces.get() <= most
+        })
+    };
+    assert!(matches(2).expect("reads"));
+    assert!(matches!(matches(3), Err(StoreError::Closed)));
+}
+
+/// Otherwise the records are read and written each second, until the disk is full.
+#[test]
+fn a_salvage_begins_only_if_the_disk_may_have_room_for_it() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    let mut bench = Bench::open(dir.path());
+    bench.send(&numbered(0..50));
+    drop(bench);
+    let path = dir.path().join(files::LOG);
+    let mut bytes = std::fs::read(&path).expect("reads");
+    bytes[..4_096].fill(0);
+    std::fs::write(&path, bytes).expect("writes");
+    let files = LargeFiles::new(dir.path(), Latched::Never);
+    let open = || Store::open_in(&files, "test", NOW, OpenPolicy::Default);
+    files.free_bytes.store(1 << 30, Ordering::Relaxed);
+    let error = open().map(|_| ()).expect_err("has no room");
+    assert!(error.is_transient() && error.is_unwritable(), "{error}");
+    assert!(error.to_string().contains(&(1 << 30).to_string()), "{error}");
+    files.free_bytes.store(u64::MAX, Ordering::Relaxed);
+    assert_eq!(open().expect("salvages").0.counts().messages, 50);
 }
 
 #[test]

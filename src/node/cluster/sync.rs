@@ -25,7 +25,7 @@ use crate::chain::vector::{LogSpan, Vector};
 use crate::client::SILENCE_MAX;
 use crate::node::cluster::arriving_answer::ArrivingAnswer;
 use crate::node::cluster::side_push;
-use crate::node::{Node, blocking, now_ms};
+use crate::node::{Node, blocking, blocking_while_awaited, now_ms};
 use crate::replica::exchange::{Exchange, PlannedRequest, Reply, RunActions, Trigger};
 use crate::replica::pace::{self, Pace};
 use crate::replica::repair::AskedIn;
@@ -348,7 +348,10 @@ impl SyncClient {
         let mut progress = new > 0;
         for (origin, bisection, run) in actions.probes {
             let (store, logs) = (node.store.clone(), node.logs());
-            let outcome = blocking(move || forks::judge(&store, &logs, origin, bisection, &run)).await?;
+            let outcome = blocking_while_awaited(move |is_awaited| {
+                forks::judge(&store, &logs, origin, bisection, &run, is_awaited)
+            })
+            .await?;
             progress = true; // each step of a bisection halves its range or ends it
             if let Some(maintenance) = self.exchange.on_bisected(origin, outcome, now_ms) {
                 if let Maintenance::Cut(origin, _) = maintenance {
@@ -440,7 +443,10 @@ pub(super) async fn take_new_store_id(node: &Node, peer: &str) {
     let store = node.store.clone();
     let renewed = blocking(move || store.renew_id()).await;
     let copied = |()| format!("{peer} runs with a copy of it, so it took a new store id");
-    node.writer.fault.raise(renewed.map_or_else(|error| error, copied));
+    match renewed.map(copied) {
+        Ok(why) => node.writer.fault.raise_for_new_id(why),
+        Err(error) => node.writer.fault.raise(error),
+    }
 }
 
 /// Reads the records that a message of an exchange carries.

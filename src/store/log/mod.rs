@@ -161,10 +161,19 @@ impl LogFile {
     }
 
     /// Whether the entries of a log up to `last` match the stored checkpoints of the chain. Reads all of them, so a
-    /// damaged one is an error.
-    pub fn matches_chain(&self, origin: Origin, floor: Head, last: u64) -> Result<bool, StoreError> {
+    /// damaged one is an error. Of a long log that takes minutes: it ends early once `is_awaited` is false.
+    pub fn matches_chain(
+        &self,
+        origin: Origin,
+        floor: Head,
+        last: u64,
+        is_awaited: &dyn Fn() -> bool,
+    ) -> Result<bool, StoreError> {
         let (mut hash, mut next) = (floor.hash, floor.seq + 1);
         while next <= last {
+            if !is_awaited() {
+                return Err(StoreError::Closed);
+            }
             let mut reader = self.read()?;
             for entry in reader.forward(origin, next, last, ReadLimit { rows: 1_000, bytes: 1 << 20 })? {
                 hash = hash.next(next, entry.stamp(), entry.leaf());

@@ -5,11 +5,11 @@
 //! | what happened before | the store opens with | what the operator reads |
 //! |---|---|---|
 //! | 5 openings in a row in this process met a disk error (and again after each 5 more) | `AcceptLoss` | warning: its store was damaged, with the number of unreadable bytes |
-//! | an opening, a read or a write failed in this process | `FullCheck` | a warning that the node opened its store again, and why; at its start, log lines |
+//! | an opening, a read or a write failed since the last opening that worked in this process | `FullCheck` | a warning that the node opened its store again, and why; at its start, log lines |
 //! | 2 full checks in a row crashed or were killed; a trial process crashes on the log, too | `SalvageLog` | warning: its log was damaged |
 //! | 2 full checks in a row crashed or were killed; a trial process does not crash | `RebuildIndex` | warning: the log was in order, the index was rebuilt |
 //! | 2 unclean exits in a row (a crash or a kill) | `FullCheck` | a log line; a warning if anything was damaged |
-//! | a clean stop, or a single crash or kill | `Default` | nothing |
+//! | a clean stop, a single crash or kill, or a new store id | `Default` | nothing |
 
 use crate::store::{OpenError, OpenPolicy};
 
@@ -44,7 +44,7 @@ pub struct OpenHistory {
     /// nothing else, crashed by itself. One that reports an error, is killed or cannot be started says nothing against
     /// the log.
     pub trial_crashed: Option<bool>,
-    /// An opening, a read or a write failed in this process.
+    /// An opening, a read or a write failed since the last opening that worked in this process.
     has_failed: bool,
     /// Openings in a row in this process that failed with a disk error.
     disk_errors: u32,
@@ -59,6 +59,11 @@ impl OpenHistory {
     /// The store failed while it was open.
     pub fn store_failed(&mut self) {
         (self.has_failed, self.disk_errors) = (true, 0);
+    }
+
+    /// The store is open: what happened before is dealt with.
+    pub fn opened(&mut self) {
+        *self = OpenHistory::default();
     }
 
     pub fn opening_failed(&mut self, error: &OpenError) {
@@ -142,6 +147,17 @@ mod tests {
         assert!(policies_after(&[DISK_IS_FULL; 9]).iter().all(is_check));
         let errors = [[DISK_FAILS; 4].as_slice(), &[DISK_IS_FULL], &[DISK_FAILS; 4]].concat();
         assert!(policies_after(&errors).iter().all(is_check));
+    }
+
+    #[test]
+    fn an_opening_that_works_ends_what_happened_before() {
+        let mut history = OpenHistory { trial_crashed: Some(true), ..exits(7, 2) };
+        for _ in 0..2 {
+            history.opened();
+            assert_eq!(history.next_policy(), OpenPolicy::Default);
+            history.store_failed();
+            assert_eq!(history.next_policy(), OpenPolicy::FullCheck);
+        }
     }
 
     #[test]

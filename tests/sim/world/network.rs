@@ -514,7 +514,7 @@ impl World {
         for (origin, bisection, run) in actions.probes {
             let up = self.machines[node].up.as_ref().expect("is up");
             let (store, logs) = (up.store.clone(), up.committer.logs().clone());
-            let outcome = match forks::judge(&store, &logs, origin, bisection, &run) {
+            let outcome = match forks::judge(&store, &logs, origin, bisection, &run, &|| true) {
                 Ok(outcome) => outcome,
                 Err(error) => {
                     self.storage_fails(node, &error.to_string());
