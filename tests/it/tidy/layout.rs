@@ -18,6 +18,7 @@ pub const SOURCES: &[Folder] = &[
     ("node", "How does a node start, run, recover and stop?"),
     ("node/cluster", "Which peers does a node have, and when does it exchange with them?"),
     ("node/http", "How does a node answer each request?"),
+    ("node/tests", "What may a hostile peer not do to a node?"),
     ("node/writer", "How do requests become commits?"),
     ("output", "How is text laid out and printed?"),
     ("proxy", "How does the proxy answer a request by way of a node?"),
