@@ -29,7 +29,7 @@ const STAMP: u64 = 1_700_000_000_000 << 16;
 struct Bench {
     node: Node,
     serving: tokio::task::JoinSet<()>,
-    _dir: TempDir,
+    dir: TempDir,
 }
 
 impl Bench {
@@ -72,7 +72,7 @@ impl Bench {
             live_feed: Arc::new(LiveFeed::new(CancellationToken::new())),
             limits: Limits::new(),
         };
-        Bench { node, serving: tokio::task::JoinSet::new(), _dir: dir }
+        Bench { node, serving: tokio::task::JoinSet::new(), dir }
     }
 
     async fn answer(&self, request: SyncMessage) -> SyncMessage {

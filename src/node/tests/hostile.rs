@@ -10,6 +10,7 @@ use crate::store::history::listing::Listing;
 
 const SEEDS: u64 = 40;
 const REQUESTS: u64 = 50;
+const EXCHANGES: u64 = 30;
 /// An answer takes milliseconds; a machine that is busy with other tests needs longer.
 const ANSWER_MAX: std::time::Duration = std::time::Duration::from_secs(5);
 
@@ -102,7 +103,7 @@ fn any_members(rng: &mut Rng) -> Vec<(MemberId, Member)> {
     (0..rng.usize(..40)).map(|_| member(rng)).collect()
 }
 
-fn any_request(rng: &mut Rng, own: Origin, log: &Log) -> Vec<u8> {
+fn any_message(rng: &mut Rng, own: Origin, log: &Log) -> SyncMessage {
     let mut hello = hello(rng.u16(2..6));
     hello.is_guest = rng.u8(..5) == 0;
     hello.incarnation_id = [[0; 16], [1; 16], [0xff; 16]][rng.usize(..3)];
@@ -123,7 +124,12 @@ fn any_request(rng: &mut Rng, own: Origin, log: &Log) -> Vec<u8> {
     request.runs = (0..rng.usize(..4)).map(|_| any_run(rng, own, log)).collect();
     request.members_digest = rng.bool().then(|| [rng.u8(..); 8]);
     request.members = any_members(rng);
-    let mut bytes = request.encode();
+    request
+}
+
+/// The bytes of a message, or what an accident leaves of them.
+fn spoiled(rng: &mut Rng, message: &SyncMessage) -> Vec<u8> {
+    let mut bytes = message.encode();
     // Beyond the head: another network, or our own store id, is another story.
     let from = bytes.len().min(90);
     match rng.u8(..4) {
@@ -167,6 +173,23 @@ struct Tally {
     own_log_cut: usize,
 }
 
+/// Every honest message is listed once. A listing that meets a cut asks to be begun again.
+fn check_listed(bench: &Bench, honest: &[u128], when: &str) {
+    let counts = (0..100).find_map(|_| listed(bench, honest));
+    assert_eq!(counts, Some(vec![1; honest.len()]), "{when}");
+}
+
+/// What peers sent is bounded, and was not taken for damage.
+fn check_bounds(bench: &Bench, seed: u64) {
+    let roster = bench.node.cluster.roster();
+    assert!(roster.members().count() <= MEMBERS_MAX, "seed {seed}");
+    assert!(roster.numbers().len() <= MEMBERS_MAX, "seed {seed}");
+    drop(roster);
+    assert_eq!(bench.node.store.log().damage().count(), 0, "seed {seed}: what is sent is no damage");
+    assert_eq!(bench.node.store.read_failure(), None, "seed {seed}");
+    assert!(bench.node.cluster.warnings(&bench.node).len() < 100, "seed {seed}");
+}
+
 async fn attack(seed: u64, tally: &mut Tally) {
     let (mut rng, bench, log) = (Rng::with_seed(seed), Bench::new(), Log::new(X, 60, 1, "theirs"));
     let mut honest: Vec<u128> = (1_000..1_020).collect();
@@ -176,7 +199,8 @@ async fn attack(seed: u64, tally: &mut Tally) {
     }
     bench.push(&log, 1, 40, 40).await;
     for request in 0..REQUESTS {
-        let bytes = Bytes::from(any_request(&mut rng, own, &log));
+        let message = any_message(&mut rng, own, &log);
+        let bytes = Bytes::from(spoiled(&mut rng, &message));
         if let Ok(decoded) = SyncMessage::decode(&bytes) {
             tally.answered += 1;
             let answer = answer::answer(&bench.node, decoded, bytes);
@@ -192,20 +216,12 @@ async fn attack(seed: u64, tally: &mut Tally) {
             tally.own_log_cut += usize::from(bench.node.logs().vector().cut_of(own).is_some());
             own = bench.send(id).await.origin;
             honest.push(id);
-            // A listing that meets a cut asks to be begun again.
-            let counts = (0..100).find_map(|_| listed(&bench, &honest));
-            assert_eq!(counts, Some(vec![1; honest.len()]), "seed {seed}, request {request}");
+            check_listed(&bench, &honest, &format!("seed {seed}, request {request}"));
         }
     }
     tally.entries += bench.node.logs().vector().entries();
     tally.cuts += bench.node.logs().vector().cuts().count();
-    let roster = bench.node.cluster.roster();
-    assert!(roster.members().count() <= MEMBERS_MAX, "seed {seed}");
-    assert!(roster.numbers().len() <= MEMBERS_MAX, "seed {seed}");
-    drop(roster);
-    assert_eq!(bench.node.store.log().damage().count(), 0, "seed {seed}: what is sent is no damage");
-    assert_eq!(bench.node.store.read_failure(), None, "seed {seed}");
-    assert!(bench.node.cluster.warnings(&bench.node).len() < 100, "seed {seed}");
+    check_bounds(&bench, seed);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -217,4 +233,244 @@ async fn a_node_survives_requests_that_are_nearly_right_and_loses_nothing() {
     let Tally { answered, malformed, entries, cuts, own_log_cut } = tally;
     assert!(answered > 300 && malformed > 100 && cuts > 20 && own_log_cut > 5, "{tally:?}");
     assert!(entries > 70 * SEEDS, "{tally:?}");
+}
+
+/// Zeros, or a run of tiny entries: how long they are unpacked, and packed.
+static BOMBS: std::sync::LazyLock<Vec<(usize, Vec<u8>)>> = std::sync::LazyLock::new(|| {
+    let bomb = |(length, is_run): (usize, bool)| {
+        let mut raw = vec![0; length];
+        if is_run {
+            let run_head = 16 + LogType::BYTES + 8 + 32 + 32;
+            raw[0] = 4; // a run
+            raw[1..5].copy_from_slice(&u32::try_from(length - 5).expect("fits").to_be_bytes());
+            let entry = [1, 0, 1, 0]; // its kind, the length of its account, its stamp, the length of its content
+            let bytes = raw[5 + run_head..].iter_mut().zip(entry.iter().cycle());
+            bytes.for_each(|(byte, value)| *byte = *value);
+        }
+        (length, zstd::bulk::compress(&raw, 1).expect("compresses"))
+    };
+    let kinds = [1 << 16, 1 << 20, 16 << 20, 40 << 20].map(|length| [(length, false), (length, true)]);
+    kinds.into_iter().flatten().map(bomb).collect()
+});
+
+/// A peer that answers every exchange with something else.
+struct Answerer {
+    rng: Rng,
+    /// The log that the node appends to.
+    own: Origin,
+    log: Log,
+    /// Answers that were well-formed.
+    whole: usize,
+}
+
+impl Answerer {
+    fn answer(&mut self, request: &SyncMessage) -> Vec<u8> {
+        let mut message = any_message(&mut self.rng, self.own, &self.log);
+        message.hello.is_guest = self.rng.u8(..10) == 0;
+        message.hello.node_id = self.rng.u16(2..4);
+        message.runs.extend(request.wants.iter().take(4).map(|want| self.false_run(want)));
+        let bytes = match self.rng.u8(..10) {
+            0 => self.bomb(message),
+            1 => (0..self.rng.usize(..300)).map(|_| self.rng.u8(..)).collect(),
+            2 => spoiled(&mut self.rng, &message),
+            _ => message.encode(),
+        };
+        self.whole += usize::from(SyncMessage::decode(&bytes).is_ok());
+        bytes
+    }
+
+    /// One entry for a range that the node asked for: that of the log X, or a forged one.
+    fn false_run(&mut self, want: &EntryRange) -> Run {
+        if want.origin == X && want.first <= 60 && self.rng.bool() {
+            return self.log.run(want.first, want.first);
+        }
+        let content = content(self.rng.u128(..60), "forged");
+        let key = EntryKey { stamp: Stamp(STAMP), origin: want.origin, seq: want.first };
+        let entry = Entry::new(key, EntryKind::Message, Digest::of(EntryKind::Message, &content), &content);
+        let hash = any_hash(&mut self.rng, &self.log, want.first - 1);
+        let genesis = Head::genesis(want.origin, LogType::MESSAGES);
+        let before = if want.first == 1 { genesis } else { Head { seq: want.first - 1, hash } };
+        let (log_type, entries) = (LogType::MESSAGES, vec![entry]);
+        Run { origin: want.origin, log_type, before, entries, is_damaged: false }
+    }
+
+    /// A message with sections of runs that are short packed and long unpacked. Their length is named truly or not.
+    fn bomb(&mut self, message: SyncMessage) -> Vec<u8> {
+        const PACKED: u8 = 8;
+        let (length, frame) = &BOMBS[self.rng.usize(..BOMBS.len())];
+        let named = u32::try_from([*length, 100, 16 << 20][self.rng.usize(..3)]).expect("fits");
+        let section = [&named.to_be_bytes(), frame.as_slice()].concat();
+        let mut bytes = SyncMessage { runs: Vec::new(), ..message }.encode();
+        for _ in 0..self.rng.usize(1..4) {
+            bytes.push(PACKED);
+            bytes.extend_from_slice(&u32::try_from(section.len()).expect("is short").to_be_bytes());
+            bytes.extend_from_slice(&section);
+        }
+        bytes
+    }
+
+    /// The answer as it comes: at once, in small parts, or without an end.
+    fn body(&mut self, bytes: Vec<u8>) -> axum::body::Body {
+        let size = self.rng.usize(1..200);
+        let parts: Vec<Bytes> = bytes.chunks(size).map(Bytes::copy_from_slice).collect();
+        let parts = futures_util::stream::iter(parts).then(|part| async {
+            tokio::task::yield_now().await;
+            Ok::<_, std::io::Error>(part)
+        });
+        // A section that a newer program might have, again and again.
+        let mut unknown = vec![7; 5 + 0xfffb];
+        unknown[..5].copy_from_slice(&[99, 0, 0, 0xff, 0xfb]);
+        let unknown = Bytes::from(unknown);
+        match self.rng.u8(..20) {
+            0 => {
+                let endless = futures_util::stream::repeat_with(move || Ok(unknown.clone()));
+                axum::body::Body::from_stream(parts.chain(endless))
+            }
+            1..4 => axum::body::Body::from_stream(parts),
+            _ => axum::body::Body::from(bytes),
+        }
+    }
+}
+
+async fn serve_answers(
+    answerer: Arc<std::sync::Mutex<Answerer>>,
+    bench: &mut Bench,
+) -> crate::config::ConfiguredPeer {
+    let handler = |body: Bytes| async move {
+        let request = SyncMessage::decode(&body).expect("a node sends what is well-formed");
+        let mut answerer = answerer.lock().expect("no panic with the lock");
+        let bytes = answerer.answer(&request);
+        let headers = [(axum::http::header::CONTENT_TYPE, crate::api::media::BINARY)];
+        axum::response::IntoResponse::into_response((headers, answerer.body(bytes)))
+    };
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("binds");
+    let addr = listener.local_addr().expect("is bound").into();
+    let router = axum::Router::new().route(crate::api::path::SYNC, axum::routing::post(handler));
+    bench.serving.spawn(crate::serve::serve(listener, router, None, CancellationToken::new()));
+    crate::config::ConfiguredPeer { node_id: None, addr }
+}
+
+/// What came of the answers of some seeds.
+#[derive(Debug, Default)]
+struct AnswersTally {
+    whole: usize,
+    failed: usize,
+    entries: u64,
+    cuts: usize,
+}
+
+async fn attack_with_answers(seed: u64, tally: &mut AnswersTally) {
+    let log = Log::new(X, 60, 1, "theirs");
+    let answerer = Answerer { rng: Rng::with_seed(seed), own: X, log, whole: 0 };
+    let answerer = Arc::new(std::sync::Mutex::new(answerer));
+    let mut server = Bench::new(); // its tasks serve the answers
+    let peer = serve_answers(answerer.clone(), &mut server).await;
+    let bench = Bench::with_peers(vec![peer]);
+    let (mut client, mut honest) = (sync::SyncClient::new(0), Vec::new());
+    let (friend, log) = (Log::new(origin(77), EXCHANGES, 1, "a friend's"), Log::new(X, 60, 1, "theirs"));
+    bench.push(&log, 1, 40, 40).await;
+    for exchange in 0..EXCHANGES {
+        if exchange % 4 == 0 {
+            let id = u128::from(1_000 + exchange);
+            let own = bench.send(id).await.origin;
+            answerer.lock().expect("no panic with the lock").own = own;
+            honest.push(id);
+        }
+        let exchanged = client.exchange(&bench.node, exchange % 3 == 0);
+        let exchanged = tokio::time::timeout(ANSWER_MAX, exchanged).await;
+        let exchanged = exchanged.unwrap_or_else(|_| panic!("seed {seed}: exchange {exchange} does not end"));
+        tally.failed += usize::from(exchanged.is_err());
+        if exchange % 10 == 9 {
+            let (seq, when) = (exchange + 1, format!("seed {seed}, exchange {exchange}"));
+            let pushed = bench.push(&friend, seq - 9, seq, seq);
+            tokio::time::timeout(ANSWER_MAX, pushed).await.unwrap_or_else(|_| panic!("{when}: no answer"));
+            assert_eq!(bench.seq(origin(77)), seq, "{when}: an honest peer's entries are stored");
+            check_listed(&bench, &honest, &when);
+        }
+    }
+    tally.whole += answerer.lock().expect("no panic with the lock").whole;
+    tally.entries += bench.node.logs().vector().entries();
+    tally.cuts += bench.node.logs().vector().cuts().count();
+    check_bounds(&bench, seed);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_survives_answers_that_are_nearly_right_and_loses_nothing() {
+    let mut tally = AnswersTally::default();
+    for seed in 0..SEEDS {
+        attack_with_answers(seed, &mut tally).await;
+    }
+    let AnswersTally { whole, failed, entries, cuts } = tally;
+    assert!(whole > 400 && failed > 100 && cuts > 20, "{tally:?}");
+    assert!(entries > 80 * SEEDS, "{tally:?}");
+}
+
+/// Prints a step of a measurement: its time, the memory of this process now and at most, and the size of the log file.
+fn say(step: &str, began: std::time::Instant, bench: &Bench) {
+    let took = began.elapsed().as_secs_f64();
+    let status = std::fs::read_to_string("/proc/self/status").expect("Linux");
+    let memory = status.lines().filter(|line| line.starts_with("VmRSS") || line.starts_with("VmHWM"));
+    let memory = memory.collect::<Vec<_>>().join(", ").split_whitespace().collect::<Vec<_>>().join(" ");
+    let file = bench.node.store.log_file_bytes() >> 20;
+    let line = format!("{step}: {took:.2} s, {memory}, log.redb {file} MB\n");
+    std::io::Write::write_all(&mut std::io::stderr(), line.as_bytes()).expect("writes");
+}
+
+/// What as many invented logs cost as a peer may begin at once. Run it alone, with `--ignored --nocapture`.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "a measurement"]
+async fn cost_of_65_536_invented_logs() {
+    let (bench, now) = (Bench::new(), std::time::Instant::now);
+    bench.send(1).await;
+    say("one message", now(), &bench);
+    let name =
+        |n: u32| Origin([n.to_be_bytes(), [1; 4], [2; 4], [3; 4]].concat().try_into().expect("16 bytes"));
+    let began = now();
+    for first in (0..65_536).step_by(4_096) {
+        let run = |n: u32| {
+            let mut log = Log::new(name(n), 1, 1, "");
+            log.contents[0] = content(u128::from(n) + 10, "old");
+            log.run(1, 1)
+        };
+        let runs = (first..first + 4_096).map(run);
+        bench.answer(SyncMessage { runs: runs.collect(), ..quiet() }).await;
+    }
+    assert_eq!(bench.node.logs().vector().origins(), 65_537);
+    say("stored", began, &bench);
+    let began = now();
+    bench.send(2).await;
+    say("a message sent", began, &bench);
+    let began = now();
+    let answer = bench.answer(SyncMessage { need_full: true, ..quiet() }).await.encode().len();
+    say(&format!("an answer with all heads, {answer} bytes"), began, &bench);
+    let began = now();
+    let digest = short(Vector::default().digest());
+    let nothing = Heads { base: None, changes: Vec::new(), cuts: Vec::new() };
+    let request = SyncMessage { wants_any: true, need_full: true, digest, heads: Some(nothing), ..quiet() };
+    let reply = bench.answer(request).await;
+    let (runs, bytes) = (reply.runs.len(), reply.encode().len());
+    say(&format!("an answer with all heads and {runs} logs, {bytes} bytes"), began, &bench);
+    let began = now();
+    while bench.node.store.flush_index().expect("indexes") {}
+    say("indexed", began, &bench);
+    for (backward, most) in [(true, 50), (false, usize::MAX)] {
+        let began = now();
+        let (logs, filter) = (Arc::new(Logs::clone(&bench.node.logs())), Filter::default());
+        let mut listing = Listing::new(&bench.node.store, logs, filter, None, backward).expect("lists");
+        let mut count = 0;
+        while !listing.is_done() && count < most {
+            count += listing.next_chunk(most).expect("lists").len();
+        }
+        say(&format!("{count} messages listed"), began, &bench);
+    }
+    let copy = tempfile::tempdir().expect("temp dir");
+    for file in std::fs::read_dir(bench.dir.path()).expect("lists").flatten() {
+        std::fs::copy(file.path(), copy.path().join(file.file_name())).expect("copies");
+    }
+    for step in ["opened as after a crash", "opened again"] {
+        let began = now();
+        let (store, _) = Store::open(copy.path(), "test", now_ms()).expect("opens");
+        say(step, began, &bench);
+        store.commit_for_fast_open().expect("commits");
+    }
 }
