@@ -271,9 +271,11 @@ impl BadPeer {
     pub fn encode(&mut self, message: &SyncMessage) -> Vec<u8> {
         let mut bytes = message.encode();
         for hash in std::mem::take(&mut self.spoils) {
-            // Short runs are not packed, so their bytes are found.
-            let at = bytes.windows(hash.0.len()).position(|window| window == hash.0);
-            bytes[at.expect("a spoiled run is short")] ^= 1;
+            // Short runs are hardly ever packed, so their bytes are found. Otherwise nothing is sent.
+            let Some(at) = bytes.windows(hash.0.len()).position(|window| window == hash.0) else {
+                return SyncMessage { runs: Vec::new(), ..message.clone() }.encode();
+            };
+            bytes[at] ^= 1;
         }
         bytes
     }
