@@ -695,7 +695,8 @@ async fn what_a_peer_with_a_full_disk_has_is_fetched_although_it_takes_nothing()
     let addr = listener.local_addr().expect("is bound").into();
     let router = axum::Router::new().route(crate::api::path::SYNC, axum::routing::post(handler));
     let stop = CancellationToken::new();
-    let _serving = tokio::spawn(crate::serve::serve(listener, router, None, stop));
+    let mut serving = tokio::task::JoinSet::new();
+    serving.spawn(crate::serve::serve(listener, router, None, stop));
     let bench = Bench::with_peers(vec![crate::config::ConfiguredPeer { node_id: None, addr }]);
     let mut client = sync::SyncClient::new(0);
     client.exchange(&bench.node, true).await.expect("has nothing to push yet");

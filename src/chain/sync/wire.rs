@@ -134,6 +134,7 @@ pub struct EntryRange {
 
 /// One message of an exchange, either way.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag of the wire, independent of the others")]
 pub struct SyncMessage {
     pub hello: Hello,
     /// The sender's wall clock, as it is: Unix milliseconds.

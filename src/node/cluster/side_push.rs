@@ -89,7 +89,9 @@ async fn push(node: &Node, number: usize) -> Result<bool, String> {
     let reply = answer.head()?;
     let spans = reply.heads.map_or_else(Vec::new, |heads| heads.changes);
     let mut sent = logs.vector().clone();
-    after.into_iter().for_each(|(origin, log_type, head)| sent.set_head(origin, log_type, head));
+    for (origin, log_type, head) in after {
+        sent.set_head(origin, log_type, head);
+    }
     let is_taken = spans.iter().any(|(origin, span)| is_ahead(&range, *origin, span));
     Ok(cluster.on_side_answer(number, &reply.hello, spans, &sent) && is_taken)
 }

@@ -329,7 +329,7 @@ impl World {
         let (node, peer, now) = (packet.to, packet.from, self.now);
         let mut request = SyncMessage::decode(&packet.bytes).expect("bytes are not damaged on the way");
         if request.entries_only {
-            return self.side_push_arrives(&packet, request);
+            return self.side_push_arrives(&packet, &request);
         }
         let run = self.machines[node].up.as_mut().expect("is up");
         let opening = (request.hello.store_id, request.hello.incarnation_id);

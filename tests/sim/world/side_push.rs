@@ -41,7 +41,7 @@ impl World {
         self.send_packet(Packet { bytes, ..Packet::request(node, peer, exchange, now) });
     }
 
-    pub(super) fn side_push_arrives(&mut self, packet: &Packet, request: SyncMessage) {
+    pub(super) fn side_push_arrives(&mut self, packet: &Packet, request: &SyncMessage) {
         let (node, peer, now) = (packet.to, packet.from, self.now);
         let Some(admitted) = self.admit_runs(node, None, &request.runs) else { return };
         self.say_refused(node, peer, &admitted);
@@ -56,7 +56,7 @@ impl World {
             .filter_map(|(origin, head)| Some((origin, LogSpan { head, ..span_here(origin)?.1 })))
             .collect();
         let mut roster = run.roster.borrow_mut();
-        let at = roster.index_of(&request);
+        let at = roster.index_of(request);
         let opening = (request.hello.store_id, request.hello.incarnation_id);
         roster.peers[at].heard = Some(now);
         roster.peers[at].has(opening, packet.said, has);
