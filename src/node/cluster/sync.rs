@@ -2,7 +2,8 @@
 //!
 //! The flow: a task wakes (this node's own log grew, the members changed, a peer that failed before sent a request, or
 //! the jittered timer fired) -> `replica::exchange` plans -> read from the store -> `POST /sync` -> the peer's
-//! [`answer`] -> `cluster` records what the peer holds -> the runs of the reply go to the writer as they arrive.
+//! [`answer`](super::answer) -> `cluster` records what the peer holds -> the runs of the reply go to the writer as they
+//! arrive.
 //!
 //! What a message says is decided in `chain::sync` and `replica::exchange`. Entries of peers take a bounded part of
 //! each commit, so exchanges delay sends by little.
