@@ -120,7 +120,8 @@ async fn blocking<T: Send + 'static, E: ToString + Send + 'static>(
     }
 }
 
-/// The same for work that can take minutes. It ends early if it asks and nobody waits for the result any more.
+/// The same for work that can take minutes. The work asks from time to time whether the caller still waits, and ends if
+/// not.
 async fn blocking_while_awaited<T: Send + 'static, E: ToString + Send + 'static>(
     work: impl FnOnce(&dyn Fn() -> bool) -> Result<T, E> + Send + 'static,
 ) -> Result<T, String> {

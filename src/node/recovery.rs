@@ -29,8 +29,8 @@ const REOPEN_INTERVAL_MAX: Duration = Duration::from_secs(10 * 60);
 /// others.
 const CRASH_SIGNALS: [Signal; 3] = [Signal::ABORT, Signal::SEGV, Signal::BUS];
 
-/// The pause before the next attempt, after one that took so long. What fails because a disk is full may have read the
-/// whole log, and then waits longer.
+/// The pause between an attempt that failed and the next one. `took`: the duration of the attempt. On a full disk an
+/// attempt may read the whole log before it fails, so the pause grows with its duration.
 fn pause_after(error: &OpenError, took: Duration) -> Duration {
     let growing = if error.is_unwritable() { took.saturating_mul(4) } else { REOPEN_INTERVAL };
     growing.clamp(REOPEN_INTERVAL, REOPEN_INTERVAL_MAX)

@@ -223,7 +223,7 @@ mod tests {
         assert_eq!(repair.ranges(AskedIn::Request(1), &mine, None), []);
     }
 
-    /// The first ones may be those that nobody who answers can send.
+    /// The peers that answer may lack the first ones.
     #[test]
     fn every_damaged_entry_is_asked_of_every_peer() {
         let (list, mut logs) = (Damage::default(), Logs::default());

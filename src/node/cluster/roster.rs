@@ -175,7 +175,7 @@ impl Roster {
     }
 
     /// Whether another store of that node is known to be at this address: that of this node, or one that answers there.
-    /// While it does, nobody knows better.
+    /// What a store itself answers counts more than what others say of it.
     fn is_rival(&self, id: MemberId, address: &str, addr: &Addr) -> bool {
         let answering = self.peers().filter(|peer| peer.addr == *addr).filter_map(|peer| peer.answering);
         let own = (address == self.own.address).then_some(self.own.member_id());
@@ -705,7 +705,7 @@ mod tests {
         }
     }
 
-    /// A clock that was set to 2100 once: nobody believes that incarnation, and the next one begins today.
+    /// The clock was set to 2100 once. Peers ignore that incarnation, so the next one begins at the time of today.
     #[test]
     fn an_incarnation_that_is_not_believed_is_not_outranked() {
         let own = hello(0, 1, 5, 1);

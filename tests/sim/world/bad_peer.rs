@@ -58,7 +58,7 @@ pub enum Attack {
     BrokenRuns,
     /// Many logs of one entry.
     ManyLogs,
-    /// Control logs, unknown kinds and content that nobody can read.
+    /// Control logs, unknown kinds and content that no node can decode.
     Unreadable,
     /// Stamps that are a year ahead or 0.
     Stamps,
