@@ -37,11 +37,15 @@ const BACK_OFF: Duration = Duration::from_secs(30);
 /// when the node does.
 pub async fn run(node: &Node, number: usize, mut running: watch::Receiver<Option<Instant>>) {
     let mut signal = node.logs_signal();
+    let mut follows_another = false;
     while running.wait_for(Option::is_some).await.is_ok() {
-        tokio::time::sleep(LONG).await;
-        let is_long = running.borrow_and_update().is_some_and(|began| began.elapsed() >= LONG);
-        if !is_long {
-            continue;
+        // The connection of a side push is open, so the next one need not wait for the exchange to take long.
+        if !std::mem::take(&mut follows_another) {
+            tokio::time::sleep(LONG).await;
+            let is_long = running.borrow_and_update().is_some_and(|began| began.elapsed() >= LONG);
+            if !is_long {
+                continue;
+            }
         }
         let lacks_some = |logs: &_| node.cluster.new_own_entries(number, logs).is_some();
         tokio::select! {
@@ -59,7 +63,7 @@ pub async fn run(node: &Node, number: usize, mut running: watch::Receiver<Option
             wake.notify_one(); // the exchange left entries to this push
         }
         match outcome {
-            Ok(true) => {}
+            Ok(true) => follows_another = true,
             Ok(false) => tokio::time::sleep(BACK_OFF).await,
             Err(why) => {
                 tracing::debug!(peer = number, why, "a side push failed");
