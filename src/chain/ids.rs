@@ -17,14 +17,14 @@ pub struct Origin(pub [u8; 16]);
 
 impl Origin {
     /// The id of the branch that begins with the entry that had the key `first`: a hash of that key, the leaf and the
-    /// type of the log, so that all nodes that hold the entry choose the same id without an exchange.
+    /// type of the branch, so that all nodes that hold the entry choose the same id without an exchange.
     pub fn branch(first: EntryKey, log_type: LogType, leaf: Leaf) -> Self {
         let mut hasher = blake3::Hasher::new();
         hasher.update(b"chatchain branch 2");
         hasher.update(&first.stamp.0.to_be_bytes());
         hasher.update(&first.origin.0);
         hasher.update(&first.seq.to_be_bytes());
-        hasher.update(&log_type.bytes());
+        hasher.update(&log_type.of_branch().bytes());
         hasher.update(&leaf.0);
         Origin(*hasher.finalize().as_bytes().first_chunk().expect("32 bytes have 16"))
     }
@@ -113,7 +113,7 @@ mod tests {
     fn the_id_of_a_branch_is_frozen_and_depends_on_key_type_and_leaf() {
         let (first, leaf) = (EntryKey { stamp: Stamp(3), origin: Origin([7; 16]), seq: 17 }, Leaf([5; 32]));
         let name = Origin::branch(first, LogType::MESSAGES, leaf);
-        assert_eq!(name.to_string(), "6b76b123-a228-6653-14fc-d473a367e89c");
+        assert_eq!(name.to_string(), "052f0c05-9705-83a6-15b7-fac814191796");
         let others = [
             (EntryKey { stamp: Stamp(4), ..first }, LogType::MESSAGES, leaf),
             (EntryKey { origin: Origin([8; 16]), ..first }, LogType::MESSAGES, leaf),
@@ -130,7 +130,7 @@ mod tests {
     /// Frozen: the hashes of format 2. May be added to, never changed.
     #[test]
     fn the_chain_is_frozen() {
-        let genesis = ChainHash::genesis(Origin([7; 16]), LogType { is_control: false, keep_days: 30 });
+        let genesis = ChainHash::genesis(Origin([7; 16]), LogType { keep_days: 30, ..LogType::MESSAGES });
         let leaf = Leaf::of(EntryKind::Message, "ana", Digest([5; 32]));
         let next = genesis.next(1, Stamp(2), leaf);
         assert_eq!(

@@ -57,29 +57,46 @@ impl EntryKind {
     }
 }
 
-/// What a log is for, and for how long its entries are kept. Fixed with the first hash of the log.
+/// The flags in the first byte of a log type.
+const CONTROL: u8 = 1;
+const BRANCH: u8 = 2;
+
+/// What a log is for, where its entries come from, and for how long they are kept. Fixed with the first hash of the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct LogType {
     /// Its entries are accounts, rooms and rules instead of messages. Control logs are exchanged before all others.
     pub is_control: bool,
+    /// Its entries were moved there when another log was cut. Readers may not have seen what that log had.
+    pub is_branch: bool,
     /// How many days entries are kept. 0: without limit.
     pub keep_days: u16,
 }
 
 impl LogType {
     /// A log of messages that are kept.
-    pub const MESSAGES: LogType = LogType { is_control: false, keep_days: 0 };
+    pub const MESSAGES: LogType = LogType { is_control: false, is_branch: false, keep_days: 0 };
     pub const BYTES: usize = 3;
+
+    /// The type of a branch of such a log.
+    #[must_use]
+    pub fn of_branch(self) -> Self {
+        LogType { is_branch: true, ..self }
+    }
 
     pub fn bytes(self) -> [u8; Self::BYTES] {
         let [high, low] = self.keep_days.to_be_bytes();
-        [u8::from(self.is_control), high, low]
+        let control = if self.is_control { CONTROL } else { 0 };
+        let branch = if self.is_branch { BRANCH } else { 0 };
+        [control | branch, high, low]
     }
 
     /// `None`: no version of this program writes these bytes.
-    pub fn of([control, high, low]: [u8; Self::BYTES]) -> Option<Self> {
-        (control <= 1)
-            .then_some(LogType { is_control: control == 1, keep_days: u16::from_be_bytes([high, low]) })
+    pub fn of([flags, high, low]: [u8; Self::BYTES]) -> Option<Self> {
+        (flags & !(CONTROL | BRANCH) == 0).then_some(LogType {
+            is_control: flags & CONTROL != 0,
+            is_branch: flags & BRANCH != 0,
+            keep_days: u16::from_be_bytes([high, low]),
+        })
     }
 }
 
@@ -87,17 +104,17 @@ impl LogType {
 mod tests {
     use super::*;
 
-    const CONTROL: LogType = LogType { is_control: true, keep_days: 30 };
+    const ACCOUNTS: LogType = LogType { is_control: true, is_branch: false, keep_days: 30 };
 
     #[test]
     fn kinds_and_types_are_read_back() {
         let kinds: Vec<u8> = (0..=255).filter_map(|byte| Some(EntryKind::of(byte)?.byte())).collect();
         assert_eq!(kinds, (1..=255).collect::<Vec<u8>>());
         assert_eq!(
-            [LogType::MESSAGES, CONTROL].map(|of| LogType::of(of.bytes())),
-            [Some(LogType::MESSAGES), Some(CONTROL)]
+            [LogType::MESSAGES, ACCOUNTS, ACCOUNTS.of_branch()].map(|of| LogType::of(of.bytes())),
+            [Some(LogType::MESSAGES), Some(ACCOUNTS), Some(ACCOUNTS.of_branch())]
         );
-        assert_eq!(LogType::of([2, 0, 0]), None);
+        assert_eq!(LogType::of([4, 0, 0]), None);
     }
 
     #[test]
@@ -113,6 +130,6 @@ mod tests {
             kinds.map(|kind| kind.belongs_in(LogType::MESSAGES)),
             [true, true, false, false, true, true]
         );
-        assert_eq!(kinds.map(|kind| kind.belongs_in(CONTROL)), [false, false, true, true, true, true]);
+        assert_eq!(kinds.map(|kind| kind.belongs_in(ACCOUNTS)), [false, false, true, true, true, true]);
     }
 }

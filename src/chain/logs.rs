@@ -150,7 +150,7 @@ impl Logs {
     /// Appends a moved entry to its branch.
     pub fn append_moved(&mut self, key: EntryKey, entry: &Entry) {
         assert_eq!(key.seq, self.vector.seq(key.origin) + 1, "a branch has no gaps either");
-        self.append(key, entry.log_type(), entry.leaf());
+        self.append(key, entry.log_type().of_branch(), entry.leaf());
         self.abandon(key.origin);
     }
 
@@ -255,7 +255,7 @@ mod tests {
         let mut logs = Logs::default();
         assert_eq!(logs.admit(&record(A, 1, 9), NOW), Ok(true));
         let next = record(A, 2, 10);
-        let other = Entry::encode(next.key(), LogType { is_control: false, keep_days: 1 }, &next.body());
+        let other = Entry::encode(next.key(), LogType { keep_days: 1, ..LogType::MESSAGES }, &next.body());
         assert_eq!(logs.admit(&other, NOW), Err(AdmitError::LogType(2)));
     }
 

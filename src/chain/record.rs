@@ -114,10 +114,10 @@ impl Entry {
         Ok(Entry { bytes: whole.slice_ref(&part[..length]) })
     }
 
-    /// The same entry in another place of a log of the same type.
+    /// The same entry in a branch of its log.
     #[must_use]
     pub fn moved_to(&self, key: EntryKey) -> Self {
-        Entry::encode(key, self.log_type(), &self.body())
+        Entry::encode(key, self.log_type().of_branch(), &self.body())
     }
 
     /// All but its place.
@@ -272,7 +272,7 @@ mod tests {
     fn with_account(account: &str) -> Entry {
         let (kind, content) = (EntryKind::Message, b"hi");
         let digest = Digest::of(kind, content);
-        let log_type = LogType { is_control: false, keep_days: 30 };
+        let log_type = LogType { keep_days: 30, ..LogType::MESSAGES };
         Entry::encode(KEY, log_type, &EntryBody { kind, account, digest, content })
     }
 

@@ -303,7 +303,7 @@ mod tests {
             other.insert(a, span);
             other
         };
-        let control = with(LogSpan { log_type: LogType { is_control: true, keep_days: 0 }, ..span });
+        let control = with(LogSpan { log_type: LogType { is_control: true, ..LogType::MESSAGES }, ..span });
         let floored = with(LogSpan { floor: Head { seq: 4, hash: ChainHash([4; 32]) }, ..span });
         let digests = [&whole, &control, &floored].map(Vector::digest);
         assert!(digests[0] != digests[1] && digests[1] != digests[2] && digests[0] != digests[2]);
@@ -316,7 +316,7 @@ mod tests {
     /// Frozen: a span on the wire and on disk. May be added to, never changed.
     #[test]
     fn the_bytes_of_a_span_are_frozen() {
-        let (a, log_type) = (Origin([1; 16]), LogType { is_control: true, keep_days: 7 });
+        let (a, log_type) = (Origin([1; 16]), LogType { is_control: true, is_branch: false, keep_days: 7 });
         let whole = LogSpan::whole(a, log_type, Head { seq: 300, hash: ChainHash([5; 32]) });
         let floored = LogSpan { floor: Head { seq: 4, hash: ChainHash([4; 32]) }, ..whole };
         for (span, hex) in [

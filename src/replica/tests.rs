@@ -35,7 +35,7 @@ use crate::store::{Store, StoreError};
 const NOW: u64 = 1_700_000_000_000;
 const A: Origin = Origin([7; 16]);
 const B: Origin = Origin([8; 16]);
-const CONTROL: LogType = LogType { is_control: true, keep_days: 0 };
+const CONTROL: LogType = LogType { is_control: true, ..LogType::MESSAGES };
 /// In the tests below, log A begins after this entry.
 const FLOOR: u64 = 1_024;
 
@@ -472,7 +472,7 @@ fn logs_of_one_id_and_two_types_end_in_branches() {
     let log = |log_type: LogType, kind: EntryKind, count: u64| -> Vec<Entry> {
         (1..=count).map(|seq| entry_of(A, log_type, seq, kind, &message(seq))).collect()
     };
-    let kept = LogType { is_control: false, keep_days: 30 };
+    let kept = LogType { keep_days: 30, ..LogType::MESSAGES };
     let unknown = EntryKind::Other(200);
     for (ours, theirs, listed) in [
         (log(LogType::MESSAGES, EntryKind::Message, 3), log(kept, EntryKind::Message, 3), 3),
@@ -493,6 +493,30 @@ fn logs_of_one_id_and_two_types_end_in_branches() {
             assert!(replica.scrub().is_empty());
         }
     }
+}
+
+/// A bad peer gives two nodes two versions of its log, and one version has a copy of somebody's message.
+#[test]
+fn a_copy_in_a_version_of_a_log_that_the_reader_did_not_see_hides_no_message() {
+    let bad = |second: u64| -> Vec<Entry> {
+        let numbers = (1..).zip([10, second]);
+        numbers.map(|(seq, n)| entry_of(B, LogType::MESSAGES, seq, EntryKind::Message, &message(n))).collect()
+    };
+    let (mut one, mut two) = (Replica::with(&messages(4)), Replica::with(&messages(5)));
+    one.admit(&bad(11));
+    two.admit(&bad(5));
+    let (given, _, seen) = one.feed(ReadState::default());
+    assert_eq!(given.len(), 6);
+    let (_, _, seen) = two.feed(seen); // the copy counts as seen, and so does the message
+    one.exchange(&mut two);
+    assert_eq!(one.committer.logs().vector().cut_of(B), Some(2));
+    let (mut given, _, seen) = one.feed(seen);
+    given.sort();
+    assert_eq!(given, texts([11, 5].into_iter()));
+    assert_eq!(two.feed(seen.clone()).0, texts(0..0));
+    let mut all = one.feed(ReadState::default()).0;
+    all.sort();
+    assert_eq!(all, ["text 1", "text 10", "text 11", "text 2", "text 3", "text 4", "text 5"]);
 }
 
 #[test]

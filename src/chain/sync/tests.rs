@@ -261,7 +261,7 @@ fn a_fork_is_seen_in_the_heads() {
 fn control_logs_come_before_the_own_log_and_newer_logs_before_older_ones() {
     let span = |n: u8| {
         let (origin, head) = (Origin([n; 16]), Head { seq: 1, hash: ChainHash([1; 32]) });
-        (origin, LogSpan::whole(origin, LogType { is_control: n <= 2, keep_days: 0 }, head))
+        (origin, LogSpan::whole(origin, LogType { is_control: n <= 2, ..LogType::MESSAGES }, head))
     };
     let mut full = Vector::default();
     for (origin, span) in [1, 2, 3, 5, 9].map(span) {

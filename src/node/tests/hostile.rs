@@ -23,7 +23,7 @@ fn any_type(rng: &mut Rng) -> LogType {
     if rng.u8(..4) > 0 {
         return LogType::MESSAGES;
     }
-    LogType { is_control: rng.bool(), keep_days: rng.u16(..3) }
+    LogType { is_control: rng.bool(), is_branch: rng.bool(), keep_days: rng.u16(..3) }
 }
 
 fn any_origin(rng: &mut Rng, own: Origin) -> Origin {

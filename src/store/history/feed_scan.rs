@@ -3,7 +3,9 @@
 //! Called by the node's feed; reads through `merge`, in chunks as a [listing](super::listing). The reader's state,
 //! which may come from another node, covers a beginning of each log, and the scan reads the rest.
 //!
-//! Invariants: a copy of a message is skipped if another copy is covered or was scanned. A damaged entry, or one of a
+//! Invariants: a copy of a message is skipped if another copy is covered or was scanned. For an entry of a branch, the
+//! other copy must be of a scan that had this branch: an earlier one may have skipped the other copy because of an entry
+//! that the reader never got, in a version of the cut log that another node had. A damaged entry, or one of a
 //! newer kind, blocks its log: the scan continues with the other logs and ends before that entry, so the reader's
 //! position never passes an entry that it was not given.
 
@@ -134,9 +136,17 @@ impl FeedScan {
             let is_scanned = |key: EntryKey| {
                 before_it.is_some_and(|at| key <= at) && key.seq <= self.until.seq(key.origin)
             };
+            let is_passed = |key| {
+                let was_passed = self.before.covers(key);
+                if entry.log_type().is_branch {
+                    self.before.one_scan_covers(key, entry.key()) || (is_scanned(key) && !was_passed)
+                } else {
+                    is_scanned(key) || was_passed
+                }
+            };
             let is_seen = |key| {
                 first = first.min(key);
-                key != entry.key() && (self.before.covers(key) || is_scanned(key))
+                key != entry.key() && is_passed(key)
             };
             if store.find_copy(content.id, entry.digest(), &self.logs, is_seen)?.is_some() {
                 return Ok(None);

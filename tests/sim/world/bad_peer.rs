@@ -32,7 +32,7 @@ const ASKS_EVERY_MS: u64 = 1_000;
 const ANSWERS_WITHIN_MS: u64 = 600;
 /// Pauses between messages that change logs, while there are faults and in the calm phase. Nodes that never rest from
 /// new entries never have equal digests.
-const CHANGE_EVERY_MS: u64 = 1_000;
+const CHANGE_EVERY_MS: [u64; 2] = [100, 1_000];
 const CALM_CHANGE_EVERY_MS: u64 = 15_000;
 
 /// The kinds of lies.
@@ -127,6 +127,8 @@ pub struct BadPeer {
     forged_count: usize,
     /// Runs of the next message are spoiled: the hash after their entries is wrong.
     spoils: Vec<ChainHash>,
+    /// The longest pause between two messages that change logs.
+    change_every_ms: u64,
     /// Before this time it changes no log.
     rests_until: u64,
     pub is_calm: bool,
@@ -158,8 +160,10 @@ fn span(entries: &[Entry]) -> LogSpan {
 
 impl BadPeer {
     pub fn new(hello: Hello, attacks: Vec<Attack>, seed: u64) -> Self {
+        let mut dice = Dice(seed);
         BadPeer {
-            dice: Dice(seed),
+            change_every_ms: CHANGE_EVERY_MS[index(dice.roll() % 2)],
+            dice,
             attacks,
             hello,
             known: BTreeMap::new(),
@@ -245,7 +249,7 @@ impl BadPeer {
         if is_rested
             && (self.attacks.iter().any(|attack| attack.changes_logs()) || self.has(Attack::FalseAnswers))
         {
-            let pause = if self.is_calm { CALM_CHANGE_EVERY_MS } else { CHANGE_EVERY_MS };
+            let pause = if self.is_calm { CALM_CHANGE_EVERY_MS } else { self.change_every_ms };
             self.rests_until = now + self.below(2 * pause);
         }
         Some(self.finish(draft, asked))
@@ -405,7 +409,8 @@ impl BadPeer {
     fn change_type(&mut self, draft: &mut Draft) {
         let Some(entries) = self.any_known() else { return };
         let is_control = self.dice.one_in(2);
-        let log_type = LogType { is_control, keep_days: if is_control { 0 } else { 7 } };
+        let keep_days = if is_control { 0 } else { 7 };
+        let log_type = LogType { is_control, is_branch: self.dice.one_in(2), keep_days };
         let origin = entries[0].origin();
         let count = 1 + self.below(entries.len() as u64 + 2);
         let forged = self.log(origin, log_type, count, draft.now);
