@@ -243,23 +243,6 @@ impl Store {
         self.index.set_id(self.log.renew_id()?)
     }
 
-    /// The first copy of a message, in display order, that `logs` cover and that is wanted.
-    pub fn find_copy(
-        &self,
-        id: Uuid,
-        digest: Digest,
-        logs: &Logs,
-        mut is_wanted: impl FnMut(EntryKey) -> bool,
-    ) -> Result<Option<EntryKey>, StoreError> {
-        let (mut index, mut scan) = (self.index.reader(), CopyScan::of_content(*id.as_bytes(), digest));
-        while let Some(copy) = index.next_copy(&mut scan)? {
-            if logs.covers(copy.key) && is_wanted(copy.key) {
-                return Ok(Some(copy.key));
-            }
-        }
-        Ok(None)
-    }
-
     /// The first [`COPIES_MAX`] copies of a message that `logs` cover, in display order.
     pub fn copies(&self, id: Uuid, digest: Digest, logs: &Logs) -> Result<Vec<EntryKey>, StoreError> {
         let mut copies = Vec::new();
@@ -267,7 +250,7 @@ impl Store {
             copies.push(key);
             copies.len() == COPIES_MAX
         };
-        self.find_copy(id, digest, logs, is_last)?;
+        self.index.reader().find_copy(id, digest, logs, is_last)?;
         Ok(copies)
     }
 

@@ -22,7 +22,8 @@ use crate::chain::logs::Logs;
 use crate::chain::record::Entry;
 use crate::fault::Fault;
 use crate::store::history::merge::Merge;
-use crate::store::history::{CHUNK_BYTES, CHUNK_ROWS, CHUNK_TIME};
+use crate::store::history::{CHUNK_BYTES, CHUNK_ROWS, CHUNK_TIME, Readers};
+use crate::store::index::IndexReader;
 use crate::store::log::LogReader;
 use crate::store::{Store, StoreError};
 
@@ -84,13 +85,13 @@ impl FeedScan {
     pub fn next_chunk(&mut self, most: usize, most_bytes: usize) -> Result<Vec<FeedItem>, StoreError> {
         let began = Instant::now();
         let store = self.store.upgrade().ok_or(StoreError::Closed)?;
-        let mut reader = store.log().read()?;
+        let mut readers = Readers::new(&store)?;
         let (mut found, mut bytes) = (Vec::new(), 0);
         for _ in 0..CHUNK_ROWS {
             if found.len() >= most || bytes >= most_bytes.min(CHUNK_BYTES) || began.elapsed() >= CHUNK_TIME {
                 break;
             }
-            let (entry, has_copy) = match self.merge.next(&store, &mut reader) {
+            let (entry, has_copy) = match self.merge.next(&mut readers) {
                 Ok(Some(next)) => next,
                 Ok(None) => {
                     self.done = true;
@@ -108,7 +109,7 @@ impl FeedScan {
                 continue;
             }
             bytes += entry.size();
-            found.extend(self.deliver(&store, entry, has_copy)?);
+            found.extend(self.deliver(&mut readers.index, entry, has_copy)?);
         }
         Ok(found)
     }
@@ -125,7 +126,7 @@ impl FeedScan {
     /// Scans an entry. Returns it if the reader has not seen its message.
     fn deliver(
         &mut self,
-        store: &Store,
+        index: &mut IndexReader<'_>,
         entry: Entry,
         has_copy: bool,
     ) -> Result<Option<FeedItem>, StoreError> {
@@ -148,7 +149,7 @@ impl FeedScan {
                 first = first.min(key);
                 key != entry.key() && is_passed(key)
             };
-            if store.find_copy(content.id, entry.digest(), &self.logs, is_seen)?.is_some() {
+            if index.find_copy(content.id, entry.digest(), &self.logs, is_seen)?.is_some() {
                 return Ok(None);
             }
         }

@@ -18,9 +18,9 @@ use crate::chain::logs::Logs;
 use crate::chain::record::Entry;
 use crate::store::history::merge::Merge;
 use crate::store::history::user_scan::UserScan;
-use crate::store::history::{CHUNK_BYTES, CHUNK_ROWS, CHUNK_TIME};
+use crate::store::history::{CHUNK_BYTES, CHUNK_ROWS, CHUNK_TIME, Readers};
+use crate::store::index::IndexReader;
 use crate::store::index::memtable::{RECIPIENT, SENDER};
-use crate::store::log::LogReader;
 use crate::store::{Store, StoreError};
 
 /// The name and roles under which the index has every message that can match, if there are any.
@@ -52,15 +52,10 @@ impl Source {
         })
     }
 
-    fn next(
-        &mut self,
-        store: &Store,
-        logs: &Logs,
-        reader: &mut LogReader,
-    ) -> Result<Option<(Entry, bool)>, StoreError> {
+    fn next(&mut self, logs: &Logs, readers: &mut Readers<'_>) -> Result<Option<(Entry, bool)>, StoreError> {
         match self {
-            Source::Logs(merge) => merge.next(store, reader),
-            Source::User(scan) => scan.next(store, logs, reader),
+            Source::Logs(merge) => merge.next(readers),
+            Source::User(scan) => scan.next(logs, readers),
         }
     }
 
@@ -161,7 +156,7 @@ impl Listing {
     pub fn next_chunk(&mut self, most: usize) -> Result<Vec<Entry>, StoreError> {
         let began = Instant::now();
         let store = self.store.upgrade().ok_or(StoreError::Closed)?;
-        let mut reader = store.log().read()?;
+        let mut readers = Readers::new(&store)?;
         let (mut shown, mut bytes) = (Vec::new(), 0);
         for _ in 0..CHUNK_ROWS {
             if shown.len() >= most || bytes >= CHUNK_BYTES || began.elapsed() >= CHUNK_TIME {
@@ -173,7 +168,7 @@ impl Listing {
                 let from = self.last_seen.or(self.from);
                 self.source.insert(Source::new(&store, &self.logs, &self.filter, from, self.backward)?)
             };
-            let next = match source.next(&store, &self.logs, &mut reader) {
+            let next = match source.next(&self.logs, &mut readers) {
                 Err(StoreError::Damaged { origin, seq }) if self.skips(origin, seq) => {
                     self.source.as_mut().expect("it was read just now").skip(origin, seq);
                     continue;
@@ -189,7 +184,7 @@ impl Listing {
                 break;
             };
             self.last_seen = Some(entry.key());
-            if self.shows(&store, &entry, has_copy)? {
+            if self.shows(&store, &mut readers.index, &entry, has_copy)? {
                 bytes += entry.size();
                 shown.push(entry);
             }
@@ -198,7 +193,13 @@ impl Listing {
         Ok(shown)
     }
 
-    fn shows(&self, store: &Store, entry: &Entry, has_copy: bool) -> Result<bool, StoreError> {
+    fn shows(
+        &self,
+        store: &Store,
+        index: &mut IndexReader<'_>,
+        entry: &Entry,
+        has_copy: bool,
+    ) -> Result<bool, StoreError> {
         let Some(content) = entry.message() else { return Ok(false) };
         if has_copy {
             // Of a message whose first copy is left out, the next one is shown.
@@ -207,7 +208,7 @@ impl Listing {
                 self.skips(origin, seq) && !damage.within(origin, seq, seq).is_empty()
             };
             let is_shown = |key| !is_left_out(key);
-            let first = store.find_copy(content.id, entry.digest(), &self.logs, is_shown)?;
+            let first = index.find_copy(content.id, entry.digest(), &self.logs, is_shown)?;
             if first.is_some_and(|first| first < entry.key()) {
                 return Ok(false);
             }

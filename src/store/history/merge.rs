@@ -13,6 +13,7 @@ use crate::chain::clock::Stamp;
 use crate::chain::ids::{EntryKey, Origin};
 use crate::chain::logs::Logs;
 use crate::chain::record::Entry;
+use crate::store::history::Readers;
 use crate::store::log::{LogReader, ReadLimit};
 use crate::store::{Store, StoreError};
 
@@ -139,15 +140,11 @@ impl Merge {
     }
 
     /// The next entry, and whether it has another copy.
-    pub(in crate::store) fn next(
-        &mut self,
-        store: &Store,
-        reader: &mut LogReader,
-    ) -> Result<Option<(Entry, bool)>, StoreError> {
+    pub(super) fn next(&mut self, readers: &mut Readers<'_>) -> Result<Option<(Entry, bool)>, StoreError> {
         loop {
             let first = if self.backward { self.next.pop_last() } else { self.next.pop_first() };
             let Some((key, index)) = first else { return Ok(None) };
-            match self.take(key, index, store, reader) {
+            match self.take(key, index, readers) {
                 Ok(None) => {} // its key was a lower bound
                 Ok(row) => return Ok(row),
                 Err(error) => {
@@ -163,11 +160,10 @@ impl Merge {
         &mut self,
         key: EntryKey,
         index: usize,
-        store: &Store,
-        reader: &mut LogReader,
+        readers: &mut Readers<'_>,
     ) -> Result<Option<(Entry, bool)>, StoreError> {
         if self.inputs[index].rows.is_empty() {
-            self.fill(index, store, reader)?;
+            self.fill(index, readers)?;
         }
         match self.front(index) {
             Some(front) if front == key => {}
@@ -181,7 +177,7 @@ impl Merge {
         let mut next = self.front(index);
         if next.is_none() {
             self.buffered -= 1;
-            next = match self.fill(index, store, reader) {
+            next = match self.fill(index, readers) {
                 Ok(()) => self.front(index),
                 // The damaged entry is met later: its key is not before the next possible stamp.
                 Err(StoreError::Damaged { .. } | StoreError::CutOff { .. }) => Some(self.after(key)),
@@ -206,12 +202,12 @@ impl Merge {
     }
 
     /// Reads the next rows of an input that has none; none are left at its end.
-    fn fill(&mut self, index: usize, store: &Store, reader: &mut LogReader) -> Result<(), StoreError> {
+    fn fill(&mut self, index: usize, readers: &mut Readers<'_>) -> Result<(), StoreError> {
         let share = self.buffered + 1;
         let bytes = if self.is_for_feed { SMALL_BUFFER_BYTES / share } else { BUFFER_BYTES };
         let limit = ReadLimit { rows: (BUFFER_ROWS / share).max(2), bytes };
         let input = &mut self.inputs[index];
-        let entries = reader.range(input.origin, input.first..=input.last, self.backward, limit)?;
+        let entries = readers.log.range(input.origin, input.first..=input.last, self.backward, limit)?;
         let (Some(one), Some(other)) = (entries.first(), entries.last()) else { return Ok(()) };
         let (low, high) = (one.seq().min(other.seq()), one.seq().max(other.seq()));
         if self.backward {
@@ -219,7 +215,7 @@ impl Merge {
         } else {
             input.first = high + 1;
         }
-        let copies = store.index().reader().copied_seqs(input.origin, low, high)?;
+        let copies = readers.index.copied_seqs(input.origin, low, high)?;
         input.rows.extend(entries.into_iter().map(|entry| {
             let has_copy = copies.binary_search(&entry.seq()).is_ok();
             (entry, has_copy)

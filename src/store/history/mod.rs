@@ -5,11 +5,27 @@
 
 use std::time::Duration;
 
+use crate::store::index::IndexReader;
+use crate::store::log::LogReader;
+use crate::store::{Store, StoreError};
+
 pub mod feed_scan;
 pub mod listing;
 mod merge;
 mod snapshots;
 mod user_scan;
+
+/// What one chunk reads with.
+struct Readers<'a> {
+    log: LogReader,
+    index: IndexReader<'a>,
+}
+
+impl<'a> Readers<'a> {
+    fn new(store: &'a Store) -> Result<Self, StoreError> {
+        Ok(Readers { log: store.log().read()?, index: store.index().reader() })
+    }
+}
 
 /// Entries read in one chunk of a listing or feed scan at most; the next chunk continues.
 const CHUNK_ROWS: usize = 1_000;

@@ -9,12 +9,15 @@ use std::collections::VecDeque;
 use crate::chain::ids::{EntryKey, Origin};
 use crate::chain::logs::Logs;
 use crate::chain::record::Entry;
+use crate::store::history::Readers;
+use crate::store::index::IndexReader;
 use crate::store::index::memtable::NameHash;
-use crate::store::log::LogReader;
 use crate::store::{Store, StoreError};
 
-/// Rows of the index file read at a time.
-const FILE_ROWS: usize = 512;
+/// Rows of the index file that are read first: enough for most pages.
+const FILE_ROWS_FIRST: usize = 64;
+/// Rows of the index file that are read at a time after that.
+const FILE_ROWS_MAX: usize = 512;
 
 #[derive(Debug)]
 pub(in crate::store) struct UserScan {
@@ -25,6 +28,7 @@ pub(in crate::store) struct UserScan {
     file: VecDeque<EntryKey>,
     /// Where the next read of the file continues.
     file_from: Option<EntryKey>,
+    file_rows: usize,
     file_done: bool,
     /// A key whose entry could not be read. The next read begins with it.
     unread: Option<EntryKey>,
@@ -46,8 +50,8 @@ impl UserScan {
             keys.reverse();
         }
         let (memtable, file) = (keys.into(), VecDeque::new());
-        let (file_done, unread) = (false, None);
-        UserScan { name, roles, backward, memtable, file, file_from: from, file_done, unread }
+        let (file_rows, file_done, unread) = (FILE_ROWS_FIRST, false, None);
+        UserScan { name, roles, backward, memtable, file, file_from: from, file_rows, file_done, unread }
     }
 
     /// Skips a damaged entry, which the last read has met.
@@ -56,29 +60,31 @@ impl UserScan {
     }
 
     /// The next entry within `logs`, and whether it has another copy.
-    pub(in crate::store) fn next(
+    pub(super) fn next(
         &mut self,
-        store: &Store,
         logs: &Logs,
-        reader: &mut LogReader,
+        readers: &mut Readers<'_>,
     ) -> Result<Option<(Entry, bool)>, StoreError> {
-        while let Some(key) = self.unread.take().map_or_else(|| self.next_key(store), |key| Ok(Some(key)))? {
+        while let Some(key) =
+            self.unread.take().map_or_else(|| self.next_key(&mut readers.index), |key| Ok(Some(key)))?
+        {
             let EntryKey { origin, seq, .. } = key;
             if logs.covers(key) {
                 self.unread = Some(key);
-                let entry = reader.get(origin, seq)?;
+                let entry = readers.log.get(origin, seq)?;
                 self.unread = None;
-                let has_copy = !store.index().reader().copied_seqs(origin, seq, seq)?.is_empty();
+                let has_copy = !readers.index.copied_seqs(origin, seq, seq)?.is_empty();
                 return Ok(Some((entry, has_copy)));
             }
         }
         Ok(None)
     }
 
-    fn next_key(&mut self, store: &Store) -> Result<Option<EntryKey>, StoreError> {
+    fn next_key(&mut self, index: &mut IndexReader<'_>) -> Result<Option<EntryKey>, StoreError> {
         while self.file.is_empty() && !self.file_done {
             let (name, from) = ((self.name, self.roles), self.file_from);
-            let (keys, next) = store.index().reader().file_keys(name, from, self.backward, FILE_ROWS)?;
+            let (keys, next) = index.file_keys(name, from, self.backward, self.file_rows)?;
+            self.file_rows = FILE_ROWS_MAX;
             self.file.extend(keys);
             (self.file_done, self.file_from) = (next.is_none(), next);
         }

@@ -7,9 +7,13 @@
 //! The rows of the file have no checksum. [`IndexReader::has_rows_of`] compares them with the log for the scrub: it
 //! derives the rows from the entry again, as they were derived when the entry was added.
 
+use std::cell::OnceCell;
 use std::ops::Bound::{Excluded, Included};
 
-use redb::{AccessGuard, ReadOnlyTable, ReadableDatabase};
+use redb::{
+    AccessGuard, Key, ReadOnlyTable, ReadTransaction, ReadableDatabase, TableDefinition, TableError, Value,
+};
+use uuid::Uuid;
 
 use super::Index;
 use super::copies::{CopyScan, IdKey};
@@ -18,6 +22,7 @@ use super::tables::{BY_ID, BY_USER, COPIES, CopyKey, IndexRows, UserKey};
 use crate::chain::clock::Stamp;
 use crate::chain::ids::{EntryKey, Origin};
 use crate::chain::logs::Logs;
+use crate::chain::message::Digest;
 use crate::chain::record::Entry;
 use crate::store::engine::catch_panic::catch_panic;
 use crate::store::{StoreError, StoredCopy};
@@ -29,10 +34,12 @@ pub struct IndexReader<'a> {
     pub(super) tables: Option<(u64, Tables)>,
 }
 
+/// The tables, each opened when it is first read: to open one takes as long as several look-ups.
 pub(super) struct Tables {
-    by_id: ReadOnlyTable<IdKey, ()>,
-    by_user: ReadOnlyTable<UserKey, u8>,
-    copies: ReadOnlyTable<CopyKey, ()>,
+    tx: ReadTransaction,
+    by_id: OnceCell<ReadOnlyTable<IdKey, ()>>,
+    by_user: OnceCell<ReadOnlyTable<UserKey, u8>>,
+    copies: OnceCell<ReadOnlyTable<CopyKey, ()>>,
 }
 
 impl IndexReader<'_> {
@@ -41,13 +48,30 @@ impl IndexReader<'_> {
         Ok(self.copy_in(scan)?.map(|key| scan.pass(key)))
     }
 
+    /// The first copy of a message that `logs` cover and that is wanted. Every copy is offered until one is.
+    pub fn find_copy(
+        &mut self,
+        id: Uuid,
+        digest: Digest,
+        logs: &Logs,
+        mut is_wanted: impl FnMut(EntryKey) -> bool,
+    ) -> Result<Option<EntryKey>, StoreError> {
+        let mut scan = CopyScan::of_content(*id.as_bytes(), digest);
+        while let Some(copy) = self.next_copy(&mut scan)? {
+            if logs.covers(copy.key) && is_wanted(copy.key) {
+                return Ok(Some(copy.key));
+            }
+        }
+        Ok(None)
+    }
+
     pub(super) fn copy_in(&mut self, scan: &CopyScan) -> Result<Option<IdKey>, StoreError> {
         let (in_memtable, epoch) = {
             let memtable = self.index.memtable();
             (memtable.copy_in(scan), memtable.epoch())
         };
         let in_file = self.read(epoch, |tables| {
-            let next = tables.by_id.range::<IdKey>(scan.range())?.next().transpose()?;
+            let next = tables.by_id()?.range::<IdKey>(scan.range())?.next().transpose()?;
             Ok(next.map(|(key, _)| key.value()))
         })?;
         Ok(in_memtable.into_iter().chain(in_file).min())
@@ -65,7 +89,7 @@ impl IndexReader<'_> {
             (memtable.copied_seqs(origin, first, last).collect::<Vec<u64>>(), memtable.epoch())
         };
         self.read(epoch, |tables| {
-            for row in tables.copies.range((origin.0, first)..=(origin.0, last))? {
+            for row in tables.copies()?.range((origin.0, first)..=(origin.0, last))? {
                 seqs.push(row?.0.value().1);
             }
             Ok(())
@@ -93,7 +117,7 @@ impl IndexReader<'_> {
             if let Some(from) = from {
                 *(if backward { &mut high } else { &mut low }) = bound(from);
             }
-            let range = tables.by_user.range::<UserKey>((low, high))?;
+            let range = tables.by_user()?.range::<UserKey>((low, high))?;
             let mut range: Box<dyn Iterator<Item = UserRow>> =
                 if backward { Box::new(range.rev()) } else { Box::new(range) };
             let (mut keys, mut last) = (Vec::new(), from);
@@ -135,7 +159,7 @@ impl IndexReader<'_> {
             }
             // Listings show messages only, so only their copies are marked.
             let is_marked =
-                is_marked || indexed.names.is_none() || tables.copies.get((origin.0, seq))?.is_some();
+                is_marked || indexed.names.is_none() || tables.copies()?.get((origin.0, seq))?.is_some();
             Ok(is_marked.then_some(true))
         })?;
         if let Some(known) = known {
@@ -162,9 +186,8 @@ impl IndexReader<'_> {
             let tables = if let Some((_, tables)) = current {
                 tables
             } else {
-                let tx = self.index.db.begin_read()?;
-                let (by_id, by_user) = (tx.open_table(BY_ID)?, tx.open_table(BY_USER)?);
-                Tables { by_id, by_user, copies: tx.open_table(COPIES)? }
+                let (by_id, by_user, copies) = (OnceCell::new(), OnceCell::new(), OnceCell::new());
+                Tables { tx: self.index.db.begin_read()?, by_id, by_user, copies }
             };
             Ok((work(&tables)?, tables))
         });
@@ -177,19 +200,43 @@ impl IndexReader<'_> {
 }
 
 impl Tables {
+    fn by_id(&self) -> Result<&ReadOnlyTable<IdKey, ()>, TableError> {
+        opened(&self.by_id, &self.tx, BY_ID)
+    }
+
+    fn by_user(&self) -> Result<&ReadOnlyTable<UserKey, u8>, TableError> {
+        opened(&self.by_user, &self.tx, BY_USER)
+    }
+
+    fn copies(&self) -> Result<&ReadOnlyTable<CopyKey, ()>, TableError> {
+        opened(&self.copies, &self.tx, COPIES)
+    }
+
     fn have(&self, rows: &IndexRows) -> Result<bool, StoreError> {
         for key in &rows.by_id {
-            if self.by_id.get(*key)?.is_none() {
+            if self.by_id()?.get(*key)?.is_none() {
                 return Ok(false);
             }
         }
         for (key, roles) in &rows.by_user {
-            if self.by_user.get(*key)?.is_none_or(|found| found.value() != *roles) {
+            if self.by_user()?.get(*key)?.is_none_or(|found| found.value() != *roles) {
                 return Ok(false);
             }
         }
         Ok(true)
     }
+}
+
+fn opened<'a, K: Key + 'static, V: Value + 'static>(
+    table: &'a OnceCell<ReadOnlyTable<K, V>>,
+    tx: &ReadTransaction,
+    definition: TableDefinition<'_, K, V>,
+) -> Result<&'a ReadOnlyTable<K, V>, TableError> {
+    if let Some(table) = table.get() {
+        return Ok(table);
+    }
+    let opened = tx.open_table(definition)?;
+    Ok(table.get_or_init(|| opened))
 }
 
 type UserRow = Result<(AccessGuard<'static, UserKey>, AccessGuard<'static, u8>), redb::StorageError>;
