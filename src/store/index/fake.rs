@@ -1,9 +1,17 @@
 //! Changes an index without the knowledge of its store, for tests.
 
+use redb::ReadableTableMetadata;
+
 use super::memtable::{IndexEntry, NameHash};
-use super::tables::{BY_ID, BY_USER, COPIES, IndexRows};
+use super::tables::{BY_ID, BY_USER, COPIES, IndexRows, UNINDEXED};
 use crate::chain::record::Entry;
 use crate::store::Store;
+
+/// How many unindexed entries the file lists.
+pub(crate) fn unindexed_count(store: &Store) -> u64 {
+    let tx = store.index.db.begin_write().expect("begins");
+    tx.open_table(UNINDEXED).expect("opens").len().expect("counts")
+}
 
 /// A row that the index has for an entry.
 #[derive(Debug, Clone, Copy)]

@@ -33,7 +33,7 @@ pub(super) const BY_ID: TableDefinition<IdKey, ()> = TableDefinition::new("by_id
 pub(super) const BY_USER: TableDefinition<UserKey, u8> = TableDefinition::new("by_user");
 pub(super) const COPIES: TableDefinition<CopyKey, ()> = TableDefinition::new("copies");
 /// Entries at or below a watermark that were damaged when the watermark passed them: the file does not have them.
-const UNINDEXED: TableDefinition<CopyKey, ()> = TableDefinition::new("holes");
+pub(super) const UNINDEXED: TableDefinition<CopyKey, ()> = TableDefinition::new("holes");
 
 /// The rows of some entries, sorted.
 #[derive(Default)]
