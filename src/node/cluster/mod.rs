@@ -542,6 +542,8 @@ mod tests {
             }
             assert_eq!(answer(&cluster, &hello(2, 11, 0)), Ok(()), "it has a new store");
             assert!(knows(&hello(2, 11, 0)) && !knows(&real) && !knows(&invented));
+            let _another_store = answer(&cluster, &hello(2, 12, 48));
+            assert!(knows(&hello(2, 11, 0)) && !knows(&hello(2, 12, 48)), "its clock is wrong");
         }
     }
 

@@ -469,6 +469,9 @@ impl Roster {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::chain::ids::{ChainHash, Origin};
+    use crate::chain::kind::LogType;
+    use crate::chain::vector::Head;
     use crate::node::incidents::Incidents;
 
     /// Later than all incarnations of these tests.
@@ -775,6 +778,32 @@ mod tests {
         assert_eq!(roster.numbers().len(), crate::chain::members::MEMBERS_MAX - 1);
     }
 
+    /// Each message may name 65,536 logs, and each of 255 members may send one.
+    #[test]
+    fn the_heads_of_all_peers_together_are_bounded() {
+        const LONG: usize = 1 << 16;
+        let mut roster = Roster::new(hello(0, 1, 1, 1), &[], Membership::default());
+        let vector = |count: usize| {
+            let name = |n: usize| Origin((n as u128 + 1).to_be_bytes());
+            let head = Head { seq: 1, hash: ChainHash([1; 32]) };
+            let mut vector = Vector::default();
+            (0..count).for_each(|n| vector.set_head(name(n), LogType::MESSAGES, head));
+            vector
+        };
+        let (long, short) = (vector(LONG), vector(9));
+        for port in 2..22 {
+            roster.learn_members(&message_from(hello(port, 2, 1, port)), NOW);
+            let number = *roster.numbers().last().expect("some");
+            let vector = if port == 2 { &short } else { &long };
+            roster.peer(number).expect("is asked").vector = Some(vector.clone());
+            roster.bound_heads();
+        }
+        let mut kept: Vec<usize> =
+            roster.peers().filter_map(|peer| Some(peer.vector.as_ref()?.origins())).collect();
+        kept.sort_unstable();
+        assert_eq!((kept[0], kept[1], kept.len()), (9, LONG, PEER_HEADS_MAX / LONG));
+    }
+
     /// A message of node 7 that claims this of the store 1 of node 0.
     fn claim(incarnation_id: [u8; 16], forget_count: u16, port: u16) -> SyncMessage {
         let address = format!("127.0.0.1:{port}");
@@ -802,6 +831,7 @@ mod tests {
             other.learn_members(&message_from(own.own().clone()), now);
             assert!(other.members().get(id).is_some_and(|member| !member.is_forgotten()), "round {round}");
         }
+        now += RAISE_INTERVAL_MS;
         for roster in [&mut own, &mut other] {
             let before = roster.members().digest();
             roster.learn_members(&claim([0xff; 16], 1, 1), now);
