@@ -12,12 +12,14 @@ use crate::chain::clock::Stamp;
 use crate::chain::frontier::SnapshotContent;
 use crate::chain::ids::{ChainHash, EntryKey, Leaf, Origin};
 use crate::chain::kind::{EntryKind, LogType};
+use crate::chain::members::Member;
 use crate::chain::message::{Digest, Message, UncheckedMessage};
 use crate::chain::record::Entry;
 use crate::chain::sync::wire::{EntryRange, Heads, Hello, Run, SyncMessage, short};
 use crate::chain::vector::{Head, LogSpan, Vector};
 use crate::node::cluster::{answer, sync};
-use crate::replica::write_ops::{NewMessage, Rejection, SendOutcome};
+use crate::replica::write_ops::{Maintenance, NewMessage, Rejection, SendOutcome};
+use crate::store::index::fake::hold_writes;
 use crate::store::log::fake::overwrite;
 
 mod hostile;
@@ -539,6 +541,47 @@ async fn members_that_are_not_on_disk_are_not_taken_for_stored() {
     }
 }
 
+#[tokio::test]
+async fn forgetting_a_node_tells_whether_that_is_on_disk() {
+    let mut bench = Bench::new();
+    let at = bench.serve().await;
+    let (client, path) = (crate::client::Client::new(None), format!("{}3", crate::api::path::NODES_PREFIX));
+    for (open, is_stored) in [(0, true), (1, false)] {
+        let member = Member { incarnation_id: [open; 16], forget_count: 0, address: hello(3).address };
+        bench.answer(SyncMessage { members: vec![(hello(3).member_id(), member)], ..quiet() }).await;
+        if !is_stored {
+            bench.node.writer.fault.raise("the disk fails".into());
+        }
+        let request = crate::client::Request::delete(&path);
+        let answer = client.forward(&at.addr, &request, std::time::Duration::from_secs(30)).await;
+        let answer: serde_json::Value = answer.expect("answers").json(1_000).await.expect("is whole");
+        assert_eq!(answer, serde_json::json!({ "node_id": 3, "forgotten": true, "stored": is_stored }));
+    }
+}
+
+#[tokio::test]
+async fn the_status_names_a_node_that_cannot_be_a_member() {
+    let bench = Bench::new();
+    let is_named = || status::status(&bench.node).warnings.iter().any(|line| line.contains("is no member"));
+    bench.answer(quiet()).await;
+    assert!(!is_named());
+    bench.answer(SyncMessage::quiet(Hello { incarnation_id: [0xff; 16], ..hello(3) }, [0; 16], 0)).await;
+    assert!(is_named());
+}
+
+/// A purge writes twice, and nobody waits for it.
+#[tokio::test]
+async fn the_writer_answers_before_it_purges() {
+    let bench = Bench::new();
+    bench.push(&Log::new(X, 9, 1, "theirs"), 1, 9, 9).await;
+    let no_purge = hold_writes(&bench.node.store);
+    let cut = bench.node.writer.maintain(Maintenance::Cut(X, 2));
+    tokio::time::timeout(std::time::Duration::from_secs(10), cut).await.expect("is answered");
+    assert_eq!(bench.node.logs().vector().cut_of(X), Some(2));
+    drop(no_purge);
+    bench.send(1_000).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn messages_from_the_future_can_be_listed_apart_and_are_reported() {
     let mut bench = Bench::new();
@@ -701,11 +744,14 @@ async fn what_a_peer_with_a_full_disk_has_is_fetched_although_it_takes_nothing()
     let mut client = sync::SyncClient::new(0);
     client.exchange(&bench.node, true).await.expect("has nothing to push yet");
     bench.push(&Log::new(origin(1), 3, 1, "ours"), 1, 3, 3).await;
+    bench.send(9).await;
     let mut failed = 0;
     for _ in 0..8 {
         failed += u32::from(client.exchange(&bench.node, true).await.is_err());
     }
     assert_eq!((bench.seq(X), failed), (3, 1));
+    let aside = bench.node.cluster.new_own_entries(0, &bench.node.logs());
+    assert_eq!(aside, None, "nothing is pushed aside either");
 }
 
 /// Peers may ask for a lot and read slowly.

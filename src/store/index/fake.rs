@@ -7,6 +7,11 @@ use super::tables::{BY_ID, BY_USER, COPIES, IndexRows, UNINDEXED};
 use crate::chain::record::Entry;
 use crate::store::Store;
 
+/// Keeps all others from writing to the file until it is dropped.
+pub(crate) fn hold_writes(store: &Store) -> redb::WriteTransaction {
+    store.index.db.begin_write().expect("begins")
+}
+
 /// How many unindexed entries the file lists.
 pub(crate) fn unindexed_count(store: &Store) -> u64 {
     let tx = store.index.db.begin_write().expect("begins");
