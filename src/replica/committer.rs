@@ -577,6 +577,32 @@ mod tests {
         assert_eq!(store.log().damage().count(), 0);
     }
 
+    /// A salvage can leave any number of entries after a gap.
+    #[test]
+    fn one_commit_attaches_a_part_of_the_detached_entries_and_the_next_ones_the_rest() {
+        const COUNT: u64 = 5_000;
+        let dir = tempfile::tempdir().expect("temp dir");
+        let origin = Origin([200; 16]);
+        let entry = |seq: u64| {
+            let key = EntryKey { stamp: Stamp((NOW << 16) + seq), origin, seq };
+            let content = new_message(u128::from(seq), "salvaged").content;
+            Entry::new(key, EntryKind::Message, Digest::of(EntryKind::Message, &content), &content)
+        };
+        let records = (1..=COUNT).filter(|seq| *seq != 3).flat_map(|seq| entry(seq).bytes().to_vec());
+        let no_database: Vec<u8> = records.collect();
+        Directory(dir.path().to_owned()).replace(LOG, &no_database).expect("writes");
+        let mut committer = open(&dir);
+        let seq = |committer: &Committer| committer.logs().vector().seq(origin);
+        assert_eq!(seq(&committer), 2);
+        let before = committer.logs().vector().head(origin).expect("is there");
+        let third = PeerRecords { before, claimed: None, owner: None, entries: vec![entry(3)] };
+        let ops = WriteOps { admits: vec![&third], ..WriteOps::default() };
+        committer.commit(&ops, Space::ALL, NOW).expect("writes");
+        assert_eq!(seq(&committer), 3 + 2_000);
+        finish(&mut committer);
+        assert_eq!(seq(&committer), COUNT);
+    }
+
     /// Otherwise it would be copied again with each exchange that brings the cut.
     #[test]
     fn nothing_is_copied_while_a_cut_waits_for_a_damaged_entry_before_it() {
