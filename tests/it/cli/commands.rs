@@ -14,7 +14,7 @@ use crate::support::{
     address::free_addr,
     cluster::Cluster,
     eventually::eventually_blocking,
-    process::{Finished, Process, chatchain, run},
+    process::{Finished, Process, chatchain, move_clock, run},
 };
 
 const LONG: Duration = Duration::from_secs(20);
@@ -269,6 +269,26 @@ fn a_closed_standard_output_is_not_a_failure() {
     drop(child.stdout.take());
     let done = child.wait_with_output().expect("ended");
     assert_eq!((done.status.code(), String::from_utf8_lossy(&done.stderr).as_ref()), (Some(0), ""));
+}
+
+/// Otherwise they would be the newest messages for a year.
+#[test]
+fn messages_of_a_clock_that_was_ahead_are_listed_apart_and_hide_no_others() {
+    let mut cluster = Cluster::prepare(1);
+    let mut command = cluster.node_command(0);
+    move_clock(&mut command, cluster.dir(), 365);
+    let mut ahead = Process::spawn("a node of the future", command);
+    let send = |cluster: &Cluster, text| cluster.cli(&["send", "--from", "a", "--to", "b", text]).code;
+    eventually_blocking(LONG, "the node to store a message", || send(&cluster, "ahead") == Some(0));
+    assert_eq!(ahead.stop().code(), Some(0));
+    cluster.start_node(0);
+    assert_eq!(send(&cluster, "now"), Some(0));
+    let listed = cluster.cli(&["list", "--limit", "1"]);
+    let lines: Vec<_> = listed.stdout.lines().collect();
+    let [now, apart, ahead] = lines[..] else { panic!("{listed:?}") };
+    assert!(now.ends_with("now") && apart.contains("5 minutes") && ahead.ends_with("ahead"), "{listed:?}");
+    let status = cluster.cli(&["status"]);
+    assert!(status.stderr.contains("in the future"), "{status:?}");
 }
 
 /// The server accepts each request and ends the feed at once, as a node does whose store cannot be read.

@@ -14,7 +14,7 @@ use crate::support::address::{free_addr, free_ip};
 use crate::support::cluster::Cluster;
 use crate::support::eventually::eventually_blocking;
 use crate::support::http;
-use crate::support::process::{Finished, Process, chatchain};
+use crate::support::process::{Finished, Process, chatchain, move_clock};
 use crate::support::servers::get;
 
 /// A server that starts although it should not fails the test after this.
@@ -56,29 +56,13 @@ fn check_data_dir(data_dir: &Path, parts: &[&str]) {
     );
 }
 
-/// Loaded before the C library, this sets the clock back by 95 years.
-const OLD_CLOCK: &str = "
-#define _GNU_SOURCE
-#include <sys/syscall.h>
-#include <time.h>
-#include <unistd.h>
-int clock_gettime(clockid_t id, struct timespec *time) {
-    int result = syscall(SYS_clock_gettime, id, time);
-    if (id == CLOCK_REALTIME) time->tv_sec -= 95 * 365 * 86400LL;
-    return result;
-}";
-
 #[test]
 fn a_clock_before_1970_is_named_and_is_no_damage() {
     let mut cluster = stopped_node();
-    let (source, library) = (cluster.dir().join("clock.c"), cluster.dir().join("clock.so"));
-    std::fs::write(&source, OLD_CLOCK).expect("a file");
-    let compiled = Command::new("cc").args(["-shared", "-fPIC", "-o"]).arg(&library).arg(&source).status();
-    assert!(compiled.expect("the linker of every Rust program").success());
     for (data, args) in [("data", ["node", "--node-id", "0"]), ("new", ["node", "--node-id", "1"])] {
         let mut command = chatchain(cluster.dir());
         command.args(args).args(["--listen", &free_addr().to_string(), "--data-dir", data]);
-        command.env("LD_PRELOAD", &library);
+        move_clock(&mut command, cluster.dir(), -95 * 365);
         let done = Process::spawn("a node of the past", command).finish(LONG);
         check(&done, 1, &["clock", "before 1970"]);
     }

@@ -130,6 +130,26 @@ fn a_node_on_a_full_disk_answers_every_read_and_writes_again_when_there_is_room(
 }
 
 #[test]
+fn forgetting_a_node_on_a_full_disk_is_not_called_stored() {
+    let mut cluster = Cluster::prepare(2);
+    let Some(disk) = SmallDisk::mount(&cluster.data_dir(), 100) else { return };
+    cluster.start_all();
+    let addr = cluster.node(0);
+    send_all(cluster.node(1), 0..1);
+    cluster.converge(LONG, 1);
+    cluster.kill9(1);
+    disk.fill();
+    let forget = || http::request(addr, "DELETE", "/nodes/1", &[], b"").expect("answered");
+    let answer = eventually_blocking(LONG, "node 1 to be down", || {
+        let answer = forget();
+        (answer.status() == 200).then(|| answer.json())
+    });
+    assert_eq!(answer["stored"], false, "{answer}");
+    disk.empty();
+    assert_eq!(forget().json()["stored"], true);
+}
+
+#[test]
 fn verify_reports_a_log_that_cannot_be_read() {
     let mut cluster = Cluster::start(1);
     send_all(cluster.node(0), 0..10);

@@ -50,6 +50,29 @@ pub fn chatchain(dir: &Path) -> Command {
     command
 }
 
+/// Loaded before the C library, this moves the clock by `DAYS`.
+const MOVED_CLOCK: &str = "
+#define _GNU_SOURCE
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+int clock_gettime(clockid_t id, struct timespec *time) {
+    int result = syscall(SYS_clock_gettime, id, time);
+    if (id == CLOCK_REALTIME) time->tv_sec += DAYS * 86400LL;
+    return result;
+}";
+
+/// Moves the clock that a command sees by this many days. `dir` is for files that the command needs.
+#[track_caller]
+pub fn move_clock(command: &mut Command, dir: &Path, days: i64) {
+    let (source, library) = (dir.join("clock.c"), dir.join("clock.so"));
+    std::fs::write(&source, MOVED_CLOCK).expect("a file");
+    let mut compiler = Command::new("cc");
+    compiler.args(["-shared", "-fPIC", &format!("-DDAYS=({days})"), "-o"]).arg(&library).arg(&source);
+    assert!(compiler.status().expect("the linker of every Rust program").success());
+    command.env("LD_PRELOAD", &library);
+}
+
 /// Runs a command with this standard input until it ends.
 #[track_caller]
 pub fn run(command: Command, input: impl Into<Vec<u8>>) -> Finished {
