@@ -7,6 +7,7 @@
 //! the program ends without an error.
 
 mod markdown;
+mod text_rows;
 
 use std::{
     borrow::Cow,
@@ -23,6 +24,7 @@ use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 pub use indicatif::ProgressBar;
 use indicatif::{ProgressDrawTarget, ProgressFinish, ProgressStyle};
 use serde::Serialize;
+pub use text_rows::{TextRow, TextRows};
 
 use crate::cli::{CommonArgs, OutputFormat};
 
@@ -123,6 +125,19 @@ impl Output {
             writeln!(out, "{}", paint(self.colors_data, style, line.trim_end()))?;
         }
         out.flush()
+    }
+
+    /// The layout of rows with texts on standard output.
+    pub fn text_rows(&self) -> TextRows {
+        let is_terminal = io::stdout().is_terminal();
+        let size = is_terminal.then(|| rustix::termios::tcgetwinsize(io::stdout()).ok()).flatten();
+        let columns = size.map(|size| usize::from(size.ws_col)).filter(|columns| *columns > 0);
+        TextRows::new(columns)
+    }
+
+    /// Prints rows with texts.
+    pub fn texts(&self, layout: &TextRows, rows: &[TextRow<'_>]) -> io::Result<()> {
+        print_data(&rows.iter().map(|row| layout.lines(row)).collect::<String>())
     }
 
     /// A page of Markdown: as it is, or laid out for reading where standard output is a terminal.

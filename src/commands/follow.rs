@@ -8,6 +8,7 @@
 use std::{collections::HashSet, io, path::PathBuf, time::Duration};
 
 use color_eyre::eyre::{Report, Result};
+use jiff::tz::TimeZone;
 use tokio::time::{Instant, sleep, sleep_until};
 use uuid::Uuid;
 
@@ -21,7 +22,7 @@ use crate::{
     chain::filter::Filter,
     cli::{self, OutputFormat},
     client::servers::{FeedStream, Servers},
-    output::Output,
+    output::{Output, TextRows},
 };
 
 /// The cursor is saved at most this often while messages arrive.
@@ -50,6 +51,8 @@ pub async fn run(args: &cli::ListArgs, context: &Context<'_>) -> Result<Exit> {
         save_at: None,
         opened: Instant::now(),
         pause: Duration::ZERO,
+        layout: output.text_rows(),
+        clock: list::clock(args),
         output,
     };
     let follow = async {
@@ -99,6 +102,9 @@ struct Follower<'a> {
     opened: Instant,
     /// Pause before it is opened again.
     pause: Duration,
+    /// How messages are printed, and the time zone of their times.
+    layout: TextRows,
+    clock: TimeZone,
     output: &'a Output,
 }
 
@@ -136,6 +142,7 @@ impl Follower<'_> {
                      took them is reached"
                 ));
             }
+            self.layout.fit(&list::rows(&messages, &self.clock));
             for message in messages {
                 self.overlap.insert(copy_identity(&message));
                 self.print(message)?;
@@ -203,7 +210,14 @@ impl Follower<'_> {
             collected.push(message);
             return Ok(());
         }
-        self.output.answer(&list::columns(&message).join("  "), &message)
+        match self.output.format {
+            OutputFormat::Table => {
+                let row = list::rows([&message], &self.clock);
+                self.layout.fit(&row);
+                self.output.texts(&self.layout, &row)
+            }
+            OutputFormat::Json | OutputFormat::Ndjson => self.output.json(&message),
+        }
     }
 
     /// Opens the feed again at the last cursor, however long that takes.

@@ -4,7 +4,7 @@
 //! flags and the columns of a message serve [`super::follow`], too.
 
 use color_eyre::eyre::Result;
-use jiff::{Span, SpanRelativeTo, Timestamp, fmt::friendly::SpanParser};
+use jiff::{Span, SpanRelativeTo, Timestamp, fmt::friendly::SpanParser, tz::TimeZone};
 
 use super::{Context, Exit, last_writes::LastWrites, now, room_recipient};
 use crate::{
@@ -13,7 +13,7 @@ use crate::{
     cli::{self, OutputFormat},
     client::{ClientError, servers::Servers},
     config::ConfigError,
-    output::{Output, Tone},
+    output::{Output, TextRow, Tone},
 };
 
 pub async fn run(args: &cli::ListArgs, context: &Context<'_>) -> Result<Exit> {
@@ -26,10 +26,6 @@ pub async fn run(args: &cli::ListArgs, context: &Context<'_>) -> Result<Exit> {
     let ListOutcome { mut messages, covers, addr, .. } = listed;
     let future = ListQuery { accepted_since: query.accepted_before, accepted_before: None, ..query.clone() };
     let future = fetch(&servers, &future, wanted.as_ref()).await?.messages;
-    let print = |messages: &[ListedMessage]| {
-        let rows: Vec<_> = messages.iter().map(|message| (Tone::Plain, columns(message))).collect();
-        output.table(&[], &rows)
-    };
     match output.format {
         OutputFormat::Json | OutputFormat::Ndjson => {
             messages.extend(future);
@@ -37,13 +33,17 @@ pub async fn run(args: &cli::ListArgs, context: &Context<'_>) -> Result<Exit> {
         }
         OutputFormat::Table if messages.is_empty() && future.is_empty() => output.note("no messages match"),
         OutputFormat::Table => {
-            print(&messages)?;
+            let (mut layout, clock) = (output.text_rows(), clock(args));
+            let [now, later] = [&messages, &future].map(|all| rows(all, &clock));
+            layout.fit(&now);
+            layout.fit(&later);
+            output.texts(&layout, &now)?;
             if !future.is_empty() {
                 output.summary(
                     Tone::Bad,
                     "accepted more than 5 minutes from now, by nodes whose clocks are ahead of this one:",
                 )?;
-                print(&future)?;
+                output.texts(&layout, &later)?;
             }
         }
     }
@@ -139,12 +139,30 @@ fn parse_time(text: &str, now: Timestamp) -> Option<u64> {
     Some(u64::try_from(seconds).unwrap_or(0)) // before 1970 there are no messages
 }
 
-/// The cells of a message: time, `sender -> recipient`, text.
-pub(super) fn columns(message: &ListedMessage) -> Vec<String> {
-    let seconds =
-        i64::try_from(message.timestamp).ok().and_then(|seconds| Timestamp::from_second(seconds).ok());
-    let time = seconds.map_or_else(|| message.timestamp.to_string(), |time| time.to_string());
-    vec![time, format!("{} -> {}", message.sender, message.recipient), message.text.clone()]
+/// The time zone in which times are printed: UTC if that is asked for, or if this machine does not say where it is.
+pub(super) fn clock(args: &cli::ListArgs) -> TimeZone {
+    let local = (!args.utc).then(TimeZone::system).filter(|zone| !zone.is_unknown());
+    local.unwrap_or(TimeZone::UTC)
+}
+
+/// Messages as rows: time, `sender -> recipient`, text.
+pub(super) fn rows<'a>(
+    messages: impl IntoIterator<Item = &'a ListedMessage>,
+    clock: &TimeZone,
+) -> Vec<TextRow<'a>> {
+    let row = |message: &'a ListedMessage| {
+        let second = i64::try_from(message.timestamp).ok();
+        let time = second.and_then(|second| Timestamp::from_second(second).ok());
+        let time = time.map_or_else(|| message.timestamp.to_string(), |time| in_zone(time, clock));
+        TextRow { time, names: format!("{} -> {}", message.sender, message.recipient), text: &message.text }
+    };
+    messages.into_iter().map(row).collect()
+}
+
+/// `2026-01-31 12:00:00`, with a `Z` if UTC is printed and not the local time.
+fn in_zone(time: Timestamp, zone: &TimeZone) -> String {
+    let format = if *zone == TimeZone::UTC { "%Y-%m-%d %H:%M:%SZ" } else { "%Y-%m-%d %H:%M:%S" };
+    time.to_zoned(zone.clone()).strftime(format).to_string()
 }
 
 #[cfg(test)]

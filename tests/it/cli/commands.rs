@@ -152,13 +152,29 @@ fn send_prints_the_id_and_list_the_message() {
 
     let listed = cluster.cli(&["list"]);
     let texts: Vec<_> = listed.stdout.lines().map(|line| line.split_once("  ").expect("columns").1).collect();
-    assert_eq!(texts, ["user1 -> user2  hi", "user1 -> #ops   two\\nlines"]);
+    assert_eq!(texts[..2], ["user1 -> user2  hi", "user1 -> #ops   two"]);
+    assert_eq!((texts.len(), texts[2].trim_start()), (3, "lines"));
     let listed = cluster.cli(&["list", "--room", "ops", "--since", "1h", "-o", "json"]);
     let listed: Value = serde_json::from_str(&listed.stdout).expect("JSON");
     assert_eq!((listed.as_array().map(Vec::len), &listed[0]["id"]), (Some(1), &answer["id"]));
     let listed = cluster.cli(&["list", "--to", "user2", "-o", "ndjson"]);
     let listed: Value = serde_json::from_str(&listed.stdout).expect("one line");
     assert_eq!(listed["id"], id);
+}
+
+#[test]
+fn times_are_local_or_in_utc() {
+    let cluster = Cluster::start(1);
+    let message = ["send", "--from", "ana", "--to", "ben", "--timestamp", "1697913600", "hi"];
+    assert_eq!(cluster.cli(&message).code, Some(0));
+    let list = |zone: &str, more: &[&str]| {
+        let mut command = cluster.command();
+        command.args(["--server", &cluster.node(0).to_string(), "list"]).args(more).env("TZ", zone);
+        run(command, "").stdout
+    };
+    // A zone of nine hours east, as POSIX writes it: no file says more about it.
+    assert_eq!(list("JST-9", &[]), "2023-10-22 03:40:00  ana -> ben  hi\n");
+    assert_eq!(list("JST-9", &["--utc"]), "2023-10-21 18:40:00Z  ana -> ben  hi\n");
 }
 
 #[test]

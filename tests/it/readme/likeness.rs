@@ -107,10 +107,14 @@ fn is_uuid(text: &str) -> bool {
     })
 }
 
-/// `2026-11-22T13:39:14Z`, with or without a fraction of the second, as `TIME`.
+/// `2026-11-22T13:39:14Z` and `2026-11-22 13:39:14`, with or without a fraction of the second, as `TIME`.
 fn times(line: &str) -> String {
     let shape = |text: &str| {
-        let fits = |(a, b): (u8, u8)| if b == b'0' { a.is_ascii_digit() } else { a == b };
+        let fits = |(a, b): (u8, u8)| match b {
+            b'0' => a.is_ascii_digit(),
+            b'T' => a == b || a == b' ',
+            _ => a == b,
+        };
         text.bytes().zip(*b"0000-00-00T00:00:00").all(fits)
     };
     let marked = replace(line, 19, shape, |_| "\u{0}".into());
@@ -163,6 +167,7 @@ mod tests {
     fn what_differs_every_time_may_differ() {
         check("01a2037b-7d31-751e-8029-4a786087fdbc\n", "01a2037b-7d4c-7593-9706-442d8c633d8a", true);
         check("2026-11-22T13:39:14Z  a -> b  hi", "2027-01-02T03:04:05Z   a -> b hi\n", true);
+        check("2026-11-22 13:39:14  a -> b  hi", "2027-01-02 03:04:05Z  a -> b  hi\n", true);
         check(
             "2026-11-22T13:39:14.1Z  INFO x messages=3",
             "2027-01-02T03:04:05.123456Z  INFO x messages=17",
