@@ -20,7 +20,7 @@ use bytes::{Bytes, BytesMut};
 use futures_util::{Stream, StreamExt, TryFutureExt, TryStreamExt, stream};
 use reqwest::{
     Method, StatusCode, Url,
-    header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, RETRY_AFTER, WWW_AUTHENTICATE},
+    header::{AUTHORIZATION, CONNECTION, CONTENT_TYPE, HeaderMap, RETRY_AFTER, WWW_AUTHENTICATE},
     redirect,
 };
 use tokio::time::timeout;
@@ -249,15 +249,19 @@ impl Client {
     }
 
     /// Sends one exchange request to a node, and returns the answer as it arrives. Its head must come `within` this
-    /// time; then only this long a `silence` ends it.
+    /// time; then only this long a `silence` ends it. `is_last`: the connection ends with the answer.
     pub async fn sync(
         &self,
         addr: &Addr,
         body: Bytes,
         within: Duration,
         silence: Duration,
+        is_last: bool,
     ) -> Result<impl Stream<Item = Result<Bytes, ClientError>> + Send + use<>, ClientError> {
-        let request = Request::post(path::SYNC, media::BINARY, body);
+        let mut request = Request::post(path::SYNC, media::BINARY, body);
+        if is_last {
+            request.headers.insert(CONNECTION, HeaderValue::from_static("close"));
+        }
         let answer = self.send(&self.patient, addr, &request, within).await?;
         let answer = limit(addr, silence, answer.accepted()).await?;
         let (addr, body) = (addr.clone(), Box::pin(answer.into_stream()));

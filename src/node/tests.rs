@@ -434,7 +434,8 @@ async fn the_address_answers_while_a_store_waits_to_be_closed() {
     running.spawn(run::run(config, listener, stop.clone()));
     let (client, addr) = (crate::client::Client::new(None), at.into());
     let second = std::time::Duration::from_secs(1);
-    let answer = client.sync(&addr, quiet().encode().into(), 10 * second, second).await.expect("answers");
+    let answer =
+        client.sync(&addr, quiet().encode().into(), 10 * second, second, false).await.expect("answers");
     let parts: Vec<_> = answer.map(|part| part.expect("arrives")).collect().await;
     let first = parts.concat();
     let mut slow = tokio::net::TcpStream::connect(at).await.expect("connects");
@@ -444,7 +445,11 @@ async fn the_address_answers_while_a_store_waits_to_be_closed() {
     // A process that claims to have opened a copy of this store before makes the node close it.
     let mut copied = SyncMessage::decode(&first).expect("well-formed");
     (copied.hello.incarnation_id, copied.hello.address) = ([0; 16], "127.0.0.1:9".into());
-    client.sync(&addr, copied.encode().into(), 10 * second, second).await.err().expect("is told to wait");
+    client
+        .sync(&addr, copied.encode().into(), 10 * second, second, false)
+        .await
+        .err()
+        .expect("is told to wait");
     let request = crate::client::Request::get(crate::api::path::LIVEZ);
     client.forward(&addr, &request, 5 * second).await.expect("answers on a connection of before");
     let fresh = crate::client::Client::new(None);

@@ -91,6 +91,11 @@ impl Pace {
         }
     }
 
+    /// Whether the link was cut of late after it had carried much.
+    pub fn is_cut(&self) -> bool {
+        self.most < BYTES_MAX
+    }
+
     /// A message was lost on its way, and nothing of it arrived.
     pub fn on_lost(&mut self) {
         self.bytes = (self.bytes / 2).max(BYTES_MIN);
@@ -155,11 +160,11 @@ mod tests {
         let mut pace = Pace::new(FIRST_PULL_BYTES);
         send(&mut pace, 100 << 20, 50, 6);
         pace.on_cut(80 << 10);
-        assert_eq!(pace.bytes(), 80 << 10);
+        assert_eq!((pace.bytes(), pace.is_cut()), (80 << 10, true));
         send(&mut pace, 100 << 20, 50, 3);
         assert!((100 << 10..160 << 10).contains(&pace.bytes()), "{}", pace.bytes());
         send(&mut pace, 100 << 20, 50, 40);
-        assert_eq!(pace.bytes(), BYTES_MAX, "it was cut once");
+        assert_eq!((pace.bytes(), pace.is_cut()), (BYTES_MAX, false), "it was cut once");
     }
 
     #[test]

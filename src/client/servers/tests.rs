@@ -149,13 +149,13 @@ async fn an_exchange_is_bounded_in_time_and_size() {
     let client = Client::new(None);
     let echo = site.server(|_, body| (200, body)).await;
     let within = Duration::from_secs(60);
-    let answer = client.sync(&echo, Bytes::from("x"), within, SILENCE_MAX).await.expect("answers");
+    let answer = client.sync(&echo, Bytes::from("x"), within, SILENCE_MAX, false).await.expect("answers");
     let parts: Vec<_> = answer.map(|part| part.expect("arrives")).collect().await;
     assert_eq!(parts.concat(), b"x");
     let huge = site.server(|_, _| (200, "x".repeat(9 * 1024 * 1024))).await;
     let cut_off = site.raw(b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nx").await;
     for (server, is_too_long) in [(huge, true), (cut_off, false)] {
-        let answer = client.sync(&server, Bytes::new(), within, SILENCE_MAX).await.expect("answers");
+        let answer = client.sync(&server, Bytes::new(), within, SILENCE_MAX, false).await.expect("answers");
         let errors: Vec<_> = answer.filter_map(|part| std::future::ready(part.err())).take(1).collect().await;
         match (&errors[..], is_too_long) {
             ([ClientError::Malformed { .. }], true) | ([ClientError::Lost { .. }], false) => {}
@@ -166,7 +166,7 @@ async fn an_exchange_is_bounded_in_time_and_size() {
     let silent = listener.local_addr().expect("bound").into();
     let short = Duration::from_millis(20);
     assert!(matches!(
-        client.sync(&silent, Bytes::new(), short, SILENCE_MAX).await,
+        client.sync(&silent, Bytes::new(), short, SILENCE_MAX, false).await,
         Err(ClientError::Timeout { .. })
     ));
 }

@@ -87,7 +87,8 @@ async fn push(node: &Node, number: usize) -> Result<bool, String> {
     (request.entries_only, request.runs) = (true, runs);
     let round_trip = cluster.roster().peer(number).and_then(|peer| peer.rtt).unwrap_or_default();
     let silence = silence_max(round_trip);
-    let body = cluster.client.sync(&addr, request.encode().into(), ANSWER_MAX + silence, silence).await;
+    let body =
+        cluster.client.sync(&addr, request.encode().into(), ANSWER_MAX + silence, silence, false).await;
     let mut answer = ArrivingAnswer::new(&addr, body.map_err(|error| error.to_string())?);
     while answer.next_run().await?.is_some() {} // an honest peer sends none
     let reply = answer.head()?;

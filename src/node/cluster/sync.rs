@@ -172,7 +172,10 @@ impl SyncClient {
         let sent = Instant::now();
         let silence = silence_max(self.usual);
         let within = silence + Duration::from_millis(self.push.time_max_ms());
-        let body = match cluster.client.sync(&addr, request.encode().into(), within, silence).await {
+        // Where connections are cut, the next large answer on this one would be lost.
+        let is_last = request.budget.is_some() && self.pull.is_cut();
+        let body = request.encode().into();
+        let body = match cluster.client.sync(&addr, body, within, silence, is_last).await {
             Ok(body) => body,
             Err(error) => {
                 match error.problem() {
