@@ -67,11 +67,6 @@ impl ReadState {
         is_in_prefix || self.scans.iter().any(|scan| scan.covers(key))
     }
 
-    /// Whether a partial scan has passed `key` and has, or will have, also passed `other`.
-    pub fn one_scan_covers(&self, key: EntryKey, other: EntryKey) -> bool {
-        self.scans.iter().any(|scan| scan.covers(key) && other.seq <= scan.until.seq(other.origin))
-    }
-
     /// The parts beyond `held`: what is still to be remembered once the reader has seen all of `held`.
     #[must_use]
     pub fn beyond(&self, held: &Frontier) -> Vec<PartialScan> {

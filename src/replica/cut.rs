@@ -94,18 +94,21 @@ impl CutInProgress {
     ) -> Result<(), StoreError> {
         let (stamp, log_type, leaf) = (entry.stamp(), entry.log_type(), entry.leaf());
         let first = || (Origin::branch(entry.key(), log_type, leaf), 0);
+        let branch_type = log_type.of_branch();
         let (mut branch, mut passed) = self.branch.unwrap_or_else(first);
         loop {
             let key = EntryKey { stamp, origin: branch, seq: passed + 1 };
             let vector = staged.logs.vector();
-            let is_free = passed == vector.seq(branch) && key.seq <= vector.limit(branch);
+            // A peer may have begun a log of this id that is no branch.
+            let is_branch = vector.get(branch).is_none_or(|span| span.log_type == branch_type);
+            let is_free = is_branch && passed == vector.seq(branch) && key.seq <= vector.limit(branch);
             if is_free {
                 staged.append_moved(key, entry)?;
                 break;
             }
             // An earlier attempt or a peer may have put the same entry there.
             let there = reader.peek(branch, key.seq)?.filter(|there| staged.logs.covers(there.key()));
-            if there.is_some_and(|there| there.is_same_as(entry)) {
+            if is_branch && there.is_some_and(|there| there.is_same_as(entry)) {
                 break;
             }
             // The branch itself is forked, damaged or cut: the entry goes where a cut of the branch would move it.

@@ -213,6 +213,20 @@ impl Replica {
         (given, scan.is_blocked(), scan.state_at_end())
     }
 
+    /// The next message of a feed at most, and where the reader then is.
+    fn feed_one(&self, before: &ReadState) -> (Vec<String>, ReadState) {
+        let logs = Arc::new(self.committer.logs().clone());
+        let until = Frontier::of(logs.vector());
+        let mut scan = FeedScan::new(self.store(), logs, before.clone(), until).expect("begins");
+        while !scan.is_done() {
+            let found = scan.next_chunk(1, usize::MAX).expect("reads");
+            if let Some(item) = found.first() {
+                return (vec![text(&item.entry)], scan.state_at(item.entry.key()));
+            }
+        }
+        (Vec::new(), scan.state_at_end())
+    }
+
     /// A whole round of the scrub: what it wants to be committed.
     fn scrub(&self) -> Vec<Maintenance> {
         let (mut scrub, mut wanted) = (Scrub::default(), Vec::new());
@@ -519,6 +533,55 @@ fn a_copy_in_a_version_of_a_log_that_the_reader_did_not_see_hides_no_message() {
     let mut all = one.feed(ReadState::default()).0;
     all.sort();
     assert_eq!(all, ["text 1", "text 10", "text 11", "text 2", "text 3", "text 4", "text 5"]);
+}
+
+/// As above, with two copies, which are accepted after the messages, and a reader that resumes after every message.
+#[test]
+fn a_reader_that_resumes_between_two_such_copies_misses_neither_message() {
+    let entry = |seq, n, stamp| {
+        let entry = entry_of(B, LogType::MESSAGES, seq, EntryKind::Message, &message(n));
+        let key = EntryKey { stamp: Stamp::at(NOW + stamp), ..entry.key() };
+        Entry::encode(key, LogType::MESSAGES, &entry.body())
+    };
+    let bad = |second, third| [entry(1, 10, 1), entry(2, second, 20), entry(3, third, 21)];
+    let (mut one, mut two) = (Replica::with(&messages(4)), Replica::with(&messages(6)));
+    one.admit(&bad(11, 12));
+    two.admit(&bad(5, 6));
+    let (_, _, seen) = one.feed(ReadState::default());
+    let (_, _, mut seen) = two.feed(seen);
+    one.exchange(&mut two);
+    assert_eq!(one.committer.logs().vector().cut_of(B), Some(2));
+    let mut given = Vec::new();
+    for _ in 0..10 {
+        let (texts, at) = one.feed_one(&seen);
+        given.extend(texts);
+        seen = at;
+    }
+    given.sort();
+    assert_eq!(given, texts([11, 12, 5, 6].into_iter()));
+}
+
+/// A bad peer knows the id of a branch before the log is cut.
+#[test]
+fn a_log_with_the_id_of_a_branch_is_not_taken_for_it() {
+    let entries = messages(3);
+    let second = &entries[1];
+    let id = Origin::branch(second.key(), second.log_type(), second.leaf());
+    let key = EntryKey { origin: id, seq: 1, ..second.key() };
+    for planted in [second.body(), entries[2].body()] {
+        let mut replica = Replica::with(&entries);
+        replica.admit(&[Entry::encode(key, LogType::MESSAGES, &planted)]);
+        replica.maintain(&[Maintenance::Cut(A, 2)]);
+        assert_eq!(replica.committer.logs().vector().cut_of(A), Some(2));
+        let (report, replica) = replica.verify();
+        assert!(report.is_whole(), "{report:?}");
+        let vector = replica.committer.logs().vector();
+        let branched = vector.iter().filter(|(_, span)| span.log_type.is_branch);
+        assert_eq!(branched.map(|(_, span)| span.head.seq).sum::<u64>(), 2, "{planted:?}");
+        let mut listed = replica.list(None, false);
+        listed.sort();
+        assert_eq!(listed, texts(1..=3));
+    }
 }
 
 #[test]

@@ -3,9 +3,9 @@
 //! Called by the node's feed; reads through `merge`, in chunks as a [listing](super::listing). The reader's state,
 //! which may come from another node, covers a beginning of each log, and the scan reads the rest.
 //!
-//! Invariants: a copy of a message is skipped if another copy is covered or was scanned. For an entry of a branch, the
-//! other copy must be of a scan that had this branch: an earlier one may have skipped the other copy because of an entry
-//! that the reader never got, in a version of the cut log that another node had. A damaged entry, or one of a
+//! Invariants: a copy of a message is skipped if another copy is covered or was scanned. An entry of a branch is skipped
+//! only if another copy was scanned and none is covered: a covered one may have been skipped itself, because of an entry
+//! that the reader never got. A damaged entry, or one of a
 //! newer kind, blocks its log: the scan continues with the other logs and ends before that entry, so the reader's
 //! position never passes an entry that it was not given.
 
@@ -25,7 +25,7 @@ use crate::store::history::merge::Merge;
 use crate::store::history::{CHUNK_BYTES, CHUNK_ROWS, CHUNK_TIME, Readers};
 use crate::store::index::IndexReader;
 use crate::store::log::LogReader;
-use crate::store::{Store, StoreError};
+use crate::store::{COPIES_MAX, Store, StoreError};
 
 /// A message for the reader.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -131,29 +131,50 @@ impl FeedScan {
         has_copy: bool,
     ) -> Result<Option<FeedItem>, StoreError> {
         let before_it = self.at.replace(entry.key());
-        let Some(content) = entry.message() else { return Ok(None) };
+        if entry.message().is_none() {
+            return Ok(None);
+        }
         let mut first = entry.key();
-        if has_copy {
-            let is_scanned = |key: EntryKey| {
-                before_it.is_some_and(|at| key <= at) && key.seq <= self.until.seq(key.origin)
-            };
-            let is_passed = |key| {
-                let was_passed = self.before.covers(key);
-                if entry.log_type().is_branch {
-                    self.before.one_scan_covers(key, entry.key()) || (is_scanned(key) && !was_passed)
-                } else {
-                    is_scanned(key) || was_passed
-                }
-            };
-            let is_seen = |key| {
-                first = first.min(key);
-                key != entry.key() && is_passed(key)
-            };
-            if index.find_copy(content.id, entry.digest(), &self.logs, is_seen)?.is_some() {
-                return Ok(None);
-            }
+        if has_copy && self.is_known_copy(index, &entry, before_it, &mut first)? {
+            return Ok(None);
         }
         Ok(Some(FeedItem { entry, first }))
+    }
+
+    /// Whether the reader has another copy of this message. `scanned`: the last entry of this scan before it.
+    fn is_known_copy(
+        &self,
+        index: &mut IndexReader<'_>,
+        entry: &Entry,
+        scanned: Option<EntryKey>,
+        first: &mut EntryKey,
+    ) -> Result<bool, StoreError> {
+        let Some(content) = entry.message() else { return Ok(false) };
+        let is_scanned =
+            |key: EntryKey| scanned.is_some_and(|at| key <= at) && key.seq <= self.until.seq(key.origin);
+        let (mut looked_at, mut is_passed, mut is_in_scan) = (0, false, false);
+        let is_last = |key: EntryKey| {
+            *first = key.min(*first);
+            if key == entry.key() {
+                return false;
+            }
+            looked_at += 1;
+            is_passed |= self.before.covers(key);
+            is_in_scan |= is_scanned(key);
+            if entry.log_type().is_branch {
+                is_passed || looked_at == COPIES_MAX
+            } else {
+                is_passed || is_in_scan
+            }
+        };
+        let ended_by = index.find_copy(content.id, entry.digest(), &self.logs, is_last)?;
+        Ok(if entry.log_type().is_branch {
+            // A copy that an earlier scan passed may have been skipped, because of an entry in a version of the cut
+            // log that another node had, and so may each copy of this scan.
+            is_in_scan && ended_by.is_none()
+        } else {
+            ended_by.is_some()
+        })
     }
 
     pub fn is_done(&self) -> bool {
