@@ -127,17 +127,16 @@ impl Output {
         out.flush()
     }
 
-    /// The layout of rows with texts on standard output.
-    pub fn text_rows(&self) -> TextRows {
+    /// Prints rows with texts.
+    pub fn texts(&self, layout: &TextRows, rows: &[TextRow<'_>]) -> io::Result<()> {
         let is_terminal = io::stdout().is_terminal();
         let size = is_terminal.then(|| rustix::termios::tcgetwinsize(io::stdout()).ok()).flatten();
         let columns = size.map(|size| usize::from(size.ws_col)).filter(|columns| *columns > 0);
-        TextRows::new(columns)
-    }
-
-    /// Prints rows with texts.
-    pub fn texts(&self, layout: &TextRows, rows: &[TextRow<'_>]) -> io::Result<()> {
-        print_data(&rows.iter().map(|row| layout.lines(row)).collect::<String>())
+        let mut out = io::BufWriter::new(io::stdout().lock());
+        for row in rows {
+            out.write_all(layout.lines(row, columns).as_bytes())?;
+        }
+        out.flush()
     }
 
     /// A page of Markdown: as it is, or laid out for reading where standard output is a terminal.
@@ -236,12 +235,13 @@ fn escape_with(text: &str, write: impl Fn(char, &mut String) -> fmt::Result) -> 
     Cow::Owned(out)
 }
 
-/// Control characters (C0, DEL, C1), and Unicode's format characters (Cf) and separators except for the two joiners,
-/// which emoji and several scripts need.
+/// Control characters (C0, DEL, C1), Unicode's fillers, and its format characters (Cf) and separators except for the two
+/// joiners, which emoji and several scripts need.
 fn is_unsafe(c: char) -> bool {
     c.is_control()
         || matches!(c,
             '\u{ad}' | '\u{600}'..='\u{605}' | '\u{61c}' | '\u{6dd}' | '\u{70f}' | '\u{890}'..='\u{891}'
+            | '\u{34f}' | '\u{115f}'..='\u{1160}' | '\u{17b4}'..='\u{17b5}' | '\u{3164}' | '\u{ffa0}'
             | '\u{8e2}' | '\u{180e}' | '\u{200b}' | '\u{200e}'..='\u{200f}' | '\u{2028}'..='\u{202e}'
             | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{110bd}' | '\u{110cd}'
             | '\u{13430}'..='\u{1343f}' | '\u{1bca0}'..='\u{1bca3}' | '\u{1d173}'..='\u{1d17a}'

@@ -51,7 +51,7 @@ pub async fn run(args: &cli::ListArgs, context: &Context<'_>) -> Result<Exit> {
         save_at: None,
         opened: Instant::now(),
         pause: Duration::ZERO,
-        layout: output.text_rows(),
+        layout: TextRows::default(),
         clock: list::clock(args),
         output,
     };

@@ -13,7 +13,7 @@ use crate::{
     cli::{self, OutputFormat},
     client::{ClientError, servers::Servers},
     config::ConfigError,
-    output::{Output, TextRow, Tone},
+    output::{Output, TextRow, TextRows, Tone},
 };
 
 pub async fn run(args: &cli::ListArgs, context: &Context<'_>) -> Result<Exit> {
@@ -33,7 +33,7 @@ pub async fn run(args: &cli::ListArgs, context: &Context<'_>) -> Result<Exit> {
         }
         OutputFormat::Table if messages.is_empty() && future.is_empty() => output.note("no messages match"),
         OutputFormat::Table => {
-            let (mut layout, clock) = (output.text_rows(), clock(args));
+            let (mut layout, clock) = (TextRows::default(), clock(args));
             let [now, later] = [&messages, &future].map(|all| rows(all, &clock));
             layout.fit(&now);
             layout.fit(&later);

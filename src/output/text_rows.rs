@@ -3,10 +3,9 @@
 //! A text of several lines, or one that is wider than the terminal, continues below its first line. A long name moves
 //! the text of its own row only. Must not know what the rows are.
 
-use std::borrow::Cow;
-
-use textwrap::core::display_width;
-use textwrap::{Options, WordSplitter, wrap};
+use textwrap::WordSeparator;
+use textwrap::core::{Word, display_width};
+use textwrap::wrap_algorithms::wrap_first_fit;
 
 use super::{COLUMN_GAP, escape};
 
@@ -16,6 +15,8 @@ const NAMES_WIDTH_MAX: usize = 24;
 const TEXT_WIDTH_MIN: usize = 30;
 /// Such a text is indented by this.
 const TEXT_INDENT: usize = 4;
+/// Further lines of a text are counted instead of printed. A text can be nothing but line ends.
+const LINES_MAX: usize = 200;
 
 /// One row. Its text may have several lines.
 #[derive(Debug, Clone)]
@@ -26,18 +27,12 @@ pub struct TextRow<'a> {
 }
 
 /// The layout of rows that are printed together or one by one.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct TextRows {
-    /// The columns of the terminal; `None`: the output is a file or a pipe, and no line is wrapped.
-    terminal: Option<usize>,
     names_width: usize,
 }
 
 impl TextRows {
-    pub fn new(terminal: Option<usize>) -> Self {
-        TextRows { terminal, names_width: 0 }
-    }
-
     /// Makes the column of names wide enough for these rows, up to a bound.
     pub fn fit(&mut self, rows: &[TextRow<'_>]) {
         let widths = rows.iter().map(|row| display_width(&escape(&row.names)));
@@ -45,26 +40,37 @@ impl TextRows {
         self.names_width = self.names_width.max(widest);
     }
 
-    /// The lines of a row, each with its line end.
-    pub fn lines(&self, TextRow { time, names, text }: &TextRow<'_>) -> String {
+    /// The lines of a row, each with its line end. `terminal`: its columns; `None`: the output is a file or a pipe, and
+    /// no line is wrapped.
+    pub fn lines(&self, TextRow { time, names, text }: &TextRow<'_>, terminal: Option<usize>) -> String {
         let (gap, names) = (usize::from(COLUMN_GAP), escape(names));
         let text_column = display_width(time) + gap + self.names_width + gap;
-        let width_left = self.terminal.map(|columns| columns.saturating_sub(text_column));
+        let width_left = terminal.map(|columns| columns.saturating_sub(text_column));
         let is_narrow = width_left.is_some_and(|width| width < TEXT_WIDTH_MIN);
         let indent = if is_narrow { TEXT_INDENT } else { text_column };
         let padding = self.names_width.checked_sub(display_width(&names));
         // In a file, a message of one line stays one line, so that it is found together with its sender.
-        let is_beside = self.terminal.is_none() || (padding.is_some() && !is_narrow);
+        let is_beside = terminal.is_none() || (padding.is_some() && !is_narrow);
         let mut out = format!("{time}{:gap$}{names}", "");
-        let width = self.terminal.map(|columns| columns.saturating_sub(indent).max(TEXT_INDENT));
-        for (number, line) in text.lines().flat_map(|line| wrapped(line, width)).enumerate() {
+        let width = terminal.map(|columns| columns.saturating_sub(indent).max(TEXT_INDENT));
+        let mut lines = text.lines().flat_map(|line| wrapped(line, width));
+        for (number, line) in lines.by_ref().take(LINES_MAX).enumerate() {
             if number == 0 && is_beside {
                 out += &" ".repeat(padding.unwrap_or(0) + gap);
             } else {
+                out.truncate(out.trim_end_matches(' ').len());
                 out += "\n";
                 out += &" ".repeat(indent);
             }
             out += &line;
+        }
+        match lines.count() {
+            0 => {}
+            more => {
+                out.push('\n');
+                out += &" ".repeat(indent);
+                out += &["… ", &more.to_string(), " more lines (-o json prints them)"].concat();
+            }
         }
         out.truncate(out.trim_end().len());
         out.push('\n');
@@ -72,14 +78,19 @@ impl TextRows {
     }
 }
 
-/// One line of a text, escaped and broken at words.
+/// One line of a text, escaped and broken at words. A longer word is broken, too: what the terminal breaks by itself
+/// begins in the first column, as a row does. An address is not broken, so that it can be copied.
 fn wrapped(line: &str, width: Option<usize>) -> Vec<String> {
     let line = escape(line);
     let Some(width) = width else { return vec![line.into_owned()] };
-    // A broken address could not be copied.
-    let options =
-        Options::new(width).word_splitter(WordSplitter::NoHyphenation).break_words(!line.contains("://"));
-    wrap(&line, options).into_iter().map(Cow::into_owned).collect()
+    let is_address = |word: &Word<'_>| word.contains("://") && word.bytes().all(|b| b.is_ascii_graphic());
+    let words = WordSeparator::AsciiSpace.find_words(&line);
+    let words: Vec<_> = words
+        .flat_map(|word| if is_address(&word) { vec![word] } else { word.break_apart(width).collect() })
+        .collect();
+    let columns = f64::from(u16::try_from(width).unwrap_or(u16::MAX));
+    let pieces = |word: &Word<'_>| [word.word, word.whitespace].concat();
+    wrap_first_fit(&words, &[columns]).into_iter().map(|words| words.iter().map(pieces).collect()).collect()
 }
 
 #[cfg(test)]
@@ -92,9 +103,9 @@ mod tests {
 
     #[track_caller]
     fn check(terminal: Option<usize>, rows: &[TextRow<'_>], want: &[&str]) {
-        let mut layout = TextRows::new(terminal);
+        let mut layout = TextRows::default();
         layout.fit(rows);
-        let printed: String = rows.iter().map(|row| layout.lines(row)).collect();
+        let printed: String = rows.iter().map(|row| layout.lines(row, terminal)).collect();
         assert_eq!(printed.lines().collect::<Vec<_>>(), want);
     }
 
@@ -157,5 +168,19 @@ mod tests {
                 "    xxxx",
             ],
         );
+    }
+
+    #[test]
+    fn no_text_begins_a_line_in_the_first_column_or_fills_the_screen() {
+        let forged = format!("x://{}2026-11-27\u{a0}00:36:59\u{a0}ana", "y".repeat(40));
+        let address = format!("日本語://{}", "語".repeat(40));
+        for text in [forged.as_str(), &address, &"z".repeat(100)] {
+            let printed = TextRows::default().lines(&row("a -> b", text), Some(40));
+            assert!(printed.lines().skip(1).all(|line| line.starts_with("    ")), "{printed}");
+            assert!(printed.lines().all(|line| display_width(line) <= 40), "{printed}");
+        }
+        let printed = TextRows::default().lines(&row("a -> b", &"\n".repeat(5_000)), None);
+        assert_eq!((printed.lines().count(), printed.len() < 1_000), (LINES_MAX + 1, true));
+        assert!(printed.ends_with("… 4800 more lines (-o json prints them)\n"), "{printed}");
     }
 }
