@@ -18,6 +18,8 @@ const BYTES_MIN: usize = 1 << 10;
 pub const BYTES_MAX: usize = 4 << 20;
 /// A link that carries fewer bytes than this before it is cut is not adapted to.
 const CUT_BYTES_MIN: usize = 16 << 10;
+/// Cuts are forgotten when so many messages were carried without another one.
+const CUTS_FORGOTTEN_AFTER: u32 = 8;
 /// A message may be this many times as long as the one before.
 const GROWTH_MAX: usize = 8;
 /// How long a message should take, at least and at most.
@@ -37,6 +39,10 @@ pub struct Pace {
     bytes: usize,
     /// Bytes that a link which is cut again and again carries; the largest message otherwise.
     most: usize,
+    /// Cuts of late.
+    cuts: u32,
+    /// Messages that were carried since the last cut.
+    carried_since_cut: u32,
     round_trip_ms: Option<u64>,
     /// Bytes per second, as last measured.
     rate: Option<u64>,
@@ -45,7 +51,8 @@ pub struct Pace {
 impl Pace {
     /// Begins with messages of this many bytes.
     pub fn new(bytes: usize) -> Self {
-        Pace { bytes, most: BYTES_MAX, round_trip_ms: None, rate: None }
+        let (cuts, carried_since_cut) = (0, 0);
+        Pace { bytes, most: BYTES_MAX, cuts, carried_since_cut, round_trip_ms: None, rate: None }
     }
 
     /// Bytes for the next message.
@@ -72,6 +79,10 @@ impl Pace {
 
     /// A message with this many bytes was carried in this time, without the round trip.
     pub fn on_carried(&mut self, bytes: usize, ms: u64) {
+        self.carried_since_cut += 1;
+        if self.carried_since_cut == CUTS_FORGOTTEN_AFTER {
+            self.cuts = 0;
+        }
         if bytes < self.bytes / 2 {
             return; // there was not more to send, which says little of the link
         }
@@ -86,14 +97,15 @@ impl Pace {
     /// A message was cut off after so many bytes. Few of them say little of the link: its other end may have stopped.
     pub fn on_cut(&mut self, bytes: usize) {
         if bytes >= CUT_BYTES_MIN {
+            (self.cuts, self.carried_since_cut) = (self.cuts.saturating_add(1), 0);
             self.most = bytes.min(BYTES_MAX);
             self.bytes = self.bytes.min(self.most);
         }
     }
 
-    /// Whether the link was cut of late after it had carried much.
+    /// Whether the link is cut again and again after it has carried much. One cut may be a peer that was started again.
     pub fn is_cut(&self) -> bool {
-        self.most < BYTES_MAX
+        self.cuts > 1
     }
 
     /// A message was lost on its way, and nothing of it arrived.
@@ -160,11 +172,16 @@ mod tests {
         let mut pace = Pace::new(FIRST_PULL_BYTES);
         send(&mut pace, 100 << 20, 50, 6);
         pace.on_cut(80 << 10);
-        assert_eq!((pace.bytes(), pace.is_cut()), (80 << 10, true));
+        assert_eq!((pace.bytes(), pace.is_cut()), (80 << 10, false), "it was cut once");
         send(&mut pace, 100 << 20, 50, 3);
         assert!((100 << 10..160 << 10).contains(&pace.bytes()), "{}", pace.bytes());
         send(&mut pace, 100 << 20, 50, 40);
-        assert_eq!((pace.bytes(), pace.is_cut()), (BYTES_MAX, false), "it was cut once");
+        assert_eq!(pace.bytes(), BYTES_MAX);
+        pace.on_cut(80 << 10);
+        pace.on_cut(80 << 10);
+        assert!(pace.is_cut());
+        (0..CUTS_FORGOTTEN_AFTER).for_each(|_| pace.on_carried(100, 1));
+        assert!(!pace.is_cut(), "short messages are carried, too");
     }
 
     #[test]
