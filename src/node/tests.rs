@@ -574,7 +574,7 @@ async fn the_status_names_a_node_that_cannot_be_a_member() {
     assert!(is_named());
 }
 
-/// A purge writes twice, and nobody waits for it.
+/// A purge writes after the answer, so a held-back purge delays no answer.
 #[tokio::test]
 async fn the_writer_answers_before_it_purges() {
     let bench = Bench::new();

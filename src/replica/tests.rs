@@ -509,7 +509,7 @@ fn logs_of_one_id_and_two_types_end_in_branches() {
     }
 }
 
-/// A bad peer gives two nodes two versions of its log, and one version has a copy of somebody's message.
+/// A bad peer sends two versions of its log, one to each node. The second version has a copy of an honest message.
 #[test]
 fn a_copy_in_a_version_of_a_log_that_the_reader_did_not_see_hides_no_message() {
     let bad = |second: u64| -> Vec<Entry> {
