@@ -1,21 +1,29 @@
 //! The program: parses the command line, sets up logs and error reports, runs the command, and ends with its exit code.
 
-use std::{io, process::ExitCode};
+use std::{env, io, process::ExitCode};
 
 use chatchain::{
+    api::explain_invalid::quote,
     cli::{Cli, Command},
     commands::{self, Exit},
+    config::ConfigError,
     output::{self, Output},
 };
 use clap::Parser;
 use color_eyre::config::{HookBuilder, Theme};
 use tracing_subscriber::EnvFilter;
 
+/// The variable with a filter of log lines, of `tracing`.
+const LOG_FILTER: &str = "RUST_LOG";
+
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let output = Output::new(&cli.common);
     report_errors(&cli);
-    log_to_stderr(&cli, &output);
+    if let Err(error) = log_to_stderr(&cli, &output) {
+        output.error(&error.to_string());
+        return ExitCode::from(Exit::Usage as u8);
+    }
     let runtime = tokio::runtime::Runtime::new().expect("the system can start a thread and a timer");
     let exit = runtime.block_on(commands::run(&cli, &output)).unwrap_or_else(|report| {
         if !commands::is_closed_pipe(&report) {
@@ -52,8 +60,8 @@ fn reports_in_full(cli: &Cli) -> bool {
     cli.common.verbose > 1
 }
 
-/// Servers log what they do; other commands log warnings only. `RUST_LOG` wins over `-q` and `-v`.
-fn log_to_stderr(cli: &Cli, output: &Output) {
+/// Servers log what they do; other commands log warnings only. `RUST_LOG` wins over `-q` and `-v`, unless it is empty.
+fn log_to_stderr(cli: &Cli, output: &Output) -> Result<(), ConfigError> {
     let is_server = matches!(cli.command, Command::Node(_) | Command::Proxy(_));
     let level = match (cli.common.quiet, cli.common.verbose, is_server) {
         (true, ..) | (_, 0, false) => "warn",
@@ -61,7 +69,17 @@ fn log_to_stderr(cli: &Cli, output: &Output) {
         (_, 1, _) => "info,chatchain=debug",
         _ => "debug,chatchain=trace",
     };
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
+    let named = env::var_os(LOG_FILTER).filter(|filter| !filter.is_empty());
+    let filter = match &named {
+        Some(named) => {
+            named.to_str().and_then(|text| EnvFilter::builder().parse(text).ok()).ok_or_else(|| {
+                let why =
+                    "is no filter of log lines; give a level such as `debug`, or `warn,chatchain=trace`";
+                ConfigError::new(format!("{LOG_FILTER} is {}: this {why}", quote(&named.to_string_lossy())))
+            })?
+        }
+        None => EnvFilter::new(level),
+    };
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(io::stderr)
@@ -69,4 +87,5 @@ fn log_to_stderr(cli: &Cli, output: &Output) {
         .with_ansi(output.colors_errors)
         .with_target(cli.common.verbose > 0)
         .init();
+    Ok(())
 }

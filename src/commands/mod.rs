@@ -120,6 +120,9 @@ pub async fn run(cli: &Cli, output: &Output) -> Result<Exit> {
     check_clock(now())?;
     let sources = Sources::load(&cli.common)?;
     sources.warning.iter().for_each(|warning| output.warn(warning));
+    if !matches!(&cli.command, Command::Up(_) | Command::Node(_) | Command::Proxy(_)) {
+        sources.note().iter().for_each(|note| output.note(note));
+    }
     let context = &Context { common: &cli.common, sources: &sources, output };
     match &cli.command {
         Command::Up(args) => up::run(args, context).await,

@@ -5,7 +5,7 @@
 //! process, however it ends. A child that dies is reported and not started again, so that a user who kills a node can
 //! watch the others.
 
-use std::{env, io, process::ExitStatus, process::Stdio, time::Duration};
+use std::{env, ffi::OsString, io, process::ExitStatus, process::Stdio, time::Duration};
 
 use color_eyre::eyre::{Result, WrapErr, eyre};
 use tokio::{
@@ -166,7 +166,7 @@ impl<'a> Children<'a> {
         for member in self.members.iter().filter(|member| member.alive) {
             output.line(&format!("  {:<7}  http://{}", member.tag, member.addr))?;
         }
-        let program = program();
+        let program = program().display().to_string();
         let server = if default_server { String::new() } else { format!(" --server {}", proxy.addr) };
         output.line("Try this in another terminal:")?;
         for rest in ["send --to user2 \"hi\"", "list", "status"] {
@@ -198,12 +198,12 @@ async fn run_child(
     (index, child.wait().await)
 }
 
-/// The tag, the address and the arguments of every child.
-fn commands(config: &UpConfig, common: &CommonArgs) -> Vec<(String, Addr, Vec<String>)> {
-    let args = |command: &str, flags: &[(&str, String)]| {
-        let file = common.config.iter().map(|file| ("--config", file.display().to_string()));
-        let flags = flags.iter().cloned().chain(file).flat_map(|(flag, value)| [flag.to_owned(), value]);
-        [command.to_owned()].into_iter().chain(flags).collect()
+/// The tag, the address and the arguments of every child. Paths are bytes, so arguments are, too.
+fn commands(config: &UpConfig, common: &CommonArgs) -> Vec<(String, Addr, Vec<OsString>)> {
+    let args = |command: &str, flags: &[(&str, OsString)]| {
+        let file = common.config.iter().map(|file| ("--config", file.into()));
+        let flags = flags.iter().cloned().chain(file).flat_map(|(flag, value)| [flag.into(), value]);
+        [command.into()].into_iter().chain(flags).collect()
     };
     let nodes_except = |addr: &Addr| {
         let others = config.nodes.iter().filter(|other| *other != addr);
@@ -211,30 +211,31 @@ fn commands(config: &UpConfig, common: &CommonArgs) -> Vec<(String, Addr, Vec<St
     };
     let node = |(id, addr): (usize, &Addr)| {
         let flags = [
-            ("--node-id", id.to_string()),
-            ("--listen", addr.to_string()),
-            ("--peers", nodes_except(addr)),
-            ("--data-dir", config.data_dir.display().to_string()),
+            ("--node-id", id.to_string().into()),
+            ("--listen", addr.to_string().into()),
+            ("--peers", nodes_except(addr).into()),
+            ("--data-dir", config.data_dir.clone().into()),
         ];
         (format!("node-{id}"), addr.clone(), args("node", &flags))
     };
     let proxy = &config.proxy;
-    let flags = [("--listen", proxy.to_string()), ("--nodes", nodes_except(proxy))];
+    let flags = [("--listen", proxy.to_string().into()), ("--nodes", nodes_except(proxy).into())];
     let proxy = ("proxy".to_owned(), proxy.clone(), args("proxy", &flags));
     config.nodes.iter().enumerate().map(node).chain([proxy]).collect()
 }
 
 /// The program as the user typed it, so that a printed command line can be typed, too.
-fn program() -> String {
-    env::args().next().unwrap_or_else(|| "chatchain".into())
+fn program() -> OsString {
+    env::args_os().next().unwrap_or_else(|| "chatchain".into())
 }
 
-/// A command line that a shell reads back as these arguments.
-fn shell_line(args: &[String]) -> String {
+/// A command line that a shell reads back as these arguments. Of an argument that is not UTF-8 it shows what it can.
+fn shell_line(args: &[OsString]) -> String {
     let plain =
         |arg: &str| !arg.is_empty() && arg.chars().all(|c| c.is_alphanumeric() || "-_./:,=[]".contains(c));
-    let quote = |arg: &String| {
-        if plain(arg) { arg.clone() } else { format!("'{}'", arg.replace('\'', "'\\''")) }
+    let quote = |arg: &OsString| {
+        let arg = arg.to_string_lossy();
+        if plain(&arg) { arg.into_owned() } else { format!("'{}'", arg.replace('\'', "'\\''")) }
     };
     [program()].iter().chain(args).map(quote).collect::<Vec<_>>().join(" ")
 }
@@ -260,7 +261,7 @@ mod tests {
         let tags: Vec<_> = commands.iter().map(|(tag, addr, _)| format!("{tag} {addr}")).collect();
         assert_eq!(tags, ["node-0 127.0.0.1:9001", "node-1 127.0.0.1:9002", "proxy 127.0.0.1:9000"]);
         for (_, _, args) in &commands {
-            let line = ["chatchain".to_owned()].into_iter().chain(args.iter().cloned());
+            let line = [OsString::from("chatchain")].into_iter().chain(args.iter().cloned());
             cli::Cli::try_parse_from(line).expect("the children understand their command lines");
         }
         let node = shell_line(&commands[1].2);

@@ -4,9 +4,9 @@
 //! process. The key file is read with the other sources. An error in it fails only the commands that need the keys, so
 //! that `chatchain key` can make the file that is missing. No error quotes a key.
 
-use std::{collections::BTreeMap, fs, io, io::Read, os::unix::fs::PermissionsExt, path::Path};
+use std::{fs, io, io::Read, os::unix::fs::PermissionsExt, path::Path};
 
-use super::{ConfigError, FILE_NAME, SourcedValue, Sources, non_empty};
+use super::{ConfigError, Environment, FILE_NAME, SourcedPath, Sources, environment::not_utf8};
 use crate::api::{address::Addr, key::Keys};
 
 /// The variable with the keys themselves.
@@ -20,21 +20,22 @@ const GROUP_AND_OTHERS: u32 = 0o077;
 
 impl Sources {
     /// The keys that the environment gives; `None` if it gives none.
-    pub(super) fn keys_of_variable(env: &mut BTreeMap<String, String>) -> Result<Option<Keys>, ConfigError> {
-        match (env.remove(KEY).filter(|text| !text.is_empty()), non_empty(env, KEY_FILE)) {
+    pub(super) fn keys_of_variable(env: &mut Environment) -> Result<Option<Keys>, ConfigError> {
+        match (env.take(KEY), env.path(KEY_FILE)) {
             (Some(_), Some(_)) => {
                 Err(ConfigError(format!("{KEY} and {KEY_FILE} are both set; unset one of them")))
             }
-            (Some(text), None) => {
-                Keys::from_list(&text).map(Some).map_err(|why| ConfigError(format!("{KEY}: {why}")))
+            (Some(value), None) => {
+                let text = value.to_str().ok_or_else(|| not_utf8(KEY))?;
+                Keys::from_list(text).map(Some).map_err(|why| ConfigError(format!("{KEY}: {why}")))
             }
             (None, _) => Ok(None),
         }
     }
 
     /// The key file that is to be read, if any.
-    pub(super) fn named_key_file(&self) -> Option<SourcedValue> {
-        self.value(KEY_FILE).filter(|path| self.keys == Ok(None) && !path.text.is_empty())
+    pub(super) fn named_key_file(&self) -> Option<SourcedPath> {
+        self.path(KEY_FILE).filter(|_| self.keys == Ok(None))
     }
 
     /// The keys of a server. A server that other machines can reach must have keys.
@@ -53,10 +54,11 @@ impl Sources {
 
 /// Reads the key file that a setting names. Also returns a warning if other users of the machine can read or change the
 /// file.
-pub(super) fn read(setting: &SourcedValue) -> (Result<Keys, ConfigError>, Option<String>) {
-    let path = Path::new(&setting.text);
+pub(super) fn read(
+    SourcedPath { path, source }: &SourcedPath,
+) -> (Result<Keys, ConfigError>, Option<String>) {
     let shown = path.display();
-    let name = format!("the key file {shown} ({})", setting.source);
+    let name = format!("the key file {shown} ({source})");
     match contents(path) {
         Ok((text, mode)) => {
             let keys = Keys::from_lines(&text).map_err(|why| ConfigError(format!("{name}: {why}")));
@@ -90,7 +92,7 @@ mod tests {
     const KEY: &str = "a-key-that-nobody-guesses";
 
     fn read(path: &Path) -> (Result<Keys, ConfigError>, Option<String>) {
-        super::read(&SourcedValue { text: path.display().to_string(), source: "`key_file`".into() })
+        super::read(&SourcedPath { path: path.to_owned(), source: "`key_file`".into() })
     }
 
     #[track_caller]

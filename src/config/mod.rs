@@ -1,19 +1,19 @@
 //! Owns what a command does: flags, `CHATCHAIN_*` environment, `config.toml` and defaults, checked and resolved.
 //!
 //! A flag wins over the environment, the environment over the file, the file over the default. Only [`Sources::load`]
-//! reads the process environment and the disk; every other function maps values to values. Addresses are checked for
+//! reads the process environment and the disk; every other function maps values to values. A path of the file is
+//! relative to the file, every other path to the working directory. Addresses are checked for
 //! their shape and not resolved: names are resolved at each connect. Every refusal is one sentence that says what is
 //! wrong, where the mistake is and what to do; the program ends with exit code 2.
 
+mod environment;
 mod file;
 mod key_file;
 pub mod settings;
 
 use std::{
     collections::BTreeMap,
-    ffi::OsString,
     fmt::{self, Display},
-    fs, io,
     net::{Ipv4Addr, SocketAddr},
     ops::RangeInclusive,
     path::PathBuf,
@@ -24,9 +24,11 @@ use clap::ValueEnum;
 use jiff::fmt::friendly::SpanParser;
 
 use crate::{
-    api::{address::Addr, key::Keys, network::NodeId},
+    api::{address::Addr, explain_invalid::quote, key::Keys, network::NodeId},
     cli,
 };
+pub use environment::Environment;
+pub use file::FILE_NAME;
 
 /// A network's name has 1 to this many characters; a longer one is refused.
 const NETWORK_CHARS_MAX: usize = 64;
@@ -37,8 +39,6 @@ const SYNC_INTERVALS: RangeInclusive<Duration> = Duration::from_millis(10)..=Dur
 /// on every node before a scrub finds the first.
 const SCRUB_INTERVALS: RangeInclusive<Duration> =
     Duration::from_secs(1)..=Duration::from_secs(31 * 24 * 60 * 60);
-/// Read from the working directory if it exists.
-pub const FILE_NAME: &str = "config.toml";
 
 const PROXY_PORT_DEFAULT: u16 = 8080;
 const NODE_COUNT_DEFAULT: u16 = 4;
@@ -178,67 +178,65 @@ impl SourcedValue {
     }
 
     fn error(&self, why: impl Display) -> ConfigError {
-        ConfigError(format!("{} is {:?}: {why}", self.source, self.text))
+        ConfigError(format!("{} is {}: {why}", self.source, quote(&self.text)))
     }
 }
 
-/// The environment, the configuration file, and the login name.
+/// A path, and its source. A path is bytes: it need not be UTF-8.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct SourcedPath {
+    path: PathBuf,
+    source: String,
+}
+
+/// The environment and the configuration file.
 #[derive(Debug)]
 pub struct Sources {
-    env: BTreeMap<String, String>,
+    env: Environment,
     file: file::FileSettings,
     /// The keys of `CHATCHAIN_KEY`, which `env` lacks so that printing `env` does not print them, or else of the key
     /// file.
     keys: Result<Option<Keys>, ConfigError>,
     /// About a setting that can be used nevertheless.
     pub warning: Option<String>,
-    /// Login name of the process's user in /etc/passwd. In a container, USER and LOGNAME are often unset.
-    login: Option<String>,
+    /// About a `config.toml` that belongs to another program. A server must not start without its settings.
+    passed_over: Option<ConfigError>,
 }
 
 impl Sources {
     /// Reads the process's environment and the configuration file.
     pub fn load(common: &cli::CommonArgs) -> Result<Self, ConfigError> {
-        // A variable that is not UTF-8 is skipped, as no setting of ours. But a skipped key would leave the server
-        // open, so the key is kept, and refused.
-        let text = |name: &str, value: OsString| match value.into_string() {
-            Err(value) if name == key_file::KEY => Some(value.to_string_lossy().into_owned()),
-            text => text.ok(),
-        };
-        let env: BTreeMap<_, _> = std::env::vars_os()
-            .filter_map(|(k, v)| k.into_string().ok().and_then(|k| text(&k, v).map(|v| (k, v))))
-            .collect();
-        let named = common.config.clone().or_else(|| non_empty(&env, "CHATCHAIN_CONFIG").map(PathBuf::from));
-        let path = named.clone().unwrap_or_else(|| FILE_NAME.into());
-        let file = match fs::read_to_string(&path) {
-            Ok(text) => Some((path, text)),
-            Err(error) if error.kind() == io::ErrorKind::NotFound && named.is_none() => None,
-            Err(error) => {
-                let path = path.display();
-                return Err(ConfigError(format!("cannot read the configuration file {path}: {error}")));
-            }
-        };
-        let mut sources = Self::new(env, file)?;
+        let env = Environment::of_process();
+        let found = file::find(common.config.as_deref(), &env)?;
+        let mut sources = Self::new(env, found.file)?;
+        sources.passed_over = found.passed_over;
         if let Some(setting) = sources.named_key_file() {
             let (keys, warning) = key_file::read(&setting);
             (sources.keys, sources.warning) = (keys.map(Some), warning);
         }
-        let passwd = fs::read_to_string("/etc/passwd").unwrap_or_default();
-        sources.login = login_name(&passwd, rustix::process::getuid().as_raw());
         Ok(sources)
     }
 
     /// Takes the environment and the text of the configuration file, if there is one.
-    pub fn new(
-        mut env: BTreeMap<String, String>,
-        file: Option<(PathBuf, String)>,
-    ) -> Result<Self, ConfigError> {
+    pub fn new(mut env: Environment, file: Option<(PathBuf, String)>) -> Result<Self, ConfigError> {
+        env.check()?;
         let file = file.map(|(path, text)| file::read(path, &text)).transpose()?.unwrap_or_default();
         let keys = Self::keys_of_variable(&mut env);
-        Ok(Sources { env, file, keys, warning: None, login: None })
+        Ok(Sources { env, file, keys, warning: None, passed_over: None })
+    }
+
+    /// A remark for the user of a client, about a file that was passed over.
+    pub fn note(&self) -> Option<String> {
+        self.passed_over.as_ref().map(ToString::to_string)
+    }
+
+    /// A server needs the settings that its user wrote.
+    fn check_file(&self) -> Result<(), ConfigError> {
+        self.passed_over.clone().map_or(Ok(()), Err)
     }
 
     pub fn node(&self, args: &cli::NodeArgs) -> Result<NodeConfig, ConfigError> {
+        self.check_file()?;
         let node_id = match (args.node_id, self.env("CHATCHAIN_NODE_ID")) {
             (Some(id), _) => id,
             (None, Some(value)) => value.text.parse().map_err(|_| value.error("give a number such as 0"))?,
@@ -280,6 +278,7 @@ impl Sources {
     }
 
     pub fn proxy(&self, args: &cli::ProxyArgs) -> Result<ProxyConfig, ConfigError> {
+        self.check_file()?;
         let nodes = match SourcedValue::of_flag("--nodes", args.nodes.as_deref()) {
             Some(value) => value.addrs()?,
             None => self.nodes()?,
@@ -310,6 +309,7 @@ impl Sources {
     }
 
     pub fn up(&self, args: &cli::UpArgs) -> Result<UpConfig, ConfigError> {
+        self.check_file()?;
         let cli::UpArgs { nodes, base_port, .. } = args;
         let addr = |offset: u16| {
             let port = base_port.checked_add(offset);
@@ -327,24 +327,23 @@ impl Sources {
 
     /// The parent of the stores: the flag, else the setting.
     pub fn data_dir(&self, flag: Option<&PathBuf>) -> PathBuf {
-        flag.cloned().unwrap_or_else(|| self.value_or_default("CHATCHAIN_NODE_DATA_DIR").text.into())
+        let setting = || self.path("CHATCHAIN_NODE_DATA_DIR").map(|setting| setting.path);
+        let default = || settings::default_of("CHATCHAIN_NODE_DATA_DIR").into();
+        flag.cloned().or_else(setting).unwrap_or_else(default)
     }
 
     /// The name of the sender: the flag, else `CHATCHAIN_USER`, else the login name.
     pub fn sender(&self, from: Option<&str>) -> Result<String, ConfigError> {
-        let names = ["CHATCHAIN_USER", "USER", "LOGNAME"];
-        let name = from.or_else(|| names.into_iter().find_map(|name| non_empty(&self.env, name)));
-        let name = name.or(self.login.as_deref()).map(str::to_owned);
-        name.ok_or_else(|| {
-            ConfigError("the message has no sender: give --from NAME or set CHATCHAIN_USER".into())
-        })
+        match from.or_else(|| self.env.text("CHATCHAIN_USER")) {
+            Some(name) => Ok(name.to_owned()),
+            None => self.env.login_name(),
+        }
     }
 
     /// The directory for what one command keeps for the next; `None` if the environment names no directory for it.
     pub fn state_dir(&self) -> Option<PathBuf> {
-        let named = |name: &str| non_empty(&self.env, name).map(PathBuf::from);
-        let of_user = || named("XDG_STATE_HOME").or_else(|| Some(named("HOME")?.join(".local/state")));
-        named("CHATCHAIN_STATE_DIR").or_else(|| Some(of_user()?.join("chatchain")))
+        let of_user = || self.env.user_dir("XDG_STATE_HOME", ".local/state");
+        self.env.path("CHATCHAIN_STATE_DIR").map(PathBuf::from).or_else(|| Some(of_user()?.join("chatchain")))
     }
 
     fn advertise(
@@ -417,8 +416,17 @@ impl Sources {
 
     /// The value of a variable that is set. An empty variable counts as unset.
     fn env(&self, variable: &str) -> Option<SourcedValue> {
-        let text = non_empty(&self.env, variable)?;
+        let text = self.env.text(variable)?;
         Some(SourcedValue { text: text.into(), source: variable.into() })
+    }
+
+    /// The path in the setting with this variable, from the environment, else from the file. An empty one is unset.
+    fn path(&self, variable: &str) -> Option<SourcedPath> {
+        if let Some(path) = self.env.path(variable) {
+            return Some(SourcedPath { path: path.into(), source: variable.into() });
+        }
+        let SourcedValue { text, source } = self.file.values.get(variable)?.clone();
+        (!text.is_empty()).then(|| SourcedPath { path: self.file.dir.join(text), source })
     }
 
     /// The setting with this variable, from the environment, else from the file.
@@ -436,17 +444,6 @@ impl Sources {
             source: format!("the default of {variable}"),
         })
     }
-}
-
-fn non_empty<'a>(env: &'a BTreeMap<String, String>, name: &str) -> Option<&'a str> {
-    env.get(name).map(String::as_str).filter(|value| !value.is_empty())
-}
-
-/// The name of a user in the text of `/etc/passwd`.
-fn login_name(passwd: &str, uid: u32) -> Option<String> {
-    let accounts = passwd.lines().map(|line| line.split(':').collect::<Vec<_>>());
-    let mut own = accounts.filter(|fields| fields.get(2).is_some_and(|field| *field == uid.to_string()));
-    own.next().map(|fields| fields[0].to_owned()).filter(|name| !name.is_empty())
 }
 
 fn local(port: u16) -> Addr {

@@ -21,7 +21,7 @@ const fn setting([key, env, flag, default, meaning]: [&'static str; 5]) -> Setti
 
 #[rustfmt::skip] // a table reads best as one
 pub const SETTINGS: [Setting; 18] = [
-    setting(["", "CHATCHAIN_CONFIG", "--config", "config.toml, if it is there", "the configuration file"]),
+    setting(["", "CHATCHAIN_CONFIG", "--config", "the first that exists", "the configuration file"]),
     setting(["network", "CHATCHAIN_NETWORK", "", "chatchain", "name of the network; nodes of another name are refused"]),
     setting(["nodes", "CHATCHAIN_NODES", "node --peers, proxy --nodes", "127.0.0.1:8081 to 127.0.0.1:8084", "the nodes' addresses: node N listens on the N-th, counted from 0; or a table `{ 0 = \"…\", 3 = \"…\" }`"]),
     setting(["key_file", "CHATCHAIN_KEY_FILE", "", "", "the file with the network's keys, one per line: the first is sent, each of them is accepted; without keys, everybody may read and write"]),
@@ -40,6 +40,10 @@ pub const SETTINGS: [Setting; 18] = [
     setting(["", "CHATCHAIN_USER", "send --from", "your login name", "the sender"]),
     setting(["", "CHATCHAIN_STATE_DIR", "", "chatchain in $XDG_STATE_HOME, else in ~/.local/state", "directory in which `send` keeps, for ten minutes, what it sent last, so that `list` waits until the server has it"]),
 ];
+
+/// The variables that hold a path, which need not be UTF-8.
+pub const PATH_VARIABLES: [&str; 4] =
+    ["CHATCHAIN_CONFIG", "CHATCHAIN_KEY_FILE", "CHATCHAIN_NODE_DATA_DIR", "CHATCHAIN_STATE_DIR"];
 
 /// The names of all keys in `config.toml`.
 pub fn file_keys() -> impl Iterator<Item = &'static str> {

@@ -1,6 +1,6 @@
 //! Resolves command lines, environments and files, and checks the sentence for each mistake in them.
 
-use std::collections::BTreeMap;
+use std::{ffi::OsStr, os::unix::ffi::OsStrExt};
 
 use clap::{CommandFactory, Parser};
 
@@ -10,8 +10,7 @@ use crate::cli::{Cli, Command};
 const SHIPPED: &str = include_str!("../../config.toml");
 
 fn sources(env: &[(&str, &str)], file: Option<&str>) -> Result<Sources, ConfigError> {
-    let env: BTreeMap<_, _> = env.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
-    Sources::new(env, file.map(|text| (FILE_NAME.into(), text.into())))
+    Sources::new(Environment::of(env.iter().copied(), ""), file.map(|text| (FILE_NAME.into(), text.into())))
 }
 
 /// The configuration for a command line, as debug text, so that one function serves all commands.
@@ -242,9 +241,24 @@ fn sender_is_the_flag_the_variable_or_the_login_name() {
     assert_eq!(resolve("send --to x hi", env, None), Ok("u".into()));
     assert_eq!(resolve("send --to x hi", &env[1..], None), Ok("login".into()));
     check_error("send --to x hi", &[], None, &["--from NAME", "CHATCHAIN_USER"]);
-    let accounts = "root:x:0:0:root:/root:/bin/bash\nbroken\nann:x:1000:1000::/x:/bin/sh\n";
-    assert_eq!(login_name(accounts, 1000), Some("ann".into()));
-    assert_eq!(login_name(accounts, 7), None);
+}
+
+#[test]
+fn a_path_of_the_file_is_relative_to_the_file() {
+    let path = |file: &str, text: &str, env: &[(&str, &[u8])]| {
+        let sources =
+            Sources::new(Environment::of(env.iter().copied(), ""), Some((file.into(), text.into())));
+        let sources = sources.expect("good sources");
+        (sources.named_key_file().map(|setting| setting.path), sources.data_dir(None))
+    };
+    let text = "key_file = 'k'\n[node]\ndata_dir = 'd'";
+    assert_eq!(path("/etc/chat/x.toml", text, &[]), (Some("/etc/chat/k".into()), "/etc/chat/d".into()));
+    assert_eq!(path("conf/x.toml", text, &[]), (Some("conf/k".into()), "conf/d".into()));
+    assert_eq!(path("x.toml", text, &[]), (Some("k".into()), "d".into()));
+    assert_eq!(path("/etc/x.toml", "key_file = '/k'", &[]), (Some("/k".into()), "data".into()));
+    let env: [(&str, &[u8]); 2] = [("CHATCHAIN_KEY_FILE", b"k\xe9"), ("CHATCHAIN_NODE_DATA_DIR", b"d\xe9")];
+    let bytes = |bytes: &[u8]| PathBuf::from(OsStr::from_bytes(bytes));
+    assert_eq!(path("/etc/x.toml", text, &env), (Some(bytes(b"k\xe9")), bytes(b"d\xe9")));
 }
 
 #[test]
@@ -310,7 +324,7 @@ fn a_key_comes_from_the_environment_and_is_never_shown() {
 #[test]
 fn a_key_file_is_named_by_the_environment_or_the_file() {
     let named = |env: &[(&str, &str)], file| {
-        sources(env, Some(file)).expect("sources").named_key_file().map(|given| given.text)
+        sources(env, Some(file)).expect("sources").named_key_file().map(|setting| setting.path)
     };
     let (file, in_env_too) = ("key_file = 'f'", [("CHATCHAIN_KEY_FILE", "e")]);
     assert_eq!(named(&[], file), Some("f".into()));

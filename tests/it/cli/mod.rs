@@ -1,6 +1,7 @@
 //! Does the program do what an operator or a script expects at the command line: output, exit codes, error messages?
 
 mod commands;
+mod environment;
 mod read_your_writes;
 mod server_start;
 mod terminal;

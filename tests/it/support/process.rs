@@ -43,7 +43,8 @@ pub fn chatchain(dir: &Path) -> Command {
     for (name, _) in std::env::vars_os() {
         let ours = name.to_str().is_some_and(|name| name.starts_with("CHATCHAIN_"));
         // Without a home directory, a command stores no state for the next one.
-        if ours || ["NO_COLOR", "RUST_LOG", "HOME", "XDG_STATE_HOME"].iter().any(|one| name == *one) {
+        let others = ["NO_COLOR", "RUST_LOG", "HOME", "XDG_STATE_HOME", "XDG_CONFIG_HOME"];
+        if ours || others.iter().any(|one| name == *one) {
             command.env_remove(name);
         }
     }
@@ -117,6 +118,13 @@ impl Process {
     /// The exit status if the process has ended.
     pub fn ended(&mut self) -> Option<ExitStatus> {
         self.child.try_wait().expect("our own child")
+    }
+
+    /// Waits until standard error contains this.
+    #[track_caller]
+    pub fn eventually_says(&self, words: &str) {
+        let what = format!("{words:?} on standard error of {}", self.name);
+        eventually_blocking(STOP_TIMEOUT, &what, || self.stderr().contains(words));
     }
 
     /// Sends SIGKILL and waits until the process is gone.
