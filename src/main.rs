@@ -1,13 +1,15 @@
 //! The program: parses the command line, sets up logs and error reports, runs the command, and ends with its exit code.
+//!
+//! Knows no command. What ends before the runtime starts (help, usage, a wrong log filter, too few threads) ends here.
 
 use std::{env, io, process::ExitCode};
 
 use chatchain::{
     api::explain_invalid::quote,
     cli::{Cli, Command},
-    commands::{self, Exit},
+    commands::{self, Exit, preflight},
     config::ConfigError,
-    output::{self, Output},
+    output::{self, Output, PrintError},
 };
 use clap::Parser;
 use color_eyre::config::{HookBuilder, Theme};
@@ -17,15 +19,22 @@ use tracing_subscriber::EnvFilter;
 const LOG_FILTER: &str = "RUST_LOG";
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(no_command) => return answer_or_usage(&no_command),
+    };
     let output = Output::new(&cli.common);
     report_errors(&cli);
     if let Err(error) = log_to_stderr(&cli, &output) {
         output.error(&error.to_string());
         return ExitCode::from(Exit::Usage as u8);
     }
-    let runtime = tokio::runtime::Runtime::new().expect("the system can start a thread and a timer");
-    let exit = runtime.block_on(commands::run(&cli, &output)).unwrap_or_else(|report| {
+    let ended = preflight::runtime(is_server(&cli)).and_then(|runtime| {
+        let ended = runtime.block_on(commands::run(&cli, &output));
+        runtime.shutdown_background(); // a thread may still wait for standard input
+        ended
+    });
+    let exit = ended.unwrap_or_else(|report| {
         if !commands::is_closed_pipe(&report) {
             output.error(&commands::error_sentence(&report));
             if reports_in_full(&cli) {
@@ -34,8 +43,27 @@ fn main() -> ExitCode {
         }
         Exit::of(&report)
     });
-    runtime.shutdown_background(); // a thread may still wait for standard input
     ExitCode::from(exit as u8)
+}
+
+/// Prints help, the version, or what is wrong with the command line.
+fn answer_or_usage(answer: &clap::Error) -> ExitCode {
+    let usage = ExitCode::from(Exit::Usage as u8);
+    match answer.print() {
+        Ok(()) => u8::try_from(answer.exit_code()).map_or(usage, ExitCode::from),
+        Err(_) if answer.use_stderr() => usage, // there is no place left to report it
+        Err(error) => {
+            let report = PrintError::from(error).into();
+            if !commands::is_closed_pipe(&report) {
+                output::eprint_line(&format!("error: {}", commands::error_sentence(&report)));
+            }
+            ExitCode::from(Exit::of(&report) as u8)
+        }
+    }
+}
+
+fn is_server(cli: &Cli) -> bool {
+    matches!(cli.command, Command::Node(_) | Command::Proxy(_))
 }
 
 /// A panic is a bug of ChatChain, and is always reported in full. An error is reported in full only with `-vv`, since
@@ -62,8 +90,7 @@ fn reports_in_full(cli: &Cli) -> bool {
 
 /// Servers log what they do; other commands log warnings only. `RUST_LOG` wins over `-q` and `-v`, unless it is empty.
 fn log_to_stderr(cli: &Cli, output: &Output) -> Result<(), ConfigError> {
-    let is_server = matches!(cli.command, Command::Node(_) | Command::Proxy(_));
-    let level = match (cli.common.quiet, cli.common.verbose, is_server) {
+    let level = match (cli.common.quiet, cli.common.verbose, is_server(cli)) {
         (true, ..) | (_, 0, false) => "warn",
         (_, 0, true) => "info",
         (_, 1, _) => "info,chatchain=debug",

@@ -3,8 +3,8 @@
 //! Owns the three formats, tables, colors, progress bars, and escaping. Text from users and other machines must not
 //! control the terminal: no control, bidirectional or invisible format character of a message, a peer's warning or an
 //! error is printed as itself. In JSON it becomes `\u…`, which means the same. This file knows nothing of what is
-//! printed. When the reader of standard output closes it, printing fails with [`io::ErrorKind::BrokenPipe`], on which
-//! the program ends without an error.
+//! printed. When the reader of standard output closes it, printing fails with a [`PrintError`] on which the program ends
+//! without an error.
 
 mod markdown;
 mod text_rows;
@@ -56,6 +56,18 @@ pub enum Tone {
     Bad,
 }
 
+/// Standard output cannot be written.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot write to standard output")]
+pub struct PrintError(#[from] io::Error);
+
+impl PrintError {
+    /// Whether the reader of standard output has closed it.
+    pub fn is_closed_pipe(&self) -> bool {
+        self.0.kind() == io::ErrorKind::BrokenPipe
+    }
+}
+
 /// A row of a table. The whole row has the color of its tone.
 pub type Row = (Tone, Vec<String>);
 
@@ -77,7 +89,7 @@ impl Output {
     }
 
     /// Begins a page. On a terminal it replaces the page before it; elsewhere it follows that page.
-    pub fn begin_page(&self) -> io::Result<()> {
+    pub fn begin_page(&self) -> Result<(), PrintError> {
         if io::stdout().is_terminal() && self.format == OutputFormat::Table {
             // Moves to the upper left corner and clears the screen from there (ECMA-48: CUP, ED).
             print_data("\u{1b}[H\u{1b}[J")?;
@@ -85,16 +97,16 @@ impl Output {
         Ok(())
     }
 
-    pub fn line(&self, text: &str) -> io::Result<()> {
+    pub fn line(&self, text: &str) -> Result<(), PrintError> {
         print_data(&format!("{}\n", escape(text)))
     }
 
-    pub fn json(&self, value: &impl Serialize) -> io::Result<()> {
+    pub fn json(&self, value: &impl Serialize) -> Result<(), PrintError> {
         print_data(&format!("{}\n", json(value)?))
     }
 
     /// One answer: this text for people, or the value as JSON.
-    pub fn answer(&self, text: &str, value: &impl Serialize) -> io::Result<()> {
+    pub fn answer(&self, text: &str, value: &impl Serialize) -> Result<(), PrintError> {
         match self.format {
             OutputFormat::Table => self.line(text),
             OutputFormat::Json | OutputFormat::Ndjson => self.json(value),
@@ -102,7 +114,7 @@ impl Output {
     }
 
     /// Many values: a JSON array with one value per line, or NDJSON.
-    pub fn json_list<T: Serialize>(&self, values: &[T]) -> io::Result<()> {
+    pub fn json_list<T: Serialize>(&self, values: &[T]) -> Result<(), PrintError> {
         let mut out = io::BufWriter::new(io::stdout().lock());
         let (open, comma, close) =
             if self.format == OutputFormat::Ndjson { ("", "", "") } else { ("[", ",", "]\n") };
@@ -112,11 +124,11 @@ impl Output {
             writeln!(out, "{}{comma}", json(value)?)?;
         }
         write!(out, "{close}")?;
-        out.flush()
+        Ok(out.flush()?)
     }
 
     /// Columns under a header; an empty header is not printed. Numbers are aligned to the right.
-    pub fn table(&self, header: &[&str], rows: &[Row]) -> io::Result<()> {
+    pub fn table(&self, header: &[&str], rows: &[Row]) -> Result<(), PrintError> {
         let bold = Style::new().effects(Effects::BOLD);
         let styles = (!header.is_empty()).then_some(bold).into_iter();
         let styles = styles.chain(rows.iter().map(|(tone, _)| style_of(*tone)));
@@ -124,11 +136,11 @@ impl Output {
         for (line, style) in columns(header, rows).lines().zip(styles) {
             writeln!(out, "{}", paint(self.colors_data, style, line.trim_end()))?;
         }
-        out.flush()
+        Ok(out.flush()?)
     }
 
     /// Prints rows with texts.
-    pub fn texts(&self, layout: &TextRows, rows: &[TextRow<'_>]) -> io::Result<()> {
+    pub fn texts(&self, layout: &TextRows, rows: &[TextRow<'_>]) -> Result<(), PrintError> {
         let is_terminal = io::stdout().is_terminal();
         let size = is_terminal.then(|| rustix::termios::tcgetwinsize(io::stdout()).ok()).flatten();
         let columns = size.map(|size| usize::from(size.ws_col)).filter(|columns| *columns > 0);
@@ -136,11 +148,11 @@ impl Output {
         for row in rows {
             out.write_all(layout.lines(row, columns).as_bytes())?;
         }
-        out.flush()
+        Ok(out.flush()?)
     }
 
     /// A page of Markdown: as it is, or laid out for reading where standard output is a terminal.
-    pub fn page(&self, text: &str) -> io::Result<()> {
+    pub fn page(&self, text: &str) -> Result<(), PrintError> {
         if io::stdout().is_terminal() {
             return print_data(&markdown::for_terminal(text, self.colors_data));
         }
@@ -148,7 +160,7 @@ impl Output {
     }
 
     /// A sentence of data for people, with the color of its tone.
-    pub fn summary(&self, tone: Tone, text: &str) -> io::Result<()> {
+    pub fn summary(&self, tone: Tone, text: &str) -> Result<(), PrintError> {
         print_data(&format!("{}\n", paint(self.colors_data, style_of(tone), &escape(text))))
     }
 
@@ -286,10 +298,10 @@ fn paint(colors: bool, style: Style, text: &str) -> String {
 }
 
 /// Writes to standard output and flushes, so that a reader on a pipe sees each line at once.
-fn print_data(text: &str) -> io::Result<()> {
+fn print_data(text: &str) -> Result<(), PrintError> {
     let mut out = io::stdout().lock();
     out.write_all(text.as_bytes())?;
-    out.flush()
+    Ok(out.flush()?)
 }
 
 /// Writes a line to standard error. If that is closed, the error is ignored: there is no place left to report it.

@@ -5,7 +5,7 @@
 //! repeat the last few. A run without a saved cursor first lists the newest messages. That listing and the feed
 //! overlap, and a message of the overlap is printed once.
 
-use std::{collections::HashSet, io, path::PathBuf, time::Duration};
+use std::{collections::HashSet, path::PathBuf, time::Duration};
 
 use color_eyre::eyre::{Report, Result};
 use jiff::tz::TimeZone;
@@ -22,7 +22,7 @@ use crate::{
     chain::filter::Filter,
     cli::{self, OutputFormat},
     client::servers::{FeedStream, Servers},
-    output::{Output, TextRows},
+    output::{Output, PrintError, TextRows},
 };
 
 /// The cursor is saved at most this often while messages arrive.
@@ -205,7 +205,7 @@ impl Follower<'_> {
         Ok(())
     }
 
-    fn print(&mut self, message: ListedMessage) -> io::Result<()> {
+    fn print(&mut self, message: ListedMessage) -> Result<(), PrintError> {
         if let Some(collected) = &mut self.collected {
             collected.push(message);
             return Ok(());

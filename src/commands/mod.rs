@@ -12,13 +12,12 @@ mod guide;
 mod key;
 mod last_writes;
 mod list;
+pub mod preflight;
 mod send;
 mod serving;
 mod status;
 mod up;
 mod verify;
-
-use std::io;
 
 use color_eyre::eyre::{Report, Result, eyre};
 use jiff::Timestamp;
@@ -27,8 +26,11 @@ use crate::{
     cli::{Cli, Command, CommonArgs, KeyArgs},
     client::{Client, ClientError, servers::Servers},
     config::{self, Sources},
-    output::Output,
+    output::{Output, PrintError},
 };
+
+/// A longer error loses its middle.
+const SENTENCE_CHARS_MAX: usize = 1_000;
 
 /// What every command gets besides its own arguments.
 struct Context<'a> {
@@ -74,10 +76,9 @@ impl Exit {
     }
 }
 
-/// Whether the reader of standard output has closed it, as `head` does. Only printing gives a bare I/O error of this
-/// kind.
+/// Whether the reader of standard output has closed it, as `head` does.
 pub fn is_closed_pipe(report: &Report) -> bool {
-    report.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
+    report.downcast_ref::<PrintError>().is_some_and(PrintError::is_closed_pipe)
 }
 
 /// An error as one sentence: what happened, why, and what to do about it.
@@ -97,7 +98,19 @@ pub fn error_sentence(report: &Report) -> String {
         sentence +=
             "; set CHATCHAIN_KEY to the network's key, or `key_file` in config.toml to a file that holds it";
     }
-    without_error_numbers(&sentence)
+    shorten(without_error_numbers(&sentence))
+}
+
+/// Leaves out the middle of a sentence that repeats a very long value.
+fn shorten(sentence: String) -> String {
+    let cut = |index| sentence.char_indices().nth(index).map(|(at, _)| at);
+    let length = sentence.chars().count();
+    match (cut(SENTENCE_CHARS_MAX / 2), cut(length.saturating_sub(SENTENCE_CHARS_MAX / 2))) {
+        (Some(start), Some(end)) if length > SENTENCE_CHARS_MAX => {
+            format!("{} … {}", &sentence[..start], &sentence[end..])
+        }
+        _ => sentence,
+    }
 }
 
 /// Removes the numbers from texts of the operating system, such as "Not a directory (os error 20)": they help no user.
@@ -165,6 +178,17 @@ fn room_recipient(room: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_long_sentence_loses_its_middle() {
+        let sentence = format!("cannot read {}: name too long", "é".repeat(5_000));
+        let short = shorten(sentence);
+        assert_eq!(short.chars().count(), SENTENCE_CHARS_MAX + 3);
+        assert!(short.starts_with("cannot read éé") && short.contains("é … é"), "{short}");
+        assert!(short.ends_with("é: name too long"), "{short}");
+        let short = "é".repeat(SENTENCE_CHARS_MAX);
+        assert_eq!(shorten(short.clone()), short);
+    }
 
     #[test]
     fn system_errors_are_shown_without_their_number() {

@@ -25,7 +25,7 @@ use crate::{
     cli::{self, CommonArgs},
     client::Client,
     config::UpConfig,
-    output::Output,
+    output::{Output, PrintError},
 };
 
 /// How often the children are asked whether they are ready, until all of them are.
@@ -157,7 +157,7 @@ impl<'a> Children<'a> {
     }
 
     /// Prints the addresses, the stores, and what to try next.
-    fn announce(&self, default_server: bool) -> io::Result<()> {
+    fn announce(&self, default_server: bool) -> Result<(), PrintError> {
         let output = self.output;
         let (proxy, nodes) = self.members.split_last().expect("there is always a proxy");
         let (alive, all) = (nodes.iter().filter(|node| node.alive).count(), nodes.len());

@@ -24,7 +24,7 @@ use clap::ValueEnum;
 use jiff::fmt::friendly::SpanParser;
 
 use crate::{
-    api::{address::Addr, explain_invalid::quote, key::Keys, network::NodeId},
+    api::{address::Addr, key::Keys, network::NodeId},
     cli,
 };
 pub use environment::Environment;
@@ -178,7 +178,7 @@ impl SourcedValue {
     }
 
     fn error(&self, why: impl Display) -> ConfigError {
-        ConfigError(format!("{} is {}: {why}", self.source, quote(&self.text)))
+        ConfigError(format!("{} is {:?}: {why}", self.source, self.text))
     }
 }
 

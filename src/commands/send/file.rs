@@ -61,7 +61,7 @@ pub async fn run(path: &Path, acks: Option<&str>, context: &Context<'_>) -> Resu
     }
     let advice = if fresh > 0 { "" } else { "; sending the same again adds only what is missing" };
     outcome.wrap_err_with(|| format!("stopped after {tally}{advice}"))?;
-    output.answer(&tally.to_string(), &tally)?;
+    output.answer(&tally.to_string(), &tally).inspect_err(|_| output.warn(&tally.to_string()))?;
     let exit = exit_after_send(tally.below_acks, output);
     Ok(if tally.rejected > 0 { Exit::Failure } else { exit })
 }

@@ -36,7 +36,10 @@ pub async fn run(args: &cli::SendArgs, context: &Context<'_>) -> Result<Exit> {
     if let Some(position) = &sent.position {
         LastWrites::of(context.sources).add(position).await;
     }
-    output.answer(&sent.answer.message.id.to_string(), &sent.answer)?;
+    let id = sent.answer.message.id;
+    output
+        .answer(&id.to_string(), &sent.answer)
+        .inspect_err(|_| output.warn(&format!("the message is stored, with the id {id}")))?;
     Ok(exit_after_send(sent.below_acks, output))
 }
 

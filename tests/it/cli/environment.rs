@@ -2,6 +2,7 @@
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::Duration;
 
@@ -36,7 +37,9 @@ fn a_key_file_whose_name_is_not_utf8_is_read() {
     let named: [(&str, &[u8]); 1] = [("CHATCHAIN_KEY_FILE", b"cl\xe9.key")];
     let done = run_in(dir.path(), &named, &node);
     check(&done, 2, &["cannot read the key file", "CHATCHAIN_KEY_FILE", "chatchain key"]);
-    std::fs::write(dir.path().join(OsStr::from_bytes(b"cl\xe9.key")), "short").expect("written");
+    let file = dir.path().join(OsStr::from_bytes(b"cl\xe9.key"));
+    std::fs::write(&file, "short").expect("written");
+    std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600)).expect("our own file");
     check(&run_in(dir.path(), &named, &node), 2, &["line 1: a key has 16"]);
 }
 

@@ -2,6 +2,7 @@
 
 mod commands;
 mod environment;
+mod limits;
 mod read_your_writes;
 mod server_start;
 mod terminal;
