@@ -183,7 +183,7 @@ Examples:
   uptime | chatchain send --room ops -            text from standard input
   chatchain send --to user2 -- \"-1 from me\"       text that starts with a hyphen
   chatchain send --file messages.ndjson           one JSON object per line
-  zcat old.ndjson.gz | chatchain send --file -")]
+  tail -f log.ndjson | chatchain send --file -")]
 pub struct SendArgs {
     /// Recipient
     #[arg(long, value_name = "NAME", required_unless_present_any = ["room", "file"], conflicts_with_all = ["room", "file"])]

@@ -4,28 +4,26 @@
 //! file should keep its order. The next batch is read meanwhile. A file of any length needs the memory of two batches,
 //! and of the ids that [`super::import`] made. After an error that may pass, a batch is sent again with the same ids.
 
-use std::{fmt, io, mem, path::Path, time::Duration};
+use std::{collections::HashSet, fmt, mem, path::Path, time::Duration};
 
-use color_eyre::eyre::{Result, WrapErr};
+use color_eyre::eyre::{Result, WrapErr, eyre};
 use serde::Serialize;
-use tokio::{
-    fs::File,
-    io::{AsyncBufReadExt, AsyncRead, BufReader},
-    time::{Instant, sleep},
-};
+use tokio::time::{Instant, sleep};
+use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::{
-    STDIN, exit_after_send,
-    import::{Import, ImportBatch},
+    exit_after_send,
+    import::ImportBatch,
+    line_reader::{LineReader, open},
 };
 use crate::{
     api::{
-        MESSAGE_BODY_BYTES_MAX,
         batch::{BatchAnswer, Rejected},
+        error::ErrorCode,
     },
     client::servers::Servers,
-    commands::{Context, Exit, last_writes::LastWrites},
+    commands::{Context, Exit, last_writes::LastWrites, serving::StopSignals},
     output::{Output, ProgressBar},
 };
 
@@ -33,13 +31,15 @@ use crate::{
 /// fails.
 const RETRY_MAX: Duration = Duration::from_secs(30);
 const RETRY_PAUSE: Duration = Duration::from_millis(250);
-/// Longer lines are cut to this: they are refused in any case.
-const LINE_BYTES_MAX: usize = MESSAGE_BODY_BYTES_MAX + 1;
+/// A line is printed for each of the first reasons for which lines are rejected; the other lines are only counted.
+const REASONS_MAX: usize = 10;
 
 pub async fn run(path: &Path, acks: Option<&str>, context: &Context<'_>) -> Result<Exit> {
     let (servers, output) = (context.servers()?, context.output);
     let (source, length) = open(path).await.wrap_err_with(|| format!("cannot read {}", path.display()))?;
-    let mut reader = LineReader { source: BufReader::new(source), import: Import::default() };
+    let mut signals = StopSignals::catch()?;
+    let stop = CancellationToken::new();
+    let mut reader = LineReader::new(source, stop.clone());
     let mut transfer = Transfer {
         servers: &servers,
         acks,
@@ -47,10 +47,15 @@ pub async fn run(path: &Path, acks: Option<&str>, context: &Context<'_>) -> Resu
         last_writes: LastWrites::of(context.sources),
         progress: output.progress(length),
         tally: Tally::default(),
+        reasons: HashSet::new(),
+        not_printed: 0,
     };
-    let outcome = transfer.run(&mut reader).await;
-    let Transfer { progress, tally, .. } = transfer;
+    let outcome = transfer.run_until_signal(&mut reader, &mut signals, &stop).await;
+    let Transfer { progress, tally, not_printed, .. } = transfer;
     drop(progress);
+    if not_printed > 0 {
+        output.warn(&format!("{} more lines are rejected, for reasons such as these", grouped(not_printed)));
+    }
     let fresh = reader.import.fresh;
     if fresh > 0 {
         output.warn(&format!(
@@ -64,16 +69,6 @@ pub async fn run(path: &Path, acks: Option<&str>, context: &Context<'_>) -> Resu
     output.answer(&tally.to_string(), &tally).inspect_err(|_| output.warn(&tally.to_string()))?;
     let exit = exit_after_send(tally.below_acks, output);
     Ok(if tally.rejected > 0 { Exit::Failure } else { exit })
-}
-
-/// Opens a file or standard input, and returns its length if that is known.
-async fn open(path: &Path) -> io::Result<(Box<dyn AsyncRead + Unpin + Send>, Option<u64>)> {
-    if path == Path::new(STDIN) {
-        return Ok((Box::new(tokio::io::stdin()), None));
-    }
-    let file = File::open(path).await?;
-    let metadata = file.metadata().await?;
-    Ok((Box::new(file), metadata.is_file().then_some(metadata.len())))
 }
 
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -128,10 +123,42 @@ struct Transfer<'a> {
     last_writes: LastWrites,
     progress: ProgressBar,
     tally: Tally,
+    /// The reasons for which lines were rejected and that were printed.
+    reasons: HashSet<(ErrorCode, String)>,
+    /// Rejected lines that were not printed, since they repeat a reason or give one too many.
+    not_printed: u64,
 }
 
 impl Transfer<'_> {
-    async fn run<R: AsyncRead + Unpin>(&mut self, reader: &mut LineReader<R>) -> Result<()> {
+    /// Runs to the end of the file. The first signal ends the file where it is read; a second one ends the command.
+    async fn run_until_signal(
+        &mut self,
+        reader: &mut LineReader,
+        signals: &mut StopSignals,
+        stop: &CancellationToken,
+    ) -> Result<()> {
+        {
+            let running = self.run(reader);
+            tokio::pin!(running);
+            loop {
+                tokio::select! {
+                    ended = &mut running => break ended?,
+                    () = signals.next() => {
+                        if stop.is_cancelled() {
+                            return Err(eyre!("a second signal came"));
+                        }
+                        stop.cancel();
+                    }
+                }
+            }
+        }
+        match reader.last_line_before_stop() {
+            Some(line) => Err(eyre!("a signal came after line {}", grouped(line))),
+            None => Ok(()),
+        }
+    }
+
+    async fn run(&mut self, reader: &mut LineReader) -> Result<()> {
         let mut next = reader.next().await?;
         while let Some(batch) = next {
             ((), next) = tokio::try_join!(self.send(batch), reader.next())?;
@@ -167,11 +194,9 @@ impl Transfer<'_> {
             }
         }
         refused.sort_by_key(|rejected| rejected.line);
-        self.progress.suspend(|| {
-            for Rejected { line, code, detail, .. } in &refused {
-                self.output.warn(&format!("line {line} is rejected: {detail} ({code})"));
-            }
-        });
+        for rejected in &refused {
+            self.print_rejected(rejected);
+        }
         let rejected = u64::try_from(refused.len()).expect("a batch is small");
         self.tally.rejected += rejected;
         self.tally.sent += rejected;
@@ -179,43 +204,13 @@ impl Transfer<'_> {
         self.progress.set_message(format!("{} lines", grouped(self.tally.sent)));
         Ok(())
     }
-}
 
-struct LineReader<R> {
-    source: BufReader<R>,
-    import: Import,
-}
-
-impl<R: AsyncRead + Unpin> LineReader<R> {
-    async fn next(&mut self) -> Result<Option<ImportBatch>> {
-        let mut batch = ImportBatch::default();
-        let mut line = Vec::new();
-        while !batch.is_full() {
-            let bytes = self.line(&mut line).await.wrap_err("cannot read on")?;
-            if bytes == 0 {
-                break;
-            }
-            batch.bytes += bytes;
-            self.import.add(&line, &mut batch, Uuid::now_v7);
-        }
-        Ok((batch.bytes > 0).then_some(batch))
-    }
-
-    /// Reads one line, cut to [`LINE_BYTES_MAX`]. Returns its full length, 0 at the end of the file.
-    async fn line(&mut self, line: &mut Vec<u8>) -> io::Result<u64> {
-        line.clear();
-        let mut bytes = 0;
-        loop {
-            let buffer = self.source.fill_buf().await?;
-            let end = buffer.iter().position(|byte| *byte == b'\n').map(|end| end + 1);
-            let taken = end.unwrap_or(buffer.len());
-            let kept = taken.min(LINE_BYTES_MAX.saturating_sub(line.len()));
-            line.extend_from_slice(&buffer[..kept]);
-            self.source.consume(taken);
-            bytes += u64::try_from(taken).expect("a buffer is small");
-            if end.is_some() || taken == 0 {
-                return Ok(bytes);
-            }
+    fn print_rejected(&mut self, Rejected { line, code, detail, .. }: &Rejected) {
+        if self.reasons.len() < REASONS_MAX && self.reasons.insert((*code, detail.clone())) {
+            let (output, why) = (self.output, format!("line {line} is rejected: {detail} ({code})"));
+            self.progress.suspend(|| output.warn(&why));
+        } else {
+            self.not_printed += 1;
         }
     }
 }
@@ -229,37 +224,18 @@ fn grouped(number: u64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-    use crate::{
-        api::error::{ErrorCode, Problem},
-        commands::send::import::BATCH_LINES_MAX,
-    };
+    use std::io;
 
-    fn reader(text: &str) -> LineReader<&[u8]> {
-        LineReader { source: BufReader::with_capacity(16, text.as_bytes()), import: Import::default() }
-    }
+    use super::*;
+    use crate::api::error::Problem;
 
     const MESSAGE: &str = r#"{"sender":"a","recipient":"b","text":"c","timestamp":1}"#;
 
     #[tokio::test]
-    async fn the_batches_of_a_file_are_all_of_it() {
-        let long = "x".repeat(2 * LINE_BYTES_MAX);
-        let text = format!("{}{long}\n{{\n\n{MESSAGE}", format!("{MESSAGE}\n").repeat(BATCH_LINES_MAX));
-        let mut reader = reader(&text);
-        let first = reader.next().await.expect("read").expect("a batch");
-        assert_eq!((first.lines.len(), first.refused.len()), (BATCH_LINES_MAX, 0));
-        let second = reader.next().await.expect("read").expect("a batch");
-        let refused: Vec<_> = second.refused.iter().map(|rejected| (rejected.line, rejected.code)).collect();
-        assert_eq!(refused, [(1001, ErrorCode::TooLarge), (1002, ErrorCode::InvalidJson)]);
-        assert_eq!(second.lines, [1004]);
-        assert_eq!(first.bytes + second.bytes, text.len() as u64);
-        assert!(reader.next().await.expect("read").is_none());
-    }
-
-    #[tokio::test]
     async fn only_retryable_lines_are_sent_again() {
-        let batch = reader(&format!("\n{MESSAGE}\n{MESSAGE}\n{MESSAGE}\n")).next().await;
-        let batch = batch.expect("read").expect("a batch");
+        let text = format!("\n{MESSAGE}\n{MESSAGE}\n{MESSAGE}\n");
+        let mut reader = LineReader::new(Box::new(io::Cursor::new(text)), CancellationToken::new());
+        let batch = reader.next().await.expect("read").expect("a batch");
         let rejected = |line, code| Rejected::new(line, Problem::new(code, "why"));
         let answer = BatchAnswer {
             accepted: 1,

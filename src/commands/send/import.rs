@@ -18,6 +18,8 @@ use crate::api::{
 
 /// Namespace of the ids made from content. It never changes.
 const NAMESPACE: Uuid = uuid!("eb49b43d-1c03-4f21-a595-3b1961b0d59f");
+/// Some programs begin a file of UTF-8 with it.
+const BYTE_ORDER_MARK: &[u8] = "\u{feff}".as_bytes();
 /// A batch with this many lines is sent; with more lines its answer would only take longer.
 pub const BATCH_LINES_MAX: usize = 1_000;
 /// A batch of at least this length is sent.
@@ -64,7 +66,7 @@ impl ImportBatch {
 #[derive(Debug, Default)]
 pub struct Import {
     /// Lines read so far, empty lines included.
-    line: u64,
+    pub line: u64,
     /// Messages with a fresh id: importing the file again would make second messages of them.
     pub fresh: u64,
     /// How many lines so far had each content, by the id of the first of them.
@@ -74,6 +76,7 @@ pub struct Import {
 impl Import {
     pub fn add(&mut self, line: &[u8], batch: &mut ImportBatch, fresh: impl FnOnce() -> Uuid) {
         self.line += 1;
+        let line = if self.line == 1 { line.strip_prefix(BYTE_ORDER_MARK).unwrap_or(line) } else { line };
         let line = line.trim_ascii();
         if line.is_empty() {
             return;
@@ -172,6 +175,14 @@ mod tests {
         let mut ids = ids(&first);
         ids.dedup();
         assert_eq!(ids.len(), 3, "each is a message of its own");
+    }
+
+    #[test]
+    fn a_byte_order_mark_is_skipped_at_the_start_only() {
+        let line = format!("\u{feff}{}", message("a", 1));
+        let (batch, refused, _) = import(&format!("{line}\n{line}"));
+        assert_eq!((batch.lines, refused), (vec![1], vec![(2, ErrorCode::InvalidJson)]));
+        assert_eq!(import("\u{feff}\n").1, []);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 mod file;
 mod import;
+mod line_reader;
 
 use color_eyre::eyre::{Report, Result, WrapErr, eyre};
 use tokio::io::AsyncReadExt;
