@@ -47,7 +47,7 @@ pub struct CommonArgs {
     /// Print answers as text for people, as one JSON value, or as one JSON value per line
     #[arg(short, long, global = true, value_name = "FORMAT", default_value = "table")]
     pub output: OutputFormat,
-    /// When to use colors; `auto`: on a terminal, unless NO_COLOR is set
+    /// When to use colors; `auto`: on a terminal, unless NO_COLOR is set or TERM is unset or dumb
     #[arg(long, global = true, value_name = "WHEN", default_value = "auto")]
     pub color: ColorChoice,
     /// Print only data, warnings and errors: no progress bar and no notes
@@ -245,7 +245,7 @@ pub struct ListArgs {
     /// Only messages to this room: the same as --to '#ROOM'
     #[arg(long, value_name = "ROOM", value_parser = NonEmptyStringValueParser::new())]
     pub room: Option<String>,
-    /// Only messages that contain this text, in upper or lower case
+    /// Only messages that contain this text, whatever its case and its Unicode form
     #[arg(long, value_name = "TEXT")]
     pub text: Option<String>,
     /// Only messages from this time on: 2h (ago), 2026-01-31T12:00:00Z, or Unix seconds

@@ -13,7 +13,10 @@ use std::{
     borrow::Cow,
     env,
     fmt::{self, Write as _},
+    future::pending,
     io::{self, IsTerminal, Write as _},
+    ops::RangeInclusive,
+    os::fd::AsFd as _,
 };
 
 use clap::{
@@ -25,6 +28,7 @@ pub use indicatif::ProgressBar;
 use indicatif::{ProgressDrawTarget, ProgressFinish, ProgressStyle};
 use serde::Serialize;
 pub use text_rows::{TextRow, TextRows};
+use tokio::{io::Interest, net::unix::pipe};
 
 use crate::cli::{CommonArgs, OutputFormat};
 
@@ -78,7 +82,7 @@ impl Output {
         let color = |is_terminal: bool| match common.color {
             ColorChoice::Always => true,
             ColorChoice::Never => false,
-            ColorChoice::Auto => is_terminal && !no_color,
+            ColorChoice::Auto => is_terminal && has_escapes() && !no_color,
         };
         Output {
             format: common.output,
@@ -90,7 +94,7 @@ impl Output {
 
     /// Begins a page. On a terminal it replaces the page before it; elsewhere it follows that page.
     pub fn begin_page(&self) -> Result<(), PrintError> {
-        if io::stdout().is_terminal() && self.format == OutputFormat::Table {
+        if io::stdout().is_terminal() && has_escapes() && self.format == OutputFormat::Table {
             // Moves to the upper left corner and clears the screen from there (ECMA-48: CUP, ED).
             print_data("\u{1b}[H\u{1b}[J")?;
         }
@@ -196,7 +200,7 @@ impl Output {
     /// A progress bar on standard error over this many bytes, or a counter if the number is not known. It is invisible
     /// where standard error is no terminal, and is removed when it is dropped.
     pub fn progress(&self, bytes: Option<u64>) -> ProgressBar {
-        let hidden = self.quiet || !io::stderr().is_terminal();
+        let hidden = self.quiet || !has_escapes() || !io::stderr().is_terminal();
         let target = if hidden { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() };
         let template = match bytes {
             Some(_) => "{wide_bar} {percent:>3} %  {msg}  {elapsed} (left: {eta})",
@@ -210,6 +214,11 @@ impl Output {
         let style = color.on_default().effects(Effects::BOLD);
         eprint_line(&format!("{} {}", paint(self.colors_errors, style, &format!("{label}:")), escape(text)));
     }
+}
+
+/// Whether a terminal understands escape codes. One that names no kind is taken for one that does not.
+fn has_escapes() -> bool {
+    env::var_os("TERM").is_some_and(|kind| !kind.is_empty() && kind != "dumb")
 }
 
 /// One JSON value on one line, without a character that could control a terminal.
@@ -237,8 +246,12 @@ fn escape_with(text: &str, write: impl Fn(char, &mut String) -> fmt::Result) -> 
         return Cow::Borrowed(text);
     }
     let mut out = String::with_capacity(text.len() + 16);
-    for c in text.chars() {
-        if is_unsafe(c) {
+    let mut flag_end = 0; // end of the flag that the current character belongs to
+    for (at, c) in text.char_indices() {
+        if c == FLAG {
+            flag_end = at + flag_length(&text[at..]);
+        }
+        if is_unsafe(c) && at >= flag_end {
             write(c, &mut out).expect("writing to memory does not fail");
         } else {
             out.push(c);
@@ -246,6 +259,20 @@ fn escape_with(text: &str, write: impl Fn(char, &mut String) -> fmt::Result) -> 
     }
     Cow::Owned(out)
 }
+
+/// The black flag. Tag characters after it make it the flag of a region, such as Scotland (UTS 51, emoji tag sequence).
+const FLAG: char = '\u{1f3f4}';
+
+/// Length in bytes of the flag of a region at the start of the text; 0 if there is none.
+fn flag_length(text: &str) -> usize {
+    let is_tag = |c: &char| matches!(c, '\u{e0030}'..='\u{e0039}' | '\u{e0061}'..='\u{e007a}');
+    let tags = text.chars().skip(1).take_while(is_tag).count();
+    let is_flag = REGION_TAGS.contains(&tags) && text.chars().nth(1 + tags) == Some('\u{e007f}');
+    if is_flag { (1 + tags + 1) * FLAG.len_utf8() } else { 0 }
+}
+
+/// A region is two letters of a country and up to three letters or digits (UTS 51).
+const REGION_TAGS: RangeInclusive<usize> = 3..=5;
 
 /// Control characters (C0, DEL, C1), Unicode's fillers, and its format characters (Cf) and separators except for the two
 /// joiners, which emoji and several scripts need.
@@ -297,6 +324,18 @@ fn paint(colors: bool, style: Style, text: &str) -> String {
     if colors { format!("{style}{text}{style:#}") } else { text.to_owned() }
 }
 
+/// Waits until the reader of standard output closes it; for ever if it is no pipe or socket, or keeps open. A command
+/// that waits for news would otherwise notice only when it prints.
+pub async fn stdout_closed() {
+    let copy = io::stdout().as_fd().try_clone_to_owned();
+    if let Ok(stdout) = copy.and_then(pipe::Sender::from_owned_fd_unchecked)
+        && stdout.ready(Interest::ERROR).await.is_ok()
+    {
+        return;
+    }
+    pending::<()>().await;
+}
+
 /// Writes to standard output and flushes, so that a reader on a pipe sees each line at once.
 fn print_data(text: &str) -> Result<(), PrintError> {
     let mut out = io::stdout().lock();
@@ -324,6 +363,11 @@ mod tests {
         check("plain, ünïcödé, 日本, 👩‍🚀", "plain, ünïcödé, 日本, 👩‍🚀");
         check("\u{1b}[2J\u{7}", "\\u{1b}[2J\\u{7}");
         check("a\r\n\tb", "a\\r\\n\\tb");
+        let scotland = "🏴\u{e0067}\u{e0062}\u{e0073}\u{e0063}\u{e0074}\u{e007f}";
+        check(scotland, scotland);
+        check(&format!("{scotland}\u{e0067}\u{1b}"), &format!("{scotland}\\u{{e0067}}\\u{{1b}}"));
+        check("🏴\u{e0067}\u{e0062}", "🏴\\u{e0067}\\u{e0062}");
+        check("🏴\u{e0067}\u{e0062}\u{e007f}", "🏴\\u{e0067}\\u{e0062}\\u{e007f}");
         check("\u{9b}31m\u{7f}", "\\u{9b}31m\\u{7f}");
         check("\u{202e}evil\u{2066}\u{200e}", "\\u{202e}evil\\u{2066}\\u{200e}");
         check("\u{e0041}\u{feff}\u{ad}\u{2028}", "\\u{e0041}\\u{feff}\\u{ad}\\u{2028}");

@@ -15,7 +15,7 @@ pub struct Filter {
     pub user: Option<String>,
     /// The other side of a conversation; only together with `user`.
     pub with: Option<String>,
-    /// Contained in the text, without regard to Unicode case.
+    /// Contained in the text, without regard to Unicode case or form.
     pub text: Option<String>,
     /// Shown timestamp at least this, Unix seconds.
     pub since: Option<u64>,

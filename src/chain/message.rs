@@ -13,8 +13,10 @@
 //! bytes)*`, tags ascending, each once, at least one. This program reads it and skips all tags; no program writes it
 //! yet.
 
-use std::fmt;
+use std::{borrow::Cow, fmt};
 
+use icu_normalizer::ComposingNormalizerBorrowed;
+use icu_properties::{CodePointSetData, props::DefaultIgnorableCodePoint};
 use uuid::Uuid;
 
 use super::bytes::ByteReader;
@@ -84,10 +86,22 @@ impl fmt::Debug for Digest {
     }
 }
 
-/// Folds case for comparison: to upper and then to lower case, letter by letter, so that ß equals SS and final sigma
-/// equals sigma.
+/// Folds case and form for comparison: to upper and then to lower case, letter by letter, so that ß equals SS and final
+/// sigma equals sigma; then to composed form (NFC), so that é equals e with an accent. The form comes last, since a change
+/// of case can leave a text that is not composed. In decomposed form, é would contain e.
 pub fn fold(text: &str) -> String {
-    text.chars().flat_map(char::to_uppercase).flat_map(char::to_lowercase).collect()
+    let folded: String = text.chars().flat_map(char::to_uppercase).flat_map(char::to_lowercase).collect();
+    match ComposingNormalizerBorrowed::new_nfc().normalize(&folded) {
+        Cow::Borrowed(_) => folded,
+        Cow::Owned(composed) => composed,
+    }
+}
+
+/// Whether a character leaves no mark on a screen: white space, what Unicode calls default-ignorable, the marks of
+/// interlinear annotation, and the Braille cell without dots.
+fn is_invisible(c: char) -> bool {
+    let ignorable = CodePointSetData::new::<DefaultIgnorableCodePoint>();
+    c.is_whitespace() || ignorable.contains(c) || matches!(c, '\u{fff9}'..='\u{fffb}' | '\u{2800}')
 }
 
 impl Message {
@@ -203,6 +217,9 @@ fn check_name(field: &'static str, name: &str) -> Result<(), InvalidMessage> {
     if name.trim() != name {
         return invalid("starts or ends with white space".into());
     }
+    if name.chars().all(is_invisible) {
+        return invalid("has only invisible characters".into());
+    }
     Ok(())
 }
 
@@ -254,6 +271,39 @@ mod tests {
             Ok(()) => assert_eq!(got, Ok(())),
             Err(part) => assert!(got.as_ref().is_err_and(|e| e.contains(part)), "{got:?} lacks {part:?}"),
         }
+    }
+
+    #[test]
+    fn a_name_shows_at_least_one_character() {
+        for name in [
+            "\u{200b}",
+            "\u{2060}\u{feff}",
+            "\u{3164}",
+            "\u{ad}",
+            "\u{fe0f}",
+            "\u{2800}",
+            "\u{e0041}",
+            "\u{fff9}",
+        ] {
+            check(|draft| draft.sender = name.into(), Err("`sender` has only invisible characters"));
+            check(|draft| draft.recipient = name.into(), Err("`recipient` has only invisible characters"));
+            check(|draft| draft.sender = format!("{name}a{name}"), Ok(()));
+        }
+        check(|draft| draft.sender = "👩\u{200d}🚀".into(), Ok(()));
+    }
+
+    #[test]
+    fn composed_and_decomposed_forms_fold_alike() {
+        for (one, other) in [
+            ("é", "e\u{301}"),
+            ("É", "e\u{301}"),
+            ("각", "\u{1100}\u{1161}\u{11a8}"),
+            ("q\u{307}\u{323}", "q\u{323}\u{307}"),
+        ] {
+            assert_eq!(fold(one), fold(other));
+        }
+        assert_eq!(fold("Plain ASCII"), "plain ascii");
+        assert!(!fold("cafe\u{301}").contains(&fold("cafe")));
     }
 
     #[test]

@@ -22,7 +22,7 @@ use crate::{
     chain::filter::Filter,
     cli::{self, OutputFormat},
     client::servers::{FeedStream, Servers},
-    output::{Output, PrintError, TextRows},
+    output::{Output, PrintError, TextRows, stdout_closed},
 };
 
 /// The cursor is saved at most this often while messages arrive.
@@ -76,6 +76,7 @@ pub async fn run(args: &cli::ListArgs, context: &Context<'_>) -> Result<Exit> {
     tokio::select! {
         ended = follow => ended?,
         () = stop.next() => {}
+        () = stdout_closed(), if args.follow => {}
     }
     if let Some(messages) = &follower.collected {
         output.json_list(messages)?;

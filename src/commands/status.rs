@@ -13,7 +13,7 @@ use crate::{
     api::network::{NetworkNode, NetworkStatus, NodeState},
     cli::{self, OutputFormat},
     client::servers::Servers,
-    output::{Output, Row, Tone},
+    output::{Output, Row, Tone, stdout_closed},
 };
 
 const HEADER: [&str; 9] =
@@ -48,6 +48,7 @@ async fn watch(servers: &Servers, output: &Output) -> Result<Exit> {
     tokio::select! {
         ended = show_again => ended,
         () = stop.next() => Ok(Exit::Done),
+        () = stdout_closed() => Ok(Exit::Done),
     }
 }
 

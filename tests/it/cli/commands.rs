@@ -189,6 +189,33 @@ fn a_text_search_matches_alike_in_history_and_feed() {
     let found = cluster.cli(&search).stdout;
     assert_eq!(found.lines().count(), 2, "{found}");
     assert_eq!(cluster.cli(&search_on).stdout, found);
+    let text = "cafe\u{301}";
+    assert_eq!(cluster.cli(&["send", "--from", "a", "--to", "b", text]).code, Some(0));
+    for wanted in ["CAFÉ", text, "café"] {
+        assert_eq!(
+            cluster.cli(&["list", "--text", wanted, "-o", "ndjson"]).stdout.lines().count(),
+            1,
+            "{wanted}"
+        );
+    }
+}
+
+#[test]
+fn a_command_that_waits_for_news_ends_with_its_reader() {
+    let cluster = Cluster::start(1);
+    assert_eq!(cluster.cli(&["send", "--from", "a", "--to", "b", "hi"]).code, Some(0));
+    let server = cluster.node(0).to_string();
+    for args in [&["list", "--follow", "--server", &server][..], &["status", "--watch", "--server", &server]]
+    {
+        let mut command = chatchain(cluster.dir());
+        command.args(args).stdout(Stdio::piped()).stderr(Stdio::null());
+        let mut child = command.spawn().expect("started");
+        let mut reader = BufReader::new(child.stdout.take().expect("piped"));
+        reader.read_line(&mut String::new()).expect("a line");
+        drop(reader);
+        let ended = eventually_blocking(LONG, "the end", || child.try_wait().expect("our own child"));
+        assert_eq!(ended.code(), Some(0), "{args:?}");
+    }
 }
 
 #[test]
@@ -245,6 +272,42 @@ fn a_file_is_imported_once_however_often_it_is_sent() {
         listed.stdout.lines().map(|line| serde_json::from_str::<Value>(line).expect("JSON")["text"].clone());
     let want: Vec<Value> = (0..2500).map(|n| (n / 2).to_string().into()).collect();
     assert_eq!(texts.collect::<Vec<_>>(), want, "history is in the order of the file");
+}
+
+#[test]
+fn the_lines_of_a_slow_file_are_sent_at_once_and_a_signal_says_how_far_it_came() {
+    let cluster = Cluster::start(1);
+    let mut command = chatchain(cluster.dir());
+    command.args(["send", "--file", "-", "--server", &cluster.node(0).to_string()]);
+    let mut child =
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("started");
+    let mut stdin = child.stdin.take().expect("piped");
+    let line = |n: u8| format!(r#"{{"sender":"a","recipient":"b","text":"{n}","timestamp":1}}"#);
+    for n in 1..=2 {
+        writeln!(stdin, "{}", line(n)).expect("read");
+        let listed = || cluster.cli(&["list", "-o", "ndjson"]).stdout.lines().count() == usize::from(n);
+        eventually_blocking(LONG, "the line", listed);
+    }
+    write!(stdin, "{}", &line(3)[..9]).expect("read");
+    rustix::process::kill_process(rustix::process::Pid::from_child(&child), rustix::process::Signal::INT)
+        .expect("sent");
+    let done = child.wait_with_output().expect("ended");
+    let said = String::from_utf8_lossy(&done.stderr);
+    assert_eq!(done.status.code(), Some(1), "{said}");
+    assert!(said.contains("2 sent: 2 accepted") && said.contains("a signal came after line 2"), "{said}");
+    drop(stdin);
+}
+
+#[test]
+fn lines_that_are_rejected_for_the_same_reason_are_counted() {
+    let cluster = Cluster::start(1);
+    let done =
+        cluster.cli_with_input(&["send", "--file", "-"], "{\"sender\":\"a\"}\n".repeat(500).as_bytes());
+    assert_eq!((done.code, done.stderr.lines().count()), (Some(1), 2), "{done:?}");
+    assert!(done.stderr.contains("line 1 is rejected") && done.stderr.contains("499 more lines"), "{done:?}");
+    let done = cluster.cli_with_input(&["send", "--file", "-"], "a;b;c\n".repeat(500).as_bytes());
+    assert_eq!((done.code, done.stderr.lines().count(), done.stdout.as_str()), (Some(1), 1, ""), "{done:?}");
+    assert!(done.stderr.contains("none of the first 100 lines is JSON"), "{done:?}");
 }
 
 #[test]

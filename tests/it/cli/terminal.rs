@@ -3,9 +3,14 @@
 //! A fake server answers with escape sequences in every text field. Escape sequences in messages of a real server are
 //! tested in `commands`.
 
+use std::ffi::OsStr;
+use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::unix::ffi::OsStrExt;
+use std::process::Stdio;
 
+use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use serde_json::json;
 
 use crate::support::process::{Finished, chatchain, run};
@@ -54,6 +59,37 @@ fn check(server: SocketAddr, args: &[&str], code: i32) {
         let is_control_code = |c: char| (c.is_control() && c != '\n' && c != '\t') || c == '\u{202e}';
         assert!(!stdout.contains(is_control_code), "{args:?} {format}: {stdout:?}");
         assert!(!stderr.contains(is_control_code), "{args:?} {format}: {stderr:?}");
+    }
+}
+
+/// Runs a command on a terminal of this kind, and returns what it writes there.
+fn on_terminal(kind: &str, args: &[&str]) -> String {
+    let terminal = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).expect("a terminal");
+    grantpt(&terminal).and_then(|()| unlockpt(&terminal)).expect("our own terminal");
+    let name = ptsname(&terminal, Vec::new()).expect("a name");
+    let end = File::options()
+        .read(true)
+        .write(true)
+        .open(OsStr::from_bytes(name.as_bytes()))
+        .expect("its other end");
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let mut command = chatchain(dir.path());
+    command.args(args).env("TERM", kind).stdin(Stdio::null());
+    command.stdout(end.try_clone().expect("a copy")).stderr(end);
+    let mut child = command.spawn().expect("started");
+    drop(command); // it holds the other end open
+    let mut written = Vec::new();
+    let _hung_up = File::from(terminal).read_to_end(&mut written); // fails once the child has closed its end
+    child.wait().expect("our own child");
+    String::from_utf8_lossy(&written).into_owned()
+}
+
+#[test]
+fn a_dumb_terminal_gets_no_escape_codes() {
+    for args in [&["guide", "http"][..], &["status", "--server", "127.0.0.1:1"], &["--help"], &["nonsense"]] {
+        assert!(on_terminal("xterm", args).contains('\u{1b}'), "{args:?}");
+        let written = on_terminal("dumb", args);
+        assert!(!written.is_empty() && !written.contains('\u{1b}'), "{args:?}: {written}");
     }
 }
 
