@@ -3,7 +3,7 @@
 //! The servers themselves take a bound listener and a stop token. Only this file knows signals, the parent process, and
 //! the sentences about an address that cannot be used.
 
-use std::{io, process, thread};
+use std::{fs, io, process, thread};
 
 use color_eyre::eyre::{Result, WrapErr, eyre};
 use tokio::{
@@ -54,10 +54,12 @@ pub async fn bind(addr: &Addr, remedy: &str) -> Result<(TcpListener, Addr)> {
     Ok((listener, addr.clone().with_port(port)))
 }
 
-/// SIGINT and SIGTERM.
+/// SIGINT, SIGTERM and SIGHUP: Ctrl-C, a service manager, and a terminal that is closed.
 pub struct StopSignals {
     interrupt: Signal,
     terminate: Signal,
+    /// `None` where SIGHUP was ignored at the start, as `nohup` does: it stays ignored.
+    hang_up: Option<Signal>,
 }
 
 impl StopSignals {
@@ -67,6 +69,7 @@ impl StopSignals {
         Ok(StopSignals {
             interrupt: catch(SignalKind::interrupt())?,
             terminate: catch(SignalKind::terminate())?,
+            hang_up: if is_hang_up_ignored() { None } else { Some(catch(SignalKind::hangup())?) },
         })
     }
 
@@ -74,8 +77,17 @@ impl StopSignals {
         tokio::select! {
             _ = self.interrupt.recv() => {}
             _ = self.terminate.recv() => {}
+            Some(_) = async { self.hang_up.as_mut()?.recv().await } => {}
         }
     }
+}
+
+/// Whether SIGHUP is ignored. Linux lists the ignored signals in a mask: signal N is bit N - 1. Elsewhere it is not known.
+fn is_hang_up_ignored() -> bool {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0);
+    mask >> (SignalKind::hangup().as_raw_value() - 1) & 1 == 1
 }
 
 /// Runs a server until it ends. The first signal asks it to stop in order; a second signal ends the process at once.

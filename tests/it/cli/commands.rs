@@ -403,6 +403,32 @@ fn a_node_exits_cleanly_on_sigint() {
 }
 
 #[test]
+fn a_node_exits_cleanly_when_its_terminal_is_closed() {
+    let mut cluster = Cluster::start(1);
+    cluster.process(0).hang_up();
+    assert_eq!(cluster.process(0).wait(LONG).code(), Some(0));
+    assert!(!cluster.node_dir(0).join("unproven").exists(), "the store was not closed");
+}
+
+#[test]
+fn a_node_under_nohup_outlives_its_terminal() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let program = chatchain(dir.path());
+    let mut command = Command::new("sh");
+    command
+        .current_dir(dir.path())
+        .args(["-c", "trap '' HUP; exec \"$0\" \"$@\""])
+        .arg(program.get_program());
+    command.args(["node", "--node-id", "0", "--listen", &free_addr().to_string()]);
+    let mut node = Process::spawn("node", command);
+    node.eventually_says("no peers");
+    node.hang_up();
+    node.terminate(); // if SIGHUP stopped the node as well, this is its second signal, and the code is 1
+    assert_eq!(node.wait(LONG).code(), Some(0));
+    assert_eq!(node.stderr().matches("stopping").count(), 1, "{}", node.stderr());
+}
+
+#[test]
 fn status_is_a_table_and_check_is_an_exit_code() {
     let mut cluster = Cluster::start(2);
     assert_eq!(cluster.cli(&["send", "--from", "a", "--to", "b", "hi"]).code, Some(0));

@@ -143,6 +143,11 @@ impl Process {
         self.signal(rustix::process::Signal::INT);
     }
 
+    /// Sends SIGHUP, as a terminal does that is closed.
+    pub fn hang_up(&self) {
+        self.signal(rustix::process::Signal::HUP);
+    }
+
     /// Sends SIGSTOP, which pauses the process at any instruction without its knowledge.
     pub fn freeze(&self) {
         self.signal(rustix::process::Signal::STOP);
