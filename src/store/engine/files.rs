@@ -7,9 +7,9 @@
 //! once its directory is synced, which `Store::open_with` does at the end.
 
 use std::fmt;
-use std::fs::{self, File};
+use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use redb::backends::FileBackend;
@@ -184,7 +184,7 @@ impl Files for Directory {
     fn replace(&self, name: &str, bytes: &[u8]) -> io::Result<()> {
         let path = self.path(name);
         let unfinished = path.with_extension(UNFINISHED);
-        let mut file = File::create(&unfinished)?;
+        let mut file = private().write(true).truncate(true).open(&unfinished)?;
         file.write_all(bytes)?;
         file.sync_data()?;
         fs::rename(&unfinished, &path)?;
@@ -219,10 +219,22 @@ impl Files for Directory {
     }
 }
 
+/// Creates a file that only its owner can read: a key protects what is in it.
+fn private() -> OpenOptions {
+    let mut options = File::options();
+    options.create(true).mode(0o600);
+    options
+}
+
+/// Creates a directory that only its owner can read, and its parents.
+pub fn create_private_directory(path: &Path) -> io::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o700).create(path)
+}
+
 impl Directory {
     fn open(&self, path: &Path, cache_bytes: usize, check: bool) -> Result<OpenedFile, OpenError> {
         let failed = |source| OpenError::Io { path: path.to_owned(), source };
-        let file = File::options().read(true).write(true).create(true).truncate(false).open(path);
+        let file = private().read(true).write(true).truncate(false).open(path);
         let file = file.map_err(failed)?;
         let identity = FileIdentity::of(&file.metadata().map_err(failed)?);
         let mut builder = Builder::new();

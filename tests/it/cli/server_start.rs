@@ -99,6 +99,22 @@ fn an_unusable_data_directory_is_named() {
 }
 
 #[test]
+fn only_the_owner_can_read_a_store() {
+    let cluster = stopped_node();
+    let mode = |path: &Path| std::fs::metadata(path).expect("it exists").permissions().mode() & 0o777;
+    assert_eq!(mode(&cluster.node_dir(0)), 0o700);
+    let mut names: Vec<_> = std::fs::read_dir(cluster.node_dir(0))
+        .expect("a directory")
+        .map(|file| file.expect("a file").path())
+        .collect();
+    names.sort();
+    assert!(names.len() >= 2, "{names:?}");
+    for name in names {
+        assert_eq!(mode(&name), 0o600, "{}", name.display());
+    }
+}
+
+#[test]
 fn a_store_in_use_is_refused() {
     let cluster = Cluster::start(1);
     check_data_dir(&cluster.data_dir(), &["node-0", "in use by another process"]);
