@@ -77,7 +77,11 @@ fn report_errors(cli: &Cli) {
     // A hook that panics aborts the process, and `eprintln!` panics if standard error is closed. A server must outlive
     // a panic: it answers 500, or takes the panic as a damaged page of the store.
     std::panic::set_hook(Box::new(move |panic| {
-        output::eprint_line(&panics.panic_report(panic).to_string());
+        if commands::panic_becomes_error() {
+            tracing::debug!("{}", panics.panic_report(panic));
+        } else {
+            output::eprint_line(&panics.panic_report(panic).to_string());
+        }
     }));
     if reports_in_full(cli) {
         errors.install().expect("the hook is installed once");

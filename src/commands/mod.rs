@@ -22,6 +22,8 @@ mod verify;
 use color_eyre::eyre::{Report, Result, eyre};
 use jiff::Timestamp;
 
+pub use verify::panic_becomes_error;
+
 use crate::{
     cli::{Cli, Command, CommonArgs, KeyArgs},
     client::{Client, ClientError, servers::Servers},

@@ -12,7 +12,10 @@ use super::{Context, Exit};
 use crate::{
     cli::{self, OutputFormat},
     output::{Output, Row, Tone},
-    store::recovery::verify::{self, BadEntry, Verified, VerifyReport},
+    store::{
+        engine::catch_panic::becomes_error,
+        recovery::verify::{self, BadEntry, Verified, VerifyReport},
+    },
 };
 
 const HEADER: [&str; 9] =
@@ -82,6 +85,12 @@ pub async fn run(args: &cli::VerifyArgs, context: &Context<'_>) -> Result<Exit> 
         print_faults(store, output);
     }
     Ok(if stores.iter().all(|store| store.whole) { Exit::Done } else { Exit::Failure })
+}
+
+/// Whether a panic of this thread becomes an error: the storage engine panics on damage, and a damaged store is what
+/// these commands are for.
+pub fn panic_becomes_error() -> bool {
+    becomes_error()
 }
 
 fn check(store: &Path) -> Checked {

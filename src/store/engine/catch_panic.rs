@@ -7,6 +7,7 @@
 //! opening. One table at a time is open in a write: if redb panicked over another table, it would panic again while the
 //! open one is dropped, which aborts the process.
 
+use std::cell::Cell;
 use std::ops::Deref;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -17,9 +18,22 @@ use redb::{
 use crate::store::StoreError;
 use crate::store::engine::files::{FileIdentity, OpenedFile};
 
+thread_local! {
+    /// How many calls of [`catch_panic`] this thread is in.
+    static DEPTH: Cell<u32> = const { Cell::new(0) };
+}
+
+/// Whether a panic of this thread becomes an error, so that it needs no report of its own.
+pub fn becomes_error() -> bool {
+    DEPTH.get() > 0
+}
+
 /// Runs the work and returns its panic as an error. After a panic, nothing that the work changed may be used.
 pub fn catch_panic<T>(work: impl FnOnce() -> Result<T, StoreError>) -> Result<T, StoreError> {
-    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|payload| {
+    DEPTH.set(DEPTH.get() + 1);
+    let done = catch_unwind(AssertUnwindSafe(work));
+    DEPTH.set(DEPTH.get() - 1);
+    done.unwrap_or_else(|payload| {
         let message = payload.downcast_ref::<String>().map(String::as_str);
         let message = message.or_else(|| payload.downcast_ref::<&str>().copied());
         Err(StoreError::EnginePanicked(message.unwrap_or("no message").to_owned()))
@@ -110,5 +124,7 @@ mod tests {
             catch_panic(|| -> Result<(), StoreError> { panic!("page {}", 7) }).expect_err("panicked");
         assert!(panicked.to_string().ends_with("panicked: page 7"), "{panicked}");
         assert_eq!(catch_panic(|| Ok(7)).expect("did not"), 7);
+        assert!(!becomes_error());
+        assert!(catch_panic(|| Ok(becomes_error())).expect("did not"));
     }
 }

@@ -1,5 +1,5 @@
 //! The storage engine: the files, how they are opened, and how a panic of redb becomes an error.
 
-pub(super) mod catch_panic;
+pub mod catch_panic;
 pub mod files;
 pub mod open_policy;
