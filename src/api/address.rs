@@ -32,10 +32,10 @@ impl Addr {
     /// Parses the value of `--server`: `host:port`, or `http://host:port` with or without a slash at the end.
     pub fn from_server_arg(text: &str) -> Result<Self, InvalidAddr> {
         let invalid = |why| InvalidAddr { shown: quote(text), why };
-        if text.starts_with("https://") {
-            return Err(invalid("servers speak http, not https"));
+        let Some((scheme, rest)) = text.split_once("://") else { return text.parse() };
+        if !scheme.eq_ignore_ascii_case("http") {
+            return Err(invalid("servers speak http; write host:port or http://host:port"));
         }
-        let Some(rest) = text.strip_prefix("http://") else { return text.parse() };
         let rest = rest.strip_suffix('/').unwrap_or(rest);
         if rest.contains('/') {
             return Err(invalid("a server's URL has no path"));
@@ -116,6 +116,9 @@ impl FromStr for Addr {
 }
 
 fn parse_host(host: &str) -> Result<String, &'static str> {
+    if host.contains('@') {
+        return Err("an address has no user name and no password; a key is given in CHATCHAIN_KEY");
+    }
     if let Some(inner) = host.strip_prefix('[') {
         let inner = inner.strip_suffix(']').ok_or("the bracket is not closed")?;
         return inner
@@ -176,6 +179,7 @@ mod tests {
         check("Node-3.local:0", Ok("node-3.local:0"));
         check("http://localhost:8080", Ok("localhost:8080"));
         check("http://[::1]:8080/", Ok("[::1]:8080"));
+        check("HTTP://Host:8080", Ok("host:8080"));
     }
 
     #[test]
@@ -190,10 +194,14 @@ mod tests {
         check("[::1:8080", Err("not closed"));
         check("[localhost]:80", Err("IPv6"));
         check("300.1.1.1:80", Err("four numbers"));
-        check("user@host:80", Err("neither"));
+        check("user@host:80", Err("no user name"));
+        check("http://user@host:80", Err("no user name"));
+        check("http://user:secret@host:80", Err("no user name"));
+        check("ftp://host:80", Err("servers speak http;"));
         check("http://host:80/messages", Err("`http://host:80/messages` is not an address: a server's URL"));
         check("http://host", Err("`http://host` is not an address: give host:port"));
-        check("https://host:80", Err("not https"));
+        check("https://host:80", Err("servers speak http;"));
+        check("HTTPS://host:80", Err("servers speak http;"));
     }
 
     #[test]

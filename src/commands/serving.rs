@@ -3,7 +3,7 @@
 //! The servers themselves take a bound listener and a stop token. Only this file knows signals, the parent process, and
 //! the sentences about an address that cannot be used.
 
-use std::{fs, io, process, thread};
+use std::{collections::BTreeSet, fs, io, net::SocketAddr, process, thread};
 
 use color_eyre::eyre::{Result, WrapErr, eyre};
 use tokio::{
@@ -11,7 +11,7 @@ use tokio::{
     signal::unix::{Signal, SignalKind, signal},
 };
 use tokio_util::sync::CancellationToken;
-use tracing::info;
+use tracing::{info, warn};
 
 use super::{Context, Exit};
 use crate::{api::address::Addr, cli, node, proxy};
@@ -50,8 +50,21 @@ pub async fn bind(addr: &Addr, remedy: &str) -> Result<(TcpListener, Addr)> {
         };
         eyre!("cannot listen on {addr}: {why} {remedy}")
     })?;
-    let port = listener.local_addr().map_or(addr.port(), |bound| bound.port());
+    let bound = listener.local_addr().wrap_err("cannot tell which address this server listens on")?;
+    warn_of_other_addresses(addr, bound).await;
+    let port = bound.port();
     Ok((listener, addr.clone().with_port(port)))
+}
+
+/// A name may have several addresses, as `localhost` often has; a server listens on the first of them that is free.
+async fn warn_of_other_addresses(addr: &Addr, bound: SocketAddr) {
+    let resolved = tokio::net::lookup_host((addr.host(), bound.port())).await.into_iter().flatten();
+    let others: BTreeSet<_> =
+        resolved.filter(|other| *other != bound).map(|other| other.to_string()).collect();
+    if !others.is_empty() {
+        let others = others.into_iter().collect::<Vec<_>>().join(", ");
+        warn!("{addr} means {bound} here: this server listens there, and not on {others}");
+    }
 }
 
 /// SIGINT, SIGTERM and SIGHUP: Ctrl-C, a service manager, and a terminal that is closed.
@@ -77,7 +90,7 @@ impl StopSignals {
         tokio::select! {
             _ = self.interrupt.recv() => {}
             _ = self.terminate.recv() => {}
-            Some(_) = async { self.hang_up.as_mut()?.recv().await } => {}
+            Some(()) = async { self.hang_up.as_mut()?.recv().await } => {}
         }
     }
 }

@@ -357,8 +357,9 @@ impl Sources {
         if !advertise.is_wildcard() {
             return Ok(advertise);
         }
-        let example =
-            own.filter(|own| !own.is_wildcard()).map_or("chat1.example:8081".into(), Addr::to_string);
+        let example = own
+            .filter(|own| !own.is_wildcard() && !own.is_loopback())
+            .map_or("chat1.example:8081".into(), Addr::to_string);
         Err(ConfigError(format!(
             "other machines cannot reach {advertise}; say which address they are told, such as --advertise {example}"
         )))

@@ -175,9 +175,11 @@ fn wildcard_needs_an_advertised_address() {
         "node --node-id 2 --listen 0.0.0.0:9",
         &[],
         None,
-        &["0.0.0.0:9", "--advertise 127.0.0.1:8083"],
+        &["0.0.0.0:9", "--advertise chat1.example:8081"],
     );
     check_error("node --node-id 2 --listen [::]:9", &[], None, &["--advertise"]);
+    let file = Some("nodes = ['10.0.0.1:8081']");
+    check_error("node --node-id 0 --listen 0.0.0.0:9", &[], file, &["--advertise 10.0.0.1:8081"]);
     check_error("node --node-id 2 --advertise 0.0.0.0:9", &[], None, &["--advertise"]);
     let config = node("--node-id 2 --listen 0.0.0.0:9 --advertise x:9 --insecure", &[], None);
     assert_eq!((config.listen, config.advertise), (addr("0.0.0.0:9"), addr("x:9")));
