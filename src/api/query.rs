@@ -5,6 +5,7 @@
 
 use std::{
     borrow::Cow,
+    collections::{BTreeMap, btree_map::Entry},
     fmt::{self, Write as _},
     str::FromStr,
     time::Duration,
@@ -187,30 +188,31 @@ fn path_segment<T>(
 
 /// Takes the values of a query by their keys. Remembers the keys that were asked for, to name them in a refusal.
 pub(super) struct QueryReader {
-    pairs: Vec<(String, String)>,
+    pairs: BTreeMap<String, String>,
     known: Vec<&'static str>,
 }
 
 impl QueryReader {
     /// Decodes all pairs. A key that comes twice is refused.
     pub(super) fn new(raw: &str) -> Result<Self, Problem> {
-        let mut pairs: Vec<(String, String)> = Vec::new();
+        let mut pairs = BTreeMap::new();
         for pair in raw.split('&').filter(|pair| !pair.is_empty()) {
             let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
             let key = decode(key).map_err(|why| invalid(format!("a key {why}")))?;
             let value = decode(value).map_err(|why| invalid(format!("{} {why}", quote(&key))))?;
-            if pairs.iter().any(|(known, _)| *known == key) {
-                return Err(invalid(format!("{} is given twice", quote(&key))));
-            }
-            pairs.push((key, value));
+            match pairs.entry(key) {
+                Entry::Occupied(known) => {
+                    return Err(invalid(format!("{} is given twice", quote(known.key()))));
+                }
+                Entry::Vacant(new) => new.insert(value),
+            };
         }
         Ok(Self { pairs, known: Vec::new() })
     }
 
     fn take(&mut self, key: &'static str) -> Option<String> {
         self.known.push(key);
-        let index = self.pairs.iter().position(|(given, _)| given == key)?;
-        Some(self.pairs.swap_remove(index).1)
+        self.pairs.remove(key)
     }
 
     /// The conditions on sender and recipient.
@@ -244,7 +246,7 @@ impl QueryReader {
 
     /// Refuses keys that were not asked for.
     pub(super) fn refuse_rest(self) -> Result<(), Problem> {
-        let Some((key, _)) = self.pairs.first() else { return Ok(()) };
+        let Some((key, _)) = self.pairs.first_key_value() else { return Ok(()) };
         let known = self.known.join(", ");
         Err(invalid(match known.as_str() {
             "" => format!("{} is unknown: this path takes no query", quote(key)),
@@ -383,6 +385,15 @@ mod tests {
         check("with=%C3%BC%26&user=a+b", Ok(user));
         check("recipient=%23ops", Ok(list(Filter { recipient: some("#ops"), ..Filter::default() })));
         check("text=1%2B1", Ok(list(Filter { text: some("1+1"), ..Filter::default() })));
+    }
+
+    #[test]
+    fn a_long_query_takes_time_in_proportion_to_its_length() {
+        let long: Vec<_> = (0..13_000).map(|i| format!("{i:x}")).collect();
+        let began = std::time::Instant::now();
+        check(&long.join("&"), Err("`0` is unknown"));
+        check(&format!("{}&1=2", long.join("&")), Err("`1` is given twice"));
+        assert!(began.elapsed() < Duration::from_millis(100), "{:?}", began.elapsed());
     }
 
     #[test]

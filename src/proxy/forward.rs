@@ -6,6 +6,7 @@
 //!
 //! Invariants: every attempt carries the same bytes; the body of an answer is passed on as it arrives, never collected.
 
+use std::collections::HashSet;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -214,10 +215,10 @@ const HOP_BY_HOP: [HeaderName; 11] = [
 /// The headers of a request or an answer that are forwarded.
 fn end_to_end(headers: &HeaderMap) -> HeaderMap {
     let connection = headers.get_all(header::CONNECTION).iter().filter_map(|value| value.to_str().ok());
-    let named: Vec<&str> = connection.flat_map(|value| value.split(',')).map(str::trim).collect();
+    let named = connection.flat_map(|value| value.split(',')).map(|name| name.trim().to_ascii_lowercase());
+    let named: HashSet<String> = named.collect(); // a head of 64 KiB can name thousands
     let passes = |name: &HeaderName| {
-        let is_named = named.iter().any(|other| name.as_str().eq_ignore_ascii_case(other));
-        !is_named && !HOP_BY_HOP.contains(name) && name != "keep-alive"
+        !named.contains(name.as_str()) && !HOP_BY_HOP.contains(name) && name != "keep-alive"
     };
     let forwarded = headers.iter().filter(|(name, _)| passes(name));
     forwarded.map(|(name, value)| (name.clone(), value.clone())).collect()
