@@ -3,7 +3,8 @@
 //! It is for people and scripts that watch; no decision about messages is made from it. A peer that answers at once is
 //! shown by its own status, any other one by what the exchanges know of it.
 
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
 use tokio::time::timeout;
@@ -131,6 +132,33 @@ fn store_warnings(store: &Store, id: NodeId) -> Vec<String> {
         format!("node {id}: {path} was damaged and set aside; remove it once nothing is missing any more")
     }));
     warnings
+}
+
+/// Surveys of the network, one at a time: all requests that came during one share the next one.
+#[derive(Default)]
+pub struct Surveys(tokio::sync::Mutex<Option<Survey>>);
+
+struct Survey {
+    began: Instant,
+    ended: Instant,
+    status: Arc<NetworkStatus>,
+}
+
+impl Surveys {
+    /// The network, as it is after this call; or as it was a moment before if the survey then took long.
+    pub async fn network(&self, node: &Node) -> Arc<NetworkStatus> {
+        let asked = Instant::now();
+        let mut last = self.0.lock().await;
+        let is_late = asked.elapsed() >= ASK_TIME;
+        let is_usable = |last: &&Survey| last.began >= asked || (is_late && last.ended >= asked);
+        if let Some(last) = last.as_ref().filter(is_usable) {
+            return last.status.clone();
+        }
+        let began = Instant::now();
+        let status = Arc::new(survey(node).await);
+        *last = Some(Survey { began, ended: Instant::now(), status: status.clone() });
+        status
+    }
 }
 
 /// Asks all peers for their status at once, and shows the network.

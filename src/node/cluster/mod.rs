@@ -22,6 +22,7 @@ use tokio::sync::{Notify, watch};
 use super::Node;
 use super::incidents::Incidents;
 use super::now_ms;
+use super::status::Surveys;
 use crate::api::address::Addr;
 use crate::api::network::{NodeId, NodeState, PeerStatus, ScrubStatus};
 use crate::api::time::Time;
@@ -56,6 +57,7 @@ pub struct Cluster {
     pub started: Instant,
     /// Warnings that outlive this incarnation.
     pub incidents: Incidents,
+    pub surveys: Surveys,
     scrub: Mutex<ScrubStatus>,
     roster: Mutex<Roster>,
     sessions: Mutex<SyncSessions>,
@@ -98,6 +100,7 @@ impl Cluster {
             client: Client::new(config.keys.as_ref()),
             started,
             incidents,
+            surveys: Surveys::default(),
             scrub: Mutex::default(),
             roster: Mutex::new(Roster::new(hello, &config.peers, membership.clone())),
             sessions: Mutex::default(),

@@ -30,7 +30,7 @@ pub async fn nodes(State(slot): State<NodeSlot>, RawQuery(raw): RawQuery) -> Res
 /// `GET /network`: all nodes, each by its own status if it answers.
 pub async fn network(node: Node, RawQuery(raw): RawQuery) -> Result<Response, Problem> {
     query::refuse_any(raw.as_deref())?;
-    Ok(serve::json(StatusCode::OK, &status::survey(&node).await))
+    Ok(serve::json(StatusCode::OK, &*node.cluster.surveys.network(&node).await))
 }
 
 /// `GET /readyz`: 200 if messages can be stored here, else 503.

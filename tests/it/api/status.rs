@@ -1,7 +1,10 @@
 //! The status paths: `/livez`, `/readyz`, `/nodes` and `/network` have the fields of the contract.
 
-use std::net::SocketAddr;
-use std::time::Duration;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
@@ -237,4 +240,48 @@ fn a_node_under_two_spellings_of_its_address_is_one_peer() {
     });
     let copies = get(other, &format!("/messages/{}", sent["id"].as_str().expect("text"))).json();
     assert_eq!(copies["durable_on"], json!([1, 0]));
+}
+
+/// A server that answers each request after `pause` with a refusal, and counts those for its status.
+fn slow_peer(pause: Duration) -> (SocketAddr, Arc<AtomicUsize>) {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let (addr, asked) = (listener.local_addr().expect("bound"), Arc::new(AtomicUsize::new(0)));
+    let counter = asked.clone();
+    std::thread::spawn(move || {
+        for socket in listener.incoming() {
+            let (mut socket, counter) = (socket.expect("a client"), counter.clone());
+            std::thread::spawn(move || {
+                let (mut head, mut byte) = (Vec::new(), [0]);
+                while !head.ends_with(b"\r\n\r\n") && socket.read_exact(&mut byte).is_ok() {
+                    head.push(byte[0]);
+                }
+                let is_status = head.starts_with(b"GET /nodes ");
+                counter.fetch_add(usize::from(is_status), Ordering::SeqCst);
+                let since = Instant::now();
+                eventually_blocking(LONG, "the pause", || !is_status || since.elapsed() >= pause);
+                let _ended =
+                    socket.write_all(b"HTTP/1.1 503 No\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
+            });
+        }
+    });
+    (addr, asked)
+}
+
+#[test]
+fn concurrent_requests_for_the_network_ask_each_peer_twice_at_most() {
+    let (peer, asked) = slow_peer(Duration::from_millis(500));
+    let mut cluster = Cluster::prepare(0);
+    let node = cluster.join_peers(vec![peer]);
+    let addr = cluster.node(node);
+    let began = Instant::now();
+    let asking: Vec<_> = (0..50).map(|_| std::thread::spawn(move || get(addr, "/network"))).collect();
+    for answer in asking {
+        let answer = answer.join().expect("answered");
+        assert_eq!((answer.status(), &answer.json()["total"]), (200, &json!(2)));
+    }
+    // The first request begins a round; the others come meanwhile, and share the next one.
+    assert!(asked.load(Ordering::SeqCst) <= 2, "{asked:?}");
+    assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
+    assert_eq!(get(addr, "/network").status(), 200);
+    assert!(asked.load(Ordering::SeqCst) <= 3, "{asked:?}");
 }
