@@ -27,6 +27,7 @@ pub fn parse_batch<F: FnMut() -> Uuid>(
     key: Option<Uuid>,
     mut fresh: F,
 ) -> Result<impl Iterator<Item = BatchLine> + use<'_, F>, Problem> {
+    let body = without_byte_order_mark(body);
     let count = lines(body).take(BATCH_LINES_MAX + 1).count();
     if count > BATCH_LINES_MAX {
         let detail = format!("the batch has more than {BATCH_LINES_MAX} lines; send it in parts");
@@ -43,6 +44,11 @@ pub fn parse_batch<F: FnMut() -> Uuid>(
 /// The id of a line without one. Must never change: it makes a repeated batch a duplicate.
 pub fn line_id(key: Uuid, number: u64) -> Uuid {
     Uuid::new_v5(&key, number.to_string().as_bytes())
+}
+
+/// The lines of a file without the byte order mark that some programs write before the first one.
+pub fn without_byte_order_mark(lines: &[u8]) -> &[u8] {
+    lines.strip_prefix("\u{feff}".as_bytes()).unwrap_or(lines)
 }
 
 /// The lines that are not empty, with their numbers, without line ends.
@@ -120,6 +126,13 @@ mod tests {
         check(b"", &[]);
         let long = format!("{GOOD}\n{{\"text\":\"{}\"}}", "x".repeat(MESSAGE_BODY_BYTES_MAX));
         check(long.as_bytes(), &[(1, Ok(line_id(KEY, 1))), (2, Err(ErrorCode::TooLarge))]);
+    }
+
+    #[test]
+    fn a_byte_order_mark_before_the_first_line_is_skipped() {
+        let body = format!("\u{feff}{GOOD}\n\u{feff}{GOOD}");
+        check(body.as_bytes(), &[(1, Ok(line_id(KEY, 1))), (2, Err(ErrorCode::InvalidJson))]);
+        check("\u{feff}\n".as_bytes(), &[]);
     }
 
     #[test]

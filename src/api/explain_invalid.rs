@@ -66,13 +66,18 @@ impl<'de> Visitor<'de> for FieldsVisitor {
 }
 
 const FIELDS: [&str; 5] = ["sender", "recipient", "text", "timestamp", "id"];
+/// Fields that servers add to a message. Their values are ignored.
+const ADDED_FIELDS: [&str; 6] = ["accepted_at", "origin", "seq", "account", "durable_on", "duplicate"];
+/// Added by servers as well, but not ignored: it says that the timestamp is not the sender's.
+const TIMESTAMP_FROM: &str = "timestamp_from";
 
 fn first_error(fields: &[(String, &RawValue)]) -> Option<String> {
-    if let Some((name, _)) = fields.iter().find(|(name, _)| !FIELDS.contains(&name.as_str())) {
+    let all = || FIELDS.iter().chain(&ADDED_FIELDS).chain([&TIMESTAMP_FROM]);
+    if let Some((name, _)) = fields.iter().find(|(name, _)| !all().any(|known| name == known)) {
         let known = FIELDS.join("`, `");
         return Some(format!("the field {} is unknown; a message has `{known}`", quote(name)));
     }
-    FIELDS.iter().find_map(|name| {
+    all().find_map(|name| {
         let mut values = fields.iter().filter(|(known, _)| known == name).map(|(_, value)| value.get());
         let error = match (values.next(), values.next()) {
             (_, Some(_)) => Some("is given twice".into()),
@@ -84,11 +89,11 @@ fn first_error(fields: &[(String, &RawValue)]) -> Option<String> {
 }
 
 fn required(name: &str) -> bool {
-    !matches!(name, "timestamp" | "id")
+    matches!(name, "sender" | "recipient" | "text")
 }
 
 fn field_error(name: &str, value: &str) -> Option<String> {
-    if value == "null" && !required(name) {
+    if ADDED_FIELDS.contains(&name) || (value == "null" && !required(name)) {
         return None;
     }
     if name == "timestamp" {
@@ -100,7 +105,11 @@ fn field_error(name: &str, value: &str) -> Option<String> {
     let Ok(text) = serde_json::from_str::<String>(value) else {
         return Some("is not valid Unicode: it has half of a surrogate pair".into());
     };
-    (name == "id" && Uuid::try_parse(&text).is_err()).then(|| format!("is {}, not a UUID", quote(&text)))
+    match name {
+        "id" if Uuid::try_parse(&text).is_err() => Some(format!("is {}, not a UUID", quote(&text))),
+        TIMESTAMP_FROM if text != "server" => Some(format!("is {}, not `server`", quote(&text))),
+        _ => None,
+    }
 }
 
 fn timestamp_error(value: &str) -> Option<String> {

@@ -6,7 +6,7 @@
 
 use std::io::Write as _;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, de::IgnoredAny};
 use uuid::Uuid;
 
 use super::{
@@ -18,17 +18,55 @@ use super::{
 use crate::chain::message::{Message, UncheckedMessage};
 
 /// A send, as a client posts it. `timestamp` and `id` may be absent or `null`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct SendRequest {
     pub sender: String,
     pub recipient: String,
     pub text: String,
     /// Whole Unix seconds.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub timestamp: Option<u64>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub id: Option<Uuid>,
+}
+
+/// A send as it is read. The fields that servers add are ignored, so that what a server listed can be posted as it is.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct PostedMessage {
+    sender: String,
+    recipient: String,
+    text: String,
+    timestamp: Option<u64>,
+    id: Option<Uuid>,
+    timestamp_from: Option<TimestampSource>,
+    #[serde(rename = "accepted_at")]
+    _accepted_at: Option<IgnoredAny>,
+    #[serde(rename = "origin")]
+    _origin: Option<IgnoredAny>,
+    #[serde(rename = "seq")]
+    _seq: Option<IgnoredAny>,
+    #[serde(rename = "account")]
+    _account: Option<IgnoredAny>,
+    #[serde(rename = "durable_on")]
+    _durable_on: Option<IgnoredAny>,
+    #[serde(rename = "duplicate")]
+    _duplicate: Option<IgnoredAny>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum TimestampSource {
+    /// The sender gave no timestamp; the second of acceptance is shown in its place.
+    Server,
+}
+
+impl From<PostedMessage> for SendRequest {
+    fn from(posted: PostedMessage) -> Self {
+        let PostedMessage { sender, recipient, text, timestamp, id, timestamp_from, .. } = posted;
+        let timestamp = timestamp.filter(|_| timestamp_from.is_none());
+        SendRequest { sender, recipient, text, timestamp, id }
+    }
 }
 
 impl SendRequest {
@@ -38,7 +76,8 @@ impl SendRequest {
             let detail = format!("the body is not UTF-8: byte {} is wrong", e.valid_up_to());
             Problem::new(ErrorCode::InvalidJson, detail)
         })?;
-        serde_json::from_str(text).map_err(|e| explain_invalid::explain(text, &e))
+        let posted = serde_json::from_str::<PostedMessage>(text);
+        posted.map(Self::from).map_err(|e| explain_invalid::explain(text, &e))
     }
 
     /// The checked message, with its own id, else `default_id()`.
@@ -76,7 +115,7 @@ pub fn parse_key(value: &[u8]) -> Result<Uuid, Problem> {
 pub fn names_id(body: &[u8]) -> bool {
     #[derive(Deserialize)]
     struct OnlyId {
-        id: Option<serde::de::IgnoredAny>,
+        id: Option<IgnoredAny>,
     }
     serde_json::from_slice::<OnlyId>(body).is_ok_and(|body| body.id.is_some())
 }
@@ -98,14 +137,31 @@ pub struct ListedMessage<T = String> {
     pub seq: u64,
 }
 
+/// Characters that end a line for some readers of lines, though not in JSON: NEL, LINE and PARAGRAPH SEPARATOR.
+const LINE_SEPARATORS: [(char, &str); 3] =
+    [('\u{85}', "\\u0085"), ('\u{2028}', "\\u2028"), ('\u{2029}', "\\u2029")];
+
+/// Appends a JSON string. Its line separators are written as escapes, so that a message is one line for every reader.
+fn write_text(text: &str, out: &mut Vec<u8>) {
+    let start = out.len();
+    serde_json::to_writer(&mut *out, text).expect(INFALLIBLE);
+    if !text.is_ascii() && text.contains(LINE_SEPARATORS.map(|(separator, _)| separator)) {
+        let mut json = String::from_utf8(out.split_off(start)).expect("JSON is UTF-8");
+        for (separator, escape) in LINE_SEPARATORS {
+            json = json.replace(separator, escape);
+        }
+        out.extend_from_slice(json.as_bytes());
+    }
+}
+
 const INFALLIBLE: &str = "strings and numbers are written to memory";
 
 /// A stored message with borrowed texts.
 pub type MessageView<'a> = ListedMessage<&'a str>;
 
 impl MessageView<'_> {
-    /// Appends the JSON object: the same bytes as serde's, in about 60 % of the time. A listing of everything is mostly
-    /// this.
+    /// Appends the JSON object: the same bytes as serde's, but for line separators, in about 60 % of the time. A listing
+    /// of everything is mostly this.
     pub fn write_json(&self, out: &mut Vec<u8>) {
         out.reserve(320 + self.sender.len() + self.recipient.len() + self.text.len());
         let mut uuid_text = Uuid::encode_buffer();
@@ -118,7 +174,7 @@ impl MessageView<'_> {
             (b",\"text\":", self.text),
         ] {
             out.extend_from_slice(key);
-            serde_json::to_writer(&mut *out, value).expect(INFALLIBLE);
+            write_text(value, out);
         }
         write!(out, ",\"timestamp\":{},\"accepted_at\":\"", self.timestamp).expect(INFALLIBLE);
         self.accepted_at.write(out);
@@ -246,13 +302,46 @@ mod tests {
         assert_eq!((sent.message.seq, sent.durable_on, sent.duplicate), (3, vec![2, 0], true));
     }
 
+    #[test]
+    fn line_separators_are_written_as_escapes() {
+        let mut out = Vec::new();
+        view("\u{2028}a", "1\u{85}2\u{2028}3\u{2029}4\u{84}\u{2027}\u{e2}\"\n", 3).write_json(&mut out);
+        let json = String::from_utf8(out).expect("UTF-8");
+        assert!(json.contains(r#""sender":"\u2028a""#), "{json}");
+        assert!(json.contains("\"1\\u00852\\u20283\\u20294\u{84}\u{2027}\u{e2}\\\"\\n\""), "{json}");
+    }
+
+    #[test]
+    fn the_fields_that_servers_add_are_ignored() {
+        let added = r#""accepted_at":"2024-01-01T00:00:00.000Z","origin":"x","seq":17,"account":null,"durable_on":[0],"duplicate":true"#;
+        let sent = |more: &str| {
+            let body = format!(r#"{{"sender":"a","recipient":"b","text":"c","timestamp":5,{added}{more}}}"#);
+            parse_send(body.as_bytes(), None, || ID).map(|message| message.fields().timestamp)
+        };
+        assert_eq!(sent(""), Ok(Some(5)));
+        assert_eq!(sent(r#","timestamp_from":null"#), Ok(Some(5)));
+        assert_eq!(sent(r#","timestamp_from":"server""#), Ok(None));
+        for (more, part) in [
+            (r#","timestamp_from":"me""#, "`timestamp_from` is `me`, not `server`"),
+            (r#","timestamp_from":1"#, "`timestamp_from` must be a string, not a number"),
+            (r#","seq":1"#, "`seq` is given twice"),
+            (r#","Seq":1"#, "`Seq` is unknown"),
+        ] {
+            let problem = sent(more).expect_err("refused");
+            assert_eq!(problem.code, ErrorCode::InvalidMessage, "{problem}");
+            assert!(problem.detail.contains(part), "{problem}");
+        }
+    }
+
     proptest! {
         #[test]
         fn fast_bytes_equal_serdes(sender in ".*", text in "\\PC*|.*", n: u64) {
             let view = view(&sender, &text, n);
             let mut out = Vec::new();
             view.write_json(&mut out);
-            prop_assert_eq!(&out, &serde_json::to_vec(&view).expect("serializes"));
+            let plain = serde_json::to_string(&view).expect("serializes");
+            let escaped = plain.replace('\u{85}', "\\u0085").replace('\u{2028}', "\\u2028").replace('\u{2029}', "\\u2029");
+            prop_assert_eq!(std::str::from_utf8(&out), Ok(escaped.as_str()));
             let listed: ListedMessage = serde_json::from_slice(&out).expect("parses");
             prop_assert_eq!((listed.sender, listed.text), (sender, text));
         }

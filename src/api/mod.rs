@@ -66,11 +66,15 @@ pub mod header {
     pub const POSITION: &str = "chatchain-position";
     /// How many entries a listing leaves out, because they are damaged at the server that answers.
     pub const MISSING: &str = "chatchain-missing";
+    /// Tells nginx to pass an answer on as it arrives.
+    pub const ACCEL_BUFFERING: &str = "x-accel-buffering";
     /// The cursor after which an interrupted feed continues.
     pub const LAST_EVENT_ID: &str = "last-event-id";
 }
 
 pub mod media {
+    use std::cmp::Ordering;
+
     pub const JSON: &str = "application/json";
     /// One JSON value per line.
     pub const NDJSON: &str = "application/x-ndjson";
@@ -84,21 +88,59 @@ pub mod media {
         content_type.split(';').next().is_some_and(|essence| essence.trim().eq_ignore_ascii_case(media))
     }
 
-    /// Whether an `Accept` header names NDJSON with a weight above 0. A wildcard does not count.
-    pub fn wants_ndjson(accept: &str) -> bool {
-        let is_refused = |range: &str| {
-            let weights = range.split(';').skip(1).filter_map(|part| part.split_once('='));
-            let is_zero = |(name, value): (&str, &str)| {
-                name.trim().eq_ignore_ascii_case("q") && value.trim().parse() == Ok(0.0)
+    /// Whether an `Accept` header prefers NDJSON to the media type that is sent by default (RFC 9110, 12.5.1). If it
+    /// prefers neither, NDJSON is sent only where the header names it.
+    pub fn wants_ndjson(accept: &str, default: &str) -> bool {
+        let Some((precision, weight)) = accepted(accept, NDJSON) else { return false };
+        let other = accepted(accept, default).map_or(0.0, |(_, weight)| weight);
+        match weight.total_cmp(&other) {
+            Ordering::Greater => true,
+            Ordering::Equal => precision == Precision::Named && weight > 0.0,
+            Ordering::Less => false,
+        }
+    }
+
+    /// How precisely a media range names a media type.
+    #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+    enum Precision {
+        Anything,
+        TypeOnly,
+        Named,
+    }
+
+    /// The most precise range of an `Accept` header for this media type, and its weight.
+    fn accepted(accept: &str, media: &str) -> Option<(Precision, f32)> {
+        let main_type = media.split('/').next().unwrap_or_default();
+        let matching = |range: &str| {
+            let precision = match range.split(';').next().unwrap_or_default().trim() {
+                "*/*" => Precision::Anything,
+                name if name.eq_ignore_ascii_case(media) => Precision::Named,
+                name => {
+                    let wildcard = name.strip_suffix("/*")?;
+                    wildcard.eq_ignore_ascii_case(main_type).then_some(Precision::TypeOnly)?
+                }
             };
-            weights.into_iter().any(is_zero)
+            Some((precision, weight(range)))
         };
-        accept.split(',').any(|range| is(range, NDJSON) && !is_refused(range))
+        accept.split(',').filter_map(matching).max_by_key(|(precision, _)| *precision)
+    }
+
+    /// The weight of a media range, from 0 (not acceptable) to 1, which is the default.
+    fn weight(range: &str) -> f32 {
+        let mut parameters = range.split(';').skip(1).filter_map(|part| part.split_once('='));
+        let q = parameters.find(|(name, _)| name.trim().eq_ignore_ascii_case("q"));
+        let q = q.and_then(|(_, value)| value.trim().parse::<f32>().ok());
+        q.filter(|q| (0.0..=1.0).contains(q)).map_or(1.0, f32::abs) // -0 is 0
     }
 
     #[cfg(test)]
     mod tests {
-        use super::wants_ndjson;
+        use super::{EVENTS, JSON, wants_ndjson};
+
+        #[track_caller]
+        fn check(accept: &str, default: &str, want: bool) {
+            assert_eq!(wants_ndjson(accept, default), want, "{accept:?} beside {default}");
+        }
 
         #[test]
         fn ndjson_must_be_named_and_not_refused() {
@@ -107,13 +149,33 @@ pub mod media {
                 "text/html, Application/X-NDJSON ;q=0.5",
                 "a/b;q=0, application/x-ndjson",
             ] {
-                assert!(wants_ndjson(accept), "{accept}");
+                check(accept, JSON, true);
             }
             for accept in
                 ["", "*/*", "application/json", "application/x-ndjson;q=0", "application/x-ndjson; Q = 0.000"]
             {
-                assert!(!wants_ndjson(accept), "{accept}");
+                check(accept, JSON, false);
             }
+        }
+
+        #[test]
+        fn the_larger_weight_wins() {
+            check("application/x-ndjson;q=0.5, application/json", JSON, false);
+            check("application/json;q=0.5, application/x-ndjson;q=0.9", JSON, true);
+            check("application/json;q=0.9;a=b, application/x-ndjson;q=0.5", EVENTS, true);
+            check("text/event-stream, application/x-ndjson;q=0.9", EVENTS, false);
+            check("text/*;q=0.3, application/x-ndjson;q=0.2", EVENTS, false);
+            check("application/x-ndjson;q=0.2, */*;q=0.1", JSON, true);
+            check("application/x-ndjson;q=0.2, */*", JSON, false);
+            // Both are named alike: the default can be had without naming NDJSON.
+            check("application/json, application/x-ndjson", JSON, true);
+            // What is named precisely overrides what a wildcard says.
+            check("application/json;q=0, */*", JSON, true);
+            check("application/*;q=0.5, application/json;q=0.1", JSON, true);
+            check("*/*;q=0.5, application/x-ndjson;q=0", JSON, false);
+            // A weight that is none counts as 1.
+            check("application/x-ndjson;q=NaN, application/json;q=0.9", JSON, true);
+            check("application/x-ndjson;q=7, application/json;q=0.9", JSON, true);
         }
     }
 }

@@ -29,7 +29,7 @@ use super::plan::RequestClass;
 use super::upstreams::{TrafficClass, UpstreamId};
 use crate::api::error::Problem;
 use crate::api::feed::{FeedEvent, FeedEventKind, FeedFormat};
-use crate::api::header::LAST_EVENT_ID;
+use crate::api::header::{ACCEL_BUFFERING, LAST_EVENT_ID};
 use crate::api::message::ListedMessage;
 use crate::api::{media, path};
 use crate::client::lines::LineBuffer;
@@ -86,6 +86,8 @@ pub async fn get(
     }
     let mut headers = relay.attach(answer);
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(media));
+    // Also set by the node, but an nginx in between takes it out.
+    headers.insert(ACCEL_BUFFERING, HeaderValue::from_static("no"));
     // "Now" is a cursor of the first node. If that were lost, another node would begin at a later moment.
     let (mut first, until) = (Vec::new(), Instant::now() + CURSOR_WAIT);
     while is_from_now && relay.cursor.is_none() && Instant::now() < until {

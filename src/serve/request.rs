@@ -56,10 +56,10 @@ pub async fn live(RawQuery(raw): RawQuery) -> Result<Response, Problem> {
     Ok(json(StatusCode::OK, &Liveness { live: true }))
 }
 
-/// Whether the client accepts an answer as lines of JSON.
-pub fn wants_ndjson(headers: &HeaderMap) -> bool {
-    let accepts = headers.get_all(header::ACCEPT).iter();
-    accepts.filter_map(|value| value.to_str().ok()).any(media::wants_ndjson)
+/// Whether the client prefers an answer as lines of JSON to one of the media type `default`.
+pub fn wants_ndjson(headers: &HeaderMap, default: &str) -> bool {
+    let accepts = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
+    media::wants_ndjson(&accepts.collect::<Vec<_>>().join(","), default)
 }
 
 /// What a `GET /feed` asks for, the format of its events, and the media type of that format.
@@ -69,7 +69,7 @@ pub fn feed_request(
 ) -> Result<(FeedQuery, FeedFormat, &'static str), Problem> {
     let last_id = headers.get(LAST_EVENT_ID).map(|value| value.to_str().unwrap_or("?"));
     let query = FeedQuery::parse(query.unwrap_or(""), last_id)?;
-    let wants_lines = wants_ndjson(headers);
+    let wants_lines = wants_ndjson(headers, media::EVENTS);
     let (format, media) =
         if wants_lines { (FeedFormat::Lines, media::NDJSON) } else { (FeedFormat::Events, media::EVENTS) };
     Ok((query, format, media))

@@ -21,7 +21,7 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 
 use crate::api::error::{ErrorCode, Problem};
 use crate::api::feed::{FeedEvent, FeedFormat, FeedQuery, cursor_invalid, from_text, to_text};
-use crate::api::header::POSITION;
+use crate::api::header::{ACCEL_BUFFERING, POSITION};
 use crate::chain::cursor::{self, Cursor, PartialScan, ReadState, Scope};
 use crate::chain::filter::Filter;
 use crate::chain::frontier::{Frontier, SnapshotId};
@@ -89,7 +89,7 @@ pub async fn get(node: Node, RawQuery(query): RawQuery, headers: HeaderMap) -> R
     }
     let body = stream::unfold(reader, async |mut reader| Some((reader.next_chunk().await?, reader)));
     let headers = [(header::CONTENT_TYPE, media), (header::CACHE_CONTROL, "no-store")];
-    let mut response = (headers, Body::from_stream(body)).into_response();
+    let mut response = (headers, [(ACCEL_BUFFERING, "no")], Body::from_stream(body)).into_response();
     response.headers_mut().insert(POSITION, position);
     Ok(response)
 }

@@ -93,7 +93,7 @@ pub async fn get(node: Node, RawQuery(query): RawQuery, headers: HeaderMap) -> R
     let wanted = position::wait_for(&node, &headers).await?;
     // Taken before the listing, so that it covers no more than the listing does.
     let covered = position::of_logs(&node, &node.logs(), &wanted);
-    let format = if serve::wants_ndjson(&headers) { BodyFormat::Lines } else { BodyFormat::Array };
+    let format = if serve::wants_ndjson(&headers, media::JSON) { BodyFormat::Lines } else { BodyFormat::Array };
     if query.limit.is_none() && node.limits.check_history.load(Ordering::Relaxed) {
         find_damage(&node).await?;
     }

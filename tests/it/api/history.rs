@@ -6,8 +6,10 @@
 use serde_json::{Value, json};
 use uuid::Uuid;
 
+use crate::support::cluster::Cluster;
+use crate::support::feed::{self, Format, catch_up};
 use crate::support::http;
-use crate::support::servers::{Servers, array, check_refusal, get, keys};
+use crate::support::servers::{JSON, NDJSON, Servers, array, check_refusal, get, keys, post};
 
 const LISTED: [&str; 8] = ["id", "sender", "recipient", "text", "timestamp", "accepted_at", "origin", "seq"];
 
@@ -205,6 +207,57 @@ fn all_listings_of_a_message_have_the_same_bytes() {
                 "{server}"
             );
         }
+    }
+}
+
+#[test]
+fn a_message_is_one_line_for_every_reader_of_lines() {
+    let servers = Servers::start();
+    let message = json!({ "sender": "a\u{2028}b", "recipient": "c", "text": "1\u{85}2\u{2028}3\u{2029}4", "id": Uuid::now_v7() });
+    let sent = servers.store(&message);
+    assert_eq!(sent["text"], message["text"]);
+    let want = r#""sender":"a\u2028b","recipient":"c","text":"1\u00852\u20283\u20294""#;
+    for (server, addr) in servers.both() {
+        let one = format!("/messages/{}", sent["id"].as_str().expect("an id"));
+        for path in ["/messages", "/messages?limit=1", &one] {
+            let listed = get(addr, path);
+            assert!(listed.text().contains(want), "{server} {path}: {}", listed.text());
+        }
+        for format in [Format::Events, Format::Lines] {
+            assert_eq!(catch_up(addr, "?from=start", format).0[0]["text"], message["text"], "{server}");
+        }
+        let mut line = String::new();
+        feed::read_lines(addr, "?from=start", |read| {
+            line = read;
+            false
+        })
+        .expect("a feed");
+        assert!(line.contains(want), "{server}: {line}");
+    }
+    let exported = servers.cluster.cli(&["-o", "ndjson", "list"]);
+    assert!(exported.stdout.contains(want), "{exported:?}");
+}
+
+#[test]
+fn what_was_exported_can_be_posted_as_it_is() {
+    let servers = Servers::start();
+    store_conversation(&servers);
+    let wanted = [("accept", "application/x-ndjson;q=0.9, application/json;q=0.1")];
+    for (server, addr) in servers.both() {
+        let export = http::request(addr, "GET", "/messages", &wanted, b"").expect("an answer");
+        assert_eq!(export.header("content-type"), Some("application/x-ndjson"), "{server}");
+        let other = Cluster::start(1);
+        let lines = [b"\xef\xbb\xbf".as_slice(), &export.body].concat();
+        for (accepted, duplicates) in [(24, 0), (0, 24)] {
+            let answer = post(other.node(0), "/messages", &[NDJSON], &lines).json();
+            assert_eq!(
+                answer,
+                json!({ "accepted": accepted, "duplicates": duplicates, "rejected": [] }),
+                "{server}"
+            );
+        }
+        let one = get(addr, &format!("/messages/{}", servers.history()[1]["id"].as_str().expect("an id")));
+        assert_eq!(post(addr, "/messages", &[JSON], &one.body).status(), 200, "{server}");
     }
 }
 

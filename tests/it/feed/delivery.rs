@@ -13,7 +13,7 @@ use crate::support::measure;
 use crate::support::messages::{number, numbered, send, send_all};
 use crate::support::process::Process;
 use crate::support::rng::SeededRng;
-use crate::support::servers::{check_refusal, get};
+use crate::support::servers::{Servers, check_refusal, get};
 
 const CURSOR_BYTES_MAX: usize = 1024;
 const SOON: Duration = Duration::from_secs(30);
@@ -52,6 +52,18 @@ fn a_feed_equals_the_listing_in_both_formats_and_resumes_on_every_node() {
             Vec::<Value>::new(),
             "without a cursor a feed starts at the end"
         );
+    }
+}
+
+#[test]
+fn the_head_of_a_feed_has_a_position_and_forbids_buffering() {
+    let servers = Servers::start();
+    for (server, addr) in servers.both() {
+        for query in ["", "?from=start"] {
+            let head = read(addr, query, Format::Events, |_| false).expect("a feed");
+            assert_eq!(head.header("x-accel-buffering"), Some("no"), "{server} {query}");
+            assert!(head.header("chatchain-position").is_some(), "{server} {query}: {head:?}");
+        }
     }
 }
 
