@@ -65,8 +65,9 @@
 //!    an open store fails, `node/store_fault` makes `node/run` close it, and this flow begins again at
 //!    `node/recovery`.
 //!
-//! Reads: `node/http/history` → `node/http/position` (waits for the own writes of the client) → `node/http/read` →
-//! `store/history/listing` → `store/history/merge`, or `store/history/user_scan` for one user. A feed has no queue per
+//! Reads: `node/http/history` → `node/http/position` (waits for the own writes of the client) → `node/http/page`, if there
+//! is a limit → `node/http/read` (short reads at once, long ones in turn) → `store/history/listing` →
+//! `store/history/merge`, or `store/history/user_scan` for one user → `node/http/streamed`. A feed has no queue per
 //! reader: `node/http/feed` reads `store/history/feed_scan` from the reader's cursor (`chain/cursor`, `chain/frontier`;
 //! `store/history/snapshots` finds the snapshots that it names); at the end it reads `node/live_feed`, the newest
 //! messages in memory, which advances with the change signal.

@@ -45,9 +45,12 @@ pub enum NodeError {
     Ended(String),
 }
 
-/// Reads of history that run at the same time, a chunk each. At the bound the next one waits: long searches must not
-/// take all threads from exchanges, nor all processors from sends.
+/// Short reads, and chunks of feeds, that run at the same time. At the bound the next one waits: readers must not take
+/// all threads from exchanges, nor all processors from sends.
 const READERS_MAX: usize = 4;
+/// The same for chunks of long reads: searches and whole listings share at most half of the processors, so that a short
+/// read finds one that is free. At the bound they take turns.
+const SCANS_MAX: usize = 2;
 
 /// Readers that may keep an open iterator between chunks: a buffer of up to a megabyte each (four for a large page),
 /// and some 150 bytes for each log. At the bound the others seek again for each chunk, which is slower.
@@ -60,6 +63,7 @@ struct Limits {
     /// Memory for the answers of exchanges.
     answers: Budget,
     readers: Arc<Semaphore>,
+    scans: Arc<Semaphore>,
     iterators: Arc<Semaphore>,
     /// A listing was aborted by damage, so the next one checks all of history before it answers.
     check_history: Arc<AtomicBool>,
@@ -69,11 +73,14 @@ impl Limits {
     fn new() -> Self {
         let semaphore = |count| Arc::new(Semaphore::new(count));
         let (readers, iterators) = (semaphore(READERS_MAX), semaphore(ITERATORS_MAX));
+        let processors = std::thread::available_parallelism().map_or(1, usize::from);
+        let scans = semaphore((processors / 2).clamp(1, SCANS_MAX));
         let check_history = Arc::default();
         Limits {
             bodies: Budget::new(BODIES_BYTES_MAX),
             answers: Budget::new(cluster::answer::ANSWERS_BYTES_MAX),
             readers,
+            scans,
             iterators,
             check_history,
         }

@@ -11,7 +11,9 @@ mod auth;
 mod body;
 mod head_timer;
 mod request;
+mod socket;
 
+use std::future::pending;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -36,6 +38,7 @@ use tracing::{debug, error, warn};
 use auth::{Access, Auth};
 pub use body::{BODIES_BYTES_MAX, Budget, SendKind, idempotency_key, read_body};
 pub use request::{feed_request, json, json_bytes, live, wants_ndjson};
+use socket::SocketSide;
 
 use crate::api::key::Keys;
 
@@ -165,7 +168,7 @@ struct Server {
 
 impl Server {
     /// Serves one connection to its end.
-    async fn connection(self, mut socket: TcpStream, _slot: OwnedSemaphorePermit) {
+    async fn connection(self, socket: TcpStream, _slot: OwnedSemaphorePermit) {
         let Server { limits, app, auth, stop } = self;
         if let Err(e) = socket.set_nodelay(true) {
             debug!("cannot set TCP_NODELAY: {e}"); // slower, not wrong
@@ -174,9 +177,9 @@ impl Server {
             debug!("cannot set TCP_NOTSENT_LOWAT: {e}"); // more memory, not wrong
         }
         let (auth, is_body_unread) = (auth.connection(), AtomicBool::new(false));
-        let (reader, writer) = socket.split();
-        let (reader, timer) = head_timer::head_timer(reader, limits.head, limits.idle);
-        let mut writer = TimeoutWriter::new(writer);
+        let left = CancellationToken::new();
+        let (reader, timer) = head_timer::head_timer(SocketSide(&socket), limits.head, limits.idle);
+        let mut writer = TimeoutWriter::new(SocketSide(&socket));
         writer.set_timeout(Some(limits.write));
         // Admitted before the future is made: the HTTP library reads the body before it first polls the future.
         let service = service_fn(|request: Request<Incoming>| {
@@ -185,7 +188,7 @@ impl Server {
             if access != Access::Authenticated && has_body {
                 is_body_unread.store(true, Ordering::Relaxed);
             }
-            request::answer(app.clone(), access, request, limits.answer)
+            request::answer(app.clone(), access, request, limits.answer, left.clone())
         });
         let connection = http1::Builder::new()
             .timer(timer)
@@ -195,8 +198,14 @@ impl Server {
             .half_close(true)
             .serve_connection(TokioIo::new(join(reader, Box::pin(writer))), service);
         tokio::pin!(connection);
+        let watching = async {
+            socket::client_left(&socket).await;
+            left.cancel();
+            pending::<()>().await;
+        };
         let ended = tokio::select! {
             ended = &mut connection => ended,
+            () = watching => return, // never
             () = auth.must_end() => return,
             () = stop.cancelled() => {
                 connection.as_mut().graceful_shutdown();

@@ -5,6 +5,7 @@
 //! Invariant: a request without access reaches neither a route nor a handler.
 
 use std::convert::Infallible;
+use std::io;
 use std::panic::AssertUnwindSafe;
 use std::time::Duration;
 
@@ -13,10 +14,11 @@ use axum::body::Body;
 use axum::extract::{RawQuery, Request};
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
-use futures_util::FutureExt;
-use hyper::body::Incoming;
+use futures_util::{FutureExt, StreamExt, stream};
+use hyper::body::{Body as _, Incoming};
 use serde::Serialize;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep, timeout};
+use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 use tracing::{debug, error};
 
@@ -29,7 +31,12 @@ use crate::api::header::LAST_EVENT_ID;
 use crate::api::key;
 use crate::api::media;
 use crate::api::network::Liveness;
+use crate::api::path;
 use crate::api::query::refuse_any;
+
+/// After its client closed its sending side, a read goes on for this long without anything to send. Most such clients
+/// are gone, and only a write would tell: then a search would go on for nobody.
+const LEFT_MAX: Duration = Duration::from_millis(50);
 
 /// An answer with this value as JSON.
 pub fn json(status: StatusCode, value: &impl Serialize) -> Response {
@@ -99,15 +106,43 @@ pub fn with_refusals(app: Router) -> Router {
     })
 }
 
-/// Answers one request. Never fails: an error is an answer as well.
+/// Returns when a read is given up: its client has left, or does not say that it has not.
+async fn is_given_up(left: &CancellationToken) {
+    left.cancelled().await;
+    sleep(LEFT_MAX).await;
+}
+
+/// A body that is aborted when it is given up.
+fn until_given_up(body: Body, left: CancellationToken) -> Body {
+    let parts = stream::unfold(Some(body.into_data_stream()), move |body| {
+        let left = left.clone();
+        async move {
+            let mut body = body?;
+            tokio::select! {
+                biased;
+                part = body.next() => part.map(|part| (part, Some(body))),
+                () = is_given_up(&left) => {
+                    let gone = io::Error::from(io::ErrorKind::ConnectionAborted);
+                    Some((Err(axum::Error::new(gone)), None))
+                }
+            }
+        }
+    });
+    Body::from_stream(parts)
+}
+
+/// Answers one request. Never fails: an error is an answer as well. `left`: the client closed its sending side.
 pub async fn answer(
     app: Router,
     access: Access,
     request: Request<Option<Incoming>>,
     limit: Duration,
+    left: CancellationToken,
 ) -> Result<Response, Infallible> {
     let started = Instant::now();
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+    // A send goes on in any case. A feed is silent for long, and costs little meanwhile.
+    let needs_client = method.is_safe() && path != path::FEED;
     // With `Expect: 100-continue` (RFC 9110, 10.1.1) the client has not sent the body of a refused request.
     let expects_continue = request.headers().contains_key(header::EXPECT);
     let (head, body) = request.into_parts();
@@ -116,14 +151,27 @@ pub async fn answer(
         Problem::new(ErrorCode::Unauthorized, key::REFUSAL).into_response()
     } else {
         let answer = app.oneshot(Request::from_parts(head, Body::new(body.clone())));
-        match timeout(limit, AssertUnwindSafe(answer).catch_unwind()).await {
-            Ok(Ok(Ok(response))) => response,
-            Ok(Err(_)) => {
+        let answer = timeout(limit, AssertUnwindSafe(answer).catch_unwind());
+        let answered = tokio::select! {
+            biased;
+            answered = answer => Some(answered),
+            () = is_given_up(&left), if needs_client => None,
+        };
+        match answered {
+            Some(Ok(Ok(Ok(response)))) if needs_client && response.body().size_hint().exact().is_none() => {
+                response.map(|body| until_given_up(body, left))
+            }
+            Some(Ok(Ok(Ok(response)))) => response,
+            None => {
+                let detail = "the client closed its side of the connection, and the answer takes longer";
+                Problem::new(ErrorCode::Timeout, detail).into_response()
+            }
+            Some(Ok(Err(_))) => {
                 error!("{method} {path}: the handler panicked");
                 let detail = "a bug in this server, which its log describes; other requests are not affected";
                 Problem::new(ErrorCode::Internal, detail).into_response()
             }
-            Err(_) => {
+            Some(Err(_)) => {
                 let detail = format!("not received and answered within {} seconds", limit.as_secs_f32());
                 Problem::new(ErrorCode::Timeout, detail).into_response()
             }

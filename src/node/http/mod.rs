@@ -4,10 +4,12 @@ pub(super) mod acks;
 mod feed;
 mod forget;
 mod history;
+mod page;
 mod position;
 mod read;
 pub(super) mod send;
 pub(super) mod status;
+mod streamed;
 
 use axum::Router;
 use axum::routing::{delete, get, post};

@@ -5,9 +5,10 @@
 //! its answer. Short lookups of
 //! other files do not wait for these permits. What is read is not known here.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::api::error::{ErrorCode, Problem};
 use crate::node::Limits;
@@ -61,26 +62,41 @@ pub async fn retry_while_repairing<T, Read: Future<Output = Result<T, ReadFailur
 }
 
 impl Limits {
-    /// Runs a read on a blocking thread, once fewer than the bound run.
+    /// Runs a short read on a blocking thread, once fewer than the bound run.
     pub async fn read<T: Send + 'static>(
         &self,
         work: impl FnOnce() -> Result<T, ReadFailure> + Send + 'static,
     ) -> Result<T, ReadFailure> {
-        let permit = self.readers.clone().acquire_owned().await;
-        let reading = move || {
-            let _permit = permit; // kept to the end of the read even if its request was dropped
-            work()
-        };
-        tokio::task::spawn_blocking(reading).await.unwrap_or_else(|error| {
-            tracing::error!(%error, "reading panicked");
-            Err(Problem::new(ErrorCode::Internal, "a mistake in this server, which its log describes").into())
-        })
+        run(&self.readers, work).await
+    }
+
+    /// The same for a chunk of a long read, which takes turns with other long reads and does not delay short ones.
+    pub async fn scan<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> Result<T, ReadFailure> + Send + 'static,
+    ) -> Result<T, ReadFailure> {
+        run(&self.scans, work).await
     }
 
     /// A permit to keep an open iterator between chunks. `None` at the bound: the reader then seeks for each chunk.
     pub fn iterator(&self) -> Option<OwnedSemaphorePermit> {
         self.iterators.clone().try_acquire_owned().ok()
     }
+}
+
+async fn run<T: Send + 'static>(
+    bound: &Arc<Semaphore>,
+    work: impl FnOnce() -> Result<T, ReadFailure> + Send + 'static,
+) -> Result<T, ReadFailure> {
+    let permit = bound.clone().acquire_owned().await;
+    let reading = move || {
+        let _permit = permit; // kept to the end of the read even if its request was dropped
+        work()
+    };
+    tokio::task::spawn_blocking(reading).await.unwrap_or_else(|error| {
+        tracing::error!(%error, "reading panicked");
+        Err(Problem::new(ErrorCode::Internal, "a mistake in this server, which its log describes").into())
+    })
 }
 
 impl From<StoreError> for Problem {

@@ -10,7 +10,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Weak};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::chain::filter::Filter;
 use crate::chain::ids::{EntryKey, Origin};
@@ -18,7 +18,7 @@ use crate::chain::logs::Logs;
 use crate::chain::record::Entry;
 use crate::store::history::merge::Merge;
 use crate::store::history::user_scan::UserScan;
-use crate::store::history::{CHUNK_BYTES, CHUNK_ROWS, CHUNK_TIME, Readers};
+use crate::store::history::{CHUNK_BYTES, CHUNK_ROWS, CHUNK_TIME, FIRST_CHUNK_TIME, Readers};
 use crate::store::index::IndexReader;
 use crate::store::index::memtable::{RECIPIENT, SENDER};
 use crate::store::{Store, StoreError};
@@ -154,12 +154,21 @@ impl Listing {
 
     /// The next messages, at most `most`. May be empty although there are more: see [`Listing::is_done`].
     pub fn next_chunk(&mut self, most: usize) -> Result<Vec<Entry>, StoreError> {
+        self.chunk_within(CHUNK_TIME, most)
+    }
+
+    /// The same, in the time of a short read.
+    pub fn first_chunk(&mut self, most: usize) -> Result<Vec<Entry>, StoreError> {
+        self.chunk_within(FIRST_CHUNK_TIME, most)
+    }
+
+    fn chunk_within(&mut self, time: Duration, most: usize) -> Result<Vec<Entry>, StoreError> {
         let began = Instant::now();
         let store = self.store.upgrade().ok_or(StoreError::Closed)?;
         let mut readers = Readers::new(&store)?;
         let (mut shown, mut bytes) = (Vec::new(), 0);
         for _ in 0..CHUNK_ROWS {
-            if shown.len() >= most || bytes >= CHUNK_BYTES || began.elapsed() >= CHUNK_TIME {
+            if shown.len() >= most || bytes >= CHUNK_BYTES || began.elapsed() >= time {
                 break;
             }
             let source = if let Some(source) = &mut self.source {

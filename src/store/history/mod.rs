@@ -33,3 +33,5 @@ const CHUNK_ROWS: usize = 1_000;
 const CHUNK_BYTES: usize = 256 << 10;
 /// How long one chunk may pin pages; the next chunk continues.
 const CHUNK_TIME: Duration = Duration::from_millis(20);
+/// The same for the first chunk of a listing, which other short reads wait for. Most pages need less.
+const FIRST_CHUNK_TIME: Duration = Duration::from_millis(5);

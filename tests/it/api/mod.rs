@@ -9,6 +9,7 @@ mod batch;
 mod copies;
 mod history;
 mod hostile_clients;
+mod long_reads;
 mod pages;
 mod refusals;
 mod send;

@@ -76,6 +76,14 @@ pub fn memory(pid: u32, name: &str) -> u64 {
     words.and_then(|word| word.parse().ok()).unwrap_or_else(|| panic!("{name} in {status}"))
 }
 
+/// The CPU time that a process has used.
+pub fn cpu_time(pid: u32) -> Duration {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).expect("the process runs");
+    // User and system time are the fields 14 and 15, in hundredths of a second; field 2 is a name in parentheses.
+    let fields = stat.rsplit(") ").next().expect("fields").split(' ').skip(11).take(2);
+    Duration::from_millis(fields.map(|ticks| ticks.parse::<u64>().expect("ticks") * 10).sum())
+}
+
 /// Resets `VmHWM`, the peak memory of the process.
 pub fn reset_peak_memory(pid: u32) {
     std::fs::write(format!("/proc/{pid}/clear_refs"), "5").expect("our own process");
