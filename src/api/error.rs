@@ -55,6 +55,8 @@ error_codes! {
     NodeIsUp "node_is_up" 409 "Conflict" FINAL NOT_STORED;
     /// A bound of this server is reached.
     Overloaded "overloaded" 503 "Service Unavailable" RETRYABLE NOT_STORED;
+    /// The server has begun to listen, and opens its store.
+    Starting "starting" 503 "Service Unavailable" RETRYABLE NOT_STORED;
     /// The disk is nearly full.
     StorageFull "storage_full" 507 "Insufficient Storage" RETRYABLE NOT_STORED;
     /// The store cannot be used at present. A commit that failed may have reached the disk.
@@ -127,8 +129,10 @@ fn about_blank() -> Cow<'static, str> {
 impl Problem {
     pub fn new(code: ErrorCode, detail: impl Into<String>) -> Self {
         let (_, status, title, retryable, _) = code.row();
-        // The contract promises the header for these two codes.
-        let retry_after = matches!(code, ErrorCode::Overloaded | ErrorCode::NoNodeAvailable).then_some(1);
+        // The contract promises the header for these codes.
+        let is_soon =
+            matches!(code, ErrorCode::Overloaded | ErrorCode::Starting | ErrorCode::NoNodeAvailable);
+        let retry_after = is_soon.then_some(1);
         Self {
             kind: about_blank(),
             title: title.into(),
@@ -176,10 +180,9 @@ mod tests {
     }
 
     #[test]
-    fn only_overloaded_and_no_node_available_send_retry_after() {
-        for code in ErrorCode::ALL {
-            let says = Problem::new(code, "").retry_after_seconds.is_some();
-            assert_eq!(says, matches!(code, ErrorCode::Overloaded | ErrorCode::NoNodeAvailable), "{code}");
-        }
+    fn only_three_codes_send_retry_after() {
+        let saying =
+            ErrorCode::ALL.into_iter().filter(|code| Problem::new(*code, "").retry_after_seconds.is_some());
+        assert!(saying.map(ErrorCode::as_str).eq(["overloaded", "starting", "no_node_available"]));
     }
 }

@@ -1,5 +1,7 @@
 //! Owns the life of a node: open the store, start its threads and tasks, and end all of them in order.
 //!
+//! - The address answers from the start. While the store opens for the first time, all but `/livez` is refused as
+//!   `starting`.
 //! - The order at the end: no more connections, open requests finish, exchanges end, the writer commits what waits, the
 //!   indexer ends, the databases close. `kill -9` loses nothing that was acknowledged; the order only makes the next
 //!   start fast.
@@ -8,6 +10,7 @@
 //! - A store that fails is closed while the address keeps answering. It is opened again every second until that works
 //!   (see `recovery`), as a new incarnation, which appends to a new log.
 
+use std::pin::Pin;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -31,7 +34,7 @@ use crate::config::NodeConfig;
 use crate::node::cluster::{roster, sync};
 use crate::node::{Limits, Node, NodeError, blocking, http, live_feed, maintenance, now_ms, status};
 use crate::serve;
-use crate::store::Store;
+use crate::store::{OpenError, Store};
 
 /// How long closing the store waits for requests that still read it. After it the node ends with an error.
 const CLOSE_TIME_MAX: Duration = Duration::from_secs(60);
@@ -45,25 +48,30 @@ pub async fn run(
     stop: CancellationToken,
 ) -> Result<(), NodeError> {
     let (config, started, incidents) = (Arc::new(config), Instant::now(), Incidents::default());
-    let mut store_opener = StoreOpener::new(config.clone()).await;
+    let slot = NodeSlot::new(SlotState::Starting);
+    let serving = serve::serve(listener, http::routes(slot.clone()), config.keys.clone(), stop.clone());
+    tokio::pin!(serving);
+    let Some((mut store_opener, opened)) = open_first(&config, serving.as_mut()).await? else {
+        return Ok(());
+    };
     let start = |opened| OpenNode::start(&config, opened, started, incidents.clone(), stop.child_token());
-    let (slot, mut open_node) = match store_opener.open().await? {
+    let mut open_node = match opened {
         Ok(opened) => {
             log_start(&config, opened.0.log().membership().members.count()); // before the exchanges log anything
             let node = start(opened)?;
-            (NodeSlot::new(SlotState::Open(node.node.clone())), Some(node))
+            slot.set(SlotState::Open(node.node.clone()));
+            Some(node)
         }
         // The error may pass, so opening is retried as after a failure. Until then the address says what is wrong.
         Err(error) if error.is_transient() => {
             log_start(&config, 0);
             tracing::error!(%error, "the store does not open");
-            (NodeSlot::new(SlotState::Closed(error.to_string(), Box::new(status::unopened(&config)))), None)
+            slot.set(SlotState::Closed(error.to_string(), Box::new(status::unopened(&config))));
+            None
         }
         Err(error) => return Err(error.into()),
     };
     let pid = PidFile::write(&config.store_dir);
-    let serving = serve::serve(listener, http::routes(slot.clone()), config.keys.clone(), stop.clone());
-    tokio::pin!(serving);
     let ended = loop {
         let Some(current) = &mut open_node else {
             tokio::select! {
@@ -77,28 +85,25 @@ pub async fn run(
             }
             continue;
         };
-        let failed = tokio::select! {
+        let why = tokio::select! {
             () = &mut serving => break Ok(()),
-            failed = current.wait_for_store_failure() => failed,
+            failed = current.wait_for_store_failure() => match failed {
+                Ok(why) => why,
+                Err(ended) => break Err(ended),
+            },
         };
-        match failed {
-            Err(ended) => break Err(ended),
-            Ok(why) => {
-                let (fault, read_failure) = (&current.node.writer.fault, current.node.store.read_failure());
-                if fault.is_suspect() || read_failure.is_some() {
-                    store_opener.store_failed();
-                }
-                incidents.add(format!("node {} opened its store again: {why}", config.node_id));
-                let failed = open_node.take().expect("ended just now");
-                slot.set(SlotState::Closed(why, Box::new(status::status(&failed.node))));
-                // `serving` is polled meanwhile, or no connection would be accepted.
-                let closing = failed.end();
-                tokio::pin!(closing);
-                tokio::select! {
-                    () = &mut serving => return closing.await,
-                    closed = &mut closing => closed?,
-                }
-            }
+        if current.is_store_suspect() {
+            store_opener.store_failed();
+        }
+        incidents.add(format!("node {} opened its store again: {why}", config.node_id));
+        let failed = open_node.take().expect("ended just now");
+        slot.set(SlotState::Closed(why, Box::new(status::status(&failed.node))));
+        // `serving` is polled meanwhile, or no connection would be accepted.
+        let closing = failed.end();
+        tokio::pin!(closing);
+        tokio::select! {
+            () = &mut serving => return closing.await,
+            closed = &mut closing => closed?,
         }
     };
     if ended.is_err() {
@@ -108,12 +113,32 @@ pub async fn run(
     drop(slot);
     drop(pid); // before the lock on the store is released
     if let Some(open_node) = open_node {
-        if ended.is_ok() {
-            open_node.node.store.crash_count().will_stop_cleanly();
-        }
-        open_node.end().await?;
+        open_node.end_for_good(ended.is_ok()).await?;
     }
     ended
+}
+
+/// Opens the store for the first time, while the address answers already. `None`: the node was stopped meanwhile; the
+/// store is closed in order.
+async fn open_first(
+    config: &Arc<NodeConfig>,
+    serving: Pin<&mut impl Future<Output = ()>>,
+) -> Result<Option<(StoreOpener, Result<OpenedStore, OpenError>)>, NodeError> {
+    let opening = async {
+        let mut store_opener = StoreOpener::new(config.clone()).await;
+        let opened = store_opener.open().await?;
+        Ok::<_, NodeError>((store_opener, opened))
+    };
+    tokio::pin!(opening);
+    tokio::select! {
+        opened = &mut opening => opened.map(Some),
+        () = serving => {
+            if let (_, Ok((store, _))) = opening.await? {
+                store.crash_count().will_stop_cleanly();
+            }
+            Ok(None)
+        }
+    }
 }
 
 /// A node while its store is open, with its threads and tasks. Each incarnation has a new one.
@@ -188,6 +213,19 @@ impl OpenNode {
         };
         // A thread or task that raised the fault ended because of it.
         if fault.is_raised() { Ok(fault.raised().await) } else { Err(NodeError::Ended(ended)) }
+    }
+
+    /// Whether what was written or read of the store may be wrong.
+    fn is_store_suspect(&self) -> bool {
+        self.node.writer.fault.is_suspect() || self.node.store.read_failure().is_some()
+    }
+
+    /// Ends all of it at the end of the process. If that comes `in_order`, the store need not be checked at the next start.
+    async fn end_for_good(self, in_order: bool) -> Result<(), NodeError> {
+        if in_order {
+            self.node.store.crash_count().will_stop_cleanly();
+        }
+        self.end().await
     }
 
     /// Ends all of it, in order: exchanges, writer, indexer, store.

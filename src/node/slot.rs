@@ -1,8 +1,8 @@
 //! Owns what requests find at a node's address: the node while its store is open, else why it is closed.
 //!
-//! A store that failed is closed and opened again while the address keeps answering. So a handler takes the node from
-//! here with each request, and keeps it no longer. While the store is closed, requests that need it get
-//! `storage_failed`.
+//! The address answers before the store is open for the first time, and a store that failed is closed and opened again
+//! while the address keeps answering. So a handler takes the node from here with each request, and keeps it no longer.
+//! Requests that need the store get `starting` before it is open, and `storage_failed` while it is closed.
 
 use std::sync::{Arc, PoisonError, RwLock};
 
@@ -19,6 +19,8 @@ pub struct NodeSlot(Arc<RwLock<SlotState>>);
 
 #[derive(Clone)]
 pub enum SlotState {
+    /// The store is being opened for the first time.
+    Starting,
     Open(Node),
     /// Why the store is closed, and the node's status as of when it was last open.
     Closed(String, Box<NodeStatus>),
@@ -45,12 +47,21 @@ impl NodeSlot {
     }
 }
 
+/// Why a node is not ready while it starts.
+pub const STARTING: &str = "starting: this node opens its store";
+
+/// The refusal of a node that starts.
+pub fn starting() -> Problem {
+    Problem::new(ErrorCode::Starting, STARTING)
+}
+
 impl FromRequestParts<NodeSlot> for Node {
     type Rejection = Problem;
 
     async fn from_request_parts(_: &mut Parts, slot: &NodeSlot) -> Result<Self, Problem> {
         match slot.state() {
             SlotState::Open(node) => Ok(node),
+            SlotState::Starting => Err(starting()),
             SlotState::Closed(why, _) => {
                 let detail = format!("this node's storage failed, and it opens its store again: {why}");
                 Err(Problem::new(ErrorCode::StorageFailed, detail))

@@ -434,6 +434,9 @@ async fn the_address_answers_while_a_store_waits_to_be_closed() {
     running.spawn(run::run(config, listener, stop.clone()));
     let (client, addr) = (crate::client::Client::new(None), at.into());
     let second = std::time::Duration::from_secs(1);
+    while client.readyz(&addr, second).await.is_ok_and(|ready| !ready.writable) {
+        tokio::task::yield_now().await; // its store is being opened
+    }
     let answer =
         client.sync(&addr, quiet().encode().into(), 10 * second, second, false).await.expect("answers");
     let parts: Vec<_> = answer.map(|part| part.expect("arrives")).collect().await;

@@ -7,7 +7,7 @@ use axum::response::Response;
 use crate::api::error::Problem;
 use crate::api::network::{NodeState, NodeStatus, Readiness};
 use crate::api::query;
-use crate::node::slot::{NodeSlot, SlotState};
+use crate::node::slot::{self, NodeSlot, SlotState};
 use crate::node::{Node, status};
 use crate::serve;
 
@@ -16,6 +16,7 @@ pub async fn nodes(State(slot): State<NodeSlot>, RawQuery(raw): RawQuery) -> Res
     query::refuse_any(raw.as_deref())?;
     let status = match slot.state() {
         SlotState::Open(node) => status::status(&node),
+        SlotState::Starting => return Err(slot::starting()),
         SlotState::Closed(why, mut last) => {
             let (state, node_id) = (NodeState::Suspect, last.node_id);
             last.warnings.retain(|warning| !warning.starts_with(&format!("node {node_id} cannot write")));
@@ -41,6 +42,9 @@ pub async fn ready(State(slot): State<NodeSlot>, RawQuery(raw): RawQuery) -> Res
             None => Readiness::ready(),
             Some(why) => Readiness { readable: true, writable: false, reasons: vec![why] },
         },
+        SlotState::Starting => {
+            Readiness { readable: false, writable: false, reasons: vec![slot::STARTING.into()] }
+        }
         SlotState::Closed(why, _) => Readiness { readable: false, writable: false, reasons: vec![why] },
     };
     let status = if ready.writable { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };

@@ -6,16 +6,19 @@ use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal};
+use serde_json::json;
 
+use crate::cluster::scale;
 use crate::support::address::{free_addr, free_ip};
 use crate::support::cluster::Cluster;
 use crate::support::eventually::eventually_blocking;
 use crate::support::http;
+use crate::support::measure;
 use crate::support::process::{Finished, Process, chatchain, move_clock};
-use crate::support::servers::get;
+use crate::support::servers::{JSON, check_refusal, get, post};
 
 /// A server that starts although it should not fails the test after this.
 const LONG: Duration = Duration::from_secs(30);
@@ -357,4 +360,49 @@ fn a_key_file_that_others_can_read_gives_a_warning() {
         assert_eq!(said.contains("warning: the key file network.key"), warns, "{said}");
         assert_eq!(said.contains("chmod 600 network.key"), warns, "{said}");
     }
+}
+
+#[test]
+fn a_node_answers_while_it_opens_its_store() {
+    let mut cluster = Cluster::prepare(1);
+    scale::build(&cluster.node_dir(0), 200_000, |number| number % 4);
+    std::fs::remove_file(cluster.node_dir(0).join("index.redb")).expect("removed");
+    cluster.spawn_node(0);
+    let addr = cluster.node(0);
+    let began = Instant::now();
+    eventually_blocking(LONG, "an answer", || http::get(addr, "/livez").is_ok());
+    let live = began.elapsed();
+    let refused = get(addr, "/messages?limit=1");
+    check_refusal("a page", &refused, 503, "starting", "opens its store");
+    assert_eq!(refused.header("retry-after"), Some("1"));
+    let sent = post(addr, "/messages", &[JSON], r#"{"sender":"a","recipient":"b","text":"c"}"#);
+    for (what, answer) in
+        [("send", sent), ("status", get(addr, "/nodes")), ("network", get(addr, "/network"))]
+    {
+        check_refusal(what, &answer, 503, "starting", "opens its store");
+    }
+    let ready = get(addr, "/readyz");
+    let reasons = json!(["starting: this node opens its store"]);
+    assert_eq!(
+        (ready.status(), ready.json()),
+        (503, json!({ "readable": false, "writable": false, "reasons": reasons }))
+    );
+    assert_eq!(get(addr, "/livez").status(), 200);
+    cluster.wait_ready(0);
+    measure::say(&format!("a node answered after {live:.1?}, and was ready after {:.1?}", began.elapsed()));
+    assert_eq!(cluster.statuses()[0]["messages"], 200_000);
+    assert!(cluster.process(0).stop().success());
+}
+
+#[test]
+fn a_node_that_is_stopped_while_it_opens_its_store_ends_in_order() {
+    let mut cluster = Cluster::prepare(1);
+    scale::build(&cluster.node_dir(0), 100_000, |number| number % 4);
+    std::fs::remove_file(cluster.node_dir(0).join("index.redb")).expect("removed");
+    cluster.spawn_node(0);
+    let addr = cluster.node(0);
+    eventually_blocking(LONG, "an answer", || http::get(addr, "/livez").is_ok());
+    cluster.stop(0);
+    cluster.start_node(0);
+    assert_eq!(cluster.statuses()[0]["messages"], 100_000);
 }
