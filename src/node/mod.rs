@@ -22,6 +22,7 @@ use std::sync::atomic::AtomicBool;
 use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
+use crate::api::error::{ErrorCode, Problem};
 use crate::api::network::NodeId;
 use crate::chain::logs::Logs;
 use crate::chain::sync::wire::EntryRange;
@@ -52,6 +53,9 @@ const READERS_MAX: usize = 4;
 /// read finds one that is free. At the bound they take turns.
 const SCANS_MAX: usize = 2;
 
+/// Bytes that are parsed or hashed where they are, in about a millisecond. More go to a blocking thread.
+const INLINE_BYTES_MAX: usize = 128 << 10;
+
 /// Readers that may keep an open iterator between chunks: a buffer of up to a megabyte each (four for a large page),
 /// and some 150 bytes for each log. At the bound the others seek again for each chunk, which is slower.
 const ITERATORS_MAX: usize = 32;
@@ -64,6 +68,7 @@ struct Limits {
     answers: Budget,
     readers: Arc<Semaphore>,
     scans: Arc<Semaphore>,
+    computations: Arc<Semaphore>,
     iterators: Arc<Semaphore>,
     /// A listing was aborted by damage, so the next one checks all of history before it answers.
     check_history: Arc<AtomicBool>,
@@ -75,15 +80,40 @@ impl Limits {
         let (readers, iterators) = (semaphore(READERS_MAX), semaphore(ITERATORS_MAX));
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
         let scans = semaphore((processors / 2).clamp(1, SCANS_MAX));
+        let computations = semaphore(processors);
         let check_history = Arc::default();
         Limits {
             bodies: Budget::new(BODIES_BYTES_MAX),
             answers: Budget::new(cluster::answer::ANSWERS_BYTES_MAX),
             readers,
             scans,
+            computations,
             iterators,
             check_history,
         }
+    }
+}
+
+impl Limits {
+    /// Runs work whose CPU time grows with these bytes. If they are many, it runs on a blocking thread, as many at a
+    /// time as there are processors: on a worker of the runtime it would delay all requests of that worker.
+    async fn compute<T: Send + 'static>(
+        &self,
+        bytes: usize,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, Problem> {
+        if bytes <= INLINE_BYTES_MAX {
+            return Ok(work());
+        }
+        let permit = self.computations.clone().acquire_owned().await;
+        let computing = move || {
+            let _permit = permit; // kept to the end of the work even if its request was dropped
+            work()
+        };
+        tokio::task::spawn_blocking(computing).await.map_err(|error| {
+            tracing::error!(%error, "a computation panicked");
+            Problem::new(ErrorCode::Internal, "a mistake in this server, which its log describes")
+        })
     }
 }
 

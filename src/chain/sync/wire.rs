@@ -327,9 +327,14 @@ impl SyncMessage {
     }
 }
 
+/// Bytes of the records of these runs.
+pub fn run_bytes(runs: &[Run]) -> usize {
+    runs.iter().flat_map(|run| &run.entries).map(Entry::size).sum()
+}
+
 /// Appends runs, packed together as far as that makes them smaller.
 fn put_runs(out: &mut Vec<u8>, runs: &[Run]) {
-    let all: usize = runs.iter().flat_map(|run| &run.entries).map(Entry::size).sum();
+    let all = run_bytes(runs);
     let (most, mut raw) =
         ((all / run::PARTS_PER_MESSAGE).clamp(PACKED_BYTES_MIN, PACKED_BYTES_MAX), Vec::new());
     for (at, run) in runs.iter().enumerate() {
@@ -359,6 +364,11 @@ pub struct SyncDecoder {
 impl SyncDecoder {
     pub fn push(&mut self, bytes: &[u8]) {
         self.buffer.extend_from_slice(bytes);
+    }
+
+    /// Bytes that were pushed and not read yet.
+    pub fn buffered(&self) -> usize {
+        self.buffer.len()
     }
 
     /// The next run that is complete. `None`: more bytes are needed.

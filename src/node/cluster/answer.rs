@@ -12,7 +12,7 @@ use bytes::Bytes;
 use crate::api::error::{ErrorCode, Problem};
 use crate::api::media;
 use crate::api::query::refuse_any;
-use crate::chain::sync::wire::{Malformed, SyncMessage};
+use crate::chain::sync::wire::{self, Malformed, SyncMessage};
 use crate::node::cluster::side_push;
 use crate::node::cluster::sync::{admit_runs, read_runs, take_new_store_id};
 use crate::node::{Node, now_ms};
@@ -40,7 +40,9 @@ pub async fn post(
         return Err(Problem::new(ErrorCode::UnsupportedMediaType, detail));
     }
     let bytes = serve::read_body(body, BODY_BYTES_MAX, &node.limits.bodies).await?;
-    let mut request = SyncMessage::decode(&bytes).map_err(|error| {
+    let (length, whole) = (bytes.len(), bytes.clone());
+    let decoded = node.limits.compute(length, move || SyncMessage::decode(&whole)).await?;
+    let mut request = decoded.map_err(|error| {
         let code = match error {
             Malformed::Protocol(_) => ErrorCode::UnsupportedProtocol,
             Malformed::Magic | Malformed::Layout => ErrorCode::InvalidMessage,
@@ -56,7 +58,8 @@ pub async fn post(
     let share = node.limits.answers.share(if asks { budget } else { 0 });
     // While too much waits for slow readers, an answer has one entry, so that every exchange goes on.
     request.budget = Some(if share.is_some() { u32::try_from(budget).expect("a few MiB") } else { 0 });
-    let reply = answer(&node, request, bytes).await?.encode();
+    let reply = answer(&node, request, bytes).await?;
+    let reply = node.limits.compute(wire::run_bytes(&reply.runs), move || reply.encode()).await?;
     drop(share);
     let reply = hold(&node, reply)?;
     Ok(([(header::CONTENT_TYPE, media::BINARY)], HttpBody::from(reply)).into_response())

@@ -10,17 +10,24 @@ use futures_util::{Stream, StreamExt};
 use crate::api::address::Addr;
 use crate::chain::sync::wire::{Run, SyncDecoder, SyncMessage};
 use crate::client::ClientError;
+use crate::node::{Limits, Node};
 
 /// The answer to an exchange, as it arrives.
 pub struct ArrivingAnswer {
     addr: String,
     body: Pin<Box<dyn Stream<Item = Result<Bytes, ClientError>> + Send>>,
     decoder: SyncDecoder,
+    limits: Limits,
 }
 
 impl ArrivingAnswer {
-    pub fn new(addr: &Addr, body: impl Stream<Item = Result<Bytes, ClientError>> + Send + 'static) -> Self {
-        ArrivingAnswer { addr: addr.to_string(), body: Box::pin(body), decoder: SyncDecoder::default() }
+    pub fn new(
+        node: &Node,
+        addr: &Addr,
+        body: impl Stream<Item = Result<Bytes, ClientError>> + Send + 'static,
+    ) -> Self {
+        let (limits, decoder) = (node.limits.clone(), SyncDecoder::default());
+        ArrivingAnswer { addr: addr.to_string(), body: Box::pin(body), decoder, limits }
     }
 
     /// Who answers.
@@ -31,7 +38,7 @@ impl ArrivingAnswer {
     /// The next run, once it has arrived; `None` at the end.
     pub async fn next_run(&mut self) -> Result<Option<Run>, String> {
         loop {
-            if let Some(run) = self.decoded_run()? {
+            if let Some(run) = self.decoded_run().await? {
                 return Ok(Some(run));
             }
             match self.body.next().await {
@@ -42,8 +49,12 @@ impl ArrivingAnswer {
     }
 
     /// The next run of those that have arrived.
-    pub fn decoded_run(&mut self) -> Result<Option<Run>, String> {
-        self.decoder.next_run().map_err(|error| format!("{}: {error}", self.addr))
+    pub async fn decoded_run(&mut self) -> Result<Option<Run>, String> {
+        let (length, mut decoder) = (self.decoder.buffered(), std::mem::take(&mut self.decoder));
+        let decoding = move || (decoder.next_run(), decoder);
+        let (run, decoder) = self.limits.compute(length, decoding).await.map_err(|problem| problem.detail)?;
+        self.decoder = decoder;
+        run.map_err(|error| format!("{}: {error}", self.addr))
     }
 
     /// Everything but the runs, after the first run or at the end.

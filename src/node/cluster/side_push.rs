@@ -89,7 +89,7 @@ async fn push(node: &Node, number: usize) -> Result<bool, String> {
     let silence = silence_max(round_trip);
     let body =
         cluster.client.sync(&addr, request.encode().into(), ANSWER_MAX + silence, silence, false).await;
-    let mut answer = ArrivingAnswer::new(&addr, body.map_err(|error| error.to_string())?);
+    let mut answer = ArrivingAnswer::new(node, &addr, body.map_err(|error| error.to_string())?);
     while answer.next_run().await?.is_some() {} // an honest peer sends none
     let reply = answer.head()?;
     let spans = reply.heads.map_or_else(Vec::new, |heads| heads.changes);

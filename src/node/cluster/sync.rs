@@ -19,9 +19,8 @@ use tokio_util::sync::CancellationToken;
 use crate::api::address::Addr;
 use crate::api::error::ErrorCode;
 use crate::chain::ids::Origin;
-use crate::chain::record::Entry;
 use crate::chain::sync::NextExchange;
-use crate::chain::sync::wire::{Hello, Run, SyncMessage};
+use crate::chain::sync::wire::{self, Hello, Run, SyncMessage};
 use crate::chain::vector::{LogSpan, Vector};
 use crate::client::SILENCE_MAX;
 use crate::node::cluster::arriving_answer::ArrivingAnswer;
@@ -170,12 +169,13 @@ impl SyncClient {
         let (planned, request, pushed) = self.request(node, on_timer).await?;
         let wants = request.wants.clone();
         let sent = Instant::now();
-        let silence = silence_max(self.usual);
-        let within = silence + Duration::from_millis(self.push.time_max_ms());
         // Where connections are cut, the next large answer on this one would be lost.
         let is_last = request.budget.is_some() && self.pull.is_cut();
-        let body = request.encode().into();
-        let body = match cluster.client.sync(&addr, body, within, silence, is_last).await {
+        let encoded = node.limits.compute(wire::run_bytes(&request.runs), move || request.encode()).await;
+        let encoded = encoded.map_err(|problem| problem.detail)?;
+        let silence = silence_max(self.usual);
+        let within = silence + Duration::from_millis(self.push.time_max_ms());
+        let body = match cluster.client.sync(&addr, encoded.into(), within, silence, is_last).await {
             Ok(body) => body,
             Err(error) => {
                 match error.problem() {
@@ -186,7 +186,7 @@ impl SyncClient {
                 return Err(error.to_string());
             }
         };
-        let mut answer = ArrivingAnswer::new(&addr, body);
+        let mut answer = ArrivingAnswer::new(node, &addr, body);
         let first = answer.next_run().await?;
         let rtt = sent.elapsed();
         self.measure_push(pushed, rtt);
@@ -243,7 +243,7 @@ impl SyncClient {
         let trigger = Trigger { on_timer, now_ms: cluster.uptime_ms(), skip, peer_has, repair: repairs };
         let planned = self.exchange.plan(&logs, trigger);
         let runs = read_runs(node, planned.reads.clone(), self.push.bytes()).await?;
-        let pushed = runs.runs.iter().flat_map(|run| &run.entries).map(Entry::size).sum();
+        let pushed = wire::run_bytes(&runs.runs);
         // Entries of other logs may take long, and those of this node's own log must not wait for them.
         let only_own = !runs.runs.is_empty() && runs.runs.iter().all(|run| Some(run.origin) == logs.own());
         self.has_reserved_push = only_own && cluster.reserve_own_push(number);
@@ -310,10 +310,10 @@ impl SyncClient {
         let (mut bytes, mut progress, mut broken, mut next) = (0, false, None, first);
         while let Some(run) = next.take() {
             let mut runs = vec![run];
-            while let Some(run) = answer.decoded_run()? {
+            while let Some(run) = answer.decoded_run().await? {
                 runs.push(run);
             }
-            bytes += runs.iter().flat_map(|run| &run.entries).map(Entry::size).sum::<usize>();
+            bytes += wire::run_bytes(&runs);
             let (logs, damage) = (node.logs(), node.store.log().damage());
             let actions = self.exchange.on_runs(&mut reply, runs, &logs, damage);
             progress |= self.apply(node, answer.addr(), actions).await?;
@@ -472,11 +472,16 @@ pub(super) async fn admit_runs(
     owner: Option<(Origin, usize)>,
     runs: Vec<Run>,
 ) -> Vec<(Origin, Admitted)> {
-    let mut pieces: Vec<(usize, PeerRecords)> = Vec::new();
-    for (index, run) in runs.iter().enumerate() {
-        let owner = owner.filter(|(own, _)| *own == run.origin).map(|(_, number)| number);
-        pieces.extend(runs::pieces(run, theirs, owner).into_iter().map(|piece| (index, piece)));
-    }
+    let (bytes, theirs) = (wire::run_bytes(&runs), theirs.cloned());
+    let split = move || {
+        let mut pieces: Vec<(usize, PeerRecords)> = Vec::new();
+        for (index, run) in runs.iter().enumerate() {
+            let owner = owner.filter(|(own, _)| *own == run.origin).map(|(_, number)| number);
+            pieces.extend(runs::pieces(run, theirs.as_ref(), owner).into_iter().map(|piece| (index, piece)));
+        }
+        (runs, pieces)
+    };
+    let (runs, pieces) = node.limits.compute(bytes, split).await.expect("splitting runs does not panic");
     let admit = |(index, piece)| async move { (index, node.writer.admit(piece).await) };
     let mut waiting = stream::iter(pieces.into_iter().map(admit)).buffered(PIECES_WAITING_MAX);
     let mut admitted: Vec<Vec<Admitted>> = vec![Vec::new(); runs.len()];

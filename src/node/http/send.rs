@@ -89,24 +89,43 @@ async fn one(
     Ok(response)
 }
 
+/// The lines of a batch.
+#[derive(Default)]
+struct ParsedBatch {
+    messages: Vec<NewMessage>,
+    /// Number, id and digest of each message.
+    lines: Vec<(u64, Uuid, Digest)>,
+    /// The other lines.
+    rejected: Vec<Rejected>,
+}
+
+impl ParsedBatch {
+    fn of(body: &[u8], idempotency_id: Option<Uuid>) -> Result<Self, Problem> {
+        let mut parsed = ParsedBatch::default();
+        for line in batch::parse_batch(body, idempotency_id, Uuid::now_v7)? {
+            match line.message {
+                Ok(message) => {
+                    let message = new_message(&message);
+                    parsed.lines.push((line.number, message.id, message.digest));
+                    parsed.messages.push(message);
+                }
+                Err(problem) => parsed.rejected.push(Rejected::new(line.number, problem)),
+            }
+        }
+        Ok(parsed)
+    }
+}
+
 async fn many(
     node: &Node,
     body: Bytes,
     idempotency_id: Option<Uuid>,
     policy: AckPolicy,
 ) -> Result<Response, Problem> {
-    let mut answer = BatchAnswer::default();
-    let (mut lines, mut messages) = (Vec::new(), Vec::new());
-    for line in batch::parse_batch(&body, idempotency_id, Uuid::now_v7)? {
-        match line.message {
-            Ok(message) => {
-                let message = new_message(&message);
-                lines.push((line.number, message.id, message.digest));
-                messages.push(message);
-            }
-            Err(problem) => answer.rejected.push(Rejected::new(line.number, problem)),
-        }
-    }
+    let (length, whole) = (body.len(), body.clone());
+    let parsing = move || ParsedBatch::of(&whole, idempotency_id);
+    let ParsedBatch { lines, messages, rejected } = node.limits.compute(length, parsing).await??;
+    let mut answer = BatchAnswer { rejected, ..BatchAnswer::default() };
     let outcomes = if messages.is_empty() { Vec::new() } else { node.writer.send(messages).await };
     drop(body); // as above
     let (mut new, mut known) = (Vec::new(), Vec::new());

@@ -1,4 +1,5 @@
-//! Long reads beside short ones: searches that scan all of history delay no page, and end when their clients leave.
+//! Long requests beside short ones: searches that scan all of history delay no page, and end when their clients leave;
+//! large batches delay no request.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -8,6 +9,7 @@ use crate::support::cluster::Cluster;
 use crate::support::eventually::eventually_blocking;
 use crate::support::http::{Connection, encode};
 use crate::support::measure::{self, percentile};
+use crate::support::servers::{NDJSON, post};
 
 const MESSAGES: u64 = 300_000;
 const SEARCHES: usize = 20;
@@ -90,4 +92,41 @@ fn twenty_searches_for_nothing_delay_no_page_and_end_with_their_clients() {
         "{SEARCHES} searches whose clients left cost {cost:?} of CPU time in the next second"
     ));
     assert!(cost <= Duration::from_millis(60), "{cost:?}");
+}
+
+#[test]
+fn large_batches_delay_no_health_check() {
+    const SENDERS: usize = 4;
+    const CHECKS: usize = 100;
+    let cluster = Cluster::start(1);
+    let addr = cluster.node(0);
+    // Refused lines: they cost the node what parsing costs, and nothing else.
+    let line = format!(r#"{{"sender":"","recipient":"b","text":"{}"}}"#, "x\\n".repeat(270));
+    let batch = format!("{line}\n").repeat(9_500);
+    assert!(batch.len() > 7 << 20 && batch.len() < 8 << 20, "{}", batch.len());
+    let stop = AtomicBool::new(false);
+    let took = std::thread::scope(|scope| {
+        for _ in 0..SENDERS {
+            scope.spawn(|| {
+                while !stop.load(Ordering::SeqCst) {
+                    let answer = post(addr, "/messages", &[NDJSON], &batch);
+                    assert_eq!(answer.status(), 200);
+                }
+            });
+        }
+        let mut connection = Connection::open(addr).expect("connected");
+        let mut took = Vec::new();
+        for _ in 0..CHECKS {
+            let began = Instant::now();
+            connection.send(&encode(addr, "GET", "/livez", &[], b"")).expect("sent");
+            assert_eq!(connection.receive("GET").expect("an answer").status(), 200);
+            took.push(began.elapsed());
+            eventually_blocking(SOON, "a moment", || began.elapsed() >= Duration::from_millis(20));
+        }
+        stop.store(true, Ordering::SeqCst);
+        took
+    });
+    let shares = [0.5, 0.9, 1.0].map(|share| percentile(&took, share));
+    measure::say(&format!("/livez beside {SENDERS} senders of 8 MiB: median, p90, longest: {shares:.1?}"));
+    assert!(shares[1] <= Duration::from_millis(30), "{shares:?}");
 }
