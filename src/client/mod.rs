@@ -23,6 +23,8 @@ use reqwest::{
     header::{AUTHORIZATION, CONNECTION, CONTENT_TYPE, HeaderMap, RETRY_AFTER, WWW_AUTHENTICATE},
     redirect,
 };
+use rustix::io::Errno;
+use rustix::process::{Resource, getrlimit};
 use tokio::time::timeout;
 
 use crate::api::{
@@ -42,6 +44,8 @@ const CONNECT_MAX: Duration = Duration::from_millis(800);
 const IDLE_MAX: Duration = Duration::from_secs(60);
 /// Idle connections kept per server. Further ones are closed after their request.
 const IDLE_COUNT_MAX: usize = 256;
+/// The same as a part of the file descriptors of this process, where they are few.
+const IDLE_FRACTION: usize = 32;
 /// A body without data for this long is a timeout. Feeds send something every 15 s.
 const READ_MAX: Duration = Duration::from_secs(30);
 /// A longer URL is refused, because the HTTP library cannot send it. Escaping makes three bytes of one, so a URL can
@@ -95,6 +99,8 @@ impl Request {
 /// Why there is no usable answer.
 #[derive(Debug, Clone)]
 pub enum ClientError {
+    /// This process has no free file descriptor for a connection: that says nothing about the server.
+    NoDescriptor { addr: Addr },
     /// No connection: the request surely had no effect.
     Unreachable { addr: Addr, why: String },
     /// The connection broke before the answer was complete: the request may have had its effect.
@@ -141,7 +147,8 @@ impl ClientError {
     /// The server, unless several were asked.
     pub fn addr(&self) -> Option<&Addr> {
         match self {
-            Self::Unreachable { addr, .. }
+            Self::NoDescriptor { addr }
+            | Self::Unreachable { addr, .. }
             | Self::Lost { addr, .. }
             | Self::Timeout { addr, .. }
             | Self::Problem { addr, .. }
@@ -152,6 +159,7 @@ impl ClientError {
 
     pub fn why(&self) -> String {
         match self {
+            Self::NoDescriptor { .. } => "this process has no free file descriptor (see ulimit -n)".into(),
             Self::Unreachable { why, .. } => why.clone(),
             Self::Lost { why, .. } => format!("the connection was lost: {why}"),
             Self::Timeout { after, .. } => format!("no answer within {} s", after.as_secs_f32()),
@@ -166,7 +174,9 @@ impl ClientError {
 
     fn from_reqwest(addr: &Addr, e: &reqwest::Error) -> Self {
         let (addr, mut why) = (addr.clone(), root_cause(e));
-        if e.is_connect() || e.is_builder() {
+        if is_descriptor_missing(e) {
+            Self::NoDescriptor { addr }
+        } else if e.is_connect() || e.is_builder() {
             if e.is_timeout() {
                 why = format!("no connection within {} s", CONNECT_MAX.as_secs_f32());
             }
@@ -177,6 +187,15 @@ impl ClientError {
             Self::Lost { addr, why }
         }
     }
+}
+
+/// Whether the error is that the process, or the machine, has no free file descriptor.
+fn is_descriptor_missing(e: &(dyn std::error::Error + 'static)) -> bool {
+    let missing = [Errno::MFILE, Errno::NFILE].map(Errno::raw_os_error);
+    let causes = std::iter::successors(Some(e), |cause| cause.source());
+    causes
+        .filter_map(|cause| cause.downcast_ref::<io::Error>()?.raw_os_error())
+        .any(|code| missing.contains(&code))
 }
 
 /// The innermost error: reqwest's own text only says that something failed.
@@ -194,6 +213,8 @@ fn root_cause(e: &reqwest::Error) -> String {
 impl Client {
     /// A client that sends the first key with every request. Connects with the first request.
     pub fn new(keys: Option<&Keys>) -> Self {
+        let descriptors = getrlimit(Resource::Nofile).current.and_then(|count| usize::try_from(count).ok());
+        let idle_max = descriptors.map_or(IDLE_COUNT_MAX, |count| IDLE_COUNT_MAX.min(count / IDLE_FRACTION));
         let builder = |connect_max| {
             reqwest::Client::builder()
                 .user_agent(concat!("chatchain/", env!("CARGO_PKG_VERSION")))
@@ -205,7 +226,7 @@ impl Client {
                 .tcp_nodelay(true)
                 .connect_timeout(connect_max)
                 .pool_idle_timeout(IDLE_MAX)
-                .pool_max_idle_per_host(IDLE_COUNT_MAX)
+                .pool_max_idle_per_host(idle_max)
         };
         let build = |builder: reqwest::ClientBuilder| {
             builder.build().expect("building cannot fail without TLS and proxies")
@@ -374,5 +395,24 @@ impl Answer {
     pub fn into_stream(self) -> impl Stream<Item = Result<Bytes, ClientError>> + Send + 'static + use<> {
         let addr = self.addr;
         self.response.bytes_stream().map_err(move |e| ClientError::from_reqwest(&addr, &e))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("cannot connect")]
+    struct ConnectError(#[source] io::Error);
+
+    #[test]
+    fn only_missing_descriptors_are_the_fault_of_this_process() {
+        let is_own = |errno: Errno| {
+            let cause = io::Error::from_raw_os_error(errno.raw_os_error());
+            is_descriptor_missing(&ConnectError(io::Error::other(ConnectError(cause))))
+        };
+        assert!(is_own(Errno::MFILE) && is_own(Errno::NFILE));
+        assert!(!is_own(Errno::CONNREFUSED) && !is_own(Errno::NETUNREACH));
     }
 }

@@ -69,7 +69,7 @@ impl ClientError {
             Self::NoAnswer { tried } => tried.iter().all(Self::no_node),
             Self::Unreachable { .. } | Self::Lost { .. } | Self::Timeout { .. } => true,
             Self::Problem { problem, .. } => problem.code == ErrorCode::NoNodeAvailable,
-            Self::Malformed { .. } => false,
+            Self::Malformed { .. } | Self::NoDescriptor { .. } => false,
         }
     }
 }

@@ -6,6 +6,7 @@
 use std::{collections::BTreeSet, fs, io, net::SocketAddr, process, thread};
 
 use color_eyre::eyre::{Result, WrapErr, eyre};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::{
     net::TcpListener,
     signal::unix::{Signal, SignalKind, signal},
@@ -108,6 +109,7 @@ async fn run_until_stopped(
     args: &cli::ServerArgs,
     server: impl AsyncFnOnce(CancellationToken) -> Result<()>,
 ) -> Result<Exit> {
+    raise_descriptor_limit();
     let mut signals = StopSignals::catch()?;
     let stop = CancellationToken::new();
     if args.exit_with_parent {
@@ -125,6 +127,17 @@ async fn run_until_stopped(
                 stop.cancel();
             }
         }
+    }
+}
+
+/// Raises the soft limit of file descriptors to the hard one. The soft limit is often 1,024, for old programs that call
+/// `select`; a server needs one descriptor for each connection.
+fn raise_descriptor_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    if limit.current != limit.maximum
+        && let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit })
+    {
+        warn!(%error, current = limit.current, "the limit of file descriptors cannot be raised");
     }
 }
 

@@ -49,7 +49,7 @@ pub async fn run(
 ) -> Result<(), NodeError> {
     let (config, started, incidents) = (Arc::new(config), Instant::now(), Incidents::default());
     let slot = NodeSlot::new(SlotState::Starting);
-    let serving = serve::serve(listener, http::routes(slot.clone()), config.keys.clone(), stop.clone());
+    let serving = serve::serve(listener, http::routes(slot.clone()), config.keys.clone(), 1, stop.clone());
     tokio::pin!(serving);
     let Some((mut store_opener, opened)) = open_first(&config, serving.as_mut()).await? else {
         return Ok(());

@@ -238,6 +238,9 @@ async fn ask(node: &Node, peer: &PeerStatus) -> Result<NodeStatus, NoStatus> {
         || NoStatus { why: format!("{address}: no answer within {} s", time.as_secs_f32()), is_late: true };
     let answer: NodeStatus = match timeout(time, answer).await {
         Ok(Err(ClientError::Timeout { .. })) | Err(_) => return Err(late()),
+        Ok(Err(error @ ClientError::NoDescriptor { .. })) => {
+            return Err(NoStatus { why: error.to_string(), is_late: true });
+        }
         Ok(answer) => answer.map_err(|error| NoStatus { why: error.to_string(), is_late: false })?,
     };
     match node_id {

@@ -102,7 +102,7 @@ impl Bench {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("binds");
         let addr = listener.local_addr().expect("is bound").into();
         let stop = tokio_util::sync::CancellationToken::new();
-        self.serving.spawn(crate::serve::serve(listener, http::routes(slot.clone()), None, stop));
+        self.serving.spawn(crate::serve::serve(listener, http::routes(slot.clone()), None, 1, stop));
         crate::config::ConfiguredPeer { node_id: None, addr }
     }
 
@@ -747,7 +747,7 @@ async fn what_a_peer_with_a_full_disk_has_is_fetched_although_it_takes_nothing()
     let router = axum::Router::new().route(crate::api::path::SYNC, axum::routing::post(handler));
     let stop = CancellationToken::new();
     let mut serving = tokio::task::JoinSet::new();
-    serving.spawn(crate::serve::serve(listener, router, None, stop));
+    serving.spawn(crate::serve::serve(listener, router, None, 1, stop));
     let bench = Bench::with_peers(vec![crate::config::ConfiguredPeer { node_id: None, addr }]);
     let mut client = sync::SyncClient::new(0);
     client.exchange(&bench.node, true).await.expect("has nothing to push yet");

@@ -74,7 +74,7 @@ impl FakeNodes {
         let app = Router::new().route("/readyz", ready).route("/{*path}", any(handler));
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("binds");
         self.nodes.push(listener.local_addr().expect("bound").into());
-        self.tasks.spawn(serve::serve(listener, app, self.keys.clone(), CancellationToken::new()));
+        self.tasks.spawn(serve::serve(listener, app, self.keys.clone(), 1, CancellationToken::new()));
     }
 
     /// Adds an address at which nothing listens while the test runs.

@@ -126,6 +126,10 @@ impl Forwarder {
             Ok(answer) => self.handle_refusal(id, class.traffic, answer).await,
             // The request cannot be sent to any node, so no node is at fault.
             Err(ClientError::Problem { problem, .. }) => AttemptOutcome::Final(problem.into_response()),
+            Err(e @ ClientError::NoDescriptor { .. }) => {
+                let why = Problem::new(ErrorCode::Overloaded, e.why());
+                AttemptOutcome::Refused(why.into_response())
+            }
             Err(e) => self.record_failure(id, &e),
         }
     }

@@ -58,6 +58,7 @@ pub async fn probe(forwarder: &Forwarder, id: UpstreamId, addr: Addr) {
     match answer.unwrap_or(Err(timed_out)) {
         Ok(ready) => state.upstreams.probe_answered(id, now, started.elapsed(), &ready),
         Err(e @ ClientError::Timeout { .. }) => state.upstreams.probe_timed_out(id, since, now, e.why()),
+        Err(ClientError::NoDescriptor { .. }) => {} // says nothing about the node
         Err(e) if e.is_unauthorized() => state.upstreams.unauthorized(id, now),
         Err(e) => state.upstreams.failed(id, now, e.why()),
     }

@@ -49,7 +49,8 @@ pub async fn run(
     let budget = Budget::new(BODIES_BYTES_MAX);
     let proxy = Proxy { forwarder: forwarder.clone(), budget, open_warning, stop: stop.clone() };
     tokio::select! {
-        () = serve::serve(listener, routes(proxy), keys, stop) => Ok(()),
+        // One descriptor for the client, one for its node.
+        () = serve::serve(listener, routes(proxy), keys, 2, stop) => Ok(()),
         never = prober::run(&forwarder) => match never {},
     }
 }

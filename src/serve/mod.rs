@@ -25,10 +25,11 @@ use hyper::body::{Body as _, Incoming};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
+use rustix::process::{Resource, getrlimit};
 use socket2::SockRef;
 use tokio::io::join;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::{sleep, timeout};
 use tokio_io_timeout::TimeoutWriter;
@@ -37,6 +38,7 @@ use tracing::{debug, error, warn};
 
 use auth::{Access, Auth};
 pub use body::{BODIES_BYTES_MAX, Budget, SendKind, idempotency_key, read_body};
+use request::Shared;
 pub use request::{feed_request, json, json_bytes, live, wants_ndjson};
 use socket::SocketSide;
 
@@ -49,11 +51,20 @@ const UNSENT_BYTES_MAX: u32 = 128 * 1024;
 /// Pause after a failed accept, for instance without free file descriptors.
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
 
+/// Descriptors for files, for connections to other servers, and for what a library opens.
+const DESCRIPTORS_RESERVED: usize = 128;
+/// While no slot is free, idle connections are closed at this interval.
+const CROWDED_EVERY: Duration = Duration::from_millis(250);
+
 /// A value, so that tests can use short times.
 #[derive(Debug, Clone, Copy)]
 struct ConnectionLimits {
-    /// At the bound no further connection is accepted until one ends; the kernel's backlog holds the next ones.
+    /// At the bound connections that are idle between two requests are closed, and no further connection is accepted
+    /// until one ends; the kernel's backlog holds the next ones.
     connections: usize,
+    /// At the bound a feed is refused as `overloaded`: feeds last, and the rest of the connections is for everything
+    /// else.
+    feeds: usize,
     /// Connections on which no key was shown yet, where one is needed. At the bound the oldest of them is dropped.
     unauthenticated: usize,
     /// To receive a request head, from its first byte on, and for the first one to begin; then the connection ends.
@@ -74,6 +85,7 @@ struct ConnectionLimits {
 
 const LIMITS: ConnectionLimits = ConnectionLimits {
     connections: 10_000,
+    feeds: 7_500,
     unauthenticated: 1_000,
     head: Duration::from_secs(5),
     idle: Duration::from_secs(75),
@@ -83,11 +95,36 @@ const LIMITS: ConnectionLimits = ConnectionLimits {
     drain: Duration::from_secs(5),
 };
 
+impl ConnectionLimits {
+    /// These limits, or what this many file descriptors allow, `each` for a connection.
+    fn for_descriptors(self, count: usize, each: usize) -> Self {
+        let connections = count.saturating_sub(DESCRIPTORS_RESERVED).max(count / 2) / each;
+        let connections = connections.clamp(1, self.connections);
+        ConnectionLimits { connections, feeds: self.feeds.min((connections * 3 / 4).max(1)), ..self }
+    }
+}
+
 /// Serves `app` until `stop`, then lets open requests finish for a few seconds. With `keys`, a request needs one of
 /// them. Unknown paths and methods are refused here, so `app` needs no fallback. Endless streams must watch `stop`
-/// themselves.
-pub async fn serve(listener: TcpListener, app: Router, keys: Option<Keys>, stop: CancellationToken) {
-    serve_within(LIMITS, listener, app, keys, stop).await;
+/// themselves. `descriptors_each`: how many file descriptors a connection takes.
+pub async fn serve(
+    listener: TcpListener,
+    app: Router,
+    keys: Option<Keys>,
+    descriptors_each: usize,
+    stop: CancellationToken,
+) {
+    let descriptors = getrlimit(Resource::Nofile).current.and_then(|count| usize::try_from(count).ok());
+    let limits = LIMITS.for_descriptors(descriptors.unwrap_or(usize::MAX), descriptors_each);
+    if limits.connections < LIMITS.connections / 2 {
+        warn!(
+            descriptors,
+            connections = limits.connections,
+            feeds = limits.feeds,
+            "the limit of file descriptors allows few connections; raise it (ulimit -n, LimitNOFILE)"
+        );
+    }
+    serve_within(limits, listener, app, keys, stop).await;
 }
 
 async fn serve_within(
@@ -98,12 +135,13 @@ async fn serve_within(
     stop: CancellationToken,
 ) {
     let (app, auth) = (request::with_refusals(app), Auth::new(keys, limits.unauthenticated));
-    let server = Server { limits, app, auth, stop };
+    let feeds = Arc::new(Semaphore::new(limits.feeds));
+    let server = Server { limits, app, auth, feeds, crowded: Arc::default(), stop };
     let slots = Arc::new(Semaphore::new(limits.connections));
     let mut connections = JoinSet::new();
     loop {
         let accepted = tokio::select! {
-            accepted = accept(&listener, &slots) => accepted,
+            accepted = accept(&listener, &slots, &server.crowded) => accepted,
             Some(ended) = connections.join_next() => {
                 report(ended);
                 continue;
@@ -137,8 +175,14 @@ async fn serve_within(
 async fn accept(
     listener: &TcpListener,
     slots: &Arc<Semaphore>,
+    crowded: &Notify,
 ) -> io::Result<(TcpStream, OwnedSemaphorePermit)> {
-    let slot = slots.clone().acquire_owned().await.expect("the semaphore is never closed");
+    let slot = loop {
+        match timeout(CROWDED_EVERY, slots.clone().acquire_owned()).await {
+            Ok(slot) => break slot.expect("the semaphore is never closed"),
+            Err(_) => crowded.notify_waiters(),
+        }
+    };
     let (socket, _) = listener.accept().await?;
     Ok((socket, slot))
 }
@@ -163,13 +207,17 @@ struct Server {
     limits: ConnectionLimits,
     app: Router,
     auth: Auth,
+    /// Feeds that may be opened.
+    feeds: Arc<Semaphore>,
+    /// Notified when no slot is free.
+    crowded: Arc<Notify>,
     stop: CancellationToken,
 }
 
 impl Server {
     /// Serves one connection to its end.
     async fn connection(self, socket: TcpStream, _slot: OwnedSemaphorePermit) {
-        let Server { limits, app, auth, stop } = self;
+        let Server { limits, app, auth, feeds, crowded, stop } = self;
         if let Err(e) = socket.set_nodelay(true) {
             debug!("cannot set TCP_NODELAY: {e}"); // slower, not wrong
         }
@@ -177,6 +225,7 @@ impl Server {
             debug!("cannot set TCP_NOTSENT_LOWAT: {e}"); // more memory, not wrong
         }
         let (auth, is_body_unread) = (auth.connection(), AtomicBool::new(false));
+        let has_served = AtomicBool::new(false);
         let left = CancellationToken::new();
         let (reader, timer) = head_timer::head_timer(SocketSide(&socket), limits.head, limits.idle);
         let mut writer = TimeoutWriter::new(SocketSide(&socket));
@@ -185,10 +234,13 @@ impl Server {
         let service = service_fn(|request: Request<Incoming>| {
             let has_body = !request.body().is_end_stream();
             let (access, request) = auth.admit(request);
+            has_served.store(true, Ordering::Relaxed);
             if access != Access::Authenticated && has_body {
                 is_body_unread.store(true, Ordering::Relaxed);
             }
-            request::answer(app.clone(), access, request, limits.answer, left.clone())
+            let shared =
+                Shared { app: app.clone(), feeds: feeds.clone(), limit: limits.answer, left: left.clone() };
+            request::answer(shared, access, request)
         });
         let connection = http1::Builder::new()
             .timer(timer)
@@ -203,13 +255,22 @@ impl Server {
             left.cancel();
             pending::<()>().await;
         };
-        let ended = tokio::select! {
-            ended = &mut connection => ended,
-            () = watching => return, // never
-            () = auth.must_end() => return,
-            () = stop.cancelled() => {
-                connection.as_mut().graceful_shutdown();
-                connection.await
+        tokio::pin!(watching);
+        let ended = loop {
+            tokio::select! {
+                ended = &mut connection => break ended,
+                () = &mut watching => return, // never
+                () = auth.must_end() => return,
+                () = crowded.notified() => {
+                    // A client that has sent no request yet is about to, and gets its answer.
+                    if has_served.load(Ordering::Relaxed) {
+                        connection.as_mut().graceful_shutdown();
+                    }
+                }
+                () = stop.cancelled() => {
+                    connection.as_mut().graceful_shutdown();
+                    break connection.await;
+                }
             }
         };
         match ended {

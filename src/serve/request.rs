@@ -7,6 +7,7 @@
 use std::convert::Infallible;
 use std::io;
 use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
@@ -17,6 +18,7 @@ use axum::response::{IntoResponse, Response};
 use futures_util::{FutureExt, StreamExt, stream};
 use hyper::body::{Body as _, Incoming};
 use serde::Serialize;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
@@ -34,8 +36,8 @@ use crate::api::network::Liveness;
 use crate::api::path;
 use crate::api::query::refuse_any;
 
-/// After its client closed its sending side, a read goes on for this long without anything to send. Most such clients
-/// are gone, and only a write would tell: then a search would go on for nobody.
+/// After its client closed its sending side, a read or a feed goes on for this long without anything to send. Most such
+/// clients are gone, and only a write would tell: then a search would go on for nobody, and a feed would take a place.
 const LEFT_MAX: Duration = Duration::from_millis(50);
 
 /// An answer with this value as JSON.
@@ -106,6 +108,21 @@ pub fn with_refusals(app: Router) -> Router {
     })
 }
 
+/// The refusal of a feed beyond the bound. It closes its connection, which takes a descriptor as well.
+fn too_many_feeds() -> Response {
+    let detail = "this server has as many feeds as its limits allow; another server may take one more";
+    let mut response = Problem::new(ErrorCode::Overloaded, detail).into_response();
+    response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    response
+}
+
+/// A body that has this slot until it ends.
+fn holding(body: Body, slot: OwnedSemaphorePermit) -> Body {
+    Body::from_stream(body.into_data_stream().inspect(move |_| {
+        let _held = &slot;
+    }))
+}
+
 /// Returns when a read is given up: its client has left, or does not say that it has not.
 async fn is_given_up(left: &CancellationToken) {
     left.cancelled().await;
@@ -131,24 +148,34 @@ fn until_given_up(body: Body, left: CancellationToken) -> Body {
     Body::from_stream(parts)
 }
 
-/// Answers one request. Never fails: an error is an answer as well. `left`: the client closed its sending side.
+/// What the answer to a request needs of its server and its connection.
+pub struct Shared {
+    pub app: Router,
+    pub feeds: Arc<Semaphore>,
+    /// Time to begin the answer.
+    pub limit: Duration,
+    /// The client has closed its sending side.
+    pub left: CancellationToken,
+}
+
+/// Answers one request. Never fails: an error is an answer as well.
 pub async fn answer(
-    app: Router,
+    shared: Shared,
     access: Access,
     request: Request<Option<Incoming>>,
-    limit: Duration,
-    left: CancellationToken,
 ) -> Result<Response, Infallible> {
-    let started = Instant::now();
+    let (Shared { app, feeds, limit, left }, started) = (shared, Instant::now());
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
-    // A send goes on in any case. A feed is silent for long, and costs little meanwhile.
-    let needs_client = method.is_safe() && path != path::FEED;
+    let needs_client = method.is_safe(); // a send goes on in any case
     // With `Expect: 100-continue` (RFC 9110, 10.1.1) the client has not sent the body of a refused request.
     let expects_continue = request.headers().contains_key(header::EXPECT);
     let (head, body) = request.into_parts();
     let body = SharedBody::new(body);
+    let feed = (method == Method::GET && path == path::FEED).then(|| feeds.try_acquire_owned());
     let mut response = if access == Access::Unauthenticated {
         Problem::new(ErrorCode::Unauthorized, key::REFUSAL).into_response()
+    } else if let Some(Err(_)) = feed {
+        too_many_feeds()
     } else {
         let answer = app.oneshot(Request::from_parts(head, Body::new(body.clone())));
         let answer = timeout(limit, AssertUnwindSafe(answer).catch_unwind());
@@ -179,6 +206,11 @@ pub async fn answer(
     };
     if !response.status().is_success() && !expects_continue {
         body.discard_rest().await;
+    }
+    if let Some(Ok(slot)) = feed
+        && response.status().is_success()
+    {
+        response = response.map(|body| holding(body, slot));
     }
     if access != Access::Authenticated {
         auth::mark_unauthenticated(&mut response);

@@ -17,6 +17,7 @@ const SHORT: Duration = Duration::from_millis(50);
 /// Long enough never to be reached by accident.
 const LONG: ConnectionLimits = ConnectionLimits {
     connections: 100,
+    feeds: 100,
     unauthenticated: 100,
     head: Duration::from_secs(60),
     idle: Duration::from_secs(60),

@@ -63,7 +63,7 @@ async fn text(argument: &str) -> Result<String> {
 
 fn may_be_stored(error: &ClientError) -> bool {
     match error {
-        ClientError::Unreachable { .. } => false,
+        ClientError::Unreachable { .. } | ClientError::NoDescriptor { .. } => false,
         ClientError::Lost { .. } | ClientError::Timeout { .. } | ClientError::Malformed { .. } => true,
         ClientError::Problem { problem, .. } => !problem.code.surely_no_effect(),
         ClientError::NoAnswer { tried } => tried.iter().any(may_be_stored),

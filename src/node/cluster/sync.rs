@@ -22,7 +22,7 @@ use crate::chain::ids::Origin;
 use crate::chain::sync::NextExchange;
 use crate::chain::sync::wire::{self, Hello, Run, SyncMessage};
 use crate::chain::vector::{LogSpan, Vector};
-use crate::client::SILENCE_MAX;
+use crate::client::{ClientError, SILENCE_MAX};
 use crate::node::cluster::arriving_answer::ArrivingAnswer;
 use crate::node::cluster::side_push;
 use crate::node::{Node, blocking, blocking_while_awaited, now_ms};
@@ -43,6 +43,8 @@ const READ_TIME: Duration = Duration::from_secs(1);
 /// Waits after failures double from the first to the second, with full jitter.
 const BACK_OFF_MIN: Duration = Duration::from_millis(250);
 const BACK_OFF_MAX: Duration = Duration::from_secs(30);
+/// Pause after an exchange for which this process had no file descriptor.
+const DESCRIPTOR_RETRY: Duration = Duration::from_secs(1);
 /// Members that could not be stored are written again after this long.
 const MEMBERS_RETRY: Duration = Duration::from_secs(10);
 /// Exchanges in a row that ask for another one and bring no entries. After more of them the peer counts as failing.
@@ -177,6 +179,12 @@ impl SyncClient {
         let within = silence + Duration::from_millis(self.push.time_max_ms());
         let body = match cluster.client.sync(&addr, encoded.into(), within, silence, is_last).await {
             Ok(body) => body,
+            Err(error @ ClientError::NoDescriptor { .. }) => {
+                // Not the peer's fault, so nothing is recorded of it.
+                tracing::warn!(peer = %addr, %error, "an exchange must wait");
+                tokio::time::sleep(DESCRIPTOR_RETRY).await;
+                return Ok(Some(NextExchange::Again));
+            }
             Err(error) => {
                 match error.problem() {
                     Some(problem) if problem.code == ErrorCode::StorageFull => cluster.on_full(self.number),

@@ -346,7 +346,7 @@ async fn serve_answers(
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("binds");
     let addr = listener.local_addr().expect("is bound").into();
     let router = axum::Router::new().route(crate::api::path::SYNC, axum::routing::post(handler));
-    bench.serving.spawn(crate::serve::serve(listener, router, None, CancellationToken::new()));
+    bench.serving.spawn(crate::serve::serve(listener, router, None, 1, CancellationToken::new()));
     crate::config::ConfiguredPeer { node_id: None, addr }
 }
 

@@ -7,6 +7,7 @@ mod auth;
 mod auth_side_channels;
 mod batch;
 mod copies;
+mod descriptors;
 mod history;
 mod hostile_clients;
 mod long_reads;

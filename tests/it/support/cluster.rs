@@ -27,6 +27,8 @@ pub struct Cluster {
     addressing: Addressing,
     nodes: Vec<Node>,
     proxy: Option<Process>,
+    /// The soft and hard limit of file descriptors of servers that are started from now on.
+    descriptors: Option<u32>,
     /// The last field, so that the directory is removed after the processes have ended.
     dir: tempfile::TempDir,
 }
@@ -115,7 +117,7 @@ impl Cluster {
         let addrs: Vec<_> = (0..n).map(|i| addressing.node(i)).collect();
         let peers = |own| addrs.iter().copied().filter(|addr| *addr != own).collect();
         let nodes = addrs.iter().map(|own| Node::new(peers(*own))).collect();
-        Cluster { addressing, nodes, proxy: None, dir }
+        Cluster { addressing, nodes, proxy: None, descriptors: None, dir }
     }
 
     /// Adds a node that has only these nodes as peers, and waits until it is ready. Gives its index.
@@ -179,8 +181,27 @@ impl Cluster {
     #[track_caller]
     pub fn spawn_node(&mut self, i: usize) {
         assert!(!self.is_up(i), "node {i} is up already");
-        let command = self.node_command(i);
+        let command = self.limited(self.node_command(i));
         self.nodes[i].process = Some(Process::spawn(&format!("node {i}"), command));
+    }
+
+    /// Starts servers with this soft and hard limit of file descriptors from now on.
+    pub fn limit_descriptors(&mut self, count: u32) {
+        self.descriptors = Some(count);
+    }
+
+    fn limited(&self, command: Command) -> Command {
+        let Some(count) = self.descriptors else { return command };
+        let mut limited = Command::new("/bin/sh");
+        limited.args(["-c", &format!("ulimit -n {count}; exec \"$0\" \"$@\"")]);
+        limited.arg(command.get_program()).args(command.get_args()).current_dir(self.dir());
+        for (name, value) in command.get_envs() {
+            match value {
+                Some(value) => limited.env(name, value),
+                None => limited.env_remove(name),
+            };
+        }
+        limited
     }
 
     /// Starts a stopped node with these peers instead of its configured ones, and does not wait.
@@ -229,6 +250,7 @@ impl Cluster {
         let mut command = self.command();
         command.args(["proxy", "--listen", &self.proxy().to_string(), "--nodes", &join_addrs(&nodes)]);
         command.args(self.addressing.flags());
+        let command = self.limited(command);
         let proxy = self.proxy.insert(Process::spawn("proxy", command));
         ready(proxy, self.addressing.proxy(), "the proxy is ready");
     }
