@@ -3,13 +3,14 @@
 //! Called by `sync`, which has each run stored before the next one is there. What a message means is not known here.
 
 use std::pin::Pin;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt};
 
 use crate::api::address::Addr;
 use crate::chain::sync::wire::{Run, SyncDecoder, SyncMessage};
-use crate::client::ClientError;
+use crate::client::{ClientError, SILENCE_MAX};
 use crate::node::{Limits, Node};
 
 /// The answer to an exchange, as it arrives.
@@ -61,4 +62,9 @@ impl ArrivingAnswer {
     pub fn head(&self) -> Result<SyncMessage, String> {
         self.decoder.head().map_err(|error| format!("{}: {error}", self.addr))
     }
+}
+
+/// After this long without a byte a link counts as broken. One lost segment costs a round trip or two.
+pub(super) fn silence_max(round_trip: Duration) -> Duration {
+    SILENCE_MAX + 4 * round_trip
 }

@@ -22,8 +22,8 @@ use crate::chain::ids::Origin;
 use crate::chain::sync::NextExchange;
 use crate::chain::sync::wire::{self, Hello, Run, SyncMessage};
 use crate::chain::vector::{LogSpan, Vector};
-use crate::client::{ClientError, SILENCE_MAX};
-use crate::node::cluster::arriving_answer::ArrivingAnswer;
+use crate::client::ClientError;
+use crate::node::cluster::arriving_answer::{ArrivingAnswer, silence_max};
 use crate::node::cluster::side_push;
 use crate::node::{Node, blocking, blocking_while_awaited, now_ms};
 use crate::replica::exchange::{Exchange, PlannedRequest, Reply, RunActions, Trigger};
@@ -180,9 +180,8 @@ impl SyncClient {
         let body = match cluster.client.sync(&addr, encoded.into(), within, silence, is_last).await {
             Ok(body) => body,
             Err(error @ ClientError::NoDescriptor { .. }) => {
-                // Not the peer's fault, so nothing is recorded of it.
                 tracing::warn!(peer = %addr, %error, "an exchange must wait");
-                tokio::time::sleep(DESCRIPTOR_RETRY).await;
+                tokio::time::sleep(DESCRIPTOR_RETRY).await; // nothing is recorded: it is not the peer's fault
                 return Ok(Some(NextExchange::Again));
             }
             Err(error) => {
@@ -430,11 +429,6 @@ impl SyncClient {
             () = wake.notified() => self.failures = 0,
         }
     }
-}
-
-/// After this long without a byte a link counts as broken. One lost segment costs a round trip or two.
-pub(super) fn silence_max(round_trip: Duration) -> Duration {
-    SILENCE_MAX + 4 * round_trip
 }
 
 fn millis(time: Duration) -> u64 {
