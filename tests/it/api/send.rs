@@ -227,7 +227,7 @@ fn messages_at_the_limits_are_stored_unchanged() {
         json!({ "sender": "\u{1F30D}".repeat(64), "recipient": "é".repeat(64), "text": "x".repeat(16_384), "timestamp": 0 }),
         json!({ "sender": "a b", "recipient": "#ops", "text": "\u{1F30D}".repeat(4096), "timestamp": 253_402_300_799_u64 }),
         json!({ "sender": "a", "recipient": "a", "text": " \u{1}\u{7f}\u{9b}31m\u{2028}\u{feff}\r\n", "timestamp": 1 }),
-        json!({ "sender": "\u{202e}", "recipient": "\\\"", "text": "\n", "timestamp": 1 }),
+        json!({ "sender": "a\u{202e}", "recipient": "\\\"", "text": "\n", "timestamp": 1 }),
     ];
     for (server, addr) in servers.both() {
         for message in &messages {
