@@ -309,10 +309,11 @@ impl<'a> Client<'a> {
     fn refusal(&self, server: Server, request: &Request, problem: &Value) -> SendResult {
         match problem["code"].as_str() {
             // The node itself refused before it stored anything. The proxy may have asked another node as well.
-            Some("storage_full" | "overloaded") if server.node.is_some() => SendResult::Refused,
-            Some("storage_full" | "overloaded" | "storage_failed" | "no_node_available" | "timeout") => {
-                SendResult::Unknown
-            }
+            Some("storage_full" | "overloaded" | "starting") if server.node.is_some() => SendResult::Refused,
+            Some(
+                "storage_full" | "overloaded" | "starting" | "storage_failed" | "no_node_available"
+                | "timeout",
+            ) => SendResult::Unknown,
             _ => {
                 let token = (self.number, request.tokens.start);
                 self.history.broke_contract(format!("{server:?}: refused {token:?}: {problem}"));
