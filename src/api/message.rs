@@ -54,9 +54,10 @@ struct PostedMessage {
     _duplicate: Option<IgnoredAny>,
 }
 
-#[derive(Deserialize)]
+/// Who gave the timestamp that is shown, if it was not the sender.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-enum TimestampSource {
+pub enum TimestampSource {
     /// The sender gave no timestamp; the second of acceptance is shown in its place.
     Server,
 }
@@ -135,6 +136,9 @@ pub struct ListedMessage<T = String> {
     /// The log that holds the earliest copy.
     pub origin: Uuid,
     pub seq: u64,
+    /// Absent if the sender gave the timestamp. Posted again with this field, the message is a duplicate.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub timestamp_from: Option<TimestampSource>,
 }
 
 /// Characters that end a line for some readers of lines, though not in JSON: NEL, LINE and PARAGRAPH SEPARATOR.
@@ -180,7 +184,11 @@ impl MessageView<'_> {
         self.accepted_at.write(out);
         out.extend_from_slice(b"\",\"origin\":\"");
         out.extend_from_slice(self.origin.hyphenated().encode_lower(&mut uuid_text).as_bytes());
-        write!(out, "\",\"seq\":{}}}", self.seq).expect(INFALLIBLE);
+        write!(out, "\",\"seq\":{}", self.seq).expect(INFALLIBLE);
+        if let Some(TimestampSource::Server) = self.timestamp_from {
+            out.extend_from_slice(b",\"timestamp_from\":\"server\"");
+        }
+        out.push(b'}');
     }
 
     /// Appends the JSON object of a single message (`duplicate` absent) or of the answer to a send.
@@ -269,6 +277,7 @@ mod tests {
         assert_eq!(problem.code, ErrorCode::InvalidJson);
     }
 
+    /// The sender of a message with an odd number gave a timestamp.
     fn view<'a>(sender: &'a str, text: &'a str, n: u64) -> MessageView<'a> {
         let accepted_at = Time(n);
         MessageView {
@@ -280,6 +289,7 @@ mod tests {
             accepted_at,
             origin: KEY,
             seq: n,
+            timestamp_from: n.is_multiple_of(2).then_some(TimestampSource::Server),
         }
     }
 
@@ -289,7 +299,7 @@ mod tests {
         view("user1", "Hello", 1_697_913_600).write_json(&mut out);
         assert_eq!(
             String::from_utf8(out).expect("UTF-8"),
-            r##"{"id":"01990000-0000-7000-8000-000000000001","sender":"user1","recipient":"#ops","text":"Hello","timestamp":1697913600,"accepted_at":"1970-01-20T15:38:33.600Z","origin":"01990000-0000-7000-8000-000000000002","seq":1697913600}"##
+            r##"{"id":"01990000-0000-7000-8000-000000000001","sender":"user1","recipient":"#ops","text":"Hello","timestamp":1697913600,"accepted_at":"1970-01-20T15:38:33.600Z","origin":"01990000-0000-7000-8000-000000000002","seq":1697913600,"timestamp_from":"server"}"##
         );
     }
 
@@ -300,6 +310,11 @@ mod tests {
         assert!(out.ends_with(br#""seq":3,"durable_on":[2,0],"duplicate":true}"#));
         let sent: SendAnswer = serde_json::from_slice(&out).expect("parses");
         assert_eq!((sent.message.seq, sent.durable_on, sent.duplicate), (3, vec![2, 0], true));
+        out.clear();
+        view("a", "b", 4).write_answer_json(&[1], Some(false), &mut out);
+        assert!(out.ends_with(br#""seq":4,"timestamp_from":"server","durable_on":[1],"duplicate":false}"#));
+        let sent: SendAnswer = serde_json::from_slice(&out).expect("parses");
+        assert_eq!(sent.message.timestamp_from, Some(TimestampSource::Server));
     }
 
     #[test]

@@ -293,10 +293,10 @@ impl Relay {
 }
 
 /// A hash of what the sender set. The copies of a message differ in the rest, and in a timestamp that the sender did
-/// not set: then the second of acceptance is shown.
+/// not set.
 fn content_hash(message: &str) -> Option<u64> {
     let message: ListedMessage = serde_json::from_str(message).ok()?;
-    let timestamp = Some(message.timestamp).filter(|shown| *shown != message.accepted_at.0 / 1000);
+    let timestamp = message.timestamp_from.is_none().then_some(message.timestamp);
     let mut hasher = DefaultHasher::new();
     (message.id, message.sender, message.recipient, message.text, timestamp).hash(&mut hasher);
     Some(hasher.finish())
@@ -306,9 +306,12 @@ fn content_hash(message: &str) -> Option<u64> {
 mod tests {
     use super::*;
 
-    fn message(text: &str, timestamp: u64, origin: u8) -> String {
+    /// A copy accepted in the second that the origin names. Without a timestamp of the sender, that second is shown.
+    fn message(text: &str, timestamp: Option<u64>, origin: u8) -> String {
+        let source = if timestamp.is_none() { r#","timestamp_from":"server""# } else { "" };
+        let timestamp = timestamp.unwrap_or(origin.into());
         format!(
-            r#"{{"id":"01990000-0000-7000-8000-000000000001","sender":"a","recipient":"b","text":{text},"timestamp":{timestamp},"accepted_at":"1970-01-01T00:00:0{origin}.000Z","origin":"0199{origin:04}-0000-7000-8000-000000000002","seq":{origin}}}"#
+            r#"{{"id":"01990000-0000-7000-8000-000000000001","sender":"a","recipient":"b","text":{text},"timestamp":{timestamp},"accepted_at":"1970-01-01T00:00:0{origin}.000Z","origin":"0199{origin:04}-0000-7000-8000-000000000002","seq":{origin}{source}}}"#
         )
     }
 
@@ -317,16 +320,21 @@ mod tests {
         let tricky = r#""\",\"timestamp\":1""#;
         let hash =
             |text, timestamp, origin| content_hash(&message(text, timestamp, origin)).expect("a message");
-        assert_eq!(hash(tricky, 7, 1), hash(tricky, 7, 2), "another copy");
-        assert_eq!(hash(tricky, 1, 1), hash(tricky, 2, 2), "without a timestamp of the sender");
-        assert_ne!(hash(tricky, 7, 1), hash(tricky, 8, 1));
-        assert_ne!(hash(tricky, 7, 1), hash(r#""other""#, 7, 1));
+        assert_eq!(hash(tricky, Some(7), 1), hash(tricky, Some(7), 2), "another copy");
+        assert_eq!(
+            hash(tricky, Some(1), 1),
+            hash(tricky, Some(1), 2),
+            "accepted once in the sender's second"
+        );
+        assert_eq!(hash(tricky, None, 1), hash(tricky, None, 2), "without a timestamp of the sender");
+        assert_ne!(hash(tricky, Some(7), 1), hash(tricky, Some(8), 1));
+        assert_ne!(hash(tricky, Some(7), 1), hash(r#""other""#, Some(7), 1));
         assert_eq!(content_hash("{}"), None);
     }
 
     #[test]
     fn an_event_line_keeps_the_bytes_of_its_message() {
-        let message = message(r#""\u2028""#, 7, 1);
+        let message = message(r#""\u2028""#, Some(7), 1);
         let line = format!(r#"{{"event":"message","cursor":"AbC","message":{message}}}"#);
         let event: EventLine = serde_json::from_str(&line).expect("an event");
         assert_eq!(

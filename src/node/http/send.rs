@@ -16,7 +16,7 @@ use uuid::Uuid;
 use crate::api::batch::{self, BatchAnswer, Rejected};
 use crate::api::error::{ErrorCode, Problem};
 use crate::api::header::POSITION;
-use crate::api::message::{self, MessageView};
+use crate::api::message::{self, MessageView, TimestampSource};
 use crate::api::path;
 use crate::api::query::SendQuery;
 use crate::api::time::Time;
@@ -165,6 +165,7 @@ pub fn view<'a>(content: &Content<'a>, key: EntryKey) -> MessageView<'a> {
         accepted_at: Time(key.stamp.ms()),
         origin: Uuid::from_bytes(key.origin.0),
         seq: key.seq,
+        timestamp_from: content.timestamp.is_none().then_some(TimestampSource::Server),
     }
 }
 

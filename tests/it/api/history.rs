@@ -9,6 +9,7 @@ use uuid::Uuid;
 use crate::support::cluster::Cluster;
 use crate::support::feed::{self, Format, catch_up};
 use crate::support::http;
+use crate::support::messages::{self, Sent, send};
 use crate::support::servers::{JSON, NDJSON, Servers, array, check_refusal, get, keys, post};
 
 const LISTED: [&str; 8] = ["id", "sender", "recipient", "text", "timestamp", "accepted_at", "origin", "seq"];
@@ -190,12 +191,12 @@ fn all_listings_of_a_message_have_the_same_bytes() {
         let wanted = [("accept", "text/html, Application/X-NDJSON;q=0.5")];
         let answer = http::request(addr, "GET", "/messages?limit=24", &wanted, b"").expect("an answer");
         assert!(answer.text().lines().eq(lines.iter()), "{server}: {}", answer.text());
-        for line in &lines {
-            assert_eq!(keys(line), LISTED, "{server}");
-            let id = serde_json::from_str::<Value>(line).expect("JSON")["id"]
-                .as_str()
-                .map(str::to_owned)
-                .expect("text");
+        for (i, line) in lines.iter().enumerate() {
+            // The sender of every fourth message gave no timestamp.
+            let server_fields: &[&str] = if i % 4 == 0 { &["timestamp_from"] } else { &[] };
+            assert_eq!(keys(line), [&LISTED[..], server_fields].concat(), "{server}");
+            let message: Value = serde_json::from_str(line).expect("JSON");
+            let id = message["id"].as_str().expect("text");
             let one = get(addr, &format!("/messages/{id}"));
             let want = format!(
                 concat!(r#"{},"durable_on":[0]}}"#, "\n"),
@@ -259,6 +260,48 @@ fn what_was_exported_can_be_posted_as_it_is() {
         let one = get(addr, &format!("/messages/{}", servers.history()[1]["id"].as_str().expect("an id")));
         assert_eq!(post(addr, "/messages", &[JSON], &one.body).status(), 200, "{server}");
     }
+}
+
+/// What is shown as the timestamp of such a message is no content of it: otherwise its own listing would conflict with
+/// it.
+#[test]
+fn a_message_without_timestamp_is_the_same_message_after_export_and_import() {
+    let servers = Servers::start();
+    let (node, other) = (servers.node(), Cluster::start(1));
+    let id = Uuid::now_v7().to_string();
+    let message = json!({ "sender": "a", "recipient": "b", "text": "c", "id": id });
+    let sent = post(node, "/messages", &[JSON], message.to_string());
+    let one = get(node, &format!("/messages/{id}"));
+    let lines = http::request(node, "GET", "/messages", &[("accept", NDJSON.1)], b"").expect("an answer");
+    let mut event = String::new();
+    feed::read_lines(node, "?from=start", |line| {
+        event = line;
+        false
+    })
+    .expect("a feed");
+    let event: Value = serde_json::from_str(&event).expect("JSON");
+    let printed = servers.cluster.cli(&["-o", "ndjson", "list"]);
+    for (what, listed) in [
+        ("the answer", sent.text()),
+        ("one message", one.text()),
+        ("a listing", lines.text()),
+        ("the feed", &event["message"].to_string()),
+        ("list -o ndjson", &printed.stdout),
+    ] {
+        assert!(listed.contains(r#""timestamp_from":"server""#), "{what}: {listed}");
+        assert_eq!(send(node, &serde_json::from_str(listed).expect("one object")), Sent::Duplicate, "{what}");
+    }
+    for (lines, accepted) in [(lines.text(), 1), (&printed.stdout, 0)] {
+        assert_eq!(
+            messages::send_lines(other.node(0), lines.as_bytes()),
+            (accepted, 1 - accepted),
+            "{lines}"
+        );
+    }
+    // The later acceptance is shown there, and the content is the same as that of the sender.
+    assert_eq!(send(other.node(0), &message), Sent::Duplicate);
+    let imported = servers.cluster.cli_with_input(&["send", "--file", "-"], printed.stdout.as_bytes());
+    assert!(imported.stdout.contains("0 accepted, 1 duplicates"), "{imported:?}");
 }
 
 #[test]

@@ -10,7 +10,8 @@ use uuid::Uuid;
 use crate::support::http::Response;
 use crate::support::servers::{JSON, Servers, check_refusal, get, keys, post};
 
-const SENT: [&str; 10] = [
+/// The fields of an answer to a sender that gave no timestamp.
+const SENT: [&str; 11] = [
     "id",
     "sender",
     "recipient",
@@ -19,6 +20,7 @@ const SENT: [&str; 10] = [
     "accepted_at",
     "origin",
     "seq",
+    "timestamp_from",
     "durable_on",
     "duplicate",
 ];
