@@ -263,6 +263,9 @@ pub struct ListArgs {
     /// At most this many messages, the newest. Has no effect if the cursor file exists
     #[arg(long, value_name = "N", default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub limit: u32,
+    /// All messages, printed as they arrive. With --cursor-file, a run that stopped can be continued at any node
+    #[arg(long, conflicts_with = "limit")]
+    pub all: bool,
     /// Print times in UTC instead of the local time
     #[arg(long)]
     pub utc: bool,

@@ -119,16 +119,14 @@ impl Output {
 
     /// Many values: a JSON array with one value per line, or NDJSON.
     pub fn json_list<T: Serialize>(&self, values: &[T]) -> Result<(), PrintError> {
-        let mut out = io::BufWriter::new(io::stdout().lock());
-        let (open, comma, close) =
-            if self.format == OutputFormat::Ndjson { ("", "", "") } else { ("[", ",", "]\n") };
-        write!(out, "{open}")?;
-        for (i, value) in values.iter().enumerate() {
-            let comma = if i + 1 == values.len() { "" } else { comma };
-            writeln!(out, "{}{comma}", json(value)?)?;
-        }
-        write!(out, "{close}")?;
-        Ok(out.flush()?)
+        let mut list = self.begin_json_list();
+        list.add(values)?;
+        list.end()
+    }
+
+    /// The same for values that arrive one after the other.
+    pub fn begin_json_list(&self) -> JsonList<'_> {
+        JsonList { output: self, is_empty: true }
     }
 
     /// Columns under a header; an empty header is not printed. Numbers are aligned to the right.
@@ -213,6 +211,37 @@ impl Output {
     fn labeled(&self, label: &str, color: AnsiColor, text: &str) {
         let style = color.on_default().effects(Effects::BOLD);
         eprint_line(&format!("{} {}", paint(self.colors_errors, style, &format!("{label}:")), escape(text)));
+    }
+}
+
+/// A list of values in JSON of which a part is printed.
+#[derive(Debug)]
+pub struct JsonList<'a> {
+    output: &'a Output,
+    is_empty: bool,
+}
+
+impl JsonList<'_> {
+    pub fn add<T: Serialize>(&mut self, values: &[T]) -> Result<(), PrintError> {
+        let mut out = io::BufWriter::new(io::stdout().lock());
+        let is_array = self.output.format != OutputFormat::Ndjson;
+        for value in values {
+            let json = json(value)?;
+            match (is_array, std::mem::replace(&mut self.is_empty, false)) {
+                (true, true) => write!(out, "[{json}")?,
+                (true, false) => write!(out, ",\n{json}")?,
+                (false, _) => writeln!(out, "{json}")?,
+            }
+        }
+        Ok(out.flush()?)
+    }
+
+    pub fn end(self) -> Result<(), PrintError> {
+        match (self.output.format, self.is_empty) {
+            (OutputFormat::Ndjson, _) => Ok(()),
+            (_, true) => print_data("[]\n"),
+            (_, false) => print_data("\n]\n"),
+        }
     }
 }
 

@@ -80,6 +80,12 @@ impl Servers {
         Self { client, addrs, preferred: AtomicUsize::default() }
     }
 
+    /// The next call begins with another server: the answer of the last one broke.
+    pub fn prefer_next(&self) {
+        let next = (self.preferred.load(Ordering::Relaxed) + 1) % self.addrs.len();
+        self.preferred.store(next, Ordering::Relaxed);
+    }
+
     /// Sends one message. A message without an id gets one here. `acks` goes into the query unchanged.
     pub async fn send(
         &self,

@@ -10,7 +10,6 @@ use std::{collections::HashSet, path::PathBuf, time::Duration};
 use color_eyre::eyre::{Report, Result};
 use jiff::tz::TimeZone;
 use tokio::time::{Instant, sleep, sleep_until};
-use uuid::Uuid;
 
 use super::{Context, Exit, cursor_file, last_writes::LastWrites, list, now, serving::StopSignals};
 use crate::{
@@ -22,7 +21,7 @@ use crate::{
     chain::filter::Filter,
     cli::{self, OutputFormat},
     client::servers::{FeedStream, Servers},
-    output::{Output, PrintError, TextRows, stdout_closed},
+    output::{JsonList, Output, PrintError, TextRows, stdout_closed},
 };
 
 /// The cursor is saved at most this often while messages arrive.
@@ -41,12 +40,13 @@ pub async fn run(args: &cli::ListArgs, context: &Context<'_>) -> Result<Exit> {
     let (cursor_file, saved) = args.cursor_file.as_deref().map(cursor_file::open).transpose()?.unzip();
     let saved = saved.flatten();
     let is_array = !args.follow && output.format == OutputFormat::Json;
+    let from_start = args.all && saved.is_none();
     let mut follower = Follower {
         servers: &servers,
-        query: FeedQuery { cursor: saved.clone(), from_start: false, filter: query.filter.names() },
+        query: FeedQuery { cursor: saved.clone(), from_start, filter: query.filter.names() },
         filter: query.filter.clone().folded(),
         overlap: HashSet::new(),
-        collected: is_array.then(Vec::new),
+        array: is_array.then(|| output.begin_json_list()),
         cursor_file,
         save_at: None,
         opened: Instant::now(),
@@ -56,7 +56,7 @@ pub async fn run(args: &cli::ListArgs, context: &Context<'_>) -> Result<Exit> {
         output,
     };
     let follow = async {
-        let feed = if saved.is_some() {
+        let feed = if saved.is_some() || from_start {
             servers.feed(&follower.query).await.map_err(|error| match &args.cursor_file {
                 Some(file) if !error.retryable() => Report::from(error).wrap_err(format!(
                     "the cursor in {} cannot be used; another file, or none, starts again",
@@ -78,8 +78,8 @@ pub async fn run(args: &cli::ListArgs, context: &Context<'_>) -> Result<Exit> {
         () = stop.next() => {}
         () = stdout_closed(), if args.follow => {}
     }
-    if let Some(messages) = &follower.collected {
-        output.json_list(messages)?;
+    if let Some(array) = follower.array.take() {
+        array.end()?;
     }
     follower.save_cursor()?;
     Ok(Exit::Done)
@@ -90,12 +90,12 @@ struct Follower<'a> {
     servers: &'a Servers,
     /// The feed that is asked for, with the cursor after the last event.
     query: FeedQuery,
-    /// The folded filter. Servers do not filter a feed by text, so the client does.
+    /// The folded filter. Servers filter a feed by names only, so the client looks at text and time.
     filter: Filter,
     /// Messages of the listing that the feed may repeat.
-    overlap: HashSet<CopyIdentity>,
-    /// Messages of a JSON array, which is printed at the end. `None` if each message is printed as it arrives.
-    collected: Option<Vec<ListedMessage>>,
+    overlap: HashSet<list::MessageIdentity>,
+    /// The JSON array that is being printed. `None`: messages are printed each by itself.
+    array: Option<JsonList<'a>>,
     cursor_file: Option<PathBuf>,
     /// When to save the cursor; `None` if it is saved.
     save_at: Option<Instant>,
@@ -107,13 +107,6 @@ struct Follower<'a> {
     layout: TextRows,
     clock: TimeZone,
     output: &'a Output,
-}
-
-/// Id, sender, recipient and text: two copies of a message are equal in these.
-type CopyIdentity = (Uuid, String, String, String);
-
-fn copy_identity(message: &ListedMessage) -> CopyIdentity {
-    (message.id, message.sender.clone(), message.recipient.clone(), message.text.clone())
 }
 
 impl Follower<'_> {
@@ -129,8 +122,8 @@ impl Follower<'_> {
                 wanted.join(sent);
             }
             let listed = list::fetch(self.servers, query, wanted.as_ref()).await?;
-            listed.warn_of_missing(self.output);
-            let list::ListOutcome { messages, covers, addr, .. } = listed;
+            let list::ListOutcome { messages, covers, addr, missing } = listed;
+            list::warn_of_missing(missing, &addr, self.output);
             if !covers && Instant::now() < deadline {
                 continue;
             }
@@ -145,7 +138,7 @@ impl Follower<'_> {
             }
             self.layout.fit(&list::rows(&messages, &self.clock));
             for message in messages {
-                self.overlap.insert(copy_identity(&message));
+                self.overlap.insert(list::identity(&message));
                 self.print(message)?;
             }
             self.save_at = Some(Instant::now());
@@ -196,8 +189,9 @@ impl Follower<'_> {
 
     fn print_event(&mut self, FeedLine { cursor, message, .. }: FeedLine) -> Result<()> {
         if let Some(message) = message {
-            let is_printed = !self.overlap.is_empty() && self.overlap.remove(&copy_identity(&message));
-            if !is_printed && self.filter.matches_text(&message.text) {
+            let is_printed = !self.overlap.is_empty() && self.overlap.remove(&list::identity(&message));
+            let is_recent = self.filter.since.is_none_or(|since| message.timestamp >= since);
+            if !is_printed && is_recent && self.filter.matches_text(&message.text) {
                 self.print(message)?;
             }
         }
@@ -207,9 +201,8 @@ impl Follower<'_> {
     }
 
     fn print(&mut self, message: ListedMessage) -> Result<(), PrintError> {
-        if let Some(collected) = &mut self.collected {
-            collected.push(message);
-            return Ok(());
+        if let Some(array) = &mut self.array {
+            return array.add(&[message]);
         }
         match self.output.format {
             OutputFormat::Table => {

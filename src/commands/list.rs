@@ -1,10 +1,13 @@
 //! `chatchain list`: from filters to messages, oldest first.
 //!
 //! The server that is asked has, or has waited for, what this user sent last ([`super::last_writes`]). The query of the
-//! flags and the columns of a message serve [`super::follow`], too.
+//! flags and the columns of a message serve [`super::follow`] and [`super::list_all`], too.
+
+use std::hash::{DefaultHasher, Hash, Hasher};
 
 use color_eyre::eyre::Result;
 use jiff::{Span, SpanRelativeTo, Timestamp, fmt::friendly::SpanParser, tz::TimeZone};
+use uuid::Uuid;
 
 use super::{Context, Exit, last_writes::LastWrites, now, room_recipient};
 use crate::{
@@ -13,7 +16,7 @@ use crate::{
     cli::{self, OutputFormat},
     client::{ClientError, servers::Servers},
     config::ConfigError,
-    output::{Output, TextRow, TextRows, Tone},
+    output::{Output, PrintError, TextRow, TextRows, Tone},
 };
 
 pub async fn run(args: &cli::ListArgs, context: &Context<'_>) -> Result<Exit> {
@@ -22,7 +25,7 @@ pub async fn run(args: &cli::ListArgs, context: &Context<'_>) -> Result<Exit> {
     let wanted = last_writes.position().await;
     let servers = context.servers()?;
     let listed = fetch(&servers, &query, wanted.as_ref()).await?;
-    listed.warn_of_missing(output);
+    warn_of_missing(listed.missing, &listed.addr, output);
     let ListOutcome { mut messages, covers, addr, .. } = listed;
     let future = ListQuery { accepted_since: query.accepted_before, accepted_before: None, ..query.clone() };
     let future = fetch(&servers, &future, wanted.as_ref()).await?.messages;
@@ -39,10 +42,7 @@ pub async fn run(args: &cli::ListArgs, context: &Context<'_>) -> Result<Exit> {
             layout.fit(&later);
             output.texts(&layout, &now)?;
             if !future.is_empty() {
-                output.summary(
-                    Tone::Bad,
-                    "accepted more than 5 minutes from now, by nodes whose clocks are ahead of this one:",
-                )?;
+                print_future_line(output)?;
                 output.texts(&layout, &later)?;
             }
         }
@@ -64,19 +64,22 @@ pub(super) struct ListOutcome {
     pub covers: bool,
     pub addr: Addr,
     /// How many entries are left out because they are damaged at the server.
-    missing: u64,
+    pub missing: u64,
 }
 
-impl ListOutcome {
-    pub(super) fn warn_of_missing(&self, output: &Output) {
-        if self.missing > 0 {
-            output.warn(&format!(
-                "{} entries are left out: they are damaged at {}, and no node that answers there has them; see \
-                 `chatchain status`",
-                self.missing, self.addr
-            ));
-        }
+pub(super) fn warn_of_missing(missing: u64, addr: &Addr, output: &Output) {
+    if missing > 0 {
+        output.warn(&format!(
+            "{missing} entries are left out: they are damaged at {addr}, and no node that answers there has them; see \
+             `chatchain status`"
+        ));
     }
+}
+
+/// The line above the messages of the future.
+pub(super) fn print_future_line(output: &Output) -> Result<(), PrintError> {
+    let line = "accepted more than 5 minutes from now, by nodes whose clocks are ahead of this one:";
+    output.summary(Tone::Bad, line)
 }
 
 /// Asks for a whole listing. The server first waits a moment until it covers the position that is wanted.
@@ -92,6 +95,16 @@ pub(super) async fn fetch(
         messages.push(message);
     }
     Ok(ListOutcome { messages, covers, missing: listing.missing, addr: listing.addr })
+}
+
+/// A message's id, and a hash of what its sender decided. Equal for all copies of a message, unlike the rest of a row.
+pub(super) type MessageIdentity = (Uuid, u64);
+
+pub(super) fn identity(message: &ListedMessage) -> MessageIdentity {
+    let ListedMessage { id, sender, recipient, text, timestamp, timestamp_from, .. } = message;
+    let mut hasher = DefaultHasher::new();
+    (sender, recipient, text, timestamp_from.is_none().then_some(timestamp)).hash(&mut hasher);
+    (*id, hasher.finish())
 }
 
 pub(super) fn query(args: &cli::ListArgs, now: Timestamp) -> Result<ListQuery, ConfigError> {
@@ -117,8 +130,8 @@ pub(super) fn query(args: &cli::ListArgs, now: Timestamp) -> Result<ListQuery, C
         },
         accepted_since: None,
         // Else messages of a node whose clock is ahead would be the newest until that time has come.
-        accepted_before: Some(now_second + AHEAD_MS_MAX / 1_000),
-        limit: Some(args.limit),
+        accepted_before: (!args.all).then_some(now_second + AHEAD_MS_MAX / 1_000),
+        limit: (!args.all).then_some(args.limit),
         before: None,
         after: None,
     })

@@ -12,6 +12,7 @@ mod guide;
 mod key;
 mod last_writes;
 mod list;
+mod list_all;
 pub mod preflight;
 mod send;
 mod serving;
@@ -145,6 +146,7 @@ pub async fn run(cli: &Cli, output: &Output) -> Result<Exit> {
         Command::Proxy(args) => serving::run_proxy(args, context).await,
         Command::Send(args) => send::run(args, context).await,
         Command::List(args) if args.follow || args.cursor_file.is_some() => follow::run(args, context).await,
+        Command::List(args) if args.all => list_all::run(args, context).await,
         Command::List(args) => list::run(args, context).await,
         Command::Status(args) => status::run(args, context).await,
         Command::Forget(args) => forget::run(args, context).await,

@@ -3,6 +3,7 @@
 mod commands;
 mod environment;
 mod limits;
+mod list_all;
 mod read_your_writes;
 mod server_start;
 mod terminal;
