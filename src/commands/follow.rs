@@ -65,7 +65,7 @@ pub async fn run(args: &cli::ListArgs, context: &Context<'_>) -> Result<Exit> {
                 _ => error.into(),
             })?
         } else {
-            let feed = follower.list_newest(&query, &LastWrites::of(context.sources)).await?;
+            let feed = follower.list_newest(&query, &context.last_writes()?).await?;
             if !args.follow {
                 return Ok(());
             }

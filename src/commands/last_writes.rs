@@ -3,8 +3,10 @@
 //!
 //! `send` adds the position of its answer; `list` asks for a listing that covers it. A position is kept for ten
 //! minutes: after that, either the messages have spread, or the node that took them is away. Nothing depends on the
-//! file: if it cannot be read, written or locked, the commands go on without it and print nothing. Positions of several
-//! networks are kept apart.
+//! file: if it cannot be read, written or locked, the commands go on without it and print nothing.
+//!
+//! Two networks can have one name. So a position is kept with the addresses to which its user sent, and counts for
+//! commands that ask one of them.
 
 use std::{
     cmp::Reverse,
@@ -17,13 +19,15 @@ use std::{
 use tokio::time::sleep;
 
 use super::now;
-use crate::{api::position::Position, config::Sources};
+use crate::api::{address::Addr, position::Position};
 
 const FILE_NAME: &str = "sent";
 /// Older positions are ignored, and removed at the next write.
 const AGE_MAX: Duration = Duration::from_secs(600);
 /// Beyond this, the network that was written to longest ago is dropped.
 const NETWORKS_MAX: usize = 8;
+/// Of the addresses of one network, the ones used before are dropped first.
+const ADDRS_MAX: usize = 64;
 /// The rest of a longer file is ignored, and cut off at the next write.
 const FILE_BYTES_MAX: u64 = 64 << 10;
 /// Other commands lock the file for less than a millisecond. After this many attempts a command goes on without the
@@ -34,6 +38,8 @@ const LOCK_PAUSE: Duration = Duration::from_millis(2);
 #[derive(Debug)]
 pub struct LastWrites {
     dir: Option<PathBuf>,
+    /// The addresses of one network, as the user names it.
+    addrs: Vec<Addr>,
 }
 
 /// One line of the file: the writes to one network.
@@ -42,35 +48,46 @@ struct LastWrite {
     /// Unix time of the last of them.
     second: i64,
     position: Position,
+    addrs: Vec<Addr>,
 }
 
 impl LastWrites {
-    pub fn of(sources: &Sources) -> Self {
-        LastWrites { dir: sources.state_dir() }
+    pub fn new(dir: Option<PathBuf>, addrs: Vec<Addr>) -> Self {
+        LastWrites { dir, addrs }
     }
 
-    /// The position that a read must cover to show the last writes, of the network that was written to last.
+    /// The position that a read must cover to show the last writes.
     pub async fn position(&self) -> Option<Position> {
         let (_, lines) = self.open(false).await.ok()?;
-        lines.into_iter().max_by_key(|line| line.second).map(|line| line.position)
+        let ours = lines.into_iter().filter(|line| self.knows(line));
+        ours.max_by_key(|line| line.second).map(|line| line.position)
+    }
+
+    fn knows(&self, line: &LastWrite) -> bool {
+        line.addrs.iter().any(|addr| self.addrs.contains(addr))
     }
 
     /// Adds the position of a write that was answered now.
     pub async fn add(&self, position: &Position) {
         let second = now().as_second();
         self.change(|lines| {
-            let same_network = lines.iter_mut().find_map(|line| line.position.join(position).then_some(line));
-            match same_network {
-                Some(line) => line.second = second,
-                None => lines.push(LastWrite { second, position: position.clone() }),
-            }
+            let mut new = LastWrite { second, position: position.clone(), addrs: self.addrs.clone() };
+            lines.retain(|line| {
+                let is_same = self.knows(line) && new.position.join(&line.position);
+                if is_same {
+                    new.addrs.extend(line.addrs.iter().filter(|addr| !self.addrs.contains(addr)).cloned());
+                }
+                !is_same
+            });
+            new.addrs.truncate(ADDRS_MAX);
+            lines.push(new);
         })
         .await;
     }
 
     /// Removes what this position covers: a read has waited for it in vain, and the next read should not wait again.
     pub async fn forget(&self, position: &Position) {
-        self.change(|lines| lines.retain(|line| !position.covers(&line.position))).await;
+        self.change(|lines| lines.retain(|line| !self.knows(line) || !position.covers(&line.position))).await;
     }
 
     async fn change(&self, change: impl FnOnce(&mut Vec<LastWrite>)) {
@@ -81,8 +98,8 @@ impl LastWrites {
             lines.truncate(NETWORKS_MAX);
             file.rewind()?;
             file.set_len(0)?;
-            let text = lines.iter().map(|line| format!("{} {}\n", line.second, line.position.to_text()));
-            file.write_all(text.collect::<String>().as_bytes())
+            let text = lines.iter().map(LastWrite::to_line).collect::<String>();
+            file.write_all(text.as_bytes())
         };
         if let Err(error) = replace.await {
             tracing::debug!(%error, dir = ?self.dir, "the position of the last write is not kept");
@@ -109,8 +126,19 @@ impl LastWrites {
 
 impl LastWrite {
     fn parse(line: &str) -> Option<Self> {
-        let (second, position) = line.split_once(' ')?;
-        Some(LastWrite { second: second.parse().ok()?, position: Position::parse(position)? })
+        let mut words = line.split(' ');
+        let (second, position) = (words.next()?.parse().ok()?, Position::parse(words.next()?)?);
+        Some(LastWrite {
+            second,
+            position,
+            addrs: words.map(|word| word.parse().ok()).collect::<Option<_>>()?,
+        })
+    }
+
+    /// The time, the position and the addresses.
+    fn to_line(&self) -> String {
+        let addrs = self.addrs.iter().map(|addr| format!(" {addr}"));
+        format!("{} {}{}\n", self.second, self.position.to_text(), addrs.collect::<String>())
     }
 
     /// Neither too old nor in the future. The latter happens after the clock was set back.
@@ -145,11 +173,15 @@ mod tests {
     fn last_writes() -> (tempfile::TempDir, LastWrites) {
         let parent = tempfile::tempdir().expect("temp dir");
         let dir = Some(parent.path().join("not/there/yet"));
-        (parent, LastWrites { dir })
+        (parent, LastWrites { dir, addrs: addrs(&["proxy:8080", "10.0.0.1:1"]) })
+    }
+
+    fn addrs(texts: &[&str]) -> Vec<Addr> {
+        texts.iter().map(|text| text.parse().expect("an address")).collect()
     }
 
     #[tokio::test]
-    async fn positions_are_joined_by_network_and_the_last_network_counts() {
+    async fn positions_of_one_network_are_joined() {
         let (_dir, last_writes) = last_writes();
         assert_eq!(last_writes.position().await, None);
         last_writes.add(&position(1, &[(1, 5)])).await;
@@ -163,13 +195,34 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn networks_of_one_name_are_kept_apart_by_their_addresses() {
+        let (_dir, one) = last_writes();
+        let with = |texts: &[&str]| LastWrites::new(one.dir.clone(), addrs(texts));
+        one.add(&position(1, &[(1, 5)])).await;
+        let other = with(&["proxy:9080"]);
+        assert_eq!(other.position().await, None);
+        other.add(&position(1, &[(2, 3)])).await;
+        assert_eq!(one.position().await, Some(position(1, &[(1, 5)])));
+        assert_eq!(with(&["10.0.0.1:1"]).position().await, Some(position(1, &[(1, 5)])));
+        // A user who names addresses of both takes them for one network.
+        let both = with(&["proxy:9080", "proxy:8080"]);
+        both.add(&position(1, &[(3, 1)])).await;
+        let joined = Some(position(1, &[(1, 5), (2, 3), (3, 1)]));
+        assert_eq!([one.position().await, other.position().await], [joined.clone(), joined]);
+    }
+
+    #[tokio::test]
     async fn lines_that_are_old_or_in_the_future_or_malformed_are_ignored() {
         let (_dir, last_writes) = last_writes();
         last_writes.add(&position(1, &[(1, 5)])).await;
         let text = position(1, &[(9, 9)]).to_text();
         let (old, future) = (now().as_second() - 601, now().as_second() + 60);
         let path = last_writes.dir.as_ref().expect("a directory").join(FILE_NAME);
-        fs::write(path, format!("{old} {text}\n{future} {text}\nnonsense\n7\n\u{0}")).expect("written");
+        fs::write(
+            path,
+            format!("{old} {text} proxy:8080\n{future} {text} proxy:8080\n{old} {text}\nnonsense\n7\n\u{0}"),
+        )
+        .expect("written");
         assert_eq!(last_writes.position().await, None);
         last_writes.add(&position(2, &[(1, 1)])).await;
         assert_eq!(last_writes.position().await, Some(position(2, &[(1, 1)])));
@@ -197,7 +250,7 @@ mod tests {
         last_writes.add(&position(1, &[(1, 6)])).await;
         assert_eq!(last_writes.position().await, None, "another command has it");
         for dir in [None, Some(PathBuf::from("/dev/null/nowhere"))] {
-            let last_writes = LastWrites { dir };
+            let last_writes = LastWrites { dir, addrs: addrs(&["proxy:8080"]) };
             last_writes.add(&position(1, &[(1, 5)])).await;
             assert_eq!(last_writes.position().await, None);
         }

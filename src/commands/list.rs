@@ -9,7 +9,7 @@ use color_eyre::eyre::Result;
 use jiff::{Span, SpanRelativeTo, Timestamp, fmt::friendly::SpanParser, tz::TimeZone};
 use uuid::Uuid;
 
-use super::{Context, Exit, last_writes::LastWrites, now, room_recipient};
+use super::{Context, Exit, now, room_recipient};
 use crate::{
     api::{address::Addr, message::ListedMessage, position::Position, query::ListQuery, time::second_of},
     chain::{clock::AHEAD_MS_MAX, filter::Filter, message::TIMESTAMP_MAX},
@@ -21,7 +21,7 @@ use crate::{
 
 pub async fn run(args: &cli::ListArgs, context: &Context<'_>) -> Result<Exit> {
     let (query, output) = (query(args, now())?, context.output);
-    let last_writes = LastWrites::of(context.sources);
+    let last_writes = context.last_writes()?;
     let wanted = last_writes.position().await;
     let servers = context.servers()?;
     let listed = fetch(&servers, &query, wanted.as_ref()).await?;

@@ -25,6 +25,7 @@ use jiff::Timestamp;
 
 pub use verify::panic_becomes_error;
 
+use self::last_writes::LastWrites;
 use crate::{
     cli::{Cli, Command, CommonArgs, KeyArgs},
     client::{Client, ClientError, servers::Servers},
@@ -46,6 +47,12 @@ impl Context<'_> {
     fn servers(&self) -> Result<Servers, config::ConfigError> {
         let config = self.sources.client(self.common)?;
         Ok(Servers::new(Client::new(config.keys.as_ref()), config.servers))
+    }
+
+    /// What this user sent last to the servers of [`Context::servers`], or to others of their network.
+    fn last_writes(&self) -> Result<LastWrites, config::ConfigError> {
+        let config = self.sources.client(self.common)?;
+        Ok(LastWrites::new(self.sources.state_dir(), config.network_addrs))
     }
 }
 

@@ -103,6 +103,9 @@ impl fmt::Display for Strategy {
 pub struct ClientConfig {
     /// In the order in which they are tried: those of `--server`, else the proxy and then the nodes.
     pub servers: Vec<Addr>,
+    /// Addresses that this user takes for one network: the servers, and the configured addresses if a server is among
+    /// them.
+    pub network_addrs: Vec<Addr>,
     pub keys: Option<Keys>,
 }
 
@@ -302,10 +305,20 @@ impl Sources {
             servers = value.addrs()?;
         }
         if servers.is_empty() {
-            servers.push(reachable(self.proxy_listen(&cli::ProxyArgs::default())?));
-            servers.extend(self.nodes()?.into_iter().map(reachable));
+            servers = self.configured_servers()?;
         }
-        Ok(ClientConfig { servers, keys: self.keys.clone()? })
+        let mut network_addrs = servers.clone();
+        let configured = self.configured_servers().unwrap_or_default(); // may be wrong, since it is not used
+        if configured.iter().any(|addr| servers.contains(addr)) {
+            network_addrs.extend(configured.into_iter().filter(|addr| !servers.contains(addr)));
+        }
+        Ok(ClientConfig { servers, network_addrs, keys: self.keys.clone()? })
+    }
+
+    /// The proxy, then the nodes.
+    fn configured_servers(&self) -> Result<Vec<Addr>, ConfigError> {
+        let proxy = reachable(self.proxy_listen(&cli::ProxyArgs::default())?);
+        Ok([proxy].into_iter().chain(self.nodes()?.into_iter().map(reachable)).collect())
     }
 
     pub fn up(&self, args: &cli::UpArgs) -> Result<UpConfig, ConfigError> {

@@ -129,18 +129,30 @@ fn flag_beats_environment_beats_file_beats_default() {
     assert_eq!(peers(&node(flags, env, file)), [(None, "g:1".into())]);
     assert_eq!(peers(&node("--node-id 0", env, file)), [(Some(1), "e:2".into())]);
     let servers = |env, file, line| resolve(line, env, file).expect("servers");
-    assert_eq!(
-        servers(env, file, "status"),
-        format!("{:?}", ClientConfig { servers: vec![addr("e:3"), addr("e:1"), addr("e:2")], keys: None })
-    );
-    assert_eq!(
-        servers(&[], file, "status"),
-        format!("{:?}", ClientConfig { servers: vec![addr("f:2"), addr("f:1")], keys: None })
-    );
+    assert_eq!(servers(env, file, "status"), client(&["e:3", "e:1", "e:2"], &[]));
+    assert_eq!(servers(&[], file, "status"), client(&["f:2", "f:1"], &[]));
     assert_eq!(
         servers(&[("CHATCHAIN_SERVER", "s:1,s:2")], file, "status --server t:1"),
-        format!("{:?}", ClientConfig { servers: vec![addr("t:1")], keys: None })
+        client(&["t:1"], &[])
     );
+}
+
+/// The settings of a client that asks these servers. Others belong to the same network.
+fn client(servers: &[&str], others: &[&str]) -> String {
+    let servers: Vec<_> = servers.iter().map(|text| addr(text)).collect();
+    let network_addrs = servers.iter().cloned().chain(others.iter().map(|text| addr(text))).collect();
+    format!("{:?}", ClientConfig { servers, network_addrs, keys: None })
+}
+
+#[test]
+fn a_server_of_the_configured_network_belongs_to_it() {
+    let file = Some("nodes = ['f:1', 'f:2']\n[proxy]\nlisten = 'f:3'");
+    let check = |line: &str, want: String| assert_eq!(resolve(line, &[], file), Ok(want));
+    check("list --server f:2", client(&["f:2"], &["f:3", "f:1"]));
+    check("list --server f:2 --server x:1", client(&["f:2", "x:1"], &["f:3", "f:1"]));
+    check("list --server x:1", client(&["x:1"], &[]));
+    let wrong = Some("nodes = ['f:x']");
+    assert_eq!(resolve("list --server f:2", &[], wrong), Ok(client(&["f:2"], &[])));
 }
 
 #[test]
@@ -185,10 +197,7 @@ fn wildcard_needs_an_advertised_address() {
     assert_eq!((config.listen, config.advertise), (addr("0.0.0.0:9"), addr("x:9")));
     let servers =
         resolve("status", &[("CHATCHAIN_PROXY_LISTEN", "0.0.0.0:9"), ("CHATCHAIN_NODES", "x:1")], None);
-    assert_eq!(
-        servers,
-        Ok(format!("{:?}", ClientConfig { servers: vec![addr("127.0.0.1:9"), addr("x:1")], keys: None }))
-    );
+    assert_eq!(servers, Ok(client(&["127.0.0.1:9", "x:1"], &[])));
 }
 
 #[test]

@@ -44,7 +44,7 @@ pub async fn run(path: &Path, acks: Option<&str>, context: &Context<'_>) -> Resu
         servers: &servers,
         acks,
         output,
-        last_writes: LastWrites::of(context.sources),
+        last_writes: context.last_writes()?,
         progress: output.progress(length),
         tally: Tally::default(),
         reasons: HashSet::new(),

@@ -8,7 +8,7 @@ use color_eyre::eyre::{Report, Result, WrapErr, eyre};
 use tokio::io::AsyncReadExt;
 use uuid::Uuid;
 
-use super::{Context, Exit, last_writes::LastWrites, room_recipient};
+use super::{Context, Exit, room_recipient};
 use crate::{
     api::message::SendRequest, chain::message::TEXT_BYTES_MAX, cli, client::ClientError, output::Output,
 };
@@ -35,7 +35,7 @@ pub async fn run(args: &cli::SendArgs, context: &Context<'_>) -> Result<Exit> {
         if may_be_stored(&error) { Report::from(error).wrap_err(advice) } else { error.into() }
     })?;
     if let Some(position) = &sent.position {
-        LastWrites::of(context.sources).add(position).await;
+        context.last_writes()?.add(position).await;
     }
     let id = sent.answer.message.id;
     output

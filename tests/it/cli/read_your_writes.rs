@@ -13,9 +13,11 @@ use crate::support::process::{Finished, Process, run};
 
 const SOON: Duration = Duration::from_secs(30);
 
-/// A command with a state directory, in which the program remembers the user's last writes.
+/// A command with a state directory, in which the program remembers the user's last writes. All nodes are configured.
 fn command(cluster: &Cluster, server: SocketAddr, args: &[&str]) -> std::process::Command {
     let mut command = cluster.command();
+    let nodes: Vec<_> = (0..cluster.count()).map(|i| cluster.node(i).to_string()).collect();
+    command.env("CHATCHAIN_NODES", nodes.join(","));
     command.env("CHATCHAIN_STATE_DIR", cluster.dir().join("state"));
     command.args(args).args(["--server", &server.to_string()]);
     command
@@ -65,12 +67,14 @@ fn list_warns_once_if_own_writes_are_missing() {
 #[test]
 fn writes_to_another_network_do_not_affect_list() {
     let cluster = Cluster::start(1);
-    let mut others = Cluster::prepare(0);
-    std::fs::write(others.dir().join("config.toml"), "network = 'others'").expect("a config.toml");
-    others.join(&[]);
     done(&cluster, cluster.node(0), &["send", "--from", "a", "--to", "b", "hi"]);
-    let listed = done(&cluster, others.node(0), &["list"]);
-    assert_eq!((listed.stdout.as_str(), listed.stderr.trim_end()), ("", "no messages match"));
+    for name in ["others", "chatchain"] {
+        let mut others = Cluster::prepare(0);
+        std::fs::write(others.dir().join("config.toml"), format!("network = '{name}'")).expect("a file");
+        others.join(&[]);
+        let listed = done(&cluster, others.node(0), &["list"]);
+        assert_eq!((listed.stdout.as_str(), listed.stderr.trim_end()), ("", "no messages match"), "{name}");
+    }
 }
 
 /// A relay in front of two nodes: forwards the first `GET /feed` to the first node, every other request to the second.
