@@ -228,7 +228,8 @@ Examples:
   chatchain list --user user1 --with user2       the conversation of these two
   chatchain list --text deploy --limit 10 -o json
   chatchain list --follow --room ops             the newest 50, then new ones
-  chatchain list --cursor-file seen --room ops   everything since the last run")]
+  chatchain list --cursor-file seen --room ops   everything since the last run
+  chatchain list --all -o ndjson                 everything, to be read by send --file")]
 pub struct ListArgs {
     /// Only messages from or to this user
     #[arg(long, value_name = "NAME")]
