@@ -11,7 +11,6 @@
 //! Damaged entries that no peer sends in time are left out, and a header says how many. Damage that is found after the
 //! header was sent aborts the answer, and before the next such answer all of history is checked.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -21,23 +20,21 @@ use axum::http::{HeaderMap, StatusCode, Uri};
 use axum::response::Response;
 use uuid::Uuid;
 
-use crate::api::error::{ErrorCode, Problem};
-use crate::api::header::{MISSING, POSITION};
+use crate::api::error::Problem;
+use crate::api::header::POSITION;
 use crate::api::media;
-use crate::api::query::{self, Anchor, ListQuery};
-use crate::chain::clock::Stamp;
+use crate::api::query::{self, ListQuery};
 use crate::chain::filter::Filter;
-use crate::chain::ids::{EntryKey, Origin};
-use crate::chain::logs::Logs;
 use crate::node::Node;
 use crate::node::http::page::page;
-use crate::node::http::read::{REPAIR_TIME, ReadFailure, retry_while_repairing};
+use crate::node::http::range::{add_missing, anchors, bounds, left_out, listing, not_found, skips};
+use crate::node::http::read::{ReadFailure, retry_while_repairing};
 use crate::node::http::send::view;
 use crate::node::http::streamed::{BodyFormat, CHUNK_COUNT, MessageEncoder, chunk_count, streamed};
 use crate::node::http::{acks, position};
 use crate::serve;
 use crate::store::StoreError;
-use crate::store::history::listing::{Listing, Skips, damaged_between};
+use crate::store::history::listing::{Listing, Skips};
 
 /// The search for damage before a listing ends after this long, so that the answer begins in time.
 const CHECK_TIME: Duration = Duration::from_secs(20);
@@ -68,10 +65,6 @@ fn one(node: &Node, id: Uuid) -> Result<Response, ReadFailure> {
     let copies: Vec<_> = copies.map(acks::range_of).collect();
     view(&content, entry.key()).write_answer_json(&node.durable_on(&copies), None, &mut json);
     Ok(serve::json_bytes(StatusCode::OK, json))
-}
-
-fn not_found(id: Uuid) -> Problem {
-    Problem::new(ErrorCode::NotFound, format!("no message with the id {id} is known here"))
 }
 
 /// `GET /messages`.
@@ -112,35 +105,6 @@ async fn find_damage(node: &Node) -> Result<(), Problem> {
     Ok(())
 }
 
-/// The damaged entries that an attempt leaves out: those that peers had time to send. The last attempt leaves out all.
-pub(super) fn skips(node: &Node, is_last: bool) -> Skips {
-    if is_last {
-        return Skips::All;
-    }
-    Skips::These(node.store.log().damage().found_before(REPAIR_TIME))
-}
-
-/// The damaged entries between two keys. An error if peers had no time to send one of them.
-pub(super) fn left_out(
-    node: &Node,
-    logs: &Logs,
-    (after, before): (Option<EntryKey>, Option<EntryKey>),
-    is_last: bool,
-) -> Result<BTreeSet<(Origin, u64)>, StoreError> {
-    let damaged = damaged_between(&node.store, logs, after, before)?;
-    let Skips::These(skipped) = skips(node, is_last) else { return Ok(damaged) };
-    match damaged.difference(&skipped).next() {
-        Some((origin, seq)) => Err(StoreError::Damaged { origin: *origin, seq: *seq }),
-        None => Ok(damaged),
-    }
-}
-
-pub(super) fn add_missing(response: &mut Response, missing: usize) {
-    if missing > 0 {
-        response.headers_mut().insert(MISSING, missing.into());
-    }
-}
-
 /// Everything that matches, oldest first.
 async fn stream_all(
     node: &Node,
@@ -179,51 +143,4 @@ async fn stream_all(
     });
     add_missing(&mut response, missing);
     Ok(response)
-}
-
-pub(super) fn listing(
-    node: &Node,
-    logs: Arc<Logs>,
-    query: &ListQuery,
-    from: Option<EntryKey>,
-    backward: bool,
-) -> Result<Listing, StoreError> {
-    Listing::new(&node.store, logs, query.filter.clone(), from, backward)
-}
-
-/// The keys that bound a listing: those of its anchors, and of the times of acceptance. Display order is the order of
-/// these times.
-pub(super) fn bounds(
-    query: &ListQuery,
-    (before, after): (Option<EntryKey>, Option<EntryKey>),
-) -> (Option<EntryKey>, Option<EntryKey>) {
-    // Before all entries of its millisecond.
-    let first_at = |second: u64| {
-        let ms = second.saturating_mul(1_000).min(u64::MAX >> 16);
-        EntryKey { stamp: Stamp::at(ms), origin: Origin([0; 16]), seq: 0 }
-    };
-    let earlier = query.accepted_before.map(first_at);
-    (earlier.into_iter().chain(before).min(), query.accepted_since.map(first_at).max(after))
-}
-
-pub(super) fn anchors(
-    node: &Node,
-    query: &ListQuery,
-) -> Result<(Option<EntryKey>, Option<EntryKey>), ReadFailure> {
-    let key = |anchor: Option<Anchor>| anchor.map(|anchor| key_of(node, anchor)).transpose();
-    Ok((key(query.before)?, key(query.after)?))
-}
-
-fn key_of(node: &Node, anchor: Anchor) -> Result<EntryKey, ReadFailure> {
-    match anchor {
-        Anchor::Id(id) => Ok(node.store.first_copy(id, &node.logs())?.ok_or_else(|| not_found(id))?.key),
-        Anchor::Entry(origin, seq) => {
-            let origin = Origin(origin.into_bytes());
-            if !node.logs().vector().get(origin).is_some_and(|span| span.holds(seq)) {
-                let detail = format!("no entry {anchor} is known here");
-                return Err(Problem::new(ErrorCode::NotFound, detail).into());
-            }
-            Ok(node.store.log().read()?.get(origin, seq)?.key())
-        }
-    }
 }

@@ -6,6 +6,7 @@ mod forget;
 mod history;
 mod page;
 mod position;
+mod range;
 mod read;
 pub(super) mod send;
 pub(super) mod status;

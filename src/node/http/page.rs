@@ -18,7 +18,7 @@ use crate::chain::ids::EntryKey;
 use crate::chain::logs::Logs;
 use crate::chain::record::Entry;
 use crate::node::Node;
-use crate::node::http::history::{add_missing, anchors, bounds, left_out, listing, skips};
+use crate::node::http::range::{add_missing, anchors, bounds, left_out, listing, skips};
 use crate::node::http::read::ReadFailure;
 use crate::node::http::streamed::{BodyFormat, MessageEncoder, chunk_count, streamed};
 use crate::store::history::listing::Listing;
