@@ -11,7 +11,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{ConfigError, key_file, settings};
+use super::{ConfigError, settings};
 
 const NO_SENDER: &str = "the message has no sender: give --from NAME or set CHATCHAIN_USER";
 
@@ -31,7 +31,8 @@ impl Environment {
 
     /// Refuses a setting that must be text and is not.
     pub(super) fn check(&self) -> Result<(), ConfigError> {
-        let is_text = |name: &&str| !settings::PATH_VARIABLES.contains(name) && *name != key_file::KEY;
+        let is_text =
+            |name: &&str| !settings::PATH_VARIABLES.contains(name) && *name != settings::KEY_VARIABLE;
         let mut names = settings::SETTINGS.iter().map(|setting| setting.env).filter(is_text);
         names
             .find(|name| self.get(name).is_some_and(|value| value.to_str().is_none()))
@@ -109,7 +110,7 @@ mod tests {
     fn a_text_that_is_not_utf8_is_refused_and_a_path_is_not() {
         for setting in settings::SETTINGS.iter().filter(|setting| !setting.env.is_empty()) {
             let checked = Environment::of([(setting.env, b"cl\xe9")], "").check();
-            if settings::PATH_VARIABLES.contains(&setting.env) || setting.env == key_file::KEY {
+            if settings::PATH_VARIABLES.contains(&setting.env) || setting.env == settings::KEY_VARIABLE {
                 assert_eq!(checked, Ok(()), "{}", setting.env);
             } else {
                 assert_eq!(checked, Err(not_utf8(setting.env)));

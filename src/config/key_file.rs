@@ -6,11 +6,11 @@
 
 use std::{fs, io, io::Read, os::unix::fs::PermissionsExt, path::Path};
 
-use super::{ConfigError, Environment, FILE_NAME, SourcedPath, Sources, environment::not_utf8};
+use super::{
+    ConfigError, Environment, FILE_NAME, SourcedPath, Sources, environment::not_utf8, settings::KEY_VARIABLE,
+};
 use crate::api::{address::Addr, key::Keys};
 
-/// The variable with the keys themselves.
-pub(super) const KEY: &str = "CHATCHAIN_KEY";
 const KEY_FILE: &str = "CHATCHAIN_KEY_FILE";
 
 /// A longer file is refused: it holds something else, or, as a device, has no end.
@@ -21,13 +21,13 @@ const GROUP_AND_OTHERS: u32 = 0o077;
 impl Sources {
     /// The keys that the environment gives; `None` if it gives none.
     pub(super) fn keys_of_variable(env: &mut Environment) -> Result<Option<Keys>, ConfigError> {
-        match (env.take(KEY), env.path(KEY_FILE)) {
+        match (env.take(KEY_VARIABLE), env.path(KEY_FILE)) {
             (Some(_), Some(_)) => {
-                Err(ConfigError(format!("{KEY} and {KEY_FILE} are both set; unset one of them")))
+                Err(ConfigError(format!("{KEY_VARIABLE} and {KEY_FILE} are both set; unset one of them")))
             }
             (Some(value), None) => {
-                let text = value.to_str().ok_or_else(|| not_utf8(KEY))?;
-                Keys::from_list(text).map(Some).map_err(|why| ConfigError(format!("{KEY}: {why}")))
+                let text = value.to_str().ok_or_else(|| not_utf8(KEY_VARIABLE))?;
+                Keys::from_list(text).map(Some).map_err(|why| ConfigError(format!("{KEY_VARIABLE}: {why}")))
             }
             (None, _) => Ok(None),
         }

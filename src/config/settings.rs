@@ -41,6 +41,9 @@ pub const SETTINGS: [Setting; 18] = [
     setting(["", "CHATCHAIN_STATE_DIR", "", "chatchain in $XDG_STATE_HOME, else in ~/.local/state", "directory in which `send` keeps, for ten minutes, what it sent last, so that `list` waits until the server has it"]),
 ];
 
+/// The variable with the keys themselves.
+pub const KEY_VARIABLE: &str = "CHATCHAIN_KEY";
+
 /// The variables that hold a path, which need not be UTF-8.
 pub const PATH_VARIABLES: [&str; 4] =
     ["CHATCHAIN_CONFIG", "CHATCHAIN_KEY_FILE", "CHATCHAIN_NODE_DATA_DIR", "CHATCHAIN_STATE_DIR"];
