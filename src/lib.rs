@@ -21,6 +21,7 @@
 //! | [`cli`], [`config`] | the command line and the settings | anything that runs |
 //! | [`guide`] | the text of the guide | everything |
 //! | [`output`] | all printing | where the text comes from |
+//! | [`error_text`] | errors of the system in words, without numbers | everything |
 //! | [`fault`] | faults planted on purpose, to test the tests | everything |
 //!
 //! Imports run one way: commands → client → api → chain; node → client, serve, replica → store → chain; proxy → client,
@@ -93,6 +94,7 @@ pub mod cli;
 pub mod client;
 pub mod commands;
 pub mod config;
+pub mod error_text;
 pub mod fault;
 pub mod guide;
 pub mod node;

@@ -2,14 +2,14 @@
 //!
 //! Knows no command. What ends before the runtime starts (help, usage, a wrong log filter, too few threads) ends here.
 
-use std::{env, io, process::ExitCode};
+use std::{env, process::ExitCode};
 
 use chatchain::{
     api::explain_invalid::quote,
     cli::{Cli, Command},
     commands::{self, Exit, preflight},
     config::ConfigError,
-    output::{self, Output, PrintError},
+    output::{self, LogOutput, Output, PrintError},
 };
 use clap::Parser;
 use color_eyre::config::{HookBuilder, Theme};
@@ -113,7 +113,7 @@ fn log_to_stderr(cli: &Cli, output: &Output) -> Result<(), ConfigError> {
     };
     tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(io::stderr)
+        .with_writer(|| LogOutput)
         .log_internal_errors(false) // it panics where standard error is closed
         .with_ansi(output.colors_errors)
         .with_target(cli.common.verbose > 0)

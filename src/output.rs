@@ -30,7 +30,10 @@ use serde::Serialize;
 pub use text_rows::{TextRow, TextRows};
 use tokio::{io::Interest, net::unix::pipe};
 
-use crate::cli::{CommonArgs, OutputFormat};
+use crate::{
+    cli::{CommonArgs, OutputFormat},
+    error_text,
+};
 
 const COLUMN_GAP: u16 = 2;
 /// Colors of the tags of processes that share the terminal; after the last color the first comes again.
@@ -374,7 +377,22 @@ fn print_data(text: &str) -> Result<(), PrintError> {
 
 /// Writes a line to standard error. If that is closed, the error is ignored: there is no place left to report it.
 pub fn eprint_line(text: &str) {
-    let _ = writeln!(io::stderr().lock(), "{text}");
+    let _ = writeln!(io::stderr().lock(), "{}", error_text::without_numbers(text));
+}
+
+/// Standard error for the lines of a log. Each write is a whole line.
+pub struct LogOutput;
+
+impl io::Write for LogOutput {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        let text = error_text::without_numbers(String::from_utf8_lossy(line));
+        io::stderr().lock().write_all(text.as_bytes())?;
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 #[cfg(test)]

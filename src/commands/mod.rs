@@ -108,7 +108,7 @@ pub fn error_sentence(report: &Report) -> String {
         sentence +=
             "; set CHATCHAIN_KEY to the network's key, or `key_file` in config.toml to a file that holds it";
     }
-    shorten(without_error_numbers(&sentence))
+    shorten(sentence)
 }
 
 /// Leaves out the middle of a sentence that repeats a very long value.
@@ -121,19 +121,6 @@ fn shorten(sentence: String) -> String {
         }
         _ => sentence,
     }
-}
-
-/// Removes the numbers from texts of the operating system, such as "Not a directory (os error 20)": they help no user.
-fn without_error_numbers(sentence: &str) -> String {
-    let mut parts = sentence.split(" (os error ");
-    let mut out = parts.next().unwrap_or_default().to_owned();
-    for part in parts {
-        match part.split_once(')') {
-            Some((number, rest)) if number.bytes().all(|byte| byte.is_ascii_digit()) => out += rest,
-            _ => out = out + " (os error " + part,
-        }
-    }
-    out
 }
 
 pub async fn run(cli: &Cli, output: &Output) -> Result<Exit> {
@@ -199,14 +186,5 @@ mod tests {
         assert!(short.ends_with("é: name too long"), "{short}");
         let short = "é".repeat(SENTENCE_CHARS_MAX);
         assert_eq!(shorten(short.clone()), short);
-    }
-
-    #[test]
-    fn system_errors_are_shown_without_their_number() {
-        let check = |story: &str, want: &str| assert_eq!(without_error_numbers(story), want);
-        check("a: Not a directory (os error 20)", "a: Not a directory");
-        check("a (os error 2): b (os error 3); c", "a: b; c");
-        check("a (os error x) b (os error 1", "a (os error x) b (os error 1");
-        check("", "");
     }
 }

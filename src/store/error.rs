@@ -10,12 +10,13 @@ use rustix::io::Errno;
 
 use super::engine::files;
 use crate::chain::ids::Origin;
+use crate::error_text::without_numbers;
 
 /// Why a store cannot be opened. Each variant is a sentence for the operator.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// The directory or a file in it cannot be created, read or written; not damage, unless the disk failed.
-    #[error("the data directory {} cannot be used: {source}", path.display())]
+    #[error("the data directory {} cannot be used: {}", path.display(), without_numbers(source))]
     Io { path: PathBuf, source: std::io::Error },
     #[error("the data directory {} is in use by another process; stop that one first", .0.display())]
     InUse(PathBuf),
@@ -69,7 +70,7 @@ impl OpenError {
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// The engine or the disk failed.
-    #[error("storage failed: {0}")]
+    #[error("storage failed: {}", without_numbers(.0))]
     Storage(#[from] Box<redb::Error>),
     /// The engine panicked; most likely the file is damaged.
     #[error("storage failed: the storage engine panicked: {0}")]
@@ -119,3 +120,18 @@ storage_errors!(
     redb::CommitError,
     redb::SetDurabilityError
 );
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errors_of_the_system_are_shown_without_their_number() {
+        let full = || std::io::Error::from_raw_os_error(Errno::NOSPC.raw_os_error());
+        let opening = OpenError::Io { path: "d".into(), source: full() };
+        let writing = StoreError::Storage(Box::new(redb::Error::Io(full())));
+        for shown in [opening.to_string(), writing.to_string()] {
+            assert!(shown.ends_with("No space left on device"), "{shown}");
+        }
+    }
+}

@@ -118,6 +118,16 @@ fn only_the_owner_can_read_a_store() {
 }
 
 #[test]
+fn a_warning_shows_no_number_of_an_error() {
+    let mut cluster = stopped_node();
+    std::fs::create_dir(cluster.node_dir(0).join("pid")).expect("a directory where a file should be");
+    cluster.start_node(0);
+    cluster.process(0).eventually_says("cannot write the process id");
+    let said = cluster.process(0).stderr();
+    assert!(said.contains("error=Is a directory\n") && !said.contains("os error"), "{said}");
+}
+
+#[test]
 fn a_store_in_use_is_refused() {
     let cluster = Cluster::start(1);
     check_data_dir(&cluster.data_dir(), &["node-0", "in use by another process"]);

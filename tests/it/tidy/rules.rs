@@ -30,7 +30,7 @@ const TOP_LEVEL_REQUIRED: &[&str] = &["Cargo.lock", "Cargo.toml", "LICENSE", "sr
 const IMPORTS: &[(&str, &[&str])] = &[
     // `fault` is compiled out except in builds that test the tests.
     ("src/chain", &["fault"]),
-    ("src/store", &["chain", "fault"]),
+    ("src/store", &["chain", "error_text", "fault"]),
     ("src/replica", &["chain", "fault", "store"]),
     ("src/api", &["chain"]),
     ("src/client", &["api", "chain"]),
@@ -40,7 +40,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
     ("src/client/fake", &["serve"]),
     ("src/cli", &["api"]),
     ("src/config", &["api", "cli"]),
-    ("src/output", &["api", "cli"]),
+    ("src/output", &["api", "cli", "error_text"]),
     ("src/commands", &["api", "chain", "cli", "client", "config", "output"]),
     // Two commands start a server, and one reads a store that is not in use.
     ("src/commands/serving", &["node", "proxy"]),
