@@ -4,7 +4,9 @@
 //! lock on the store says whether it is open. `run` writes the file at its start, also if the store does not open yet,
 //! and removes it before it releases the lock. After `kill -9` the file stays until the next process replaces it.
 
-use std::fs;
+use std::fs::{self, File};
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 const FILE_NAME: &str = "pid";
@@ -26,7 +28,8 @@ impl PidFile {
         if fs::read_to_string(&self.0).is_ok_and(|there| there == line) {
             return; // a full disk would leave an empty file
         }
-        if let Err(error) = fs::write(&self.0, line) {
+        let file = File::options().create(true).write(true).truncate(true).mode(0o600).open(&self.0);
+        if let Err(error) = file.and_then(|mut file| file.write_all(line.as_bytes())) {
             tracing::warn!(path = %self.0.display(), %error, "cannot write the process id");
         }
     }

@@ -95,7 +95,7 @@ impl Store {
         policy: OpenPolicy,
     ) -> Result<(Arc<Self>, Logs), OpenError> {
         let unusable = |source| OpenError::Io { path: dir.to_owned(), source };
-        files::create_private_directory(dir).map_err(unusable)?;
+        files::make_private_directory(dir).map_err(unusable)?;
         let opened = Self::open_in(&Directory(dir.to_owned()), network, now_ms, policy)?;
         dir.ancestors().take(SYNCED_LEVELS).for_each(files::sync_directory);
         Ok(opened)

@@ -7,9 +7,9 @@
 //! once its directory is synced, which `Store::open_with` does at the end.
 
 use std::fmt;
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use redb::backends::FileBackend;
@@ -226,9 +226,32 @@ fn private() -> OpenOptions {
     options
 }
 
-/// Creates a directory that only its owner can read, and its parents.
-pub fn create_private_directory(path: &Path) -> io::Result<()> {
-    DirBuilder::new().recursive(true).mode(0o700).create(path)
+/// Creates a directory that only its owner can read, and its parents. If it exists, other users lose their rights to it
+/// and to its files: earlier programs let them read a store.
+pub fn make_private_directory(path: &Path) -> io::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o700).create(path)?;
+    if let Err(error) = deny_others(path) {
+        tracing::warn!(path = %path.display(), %error, "other users of this machine may be able to read this store");
+    }
+    Ok(())
+}
+
+/// The permissions of group and others.
+const GROUP_AND_OTHERS: u32 = 0o077;
+
+/// Takes the permissions of all users but the owner from a directory and its files.
+fn deny_others(dir: &Path) -> io::Result<()> {
+    let files = fs::read_dir(dir)?.map(|file| Ok(file?.path())).collect::<io::Result<Vec<_>>>()?;
+    for path in [dir.to_owned()].into_iter().chain(files) {
+        let mode = match fs::metadata(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue, // removed meanwhile
+            found => found?.permissions().mode(),
+        };
+        if mode & GROUP_AND_OTHERS != 0 {
+            fs::set_permissions(path, Permissions::from_mode(mode & !GROUP_AND_OTHERS))?;
+        }
+    }
+    Ok(())
 }
 
 impl Directory {

@@ -4,7 +4,7 @@
 
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -101,20 +101,35 @@ fn an_unusable_data_directory_is_named() {
     check_data_dir(&odd, &["odd/node-0/log.redb"]);
 }
 
+/// The directory of a node's store and the files in it.
+fn store_paths(cluster: &Cluster) -> Vec<PathBuf> {
+    let dir = cluster.node_dir(0);
+    let files = std::fs::read_dir(&dir).expect("a directory").map(|file| file.expect("a file").path());
+    files.chain([dir.clone()]).collect()
+}
+
+/// Earlier programs made stores that every user could read.
 #[test]
 fn only_the_owner_can_read_a_store() {
-    let cluster = stopped_node();
-    let mode = |path: &Path| std::fs::metadata(path).expect("it exists").permissions().mode() & 0o777;
-    assert_eq!(mode(&cluster.node_dir(0)), 0o700);
-    let mut names: Vec<_> = std::fs::read_dir(cluster.node_dir(0))
-        .expect("a directory")
-        .map(|file| file.expect("a file").path())
-        .collect();
-    names.sort();
-    assert!(names.len() >= 2, "{names:?}");
-    for name in names {
-        assert_eq!(mode(&name), 0o600, "{}", name.display());
+    let mut cluster = stopped_node();
+    let check = |paths: &[PathBuf]| {
+        assert!(paths.len() >= 3, "{paths:?}");
+        for path in paths {
+            let found = std::fs::metadata(path).expect("it exists");
+            let want = if found.is_dir() { 0o700 } else { 0o600 };
+            assert_eq!(found.permissions().mode() & 0o777, want, "{}", path.display());
+        }
+    };
+    let paths = store_paths(&cluster);
+    check(&paths);
+    for path in paths {
+        let mode = if path.is_dir() { 0o755 } else { 0o644 };
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).expect("our own store");
     }
+    cluster.start_node(0);
+    check(&store_paths(&cluster));
+    cluster.stop(0);
+    check(&store_paths(&cluster));
 }
 
 #[test]
