@@ -24,8 +24,10 @@ use crate::api::network::NodeId;
 pub const FILE_NAME: &str = "config.toml";
 /// Read before [`FILE_NAME`], from the working directory.
 const OWN_FILE_NAME: &str = "chatchain.toml";
-/// A key is taken for a mistyped one of ours if this many edits make it one.
+/// A key is taken for a mistyped one of ours if this many edits make it one, or one edit for a short key: two make
+/// `node` of `name`, which many programs have.
 const EDITS_MAX: usize = 2;
+const SHORT_KEY_CHARS_MAX: usize = 5;
 
 /// The file to read.
 #[derive(Debug, Default)]
@@ -79,7 +81,10 @@ fn is_foreign(text: &str) -> bool {
     let Ok(table) = DeTable::parse(text) else { return false };
     let is_ours = |key: &str| {
         let known = settings::file_keys().flat_map(|known| known.split('.')).chain(settings::SECTIONS);
-        known.into_iter().any(|known| strsim::damerau_levenshtein(key, known) <= EDITS_MAX)
+        known.into_iter().any(|known| {
+            let edits = if known.len() > SHORT_KEY_CHARS_MAX { EDITS_MAX } else { 1 };
+            strsim::damerau_levenshtein(key, known) <= edits
+        })
     };
     let mut keys = table.get_ref().keys().peekable();
     keys.peek().is_some() && !keys.any(|key| is_ours(key.get_ref()))
@@ -202,6 +207,12 @@ mod tests {
             true,
         );
         check("[menu]\nmain = 1", true);
+        for foreign in
+            ["name = 'x'", "title = 'x'", "log = 'debug'", "[tls]\ncert = 'x'", "[name]", "core = 1"]
+        {
+            check(foreign, true);
+        }
+        check("name = 'x'\nnode = 1", false);
         check("title = 'x'\nnetwork = 'x'", false);
         check("netwrk = 'x'", false);
         check("[prxy]", false);
