@@ -2,7 +2,7 @@
 //!
 //! Knows no command. What ends before the runtime starts (help, usage, a wrong log filter, too few threads) ends here.
 
-use std::{env, process::ExitCode};
+use std::{env, process::ExitCode, thread};
 
 use chatchain::{
     api::explain_invalid::quote,
@@ -17,6 +17,8 @@ use tracing_subscriber::EnvFilter;
 
 /// The variable with a filter of log lines, of `tracing`.
 const LOG_FILTER: &str = "RUST_LOG";
+/// The name of the first thread. Its panic ends a server as well.
+const MAIN: &str = "main";
 
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
@@ -74,11 +76,16 @@ fn report_errors(cli: &Cli) {
         .display_env_section(false)
         .panic_section("This is a mistake in ChatChain. Nothing that was acknowledged is lost by it.");
     let (panics, errors) = builder.into_hooks();
+    let is_server = is_server(cli);
     // A hook that panics aborts the process, and `eprintln!` panics if standard error is closed. A server must outlive
     // a panic: it answers 500, or takes the panic as a damaged page of the store.
     std::panic::set_hook(Box::new(move |panic| {
         if commands::panic_becomes_error() {
             tracing::debug!("{}", panics.panic_report(panic));
+        } else if preflight::is_thread_missing(panic)
+            && (!is_server || thread::current().name() == Some(MAIN))
+        {
+            preflight::exit_without_threads();
         } else {
             output::eprint_line(&panics.panic_report(panic).to_string());
         }

@@ -63,13 +63,37 @@ int clock_gettime(clockid_t id, struct timespec *time) {
     return result;
 }";
 
+/// Loaded before the C library, this refuses every thread after the first `COUNT`.
+const FEW_THREADS: &str = "
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <errno.h>
+#include <pthread.h>
+static int started;
+int pthread_create(pthread_t *thread, const pthread_attr_t *with, void *(*run)(void *), void *argument) {
+    int (*create)(pthread_t *, const pthread_attr_t *, void *(*)(void *), void *) = dlsym(RTLD_NEXT, \"pthread_create\");
+    if (__atomic_add_fetch(&started, 1, __ATOMIC_SEQ_CST) > COUNT) return EAGAIN;
+    return create(thread, with, run, argument);
+}";
+
 /// Moves the clock that a command sees by this many days. `dir` is for files that the command needs.
 #[track_caller]
 pub fn move_clock(command: &mut Command, dir: &Path, days: i64) {
-    let (source, library) = (dir.join("clock.c"), dir.join("clock.so"));
-    std::fs::write(&source, MOVED_CLOCK).expect("a file");
+    preload(command, dir, MOVED_CLOCK, &format!("-DDAYS=({days})"));
+}
+
+/// Lets a command start only this many threads. `dir` is for files that the command needs.
+#[track_caller]
+pub fn limit_threads(command: &mut Command, dir: &Path, count: usize) {
+    preload(command, dir, FEW_THREADS, &format!("-DCOUNT={count}"));
+}
+
+#[track_caller]
+fn preload(command: &mut Command, dir: &Path, source: &str, define: &str) {
+    let (file, library) = (dir.join("preloaded.c"), dir.join("preloaded.so"));
+    std::fs::write(&file, source).expect("a file");
     let mut compiler = Command::new("cc");
-    compiler.args(["-shared", "-fPIC", &format!("-DDAYS=({days})"), "-o"]).arg(&library).arg(&source);
+    compiler.args(["-shared", "-fPIC", define, "-o"]).arg(&library).arg(&file);
     assert!(compiler.status().expect("the linker of every Rust program").success());
     command.env("LD_PRELOAD", &library);
 }
