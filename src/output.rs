@@ -199,9 +199,9 @@ impl Output {
     }
 
     /// A progress bar on standard error over this many bytes, or a counter if the number is not known. It is invisible
-    /// where standard error is no terminal, and is removed when it is dropped.
+    /// where standard error is no terminal (or, by the library, a dumb one), and is removed when it is dropped.
     pub fn progress(&self, bytes: Option<u64>) -> ProgressBar {
-        let hidden = self.quiet || !has_escapes() || !io::stderr().is_terminal();
+        let hidden = self.quiet || !io::stderr().is_terminal();
         let target = if hidden { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() };
         let template = match bytes {
             Some(_) => "{wide_bar} {percent:>3} %  {msg}  {elapsed} (left: {eta})",

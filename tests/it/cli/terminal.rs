@@ -10,9 +10,11 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::ffi::OsStrExt;
 use std::process::Stdio;
 
+use rustix::process::{Pid, Signal, kill_process};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use serde_json::json;
 
+use crate::support::cluster::Cluster;
 use crate::support::process::{Finished, chatchain, run};
 
 const EVIL: &str = "x\u{1b}[2J\u{1b}]0;title\u{7}\u{9b}31m\u{202e}\r\u{7f}\u{0}y";
@@ -62,8 +64,9 @@ fn check(server: SocketAddr, args: &[&str], code: i32) {
     }
 }
 
-/// Runs a command on a terminal of this kind, and returns what it writes there.
-fn on_terminal(kind: &str, args: &[&str]) -> String {
+/// Runs a command on a terminal of this kind, and returns what it writes there. A command that does not end by itself is
+/// interrupted once it has written `until`.
+fn on_terminal(kind: Option<&str>, args: &[&str], until: Option<&str>) -> String {
     let terminal = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).expect("a terminal");
     grantpt(&terminal).and_then(|()| unlockpt(&terminal)).expect("our own terminal");
     let name = ptsname(&terminal, Vec::new()).expect("a name");
@@ -74,22 +77,42 @@ fn on_terminal(kind: &str, args: &[&str]) -> String {
         .expect("its other end");
     let dir = tempfile::tempdir().expect("a temporary directory");
     let mut command = chatchain(dir.path());
-    command.args(args).env("TERM", kind).stdin(Stdio::null());
+    command.args(args).env_remove("TERM").envs(kind.map(|kind| ("TERM", kind))).stdin(Stdio::null());
     command.stdout(end.try_clone().expect("a copy")).stderr(end);
     let mut child = command.spawn().expect("started");
     drop(command); // it holds the other end open
-    let mut written = Vec::new();
-    let _hung_up = File::from(terminal).read_to_end(&mut written); // fails once the child has closed its end
+    let (mut terminal, mut written, mut part) = (File::from(terminal), String::new(), [0; 4096]);
+    // Reading fails once the child has closed its end.
+    while let Ok(count @ 1..) = terminal.read(&mut part) {
+        written += &String::from_utf8_lossy(&part[..count]);
+        if until.is_some_and(|until| written.contains(until)) {
+            kill_process(Pid::from_child(&child), Signal::INT).expect("our own child");
+        }
+    }
     child.wait().expect("our own child");
-    String::from_utf8_lossy(&written).into_owned()
+    written
 }
 
 #[test]
-fn a_dumb_terminal_gets_no_escape_codes() {
-    for args in [&["guide", "http"][..], &["status", "--server", "127.0.0.1:1"], &["--help"], &["nonsense"]] {
-        assert!(on_terminal("xterm", args).contains('\u{1b}'), "{args:?}");
-        let written = on_terminal("dumb", args);
-        assert!(!written.is_empty() && !written.contains('\u{1b}'), "{args:?}: {written}");
+fn a_terminal_without_escape_codes_gets_none() {
+    let cluster = Cluster::start(1);
+    let server = cluster.node(0).to_string();
+    let file = cluster.dir().join("messages");
+    std::fs::write(&file, r#"{"sender":"a","recipient":"b","text":"c","timestamp":1}"#).expect("written");
+    let file = file.to_str().expect("a plain path");
+    for (args, until) in [
+        (&["guide", "http"][..], None),
+        (&["status", "--server", "127.0.0.1:1"], None),
+        (&["--help"], None),
+        (&["nonsense"], None),
+        (&["status", "--watch", "--server", &server], Some("1 of 1 nodes up")),
+        (&["send", "--file", file, "--server", &server], None), // it shows a progress bar
+    ] {
+        assert!(on_terminal(Some("xterm"), args, until).contains('\u{1b}'), "{args:?}");
+        for kind in [Some("dumb"), None] {
+            let written = on_terminal(kind, args, until);
+            assert!(!written.is_empty() && !written.contains('\u{1b}'), "{kind:?} {args:?}: {written:?}");
+        }
     }
 }
 
