@@ -220,6 +220,35 @@ fn a_message_whose_id_cannot_be_printed_is_stored_and_says_so() {
 }
 
 #[test]
+fn a_read_only_root_is_enough_for_all_that_stores_nothing() {
+    // A mount of its own makes the directory read-only as well, wherever temporary directories are.
+    let read_only = "mount -o remount,bind,ro / && mount --bind . . && cd $PWD && mount -o remount,bind,ro .";
+    let start = |dir: &Path, command: &str| {
+        let script = format!("exec unshare -m bash -c '{read_only} && {command}'");
+        Process::spawn(command, shell(dir, &script))
+    };
+    let run = |command: &str| {
+        let dir = open_dir();
+        start(dir.path(), command).finish(LONG)
+    };
+    if run("! touch file").code != Some(0) {
+        return measure::say("skipped: a read-only root needs the right to mount one");
+    }
+    for command in COMMANDS {
+        let done = run(command);
+        check_ended(command, &done);
+        let dir = open_dir();
+        let plain = Process::spawn(command, shell(dir.path(), command)).finish(LONG);
+        assert_eq!(done.code, plain.code, "{command}: {done:?}");
+    }
+    // The disk may become writable again, so a node goes on and says what is wrong.
+    let dir = open_dir();
+    let mut node = start(dir.path(), "exec $C node --node-id 0 --listen $L");
+    node.eventually_says("Read-only file system");
+    assert_eq!(node.stop().code(), Some(0));
+}
+
+#[test]
 fn any_value_of_a_variable_is_used_or_refused() {
     let others =
         ["RUST_LOG", "HOME", "USER", "LOGNAME", "TERM", "NO_COLOR", "XDG_STATE_HOME", "XDG_CONFIG_HOME"];

@@ -253,6 +253,36 @@ fn an_address_that_cannot_be_used_is_named() {
 }
 
 #[test]
+fn a_name_with_two_addresses_says_which_one_is_used() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let own = "127.0.0.1 two.example\n127.0.0.2 two.example\n127.0.0.3 one.example\n";
+    std::fs::write(dir.path().join("hosts"), own).expect("a file");
+    let start = |name: &str| {
+        let command = chatchain(dir.path());
+        let node = ["node", "--node-id", "0", "--insecure", "--exit-with-parent", "--listen"];
+        let script = "mount --bind hosts /etc/hosts && exec \"$0\" \"$@\"";
+        let mut own = Command::new("unshare");
+        own.current_dir(dir.path()).args(["-m", "sh", "-c", script]).arg(command.get_program());
+        Process::spawn("node", {
+            own.args(node).arg(format!("{name}:0"));
+            own
+        })
+        .finish(LONG)
+    };
+    let two = start("two.example");
+    if two.code != Some(0) && !two.stderr.contains("error: ") {
+        return measure::say("skipped: a file of hosts needs the right to mount one");
+    }
+    let (said, ok) = (two.stderr, two.code);
+    assert_eq!(ok, Some(0), "{said}");
+    let warning =
+        said.lines().find(|line| line.contains("WARN two.example") || line.contains("two.example:0 means"));
+    let warning = warning.unwrap_or_else(|| panic!("no warning: {said}"));
+    assert!(warning.contains("means 127.0.0.1:") && warning.contains("not on 127.0.0.2:"), "{warning}");
+    assert!(!start("one.example").stderr.contains("means"));
+}
+
+#[test]
 fn a_configuration_error_names_its_line_or_setting() {
     let dir = tempfile::tempdir().expect("a temporary directory");
     let check = |config: &str, args: &[&str], parts: &[&str]| {
