@@ -158,7 +158,10 @@ impl LineReader {
 
 #[cfg(test)]
 mod tests {
-    use tokio::io::{AsyncWriteExt, duplex};
+    use tokio::{
+        io::{AsyncWriteExt, duplex},
+        time::timeout,
+    };
 
     use super::*;
     use crate::commands::send::import::BATCH_LINES_MAX;
@@ -185,6 +188,10 @@ mod tests {
         assert_eq!(reader.last_line_before_stop(), None);
     }
 
+    async fn next(reader: &mut LineReader) -> Option<ImportBatch> {
+        timeout(Duration::from_secs(10), reader.next()).await.expect("it is sent").expect("read")
+    }
+
     #[tokio::test]
     async fn a_slow_source_is_sent_after_a_short_wait() {
         let (mut writer, source) = duplex(1 << 10);
@@ -193,12 +200,12 @@ mod tests {
         let half = &MESSAGE[..9];
         writer.write_all(format!("{MESSAGE}\n{MESSAGE}\n{half}").as_bytes()).await.expect("written");
         let began = Instant::now();
-        assert_eq!(reader.next().await.expect("read").expect("a batch").lines, [1, 2]);
+        assert_eq!(next(&mut reader).await.expect("a batch").lines, [1, 2]);
         assert!(began.elapsed() >= BATCH_WAIT_MAX);
         writer.write_all(format!("{}\n{MESSAGE}\n{half}", &MESSAGE[9..]).as_bytes()).await.expect("written");
         stop.cancel();
-        assert_eq!(reader.next().await.expect("read").expect("a batch").lines, [3, 4]);
-        assert!(reader.next().await.expect("read").is_none());
+        assert_eq!(next(&mut reader).await.expect("a batch").lines, [3, 4]);
+        assert!(next(&mut reader).await.is_none());
         assert_eq!(reader.last_line_before_stop(), Some(4));
     }
 

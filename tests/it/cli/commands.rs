@@ -189,14 +189,13 @@ fn a_text_search_matches_alike_in_history_and_feed() {
     let found = cluster.cli(&search).stdout;
     assert_eq!(found.lines().count(), 2, "{found}");
     assert_eq!(cluster.cli(&search_on).stdout, found);
-    let text = "cafe\u{301}";
-    assert_eq!(cluster.cli(&["send", "--from", "a", "--to", "b", text]).code, Some(0));
-    for wanted in ["CAFÉ", text, "café"] {
-        assert_eq!(
-            cluster.cli(&["list", "--text", wanted, "-o", "ndjson"]).stdout.lines().count(),
-            1,
-            "{wanted}"
-        );
+    let (composed, decomposed) = ("caf\u{e9}", "cafe\u{301}");
+    for text in [composed, decomposed] {
+        assert_eq!(cluster.cli(&["send", "--from", "a", "--to", "b", text]).code, Some(0));
+    }
+    for wanted in ["CAF\u{c9}", "CAFE\u{301}", composed, decomposed] {
+        let found = cluster.cli(&["list", "--text", wanted, "-o", "ndjson"]).stdout;
+        assert_eq!(found.lines().count(), 2, "{wanted}: {found}");
     }
 }
 
@@ -230,6 +229,20 @@ fn message_text_cannot_control_the_terminal() {
         assert!(!listed.stdout.contains(is_control_code), "{format}: {:?}", listed.stdout);
         assert!(listed.stdout.contains("31m"), "{format}: {:?}", listed.stdout);
     }
+}
+
+#[test]
+fn a_sender_that_nobody_sees_is_refused_by_the_server_and_before_a_file_is_sent() {
+    let cluster = Cluster::start(1);
+    let sent = cluster.cli(&["send", "--from", "\u{200b}\u{2060}", "--to", "b", "hi"]);
+    assert_eq!((sent.code, sent.stdout.as_str()), (Some(1), ""), "{sent:?}");
+    assert!(sent.stderr.contains("`sender` has only invisible characters"), "{sent:?}");
+    let line = "{\"sender\":\"\u{3164}\",\"recipient\":\"b\",\"text\":\"c\"}";
+    let mut command = chatchain(cluster.dir());
+    command.args(["send", "--file", "-", "--server", &free_addr().to_string()]);
+    let refused = run(command, line);
+    assert_eq!(refused.code, Some(1), "no server is asked: {refused:?}");
+    assert!(refused.stderr.contains("line 1 is rejected: `sender` has only invisible"), "{refused:?}");
 }
 
 #[test]
