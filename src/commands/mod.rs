@@ -30,6 +30,7 @@ use crate::{
     cli::{Cli, Command, CommonArgs, KeyArgs},
     client::{Client, ClientError, servers::Servers},
     config::{self, Sources},
+    error_text,
     output::{Output, PrintError},
 };
 
@@ -94,7 +95,7 @@ pub fn is_closed_pipe(report: &Report) -> bool {
 /// An error as one sentence: what happened, why, and what to do about it.
 pub fn error_sentence(report: &Report) -> String {
     let mut sentence = String::new();
-    for cause in report.chain().map(ToString::to_string) {
+    for cause in report.chain().map(error_text::without_numbers) {
         // Some errors repeat their cause in their own text.
         if !sentence.contains(&cause) {
             sentence += if sentence.is_empty() { "" } else { ": " };
@@ -176,6 +177,20 @@ fn room_recipient(room: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("the file cannot be used: {}", error_text::without_numbers(source))]
+    struct WithCause {
+        source: std::io::Error,
+    }
+
+    #[test]
+    fn a_sentence_repeats_no_cause() {
+        let missing = || std::io::Error::from_raw_os_error(rustix::io::Errno::NOENT.raw_os_error());
+        let check = |report: Report, want: &str| assert_eq!(error_sentence(&report), want);
+        check(WithCause { source: missing() }.into(), "the file cannot be used: No such file or directory");
+        check(Report::from(missing()).wrap_err("cannot read"), "cannot read: No such file or directory");
+    }
 
     #[test]
     fn a_long_sentence_loses_its_middle() {

@@ -17,6 +17,7 @@ use tempfile::TempDir;
 
 use crate::support::address::free_addr;
 use crate::support::cluster::Cluster;
+use crate::support::eventually::eventually_blocking;
 use crate::support::measure;
 use crate::support::process::{Finished, Process, chatchain, limit_threads};
 
@@ -154,6 +155,38 @@ fn little_memory_ends_a_command_with_a_sentence() {
     let limits: Vec<_> =
         [60_000, 100_000, 200_000, 400_000].iter().map(|n| format!("ulimit -v {n}")).collect();
     walk(&limits, |_| {});
+}
+
+/// The walks above end most nodes before their store is open.
+#[test]
+fn a_node_within_limits_starts_or_says_why() {
+    let check = |what: &str, dir: &Path, process: Command| {
+        let mut node = Process::spawn(what, process);
+        eventually_blocking(LONG, "the node to start or to end", || {
+            let ended = node.ended().is_some();
+            ended || node.stderr().contains("no peers")
+        });
+        if node.ended().is_none() {
+            node.terminate();
+        }
+        let done = node.finish(LONG);
+        check_ended(what, &done);
+        assert!(done.code != Some(0) || dir.join("data/node-0/log.redb").exists(), "{what}: {done:?}");
+    };
+    let command = "exec $C node --node-id 0 --listen $L";
+    for limit in
+        ["-n 20", "-n 24", "-n 32", "-f 0", "-f 1", "-f 64", "-f 512", "-f 2048", "-v 60000", "-v 200000"]
+    {
+        let (dir, what) = (open_dir(), format!("ulimit {limit}; {command}"));
+        check(&what, dir.path(), shell(dir.path(), &what));
+    }
+    let cores = std::thread::available_parallelism().map_or(1, Into::into);
+    for count in cores..cores + 16 {
+        let dir = open_dir();
+        let mut process = shell(dir.path(), command);
+        limit_threads(&mut process, dir.path(), count);
+        check(&format!("{count} threads: {command}"), dir.path(), process);
+    }
 }
 
 #[test]

@@ -41,7 +41,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
     ("src/cli", &["api"]),
     ("src/config", &["api", "cli"]),
     ("src/output", &["api", "cli", "error_text"]),
-    ("src/commands", &["api", "chain", "cli", "client", "config", "output"]),
+    ("src/commands", &["api", "chain", "cli", "client", "config", "error_text", "output"]),
     // Two commands start a server, and one reads a store that is not in use.
     ("src/commands/serving", &["node", "proxy"]),
     ("src/commands/verify", &["store"]),
