@@ -3,13 +3,7 @@
 //! Libraries below panic where they get none, or wait for a thread that never starts. So the program takes as many as
 //! a command needs at its start, and ends with a sentence if it cannot have them.
 
-use std::{
-    io,
-    panic::{self, PanicHookInfo},
-    process,
-    sync::mpsc,
-    thread,
-};
+use std::{io, panic::PanicHookInfo, process, sync::mpsc, thread};
 
 use color_eyre::eyre::{Result, WrapErr};
 use rustix::process::Signal;
@@ -39,28 +33,18 @@ pub fn runtime(is_server: bool) -> Result<Runtime> {
     check_threads(threads).wrap_err_with(|| {
         format!("the system gives no {threads} threads to this process (`ulimit -u`, `ulimit -v`)")
     })?;
-    or_exit(|| {
-        let runtime = Builder::new_multi_thread().worker_threads(workers).enable_all().build();
-        let runtime = runtime.wrap_err("cannot start")?;
-        let entered = runtime.enter();
+    let runtime = Builder::new_multi_thread().worker_threads(workers).enable_all().build();
+    let runtime = runtime.wrap_err("cannot start")?;
+    {
         // A file that may not grow (`ulimit -f`) would end the process by this signal; caught, it is an error of a write.
+        let _entered = runtime.enter();
         let _caught = signal(SignalKind::from_raw(Signal::XFSZ.as_raw())).wrap_err("cannot catch signals")?;
-        drop(entered);
-        Ok(runtime)
-    })
+    }
+    Ok(runtime)
 }
 
-/// Starts something that panics without threads or descriptors, which another process may have taken since the check.
-/// The process ends at that panic: tokio would then wait for ever for the threads that it did start.
-fn or_exit<T>(start: impl FnOnce() -> Result<T>) -> Result<T> {
-    let report = panic::take_hook();
-    panic::set_hook(Box::new(|_| exit_without_threads()));
-    let started = start();
-    panic::set_hook(report);
-    started
-}
-
-/// Whether a panic is that of tokio when the system gives it no thread. The text is all that tells it from another one.
+/// Whether a panic is that of tokio when the system gives it no thread: another process may have taken the threads since
+/// the check. The text is all that tells it from another panic.
 pub fn is_thread_missing(panic: &PanicHookInfo<'_>) -> bool {
     panic
         .payload()
@@ -68,9 +52,9 @@ pub fn is_thread_missing(panic: &PanicHookInfo<'_>) -> bool {
         .is_some_and(|why| why.starts_with("OS can't spawn worker thread"))
 }
 
-/// Ends the process with a sentence.
+/// Ends the process with a sentence. A panic would go on, and tokio would wait for ever for the threads that it did start.
 pub fn exit_without_threads() -> ! {
-    eprint_line("error: the system gives this process too few threads or files (`ulimit -u`, `ulimit -n`)");
+    eprint_line("error: the system gives this process too few threads (`ulimit -u`, `ulimit -v`)");
     process::exit(Exit::Failure as i32)
 }
 

@@ -120,7 +120,8 @@ fn only_the_owner_can_read_a_store() {
             assert_eq!(found.permissions().mode() & 0o777, want, "{}", path.display());
         }
     };
-    let paths = store_paths(&cluster);
+    let mut paths = store_paths(&cluster);
+    paths.push(cluster.data_dir());
     check(&paths);
     for path in paths {
         let mode = if path.is_dir() { 0o755 } else { 0o644 };
