@@ -31,7 +31,7 @@ pub enum OpenError {
     #[error("{} belongs to the network {found:?}, not to {wanted:?}; set `network` to that or use another data directory", path.display())]
     OtherNetwork { path: PathBuf, found: String, wanted: String },
     /// The disk cannot read a file, or a part of it.
-    #[error("{} cannot be read: {why}", path.display())]
+    #[error("{} cannot be read: {}", path.display(), without_numbers(why))]
     BadSectors { path: PathBuf, why: String },
     /// The bytes of the file are wrong.
     #[error("{} cannot be opened: {why}", path.display())]
@@ -130,7 +130,8 @@ mod tests {
         let full = || std::io::Error::from_raw_os_error(Errno::NOSPC.raw_os_error());
         let opening = OpenError::Io { path: "d".into(), source: full() };
         let writing = StoreError::Storage(Box::new(redb::Error::Io(full())));
-        for shown in [opening.to_string(), writing.to_string()] {
+        let bad = OpenError::BadSectors { path: "d".into(), why: format!("the disk: {}", full()) };
+        for shown in [opening.to_string(), writing.to_string(), bad.to_string()] {
             assert!(shown.ends_with("No space left on device"), "{shown}");
         }
     }

@@ -285,6 +285,9 @@ fn a_file_is_imported_once_however_often_it_is_sent() {
         listed.stdout.lines().map(|line| serde_json::from_str::<Value>(line).expect("JSON")["text"].clone());
     let want: Vec<Value> = (0..2500).map(|n| (n / 2).to_string().into()).collect();
     assert_eq!(texts.collect::<Vec<_>>(), want, "history is in the order of the file");
+    // The fields that the server added are ignored.
+    let back = cluster.cli_with_input(&["send", "--file", "-"], listed.stdout.as_bytes());
+    assert_eq!(back.stdout, "2,500 sent: 0 accepted, 2,500 duplicates, 0 rejected\n", "{back:?}");
 }
 
 #[test]
