@@ -8,6 +8,8 @@ use std::{borrow::Cow, fmt};
 
 use serde::{Deserialize, Serialize};
 
+use super::json;
+
 const RETRYABLE: bool = true;
 const FINAL: bool = false;
 const NOT_STORED: bool = true;
@@ -145,7 +147,7 @@ impl Problem {
     }
 
     pub fn to_json(&self) -> Vec<u8> {
-        serde_json::to_vec(self).expect("a problem has only strings, numbers and booleans")
+        json::to_vec(self)
     }
 }
 

@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 use super::{
     error::{ErrorCode, Problem},
-    explain_invalid,
+    explain_invalid, json,
     network::NodeId,
     time::Time,
 };
@@ -141,23 +141,6 @@ pub struct ListedMessage<T = String> {
     pub timestamp_from: Option<TimestampSource>,
 }
 
-/// Characters that end a line for some readers of lines, though not in JSON: NEL, LINE and PARAGRAPH SEPARATOR.
-const LINE_SEPARATORS: [(char, &str); 3] =
-    [('\u{85}', "\\u0085"), ('\u{2028}', "\\u2028"), ('\u{2029}', "\\u2029")];
-
-/// Appends a JSON string. Its line separators are written as escapes, so that a message is one line for every reader.
-fn write_text(text: &str, out: &mut Vec<u8>) {
-    let start = out.len();
-    serde_json::to_writer(&mut *out, text).expect(INFALLIBLE);
-    if !text.is_ascii() && text.contains(LINE_SEPARATORS.map(|(separator, _)| separator)) {
-        let mut json = String::from_utf8(out.split_off(start)).expect("JSON is UTF-8");
-        for (separator, escape) in LINE_SEPARATORS {
-            json = json.replace(separator, escape);
-        }
-        out.extend_from_slice(json.as_bytes());
-    }
-}
-
 const INFALLIBLE: &str = "strings and numbers are written to memory";
 
 /// A stored message with borrowed texts.
@@ -178,7 +161,7 @@ impl MessageView<'_> {
             (b",\"text\":", self.text),
         ] {
             out.extend_from_slice(key);
-            write_text(value, out);
+            json::write(value, out);
         }
         write!(out, ",\"timestamp\":{},\"accepted_at\":\"", self.timestamp).expect(INFALLIBLE);
         self.accepted_at.write(out);
@@ -196,7 +179,7 @@ impl MessageView<'_> {
         self.write_json(out);
         out.pop(); // the closing brace
         out.extend_from_slice(b",\"durable_on\":");
-        serde_json::to_writer(&mut *out, durable_on).expect(INFALLIBLE);
+        json::write(durable_on, out);
         if let Some(duplicate) = duplicate {
             write!(out, ",\"duplicate\":{duplicate}").expect(INFALLIBLE);
         }

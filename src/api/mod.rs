@@ -10,6 +10,7 @@ pub mod batch;
 pub mod error;
 pub mod explain_invalid;
 pub mod feed;
+pub mod json;
 pub mod key;
 pub mod message;
 pub mod network;

@@ -30,6 +30,7 @@ use crate::api::error::{ErrorCode, Problem};
 use crate::api::explain_invalid::quote;
 use crate::api::feed::{FeedFormat, FeedQuery};
 use crate::api::header::LAST_EVENT_ID;
+use crate::api::json;
 use crate::api::key;
 use crate::api::media;
 use crate::api::network::Liveness;
@@ -42,10 +43,7 @@ const LEFT_MAX: Duration = Duration::from_millis(50);
 
 /// An answer with this value as JSON.
 pub fn json(status: StatusCode, value: &impl Serialize) -> Response {
-    json_bytes(
-        status,
-        serde_json::to_vec(value).expect("an answer has no map with keys that are not strings"),
-    )
+    json_bytes(status, json::to_vec(value))
 }
 
 /// An answer that is JSON already.

@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use crate::support::cluster::Cluster;
 use crate::support::feed::{self, Format, catch_up};
-use crate::support::http;
+use crate::support::http::{self, Connection, Response};
 use crate::support::messages::{self, Sent, send};
 use crate::support::servers::{JSON, NDJSON, Servers, array, check_refusal, get, keys, post};
 
@@ -237,6 +237,54 @@ fn a_message_is_one_line_for_every_reader_of_lines() {
     }
     let exported = servers.cluster.cli(&["-o", "ndjson", "list"]);
     assert!(exported.stdout.contains(want), "{exported:?}");
+}
+
+/// Whatever quotes what a client sent.
+#[test]
+fn a_refusal_is_one_line_for_every_reader_of_lines() {
+    let servers = Servers::start();
+    let body = "{\"a\u{2028}\u{85}\u{2029}b\":1}";
+    let want = r"a\u2028\u0085\u2029b";
+    let is_one_line = |what: &str, answer: &Response| {
+        assert!(answer.text().contains(want), "{what}: {}", answer.text());
+        assert!(!answer.text().contains(['\u{2028}', '\u{2029}', '\u{85}']), "{what}: {}", answer.text());
+    };
+    for (server, addr) in servers.both() {
+        is_one_line(server, &post(addr, "/messages", &[JSON], body));
+        is_one_line(server, &post(addr, "/messages", &[NDJSON], body));
+        for path in ["/messages", "/feed", "/nodes", "/network"] {
+            is_one_line(path, &get(addr, &format!("{path}?{}=1", encode("a\u{2028}\u{85}\u{2029}b"))));
+        }
+    }
+}
+
+#[test]
+fn the_weights_of_accept_choose_the_format_at_every_path_that_has_two() {
+    let servers = Servers::start();
+    store_conversation(&servers);
+    let (json, lines, events) = ("application/json", NDJSON.1, "text/event-stream");
+    for (server, addr) in servers.both() {
+        for (path, default) in [
+            ("/messages", json),
+            ("/messages?limit=2", json),
+            ("/messages?text=o", json),
+            ("/feed?from=start", events),
+        ] {
+            for (accept, want) in [
+                (format!("{lines};q=0.9, {default};q=0.5"), lines),
+                (format!("{lines};q=0.5, {default};q=0.9"), default),
+                (format!("{lines};q=0, */*"), default),
+                (format!("{default};q=0, {lines};q=0.1"), lines),
+                ("*/*".to_owned(), default),
+            ] {
+                let mut connection = Connection::open(addr).expect("connected");
+                let asked = http::encode(addr, "GET", path, &[("accept", &accept)], b"");
+                connection.send(&asked).expect("sent");
+                let head = connection.head().expect("an answer");
+                assert_eq!(head.header("content-type"), Some(want), "{server} {path} {accept}");
+            }
+        }
+    }
 }
 
 #[test]
