@@ -164,7 +164,8 @@ pub async fn answer(
 ) -> Result<Response, Infallible> {
     let (Shared { app, feeds, limit, left }, started) = (shared, Instant::now());
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
-    let needs_client = method.is_safe(); // a send goes on in any case
+    // A send goes on in any case, and other requests are answered soon.
+    let needs_client = method.is_safe() && matches!(&*path, path::MESSAGES | path::FEED);
     // With `Expect: 100-continue` (RFC 9110, 10.1.1) the client has not sent the body of a refused request.
     let expects_continue = request.headers().contains_key(header::EXPECT);
     let (head, body) = request.into_parts();

@@ -461,3 +461,44 @@ async fn a_request_that_never_ends_is_closed_after_the_drain() {
     served.stop.cancel();
     served.task.join_next().await.expect("one task").expect("no panic");
 }
+
+/// `printf … | nc -N`: the client sends its request, closes its sending side, and reads on.
+#[tokio::test]
+async fn a_client_that_closed_its_sending_side_gets_all_but_an_answer_with_long_silences() {
+    use futures_util::{StreamExt, stream};
+    let after = |time| async move {
+        let _late = timeout(time, std::future::pending::<()>()).await;
+        "part;"
+    };
+    let slow = move || after(5 * SHORT);
+    let parts = move |time| {
+        let parts = stream::iter(0..10).then(move |_| after(time)).map(Ok::<_, io::Error>);
+        async move { Body::from_stream(parts) }
+    };
+    let app = Router::new()
+        .route("/livez", get(live))
+        .route("/network", get(slow))
+        .route("/messages", post(slow).get(move || parts(SHORT / 5)))
+        .route("/feed", get(move || parts(5 * SHORT)));
+    let served = start(LONG, app).await;
+    let ask = async |line: &str| {
+        let mut socket = served.connect().await;
+        socket.write_all(request(line, "", "").as_bytes()).await.expect("writes");
+        socket.shutdown().await.expect("closes its side");
+        read_all(&mut socket).await
+    };
+    check(&ask("GET /livez").await, &["HTTP/1.1 200 ", "true"]);
+    check(&ask("GET /network").await, &["HTTP/1.1 200 ", "part;"]);
+    check(&ask("POST /messages").await, &["HTTP/1.1 200 ", "part;"]);
+    let listed = ask("GET /messages").await;
+    assert!(listed.matches("part;").count() == 10 && listed.ends_with("0\r\n\r\n"), "{listed}");
+    let feed = ask("GET /feed").await;
+    assert!(!feed.contains("part;") && !feed.ends_with("0\r\n\r\n"), "a feed ends before a silence: {feed}");
+
+    let silent = Router::new().route("/messages", get(std::future::pending::<()>));
+    let served = start(LONG, silent).await;
+    let mut socket = served.connect().await;
+    socket.write_all(request("GET /messages", "", "").as_bytes()).await.expect("writes");
+    socket.shutdown().await.expect("closes its side");
+    check(&read_all(&mut socket).await, &["HTTP/1.1 504 ", r#""code":"timeout""#, "closed its side"]);
+}
