@@ -47,7 +47,7 @@ pub fn line_id(key: Uuid, number: u64) -> Uuid {
 }
 
 /// The lines of a file without the byte order mark that some programs write before the first one.
-fn without_byte_order_mark(lines: &[u8]) -> &[u8] {
+pub fn without_byte_order_mark(lines: &[u8]) -> &[u8] {
     lines.strip_prefix("\u{feff}".as_bytes()).unwrap_or(lines)
 }
 

@@ -11,15 +11,13 @@ use std::collections::HashMap;
 use uuid::{Uuid, uuid};
 
 use crate::api::{
-    batch::{Rejected, parse_line},
+    batch::{Rejected, parse_line, without_byte_order_mark},
     error::Problem,
     message::SendRequest,
 };
 
 /// Namespace of the ids made from content. It never changes.
 const NAMESPACE: Uuid = uuid!("eb49b43d-1c03-4f21-a595-3b1961b0d59f");
-/// Some programs begin a file of UTF-8 with it.
-const BYTE_ORDER_MARK: &[u8] = "\u{feff}".as_bytes();
 /// A batch with this many lines is sent; with more lines its answer would only take longer.
 pub const BATCH_LINES_MAX: usize = 1_000;
 /// A batch of at least this length is sent.
@@ -76,7 +74,7 @@ pub struct Import {
 impl Import {
     pub fn add(&mut self, line: &[u8], batch: &mut ImportBatch, fresh: impl FnOnce() -> Uuid) {
         self.line += 1;
-        let line = if self.line == 1 { line.strip_prefix(BYTE_ORDER_MARK).unwrap_or(line) } else { line };
+        let line = if self.line == 1 { without_byte_order_mark(line) } else { line };
         let line = line.trim_ascii();
         if line.is_empty() {
             return;
