@@ -14,7 +14,7 @@ pub mod servers;
 
 pub use reqwest::header::HeaderValue;
 
-use std::{fmt, io, time::Duration};
+use std::{fmt, io, os::fd::AsFd as _, time::Duration};
 
 use bytes::{Bytes, BytesMut};
 use futures_util::{Stream, StreamExt, TryFutureExt, TryStreamExt, stream};
@@ -46,6 +46,9 @@ const IDLE_MAX: Duration = Duration::from_secs(60);
 const IDLE_COUNT_MAX: usize = 256;
 /// The same as a part of the file descriptors of this process, where they are few.
 const IDLE_FRACTION: usize = 32;
+/// The lookup of a name opens at most this many files and sockets at the same time. Fewer free ones may explain that it
+/// failed.
+const LOOKUP_DESCRIPTORS: usize = 4;
 /// A body without data for this long is a timeout. Feeds send something every 15 s.
 const READ_MAX: Duration = Duration::from_secs(30);
 /// A longer URL is refused, because the HTTP library cannot send it. Escaping makes three bytes of one, so a URL can
@@ -174,7 +177,7 @@ impl ClientError {
 
     fn from_reqwest(addr: &Addr, e: &reqwest::Error) -> Self {
         let (addr, mut why) = (addr.clone(), root_cause(e));
-        if is_descriptor_missing(e) {
+        if is_descriptor_missing(e) || (is_failed_lookup(e) && lacks_lookup_descriptors()) {
             Self::NoDescriptor { addr }
         } else if e.is_connect() || e.is_builder() {
             if e.is_timeout() {
@@ -189,13 +192,29 @@ impl ClientError {
     }
 }
 
+/// The numbers of the system's errors among the causes of an error.
+fn os_errors(e: &(dyn std::error::Error + 'static)) -> impl Iterator<Item = i32> {
+    let causes = std::iter::successors(Some(e), |cause| cause.source());
+    causes.filter_map(|cause| cause.downcast_ref::<io::Error>()?.raw_os_error())
+}
+
 /// Whether the error is that the process, or the machine, has no free file descriptor.
 fn is_descriptor_missing(e: &(dyn std::error::Error + 'static)) -> bool {
     let missing = [Errno::MFILE, Errno::NFILE].map(Errno::raw_os_error);
-    let causes = std::iter::successors(Some(e), |cause| cause.source());
-    causes
-        .filter_map(|cause| cause.downcast_ref::<io::Error>()?.raw_os_error())
-        .any(|code| missing.contains(&code))
+    os_errors(e).any(|code| missing.contains(&code))
+}
+
+/// Whether no connection was tried, because the name of the server was not found.
+fn is_failed_lookup(e: &reqwest::Error) -> bool {
+    e.is_connect() && !e.is_timeout() && os_errors(e).next().is_none()
+}
+
+/// Whether this process has fewer free file descriptors than the lookup of a name needs. Without them the C library says
+/// that there is no such name, as of any other one.
+fn lacks_lookup_descriptors() -> bool {
+    let input = io::stdin(); // any open file
+    let copies = (0..LOOKUP_DESCRIPTORS).map_while(|_| input.as_fd().try_clone_to_owned().ok());
+    copies.collect::<Vec<_>>().len() < LOOKUP_DESCRIPTORS
 }
 
 /// The innermost error: reqwest's own text only says that something failed.
@@ -401,6 +420,7 @@ impl Answer {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use rustix::process::{Rlimit, setrlimit};
 
     #[derive(Debug, thiserror::Error)]
     #[error("cannot connect")]
@@ -414,5 +434,31 @@ mod tests {
         };
         assert!(is_own(Errno::MFILE) && is_own(Errno::NFILE));
         assert!(!is_own(Errno::CONNREFUSED) && !is_own(Errno::NETUNREACH));
+    }
+
+    /// In a process of its own, whose limit of descriptors is lowered.
+    #[test]
+    fn a_name_that_cannot_be_looked_up_without_descriptors_is_the_fault_of_this_process() {
+        const IS_CHILD: &str = "LOOKUP_WITHOUT_DESCRIPTORS";
+        if std::env::var_os(IS_CHILD).is_none() {
+            let name = std::thread::current().name().expect("that of the test").to_owned();
+            let mut child = std::process::Command::new(std::env::current_exe().expect("this program"));
+            let done = child.args(["--exact", &name]).env(IS_CHILD, "").output().expect("ends");
+            let (out, err) = (String::from_utf8_lossy(&done.stdout), String::from_utf8_lossy(&done.stderr));
+            assert!(done.status.success() && out.contains("1 passed"), "{out}{err}");
+            return;
+        }
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("starts");
+        let (client, before) = (Client::new(None), getrlimit(Resource::Nofile));
+        let ask = |addr: &str| {
+            let (addr, request) = (addr.parse().expect("an address"), Request::get(path::LIVEZ));
+            runtime.block_on(client.forward(&addr, &request, READ_MAX)).expect_err("nothing listens there")
+        };
+        setrlimit(Resource::Nofile, Rlimit { current: Some(3), ..before }).expect("may be lowered");
+        let lacking = ask("localhost:1");
+        setrlimit(Resource::Nofile, before).expect("may be raised again");
+        assert!(matches!(lacking, ClientError::NoDescriptor { .. }), "{lacking:?}");
+        let unknown = ask("no-such-name.invalid:1");
+        assert!(matches!(unknown, ClientError::Unreachable { .. }), "{unknown:?}");
     }
 }

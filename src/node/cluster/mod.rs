@@ -32,7 +32,7 @@ use crate::chain::members::{Member, MemberId, Members, Membership};
 use crate::chain::sync::missing_ranges;
 use crate::chain::sync::wire::{EntryRange, Hello, Incarnation, SyncMessage};
 use crate::chain::vector::{Head, LogSpan, Vector};
-use crate::client::Client;
+use crate::client::{Client, ClientError};
 use crate::config::NodeConfig;
 use crate::node::cluster::peer::Peer;
 use crate::node::cluster::roster::{ForgetOutcome, Roster};
@@ -227,7 +227,8 @@ impl Cluster {
                 members_changed |= peer.node_id != Some(reply.hello.node_id);
                 holders_changed = peer.on_message(reply, theirs, mine, &self.incidents);
                 peer.last_answer = Some(Instant::now());
-                (peer.last_sync, peer.rtt, peer.error) = (Some(Time(now_ms())), Some(rtt), None);
+                (peer.last_sync, peer.rtt) = (Some(Time(now_ms())), Some(rtt));
+                (peer.error, peer.own_lack) = (None, None);
                 peer.is_self = false;
                 members_changed |= roster.on_identified(number, &reply.hello);
             }
@@ -254,9 +255,17 @@ impl Cluster {
     pub fn on_failure(&self, number: usize, why: String) {
         let mut roster = self.roster();
         let Some(peer) = roster.peer(number) else { return };
-        (peer.error, peer.answering) = (Some(why), None);
+        (peer.error, peer.own_lack, peer.answering) = (Some(why), None, None);
         let peers_changed = roster.reconcile();
         self.notify(&roster, peers_changed, false);
+    }
+
+    /// This node cannot ask a peer, which is not the peer's fault.
+    pub fn on_own_lack(&self, number: usize, error: &ClientError) {
+        let before = self.roster().peer(number).map(|peer| peer.own_lack.replace(error.why()));
+        if before == Some(None) {
+            tracing::warn!(%error, "exchanges must wait");
+        }
     }
 
     /// A peer had no room for what was pushed to it.

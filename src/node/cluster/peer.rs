@@ -67,6 +67,8 @@ pub struct Peer {
     pub last_sync: Option<Time>,
     pub rtt: Option<Duration>,
     pub error: Option<String>,
+    /// Why this node cannot ask it at the moment, if that says nothing about the peer.
+    pub own_lack: Option<String>,
     pub is_self: bool,
     /// Wakes the task that asks it.
     pub wake: Arc<Notify>,
@@ -97,6 +99,7 @@ impl Peer {
             last_sync: None,
             rtt: None,
             error: None,
+            own_lack: None,
             is_self: false,
             wake: Arc::default(),
         }
@@ -256,7 +259,7 @@ impl Peer {
     }
 
     /// `Up`: in contact, and the last exchange worked. `Suspect`: it failed, but the peer was in contact within
-    /// [`SUSPECT_TIME`]. `Down`: no contact for longer than that.
+    /// [`SUSPECT_TIME`]. `Down`: no contact for longer than that, unless this node could not ask.
     pub fn state(&self) -> NodeState {
         // Round trips of several seconds are normal on some links.
         let longest = SUSPECT_TIME + 4 * self.rtt.unwrap_or_default();
@@ -264,6 +267,7 @@ impl Peer {
         match (&self.error, recently(self.last_answer) || recently(self.last_request)) {
             (None, true) => NodeState::Up,
             (Some(_), true) => NodeState::Suspect,
+            (None, false) if self.own_lack.is_some() => NodeState::Suspect,
             (_, false) => NodeState::Down,
         }
     }
@@ -278,7 +282,7 @@ impl Peer {
             last_sync: self.last_sync,
             rtt_ms: self.rtt.map(|rtt| (rtt.as_secs_f64() * 1e5).round() / 100.0),
             behind: known.map(|has| all.ahead_of(has)).min(),
-            error: self.error.clone(),
+            error: self.own_lack.as_ref().or(self.error.as_ref()).cloned(),
         }
     }
 }

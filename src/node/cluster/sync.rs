@@ -180,8 +180,8 @@ impl SyncClient {
         let body = match cluster.client.sync(&addr, encoded.into(), within, silence, is_last).await {
             Ok(body) => body,
             Err(error @ ClientError::NoDescriptor { .. }) => {
-                tracing::warn!(peer = %addr, %error, "an exchange must wait");
-                tokio::time::sleep(DESCRIPTOR_RETRY).await; // nothing is recorded: it is not the peer's fault
+                cluster.on_own_lack(self.number, &error);
+                tokio::time::sleep(DESCRIPTOR_RETRY).await;
                 return Ok(Some(NextExchange::Again));
             }
             Err(error) => {

@@ -1,14 +1,20 @@
-//! Servers with few file descriptors: feeds beyond what they allow are refused, and everything else goes on.
+//! Servers with few file descriptors: feeds beyond what they allow are refused, and everything else goes on. A server
+//! without a free one blames itself.
 
 use std::io::Read;
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
+use serde_json::Value;
 
 use crate::support::cluster::Cluster;
 use crate::support::eventually::eventually_blocking;
-use crate::support::http::{Connection, Head, encode};
+use crate::support::http::{self, Connection, Head, Response, encode};
 use crate::support::measure;
 use crate::support::messages::numbered;
+use crate::support::process::Process;
+use crate::support::relay::{Condition, LinkSettings, Relay};
 use crate::support::servers::{JSON, check_refusal, get, post};
 
 /// The usual soft limit; here the hard one as well.
@@ -107,4 +113,154 @@ fn idle_connections_make_place_for_others() {
         .collect();
     serves(&cluster, addr, 1);
     drop(idle);
+}
+
+/// The soft limit is often 1,024, for old programs.
+#[test]
+fn a_server_raises_its_soft_limit() {
+    const FEEDS: usize = 400;
+    if getrlimit(Resource::Nofile).maximum.is_some_and(|most| most < 4 * FEEDS as u64) {
+        measure::say("skipped: the hard limit of file descriptors is too low");
+        return;
+    }
+    let mut cluster = Cluster::prepare(1);
+    cluster.limit_descriptors_softly(256);
+    cluster.start_all();
+    cluster.start_proxy();
+    for addr in [cluster.node(0), cluster.proxy()] {
+        assert_eq!(open_feeds(addr, FEEDS).1, 0, "refused at {addr}");
+    }
+}
+
+/// Lets a process open no further file descriptor. Gives the limit that it had.
+fn exhaust(process: &Process) -> Rlimit {
+    set_limit(process, Rlimit { current: Some(3), ..getrlimit(Resource::Nofile) })
+}
+
+fn set_limit(process: &Process, limit: Rlimit) -> Rlimit {
+    let pid = Pid::from_raw(i32::try_from(process.id()).expect("a process id"));
+    prlimit(pid, Resource::Nofile, limit).expect("our own child")
+}
+
+fn fast_link() -> LinkSettings {
+    LinkSettings { rate: 100 << 20, round_trip: Duration::ZERO, loss: 0, cut_after: None }
+}
+
+/// Asks on a connection that is open.
+#[track_caller]
+fn ask(connection: &mut Connection, addr: SocketAddr, method: &str, path: &str, body: &[u8]) -> Response {
+    connection.send(&encode(addr, method, path, &[JSON], body)).expect("sent");
+    connection.receive(method).expect("an answer")
+}
+
+const LACK: &str = "this process has no free file descriptor";
+
+#[test]
+fn a_node_without_a_descriptor_for_an_exchange_blames_no_peer() {
+    lack_descriptors(true);
+}
+
+#[test]
+fn a_node_without_a_descriptor_does_not_call_a_peer_down_that_it_cannot_ask() {
+    lack_descriptors(false);
+}
+
+/// Takes the free descriptors of a node. `peer_asks`: its peer goes on to ask it.
+fn lack_descriptors(peer_asks: bool) {
+    /// Without contact for 10 s, a peer counts as down.
+    const WATCHED: Duration = Duration::from_secs(13);
+    const SHORTER: Duration = Duration::from_secs(11);
+    let mut cluster = Cluster::prepare(2);
+    let relay = Relay::start(fast_link(), [cluster.node(0), cluster.node(1)]);
+    let own = cluster.node(0);
+    cluster.readdress(0, vec![relay.addr(1)], own);
+    cluster.readdress(1, vec![own], relay.addr(1));
+    cluster.start_all();
+    let mut connection = Connection::open(own).expect("connected");
+    let peer = |answer: Response| answer.json()["peers"][0].clone();
+    // Right after an exchange on the timer, so that no exchange is under way when its connection ends.
+    let (began, mut last) = (Instant::now(), Value::Null);
+    eventually_blocking(SOON, "an exchange on the timer", || {
+        let peer = peer(ask(&mut connection, own, "GET", "/nodes", b""));
+        let is_new = std::mem::replace(&mut last, peer["last_sync"].clone()) != last;
+        is_new && peer["state"] == "up" && began.elapsed() > Duration::from_secs(2)
+    });
+    let before = exhaust(cluster.process(0));
+    relay.set_condition(Condition::Down); // ends the connections that there are
+    if !peer_asks {
+        cluster.kill9(1); // it would go on to ask
+    }
+    let names_lack = |peer: &Value| peer["error"].as_str().is_some_and(|error| error.contains(LACK));
+    eventually_blocking(SOON, "an exchange that cannot begin", || {
+        names_lack(&peer(ask(&mut connection, own, "GET", "/nodes", b"")))
+    });
+    relay.set_condition(Condition::Up);
+    let began = Instant::now();
+    eventually_blocking(2 * WATCHED, "time in which a peer would be down", || {
+        let peer = peer(ask(&mut connection, own, "GET", "/nodes", b""));
+        assert!(names_lack(&peer), "{peer}");
+        assert!(
+            peer["state"] == if peer_asks { "up" } else { "suspect" } || began.elapsed() < SHORTER,
+            "{peer}"
+        );
+        assert_ne!(peer["state"], "down", "{peer}");
+        began.elapsed() >= WATCHED
+    });
+    set_limit(cluster.process(0), before);
+    if peer_asks {
+        eventually_blocking(SOON, "exchanges again", || {
+            let peer = peer(ask(&mut connection, own, "GET", "/nodes", b""));
+            peer["state"] == "up" && peer["error"].is_null()
+        });
+    }
+}
+
+/// Also if it knows its node by a name, which it has to look up.
+#[test]
+fn a_proxy_without_a_descriptor_for_a_node_blames_no_node() {
+    let mut cluster = Cluster::prepare(1);
+    let relay = Relay::start(fast_link(), [cluster.node(0), cluster.node(0)]);
+    cluster.readdress(0, Vec::new(), relay.addr(0));
+    cluster.start_all();
+    for host in ["localhost", "127.0.0.1"] {
+        let addr = cluster.proxy();
+        let mut command = cluster.command();
+        let node = format!("{host}:{}", relay.addr(0).port());
+        command.args(["proxy", "--listen", &addr.to_string(), "--nodes", &node]);
+        let mut proxy = Process::spawn("proxy", command);
+        eventually_blocking(SOON, "the proxy", || get_if_up(addr, "/readyz"));
+        let mut connection = Connection::open(addr).expect("connected");
+        let states = |status: &Value| -> Vec<Value> {
+            let upstreams = status["upstreams"].as_array().expect("a list");
+            upstreams.iter().map(|upstream| upstream["state"].clone()).collect()
+        };
+        let mut status = || ask(&mut connection, addr, "GET", "/nodes", b"").json();
+        eventually_blocking(SOON, "the node", || states(&status()).iter().all(|state| state == "up"));
+        let mut feeds: Vec<_> = (0..8).map(|_| Connection::open(addr).expect("connected")).collect();
+        let before = exhaust(&proxy);
+        // Feeds take the connections to the node that are there.
+        for feed in &mut feeds {
+            feed.send(&encode(addr, "GET", "/feed", &[], b"")).expect("sent");
+        }
+        let (began, mut refused) = (Instant::now(), 0);
+        eventually_blocking(SOON, "refusals during several probes", || {
+            let status = ask(&mut connection, addr, "GET", "/nodes", b"").json();
+            assert!(states(&status).iter().all(|state| state == "up"), "{host}: {status}");
+            let answer = ask(&mut connection, addr, "GET", "/messages?limit=1", b"");
+            if answer.status() != 200 {
+                check_refusal(host, &answer, 503, "overloaded", LACK);
+                refused += 1;
+            }
+            refused > 0 && began.elapsed() >= Duration::from_secs(4)
+        });
+        drop(feeds);
+        set_limit(&proxy, before);
+        let sent = ask(&mut connection, addr, "POST", "/messages", numbered(7).to_string().as_bytes());
+        assert!([200, 201].contains(&sent.status()), "{host}: {}", sent.text());
+        assert!(proxy.stop().success());
+    }
+}
+
+fn get_if_up(addr: SocketAddr, path: &str) -> bool {
+    http::get(addr, path).is_ok_and(|answer| answer.status() == 200)
 }

@@ -27,8 +27,8 @@ pub struct Cluster {
     addressing: Addressing,
     nodes: Vec<Node>,
     proxy: Option<Process>,
-    /// The soft and hard limit of file descriptors of servers that are started from now on.
-    descriptors: Option<u32>,
+    /// The limit of file descriptors of servers that are started from now on, as flags of `ulimit`.
+    descriptors: Option<String>,
     /// The last field, so that the directory is removed after the processes have ended.
     dir: tempfile::TempDir,
 }
@@ -187,13 +187,18 @@ impl Cluster {
 
     /// Starts servers with this soft and hard limit of file descriptors from now on.
     pub fn limit_descriptors(&mut self, count: u32) {
-        self.descriptors = Some(count);
+        self.descriptors = Some(format!("-n {count}"));
+    }
+
+    /// The same, but a server may raise the limit.
+    pub fn limit_descriptors_softly(&mut self, count: u32) {
+        self.descriptors = Some(format!("-S -n {count}"));
     }
 
     fn limited(&self, command: Command) -> Command {
-        let Some(count) = self.descriptors else { return command };
+        let Some(limit) = &self.descriptors else { return command };
         let mut limited = Command::new("/bin/sh");
-        limited.args(["-c", &format!("ulimit -n {count}; exec \"$0\" \"$@\"")]);
+        limited.args(["-c", &format!("ulimit {limit}; exec \"$0\" \"$@\"")]);
         limited.arg(command.get_program()).args(command.get_args()).current_dir(self.dir());
         for (name, value) in command.get_envs() {
             match value {
