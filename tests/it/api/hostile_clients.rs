@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
+use crate::support::eventually::eventually_blocking;
 use crate::support::http::{Connection, Head, Response, encode};
 use crate::support::servers::{JSON, NDJSON, Servers, check_refusal, get, post};
 
@@ -398,4 +399,20 @@ fn servers_exit_cleanly_with_connections_open() {
     servers.cluster.stop_proxy();
     servers.cluster.stop(0);
     assert!(asked.elapsed() < Duration::from_secs(20), "stopped after {:?}", asked.elapsed());
+}
+
+/// A client that sends a message every few seconds, over a link with long round trips.
+#[test]
+fn a_connection_that_was_idle_for_a_while_is_open_still() {
+    const IDLE: Duration = Duration::from_secs(8);
+    let servers = Servers::start();
+    let mut connections = servers.both().map(|(_, addr)| (addr, Connection::open(addr).expect("connected")));
+    for _ in 0..2 {
+        for (addr, connection) in &mut connections {
+            connection.send(&encode(*addr, "GET", "/livez", &[], b"")).expect("sent");
+            assert_eq!(connection.receive("GET").expect("an answer").status(), 200);
+        }
+        let since = Instant::now();
+        eventually_blocking(2 * IDLE, "a while", || since.elapsed() >= IDLE);
+    }
 }

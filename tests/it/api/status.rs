@@ -274,7 +274,7 @@ fn concurrent_requests_for_the_network_ask_each_peer_twice_at_most() {
     let node = cluster.join_peers(vec![peer]);
     let addr = cluster.node(node);
     let began = Instant::now();
-    let asking: Vec<_> = (0..50).map(|_| std::thread::spawn(move || get(addr, "/network"))).collect();
+    let asking: Vec<_> = (0..100).map(|_| std::thread::spawn(move || get(addr, "/network"))).collect();
     for answer in asking {
         let answer = answer.join().expect("answered");
         assert_eq!((answer.status(), &answer.json()["total"]), (200, &json!(2)));
