@@ -51,14 +51,14 @@ pub async fn run(args: &cli::ListArgs, context: &Context<'_>) -> Result<Exit> {
             Err(error) => Err(error),
         };
         let Err(error) = ended else { break };
-        let printed = printer.seen.len();
-        if printed > count || retries == 0 {
+        let done = printer.seen.len();
+        if done > count || retries == 0 {
             output.note(&format!("the listing was interrupted ({error}); asking again"));
             retries = 0;
         }
         if !error.retryable() || retries == RETRIES_MAX {
             return Err(eyre!(
-                "stopped after {printed} messages: {error}; a run with --all and --cursor-file can be continued"
+                "stopped after {done} messages: {error}; a run with --all and --cursor-file can be continued"
             ));
         }
         sleep(RETRY_PAUSE * 2_u32.pow(retries)).await;

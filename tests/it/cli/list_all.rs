@@ -150,7 +150,7 @@ fn all_is_everything_that_matches_from_the_start_of_history() {
     send_all(cluster.node(0), 0..200);
     assert_eq!(numbers(&list(&["--all"])[0]), (0..200).collect::<Vec<_>>());
     assert_eq!(
-        numbers(&list(&["--all", "--text", "MESSAGE 11"])[0].as_str()),
+        numbers(&list(&["--all", "--text", "MESSAGE 11"])[0]),
         [11, 110, 111, 112, 113, 114, 115, 116, 117, 118, 119]
     );
     assert_eq!(numbers(&list(&[])[0]), (150..200).collect::<Vec<_>>());
