@@ -63,7 +63,7 @@ pub fn parse_line(line: &[u8]) -> Result<SendRequest, Problem> {
         let detail = format!("the line is longer than {MESSAGE_BODY_BYTES_MAX} bytes");
         return Err(Problem::new(ErrorCode::TooLarge, detail));
     }
-    SendRequest::parse(line)
+    SendRequest::parse_named("line", line)
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]

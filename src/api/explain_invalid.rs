@@ -27,13 +27,19 @@ pub fn quote(text: &str) -> String {
     }
 }
 
-/// Why `text` is not a send request. `error` is the first error that serde found, and the explanation of last resort.
-pub(super) fn explain(text: &str, error: &serde_json::Error) -> Problem {
+/// Why `text` is not a send request. `noun`: what it is, a body or a line. `error` is the first error that serde found,
+/// and the explanation of last resort.
+pub(super) fn explain(noun: &str, text: &str, error: &serde_json::Error) -> Problem {
     if text.trim_ascii().is_empty() {
-        return Problem::new(ErrorCode::InvalidJson, "the body is empty; a message is a JSON object");
+        let detail = format!("the {noun} is empty; a message is a JSON object");
+        return Problem::new(ErrorCode::InvalidJson, detail);
     }
     if let Err(syntax) = serde_json::from_str::<IgnoredAny>(text) {
-        return Problem::new(ErrorCode::InvalidJson, format!("the body is not JSON: {syntax}"));
+        let syntax = syntax.to_string();
+        // The number of a line within a line is always 1.
+        let place =
+            if text.contains('\n') { syntax } else { syntax.replace(" at line 1 column ", " at column ") };
+        return Problem::new(ErrorCode::InvalidJson, format!("the {noun} is not JSON: {place}"));
     }
     let why = if text.trim_ascii_start().starts_with('{') {
         match serde_json::Deserializer::from_str(text).deserialize_map(FieldsVisitor) {
@@ -164,7 +170,8 @@ mod tests {
     fn invalid_json_is_explained_with_its_position() {
         let code = ErrorCode::InvalidJson;
         check("", code, "empty");
-        check("hello", code, "line 1 column 1");
+        check("hello", code, "at column 1");
+        check("\nhello", code, "at line 2 column 1");
         check(r#"{"sender":"a","#, code, "EOF");
         check(r#"{"sender":"a"} x"#, code, "trailing");
         check("[1, 2", code, "EOF");
@@ -175,6 +182,8 @@ mod tests {
     fn an_invalid_message_is_explained_with_its_field() {
         let code = ErrorCode::InvalidMessage;
         check("[]", code, "not an array");
+        check(r#"["a","b","c",null,null,null,null,null,null,null,null,null]"#, code, "not an array");
+        check(&with(r#""timestamp_from":{"server":null}"#), code, "`timestamp_from` must be a string");
         check(" 17", code, "not a number");
         check("{}", code, "`sender` is missing");
         check(r#"{"sender":"a","recipient":"b"}"#, code, "`text` is missing");

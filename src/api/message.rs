@@ -4,9 +4,12 @@
 //! refused request is read again, to name the field and the reason; that second pass accepts nothing. Answers have one
 //! order of fields and one spelling, so that nodes with equal digests answer equal bytes.
 
-use std::io::Write as _;
+use std::{borrow::Cow, io::Write as _};
 
-use serde::{Deserialize, Serialize, de::IgnoredAny};
+use serde::{
+    Deserialize, Deserializer, Serialize,
+    de::{Error as _, IgnoredAny},
+};
 use uuid::Uuid;
 
 use super::{
@@ -55,11 +58,20 @@ struct PostedMessage {
 }
 
 /// Who gave the timestamp that is shown, if it was not the sender.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum TimestampSource {
     /// The sender gave no timestamp; the second of acceptance is shown in its place.
     Server,
+}
+
+impl<'de> Deserialize<'de> for TimestampSource {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        match &*Cow::<str>::deserialize(deserializer)? {
+            "server" => Ok(TimestampSource::Server),
+            _ => Err(D::Error::custom("`timestamp_from` is not `server`")),
+        }
+    }
 }
 
 impl From<PostedMessage> for SendRequest {
@@ -73,12 +85,23 @@ impl From<PostedMessage> for SendRequest {
 impl SendRequest {
     /// Reads one JSON object; the limits of the fields are not checked yet.
     pub fn parse(body: &[u8]) -> Result<Self, Problem> {
-        let text = std::str::from_utf8(body).map_err(|e| {
-            let detail = format!("the body is not UTF-8: byte {} is wrong", e.valid_up_to());
+        Self::parse_named("body", body)
+    }
+
+    /// The same, with another noun for it in the explanation of an error.
+    pub(super) fn parse_named(noun: &str, bytes: &[u8]) -> Result<Self, Problem> {
+        let text = std::str::from_utf8(bytes).map_err(|e| {
+            let detail = format!("the {noun} is not UTF-8: byte {} is wrong", e.valid_up_to());
             Problem::new(ErrorCode::InvalidJson, detail)
         })?;
-        let posted = serde_json::from_str::<PostedMessage>(text);
-        posted.map(Self::from).map_err(|e| explain_invalid::explain(text, &e))
+        // A derived reader takes an array of as many values for an object.
+        let is_object = text.trim_ascii_start().starts_with('{');
+        let posted = if is_object {
+            serde_json::from_str::<PostedMessage>(text)
+        } else {
+            Err(serde_json::Error::custom("no object"))
+        };
+        posted.map(Self::from).map_err(|e| explain_invalid::explain(noun, text, &e))
     }
 
     /// The checked message, with its own id, else `default_id()`.

@@ -63,6 +63,16 @@ pub struct Acked<T> {
 }
 
 impl ClientError {
+    /// Whether a message that was sent is surely not stored.
+    pub fn surely_not_stored(&self) -> bool {
+        match self {
+            Self::Unreachable { .. } | Self::NoDescriptor { .. } => true,
+            Self::Lost { .. } | Self::Timeout { .. } | Self::Malformed { .. } => false,
+            Self::Problem { problem, .. } => problem.code.surely_no_effect(),
+            Self::NoAnswer { tried } => tried.iter().all(Self::surely_not_stored),
+        }
+    }
+
     /// Whether no node was reached: no server answered, or a proxy found no node.
     pub fn no_node(&self) -> bool {
         match self {

@@ -49,9 +49,10 @@ pub async fn run(path: &Path, acks: Option<&str>, context: &Context<'_>) -> Resu
         tally: Tally::default(),
         reasons: HashSet::new(),
         not_printed: 0,
+        unanswered: 0,
     };
     let outcome = transfer.run_until_signal(&mut reader, &mut signals, &stop).await;
-    let Transfer { progress, tally, not_printed, .. } = transfer;
+    let Transfer { progress, tally, not_printed, unanswered, .. } = transfer;
     drop(progress);
     if not_printed > 0 {
         output.warn(&format!("{} more lines are rejected, for reasons such as these", grouped(not_printed)));
@@ -64,8 +65,12 @@ pub async fn run(path: &Path, acks: Option<&str>, context: &Context<'_>) -> Resu
             if fresh == 1 { "line" } else { "lines" }
         ));
     }
+    let unanswered = match unanswered {
+        0 => String::new(),
+        count => format!(" ({count} more may be stored)", count = grouped(count as u64)),
+    };
     let advice = if fresh > 0 { "" } else { "; sending the same again adds only what is missing" };
-    outcome.wrap_err_with(|| format!("stopped after {tally}{advice}"))?;
+    outcome.wrap_err_with(|| format!("stopped after {tally}{unanswered}{advice}"))?;
     output.answer(&tally.to_string(), &tally).inspect_err(|_| output.warn(&tally.to_string()))?;
     let exit = exit_after_send(tally.below_acks, output);
     Ok(if tally.rejected > 0 { Exit::Failure } else { exit })
@@ -127,6 +132,8 @@ struct Transfer<'a> {
     reasons: HashSet<(ErrorCode, String)>,
     /// Rejected lines that were not printed, since they repeat a reason or give one too many.
     not_printed: u64,
+    /// Lines that were sent at least once and have no answer.
+    unanswered: usize,
 }
 
 impl Transfer<'_> {
@@ -159,9 +166,11 @@ impl Transfer<'_> {
     }
 
     async fn run(&mut self, reader: &mut LineReader) -> Result<()> {
-        let mut next = reader.next().await?;
-        while let Some(batch) = next {
-            ((), next) = tokio::try_join!(self.send(batch), reader.next())?;
+        let mut next = reader.next().await;
+        while let Some(batch) = next? {
+            // A fault of the source must not end the send that is under way.
+            let reading = async { Ok(reader.next().await) };
+            ((), next) = tokio::try_join!(self.send(batch), reading)?;
         }
         Ok(())
     }
@@ -170,6 +179,7 @@ impl Transfer<'_> {
     /// Then prints the lines that are refused.
     async fn send(&mut self, mut batch: ImportBatch) -> Result<()> {
         let (bytes, mut refused) = (batch.bytes, mem::take(&mut batch.refused));
+        self.unanswered = batch.lines.len();
         let retry_until = Instant::now() + RETRY_MAX;
         while !batch.lines.is_empty() {
             // Its lines have ids, so the key of the batch is never used.
@@ -182,9 +192,13 @@ impl Transfer<'_> {
                         self.last_writes.add(position).await;
                     }
                     batch = self.tally.add(&batch, acked.answer, may_retry, &mut refused);
+                    self.unanswered = batch.lines.len();
                 }
                 // If no server answers the first batch, the user has named the wrong one, and would wait for nothing.
                 Err(error) if !may_retry || !error.retryable() || self.tally.sent == 0 => {
+                    if error.surely_not_stored() {
+                        self.unanswered = 0;
+                    }
                     return Err(error.into());
                 }
                 Err(error) => self.progress.suspend(|| self.output.note(&format!("trying again: {error}"))),
@@ -205,14 +219,21 @@ impl Transfer<'_> {
         Ok(())
     }
 
-    fn print_rejected(&mut self, Rejected { line, code, detail, .. }: &Rejected) {
-        if self.reasons.len() < REASONS_MAX && self.reasons.insert((*code, detail.clone())) {
+    fn print_rejected(&mut self, rejected: &Rejected) {
+        let Rejected { line, code, detail, .. } = rejected;
+        if self.reasons.len() < REASONS_MAX && self.reasons.insert(reason(rejected)) {
             let (output, why) = (self.output, format!("line {line} is rejected: {detail} ({code})"));
             self.progress.suspend(|| output.warn(&why));
         } else {
             self.not_printed += 1;
         }
     }
+}
+
+/// What lines have in common that are rejected for one mistake.
+fn reason(Rejected { code, detail, .. }: &Rejected) -> (ErrorCode, String) {
+    // The same mistake is at another column in each line.
+    (*code, detail.split(" at column ").next().unwrap_or_default().to_owned())
 }
 
 /// `303895` as `303,895`.
@@ -227,7 +248,7 @@ mod tests {
     use std::io;
 
     use super::*;
-    use crate::api::error::Problem;
+    use crate::api::{batch::parse_line, error::Problem};
 
     const MESSAGE: &str = r#"{"sender":"a","recipient":"b","text":"c","timestamp":1}"#;
 
@@ -247,6 +268,13 @@ mod tests {
         assert_eq!(refused.iter().map(|r| r.line).collect::<Vec<_>>(), [4]);
         assert!(tally.add(&batch, answer, false, &mut refused).lines.is_empty());
         assert_eq!(refused.len(), 3);
+    }
+
+    #[test]
+    fn mistakes_of_one_kind_are_one_reason() {
+        let of = |line: &[u8]| reason(&Rejected::new(1, parse_line(line).expect_err("refused")));
+        assert_eq!(of(br#"{"a":}"#), of(br#"{"abc":}"#));
+        assert_ne!(of(br#"{"a":}"#), of(br#"{"a""#));
     }
 
     #[test]

@@ -65,6 +65,8 @@ impl ImportBatch {
 pub struct Import {
     /// Lines read so far, empty lines included.
     pub line: u64,
+    /// Lines read so far that are not empty.
+    pub messages: u64,
     /// Messages with a fresh id: importing the file again would make second messages of them.
     pub fresh: u64,
     /// How many lines so far had each content, by the id of the first of them.
@@ -79,6 +81,7 @@ impl Import {
         if line.is_empty() {
             return;
         }
+        self.messages += 1;
         match self.read(line, fresh) {
             Ok(message) => {
                 serde_json::to_writer(&mut batch.body, &message).expect("a message serializes");

@@ -7,7 +7,7 @@
 use std::{future::pending, io, mem, path::Path, time::Duration};
 
 use async_compression::tokio::bufread::GzipDecoder;
-use color_eyre::eyre::{Result, WrapErr, bail};
+use color_eyre::eyre::{Report, Result, bail};
 use tokio::{
     fs::File,
     io::{AsyncBufReadExt, AsyncRead, BufReader, empty},
@@ -20,7 +20,7 @@ use super::{
     STDIN,
     import::{Import, ImportBatch},
 };
-use crate::api::{MESSAGE_BODY_BYTES_MAX, error::ErrorCode};
+use crate::api::{MESSAGE_BODY_BYTES_MAX, batch::without_byte_order_mark, error::ErrorCode};
 
 /// A batch is sent at the latest this long after its first line was read.
 const BATCH_WAIT_MAX: Duration = Duration::from_millis(150);
@@ -55,6 +55,8 @@ pub struct LineReader {
     pub import: Import,
     stop: CancellationToken,
     is_stopped: bool,
+    /// Why the source cannot be read on, once the lines before that are sent.
+    fault: Option<Report>,
 }
 
 impl LineReader {
@@ -70,6 +72,7 @@ impl LineReader {
             import,
             stop,
             is_stopped: false,
+            fault: None,
         }
     }
 
@@ -80,6 +83,9 @@ impl LineReader {
 
     /// Reads the next batch; `None` at the end.
     pub async fn next(&mut self) -> Result<Option<ImportBatch>> {
+        if let Some(fault) = self.fault.take() {
+            return Err(fault);
+        }
         let mut batch = ImportBatch::default();
         let mut send_at = None;
         while !batch.is_full() && !self.is_stopped {
@@ -93,12 +99,21 @@ impl LineReader {
             tokio::select! {
                 biased;
                 bytes = self.read_line() => {
-                    let bytes = bytes.wrap_err("cannot read on")?;
+                    let bytes = match bytes {
+                        Ok(bytes) => bytes,
+                        Err(error) => {
+                            let after = format!("cannot read on after line {}", self.import.line);
+                            self.fault = Some(Report::from(error).wrap_err(after));
+                            break;
+                        }
+                    };
                     if bytes == 0 {
                         break;
                     }
                     batch.bytes += bytes;
-                    self.import.add(&mem::take(&mut self.line), &mut batch, Uuid::now_v7);
+                    let line = mem::take(&mut self.line);
+                    self.check_start(&line)?;
+                    self.import.add(&line, &mut batch, Uuid::now_v7);
                     self.check_shape(&batch)?;
                     send_at.get_or_insert_with(|| Instant::now() + BATCH_WAIT_MAX);
                 }
@@ -108,6 +123,11 @@ impl LineReader {
         }
         // A source that is read without a pause ends here.
         self.is_stopped |= batch.is_full() && self.stop.is_cancelled();
+        if batch.bytes == 0
+            && let Some(fault) = self.fault.take()
+        {
+            return Err(fault);
+        }
         Ok((batch.bytes > 0).then_some(batch))
     }
 
@@ -140,10 +160,24 @@ impl LineReader {
         self.source = BufReader::new(Box::new(decoder));
     }
 
-    /// Refuses a source without messages at its start.
+    /// Refuses a source of another kind by its first line.
+    fn check_start(&self, line: &[u8]) -> Result<()> {
+        if self.import.line == 0 && [[0xff, 0xfe], [0xfe, 0xff]].iter().any(|mark| line.starts_with(mark)) {
+            bail!("it is UTF-16 text; convert it to UTF-8, for example with `iconv -f utf-16 -t utf-8`");
+        }
+        let line = without_byte_order_mark(line).trim_ascii_start();
+        if self.import.messages == 0 && line.starts_with(b"[") {
+            bail!(
+                "it begins with an array; give one JSON object per line, as `chatchain list -o ndjson` prints them"
+            );
+        }
+        Ok(())
+    }
+
+    /// Refuses a source whose first lines are no messages.
     fn check_shape(&self, first: &ImportBatch) -> Result<()> {
         let is_no_json = |code| code == ErrorCode::InvalidJson;
-        if self.import.line == first.refused.len() as u64
+        if self.import.messages == first.refused.len() as u64
             && first.refused.len() == PROBE_LINES
             && first.refused.iter().all(|refused| is_no_json(refused.code))
         {
@@ -223,13 +257,37 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn what_was_read_before_a_fault_of_the_source_is_sent() {
+        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        io::Write::write_all(&mut encoder, format!("{MESSAGE}\n").repeat(40).as_bytes()).expect("in memory");
+        let whole = encoder.finish().expect("in memory");
+        let mut reader = reader(&whole[..whole.len() - 4]);
+        assert_eq!(reader.next().await.expect("read").expect("a batch").lines.len(), 40);
+        let fault = reader.next().await.expect_err("its end is missing").to_string();
+        assert!(fault.contains("after line 40"), "{fault}");
+    }
+
+    #[tokio::test]
+    async fn an_array_and_another_encoding_are_named() {
+        let check = async |bytes: &[u8], part: &str| {
+            let refused = reader(bytes).next().await.expect_err("no messages").to_string();
+            assert!(refused.contains(part), "{refused}");
+        };
+        check(format!("\n[{MESSAGE},\n{MESSAGE}\n]\n").as_bytes(), "-o ndjson").await;
+        let utf16: Vec<u8> =
+            format!("\u{feff}{MESSAGE}\n").encode_utf16().flat_map(u16::to_le_bytes).collect();
+        check(&utf16, "UTF-16").await;
+    }
+
+    #[tokio::test]
     async fn a_file_that_is_no_json_is_refused_as_a_whole() {
         let mut csv = "a;b;c\n".repeat(PROBE_LINES);
         let refused = reader(&*csv).next().await.expect_err("no messages").to_string();
         assert!(
-            refused.contains("none of the first 100 lines is JSON (line 1: the body is not JSON"),
+            refused.contains("none of the first 100 lines is JSON (line 1: the line is not JSON"),
             "{refused}"
         );
+        assert!(reader(&*format!("\n{csv}")).next().await.is_err(), "an empty line is no message");
         csv.insert_str(0, &format!("{MESSAGE}\n"));
         assert_eq!(reader(&*csv).next().await.expect("read").expect("a batch").refused.len(), PROBE_LINES);
     }

@@ -9,9 +9,7 @@ use tokio::io::AsyncReadExt;
 use uuid::Uuid;
 
 use super::{Context, Exit, room_recipient};
-use crate::{
-    api::message::SendRequest, chain::message::TEXT_BYTES_MAX, cli, client::ClientError, output::Output,
-};
+use crate::{api::message::SendRequest, chain::message::TEXT_BYTES_MAX, cli, output::Output};
 
 /// In place of a text or a file name, it means standard input.
 const STDIN: &str = "-";
@@ -32,7 +30,7 @@ pub async fn run(args: &cli::SendArgs, context: &Context<'_>) -> Result<Exit> {
     };
     let sent = servers.send(message, args.acks.as_deref()).await.map_err(|error| {
         let advice = format!("the message may or may not be stored; sending it again with --id {id} is safe");
-        if may_be_stored(&error) { Report::from(error).wrap_err(advice) } else { error.into() }
+        if !error.surely_not_stored() { Report::from(error).wrap_err(advice) } else { error.into() }
     })?;
     if let Some(position) = &sent.position {
         context.last_writes()?.add(position).await;
@@ -59,15 +57,6 @@ async fn text(argument: &str) -> Result<String> {
         return Err(eyre!("standard input is longer than the {TEXT_BYTES_MAX} bytes that a text may have"));
     }
     String::from_utf8(bytes).map_err(|_| eyre!("standard input is not UTF-8 text"))
-}
-
-fn may_be_stored(error: &ClientError) -> bool {
-    match error {
-        ClientError::Unreachable { .. } | ClientError::NoDescriptor { .. } => false,
-        ClientError::Lost { .. } | ClientError::Timeout { .. } | ClientError::Malformed { .. } => true,
-        ClientError::Problem { problem, .. } => !problem.code.surely_no_effect(),
-        ClientError::NoAnswer { tried } => tried.iter().any(may_be_stored),
-    }
 }
 
 fn exit_after_send(below_acks: bool, output: &Output) -> Exit {

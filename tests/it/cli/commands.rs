@@ -291,6 +291,29 @@ fn a_file_is_imported_once_however_often_it_is_sent() {
 }
 
 #[test]
+fn what_can_be_read_of_a_damaged_file_is_sent_and_counted() {
+    let cluster = Cluster::start(1);
+    let server = cluster.node(0).to_string();
+    let lines = |count: u64| -> Vec<u8> { support::messages::lines(0..count) };
+    for (count, cut) in [(40, 4), (3_000, 4), (4_500, 9)] {
+        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        encoder.write_all(&lines(count)).expect("in memory");
+        let whole = encoder.finish().expect("in memory");
+        std::fs::write(cluster.dir().join("cut.gz"), &whole[..whole.len() - cut]).expect("a file");
+        let done = cluster.cli(&["send", "--file", "cut.gz", "--server", &server]);
+        assert_eq!(done.code, Some(1), "{done:?}");
+        let said = done.stderr.lines().last().unwrap_or_default();
+        let sent =
+            said.split(" sent: ").next().unwrap_or_default().trim_start_matches("error: stopped after ");
+        let (sent, stored) =
+            (sent.replace(',', "").parse::<u64>(), support::messages::history(cluster.node(0)));
+        let stored = support::messages::parse(&stored).len() as u64;
+        assert_eq!(sent, Ok(stored), "{said}");
+        assert!(stored + 40 >= count && said.contains("cannot read on after line"), "{stored}: {said}");
+    }
+}
+
+#[test]
 fn the_lines_of_a_slow_file_are_sent_at_once_and_a_signal_says_how_far_it_came() {
     let cluster = Cluster::start(1);
     let mut command = chatchain(cluster.dir());
