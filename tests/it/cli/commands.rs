@@ -294,7 +294,7 @@ fn a_file_is_imported_once_however_often_it_is_sent() {
 fn what_can_be_read_of_a_damaged_file_is_sent_and_counted() {
     let cluster = Cluster::start(1);
     let server = cluster.node(0).to_string();
-    let lines = |count: u64| -> Vec<u8> { support::messages::lines(0..count) };
+    let lines = |count: u64| -> Vec<u8> { crate::support::messages::lines(0..count) };
     for (count, cut) in [(40, 4), (3_000, 4), (4_500, 9)] {
         let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
         encoder.write_all(&lines(count)).expect("in memory");
@@ -306,8 +306,8 @@ fn what_can_be_read_of_a_damaged_file_is_sent_and_counted() {
         let sent =
             said.split(" sent: ").next().unwrap_or_default().trim_start_matches("error: stopped after ");
         let (sent, stored) =
-            (sent.replace(',', "").parse::<u64>(), support::messages::history(cluster.node(0)));
-        let stored = support::messages::parse(&stored).len() as u64;
+            (sent.replace(',', "").parse::<u64>(), crate::support::messages::history(cluster.node(0)));
+        let stored = crate::support::messages::parse(&stored).len() as u64;
         assert_eq!(sent, Ok(stored), "{said}");
         assert!(stored + 40 >= count && said.contains("cannot read on after line"), "{stored}: {said}");
     }
