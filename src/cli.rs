@@ -37,7 +37,7 @@ pub struct Cli {
 #[derive(Debug, Clone, Default, Args)]
 #[command(next_help_heading = "Common options")]
 pub struct CommonArgs {
-    /// Read this configuration file instead of ./chatchain.toml or ./config.toml [env: CHATCHAIN_CONFIG]
+    /// Read this configuration file instead of ./chatchain.toml, ./config.toml or the user's [env: CHATCHAIN_CONFIG]
     #[arg(long, global = true, value_name = "FILE")]
     pub config: Option<PathBuf>,
     /// Ask this proxy or node only: host:port or an http URL. May be repeated; servers are tried in order [env:

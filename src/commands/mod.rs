@@ -132,7 +132,7 @@ pub async fn run(cli: &Cli, output: &Output) -> Result<Exit> {
     let sources = Sources::load(&cli.common)?;
     sources.warning.iter().for_each(|warning| output.warn(warning));
     if !matches!(&cli.command, Command::Up(_) | Command::Node(_) | Command::Proxy(_)) {
-        sources.note().iter().for_each(|note| output.note(note));
+        sources.note().iter().for_each(|note| output.note(&error_text::without_numbers(note)));
     }
     let context = &Context { common: &cli.common, sources: &sources, output };
     match &cli.command {

@@ -4,16 +4,17 @@
 //! process. The key file is read with the other sources. An error in it fails only the commands that need the keys, so
 //! that `chatchain key` can make the file that is missing. No error quotes a key.
 
-use std::{fs, io, io::Read, os::unix::fs::PermissionsExt, path::Path};
+use std::{io, path::Path};
 
 use super::{
     ConfigError, Environment, FILE_NAME, SourcedPath, Sources, environment::not_utf8, settings::KEY_VARIABLE,
+    text_file,
 };
 use crate::api::{address::Addr, key::Keys};
 
 const KEY_FILE: &str = "CHATCHAIN_KEY_FILE";
 
-/// A longer file is refused: it holds something else, or, as a device, has no end.
+/// A longer file is refused.
 const FILE_BYTES_MAX: u64 = 64 * 1024;
 /// The permissions of group and others.
 const GROUP_AND_OTHERS: u32 = 0o077;
@@ -75,18 +76,15 @@ pub(super) fn read(
 
 /// The text and the permissions of a file.
 fn contents(path: &Path) -> io::Result<(String, u32)> {
-    let file = fs::File::open(path)?;
-    let mode = file.metadata()?.permissions().mode();
-    let mut text = String::new();
-    file.take(FILE_BYTES_MAX + 1).read_to_string(&mut text)?;
-    if text.len() as u64 > FILE_BYTES_MAX {
-        return Err(io::Error::other(format!("it is longer than {FILE_BYTES_MAX} bytes")));
-    }
+    let text_file::Contents { bytes, mode } = text_file::read_named(path, FILE_BYTES_MAX)?;
+    let text = String::from_utf8(bytes).map_err(|_| io::Error::other("it is not UTF-8 text"))?;
     Ok((text, mode))
 }
 
 #[cfg(test)]
 mod tests {
+    use std::{fs, os::unix::fs::PermissionsExt};
+
     use super::*;
 
     const KEY: &str = "a-key-that-nobody-guesses";

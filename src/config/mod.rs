@@ -10,6 +10,7 @@ mod environment;
 mod file;
 mod key_file;
 pub mod settings;
+mod text_file;
 
 use std::{
     collections::BTreeMap,
@@ -202,8 +203,8 @@ pub struct Sources {
     keys: Result<Option<Keys>, ConfigError>,
     /// About a setting that can be used nevertheless.
     pub warning: Option<String>,
-    /// About a `config.toml` that belongs to another program. A server must not start without its settings.
-    passed_over: Option<ConfigError>,
+    /// A file that was passed over. A server must not start without its settings.
+    passed_over: Option<file::PassedOver>,
 }
 
 impl Sources {
@@ -223,19 +224,19 @@ impl Sources {
     /// Takes the environment and the text of the configuration file, if there is one.
     pub fn new(mut env: Environment, file: Option<(PathBuf, String)>) -> Result<Self, ConfigError> {
         env.check()?;
-        let file = file.map(|(path, text)| file::read(path, &text)).transpose()?.unwrap_or_default();
+        let file = file.map(|(path, text)| file::read(&path, &text)).transpose()?.unwrap_or_default();
         let keys = Self::keys_of_variable(&mut env);
         Ok(Sources { env, file, keys, warning: None, passed_over: None })
     }
 
     /// A remark for the user of a client, about a file that was passed over.
     pub fn note(&self) -> Option<String> {
-        self.passed_over.as_ref().map(ToString::to_string)
+        self.passed_over.as_ref().map(file::PassedOver::note)
     }
 
     /// A server needs the settings that its user wrote.
     fn check_file(&self) -> Result<(), ConfigError> {
-        self.passed_over.clone().map_or(Ok(()), Err)
+        self.passed_over.as_ref().map_or(Ok(()), |file| Err(file.refusal()))
     }
 
     pub fn node(&self, args: &cli::NodeArgs) -> Result<NodeConfig, ConfigError> {

@@ -74,7 +74,13 @@ fn a_configuration_of_another_program_stops_servers_only() {
     let server = free_addr().to_string();
     std::fs::write(dir.path().join("config.toml"), "baseURL = 'x'\n[params]\nkey = 1").expect("written");
     for args in [&["node", "--node-id", "0"][..], &["proxy"], &["up"]] {
-        check(&run_in(dir.path(), &[], args), 2, &["config.toml", "another program", "--config"]);
+        let done = run_in(dir.path(), &[], args);
+        check(
+            &done,
+            2,
+            &["config.toml", "another program", "no key of ChatChain", "--config FILE", "another directory"],
+        );
+        assert!(!done.stderr.contains("passed over"), "{}", done.stderr);
     }
     let done = run_in(dir.path(), &[], &["list", "--server", &server]);
     assert_eq!((done.code, done.stderr.lines().count()), (Some(5), 2), "{}", done.stderr);
