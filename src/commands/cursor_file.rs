@@ -32,16 +32,21 @@ pub fn save(file: &Path, cursor: &str) -> Result<()> {
     write(file, cursor).wrap_err_with(|| format!("cannot save the cursor in {}", file.display()))
 }
 
-/// The file that a path means after all links.
+/// The file that a path means after all links. A pipe has no name there, and is refused before it is opened: that could
+/// wait for ever.
 fn resolve(file: &Path) -> Result<PathBuf, ConfigError> {
-    match fs::canonicalize(file) {
-        Ok(real) if real.is_file() => Ok(real),
-        Ok(_) => Err(ConfigError::new(format!(
-            "{} is not a regular file, and only a regular file can hold a cursor",
-            file.display()
-        ))),
-        Err(_) => Ok(file.to_owned()), // absent, or it cannot be read, and `read` says why
-    }
+    let shown = file.display();
+    let real = match fs::metadata(file) {
+        Ok(there) if there.is_file() => fs::canonicalize(file),
+        Ok(_) => {
+            return Err(ConfigError::new(format!(
+                "{shown} is not a regular file, and only a regular file can hold a cursor"
+            )));
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound && !file.is_symlink() => Ok(file.to_owned()),
+        Err(error) => Err(error),
+    };
+    real.map_err(|error| ConfigError::new(format!("cannot read the cursor file {shown}: {error}")))
 }
 
 fn read(file: &Path) -> Result<Option<String>, ConfigError> {
@@ -119,7 +124,10 @@ mod tests {
         let _bound = UnixListener::bind(&socket).expect("binds");
         assert!(resolve(&socket).is_err() && resolve(dir.path()).is_err());
         let absent = dir.path().join("absent");
-        assert_eq!(resolve(&absent), Ok(absent));
+        assert_eq!(resolve(&absent), Ok(absent.clone()));
+        let dangling = dir.path().join("dangling");
+        symlink(&absent, &dangling).expect("links");
+        assert!(resolve(&dangling).is_err(), "the link would be replaced");
     }
 
     #[test]

@@ -35,9 +35,9 @@ const LIST_WAIT_MAX: Duration = Duration::from_secs(5);
 
 pub async fn run(args: &cli::ListArgs, context: &Context<'_>) -> Result<Exit> {
     let (query, output) = (list::query(args, now())?, context.output);
-    let mut stop = StopSignals::catch()?;
     let servers = context.servers()?;
     let (cursor_file, saved) = args.cursor_file.as_deref().map(cursor_file::open).transpose()?.unzip();
+    let mut stop = StopSignals::catch()?;
     let saved = saved.flatten();
     let is_array = !args.follow && output.format == OutputFormat::Json;
     let from_start = args.all && saved.is_none();

@@ -112,9 +112,12 @@ impl LastWrites {
         if create {
             fs::create_dir_all(dir)?;
         }
+        let path = dir.join(FILE_NAME);
+        if fs::metadata(&path).is_ok_and(|there| !there.is_file()) {
+            return Err(io::ErrorKind::InvalidInput.into()); // the open of a pipe could wait for ever
+        }
         let mut options = File::options();
-        let file =
-            options.read(true).write(create).create(create).truncate(false).open(dir.join(FILE_NAME))?;
+        let file = options.read(true).write(create).create(create).truncate(false).open(path)?;
         lock(|| if create { file.try_lock() } else { file.try_lock_shared() }).await?;
         let mut bytes = Vec::new();
         (&file).take(FILE_BYTES_MAX).read_to_end(&mut bytes)?;

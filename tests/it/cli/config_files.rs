@@ -175,3 +175,22 @@ fn a_file_that_is_named_may_be_a_pipe() {
     let done = Process::spawn_with_input("list", command, "short").finish(LONG);
     check_refused(&done, &["/dev/stdin", "line 1: a key has 16"]);
 }
+
+#[test]
+fn a_state_that_is_a_pipe_is_ignored() {
+    let dir = tempfile::tempdir().expect("a directory");
+    make_pipe(&dir.path().join("sent"));
+    let mut command = chatchain(dir.path());
+    command.args(["list", "--server", "127.0.0.1:1"]).env("CHATCHAIN_STATE_DIR", dir.path());
+    assert_eq!(Process::spawn("list", command).finish(LONG).code, Some(5));
+}
+
+#[test]
+fn a_cursor_file_that_is_a_pipe_is_refused() {
+    let dir = tempfile::tempdir().expect("a directory");
+    make_pipe(&dir.path().join("pipe"));
+    for file in ["/dev/stdout", "/dev/stdin", "pipe"] {
+        let done = run_in(dir.path(), &["list", "--cursor-file", file]);
+        check_refused(&done, &[file, "not a regular file"]);
+    }
+}
