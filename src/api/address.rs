@@ -20,7 +20,9 @@ pub struct Addr {
     port: u16,
 }
 
-/// Why a text is not an address. Contains the text.
+const HAS_USER: &str = "an address has no user name and no password; a key is given in CHATCHAIN_KEY";
+
+/// Why a text is not an address. Contains the text without a user name and a password.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{shown} is not an address: {why}")]
 pub struct InvalidAddr {
@@ -28,11 +30,27 @@ pub struct InvalidAddr {
     why: &'static str,
 }
 
+impl InvalidAddr {
+    fn new(text: &str, why: &'static str) -> Self {
+        let shown = match text.rsplit_once('@') {
+            Some((user, host)) => {
+                let scheme = user.find("://").map_or("", |at| &user[..at + 3]);
+                quote(&format!("{scheme}…@{host}"))
+            }
+            None => quote(text),
+        };
+        InvalidAddr { shown, why }
+    }
+}
+
 impl Addr {
     /// Parses the value of `--server`: `host:port`, or `http://host:port` with or without a slash at the end.
     pub fn from_server_arg(text: &str) -> Result<Self, InvalidAddr> {
-        let invalid = |why| InvalidAddr { shown: quote(text), why };
+        let invalid = |why| InvalidAddr::new(text, why);
         let Some((scheme, rest)) = text.split_once("://") else { return text.parse() };
+        if rest.contains('@') {
+            return Err(invalid(HAS_USER));
+        }
         if !scheme.eq_ignore_ascii_case("http") {
             return Err(invalid("servers speak http; write host:port or http://host:port"));
         }
@@ -105,7 +123,10 @@ impl FromStr for Addr {
     type Err = InvalidAddr;
 
     fn from_str(text: &str) -> Result<Self, InvalidAddr> {
-        let invalid = |why| InvalidAddr { shown: quote(text), why };
+        let invalid = |why| InvalidAddr::new(text, why);
+        if text.contains('@') {
+            return Err(invalid(HAS_USER));
+        }
         let (host, port) = text.rsplit_once(':').ok_or_else(|| invalid("give host:port"))?;
         // `parse` alone would accept "+80".
         let digits = !port.is_empty() && port.bytes().all(|b| b.is_ascii_digit());
@@ -116,9 +137,6 @@ impl FromStr for Addr {
 }
 
 fn parse_host(host: &str) -> Result<String, &'static str> {
-    if host.contains('@') {
-        return Err("an address has no user name and no password; a key is given in CHATCHAIN_KEY");
-    }
     if let Some(inner) = host.strip_prefix('[') {
         let inner = inner.strip_suffix(']').ok_or("the bracket is not closed")?;
         return inner
@@ -196,7 +214,15 @@ mod tests {
         check("300.1.1.1:80", Err("four numbers"));
         check("user@host:80", Err("no user name"));
         check("http://user@host:80", Err("no user name"));
-        check("http://user:secret@host:80", Err("no user name"));
+        check(
+            "http://user:secret@host:80",
+            Err("`http://…@host:80` is not an address: an address has no user"),
+        );
+        check(
+            "https://user:se/c@ret@host",
+            Err("`https://…@host` is not an address: an address has no user"),
+        );
+        check("user:secret@host", Err("`…@host` is not an address: an address has no user"));
         check("ftp://host:80", Err("servers speak http;"));
         check("http://host:80/messages", Err("`http://host:80/messages` is not an address: a server's URL"));
         check("http://host", Err("`http://host` is not an address: give host:port"));

@@ -147,9 +147,11 @@ impl SourcedValue {
         text.map(|text| SourcedValue { text: text.into(), source: name.into() })
     }
 
-    /// The parts between commas.
+    /// The parts between commas. A text with a password stays whole and is refused: a comma may be in the password.
     fn split(&self) -> impl Iterator<Item = SourcedValue> {
-        let parts = self.text.split(',').map(str::trim).filter(|part| !part.is_empty());
+        let has_user = self.text.contains('@');
+        let parts = self.text.split(move |c| c == ',' && !has_user);
+        let parts = parts.map(str::trim).filter(|part| !part.is_empty());
         parts.map(|part| SourcedValue { text: part.into(), source: self.source.clone() })
     }
 

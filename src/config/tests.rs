@@ -238,6 +238,17 @@ fn mistakes_elsewhere_are_named_with_their_source() {
 }
 
 #[test]
+fn no_mistake_shows_a_password() {
+    for value in ["user:se@cret@a:1", "http://user:se,cret@a:1", "b:1,http://user:se,cret@a:1"] {
+        for variable in ["CHATCHAIN_SERVER", "CHATCHAIN_NODES", "CHATCHAIN_PROXY_LISTEN"] {
+            let error = resolve("status", &[(variable, value)], None).expect_err(value).to_string();
+            assert!(error.contains("@a:1") && error.contains("no password"), "{error}");
+            assert!(!error.contains("user:") && !error.contains("cret@"), "{error}");
+        }
+    }
+}
+
+#[test]
 fn durations_have_a_unit() {
     for (text, want) in [("500ms", 500), ("2s", 2000), ("1m 30s", 90_000), ("1h", 3_600_000)] {
         let file = format!("[node]\nsync_interval = '{text}'");
