@@ -11,7 +11,7 @@ use chatchain::{
     config::ConfigError,
     output::{self, LogOutput, Output, PrintError},
 };
-use clap::Parser;
+use clap::{ColorChoice, CommandFactory, FromArgMatches};
 use color_eyre::config::{HookBuilder, Theme};
 use tracing_subscriber::EnvFilter;
 
@@ -21,7 +21,7 @@ const LOG_FILTER: &str = "RUST_LOG";
 const MAIN: &str = "main";
 
 fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
+    let cli = match parse() {
         Ok(cli) => cli,
         Err(no_command) => return answer_or_usage(&no_command),
     };
@@ -46,6 +46,13 @@ fn main() -> ExitCode {
         Exit::of(&report)
     });
     ExitCode::from(exit as u8)
+}
+
+/// Parses the command line. Alone, clap takes an empty TERM for a terminal with escape codes.
+fn parse() -> Result<Cli, clap::Error> {
+    let command = Cli::command();
+    let command = if output::has_escapes() { command } else { command.color(ColorChoice::Never) };
+    Cli::from_arg_matches(&command.try_get_matches()?)
 }
 
 /// Prints help, the version, or what is wrong with the command line.

@@ -201,7 +201,7 @@ impl Output {
     /// A progress bar on standard error over this many bytes, or a counter if the number is not known. It is invisible
     /// where standard error is no terminal (or, by the library, a dumb one), and is removed when it is dropped.
     pub fn progress(&self, bytes: Option<u64>) -> ProgressBar {
-        let hidden = self.quiet || !io::stderr().is_terminal();
+        let hidden = self.quiet || !io::stderr().is_terminal() || !has_escapes();
         let target = if hidden { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() };
         let template = match bytes {
             Some(_) => "{wide_bar} {percent:>3} %  {msg}  {elapsed} (left: {eta})",
@@ -249,7 +249,7 @@ impl JsonList<'_> {
 }
 
 /// Whether a terminal understands escape codes. One that names no kind is taken for one that does not.
-fn has_escapes() -> bool {
+pub fn has_escapes() -> bool {
     env::var_os("TERM").is_some_and(|kind| !kind.is_empty() && kind != "dumb")
 }
 

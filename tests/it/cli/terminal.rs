@@ -109,7 +109,7 @@ fn a_terminal_without_escape_codes_gets_none() {
         (&["send", "--file", file, "--server", &server], None), // it shows a progress bar
     ] {
         assert!(on_terminal(Some("xterm"), args, until).contains('\u{1b}'), "{args:?}");
-        for kind in [Some("dumb"), None] {
+        for kind in [Some("dumb"), Some(""), None] {
             let written = on_terminal(kind, args, until);
             assert!(!written.is_empty() && !written.contains('\u{1b}'), "{kind:?} {args:?}: {written:?}");
         }
