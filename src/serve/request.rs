@@ -97,13 +97,17 @@ impl IntoResponse for Problem {
 /// Adds refusals of unknown paths and methods. axum adds the `Allow` header.
 pub fn with_refusals(app: Router) -> Router {
     app.method_not_allowed_fallback(async |method: Method, uri: Uri| {
-        let detail =
-            format!("{} does not take {method}; the Allow header says what it takes", quote(uri.path()));
+        let detail = format!("{} does not take {method}; the Allow header says what it takes", target(&uri));
         Problem::new(ErrorCode::MethodNotAllowed, detail)
     })
     .fallback(async |uri: Uri| {
-        Problem::new(ErrorCode::NotFound, format!("there is no {} here", quote(uri.path())))
+        Problem::new(ErrorCode::NotFound, format!("there is no {} here", target(&uri)))
     })
+}
+
+/// What a request asks for, in backticks: its path, or the address that CONNECT names.
+fn target(uri: &Uri) -> String {
+    if uri.path().is_empty() { quote(&uri.to_string()) } else { quote(uri.path()) }
 }
 
 /// The refusal of a feed beyond the bound. It closes its connection, which takes a descriptor as well.

@@ -139,6 +139,23 @@ fn expect_100_continue_is_answered() {
     assert_eq!(servers.count(), 2);
 }
 
+/// The target of these requests is not a path.
+#[test]
+fn a_refusal_shows_the_target_of_a_request() {
+    let servers = Servers::start();
+    for (server, addr) in servers.both() {
+        for (method, target, shown) in
+            [("CONNECT", "host:1", "`host:1`"), ("OPTIONS", "*", "`*`"), ("GET", "http://host:1/x", "`/x`")]
+        {
+            let mut connection = open(addr);
+            let head = format!("{method} {target} HTTP/1.1\r\nhost: x\r\n\r\n");
+            connection.send(head.as_bytes()).expect("sent");
+            let answer = connection.receive("GET").expect("an answer");
+            check_refusal(&format!("{server} {method} {target}"), &answer, 404, "not_found", shown);
+        }
+    }
+}
+
 #[test]
 fn pipelined_requests_are_answered_in_their_order() {
     let servers = Servers::start();
