@@ -30,7 +30,7 @@ pub async fn run(args: &cli::SendArgs, context: &Context<'_>) -> Result<Exit> {
     };
     let sent = servers.send(message, args.acks.as_deref()).await.map_err(|error| {
         let advice = format!("the message may or may not be stored; sending it again with --id {id} is safe");
-        if !error.surely_not_stored() { Report::from(error).wrap_err(advice) } else { error.into() }
+        if error.surely_not_stored() { error.into() } else { Report::from(error).wrap_err(advice) }
     })?;
     if let Some(position) = &sent.position {
         context.last_writes()?.add(position).await;

@@ -230,12 +230,12 @@ fn a_proxy_without_a_descriptor_for_a_node_blames_no_node() {
         let mut proxy = Process::spawn("proxy", command);
         eventually_blocking(SOON, "the proxy", || get_if_up(addr, "/readyz"));
         let mut connection = Connection::open(addr).expect("connected");
-        let states = |status: &Value| -> Vec<Value> {
+        let liveness = |status: &Value| -> Vec<Value> {
             let upstreams = status["upstreams"].as_array().expect("a list");
             upstreams.iter().map(|upstream| upstream["state"].clone()).collect()
         };
         let mut status = || ask(&mut connection, addr, "GET", "/nodes", b"").json();
-        eventually_blocking(SOON, "the node", || states(&status()).iter().all(|state| state == "up"));
+        eventually_blocking(SOON, "the node", || liveness(&status()).iter().all(|state| state == "up"));
         let mut feeds: Vec<_> = (0..8).map(|_| Connection::open(addr).expect("connected")).collect();
         let before = exhaust(&proxy);
         // Feeds take the connections to the node that are there.
@@ -245,7 +245,7 @@ fn a_proxy_without_a_descriptor_for_a_node_blames_no_node() {
         let (began, mut refused) = (Instant::now(), 0);
         eventually_blocking(SOON, "refusals during several probes", || {
             let status = ask(&mut connection, addr, "GET", "/nodes", b"").json();
-            assert!(states(&status).iter().all(|state| state == "up"), "{host}: {status}");
+            assert!(liveness(&status).iter().all(|state| state == "up"), "{host}: {status}");
             let answer = ask(&mut connection, addr, "GET", "/messages?limit=1", b"");
             if answer.status() != 200 {
                 check_refusal(host, &answer, 503, "overloaded", LACK);
