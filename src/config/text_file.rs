@@ -62,9 +62,12 @@ mod tests {
     #[test]
     fn a_pipe_is_read_for_a_limited_time() {
         let dir = tempfile::tempdir().expect("a temporary directory");
-        let pipe = dir.path().join("pipe");
-        mkfifoat(CWD, &pipe, Mode::RUSR | Mode::WUSR).expect("a pipe");
-        let late = read_within(Duration::from_millis(1), &pipe, 9).expect_err("nobody writes");
+        // Two pipes: the reader that was late still waits for the first, and would take the text.
+        let [unwritten, pipe] = ["unwritten", "pipe"].map(|name| dir.path().join(name));
+        for path in [&unwritten, &pipe] {
+            mkfifoat(CWD, path, Mode::RUSR | Mode::WUSR).expect("a pipe");
+        }
+        let late = read_within(Duration::from_millis(1), &unwritten, 9).expect_err("nobody writes");
         assert_eq!(late.to_string(), "it is not complete after 0 s");
         assert!(read_regular(&pipe, 9).is_err_and(|why| why.to_string().contains("regular")));
         let target = pipe.clone();
