@@ -26,6 +26,8 @@ pub enum OpenError {
     /// The log is damaged, and the disk has no room for a new file of its records.
     #[error("{} is damaged, and a new file of its intact records needs at least {needed} bytes, of which {free} are free: free the rest, or move the data directory to a larger disk", path.display())]
     NoRoom { path: PathBuf, needed: u64, free: u64 },
+    #[error("{} is not a regular file but a directory, a pipe or a device: move it away, or use another data directory", .0.display())]
+    NotAFile(PathBuf),
     #[error("{} has format {found}, and this program reads format {known} only: use a chatchain of that format, or another data directory", path.display())]
     OtherFormat { path: PathBuf, found: u32, known: u32 },
     #[error("{} belongs to the network {found:?}, not to {wanted:?}; set `network` to that or use another data directory", path.display())]

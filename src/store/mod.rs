@@ -123,6 +123,7 @@ impl Store {
         policy: OpenPolicy,
     ) -> Result<(Arc<Self>, Logs), OpenError> {
         let lock = files.lock()?;
+        recovery::check_regular(files)?;
         recovery::check_format(files)?;
         let crash_count = CrashCount::start(files, policy);
         let policy = crash_count.policy;

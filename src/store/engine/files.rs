@@ -87,6 +87,11 @@ pub trait Files: fmt::Debug + Send + Sync {
     /// The length of a file in bytes; `None` if it is missing.
     fn len(&self, name: &str) -> io::Result<Option<u64>>;
 
+    /// Fails if there is something else than a regular file: opening it, or reading from it, might take forever.
+    fn check_regular(&self, _name: &str) -> Result<(), OpenError> {
+        Ok(()) // a place without pipes and devices
+    }
+
     fn open_raw(&self, name: &str) -> io::Result<Box<dyn FileBytes>>;
 
     /// Writes a file atomically; replaces an existing one.
@@ -177,13 +182,21 @@ impl Files for Directory {
         }
     }
 
+    fn check_regular(&self, name: &str) -> Result<(), OpenError> {
+        let path = self.path(name);
+        check_regular(&path).map_err(|_| OpenError::NotAFile(path))
+    }
+
     fn open_raw(&self, name: &str) -> io::Result<Box<dyn FileBytes>> {
-        Ok(Box::new(File::open(self.path(name))?))
+        let path = self.path(name);
+        check_regular(&path)?;
+        Ok(Box::new(File::open(path)?))
     }
 
     fn replace(&self, name: &str, bytes: &[u8]) -> io::Result<()> {
         let path = self.path(name);
         let unfinished = path.with_extension(UNFINISHED);
+        check_regular(&unfinished)?;
         let mut file = private().write(true).truncate(true).open(&unfinished)?;
         file.write_all(bytes)?;
         file.sync_data()?;
@@ -213,9 +226,22 @@ impl Files for Directory {
 
     fn drop_page_cache(&self, name: &str) {
         // Advice only: without the file or the system's support nothing changes.
-        if let Ok(file) = File::open(self.path(name)) {
+        let path = self.path(name);
+        if check_regular(&path).is_ok()
+            && let Ok(file) = File::open(path)
+        {
             let _ = fadvise(&file, 0, None, Advice::DontNeed);
         }
+    }
+}
+
+/// Fails if there is something else than a regular file. Without a file it is fine: one can be created.
+pub fn check_regular(path: &Path) -> io::Result<()> {
+    match fs::metadata(path) {
+        Ok(found) if !found.is_file() => {
+            Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file"))
+        }
+        _ => Ok(()),
     }
 }
 
@@ -257,6 +283,7 @@ fn deny_others(dir: &Path) -> io::Result<()> {
 impl Directory {
     fn open(&self, path: &Path, cache_bytes: usize, check: bool) -> Result<OpenedFile, OpenError> {
         let failed = |source| OpenError::Io { path: path.to_owned(), source };
+        check_regular(path).map_err(|_| OpenError::NotAFile(path.to_owned()))?;
         let file = private().read(true).write(true).truncate(false).open(path);
         let file = file.map_err(failed)?;
         let identity = FileIdentity::of(&file.metadata().map_err(failed)?);

@@ -23,7 +23,7 @@ use std::path::PathBuf;
 
 use crate::chain::logs::LogsOnDisk;
 use crate::chain::record::FORMAT;
-use crate::store::engine::files::{Files, LOG, OpenMode, SALVAGING};
+use crate::store::engine::files::{Files, INDEX, LOG, OpenMode, SALVAGING};
 use crate::store::log::{LogFile, NotOpen};
 use crate::store::recovery::lossy_file::LossyFile;
 use crate::store::recovery::salvage::{Salvaged, salvage};
@@ -68,6 +68,11 @@ pub(in crate::store) fn has_store(files: &dyn Files) -> Result<bool, OpenError> 
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false), // no directory
         names => Ok(names.map_err(unreadable)?.iter().any(|name| name.starts_with(DAMAGED_PREFIX))),
     }
+}
+
+/// Fails if there is no regular file where one of the databases belongs.
+pub(in crate::store) fn check_regular(files: &dyn Files) -> Result<(), OpenError> {
+    [LOG, INDEX].into_iter().try_for_each(|name| files.check_regular(name))
 }
 
 /// Fails if the log is of an earlier format. Nothing is written before: the program that wrote the file may still read

@@ -97,6 +97,7 @@ pub fn stores_in(dir: &Path) -> io::Result<Vec<PathBuf>> {
 pub fn verify(dir: &Path) -> Result<Verified, OpenError> {
     let files = Directory(dir.to_owned());
     let _lock = files.lock()?;
+    recovery::check_regular(&files)?;
     recovery::check_format(&files)?;
     let set_aside = recovery::damaged_files(&files)?;
     let NotOpen { error, db } = match recovery::open_existing(&files, None, OpenMode::Unchecked, true) {
@@ -139,6 +140,7 @@ pub fn verify(dir: &Path) -> Result<Verified, OpenError> {
 pub fn open_log_only(dir: &Path) -> Result<(), OpenError> {
     let files = Directory(dir.to_owned());
     let _lock = files.lock()?;
+    recovery::check_regular(&files)?;
     let opened = recovery::open_existing(&files, None, OpenMode::Checked, true);
     opened.map(drop).map_err(|NotOpen { error, db }| {
         std::mem::forget(db); // closing it writes to it

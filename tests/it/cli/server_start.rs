@@ -462,3 +462,31 @@ fn a_node_that_is_stopped_while_it_opens_its_store_ends_in_order() {
     cluster.start_node(0);
     assert_eq!(cluster.statuses()[0]["messages"], 100_000);
 }
+
+#[test]
+fn a_database_that_is_no_regular_file_is_refused() {
+    for name in ["log.redb", "index.redb"] {
+        for kind in ["fifo", "directory", "device"] {
+            let dir = tempfile::tempdir().expect("a temporary directory");
+            let store = dir.path().join("data/node-0");
+            std::fs::create_dir_all(&store).expect("a directory");
+            let path = store.join(name);
+            match kind {
+                "fifo" => {
+                    let made = Command::new("mkfifo").arg(&path).status().expect("a standard program");
+                    assert!(made.success());
+                }
+                "directory" => std::fs::create_dir(&path).expect("a directory"),
+                _ => std::os::unix::fs::symlink("/dev/zero", &path).expect("a link"),
+            }
+            let parts = [name, "is not a regular file", "move it away"];
+            let addr = free_addr().to_string();
+            check(&start(dir.path(), &["node", "--node-id", "0", "--listen", &addr]), 1, &parts);
+            if name == "log.redb" {
+                let verified = start(dir.path(), &["verify"]);
+                let is_named = parts.iter().all(|part| verified.stderr.contains(part));
+                assert!(verified.code == Some(1) && is_named, "{verified:?}");
+            }
+        }
+    }
+}

@@ -116,9 +116,9 @@ fn only_wrong_bytes_lead_to_a_salvage() {
     assert!(matches!(in_use, OpenError::InUse(_)), "{in_use}");
     drop(held);
     std::fs::remove_file(dir.path().join(LOG)).expect("removes");
-    std::fs::create_dir(dir.path().join(LOG)).expect("makes"); // reading it is an I/O error
+    std::fs::create_dir(dir.path().join(LOG)).expect("makes");
     let error = Store::open(dir.path(), "test", 0).expect_err("a directory is no file");
-    assert!(matches!(error, OpenError::Io { .. }), "{error}");
+    assert!(matches!(error, OpenError::NotAFile(_)), "{error}");
     std::fs::remove_dir(dir.path().join(LOG)).expect("removes");
     std::fs::write(dir.path().join(LOG), whole).expect("writes");
     let (store, _) = Store::open(dir.path(), "test", 0).expect("opens");
