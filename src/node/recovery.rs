@@ -44,28 +44,30 @@ pub struct StoreOpener {
     history: OpenHistory,
     /// This process had the store open. If it is gone, no new one is made in its place: the disk may come back.
     was_open: bool,
+    /// While an opening is under way: what the crash marker said before it.
+    exits_before: Option<UncleanExits>,
 }
 
 impl StoreOpener {
-    /// Reads how the last processes on the store ended. If they crashed in it, a trial process opens the log first.
-    pub async fn new(config: Arc<NodeConfig>) -> Self {
+    /// Reads how the last processes on the store ended.
+    pub fn new(config: Arc<NodeConfig>) -> Self {
         let exits = UncleanExits::read(&Directory(config.store_dir.clone()));
-        let mut history = OpenHistory::new(exits);
-        if history.needs_trial() {
-            tracing::warn!(
-                unfinished_checks = exits.unfinished_checks,
-                "the last checks of the store did not finish: a trial process opens the log"
-            );
-            history.trial_crashed = Some(trial_crashes(&config.store_dir).await);
-        }
-        StoreOpener { config, history, was_open: false }
+        StoreOpener { config, history: OpenHistory::new(exits), was_open: false, exits_before: None }
     }
 
+    /// Opens the store. If earlier processes crashed in it, a trial process opens the log first. After a stop the caller
+    /// may drop this future and call [`StoreOpener::give_up`].
     pub async fn open(&mut self) -> Result<Result<OpenedStore, OpenError>, NodeError> {
+        if self.history.needs_trial() {
+            tracing::warn!("the last checks of the store did not finish: a trial process opens the log");
+            self.history.trial_crashed = Some(trial_crashes(&self.config.store_dir).await);
+        }
+        self.exits_before = Some(UncleanExits::read(&Directory(self.config.store_dir.clone())));
         let (config, policy) = (self.config.clone(), self.history.next_policy());
         let open = if self.was_open { Store::open_again } else { Store::open_with };
         let opening = move || open(&config.store_dir, &config.network, now_ms(), policy);
         let opened = tokio::task::spawn_blocking(opening).await;
+        self.exits_before = None;
         let opened = opened.map_err(|error| NodeError::Ended(format!("opening the store: {error}")))?;
         self.was_open |= opened.is_ok();
         match &opened {
@@ -101,6 +103,16 @@ impl StoreOpener {
             };
             tracing::error!(why, "the store does not open");
             slot.set_reason(why);
+        }
+    }
+
+    /// Gives up an opening that is under way, because this process ends: the crash marker says again what it said
+    /// before. The thread that opens the store goes on until the process is gone. If it finishes at this very moment,
+    /// the end of this process counts as a kill.
+    pub fn give_up(&self) {
+        if let Some(exits) = self.exits_before {
+            tracing::info!("the store is not open yet: this process ends without it");
+            exits.write(&Directory(self.config.store_dir.clone()));
         }
     }
 

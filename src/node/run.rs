@@ -38,6 +38,9 @@ use crate::store::{OpenError, Store};
 
 /// How long closing the store waits for requests that still read it. After it the node ends with an error.
 const CLOSE_TIME_MAX: Duration = Duration::from_secs(60);
+/// How long a stop waits for an opening of the store that is under way. A large store takes minutes, in which a service
+/// manager would kill the process.
+const OPENING_TIME_MAX: Duration = Duration::from_secs(1);
 /// Poll interval for storage read errors, for files that were removed, and for threads that ended early.
 const POLL_INTERVAL: Duration = Duration::from_millis(250);
 
@@ -48,10 +51,11 @@ pub async fn run(
     stop: CancellationToken,
 ) -> Result<(), NodeError> {
     let (config, started, incidents) = (Arc::new(config), Instant::now(), Incidents::default());
-    let slot = NodeSlot::new(SlotState::Starting);
+    let (slot, pid) = (NodeSlot::new(SlotState::Starting), PidFile::write(&config.store_dir));
     let serving = serve::serve(listener, http::routes(slot.clone()), config.keys.clone(), 1, stop.clone());
     tokio::pin!(serving);
-    let Some((mut store_opener, opened)) = open_first(&config, serving.as_mut()).await? else {
+    let mut store_opener = StoreOpener::new(config.clone());
+    let Some(opened) = open_first(&mut store_opener, serving.as_mut()).await? else {
         return Ok(());
     };
     let start = |opened| OpenNode::start(&config, opened, started, incidents.clone(), stop.child_token());
@@ -71,7 +75,6 @@ pub async fn run(
         }
         Err(error) => return Err(error.into()),
     };
-    let pid = PidFile::write(&config.store_dir);
     let ended = loop {
         let Some(current) = &mut open_node else {
             tokio::select! {
@@ -79,12 +82,12 @@ pub async fn run(
                 opened = store_opener.reopen(&slot) => {
                     let started = start(opened)?;
                     slot.set(SlotState::Open(started.node.clone()));
-                    pid.write_again();
                     open_node = Some(started);
                 }
             }
             continue;
         };
+        pid.write_again();
         let why = tokio::select! {
             () = &mut serving => break Ok(()),
             failed = current.wait_for_store_failure() => match failed {
@@ -112,33 +115,33 @@ pub async fn run(
     }
     drop(slot);
     drop(pid); // before the lock on the store is released
-    if let Some(open_node) = open_node {
-        open_node.end_for_good(ended.is_ok()).await?;
+    match open_node {
+        Some(open_node) => open_node.end_for_good(ended.is_ok()).await?,
+        None => store_opener.give_up(),
     }
     ended
 }
 
-/// Opens the store for the first time, while the address answers already. `None`: the node was stopped meanwhile; the
-/// store is closed in order.
+/// Opens the store for the first time, while the address answers already. `None`: the node was stopped meanwhile. If the
+/// store opens soon after that, it is closed in order.
 async fn open_first(
-    config: &Arc<NodeConfig>,
+    store_opener: &mut StoreOpener,
     serving: Pin<&mut impl Future<Output = ()>>,
-) -> Result<Option<(StoreOpener, Result<OpenedStore, OpenError>)>, NodeError> {
-    let opening = async {
-        let mut store_opener = StoreOpener::new(config.clone()).await;
-        let opened = store_opener.open().await?;
-        Ok::<_, NodeError>((store_opener, opened))
-    };
-    tokio::pin!(opening);
-    tokio::select! {
-        opened = &mut opening => opened.map(Some),
-        () = serving => {
-            if let (_, Ok((store, _))) = opening.await? {
-                store.crash_count().will_stop_cleanly();
-            }
-            Ok(None)
+) -> Result<Option<Result<OpenedStore, OpenError>>, NodeError> {
+    let opened_after_stop = {
+        let opening = store_opener.open();
+        tokio::pin!(opening);
+        tokio::select! {
+            opened = &mut opening => return opened.map(Some),
+            () = serving => tokio::time::timeout(OPENING_TIME_MAX, opening).await.ok().transpose()?,
         }
+    };
+    match opened_after_stop {
+        Some(Ok((store, _))) => store.crash_count().will_stop_cleanly(),
+        Some(Err(_)) => {}
+        None => store_opener.give_up(),
     }
+    Ok(None)
 }
 
 /// A node while its store is open, with its threads and tasks. Each incarnation has a new one.

@@ -45,7 +45,9 @@ impl UncleanExits {
         }
     }
 
-    fn write(self, files: &dyn Files) {
+    /// Writes the marker. Called outside this file to take back an opening that this process gives up: nothing was
+    /// acknowledged, so its end is no bad one.
+    pub fn write(self, files: &dyn Files) {
         let UncleanExits { count, unfinished_checks } = self;
         let written = if self == UncleanExits::default() {
             files.remove(CRASH_MARKER)

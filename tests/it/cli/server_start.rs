@@ -17,7 +17,7 @@ use crate::support::cluster::Cluster;
 use crate::support::eventually::eventually_blocking;
 use crate::support::http;
 use crate::support::measure;
-use crate::support::process::{Finished, Process, chatchain, move_clock};
+use crate::support::process::{Finished, Process, block_reads, chatchain, move_clock};
 use crate::support::servers::{JSON, check_refusal, get, post};
 
 /// A server that starts although it should not fails the test after this.
@@ -136,11 +136,11 @@ fn only_the_owner_can_read_a_store() {
 #[test]
 fn a_warning_shows_no_number_of_an_error() {
     let mut cluster = stopped_node();
-    std::fs::create_dir(cluster.node_dir(0).join("pid")).expect("a directory where a file should be");
+    std::os::unix::fs::symlink("/nowhere/at/all", cluster.node_dir(0).join("pid")).expect("a link");
     cluster.start_node(0);
     cluster.process(0).eventually_says("cannot write the process id");
     let said = cluster.process(0).stderr();
-    assert!(said.contains("error=Is a directory\n") && !said.contains("os error"), "{said}");
+    assert!(said.contains("error=No such file or directory\n") && !said.contains("os error"), "{said}");
 }
 
 #[test]
@@ -461,6 +461,65 @@ fn a_node_that_is_stopped_while_it_opens_its_store_ends_in_order() {
     cluster.stop(0);
     cluster.start_node(0);
     assert_eq!(cluster.statuses()[0]["messages"], 100_000);
+}
+
+/// Starts a node on this store that reads nothing of its databases, and waits until it answers and its crash marker says
+/// this. Another process left its id in the directory.
+#[track_caller]
+fn start_blocked(cluster: &Cluster, marker: &str) -> Process {
+    let (store, addr) = (cluster.node_dir(0), cluster.node(0));
+    std::fs::write(store.join("pid"), "4194305\n").expect("a file");
+    let mut command = cluster.command();
+    command.args(["node", "--node-id", "0", "--listen", &addr.to_string()]);
+    let first = marker.chars().next().expect("a number");
+    block_reads(&mut command, cluster.dir(), &store.join("unproven"), first);
+    let node = Process::spawn("node", command);
+    eventually_blocking(LONG, "an answer", || http::get(addr, "/livez").is_ok());
+    let says = || std::fs::read_to_string(store.join("unproven")).is_ok_and(|there| there == marker);
+    eventually_blocking(LONG, "the beginning of the opening", says);
+    node
+}
+
+fn file_in(dir: &Path, name: &str) -> Option<String> {
+    std::fs::read_to_string(dir.join(name)).ok()
+}
+
+#[test]
+fn a_stop_while_the_store_opens_ends_the_node_soon_and_is_no_bad_end() {
+    const SOON: Duration = Duration::from_secs(4);
+    let mut cluster = Cluster::start(1);
+    cluster.stop(0);
+    let store = cluster.node_dir(0);
+    for (before, meanwhile) in [("0 0\n", "1 0\n"), ("2 1\n", "3 2\n")] {
+        std::fs::write(store.join("unproven"), before).expect("a file");
+        let mut node = start_blocked(&cluster, meanwhile);
+        let refused = get(cluster.node(0), "/messages");
+        check_refusal("a page", &refused, 503, "starting", "opens its store");
+        node.terminate();
+        assert_eq!(node.wait(SOON).code(), Some(0), "{}", node.stderr());
+        assert!(node.stderr().contains("this process ends without it"), "{}", node.stderr());
+        let after = file_in(&store, "unproven");
+        assert!(after.as_deref().unwrap_or("0 0\n") == before, "{before:?} became {after:?}");
+        assert_eq!(file_in(&store, "pid"), None);
+    }
+    cluster.start_node(0);
+}
+
+#[test]
+fn the_pid_file_names_a_node_that_opens_its_store_and_never_one_that_may_not() {
+    let mut cluster = Cluster::start(1);
+    cluster.stop(0);
+    let store = cluster.node_dir(0);
+    let mut node = start_blocked(&cluster, "1 0\n");
+    let pid = Some(format!("{}\n", node.id()));
+    assert_eq!(file_in(&store, "pid"), pid);
+    let free = free_addr().to_string();
+    let second = start(cluster.dir(), &["node", "--node-id", "0", "--listen", &free]);
+    check(&second, 1, &["in use by another process"]);
+    assert_eq!(file_in(&store, "pid"), pid);
+    node.kill9();
+    cluster.start_node(0);
+    assert_eq!(file_in(&store, "pid"), Some(format!("{}\n", cluster.process(0).id())));
 }
 
 #[test]

@@ -76,6 +76,25 @@ int pthread_create(pthread_t *thread, const pthread_attr_t *with, void *(*run)(v
     return create(thread, with, run, argument);
 }";
 
+/// Loaded before the C library, this lets reads of files at an offset wait while the file `MARKER` begins with `FIRST`.
+const BLOCKED_READS: &str = "
+#include <fcntl.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+static char first(void) {
+    char byte = 0;
+    int marker = open(MARKER, O_RDONLY);
+    if (marker >= 0) {
+        if (read(marker, &byte, 1) < 1) byte = 0;
+        close(marker);
+    }
+    return byte;
+}
+ssize_t pread64(int file, void *out, size_t count, off_t offset) {
+    while (first() == FIRST) usleep(10000);
+    return syscall(SYS_pread64, file, out, count, offset);
+}";
+
 /// Moves the clock that a command sees by this many days. `dir` is for files that the command needs.
 #[track_caller]
 pub fn move_clock(command: &mut Command, dir: &Path, days: i64) {
@@ -86,6 +105,14 @@ pub fn move_clock(command: &mut Command, dir: &Path, days: i64) {
 #[track_caller]
 pub fn limit_threads(command: &mut Command, dir: &Path, count: usize) {
     preload(command, dir, FEW_THREADS, &format!("-DCOUNT={count}"));
+}
+
+/// Lets a command read no file at an offset while the file `marker` begins with this byte. `dir` is for files that the
+/// command needs.
+#[track_caller]
+pub fn block_reads(command: &mut Command, dir: &Path, marker: &Path, first: char) {
+    let source = BLOCKED_READS.replace("FIRST", &format!("'{first}'"));
+    preload(command, dir, &source, &format!("-DMARKER=\"{}\"", marker.display()));
 }
 
 #[track_caller]
