@@ -48,11 +48,16 @@ impl NodeSlot {
 }
 
 /// Why a node is not ready while it starts.
-pub const STARTING: &str = "starting: this node opens its store";
+const STARTING: &str = "this node opens its store";
 
 /// The refusal of a node that starts.
 pub fn starting() -> Problem {
     Problem::new(ErrorCode::Starting, STARTING)
+}
+
+/// The same as a reason of `/readyz`, which has no code.
+pub fn starting_reason() -> String {
+    format!("{}: {STARTING}", ErrorCode::Starting)
 }
 
 impl FromRequestParts<NodeSlot> for Node {

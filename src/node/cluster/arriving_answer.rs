@@ -43,7 +43,7 @@ impl ArrivingAnswer {
                 return Ok(Some(run));
             }
             match self.body.next().await {
-                Some(bytes) => self.decoder.push(&bytes.map_err(|error| error.to_string())?),
+                Some(bytes) => self.decoder.push(&bytes.map_err(|error| error.why())?),
                 None => return Ok(None),
             }
         }
@@ -55,12 +55,12 @@ impl ArrivingAnswer {
         let decoding = move || (decoder.next_run(), decoder);
         let (run, decoder) = self.limits.compute(length, decoding).await.map_err(|problem| problem.detail)?;
         self.decoder = decoder;
-        run.map_err(|error| format!("{}: {error}", self.addr))
+        run.map_err(|error| error.to_string())
     }
 
     /// Everything but the runs, after the first run or at the end.
     pub fn head(&self) -> Result<SyncMessage, String> {
-        self.decoder.head().map_err(|error| format!("{}: {error}", self.addr))
+        self.decoder.head().map_err(|error| error.to_string())
     }
 }
 

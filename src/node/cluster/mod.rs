@@ -8,6 +8,7 @@
 
 pub(super) mod answer;
 mod arriving_answer;
+mod failure;
 pub(super) mod peer;
 pub(super) mod roster;
 mod sessions;

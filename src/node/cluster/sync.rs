@@ -24,6 +24,7 @@ use crate::chain::sync::wire::{self, Hello, Run, SyncMessage};
 use crate::chain::vector::{LogSpan, Vector};
 use crate::client::ClientError;
 use crate::node::cluster::arriving_answer::{ArrivingAnswer, silence_max};
+use crate::node::cluster::failure::{ExchangeError, FailureReports};
 use crate::node::cluster::side_push;
 use crate::node::{Node, blocking, blocking_while_awaited, now_ms};
 use crate::replica::exchange::{Exchange, PlannedRequest, Reply, RunActions, Trigger};
@@ -92,7 +93,7 @@ async fn run_client(node: Node, number: usize) {
 
 async fn run_exchanges(node: &Node, mut client: SyncClient) {
     let number = client.number;
-    let (mut on_timer, mut is_failing) = (true, false);
+    let (mut on_timer, mut reports) = (true, FailureReports::default());
     while let Some((peer, wake)) = node.cluster.peer_address(number) {
         let is_usual_until = (!client.usual.is_zero()).then(|| Instant::now() + 2 * client.usual);
         client.running.send_replace(is_usual_until);
@@ -102,10 +103,8 @@ async fn run_exchanges(node: &Node, mut client: SyncClient) {
         match outcome {
             Ok(Some(NextExchange::Again)) => on_timer = false,
             Ok(Some(NextExchange::Wait)) => {
-                if is_failing {
-                    tracing::info!(%peer, "exchanges work again");
-                }
-                (client.failures, is_failing) = (0, false);
+                reports.worked(&peer);
+                client.failures = 0;
                 on_timer = client.wait(node, &wake).await;
             }
             // This node itself answers there. Another one may later, so the address is tried again.
@@ -113,13 +112,9 @@ async fn run_exchanges(node: &Node, mut client: SyncClient) {
                 let _either = tokio::time::timeout(jittered(BACK_OFF_MAX), wake.notified()).await;
                 on_timer = true;
             }
-            Err(why) => {
-                // Logged once: a failing peer that sends requests is tried again after each of them.
-                if !is_failing {
-                    tracing::warn!(%peer, why, "exchanges fail");
-                }
-                is_failing = true;
-                node.cluster.on_failure(number, why);
+            Err(error) => {
+                reports.failed(&peer, &error, node.cluster.started.elapsed());
+                node.cluster.on_failure(number, error.why);
                 node.cluster.sessions().release(number);
                 client.failures += 1;
                 client.back_off(&wake).await;
@@ -165,7 +160,11 @@ impl SyncClient {
     }
 
     /// One exchange. `None`: this node itself answered, or the peer is not asked any more.
-    pub async fn exchange(&mut self, node: &Node, on_timer: bool) -> Result<Option<NextExchange>, String> {
+    pub async fn exchange(
+        &mut self,
+        node: &Node,
+        on_timer: bool,
+    ) -> Result<Option<NextExchange>, ExchangeError> {
         let cluster = &node.cluster;
         let Some((addr, _)) = cluster.peer_address(self.number) else { return Ok(None) };
         let (planned, request, pushed) = self.request(node, on_timer).await?;
@@ -190,7 +189,7 @@ impl SyncClient {
                     _ if pushed > 0 => self.push.on_lost(),
                     _ => {}
                 }
-                return Err(error.to_string());
+                return Err(error.into());
             }
         };
         let mut answer = ArrivingAnswer::new(node, &addr, body);
@@ -225,7 +224,7 @@ impl SyncClient {
         // Only entries count as progress: a peer whose words change each time must not keep this task running.
         self.idle_rounds = if next == NextExchange::Again && !progress { self.idle_rounds + 1 } else { 0 };
         if self.idle_rounds > IDLE_ROUNDS_MAX {
-            return Err(format!("{addr}: the exchange does not come to an end"));
+            return Err("the exchange does not come to an end".to_owned().into());
         }
         Ok(Some(next))
     }
@@ -291,7 +290,7 @@ impl SyncClient {
     async fn is_peer(&self, node: &Node, addr: &Addr, hello: &Hello) -> Result<bool, String> {
         let cluster = &node.cluster;
         if hello.network != cluster.network {
-            return Err(format!("{addr} belongs to another network"));
+            return Err("it belongs to another network".into());
         }
         if cluster.roster().is_own(hello) {
             cluster.on_self_found(self.number);
@@ -299,7 +298,7 @@ impl SyncClient {
         }
         if hello.is_copied(cluster.roster().own()) {
             take_new_store_id(node, &addr.to_string()).await;
-            return Err(format!("{addr} has a copy of this node's store"));
+            return Err("it has a copy of this node's store".into());
         }
         Ok(true)
     }

@@ -43,7 +43,7 @@ pub async fn ready(State(slot): State<NodeSlot>, RawQuery(raw): RawQuery) -> Res
             Some(why) => Readiness { readable: true, writable: false, reasons: vec![why] },
         },
         SlotState::Starting => {
-            Readiness { readable: false, writable: false, reasons: vec![slot::STARTING.into()] }
+            Readiness { readable: false, writable: false, reasons: vec![slot::starting_reason()] }
         }
         SlotState::Closed(why, _) => Readiness { readable: false, writable: false, reasons: vec![why] },
     };

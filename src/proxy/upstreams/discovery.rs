@@ -91,6 +91,7 @@ impl Upstreams {
         info!(node = %addr, "discovered a node");
         let mut upstream = Upstream::new(addr.clone(), Health::Failing { since: now });
         upstream.report.named_at = Some(now);
+        upstream.is_reported = true; // as what was just discovered
         self.all.insert(self.next_id, upstream);
         self.next_id += 1;
     }

@@ -26,6 +26,9 @@ use super::latency_window::LatencyWindow;
 use crate::api::address::{self, Addr};
 use crate::api::network::{NodeState, Readiness, UpstreamStatus};
 
+/// For an upstream that has not answered yet to start as well, from the start of the proxy on. Until then it is not
+/// reported.
+const FIRST_CONTACT_MAX: Duration = Duration::from_secs(5);
 /// An upstream that fails for longer than this is shown as down; before that as suspect.
 const DOWN_AFTER: Duration = Duration::from_secs(3);
 /// An answer within this time is no sign of a slow node, however fast the other nodes are.
@@ -66,6 +69,9 @@ pub struct Upstreams {
 struct Upstream {
     addr: Addr,
     health: Health,
+    has_answered: bool,
+    /// That it does not answer is in the log, once until it answers.
+    is_reported: bool,
     /// It answers, but refuses the proxy's key. Only an operator can repair that.
     is_unauthorized: bool,
     /// When it last answered again after a failure.
@@ -289,8 +295,11 @@ impl Upstreams {
     /// The upstream did not answer.
     pub fn failed(&mut self, id: UpstreamId, now: Duration, why: String) {
         let Some(upstream) = self.all.get_mut(&id) else { return };
-        if !upstream.is_failing() {
+        let is_early = !upstream.has_answered && now < FIRST_CONTACT_MAX;
+        if !is_early && !std::mem::replace(&mut upstream.is_reported, true) {
             warn!(node = %upstream.addr, why, "a node does not answer: it is asked last until it does");
+        }
+        if !upstream.is_failing() {
             upstream.health = Health::Failing { since: now };
             upstream.next_probe_at = now + PROBE_BACKOFF_MIN;
         }
@@ -312,7 +321,8 @@ impl Upstreams {
         self.answered(id, TrafficClass::Probe, now, Some(latency));
         for (can, class) in [(ready.writable, TrafficClass::Write), (ready.readable, TrafficClass::Read)] {
             if !can {
-                self.refused(id, class, now, "it says that it cannot store just now".into());
+                let why = ready.reasons.first().map_or("it says that it is not ready", String::as_str);
+                self.refused(id, class, now, why.into());
             }
         }
     }
@@ -352,6 +362,8 @@ impl Upstream {
         Self {
             addr,
             health,
+            has_answered: false,
+            is_reported: false,
             is_unauthorized: false,
             recovered_at: Duration::ZERO,
             stats: Default::default(),
@@ -396,8 +408,11 @@ impl Upstream {
     }
 
     fn mark_up(&mut self, now: Duration) {
-        if self.is_failing() {
+        self.has_answered = true;
+        if std::mem::take(&mut self.is_reported) {
             info!(node = %self.addr, "a node answers again");
+        }
+        if self.is_failing() {
             self.recovered_at = now;
             self.next_probe_at = now + PROBE_EVERY;
             self.report.was_requested = false;

@@ -334,3 +334,19 @@ fn rounds_come_soon_after_a_change() {
     assert_eq!(four.take_due_round(6 * S).len(), 0);
     assert_eq!(four.take_due_round(7 * S).len(), 4);
 }
+
+#[test]
+fn a_node_that_is_missing_is_reported_once_but_not_in_the_first_seconds() {
+    let mut four = four();
+    let mut is_reported = |id, now| {
+        four.failed(id, now, "connection refused".into());
+        four.all[&id].is_reported
+    };
+    assert!(!is_reported(0, 100 * MS) && !is_reported(0, 4 * S));
+    assert!(is_reported(0, 5 * S));
+    four.answered(1, TrafficClass::Probe, S, None);
+    four.failed(1, 2 * S, "connection refused".into());
+    assert!(four.all[&1].is_reported, "it was reached before");
+    four.answered(0, TrafficClass::Probe, 6 * S, None);
+    assert!(!four.all[&0].is_reported, "the next failure is another one");
+}

@@ -84,6 +84,7 @@ fn up_starts_a_network_and_prints_the_next_steps() {
     assert_eq!(up.process.wait(LONG).code(), Some(0));
     up.wait_until_gone();
     let logs = up.process.stderr();
+    assert!(!logs.contains("WARN"), "a start that goes well: {logs}");
     assert!(["node-0 |", "node-2 |", "proxy |"].iter().all(|tag| logs.contains(tag)), "{logs}");
 }
 

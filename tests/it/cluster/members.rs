@@ -171,10 +171,17 @@ fn a_peer_that_can_be_reached_in_one_direction_only_is_logged_once() {
     let mut cluster = start_in_line(1);
     let mute = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
     let addr = mute.local_addr().expect("is bound");
-    for _ in 0..5 {
-        send_sync_as(cluster.node(0), 7, [1; 16], addr);
+    let node = cluster.node(0);
+    let fail = || {
+        send_sync_as(node, 7, [1; 16], addr);
         drop(mute.accept().expect("the node tries to exchange"));
-    }
+    };
+    // Not in the first seconds, in which the peer may still start.
+    eventually_blocking(LONG, "a report", || {
+        fail();
+        cluster.process(0).stderr().contains("exchanges fail")
+    });
+    (0..5).for_each(|_| fail());
     let complaints = cluster.process(0).stderr().matches("exchanges fail").count();
     assert_eq!(complaints, 1, "{}", cluster.process(0).stderr());
 }
