@@ -140,6 +140,11 @@ impl ClientError {
         self.problem().is_none_or(|problem| problem.retryable)
     }
 
+    /// Whether a node refused because it opens its store.
+    pub fn is_starting(&self) -> bool {
+        self.problem().is_some_and(|problem| problem.code == ErrorCode::Starting)
+    }
+
     pub fn problem(&self) -> Option<&Problem> {
         match self {
             Self::Problem { problem, .. } => Some(problem),

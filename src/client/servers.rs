@@ -15,7 +15,7 @@ use std::{
 use bytes::Bytes;
 use futures_util::{StreamExt, stream::BoxStream};
 use serde::de::DeserializeOwned;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 use uuid::Uuid;
 
 use super::{Answer, Client, ClientError, Request, limit, lines::LineBuffer};
@@ -38,6 +38,10 @@ const ATTEMPT_MAX: Duration = Duration::from_secs(5);
 const BATCH_ATTEMPT_MAX: Duration = Duration::from_secs(30);
 /// For all servers together; then the call fails with the errors so far.
 const TOTAL_MAX: Duration = Duration::from_secs(60);
+/// For nodes that open their stores to finish that; then `starting` is the answer.
+const STARTING_MAX: Duration = Duration::from_secs(5);
+/// The pause before such nodes are asked again. Most stores open within it.
+const STARTING_PAUSE: Duration = Duration::from_millis(250);
 /// A longer answer about one message or one network is invalid.
 const ANSWER_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// A longer line of a listing is invalid. A text in which every byte is escaped, with its names, is shorter.
@@ -176,14 +180,29 @@ impl Servers {
     }
 
     /// The first success or final refusal, else the errors of all servers. `read` reads the part of the answer that
-    /// must arrive within the attempt.
+    /// must arrive within the attempt. Servers that only refuse because they start are asked again.
     async fn ask<T>(
         &self,
         request: &Request,
         attempt: Duration,
         read: impl AsyncFn(Answer) -> Result<T, ClientError>,
     ) -> Result<T, ClientError> {
-        let deadline = Instant::now() + TOTAL_MAX;
+        let began = Instant::now();
+        loop {
+            match self.ask_each(request, attempt, began + TOTAL_MAX, &read).await {
+                Err(e) if e.is_starting() && began.elapsed() < STARTING_MAX => sleep(STARTING_PAUSE).await,
+                result => return result,
+            }
+        }
+    }
+
+    async fn ask_each<T>(
+        &self,
+        request: &Request,
+        attempt: Duration,
+        deadline: Instant,
+        read: &impl AsyncFn(Answer) -> Result<T, ClientError>,
+    ) -> Result<T, ClientError> {
         let start = self.preferred.load(Ordering::Relaxed);
         let mut tried = Vec::new();
         for index in (0..self.addrs.len()).map(|step| (start + step) % self.addrs.len()) {
@@ -222,9 +241,12 @@ fn messages_path(acks: Option<&str>) -> String {
     }
 }
 
-/// A node's refusal if there is one: it tells more than the errors of the servers that did not answer.
+/// A node's refusal if there is one: it tells more than the errors of the servers that did not answer. That a node
+/// starts tells less than another refusal.
 fn combined_error(mut tried: Vec<ClientError>) -> ClientError {
-    match tried.iter().position(|e| e.problem().is_some() && !e.no_node()) {
+    let is_refusal = |e: &ClientError| e.problem().is_some() && !e.no_node();
+    let other = tried.iter().position(|e| is_refusal(e) && !e.is_starting());
+    match other.or_else(|| tried.iter().position(is_refusal)) {
         Some(index) => tried.swap_remove(index),
         None => ClientError::NoAnswer { tried },
     }

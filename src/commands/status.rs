@@ -26,7 +26,13 @@ pub async fn run(args: &cli::StatusArgs, context: &Context<'_>) -> Result<Exit> 
     if args.watch {
         return watch(&servers, context.output).await;
     }
-    let network = servers.network().await?;
+    let network = match servers.network().await {
+        Err(error) if args.check && error.is_starting() => {
+            context.output.error(&error.to_string());
+            return Ok(Exit::CheckFailed); // a node is not up
+        }
+        network => network?,
+    };
     show(&network, context.output)?;
     Ok(if args.check && !is_well(&network) { Exit::CheckFailed } else { Exit::Done })
 }

@@ -86,6 +86,36 @@ async fn a_refusal_of_a_node_is_preferred_to_missing_answers() {
 }
 
 #[tokio::test]
+async fn a_server_that_starts_is_asked_again_until_it_has_started() {
+    let mut site = FakeServers::default();
+    let asked = AtomicUsize::new(0);
+    let starting = site
+        .server(move |_, _| match asked.fetch_add(1, Ordering::Relaxed) {
+            0..3 => refusal(ErrorCode::Starting),
+            _ => (200, SENT.into()),
+        })
+        .await;
+    let began = Instant::now();
+    servers(&[&site.absent(), &starting]).send(message(), None).await.expect("sent");
+    assert!(began.elapsed() < STARTING_MAX);
+}
+
+#[tokio::test]
+async fn a_server_that_goes_on_to_start_is_asked_for_some_seconds() {
+    let mut site = FakeServers::default();
+    let starting = site.server(|_, _| refusal(ErrorCode::Starting)).await;
+    let began = Instant::now();
+    let error = servers(&[&starting, &site.absent()]).network().await.expect_err("refused");
+    assert!(error.is_starting(), "{error}");
+    assert!((STARTING_MAX..2 * STARTING_MAX).contains(&began.elapsed()), "{:?}", began.elapsed());
+    let full = site.server(|_, _| refusal(ErrorCode::StorageFull)).await;
+    let began = Instant::now();
+    let error = servers(&[&starting, &full]).network().await.expect_err("refused");
+    assert_eq!(error.problem().map(|problem| problem.code), Some(ErrorCode::StorageFull));
+    assert!(began.elapsed() < STARTING_MAX, "another refusal is the answer at once");
+}
+
+#[tokio::test]
 async fn an_answer_of_another_program_is_ignored() {
     let mut site = FakeServers::default();
     let web = site.server(|_, _| (404, "<html>".into())).await;

@@ -549,3 +549,25 @@ fn a_database_that_is_no_regular_file_is_refused() {
         }
     }
 }
+
+#[test]
+fn a_command_waits_for_a_node_that_opens_its_store() {
+    let mut cluster = Cluster::start(1);
+    cluster.stop(0);
+    let blocked = start_blocked(&cluster, "1 0\n");
+    let addr = cluster.node(0).to_string();
+    let began = Instant::now();
+    let checked = start(cluster.dir(), &["status", "--check", "--server", &addr]);
+    assert!(began.elapsed() >= Duration::from_secs(5), "{:?}", began.elapsed());
+    check(&checked, 3, &[&format!("error: {addr}: this node opens its store (starting)")]);
+    assert_eq!(checked.stderr.matches("starting").count(), 1, "{}", checked.stderr);
+    check(&start(cluster.dir(), &["list", "--server", &addr]), 1, &["opens its store (starting)"]);
+
+    let mut send = cluster.command();
+    send.args(["send", "--from", "a", "--to", "b", "c", "--server", &addr]);
+    let send = Process::spawn("send", send);
+    std::fs::write(cluster.node_dir(0).join("unproven"), "0 0\n").expect("a file"); // it reads its databases from now on
+    let done = send.finish(LONG);
+    assert_eq!(done.code, Some(0), "{}", done.stderr);
+    drop(blocked);
+}
