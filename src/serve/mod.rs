@@ -17,7 +17,7 @@ use std::future::pending;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::extract::Request;
@@ -54,7 +54,7 @@ const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
 /// Descriptors for files, for connections to other servers, and for what a library opens.
 const DESCRIPTORS_RESERVED: usize = 128;
 /// While no slot is free, idle connections are closed at this interval.
-const CROWDED_EVERY: Duration = Duration::from_millis(250);
+const CROWDED_EVERY: Duration = Duration::from_millis(100);
 
 /// A value, so that tests can use short times.
 #[derive(Debug, Clone, Copy)]
@@ -69,6 +69,8 @@ struct ConnectionLimits {
     unauthenticated: usize,
     /// To receive a request head, from its first byte on, and for the first one to begin; then the connection ends.
     head: Duration,
+    /// The same for the first head while no slot is free; then the connection makes place for another one.
+    crowded_head: Duration,
     /// For the next request to begin on an idle connection; then the connection ends.
     idle: Duration,
     /// To receive a request and to begin the answer; then the answer is `timeout`.
@@ -88,6 +90,7 @@ const LIMITS: ConnectionLimits = ConnectionLimits {
     feeds: 7_500,
     unauthenticated: 1_000,
     head: Duration::from_secs(5),
+    crowded_head: Duration::from_millis(500),
     idle: Duration::from_secs(75),
     answer: Duration::from_secs(30),
     write: Duration::from_secs(30),
@@ -225,6 +228,7 @@ impl Server {
             debug!("cannot set TCP_NOTSENT_LOWAT: {e}"); // more memory, not wrong
         }
         let (auth, is_body_unread) = (auth.connection(), AtomicBool::new(false));
+        let accepted = Instant::now();
         let has_served = AtomicBool::new(false);
         let left = CancellationToken::new();
         let (reader, timer) = head_timer::head_timer(SocketSide(&socket), limits.head, limits.idle);
@@ -262,9 +266,10 @@ impl Server {
                 () = &mut watching => return, // never
                 () = auth.must_end() => return,
                 () = crowded.notified() => {
-                    // A client that has sent no request yet is about to, and gets its answer.
                     if has_served.load(Ordering::Relaxed) {
                         connection.as_mut().graceful_shutdown();
+                    } else if accepted.elapsed() >= limits.crowded_head {
+                        return; // a client that is about to send a request does so within a round trip
                     }
                 }
                 () = stop.cancelled() => {

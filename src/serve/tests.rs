@@ -20,6 +20,7 @@ const LONG: ConnectionLimits = ConnectionLimits {
     feeds: 100,
     unauthenticated: 100,
     head: Duration::from_secs(60),
+    crowded_head: Duration::from_secs(60),
     idle: Duration::from_secs(60),
     answer: Duration::from_secs(60),
     write: Duration::from_secs(60),
@@ -206,6 +207,27 @@ async fn a_head_that_does_not_come_ends_the_connection() {
     let served = start(ConnectionLimits { head: SHORT, ..LONG }, storing(Arc::default())).await;
     assert_eq!(served.exchange("GET /livez HTTP/1.1\r\nHost:").await, "");
     assert_eq!(served.exchange("").await, "");
+}
+
+#[tokio::test]
+async fn connections_without_a_whole_head_make_place_for_others_and_a_slow_body_stays() {
+    let limits = ConnectionLimits { connections: 4, crowded_head: SHORT, ..LONG };
+    let served = start(limits, storing(Arc::default())).await;
+    let mut slow = served.connect().await;
+    slow.write_all(request("POST /messages", "Content-Length: 8\r\n", "1234").as_bytes())
+        .await
+        .expect("writes");
+    let mut others = Vec::new();
+    for i in 0..12 {
+        let mut other = served.connect().await;
+        other.write_all(&b"GET /livez HTT"[..i]).await.expect("writes");
+        others.push(other);
+    }
+    let quick = request("GET /livez", "", "");
+    let answer = tokio::time::timeout(LONG.head / 2, served.exchange(&quick)).await;
+    check(&answer.expect("place within a moment"), &["HTTP/1.1 200 "]);
+    slow.write_all(b"5678").await.expect("writes");
+    check(&read_all(&mut slow).await, &["HTTP/1.1 201 ", "12345678"]);
 }
 
 #[tokio::test]

@@ -115,6 +115,25 @@ fn idle_connections_make_place_for_others() {
     drop(idle);
 }
 
+#[test]
+fn silent_connections_delay_others_by_little() {
+    /// For 100 connections.
+    const FEW: u32 = 200;
+    /// A head may take 5 s where nobody waits.
+    const DELAY_MAX: Duration = Duration::from_millis(3_500);
+    let mut cluster = Cluster::prepare(1);
+    cluster.limit_descriptors(FEW);
+    cluster.start_all();
+    let addr = cluster.node(0);
+    let silent: Vec<_> = (0..400).map(|_| Connection::open(addr).expect("connected")).collect();
+    let began = Instant::now();
+    let sent = post(addr, "/messages", &[JSON], numbered(1).to_string());
+    let took = began.elapsed();
+    assert_eq!(sent.status(), 201, "{}", sent.text());
+    measure::say(&format!("a send beside {} silent connections took {took:.1?}", silent.len()));
+    assert!(took < DELAY_MAX, "{took:?}");
+}
+
 /// The soft limit is often 1,024, for old programs.
 #[test]
 fn a_server_raises_its_soft_limit() {
