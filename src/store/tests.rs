@@ -325,6 +325,18 @@ fn an_index_row_out_of_order_ends_a_listing_and_the_index_is_rebuilt() {
 }
 
 #[test]
+fn an_opening_changes_no_permissions_of_what_a_link_leads_to() {
+    use std::os::unix::fs::{PermissionsExt, symlink};
+    let (dir, elsewhere) = (tempfile::tempdir().expect("temp dir"), tempfile::tempdir().expect("temp dir"));
+    let shared = elsewhere.path().join("shared");
+    std::fs::write(&shared, "x").expect("written");
+    std::fs::set_permissions(&shared, std::fs::Permissions::from_mode(0o664)).expect("our own file");
+    symlink(&shared, dir.path().join("note")).expect("a link");
+    Bench::open(dir.path());
+    assert_eq!(std::fs::metadata(&shared).expect("is there").permissions().mode() & 0o777, 0o664);
+}
+
+#[test]
 fn what_was_committed_is_there_after_reopening() {
     let dir = tempfile::tempdir().expect("temp dir");
     let mut bench = Bench::open(dir.path());

@@ -269,10 +269,15 @@ const GROUP_AND_OTHERS: u32 = 0o077;
 fn deny_others(dir: &Path) -> io::Result<()> {
     let files = fs::read_dir(dir)?.map(|file| Ok(file?.path())).collect::<io::Result<Vec<_>>>()?;
     for path in [dir.to_owned()].into_iter().chain(files) {
-        let mode = match fs::metadata(&path) {
+        let found = match fs::symlink_metadata(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue, // removed meanwhile
-            found => found?.permissions().mode(),
+            found => found?,
         };
+        // What a link leads to, and devices, belong to somebody else.
+        if !(found.is_file() || path == dir && found.is_dir()) {
+            continue;
+        }
+        let mode = found.permissions().mode();
         if mode & GROUP_AND_OTHERS != 0 {
             fs::set_permissions(path, Permissions::from_mode(mode & !GROUP_AND_OTHERS))?;
         }
