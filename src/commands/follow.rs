@@ -7,7 +7,7 @@
 
 use std::{collections::HashSet, path::PathBuf, time::Duration};
 
-use color_eyre::eyre::{Report, Result};
+use color_eyre::eyre::{Report, Result, eyre};
 use jiff::tz::TimeZone;
 use tokio::time::{Instant, sleep, sleep_until};
 
@@ -73,15 +73,21 @@ pub async fn run(args: &cli::ListArgs, context: &Context<'_>) -> Result<Exit> {
         };
         follower.follow(feed, args.follow).await
     };
+    let mut is_interrupted = false;
     tokio::select! {
         ended = follow => ended?,
-        () = stop.next() => {}
+        () = stop.next() => is_interrupted = !args.follow,
         () = stdout_closed(), if args.follow => {}
     }
     if let Some(array) = follower.array.take() {
         array.end()?;
     }
     follower.save_cursor()?;
+    if is_interrupted {
+        return Err(eyre!(
+            "a signal came before the end; a further run with this cursor file goes on from here"
+        ));
+    }
     Ok(Exit::Done)
 }
 

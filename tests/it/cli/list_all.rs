@@ -137,6 +137,29 @@ fn a_listing_that_breaks_goes_on_at_another_server_without_a_gap() {
 }
 
 #[test]
+fn a_list_with_a_cursor_that_a_signal_ends_says_so_and_can_be_continued() {
+    const COUNT: u64 = 3_000;
+    let cluster = Cluster::start(1);
+    send_all(cluster.node(0), 0..COUNT);
+    let slow = LinkSettings { rate: 100 << 10, round_trip: Duration::ZERO, loss: 0, cut_after: None };
+    let relay = Relay::start(slow, [cluster.node(0), free_addr()]);
+    let list = |server: &str| {
+        let mut command = cluster.command();
+        command.args(["list", "--all", "-o", "ndjson", "--cursor-file", "seen", "--server", server]);
+        Process::spawn("list", command)
+    };
+    let begun = list(&relay.addr(0).to_string());
+    eventually_blocking(LONG, "some messages", || !begun.stdout().is_empty());
+    begun.interrupt();
+    let begun = begun.finish(LONG);
+    assert_eq!((begun.code, begun.stderr.lines().count()), (Some(1), 1), "{}", begun.stderr);
+    let rest = list(&cluster.node(0).to_string()).finish(LONG);
+    let printed = [begun.stdout, rest.stdout].concat();
+    let numbers = printed.lines().map(|line| number(&serde_json::from_str(line).expect("JSON")));
+    assert_eq!(numbers.collect::<Vec<_>>(), (0..COUNT).collect::<Vec<_>>());
+}
+
+#[test]
 fn all_is_everything_that_matches_from_the_start_of_history() {
     let mut cluster = Cluster::start(1);
     let server = cluster.node(0).to_string();
