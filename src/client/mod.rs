@@ -93,6 +93,11 @@ impl Request {
         Self { method: Method::DELETE, ..Self::get(path_and_query) }
     }
 
+    /// Whether it may store a message.
+    fn is_send(&self) -> bool {
+        self.method == Method::POST
+    }
+
     pub fn post(path_and_query: impl Into<String>, media: &'static str, body: impl Into<Bytes>) -> Self {
         let headers = HeaderMap::from_iter([(CONTENT_TYPE, HeaderValue::from_static(media))]);
         Self { method: Method::POST, path_and_query: path_and_query.into(), headers, body: body.into() }

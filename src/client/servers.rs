@@ -8,6 +8,7 @@
 
 use std::{
     marker::PhantomData,
+    mem,
     sync::atomic::{AtomicUsize, Ordering},
     time::Duration,
 };
@@ -187,9 +188,9 @@ impl Servers {
         attempt: Duration,
         read: impl AsyncFn(Answer) -> Result<T, ClientError>,
     ) -> Result<T, ClientError> {
-        let began = Instant::now();
+        let (began, mut earlier) = (Instant::now(), Vec::new());
         loop {
-            match self.ask_each(request, attempt, began + TOTAL_MAX, &read).await {
+            match self.ask_each(request, attempt, began + TOTAL_MAX, &read, &mut earlier).await {
                 Err(e) if e.is_starting() && began.elapsed() < STARTING_MAX => sleep(STARTING_PAUSE).await,
                 result => return result,
             }
@@ -202,6 +203,7 @@ impl Servers {
         attempt: Duration,
         deadline: Instant,
         read: &impl AsyncFn(Answer) -> Result<T, ClientError>,
+        earlier: &mut Vec<ClientError>,
     ) -> Result<T, ClientError> {
         let start = self.preferred.load(Ordering::Relaxed);
         let mut tried = Vec::new();
@@ -216,6 +218,14 @@ impl Servers {
                     self.preferred.store(index, Ordering::Relaxed);
                     return result;
                 }
+            }
+        }
+        if request.is_send() {
+            // No refusal says that a message is not stored while another server may have stored it.
+            earlier.extend(tried.extract_if(.., |e| !e.surely_not_stored()));
+            if !earlier.is_empty() {
+                tried.splice(0..0, mem::take(earlier));
+                return Err(ClientError::NoAnswer { tried });
             }
         }
         Err(combined_error(tried))

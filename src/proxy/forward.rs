@@ -70,7 +70,7 @@ impl Forwarder {
     pub async fn forward(&self, request: &Request, class: RequestClass) -> Result<Response, Problem> {
         let mut plan = RequestPlan::new(class, self.strategy, &mut self.state(), self.uptime());
         let mut running = FuturesUnordered::new();
-        let mut refusal = None;
+        let (mut refusal, mut may_be_stored) = (None, false);
         loop {
             let step = plan.step(&mut self.state(), self.uptime());
             let until = match step {
@@ -93,10 +93,20 @@ impl Forwarder {
                         refusal = Some(response);
                         plan.failed(attempt, false);
                     }
-                    AttemptOutcome::Failed { is_free } => plan.failed(attempt, is_free),
+                    AttemptOutcome::Failed { is_free } => {
+                        may_be_stored |= !is_free;
+                        plan.failed(attempt, is_free);
+                    }
                 },
                 () = sleep_until(self.started + until) => {}
             }
+        }
+        may_be_stored |= !running.is_empty();
+        if refusal.is_some() && may_be_stored && class.traffic == TrafficClass::Write {
+            // The refusal of one node does not say that another one stored nothing.
+            let detail = "a node took the request and did not answer, and another one refuses it: it may be stored; \
+                          repeat it with the same id";
+            return Err(Problem::new(ErrorCode::Timeout, detail));
         }
         refusal.ok_or_else(|| {
             let state = self.state();

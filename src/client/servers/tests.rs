@@ -86,6 +86,18 @@ async fn a_refusal_of_a_node_is_preferred_to_missing_answers() {
 }
 
 #[tokio::test]
+async fn a_refusal_hides_no_attempt_that_may_have_stored_the_message() {
+    for code in [ErrorCode::StorageFull, ErrorCode::Overloaded, ErrorCode::Starting] {
+        let mut site = FakeServers::default();
+        let (lost, refusing) = (site.raw(b"").await, site.server(move |_, _| refusal(code)).await);
+        let error = servers(&[&lost, &refusing]).send(message(), None).await.expect_err("refused");
+        assert!(!error.surely_not_stored(), "{error}");
+        let error = servers(&[&site.absent(), &refusing]).send(message(), None).await.expect_err("refused");
+        assert!(error.surely_not_stored(), "{error}");
+    }
+}
+
+#[tokio::test]
 async fn a_server_that_starts_is_asked_again_until_it_has_started() {
     let mut site = FakeServers::default();
     let asked = AtomicUsize::new(0);

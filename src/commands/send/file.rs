@@ -180,6 +180,7 @@ impl Transfer<'_> {
     async fn send(&mut self, mut batch: ImportBatch) -> Result<()> {
         let (bytes, mut refused) = (batch.bytes, mem::take(&mut batch.refused));
         self.unanswered = batch.lines.len();
+        let (mut may_be_stored, mut said) = (false, String::new());
         let retry_until = Instant::now() + RETRY_MAX;
         while !batch.lines.is_empty() {
             // Its lines have ids, so the key of the batch is never used.
@@ -193,15 +194,23 @@ impl Transfer<'_> {
                     }
                     batch = self.tally.add(&batch, acked.answer, may_retry, &mut refused);
                     self.unanswered = batch.lines.len();
+                    may_be_stored = false;
                 }
                 // If no server answers the first batch, the user has named the wrong one, and would wait for nothing.
                 Err(error) if !may_retry || !error.retryable() || self.tally.sent == 0 => {
-                    if error.surely_not_stored() {
+                    if error.surely_not_stored() && !may_be_stored {
                         self.unanswered = 0;
                     }
                     return Err(error.into());
                 }
-                Err(error) => self.progress.suspend(|| self.output.note(&format!("trying again: {error}"))),
+                Err(error) => {
+                    may_be_stored |= !error.surely_not_stored();
+                    let note = format!("trying again: {error}");
+                    if said != note {
+                        self.progress.suspend(|| self.output.note(&note));
+                        said = note;
+                    }
+                }
             }
             if !batch.lines.is_empty() {
                 sleep(RETRY_PAUSE).await;

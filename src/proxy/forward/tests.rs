@@ -96,6 +96,18 @@ async fn a_refusal_that_another_node_may_not_repeat_is_not_the_answer() {
 }
 
 #[tokio::test]
+async fn a_refusal_hides_no_node_that_may_have_stored_the_message() {
+    for code in [ErrorCode::StorageFull, ErrorCode::Starting, ErrorCode::Overloaded] {
+        let mut network = FakeNodes::new();
+        network.add("lost", answers(502, "")).await;
+        network.add("full", refuses(code)).await;
+        let answer = forwarder(&network).forward(&sending(), SEND).await;
+        let problem = answer.expect_err("it may be stored");
+        assert!(!problem.code.surely_no_effect(), "{problem}");
+    }
+}
+
+#[tokio::test]
 async fn a_refusal_that_all_would_repeat_is_passed_on_as_it_is() {
     for code in
         [ErrorCode::InvalidMessage, ErrorCode::IdConflict, ErrorCode::NotFound, ErrorCode::InvalidQuery]
