@@ -5,9 +5,8 @@
 //! has the store open, and removes its own file at the end. After `kill -9` the file stays until the next process
 //! replaces it.
 
-use std::fs::{self, File};
-use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::store::engine::files::{self, Directory, Files as _};
@@ -40,8 +39,9 @@ impl PidFile {
             return Ok(()); // a full disk would leave an empty file
         }
         files::check_regular(&self.0)?;
-        let mut file = File::options().create(true).write(true).truncate(true).mode(0o600).open(&self.0)?;
-        file.write_all(this_process().as_bytes())
+        // Renamed into its place, so that no reader sees an empty file, and a link is not followed.
+        let dir = self.0.parent().expect("the file is in a directory");
+        Directory(dir.to_owned()).replace(FILE_NAME, this_process().as_bytes())
     }
 
     fn names_this_process(&self) -> bool {
@@ -75,6 +75,18 @@ mod tests {
         assert_eq!(fs::read_to_string(&path).expect("a file"), format!("{}\n", std::process::id()));
         drop(file);
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn what_a_link_leads_to_is_not_written() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let (target, link) = (dir.path().join("other"), dir.path().join("pid"));
+        fs::write(&target, "text").expect("a file");
+        std::os::unix::fs::symlink(&target, &link).expect("a link");
+        let file = PidFile::write(dir.path());
+        assert_eq!(fs::read_to_string(&link).expect("a file"), this_process());
+        assert_eq!(fs::read_to_string(&target).expect("a file"), "text");
+        drop(file);
     }
 
     #[test]

@@ -136,7 +136,8 @@ fn only_the_owner_can_read_a_store() {
 #[test]
 fn a_warning_shows_no_number_of_an_error() {
     let mut cluster = stopped_node();
-    std::os::unix::fs::symlink("/nowhere/at/all", cluster.node_dir(0).join("pid")).expect("a link");
+    std::os::unix::fs::symlink("/nowhere/at/all", cluster.node_dir(0).join("pid.unfinished"))
+        .expect("a link");
     cluster.start_node(0);
     cluster.process(0).eventually_says("cannot write the process id");
     let said = cluster.process(0).stderr();
