@@ -41,7 +41,7 @@ pub(super) struct FoundFile {
     pub passed_over: Option<PassedOver>,
 }
 
-/// Where a file is that nobody named.
+/// The place of a file that was found without a name from the user.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Place {
     /// The working directory, with a name of our own.
@@ -124,7 +124,7 @@ fn read_unnamed(path: &Path) -> io::Result<Option<Vec<u8>>> {
     }
     match text_file::read_regular(path, FILE_BYTES_MAX) {
         Ok(read) => Ok(Some(read.bytes)),
-        Err(error) if is_absent(&error) => Ok(None), // a link to a file that does not exist
+        Err(error) if is_absent(&error) => Err(io::Error::new(error.kind(), "it is a link to nothing")),
         Err(error) => Err(error),
     }
 }
@@ -134,7 +134,7 @@ fn may_lack(place: Place, error: &io::Error) -> bool {
     match place {
         Place::Own => false,
         Place::Shared => true,
-        Place::OfUser => error.kind() == ErrorKind::PermissionDenied,
+        Place::OfUser => error.kind() == ErrorKind::PermissionDenied || is_absent(error),
     }
 }
 

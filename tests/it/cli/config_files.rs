@@ -109,6 +109,7 @@ fn a_config_toml_that_cannot_be_ours_stops_servers_only() {
     check(&make_pipe, "not a regular file");
     check(&|path| symlink("/dev/zero", path).expect("made"), "not a regular file");
     check(&|path| symlink(path, path).expect("made"), "symbolic links");
+    check(&|path| symlink("/nowhere/at/all", path).expect("made"), "a link to nothing");
     check(&text(b"# caf\xe9\ntitle = 'caf\xe9'"), "line 1: this is not UTF-8");
     check(&text(b"title = x y"), "line 1: this is not TOML");
     check(&text(b"title = 'x'\n[params]\nnetwork = x y"), "line 3: this is not TOML");
