@@ -1,7 +1,7 @@
 //! Owns the reading of the files of the configuration: bounded in size, and in time.
 //!
-//! A file that nobody named may belong to another program, and is opened only if it is a regular file: the open of a
-//! pipe can wait for ever. A file that is named may be a pipe, as in `--config <(…)`.
+//! A file that the program found by itself may belong to another program, and is opened only if it is a regular file:
+//! opening a pipe can wait for ever. A file that is named may be a pipe, as in `--config <(…)`.
 
 use std::{fs, io, io::Read, os::unix::fs::PermissionsExt, path::Path, sync::mpsc, thread, time::Duration};
 
@@ -15,7 +15,7 @@ pub(super) struct Contents {
     pub mode: u32,
 }
 
-/// Reads a file that nobody named. A longer file than `bytes_max` is refused.
+/// Reads a file that the program found by itself. A longer file than `bytes_max` is refused.
 pub(super) fn read_regular(path: &Path, bytes_max: u64) -> io::Result<Contents> {
     if !fs::metadata(path)?.is_file() {
         return Err(io::Error::other("it is not a regular file"));
@@ -33,7 +33,8 @@ pub(super) fn read_named(path: &Path, bytes_max: u64) -> io::Result<Contents> {
     }
 }
 
-/// A thread reads: nothing else ends the open of a pipe that nobody writes. Such a thread ends with the process.
+/// A thread of its own reads, because opening a pipe without a writer cannot be interrupted. The thread then lives as
+/// long as the process.
 fn read_within(wait: Duration, path: &Path, bytes_max: u64) -> io::Result<Contents> {
     let (sender, receiver) = mpsc::sync_channel(1);
     let owned = path.to_owned();

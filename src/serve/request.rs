@@ -37,8 +37,9 @@ use crate::api::network::Liveness;
 use crate::api::path;
 use crate::api::query::refuse_any;
 
-/// After its client closed its sending side, a read or a feed goes on for this long without anything to send. Most such
-/// clients are gone, and only a write would tell: then a search would go on for nobody, and a feed would take a place.
+/// How long a read or a feed without anything to send goes on after its client closed the sending side. Most such clients
+/// are gone, and only a write would show it. Without this bound the search of a gone client goes on, and its feed keeps
+/// a slot.
 const LEFT_MAX: Duration = Duration::from_millis(50);
 
 /// An answer with this value as JSON.

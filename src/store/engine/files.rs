@@ -273,7 +273,7 @@ fn deny_others(dir: &Path) -> io::Result<()> {
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue, // removed meanwhile
             found => found?,
         };
-        // What a link leads to, and devices, belong to somebody else.
+        // The target of a link, and a device, may serve other programs.
         if !(found.is_file() || path == dir && found.is_dir()) {
             continue;
         }

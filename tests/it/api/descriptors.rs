@@ -119,7 +119,7 @@ fn idle_connections_make_place_for_others() {
 fn silent_connections_delay_others_by_little() {
     /// For 100 connections.
     const FEW: u32 = 200;
-    /// A head may take 5 s where nobody waits.
+    /// Without a crowd, a client has 5 s for a request head.
     const DELAY_MAX: Duration = Duration::from_millis(3_500);
     let mut cluster = Cluster::prepare(1);
     cluster.limit_descriptors(FEW);
