@@ -7,7 +7,7 @@
 //! clone is dropped, also while the proxy forwards them.
 
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -112,13 +112,17 @@ fn too_long(limit: usize) -> Problem {
 }
 
 /// A request body that the handler and the server share: the server discards the part that the handler does not read.
-/// `None`: authentication removed the body.
+/// `None`: it was read to its end, or authentication removed it.
 #[derive(Clone)]
 pub struct SharedBody(Arc<Mutex<Option<Incoming>>>);
 
 impl SharedBody {
     pub fn new(body: Option<Incoming>) -> Self {
         Self(Arc::new(Mutex::new(body)))
+    }
+
+    pub fn watch(&self) -> BodyWatch {
+        BodyWatch(Arc::downgrade(&self.0))
     }
 
     fn lock(&self) -> MutexGuard<'_, Option<Incoming>> {
@@ -142,6 +146,16 @@ impl SharedBody {
     }
 }
 
+/// Tells whether a body is still being read, and does not keep it: the HTTP library goes on to read the body of an
+/// answered request until it is dropped.
+pub struct BodyWatch(Weak<Mutex<Option<Incoming>>>);
+
+impl BodyWatch {
+    pub fn is_unfinished(&self) -> bool {
+        self.0.upgrade().is_some_and(|body| !SharedBody(body).is_end_stream())
+    }
+}
+
 impl hyper::body::Body for SharedBody {
     type Data = Bytes;
     type Error = hyper::Error;
@@ -150,10 +164,13 @@ impl hyper::body::Body for SharedBody {
         self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        match &mut *self.lock() {
-            Some(body) => Pin::new(body).poll_frame(context),
-            None => Poll::Ready(None),
+        let mut body = self.lock();
+        let Some(incoming) = &mut *body else { return Poll::Ready(None) };
+        let polled = Pin::new(incoming).poll_frame(context);
+        if matches!(polled, Poll::Ready(None | Some(Err(_)))) {
+            *body = None; // a chunked body does not tell by itself that it has ended
         }
+        polled
     }
 
     fn is_end_stream(&self) -> bool {

@@ -1,59 +1,44 @@
 //! The HTTP server of nodes and of the proxy: accepts connections, authenticates, limits, refuses, and drains at the
 //! end.
 //!
-//! Each request of a connection goes through `auth`, `request` and the caller's routes, which use `body`. `axum::serve`
-//! has no header timeout, no connection limit and no TCP_NODELAY, hence this accept loop on hyper. The caller brings
-//! the listener, the routes and the stop signal. Must not know messages beyond their size.
+//! `connection` serves what this file accepts. Each request goes through `auth`, `request` and the caller's routes, which
+//! use `body`. `axum::serve` has no header timeout, no connection limit and no TCP_NODELAY, hence this accept loop on
+//! hyper. The caller brings the listener, the routes and the stop signal. Must not know messages beyond their size.
 //!
 //! Invariant: every connection is a task of one `JoinSet`; none outlives [`serve`].
 
 mod auth;
 mod body;
+mod connection;
 mod head_timer;
 mod request;
 mod socket;
 
-use std::future::pending;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use axum::Router;
-use axum::extract::Request;
-use hyper::body::{Body as _, Incoming};
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
-use hyper_util::rt::TokioIo;
 use rustix::process::{Resource, getrlimit};
-use socket2::SockRef;
-use tokio::io::join;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::{sleep, timeout};
-use tokio_io_timeout::TimeoutWriter;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, warn};
 
-use auth::{Access, Auth};
+use auth::Auth;
 pub use body::{BODIES_BYTES_MAX, Budget, SendKind, idempotency_key, read_body};
-use request::Shared;
 pub use request::{feed_request, json, json_bytes, live, wants_ndjson};
-use socket::SocketSide;
 
 use crate::api::key::Keys;
 
-/// A longer request head gets the HTTP library's 431, without a body.
-const HEAD_BYTES_MAX: usize = 64 * 1024;
-/// Limit of unsent bytes in the kernel per connection. Without it, each stalled reader would hold megabytes.
-const UNSENT_BYTES_MAX: u32 = 128 * 1024;
 /// Pause after a failed accept, for instance without free file descriptors.
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
 
 /// Descriptors for files, for connections to other servers, and for what a library opens.
 const DESCRIPTORS_RESERVED: usize = 128;
-/// While no slot is free, idle connections are closed at this interval.
+/// While no slot is free, connections that are idle or stall are closed at this interval.
 const CROWDED_EVERY: Duration = Duration::from_millis(100);
 
 /// A value, so that tests can use short times.
@@ -71,6 +56,9 @@ struct ConnectionLimits {
     head: Duration,
     /// The same for the first head while no slot is free; then the connection makes place for another one.
     crowded_head: Duration,
+    /// For the client to send some more of a body, or to accept some more of an answer, while no slot is free; then the
+    /// connection makes place for another one.
+    crowded_stall: Duration,
     /// For the next request to begin on an idle connection; then the connection ends.
     idle: Duration,
     /// To receive a request and to begin the answer; then the answer is `timeout`.
@@ -91,6 +79,7 @@ const LIMITS: ConnectionLimits = ConnectionLimits {
     unauthenticated: 1_000,
     head: Duration::from_secs(5),
     crowded_head: Duration::from_millis(500),
+    crowded_stall: Duration::from_secs(3),
     idle: Duration::from_secs(75),
     answer: Duration::from_secs(30),
     write: Duration::from_secs(30),
@@ -153,7 +142,7 @@ async fn serve_within(
         };
         match accepted {
             Ok((socket, slot)) => {
-                connections.spawn(server.clone().connection(socket, slot));
+                connections.spawn(connection::run(server.clone(), socket, slot));
             }
             Err(e) if concerns_one_connection(&e) => debug!("a connection ended before it was accepted: {e}"),
             Err(e) => {
@@ -215,78 +204,6 @@ struct Server {
     /// Notified when no slot is free.
     crowded: Arc<Notify>,
     stop: CancellationToken,
-}
-
-impl Server {
-    /// Serves one connection to its end.
-    async fn connection(self, socket: TcpStream, _slot: OwnedSemaphorePermit) {
-        let Server { limits, app, auth, feeds, crowded, stop } = self;
-        if let Err(e) = socket.set_nodelay(true) {
-            debug!("cannot set TCP_NODELAY: {e}"); // slower, not wrong
-        }
-        if let Err(e) = SockRef::from(&socket).set_tcp_notsent_lowat(UNSENT_BYTES_MAX) {
-            debug!("cannot set TCP_NOTSENT_LOWAT: {e}"); // more memory, not wrong
-        }
-        let (auth, is_body_unread) = (auth.connection(), AtomicBool::new(false));
-        let accepted = Instant::now();
-        let has_served = AtomicBool::new(false);
-        let left = CancellationToken::new();
-        let (reader, timer) = head_timer::head_timer(SocketSide(&socket), limits.head, limits.idle);
-        let mut writer = TimeoutWriter::new(SocketSide(&socket));
-        writer.set_timeout(Some(limits.write));
-        // Admitted before the future is made: the HTTP library reads the body before it first polls the future.
-        let service = service_fn(|request: Request<Incoming>| {
-            let has_body = !request.body().is_end_stream();
-            let (access, request) = auth.admit(request);
-            has_served.store(true, Ordering::Relaxed);
-            if access != Access::Authenticated && has_body {
-                is_body_unread.store(true, Ordering::Relaxed);
-            }
-            let shared =
-                Shared { app: app.clone(), feeds: feeds.clone(), limit: limits.answer, left: left.clone() };
-            request::answer(shared, access, request)
-        });
-        let connection = http1::Builder::new()
-            .timer(timer)
-            .header_read_timeout(limits.head)
-            .max_buf_size(HEAD_BYTES_MAX)
-            // A client may close its sending side (`nc -N`) and still wait for the answer.
-            .half_close(true)
-            .serve_connection(TokioIo::new(join(reader, Box::pin(writer))), service);
-        tokio::pin!(connection);
-        let watching = async {
-            socket::client_left(&socket).await;
-            left.cancel();
-            pending::<()>().await;
-        };
-        tokio::pin!(watching);
-        let ended = loop {
-            tokio::select! {
-                ended = &mut connection => break ended,
-                () = &mut watching => return, // never
-                () = auth.must_end() => return,
-                () = crowded.notified() => {
-                    if has_served.load(Ordering::Relaxed) {
-                        connection.as_mut().graceful_shutdown();
-                    } else if accepted.elapsed() >= limits.crowded_head {
-                        return; // a client that is about to send a request does so within a round trip
-                    }
-                }
-                () = stop.cancelled() => {
-                    connection.as_mut().graceful_shutdown();
-                    break connection.await;
-                }
-            }
-        };
-        match ended {
-            Err(e) => debug!("a connection ended early: {e}"),
-            // The socket is half-closed now, and closes at the end of this function.
-            Ok(()) if is_body_unread.load(Ordering::Relaxed) => {
-                let _either = timeout(limits.linger, auth.must_end()).await;
-            }
-            Ok(()) => {}
-        }
-    }
 }
 
 #[cfg(test)]

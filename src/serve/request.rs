@@ -16,7 +16,7 @@ use axum::extract::{RawQuery, Request};
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use futures_util::{FutureExt, StreamExt, stream};
-use hyper::body::{Body as _, Incoming};
+use hyper::body::Body as _;
 use serde::Serialize;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, sleep, timeout};
@@ -165,7 +165,7 @@ pub struct Shared {
 pub async fn answer(
     shared: Shared,
     access: Access,
-    request: Request<Option<Incoming>>,
+    request: Request<SharedBody>,
 ) -> Result<Response, Infallible> {
     let (Shared { app, feeds, limit, left }, started) = (shared, Instant::now());
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
@@ -174,7 +174,6 @@ pub async fn answer(
     // With `Expect: 100-continue` (RFC 9110, 10.1.1) the client has not sent the body of a refused request.
     let expects_continue = request.headers().contains_key(header::EXPECT);
     let (head, body) = request.into_parts();
-    let body = SharedBody::new(body);
     let feed = (method == Method::GET && path == path::FEED).then(|| feeds.try_acquire_owned());
     let mut response = if access == Access::Unauthenticated {
         Problem::new(ErrorCode::Unauthorized, key::REFUSAL).into_response()

@@ -1,12 +1,14 @@
-//! Owns the socket of a connection: its two sides, for the HTTP library, and the notice that the client left.
+//! Owns the socket of a connection: its two sides, for the HTTP library, whether bytes move on them, and the notice that
+//! the client left.
 //!
 //! Both sides borrow one socket, so that a third reader can watch it. Must not know requests.
 
 use std::io;
 use std::net::Shutdown;
 use std::pin::Pin;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
@@ -17,7 +19,46 @@ use tokio::time::sleep;
 const WATCH_EVERY: Duration = Duration::from_millis(50);
 
 /// Reads from or writes to a socket. Dropping it closes nothing.
-pub(super) struct SocketSide<'a>(pub(super) &'a TcpStream);
+pub(super) struct SocketSide<'a> {
+    pub(super) socket: &'a TcpStream,
+    pub(super) progress: &'a Progress,
+}
+
+/// When bytes moved on a connection.
+pub(super) struct Progress(Mutex<LastMoves>);
+
+struct LastMoves {
+    read: Instant,
+    /// Since when the client has accepted nothing of what is to be written.
+    write_blocked: Option<Instant>,
+}
+
+impl Default for Progress {
+    fn default() -> Self {
+        Progress(Mutex::new(LastMoves { read: Instant::now(), write_blocked: None }))
+    }
+}
+
+impl Progress {
+    fn lock(&self) -> MutexGuard<'_, LastMoves> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner) // no code under the lock panics
+    }
+
+    /// The time since the last byte came, or since the connection began.
+    pub(super) fn since_read(&self) -> Duration {
+        self.lock().read.elapsed()
+    }
+
+    /// How long the client has accepted nothing; zero while nothing is to be written.
+    pub(super) fn write_blocked(&self) -> Duration {
+        self.lock().write_blocked.map_or(Duration::ZERO, |since| since.elapsed())
+    }
+
+    fn wrote(&self, is_blocked: bool) {
+        let blocked = &mut self.lock().write_blocked;
+        *blocked = is_blocked.then(|| blocked.unwrap_or_else(Instant::now));
+    }
+}
 
 impl AsyncRead for SocketSide<'_> {
     fn poll_read(
@@ -26,11 +67,14 @@ impl AsyncRead for SocketSide<'_> {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         loop {
-            ready!(self.0.poll_read_ready(context))?;
+            ready!(self.socket.poll_read_ready(context))?;
             // Into the buffer as it is: to clear it first costs 2 % of a send.
-            match self.0.try_read_buf(buffer) {
+            match self.socket.try_read_buf(buffer) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                read => return Poll::Ready(read.map(drop)),
+                read => {
+                    self.progress.lock().read = Instant::now();
+                    return Poll::Ready(read.map(drop));
+                }
             }
         }
     }
@@ -43,10 +87,16 @@ impl SocketSide<'_> {
         write: impl Fn(&TcpStream) -> io::Result<usize>,
     ) -> Poll<io::Result<usize>> {
         loop {
-            ready!(self.0.poll_write_ready(context))?;
-            match write(self.0) {
+            if self.socket.poll_write_ready(context)?.is_pending() {
+                self.progress.wrote(true);
+                return Poll::Pending;
+            }
+            match write(self.socket) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                written => return Poll::Ready(written),
+                written => {
+                    self.progress.wrote(false);
+                    return Poll::Ready(written);
+                }
             }
         }
     }
@@ -74,7 +124,7 @@ impl AsyncWrite for SocketSide<'_> {
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(match SockRef::from(self.0).shutdown(Shutdown::Write) {
+        Poll::Ready(match SockRef::from(self.socket).shutdown(Shutdown::Write) {
             Err(error) if error.kind() == io::ErrorKind::NotConnected => Ok(()),
             shut_down => shut_down,
         })

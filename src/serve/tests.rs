@@ -21,6 +21,7 @@ const LONG: ConnectionLimits = ConnectionLimits {
     unauthenticated: 100,
     head: Duration::from_secs(60),
     crowded_head: Duration::from_secs(60),
+    crowded_stall: Duration::from_secs(60),
     idle: Duration::from_secs(60),
     answer: Duration::from_secs(60),
     write: Duration::from_secs(60),
@@ -228,6 +229,79 @@ async fn connections_without_a_whole_head_make_place_for_others_and_a_slow_body_
     check(&answer.expect("place within a moment"), &["HTTP/1.1 200 "]);
     slow.write_all(b"5678").await.expect("writes");
     check(&read_all(&mut slow).await, &["HTTP/1.1 201 ", "12345678"]);
+}
+
+#[tokio::test]
+async fn bodies_that_stop_make_place_for_others() {
+    let stored = Arc::new(AtomicUsize::new(0));
+    let limits = ConnectionLimits { connections: 4, crowded_stall: SHORT, ..LONG };
+    let served = start(limits, storing(stored.clone())).await;
+    let mut stopped = Vec::new();
+    for i in 0..12 {
+        let mut other = served.connect().await;
+        let (headers, body) = match i % 3 {
+            0 => ("Content-Length: 8\r\n", ""),
+            1 => ("Content-Length: 8\r\n", "1234"),
+            _ => ("Transfer-Encoding: chunked\r\n", "4\r\n1234\r\n"),
+        };
+        other.write_all(request("POST /messages", headers, body).as_bytes()).await.expect("writes");
+        stopped.push(other);
+    }
+    let quick = request("GET /livez", "", "");
+    let answer = tokio::time::timeout(LONG.head / 2, served.exchange(&quick)).await;
+    check(&answer.expect("place within a moment"), &["HTTP/1.1 200 "]);
+    assert_eq!(stored.load(Ordering::SeqCst), 0);
+}
+
+#[tokio::test]
+async fn readers_that_accept_nothing_make_place_for_others() {
+    let endless = async || {
+        let chunk = Bytes::from(vec![b'x'; 64 * 1024]);
+        let stream = futures_util::stream::repeat_with(move || Ok::<_, io::Error>(chunk.clone()));
+        Response::new(Body::from_stream(stream))
+    };
+    let app = Router::new().route("/endless", get(endless)).merge(storing(Arc::default()));
+    let limits = ConnectionLimits { connections: 4, crowded_stall: SHORT, ..LONG };
+    let served = start(limits, app).await;
+    let mut stalled = Vec::new();
+    for _ in 0..12 {
+        let mut other = served.connect().await;
+        other.write_all(request("GET /endless", "", "").as_bytes()).await.expect("writes");
+        stalled.push(other);
+    }
+    let quick = request("GET /livez", "", "");
+    let answer = tokio::time::timeout(LONG.head / 2, served.exchange(&quick)).await;
+    check(&answer.expect("place within a moment"), &["HTTP/1.1 200 "]);
+}
+
+#[tokio::test]
+async fn however_crowded_a_client_that_did_its_part_gets_its_answer() {
+    let (reached, mut watch) = mpsc::channel::<()>(4);
+    let go = Arc::new(Notify::new());
+    let (budget, gate) = (Budget::new(100), go.clone());
+    let slow = async move |body: Body| -> Result<Response, Problem> {
+        let bytes = read_body(body, 10, &budget).await?;
+        reached.send(()).await.expect("the test listens");
+        gate.notified().await;
+        Ok(json_bytes(axum::http::StatusCode::CREATED, bytes.to_vec()))
+    };
+    let limits = ConnectionLimits { connections: 2, crowded_head: SHORT, crowded_stall: SHORT, ..LONG };
+    let served = start(limits, Router::new().route("/slow", post(slow)).route("/livez", get(live))).await;
+    let mut waiting = Vec::new();
+    for (headers, body) in
+        [("Content-Length: 4\r\n", "1234"), ("Transfer-Encoding: chunked\r\n", "4\r\n1234\r\n0\r\n\r\n")]
+    {
+        let mut client = served.connect().await;
+        client.write_all(request("POST /slow", headers, body).as_bytes()).await.expect("writes");
+        watch.recv().await.expect("reached");
+        waiting.push(client);
+    }
+    let quick = request("GET /livez", "", "");
+    tokio::time::timeout(SHORT * 10, served.exchange(&quick)).await.expect_err("no place");
+    for mut client in waiting {
+        go.notify_one();
+        check(&read_all(&mut client).await, &["HTTP/1.1 201 ", "1234"]);
+    }
 }
 
 #[tokio::test]
