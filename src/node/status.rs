@@ -100,7 +100,8 @@ fn store_warnings(store: &Store, id: NodeId) -> Vec<String> {
     let mut warnings = Vec::new();
     // Without the files that were set aside, the operator has dealt with the damage.
     let files: Vec<_> = store.damaged_files().iter().filter(|path| path.exists()).collect();
-    let recovery = store.recovery().filter(|_| !files.is_empty());
+    let is_any_set_aside = !store.damaged_files().is_empty();
+    let recovery = store.recovery().filter(|_| !files.is_empty() || !is_any_set_aside);
     if let Some(count) = store.crash_count().exits_to_report()
         // An intact store is not reported: the operator knows of the kills, and the log says that it was checked.
         && (recovery.is_some() || (store.recovery().is_none() && store.index().is_new()))
@@ -123,8 +124,8 @@ fn store_warnings(store: &Store, id: NodeId) -> Vec<String> {
             bytes => format!(", and {bytes} bytes of it can never be read again"),
         };
         warnings.push(format!(
-            "node {id}: its store was damaged ({why}){unread}; {salvaged_count} entries were salvaged, and {detached} after {gaps} \
-             that are missing; what its peers have, it takes from them"
+            "node {id}: its store was damaged (log.redb: {why}){unread}; {salvaged_count} entries were salvaged, and {detached} after \
+             {gaps} that are missing; what its peers have, it takes from them"
         ));
     }
     warnings.extend(files.into_iter().map(|path| {

@@ -28,6 +28,9 @@ pub enum OpenError {
     NoRoom { path: PathBuf, needed: u64, free: u64 },
     #[error("{} is not a regular file but a directory, a pipe or a device: move it away, or use another data directory", .0.display())]
     NotAFile(PathBuf),
+    /// What is stored there is on another disk, probably; a new file in its place would hide it.
+    #[error("{} is a link to a file that is not there: mount the disk that it is on, or remove the link to begin anew", .0.display())]
+    LinkToNothing(PathBuf),
     #[error("{} has format {found}, and this program reads format {known} only: use a chatchain of that format, or another data directory", path.display())]
     OtherFormat { path: PathBuf, found: u32, known: u32 },
     #[error("{} belongs to the network {found:?}, not to {wanted:?}; set `network` to that or use another data directory", path.display())]
@@ -41,10 +44,10 @@ pub enum OpenError {
 }
 
 impl OpenError {
-    /// Whether the error may pass without a change of the configuration: the disk fails or is full, or the file system
-    /// became read-only after an error.
+    /// Whether the error may pass without a change of the configuration: the disk fails, is full or is not mounted yet, or
+    /// the file system became read-only after an error.
     pub fn is_transient(&self) -> bool {
-        self.is_disk_error() || self.is_unwritable()
+        self.is_disk_error() || self.is_unwritable() || matches!(self, OpenError::LinkToNothing(_))
     }
 
     /// Whether the disk is full or read-only: then no other file can be written either.

@@ -508,6 +508,46 @@ fn comparing_a_log_with_its_chain_ends_once_nobody_waits_for_it() {
     assert!(matches!(matches(3), Err(StoreError::Closed)));
 }
 
+#[test]
+fn a_log_that_is_missing_beside_its_index_is_reported() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    assert!(Bench::open(dir.path()).store.recovery().is_none());
+    std::fs::remove_file(dir.path().join(files::LOG)).expect("removes");
+    let mut bench = Bench::open(dir.path());
+    assert!(bench.store.recovery().is_none(), "the store was empty");
+    bench.send(&numbered(0..5));
+    bench.index_everything();
+    drop(bench);
+    std::fs::remove_file(dir.path().join(files::LOG)).expect("removes");
+    let store = Store::open(dir.path(), "test", NOW).expect("opens").0;
+    let recovery = store.recovery().expect("reported");
+    assert!(recovery.why.contains("missing, although its index is there"), "{}", recovery.why);
+    assert_eq!((recovery.salvaged.records, store.counts().messages), (0, 0));
+    drop(store);
+    assert!(Bench::open(dir.path()).store.recovery().is_none(), "once");
+}
+
+#[test]
+fn a_link_to_nothing_is_not_replaced() {
+    for name in [files::LOG, files::INDEX] {
+        let (dir, disk) = (tempfile::tempdir().expect("temp dir"), tempfile::tempdir().expect("temp dir"));
+        let mut bench = Bench::open(dir.path());
+        bench.send(&numbered(0..5));
+        drop(bench);
+        let (link, target) = (dir.path().join(name), disk.path().join(name));
+        std::fs::copy(&link, &target).expect("copies");
+        std::fs::remove_file(&link).expect("removes");
+        std::os::unix::fs::symlink(&target, &link).expect("links");
+        let unmounted = disk.path().join("unmounted");
+        std::fs::rename(&target, &unmounted).expect("renames");
+        let refused = Store::open(dir.path(), "test", NOW).expect_err("leads to nothing");
+        assert!(refused.is_transient() && refused.to_string().contains("mount the disk"), "{refused}");
+        std::fs::rename(&unmounted, &target).expect("renames");
+        assert_eq!(Bench::open(dir.path()).store.counts().messages, 5);
+        assert!(link.is_symlink());
+    }
+}
+
 /// Otherwise the records are read and written each second, until the disk is full.
 #[test]
 fn a_salvage_begins_only_if_the_disk_may_have_room_for_it() {

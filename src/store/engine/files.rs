@@ -87,7 +87,8 @@ pub trait Files: fmt::Debug + Send + Sync {
     /// The length of a file in bytes; `None` if it is missing.
     fn len(&self, name: &str) -> io::Result<Option<u64>>;
 
-    /// Fails if there is something else than a regular file: opening it, or reading from it, might take forever.
+    /// Fails if there is something else than a regular file: opening it, or reading from it, might take forever. Also
+    /// fails if there is a link that leads to nothing.
     fn check_regular(&self, _name: &str) -> Result<(), OpenError> {
         Ok(()) // a place without pipes and devices
     }
@@ -184,6 +185,11 @@ impl Files for Directory {
 
     fn check_regular(&self, name: &str) -> Result<(), OpenError> {
         let path = self.path(name);
+        let is_link = fs::symlink_metadata(&path).is_ok_and(|found| found.is_symlink());
+        let is_nothing = || fs::metadata(&path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound);
+        if is_link && is_nothing() {
+            return Err(OpenError::LinkToNothing(path));
+        }
         check_regular(&path).map_err(|_| OpenError::NotAFile(path))
     }
 

@@ -128,6 +128,17 @@ impl Index {
         Ok(index)
     }
 
+    /// Whether there is a file that covers entries of a log. A file that cannot be read covers none.
+    pub(in crate::store) fn covers_entries(files: &dyn Files) -> bool {
+        let read = || {
+            let opened = files.database(files::INDEX, CACHE_BYTES, OpenMode::Unchecked);
+            let Ok(opened) = opened else { return Ok(false) };
+            GuardedDb::new(opened).read(|tx| Ok(tables::read_watermarks(tx)?.values().any(|seq| *seq > 0)))
+        };
+        files.len(files::INDEX).is_ok_and(|len| len.is_some_and(|len| len > 0))
+            && catch_panic(read).unwrap_or(false)
+    }
+
     /// `None`: the file is new, or cannot serve this log.
     fn use_existing(
         files: &dyn Files,

@@ -7,7 +7,7 @@
 //! Invariants: no file that held a record is ever deleted. The new file is complete before the damaged one is renamed.
 //! If the power fails between the two renames, or an operator removes `log.redb` alone, the next opening salvages
 //! again, from all files that were set aside. A salvage follows from wrong bytes, also if they are only found when the
-//! index is built, from an empty file, from a missing file beside set-aside ones, from bad sectors under
+//! index is built, from an empty file, from a missing file beside set-aside ones or a filled index, from bad sectors under
 //! [`OpenPolicy::AcceptLoss`], and from [`OpenPolicy::SalvageLog`]. A disk that does not write, a file in use, of
 //! another network or of a newer program is an error.
 
@@ -24,6 +24,7 @@ use std::path::PathBuf;
 use crate::chain::logs::LogsOnDisk;
 use crate::chain::record::FORMAT;
 use crate::store::engine::files::{Files, INDEX, LOG, OpenMode, SALVAGING};
+use crate::store::index::Index;
 use crate::store::log::{LogFile, NotOpen};
 use crate::store::recovery::lossy_file::LossyFile;
 use crate::store::recovery::salvage::{Salvaged, salvage};
@@ -36,6 +37,10 @@ const CHECKED_BYTES_MAX: u64 = 512 << 20;
 
 /// Name of a file that was set aside, before the time.
 const DAMAGED_PREFIX: &str = "log.redb.damaged-";
+
+pub(in crate::store) const MISSING: &str = "it is missing";
+/// All of the log is lost, or its disk is not mounted. The node takes what its peers have, and its operator must know.
+const MISSING_BESIDE_INDEX: &str = "it is missing, although its index is there";
 
 /// A salvage that was needed at this opening.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -89,21 +94,22 @@ pub(in crate::store) fn check_format(files: &dyn Files) -> Result<(), OpenError>
     }
 }
 
-/// Opens the log, if there is a file that can be one. Without a network: as [`LogFile::open`].
+/// Opens the log, if there is a file that can be one. Without a network: as [`LogFile::open`]. `must_exist`: what it
+/// means that there is none; without that one is created.
 pub(in crate::store) fn open_existing(
     files: &dyn Files,
     network: Option<&str>,
     mode: OpenMode,
-    has_damaged_files: bool,
+    must_exist: Option<&str>,
 ) -> Result<(LogFile, LogsOnDisk), NotOpen> {
     let path = files.path(LOG);
     let corrupt = |why: &str| OpenError::Corrupt { path: path.clone(), why: why.into() };
-    match files.len(LOG) {
-        Err(source) => Err(OpenError::Io { path, source }.into()),
-        Ok(None) if has_damaged_files => Err(corrupt("it is missing").into()),
+    match (files.len(LOG), must_exist) {
+        (Err(source), _) => Err(OpenError::Io { path, source }.into()),
+        (Ok(None), Some(why)) => Err(corrupt(why).into()),
         // redb would make a new one of it. Our files are never empty: they are put in place when they are complete.
-        Ok(Some(0)) => Err(corrupt("it is empty").into()),
-        Ok(_) => LogFile::open(files, network, mode),
+        (Ok(Some(0)), _) => Err(corrupt("it is empty").into()),
+        (Ok(_), _) => LogFile::open(files, network, mode),
     }
 }
 
@@ -123,7 +129,12 @@ impl Opening<'_> {
             Err(OpenError::Corrupt { path: self.files.path(LOG), why }.into())
         } else {
             let mode = open_mode(self.files, LOG, self.policy);
-            open_existing(self.files, Some(self.network), mode, !damaged.is_empty())
+            let must_exist = match damaged.is_empty() {
+                false => Some(MISSING),
+                true if !self.has_log() && Index::covers_entries(self.files) => Some(MISSING_BESIDE_INDEX),
+                true => None,
+            };
+            open_existing(self.files, Some(self.network), mode, must_exist)
         };
         match opened {
             Ok((log, found)) => {

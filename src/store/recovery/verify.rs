@@ -100,7 +100,8 @@ pub fn verify(dir: &Path) -> Result<Verified, OpenError> {
     recovery::check_regular(&files)?;
     recovery::check_format(&files)?;
     let set_aside = recovery::damaged_files(&files)?;
-    let NotOpen { error, db } = match recovery::open_existing(&files, None, OpenMode::Unchecked, true) {
+    let must_exist = Some(recovery::MISSING);
+    let NotOpen { error, db } = match recovery::open_existing(&files, None, OpenMode::Unchecked, must_exist) {
         Ok((log, found)) => {
             let mut report = read(&log, &found);
             report.set_aside = set_aside.iter().map(|name| files.path(name)).collect();
@@ -141,7 +142,7 @@ pub fn open_log_only(dir: &Path) -> Result<(), OpenError> {
     let files = Directory(dir.to_owned());
     let _lock = files.lock()?;
     recovery::check_regular(&files)?;
-    let opened = recovery::open_existing(&files, None, OpenMode::Checked, true);
+    let opened = recovery::open_existing(&files, None, OpenMode::Checked, Some(recovery::MISSING));
     opened.map(drop).map_err(|NotOpen { error, db }| {
         std::mem::forget(db); // closing it writes to it
         error
