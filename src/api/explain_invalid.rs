@@ -71,10 +71,11 @@ impl<'de> Visitor<'de> for FieldsVisitor {
     }
 }
 
-const FIELDS: [&str; 5] = ["sender", "recipient", "text", "timestamp", "id"];
+const FIELDS: [&str; 5] = ["sender", "recipient", "text", TIMESTAMP, "id"];
 /// Fields that servers add to a message. Their values are ignored.
 const ADDED_FIELDS: [&str; 6] = ["accepted_at", "origin", "seq", "account", "durable_on", "duplicate"];
-/// Added by servers as well, but not ignored: it says that the timestamp is not the sender's.
+const TIMESTAMP: &str = "timestamp";
+/// Added by servers as well. It says that the timestamp is not the sender's, and is to be ignored.
 const TIMESTAMP_FROM: &str = "timestamp_from";
 
 fn first_error(fields: &[(String, &RawValue)]) -> Option<String> {
@@ -83,7 +84,8 @@ fn first_error(fields: &[(String, &RawValue)]) -> Option<String> {
         let known = FIELDS.join("`, `");
         return Some(format!("the field {} is unknown; a message has `{known}`", quote(name)));
     }
-    all().find_map(|name| {
+    let is_ignored = fields.iter().any(|(name, value)| name == TIMESTAMP_FROM && value.get() != "null");
+    all().filter(|name| !(is_ignored && **name == TIMESTAMP)).find_map(|name| {
         let mut values = fields.iter().filter(|(known, _)| known == name).map(|(_, value)| value.get());
         let error = match (values.next(), values.next()) {
             (_, Some(_)) => Some("is given twice".into()),
@@ -102,7 +104,7 @@ fn field_error(name: &str, value: &str) -> Option<String> {
     if ADDED_FIELDS.contains(&name) || (value == "null" && !required(name)) {
         return None;
     }
-    if name == "timestamp" {
+    if name == TIMESTAMP {
         return timestamp_error(value);
     }
     if !value.starts_with('"') {

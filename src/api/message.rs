@@ -10,6 +10,7 @@ use serde::{
     Deserialize, Deserializer, Serialize,
     de::{Error as _, IgnoredAny},
 };
+use serde_json::value::RawValue;
 use uuid::Uuid;
 
 use super::{
@@ -36,11 +37,13 @@ pub struct SendRequest {
 /// A send as it is read. The fields that servers add are ignored, so that what a server listed can be posted as it is.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct PostedMessage {
+struct PostedMessage<'a> {
     sender: String,
     recipient: String,
     text: String,
-    timestamp: Option<u64>,
+    /// Read only if it counts.
+    #[serde(borrow)]
+    timestamp: Option<&'a RawValue>,
     id: Option<Uuid>,
     timestamp_from: Option<TimestampSource>,
     #[serde(rename = "accepted_at")]
@@ -74,11 +77,14 @@ impl<'de> Deserialize<'de> for TimestampSource {
     }
 }
 
-impl From<PostedMessage> for SendRequest {
-    fn from(posted: PostedMessage) -> Self {
+impl TryFrom<PostedMessage<'_>> for SendRequest {
+    type Error = serde_json::Error;
+
+    fn try_from(posted: PostedMessage<'_>) -> Result<Self, serde_json::Error> {
         let PostedMessage { sender, recipient, text, timestamp, id, timestamp_from, .. } = posted;
         let timestamp = timestamp.filter(|_| timestamp_from.is_none());
-        SendRequest { sender, recipient, text, timestamp, id }
+        let timestamp = timestamp.map(|value| serde_json::from_str(value.get())).transpose()?;
+        Ok(SendRequest { sender, recipient, text, timestamp, id })
     }
 }
 
@@ -97,11 +103,11 @@ impl SendRequest {
         // A derived reader takes an array of as many values for an object.
         let is_object = text.trim_ascii_start().starts_with('{');
         let posted = if is_object {
-            serde_json::from_str::<PostedMessage>(text)
+            serde_json::from_str::<PostedMessage<'_>>(text)
         } else {
             Err(serde_json::Error::custom("no object"))
         };
-        posted.map(Self::from).map_err(|e| explain_invalid::explain(noun, text, &e))
+        posted.and_then(Self::try_from).map_err(|e| explain_invalid::explain(noun, text, &e))
     }
 
     /// The checked message, with its own id, else `default_id()`.
@@ -342,6 +348,17 @@ mod tests {
         assert_eq!(sent(""), Ok(Some(5)));
         assert_eq!(sent(r#","timestamp_from":null"#), Ok(Some(5)));
         assert_eq!(sent(r#","timestamp_from":"server""#), Ok(None));
+        for ignored in
+            [r#""x""#, "-1", "1.5", "1e9", "99999999999999999999999", "9999999999999", "[]", "null"]
+        {
+            let body = format!(
+                r#"{{"sender":"a","timestamp":{ignored},"timestamp_from":"server","recipient":"b","text":"c","id":null}}"#
+            );
+            let sent = parse_send(body.as_bytes(), None, || ID).map(|message| message.fields().timestamp);
+            assert_eq!(sent, Ok(None), "{ignored}");
+            let problem = SendRequest::parse(body.replace("null}", "7}").as_bytes()).expect_err("the id");
+            assert!(problem.detail.contains("`id`"), "{problem}");
+        }
         for (more, part) in [
             (r#","timestamp_from":"me""#, "`timestamp_from` is `me`, not `server`"),
             (r#","timestamp_from":1"#, "`timestamp_from` must be a string, not a number"),
