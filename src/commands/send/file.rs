@@ -69,7 +69,9 @@ pub async fn run(path: &Path, acks: Option<&str>, context: &Context<'_>) -> Resu
         0 => String::new(),
         count => format!(" ({count} more may be stored)", count = grouped(count as u64)),
     };
-    let advice = if fresh > 0 { "" } else { "; sending the same again adds only what is missing" };
+    let is_begun = tally.sent > 0 || !unanswered.is_empty();
+    let advice =
+        if fresh > 0 || !is_begun { "" } else { "; sending the same again adds only what is missing" };
     outcome.wrap_err_with(|| format!("stopped after {tally}{unanswered}{advice}"))?;
     output.answer(&tally.to_string(), &tally).inspect_err(|_| output.warn(&tally.to_string()))?;
     let exit = exit_after_send(tally.below_acks, output);

@@ -31,6 +31,9 @@ const PROBE_LINES: usize = 100;
 /// The first byte of a gzip file (RFC 1952). JSON does not begin with it.
 const GZIP_START: u8 = 0x1f;
 
+/// How UTF-16 text begins: with a mark, or with an ASCII character, here those of JSON. UTF-8 has no byte 0.
+const UTF_16_STARTS: [[u8; 2]; 6] = [[0xff, 0xfe], [0xfe, 0xff], [b'{', 0], [0, b'{'], [b'[', 0], [0, b'[']];
+
 type LineSource = Box<dyn AsyncRead + Unpin + Send>;
 
 /// Opens a file or standard input, and returns its length if that is known.
@@ -162,10 +165,14 @@ impl LineReader {
 
     /// Refuses a source of another kind by its first line.
     fn check_start(&self, line: &[u8]) -> Result<()> {
-        if self.import.line == 0 && [[0xff, 0xfe], [0xfe, 0xff]].iter().any(|mark| line.starts_with(mark)) {
+        let is_utf_16 = UTF_16_STARTS.iter().any(|start| line.starts_with(start));
+        if self.import.line == 0 && is_utf_16 {
             bail!("it is UTF-16 text; convert it to UTF-8, for example with `iconv -f utf-16 -t utf-8`");
         }
         let line = without_byte_order_mark(line).trim_ascii_start();
+        if self.import.line == 0 && line.windows(3).any(|bytes| bytes == b"}\r{") {
+            bail!("its lines end in a carriage return alone; convert it, for example with `tr '\\r' '\\n'`");
+        }
         if self.import.messages == 0 && line.starts_with(b"[") {
             bail!(
                 "it begins with an array; give one JSON object per line, as `chatchain list -o ndjson` prints them"
@@ -274,9 +281,12 @@ mod tests {
             assert!(refused.contains(part), "{refused}");
         };
         check(format!("\n[{MESSAGE},\n{MESSAGE}\n]\n").as_bytes(), "-o ndjson").await;
-        let utf16: Vec<u8> =
-            format!("\u{feff}{MESSAGE}\n").encode_utf16().flat_map(u16::to_le_bytes).collect();
-        check(&utf16, "UTF-16").await;
+        for mark in ["\u{feff}", ""] {
+            let text = format!("{mark}{MESSAGE}\n");
+            check(&text.encode_utf16().flat_map(u16::to_le_bytes).collect::<Vec<_>>(), "UTF-16").await;
+            check(&text.encode_utf16().flat_map(u16::to_be_bytes).collect::<Vec<_>>(), "UTF-16").await;
+        }
+        check(format!("{MESSAGE}\r").repeat(100).as_bytes(), "carriage return").await;
     }
 
     #[tokio::test]
