@@ -3,10 +3,21 @@
 //! A file that the program found by itself may belong to another program, and is opened only if it is a regular file:
 //! opening a pipe can wait for ever. A file that is named may be a pipe, as in `--config <(…)`.
 
-use std::{fs, io, io::Read, os::unix::fs::PermissionsExt, path::Path, sync::mpsc, thread, time::Duration};
+use std::{
+    fs, io,
+    io::{Read, Write as _},
+    os::unix::fs::PermissionsExt,
+    path::Path,
+    sync::mpsc,
+    thread,
+    time::Duration,
+};
 
 /// How long a program may take to write a pipe, such as one that asks for a passphrase.
 const PIPE_WAIT_MAX: Duration = Duration::from_secs(60);
+
+/// After this time the user is told what the program waits for.
+const PIPE_NOTE_AFTER: Duration = Duration::from_secs(1);
 
 /// The bytes and the permissions of a file.
 #[derive(Debug)]
@@ -39,8 +50,19 @@ fn read_within(wait: Duration, path: &Path, bytes_max: u64) -> io::Result<Conten
     let (sender, receiver) = mpsc::sync_channel(1);
     let owned = path.to_owned();
     thread::Builder::new().spawn(move || sender.send(read(&owned, bytes_max)))?;
+    let soon = wait.min(PIPE_NOTE_AFTER);
+    if let Ok(contents) = receiver.recv_timeout(soon) {
+        return contents;
+    }
+    let left = wait.saturating_sub(soon);
+    let note = format!(
+        "waiting up to {} s for a program that writes {}, which is a pipe",
+        left.as_secs(),
+        path.display()
+    );
+    let _ = writeln!(io::stderr(), "{note}"); // to a closed standard error, no note can be given
     let late = |_| io::Error::other(format!("it is not complete after {} s", wait.as_secs()));
-    receiver.recv_timeout(wait).map_err(late)?
+    receiver.recv_timeout(left).map_err(late)?
 }
 
 fn read(path: &Path, bytes_max: u64) -> io::Result<Contents> {
