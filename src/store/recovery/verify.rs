@@ -12,7 +12,7 @@ use crate::chain::kind::LogType;
 use crate::chain::logs::{CHECKPOINT_EVERY, LogsOnDisk, StampRange};
 use crate::chain::record::Entry;
 use crate::chain::vector::{Head, LogSpan};
-use crate::store::engine::files::{Directory, Files, LOG, OpenMode};
+use crate::store::engine::files::{Directory, Files, INDEX, LOG, OpenMode};
 use crate::store::log::{LogFile, LogReader, NotOpen, ReadLimit};
 use crate::store::recovery::lossy_file::{self, LossyFile};
 use crate::store::recovery::record_scan::{RecordScan, SeenEntries};
@@ -75,7 +75,7 @@ impl VerifyReport {
 /// The store in this directory, or the stores in the directories below it.
 pub fn stores_in(dir: &Path) -> io::Result<Vec<PathBuf>> {
     let is_store = |dir: &Path| {
-        dir.join(LOG).exists()
+        [LOG, INDEX].iter().any(|name| dir.join(name).is_symlink() || dir.join(name).exists())
             || recovery::damaged_files(&Directory(dir.to_owned())).is_ok_and(|names| !names.is_empty())
     };
     if is_store(dir) {

@@ -110,7 +110,13 @@ fn stores_are_found_in_the_order_of_their_numbers() {
     for name in ["node-10/log.redb", "node-2/log.redb", "other/log.redb", "node-3/log.redb.damaged-x"] {
         std::fs::write(dir.path().join(name), "").expect("writes");
     }
+    for name in ["node-4", "node-5"] {
+        std::fs::create_dir(dir.path().join(name)).expect("makes");
+    }
+    std::fs::write(dir.path().join("node-4/index.redb"), "").expect("writes");
+    std::os::unix::fs::symlink("unmounted", dir.path().join("node-5/log.redb")).expect("links");
     let found = stores_in(dir.path()).expect("looks");
-    assert_eq!(found, ["node-2", "node-3", "node-10"].map(|name| dir.path().join(name)));
+    let stores = ["node-2", "node-3", "node-4", "node-5", "node-10"];
+    assert_eq!(found, stores.map(|name| dir.path().join(name)));
     assert_eq!(stores_in(&dir.path().join("other")).expect("looks"), [dir.path().join("other")]);
 }
