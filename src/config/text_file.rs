@@ -3,15 +3,9 @@
 //! A file that the program found by itself may belong to another program, and is opened only if it is a regular file:
 //! opening a pipe can wait for ever. A file that is named may be a pipe, as in `--config <(…)`.
 
-use std::{
-    fs, io,
-    io::{Read, Write as _},
-    os::unix::fs::PermissionsExt,
-    path::Path,
-    sync::mpsc,
-    thread,
-    time::Duration,
-};
+use std::{fs, io, io::Read, os::unix::fs::PermissionsExt, path::Path, sync::mpsc, thread, time::Duration};
+
+use crate::output::eprint_line;
 
 /// How long a program may take to write a pipe, such as one that asks for a passphrase.
 const PIPE_WAIT_MAX: Duration = Duration::from_secs(60);
@@ -55,12 +49,11 @@ fn read_within(wait: Duration, path: &Path, bytes_max: u64) -> io::Result<Conten
         return contents;
     }
     let left = wait.saturating_sub(soon);
-    let note = format!(
-        "waiting up to {} s for a program that writes {}, which is a pipe",
-        left.as_secs(),
-        path.display()
-    );
-    let _ = writeln!(io::stderr(), "{note}"); // to a closed standard error, no note can be given
+    let path = path.display();
+    eprint_line(&format!(
+        "waiting up to {} s for a program that writes {path}, which is a pipe",
+        left.as_secs()
+    ));
     let late = |_| io::Error::other(format!("it is not complete after {} s", wait.as_secs()));
     receiver.recv_timeout(left).map_err(late)?
 }

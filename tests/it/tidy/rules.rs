@@ -39,7 +39,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
     ("src/proxy", &["api", "chain", "client", "config", "serve"]),
     ("src/client/fake", &["serve"]),
     ("src/cli", &["api"]),
-    ("src/config", &["api", "cli"]),
+    ("src/config", &["api", "cli", "output"]),
     ("src/output", &["api", "cli", "error_text"]),
     ("src/commands", &["api", "chain", "cli", "client", "config", "error_text", "output"]),
     // Two commands start a server, and one reads a store that is not in use.
