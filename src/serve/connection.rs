@@ -29,7 +29,7 @@ use tracing::debug;
 use super::auth::{Access, ConnectionAuth};
 use super::body::{BodyWatch, SharedBody};
 use super::request::Shared;
-use super::socket::{Progress, SocketSide};
+use super::socket::{LastRead, SocketSide};
 use super::{ConnectionLimits, Server, head_timer, request, socket};
 
 /// A longer request head gets the HTTP library's 431, without a body.
@@ -59,9 +59,9 @@ pub(super) async fn run(server: Server, socket: TcpStream, _slot: OwnedSemaphore
         debug!("cannot set TCP_NOTSENT_LOWAT: {e}"); // more memory, not wrong
     }
     let (auth, is_body_unread) = (auth.connection(), AtomicBool::new(false));
-    let (progress, requests) = (Progress::default(), Requests::default());
+    let (last_read, requests) = (LastRead::default(), Requests::default());
     let left = CancellationToken::new();
-    let side = || SocketSide { socket: &socket, progress: &progress };
+    let side = || SocketSide { socket: &socket, last_read: &last_read };
     let (reader, timer) = head_timer::head_timer(side(), limits.head, limits.idle);
     let mut writer = TimeoutWriter::new(side());
     writer.set_timeout(Some(limits.write));
@@ -96,7 +96,7 @@ pub(super) async fn run(server: Server, socket: TcpStream, _slot: OwnedSemaphore
         match signal {
             Signal::ClientLeft => left.cancel(),
             Signal::MustEnd => return,
-            Signal::Crowded if requests.is_stalled(&progress, limits) => return,
+            Signal::Crowded if requests.is_stalled(&last_read, limits) => return,
             Signal::Crowded => {
                 if requests.has_any() {
                     connection.as_mut().graceful_shutdown(); // at once if it is idle
@@ -184,15 +184,13 @@ impl Requests {
     }
 
     /// Whether the client keeps a slot without doing its part: it has not sent a request yet, or sends no more of its
-    /// body, or accepts no more of an answer. Nothing of a request with half a body is stored.
-    fn is_stalled(&self, progress: &Progress, limits: ConnectionLimits) -> bool {
+    /// body. Nothing of a request with half a body is stored. A reader is not judged: the kernel does not tell whether
+    /// a slow one reads on until it has read 64 KiB.
+    fn is_stalled(&self, last_read: &LastRead, limits: ConnectionLimits) -> bool {
         match &*self.last_body() {
             // A client that is about to send a request does so within a round trip.
             None => self.accepted.elapsed() >= limits.crowded_head,
-            Some(body) => {
-                let sends_no_more = body.is_unfinished() && progress.since_read() >= limits.crowded_stall;
-                sends_no_more || progress.write_blocked() >= limits.crowded_stall
-            }
+            Some(body) => body.is_unfinished() && last_read.elapsed() >= limits.crowded_stall,
         }
     }
 }

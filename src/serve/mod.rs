@@ -20,10 +20,10 @@ use std::time::Duration;
 
 use axum::Router;
 use rustix::process::{Resource, getrlimit};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+use tokio::net::TcpListener;
+use tokio::sync::{Notify, Semaphore};
 use tokio::task::{JoinError, JoinSet};
-use tokio::time::{sleep, timeout};
+use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, warn};
 
@@ -56,8 +56,8 @@ struct ConnectionLimits {
     head: Duration,
     /// The same for the first head while no slot is free; then the connection makes place for another one.
     crowded_head: Duration,
-    /// For the client to send some more of a body, or to accept some more of an answer, while no slot is free; then the
-    /// connection makes place for another one.
+    /// For the client to send some more of a body while no slot is free; then the connection makes place for another
+    /// one.
     crowded_stall: Duration,
     /// For the next request to begin on an idle connection; then the connection ends.
     idle: Duration,
@@ -92,7 +92,10 @@ impl ConnectionLimits {
     fn for_descriptors(self, count: usize, each: usize) -> Self {
         let connections = count.saturating_sub(DESCRIPTORS_RESERVED).max(count / 2) / each;
         let connections = connections.clamp(1, self.connections);
-        ConnectionLimits { connections, feeds: self.feeds.min((connections * 3 / 4).max(1)), ..self }
+        let feeds = self.feeds.min((connections * 3 / 4).max(1));
+        // Clients without a key must leave slots to those with one.
+        let unauthenticated = self.unauthenticated.min((connections / 2).max(1));
+        ConnectionLimits { connections, feeds, unauthenticated, ..self }
     }
 }
 
@@ -131,24 +134,30 @@ async fn serve_within(
     let server = Server { limits, app, auth, feeds, crowded: Arc::default(), stop };
     let slots = Arc::new(Semaphore::new(limits.connections));
     let mut connections = JoinSet::new();
+    // A connection that was accepted and has no slot yet. Further ones stay in the kernel's backlog.
+    let mut waiting = None;
+    let mut crowded_ticks = interval(CROWDED_EVERY);
+    crowded_ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
-        let accepted = tokio::select! {
-            accepted = accept(&listener, &slots, &server.crowded) => accepted,
-            Some(ended) = connections.join_next() => {
-                report(ended);
-                continue;
-            }
-            () = server.stop.cancelled() => break,
-        };
-        match accepted {
-            Ok((socket, slot)) => {
+        tokio::select! {
+            accepted = listener.accept(), if waiting.is_none() => match accepted {
+                Ok((socket, _)) => waiting = Some(socket),
+                Err(e) if concerns_one_connection(&e) => debug!("a connection ended before it was accepted: {e}"),
+                Err(e) => {
+                    warn!("cannot accept connections: {e}");
+                    sleep(ACCEPT_BACKOFF).await;
+                }
+            },
+            Ok(slot) = slots.clone().acquire_owned(), if waiting.is_some() => {
+                let socket = waiting.take().expect("checked above");
                 connections.spawn(connection::run(server.clone(), socket, slot));
             }
-            Err(e) if concerns_one_connection(&e) => debug!("a connection ended before it was accepted: {e}"),
-            Err(e) => {
-                warn!("cannot accept connections: {e}");
-                sleep(ACCEPT_BACKOFF).await;
+            // Not restarted by connections that end: others that stall would keep their slots meanwhile.
+            _ = crowded_ticks.tick(), if waiting.is_some() && slots.available_permits() == 0 => {
+                server.crowded.notify_waiters();
             }
+            Some(ended) = connections.join_next() => report(ended),
+            () = server.stop.cancelled() => break,
         }
     }
     drop(listener); // new clients are refused at once, and can ask another server
@@ -161,22 +170,6 @@ async fn serve_within(
         debug!("closing {} connections that did not end in time", connections.len());
         connections.shutdown().await;
     }
-}
-
-/// Waits for a free slot before accepting: a connection that cannot be served yet stays in the kernel's backlog.
-async fn accept(
-    listener: &TcpListener,
-    slots: &Arc<Semaphore>,
-    crowded: &Notify,
-) -> io::Result<(TcpStream, OwnedSemaphorePermit)> {
-    let slot = loop {
-        match timeout(CROWDED_EVERY, slots.clone().acquire_owned()).await {
-            Ok(slot) => break slot.expect("the semaphore is never closed"),
-            Err(_) => crowded.notify_waiters(),
-        }
-    };
-    let (socket, _) = listener.accept().await?;
-    Ok((socket, slot))
 }
 
 /// Errors that concern one connection, not the listener.

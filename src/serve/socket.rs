@@ -1,5 +1,5 @@
-//! Owns the socket of a connection: its two sides, for the HTTP library, whether bytes move on them, and the notice that
-//! the client left.
+//! Owns the socket of a connection: its two sides, for the HTTP library, when the last byte came, and the notice that the
+//! client left.
 //!
 //! Both sides borrow one socket, so that a third reader can watch it. Must not know requests.
 
@@ -21,42 +21,25 @@ const WATCH_EVERY: Duration = Duration::from_millis(50);
 /// Reads from or writes to a socket. Dropping it closes nothing.
 pub(super) struct SocketSide<'a> {
     pub(super) socket: &'a TcpStream,
-    pub(super) progress: &'a Progress,
+    pub(super) last_read: &'a LastRead,
 }
 
-/// When bytes moved on a connection.
-pub(super) struct Progress(Mutex<LastMoves>);
+/// When the last byte came on a connection, or when it began.
+pub(super) struct LastRead(Mutex<Instant>);
 
-struct LastMoves {
-    read: Instant,
-    /// Since when the client has accepted nothing of what is to be written.
-    write_blocked: Option<Instant>,
-}
-
-impl Default for Progress {
+impl Default for LastRead {
     fn default() -> Self {
-        Progress(Mutex::new(LastMoves { read: Instant::now(), write_blocked: None }))
+        LastRead(Mutex::new(Instant::now()))
     }
 }
 
-impl Progress {
-    fn lock(&self) -> MutexGuard<'_, LastMoves> {
+impl LastRead {
+    fn lock(&self) -> MutexGuard<'_, Instant> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner) // no code under the lock panics
     }
 
-    /// The time since the last byte came, or since the connection began.
-    pub(super) fn since_read(&self) -> Duration {
-        self.lock().read.elapsed()
-    }
-
-    /// How long the client has accepted nothing; zero while nothing is to be written.
-    pub(super) fn write_blocked(&self) -> Duration {
-        self.lock().write_blocked.map_or(Duration::ZERO, |since| since.elapsed())
-    }
-
-    fn wrote(&self, is_blocked: bool) {
-        let blocked = &mut self.lock().write_blocked;
-        *blocked = is_blocked.then(|| blocked.unwrap_or_else(Instant::now));
+    pub(super) fn elapsed(&self) -> Duration {
+        self.lock().elapsed()
     }
 }
 
@@ -72,7 +55,7 @@ impl AsyncRead for SocketSide<'_> {
             match self.socket.try_read_buf(buffer) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 read => {
-                    self.progress.lock().read = Instant::now();
+                    *self.last_read.lock() = Instant::now();
                     return Poll::Ready(read.map(drop));
                 }
             }
@@ -87,16 +70,10 @@ impl SocketSide<'_> {
         write: impl Fn(&TcpStream) -> io::Result<usize>,
     ) -> Poll<io::Result<usize>> {
         loop {
-            if self.socket.poll_write_ready(context)?.is_pending() {
-                self.progress.wrote(true);
-                return Poll::Pending;
-            }
+            ready!(self.socket.poll_write_ready(context))?;
             match write(self.socket) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                written => {
-                    self.progress.wrote(false);
-                    return Poll::Ready(written);
-                }
+                written => return Poll::Ready(written),
             }
         }
     }
