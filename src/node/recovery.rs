@@ -16,7 +16,7 @@ use super::slot::NodeSlot;
 use super::{NodeError, now_ms};
 use crate::chain::logs::Logs;
 use crate::config::NodeConfig;
-use crate::store::engine::files::Directory;
+use crate::store::engine::files::{Directory, FileIdentity};
 use crate::store::recovery::open_rules::{OpenHistory, UncleanExits};
 use crate::store::{OpenError, Store};
 
@@ -44,6 +44,10 @@ pub struct StoreOpener {
     history: OpenHistory,
     /// This process had the store open. If it is gone, no new one is made in its place: the disk may come back.
     was_open: bool,
+    /// The files of the store were absent at the last attempt, or changed shortly before it.
+    was_absent: bool,
+    /// The file of the log that was open last.
+    log: Option<FileIdentity>,
     /// While an opening is under way: what the crash marker said before it.
     exits_before: Option<UncleanExits>,
 }
@@ -52,7 +56,14 @@ impl StoreOpener {
     /// Reads how the last processes on the store ended.
     pub fn new(config: Arc<NodeConfig>) -> Self {
         let exits = UncleanExits::read(&Directory(config.store_dir.clone()));
-        StoreOpener { config, history: OpenHistory::new(exits), was_open: false, exits_before: None }
+        StoreOpener {
+            config,
+            history: OpenHistory::new(exits),
+            was_open: false,
+            was_absent: false,
+            log: None,
+            exits_before: None,
+        }
     }
 
     /// Opens the store. If earlier processes crashed in it, a trial process opens the log first. After a stop the caller
@@ -64,15 +75,24 @@ impl StoreOpener {
         }
         self.exits_before = Some(UncleanExits::read(&Directory(self.config.store_dir.clone())));
         let (config, policy) = (self.config.clone(), self.history.next_policy());
-        let open = if self.was_open { Store::open_again } else { Store::open_with };
-        let opening = move || open(&config.store_dir, &config.network, now_ms(), policy);
+        let (was_open, is_put_back, log) = (self.was_open, self.was_open || self.was_absent, self.log);
+        let opening = move || {
+            let (dir, network) = (&config.store_dir, &config.network);
+            if is_put_back {
+                Store::check_settled(dir, log, now_ms())?;
+            }
+            let open = if was_open { Store::open_again } else { Store::open_with };
+            open(dir, network, now_ms(), policy)
+        };
         let opened = tokio::task::spawn_blocking(opening).await;
         self.exits_before = None;
         let opened = opened.map_err(|error| NodeError::Ended(format!("opening the store: {error}")))?;
         self.was_open |= opened.is_ok();
+        self.was_absent = opened.as_ref().is_err_and(OpenError::is_absence);
         match &opened {
             Ok((store, logs)) => {
                 self.history.opened();
+                self.log = Some(store.log_identity());
                 tracing::info!(
                     node = self.config.node_id,
                     store = %self.config.store_dir.display(),

@@ -12,6 +12,10 @@ use super::engine::files;
 use crate::chain::ids::Origin;
 use crate::error_text::without_numbers;
 
+/// A store that was absent is opened once its log has not changed for this time. A copy that is not complete yet looks
+/// like a damaged log, and would be salvaged.
+pub const SETTLED_SECONDS: u64 = 5;
+
 /// Why a store cannot be opened. Each variant is a sentence for the operator.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
@@ -23,6 +27,9 @@ pub enum OpenError {
     /// This process had the store open, and its files are gone. No new store is made in their place.
     #[error("the store in {} is gone: the directory was removed, or its disk is not mounted; put it back, or restart the node to begin with an empty store", .0.display())]
     Gone(PathBuf),
+    /// The store was absent and is being put back.
+    #[error("{} is being written; it is opened once it has not changed for {SETTLED_SECONDS} s", .0.display())]
+    Settling(PathBuf),
     /// The log is damaged, and the disk has no room for a new file of its records.
     #[error("{} is damaged, and a new file of its intact records needs at least {needed} bytes, of which {free} are free: free the rest, or move the data directory to a larger disk", path.display())]
     NoRoom { path: PathBuf, needed: u64, free: u64 },
@@ -47,7 +54,12 @@ impl OpenError {
     /// Whether the error may pass without a change of the configuration: the disk fails, is full or is not mounted yet, or
     /// the file system became read-only after an error.
     pub fn is_transient(&self) -> bool {
-        self.is_disk_error() || self.is_unwritable() || matches!(self, OpenError::LinkToNothing(_))
+        self.is_disk_error() || self.is_unwritable() || self.is_absence()
+    }
+
+    /// Whether the files are elsewhere, or are being put back.
+    pub fn is_absence(&self) -> bool {
+        matches!(self, OpenError::Gone(_) | OpenError::LinkToNothing(_) | OpenError::Settling(_))
     }
 
     /// Whether the disk is full or read-only: then no other file can be written either.

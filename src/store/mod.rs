@@ -25,17 +25,18 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::SystemTime;
 
 use uuid::Uuid;
 
 use crate::chain::ids::{EntryKey, Origin};
 use crate::chain::logs::Logs;
 use crate::chain::message::Digest;
-use crate::store::engine::files::{self, Directory, Files};
+use crate::store::engine::files::{self, Directory, FileIdentity, Files};
 use crate::store::recovery::crash_count::CrashCount;
 use crate::store::recovery::{OpenedLog, Opening, Recovery, has_store};
 pub use engine::open_policy::OpenPolicy;
-pub use error::{OpenError, StoreError};
+pub use error::{OpenError, SETTLED_SECONDS, StoreError};
 use index::{CopyScan, Index};
 use log::{LogFile, WriteBatch};
 
@@ -108,11 +109,27 @@ impl Store {
         now_ms: u64,
         policy: OpenPolicy,
     ) -> Result<(Arc<Self>, Logs), OpenError> {
-        if has_store(&Directory(dir.to_owned()))? {
+        let files = Directory(dir.to_owned());
+        recovery::check_regular(&files)?; // a link to nothing is not gone
+        if has_store(&files)? {
             Self::open_with(dir, network, now_ms, policy)
         } else {
             Err(OpenError::Gone(dir.to_owned()))
         }
+    }
+
+    /// Fails while the log is being written, as a copy that is put back: it changed within the last seconds, and is not
+    /// the `known` one.
+    pub fn check_settled(dir: &Path, known: Option<FileIdentity>, now_ms: u64) -> Result<(), OpenError> {
+        let files = Directory(dir.to_owned());
+        let log = files.path(files::LOG);
+        let changed = std::fs::metadata(&log).and_then(|found| found.modified());
+        let is_new = |changed: SystemTime| {
+            let changed = changed.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+            changed.as_millis().abs_diff(now_ms.into()) < u128::from(SETTLED_SECONDS) * 1_000
+        };
+        let is_known = files.identity(files::LOG).ok() == known;
+        if !is_known && changed.is_ok_and(is_new) { Err(OpenError::Settling(log)) } else { Ok(()) }
     }
 
     /// As [`Store::open_with`], for files in any place.
@@ -182,6 +199,11 @@ impl Store {
     /// Damaged files that a salvage kept, for an operator to remove.
     pub fn damaged_files(&self) -> &[PathBuf] {
         &self.damaged_files
+    }
+
+    /// Which file the log is in.
+    pub fn log_identity(&self) -> FileIdentity {
+        self.log.identity()
     }
 
     pub fn id(&self) -> StoreId {

@@ -528,6 +528,24 @@ fn a_log_that_is_missing_beside_its_index_is_reported() {
 }
 
 #[test]
+fn a_log_that_is_put_back_is_settled_once_it_does_not_change() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    let known = Bench::open(dir.path()).store.log_identity();
+    let log = dir.path().join(files::LOG);
+    std::fs::copy(&log, dir.path().join("copy")).expect("copies");
+    let file = std::fs::File::options().write(true).open(dir.path().join("copy")).expect("opens");
+    file.set_modified(std::time::UNIX_EPOCH + std::time::Duration::from_millis(NOW)).expect("sets");
+    let check = |now_ms| Store::check_settled(dir.path(), Some(known), now_ms);
+    assert!(check(NOW).is_ok(), "the same file");
+    std::fs::remove_file(&log).expect("removes");
+    assert!(check(NOW).is_ok(), "opening says that it is gone");
+    std::fs::rename(dir.path().join("copy"), &log).expect("renames");
+    let settling = check(NOW + SETTLED_SECONDS * 1_000 - 1).expect_err("is new");
+    assert!(settling.is_transient() && settling.to_string().contains("is being written"), "{settling}");
+    assert!(check(NOW + SETTLED_SECONDS * 1_000).is_ok());
+}
+
+#[test]
 fn a_link_to_nothing_is_not_replaced() {
     for name in [files::LOG, files::INDEX] {
         let (dir, disk) = (tempfile::tempdir().expect("temp dir"), tempfile::tempdir().expect("temp dir"));

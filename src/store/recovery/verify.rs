@@ -97,7 +97,7 @@ pub fn stores_in(dir: &Path) -> io::Result<Vec<PathBuf>> {
 pub fn verify(dir: &Path) -> Result<Verified, OpenError> {
     let files = Directory(dir.to_owned());
     let _lock = files.lock()?;
-    recovery::check_regular(&files)?;
+    files.check_regular(LOG)?;
     recovery::check_format(&files)?;
     let set_aside = recovery::damaged_files(&files)?;
     let must_exist = Some(recovery::MISSING);

@@ -1,6 +1,7 @@
 //! Node directories that are removed, replaced or hidden by a mount while the node runs: nothing is acknowledged into
 //! files that no path leads to, and no empty store takes the place of one that is gone.
 
+use std::io::Write;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
@@ -62,6 +63,27 @@ fn nothing_is_acknowledged_into_a_removed_directory_and_no_store_is_made_in_its_
     assert_holds(&history(addr), 0..101);
     let pid = std::fs::read_to_string(dir.join("pid")).expect("written again");
     assert_eq!(pid.trim(), cluster.process(0).id().to_string());
+}
+
+/// A part of a copy looks like a damaged log, from which the intact records would be taken.
+#[test]
+fn a_log_that_is_copied_back_is_opened_when_it_is_complete() {
+    let mut cluster = Cluster::start(1);
+    let (addr, dir) = (cluster.node(0), cluster.node_dir(0));
+    send_all(addr, 0..2_000);
+    let log = dir.join("log.redb");
+    let bytes = std::fs::read(&log).expect("reads");
+    std::fs::remove_file(&log).expect("removes");
+    let mut copy = std::fs::File::create(&log).expect("creates");
+    let pieces: Vec<_> = bytes.chunks(bytes.len() / 3).collect();
+    for (done, piece) in pieces.iter().enumerate() {
+        let mut says = || cluster.process(0).stderr().matches("is being written").count();
+        eventually_blocking(LONG, "an attempt to open it", || says() > done);
+        copy.write_all(piece).expect("writes");
+    }
+    cluster.wait_ready(0);
+    assert_holds(&history(addr), 0..2_000);
+    assert!(!cluster.process(0).stderr().contains("salvag"), "{}", cluster.process(0).stderr());
 }
 
 #[test]
