@@ -32,7 +32,15 @@ const PROBE_LINES: usize = 100;
 const GZIP_START: u8 = 0x1f;
 
 /// How UTF-16 text begins: with a mark, or with an ASCII character, here those of JSON. UTF-8 has no byte 0.
-const UTF_16_STARTS: [[u8; 2]; 6] = [[0xff, 0xfe], [0xfe, 0xff], [b'{', 0], [0, b'{'], [b'[', 0], [0, b'[']];
+/// Beside it: its name for iconv.
+const UTF_16_STARTS: [([u8; 2], &str); 6] = [
+    ([0xff, 0xfe], "utf-16"),
+    ([0xfe, 0xff], "utf-16"),
+    ([b'{', 0], "utf-16le"),
+    ([0, b'{'], "utf-16be"),
+    ([b'[', 0], "utf-16le"),
+    ([0, b'['], "utf-16be"),
+];
 
 type LineSource = Box<dyn AsyncRead + Unpin + Send>;
 
@@ -165,12 +173,14 @@ impl LineReader {
 
     /// Refuses a source of another kind by its first line.
     fn check_start(&self, line: &[u8]) -> Result<()> {
-        let is_utf_16 = UTF_16_STARTS.iter().any(|start| line.starts_with(start));
-        if self.import.line == 0 && is_utf_16 {
-            bail!("it is UTF-16 text; convert it to UTF-8, for example with `iconv -f utf-16 -t utf-8`");
+        let utf_16 = UTF_16_STARTS.iter().find(|(start, _)| line.starts_with(start));
+        if self.import.line == 0
+            && let Some((_, name)) = utf_16
+        {
+            bail!("it is UTF-16 text; convert it to UTF-8, for example with `iconv -f {name} -t utf-8`");
         }
         let line = without_byte_order_mark(line).trim_ascii_start();
-        if self.import.line == 0 && line.windows(3).any(|bytes| bytes == b"}\r{") {
+        if self.import.line == 0 && !line.ends_with(b"\n") && line.windows(3).any(|bytes| bytes == b"}\r{") {
             bail!("its lines end in a carriage return alone; convert it, for example with `tr '\\r' '\\n'`");
         }
         if self.import.messages == 0 && line.starts_with(b"[") {
