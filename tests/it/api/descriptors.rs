@@ -55,7 +55,8 @@ fn serves(cluster: &Cluster, addr: SocketAddr, number: u64) {
     let sent = post(addr, "/messages", &[JSON], numbered(number).to_string());
     assert_eq!(sent.status(), 201, "{}", sent.text());
     let id = sent.json()["id"].as_str().expect("an id").to_owned();
-    assert_eq!(get(addr, &format!("/messages/{id}")).status(), 200);
+    // The proxy may ask another node than the one that stored it.
+    eventually_blocking(SOON, "the message", || get(addr, &format!("/messages/{id}")).status() == 200);
     for node in 0..cluster.count() {
         let addr = cluster.node(node);
         eventually_blocking(SOON, "the message to reach every node", || {
