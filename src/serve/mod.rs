@@ -160,7 +160,7 @@ async fn serve_within(
             () = server.stop.cancelled() => break,
         }
     }
-    drop(listener); // new clients are refused at once, and can ask another server
+    drop((listener, waiting)); // new clients are refused at once, and can ask another server
     let drained = async {
         while let Some(ended) = connections.join_next().await {
             report(ended);
